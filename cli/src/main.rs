@@ -1,0 +1,3 @@
+//! The `nydus-cluster` command: argument parsing and wiring, nothing else.
+
+fn main() {}

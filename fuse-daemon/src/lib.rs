@@ -1,0 +1,1 @@
+//! The node's data plane: FUSE mounts, chunk cache, backends, prefetch.

@@ -1,0 +1,14 @@
+//! The RAFS v6 image format of nydus as a library: build, merge, read, check.
+//!
+//! The crate does no network and no asynchronous input or output. Data flows
+//!
+//! ```text
+//! tar | directory ──build──> Layer (tree + blob) ──merge──> Image ──bootstrap::write──> bytes
+//!                                                                                        │
+//!              unpack <── Bootstrap (mapped, not parsed) <──bootstrap::open──────────────┘
+//! ```
+
+pub mod blob;
+pub mod compress;
+pub mod digest;
+pub mod tree;

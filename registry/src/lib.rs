@@ -1,0 +1,1 @@
+//! OCI distribution: a client that streams and an embedded server.
