@@ -1,3 +1,49 @@
 //! The `nydus-cluster` command: argument parsing and wiring, nothing else.
 
-fn main() {}
+mod args;
+mod config;
+mod image;
+mod logging;
+mod roles;
+mod shutdown;
+
+use std::process::ExitCode;
+
+use clap::Parser as _;
+
+use args::{Arguments, Command};
+
+fn main() -> ExitCode {
+    let arguments = Arguments::parse();
+    match run(arguments) {
+        Ok(code) => code,
+        Err(error) => {
+            eprintln!("nydus-cluster: {error:#}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+fn run(arguments: Arguments) -> anyhow::Result<ExitCode> {
+    let config = config::Config::load(arguments.config.as_deref())?;
+    logging::start(&arguments.log, &config.log)?;
+    let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build()?;
+    let code = runtime.block_on(async {
+        match arguments.command {
+            Command::Exporter(flags) => roles::exporter(config, flags).await,
+            Command::Snapshotter(flags) => roles::snapshotter(config, flags, arguments.config).await,
+            Command::Daemon(flags) => roles::daemon(config, flags).await,
+            Command::Registry(args::Registry::Serve(flags)) => roles::registry(config, flags).await,
+            Command::Image(command) => image::run(config, command).await,
+            Command::Version => {
+                println!("nydus-cluster {}", env!("CARGO_PKG_VERSION"));
+                Ok(ExitCode::SUCCESS)
+            }
+            Command::Completions { shell } => Ok(args::completions(shell)),
+            Command::Man { directory } => args::man_pages(&directory),
+        }
+    });
+    // A blocked read of a remote blob must not keep a cancelled command alive.
+    runtime.shutdown_timeout(std::time::Duration::from_secs(2));
+    code
+}
