@@ -11,4 +11,5 @@
 pub mod blob;
 pub mod compress;
 pub mod digest;
+pub mod source;
 pub mod tree;

@@ -1,0 +1,5 @@
+//! A layer as a tar stream.
+
+mod error;
+
+pub use error::{Problem, TarError};
