@@ -1,5 +1,9 @@
 //! A blob: the compressed chunks of one layer, with what is needed to find and check each of them.
 
+pub mod meta;
+pub mod stream;
+mod tar_header;
+
 use crate::compress::Compressor;
 use crate::digest::{Digest, DigestAlgorithm};
 
@@ -27,8 +31,7 @@ pub struct Chunk {
     pub compressed_offset: u64,
     /// Stored size in bytes (for a batch chunk: of the whole batch).
     pub compressed_size: u32,
-    /// Where the chunk lies in the uncompressed blob, and so in cache file and EROFS device: a multiple of 4 KiB
-    /// (batch members excepted).
+    /// Where the chunk lies in the uncompressed blob, and so in cache file and EROFS device: a multiple of 4 KiB.
     pub uncompressed_offset: u64,
     /// Size of the chunk's content in bytes, at least 1.
     pub uncompressed_size: u32,

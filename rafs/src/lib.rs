@@ -9,7 +9,9 @@
 //! ```
 
 pub mod blob;
+pub mod bootstrap;
 pub mod compress;
 pub mod digest;
 pub mod source;
+pub mod layout;
 pub mod tree;

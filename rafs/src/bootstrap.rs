@@ -1,0 +1,8 @@
+//! Bootstraps: the metadata of an image or of one layer, as a file of its own.
+//!
+//! [`write()`] turns an [`Image`](crate::tree::Image) into the bytes that nydus's tools, nydusd and the kernel's EROFS
+//! driver read.
+
+mod write;
+
+pub use write::{WriteError, WriteOptions, write, write_layer};

@@ -1,0 +1,53 @@
+//! Extended attributes, stored behind their inode.
+
+use zerocopy::IntoBytes;
+
+use super::WriteError;
+use crate::layout::v6::{XATTR_PREFIXES, XattrEntry, XattrHeader};
+use crate::tree::Xattrs;
+
+/// The stored bytes of extended attributes: none, or a multiple of 4.
+///
+/// Names outside the namespaces that EROFS knows are left out: no Linux file system could show them.
+pub(super) fn encode(xattrs: &Xattrs) -> Result<Vec<u8>, WriteError> {
+    let mut bytes = Vec::new();
+    for (name, value) in xattrs {
+        let Some((index, suffix)) = split(name) else {
+            tracing::debug!(name = %name.escape_ascii(), "extended attribute of an unknown namespace left out");
+            continue;
+        };
+        let name = || name.escape_ascii().to_string();
+        let value_size =
+            u16::try_from(value.len()).map_err(|_| WriteError::LargeXattr { name: name(), size: value.len() })?;
+        let name_len = u8::try_from(suffix.len()).map_err(|_| WriteError::BadName(name()))?;
+        if bytes.is_empty() {
+            bytes.extend_from_slice(XattrHeader::default().as_bytes());
+        }
+        let entry = XattrEntry { name_len, name_index: index, value_size: value_size.into() };
+        bytes.extend_from_slice(entry.as_bytes());
+        bytes.extend_from_slice(suffix);
+        bytes.extend_from_slice(value);
+        bytes.resize(bytes.len().next_multiple_of(4), 0);
+    }
+    if count(bytes.len()).is_none() {
+        return Err(WriteError::LargeXattrs(bytes.len()));
+    }
+    Ok(bytes)
+}
+
+/// `xattr_count` for this many stored bytes.
+pub(super) fn count(size: usize) -> Option<u16> {
+    match size.checked_sub(size_of::<XattrHeader>()) {
+        None => Some(0),
+        Some(entries) => u16::try_from(entries / 4 + 1).ok(),
+    }
+}
+
+/// The number of the name's prefix, and the rest of the name.
+fn split(name: &[u8]) -> Option<(u8, &[u8])> {
+    XATTR_PREFIXES.iter().find_map(|&(index, prefix)| {
+        let suffix = name.strip_prefix(prefix)?;
+        // A namespace has names in it; any other prefix is itself the name.
+        (prefix.ends_with(b".") != suffix.is_empty()).then_some((index, suffix))
+    })
+}
