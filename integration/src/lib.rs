@@ -1,1 +1,17 @@
-//! End-to-end tests and benchmarks against real peers.
+//! End-to-end tests and benchmarks against real peers: BuildKit, containerd, runc, registries, upstream's nydus.
+//!
+//! The library holds what tests, benchmarks and the quick start share: guards that start a real server under a
+//! directory of its own and stop it again ([`servers`]), a CRI client that does what the kubelet does ([`cri`]),
+//! a listing of everything a file system tree shows ([`tree`]), and a proxy that breaks connections on
+//! purpose ([`fault_proxy`]).
+
+pub mod access_log;
+pub mod cri;
+pub mod demo;
+pub mod fault_proxy;
+pub mod oci_layout;
+pub mod peers;
+pub mod process;
+pub mod servers;
+pub mod tree;
+pub mod wait;

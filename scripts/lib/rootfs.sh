@@ -55,7 +55,18 @@ make_big_rootfs() {
     as_root rm -rf --one-file-system big
 }
 
+# The smallest thing that stays alive: what pod sandboxes run.
+make_pause_rootfs() {
+    mkdir -p root/bin
+    apt-get -qq -o APT::Sandbox::User=root download busybox-static >&2
+    dpkg --fsys-tarfile busybox-static_*.deb | tar -C root -xf - ./bin/busybox
+    ln -s busybox root/bin/sleep
+    tar_tree root pause.tar
+    rm -rf root busybox-static_*.deb
+}
+
 part_rootfs() {
+    make_once "$rootfs_dir/pause" "$rootfs_suite-1" make_pause_rootfs
     make_once "$rootfs_dir/demo" "$rootfs_suite-1" make_demo_rootfs
 }
 

@@ -1,0 +1,98 @@
+//! Where the real peers are: what `scripts/deps` fetched and built, Debian's programs, and our own binary.
+
+use std::env;
+use std::path::{Path, PathBuf};
+
+use anyhow::{Context, Result, anyhow, bail};
+
+/// The cache that `scripts/deps` fills.
+#[derive(Debug, Clone)]
+pub struct Peers {
+    cache: PathBuf,
+}
+
+impl Peers {
+    /// The cache of this user: `$NYDUS_CLUSTER_CACHE`, or `nydus-cluster` in the user's cache folder.
+    pub fn of_user() -> Result<Self> {
+        let folder = |name: &str| env::var_os(name).filter(|value| !value.is_empty()).map(PathBuf::from);
+        let cache = folder("NYDUS_CLUSTER_CACHE")
+            .or_else(|| folder("XDG_CACHE_HOME").map(|cache| cache.join("nydus-cluster")))
+            .or_else(|| folder("HOME").map(|home| home.join(".cache/nydus-cluster")))
+            .ok_or_else(|| anyhow!("no cache folder: neither NYDUS_CLUSTER_CACHE nor HOME is set"))?;
+        Ok(Self { cache })
+    }
+
+    /// The cache folder itself.
+    pub fn cache(&self) -> &Path {
+        &self.cache
+    }
+
+    fn built(&self, peer: &str, program: &str) -> Result<PathBuf> {
+        existing(self.cache.join("peers").join(peer).join("bin").join(program))
+    }
+
+    /// A program of BuildKit: `buildkitd` or `buildctl`.
+    pub fn buildkit(&self, program: &str) -> Result<PathBuf> {
+        self.built("buildkit", program)
+    }
+
+    /// A program of containerd 1.7 or nydus-snapshotter, which come together.
+    pub fn containerd(&self, program: &str) -> Result<PathBuf> {
+        self.built("containerd-1.7", program)
+    }
+
+    /// A program of upstream's nydus: `nydusd` or `nydus-image`.
+    pub fn nydus(&self, program: &str) -> Result<PathBuf> {
+        self.built("nydus", program)
+    }
+
+    /// The root file system of pod sandboxes: a static `sleep`.
+    pub fn pause_rootfs(&self) -> Result<PathBuf> {
+        existing(self.cache.join("rootfs/pause/pause.tar"))
+    }
+
+    /// A layer of the demonstration's root file system: `base` or `numpy`.
+    pub fn demo_layer(&self, name: &str) -> Result<PathBuf> {
+        existing(self.cache.join("rootfs/demo").join(format!("{name}.tar")))
+    }
+
+    /// The large root file system of the benchmarks.
+    pub fn big_rootfs(&self) -> Result<PathBuf> {
+        existing(self.cache.join("rootfs/big/big.tar"))
+    }
+}
+
+fn existing(path: PathBuf) -> Result<PathBuf> {
+    if !path.exists() {
+        bail!("{} (run scripts/deps)", path.display());
+    }
+    Ok(path)
+}
+
+/// A program of the system, searched in PATH and where Debian puts servers.
+pub fn system(program: &str) -> Result<PathBuf> {
+    let path = env::var_os("PATH").unwrap_or_default();
+    env::split_paths(&path)
+        .chain(["/usr/sbin", "/sbin", "/usr/bin"].map(PathBuf::from))
+        .map(|folder| folder.join(program))
+        .find(|candidate| candidate.is_file())
+        .ok_or_else(|| anyhow!("{program} (run scripts/deps)"))
+}
+
+/// The `nydus-cluster` binary: `$NYDUS_CLUSTER_BIN`, or the one built beside this program.
+pub fn nydus_cluster() -> Result<PathBuf> {
+    if let Some(path) = env::var_os("NYDUS_CLUSTER_BIN") {
+        return existing(path.into());
+    }
+    let this = env::current_exe().context("finding this program")?;
+    let beside = this.ancestors().skip(1).take(2).map(|folder| folder.join("nydus-cluster"));
+    beside
+        .into_iter()
+        .find(|candidate| candidate.is_file())
+        .ok_or_else(|| anyhow!("the nydus-cluster binary (run cargo build -p cli in the same profile)"))
+}
+
+/// Files of the demonstration that are part of the source: the Dockerfile and the application.
+pub fn demo_sources() -> PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR")).join("../scripts/demo")
+}

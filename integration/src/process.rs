@@ -1,0 +1,185 @@
+//! Child processes: servers that are stopped when their guard goes, and commands that must succeed.
+
+use std::fs::{self, File};
+use std::io;
+use std::os::unix::process::CommandExt;
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, ExitStatus, Stdio};
+use std::time::Duration;
+
+use anyhow::{Context, Result, anyhow, bail};
+use nix::sys::signal::{Signal, kill};
+use nix::unistd::Pid;
+
+use crate::wait;
+
+/// How long a server may take to stop on SIGTERM before it is killed.
+const STOP_DEADLINE: Duration = Duration::from_secs(15);
+/// How much of a log is shown with a failure.
+const LOG_TAIL_BYTES: usize = 12 * 1024;
+
+/// A running server. Dropping it stops the process, and shows the end of its log if a test is failing.
+#[derive(Debug)]
+pub struct Server {
+    name: String,
+    child: Option<Child>,
+    log: PathBuf,
+}
+
+impl Server {
+    /// Starts `command` with both outputs appended to `log`, in a process group of its own so that a Ctrl-C at
+    /// the terminal reaches only us.
+    pub fn spawn(name: &str, mut command: Command, log: PathBuf) -> Result<Self> {
+        let output = File::options()
+            .create(true)
+            .append(true)
+            .open(&log)
+            .with_context(|| format!("opening the log {}", log.display()))?;
+        let child = command
+            .stdin(Stdio::null())
+            .stdout(output.try_clone()?)
+            .stderr(output)
+            .process_group(0)
+            .spawn()
+            .with_context(|| format!("starting {name}: {command:?}"))?;
+        Ok(Self { name: name.to_owned(), child: Some(child), log })
+    }
+
+    /// Waits until `ready`; fails at once, with the end of the log, if the process ends before.
+    pub fn wait_ready(&mut self, deadline: Duration, mut ready: impl FnMut() -> bool) -> Result<()> {
+        let name = self.name.clone();
+        let outcome = wait::until(&format!("{name} ready"), deadline, || {
+            if ready() {
+                return Ok(Some(()));
+            }
+            match self.exited()? {
+                Some(status) => bail!("{name} ended before it was ready: {status}"),
+                None => Ok(None),
+            }
+        });
+        outcome.with_context(|| format!("end of {}:\n{}", self.log.display(), tail(&self.log)))
+    }
+
+    /// The process id.
+    pub fn pid(&self) -> Result<Pid> {
+        let child = self.child.as_ref().ok_or_else(|| anyhow!("{} is not running", self.name))?;
+        Ok(Pid::from_raw(i32::try_from(child.id())?))
+    }
+
+    /// The exit status, if the process has ended by itself.
+    pub fn exited(&mut self) -> Result<Option<ExitStatus>> {
+        match &mut self.child {
+            Some(child) => Ok(child.try_wait()?),
+            None => Ok(None),
+        }
+    }
+
+    /// Everything the process has written so far.
+    pub fn log_text(&self) -> String {
+        String::from_utf8_lossy(&fs::read(&self.log).unwrap_or_default()).into_owned()
+    }
+
+    /// Sends SIGTERM and waits; kills what does not stop in time. Does nothing if it is already stopped.
+    pub fn stop(&mut self) -> Result<()> {
+        self.end(Signal::SIGTERM)
+    }
+
+    /// Kills the process at once, as a crash would.
+    pub fn kill(&mut self) -> Result<()> {
+        self.end(Signal::SIGKILL)
+    }
+
+    /// Leaves the process running beyond this guard; returns its id.
+    pub fn release(mut self) -> Result<Pid> {
+        let pid = self.pid()?;
+        self.child = None;
+        Ok(pid)
+    }
+
+    fn end(&mut self, signal: Signal) -> Result<()> {
+        let Some(mut child) = self.child.take() else { return Ok(()) };
+        if child.try_wait()?.is_some() {
+            return Ok(());
+        }
+        // The child has not been waited for, so its id is still its own.
+        kill(Pid::from_raw(i32::try_from(child.id())?), signal)?;
+        let stopped =
+            wait::until(&format!("{} stopped", self.name), STOP_DEADLINE, || Ok(child.try_wait()?));
+        if let Err(error) = stopped {
+            child.kill()?;
+            child.wait()?;
+            return Err(error.context(format!("{} had to be killed", self.name)));
+        }
+        Ok(())
+    }
+}
+
+impl Drop for Server {
+    fn drop(&mut self) {
+        if let Err(error) = self.stop() {
+            eprintln!("stopping {}: {error:#}", self.name);
+        }
+        if std::thread::panicking() {
+            eprintln!("--- end of the log of {} ---\n{}", self.name, tail(&self.log));
+        }
+    }
+}
+
+/// The last part of a log file, for error messages.
+pub fn tail(log: &Path) -> String {
+    match fs::read(log) {
+        Ok(bytes) => {
+            String::from_utf8_lossy(&bytes[bytes.len().saturating_sub(LOG_TAIL_BYTES)..]).into_owned()
+        }
+        Err(error) => format!("(no log: {error})"),
+    }
+}
+
+/// What a finished command said.
+#[derive(Debug, Clone)]
+pub struct Output {
+    /// Standard output.
+    pub stdout: String,
+    /// Standard error.
+    pub stderr: String,
+}
+
+/// Runs a command to its end; an error if it fails, with all it said.
+pub fn run(command: &mut Command) -> Result<Output> {
+    let (status, output) = run_any(command)?;
+    if !status.success() {
+        bail!("{command:?}: {status}\n{}{}", output.stdout, output.stderr);
+    }
+    Ok(output)
+}
+
+/// Runs a command that must fail; returns what it said.
+pub fn run_failing(command: &mut Command) -> Result<Output> {
+    let (status, output) = run_any(command)?;
+    if status.success() {
+        bail!("{command:?} succeeded, but should have failed:\n{}{}", output.stdout, output.stderr);
+    }
+    Ok(output)
+}
+
+fn run_any(command: &mut Command) -> Result<(ExitStatus, Output)> {
+    let output = command.stdin(Stdio::null()).output().with_context(|| format!("running {command:?}"))?;
+    let text = |bytes: Vec<u8>| String::from_utf8_lossy(&bytes).into_owned();
+    Ok((output.status, Output { stdout: text(output.stdout), stderr: text(output.stderr) }))
+}
+
+/// Whether a process with this id exists.
+pub fn is_running(pid: Pid) -> bool {
+    kill(pid, None).is_ok()
+}
+
+/// Peak resident memory of a running process in bytes (`VmHWM`).
+pub fn peak_memory_bytes(pid: Pid) -> io::Result<u64> {
+    let status = fs::read_to_string(format!("/proc/{pid}/status"))?;
+    let kib = status
+        .lines()
+        .find_map(|line| line.strip_prefix("VmHWM:"))
+        .and_then(|rest| rest.trim().trim_end_matches(" kB").parse::<u64>().ok())
+        .ok_or_else(|| io::Error::other("no VmHWM in /proc/PID/status"))?;
+    Ok(kib * 1024)
+}

@@ -1,0 +1,156 @@
+//! A real containerd 1.7 with CRI, runc and, if asked, a proxy snapshotter.
+
+use std::env;
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::process::Command;
+
+use anyhow::{Context, Result};
+
+use super::{START_DEADLINE, accepts_unix};
+use crate::cri::Cri;
+use crate::peers::{self, Peers};
+use crate::process::Server;
+
+/// A snapshotter that runs outside containerd.
+#[derive(Debug, Clone)]
+pub struct ProxySnapshotter {
+    /// Its name in containerd.
+    pub name: String,
+    /// The Unix socket it listens on.
+    pub socket: PathBuf,
+}
+
+/// How containerd is to run.
+#[derive(Debug, Clone)]
+pub struct ContainerdOptions {
+    /// The image of pod sandboxes.
+    pub sandbox_image: String,
+    /// The snapshotter that CRI uses; containerd's own overlayfs if absent.
+    pub snapshotter: Option<ProxySnapshotter>,
+}
+
+/// A running containerd.
+#[derive(Debug)]
+pub struct Containerd {
+    server: Server,
+    dir: PathBuf,
+    socket: PathBuf,
+    ctr: PathBuf,
+    snapshotter: String,
+}
+
+impl Containerd {
+    /// Starts containerd with everything under `dir`, and waits until CRI answers.
+    pub fn start(peers: &Peers, dir: &Path, options: &ContainerdOptions) -> Result<Self> {
+        fs::create_dir_all(dir)?;
+        let socket = dir.join("containerd.sock");
+        let config = dir.join("config.toml");
+        fs::write(&config, configuration(dir, &socket, options)?)?;
+        let program = peers.containerd("containerd")?;
+        let mut command = Command::new(&program);
+        command.arg("--config").arg(config).env("PATH", path_with(program.parent())?);
+        let mut server = Server::spawn("containerd", command, dir.join("containerd.log"))?;
+        server.wait_ready(START_DEADLINE, || {
+            accepts_unix(&socket) && Cri::connect(&socket).and_then(|cri| cri.runtime_is_ready()).unwrap_or(false)
+        })?;
+        let snapshotter = options.snapshotter.as_ref().map_or("overlayfs", |proxy| &proxy.name).to_owned();
+        Ok(Self { server, dir: dir.to_owned(), socket, ctr: peers.containerd("ctr")?, snapshotter })
+    }
+
+    /// The process.
+    pub fn server(&mut self) -> &mut Server {
+        &mut self.server
+    }
+
+    /// Gives up the guard, leaving the process running.
+    pub fn into_server(self) -> Server {
+        self.server
+    }
+
+    /// The socket of containerd's own API and of CRI.
+    pub fn socket(&self) -> &Path {
+        &self.socket
+    }
+
+    /// The directory given at the start.
+    pub fn dir(&self) -> &Path {
+        &self.dir
+    }
+
+    /// The name of the snapshotter that CRI uses.
+    pub fn snapshotter(&self) -> &str {
+        &self.snapshotter
+    }
+
+    /// A CRI client.
+    pub fn cri(&self) -> Result<Cri> {
+        Cri::connect(&self.socket)
+    }
+
+    /// `ctr` in the namespace that CRI uses, to be completed.
+    pub fn ctr(&self) -> Command {
+        let mut command = Command::new(&self.ctr);
+        command.arg("--address").arg(&self.socket).args(["--namespace", "k8s.io"]);
+        command
+    }
+}
+
+/// containerd looks for its shim in PATH.
+fn path_with(first: Option<&Path>) -> Result<std::ffi::OsString> {
+    let path = env::var_os("PATH").unwrap_or_default();
+    let folders = first.map(PathBuf::from).into_iter().chain(env::split_paths(&path));
+    env::join_paths(folders.chain([PathBuf::from("/usr/sbin"), PathBuf::from("/sbin")])).context("composing PATH")
+}
+
+fn configuration(dir: &Path, socket: &Path, options: &ContainerdOptions) -> Result<String> {
+    let runc = peers::system("runc")?;
+    let snapshotter = options.snapshotter.as_ref().map_or("overlayfs", |proxy| &proxy.name);
+    let mut text = format!(
+        r#"version = 2
+root = "{dir}/root"
+state = "{dir}/state"
+# Not needed here, and some complain on hosts that lack their kernel parts.
+disabled_plugins = [
+  "io.containerd.snapshotter.v1.aufs", "io.containerd.snapshotter.v1.btrfs", "io.containerd.snapshotter.v1.devmapper",
+  "io.containerd.snapshotter.v1.zfs", "io.containerd.snapshotter.v1.blockfile", "io.containerd.internal.v1.tracing",
+  "io.containerd.nri.v1.nri",
+]
+[grpc]
+  address = "{socket}"
+[ttrpc]
+  address = "{socket}.ttrpc"
+[plugins."io.containerd.internal.v1.opt"]
+  path = "{dir}/opt"
+[plugins."io.containerd.grpc.v1.cri"]
+  sandbox_image = "{sandbox_image}"
+  # A nested machine may lack CAP_SYS_RESOURCE, and with it the right to lower oom_score_adj.
+  restrict_oom_score_adj = true
+  disable_apparmor = true
+  [plugins."io.containerd.grpc.v1.cri".cni]
+    bin_dir = "{dir}/cni/bin"
+    conf_dir = "{dir}/cni/conf"
+  [plugins."io.containerd.grpc.v1.cri".containerd]
+    snapshotter = "{snapshotter}"
+    # A lazy snapshotter learns from the annotations which image a snapshot belongs to.
+    disable_snapshot_annotations = false
+    default_runtime_name = "runc"
+    [plugins."io.containerd.grpc.v1.cri".containerd.runtimes.runc]
+      runtime_type = "io.containerd.runc.v2"
+      [plugins."io.containerd.grpc.v1.cri".containerd.runtimes.runc.options]
+        BinaryName = "{runc}"
+"#,
+        dir = dir.display(),
+        socket = socket.display(),
+        sandbox_image = options.sandbox_image,
+        runc = runc.display(),
+    );
+    if let Some(proxy) = &options.snapshotter {
+        text += &format!(
+            "[proxy_plugins.{}]\n  type = \"snapshot\"\n  address = \"{}\"\n",
+            proxy.name,
+            proxy.socket.display()
+        );
+    }
+    Ok(text)
+}

@@ -1,0 +1,164 @@
+//! The roles of our own binary.
+
+use std::fs;
+use std::net::SocketAddr;
+use std::path::{Path, PathBuf};
+use std::process::Command;
+
+use anyhow::Result;
+
+use super::{ProxySnapshotter, START_DEADLINE, accepts, accepts_unix, free_address};
+use crate::access_log::AccessLog;
+use crate::peers;
+use crate::process::Server;
+
+/// The name under which our snapshotter is known to containerd.
+pub const SNAPSHOTTER_NAME: &str = "nydus-cluster";
+
+/// `nydus-cluster` with an empty configuration of its own, so that the host's does not apply.
+fn role(dir: &Path, config: &str) -> Result<Command> {
+    fs::create_dir_all(dir)?;
+    let config_file = dir.join("config.toml");
+    fs::write(&config_file, config)?;
+    let mut command = Command::new(peers::nydus_cluster()?);
+    command.arg("--config").arg(config_file);
+    Ok(command)
+}
+
+/// `nydus-cluster registry serve`.
+#[derive(Debug)]
+pub struct EmbeddedRegistry {
+    server: Server,
+    address: SocketAddr,
+    root: PathBuf,
+    access_log: AccessLog,
+}
+
+impl EmbeddedRegistry {
+    /// Starts the registry with storage and logs under `dir`.
+    pub fn start(dir: &Path) -> Result<Self> {
+        let address = free_address()?;
+        let root = dir.join("storage");
+        let access_log = AccessLog::new(dir.join("access.log"));
+        let mut command = role(dir, "")?;
+        command
+            .args(["registry", "serve", "--root"])
+            .arg(&root)
+            .arg("--listen")
+            .arg(address.to_string())
+            .arg("--access-log")
+            .arg(access_log.path());
+        let mut server = Server::spawn("registry", command, dir.join("registry.log"))?;
+        server.wait_ready(START_DEADLINE, || accepts(address))?;
+        Ok(Self { server, address, root, access_log })
+    }
+
+    /// Where it listens; also the host part of its image names.
+    pub fn address(&self) -> SocketAddr {
+        self.address
+    }
+
+    /// What has been asked of it.
+    pub fn access_log(&self) -> &AccessLog {
+        &self.access_log
+    }
+
+    /// The storage directory, in the layout of CNCF distribution.
+    pub fn root(&self) -> &Path {
+        &self.root
+    }
+
+    /// The file that holds a blob (`sha256:…`).
+    pub fn blob_file(&self, digest: &str) -> PathBuf {
+        let hex = digest.trim_start_matches("sha256:");
+        self.root.join("docker/registry/v2/blobs/sha256").join(&hex[..2]).join(hex).join("data")
+    }
+
+    /// The process.
+    pub fn server(&mut self) -> &mut Server {
+        &mut self.server
+    }
+
+    /// Gives up the guard, leaving the process running.
+    pub fn into_server(self) -> Server {
+        self.server
+    }
+}
+
+/// `nydus-cluster exporter`.
+#[derive(Debug)]
+pub struct Exporter {
+    server: Server,
+    socket: PathBuf,
+}
+
+impl Exporter {
+    /// Starts the exporter under `dir` in front of the buildkitd at `upstream` (`unix://…`), which need not run.
+    pub fn start(dir: &Path, upstream: &str) -> Result<Self> {
+        let socket = dir.join("exporter.sock");
+        let mut command = role(dir, "")?;
+        command
+            .args(["exporter", "--upstream", upstream, "--listen"])
+            .arg(format!("unix://{}", socket.display()));
+        let mut server = Server::spawn("exporter", command, dir.join("exporter.log"))?;
+        server.wait_ready(START_DEADLINE, || accepts_unix(&socket))?;
+        Ok(Self { server, socket })
+    }
+
+    /// Its address, as `buildctl --addr` takes it.
+    pub fn address(&self) -> String {
+        format!("unix://{}", self.socket.display())
+    }
+
+    /// The process.
+    pub fn server(&mut self) -> &mut Server {
+        &mut self.server
+    }
+
+    /// Gives up the guard, leaving the process running.
+    pub fn into_server(self) -> Server {
+        self.server
+    }
+}
+
+/// `nydus-cluster snapshotter`, which starts and keeps `nydus-cluster daemon` itself.
+#[derive(Debug)]
+pub struct Snapshotter {
+    server: Server,
+    dir: PathBuf,
+    socket: PathBuf,
+}
+
+impl Snapshotter {
+    /// Starts the snapshotter with its root under `dir`; `config` is TOML beyond the defaults.
+    ///
+    /// Started again with the same `dir`, it goes on with the state it finds there.
+    pub fn start(dir: &Path, config: &str) -> Result<Self> {
+        let socket = dir.join("snapshotter.sock");
+        let mut command = role(dir, config)?;
+        command.args(["snapshotter", "--root"]).arg(dir.join("root")).arg("--listen").arg(&socket);
+        let mut server = Server::spawn("snapshotter", command, dir.join("snapshotter.log"))?;
+        server.wait_ready(START_DEADLINE, || accepts_unix(&socket))?;
+        Ok(Self { server, dir: dir.to_owned(), socket })
+    }
+
+    /// What containerd needs to know of it.
+    pub fn as_proxy(&self) -> ProxySnapshotter {
+        ProxySnapshotter { name: SNAPSHOTTER_NAME.to_owned(), socket: self.socket.clone() }
+    }
+
+    /// The directory given at the start; state and caches are in `root` there.
+    pub fn dir(&self) -> &Path {
+        &self.dir
+    }
+
+    /// The process.
+    pub fn server(&mut self) -> &mut Server {
+        &mut self.server
+    }
+
+    /// Gives up the guard, leaving the process running.
+    pub fn into_server(self) -> Server {
+        self.server
+    }
+}

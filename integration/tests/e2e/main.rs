@@ -1,0 +1,2 @@
+//! End-to-end tests: one file a promise.
+fn main() {}
