@@ -1,0 +1,205 @@
+//! The client of the control socket.
+
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use tokio::io::{AsyncBufReadExt, AsyncReadExt, AsyncWriteExt, BufReader};
+use tokio::net::UnixStream;
+
+use super::protocol::{
+    Answer, BlobId, Call, ErrorKind, LINE_LIMIT, MountRequest, Removed, Reply, Request, Status, VERSION,
+};
+
+/// How long a request may take unless the caller says otherwise: longer than the daemon's own wait for a busy mount.
+const DEADLINE: Duration = Duration::from_secs(30);
+
+/// Why a request to the daemon failed.
+#[derive(Debug, thiserror::Error)]
+pub enum ClientError {
+    /// The daemon does not run, or not with this socket.
+    #[error("cannot connect to the daemon's socket {}", socket.display())]
+    Connect {
+        /// The socket.
+        socket: PathBuf,
+        /// Why.
+        source: std::io::Error,
+    },
+    /// The connection broke.
+    #[error("connection to the daemon at {} broke", socket.display())]
+    Broken {
+        /// The socket.
+        socket: PathBuf,
+        /// Why.
+        source: std::io::Error,
+    },
+    /// No answer in time.
+    #[error("the daemon at {} did not answer within {deadline:?}", socket.display())]
+    Deadline {
+        /// The socket.
+        socket: PathBuf,
+        /// How long it was given.
+        deadline: Duration,
+    },
+    /// The answer is no message of this version, or not one to this request.
+    #[error("the daemon at {} answered what this client does not understand: {detail}", socket.display())]
+    Protocol {
+        /// The socket.
+        socket: PathBuf,
+        /// What is wrong with it.
+        detail: String,
+    },
+    /// The daemon could not do it.
+    #[error("the daemon reports: {message}")]
+    Daemon {
+        /// What kind of failure it is.
+        kind: ErrorKind,
+        /// What happened.
+        message: String,
+    },
+}
+
+impl ClientError {
+    /// Whether nobody listens on the socket: the daemon is not running.
+    pub fn is_not_running(&self) -> bool {
+        use std::io::ErrorKind::{ConnectionRefused, NotFound};
+        matches!(self, Self::Connect { source, .. } if matches!(source.kind(), ConnectionRefused | NotFound))
+    }
+}
+
+/// Talks to a daemon. Holds no connection: each request makes one, so a client outlives restarts of the daemon.
+#[derive(Clone, Debug)]
+pub struct Client {
+    socket: PathBuf,
+    deadline: Duration,
+}
+
+impl Client {
+    /// A client of the daemon that listens on `socket`.
+    pub fn new(socket: impl Into<PathBuf>) -> Self {
+        Self { socket: socket.into(), deadline: DEADLINE }
+    }
+
+    /// The same client with another deadline for each request (default 30 seconds).
+    pub fn with_deadline(self, deadline: Duration) -> Self {
+        Self { deadline, ..self }
+    }
+
+    /// The daemon's socket.
+    pub fn socket(&self) -> &Path {
+        &self.socket
+    }
+
+    /// Mounts an image and returns once it serves. Repeating the call is harmless; the same id with other content is
+    /// [`ErrorKind::Conflict`].
+    ///
+    /// # Errors
+    ///
+    /// [`ClientError`], as from every method.
+    pub async fn mount(&self, mount: &MountRequest) -> Result<(), ClientError> {
+        self.call_done(Request::Mount(mount.clone())).await
+    }
+
+    /// Unmounts; a busy mount is detached after a wait, and goes away with its last user. An unknown id is no error.
+    ///
+    /// # Errors
+    ///
+    /// [`ClientError`].
+    pub async fn umount(&self, id: &str) -> Result<(), ClientError> {
+        self.call_done(Request::Umount { id: id.to_owned() }).await
+    }
+
+    /// What the daemon is and serves.
+    ///
+    /// # Errors
+    ///
+    /// [`ClientError`].
+    pub async fn status(&self) -> Result<Status, ClientError> {
+        match self.call(Request::Status).await? {
+            Answer::Status(status) => Ok(status),
+            other => Err(self.unexpected(&other)),
+        }
+    }
+
+    /// Bytes on disk that the cache holds of each blob, in the order asked; 0 for unknown ones.
+    ///
+    /// # Errors
+    ///
+    /// [`ClientError`].
+    pub async fn usage(&self, blobs: &[BlobId]) -> Result<Vec<u64>, ClientError> {
+        match self.call(Request::Usage { blobs: blobs.to_vec() }).await? {
+            Answer::Usage { bytes } if bytes.len() == blobs.len() => Ok(bytes),
+            other => Err(self.unexpected(&other)),
+        }
+    }
+
+    /// Deletes blobs from the cache that no mount reads from.
+    ///
+    /// # Errors
+    ///
+    /// [`ClientError`].
+    pub async fn remove_blobs(&self, digests: &[BlobId]) -> Result<Removed, ClientError> {
+        match self.call(Request::RemoveBlobs { digests: digests.to_vec() }).await? {
+            Answer::Removed(removed) => Ok(removed),
+            other => Err(self.unexpected(&other)),
+        }
+    }
+
+    /// Asks the daemon to end. It does so only if the returned list, of mounts that are in use, is empty.
+    ///
+    /// # Errors
+    ///
+    /// [`ClientError`].
+    pub async fn shutdown(&self) -> Result<Vec<String>, ClientError> {
+        match self.call(Request::Shutdown).await? {
+            Answer::Shutdown { in_use } => Ok(in_use),
+            other => Err(self.unexpected(&other)),
+        }
+    }
+
+    async fn call_done(&self, request: Request) -> Result<(), ClientError> {
+        match self.call(request).await? {
+            Answer::Done => Ok(()),
+            other => Err(self.unexpected(&other)),
+        }
+    }
+
+    async fn call(&self, request: Request) -> Result<Answer, ClientError> {
+        let exchange = self.exchange(request);
+        let timed_out = |_| ClientError::Deadline { socket: self.socket.clone(), deadline: self.deadline };
+        match tokio::time::timeout(self.deadline, exchange).await.map_err(timed_out)?? {
+            Answer::Error { kind, message } => Err(ClientError::Daemon { kind, message }),
+            answer => Ok(answer),
+        }
+    }
+
+    async fn exchange(&self, request: Request) -> Result<Answer, ClientError> {
+        let mut line = serde_json::to_vec(&Call { version: VERSION, request })
+            .map_err(|error| self.protocol(format!("the request cannot be written as JSON: {error}")))?;
+        line.push(b'\n');
+        let broken = |source| ClientError::Broken { socket: self.socket.clone(), source };
+        let mut stream = UnixStream::connect(&self.socket)
+            .await
+            .map_err(|source| ClientError::Connect { socket: self.socket.clone(), source })?;
+        stream.write_all(&line).await.map_err(broken)?;
+        let mut answer = Vec::new();
+        let limited = (&mut stream).take(LINE_LIMIT as u64);
+        BufReader::new(limited).read_until(b'\n', &mut answer).await.map_err(broken)?;
+        if answer.last() != Some(&b'\n') {
+            return Err(self.protocol(format!("{} bytes without an end of line", answer.len())));
+        }
+        let reply: Reply =
+            serde_json::from_slice(&answer).map_err(|error| self.protocol(error.to_string()))?;
+        match reply.version {
+            VERSION => Ok(reply.answer),
+            other => Err(self.protocol(format!("version {other}, expected {VERSION}"))),
+        }
+    }
+
+    fn unexpected(&self, answer: &Answer) -> ClientError {
+        self.protocol(format!("{answer:?} does not answer the request"))
+    }
+
+    fn protocol(&self, detail: String) -> ClientError {
+        ClientError::Protocol { socket: self.socket.clone(), detail }
+    }
+}

@@ -1,0 +1,10 @@
+//! How the snapshotter and the command line talk to the daemon.
+//!
+//! One connection carries one request and its answer, each a line of JSON over a Unix socket. So a client holds no
+//! state that a restart of the daemon could break, and slow requests do not delay others.
+
+pub mod client;
+pub mod protocol;
+
+pub use client::{Client, ClientError};
+pub use protocol::{BlobId, MountRequest, MountStatus, Removed, Status};
