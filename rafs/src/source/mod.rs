@@ -4,6 +4,8 @@
 //! content of the file that was stepped to; content that is not read is skipped. Sources report what they find and
 //! judge nothing: entries may repeat, lack their parents, or have absolute paths and `..` in them.
 
+pub mod decompress;
+pub mod directory;
 pub mod tar;
 
 use crate::tree::{DeviceNumber, Metadata};
@@ -63,4 +65,7 @@ pub enum SourceError {
     /// A tar stream is broken or cannot be read.
     #[error(transparent)]
     Tar(#[from] tar::TarError),
+    /// A directory cannot be read, or changes meanwhile.
+    #[error(transparent)]
+    Directory(#[from] directory::DirectoryError),
 }
