@@ -2,7 +2,7 @@
 //!
 //! Directories map names to nodes, so a hard link is a second name for the same [`NodeId`] and link counts are derived.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use crate::blob::{BlobIndex, ChunkIndex};
 
@@ -95,6 +95,8 @@ pub struct Node {
 #[derive(Clone, Debug, Eq, PartialEq)]
 pub struct Tree {
     nodes: Vec<Node>,
+    /// Directories that have no entry of their own in what the tree was made of.
+    implied: BTreeSet<NodeId>,
 }
 
 impl Tree {
@@ -104,7 +106,10 @@ impl Tree {
     /// A tree of an empty root directory, mode 0755.
     pub fn new() -> Self {
         let metadata = Metadata { permissions: 0o755, ..Metadata::default() };
-        Self { nodes: vec![Node { metadata, kind: Kind::Directory(BTreeMap::new()) }] }
+        Self {
+            nodes: vec![Node { metadata, kind: Kind::Directory(BTreeMap::new()) }],
+            implied: BTreeSet::new(),
+        }
     }
 
     /// Adds a node that no directory names yet.
@@ -147,6 +152,26 @@ impl Tree {
     /// Follows names from the root, without following symbolic links.
     pub fn lookup<'a>(&self, path: impl IntoIterator<Item = &'a [u8]>) -> Option<NodeId> {
         path.into_iter().try_fold(Self::ROOT, |id, name| self.entries(id)?.get(name).copied())
+    }
+
+    /// Whether a directory is there only because something is in it: a layer that holds `a/b` and has no entry for `a`.
+    /// Its metadata is made up, so a merge keeps that of the directory below it.
+    pub fn is_implied(&self, id: NodeId) -> bool {
+        self.implied.contains(&id)
+    }
+
+    /// Says whether a directory [is implied](Self::is_implied). Nodes are not when added.
+    pub fn set_implied(&mut self, id: NodeId, implied: bool) {
+        if implied {
+            self.implied.insert(id);
+        } else {
+            self.implied.remove(&id);
+        }
+    }
+
+    /// All nodes ever added, to change them.
+    pub(crate) fn nodes_mut(&mut self) -> impl Iterator<Item = &mut Node> {
+        self.nodes.iter_mut()
     }
 
     /// The number of nodes ever added, so one more than the largest index of [`NodeId`].

@@ -1,0 +1,248 @@
+//! From entries in the order of a source to a tree.
+//!
+//! What unpacking the source to a directory would leave is what the tree has: a later entry replaces an earlier one of
+//! its path (a directory keeps its children if a directory replaces it), parents that have no entry are made up, and
+//! symbolic links on the way to an entry are followed, within the root.
+
+use super::BuildError;
+use super::error::PathProblem;
+use super::links::PendingLinks;
+use super::path::components;
+use crate::source::{Entry, EntryKind};
+use crate::tree::{Kind, Metadata, Node, NodeId, Tree, Xattrs};
+
+/// The most steps that one path may take, symbolic links included: a bound on the work that an entry can cause.
+const MOST_STEPS: usize = 4096;
+
+/// A tree that takes entries.
+pub(super) struct TreeBuilder {
+    pub(super) tree: Tree,
+    pub(super) pending: PendingLinks,
+}
+
+/// What to do where a path leads nowhere.
+#[derive(Clone, Copy, Eq, PartialEq)]
+enum Missing {
+    /// Make directories.
+    Create,
+    /// Nothing.
+    Leave,
+}
+
+impl TreeBuilder {
+    pub(super) fn new() -> Self {
+        let mut tree = Tree::new();
+        tree.set_implied(Tree::ROOT, true);
+        Self { tree, pending: PendingLinks::default() }
+    }
+
+    /// Adds an entry, and gives its node. The content of a regular file is to be filled in by the caller.
+    pub(super) fn insert(&mut self, entry: Entry) -> Result<NodeId, BuildError> {
+        let Entry { path, mut metadata, kind } = entry;
+        retain_storable(&mut metadata.xattrs, &path);
+        let problem = |problem| BuildError::Path { path: path.as_slice().into(), problem };
+        let names = components(&path).map_err(problem)?;
+        let Some((name, parents)) = names.split_last() else {
+            if kind != EntryKind::Directory {
+                return Err(problem(PathProblem::RootIsNoDirectory));
+            }
+            return Ok(self.set_directory(Tree::ROOT, metadata));
+        };
+        let parent = self.walk(parents, Missing::Create).map_err(problem)?;
+        let parent = parent.expect("missing directories are created");
+        let node = match kind {
+            EntryKind::Directory => return Ok(self.insert_directory(parent, name, metadata)),
+            EntryKind::HardLink(target) => return self.insert_link(&path, parent, name, target),
+            EntryKind::Regular { size } => Kind::Regular { size, chunks: Vec::new() },
+            EntryKind::Symlink(target) => Kind::Symlink(target),
+            EntryKind::CharDevice(number) => Kind::CharDevice(number),
+            EntryKind::BlockDevice(number) => Kind::BlockDevice(number),
+            EntryKind::Fifo => Kind::Fifo,
+            EntryKind::Socket => Kind::Socket,
+        };
+        let id = self.tree.add(Node { metadata, kind: node });
+        self.name(parent, name, id);
+        Ok(id)
+    }
+
+    /// The tree, with all hard links in place.
+    pub(super) fn finish(mut self) -> Result<Tree, BuildError> {
+        let pending = std::mem::take(&mut self.pending);
+        pending.resolve(&mut self)?;
+        Ok(self.tree)
+    }
+
+    /// The node at a path of a hard link's target; `None` if there is none. The last name is not followed.
+    pub(super) fn find(&mut self, path: &[u8]) -> Result<Option<NodeId>, PathProblem> {
+        let names = components(path)?;
+        let Some((name, parents)) = names.split_last() else {
+            return Ok(Some(Tree::ROOT));
+        };
+        let parent = self.walk(parents, Missing::Leave)?;
+        Ok(parent.and_then(|parent| self.tree.entries(parent)?.get(*name).copied()))
+    }
+
+    /// Gives a node a name in a directory, in place of what had it.
+    pub(super) fn name(&mut self, parent: NodeId, name: &[u8], id: NodeId) {
+        let entries = self.tree.entries_mut(parent).expect("parents are directories");
+        // Most names are new: the key is only allocated for these.
+        match entries.get_mut(name) {
+            Some(existing) => *existing = id,
+            None => _ = entries.insert(name.into(), id),
+        }
+    }
+
+    fn insert_directory(&mut self, parent: NodeId, name: &[u8], metadata: Metadata) -> NodeId {
+        let existing = self.child(parent, name).filter(|&id| self.tree.entries(id).is_some());
+        let id = existing.unwrap_or_else(|| self.add_directory(parent, name));
+        self.set_directory(id, metadata)
+    }
+
+    fn set_directory(&mut self, id: NodeId, metadata: Metadata) -> NodeId {
+        self.tree.node_mut(id).metadata = metadata;
+        self.tree.set_implied(id, false);
+        id
+    }
+
+    fn insert_link(
+        &mut self,
+        path: &[u8],
+        parent: NodeId,
+        name: &[u8],
+        target: Vec<u8>,
+    ) -> Result<NodeId, BuildError> {
+        let found = self
+            .find(&target)
+            .map_err(|problem| BuildError::Path { path: target.as_slice().into(), problem })?;
+        match found {
+            Some(id) if self.tree.entries(id).is_some() => {
+                Err(BuildError::LinkToDirectory { path: path.into(), target: target.as_slice().into() })
+            }
+            Some(id) => {
+                self.name(parent, name, id);
+                if self.pending.contains(id) {
+                    self.pending.add_name(path, parent, name, id);
+                }
+                Ok(id)
+            }
+            None => {
+                // The target may follow: until then, a placeholder.
+                let id = self.tree.add(Node { metadata: Metadata::default(), kind: Kind::Fifo });
+                self.name(parent, name, id);
+                self.pending.add(path, parent, name, id, target);
+                Ok(id)
+            }
+        }
+    }
+
+    fn child(&self, parent: NodeId, name: &[u8]) -> Option<NodeId> {
+        self.tree.entries(parent)?.get(name).copied()
+    }
+
+    /// A new directory in place of what has the name. It is implied: nothing says what its metadata is.
+    fn add_directory(&mut self, parent: NodeId, name: &[u8]) -> NodeId {
+        let metadata = Metadata { permissions: 0o755, ..Metadata::default() };
+        let id = self.tree.add(Node { metadata, kind: Kind::Directory(Default::default()) });
+        self.tree.set_implied(id, true);
+        self.name(parent, name, id);
+        id
+    }
+
+    /// The directory that `names` lead to.
+    fn walk(&mut self, names: &[&[u8]], missing: Missing) -> Result<Option<NodeId>, PathProblem> {
+        let mut at = Tree::ROOT;
+        for (depth, name) in names.iter().enumerate() {
+            at = match self.child(at, name) {
+                Some(id) if self.tree.entries(id).is_some() => id,
+                Some(id) if matches!(self.tree.node(id).kind, Kind::Symlink(_)) => {
+                    return self.walk_links(&names[..depth], &names[depth..], missing);
+                }
+                _ if missing == Missing::Leave => return Ok(None),
+                _ => self.add_directory(at, name),
+            };
+        }
+        Ok(Some(at))
+    }
+
+    /// The directory that `names` lead to from the directory that `parents` (which are directories) lead to, through
+    /// symbolic links.
+    fn walk_links(
+        &mut self,
+        parents: &[&[u8]],
+        names: &[&[u8]],
+        missing: Missing,
+    ) -> Result<Option<NodeId>, PathProblem> {
+        let mut stack = vec![Tree::ROOT];
+        for name in parents {
+            let at = stack.last().and_then(|&at| self.child(at, name));
+            stack.push(at.expect("the parents were just walked through"));
+        }
+        let mut names: Vec<Box<[u8]>> = names.iter().rev().map(|&name| name.into()).collect();
+        let mut steps = 0;
+        while let Some(name) = names.pop() {
+            steps += 1;
+            if steps > MOST_STEPS {
+                return Err(PathProblem::TooManyLinks);
+            }
+            if *name == *b".." {
+                stack.truncate(stack.len().saturating_sub(1).max(1));
+                continue;
+            }
+            let at = *stack.last().expect("the root is never left");
+            let child = self.child(at, &name);
+            match child.map(|id| (id, &self.tree.node(id).kind)) {
+                Some((id, Kind::Directory(_))) => stack.push(id),
+                Some((_, Kind::Symlink(target))) => {
+                    if target.starts_with(b"/") {
+                        stack.truncate(1);
+                    }
+                    steps += push_target(&mut names, target)?;
+                }
+                _ if missing == Missing::Leave => return Ok(None),
+                _ => {
+                    let id = self.add_directory(at, &name);
+                    stack.push(id);
+                }
+            }
+        }
+        Ok(stack.last().copied())
+    }
+}
+
+/// Puts the names of a link's target in front of the names still to walk (which are in reverse), and counts them.
+fn push_target(names: &mut Vec<Box<[u8]>>, target: &[u8]) -> Result<usize, PathProblem> {
+    // Literal handling of `..` would be wrong here: what is before it may be a link.
+    let target = target.split(|&byte| byte == b'/').filter(|name| !matches!(*name, b"" | b"."));
+    let before = names.len();
+    for name in target.rev() {
+        if name.len() > 255 {
+            return Err(PathProblem::NameTooLong { length: name.len() });
+        }
+        names.push(name.into());
+    }
+    if names.len() > MOST_STEPS {
+        return Err(PathProblem::TooManyLinks);
+    }
+    Ok(names.len() - before)
+}
+
+/// Drops extended attributes that neither RAFS nor Linux file systems store, as unpacking would.
+fn retain_storable(xattrs: &mut Xattrs, path: &[u8]) {
+    const PREFIXES: [&[u8]; 3] = [b"user.", b"trusted.", b"security."];
+    const WHOLE: [&[u8]; 2] = [b"system.posix_acl_access", b"system.posix_acl_default"];
+    if xattrs.is_empty() {
+        return;
+    }
+    xattrs.retain(|name, _| {
+        let prefixed = |prefix: &&[u8]| name.starts_with(prefix) && name.len() > prefix.len();
+        let storable = PREFIXES.iter().any(prefixed) || WHOLE.contains(&&**name);
+        if !storable {
+            let (path, name) = (String::from_utf8_lossy(path), String::from_utf8_lossy(name));
+            tracing::warn!(%path, %name, "extended attribute ignored: file systems do not store this kind");
+        }
+        storable
+    });
+}
+
+#[cfg(test)]
+mod tests;
