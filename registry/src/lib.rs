@@ -1,1 +1,17 @@
 //! OCI distribution: a client that streams and an embedded server.
+//!
+//! - [`reference`]: image references as people type them, and repositories.
+//! - [`digest`]: content digests and hashing while data flows.
+//! - [`nydus`]: media types, annotations and labels of nydus images.
+//! - [`client`]: pull, ranged reads, resumable push, tokens, mirrors.
+//! - [`server`]: a registry in this process, on CNCF distribution's storage layout.
+
+#![forbid(unsafe_code)]
+
+pub mod client;
+pub mod digest;
+pub mod nydus;
+pub mod reference;
+
+pub use digest::Digest;
+pub use reference::{Reference, Repository};

@@ -1,0 +1,154 @@
+//! Blobs: whole, in parts, pushed, mounted, deleted.
+
+use bytes::Bytes;
+use http::{Method, StatusCode};
+
+use super::challenge::Scopes;
+use super::reader::{BlobReader, Reading};
+use super::retry::Retry;
+use super::transport::Exchange;
+use super::{Client, Error, Target};
+use crate::digest::{self, Digest};
+use crate::reference::Repository;
+
+impl Client {
+    /// The blob's size, `None` if the repository does not have it.
+    pub async fn blob_size(&self, repository: &Repository, digest: &Digest) -> Result<Option<u64>, Error> {
+        let target = Target::blob(Method::HEAD, repository, digest);
+        let scopes = Scopes::pull(repository.name());
+        let retry = Retry::within(&self.config().retries, &target, self.config().timeouts.operation);
+        let mut reading = Reading::new(self.transport.clone(), target, retry);
+        loop {
+            let attempt = async {
+                let (endpoint, target) = (reading.endpoint(), reading.target());
+                let url = endpoint.url(&target, repository, &format!("blobs/{digest}"))?;
+                let exchange = Exchange::new(Method::HEAD, url);
+                let call =
+                    self.transport.call_expecting(&target, endpoint, &scopes, exchange, &[StatusCode::OK]);
+                let size = call.await?.content_length();
+                size.ok_or_else(|| Error::protocol(&target, "the answer has no Content-Length"))
+            };
+            match reading.retry.bound(attempt).await {
+                Ok(size) => return Ok(Some(size)),
+                Err(error) if error.is_not_found() && !reading.endpoint().is_mirror() => return Ok(None),
+                Err(error) => reading.failed(error).await?,
+            }
+        }
+    }
+
+    /// Whether the registry itself, not a mirror, has the blob in `repository`: what a push must know.
+    pub async fn has_blob(&self, repository: &Repository, digest: &Digest) -> Result<bool, Error> {
+        let target = Target::blob(Method::HEAD, repository, digest);
+        // A token for reading alone: who may only read gets told so by the push itself.
+        let scopes = Scopes::push(repository.name());
+        let exchange = self.small(&target, &scopes, &[StatusCode::OK], |endpoint| {
+            Ok(Exchange::new(Method::HEAD, endpoint.url(&target, repository, &format!("blobs/{digest}"))?))
+        });
+        match exchange.await {
+            Ok(_) => Ok(true),
+            Err(error) if error.is_not_found() => Ok(false),
+            Err(error) => Err(error),
+        }
+    }
+
+    /// The blob's bytes as they arrive, verified against `digest` at the end.
+    pub fn blob(&self, repository: &Repository, digest: &Digest) -> Result<BlobReader, Error> {
+        let retry = Retry::new(&self.config().retries, &Target::blob(Method::GET, repository, digest));
+        BlobReader::new(self.transport.clone(), retry, repository, digest, None)
+    }
+
+    /// `len` bytes of the blob from `offset` on, as they arrive. Not verified: the digest is the whole blob's.
+    pub fn blob_part(
+        &self,
+        repository: &Repository,
+        digest: &Digest,
+        offset: u64,
+        len: u64,
+    ) -> Result<BlobReader, Error> {
+        let retry = Retry::new(&self.config().retries, &Target::blob(Method::GET, repository, digest));
+        self.part(retry, repository, digest, offset, len)
+    }
+
+    /// `len` bytes of the blob from `offset` on, all of them, within the deadline of small operations. Not
+    /// verified: the digest is the whole blob's.
+    pub async fn blob_range(
+        &self,
+        repository: &Repository,
+        digest: &Digest,
+        offset: u64,
+        len: u64,
+    ) -> Result<Bytes, Error> {
+        let target = Target::blob(Method::GET, repository, digest);
+        let retry = Retry::within(&self.config().retries, &target, self.config().timeouts.operation);
+        self.part(retry, repository, digest, offset, len)?.collect().await
+    }
+
+    fn part(
+        &self,
+        retry: Retry,
+        repository: &Repository,
+        digest: &Digest,
+        offset: u64,
+        len: u64,
+    ) -> Result<BlobReader, Error> {
+        let end = offset.checked_add(len).ok_or_else(|| {
+            let target = Target::blob(Method::GET, repository, digest);
+            Error::protocol(&target, format!("a range of {len} bytes at {offset} has no end"))
+        })?;
+        BlobReader::new(self.transport.clone(), retry, repository, digest, Some(offset..end))
+    }
+
+    /// Pushes `data` unless the repository has it, and returns its digest.
+    pub async fn push_blob(&self, repository: &Repository, data: Bytes) -> Result<Digest, Error> {
+        let digest = digest::sha256(&data);
+        if !self.has_blob(repository, &digest).await? {
+            let mut upload = self.begin_upload(repository).await?;
+            upload.write(data).await?;
+            upload.finish(&digest).await?;
+        }
+        Ok(digest)
+    }
+
+    /// Makes the blob of the same registry's repository `from` part of `repository`. `false`: the registry did
+    /// not, push it.
+    pub async fn mount_blob(
+        &self,
+        repository: &Repository,
+        from: &Repository,
+        digest: &Digest,
+    ) -> Result<bool, Error> {
+        if repository.host() != from.host() {
+            return Ok(false);
+        }
+        let target =
+            Target::new(Method::POST, repository, format!("mount of blob {digest} from {}", from.name()));
+        let scopes = Scopes::push(repository.name()).and(&Scopes::pull(from.name()));
+        let good = [StatusCode::CREATED, StatusCode::ACCEPTED];
+        let response = self
+            .small(&target, &scopes, &good, |endpoint| {
+                let mut url = endpoint.url(&target, repository, "blobs/uploads/")?;
+                url.query_pairs_mut().append_pair("mount", digest.as_ref()).append_pair("from", from.name());
+                Ok(Exchange::new(Method::POST, url))
+            })
+            .await?;
+        if response.status() == StatusCode::CREATED {
+            return Ok(true);
+        }
+        // The registry began an upload instead.
+        if let Ok(location) = response.location() {
+            self.abandon_upload(repository, location).await;
+        }
+        Ok(false)
+    }
+
+    /// Deletes the blob from the repository.
+    pub async fn delete_blob(&self, repository: &Repository, digest: &Digest) -> Result<(), Error> {
+        let target = Target::blob(Method::DELETE, repository, digest);
+        let scopes = Scopes::delete(repository.name());
+        let good = [StatusCode::ACCEPTED, StatusCode::OK, StatusCode::NO_CONTENT];
+        let call = self.small(&target, &scopes, &good, |endpoint| {
+            Ok(Exchange::new(Method::DELETE, endpoint.url(&target, repository, &format!("blobs/{digest}"))?))
+        });
+        call.await.map(drop)
+    }
+}

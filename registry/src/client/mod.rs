@@ -1,0 +1,142 @@
+//! A client of OCI registries: pull, ranged reads, streaming push.
+//!
+//! [`Client`] is cheap to clone and shares connections, tokens and what it knows about each registry.
+//! Every wait has a deadline ([`Timeouts`]); what may go away by itself is retried ([`Retries`]); reads
+//! go to mirrors first; content is verified against its digest.
+
+mod auth;
+mod blobs;
+mod challenge;
+mod config;
+mod credentials;
+mod error;
+mod manifests;
+mod reader;
+mod referrers;
+mod retry;
+mod tls;
+mod transport;
+mod upload;
+
+use std::sync::Arc;
+
+pub use config::{ClientConfig, HostConfig, Retries, Timeouts, UploadConfig};
+pub use credentials::{CredentialStore, Credentials, CredentialsError, Found};
+pub use error::{Error, RegistryMessage, Target};
+pub use oci_spec::image::Descriptor;
+pub use reader::BlobReader;
+pub use upload::Upload;
+
+use http::StatusCode;
+use transport::{Endpoint, Exchange, Response, Transport};
+
+use challenge::Scopes;
+use reader::Reading;
+use retry::Retry;
+
+/// A client of any number of registries.
+#[derive(Clone)]
+pub struct Client {
+    transport: Arc<Transport>,
+}
+
+impl Client {
+    /// A client with `config`. Nothing is connected, and no credentials are read, before they are needed.
+    pub fn new(config: ClientConfig) -> Result<Self, Error> {
+        if config.upload.piece_bytes == 0 {
+            let (what, reason) = ("upload.piece_bytes".to_owned(), "must be more than 0".to_owned());
+            return Err(Error::Config { what, reason });
+        }
+        Ok(Self { transport: Arc::new(Transport::new(config)) })
+    }
+
+    /// The configuration in use.
+    pub fn config(&self) -> &ClientConfig {
+        &self.transport.config
+    }
+
+    /// Sends a small request to the registry itself, with retries under the deadline of small operations.
+    async fn small(
+        &self,
+        target: &Target,
+        scopes: &Scopes,
+        good: &[StatusCode],
+        exchange: impl Fn(&Endpoint) -> Result<Exchange, Error>,
+    ) -> Result<Response, Error> {
+        let config = self.config();
+        let endpoint = self.transport.origin(&target.host);
+        let mut retry = Retry::within(&config.retries, target, config.timeouts.operation);
+        loop {
+            let call = self.transport.call_expecting(target, &endpoint, scopes, exchange(&endpoint)?, good);
+            match retry.bound(call).await {
+                Ok(response) => return Ok(response),
+                Err(error) => retry.pause(error).await?,
+            }
+        }
+    }
+
+    /// Sends a small read to mirrors and the registry; the head of the answer and its body up to `limit_bytes`.
+    async fn small_read(
+        &self,
+        target: &Target,
+        scopes: &Scopes,
+        limit_bytes: usize,
+        exchange: impl Fn(&Endpoint) -> Result<Exchange, Error>,
+    ) -> Result<(http::HeaderMap, bytes::Bytes), Error> {
+        let config = self.config();
+        let retry = Retry::within(&config.retries, target, config.timeouts.operation);
+        let mut reading = Reading::new(self.transport.clone(), target.clone(), retry);
+        loop {
+            let attempt = async {
+                let (endpoint, target) = (reading.endpoint(), reading.target());
+                let exchange = exchange(endpoint)?;
+                let call =
+                    self.transport.call_expecting(&target, endpoint, scopes, exchange, &[StatusCode::OK]);
+                let response = call.await?;
+                let headers = response.headers().clone();
+                Ok((headers, response.body(limit_bytes).await?))
+            };
+            match reading.retry.bound(attempt).await {
+                Ok(answer) => return Ok(answer),
+                Err(error) => reading.failed(error).await?,
+            }
+        }
+    }
+}
+
+impl std::fmt::Debug for Client {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Client").field("config", self.config()).finish_non_exhaustive()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn assert_send<T: Send>(value: T) -> T {
+        value
+    }
+
+    #[test]
+    fn operations_can_run_in_spawned_tasks() {
+        let client = Client::new(ClientConfig::default()).unwrap();
+        let reference = crate::Reference::parse("localhost:1/x").unwrap();
+        let repository = reference.repository();
+        let digest = crate::digest::sha256(b"");
+        drop(assert_send(client.manifest(&reference)));
+        drop(assert_send(client.put_manifest(&reference, "", bytes::Bytes::new())));
+        drop(assert_send(client.push_blob(repository, bytes::Bytes::new())));
+        drop(assert_send(client.blob_range(repository, &digest, 0, 1)));
+        drop(assert_send(client.blob_size(repository, &digest)));
+        drop(assert_send(client.referrers(repository, &digest, None)));
+        drop(assert_send(client.blob(repository, &digest).unwrap().into_stream()));
+    }
+
+    #[test]
+    fn a_piece_size_of_zero_is_refused() {
+        let upload = UploadConfig { piece_bytes: 0, ..UploadConfig::default() };
+        let error = Client::new(ClientConfig { upload, ..ClientConfig::default() }).unwrap_err().to_string();
+        assert!(error.contains("upload.piece_bytes"), "{error}");
+    }
+}

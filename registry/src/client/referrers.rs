@@ -1,0 +1,144 @@
+//! Manifests that refer to another by `subject`: the referrers API, and the tag scheme of registries without it.
+
+use bytes::Bytes;
+use http::{HeaderValue, Method};
+use oci_spec::image::{Descriptor, ImageIndex, ImageIndexBuilder, MediaType};
+use serde::Deserialize;
+
+use super::challenge::Scopes;
+use super::manifests::{MANIFEST_LIMIT_BYTES, next_query};
+use super::transport::Exchange;
+use super::{Client, Error, Target};
+use crate::digest::Digest;
+use crate::reference::{Reference, Repository};
+
+/// By this header a registry says that it has noted a manifest's subject itself.
+pub(super) const SUBJECT_HEADER: &str = "oci-subject";
+
+/// By this header a registry says that it has filtered the list.
+const FILTERS_HEADER: &str = "oci-filters-applied";
+
+const INDEX: &str = "application/vnd.oci.image.index.v1+json";
+
+/// What a manifest says about its subject, and what the list of referrers repeats of it.
+#[derive(Deserialize)]
+#[serde(rename_all = "camelCase")]
+struct Referrer {
+    subject: Option<Descriptor>,
+    artifact_type: Option<String>,
+    config: Option<Descriptor>,
+    annotations: Option<std::collections::HashMap<String, String>>,
+}
+
+impl Client {
+    /// The manifests whose subject is `digest`, all or those of one artifact type.
+    pub async fn referrers(
+        &self,
+        repository: &Repository,
+        digest: &Digest,
+        artifact_type: Option<&str>,
+    ) -> Result<Vec<Descriptor>, Error> {
+        let target = Target::new(Method::GET, repository, format!("referrers of {digest}"));
+        let scopes = Scopes::pull(repository.name());
+        let mut found = Vec::new();
+        let mut filtered = false;
+        let mut query: Option<String> = None;
+        loop {
+            let call = self.small_read(&target, &scopes, MANIFEST_LIMIT_BYTES, |endpoint| {
+                let mut url = endpoint.url(&target, repository, &format!("referrers/{digest}"))?;
+                match &query {
+                    Some(query) => url.set_query(Some(query)),
+                    None => {
+                        url.query_pairs_mut().extend_pairs(artifact_type.map(|kind| ("artifactType", kind)));
+                    }
+                }
+                Ok(Exchange::new(Method::GET, url))
+            });
+            let (headers, body) = match call.await {
+                Ok(answer) => answer,
+                Err(error) if error.is_not_found() => {
+                    found = self.tagged_referrers(repository, digest).await?.manifests().clone();
+                    break;
+                }
+                Err(error) => return Err(error),
+            };
+            let page: ImageIndex = serde_json::from_slice(&body)
+                .map_err(|e| Error::protocol(&target, format!("the list of referrers: {e}")))?;
+            filtered =
+                headers.get(FILTERS_HEADER).is_some_and(|h| h == HeaderValue::from_static("artifactType"));
+            let empty = page.manifests().is_empty();
+            found.extend(page.manifests().iter().cloned());
+            let next = next_query(&headers);
+            if empty || next.is_none() || next == query {
+                break;
+            }
+            query = next;
+        }
+        if let Some(kind) = artifact_type
+            && !filtered
+        {
+            found.retain(|one| one.artifact_type().as_ref().is_some_and(|have| have.to_string() == kind));
+        }
+        Ok(found)
+    }
+
+    /// After a manifest with a subject was put into a registry that did not say it noted that: adds it to
+    /// the tag that stands in for the list.
+    pub(super) async fn note_referrer(
+        &self,
+        repository: &Repository,
+        mut descriptor: Descriptor,
+        manifest: &[u8],
+        noted: bool,
+    ) -> Result<(), Error> {
+        let Ok(Referrer { subject: Some(subject), artifact_type, config, annotations }) =
+            serde_json::from_slice(manifest)
+        else {
+            return Ok(());
+        };
+        if noted {
+            return Ok(());
+        }
+        let kind = artifact_type.or_else(|| config.map(|config| config.media_type().to_string()));
+        descriptor.set_artifact_type(kind.map(|kind| MediaType::from(kind.as_str())));
+        descriptor.set_annotations(annotations);
+        let index = self.tagged_referrers(repository, subject.digest()).await?;
+        let mut manifests = index.manifests().clone();
+        if manifests.iter().any(|one| one.digest() == descriptor.digest()) {
+            return Ok(());
+        }
+        manifests.push(descriptor);
+        let reference = fallback_tag(repository, subject.digest())?;
+        let target =
+            Target::new(Method::PUT, repository, format!("list of referrers {}", reference.identifier()));
+        let text = serde_json::to_vec(&empty_index(manifests, &target)?)
+            .map_err(|e| Error::protocol(&target, e.to_string()))?;
+        Box::pin(self.put_manifest(&reference, INDEX, Bytes::from(text))).await?;
+        Ok(())
+    }
+
+    async fn tagged_referrers(&self, repository: &Repository, digest: &Digest) -> Result<ImageIndex, Error> {
+        let reference = fallback_tag(repository, digest)?;
+        let target =
+            Target::new(Method::GET, repository, format!("list of referrers {}", reference.identifier()));
+        match self.manifest(&reference).await {
+            Ok((_, body)) => {
+                serde_json::from_slice(&body).map_err(|e| Error::protocol(&target, e.to_string()))
+            }
+            Err(error) if error.is_not_found() => empty_index(Vec::new(), &target),
+            Err(error) => Err(error),
+        }
+    }
+}
+
+fn empty_index(manifests: Vec<Descriptor>, target: &Target) -> Result<ImageIndex, Error> {
+    let builder = ImageIndexBuilder::default().schema_version(2u32).media_type(MediaType::ImageIndex);
+    builder.manifests(manifests).build().map_err(|e| Error::protocol(target, e.to_string()))
+}
+
+/// `ALGORITHM-HEX`, as the specification has it.
+fn fallback_tag(repository: &Repository, digest: &Digest) -> Result<Reference, Error> {
+    let tag = format!("{}-{}", digest.algorithm(), digest.digest());
+    let target = Target::new(Method::GET, repository, format!("referrers of {digest}"));
+    repository.with_tag(&tag).map_err(|e| Error::protocol(&target, e.to_string()))
+}

@@ -1,0 +1,453 @@
+//! One request and its answer: connections, deadlines, authentication, redirects.
+
+use std::collections::HashMap;
+use std::path::PathBuf;
+use std::pin::Pin;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Mutex};
+use std::task::{Context, Poll};
+use std::time::{Duration, Instant};
+
+use bytes::Bytes;
+use http::header::{AUTHORIZATION, CONTENT_LENGTH, LOCATION, RETRY_AFTER};
+use http::{HeaderMap, HeaderValue, Method, StatusCode};
+use hyper::body::{Frame, SizeHint};
+use reqwest::Url;
+
+use super::auth::{Authenticator, Request};
+use super::challenge::{Challenge, Scopes};
+use super::config::{ClientConfig, HostConfig};
+use super::credentials::CredentialStore;
+use super::error::{Error, RegistryMessage, Target};
+use super::retry::Retry;
+use super::tls;
+use crate::reference::{Repository, is_loopback};
+
+/// How many redirects are followed: registries use one, to an object store.
+const MAX_REDIRECTS: usize = 5;
+
+/// How often a request is repeated with new credentials after a 401.
+const MAX_CHALLENGES: usize = 2;
+
+/// The most that is read of an error's text.
+const ERROR_LIMIT_BYTES: usize = 64 << 10;
+
+/// Request bodies go out in frames of this size, each of which counts as progress.
+const FRAME_BYTES: usize = 128 << 10;
+
+/// A mirror that failed is asked again after this: a dead one must not cost every read its deadline.
+const MIRROR_REST: Duration = Duration::from_secs(30);
+
+/// Connections without use are closed after this: shorter than the idle limits of common registries
+/// and load balancers, so that a request seldom meets a connection that is just being closed.
+const POOL_IDLE: Duration = Duration::from_secs(30);
+
+/// A place that serves a repository: the registry itself or a mirror of it.
+#[derive(Clone, Debug)]
+pub(super) struct Endpoint {
+    /// The host by which credentials and settings are looked up.
+    pub(super) host: String,
+    base: String,
+    /// For a mirror, the registry it stands in for.
+    mirrored: Option<String>,
+}
+
+impl Endpoint {
+    /// The URL of `path` below the repository's API.
+    pub(super) fn url(&self, target: &Target, repository: &Repository, path: &str) -> Result<Url, Error> {
+        let text = format!("{}/v2/{}/{path}", self.base, repository.name());
+        let mut url = Url::parse(&text).map_err(|e| Error::protocol(target, format!("URL {text}: {e}")))?;
+        if let Some(registry) = &self.mirrored {
+            // By this containerd tells a mirror whose content it asks for.
+            url.query_pairs_mut().append_pair("ns", registry);
+        }
+        Ok(url)
+    }
+}
+
+/// A request as it goes out, without credentials.
+pub(super) struct Exchange {
+    pub(super) method: Method,
+    pub(super) url: Url,
+    pub(super) headers: HeaderMap,
+    pub(super) body: Option<Bytes>,
+    /// How long nothing may move, where that is more than the idle deadline.
+    pub(super) patience: Option<Duration>,
+}
+
+impl Exchange {
+    pub(super) fn new(method: Method, url: Url) -> Self {
+        Self { method, url, headers: HeaderMap::new(), body: None, patience: None }
+    }
+}
+
+impl Endpoint {
+    /// Whether this stands in for a registry.
+    pub(super) fn is_mirror(&self) -> bool {
+        self.mirrored.is_some()
+    }
+}
+
+/// Clients by what makes their TLS differ, and what is known about authentication.
+pub(super) struct Transport {
+    pub(super) config: ClientConfig,
+    auth: Authenticator,
+    clients: Mutex<HashMap<ClientKey, reqwest::Client>>,
+    /// Mirrors that failed, and until when they are left out.
+    resting: Mutex<HashMap<String, Instant>>,
+}
+
+#[derive(Clone, PartialEq, Eq, Hash)]
+struct ClientKey {
+    secure: bool,
+    loopback: bool,
+    ca_file: Option<PathBuf>,
+    insecure_skip_verify: bool,
+}
+
+impl Transport {
+    pub(super) fn new(config: ClientConfig) -> Self {
+        let store = CredentialStore::new(config.docker_config.clone(), config.timeouts.credential_helper);
+        Self { config, auth: Authenticator::new(store), clients: Mutex::default(), resting: Mutex::default() }
+    }
+
+    /// The registry itself.
+    pub(super) fn origin(&self, host: &str) -> Endpoint {
+        Endpoint { host: host.to_owned(), base: self.config.base_url(host), mirrored: None }
+    }
+
+    /// Where to read from: mirrors in their order, then the registry.
+    pub(super) fn readers(&self, host: &str) -> Vec<Endpoint> {
+        let mirror = |mirror: String| {
+            let mirrored = Some(host.to_owned());
+            match mirror.split_once("://") {
+                Some((_, rest)) => {
+                    let host = rest.trim_end_matches('/').to_owned();
+                    Endpoint { host, base: mirror.trim_end_matches('/').to_owned(), mirrored }
+                }
+                None => Endpoint { base: self.config.base_url(&mirror), host: mirror, mirrored },
+            }
+        };
+        let mirrors = self.config.host(host).mirrors.into_iter().map(mirror);
+        let resting = self.resting.lock().unwrap_or_else(|poisoned| poisoned.into_inner());
+        let now = Instant::now();
+        let awake = mirrors.filter(|mirror| resting.get(&mirror.host).is_none_or(|until| *until <= now));
+        awake.chain([self.origin(host)]).collect()
+    }
+
+    /// Leaves the mirror `host` out for a while.
+    pub(super) fn rest(&self, host: &str) {
+        let mut resting = self.resting.lock().unwrap_or_else(|poisoned| poisoned.into_inner());
+        resting.insert(host.to_owned(), Instant::now() + MIRROR_REST);
+    }
+
+    fn client(&self, target: &Target, host: &str, secure: bool) -> Result<reqwest::Client, Error> {
+        let settings = self.config.host(host);
+        let key = ClientKey {
+            secure,
+            loopback: is_loopback(host),
+            ca_file: settings.ca_file.clone(),
+            insecure_skip_verify: settings.insecure_skip_verify,
+        };
+        let mut clients = self.clients.lock().unwrap_or_else(|poisoned| poisoned.into_inner());
+        if let Some(client) = clients.get(&key) {
+            return Ok(client.clone());
+        }
+        // Without HTTPS no certificate is looked at: reading the system's can be left out.
+        let settings = if secure { settings } else { HostConfig { insecure_skip_verify: true, ..settings } };
+        let mut builder = reqwest::Client::builder()
+            .user_agent(concat!("nydus-cluster/", env!("CARGO_PKG_VERSION")))
+            .tls_backend_preconfigured(tls::config(&settings)?)
+            .http1_only()
+            .redirect(reqwest::redirect::Policy::none())
+            .retry(reqwest::retry::never())
+            .connect_timeout(self.config.timeouts.connect)
+            .pool_idle_timeout(POOL_IDLE)
+            .tcp_nodelay(true);
+        if key.loopback {
+            builder = builder.no_proxy();
+        }
+        let client = builder.build().map_err(|e| Error::connection(target, e))?;
+        clients.insert(key, client.clone());
+        Ok(client)
+    }
+
+    /// Sends `exchange` once, without credentials of its own, and waits for the head of the answer.
+    async fn exchange(&self, target: &Target, exchange: &Exchange) -> Result<Response, Error> {
+        let idle = self.config.timeouts.idle;
+        let patience = exchange.patience.unwrap_or(idle);
+        let url = &exchange.url;
+        let host = authority(url);
+        let client = self.client(target, &host, url.scheme() == "https")?;
+        let moved = Arc::new(AtomicU64::new(0));
+        let mut request =
+            client.request(exchange.method.clone(), url.clone()).headers(exchange.headers.clone());
+        match &exchange.body {
+            Some(data) => {
+                let body = Watched { data: data.clone(), moved: moved.clone() };
+                request = request.header(CONTENT_LENGTH, data.len()).body(reqwest::Body::wrap(body));
+            }
+            None if exchange.method != Method::GET && exchange.method != Method::HEAD => {
+                request = request.header(CONTENT_LENGTH, 0);
+            }
+            None => {}
+        }
+        let mut answer = std::pin::pin!(request.send());
+        let mut seen = 0;
+        let inner = loop {
+            match tokio::time::timeout(patience, &mut answer).await {
+                Ok(result) => break result.map_err(|e| Error::connection(target, e))?,
+                Err(_) => {
+                    let now = moved.load(Ordering::Relaxed);
+                    if now == seen {
+                        return Err(Error::Stalled { target: Box::new(target.clone()), after: patience });
+                    }
+                    seen = now;
+                }
+            }
+        };
+        Ok(Response { inner, target: target.clone(), idle, pending: None })
+    }
+
+    /// Like [`Self::exchange`], with retries under the deadline of small operations.
+    pub(super) async fn exchange_retrying(
+        &self,
+        target: &Target,
+        exchange: &Exchange,
+    ) -> Result<Response, Error> {
+        let mut retry = Retry::within(&self.config.retries, target, self.config.timeouts.operation);
+        loop {
+            let attempt = async {
+                let response = self.exchange(target, exchange).await?;
+                if response.is_transient_failure() {
+                    return Err(response.into_error("").await);
+                }
+                Ok(response)
+            };
+            match retry.bound(attempt).await {
+                Ok(response) => return Ok(response),
+                Err(error) => retry.pause(error).await?,
+            }
+        }
+    }
+
+    /// Sends `exchange` once with whatever credentials the registry asks for, following redirects of reads.
+    /// The answer may have any status.
+    pub(super) async fn call(
+        &self,
+        target: &Target,
+        endpoint: &Endpoint,
+        scopes: &Scopes,
+        mut exchange: Exchange,
+    ) -> Result<Response, Error> {
+        let first = exchange.url.clone();
+        let base = Url::parse(&endpoint.base)
+            .map_err(|e| Error::protocol(target, format!("registry address {}: {e}", endpoint.base)))?;
+        let secure = base.scheme() == "https";
+        let request = Request { host: &endpoint.host, secure, repository: &target.repository, scopes };
+        let mut header = self.auth.authorization(self, request).await?;
+        let mut challenges = 0;
+        let mut redirects = 0;
+        loop {
+            exchange.headers.remove(AUTHORIZATION);
+            let at_registry = exchange.url.origin() == base.origin();
+            if at_registry {
+                // An object store must not see the registry's credentials.
+                exchange.headers.extend(header.clone().map(|header| (AUTHORIZATION, header)));
+            }
+            let response = self.exchange(target, &exchange).await?;
+            if let Some(url) = response.redirect(&exchange) {
+                redirects += 1;
+                if redirects > MAX_REDIRECTS {
+                    return Err(Error::protocol(target, format!("more than {MAX_REDIRECTS} redirects")));
+                }
+                exchange.url = url?;
+                continue;
+            }
+            if response.status() != StatusCode::UNAUTHORIZED || !at_registry || challenges == MAX_CHALLENGES {
+                return Ok(response);
+            }
+            challenges += 1;
+            let Some(challenge) = Challenge::from_headers(response.headers()) else { return Ok(response) };
+            match self.auth.challenged(self, request, challenge, header.as_ref()).await? {
+                Some(new) => header = Some(new),
+                None => return Ok(response),
+            }
+            exchange.url = first.clone();
+        }
+    }
+
+    /// [`Self::call`], with every status not among `good` an error.
+    pub(super) async fn call_expecting(
+        &self,
+        target: &Target,
+        endpoint: &Endpoint,
+        scopes: &Scopes,
+        exchange: Exchange,
+        good: &[StatusCode],
+    ) -> Result<Response, Error> {
+        let response = self.call(target, endpoint, scopes, exchange).await?;
+        let advice = match response.status() {
+            StatusCode::UNAUTHORIZED | StatusCode::FORBIDDEN => self.auth.advice(&endpoint.host).await,
+            _ => String::new(),
+        };
+        response.expect(good, &advice).await
+    }
+}
+
+/// `HOST[:PORT]` of `url`, the form in which hosts are configured.
+fn authority(url: &Url) -> String {
+    let host = url.host_str().unwrap_or_default();
+    match url.port() {
+        Some(port) => format!("{host}:{port}"),
+        None => host.to_owned(),
+    }
+}
+
+/// An answer whose body is still to be read.
+pub(super) struct Response {
+    inner: reqwest::Response,
+    target: Target,
+    idle: Duration,
+    /// Bytes given back by [`Response::unread`].
+    pending: Option<Bytes>,
+}
+
+impl Response {
+    pub(super) fn status(&self) -> StatusCode {
+        self.inner.status()
+    }
+
+    pub(super) fn headers(&self) -> &HeaderMap {
+        self.inner.headers()
+    }
+
+    pub(super) fn header(&self, name: impl http::header::AsHeaderName) -> Option<&str> {
+        self.headers().get(name).and_then(|value| value.to_str().ok())
+    }
+
+    /// The announced length of the body; for HEAD that of the body there would be.
+    pub(super) fn content_length(&self) -> Option<u64> {
+        self.header(CONTENT_LENGTH).and_then(|length| length.parse().ok())
+    }
+
+    /// The absolute `Location`, whose query belongs to it.
+    pub(super) fn location(&self) -> Result<Url, Error> {
+        let text = self
+            .header(LOCATION)
+            .ok_or_else(|| Error::protocol(&self.target, "the answer has no Location"))?;
+        let asked = self.inner.url();
+        let mut url =
+            asked.join(text).map_err(|e| Error::protocol(&self.target, format!("Location {text}: {e}")))?;
+        if asked.scheme() == "https" && url.scheme() == "http" && url.host() == asked.host() {
+            // A registry behind a proxy that ends TLS does not know that it is reached by HTTPS.
+            let changed = url.set_scheme("https").and_then(|()| url.set_port(asked.port()));
+            changed.map_err(|()| {
+                Error::protocol(&self.target, format!("Location {text} cannot be reached by HTTPS"))
+            })?;
+        }
+        Ok(url)
+    }
+
+    /// The next part of the body, `None` at its end.
+    pub(super) async fn chunk(&mut self) -> Result<Option<Bytes>, Error> {
+        if let Some(bytes) = self.pending.take() {
+            return Ok(Some(bytes));
+        }
+        match tokio::time::timeout(self.idle, self.inner.chunk()).await {
+            Ok(result) => result.map_err(|e| Error::connection(&self.target, e)),
+            Err(_) => Err(Error::Stalled { target: Box::new(self.target.clone()), after: self.idle }),
+        }
+    }
+
+    /// Puts `bytes` before the rest of the body.
+    pub(super) fn unread(&mut self, bytes: Bytes) {
+        self.pending = Some(bytes);
+    }
+
+    /// The whole body, which must not be longer than `limit_bytes`.
+    pub(super) async fn body(mut self, limit_bytes: usize) -> Result<Bytes, Error> {
+        let mut body = Vec::new();
+        while let Some(chunk) = self.chunk().await? {
+            if body.len() + chunk.len() > limit_bytes {
+                return Err(Error::protocol(
+                    &self.target,
+                    format!("the answer is longer than {limit_bytes} bytes"),
+                ));
+            }
+            body.extend_from_slice(&chunk);
+        }
+        Ok(body.into())
+    }
+
+    /// This answer if its status is one of `good`, else the error it stands for.
+    pub(super) async fn expect(self, good: &[StatusCode], advice: &str) -> Result<Self, Error> {
+        if good.contains(&self.status()) { Ok(self) } else { Err(self.into_error(advice).await) }
+    }
+
+    fn is_transient_failure(&self) -> bool {
+        let status = self.status();
+        status.is_server_error()
+            || matches!(status, StatusCode::REQUEST_TIMEOUT | StatusCode::TOO_MANY_REQUESTS)
+    }
+
+    async fn into_error(mut self, advice: &str) -> Error {
+        let (status, target) = (self.status(), Box::new(self.target.clone()));
+        let retry_after =
+            self.header(RETRY_AFTER).and_then(|text| text.parse().ok()).map(Duration::from_secs);
+        let mut body = Vec::new();
+        // The status is the error; a body that breaks off only costs its words.
+        while let Ok(Some(chunk)) = self.chunk().await
+            && body.len() < ERROR_LIMIT_BYTES
+        {
+            body.extend_from_slice(&chunk);
+        }
+        let message = RegistryMessage::parse(&body);
+        Error::Status { target, status, message, advice: advice.to_owned(), retry_after }
+    }
+
+    /// Where a read is redirected to.
+    fn redirect(&self, exchange: &Exchange) -> Option<Result<Url, Error>> {
+        let read = exchange.method == Method::GET || exchange.method == Method::HEAD;
+        let moved = matches!(self.status().as_u16(), 301 | 302 | 303 | 307 | 308);
+        (read && moved).then(|| self.location())
+    }
+}
+
+/// A request body that says how far it is, so that a slow upload is no stall.
+struct Watched {
+    data: Bytes,
+    moved: Arc<AtomicU64>,
+}
+
+impl hyper::body::Body for Watched {
+    type Data = Bytes;
+    type Error = std::convert::Infallible;
+
+    fn poll_frame(
+        mut self: Pin<&mut Self>,
+        _context: &mut Context<'_>,
+    ) -> Poll<Option<Result<Frame<Bytes>, Self::Error>>> {
+        if self.data.is_empty() {
+            return Poll::Ready(None);
+        }
+        let size = self.data.len().min(FRAME_BYTES);
+        let frame = self.data.split_to(size);
+        self.moved.fetch_add(size as u64, Ordering::Relaxed);
+        Poll::Ready(Some(Ok(Frame::data(frame))))
+    }
+
+    fn is_end_stream(&self) -> bool {
+        self.data.is_empty()
+    }
+
+    fn size_hint(&self) -> SizeHint {
+        SizeHint::with_exact(self.data.len() as u64)
+    }
+}
+
+/// A header's value from text that this module composed.
+pub(super) fn header_value(target: &Target, text: &str) -> Result<HeaderValue, Error> {
+    HeaderValue::from_str(text)
+        .map_err(|_| Error::protocol(target, format!("{text:?} cannot be put into a header")))
+}
