@@ -10,8 +10,10 @@
 
 pub mod blob;
 pub mod bootstrap;
+pub mod build;
 pub mod compress;
 pub mod digest;
-pub mod source;
 pub mod layout;
+pub mod source;
+mod sys;
 pub mod tree;

@@ -18,6 +18,7 @@ mod work;
 mod write;
 
 use std::io::{Read, Write};
+use std::path::Path;
 
 pub use self::dictionary::Dictionary;
 pub use self::error::{BuildError, PathProblem, SourcePath};
@@ -27,6 +28,7 @@ use self::write::Written;
 use crate::blob::Blob;
 use crate::bootstrap::WriteOptions;
 use crate::source::Source;
+use crate::source::directory::DirectorySource;
 use crate::source::tar::TarSource;
 use crate::tree::Layer;
 
@@ -39,6 +41,16 @@ pub fn build_layer(
     options: &BuildOptions,
 ) -> Result<Layer, BuildError> {
     let mut source = TarSource::new(input);
+    build_source(&mut source, blob, options)
+}
+
+/// Builds a layer of the directory at `path`, as [`build_layer`] does of a tar stream.
+pub fn build_directory(
+    path: impl AsRef<Path>,
+    blob: impl Write + Send,
+    options: &BuildOptions,
+) -> Result<Layer, BuildError> {
+    let mut source = DirectorySource::open(path)?;
     build_source(&mut source, blob, options)
 }
 

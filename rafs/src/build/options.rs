@@ -9,9 +9,9 @@ use crate::compress::Compressor;
 use crate::digest::DigestAlgorithm;
 
 /// Smallest chunk size in bytes: the block size of EROFS.
-pub const LEAST_CHUNK_SIZE: u32 = 4 << 10;
+const LEAST_CHUNK_SIZE: u32 = 4 << 10;
 /// Largest chunk size in bytes: what the 24-bit size fields of chunk information hold.
-pub const MOST_CHUNK_SIZE: u32 = 16 << 20;
+const MOST_CHUNK_SIZE: u32 = 16 << 20;
 
 /// The most worker threads: each holds two units of buffers, and memory is to stay bounded on machines of many cores.
 const MOST_THREADS: usize = 16;
