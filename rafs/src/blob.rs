@@ -1,5 +1,6 @@
 //! A blob: the compressed chunks of one layer, with what is needed to find and check each of them.
 
+pub mod decode;
 pub mod meta;
 pub mod stream;
 mod tar_header;

@@ -1,8 +1,10 @@
 //! Bootstraps: the metadata of an image or of one layer, as a file of its own.
 //!
 //! [`write()`] turns an [`Image`](crate::tree::Image) into the bytes that nydus's tools, nydusd and the kernel's EROFS
-//! driver read.
+//! driver read; [`Bootstrap`] reads such bytes where they lie.
 
+mod read;
 mod write;
 
+pub use read::{Bootstrap, ChunkUse, Directory, DirectoryEntry, Inode, Nid, Pieces, ReadError, Version};
 pub use write::{WriteError, WriteOptions, write, write_layer};

@@ -33,7 +33,10 @@ pub(super) fn encode(name: &str, size: u64) -> [u8; TAR_HEADER_SIZE] {
 /// Name and size of a regular file's header; `None` where the bytes are no such header.
 pub(super) fn decode(header: &[u8; TAR_HEADER_SIZE]) -> Option<(&[u8], u64)> {
     let regular = matches!(header[TYPE_FIELD], b'0' | 0);
-    if header[MAGIC_FIELD] != *GNU_MAGIC || !regular || parse_octal(&header[CHECKSUM_FIELD])? != checksum(header) {
+    if header[MAGIC_FIELD] != *GNU_MAGIC
+        || !regular
+        || parse_octal(&header[CHECKSUM_FIELD])? != checksum(header)
+    {
         return None;
     }
     let name = header[..100].split(|&byte| byte == 0).next()?;

@@ -57,7 +57,9 @@ pub enum WriteError {
     Io(#[from] io::Error),
     #[error("the image uses {count} blobs; RAFS v6 allows {limit}")]
     TooManyBlobs { count: usize, limit: usize },
-    #[error("blob {blob} has a chunk size of {found} bytes, others of {expected}: an image has one chunk size")]
+    #[error(
+        "blob {blob} has a chunk size of {found} bytes, others of {expected}: an image has one chunk size"
+    )]
     ChunkSizes { blob: usize, found: u32, expected: u32 },
     #[error("chunk size {0} is no power of two from 4 KiB to 16 MiB")]
     ChunkSize(u32),
@@ -65,11 +67,15 @@ pub enum WriteError {
     UnknownBlobId(usize),
     #[error("a file refers to chunk {chunk} of blob {blob}, which does not exist")]
     MissingChunk { blob: u8, chunk: u32 },
-    #[error("chunk {chunk} of blob {blob} is at uncompressed offset {offset}, which is no multiple of 4 KiB below 2^44")]
+    #[error(
+        "chunk {chunk} of blob {blob} is at uncompressed offset {offset}, which is no multiple of 4 KiB below 2^44"
+    )]
     ChunkOffset { blob: u8, chunk: u32, offset: u64 },
     #[error("a file of {size} bytes has {found} chunks; expected {expected}")]
     ChunkCount { size: u64, found: usize, expected: u64 },
-    #[error("directory entry {0:?} is no name of 1 to 255 bytes without '/' and NUL, other than '.' and '..'")]
+    #[error(
+        "directory entry {0:?} is no name of 1 to 255 bytes without '/' and NUL, other than '.' and '..'"
+    )]
     BadName(String),
     #[error("a directory has two names")]
     LinkedDirectory,
@@ -118,7 +124,8 @@ fn write_tree(
     // The parts in file order. The blob table is at a block boundary; inodes follow it (and the prefetch table).
     let too_large = WriteError::TooLarge("the blob table");
     let count = blobs.used.len() as u64;
-    let blob_table = align_to_block(DEVICE_TABLE_OFFSET + count * size_of::<DeviceSlot>() as u64).ok_or(too_large)?;
+    let blob_table =
+        align_to_block(DEVICE_TABLE_OFFSET + count * size_of::<DeviceSlot>() as u64).ok_or(too_large)?;
     let prefetch_table = blob_table + count * size_of::<BlobEntry>() as u64;
     let inodes = prefetch_table + prefetch.len() as u64 * 4;
     let inodes = align_to_block(inodes).ok_or(WriteError::TooLarge("the prefetch table"))?;
@@ -134,7 +141,9 @@ fn write_tree(
     let mut head = vec![0; SUPERBLOCK_OFFSET as usize];
     head.extend_from_slice(superblock(&places, &slots, base)?.as_bytes());
     let mut extension = ExtensionSuperblock::new_zeroed();
-    extension.flags.set(blobs.superblock_flags() | if filled.has_xattrs { flags::superblock::HAS_XATTR } else { 0 });
+    extension
+        .flags
+        .set(blobs.superblock_flags() | if filled.has_xattrs { flags::superblock::HAS_XATTR } else { 0 });
     extension.blob_table_offset.set(blob_table);
     extension.blob_table_size.set((prefetch_table - blob_table) as u32);
     extension.chunk_size.set(blobs.chunk_size);
@@ -149,7 +158,8 @@ fn write_tree(
     head.resize(blob_table as usize, 0);
     head.extend_from_slice(blobs.entries().as_bytes());
     for node in prefetch {
-        let nid = u32::try_from(base.nid(places.of(node).inode)).map_err(|_| WriteError::TooLarge("the inodes"))?;
+        let nid =
+            u32::try_from(base.nid(places.of(node).inode)).map_err(|_| WriteError::TooLarge("the inodes"))?;
         head.extend_from_slice(&nid.to_le_bytes());
     }
     head.resize(inodes as usize, 0);
@@ -191,7 +201,8 @@ fn superblock(places: &place::Places, slots: &[DeviceSlot], base: Base) -> Resul
     sb.root_nid.set(u16::try_from(root).map_err(|_| WriteError::TooLarge("the root directory"))?);
     sb.inodes.set(places.inodes);
     sb.blocks.set(u32::try_from(blocks).map_err(|_| WriteError::TooLarge("the data of all blobs (16 TiB)"))?);
-    sb.meta_blkaddr.set(u32::try_from(base.meta / BLOCK_SIZE).map_err(|_| WriteError::TooLarge("the inodes"))?);
+    sb.meta_blkaddr
+        .set(u32::try_from(base.meta / BLOCK_SIZE).map_err(|_| WriteError::TooLarge("the inodes"))?);
     sb.extra_devices.set(slots.len() as u16);
     sb.device_slot_offset.set((DEVICE_TABLE_OFFSET / size_of::<DeviceSlot>() as u64) as u16);
     Ok(sb)

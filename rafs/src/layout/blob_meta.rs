@@ -82,7 +82,12 @@ assert_layout!(ChunkInfoV1, 16, { uncompressed: 0, compressed: 8 });
 
 impl ChunkInfoV1 {
     /// Packs offsets and sizes, which the caller has checked against this module's limits.
-    pub fn new(compressed_offset: u64, compressed_size: u32, uncompressed_offset: u64, uncompressed_size: u32) -> Self {
+    pub fn new(
+        compressed_offset: u64,
+        compressed_size: u32,
+        uncompressed_offset: u64,
+        uncompressed_size: u32,
+    ) -> Self {
         let (c, u) = (u64::from(compressed_size - 1), u64::from(uncompressed_size - 1));
         Self {
             uncompressed: U64::new(uncompressed_offset | (u & 0xf_ffff) << 44 | (u >> 20) << 8),

@@ -14,10 +14,10 @@ use rafs::tree::{ChunkRef, DeviceNumber, Kind, Layer, Metadata, Node, NodeId, Ti
 
 /// How chunks are made.
 #[derive(Clone, Copy)]
-pub struct Format {
-    pub compressor: Compressor,
-    pub digester: DigestAlgorithm,
-    pub chunk_size: u32,
+pub(crate) struct Format {
+    pub(crate) compressor: Compressor,
+    pub(crate) digester: DigestAlgorithm,
+    pub(crate) chunk_size: u32,
 }
 
 impl Default for Format {
@@ -31,17 +31,17 @@ impl Default for Format {
 }
 
 /// Builds a layer file by file.
-pub struct Builder {
-    pub tree: Tree,
-    pub blob: Blob,
+pub(crate) struct Builder {
+    pub(crate) tree: Tree,
+    pub(crate) blob: Blob,
     out: BlobWriter<Vec<u8>>,
     format: Format,
     /// What regular files contain, by node.
-    pub contents: BTreeMap<NodeId, Vec<u8>>,
+    pub(crate) contents: BTreeMap<NodeId, Vec<u8>>,
 }
 
 /// Reproducible bytes that compress about by half.
-pub fn noise(seed: u64, len: usize) -> Vec<u8> {
+pub(crate) fn noise(seed: u64, len: usize) -> Vec<u8> {
     let mut state = seed.wrapping_mul(0x9E37_79B9_7F4A_7C15) | 1;
     let mut next = || {
         state ^= state << 13;
@@ -52,7 +52,7 @@ pub fn noise(seed: u64, len: usize) -> Vec<u8> {
     (0..len).map(|_| next()).collect()
 }
 
-pub fn metadata(permissions: u16) -> Metadata {
+pub(crate) fn metadata(permissions: u16) -> Metadata {
     Metadata {
         permissions,
         uid: 1000,
@@ -63,7 +63,7 @@ pub fn metadata(permissions: u16) -> Metadata {
 }
 
 impl Builder {
-    pub fn new(format: Format) -> Self {
+    pub(crate) fn new(format: Format) -> Self {
         let blob = Blob {
             id: None,
             stored_size: 0,
@@ -80,21 +80,21 @@ impl Builder {
         Self { tree: Tree::new(), blob, out: BlobWriter::new(Vec::new()), format, contents: BTreeMap::new() }
     }
 
-    pub fn link(&mut self, parent: NodeId, name: &[u8], node: NodeId) {
+    pub(crate) fn link(&mut self, parent: NodeId, name: &[u8], node: NodeId) {
         self.tree.entries_mut(parent).unwrap().insert(name.into(), node);
     }
 
-    pub fn add(&mut self, parent: NodeId, name: &[u8], metadata: Metadata, kind: Kind) -> NodeId {
+    pub(crate) fn add(&mut self, parent: NodeId, name: &[u8], metadata: Metadata, kind: Kind) -> NodeId {
         let node = self.tree.add(Node { metadata, kind });
         self.link(parent, name, node);
         node
     }
 
-    pub fn directory(&mut self, parent: NodeId, name: &[u8]) -> NodeId {
+    pub(crate) fn directory(&mut self, parent: NodeId, name: &[u8]) -> NodeId {
         self.add(parent, name, metadata(0o755), Kind::Directory(BTreeMap::new()))
     }
 
-    pub fn file(&mut self, parent: NodeId, name: &[u8], content: &[u8]) -> NodeId {
+    pub(crate) fn file(&mut self, parent: NodeId, name: &[u8], content: &[u8]) -> NodeId {
         let chunks = content.chunks(self.format.chunk_size as usize).map(|data| self.chunk(data)).collect();
         let kind = Kind::Regular { size: content.len() as u64, chunks };
         let node = self.add(parent, name, metadata(0o644), kind);
@@ -130,7 +130,7 @@ impl Builder {
     }
 
     /// The layer and its blob stream.
-    pub fn finish(self) -> (Layer, Vec<u8>) {
+    pub(crate) fn finish(self) -> (Layer, Vec<u8>) {
         let mut layer = Layer { tree: self.tree, blobs: vec![self.blob] };
         let stream = self.out.finish(&mut layer, &WriteOptions::default()).unwrap();
         (layer, stream)
@@ -138,7 +138,7 @@ impl Builder {
 }
 
 /// A tree with one of everything.
-pub fn sample(format: Format) -> Builder {
+pub(crate) fn sample(format: Format) -> Builder {
     let mut b = Builder::new(format);
     let root = Tree::ROOT;
     let etc = b.directory(root, b"etc");
@@ -167,7 +167,10 @@ pub fn sample(format: Format) -> Builder {
     let xattrs = &mut b.tree.node_mut(setuid).metadata.xattrs;
     xattrs.insert(b"user.comment"[..].into(), b"hello"[..].into());
     xattrs.insert(b"user.empty"[..].into(), b""[..].into());
-    xattrs.insert(b"security.capability"[..].into(), vec![1, 0, 0, 2, 0, 32, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0].into());
+    xattrs.insert(
+        b"security.capability"[..].into(),
+        vec![1, 0, 0, 2, 0, 32, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0].into(),
+    );
     xattrs.insert(b"trusted.big"[..].into(), vec![7; 5000].into());
     let old = b.file(root, b"before 1970", b"old");
     b.tree.node_mut(old).metadata.mtime = Time { seconds: -5, nanoseconds: 1 };

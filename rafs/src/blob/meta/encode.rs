@@ -21,9 +21,13 @@ pub enum EncodeError {
     StoredOffset { index: usize, offset: u64 },
     #[error("chunk {index} is at uncompressed offset {offset}; expected a multiple of 4 KiB below 2^44")]
     UncompressedOffset { index: usize, offset: u64 },
-    #[error("chunk {index} is stored as {stored} bytes for {uncompressed}; expected 1 to 2^24, and equal or fewer")]
+    #[error(
+        "chunk {index} is stored as {stored} bytes for {uncompressed}; expected 1 to 2^24, and equal or fewer"
+    )]
     Size { index: usize, stored: u32, uncompressed: u32 },
-    #[error("chunk {index} is in batch {batch}; expected batches to be numbered from 0 in order of their chunks")]
+    #[error(
+        "chunk {index} is in batch {batch}; expected batches to be numbered from 0 in order of their chunks"
+    )]
     Batch { index: usize, batch: u32 },
     #[error("the chunk-info array cannot be compressed")]
     Compress(#[from] std::io::Error),
@@ -68,7 +72,8 @@ pub fn encode(blob: &Blob, offset: u64) -> Result<Encoded, EncodeError> {
             array.extend_from_slice(version_2(index, chunk, &mut batches)?.as_bytes());
         } else {
             let (stored, uncompressed) = (chunk.compressed_size, chunk.uncompressed_size);
-            let info = ChunkInfoV1::new(chunk.compressed_offset, stored, chunk.uncompressed_offset, uncompressed);
+            let info =
+                ChunkInfoV1::new(chunk.compressed_offset, stored, chunk.uncompressed_offset, uncompressed);
             array.extend_from_slice(info.as_bytes());
         }
     }
@@ -116,7 +121,8 @@ fn compress(array: &[u8], compressor: Compressor) -> Result<(Compressor, Vec<u8>
 }
 
 fn check(index: usize, chunk: &Chunk, v2: bool) -> Result<(), EncodeError> {
-    let (offset, stored, uncompressed) = (chunk.compressed_offset, chunk.compressed_size, chunk.uncompressed_size);
+    let (offset, stored, uncompressed) =
+        (chunk.compressed_offset, chunk.compressed_size, chunk.uncompressed_size);
     if offset > MAX_COMPRESSED_OFFSET {
         return Err(EncodeError::StoredOffset { index, offset });
     }
@@ -127,17 +133,30 @@ fn check(index: usize, chunk: &Chunk, v2: bool) -> Result<(), EncodeError> {
     // Version 1 tells compressed chunks by their size; version 2 stores the size in 24 bits, not minus one.
     let sizes = 1..=MAX_CHUNK_SIZE;
     let ambiguous = chunk.batch.is_none() && chunk.compressed == (stored == uncompressed);
-    if !sizes.contains(&stored) || !sizes.contains(&uncompressed) || ambiguous || (v2 && stored == MAX_CHUNK_SIZE) {
+    if !sizes.contains(&stored)
+        || !sizes.contains(&uncompressed)
+        || ambiguous
+        || (v2 && stored == MAX_CHUNK_SIZE)
+    {
         return Err(EncodeError::Size { index, stored, uncompressed });
     }
     Ok(())
 }
 
-fn version_2(index: usize, chunk: &Chunk, batches: &mut Vec<BatchContext>) -> Result<ChunkInfoV2, EncodeError> {
+fn version_2(
+    index: usize,
+    chunk: &Chunk,
+    batches: &mut Vec<BatchContext>,
+) -> Result<ChunkInfoV2, EncodeError> {
     let uncompressed = (chunk.uncompressed_offset, chunk.uncompressed_size);
     let Some(member) = chunk.batch else {
         let flags = if chunk.compressed { v2_flags::COMPRESSED } else { 0 };
-        return Ok(ChunkInfoV2::new((chunk.compressed_offset, chunk.compressed_size), uncompressed, flags, 0));
+        return Ok(ChunkInfoV2::new(
+            (chunk.compressed_offset, chunk.compressed_size),
+            uncompressed,
+            flags,
+            0,
+        ));
     };
     let bad = EncodeError::Batch { index, batch: member.index };
     let position = member.index as usize;

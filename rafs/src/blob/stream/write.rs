@@ -77,7 +77,8 @@ impl<W: Write> BlobWriter<W> {
         let mut entries = Vec::new();
         let blob = layer.blobs.first_mut().ok_or(FinishError::NoBlob)?;
         let batch = blob.chunks.iter().any(|chunk| chunk.batch.is_some());
-        let mut bits = features::CAP_TAR_TOC | features::HAS_TAR_HEADER | features::HAS_TOC | features::ALIGNED;
+        let mut bits =
+            features::CAP_TAR_TOC | features::HAS_TAR_HEADER | features::HAS_TOC | features::ALIGNED;
         if !blob.chunks.is_empty() {
             bits |= features::INLINED_CHUNK_DIGEST;
         }
@@ -122,7 +123,13 @@ impl<W: Write> BlobWriter<W> {
         self.write_all(&tar_header::encode(toc::META, sizes.0 + header_size))?;
         entries.push(entry(toc::META, flag, sha256(&encoded.array), offset, sizes));
         let digest = sha256(encoded.header.as_bytes());
-        entries.push(entry(toc::META_HEADER, toc::FLAG_NONE, digest, offset + sizes.0, (header_size, header_size)));
+        entries.push(entry(
+            toc::META_HEADER,
+            toc::FLAG_NONE,
+            digest,
+            offset + sizes.0,
+            (header_size, header_size),
+        ));
         blob.meta = Some(encoded.location);
 
         let digests: Vec<u8> = blob.chunks.iter().flat_map(|chunk| chunk.digest.0).collect();

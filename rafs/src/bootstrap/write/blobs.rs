@@ -6,9 +6,9 @@ use super::{WriteError, WriteOptions};
 use crate::blob::{Blob, BlobIndex, Chunk, ChunkIndex};
 use crate::compress::Compressor;
 use crate::digest::DigestAlgorithm;
+use crate::layout::BLOCK_SIZE;
 use crate::layout::flags;
 use crate::layout::v6::{BlobEntry, DeviceSlot, UNKNOWN_BLOB_ID};
-use crate::layout::BLOCK_SIZE;
 use crate::tree::ChunkRef;
 
 /// `mapped_blkaddr` is a multiple of this many bytes.
@@ -86,7 +86,8 @@ impl<'a> BlobSet<'a> {
             DigestAlgorithm::Blake3 => sb::HASH_BLAKE3,
             DigestAlgorithm::Sha256 => sb::HASH_SHA256,
         };
-        let inlined = self.used.iter().all(|(blob, _)| blob.features & flags::blob::INLINED_CHUNK_DIGEST != 0);
+        let inlined =
+            self.used.iter().all(|(blob, _)| blob.features & flags::blob::INLINED_CHUNK_DIGEST != 0);
         let inlined = if inlined { sb::INLINED_CHUNK_DIGEST } else { 0 };
         compressor | digester | inlined | sb::EXPLICIT_UID_GID | sb::ENCRYPTION_NONE
     }

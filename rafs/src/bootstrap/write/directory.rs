@@ -91,8 +91,12 @@ fn push_block(
         let (nid, file_type) = resolve(target);
         // Less than a block, for a block holds all of it.
         let offset = name_offset as u16;
-        let entry =
-            DirectoryEntry { nid: nid.into(), name_offset: offset.into(), file_type: file_type as u8, reserved: 0 };
+        let entry = DirectoryEntry {
+            nid: nid.into(),
+            name_offset: offset.into(),
+            file_type: file_type as u8,
+            reserved: 0,
+        };
         content.extend_from_slice(entry.as_bytes());
         name_offset += name.len();
     }

@@ -21,7 +21,12 @@ pub(super) struct Filled {
     pub(super) has_xattrs: bool,
 }
 
-pub(super) fn fill(tree: &Tree, places: &Places, blobs: &BlobSet<'_>, base: Base) -> Result<Filled, WriteError> {
+pub(super) fn fill(
+    tree: &Tree,
+    places: &Places,
+    blobs: &BlobSet<'_>,
+    base: Base,
+) -> Result<Filled, WriteError> {
     let size = usize::try_from(places.area_size).map_err(|_| WriteError::TooLarge("the inodes"))?;
     let mut filled = Filled { area: vec![0; size], chunks: Vec::new(), has_xattrs: false };
     for &id in &places.order {
@@ -36,7 +41,9 @@ pub(super) fn fill(tree: &Tree, places: &Places, blobs: &BlobSet<'_>, base: Base
                 let content = directory::content(children, place.size, |target| match target {
                     directory::Target::This => (base.nid(place.inode), FileType::Directory),
                     directory::Target::Parent => (base.nid(places.of(parent).inode), FileType::Directory),
-                    directory::Target::Node(child) => (base.nid(places.of(child).inode), file_type(tree.node(child))),
+                    directory::Target::Node(child) => {
+                        (base.nid(places.of(child).inode), file_type(tree.node(child)))
+                    }
                 });
                 filled.put_content(place, behind, &content);
                 base.block(place.blocks)?
@@ -45,7 +52,9 @@ pub(super) fn fill(tree: &Tree, places: &Places, blobs: &BlobSet<'_>, base: Base
                 filled.put_content(place, behind, target);
                 base.block(place.blocks)?
             }
-            Kind::Regular { size, chunks } => filled.put_chunks(*size, chunks, behind.next_multiple_of(8), blobs)?,
+            Kind::Regular { size, chunks } => {
+                filled.put_chunks(*size, chunks, behind.next_multiple_of(8), blobs)?
+            }
             Kind::CharDevice(number) | Kind::BlockDevice(number) => device_number(*number)?,
             Kind::Fifo | Kind::Socket => 0,
         };
@@ -97,7 +106,8 @@ impl Filled {
             let address = ChunkAddress {
                 index_low: (index as u16).into(),
                 device: blob + 1,
-                index_high: u8::try_from(index >> 16).map_err(|_| WriteError::TooLarge("the chunks of a blob (2^24)"))?,
+                index_high: u8::try_from(index >> 16)
+                    .map_err(|_| WriteError::TooLarge("the chunks of a blob (2^24)"))?,
                 block: ((offset / BLOCK_SIZE) as u32).into(),
             };
             self.put(at, address.as_bytes());

@@ -17,8 +17,8 @@ pub(super) fn encode(xattrs: &Xattrs) -> Result<Vec<u8>, WriteError> {
             continue;
         };
         let name = || name.escape_ascii().to_string();
-        let value_size =
-            u16::try_from(value.len()).map_err(|_| WriteError::LargeXattr { name: name(), size: value.len() })?;
+        let value_size = u16::try_from(value.len())
+            .map_err(|_| WriteError::LargeXattr { name: name(), size: value.len() })?;
         let name_len = u8::try_from(suffix.len()).map_err(|_| WriteError::BadName(name()))?;
         if bytes.is_empty() {
             bytes.extend_from_slice(XattrHeader::default().as_bytes());

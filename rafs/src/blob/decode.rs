@@ -1,0 +1,166 @@
+//! From a chunk's stored bytes to its content, which is always verified.
+
+use std::io::{self, Read};
+
+use super::{Blob, Chunk};
+use crate::compress::Compressor;
+use crate::digest::Digest;
+use crate::layout::blob_meta::MAX_CHUNK_SIZE;
+
+/// LZ4 makes at most 255 bytes of one.
+const LZ4_MAX_RATIO: u64 = 255;
+
+/// Why bytes cannot be decompressed.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+#[expect(missing_docs, reason = "the messages say what the fields are")]
+pub enum DecompressError {
+    #[error("{compressor:?} data of {stored} bytes is broken")]
+    Broken { compressor: Compressor, stored: usize, source: io::Error },
+    #[error(
+        "{compressor:?} data of {stored} bytes has {found} bytes of content or more; expected {expected}"
+    )]
+    Size { compressor: Compressor, stored: usize, found: u64, expected: u64 },
+}
+
+/// Why a chunk's stored bytes are not its content.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+#[expect(missing_docs, reason = "the messages say what the fields are")]
+pub enum DecodeError {
+    #[error("the chunk's stored bytes are {found}; expected {expected}")]
+    StoredSize { found: u64, expected: u64 },
+    #[error("the chunk's size of {0} bytes is impossible: at most 16 MiB are allowed")]
+    TooLarge(u32),
+    #[error("the chunk cannot be decompressed")]
+    Decompress(#[from] DecompressError),
+    #[error("the chunk ends at {end} in a batch of {size} bytes")]
+    OutsideBatch { end: u64, size: u64 },
+    #[error("the chunk's digest is {found}; expected {expected}")]
+    Digest { found: Digest, expected: Digest },
+}
+
+/// The content of a chunk from its stored bytes (of a batch member: those of the whole batch), verified against its
+/// digest.
+///
+/// # Errors
+///
+/// When the content is not what the digest says.
+pub fn decode(blob: &Blob, chunk: &Chunk, stored: &[u8]) -> Result<Vec<u8>, DecodeError> {
+    if chunk.batch.is_some() {
+        return Ok(Batch::decode(blob, chunk, stored)?.member(blob, chunk)?.to_vec());
+    }
+    check_stored(chunk, stored)?;
+    if chunk.uncompressed_size > MAX_CHUNK_SIZE {
+        return Err(DecodeError::TooLarge(chunk.uncompressed_size));
+    }
+    let compressor = if chunk.compressed { blob.compressor } else { Compressor::None };
+    let content = decompress(compressor, stored, u64::from(chunk.uncompressed_size))?;
+    verify(blob, chunk, &content)?;
+    Ok(content)
+}
+
+/// Whether these bytes are the content of the chunk.
+///
+/// # Errors
+///
+/// When they are not.
+pub fn verify(blob: &Blob, chunk: &Chunk, content: &[u8]) -> Result<(), DecodeError> {
+    let found = blob.digester.digest(content);
+    if found != chunk.digest {
+        return Err(DecodeError::Digest { found, expected: chunk.digest });
+    }
+    Ok(())
+}
+
+/// A decompressed batch, to take its members out of.
+#[derive(Debug)]
+pub struct Batch(Vec<u8>);
+
+impl Batch {
+    /// Decompresses the batch that `member` is in.
+    ///
+    /// # Errors
+    ///
+    /// When its stored bytes are broken, or are more than 16 MiB of content.
+    pub fn decode(blob: &Blob, member: &Chunk, stored: &[u8]) -> Result<Self, DecodeError> {
+        check_stored(member, stored)?;
+        let limit = u64::from(blob.chunk_size.min(MAX_CHUNK_SIZE));
+        match decompress_up_to(blob.compressor, stored, limit) {
+            Ok(content) => Ok(Self(content)),
+            // nydus-image stores a batch that does not shrink as it is, without saying so. Digests tell.
+            Err(DecompressError::Broken { .. }) => Ok(Self(stored.to_vec())),
+            Err(error) => Err(error.into()),
+        }
+    }
+
+    /// The content of a member, verified.
+    ///
+    /// # Errors
+    ///
+    /// When it is not in the batch, or not what its digest says.
+    pub fn member(&self, blob: &Blob, chunk: &Chunk) -> Result<&[u8], DecodeError> {
+        let start = chunk.batch.map_or(0, |member| u64::from(member.offset));
+        let end = start + u64::from(chunk.uncompressed_size);
+        let content = self.0.get(start as usize..end as usize);
+        let content = content.ok_or(DecodeError::OutsideBatch { end, size: self.0.len() as u64 })?;
+        verify(blob, chunk, content)?;
+        Ok(content)
+    }
+}
+
+fn check_stored(chunk: &Chunk, stored: &[u8]) -> Result<(), DecodeError> {
+    let (found, expected) = (stored.len() as u64, u64::from(chunk.compressed_size));
+    if found == expected { Ok(()) } else { Err(DecodeError::StoredSize { found, expected }) }
+}
+
+/// Decompresses to exactly `size` bytes. Memory grows with what comes out, not with what is claimed.
+pub(crate) fn decompress(
+    compressor: Compressor,
+    stored: &[u8],
+    size: u64,
+) -> Result<Vec<u8>, DecompressError> {
+    let content = decompress_up_to(compressor, stored, size)?;
+    if content.len() as u64 != size {
+        return Err(wrong_size(compressor, stored, content.len() as u64, size));
+    }
+    Ok(content)
+}
+
+fn wrong_size(compressor: Compressor, stored: &[u8], found: u64, expected: u64) -> DecompressError {
+    DecompressError::Size { compressor, stored: stored.len(), found, expected }
+}
+
+/// Decompresses to at most `limit` bytes.
+fn decompress_up_to(compressor: Compressor, stored: &[u8], limit: u64) -> Result<Vec<u8>, DecompressError> {
+    let broken = |source| DecompressError::Broken { compressor, stored: stored.len(), source };
+    match compressor {
+        Compressor::None if stored.len() as u64 > limit => {
+            Err(wrong_size(compressor, stored, stored.len() as u64, limit))
+        }
+        Compressor::None => Ok(stored.to_vec()),
+        Compressor::Lz4 => {
+            let limit = limit.min(stored.len() as u64 * LZ4_MAX_RATIO);
+            let limit = i32::try_from(limit).map_err(|error| broken(io::Error::other(error)))?;
+            lz4::block::decompress(stored, Some(limit)).map_err(broken)
+        }
+        Compressor::Zstd { .. } if limit <= u64::from(MAX_CHUNK_SIZE) => {
+            let mut content = Vec::with_capacity(limit as usize);
+            match zstd::bulk::Decompressor::new()
+                .and_then(|mut zstd| zstd.decompress_to_buffer(stored, &mut content))
+            {
+                Ok(_) => Ok(content),
+                Err(source) => Err(broken(source)),
+            }
+        }
+        Compressor::Zstd { .. } => {
+            let mut content = Vec::new();
+            let decoder = zstd::stream::read::Decoder::new(stored).map_err(broken)?;
+            decoder.take(limit + 1).read_to_end(&mut content).map_err(broken)?;
+            if content.len() as u64 > limit {
+                return Err(wrong_size(compressor, stored, content.len() as u64, limit));
+            }
+            Ok(content)
+        }
+    }
+}

@@ -1,0 +1,266 @@
+//! Reading a bootstrap where it lies: nothing is parsed before it is asked for.
+//!
+//! The bytes may come from anywhere. Every offset is checked before it is followed, so hostile bytes lead to errors.
+
+mod data;
+mod error;
+mod image;
+mod types;
+mod v6;
+
+use std::fs::File;
+use std::ops::Range;
+use std::path::Path;
+
+use crate::blob::meta::BlobMeta;
+use crate::blob::{Blob, BlobIndex, Chunk, ChunkIndex};
+use crate::tree::Xattrs;
+use data::Data;
+use types::{Entries, FilePieces};
+
+pub use error::ReadError;
+pub use types::{ChunkUse, Directory, DirectoryEntry, Inode, Nid, Pieces, Version};
+
+/// A bootstrap, mapped or in memory. Cheap to open and to read from any number of threads.
+#[derive(Debug)]
+pub struct Bootstrap {
+    data: Data,
+    format: Format,
+    blobs: Vec<Blob>,
+    /// How many chunks each blob has.
+    chunk_counts: Vec<u32>,
+    metas: Vec<Option<BlobMeta>>,
+}
+
+#[derive(Debug)]
+enum Format {
+    V6(v6::Layout),
+}
+
+impl Bootstrap {
+    /// Maps a bootstrap file, which must not be changed or shortened as long as this lives.
+    ///
+    /// # Errors
+    ///
+    /// When the file cannot be mapped or is no bootstrap that this crate reads.
+    pub fn open(path: &Path) -> Result<Self, ReadError> {
+        let io = |source| ReadError::Io { path: path.to_owned(), source };
+        let file = File::open(path).map_err(io)?;
+        // An empty file cannot be mapped, and is no bootstrap either.
+        if file.metadata().map_err(io)?.len() == 0 {
+            return Err(ReadError::NotABootstrap);
+        }
+        Self::new(Data::Mapped(crate::sys::map(&file).map_err(io)?))
+    }
+
+    /// A bootstrap in memory.
+    ///
+    /// # Errors
+    ///
+    /// When the bytes are no bootstrap that this crate reads.
+    pub fn from_bytes(bytes: Vec<u8>) -> Result<Self, ReadError> {
+        Self::new(Data::Owned(bytes))
+    }
+
+    fn new(data: Data) -> Result<Self, ReadError> {
+        let (layout, blobs) = v6::Layout::new(&data)?;
+        let metas = blobs.iter().map(|_| None).collect();
+        let (blobs, chunk_counts) = blobs.into_iter().unzip();
+        Ok(Self { data, format: Format::V6(layout), blobs, chunk_counts, metas })
+    }
+
+    /// RAFS version.
+    pub fn version(&self) -> Version {
+        match &self.format {
+            Format::V6(_) => Version::V6,
+        }
+    }
+
+    /// Size in bytes of the bootstrap.
+    pub fn size(&self) -> u64 {
+        self.data.len()
+    }
+
+    /// The chunk size of the image in bytes.
+    pub fn chunk_size(&self) -> u32 {
+        match &self.format {
+            Format::V6(v6) => v6.chunk_size,
+        }
+    }
+
+    /// The number of inodes that the superblock states. Nothing relies on it.
+    pub fn inode_count(&self) -> u64 {
+        match &self.format {
+            Format::V6(v6) => v6.inodes,
+        }
+    }
+
+    /// The root directory.
+    pub fn root(&self) -> Nid {
+        match &self.format {
+            Format::V6(v6) => v6.root,
+        }
+    }
+
+    /// The files and directories that a daemon should fetch first; the root stands for everything.
+    ///
+    /// # Errors
+    ///
+    /// When the table lies outside the bootstrap.
+    pub fn prefetch(&self) -> Result<Vec<Nid>, ReadError> {
+        match &self.format {
+            Format::V6(v6) => v6.prefetch(&self.data),
+        }
+    }
+
+    /// The blobs, in order of [`BlobIndex`], without their chunks.
+    pub fn blobs(&self) -> &[Blob] {
+        &self.blobs
+    }
+
+    /// The number of chunks of a blob; 0 where there is no such blob.
+    pub fn chunk_count(&self, blob: BlobIndex) -> u32 {
+        self.chunk_counts.get(usize::from(blob.0)).copied().unwrap_or(0)
+    }
+
+    /// Gives the chunk information of a blob that the bootstrap lacks, or has in part only: all of it for bootstraps
+    /// without a chunk table, what a batch holds for blobs with batches.
+    ///
+    /// # Errors
+    ///
+    /// When there is no such blob.
+    pub fn set_chunk_info(&mut self, blob: BlobIndex, meta: BlobMeta) -> Result<(), ReadError> {
+        let slot = self.metas.get_mut(usize::from(blob.0)).ok_or(ReadError::NoSuchBlob(blob.0))?;
+        *slot = Some(meta);
+        Ok(())
+    }
+
+    /// A chunk. The first call for a bootstrap whose chunk table is not sorted by blob and index, such as nydus-image
+    /// writes, sorts an index of 4 bytes a chunk.
+    ///
+    /// # Errors
+    ///
+    /// When nothing is known of the chunk, or what is known is impossible.
+    pub fn chunk(&self, blob: BlobIndex, chunk: ChunkIndex) -> Result<Chunk, ReadError> {
+        let index = usize::from(blob.0);
+        let of = self.blobs.get(index).ok_or(ReadError::NoSuchBlob(blob.0))?;
+        if let Some(meta) = &self.metas[index] {
+            let known = meta.chunk(chunk).map_err(|source| ReadError::ChunkInfo { blob: blob.0, source })?;
+            // Without blob.digest, the digest is the chunk table's.
+            let digest = match known.digest {
+                Some(digest) => digest,
+                None => self.table_chunk(of, blob, chunk)?.digest,
+            };
+            return Ok(known.with_digest(digest));
+        }
+        let found = self.table_chunk(of, blob, chunk)?;
+        match found.batch {
+            Some(_) => Err(ReadError::NeedsChunkInfo { blob: blob.0 }),
+            None => Ok(found),
+        }
+    }
+
+    fn table_chunk(&self, of: &Blob, blob: BlobIndex, chunk: ChunkIndex) -> Result<Chunk, ReadError> {
+        match &self.format {
+            Format::V6(v6) => v6.chunk(&self.data, of, blob, chunk),
+        }
+    }
+
+    /// What is known of a file of any type, without its content.
+    ///
+    /// # Errors
+    ///
+    /// When the inode lies outside the bootstrap or is impossible.
+    pub fn inode(&self, nid: Nid) -> Result<Inode, ReadError> {
+        match &self.format {
+            Format::V6(v6) => v6.inode(&self.data, nid)?.public(),
+        }
+    }
+
+    /// The entry of a directory; `.` and `..` are entries too.
+    ///
+    /// # Errors
+    ///
+    /// When `directory` is none, or is broken where the name would be.
+    pub fn lookup(&self, directory: Nid, name: &[u8]) -> Result<Option<Nid>, ReadError> {
+        match &self.format {
+            Format::V6(v6) => v6.lookup(&self.data, directory, name),
+        }
+    }
+
+    /// Follows the names of a path from the root, without following symbolic links. Empty names and `.` stay where they
+    /// are, so `/` and the empty path are the root.
+    ///
+    /// # Errors
+    ///
+    /// As [`lookup`](Self::lookup); a path below what is no directory does not exist.
+    pub fn lookup_path(&self, path: &[u8]) -> Result<Option<Nid>, ReadError> {
+        let mut at = self.root();
+        for name in path.split(|&byte| byte == b'/').filter(|name| !matches!(*name, b"" | b".")) {
+            match self.lookup(at, name) {
+                Ok(Some(found)) => at = found,
+                Ok(None) | Err(ReadError::NotADirectory(_)) => return Ok(None),
+                Err(error) => return Err(error),
+            }
+        }
+        Ok(Some(at))
+    }
+
+    /// The directory above; the root's is the root.
+    ///
+    /// # Errors
+    ///
+    /// When `directory` is none, or is broken.
+    pub fn parent(&self, directory: Nid) -> Result<Nid, ReadError> {
+        let missing =
+            ReadError::Corrupt { what: "directory", at: directory.0, expected: "an entry named '..'" };
+        self.lookup(directory, b"..")?.ok_or(missing)
+    }
+
+    /// The entries of a directory in byte order, without `.` and `..`, from where `offset` says: 0, or what an entry
+    /// said comes next.
+    ///
+    /// # Errors
+    ///
+    /// When `directory` is none; what is broken inside it shows while iterating, and ends it.
+    pub fn read_dir(&self, directory: Nid, offset: u64) -> Result<Directory<'_>, ReadError> {
+        match &self.format {
+            Format::V6(v6) => Ok(Directory(Entries::V6(v6.read_dir(&self.data, directory, offset)?))),
+        }
+    }
+
+    /// The target of a symbolic link.
+    ///
+    /// # Errors
+    ///
+    /// When `nid` is none, or is broken.
+    pub fn read_link(&self, nid: Nid) -> Result<&[u8], ReadError> {
+        match &self.format {
+            Format::V6(v6) => v6.read_link(&self.data, nid),
+        }
+    }
+
+    /// The extended attributes of a file of any type, by full name.
+    ///
+    /// # Errors
+    ///
+    /// When they are broken.
+    pub fn xattrs(&self, nid: Nid) -> Result<Xattrs, ReadError> {
+        match &self.format {
+            Format::V6(v6) => v6.xattrs(&self.data, nid),
+        }
+    }
+
+    /// Where the bytes of a range of a regular file are, in order. The range is cut at the end of the file.
+    ///
+    /// # Errors
+    ///
+    /// When `nid` is no regular file; what is broken shows while iterating, and ends it.
+    pub fn chunks(&self, nid: Nid, range: Range<u64>) -> Result<Pieces<'_>, ReadError> {
+        match &self.format {
+            Format::V6(v6) => {
+                Ok(Pieces(FilePieces::V6(v6.pieces(&self.data, nid, range, self.blobs.len())?)))
+            }
+        }
+    }
+}

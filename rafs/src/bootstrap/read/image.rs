@@ -1,0 +1,186 @@
+//! Reading a whole bootstrap into a tree.
+
+use std::collections::{BTreeMap, HashMap};
+
+use super::{Bootstrap, Format, Nid, ReadError};
+use crate::blob::{Blob, Chunk};
+use crate::digest::Digest;
+use crate::layout::v6::FileType;
+use crate::tree::{ChunkRef, Image, Kind, Layer, Metadata, Node, NodeId, Tree};
+
+/// Chunks that are counted but not described cost memory; this many are allowed beside a number of them for each that
+/// is described.
+const FREE_CHUNKS: u64 = 1 << 20;
+const CHUNKS_PER_ENTRY: u64 = 64;
+
+impl Bootstrap {
+    /// The whole image as a tree. A chunk that nothing refers to may be unknown: its sizes are 0.
+    ///
+    /// # Errors
+    ///
+    /// When anything in it is broken; directories with two names and overlapping directories count as broken.
+    pub fn to_image(&self) -> Result<Image, ReadError> {
+        let tree =
+            TreeReader { bootstrap: self, budget: self.size(), seen: HashMap::new(), tree: Tree::new() }
+                .read()?;
+        Ok(Image { tree, blobs: self.blobs_with_chunks()? })
+    }
+
+    /// The whole bootstrap of one layer, where whiteouts are entries. See [`to_image`](Self::to_image).
+    ///
+    /// # Errors
+    ///
+    /// As [`to_image`](Self::to_image).
+    pub fn to_layer(&self) -> Result<Layer, ReadError> {
+        let Image { tree, blobs } = self.to_image()?;
+        Ok(Layer { tree, blobs })
+    }
+
+    /// The blobs with all that is known of their chunks.
+    ///
+    /// # Errors
+    ///
+    /// When the chunk table is broken, or blobs count far more chunks than the bootstrap describes.
+    pub fn blobs_with_chunks(&self) -> Result<Vec<Blob>, ReadError> {
+        let Format::V6(v6) = &self.format;
+        let mut blobs = self.blobs.clone();
+        let table = v6.table(&self.data, &self.blobs)?;
+        let mut known = table.len() as u64;
+        known += self.metas.iter().flatten().map(|meta| u64::from(meta.len())).sum::<u64>();
+        let claimed: u64 = self.chunk_counts.iter().map(|&count| u64::from(count)).sum();
+        if claimed > FREE_CHUNKS + CHUNKS_PER_ENTRY * known {
+            let expected = "not many times more chunks in blobs than the bootstrap describes";
+            return Err(ReadError::Corrupt { what: "blob table", at: 0, expected });
+        }
+        for (blob, &count) in blobs.iter_mut().zip(&self.chunk_counts) {
+            blob.chunks = vec![UNKNOWN_CHUNK; count as usize];
+        }
+        for entry in table {
+            let (blob, index, chunk) = entry?;
+            let slot = blobs[usize::from(blob.0)].chunks.get_mut(index.0 as usize);
+            *slot.ok_or(ReadError::NoSuchChunk { blob: blob.0, chunk: index.0 })? = chunk;
+        }
+        for (index, meta) in self.metas.iter().enumerate() {
+            let Some(meta) = meta else { continue };
+            for (position, slot) in blobs[index].chunks.iter_mut().enumerate() {
+                let blob = index as u8;
+                let info = meta.chunk(crate::blob::ChunkIndex(position as u32));
+                let info = info.map_err(|source| ReadError::ChunkInfo { blob, source })?;
+                let digest = info.digest.unwrap_or(slot.digest);
+                *slot = info.with_digest(digest);
+            }
+        }
+        Ok(blobs)
+    }
+}
+
+/// Stands for a chunk that is counted, but of which the bootstrap says nothing.
+const UNKNOWN_CHUNK: Chunk = Chunk {
+    digest: Digest([0; 32]),
+    compressed_offset: 0,
+    compressed_size: 0,
+    uncompressed_offset: 0,
+    uncompressed_size: 0,
+    compressed: false,
+    batch: None,
+};
+
+/// Reads the tree of a bootstrap.
+struct TreeReader<'a> {
+    bootstrap: &'a Bootstrap,
+    /// Bytes that inodes and their content may still take. No two of them overlap, so together they are no larger than
+    /// the bootstrap; without this limit, a small bootstrap could make a huge tree.
+    budget: u64,
+    seen: HashMap<Nid, NodeId>,
+    tree: Tree,
+}
+
+impl TreeReader<'_> {
+    fn read(mut self) -> Result<Tree, ReadError> {
+        let root = self.bootstrap.root();
+        self.tree.node_mut(Tree::ROOT).metadata = self.metadata(root)?;
+        self.seen.insert(root, Tree::ROOT);
+        let mut pending = vec![(root, Tree::ROOT)];
+        while let Some((nid, directory)) = pending.pop() {
+            self.spend(nid, self.bootstrap.inode(nid)?.size)?;
+            let mut last: Option<&[u8]> = None;
+            let mut entries = BTreeMap::new();
+            for entry in self.bootstrap.read_dir(nid, 0)? {
+                let entry = entry?;
+                if last.is_some_and(|last| last >= entry.name) {
+                    let expected = "names in ascending order";
+                    return Err(ReadError::Corrupt { what: "directory", at: nid.0, expected });
+                }
+                last = Some(entry.name);
+                let known = self.seen.get(&entry.nid).copied();
+                let node = match known {
+                    Some(node) => node,
+                    None => self.node(entry.nid)?,
+                };
+                if self.tree.entries(node).is_some() {
+                    if known.is_some() {
+                        let expected = "directories with one name each";
+                        return Err(ReadError::Corrupt { what: "directory", at: nid.0, expected });
+                    }
+                    pending.push((entry.nid, node));
+                }
+                entries.insert(entry.name.into(), node);
+            }
+            self.tree.node_mut(directory).kind = Kind::Directory(entries);
+        }
+        Ok(self.tree)
+    }
+
+    fn spend(&mut self, nid: Nid, size: u64) -> Result<(), ReadError> {
+        let expected = "inodes that do not overlap";
+        let left = self.budget.checked_sub(size);
+        self.budget = left.ok_or(ReadError::Corrupt { what: "inode", at: nid.0, expected })?;
+        Ok(())
+    }
+
+    fn metadata(&mut self, nid: Nid) -> Result<Metadata, ReadError> {
+        self.spend(nid, self.bootstrap.inode_size(nid)?)?;
+        let inode = self.bootstrap.inode(nid)?;
+        Ok(Metadata {
+            permissions: inode.permissions,
+            uid: inode.uid,
+            gid: inode.gid,
+            mtime: inode.mtime,
+            xattrs: self.bootstrap.xattrs(nid)?,
+        })
+    }
+
+    fn node(&mut self, nid: Nid) -> Result<NodeId, ReadError> {
+        let inode = self.bootstrap.inode(nid)?;
+        let kind = match inode.kind {
+            FileType::Directory => Kind::Directory(BTreeMap::new()),
+            FileType::Regular => {
+                let pieces = self.bootstrap.chunks(nid, 0..inode.size)?;
+                self.spend(nid, pieces.stored_size())?;
+                let chunks =
+                    pieces.map(|piece| piece.map(|piece| ChunkRef { blob: piece.blob, chunk: piece.chunk }));
+                Kind::Regular { size: inode.size, chunks: chunks.collect::<Result<_, _>>()? }
+            }
+            FileType::Symlink => {
+                self.spend(nid, inode.size)?;
+                Kind::Symlink(self.bootstrap.read_link(nid)?.into())
+            }
+            FileType::CharDevice => Kind::CharDevice(inode.rdev),
+            FileType::BlockDevice => Kind::BlockDevice(inode.rdev),
+            FileType::Fifo => Kind::Fifo,
+            FileType::Socket => Kind::Socket,
+        };
+        let metadata = self.metadata(nid)?;
+        let node = self.tree.add(Node { metadata, kind });
+        self.seen.insert(nid, node);
+        Ok(node)
+    }
+}
+
+impl Bootstrap {
+    /// The bytes that an inode takes with its extended attributes.
+    fn inode_size(&self, nid: Nid) -> Result<u64, ReadError> {
+        let Format::V6(v6) = &self.format;
+        Ok(v6.inode(&self.data, nid)?.stored_size())
+    }
+}

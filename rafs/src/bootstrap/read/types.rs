@@ -1,0 +1,117 @@
+//! What a bootstrap says about its files.
+
+use super::{ReadError, v6};
+use crate::blob::{BlobIndex, ChunkIndex};
+use crate::layout::v6::FileType;
+use crate::tree::{DeviceNumber, Time};
+
+/// An inode of a bootstrap.
+#[derive(Clone, Copy, Debug, Eq, Hash, Ord, PartialEq, PartialOrd)]
+pub struct Nid(pub u64);
+
+/// The version of the format.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+pub enum Version {
+    /// RAFS v5.
+    V5,
+    /// RAFS v6, on an EROFS layout.
+    V6,
+}
+
+/// What is known of a file of any type, without names, extended attributes and content.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+pub struct Inode {
+    /// Its type.
+    pub kind: FileType,
+    /// Size in bytes: of a regular file its content, of a symbolic link its target, of a directory what it takes here.
+    pub size: u64,
+    /// Permission bits with set-uid, set-gid and sticky: `0o7777`.
+    pub permissions: u16,
+    /// Owner.
+    pub uid: u32,
+    /// Group.
+    pub gid: u32,
+    /// Last modification of the content.
+    pub mtime: Time,
+    /// Number of names.
+    pub nlink: u32,
+    /// Of a character or block device, its number.
+    pub rdev: DeviceNumber,
+}
+
+/// An entry of a directory.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+pub struct DirectoryEntry<'a> {
+    /// The file.
+    pub nid: Nid,
+    /// Its name here.
+    pub name: &'a [u8],
+    /// Its type, as the directory has it.
+    pub kind: FileType,
+    /// Where to go on reading behind this entry.
+    pub next_offset: u64,
+}
+
+/// A piece of a regular file within one chunk.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+pub struct ChunkUse {
+    /// The blob.
+    pub blob: BlobIndex,
+    /// The chunk in the blob.
+    pub chunk: ChunkIndex,
+    /// Where the chunk begins in the uncompressed blob, and so in its cache file, in bytes.
+    pub uncompressed_offset: u64,
+    /// Where the piece begins in the chunk, in bytes.
+    pub offset_in_chunk: u32,
+    /// Size of the piece in bytes, at least 1.
+    pub len: u32,
+    /// Where the piece begins in the file, in bytes.
+    pub file_offset: u64,
+}
+
+/// The entries of a directory. Ends after an error.
+#[derive(Clone, Debug)]
+pub struct Directory<'a>(pub(super) Entries<'a>);
+
+#[derive(Clone, Debug)]
+pub(super) enum Entries<'a> {
+    V6(v6::Directory<'a>),
+}
+
+impl<'a> Iterator for Directory<'a> {
+    type Item = Result<DirectoryEntry<'a>, ReadError>;
+
+    fn next(&mut self) -> Option<Self::Item> {
+        match &mut self.0 {
+            Entries::V6(entries) => entries.next(),
+        }
+    }
+}
+
+/// The pieces of a file's range. Ends after an error.
+#[derive(Clone, Debug)]
+pub struct Pieces<'a>(pub(super) FilePieces<'a>);
+
+#[derive(Clone, Debug)]
+pub(super) enum FilePieces<'a> {
+    V6(v6::Pieces<'a>),
+}
+
+impl Pieces<'_> {
+    /// The bytes that the addresses of the file's chunks take in the bootstrap.
+    pub(super) fn stored_size(&self) -> u64 {
+        match &self.0 {
+            FilePieces::V6(pieces) => pieces.stored_size(),
+        }
+    }
+}
+
+impl Iterator for Pieces<'_> {
+    type Item = Result<ChunkUse, ReadError>;
+
+    fn next(&mut self) -> Option<Self::Item> {
+        match &mut self.0 {
+            FilePieces::V6(pieces) => pieces.next(),
+        }
+    }
+}

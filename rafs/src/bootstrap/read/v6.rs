@@ -1,0 +1,107 @@
+//! Reading RAFS v6.
+
+mod blobs;
+mod chunks;
+mod directory;
+mod file;
+mod inode;
+
+pub(super) use directory::Directory;
+pub(super) use file::Pieces;
+
+use super::data::Data;
+use super::{Nid, ReadError};
+use crate::blob::Blob;
+use crate::layout::BLOCK_SIZE;
+use crate::layout::flags::superblock as flags;
+use crate::layout::v6::{
+    EXTENSION_OFFSET, ExtensionSuperblock, INCOMPAT_CHUNKED_FILE, INCOMPAT_DEVICE_TABLE, MAGIC,
+    SUPERBLOCK_OFFSET, Superblock,
+};
+
+/// Where things are, as the superblocks say.
+#[derive(Debug)]
+pub(super) struct Layout {
+    /// Offset in bytes from which nids count.
+    meta: u64,
+    pub(super) root: Nid,
+    pub(super) inodes: u64,
+    pub(super) chunk_size: u32,
+    /// The time of compact inodes.
+    build_time: crate::tree::Time,
+    chunks: chunks::ChunkTable,
+    prefetch_offset: u64,
+    prefetch_size: u32,
+}
+
+impl Layout {
+    /// Reads the superblocks and the blob table: blobs and their numbers of chunks.
+    pub(super) fn new(data: &Data) -> Result<(Self, Vec<(Blob, u32)>), ReadError> {
+        let sb: &Superblock =
+            data.view("superblock", SUPERBLOCK_OFFSET).map_err(|_| ReadError::NotABootstrap)?;
+        if sb.magic.get() != MAGIC {
+            return Err(ReadError::NotABootstrap);
+        }
+        let extension: &ExtensionSuperblock = data.view("extension superblock", EXTENSION_OFFSET)?;
+        let bits = extension.flags.get();
+        refuse_unsupported(sb, bits)?;
+        let corrupt = |expected| ReadError::Corrupt { what: "superblock", at: SUPERBLOCK_OFFSET, expected };
+        if u64::from(sb.block_bits) != u64::from(BLOCK_SIZE.trailing_zeros()) {
+            return Err(corrupt("blocks of 4,096 bytes"));
+        }
+        let incompatible = sb.feature_incompat.get() & !(INCOMPAT_CHUNKED_FILE | INCOMPAT_DEVICE_TABLE);
+        if incompatible != 0 {
+            return Err(ReadError::Unsupported("EROFS features other than chunks and devices"));
+        }
+        let chunk_size = extension.chunk_size.get();
+        if !chunk_size.is_power_of_two() || !(4096..=1 << 24).contains(&chunk_size) {
+            return Err(corrupt("a chunk size that is a power of two from 4 KiB to 16 MiB"));
+        }
+        let blobs = blobs::read(data, sb, extension)?;
+        let layout = Self {
+            meta: u64::from(sb.meta_blkaddr.get()) * BLOCK_SIZE,
+            root: Nid(u64::from(sb.root_nid.get())),
+            inodes: sb.inodes.get(),
+            chunk_size,
+            build_time: crate::tree::Time {
+                seconds: sb.build_time.get().cast_signed(),
+                nanoseconds: sb.build_time_nsec.get(),
+            },
+            chunks: chunks::ChunkTable::new(
+                data,
+                extension.chunk_table_offset.get(),
+                extension.chunk_table_size.get(),
+            )?,
+            prefetch_offset: extension.prefetch_table_offset.get(),
+            prefetch_size: extension.prefetch_table_size.get(),
+        };
+        layout.inode(data, layout.root)?.expect_directory()?;
+        Ok((layout, blobs))
+    }
+
+    pub(super) fn prefetch(&self, data: &Data) -> Result<Vec<Nid>, ReadError> {
+        // Old images state a size for a table that is not there.
+        if self.prefetch_offset == 0 {
+            return Ok(Vec::new());
+        }
+        let table: &[zerocopy::little_endian::U32] =
+            data.table("prefetch table", self.prefetch_offset, u64::from(self.prefetch_size))?;
+        // Unused entries are 0, which no inode has.
+        Ok(table.iter().filter(|nid| nid.get() != 0).map(|nid| Nid(u64::from(nid.get()))).collect())
+    }
+}
+
+fn refuse_unsupported(sb: &Superblock, bits: u64) -> Result<(), ReadError> {
+    let unsupported = [
+        (flags::ENCRYPTION_AES_128_XTS, "an encrypted image (AES-128-XTS)"),
+        (flags::TARFS_MODE, "an image in tarfs mode"),
+        (flags::COMPRESSION_GZIP, "gzip compression"),
+    ];
+    if let Some((_, name)) = unsupported.into_iter().find(|(bit, _)| bits & bit != 0) {
+        return Err(ReadError::Unsupported(name));
+    }
+    if sb.xattr_blkaddr.get() != 0 {
+        return Err(ReadError::Unsupported("shared extended attributes"));
+    }
+    Ok(())
+}

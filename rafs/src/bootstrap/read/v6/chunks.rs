@@ -1,0 +1,122 @@
+//! The chunk table.
+
+use std::sync::OnceLock;
+
+use super::super::ReadError;
+use super::super::data::Data;
+use super::Layout;
+use crate::blob::{BatchMember, Blob, BlobIndex, Chunk, ChunkIndex};
+use crate::digest::Digest;
+use crate::layout::chunk_table::ChunkEntry;
+use crate::layout::flags::chunk as flags;
+
+/// Where the table is, and the order of its entries once that was needed.
+#[derive(Debug)]
+pub(super) struct ChunkTable {
+    offset: u64,
+    size: u64,
+    /// Entries by blob and index, where the table itself has another order.
+    sorted: OnceLock<Vec<u32>>,
+}
+
+impl ChunkTable {
+    pub(super) fn new(data: &Data, offset: u64, size: u64) -> Result<Self, ReadError> {
+        let this = Self { offset: if size == 0 { 0 } else { offset }, size, sorted: OnceLock::new() };
+        let table = this.entries(data)?;
+        if u32::try_from(table.len()).is_err() {
+            let expected = "at most 2^32 entries";
+            return Err(ReadError::Corrupt { what: "chunk table", at: offset, expected });
+        }
+        Ok(this)
+    }
+
+    pub(super) fn entries<'a>(&self, data: &'a Data) -> Result<&'a [ChunkEntry], ReadError> {
+        data.table("chunk table", self.offset, self.size)
+    }
+
+    /// The entry of a chunk.
+    fn find<'a>(&self, data: &'a Data, key: (u32, u32)) -> Result<Option<&'a ChunkEntry>, ReadError> {
+        let table = self.entries(data)?;
+        if self.sorted.get().is_none()
+            && let Ok(found) = table.binary_search_by_key(&key, entry_key)
+        {
+            return Ok(Some(&table[found]));
+        }
+        let sorted = self.sorted.get_or_init(|| {
+            let mut positions: Vec<u32> = (0..table.len() as u32).collect();
+            positions.sort_by_key(|&position| entry_key(&table[position as usize]));
+            positions
+        });
+        let found = sorted.binary_search_by_key(&key, |&position| entry_key(&table[position as usize]));
+        Ok(found.ok().map(|found| &table[sorted[found] as usize]))
+    }
+}
+
+fn entry_key(entry: &ChunkEntry) -> (u32, u32) {
+    (entry.blob_index.get(), entry.index.get())
+}
+
+impl Layout {
+    /// A chunk as the table has it. Of a batch member, index and offset in the batch are not known here and are 0.
+    pub(in super::super) fn chunk(
+        &self,
+        data: &Data,
+        of: &Blob,
+        blob: BlobIndex,
+        chunk: ChunkIndex,
+    ) -> Result<Chunk, ReadError> {
+        let entry = self.chunks.find(data, (u32::from(blob.0), chunk.0))?;
+        let entry = entry.ok_or(ReadError::NoSuchChunk { blob: blob.0, chunk: chunk.0 })?;
+        decode(entry, of, chunk)
+    }
+
+    /// All chunks of the table, as [`Layout::chunk`] gives them.
+    pub(in super::super) fn table<'a>(
+        &self,
+        data: &'a Data,
+        blobs: &'a [Blob],
+    ) -> Result<
+        impl ExactSizeIterator<Item = Result<(BlobIndex, ChunkIndex, Chunk), ReadError>> + 'a,
+        ReadError,
+    > {
+        Ok(self.chunks.entries(data)?.iter().map(move |entry| {
+            let (blob, index) = entry_key(entry);
+            let blob = u8::try_from(blob).unwrap_or(u8::MAX);
+            let of = blobs.get(usize::from(blob)).ok_or(ReadError::NoSuchBlob(blob))?;
+            Ok((BlobIndex(blob), ChunkIndex(index), decode(entry, of, ChunkIndex(index))?))
+        }))
+    }
+}
+
+fn decode(entry: &ChunkEntry, blob: &Blob, index: ChunkIndex) -> Result<Chunk, ReadError> {
+    let corrupt =
+        |expected| Err(ReadError::Corrupt { what: "chunk table entry", at: u64::from(index.0), expected });
+    let bits = entry.flags.get();
+    if bits & flags::ENCRYPTED != 0 {
+        return Err(ReadError::Unsupported("an encrypted chunk (AES-128-XTS)"));
+    }
+    let chunk = Chunk {
+        digest: Digest(entry.digest),
+        compressed_offset: entry.compressed_offset.get(),
+        compressed_size: entry.compressed_size.get(),
+        uncompressed_offset: entry.uncompressed_offset.get(),
+        uncompressed_size: entry.uncompressed_size.get(),
+        compressed: bits & flags::COMPRESSED != 0,
+        batch: (bits & flags::BATCH != 0).then_some(BatchMember { index: 0, offset: 0 }),
+    };
+    if chunk.uncompressed_size == 0 || chunk.uncompressed_size > blob.chunk_size {
+        return corrupt("an uncompressed size from 1 to the chunk size");
+    }
+    if !chunk.compressed && chunk.batch.is_none() && chunk.compressed_size != chunk.uncompressed_size {
+        return corrupt("equal sizes, for it is not compressed");
+    }
+    let end = chunk.compressed_offset.checked_add(u64::from(chunk.compressed_size));
+    if end.is_none_or(|end| end > blob.compressed_size) {
+        return corrupt("stored bytes within the blob's chunk data");
+    }
+    let end = chunk.uncompressed_offset.checked_add(u64::from(chunk.uncompressed_size));
+    if end.is_none_or(|end| end > blob.uncompressed_size.next_multiple_of(4096)) {
+        return corrupt("uncompressed bytes within the uncompressed blob");
+    }
+    Ok(chunk)
+}

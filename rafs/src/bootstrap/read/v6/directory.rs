@@ -1,0 +1,165 @@
+//! Directories.
+
+use std::cmp::Ordering;
+
+use super::super::data::Data;
+use super::super::{DirectoryEntry, Nid, ReadError};
+use super::Layout;
+use super::inode::RawInode;
+use crate::layout::BLOCK_SIZE;
+use crate::layout::v6::{DirectoryEntry as RawEntry, FileType};
+
+const ENTRY_SIZE: usize = size_of::<RawEntry>();
+
+/// One block of a directory: entries, then their names.
+#[derive(Clone, Copy, Debug)]
+struct Block<'a> {
+    bytes: &'a [u8],
+    entries: &'a [RawEntry],
+    directory: Nid,
+}
+
+impl<'a> Block<'a> {
+    fn new(data: &'a Data, directory: &RawInode, nid: Nid, index: u64) -> Result<Self, ReadError> {
+        let corrupt = |expected| ReadError::Corrupt { what: "directory", at: nid.0, expected };
+        let start = index.checked_mul(BLOCK_SIZE).filter(|start| *start < directory.size);
+        let start = start.ok_or(corrupt("a block within the directory"))?;
+        let bytes = directory.content(data, start, (directory.size - start).min(BLOCK_SIZE))?;
+        let (first, _) = zerocopy::Ref::<&[u8], RawEntry>::from_prefix(bytes)
+            .map_err(|_| corrupt("at least one entry a block"))?;
+        let names = usize::from(first.name_offset.get());
+        let entries =
+            bytes.get(..names).filter(|entries| !entries.is_empty() && entries.len() % ENTRY_SIZE == 0);
+        let entries = entries.ok_or(corrupt("the first name behind the last entry"))?;
+        let entries = zerocopy::FromBytes::ref_from_bytes(entries).expect("a multiple of the entry size");
+        Ok(Self { bytes, entries, directory: nid })
+    }
+
+    fn corrupt(&self, expected: &'static str) -> ReadError {
+        ReadError::Corrupt { what: "directory", at: self.directory.0, expected }
+    }
+
+    /// The name of an entry of this block.
+    fn name(&self, index: usize) -> Result<&'a [u8], ReadError> {
+        let start = usize::from(self.entries[index].name_offset.get());
+        let name = match self.entries.get(index + 1) {
+            Some(next) => self.bytes.get(start..usize::from(next.name_offset.get())),
+            // The last name ends at the first NUL, or with the block.
+            None => self.bytes.get(start..).and_then(|rest| rest.split(|&byte| byte == 0).next()),
+        };
+        let good = |name: &&[u8]| {
+            !name.is_empty() && name.len() <= 255 && !name.iter().any(|b| matches!(b, b'/' | 0))
+        };
+        name.filter(good)
+            .ok_or_else(|| self.corrupt("names of 1 to 255 bytes without '/' and NUL, within the block"))
+    }
+}
+
+impl Layout {
+    pub(in super::super) fn lookup(
+        &self,
+        data: &Data,
+        directory: Nid,
+        name: &[u8],
+    ) -> Result<Option<Nid>, ReadError> {
+        let inode = self.inode(data, directory)?.expect_directory()?;
+        let (mut low, mut high) = (0, inode.size.div_ceil(BLOCK_SIZE));
+        // Finds the last block whose first name is not greater.
+        let mut candidate = None;
+        while low < high {
+            let middle = low + (high - low) / 2;
+            let block = Block::new(data, &inode, directory, middle)?;
+            match block.name(0)?.cmp(name) {
+                Ordering::Greater => high = middle,
+                Ordering::Equal => return Ok(Some(Nid(block.entries[0].nid.get()))),
+                Ordering::Less => {
+                    candidate = Some(block);
+                    low = middle + 1;
+                }
+            }
+        }
+        let Some(block) = candidate else { return Ok(None) };
+        let (mut low, mut high) = (1, block.entries.len());
+        while low < high {
+            let middle = low + (high - low) / 2;
+            match block.name(middle)?.cmp(name) {
+                Ordering::Greater => high = middle,
+                Ordering::Equal => return Ok(Some(Nid(block.entries[middle].nid.get()))),
+                Ordering::Less => low = middle + 1,
+            }
+        }
+        Ok(None)
+    }
+
+    pub(in super::super) fn read_dir<'a>(
+        &self,
+        data: &'a Data,
+        directory: Nid,
+        offset: u64,
+    ) -> Result<Directory<'a>, ReadError> {
+        let inode = self.inode(data, directory)?.expect_directory()?;
+        let (index, entry) = (offset / BLOCK_SIZE, (offset % BLOCK_SIZE) as usize);
+        Ok(Directory { data, inode, nid: directory, index, entry, block: None })
+    }
+}
+
+/// The entries of a directory. An offset is the block's number times 4,096 plus the entry's number in it.
+#[derive(Clone, Debug)]
+pub(in super::super) struct Directory<'a> {
+    data: &'a Data,
+    inode: RawInode,
+    nid: Nid,
+    index: u64,
+    entry: usize,
+    block: Option<Block<'a>>,
+}
+
+impl<'a> Directory<'a> {
+    fn step(&mut self) -> Result<Option<DirectoryEntry<'a>>, ReadError> {
+        while self.index < self.inode.size.div_ceil(BLOCK_SIZE) {
+            let block = match self.block {
+                Some(block) => block,
+                None => *self.block.insert(Block::new(self.data, &self.inode, self.nid, self.index)?),
+            };
+            let Some(raw) = block.entries.get(self.entry) else {
+                (self.index, self.entry, self.block) = (self.index + 1, 0, None);
+                continue;
+            };
+            let name = block.name(self.entry)?;
+            self.entry += 1;
+            if name == b"." || name == b".." {
+                continue;
+            }
+            let kind = file_type(raw.file_type).ok_or_else(|| block.corrupt("a known file type"))?;
+            let next_offset = self.index * BLOCK_SIZE + self.entry as u64;
+            return Ok(Some(DirectoryEntry { nid: Nid(raw.nid.get()), name, kind, next_offset }));
+        }
+        Ok(None)
+    }
+}
+
+impl<'a> Iterator for Directory<'a> {
+    type Item = Result<DirectoryEntry<'a>, ReadError>;
+
+    fn next(&mut self) -> Option<Self::Item> {
+        let result = self.step();
+        if result.is_err() {
+            self.index = u64::MAX;
+        }
+        result.transpose()
+    }
+}
+
+fn file_type(number: u8) -> Option<FileType> {
+    [
+        FileType::Regular,
+        FileType::Directory,
+        FileType::CharDevice,
+        FileType::BlockDevice,
+        FileType::Fifo,
+        FileType::Socket,
+        FileType::Symlink,
+    ]
+    .into_iter()
+    .find(|kind| *kind as u8 == number)
+}
