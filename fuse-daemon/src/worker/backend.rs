@@ -1,0 +1,99 @@
+//! Where stored bytes of blobs come from.
+
+use std::fs::File;
+use std::io;
+use std::ops::Range;
+use std::os::unix::fs::FileExt;
+use std::path::PathBuf;
+
+use bytes::Bytes;
+use futures::StreamExt;
+use futures::stream::BoxStream;
+use registry::Repository;
+use registry::client::Client;
+
+use crate::control::BlobId;
+
+/// Why stored bytes cannot be had.
+#[derive(Debug, thiserror::Error)]
+pub enum BackendError {
+    /// The registry did not deliver.
+    #[error("{0}")]
+    Registry(#[from] registry::client::Error),
+    /// The blob's file did not.
+    #[error("blob file {}, bytes {} to {}: {source}", path.display(), range.start, range.end)]
+    File {
+        /// The file.
+        path: PathBuf,
+        /// The bytes.
+        range: Range<u64>,
+        /// Why not.
+        source: io::Error,
+    },
+}
+
+/// A place that has blobs.
+pub trait Backend: Send + Sync {
+    /// The bytes of a range of a blob, as they arrive. Not verified: that is the worker's part.
+    fn read(&self, blob: BlobId, range: Range<u64>) -> BoxStream<'static, Result<Bytes, BackendError>>;
+}
+
+/// The repository of an image.
+#[derive(Debug)]
+pub struct RegistryBackend {
+    client: Client,
+    repository: Repository,
+}
+
+impl RegistryBackend {
+    /// Reads from `repository`.
+    pub fn new(client: Client, repository: Repository) -> Self {
+        Self { client, repository }
+    }
+}
+
+impl Backend for RegistryBackend {
+    fn read(&self, blob: BlobId, range: Range<u64>) -> BoxStream<'static, Result<Bytes, BackendError>> {
+        let digest =
+            registry::Digest::try_from(blob.to_string()).expect("sha256: and 64 digits are a digest");
+        let len = range.end.saturating_sub(range.start);
+        match self.client.blob_part(&self.repository, &digest, range.start, len) {
+            Ok(reader) => reader.into_stream().map(|bytes| bytes.map_err(BackendError::from)).boxed(),
+            Err(error) => futures::stream::iter([Err(error.into())]).boxed(),
+        }
+    }
+}
+
+/// A directory of blob files, each named by the blob's 64 hexadecimal digits.
+#[derive(Debug)]
+pub struct DirectoryBackend {
+    dir: PathBuf,
+}
+
+impl DirectoryBackend {
+    /// Reads from files in `dir`.
+    pub fn new(dir: impl Into<PathBuf>) -> Self {
+        Self { dir: dir.into() }
+    }
+}
+
+impl Backend for DirectoryBackend {
+    fn read(&self, blob: BlobId, range: Range<u64>) -> BoxStream<'static, Result<Bytes, BackendError>> {
+        let path = self.dir.join(blob.0.to_string());
+        let read = async move {
+            let (file, wanted) = (path.clone(), range.clone());
+            tokio::task::spawn_blocking(move || read_file(&file, &wanted))
+                .await
+                .unwrap_or_else(|panic| Err(io::Error::other(panic)))
+                .map_err(|source| BackendError::File { path, range, source })
+        };
+        futures::stream::once(read).boxed()
+    }
+}
+
+fn read_file(path: &std::path::Path, range: &Range<u64>) -> io::Result<Bytes> {
+    let len = usize::try_from(range.end.saturating_sub(range.start)).map_err(io::Error::other)?;
+    let mut bytes = vec![0; len];
+    File::open(path)?.read_exact_at(&mut bytes, range.start)?;
+    Ok(bytes.into())
+}

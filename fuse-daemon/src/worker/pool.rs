@@ -1,0 +1,99 @@
+//! The threads that decode: what a reader waits for goes before what was read ahead.
+
+use std::collections::VecDeque;
+use std::sync::{Arc, Condvar, Mutex, PoisonError};
+use std::thread::JoinHandle;
+
+use crate::front::ChunkKey;
+
+/// Work on some chunks.
+pub(super) struct Job {
+    /// The chunks.
+    pub(super) chunks: Vec<ChunkKey>,
+    /// What is to be done.
+    pub(super) run: Box<dyn FnOnce() + Send>,
+}
+
+/// Threads with two queues.
+pub(super) struct Pool {
+    shared: Arc<Shared>,
+    threads: Vec<JoinHandle<()>>,
+}
+
+#[derive(Default)]
+struct Shared {
+    queues: Mutex<Queues>,
+    filled: Condvar,
+}
+
+#[derive(Default)]
+struct Queues {
+    demanded: VecDeque<Job>,
+    ahead: VecDeque<Job>,
+    closed: bool,
+}
+
+impl Pool {
+    /// Starts `threads` threads.
+    pub(super) fn new(threads: usize) -> std::io::Result<Self> {
+        let mut pool = Self { shared: Arc::default(), threads: Vec::new() };
+        for index in 0..threads.max(1) {
+            let shared = Arc::clone(&pool.shared);
+            let thread = std::thread::Builder::new().name(format!("decode-{index}"));
+            pool.threads.push(thread.spawn(move || shared.run())?);
+        }
+        Ok(pool)
+    }
+
+    /// Queues a job.
+    pub(super) fn submit(&self, job: Job, demanded: bool) {
+        let mut queues = self.shared.queues.lock().unwrap_or_else(PoisonError::into_inner);
+        let queue = if demanded { &mut queues.demanded } else { &mut queues.ahead };
+        queue.push_back(job);
+        drop(queues);
+        self.shared.filled.notify_one();
+    }
+
+    /// A reader waits for the chunk now.
+    pub(super) fn promote(&self, chunk: ChunkKey) {
+        let mut queues = self.shared.queues.lock().unwrap_or_else(PoisonError::into_inner);
+        let position = queues.ahead.iter().position(|job| job.chunks.contains(&chunk));
+        if let Some(job) = position.and_then(|position| queues.ahead.remove(position)) {
+            queues.demanded.push_back(job);
+        }
+    }
+}
+
+impl Drop for Pool {
+    fn drop(&mut self) {
+        let mut queues = self.shared.queues.lock().unwrap_or_else(PoisonError::into_inner);
+        queues.closed = true;
+        let (demanded, ahead) = (std::mem::take(&mut queues.demanded), std::mem::take(&mut queues.ahead));
+        drop(queues);
+        // Jobs may hold what leads back here: dropped without the lock.
+        drop((demanded, ahead));
+        self.shared.filled.notify_all();
+        let this = std::thread::current().id();
+        // The last owner may be one of the threads, in the job that it just ran.
+        self.threads.drain(..).filter(|thread| thread.thread().id() != this).for_each(|thread| {
+            let _ = thread.join();
+        });
+    }
+}
+
+impl Shared {
+    fn run(&self) {
+        let mut queues = self.queues.lock().unwrap_or_else(PoisonError::into_inner);
+        loop {
+            if let Some(job) = queues.demanded.pop_front().or_else(|| queues.ahead.pop_front()) {
+                drop(queues);
+                (job.run)();
+                queues = self.queues.lock().unwrap_or_else(PoisonError::into_inner);
+            } else if queues.closed {
+                return;
+            } else {
+                queues = self.filled.wait(queues).unwrap_or_else(PoisonError::into_inner);
+            }
+        }
+    }
+}
