@@ -134,8 +134,7 @@ impl Cri {
 
     /// Pulls an image; returns its id in containerd.
     pub fn pull(&self, image: &str) -> Result<String> {
-        let message =
-            PullImageRequest { image: Some(image_spec(image)), auth: None, sandbox_config: None };
+        let message = PullImageRequest { image: Some(image_spec(image)), auth: None, sandbox_config: None };
         let request = with_deadline!(PULL_DEADLINE, message);
         let answer = self.runtime.block_on(self.images.clone().pull_image(request));
         Ok(answer.with_context(|| format!("pulling {image}"))?.into_inner().image_ref)
@@ -188,8 +187,7 @@ impl Cri {
             }),
             ..Default::default()
         };
-        let message =
-            RunPodSandboxRequest { config: Some(config.clone()), runtime_handler: String::new() };
+        let message = RunPodSandboxRequest { config: Some(config.clone()), runtime_handler: String::new() };
         let request = with_deadline!(PULL_DEADLINE, message);
         let answer = self.runtime.block_on(self.pods.clone().run_pod_sandbox(request));
         let id = answer.with_context(|| format!("running pod {name}"))?.into_inner().pod_sandbox_id;

@@ -9,6 +9,8 @@ pub mod access_log;
 pub mod cri;
 pub mod demo;
 pub mod fault_proxy;
+pub mod leftovers;
+pub mod node;
 pub mod oci_layout;
 pub mod peers;
 pub mod process;

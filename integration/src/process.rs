@@ -92,8 +92,13 @@ impl Server {
     /// Leaves the process running beyond this guard; returns its id.
     pub fn release(mut self) -> Result<Pid> {
         let pid = self.pid()?;
-        self.child = None;
+        self.forget();
         Ok(pid)
+    }
+
+    /// From now on the process is not ours to stop.
+    pub fn forget(&mut self) {
+        self.child = None;
     }
 
     fn end(&mut self, signal: Signal) -> Result<()> {
@@ -103,8 +108,7 @@ impl Server {
         }
         // The child has not been waited for, so its id is still its own.
         kill(Pid::from_raw(i32::try_from(child.id())?), signal)?;
-        let stopped =
-            wait::until(&format!("{} stopped", self.name), STOP_DEADLINE, || Ok(child.try_wait()?));
+        let stopped = wait::until(&format!("{} stopped", self.name), STOP_DEADLINE, || Ok(child.try_wait()?));
         if let Err(error) = stopped {
             child.kill()?;
             child.wait()?;

@@ -1,1 +1,247 @@
-//! x
+//! Everything a file system tree shows, as text: one line a path, so that two trees can be compared.
+
+use std::collections::BTreeMap;
+use std::fmt::Write as _;
+use std::fs::{self, File, Metadata};
+use std::io::Read as _;
+use std::os::unix::ffi::OsStrExt;
+use std::os::unix::fs::{FileTypeExt, MetadataExt};
+use std::path::{Path, PathBuf};
+
+use anyhow::{Context, Result, bail};
+use nix::sys::stat::{major, minor};
+use sha2::{Digest, Sha256};
+
+/// How many differing paths a failed comparison shows.
+const SHOWN_DIFFERENCES: usize = 20;
+
+/// What is listed besides type, mode, owner, size, xattrs, link target, device, content and hard links.
+#[derive(Debug, Clone, Copy)]
+pub struct ListOptions {
+    /// Modification times to the nanosecond instead of to the second.
+    pub nanoseconds: bool,
+}
+
+/// A listing: what each path (relative, `.` for the root) is.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Listing {
+    lines: BTreeMap<PathBuf, String>,
+}
+
+impl Listing {
+    /// How many paths there are.
+    pub fn len(&self) -> usize {
+        self.lines.len()
+    }
+
+    /// Whether there is nothing, not even a root.
+    pub fn is_empty(&self) -> bool {
+        self.lines.is_empty()
+    }
+
+    /// Whether the tree has this path.
+    pub fn contains(&self, path: &str) -> bool {
+        self.lines.contains_key(Path::new(path))
+    }
+
+    /// Leaves a path out of comparisons.
+    pub fn remove(&mut self, path: &str) {
+        self.lines.remove(Path::new(path));
+    }
+
+    /// A digest of the whole listing.
+    pub fn digest(&self) -> String {
+        let mut hasher = Sha256::new();
+        for (path, line) in &self.lines {
+            hasher.update(path.as_os_str().as_bytes());
+            hasher.update([0]);
+            hasher.update(line.as_bytes());
+            hasher.update([0]);
+        }
+        hex::encode(hasher.finalize())
+    }
+
+    /// Fails, showing what differs, unless both trees are the same.
+    pub fn expect_same(&self, own_name: &str, other: &Self, other_name: &str) -> Result<()> {
+        let differences = self.differences(other);
+        if differences.is_empty() {
+            return Ok(());
+        }
+        let mut text = String::new();
+        for (path, ours, theirs) in differences.iter().take(SHOWN_DIFFERENCES) {
+            let show = |line: &Option<&str>| line.unwrap_or("(absent)").to_owned();
+            writeln!(
+                text,
+                "{}\n  {own_name}: {}\n  {other_name}: {}",
+                path.display(),
+                show(ours),
+                show(theirs)
+            )?;
+        }
+        bail!("{} paths differ between {own_name} and {other_name}:\n{text}", differences.len());
+    }
+
+    fn differences<'a>(&'a self, other: &'a Self) -> Vec<(&'a Path, Option<&'a str>, Option<&'a str>)> {
+        let mut found = Vec::new();
+        for (path, line) in &self.lines {
+            let theirs = other.lines.get(path);
+            if theirs != Some(line) {
+                found.push((path.as_path(), Some(line.as_str()), theirs.map(String::as_str)));
+            }
+        }
+        let missing = other.lines.iter().filter(|(path, _)| !self.lines.contains_key(*path));
+        found.extend(missing.map(|(path, line)| (path.as_path(), None, Some(line.as_str()))));
+        found.sort();
+        found
+    }
+}
+
+/// Lists the tree at `root`, which need not be a mount point; reads every file.
+pub fn list(root: &Path, options: ListOptions) -> Result<Listing> {
+    let mut walk = Walk { root, options, lines: BTreeMap::new(), links: BTreeMap::new() };
+    walk.visit(Path::new("."))?;
+    walk.finish()
+}
+
+struct Walk<'a> {
+    root: &'a Path,
+    options: ListOptions,
+    lines: BTreeMap<PathBuf, String>,
+    /// Paths of files with more than one name, by device and inode.
+    links: BTreeMap<(u64, u64), Vec<PathBuf>>,
+}
+
+impl Walk<'_> {
+    fn visit(&mut self, relative: &Path) -> Result<()> {
+        let path = self.root.join(relative);
+        let metadata = fs::symlink_metadata(&path).with_context(|| format!("{}", path.display()))?;
+        let line = self.describe(&path, &metadata).with_context(|| format!("reading {}", path.display()))?;
+        self.lines.insert(relative.to_owned(), line);
+        if metadata.is_dir() {
+            for entry in fs::read_dir(&path).with_context(|| format!("listing {}", path.display()))? {
+                self.visit(&relative.join(entry?.file_name()))?;
+            }
+        } else if metadata.nlink() > 1 {
+            self.links.entry((metadata.dev(), metadata.ino())).or_default().push(relative.to_owned());
+        }
+        Ok(())
+    }
+
+    fn describe(&self, path: &Path, metadata: &Metadata) -> Result<String> {
+        let kind = metadata.file_type();
+        let mut line = format!(
+            "{} {:04o} {}:{} {}",
+            type_name(metadata),
+            metadata.mode() & 0o7777,
+            metadata.uid(),
+            metadata.gid(),
+            metadata.mtime(),
+        );
+        if self.options.nanoseconds {
+            write!(line, ".{:09}", metadata.mtime_nsec())?;
+        }
+        if kind.is_file() {
+            write!(line, " size={} sha256={}", metadata.len(), content_digest(path)?)?;
+        } else if kind.is_symlink() {
+            write!(line, " -> {}", fs::read_link(path)?.display())?;
+        } else if kind.is_block_device() || kind.is_char_device() {
+            write!(line, " device={},{}", major(metadata.rdev()), minor(metadata.rdev()))?;
+        }
+        for name in attribute_names(path)? {
+            let value = xattr::get(path, &name)?.unwrap_or_default();
+            write!(line, " {}={}", name.display(), hex::encode(value))?;
+        }
+        Ok(line)
+    }
+
+    /// Adds to each name of a file with several the others that are in the tree too.
+    fn finish(mut self) -> Result<Listing> {
+        for mut group in self.links.into_values() {
+            group.sort();
+            let Some(first) = group.first().filter(|_| group.len() > 1).cloned() else { continue };
+            for path in &group {
+                if let Some(line) = self.lines.get_mut(path) {
+                    write!(line, " one-of={} first={}", group.len(), first.display())?;
+                }
+            }
+        }
+        Ok(Listing { lines: self.lines })
+    }
+}
+
+fn type_name(metadata: &Metadata) -> &'static str {
+    let kind = metadata.file_type();
+    match () {
+        () if kind.is_dir() => "directory",
+        () if kind.is_file() => "file",
+        () if kind.is_symlink() => "symlink",
+        () if kind.is_char_device() => "character-device",
+        () if kind.is_block_device() => "block-device",
+        () if kind.is_fifo() => "fifo",
+        () => "socket",
+    }
+}
+
+/// Names of extended attributes, sorted. Those the kernel keeps for itself on an overlay are not the image's.
+fn attribute_names(path: &Path) -> Result<Vec<std::ffi::OsString>> {
+    let mut names: Vec<_> = match xattr::list(path) {
+        Ok(names) => names.filter(|name| !name.as_bytes().starts_with(b"trusted.overlay.")).collect(),
+        Err(error) if error.raw_os_error() == Some(nix::libc::EOPNOTSUPP) => Vec::new(),
+        Err(error) => return Err(error.into()),
+    };
+    names.sort();
+    Ok(names)
+}
+
+/// The SHA-256 of a file's content, as hex.
+pub fn content_digest(path: &Path) -> Result<String> {
+    let mut file = File::open(path)?;
+    let mut hasher = Sha256::new();
+    let mut buffer = vec![0; 256 << 10];
+    loop {
+        match file.read(&mut buffer)? {
+            0 => return Ok(hex::encode(hasher.finalize())),
+            read => hasher.update(&buffer[..read]),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::os::unix::fs::PermissionsExt;
+
+    use super::*;
+
+    const EXACT: ListOptions = ListOptions { nanoseconds: true };
+
+    fn sample(dir: &Path) -> PathBuf {
+        let root = dir.join("root");
+        fs::create_dir(&root).unwrap();
+        fs::write(root.join("a"), "text").unwrap();
+        fs::hard_link(root.join("a"), root.join("b")).unwrap();
+        root
+    }
+
+    #[test]
+    fn a_tree_equals_itself_and_names_its_hard_links() {
+        let dir = tempfile::tempdir().unwrap();
+        let root = sample(dir.path());
+        let listing = list(&root, EXACT).unwrap();
+        assert_eq!(listing.len(), 3);
+        assert!(listing.lines[Path::new("./b")].ends_with("one-of=2 first=./a"));
+        listing.expect_same("one", &list(&root, EXACT).unwrap(), "other").unwrap();
+    }
+
+    #[test]
+    fn any_single_change_is_shown_with_its_path() {
+        let dir = tempfile::tempdir().unwrap();
+        let root = sample(dir.path());
+        let before = list(&root, EXACT).unwrap();
+        fs::set_permissions(root.join("a"), fs::Permissions::from_mode(0o600)).unwrap();
+        let error = before.expect_same("before", &list(&root, EXACT).unwrap(), "after").unwrap_err();
+        assert!(error.to_string().contains("./a") && error.to_string().contains("0600"), "{error}");
+        fs::remove_file(root.join("b")).unwrap();
+        let error = before.expect_same("before", &list(&root, EXACT).unwrap(), "after").unwrap_err();
+        assert!(error.to_string().contains("after: (absent)"), "{error}");
+    }
+}

@@ -8,7 +8,11 @@ use anyhow::{Result, bail};
 const POLL_INTERVAL: Duration = Duration::from_millis(20);
 
 /// Polls `condition` until it yields a value, or fails once `deadline` has passed, naming `what`.
-pub fn until<T>(what: &str, deadline: Duration, mut condition: impl FnMut() -> Result<Option<T>>) -> Result<T> {
+pub fn until<T>(
+    what: &str,
+    deadline: Duration,
+    mut condition: impl FnMut() -> Result<Option<T>>,
+) -> Result<T> {
     let start = Instant::now();
     loop {
         if let Some(value) = condition()? {

@@ -85,7 +85,8 @@ fn run(cri: &Cri, name: String, env: &[String], image: String, command: Vec<Stri
     }
     let mut variables = Vec::new();
     for pair in env {
-        let (key, value) = pair.split_once('=').ok_or_else(|| anyhow!("--env {pair}: NAME=VALUE is expected"))?;
+        let (key, value) =
+            pair.split_once('=').ok_or_else(|| anyhow!("--env {pair}: NAME=VALUE is expected"))?;
         variables.push((key.to_owned(), value.to_owned()));
     }
     let logs = std::env::temp_dir().join(format!("cri-{name}"));

@@ -52,7 +52,8 @@ impl Containerd {
         command.arg("--config").arg(config).env("PATH", path_with(program.parent())?);
         let mut server = Server::spawn("containerd", command, dir.join("containerd.log"))?;
         server.wait_ready(START_DEADLINE, || {
-            accepts_unix(&socket) && Cri::connect(&socket).and_then(|cri| cri.runtime_is_ready()).unwrap_or(false)
+            accepts_unix(&socket)
+                && Cri::connect(&socket).and_then(|cri| cri.runtime_is_ready()).unwrap_or(false)
         })?;
         let snapshotter = options.snapshotter.as_ref().map_or("overlayfs", |proxy| &proxy.name).to_owned();
         Ok(Self { server, dir: dir.to_owned(), socket, ctr: peers.containerd("ctr")?, snapshotter })
@@ -100,7 +101,8 @@ impl Containerd {
 fn path_with(first: Option<&Path>) -> Result<std::ffi::OsString> {
     let path = env::var_os("PATH").unwrap_or_default();
     let folders = first.map(PathBuf::from).into_iter().chain(env::split_paths(&path));
-    env::join_paths(folders.chain([PathBuf::from("/usr/sbin"), PathBuf::from("/sbin")])).context("composing PATH")
+    env::join_paths(folders.chain([PathBuf::from("/usr/sbin"), PathBuf::from("/sbin")]))
+        .context("composing PATH")
 }
 
 fn configuration(dir: &Path, socket: &Path, options: &ContainerdOptions) -> Result<String> {

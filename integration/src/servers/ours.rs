@@ -5,23 +5,28 @@ use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
-use anyhow::Result;
+use anyhow::{Result, anyhow};
+use nix::unistd::Pid;
 
 use super::{ProxySnapshotter, START_DEADLINE, accepts, accepts_unix, free_address};
 use crate::access_log::AccessLog;
+use crate::leftovers;
 use crate::peers;
-use crate::process::Server;
+use crate::process::{self, Server};
 
 /// The name under which our snapshotter is known to containerd.
 pub const SNAPSHOTTER_NAME: &str = "nydus-cluster";
 
-/// `nydus-cluster` with an empty configuration of its own, so that the host's does not apply.
+/// `nydus-cluster` with a configuration of its own, so that the host's does not apply.
 fn role(dir: &Path, config: &str) -> Result<Command> {
     fs::create_dir_all(dir)?;
-    let config_file = dir.join("config.toml");
-    fs::write(&config_file, config)?;
+    fs::write(dir.join("config.toml"), config)?;
+    role_as_before(dir)
+}
+
+fn role_as_before(dir: &Path) -> Result<Command> {
     let mut command = Command::new(peers::nydus_cluster()?);
-    command.arg("--config").arg(config_file);
+    command.arg("--config").arg(dir.join("config.toml"));
     Ok(command)
 }
 
@@ -127,19 +132,51 @@ pub struct Snapshotter {
     server: Server,
     dir: PathBuf,
     socket: PathBuf,
+    released: bool,
 }
 
 impl Snapshotter {
-    /// Starts the snapshotter with its root under `dir`; `config` is TOML beyond the defaults.
+    /// Starts the snapshotter with its root under `dir`; `config` is TOML beyond what names sockets and logs.
     ///
     /// Started again with the same `dir`, it goes on with the state it finds there.
     pub fn start(dir: &Path, config: &str) -> Result<Self> {
         let socket = dir.join("snapshotter.sock");
-        let mut command = role(dir, config)?;
-        command.args(["snapshotter", "--root"]).arg(dir.join("root")).arg("--listen").arg(&socket);
+        let (control, log) = (dir.join("daemon.sock"), dir.join("daemon.log"));
+        let config = format!(
+            "{config}\n[snapshotter.daemon]\nsocket = \"{}\"\nlog = \"{}\"\n",
+            control.display(),
+            log.display()
+        );
+        let server = Self::spawn(dir, &socket, role(dir, &config)?)?;
+        Ok(Self { server, dir: dir.to_owned(), socket, released: false })
+    }
+
+    /// Starts the snapshotter again, with the state and configuration it had.
+    pub fn restart(&mut self) -> Result<()> {
+        self.server.stop()?;
+        self.server = Self::spawn(&self.dir, &self.socket, role_as_before(&self.dir)?)?;
+        Ok(())
+    }
+
+    fn spawn(dir: &Path, socket: &Path, mut command: Command) -> Result<Server> {
+        command.args(["snapshotter", "--root"]).arg(dir.join("root")).arg("--listen").arg(socket);
         let mut server = Server::spawn("snapshotter", command, dir.join("snapshotter.log"))?;
-        server.wait_ready(START_DEADLINE, || accepts_unix(&socket))?;
-        Ok(Self { server, dir: dir.to_owned(), socket })
+        let control = dir.join("daemon.sock");
+        server.wait_ready(START_DEADLINE, || accepts_unix(socket) && accepts_unix(&control))?;
+        Ok(server)
+    }
+
+    /// The daemon that the snapshotter started.
+    pub fn daemon_pid(&self) -> Result<Pid> {
+        let running = leftovers::processes(&self.dir)?;
+        let role = |process: &leftovers::Process| process.arguments.iter().any(|word| word == "daemon");
+        let daemon = running.iter().find(|process| role(process));
+        daemon.map(|process| process.pid).ok_or_else(|| anyhow!("no daemon runs for {}", self.dir.display()))
+    }
+
+    /// What the daemon has written so far.
+    pub fn daemon_log(&self) -> String {
+        String::from_utf8_lossy(&fs::read(self.dir.join("daemon.log")).unwrap_or_default()).into_owned()
     }
 
     /// What containerd needs to know of it.
@@ -157,8 +194,25 @@ impl Snapshotter {
         &mut self.server
     }
 
-    /// Gives up the guard, leaving the process running.
-    pub fn into_server(self) -> Server {
-        self.server
+    /// From now on the snapshotter and its daemon are not ours to stop.
+    pub fn forget(&mut self) {
+        self.server.forget();
+        self.released = true;
+    }
+}
+
+/// The daemon outlives the snapshotter on purpose, so it is ended here, with the mounts it leaves.
+impl Drop for Snapshotter {
+    fn drop(&mut self) {
+        if self.released {
+            return;
+        }
+        let stopped = self.server.stop().and_then(|()| leftovers::clear(&self.dir));
+        if let Err(error) = stopped {
+            eprintln!("stopping the snapshotter and its daemon: {error:#}");
+        }
+        if std::thread::panicking() {
+            eprintln!("--- end of the daemon's log ---\n{}", process::tail(&self.dir.join("daemon.log")));
+        }
     }
 }

@@ -1,2 +1,80 @@
-//! End-to-end tests: one file a promise.
-fn main() {}
+//! End-to-end tests with the real buildkitd, containerd, runc, kernel and registries: one file a promise.
+//!
+//! Servers are started when the first test needs them, shared, and stopped after the last. Where something is
+//! missing, tests say `skipped: needs …`; with `CI=true` they fail instead.
+
+mod build_cancelled;
+mod buildkit_absent;
+mod corrupt_chunk;
+mod dead_registry;
+mod fixture;
+mod lazy_run;
+mod plain_images;
+mod push_refused;
+mod remove_image;
+mod restart;
+mod same_tree;
+mod upstream;
+
+use std::process::ExitCode;
+use std::sync::Arc;
+
+use anyhow::Result;
+use libtest_mimic::{Arguments, Completion, Failed, Trial};
+
+use fixture::Fixture;
+
+type Test = fn(&Fixture) -> Result<()>;
+
+/// All tests, in the order in which they share most.
+const TESTS: &[(&str, Test)] = &[
+    ("buildkit_absent::a_build_says_that_buildkitd_cannot_be_reached", buildkit_absent::says_so),
+    ("same_tree::a_container_sees_the_tree_that_buildkit_exports", same_tree::in_a_container),
+    ("same_tree::special_files_survive", same_tree::special_files),
+    ("upstream::nydusd_serves_the_same_tree", upstream::nydusd_tree),
+    ("upstream::nydus_image_check_accepts_the_bootstrap", upstream::image_check),
+    ("upstream::the_kernel_mounts_the_bootstrap_and_fsck_finds_nothing", upstream::kernel_and_fsck),
+    ("lazy_run::a_pull_reads_no_byte_of_a_blob_and_a_start_reads_little", lazy_run::byte_counts),
+    ("lazy_run::many_readers_of_a_chunk_cause_one_fetch", lazy_run::one_fetch),
+    ("plain_images::a_plain_image_runs_with_our_snapshotter", plain_images::runs),
+    ("plain_images::other_builds_pass_through_the_exporter", plain_images::passes_through),
+    ("plain_images::both_registries_take_the_image", plain_images::both_registries),
+    ("restart::a_container_outlives_the_snapshotter", restart::snapshotter_restarts),
+    ("remove_image::unmounts_and_frees_the_cache", remove_image::frees),
+    ("corrupt_chunk::gives_an_error_on_that_file_alone", corrupt_chunk::one_file),
+    ("dead_registry::a_read_fails_within_the_deadline", dead_registry::fails_in_time),
+    ("build_cancelled::an_interrupted_build_ends_and_pushes_nothing", build_cancelled::ends),
+    ("push_refused::the_reason_fails_the_build", push_refused::by_status),
+    ("push_refused::a_connection_cut_within_a_blob_is_retried", push_refused::cut_is_retried),
+];
+
+fn main() -> ExitCode {
+    let mut arguments = Arguments::from_args();
+    // The tests share servers and look at what these log.
+    arguments.test_threads.get_or_insert(1);
+    let fixture = match Fixture::new() {
+        Ok(fixture) => Arc::new(fixture),
+        Err(error) => {
+            eprintln!("the end-to-end tests cannot start: {error:#}");
+            return ExitCode::FAILURE;
+        }
+    };
+    let trials = TESTS.iter().map(|&(name, test)| trial(name, test, fixture.clone())).collect();
+    let conclusion = libtest_mimic::run(&arguments, trials);
+    drop(fixture);
+    conclusion.exit_code()
+}
+
+fn trial(name: &str, test: Test, fixture: Arc<Fixture>) -> Trial {
+    Trial::ignorable_test(name, move || match fixture.missing() {
+        Some(missing) if fixture::in_ci() => Err(Failed::from(format!("needs {missing}"))),
+        Some(missing) => {
+            println!("skipped: needs {missing}");
+            Ok(Completion::Ignored { reason: Some(format!("needs {missing}")) })
+        }
+        None => match test(&fixture) {
+            Ok(()) => Ok(Completion::Completed),
+            Err(error) => Err(Failed::from(format!("{error:?}\n{}", fixture.logs()))),
+        },
+    })
+}

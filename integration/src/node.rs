@@ -1,0 +1,143 @@
+//! A node as Kubernetes knows it, without the kubelet: containerd with one of the snapshotters, spoken to by CRI.
+
+use std::fs;
+use std::path::{Path, PathBuf};
+
+use anyhow::{Result, anyhow};
+
+use crate::cri::{Cri, Pod};
+use crate::peers::Peers;
+use crate::process;
+use crate::servers::{Containerd, ContainerdOptions, Snapshotter, UpstreamSnapshotter};
+
+/// Where a node's snapshots come from.
+#[derive(Debug)]
+enum Snapshots {
+    Ours(Snapshotter),
+    Upstream(UpstreamSnapshotter),
+    Overlayfs,
+}
+
+/// A running node. Dropping it removes its pods and stops its servers, containerd before the snapshotter.
+#[derive(Debug)]
+pub struct Node {
+    cri: Cri,
+    logs: PathBuf,
+    containerd: Containerd,
+    snapshots: Snapshots,
+    released: bool,
+}
+
+impl Node {
+    /// A node with our snapshotter; `config` is TOML for it and its daemon, beyond the harness's own.
+    pub fn ours(peers: &Peers, dir: &Path, sandbox_image: &str, config: &str) -> Result<Self> {
+        let snapshotter = Snapshotter::start(&dir.join("s"), config)?;
+        Self::start(peers, dir, sandbox_image, Snapshots::Ours(snapshotter))
+    }
+
+    /// A node with upstream's nydus-snapshotter and nydusd.
+    pub fn upstream(peers: &Peers, dir: &Path, sandbox_image: &str) -> Result<Self> {
+        let snapshotter = UpstreamSnapshotter::start(peers, &dir.join("s"))?;
+        Self::start(peers, dir, sandbox_image, Snapshots::Upstream(snapshotter))
+    }
+
+    /// A node with containerd's own overlayfs snapshotter.
+    pub fn overlayfs(peers: &Peers, dir: &Path, sandbox_image: &str) -> Result<Self> {
+        Self::start(peers, dir, sandbox_image, Snapshots::Overlayfs)
+    }
+
+    fn start(peers: &Peers, dir: &Path, sandbox_image: &str, snapshots: Snapshots) -> Result<Self> {
+        let snapshotter = match &snapshots {
+            Snapshots::Ours(snapshotter) => Some(snapshotter.as_proxy()),
+            Snapshots::Upstream(snapshotter) => Some(snapshotter.as_proxy()),
+            Snapshots::Overlayfs => None,
+        };
+        let options = ContainerdOptions { sandbox_image: sandbox_image.to_owned(), snapshotter };
+        let containerd = Containerd::start(peers, &dir.join("c"), &options)?;
+        let cri = containerd.cri()?;
+        Ok(Self { cri, logs: dir.join("logs"), containerd, snapshots, released: false })
+    }
+
+    /// What the kubelet would ask of it.
+    pub fn cri(&self) -> &Cri {
+        &self.cri
+    }
+
+    /// Its containerd.
+    pub fn containerd(&self) -> &Containerd {
+        &self.containerd
+    }
+
+    /// Our snapshotter; an error on another node.
+    pub fn snapshotter(&mut self) -> Result<&mut Snapshotter> {
+        match &mut self.snapshots {
+            Snapshots::Ours(snapshotter) => Ok(snapshotter),
+            other => Err(anyhow!("this node runs {other:?}")),
+        }
+    }
+
+    /// What our daemon has written so far; empty on another node.
+    pub fn daemon_log(&self) -> String {
+        match &self.snapshots {
+            Snapshots::Ours(snapshotter) => snapshotter.daemon_log(),
+            _ => String::new(),
+        }
+    }
+
+    /// Runs a pod; `name` also names the folder of its containers' logs.
+    pub fn pod(&self, name: &str) -> Result<Pod> {
+        self.cri.run_pod(name, &self.logs.join(name))
+    }
+
+    /// Mounts the image's tree at `target`, as a container would see it.
+    pub fn mount(&self, image: &str, target: &Path) -> Result<MountedImage<'_>> {
+        fs::create_dir_all(target)?;
+        let snapshotter = self.containerd.snapshotter();
+        process::run(
+            self.containerd.ctr().args(["images", "mount", "--snapshotter", snapshotter, image]).arg(target),
+        )?;
+        Ok(MountedImage { node: self, target: target.to_owned() })
+    }
+
+    /// Leaves everything running beyond this guard.
+    pub fn release(mut self) {
+        self.released = true;
+        self.containerd.server().forget();
+        match &mut self.snapshots {
+            Snapshots::Ours(snapshotter) => snapshotter.forget(),
+            Snapshots::Upstream(snapshotter) => snapshotter.server().forget(),
+            Snapshots::Overlayfs => {}
+        }
+    }
+}
+
+impl Drop for Node {
+    fn drop(&mut self) {
+        if self.released {
+            return;
+        }
+        if let Err(error) = self.cri.remove_all_pods() {
+            eprintln!("removing pods: {error:#}");
+        }
+    }
+}
+
+/// A mounted image tree; dropping it unmounts.
+#[derive(Debug)]
+pub struct MountedImage<'a> {
+    node: &'a Node,
+    target: PathBuf,
+}
+
+impl Drop for MountedImage<'_> {
+    fn drop(&mut self) {
+        let containerd = &self.node.containerd;
+        let mut command = containerd.ctr();
+        command
+            .args(["images", "unmount", "--rm", "--snapshotter", containerd.snapshotter()])
+            .arg(&self.target);
+        if let Err(error) = process::run(&mut command) {
+            eprintln!("unmounting {}: {error:#}", self.target.display());
+        }
+    }
+}

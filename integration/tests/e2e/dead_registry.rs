@@ -1,0 +1,46 @@
+//! A registry that stops answering is an error with a deadline, not a hung process.
+
+use std::time::{Duration, Instant};
+
+use anyhow::{Result, ensure};
+use integration::cri::ContainerSpec;
+use integration::demo;
+use integration::fault_proxy::{Failure, FaultProxy, Rule};
+
+use crate::fixture::{Fixture, through};
+
+/// What the daemon is told, in seconds …
+const READ_DEADLINE_SECONDS: u64 = 3;
+/// … and what a read may take at most, with room for a loaded machine.
+const READ_LIMIT: Duration = Duration::from_secs(20);
+
+pub(crate) fn fails_in_time(fixture: &Fixture) -> Result<()> {
+    let files = [("first", 2 << 20), ("second", 2 << 20)];
+    let context = demo::random_files(fixture.peers(), &fixture.subdir("dead")?, &files)?;
+    let image = fixture.build(&context, "dead:v1")?;
+    let proxy = FaultProxy::start(fixture.registry()?.address())?;
+    let node = fixture.new_node("dead-node", &read_deadline(READ_DEADLINE_SECONDS))?;
+    let name = through(&image.name, proxy.address());
+    node.cri().pull(&name)?;
+    let pod = node.pod("dead")?;
+    let container = node.cri().run_container(&pod, &ContainerSpec::new("reader", &name, &[]))?;
+    let sum = |path: &str| node.cri().exec(&container, &["/bin/busybox", "sha256sum", path]);
+    sum("/first")?.success()?;
+
+    proxy.set_rules(vec![Rule::always("/blobs/", Failure::Stall)]);
+    let start = Instant::now();
+    let failed = sum("/second")?;
+    let took = start.elapsed();
+    ensure!(failed.code != 0 && took < READ_LIMIT, "after {took:?}: {failed:?}");
+    ensure!(String::from_utf8_lossy(&failed.stderr).contains("I/O error"), "not EIO: {failed:?}");
+    sum("/first")?.success()?;
+
+    proxy.set_rules(Vec::new());
+    sum("/second")?.success()?;
+    Ok(())
+}
+
+/// Configuration of a daemon whose reads fail after so many seconds without an answer.
+fn read_deadline(seconds: u64) -> String {
+    format!("[daemon]\nread_timeout_seconds = {seconds}\n")
+}
