@@ -14,6 +14,7 @@ pub mod build;
 pub mod compress;
 pub mod digest;
 pub mod layout;
+pub mod merge;
 pub mod source;
 mod sys;
 pub mod tree;

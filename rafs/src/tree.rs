@@ -2,8 +2,11 @@
 //!
 //! Directories map names to nodes, so a hard link is a second name for the same [`NodeId`] and link counts are derived.
 
+mod walk;
+
 use std::collections::{BTreeMap, BTreeSet};
 
+pub(crate) use self::walk::{Stop, TooManySteps, Walk};
 use crate::blob::{BlobIndex, ChunkIndex};
 
 /// Handle of a node in its [`Tree`].

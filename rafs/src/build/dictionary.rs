@@ -8,7 +8,7 @@ use crate::digest::{Digest, DigestAlgorithm};
 use crate::tree::{ChunkRef, Image, Kind, Tree};
 
 /// The chunks of other images, by digest.
-#[derive(Debug)]
+#[derive(Clone, Debug)]
 pub struct Dictionary {
     blobs: Vec<Blob>,
     chunks: HashMap<Digest, (u32, ChunkRef)>,
@@ -58,7 +58,9 @@ impl Dictionary {
                 let number = usize::from(blob.0 - 1);
                 *blob = *used[number].get_or_insert_with(|| {
                     blobs.push(self.blobs[number].clone());
-                    BlobIndex(u8::try_from(blobs.len() - 1).expect("a dictionary has fewer blobs than an image"))
+                    BlobIndex(
+                        u8::try_from(blobs.len() - 1).expect("a dictionary has fewer blobs than an image"),
+                    )
                 });
             }
         }

@@ -69,7 +69,9 @@ pub enum BuildError {
         chunk_size: u32,
     },
     /// The batch size is impossible.
-    #[error("batch size {batch_size} is impossible: expected a power of two from 4096 to the chunk size {chunk_size}")]
+    #[error(
+        "batch size {batch_size} is impossible: expected a power of two from 4096 to the chunk size {chunk_size}"
+    )]
     BatchSize {
         /// The size asked for, in bytes.
         batch_size: u32,

@@ -29,7 +29,14 @@ impl PendingLinks {
     }
 
     /// A link at `path`, which is `name` in `parent`, to a target that does not exist yet.
-    pub(super) fn add(&mut self, path: &[u8], parent: NodeId, name: &[u8], placeholder: NodeId, target: Vec<u8>) {
+    pub(super) fn add(
+        &mut self,
+        path: &[u8],
+        parent: NodeId,
+        name: &[u8],
+        placeholder: NodeId,
+        target: Vec<u8>,
+    ) {
         self.targets.insert(placeholder, target);
         self.add_name(path, parent, name, placeholder);
     }

@@ -96,4 +96,4 @@ fn layer(tree: ReadTree, written: Written, options: &BuildOptions) -> Layer {
 }
 
 #[cfg(test)]
-mod tests;
+pub(crate) mod tests;

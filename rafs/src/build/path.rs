@@ -3,7 +3,7 @@
 use super::error::PathProblem;
 
 /// Longest name in bytes that a file system holds.
-const MOST_NAME_BYTES: usize = 255;
+pub(super) const MOST_NAME_BYTES: usize = 255;
 
 /// Longest path in bytes that a system call takes (`PATH_MAX` without its NUL). Also bounds the depth of a tree.
 const MOST_PATH_BYTES: usize = 4095;
@@ -22,7 +22,9 @@ pub(super) fn components(path: &[u8]) -> Result<Vec<&[u8]>, PathProblem> {
         match name {
             b"" | b"." => {}
             b".." => _ = names.pop(),
-            name if name.len() > MOST_NAME_BYTES => return Err(PathProblem::NameTooLong { length: name.len() }),
+            name if name.len() > MOST_NAME_BYTES => {
+                return Err(PathProblem::NameTooLong { length: name.len() });
+            }
             name => names.push(name),
         }
     }

@@ -72,7 +72,8 @@ pub(super) fn run<W: Write + Send>(
 
         let mut outcome = Ok(());
         for worker in working {
-            outcome = first_cause(outcome, worker.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic)));
+            outcome =
+                first_cause(outcome, worker.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic)));
         }
         let written = writing.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic));
         match (read, outcome, written) {

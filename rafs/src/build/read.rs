@@ -136,7 +136,8 @@ impl<'a> Reader<'a> {
         fill(source, content, path, size, 0)?;
         let digest = self.options.digester.digest(content);
         let dictionary = self.options.dictionary.as_deref();
-        let content = if let Some(found) = dictionary.and_then(|chunks| chunks.find(&digest, offset(length))) {
+        let content = if let Some(found) = dictionary.and_then(|chunks| chunks.find(&digest, offset(length)))
+        {
             Content::InDictionary(found)
         } else if let Some(&first) = self.batched.get(&digest) {
             Content::Pieces { first, count: 1 }
@@ -220,7 +221,13 @@ impl ReadTree {
 }
 
 /// Fills `buffer` with content of the current file, of which `done` bytes were read.
-fn fill(source: &mut impl Source, buffer: &mut [u8], path: &[u8], size: u64, done: u64) -> Result<(), BuildError> {
+fn fill(
+    source: &mut impl Source,
+    buffer: &mut [u8],
+    path: &[u8],
+    size: u64,
+    done: u64,
+) -> Result<(), BuildError> {
     let mut filled = 0;
     while filled < buffer.len() {
         match source.read(&mut buffer[filled..])? {

@@ -7,12 +7,9 @@
 use super::BuildError;
 use super::error::PathProblem;
 use super::links::PendingLinks;
-use super::path::components;
+use super::path::{MOST_NAME_BYTES, components};
 use crate::source::{Entry, EntryKind};
-use crate::tree::{Kind, Metadata, Node, NodeId, Tree, Xattrs};
-
-/// The most steps that one path may take, symbolic links included: a bound on the work that an entry can cause.
-const MOST_STEPS: usize = 4096;
+use crate::tree::{Kind, Metadata, Node, NodeId, Stop, TooManySteps, Tree, Walk, Xattrs};
 
 /// A tree that takes entries.
 pub(super) struct TreeBuilder {
@@ -177,53 +174,19 @@ impl TreeBuilder {
             let at = stack.last().and_then(|&at| self.child(at, name));
             stack.push(at.expect("the parents were just walked through"));
         }
-        let mut names: Vec<Box<[u8]>> = names.iter().rev().map(|&name| name.into()).collect();
-        let mut steps = 0;
-        while let Some(name) = names.pop() {
-            steps += 1;
-            if steps > MOST_STEPS {
-                return Err(PathProblem::TooManyLinks);
-            }
-            if *name == *b".." {
-                stack.truncate(stack.len().saturating_sub(1).max(1));
-                continue;
-            }
-            let at = *stack.last().expect("the root is never left");
-            let child = self.child(at, &name);
-            match child.map(|id| (id, &self.tree.node(id).kind)) {
-                Some((id, Kind::Directory(_))) => stack.push(id),
-                Some((_, Kind::Symlink(target))) => {
-                    if target.starts_with(b"/") {
-                        stack.truncate(1);
-                    }
-                    steps += push_target(&mut names, target)?;
+        let mut walk = Walk::new(stack, names);
+        loop {
+            match walk.advance(&self.tree).map_err(|TooManySteps| PathProblem::TooManyLinks)? {
+                Stop::Arrived(id) => return Ok(Some(id)),
+                Stop::Missing(_) if missing == Missing::Leave => return Ok(None),
+                // A link's target was not looked at before.
+                Stop::Missing(_) if walk.next_name().len() > MOST_NAME_BYTES => {
+                    return Err(PathProblem::NameTooLong { length: walk.next_name().len() });
                 }
-                _ if missing == Missing::Leave => return Ok(None),
-                _ => {
-                    let id = self.add_directory(at, &name);
-                    stack.push(id);
-                }
+                Stop::Missing(at) => _ = self.add_directory(at, walk.next_name()),
             }
         }
-        Ok(stack.last().copied())
     }
-}
-
-/// Puts the names of a link's target in front of the names still to walk (which are in reverse), and counts them.
-fn push_target(names: &mut Vec<Box<[u8]>>, target: &[u8]) -> Result<usize, PathProblem> {
-    // Literal handling of `..` would be wrong here: what is before it may be a link.
-    let target = target.split(|&byte| byte == b'/').filter(|name| !matches!(*name, b"" | b"."));
-    let before = names.len();
-    for name in target.rev() {
-        if name.len() > 255 {
-            return Err(PathProblem::NameTooLong { length: name.len() });
-        }
-        names.push(name.into());
-    }
-    if names.len() > MOST_STEPS {
-        return Err(PathProblem::TooManyLinks);
-    }
-    Ok(names.len() - before)
 }
 
 /// Drops extended attributes that neither RAFS nor Linux file systems store, as unpacking would.

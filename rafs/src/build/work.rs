@@ -50,7 +50,9 @@ impl<'a> Worker<'a> {
     }
 
     fn known(&self, piece: &Piece) -> Option<Fate> {
-        if let Some(found) = self.dictionary.and_then(|dictionary| dictionary.find(&piece.digest, piece.length)) {
+        if let Some(found) =
+            self.dictionary.and_then(|dictionary| dictionary.find(&piece.digest, piece.length))
+        {
             return Some(Fate::InDictionary(found));
         }
         self.seen.claim(piece.digest, piece.number).map(Fate::SameAs)
