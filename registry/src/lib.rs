@@ -12,6 +12,7 @@ pub mod client;
 pub mod digest;
 pub mod nydus;
 pub mod reference;
+pub mod server;
 
 pub use digest::Digest;
 pub use reference::{Reference, Repository};

@@ -1,0 +1,144 @@
+//! Reading and deleting blobs.
+
+use http::header::{
+    ACCEPT_RANGES, CACHE_CONTROL, CONTENT_RANGE, CONTENT_TYPE, ETAG, IF_NONE_MATCH, IF_RANGE, RANGE,
+};
+use http::{Method, StatusCode};
+
+use super::body::{Body, FileBody, read_at};
+use super::error::{Code, Failure};
+use super::reply::Reply;
+use super::request::Head;
+use super::{State, blocking};
+use crate::digest::Digest;
+
+/// Answers up to this size are read while the file is opened: one change of threads for a small range.
+const INLINE_BYTES: u64 = 1 << 20;
+
+/// What part of a blob is asked for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Part {
+    Whole,
+    Range { first: u64, last: u64 },
+    Unsatisfiable,
+}
+
+/// GET and HEAD of a blob.
+pub(super) async fn get(state: &State, head: &Head, name: String, digest: Digest) -> Result<Reply, Failure> {
+    let etag = format!("\"{digest}\"");
+    let storage = state.storage.clone();
+    let wanted = digest.clone();
+    let send = *head.method() == Method::GET;
+    let range =
+        head.header(RANGE).filter(|_| head.header(IF_RANGE).is_none_or(|tag| tag == etag)).map(str::to_owned);
+    let unchanged = head.header(IF_NONE_MATCH).is_some_and(|tags| tags == "*" || tags.contains(&etag));
+    let opened = blocking(move || {
+        let Some(blob) = storage.open_blob(&name, &wanted)? else {
+            return Err(Failure::new(Code::BlobUnknown, wanted.as_ref()));
+        };
+        let size = blob.size;
+        let part = range.map_or(Part::Whole, |range| part(&range, size));
+        let (offset, len) = match part {
+            Part::Whole => (0, size),
+            Part::Range { first, last } => (first, last - first + 1),
+            Part::Unsatisfiable => (0, 0),
+        };
+        let body = if !send || unchanged {
+            Body::Bytes(Default::default())
+        } else if len <= INLINE_BYTES {
+            let bytes = read_at(&blob.file, offset, usize::try_from(len).unwrap_or_default());
+            Body::Bytes(bytes.map_err(|source| {
+                let path = wanted.as_ref().into();
+                Failure::Storage { doing: "reading blob", path, source }
+            })?)
+        } else {
+            Body::File(FileBody::new(blob.file, offset, len))
+        };
+        Ok((size, part, len, body))
+    });
+    let (size, part, len, body) = opened.await?;
+    let reply = match part {
+        _ if unchanged => {
+            return Ok(Reply::empty(StatusCode::NOT_MODIFIED).header(ETAG, &etag).digest(&digest));
+        }
+        Part::Unsatisfiable => {
+            let failure = Failure::new(Code::RangeInvalid, format!("the blob has {size} bytes"));
+            return Ok(Reply::failure(&failure).header(CONTENT_RANGE, &format!("bytes */{size}")));
+        }
+        Part::Whole => Reply::empty(StatusCode::OK),
+        Part::Range { first, last } => Reply::empty(StatusCode::PARTIAL_CONTENT)
+            .header(CONTENT_RANGE, &format!("bytes {first}-{last}/{size}")),
+    };
+    let reply = reply
+        .header(CONTENT_TYPE, "application/octet-stream")
+        .header(ACCEPT_RANGES, "bytes")
+        .header(ETAG, &etag)
+        // What has this digest never changes.
+        .header(CACHE_CONTROL, "max-age=31536000, immutable")
+        .digest(&digest);
+    Ok(reply.body(body).length(len))
+}
+
+/// DELETE of a blob.
+pub(super) async fn delete(state: &State, name: String, digest: Digest) -> Result<Reply, Failure> {
+    state.check_delete()?;
+    let storage = state.storage.clone();
+    let unknown = Failure::new(Code::BlobUnknown, digest.as_ref());
+    match blocking(move || storage.unlink_blob(&name, &digest)).await? {
+        true => Ok(Reply::empty(StatusCode::ACCEPTED)),
+        false => Err(unknown),
+    }
+}
+
+/// The part that `Range: TEXT` asks for of `size` bytes. Several ranges, and forms that are none, are answered with
+/// everything, as HTTP allows.
+fn part(text: &str, size: u64) -> Part {
+    let Some((first, last)) = text.strip_prefix("bytes=").and_then(|range| range.trim().split_once('-'))
+    else {
+        return Part::Whole;
+    };
+    match (first.parse::<u64>(), last.parse::<u64>()) {
+        (Ok(first), Ok(last)) if first > last => Part::Whole,
+        (Ok(first), Ok(_)) if first >= size => Part::Unsatisfiable,
+        (Ok(first), Ok(last)) => Part::Range { first, last: last.min(size - 1) },
+        (Ok(first), Err(_)) if last.is_empty() && first < size => Part::Range { first, last: size - 1 },
+        (Ok(_), Err(_)) if last.is_empty() => Part::Unsatisfiable,
+        (Err(_), Ok(0)) if first.is_empty() => Part::Unsatisfiable,
+        (Err(_), Ok(_)) if first.is_empty() && size == 0 => Part::Unsatisfiable,
+        (Err(_), Ok(suffix)) if first.is_empty() => {
+            Part::Range { first: size.saturating_sub(suffix), last: size - 1 }
+        }
+        _ => Part::Whole,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn single_ranges_are_cut_to_the_blob_and_other_forms_mean_everything() {
+        let range = |first, last| Part::Range { first, last };
+        for (text, size, expected) in [
+            ("bytes=0-0", 10, range(0, 0)),
+            ("bytes=2-5", 10, range(2, 5)),
+            ("bytes=5-", 10, range(5, 9)),
+            ("bytes=-3", 10, range(7, 9)),
+            ("bytes=-30", 10, range(0, 9)),
+            ("bytes=8-99", 10, range(8, 9)),
+            ("bytes=10-11", 10, Part::Unsatisfiable),
+            ("bytes=10-", 10, Part::Unsatisfiable),
+            ("bytes=-0", 10, Part::Unsatisfiable),
+            ("bytes=0-", 0, Part::Unsatisfiable),
+            ("bytes=-1", 0, Part::Unsatisfiable),
+            ("bytes=0-18446744073709551615", 10, range(0, 9)),
+            ("bytes=5-2", 10, Part::Whole),
+            ("bytes=0-1,3-4", 10, Part::Whole),
+            ("bytes=-", 10, Part::Whole),
+            ("items=0-1", 10, Part::Whole),
+            ("bytes=99999999999999999999-", 10, Part::Whole),
+        ] {
+            assert_eq!(part(text, size), expected, "{text} of {size}");
+        }
+    }
+}

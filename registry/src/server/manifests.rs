@@ -1,0 +1,201 @@
+//! Manifests: checked when they come in, found by tag or digest.
+
+use http::header::{CONTENT_TYPE, ETAG, HeaderName, IF_NONE_MATCH, LOCATION};
+use http::{Method, StatusCode};
+use serde::Deserialize;
+
+use super::body::Body;
+use super::error::{Code, Failure};
+use super::reply::Reply;
+use super::request::{Head, RequestBody};
+use super::routes::ManifestName;
+use super::storage::{Storage, StoredManifest};
+use super::{State, blocking};
+use crate::digest::{self, Digest, Hasher};
+
+/// The largest manifest taken: what the specification asks for at least, and what others take at most.
+const LIMIT_BYTES: usize = 4 << 20;
+
+/// Says that the manifest's subject was noted.
+const SUBJECT: HeaderName = HeaderName::from_static("oci-subject");
+
+const OCI_MANIFEST: &str = "application/vnd.oci.image.manifest.v1+json";
+const OCI_INDEX: &str = "application/vnd.oci.image.index.v1+json";
+const DOCKER_SCHEMA_1: &str = "application/vnd.docker.distribution.manifest.v1+prettyjws";
+
+/// What is looked at in a manifest of any kind.
+#[derive(Debug, Default, Deserialize)]
+#[serde(default, rename_all = "camelCase")]
+pub(super) struct Manifest {
+    pub(super) media_type: Option<String>,
+    pub(super) artifact_type: Option<String>,
+    pub(super) config: Option<Content>,
+    pub(super) subject: Option<Content>,
+    pub(super) annotations: Option<serde_json::Map<String, serde_json::Value>>,
+    layers: Vec<Content>,
+    /// Of an artifact manifest.
+    blobs: Vec<Content>,
+    manifests: Option<Vec<Content>>,
+}
+
+/// A descriptor, as far as it is looked at.
+#[derive(Debug, Default, Deserialize)]
+#[serde(default, rename_all = "camelCase")]
+pub(super) struct Content {
+    pub(super) media_type: String,
+    pub(super) digest: String,
+    /// Where content lies that no registry distributes.
+    urls: Vec<String>,
+}
+
+impl Manifest {
+    /// What kind of manifest this is: what it says, else what it looks like.
+    pub(super) fn kind(&self) -> &str {
+        match &self.media_type {
+            Some(kind) if !kind.is_empty() => kind,
+            _ if self.manifests.is_some() => OCI_INDEX,
+            _ if self.config.is_some() => OCI_MANIFEST,
+            _ => DOCKER_SCHEMA_1,
+        }
+    }
+}
+
+/// GET and HEAD of a manifest.
+pub(super) async fn get(
+    state: &State,
+    head: &Head,
+    name: String,
+    reference: ManifestName,
+) -> Result<Reply, Failure> {
+    let storage = state.storage.clone();
+    let found = blocking(move || find(&storage, &name, &reference)).await?;
+    let etag = format!("\"{}\"", found.digest);
+    if head.header(IF_NONE_MATCH).is_some_and(|tags| tags.contains(&etag)) {
+        return Ok(Reply::empty(StatusCode::NOT_MODIFIED).header(ETAG, &etag).digest(&found.digest));
+    }
+    let manifest: Manifest = serde_json::from_slice(&found.content).unwrap_or_default();
+    let length = found.content.len() as u64;
+    let send = *head.method() == Method::GET;
+    let body = Body::Bytes(if send { found.content.into() } else { Default::default() });
+    let reply = Reply::empty(StatusCode::OK).header(CONTENT_TYPE, manifest.kind()).header(ETAG, &etag);
+    Ok(reply.digest(&found.digest).body(body).length(length))
+}
+
+fn find(storage: &Storage, name: &str, reference: &ManifestName) -> Result<StoredManifest, Failure> {
+    let digest = match reference {
+        ManifestName::Digest(digest) => Some(digest.clone()),
+        ManifestName::Tag(tag) => storage.tagged(name, tag)?,
+    };
+    let found = digest.map(|digest| storage.manifest(name, &digest)).transpose()?.flatten();
+    match found {
+        Some(found) => Ok(found),
+        None if storage.has_repository(name)? => {
+            Err(Failure::new(Code::ManifestUnknown, described(reference)))
+        }
+        None => Err(Failure::new(Code::NameUnknown, name)),
+    }
+}
+
+fn described(reference: &ManifestName) -> &str {
+    match reference {
+        ManifestName::Digest(digest) => digest.as_ref(),
+        ManifestName::Tag(tag) => tag,
+    }
+}
+
+/// PUT of a manifest.
+pub(super) async fn put(
+    state: &State,
+    head: &Head,
+    body: &mut RequestBody,
+    name: String,
+    reference: ManifestName,
+) -> Result<Reply, Failure> {
+    let content = body.collect(LIMIT_BYTES, Code::ManifestTooLarge).await?;
+    let announced =
+        head.header(CONTENT_TYPE).map(|kind| kind.split(';').next().unwrap_or(kind).trim().to_owned());
+    let (storage, referrers) = (state.storage.clone(), state.referrers.clone());
+    let stored = blocking(move || {
+        let digest = match &reference {
+            ManifestName::Tag(_) => digest::sha256(&content),
+            ManifestName::Digest(digest) => checked(digest, &content)?,
+        };
+        let manifest = parse(&content, announced.as_deref())?;
+        check_contents(&storage, &name, &manifest)?;
+        let tag = match &reference {
+            ManifestName::Tag(tag) => Some(tag.as_str()),
+            ManifestName::Digest(_) => None,
+        };
+        storage.put_manifest(&name, tag, &digest, &content)?;
+        referrers.added(&name, &digest, content.len(), &manifest);
+        Ok((name, digest, manifest.subject.map(|subject| subject.digest)))
+    });
+    let (name, digest, subject) = stored.await?;
+    let location = format!("/v2/{name}/manifests/{digest}");
+    let reply = Reply::empty(StatusCode::CREATED).header(LOCATION, &location).digest(&digest);
+    Ok(match subject {
+        Some(subject) => reply.header(SUBJECT, &subject),
+        None => reply,
+    })
+}
+
+fn checked(digest: &Digest, content: &[u8]) -> Result<Digest, Failure> {
+    let mut hasher = Hasher::like(digest).map_err(|e| Failure::new(Code::DigestInvalid, e.to_string()))?;
+    hasher.update(content);
+    let actual = hasher.finish();
+    if actual == *digest {
+        return Ok(actual);
+    }
+    Err(Failure::new(Code::DigestInvalid, format!("expected {digest}, the manifest received has {actual}")))
+}
+
+fn parse(content: &[u8], announced: Option<&str>) -> Result<Manifest, Failure> {
+    let invalid = |reason: String| Failure::new(Code::ManifestInvalid, reason);
+    let manifest: Manifest = serde_json::from_slice(content).map_err(|e| invalid(e.to_string()))?;
+    // What is stored has no place for the header: the kind must follow from the content.
+    match announced {
+        Some(announced) if announced != manifest.kind() && !announced.is_empty() => {
+            Err(invalid(format!("Content-Type is {announced}, the content is {}", manifest.kind())))
+        }
+        _ => Ok(manifest),
+    }
+}
+
+/// Whether the repository has everything that the manifest names. The subject may come later.
+fn check_contents(storage: &Storage, name: &str, manifest: &Manifest) -> Result<(), Failure> {
+    let digest_of = |content: &Content| {
+        super::routes::checked_digest(&content.digest)
+            .map_err(|failure| Failure::new(Code::ManifestInvalid, failure.to_string()))
+    };
+    let unknown = |content: &Content| Failure::new(Code::ManifestBlobUnknown, content.digest.as_str());
+    for blob in manifest.config.iter().chain(&manifest.layers).chain(&manifest.blobs) {
+        let digest = digest_of(blob)?;
+        if blob.urls.is_empty() && !storage.has_blob(name, &digest)? {
+            return Err(unknown(blob));
+        }
+    }
+    for child in manifest.manifests.iter().flatten() {
+        if !storage.has_manifest(name, &digest_of(child)?)? {
+            return Err(unknown(child));
+        }
+    }
+    if let Some(subject) = &manifest.subject {
+        digest_of(subject)?;
+    }
+    Ok(())
+}
+
+/// DELETE: by digest the manifest and its tags, by tag the tag alone.
+pub(super) async fn delete(state: &State, name: String, reference: ManifestName) -> Result<Reply, Failure> {
+    state.check_delete()?;
+    let (storage, referrers) = (state.storage.clone(), state.referrers.clone());
+    let unknown = Failure::new(Code::ManifestUnknown, described(&reference));
+    let deleted = blocking(move || match &reference {
+        ManifestName::Tag(tag) => storage.delete_tag(&name, tag),
+        ManifestName::Digest(digest) => {
+            referrers.removed(&name, digest);
+            storage.delete_manifest(&name, digest)
+        }
+    });
+    if deleted.await? { Ok(Reply::empty(StatusCode::ACCEPTED)) } else { Err(unknown) }
+}

@@ -1,0 +1,335 @@
+//! A registry in this process: OCI distribution 1.1 on CNCF distribution's storage layout.
+//!
+//! A request goes `mod` (connections) → `routes` (what the path names) → a handler (`blobs`, `uploads`,
+//! `manifests`, `referrers`, `lists`) → `storage` (files) → `reply`, and its line in the log is written when the
+//! last byte of the answer is out (`access`).
+
+mod access;
+mod blobs;
+mod body;
+mod error;
+mod lists;
+mod manifests;
+mod password;
+mod referrers;
+mod reply;
+mod request;
+mod routes;
+mod stall;
+mod storage;
+mod uploads;
+
+use std::convert::Infallible;
+use std::net::SocketAddr;
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::sync::atomic::AtomicU64;
+use std::time::{Duration, Instant};
+
+use http::header::{RANGE, USER_AGENT};
+use http::{Method, Request, Response};
+use hyper::body::Incoming;
+use hyper::server::conn::http1;
+use hyper::service::service_fn;
+use hyper_util::rt::{TokioIo, TokioTimer};
+use hyper_util::server::graceful::GracefulShutdown;
+use serde::{Deserialize, Serialize};
+use tokio::net::{TcpListener, TcpStream};
+use tokio::task::JoinHandle;
+use tokio_util::sync::CancellationToken;
+
+pub use self::access::AccessRecord;
+pub use self::error::ServerError;
+
+use self::access::{AccessLog, Logged, Pending};
+use self::error::{Code, Failure};
+use self::password::Passwords;
+use self::referrers::Referrers;
+use self::reply::Reply;
+use self::request::{Head, RequestBody};
+use self::routes::Route;
+use self::stall::StallGuard;
+use self::storage::Storage;
+use self::uploads::Uploads;
+
+/// How much of an unwanted request body is read so that the client gets to see the answer: a piece of
+/// an upload of common clients.
+const DRAIN_BYTES: u64 = 32 << 20;
+
+/// How long no new connection is accepted after that failed, as with too many open files.
+const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
+
+/// Uploads that nothing was written to for this long are removed at the start, as CNCF distribution does.
+const STALE_UPLOAD: Duration = Duration::from_secs(7 * 86_400);
+
+/// What to serve, and where.
+#[derive(Clone, Debug, PartialEq, Eq, Deserialize, Serialize)]
+#[serde(deny_unknown_fields)]
+pub struct ServerConfig {
+    /// The folder that holds everything; created if missing. CNCF distribution calls it
+    /// `storage.filesystem.rootdirectory`.
+    pub root: PathBuf,
+    /// The address to listen on; port 0 takes any free one. Default: `127.0.0.1:5000`.
+    #[serde(default = "default_listen")]
+    pub listen: SocketAddr,
+    /// A file to which each request is appended as a line of JSON ([`AccessRecord`]). Default: none.
+    #[serde(default)]
+    pub access_log: Option<PathBuf>,
+    /// Whether manifests, tags and blobs may be deleted. Default: yes.
+    #[serde(default = "default_delete")]
+    pub delete: bool,
+    /// A file of users and bcrypt hashes, as `htpasswd -B` makes it. Default: everyone may do everything.
+    #[serde(default)]
+    pub htpasswd: Option<PathBuf>,
+    /// Seconds without a byte moving after which a connection is closed. Default: 60.
+    #[serde(default = "default_idle_seconds")]
+    pub idle_seconds: u64,
+    /// Seconds that requests get to finish at shutdown. Default: 10.
+    #[serde(default = "default_drain_seconds")]
+    pub drain_seconds: u64,
+}
+
+fn default_listen() -> SocketAddr {
+    SocketAddr::from(([127, 0, 0, 1], 5000))
+}
+
+fn default_delete() -> bool {
+    true
+}
+
+fn default_idle_seconds() -> u64 {
+    60
+}
+
+fn default_drain_seconds() -> u64 {
+    10
+}
+
+impl ServerConfig {
+    /// The defaults, for `root`.
+    pub fn new(root: impl Into<PathBuf>) -> Self {
+        Self {
+            root: root.into(),
+            listen: default_listen(),
+            access_log: None,
+            delete: default_delete(),
+            htpasswd: None,
+            idle_seconds: default_idle_seconds(),
+            drain_seconds: default_drain_seconds(),
+        }
+    }
+}
+
+/// A registry that runs.
+#[derive(Debug)]
+pub struct Server {
+    address: SocketAddr,
+    task: JoinHandle<()>,
+}
+
+impl Server {
+    /// The address it listens on, with the port that was taken.
+    pub fn address(&self) -> SocketAddr {
+        self.address
+    }
+
+    /// Waits until it has stopped, after its cancellation.
+    pub async fn stopped(self) {
+        if let Err(error) = self.task.await {
+            tracing::error!(%error, "registry server ended abnormally");
+        }
+    }
+}
+
+/// Serves the registry until `shutdown` is cancelled; then requests get [`ServerConfig::drain_seconds`] to finish.
+pub async fn serve(config: ServerConfig, shutdown: CancellationToken) -> Result<Server, ServerError> {
+    let at = |what, path: &PathBuf| {
+        let path = path.clone();
+        move |source| ServerError::Path { what, path, source }
+    };
+    std::fs::create_dir_all(&config.root).map_err(at("root", &config.root))?;
+    let log_path = config.access_log.clone().unwrap_or_default();
+    let log = AccessLog::open(config.access_log.as_deref()).map_err(at("access_log", &log_path))?;
+    let passwords = config.htpasswd.as_deref().map(Passwords::read).transpose()?.map(Arc::new);
+    let listener = TcpListener::bind(config.listen).await;
+    let listen_failed = |source| ServerError::Listen { address: config.listen, source };
+    let listener = listener.map_err(listen_failed)?;
+    let address = listener.local_addr().map_err(listen_failed)?;
+    let state = Arc::new(State {
+        storage: Storage::new(&config.root),
+        uploads: Uploads::default(),
+        referrers: Arc::default(),
+        log: Arc::new(log),
+        passwords,
+        delete: config.delete,
+        idle: Duration::from_secs(config.idle_seconds.max(1)),
+    });
+    let storage = state.storage.clone();
+    tokio::task::spawn_blocking(move || match storage.purge_uploads(STALE_UPLOAD) {
+        Ok(0) => {}
+        Ok(count) => tracing::info!(count, "removed stale uploads"),
+        Err(error) => tracing::warn!(%error, "cannot remove stale uploads"),
+    });
+    tracing::info!(%address, root = %config.root.display(), "registry listens");
+    let drain = Duration::from_secs(config.drain_seconds);
+    let task = tokio::spawn(accept(listener, state, shutdown, drain));
+    Ok(Server { address, task })
+}
+
+async fn accept(listener: TcpListener, state: Arc<State>, shutdown: CancellationToken, drain: Duration) {
+    let graceful = GracefulShutdown::new();
+    // Cancelled when connections have had their time.
+    let abort = CancellationToken::new();
+    loop {
+        let stream = tokio::select! {
+            () = shutdown.cancelled() => break,
+            accepted = listener.accept() => match accepted {
+                Ok((stream, _)) => stream,
+                Err(error) => {
+                    tracing::warn!(%error, "cannot accept a connection");
+                    tokio::time::sleep(ACCEPT_PAUSE).await;
+                    continue;
+                }
+            },
+        };
+        connection(stream, state.clone(), &graceful, abort.clone());
+    }
+    drop(listener);
+    if tokio::time::timeout(drain, graceful.shutdown()).await.is_err() {
+        tracing::warn!(?drain, "requests did not finish in time, closing their connections");
+    }
+    abort.cancel();
+}
+
+fn connection(stream: TcpStream, state: Arc<State>, graceful: &GracefulShutdown, abort: CancellationToken) {
+    if let Err(error) = stream.set_nodelay(true) {
+        tracing::debug!(%error, "connection without TCP_NODELAY");
+    }
+    let io = TokioIo::new(StallGuard::new(stream, state.idle));
+    let idle = state.idle;
+    let service = service_fn(move |request| {
+        let state = state.clone();
+        async move { Ok::<_, Infallible>(state.answer(request).await) }
+    });
+    let connection = http1::Builder::new()
+        .timer(TokioTimer::new())
+        .header_read_timeout(idle)
+        .serve_connection(io, service);
+    let connection = graceful.watch(connection);
+    tokio::spawn(async move {
+        tokio::select! {
+            result = connection => {
+                if let Err(error) = result {
+                    tracing::debug!(%error, "connection ended");
+                }
+            }
+            () = abort.cancelled() => {}
+        }
+    });
+}
+
+/// What all requests share.
+struct State {
+    storage: Storage,
+    uploads: Uploads,
+    referrers: Arc<Referrers>,
+    log: Arc<AccessLog>,
+    passwords: Option<Arc<Passwords>>,
+    delete: bool,
+    idle: Duration,
+}
+
+impl State {
+    async fn answer(&self, request: Request<Incoming>) -> Response<Logged> {
+        let started = Instant::now();
+        let (parts, incoming) = request.into_parts();
+        let received = Arc::new(AtomicU64::new(0));
+        let mut body = RequestBody::new(incoming, received.clone(), self.idle);
+        let text = |name| {
+            parts.headers.get(name).map(|value| String::from_utf8_lossy(value.as_bytes()).into_owned())
+        };
+        let record = AccessRecord {
+            method: parts.method.to_string(),
+            path: parts.uri.path().to_owned(),
+            query: parts.uri.query().map(str::to_owned),
+            status: 0,
+            range: text(RANGE),
+            bytes_sent: 0,
+            bytes_received: 0,
+            milliseconds: 0,
+            agent: text(USER_AGENT),
+        };
+        let mut pending = Pending { log: self.log.clone(), record, started, received };
+        let path = parts.uri.path().to_owned();
+        let head = Head::new(parts);
+        let reply = match self.route(&head, &path, &mut body).await {
+            Ok(reply) => reply,
+            Err(failure) => {
+                match &failure {
+                    Failure::Storage { .. } => {
+                        tracing::error!(method = %head.method(), path, error = %failure, "request failed")
+                    }
+                    _ => tracing::debug!(method = %head.method(), path, reason = %failure, "request refused"),
+                }
+                Reply::failure(&failure)
+            }
+        };
+        if !body.is_empty() {
+            body.drain(DRAIN_BYTES).await;
+        }
+        pending.record.status = reply.status().as_u16();
+        reply.into_response(head.method(), pending)
+    }
+
+    async fn route(&self, head: &Head, path: &str, body: &mut RequestBody) -> Result<Reply, Failure> {
+        if let Some(passwords) = &self.passwords {
+            passwords.check(head).await?;
+        }
+        let route = Route::parse(path)?;
+        let method = head.method();
+        if !route.methods().contains(method) {
+            return Ok(Reply::method_not_allowed(route.methods()));
+        }
+        let read = head.is_read();
+        match route {
+            Route::Base => Ok(Reply::json(&serde_json::json!({}))),
+            Route::Catalog => lists::catalog(self, head).await,
+            Route::Tags { name } => lists::tags(self, head, name).await,
+            Route::Referrers { name, digest } => referrers::get(self, head, name, digest).await,
+            Route::Manifest { name, reference } if read => manifests::get(self, head, name, reference).await,
+            Route::Manifest { name, reference } if *method == Method::PUT => {
+                manifests::put(self, head, body, name, reference).await
+            }
+            Route::Manifest { name, reference } => manifests::delete(self, name, reference).await,
+            Route::Blob { name, digest } if read => blobs::get(self, head, name, digest).await,
+            Route::Blob { name, digest } => blobs::delete(self, name, digest).await,
+            Route::Uploads { name } => uploads::begin(self, head, body, name).await,
+            Route::Upload { name, id } if read => uploads::status(self, name, id).await,
+            Route::Upload { name, id } if *method == Method::PATCH => {
+                uploads::append(self, head, body, name, id).await
+            }
+            Route::Upload { name, id } if *method == Method::PUT => {
+                uploads::finish(self, head, body, name, id).await
+            }
+            Route::Upload { name, id } => uploads::cancel(self, name, id).await,
+        }
+    }
+
+    fn check_delete(&self) -> Result<(), Failure> {
+        if self.delete { Ok(()) } else { Err(Failure::new(Code::Unsupported, "deletion is turned off")) }
+    }
+}
+
+/// Runs work on files where it holds up no other request.
+async fn blocking<T: Send + 'static>(
+    work: impl FnOnce() -> Result<T, Failure> + Send + 'static,
+) -> Result<T, Failure> {
+    match tokio::task::spawn_blocking(work).await {
+        Ok(result) => result,
+        Err(e) => Err(Failure::Storage {
+            doing: "worker thread",
+            path: PathBuf::new(),
+            source: std::io::Error::other(e),
+        }),
+    }
+}

@@ -1,0 +1,93 @@
+//! Files and folders that appear whole or not at all.
+
+use std::fs::{self, File};
+use std::io::{self, Read as _, Write as _};
+use std::path::{Path, PathBuf};
+
+use super::failed;
+use crate::server::error::Failure;
+
+/// `None` instead of the error that something does not exist.
+pub(super) fn present<T>(result: io::Result<T>) -> io::Result<Option<T>> {
+    match result {
+        Ok(value) => Ok(Some(value)),
+        Err(e) if matches!(e.kind(), io::ErrorKind::NotFound | io::ErrorKind::NotADirectory) => Ok(None),
+        Err(e) => Err(e),
+    }
+}
+
+/// Writes a small file under another name, and moves it to `path` when it is on the disk.
+pub(super) fn write_atomically(path: &Path, content: &[u8]) -> Result<(), Failure> {
+    create_parent(path)?;
+    let temporary = beside(path)?;
+    let write = || {
+        let mut file = File::create_new(&temporary)?;
+        file.write_all(content)?;
+        file.sync_all()?;
+        fs::rename(&temporary, path)
+    };
+    write().map_err(|e| {
+        let _ = fs::remove_file(&temporary);
+        failed("writing", path)(e)
+    })
+}
+
+pub(super) fn create_parent(path: &Path) -> Result<(), Failure> {
+    let parent = path.parent().unwrap_or(path);
+    fs::create_dir_all(parent).map_err(failed("creating folder", parent))
+}
+
+/// A name of its own in the folder of `path`, that CNCF distribution passes over.
+fn beside(path: &Path) -> Result<PathBuf, Failure> {
+    Ok(path.with_file_name(format!(".new-{}", random_id()?)))
+}
+
+/// A random UUID (version 4), the form of upload ids.
+pub(super) fn random_id() -> Result<String, Failure> {
+    let source = Path::new("/dev/urandom");
+    let mut bytes = [0; 16];
+    File::open(source).and_then(|mut file| file.read_exact(&mut bytes)).map_err(failed("reading", source))?;
+    bytes[6] = bytes[6] & 0x0f | 0x40;
+    bytes[8] = bytes[8] & 0x3f | 0x80;
+    let text = hex::encode(bytes);
+    Ok([&text[..8], &text[8..12], &text[12..16], &text[16..20], &text[20..]].join("-"))
+}
+
+/// The names of the folders in `path`, none if it does not exist.
+pub(super) fn folders(path: &Path) -> Result<Vec<String>, Failure> {
+    let Some(entries) = present(fs::read_dir(path)).map_err(failed("listing", path))? else {
+        return Ok(Vec::new());
+    };
+    let mut names = Vec::new();
+    for entry in entries {
+        let entry = entry.map_err(failed("listing", path))?;
+        let folder = entry.file_type().map_err(failed("listing", path))?.is_dir();
+        if folder && let Ok(name) = entry.file_name().into_string() {
+            names.push(name);
+        }
+    }
+    Ok(names)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn random_ids_are_version_4_uuids_and_differ() {
+        let (one, other) = (random_id().unwrap(), random_id().unwrap());
+        assert_ne!(one, other);
+        let lengths: Vec<usize> = one.split('-').map(str::len).collect();
+        assert_eq!((lengths.as_slice(), &one[14..15]), (&[8, 4, 4, 4, 12][..], "4"));
+    }
+
+    #[test]
+    fn a_file_written_atomically_leaves_nothing_beside_it() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("a/b/link");
+        write_atomically(&path, b"one").unwrap();
+        write_atomically(&path, b"two").unwrap();
+        assert_eq!(fs::read(&path).unwrap(), b"two");
+        assert_eq!(fs::read_dir(path.parent().unwrap()).unwrap().count(), 1);
+    }
+}

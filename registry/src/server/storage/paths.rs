@@ -1,0 +1,81 @@
+//! Where CNCF distribution keeps what, below the root:
+//!
+//! ```text
+//! docker/registry/v2/
+//!   blobs/ALGORITHM/HE/HEX/data                      content, manifests included
+//!   repositories/NAME/
+//!     _layers/ALGORITHM/HEX/link                     the repository has this blob
+//!     _manifests/revisions/ALGORITHM/HEX/link        … this manifest
+//!     _manifests/tags/TAG/current/link               what the tag names
+//!     _manifests/tags/TAG/index/ALGORITHM/HEX/link   … and has ever named
+//!     _uploads/UUID/{data,startedat}                 an upload on its way
+//! ```
+//!
+//! A link holds the digest of the content it stands for.
+
+use std::path::{Path, PathBuf};
+
+use crate::digest::Digest;
+
+/// File names below a root.
+#[derive(Clone, Debug)]
+pub(in crate::server) struct Paths {
+    base: PathBuf,
+}
+
+impl Paths {
+    pub(super) fn new(root: &Path) -> Self {
+        Self { base: root.join("docker/registry/v2") }
+    }
+
+    pub(super) fn repositories(&self) -> PathBuf {
+        self.base.join("repositories")
+    }
+
+    pub(super) fn repository(&self, name: &str) -> PathBuf {
+        self.repositories().join(name)
+    }
+
+    pub(super) fn data(&self, digest: &Digest) -> PathBuf {
+        let hex = digest.digest();
+        // A digest has far more than two digits: its form was checked when it was parsed.
+        let shelf = hex.get(..2).unwrap_or(hex);
+        self.base.join("blobs").join(digest.algorithm().as_ref()).join(shelf).join(hex).join("data")
+    }
+
+    pub(super) fn layer(&self, name: &str, digest: &Digest) -> PathBuf {
+        link(self.repository(name).join("_layers"), digest)
+    }
+
+    pub(super) fn revisions(&self, name: &str) -> PathBuf {
+        self.repository(name).join("_manifests/revisions")
+    }
+
+    pub(super) fn revision(&self, name: &str, digest: &Digest) -> PathBuf {
+        link(self.revisions(name), digest)
+    }
+
+    pub(super) fn tags(&self, name: &str) -> PathBuf {
+        self.repository(name).join("_manifests/tags")
+    }
+
+    pub(super) fn tag(&self, name: &str, tag: &str) -> PathBuf {
+        self.tags(name).join(tag)
+    }
+
+    pub(super) fn tag_current(&self, name: &str, tag: &str) -> PathBuf {
+        self.tag(name, tag).join("current/link")
+    }
+
+    pub(super) fn tag_index(&self, name: &str, tag: &str, digest: &Digest) -> PathBuf {
+        link(self.tag(name, tag).join("index"), digest)
+    }
+
+    pub(super) fn upload(&self, name: &str, id: &str) -> PathBuf {
+        self.repository(name).join("_uploads").join(id)
+    }
+}
+
+fn link(folder: PathBuf, digest: &Digest) -> PathBuf {
+    folder.join(digest.algorithm().as_ref()).join(digest.digest()).join("link")
+}

@@ -1,0 +1,190 @@
+//! Uploads on their way: a file that grows until its digest is known.
+
+use std::fs::{self, File, OpenOptions};
+use std::io::{Read as _, Seek as _, SeekFrom, Write as _};
+use std::path::PathBuf;
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
+
+use super::files::{create_parent, folders, present, random_id, write_atomically};
+use super::{Storage, failed};
+use crate::digest::{Digest, Hasher};
+use crate::server::error::Failure;
+
+/// How much of a file is hashed at a time.
+const HASH_BUFFER_BYTES: usize = 1 << 20;
+
+/// An upload's file, open at its end.
+pub(in crate::server) struct UploadFile {
+    path: PathBuf,
+    file: File,
+    size: u64,
+}
+
+impl UploadFile {
+    pub(in crate::server) fn size(&self) -> u64 {
+        self.size
+    }
+
+    /// Adds `data`, all of it or, on failure, nothing.
+    pub(in crate::server) fn append(&mut self, data: &[u8]) -> Result<(), Failure> {
+        match self.file.write_all(data) {
+            Ok(()) => {
+                self.size += data.len() as u64;
+                Ok(())
+            }
+            Err(e) => {
+                // What is half written must not stay: the size says what has arrived.
+                let cut = self.file.set_len(self.size).and_then(|()| self.file.seek(SeekFrom::End(0)));
+                if let Err(error) = cut {
+                    tracing::error!(path = %self.path.display(), %error, "cannot cut a failed write off an upload");
+                }
+                Err(failed("writing", &self.path)(e))
+            }
+        }
+    }
+
+    /// Feeds all of the file to `hasher`.
+    pub(in crate::server) fn hash(&mut self, hasher: &mut Hasher) -> Result<(), Failure> {
+        let mut read = || {
+            let mut file = File::open(&self.path)?;
+            let mut buffer = vec![0; HASH_BUFFER_BYTES];
+            loop {
+                match file.read(&mut buffer)? {
+                    0 => return Ok(()),
+                    size => hasher.update(&buffer[..size]),
+                }
+            }
+        };
+        read().map_err(failed("reading", &self.path))
+    }
+}
+
+impl Storage {
+    /// Begins an upload and returns its id.
+    pub(in crate::server) fn create_upload(&self, name: &str) -> Result<String, Failure> {
+        let id = random_id()?;
+        let folder = self.paths.upload(name, &id);
+        fs::create_dir_all(&folder).map_err(failed("creating folder", &folder))?;
+        let data = folder.join("data");
+        File::create_new(&data).map_err(failed("creating", &data))?;
+        // By this CNCF distribution knows which uploads are stale.
+        write_atomically(&folder.join("startedat"), rfc3339(SystemTime::now()).as_bytes())?;
+        Ok(id)
+    }
+
+    /// The upload's file, `None` if there is no such upload.
+    pub(in crate::server) fn open_upload(&self, name: &str, id: &str) -> Result<Option<UploadFile>, Failure> {
+        let path = self.paths.upload(name, id).join("data");
+        let opened =
+            present(OpenOptions::new().append(true).open(&path)).map_err(failed("opening", &path))?;
+        let Some(file) = opened else { return Ok(None) };
+        let size = file.metadata().map_err(failed("reading the size of", &path))?.len();
+        Ok(Some(UploadFile { path, file, size }))
+    }
+
+    /// Makes the upload's bytes, whose SHA-256 digest is `content`, the repository's blob `digest`.
+    pub(in crate::server) fn commit_upload(
+        &self,
+        name: &str,
+        id: &str,
+        upload: UploadFile,
+        content: &Digest,
+        digest: &Digest,
+    ) -> Result<(), Failure> {
+        let path = self.paths.data(content);
+        if !self.has_data(content)? {
+            upload.file.sync_all().map_err(failed("writing to disk", &upload.path))?;
+            create_parent(&path)?;
+            fs::rename(&upload.path, &path).map_err(failed("moving an upload to", &path))?;
+        }
+        self.link_blob(name, digest, content)?;
+        self.remove_upload(name, id).map(drop)
+    }
+
+    /// Forgets the upload. `false`: there is none.
+    pub(in crate::server) fn remove_upload(&self, name: &str, id: &str) -> Result<bool, Failure> {
+        let folder = self.paths.upload(name, id);
+        Ok(present(fs::remove_dir_all(&folder)).map_err(failed("removing", &folder))?.is_some())
+    }
+
+    /// Removes uploads that nothing was written to for `age`; returns how many.
+    pub(in crate::server) fn purge_uploads(&self, age: Duration) -> Result<usize, Failure> {
+        let mut purged = 0;
+        for name in self.repositories_with_uploads()? {
+            for id in folders(&self.paths.repository(&name).join("_uploads"))? {
+                let data = self.paths.upload(&name, &id).join("data");
+                let written = fs::metadata(&data).and_then(|data| data.modified());
+                let stale =
+                    written.ok().and_then(|at| at.elapsed().ok()).is_some_and(|elapsed| elapsed > age);
+                if stale && self.remove_upload(&name, &id)? {
+                    purged += 1;
+                }
+            }
+        }
+        Ok(purged)
+    }
+
+    fn repositories_with_uploads(&self) -> Result<Vec<String>, Failure> {
+        let mut found = Vec::new();
+        let mut parents = vec![String::new()];
+        while let Some(parent) = parents.pop() {
+            for entry in folders(&self.paths.repositories().join(&parent))? {
+                if entry == "_uploads" {
+                    found.push(parent.clone());
+                } else if !entry.starts_with('_') {
+                    parents.push(if parent.is_empty() { entry } else { format!("{parent}/{entry}") });
+                }
+            }
+        }
+        Ok(found)
+    }
+}
+
+/// `time` as CNCF distribution writes it, in whole seconds of UTC.
+fn rfc3339(time: SystemTime) -> String {
+    let seconds = time.duration_since(UNIX_EPOCH).unwrap_or_default().as_secs();
+    let (days, second) = (seconds / 86_400, seconds % 86_400);
+    // Years that begin in March put the leap day last: the calendar of 400 years then has a closed form.
+    let shifted = days + 719_468;
+    let (era, day_of_era) = (shifted / 146_097, shifted % 146_097);
+    let year_of_era = (day_of_era - day_of_era / 1_460 + day_of_era / 36_524 - day_of_era / 146_096) / 365;
+    let day_of_year = day_of_era - (365 * year_of_era + year_of_era / 4 - year_of_era / 100);
+    let march_month = (5 * day_of_year + 2) / 153;
+    let day = day_of_year - (153 * march_month + 2) / 5 + 1;
+    let month = if march_month < 10 { march_month + 3 } else { march_month - 9 };
+    let year = era * 400 + year_of_era + u64::from(month <= 2);
+    let (hour, minute, second) = (second / 3600, second / 60 % 60, second % 60);
+    format!("{year:04}-{month:02}-{day:02}T{hour:02}:{minute:02}:{second:02}Z")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn times_are_rfc_3339() {
+        for (seconds, text) in [
+            (0, "1970-01-01T00:00:00Z"),
+            (951_782_399, "2000-02-28T23:59:59Z"),
+            (951_782_400, "2000-02-29T00:00:00Z"),
+            (1_709_251_200, "2024-03-01T00:00:00Z"),
+            (1_798_761_599, "2026-12-31T23:59:59Z"),
+            (4_107_542_400, "2100-03-01T00:00:00Z"),
+        ] {
+            assert_eq!(rfc3339(UNIX_EPOCH + Duration::from_secs(seconds)), text);
+        }
+    }
+
+    #[test]
+    fn only_uploads_without_recent_writes_are_purged() {
+        let dir = tempfile::tempdir().unwrap();
+        let storage = Storage::new(dir.path());
+        let (old, new) = (storage.create_upload("a/b").unwrap(), storage.create_upload("a/b").unwrap());
+        let data = storage.paths.upload("a/b", &old).join("data");
+        let day = Duration::from_secs(86_400);
+        File::options().write(true).open(data).unwrap().set_modified(SystemTime::now() - 8 * day).unwrap();
+        assert_eq!(storage.purge_uploads(7 * day).unwrap(), 1);
+        assert!(storage.open_upload("a/b", &old).unwrap().is_none());
+        assert!(storage.open_upload("a/b", &new).unwrap().is_some());
+    }
+}
