@@ -1,1 +1,76 @@
 //! The containerd side: the snapshots service, its state, overlay mounts and the life of the daemon.
+//!
+//! containerd calls the service over a Unix socket (a `proxy_plugins` entry of its configuration). A call's way:
+//!
+//! ```text
+//! service    gRPC messages in and out
+//! snapshots  what containerd means by Prepare, View, Commit …, for plain and nydus layers
+//!   state    which snapshots there are          (redb)
+//!   overlay  their directories and mounts
+//!   nydus    what layers are; mounted images  → daemon  finding, starting and watching it
+//! filter     containerd's filter language
+//! ```
+//!
+//! Plain images behave as with containerd's overlayfs snapshotter. Of a nydus image only the bootstrap is unpacked; the
+//! daemon serves it, once for all its containers, and each container's overlay lies on that.
+
+mod config;
+mod daemon;
+mod error;
+mod filter;
+mod nydus;
+mod overlay;
+mod service;
+mod snapshots;
+mod state;
+mod sys;
+mod tasks;
+
+use std::sync::Arc;
+
+use tokio_util::sync::CancellationToken;
+use tracing::warn;
+
+pub use config::{DaemonConfig, SnapshotterConfig};
+pub use error::{Error, MountFailure};
+pub use filter::FilterError;
+pub use state::Kind;
+
+use daemon::{Daemon, describe};
+use snapshots::Snapshotter;
+
+/// Serves snapshots until `shutdown`. The daemon, its mounts and all containers go on after that.
+///
+/// The socket answers at once; the daemon is found or started, leftovers are cleaned up and images in use are mounted
+/// again meanwhile.
+///
+/// # Errors
+///
+/// If the root cannot be used, another process uses it, or the socket cannot be served.
+pub async fn serve(config: SnapshotterConfig, shutdown: CancellationToken) -> Result<(), Error> {
+    let daemon = Arc::new(Daemon::new(config.daemon.clone()));
+    let snapshotter = {
+        let (config, daemon) = (config.clone(), Arc::clone(&daemon));
+        Arc::new(tasks::blocking(move || Snapshotter::open(&config, daemon)).await?)
+    };
+    // Ends the tasks below also if serving fails.
+    let running = shutdown.child_token();
+    let _stop = running.clone().drop_guard();
+    tokio::spawn({
+        let running = running.clone();
+        async move { daemon.supervise(&running).await }
+    });
+    tokio::spawn({
+        let (snapshotter, running) = (Arc::clone(&snapshotter), running.clone());
+        async move { running.run_until_cancelled(keep_in_order(&snapshotter)).await }
+    });
+    service::serve(snapshotter, &config.listen, &shutdown).await
+}
+
+/// Cleans up what a crash left, and keeps the images in use mounted.
+async fn keep_in_order(snapshotter: &Arc<Snapshotter>) {
+    if let Err(error) = snapshotter.cleanup().await {
+        warn!(error = describe(&error), "cannot clean up");
+    }
+    snapshotter.keep_restored().await;
+}

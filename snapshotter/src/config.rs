@@ -1,0 +1,86 @@
+//! Configuration of the snapshotter, with its defaults in one place.
+
+use std::path::PathBuf;
+use std::time::Duration;
+
+use serde::{Deserialize, Serialize};
+
+/// Configuration of the snapshotter.
+#[derive(Clone, Debug, Deserialize, Eq, PartialEq, Serialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct SnapshotterConfig {
+    /// Directory of the snapshots, mount points and state. Has to be on a file system that overlayfs accepts as upper
+    /// layer. Default `/var/lib/nydus-cluster`.
+    pub root: PathBuf,
+    /// Unix socket that containerd connects to (`address` of its `proxy_plugins` entry). Default
+    /// `/run/nydus-cluster/snapshotter.sock`.
+    pub listen: PathBuf,
+    /// Seconds a container's start may wait until its image is mounted and serves; its caller gets an error then, while
+    /// other images go on. Default 60, below the two minutes of the kubelet.
+    pub mount_timeout_seconds: u64,
+    /// Images mounted at the same time after a start or after the daemon was restarted. Default 4.
+    pub restore_concurrency: usize,
+    /// Further options of every overlay mount, as of containerd's overlayfs snapshotter. Default none.
+    pub overlay_options: Vec<String>,
+    /// The daemon that serves the images.
+    pub daemon: DaemonConfig,
+}
+
+impl Default for SnapshotterConfig {
+    fn default() -> Self {
+        Self {
+            root: PathBuf::from("/var/lib/nydus-cluster"),
+            listen: PathBuf::from("/run/nydus-cluster/snapshotter.sock"),
+            mount_timeout_seconds: 60,
+            restore_concurrency: 4,
+            overlay_options: Vec::new(),
+            daemon: DaemonConfig::default(),
+        }
+    }
+}
+
+impl SnapshotterConfig {
+    /// How long a caller waits for an image to be mounted.
+    pub fn mount_timeout(&self) -> Duration {
+        Duration::from_secs(self.mount_timeout_seconds)
+    }
+}
+
+/// How the snapshotter reaches and starts the daemon.
+#[derive(Clone, Debug, Deserialize, Eq, PartialEq, Serialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct DaemonConfig {
+    /// The daemon's control socket. Default `/run/nydus-cluster/daemon.sock`.
+    pub socket: PathBuf,
+    /// Program to start when nothing answers on the socket. Default: the program that runs.
+    pub command: Option<PathBuf>,
+    /// Its arguments. Default `["daemon"]`.
+    pub args: Vec<String>,
+    /// File that its output is appended to. Default: the snapshotter's own output, right for a journal; a terminal or a
+    /// pipe may go away before the daemon does.
+    pub log: Option<PathBuf>,
+    /// Whether to start the daemon at all; if not, somebody else (a systemd unit) has to. Default true.
+    pub spawn: bool,
+    /// Seconds that a new daemon has until it answers on its socket. Default 10.
+    pub ready_timeout_seconds: u64,
+}
+
+impl Default for DaemonConfig {
+    fn default() -> Self {
+        Self {
+            socket: PathBuf::from("/run/nydus-cluster/daemon.sock"),
+            command: None,
+            args: vec!["daemon".to_owned()],
+            log: None,
+            spawn: true,
+            ready_timeout_seconds: 10,
+        }
+    }
+}
+
+impl DaemonConfig {
+    /// How long a new daemon has until it answers.
+    pub fn ready_timeout(&self) -> Duration {
+        Duration::from_secs(self.ready_timeout_seconds)
+    }
+}

@@ -1,0 +1,78 @@
+//! The life of the daemon that serves the images.
+//!
+//! The daemon is a process in a session of its own and outlives the snapshotter: containers read through it. A
+//! snapshotter that starts looks for it on its control socket first, and starts one only if nobody answers. A daemon that
+//! ends is replaced, with growing pauses if that keeps happening.
+
+mod process;
+mod supervise;
+
+use std::time::Duration;
+
+use fuse_daemon::control::Client;
+use tokio::sync::watch;
+
+pub(crate) use supervise::describe;
+
+use crate::config::DaemonConfig;
+
+/// How the daemon is.
+#[derive(Clone, Debug, Eq, PartialEq)]
+pub(crate) enum Condition {
+    /// Being looked for or started.
+    Starting,
+    /// It answers. The number tells one daemon from the next.
+    Ready(u64),
+    /// The last attempt to find or start it failed; the next one follows.
+    Failed(String),
+}
+
+/// The daemon, whichever process it is at the moment.
+pub(crate) struct Daemon {
+    config: DaemonConfig,
+    client: Client,
+    condition: watch::Sender<Condition>,
+}
+
+impl Daemon {
+    /// Nothing happens until [`Self::supervise`] runs.
+    pub(crate) fn new(config: DaemonConfig) -> Self {
+        let client = Client::new(&config.socket);
+        Self { config, client, condition: watch::Sender::new(Condition::Starting) }
+    }
+
+    /// A client whose requests have a deadline.
+    pub(crate) fn client(&self, deadline: Duration) -> Client {
+        self.client.clone().with_deadline(deadline)
+    }
+
+    /// How it is now.
+    pub(crate) fn condition(&self) -> Condition {
+        self.condition.borrow().clone()
+    }
+
+    /// Follows how it is.
+    pub(crate) fn subscribe(&self) -> watch::Receiver<Condition> {
+        self.condition.subscribe()
+    }
+
+    /// Waits until it answers; the caller sets the deadline. Gives the number of [`Condition::Ready`].
+    pub(crate) async fn ready(&self) -> u64 {
+        let mut condition = self.subscribe();
+        loop {
+            if let Condition::Ready(generation) = *condition.borrow_and_update() {
+                return generation;
+            }
+            if condition.changed().await.is_err() {
+                // The sender lives as long as `self`.
+                std::future::pending::<()>().await;
+            }
+        }
+    }
+
+    /// Waits until it is no longer the daemon of that number.
+    pub(crate) async fn gone(&self, generation: u64) {
+        // The sender lives as long as `self`, so this cannot fail.
+        let _ = self.subscribe().wait_for(|condition| *condition != Condition::Ready(generation)).await;
+    }
+}

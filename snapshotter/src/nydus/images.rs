@@ -1,0 +1,243 @@
+//! Mounted images, one mount each, shared by all containers on it.
+//!
+//! Whoever needs an image joins the attempt to mount it or begins one. The attempt runs on its own, so a caller that goes
+//! away disturbs no other; nothing but its own callers waits for it, and not beyond the deadline.
+
+use std::collections::HashMap;
+use std::path::{Path, PathBuf};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
+
+use fuse_daemon::control::protocol::ErrorKind;
+use fuse_daemon::control::{Client, ClientError, MountRequest};
+use tokio::sync::{oneshot, watch};
+use tracing::{info, warn};
+
+use super::mountinfo;
+use crate::daemon::{Condition, Daemon, describe};
+use crate::error::{Error, MountFailure};
+use crate::overlay::RootAttributes;
+use crate::state::{MountedImage, SnapshotId, State};
+use crate::tasks::blocking;
+
+/// How long after a broken connection the end of the daemon may take to be noticed.
+const NOTICE: Duration = Duration::from_secs(1);
+/// How long the daemon may take for what needs no network.
+const CONTROL_DEADLINE: Duration = Duration::from_secs(10);
+/// What the ids of our mounts begin with in the daemon.
+const MOUNT_PREFIX: &str = "snapshot-";
+
+/// An image to mount.
+#[derive(Clone, Debug)]
+pub(crate) struct Image {
+    /// Its bootstrap's snapshot.
+    pub(crate) id: SnapshotId,
+    /// Its reference.
+    pub(crate) reference: String,
+    /// Its bootstrap.
+    pub(crate) bootstrap: PathBuf,
+    /// Where to mount it.
+    pub(crate) mountpoint: PathBuf,
+}
+
+/// How an attempt ended: the daemon that serves it, or why not. `None` while it runs.
+type Outcome = Option<Result<u64, MountFailure>>;
+
+/// All mounted images.
+pub(crate) struct Images {
+    state: Arc<State>,
+    daemon: Arc<Daemon>,
+    timeout: Duration,
+    attempts: Mutex<HashMap<SnapshotId, watch::Receiver<Outcome>>>,
+}
+
+impl Images {
+    pub(crate) fn new(state: Arc<State>, daemon: Arc<Daemon>, timeout: Duration) -> Self {
+        Self { state, daemon, timeout, attempts: Mutex::new(HashMap::new()) }
+    }
+
+    /// Mounts an image unless it is, and returns once it serves.
+    pub(crate) async fn ensure(self: &Arc<Self>, image: Image) -> Result<(), Error> {
+        let reference = image.reference.clone();
+        let failed = |failure| Error::Mount { image: reference.clone(), failure };
+        let mut attempt = self.join_or_begin(image);
+        let outcome = match tokio::time::timeout(self.timeout, attempt.wait_for(Option::is_some)).await {
+            Ok(Ok(outcome)) => outcome.clone(),
+            Ok(Err(_)) => None,
+            Err(_) => Some(Err(self.overdue())),
+        };
+        match outcome {
+            Some(result) => result.map(drop).map_err(failed),
+            None => Err(Error::Internal(format!("the attempt to mount image {reference} was aborted"))),
+        }
+    }
+
+    /// Attributes of a mounted image's root. Asked on a thread of its own, which a file system that hangs may keep.
+    pub(crate) async fn root_attributes(&self, image: &Image) -> Result<RootAttributes, Error> {
+        let (sender, receiver) = oneshot::channel();
+        let mountpoint = image.mountpoint.clone();
+        std::thread::Builder::new()
+            .name("root attributes".to_owned())
+            .spawn(move || drop(sender.send(RootAttributes::all_of(&mountpoint))))
+            .map_err(Error::io("start a thread for", &image.mountpoint))?;
+        match tokio::time::timeout(self.timeout, receiver).await {
+            Ok(Ok(attributes)) => attributes,
+            Ok(Err(_)) => Err(Error::Internal("a thread ended without an answer".to_owned())),
+            Err(_) => Err(Error::Mount {
+                image: image.reference.clone(),
+                failure: MountFailure::Deadline(self.timeout),
+            }),
+        }
+    }
+
+    /// Unmounts the image of a snapshot that is gone. Fine if it is not mounted.
+    pub(crate) async fn unmount(&self, id: SnapshotId, mountpoint: PathBuf) -> Result<(), Error> {
+        let attempt = self.attempts().remove(&id);
+        if let Some(mut attempt) = attempt {
+            // Were the attempt to go on, the mount would come back. How it ends does not matter.
+            let _ = tokio::time::timeout(self.timeout, attempt.wait_for(Option::is_some)).await;
+        }
+        match self.daemon.client(self.timeout).umount(&mount_id(id)).await {
+            Err(error) if !error.is_not_running() => {
+                return Err(Error::Daemon { problem: describe(&error) });
+            }
+            // Without a daemon there may still be what a dead one left.
+            _ => blocking(move || mountinfo::detach(&mountpoint)).await?,
+        }
+        info!(snapshot = %id, "unmounted an image");
+        Ok(())
+    }
+
+    /// The snapshots whose images the daemon serves.
+    pub(crate) async fn mounted(&self) -> Result<Vec<SnapshotId>, Error> {
+        let status = self.daemon.client(CONTROL_DEADLINE).status().await;
+        let status = status.map_err(|error| Error::Daemon { problem: describe(&error) })?;
+        let id = |mount: &str| mount.strip_prefix(MOUNT_PREFIX)?.parse().ok().map(SnapshotId);
+        Ok(status.mounts.iter().filter_map(|mount| id(&mount.id)).collect())
+    }
+
+    fn attempts(&self) -> MutexGuard<'_, HashMap<SnapshotId, watch::Receiver<Outcome>>> {
+        // No code that holds it can panic half-way through a change.
+        self.attempts.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn join_or_begin(self: &Arc<Self>, image: Image) -> watch::Receiver<Outcome> {
+        let mut attempts = self.attempts();
+        if let Some(attempt) = attempts.get(&image.id)
+            && self.holds(attempt)
+        {
+            return attempt.clone();
+        }
+        let (sender, receiver) = watch::channel(None);
+        attempts.insert(image.id, receiver.clone());
+        drop(attempts);
+        let images = Arc::clone(self);
+        tokio::spawn(async move {
+            let result = tokio::time::timeout(images.timeout, images.mount(&image)).await;
+            let result = result.unwrap_or_else(|_| Err(images.overdue()));
+            match &result {
+                Ok(_) => info!(image = image.reference, snapshot = %image.id, "image is mounted"),
+                Err(error) => {
+                    warn!(image = image.reference, snapshot = %image.id, %error, "cannot mount image")
+                }
+            }
+            // Nobody may be waiting any more.
+            let _ = sender.send(Some(result));
+        });
+        receiver
+    }
+
+    /// Whether an attempt still runs, or succeeded with the daemon that runs now.
+    fn holds(&self, attempt: &watch::Receiver<Outcome>) -> bool {
+        match &*attempt.borrow() {
+            Some(Ok(generation)) => self.daemon.condition() == Condition::Ready(*generation),
+            Some(Err(_)) => false,
+            None => attempt.has_changed().is_ok(),
+        }
+    }
+
+    /// Mounts, again with the next daemon if this one ends meanwhile.
+    async fn mount(&self, image: &Image) -> Result<u64, MountFailure> {
+        loop {
+            let generation = self.daemon.ready().await;
+            match self.mount_now(image).await {
+                Ok(()) => return Ok(generation),
+                Err(failure @ MountFailure::Unavailable(_)) => {
+                    let gone = tokio::time::timeout(NOTICE, self.daemon.gone(generation)).await;
+                    gone.map_err(|_| failure)?;
+                }
+                Err(failure) => return Err(failure),
+            }
+        }
+    }
+
+    async fn mount_now(&self, image: &Image) -> Result<(), MountFailure> {
+        let client = self.daemon.client(self.timeout);
+        let request = MountRequest {
+            id: mount_id(image.id),
+            bootstrap: image.bootstrap.clone(),
+            mountpoint: image.mountpoint.clone(),
+            image: image.reference.clone(),
+        };
+        let status = client.status().await.map_err(failure)?;
+        if !status.mounts.iter().any(|mount| mount.id == request.id) {
+            detach_remains(&image.mountpoint).await?;
+        }
+        match client.mount(&request).await {
+            Err(ClientError::Daemon { kind: ErrorKind::Conflict, message }) => {
+                warn!(image = image.reference, message, "replacing a mount of other content");
+                client.umount(&request.id).await.map_err(failure)?;
+                client.mount(&request).await.map_err(failure)?;
+            }
+            result => result.map_err(failure)?,
+        }
+        self.remember(image, &client).await
+    }
+
+    /// Remembers what the image reads from, for the day that it is removed.
+    async fn remember(&self, image: &Image, client: &Client) -> Result<(), MountFailure> {
+        let status = client.status().await.map_err(failure)?;
+        let mount = status.mounts.into_iter().find(|mount| mount.id == mount_id(image.id));
+        let blobs = mount.map(|mount| mount.blobs).unwrap_or_default();
+        let mounted = MountedImage {
+            reference: image.reference.clone(),
+            blobs: blobs.iter().map(ToString::to_string).collect(),
+        };
+        let (state, id) = (Arc::clone(&self.state), image.id);
+        let stored = blocking(move || state.remember_image(id, &mounted)).await;
+        stored.map_err(|error| MountFailure::Unavailable(describe(&error)))
+    }
+
+    /// What a caller is told whose time is over.
+    fn overdue(&self) -> MountFailure {
+        match self.daemon.condition() {
+            Condition::Ready(_) => MountFailure::Deadline(self.timeout),
+            Condition::Starting => {
+                MountFailure::Unavailable("the nydus daemon is not running yet".to_owned())
+            }
+            Condition::Failed(problem) => MountFailure::Unavailable(format!("no nydus daemon: {problem}")),
+        }
+    }
+}
+
+/// A daemon that died leaves mounts on which every access fails.
+async fn detach_remains(mountpoint: &Path) -> Result<(), MountFailure> {
+    let mountpoint = mountpoint.to_owned();
+    blocking(move || mountinfo::detach(&mountpoint))
+        .await
+        .map_err(|error| MountFailure::Unavailable(describe(&error)))
+}
+
+fn mount_id(id: SnapshotId) -> String {
+    format!("{MOUNT_PREFIX}{id}")
+}
+
+fn failure(error: ClientError) -> MountFailure {
+    match &error {
+        ClientError::Daemon { kind: ErrorKind::Bootstrap | ErrorKind::Invalid, message } => {
+            MountFailure::Image(message.clone())
+        }
+        ClientError::Deadline { deadline, .. } => MountFailure::Deadline(*deadline),
+        _ => MountFailure::Unavailable(describe(&error)),
+    }
+}

@@ -1,0 +1,15 @@
+//! What makes a snapshot one of a nydus image, and the mounts of such images.
+//!
+//! An image's layers are data blobs and, last, a bootstrap. The blobs are never unpacked: their snapshots are names
+//! alone. The bootstrap's snapshot holds the file from which the daemon serves the whole image, once for all containers
+//! on it.
+
+mod images;
+mod layer;
+mod mountinfo;
+
+#[cfg(test)]
+mod tests;
+
+pub(crate) use images::{Image, Images};
+pub(crate) use layer::{Beneath, IMAGE_REFERENCES, Layer, SNAPSHOT_REF, blob_of, bootstrap_in, reference_of};

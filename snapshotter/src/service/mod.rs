@@ -1,0 +1,130 @@
+//! The gRPC face: `containerd.services.snapshots.v1.Snapshots`. Translation alone, no logic.
+
+mod convert;
+mod serve;
+mod status;
+
+use std::sync::Arc;
+
+use tokio::sync::mpsc;
+use tokio_stream::wrappers::ReceiverStream;
+use tonic::{Request, Response, Status};
+use tracing::Instrument;
+
+pub(crate) use serve::serve;
+
+use crate::filter::Filters;
+use crate::snapshots::Snapshotter;
+use api::messages::{
+    CleanupRequest, CommitSnapshotRequest, Empty, ListSnapshotsRequest, ListSnapshotsResponse, MountsRequest,
+    MountsResponse, PrepareSnapshotRequest, PrepareSnapshotResponse, RemoveSnapshotRequest,
+    StatSnapshotRequest, StatSnapshotResponse, UpdateSnapshotRequest, UpdateSnapshotResponse, UsageRequest,
+    UsageResponse, ViewSnapshotRequest, ViewSnapshotResponse,
+};
+use api::snapshots_server::Snapshots;
+use convert::{info, label_update, labels, mounts, parent};
+
+/// The generated server and the messages it takes.
+#[allow(missing_docs, unreachable_pub, clippy::all)]
+mod api {
+    /// The messages, from containerd's definitions.
+    pub mod messages {
+        pub use containerd_client::services::v1::snapshots::*;
+
+        /// `google.protobuf.Empty`.
+        pub type Empty = ();
+    }
+
+    include!(concat!(env!("OUT_DIR"), "/containerd.services.snapshots.v1.Snapshots.rs"));
+}
+
+/// The service.
+pub(crate) struct Service {
+    snapshotter: Arc<Snapshotter>,
+}
+
+type Answer<T> = Result<Response<T>, Status>;
+
+/// A span for one call. The namespace is told for people alone: keys have it inside.
+fn span<T>(call: &'static str, request: &Request<T>, key: &str) -> tracing::Span {
+    let namespace = request.metadata().get("containerd-namespace").and_then(|value| value.to_str().ok());
+    tracing::info_span!("snapshots", call, key, namespace)
+}
+
+#[tonic::async_trait]
+impl Snapshots for Service {
+    type ListStream = ReceiverStream<Result<ListSnapshotsResponse, Status>>;
+
+    async fn prepare(&self, request: Request<PrepareSnapshotRequest>) -> Answer<PrepareSnapshotResponse> {
+        let span = span("prepare", &request, &request.get_ref().key);
+        let PrepareSnapshotRequest { key, parent: on, labels: with, .. } = request.into_inner();
+        let made = self.snapshotter.prepare(key, parent(on), labels(with)).instrument(span).await?;
+        Ok(Response::new(PrepareSnapshotResponse { mounts: mounts(made) }))
+    }
+
+    async fn view(&self, request: Request<ViewSnapshotRequest>) -> Answer<ViewSnapshotResponse> {
+        let span = span("view", &request, &request.get_ref().key);
+        let ViewSnapshotRequest { key, parent: on, labels: with, .. } = request.into_inner();
+        let made = self.snapshotter.view(key, parent(on), labels(with)).instrument(span).await?;
+        Ok(Response::new(ViewSnapshotResponse { mounts: mounts(made) }))
+    }
+
+    async fn mounts(&self, request: Request<MountsRequest>) -> Answer<MountsResponse> {
+        let span = span("mounts", &request, &request.get_ref().key);
+        let made = self.snapshotter.mounts(request.into_inner().key).instrument(span).await?;
+        Ok(Response::new(MountsResponse { mounts: mounts(made) }))
+    }
+
+    async fn commit(&self, request: Request<CommitSnapshotRequest>) -> Answer<Empty> {
+        let span = span("commit", &request, &request.get_ref().key);
+        let CommitSnapshotRequest { name, key, labels: with, .. } = request.into_inner();
+        self.snapshotter.commit(name, key, labels(with)).instrument(span).await?;
+        Ok(Response::new(()))
+    }
+
+    async fn remove(&self, request: Request<RemoveSnapshotRequest>) -> Answer<Empty> {
+        let span = span("remove", &request, &request.get_ref().key);
+        self.snapshotter.remove(request.into_inner().key).instrument(span).await?;
+        Ok(Response::new(()))
+    }
+
+    async fn stat(&self, request: Request<StatSnapshotRequest>) -> Answer<StatSnapshotResponse> {
+        let key = request.into_inner().key;
+        let record = self.snapshotter.stat(key.clone()).await?;
+        Ok(Response::new(StatSnapshotResponse { info: Some(info(key, record)) }))
+    }
+
+    async fn update(&self, request: Request<UpdateSnapshotRequest>) -> Answer<UpdateSnapshotResponse> {
+        let (key, update) = label_update(request.into_inner())?;
+        let record = self.snapshotter.update(key.clone(), update).await?;
+        Ok(Response::new(UpdateSnapshotResponse { info: Some(info(key, record)) }))
+    }
+
+    async fn list(&self, request: Request<ListSnapshotsRequest>) -> Answer<Self::ListStream> {
+        let filters = Filters::parse(&request.into_inner().filters).map_err(crate::Error::from)?;
+        let (answers, stream) = mpsc::channel(1);
+        let snapshotter = Arc::clone(&self.snapshotter);
+        tokio::spawn(async move {
+            let blocks = answers.clone();
+            let send = move |block: Vec<_>| {
+                let info = block.into_iter().map(|(key, record)| info(key, record)).collect();
+                blocks.blocking_send(Ok(ListSnapshotsResponse { info })).is_ok()
+            };
+            if let Err(error) = snapshotter.list(filters, send).await {
+                // A client that is gone needs no answer.
+                let _ = answers.send(Err(error.into())).await;
+            }
+        });
+        Ok(Response::new(ReceiverStream::new(stream)))
+    }
+
+    async fn usage(&self, request: Request<UsageRequest>) -> Answer<UsageResponse> {
+        let usage = self.snapshotter.usage(request.into_inner().key).await?;
+        Ok(Response::new(UsageResponse { size: usage.size, inodes: usage.inodes }))
+    }
+
+    async fn cleanup(&self, _: Request<CleanupRequest>) -> Answer<Empty> {
+        self.snapshotter.cleanup().await?;
+        Ok(Response::new(()))
+    }
+}

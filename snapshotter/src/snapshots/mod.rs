@@ -1,0 +1,263 @@
+//! The operations on snapshots, as containerd defines them, for plain and nydus layers.
+
+mod cleanup;
+mod create;
+mod pending;
+mod restore;
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::Duration;
+
+use fuse_daemon::control::BlobId;
+
+use crate::config::SnapshotterConfig;
+use crate::daemon::Daemon;
+use crate::error::Error;
+use crate::filter::Filters;
+use crate::nydus::{self, Beneath, Image, Images, Layer};
+use crate::overlay::{self, Directories, Mount};
+use crate::state::{Kind, LabelUpdate, Labels, Record, SnapshotId, State, Usage};
+use crate::tasks::blocking;
+use pending::Pending;
+
+/// How long the daemon may take to say what its cache holds.
+const USAGE_DEADLINE: Duration = Duration::from_secs(5);
+/// Snapshots in one message of a list, as containerd sends them.
+const LIST_BLOCK: usize = 100;
+
+/// The snapshots under one root.
+pub(crate) struct Snapshotter {
+    state: Arc<State>,
+    directories: Directories,
+    overlay_options: Vec<String>,
+    daemon: Arc<Daemon>,
+    images: Arc<Images>,
+    restore_concurrency: usize,
+    next_id: AtomicU64,
+    pending: Pending,
+    /// Held by the clean-up that runs, which another one waits for. Nothing else does.
+    cleaning: tokio::sync::Mutex<()>,
+}
+
+impl Snapshotter {
+    /// Opens what is under the configured root. Blocks on the disk, for a moment.
+    pub(crate) fn open(config: &SnapshotterConfig, daemon: Arc<Daemon>) -> Result<Self, Error> {
+        let directories = Directories::open(&config.root)?;
+        let state = Arc::new(State::open(directories.state())?);
+        // A directory without a record may be left from before a crash: its number is taken until it is cleaned up.
+        let above = directories.list()?.last().map_or(0, |last| last.0.saturating_add(1));
+        let next_id = AtomicU64::new(state.next_id()?.0.max(above));
+        let images = Images::new(Arc::clone(&state), Arc::clone(&daemon), config.mount_timeout());
+        Ok(Self {
+            images: Arc::new(images),
+            overlay_options: overlay::overlay_options(&config.overlay_options),
+            restore_concurrency: config.restore_concurrency.max(1),
+            pending: Pending::default(),
+            cleaning: tokio::sync::Mutex::default(),
+            state,
+            directories,
+            daemon,
+            next_id,
+        })
+    }
+
+    /// The mounts of an active snapshot or view. Mounts the image beneath again if it is not.
+    pub(crate) async fn mounts(&self, key: String) -> Result<Vec<Mount>, Error> {
+        let (record, parents) = self
+            .on_state(move |state| {
+                let (record, parents) = state.get_with_parents(&key)?;
+                match record.kind {
+                    Kind::Committed => {
+                        Err(Error::WrongKind { key, kind: record.kind, expected: "active or a view" })
+                    }
+                    _ => Ok(((key, record), parents)),
+                }
+            })
+            .await?;
+        let (key, record) = record;
+        let beneath = beneath_of(&key, &record.labels, parents)?;
+        self.ensure_image(&beneath).await?;
+        Ok(self.mounts_of(&record, &beneath))
+    }
+
+    /// Makes an active snapshot final.
+    pub(crate) async fn commit(&self, name: String, key: String, labels: Labels) -> Result<(), Error> {
+        check_labels(&labels)?;
+        let directories = self.directories.clone();
+        self.on_state(move |state| {
+            let record = state.get(&key)?;
+            if record.kind != Kind::Active {
+                return Err(Error::WrongKind { key, kind: record.kind, expected: "active" });
+            }
+            let upper = directories.upper(record.id);
+            if is_unpacked_bootstrap(&labels) {
+                make_durable(&key, &upper)?;
+            }
+            let usage = overlay::disk_usage(&upper)?;
+            state.commit(&key, &name, labels, usage)
+        })
+        .await
+    }
+
+    /// Forgets a snapshot. Its files, mount and cache stay until [`Self::cleanup`].
+    pub(crate) async fn remove(&self, key: String) -> Result<(), Error> {
+        self.on_state(move |state| state.remove(&key).map(drop)).await
+    }
+
+    /// What is known of a snapshot.
+    pub(crate) async fn stat(&self, key: String) -> Result<Record, Error> {
+        self.on_state(move |state| state.get(&key)).await
+    }
+
+    /// Changes labels.
+    pub(crate) async fn update(&self, key: String, update: LabelUpdate) -> Result<Record, Error> {
+        match &update {
+            LabelUpdate::All(labels) => check_labels(labels)?,
+            LabelUpdate::Some(changes) => {
+                for (label, value) in changes {
+                    check_label(label, value.as_deref().unwrap_or_default())?;
+                }
+            }
+        }
+        self.on_state(move |state| state.update(&key, update)).await
+    }
+
+    /// Hands out the snapshots that match, in blocks, all as of one moment, until `send`, which may block, returns false.
+    pub(crate) async fn list(
+        &self,
+        filters: Filters,
+        send: impl Fn(Vec<(String, Record)>) -> bool + Send + 'static,
+    ) -> Result<(), Error> {
+        self.on_state(move |state| {
+            let mut block = Vec::new();
+            state.walk(|key, record| {
+                if filters.matches(&key, &record) {
+                    block.push((key, record));
+                }
+                let full = block.len() >= LIST_BLOCK;
+                Ok(!full || send(std::mem::take(&mut block)))
+            })?;
+            if !block.is_empty() {
+                send(block);
+            }
+            Ok(())
+        })
+        .await
+    }
+
+    /// What a snapshot takes beside its parents: of a data layer, what the cache holds of its blob.
+    pub(crate) async fn usage(&self, key: String) -> Result<Usage, Error> {
+        let record = self.stat(key).await?;
+        match record.kind {
+            Kind::Active => {
+                let upper = self.directories.upper(record.id);
+                blocking(move || overlay::disk_usage(&upper)).await
+            }
+            Kind::Committed if Layer::of(&record.labels) == Layer::Blob => Ok(self.cached(&record).await),
+            _ => Ok(record.usage),
+        }
+    }
+
+    /// What the cache holds of a data layer. Statistics are no reason to fail: a daemon that is away has nothing to say.
+    async fn cached(&self, record: &Record) -> Usage {
+        let Some(blob) = nydus::blob_of(record).and_then(|blob| blob.parse::<BlobId>().ok()) else {
+            return record.usage;
+        };
+        match self.daemon.client(USAGE_DEADLINE).usage(&[blob]).await.as_deref() {
+            Ok([bytes]) => Usage { inodes: 0, size: i64::try_from(*bytes).unwrap_or(i64::MAX) },
+            _ => record.usage,
+        }
+    }
+
+    /// Mounts the image beneath, if there is one.
+    async fn ensure_image(&self, beneath: &Beneath) -> Result<Option<Image>, Error> {
+        let Some((key, record)) = &beneath.image else { return Ok(None) };
+        let image = self.image_of(key, record)?;
+        self.images.ensure(image.clone()).await?;
+        Ok(Some(image))
+    }
+
+    fn image_of(&self, key: &str, record: &Record) -> Result<Image, Error> {
+        let reference = nydus::reference_of(&record.labels).ok_or_else(|| Error::NoImageReference {
+            key: key.to_owned(),
+            labels: nydus::IMAGE_REFERENCES.join(", "),
+        })?;
+        Ok(Image {
+            id: record.id,
+            reference: reference.to_owned(),
+            bootstrap: nydus::bootstrap_in(&self.directories.upper(record.id)),
+            mountpoint: self.directories.mountpoint(record.id),
+        })
+    }
+
+    fn mounts_of(&self, record: &Record, beneath: &Beneath) -> Vec<Mount> {
+        let image = beneath.image.as_ref().map(|(_, image)| self.directories.mountpoint(image.id));
+        let lowers: Vec<_> =
+            beneath.plain.iter().map(|&id| self.directories.upper(id)).chain(image).collect();
+        let layers = overlay::Layers {
+            kind: record.kind,
+            upper: &self.directories.upper(record.id),
+            work: &self.directories.work(record.id),
+            lowers: &lowers,
+            labels: &record.labels,
+        };
+        overlay::mounts(&layers, &self.overlay_options)
+    }
+
+    fn new_id(&self) -> SnapshotId {
+        SnapshotId(self.next_id.fetch_add(1, Ordering::Relaxed))
+    }
+
+    async fn on_state<T: Send + 'static>(
+        &self,
+        work: impl FnOnce(&State) -> Result<T, Error> + Send + 'static,
+    ) -> Result<T, Error> {
+        let state = Arc::clone(&self.state);
+        blocking(move || work(&state)).await
+    }
+}
+
+/// What lies beneath a snapshot with these labels. A bootstrap layer is unpacked by itself: what its parents hold is
+/// data that only it can make visible.
+fn beneath_of(key: &str, labels: &Labels, parents: Vec<(String, Record)>) -> Result<Beneath, Error> {
+    if is_unpacked_bootstrap(labels) { Ok(Beneath::default()) } else { Beneath::of(key, parents) }
+}
+
+/// Whether containerd unpacks a bootstrap layer into a snapshot with these labels.
+fn is_unpacked_bootstrap(labels: &Labels) -> bool {
+    labels.contains_key(nydus::SNAPSHOT_REF) && Layer::of(labels) == Layer::Bootstrap
+}
+
+/// Sees to it that a bootstrap is there and stays: an image of which containerd believes that it is complete must not
+/// lose it in a power cut.
+fn make_durable(key: &str, upper: &std::path::Path) -> Result<(), Error> {
+    let path = nydus::bootstrap_in(upper);
+    let file = match std::fs::File::open(&path) {
+        Ok(file) => file,
+        Err(error) if error.kind() == std::io::ErrorKind::NotFound => {
+            return Err(Error::BootstrapMissing { key: key.to_owned(), path });
+        }
+        Err(error) => return Err(Error::io("open the bootstrap", path)(error)),
+    };
+    file.sync_all().map_err(Error::io("write the bootstrap", path))
+}
+
+fn check_labels(labels: &Labels) -> Result<(), Error> {
+    labels.iter().try_for_each(|(label, value)| check_label(label, value))
+}
+
+/// Labels are as long as containerd's own database takes them.
+fn check_label(label: &str, value: &str) -> Result<(), Error> {
+    const LONGEST_BYTES: usize = 4096;
+    if label.len() + value.len() <= LONGEST_BYTES {
+        return Ok(());
+    }
+    Err(Error::Invalid {
+        what: format!("label {:?}…", label.chars().take(64).collect::<String>()),
+        problem: format!(
+            "{} bytes with its value, expected at most {LONGEST_BYTES}",
+            label.len() + value.len()
+        ),
+    })
+}

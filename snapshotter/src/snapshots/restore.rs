@@ -1,0 +1,84 @@
+//! Mounting images again that containers use, after a start or with a new daemon.
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+
+use tokio::sync::Semaphore;
+use tokio::task::JoinSet;
+use tracing::{info, warn};
+
+use super::{Snapshotter, beneath_of};
+use crate::daemon::{Condition, describe};
+use crate::error::Error;
+use crate::nydus::Image;
+use crate::state::{Kind, SnapshotId};
+
+impl Snapshotter {
+    /// Restores the mounts whenever a daemon is ready; never returns. Requests are answered meanwhile: those that need an
+    /// image join its mount.
+    pub(crate) async fn keep_restored(self: &Arc<Self>) {
+        let mut condition = self.daemon.subscribe();
+        loop {
+            let ready = matches!(*condition.borrow_and_update(), Condition::Ready(_));
+            if ready {
+                self.restore().await;
+            }
+            if condition.changed().await.is_err() {
+                return;
+            }
+        }
+    }
+
+    async fn restore(&self) {
+        let images = match self.images_in_use().await {
+            Ok(images) => images,
+            Err(error) => return warn!(error = describe(&error), "cannot tell which images to mount"),
+        };
+        if images.is_empty() {
+            return;
+        }
+        info!(images = images.len(), "mounting the images in use");
+        let permits = Arc::new(Semaphore::new(self.restore_concurrency));
+        let mut mounting = JoinSet::new();
+        for image in images {
+            let (permits, images) = (Arc::clone(&permits), Arc::clone(&self.images));
+            mounting.spawn(async move {
+                let _permit = permits.acquire_owned().await;
+                // An image that cannot be mounted concerns its own containers alone; the attempt is in the log.
+                let _ = images.ensure(image).await;
+            });
+        }
+        while mounting.join_next().await.is_some() {}
+    }
+
+    /// The images beneath active snapshots and views.
+    async fn images_in_use(&self) -> Result<Vec<Image>, Error> {
+        let bootstraps = self
+            .on_state(|state| {
+                let mut users = Vec::new();
+                state.walk(|key, record| {
+                    if record.kind != Kind::Committed && record.parent.is_some() {
+                        users.push(key);
+                    }
+                    Ok(true)
+                })?;
+                let mut bootstraps = BTreeMap::<SnapshotId, _>::new();
+                for key in users {
+                    // What was removed meanwhile, or has nothing to show, needs no mount.
+                    let Ok((record, parents)) = state.get_with_parents(&key) else { continue };
+                    let Ok(beneath) = beneath_of(&key, &record.labels, parents) else { continue };
+                    bootstraps.extend(beneath.image.map(|(key, record)| (record.id, (key, record))));
+                }
+                Ok(bootstraps)
+            })
+            .await?;
+        let image = |(key, record): &(String, _)| match self.image_of(key, record) {
+            Ok(image) => Some(image),
+            Err(error) => {
+                warn!(error = describe(&error), "cannot mount an image in use");
+                None
+            }
+        };
+        Ok(bootstraps.values().filter_map(image).collect())
+    }
+}

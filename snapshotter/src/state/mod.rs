@@ -1,0 +1,96 @@
+//! What snapshots there are, in one transactional file.
+//!
+//! A record is a snapshot; children are indexed by their parent's id, so that a parent with children is refused without
+//! a walk. Every change is one durable transaction. Directories are made before their record and deleted after it, so a
+//! crash leaves at worst a directory that nobody names, which clean-up removes; see [`crate::overlay::Directories`].
+//!
+//! Keys are used as they come. containerd has the namespace inside them (`default/12/name`) and calls its garbage
+//! collection without a namespace, so they must not be kept apart by the header of a call.
+
+mod read;
+mod record;
+mod write;
+
+#[cfg(test)]
+mod tests;
+
+use std::path::Path;
+
+use redb::{Database, ReadableDatabase, TableDefinition};
+
+pub use record::Kind;
+pub(crate) use record::{Labels, MountedImage, Record, SnapshotId, Timestamp, Usage};
+pub(crate) use write::{Creation, LabelUpdate};
+
+use crate::error::Error;
+
+/// Key of a snapshot → its [`Record`] as JSON.
+const SNAPSHOTS: TableDefinition<'_, &str, &[u8]> = TableDefinition::new("snapshots");
+/// (id of the parent, id of the child) → key of the child.
+const CHILDREN: TableDefinition<'_, (u64, u64), &str> = TableDefinition::new("children");
+/// Id of a bootstrap snapshot whose image is or was mounted → [`MountedImage`] as JSON.
+const IMAGES: TableDefinition<'_, u64, &[u8]> = TableDefinition::new("images");
+/// Single numbers: [`VERSION`] and [`NEXT_ID`].
+const NUMBERS: TableDefinition<'_, &str, u64> = TableDefinition::new("numbers");
+
+/// Layout of the tables; a file of another one is refused.
+const VERSION: (&str, u64) = ("version", 1);
+/// One above the largest id ever given out.
+const NEXT_ID: &str = "next id";
+
+/// The snapshots' database. Its methods block on the disk.
+pub(crate) struct State {
+    database: Database,
+}
+
+impl State {
+    /// Opens the file, or makes it. Only one process at a time can.
+    pub(crate) fn open(path: &Path) -> Result<Self, Error> {
+        let database = Database::create(path).during("open the file")?;
+        let state = Self { database };
+        state.prepare_tables()?;
+        Ok(state)
+    }
+
+    /// Makes missing tables, so that readers need not care, and checks the version.
+    fn prepare_tables(&self) -> Result<(), Error> {
+        let transaction = self.database.begin_write().during("prepare the tables")?;
+        transaction.open_table(SNAPSHOTS).during("prepare the tables")?;
+        transaction.open_table(CHILDREN).during("prepare the tables")?;
+        transaction.open_table(IMAGES).during("prepare the tables")?;
+        {
+            let mut numbers = transaction.open_table(NUMBERS).during("prepare the tables")?;
+            let (name, expected) = VERSION;
+            let found = {
+                use redb::ReadableTable as _;
+                numbers.get(name).during("read the version")?.map(|version| version.value())
+            };
+            match found {
+                None => drop(numbers.insert(name, expected).during("write the version")?),
+                Some(version) if version == expected => {}
+                Some(version) => {
+                    return Err(Error::Record {
+                        what: "the database's version".to_owned(),
+                        problem: format!("it is {version}, expected {expected}"),
+                    });
+                }
+            }
+        }
+        transaction.commit().during("prepare the tables")
+    }
+
+    fn read(&self) -> Result<redb::ReadTransaction, Error> {
+        self.database.begin_read().during("begin to read")
+    }
+}
+
+/// Says what was being done when the database failed.
+trait During<T> {
+    fn during(self, doing: &'static str) -> Result<T, Error>;
+}
+
+impl<T, E: Into<redb::Error>> During<T> for Result<T, E> {
+    fn during(self, doing: &'static str) -> Result<T, Error> {
+        self.map_err(|error| Error::State { doing, source: Box::new(error.into()) })
+    }
+}

@@ -1,0 +1,210 @@
+//! Changes of the database, each one durable transaction.
+
+use redb::{ReadableTable, Table};
+
+use super::read::lookup;
+use super::{
+    CHILDREN, During, IMAGES, Kind, Labels, MountedImage, NEXT_ID, NUMBERS, Record, SNAPSHOTS, SnapshotId,
+    State, Timestamp, Usage,
+};
+use crate::error::Error;
+
+/// A snapshot to be made.
+#[derive(Clone, Debug)]
+pub(crate) struct Creation {
+    pub(crate) id: SnapshotId,
+    pub(crate) kind: Kind,
+    pub(crate) key: String,
+    pub(crate) parent: Option<String>,
+    pub(crate) labels: Labels,
+}
+
+/// What an update changes: all labels, or some.
+#[derive(Clone, Debug)]
+pub(crate) enum LabelUpdate {
+    /// These are the labels from now on.
+    All(Labels),
+    /// Set, or remove where there is no value.
+    Some(Vec<(String, Option<String>)>),
+}
+
+impl State {
+    /// Adds a snapshot.
+    pub(crate) fn create(&self, creation: Creation) -> Result<Record, Error> {
+        let Creation { id, kind, key, parent, labels } = creation;
+        let transaction = self.database.begin_write().during("create a snapshot")?;
+        let record = {
+            let mut snapshots = transaction.open_table(SNAPSHOTS).during("create a snapshot")?;
+            let mut children = transaction.open_table(CHILDREN).during("create a snapshot")?;
+            let mut numbers = transaction.open_table(NUMBERS).during("create a snapshot")?;
+            if lookup(&snapshots, &key)?.is_some() {
+                return Err(Error::AlreadyExists { key });
+            }
+            if let Some(parent) = &parent {
+                let record = committed_parent(&snapshots, &key, parent)?;
+                children.insert((record.id.0, id.0), key.as_str()).during("create a snapshot")?;
+            }
+            let now = Timestamp::now();
+            let labels = without_empty(labels);
+            let record =
+                Record { id, kind, parent, labels, created: now, updated: now, usage: Usage::default() };
+            store(&mut snapshots, &key, &record)?;
+            let next = numbers.get(NEXT_ID).during("read the next id")?.map_or(0, |next| next.value());
+            numbers.insert(NEXT_ID, next.max(id.0.saturating_add(1))).during("write the next id")?;
+            record
+        };
+        transaction.commit().during("create a snapshot")?;
+        Ok(record)
+    }
+
+    /// Turns the active snapshot `key` into the committed snapshot `name`. Labels are replaced, not inherited.
+    pub(crate) fn commit(&self, key: &str, name: &str, labels: Labels, usage: Usage) -> Result<(), Error> {
+        let transaction = self.database.begin_write().during("commit a snapshot")?;
+        {
+            let mut snapshots = transaction.open_table(SNAPSHOTS).during("commit a snapshot")?;
+            let mut children = transaction.open_table(CHILDREN).during("commit a snapshot")?;
+            if lookup(&snapshots, name)?.is_some() {
+                return Err(Error::AlreadyExists { key: name.to_owned() });
+            }
+            let active = lookup(&snapshots, key)?.ok_or_else(|| Error::NotFound { key: key.to_owned() })?;
+            if active.kind != Kind::Active {
+                return Err(Error::WrongKind { key: key.to_owned(), kind: active.kind, expected: "active" });
+            }
+            let now = Timestamp::now();
+            let labels = without_empty(labels);
+            let record =
+                Record { kind: Kind::Committed, labels, created: now, updated: now, usage, ..active };
+            if let Some(parent) = &record.parent {
+                let parent = committed_parent(&snapshots, key, parent)?;
+                children.insert((parent.id.0, record.id.0), name).during("commit a snapshot")?;
+            }
+            store(&mut snapshots, name, &record)?;
+            snapshots.remove(key).during("commit a snapshot")?;
+        }
+        transaction.commit().during("commit a snapshot")
+    }
+
+    /// Removes a snapshot without children.
+    pub(crate) fn remove(&self, key: &str) -> Result<Record, Error> {
+        let transaction = self.database.begin_write().during("remove a snapshot")?;
+        let record = {
+            let mut snapshots = transaction.open_table(SNAPSHOTS).during("remove a snapshot")?;
+            let mut children = transaction.open_table(CHILDREN).during("remove a snapshot")?;
+            let record = lookup(&snapshots, key)?.ok_or_else(|| Error::NotFound { key: key.to_owned() })?;
+            if let Some(child) = first_child(&children, record.id)? {
+                return Err(Error::HasChildren { key: key.to_owned(), child });
+            }
+            if let Some(parent) = &record.parent
+                && let Some(parent) = lookup(&snapshots, parent)?
+            {
+                children.remove((parent.id.0, record.id.0)).during("remove a snapshot")?;
+            }
+            snapshots.remove(key).during("remove a snapshot")?;
+            record
+        };
+        transaction.commit().during("remove a snapshot")?;
+        Ok(record)
+    }
+
+    /// Changes labels.
+    pub(crate) fn update(&self, key: &str, update: LabelUpdate) -> Result<Record, Error> {
+        let transaction = self.database.begin_write().during("update a snapshot")?;
+        let record = {
+            let mut snapshots = transaction.open_table(SNAPSHOTS).during("update a snapshot")?;
+            let mut record =
+                lookup(&snapshots, key)?.ok_or_else(|| Error::NotFound { key: key.to_owned() })?;
+            match update {
+                LabelUpdate::All(labels) => record.labels = labels,
+                LabelUpdate::Some(changes) => {
+                    for (label, value) in changes {
+                        match value {
+                            Some(value) => record.labels.insert(label, value),
+                            None => record.labels.remove(&label),
+                        };
+                    }
+                }
+            }
+            record.labels = without_empty(record.labels);
+            record.updated = Timestamp::now();
+            store(&mut snapshots, key, &record)?;
+            record
+        };
+        transaction.commit().during("update a snapshot")?;
+        Ok(record)
+    }
+
+    /// Remembers that an image is mounted and what it reads from, until [`Self::forget_image`].
+    pub(crate) fn remember_image(&self, id: SnapshotId, image: &MountedImage) -> Result<(), Error> {
+        let value = serde_json::to_vec(image).map_err(|error| Error::Record {
+            what: format!("mounted image {id}"),
+            problem: error.to_string(),
+        })?;
+        let transaction = self.database.begin_write().during("remember an image")?;
+        {
+            let mut images = transaction.open_table(IMAGES).during("remember an image")?;
+            images.insert(id.0, value.as_slice()).during("remember an image")?;
+        }
+        transaction.commit().during("remember an image")
+    }
+
+    /// Forgets images.
+    pub(crate) fn forget_images(&self, ids: &[SnapshotId]) -> Result<(), Error> {
+        let transaction = self.database.begin_write().during("forget images")?;
+        {
+            let mut images = transaction.open_table(IMAGES).during("forget images")?;
+            for id in ids {
+                images.remove(id.0).during("forget images")?;
+            }
+        }
+        transaction.commit().during("forget images")
+    }
+}
+
+/// Fails unless `record` may be a parent.
+pub(super) fn check_parent(key: &str, parent: &str, record: &Record) -> Result<(), Error> {
+    match record.kind {
+        Kind::Committed => Ok(()),
+        kind => Err(Error::ParentNotCommitted { key: key.to_owned(), parent: parent.to_owned(), kind }),
+    }
+}
+
+fn committed_parent(
+    snapshots: &Table<'_, &'static str, &'static [u8]>,
+    key: &str,
+    parent: &str,
+) -> Result<Record, Error> {
+    let record = lookup(snapshots, parent)?
+        .ok_or_else(|| Error::ParentNotFound { key: key.to_owned(), parent: parent.to_owned() })?;
+    check_parent(key, parent, &record)?;
+    Ok(record)
+}
+
+fn first_child(
+    children: &Table<'_, (u64, u64), &'static str>,
+    parent: SnapshotId,
+) -> Result<Option<String>, Error> {
+    let mut range =
+        children.range((parent.0, 0)..=(parent.0, u64::MAX)).during("read the children of a snapshot")?;
+    match range.next() {
+        None => Ok(None),
+        Some(entry) => {
+            let (_, key) = entry.during("read the children of a snapshot")?;
+            Ok(Some(key.value().to_owned()))
+        }
+    }
+}
+
+fn store(
+    snapshots: &mut Table<'_, &'static str, &'static [u8]>,
+    key: &str,
+    record: &Record,
+) -> Result<(), Error> {
+    snapshots.insert(key, record.encode(key)?.as_slice()).during("write a snapshot")?;
+    Ok(())
+}
+
+/// To containerd a label without a value is one to remove.
+fn without_empty(mut labels: Labels) -> Labels {
+    labels.retain(|_, value| !value.is_empty());
+    labels
+}

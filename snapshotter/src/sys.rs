@@ -1,0 +1,37 @@
+//! System calls that no safe crate offers.
+#![allow(unsafe_code)]
+
+use std::io;
+use std::os::fd::{FromRawFd, OwnedFd, RawFd};
+
+use nix::libc;
+use tokio::io::Interest;
+use tokio::io::unix::AsyncFd;
+
+/// Makes the command run in a session of its own, so that what ends our process group or terminal does not end it.
+pub(crate) fn in_own_session(command: &mut tokio::process::Command) {
+    // SAFETY: the closure runs in the child between fork and exec and calls setsid alone, which is async-signal-safe.
+    unsafe {
+        command.pre_exec(|| nix::unistd::setsid().map(drop).map_err(io::Error::from));
+    }
+}
+
+/// Something that becomes readable when the process ends, which need not be a child. Linux 5.3.
+pub(crate) fn watch_process(pid: u32) -> io::Result<AsyncFd<OwnedFd>> {
+    let descriptor = pidfd_open(pid)?;
+    // SAFETY: an `OwnedFd` keeps its descriptor open, and the same one, for as long as it lives.
+    let watched = unsafe { AsyncFd::register_with_interest(descriptor, Interest::READABLE) };
+    Ok(watched?)
+}
+
+fn pidfd_open(pid: u32) -> io::Result<OwnedFd> {
+    let pid = libc::pid_t::try_from(pid).map_err(|_| io::Error::from_raw_os_error(libc::ESRCH))?;
+    // SAFETY: pidfd_open takes a process id and flags, both by value, and touches no memory of ours.
+    let fd = unsafe { libc::syscall(libc::SYS_pidfd_open, pid, libc::PIDFD_NONBLOCK) };
+    if fd < 0 {
+        return Err(io::Error::last_os_error());
+    }
+    let fd = RawFd::try_from(fd).map_err(|_| io::Error::from_raw_os_error(libc::EBADF))?;
+    // SAFETY: the call succeeded, so `fd` is a new descriptor that nobody else owns.
+    Ok(unsafe { OwnedFd::from_raw_fd(fd) })
+}
