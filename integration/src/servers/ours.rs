@@ -115,6 +115,11 @@ impl Exporter {
         format!("unix://{}", self.socket.display())
     }
 
+    /// The process id.
+    pub fn pid(&self) -> Result<Pid> {
+        self.server.pid()
+    }
+
     /// The process.
     pub fn server(&mut self) -> &mut Server {
         &mut self.server

@@ -1,0 +1,59 @@
+//! Servers that the benchmarks share.
+
+use std::fs;
+use std::path::{Path, PathBuf};
+
+use anyhow::{Context, Result};
+use integration::oci_layout;
+use integration::peers::Peers;
+use integration::servers::{Buildctl, Buildkitd, EmbeddedRegistry, Exporter};
+use tempfile::TempDir;
+
+/// Fields are dropped in this order: users before what they use.
+pub(crate) struct Lab {
+    pub(crate) exporter: Exporter,
+    buildkitd: Buildkitd,
+    pub(crate) registry: EmbeddedRegistry,
+    /// The sandbox image.
+    pub(crate) pause: String,
+    pub(crate) peers: Peers,
+    dir: TempDir,
+}
+
+impl Lab {
+    pub(crate) fn new(peers: &Peers) -> Result<Self> {
+        let dir = tempfile::Builder::new().prefix("nydus-cluster-bench-").tempdir()?;
+        let registry = EmbeddedRegistry::start(&dir.path().join("registry"))?;
+        let buildkitd = Buildkitd::start(peers, &dir.path().join("buildkit"))?;
+        let exporter = Exporter::start(&dir.path().join("exporter"), &buildkitd.address())?;
+        let command = ["/bin/sleep", "infinity"];
+        let rootfs = peers.pause_rootfs()?;
+        let pause =
+            oci_layout::push(registry.address(), "pause", &rootfs, &command, &dir.path().join("pause"))?;
+        Ok(Self { exporter, buildkitd, registry, pause, peers: peers.clone(), dir })
+    }
+
+    /// buildctl through the exporter.
+    pub(crate) fn buildctl(&self) -> Result<Buildctl> {
+        Buildctl::new(&self.peers, self.exporter.address())
+    }
+
+    /// buildctl straight to buildkitd.
+    pub(crate) fn plain_buildctl(&self) -> Result<Buildctl> {
+        Buildctl::new(&self.peers, self.buildkitd.address())
+    }
+
+    /// A directory for one use.
+    pub(crate) fn subdir(&self, name: &str) -> Result<PathBuf> {
+        let path = self.dir.path().join(name);
+        fs::create_dir_all(&path).with_context(|| format!("creating {}", path.display()))?;
+        Ok(path)
+    }
+}
+
+/// Writes what was written, and makes the kernel forget what it read, so that no side finds the other's files warm.
+pub(crate) fn forget_page_cache() -> Result<()> {
+    nix::unistd::sync();
+    let control = Path::new("/proc/sys/vm/drop_caches");
+    fs::write(control, "3").with_context(|| format!("writing {}", control.display()))
+}

@@ -1,0 +1,163 @@
+//! The main job on the large image: from the build's warm cache to the registry, and from the registry to the end of
+//! a program's start.
+
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::time::{Duration, Instant};
+
+use anyhow::{Context, Result, ensure};
+use integration::cri::ContainerSpec;
+use integration::node::Node;
+use integration::process;
+use integration::servers::Buildctl;
+
+use crate::figure::{Figure, Runs};
+use crate::lab::{Lab, forget_page_cache};
+
+const GROUP: &str = "main";
+/// No slower than the peer.
+const AS_FAST: f64 = 1.0;
+/// At least eight times faster than the plain image.
+const EIGHT_TIMES: f64 = 1.0 / 8.0;
+const EXPORTER_LIMIT_MB: f64 = 200.0;
+const DAEMON_LIMIT_MB: f64 = 60.0;
+const PROGRAM: [&str; 3] = ["python3", "-c", "import numpy"];
+const PROGRAM_DEADLINE: Duration = Duration::from_secs(180);
+/// Proof that both sides read the same: every byte of the package.
+const HASH_PACKAGE: &str = "cd /usr/lib/python3/dist-packages/numpy && find . -type f | LC_ALL=C sort | xargs -d '\\n' sha256sum | sha256sum";
+
+/// Measures all figures of the group.
+pub(crate) fn measure(lab: &Lab, runs: u16) -> Result<Vec<Figure>> {
+    let context = lab.subdir("big")?;
+    let tar = lab.peers.big_rootfs()?;
+    if fs::hard_link(&tar, context.join("big.tar")).is_err() {
+        fs::copy(&tar, context.join("big.tar"))?;
+    }
+    let mut figures = export(lab, &context, runs)?;
+    figures.extend(start(lab, &context, runs)?);
+    Ok(figures)
+}
+
+/// A Dockerfile whose only layer is the large root file system, below `place`: another place is another layer, which
+/// no earlier run has left exported.
+fn dockerfile(context: &Path, place: &str) -> Result<()> {
+    let text = format!("FROM scratch\nADD big.tar {place}\n");
+    fs::write(context.join("Dockerfile"), text).context("writing the Dockerfile")
+}
+
+fn export(lab: &Lab, context: &Path, runs: u16) -> Result<Vec<Figure>> {
+    let registry = lab.registry.address();
+    let (ours, theirs) = (lab.buildctl()?, lab.plain_buildctl()?);
+    let (mut our_runs, mut their_runs) = (Runs::default(), Runs::default());
+    for run in 0..runs {
+        let output = format!("type=nydus-cluster,name={registry}/export:nydus-{run}");
+        our_runs.push(timed_export(&ours, context, &format!("/ours-{run}/"), &output)?);
+        let output = format!(
+            "type=image,name={registry}/export:zstd-{run},push=true,registry.insecure=true,compression=zstd"
+        );
+        their_runs.push(timed_export(&theirs, context, &format!("/theirs-{run}/"), &output)?);
+    }
+    let memory = process::peak_memory_bytes(lab.exporter.pid()?)? as f64 / 1e6;
+    let peer = ("BuildKit type=image,compression=zstd", &their_runs);
+    let limit = Runs::fixed(EXPORTER_LIMIT_MB);
+    let memory = Runs::fixed(memory);
+    Ok(vec![
+        Figure::new(GROUP, "export 860 MB from a warm cache", "s", (&our_runs, peer), AS_FAST),
+        Figure::new(GROUP, "exporter peak memory", "MB", (&memory, ("limit", &limit)), AS_FAST),
+    ])
+}
+
+fn timed_export(buildctl: &Buildctl, context: &Path, place: &str, output: &str) -> Result<f64> {
+    dockerfile(context, place)?;
+    buildctl.build(context, &[])?;
+    nix::unistd::sync();
+    let start = Instant::now();
+    buildctl.build(context, &[output])?;
+    let seconds = start.elapsed().as_secs_f64();
+    eprintln!("{seconds:8.2} s  {output}");
+    process::run(buildctl.command().args(["prune", "--all"]))?;
+    Ok(seconds)
+}
+
+/// Who runs the program.
+#[derive(Debug, Clone, Copy)]
+enum Side {
+    Ours,
+    Upstream,
+    Overlayfs,
+}
+
+/// What one cold start showed.
+struct ColdStart {
+    seconds: f64,
+    package_hash: String,
+    daemon_memory_mb: Option<f64>,
+}
+
+fn start(lab: &Lab, context: &Path, runs: u16) -> Result<Vec<Figure>> {
+    let registry = lab.registry.address();
+    let (lazy, plain) = (format!("{registry}/start:nydus"), format!("{registry}/start:gzip"));
+    dockerfile(context, "/")?;
+    lab.buildctl()?.build(context, &[&format!("type=nydus-cluster,name={lazy}")])?;
+    let gzip = "compression=gzip,force-compression=true";
+    let output = format!("type=image,name={plain},push=true,registry.insecure=true,{gzip}");
+    lab.plain_buildctl()?.build(context, &[&output])?;
+
+    let (mut ours, mut upstream, mut overlayfs, mut memory) =
+        (Runs::default(), Runs::default(), Runs::default(), Runs::default());
+    for run in 0..runs {
+        let own = cold_start(lab, Side::Ours, &lazy, run)?;
+        let nydus = cold_start(lab, Side::Upstream, &lazy, run)?;
+        let oci = cold_start(lab, Side::Overlayfs, &plain, run)?;
+        ensure!(
+            own.package_hash == nydus.package_hash && own.package_hash == oci.package_hash,
+            "the sides did not read the same bytes: {} (ours), {} (nydusd), {} (overlayfs)",
+            own.package_hash,
+            nydus.package_hash,
+            oci.package_hash
+        );
+        ours.push(own.seconds);
+        upstream.push(nydus.seconds);
+        overlayfs.push(oci.seconds);
+        memory.push(own.daemon_memory_mb.context("no memory of our daemon")?);
+    }
+    let limit = Runs::fixed(DAEMON_LIMIT_MB);
+    let name = "cold start to the end of import numpy";
+    Ok(vec![
+        Figure::new(GROUP, name, "s", (&ours, ("containerd, overlayfs, gzip", &overlayfs)), EIGHT_TIMES),
+        Figure::new(GROUP, name, "s", (&ours, ("nydus-snapshotter, nydusd FUSE", &upstream)), AS_FAST),
+        Figure::new(GROUP, "daemon peak memory", "MB", (&memory, ("limit", &limit)), AS_FAST),
+    ])
+}
+
+/// Pulls the image on a node that has never seen it, and runs the program to its end.
+fn cold_start(lab: &Lab, side: Side, image: &str, run: u16) -> Result<ColdStart> {
+    let dir: PathBuf = lab.subdir(&format!("{side:?}-{run}").to_lowercase())?;
+    let mut node = match side {
+        Side::Ours => Node::ours(&lab.peers, &dir, &lab.pause, "")?,
+        Side::Upstream => Node::upstream(&lab.peers, &dir, &lab.pause)?,
+        Side::Overlayfs => Node::overlayfs(&lab.peers, &dir, &lab.pause)?,
+    };
+    let pod = node.pod("bench")?;
+    forget_page_cache()?;
+    let start = Instant::now();
+    node.cri().pull(image)?;
+    let pulled = start.elapsed().as_secs_f64();
+    let container = node.cri().run_container(&pod, &ContainerSpec::new("program", image, &PROGRAM))?;
+    let code = node.cri().wait_exit(&container, PROGRAM_DEADLINE)?;
+    let seconds = start.elapsed().as_secs_f64();
+    ensure!(code == 0, "the program ended with {code} ({side:?}): {}", node.cri().logs(&container)?);
+    eprintln!("{seconds:8.2} s  {side:?} (pull {pulled:.2} s)");
+
+    let hash = ContainerSpec::new("hash", image, &["sh", "-c", HASH_PACKAGE]);
+    let container = node.cri().run_container(&pod, &hash)?;
+    node.cri().wait_exit(&container, PROGRAM_DEADLINE)?;
+    let package_hash = node.cri().logs(&container)?.trim().to_owned();
+    let daemon_memory_mb = match side {
+        Side::Ours => Some(process::peak_memory_bytes(node.snapshotter()?.daemon_pid()?)? as f64 / 1e6),
+        _ => None,
+    };
+    drop(node);
+    fs::remove_dir_all(&dir).with_context(|| format!("removing {}", dir.display()))?;
+    Ok(ColdStart { seconds, package_hash, daemon_memory_mb })
+}

@@ -1,0 +1,139 @@
+//! All servers of the demonstration, under one directory.
+
+use std::env;
+use std::fs;
+use std::io;
+use std::path::{Path, PathBuf};
+
+use anyhow::{Context, Result, anyhow};
+use integration::cri::Cri;
+use integration::demo;
+use integration::node::Node;
+use integration::peers::Peers;
+use integration::servers::{Buildctl, Buildkitd, EmbeddedRegistry, Exporter};
+use integration::{leftovers, oci_layout};
+
+use crate::measure::Run;
+
+/// Folders of the two nodes.
+const NODES: [&str; 2] = ["lazy", "plain"];
+
+/// The running servers. Fields are dropped in this order: users before what they use.
+pub(crate) struct Stack {
+    /// A node with our snapshotter.
+    pub(crate) lazy: Node,
+    /// A node with containerd's overlayfs snapshotter.
+    pub(crate) plain: Node,
+    exporter: Exporter,
+    buildkitd: Buildkitd,
+    /// The registry of everything here.
+    pub(crate) registry: EmbeddedRegistry,
+    /// The build context of the application.
+    pub(crate) context: PathBuf,
+    peers: Peers,
+}
+
+impl Stack {
+    /// Starts everything under `dir`, which must be empty or absent.
+    pub(crate) fn start(peers: &Peers, dir: &Path) -> Result<Self> {
+        fs::create_dir_all(dir)?;
+        eprintln!("starting the registry, buildkitd, the exporter and two nodes in {}", dir.display());
+        let context = demo::three_layers(peers, &dir.join("context"))?;
+        let registry = EmbeddedRegistry::start(&dir.join("registry"))?;
+        let buildkitd = Buildkitd::start(peers, &dir.join("buildkit"))?;
+        let exporter = Exporter::start(&dir.join("exporter"), &buildkitd.address())?;
+        let pause = oci_layout::push(
+            registry.address(),
+            "pause",
+            &peers.pause_rootfs()?,
+            &["/bin/sleep", "infinity"],
+            &dir.join("pause"),
+        )?;
+        let lazy = Node::ours(peers, &dir.join(NODES[0]), &pause, "")?;
+        let plain = Node::overlayfs(peers, &dir.join(NODES[1]), &pause)?;
+        Ok(Self { lazy, plain, exporter, buildkitd, registry, context, peers: peers.clone() })
+    }
+
+    /// buildctl through the exporter.
+    pub(crate) fn buildctl(&self) -> Result<Buildctl> {
+        Buildctl::new(&self.peers, self.exporter.address())
+    }
+
+    /// How to go on by hand.
+    pub(crate) fn environment(&self, run: &Run) -> String {
+        let folder = |program: Result<PathBuf>| -> String {
+            let path = program.ok().and_then(|path| path.parent().map(Path::to_owned));
+            path.map(|path| path.display().to_string()).unwrap_or_default()
+        };
+        let own = env::current_exe().map_err(|error| anyhow!(error));
+        let path = [
+            folder(own),
+            folder(self.peers.buildkit("buildctl")),
+            folder(self.peers.containerd("ctr")),
+            folder(self.peers.nydus("nydus-image")),
+        ];
+        format!(
+            "It keeps running. To use it:\n
+  export PATH={path}:$PATH
+  export BUILDKIT_HOST={exporter}
+  export CONTAINERD_ADDRESS={containerd} CONTAINERD_NAMESPACE=k8s.io CONTAINERD_SNAPSHOTTER={snapshotter}
+
+  curl http://{application}/
+  cri ps; cri exec app ls /srv/app
+  ctr images ls; ctr snapshots ls
+  buildctl build --frontend dockerfile.v0 --local context={context} --local dockerfile={context} \\
+    --output type=nydus-cluster,name={registry}/again:v1
+  cri pull {registry}/again:v1
+
+End it with: scripts/quickstart stop",
+            path = path.join(":"),
+            exporter = self.exporter.address(),
+            containerd = self.lazy.containerd().socket().display(),
+            snapshotter = self.lazy.containerd().snapshotter(),
+            application = run.application,
+            context = self.context.display(),
+            registry = self.registry.address(),
+        )
+    }
+
+    /// Leaves everything running.
+    pub(crate) fn release(self) {
+        self.lazy.release();
+        self.plain.release();
+        self.exporter.into_server().forget();
+        self.buildkitd.into_server().forget();
+        self.registry.into_server().forget();
+    }
+}
+
+/// Ends everything that runs under `dir`, and removes it. Fine if nothing does.
+pub(crate) fn stop(dir: &Path) -> Result<()> {
+    if !dir.exists() {
+        return Ok(());
+    }
+    for node in NODES {
+        let socket = dir.join(node).join("c/containerd.sock");
+        // Pods first: containerd knows all that belongs to them.
+        if let Ok(cri) = Cri::connect(&socket)
+            && let Err(error) = cri.remove_all_pods()
+        {
+            eprintln!("removing the pods of {}: {error:#}", socket.display());
+        }
+    }
+    leftovers::clear(dir)?;
+    remove_tree(dir)
+}
+
+/// Removes a directory tree in which nothing is mounted any more.
+fn remove_tree(dir: &Path) -> Result<()> {
+    let mounts = leftovers::mounts(dir)?;
+    if let Some(mount) = mounts.first() {
+        return Err(anyhow!("{} is still mounted", mount.display()));
+    }
+    match fs::remove_dir_all(dir) {
+        Err(error) if error.kind() != io::ErrorKind::NotFound => {
+            Err(error).with_context(|| format!("removing {}", dir.display()))
+        }
+        _ => Ok(()),
+    }
+}
