@@ -5,6 +5,7 @@
 
 pub mod client;
 pub mod protocol;
+pub(crate) mod server;
 
 pub use client::{Client, ClientError};
 pub use protocol::{BlobId, MountRequest, MountStatus, Removed, Status};

@@ -1,0 +1,172 @@
+//! The daemon's end of the control socket.
+
+use std::io;
+use std::os::unix::fs::PermissionsExt;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::time::Duration;
+
+use tokio::io::{AsyncBufReadExt, AsyncReadExt, AsyncWriteExt, BufReader};
+use tokio::net::{UnixListener, UnixStream};
+use tokio_util::sync::CancellationToken;
+
+use super::protocol::{Answer, Call, ErrorKind, LINE_LIMIT, Reply, Request, Status, VERSION};
+use crate::mounts::{MountError, Table, TableError};
+
+/// How long a client may take to send its request, and to take the answer: it is one line.
+const CLIENT_DEADLINE: Duration = Duration::from_secs(5);
+
+/// How long a mount may be busy before it is detached: programs that are just ending let go of it within that.
+const UNMOUNT_PATIENCE: Duration = Duration::from_secs(2);
+
+/// A bound control socket; removed when dropped.
+pub(crate) struct Server {
+    listener: UnixListener,
+    path: PathBuf,
+}
+
+impl Server {
+    /// Binds the socket, for root alone. One that a dead daemon left is replaced; a living daemon's is an error.
+    pub(crate) fn bind(path: &Path) -> io::Result<Self> {
+        if let Some(dir) = path.parent() {
+            std::fs::create_dir_all(dir)?;
+        }
+        if path.exists() {
+            if std::os::unix::net::UnixStream::connect(path).is_ok() {
+                return Err(io::Error::new(io::ErrorKind::AddrInUse, "another daemon listens there"));
+            }
+            std::fs::remove_file(path)?;
+        }
+        let listener = UnixListener::bind(path)?;
+        std::fs::set_permissions(path, std::fs::Permissions::from_mode(0o600))?;
+        Ok(Self { listener, path: path.to_owned() })
+    }
+
+    /// Serves until `stop` is cancelled, which a client may ask for as well.
+    pub(crate) async fn run(&self, table: Arc<Table>, stop: CancellationToken) {
+        loop {
+            tokio::select! {
+                () = stop.cancelled() => return,
+                accepted = self.listener.accept() => match accepted {
+                    Ok((stream, _)) => {
+                        tokio::spawn(serve_client(stream, Arc::clone(&table), stop.clone()));
+                    }
+                    Err(error) => {
+                        tracing::warn!(%error, "cannot accept a control connection");
+                        // Out of descriptors, most likely: not to spin while it lasts.
+                        tokio::time::sleep(Duration::from_millis(100)).await;
+                    }
+                },
+            }
+        }
+    }
+}
+
+impl Drop for Server {
+    fn drop(&mut self) {
+        let _ = std::fs::remove_file(&self.path);
+    }
+}
+
+async fn serve_client(mut stream: UnixStream, table: Arc<Table>, stop: CancellationToken) {
+    let line = match tokio::time::timeout(CLIENT_DEADLINE, read_line(&mut stream)).await {
+        Ok(Ok(line)) if line.is_empty() => return,
+        Ok(Ok(line)) => line,
+        Ok(Err(error)) => return tracing::debug!(%error, "control client went away"),
+        Err(_) => return tracing::debug!("control client sent no request"),
+    };
+    let answer = match parse(&line) {
+        Ok(request) => answer(request, table).await,
+        Err(message) => Answer::Error { kind: ErrorKind::Invalid, message },
+    };
+    let ends = matches!(&answer, Answer::Shutdown { in_use } if in_use.is_empty());
+    let mut reply = serde_json::to_vec(&Reply { version: VERSION, answer })
+        .expect("a reply holds nothing that JSON cannot express: strings, numbers, lists");
+    reply.push(b'\n');
+    let written = tokio::time::timeout(CLIENT_DEADLINE, stream.write_all(&reply)).await;
+    if !matches!(written, Ok(Ok(()))) {
+        tracing::debug!("control client did not take its answer");
+    }
+    if ends {
+        stop.cancel();
+    }
+}
+
+async fn read_line(stream: &mut UnixStream) -> io::Result<Vec<u8>> {
+    let mut line = Vec::new();
+    BufReader::new(stream.take(LINE_LIMIT as u64)).read_until(b'\n', &mut line).await?;
+    Ok(line)
+}
+
+fn parse(line: &[u8]) -> Result<Request, String> {
+    /// Enough of a call to know which version it is of.
+    #[derive(serde::Deserialize)]
+    struct Version {
+        version: u32,
+    }
+    let Version { version } =
+        serde_json::from_slice(line).map_err(|error| format!("the request is no call: {error}"))?;
+    if version != VERSION {
+        return Err(format!("the request is of version {version}; expected {VERSION}"));
+    }
+    let call: Call =
+        serde_json::from_slice(line).map_err(|error| format!("the request is not known: {error}"))?;
+    Ok(call.request)
+}
+
+/// Requests block on the operating system, so each has a thread.
+async fn answer(request: Request, table: Arc<Table>) -> Answer {
+    let answered = tokio::task::spawn_blocking(move || handle(request, &table)).await;
+    answered.unwrap_or_else(|panic| Answer::Error {
+        kind: ErrorKind::Failed,
+        message: format!("the request ended in a bug of the daemon: {panic}"),
+    })
+}
+
+fn handle(request: Request, table: &Table) -> Answer {
+    let cache = table.engine().cache();
+    match request {
+        Request::Mount(mount) => done(table.mount(&mount)),
+        Request::Umount { id } => done(table.unmount(&id, UNMOUNT_PATIENCE)),
+        Request::Status => Answer::Status(Status {
+            version: env!("CARGO_PKG_VERSION").to_owned(),
+            pid: std::process::id(),
+            mounts: table.status(),
+        }),
+        Request::Usage { blobs } => {
+            Answer::Usage { bytes: blobs.into_iter().map(|blob| cache.usage(blob)).collect() }
+        }
+        Request::RemoveBlobs { digests } => match cache.remove(&digests) {
+            Ok(removed) => Answer::Removed(removed),
+            Err(error) => Answer::Error { kind: ErrorKind::Failed, message: describe(&error) },
+        },
+        Request::Shutdown => Answer::Shutdown { in_use: table.unmount_unused(UNMOUNT_PATIENCE) },
+    }
+}
+
+fn done(result: Result<(), TableError>) -> Answer {
+    let Err(error) = result else { return Answer::Done };
+    let kind = match &error {
+        TableError::Id(_) | TableError::Path(_) | TableError::Reference(_) => ErrorKind::Invalid,
+        TableError::Conflict { .. } => ErrorKind::Conflict,
+        TableError::Mount { source: MountError::Bootstrap { .. } | MountError::NoBlobId { .. }, .. } => {
+            ErrorKind::Bootstrap
+        }
+        TableError::Mount { .. } => ErrorKind::Failed,
+    };
+    let message = describe(&error);
+    tracing::warn!(message, "request failed");
+    Answer::Error { kind, message }
+}
+
+/// An error with its causes.
+fn describe(error: &dyn std::error::Error) -> String {
+    let mut text = error.to_string();
+    let mut cause = error.source();
+    while let Some(error) = cause {
+        text.push_str(": ");
+        text.push_str(&error.to_string());
+        cause = error.source();
+    }
+    text
+}

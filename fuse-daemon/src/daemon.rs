@@ -1,0 +1,226 @@
+//! The daemon: a table of mounts behind a control socket. And its little sibling, one mount in the foreground.
+
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::time::Duration;
+
+use registry::client::{Client, ClientConfig};
+use serde::{Deserialize, Serialize};
+use tokio::runtime::Handle;
+use tokio_util::sync::CancellationToken;
+
+use crate::cache::{BootId, Cache, CacheError};
+use crate::control::server::Server;
+use crate::mounts::{Engine, EngineConfig, Image, MountError, Table};
+use crate::worker::{Backend, WorkerConfig};
+
+/// Settings of the daemon.
+#[derive(Clone, Debug, Deserialize, PartialEq, Serialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct DaemonConfig {
+    /// The control socket. Default: `/run/nydus-cluster/daemon.sock`.
+    pub socket: PathBuf,
+    /// Where blobs are cached. Default: `/var/lib/nydus-cluster/cache`.
+    pub cache_dir: PathBuf,
+    /// How mounts read.
+    pub read: ReadConfig,
+    /// How registries are reached.
+    pub registry: ClientConfig,
+}
+
+impl Default for DaemonConfig {
+    fn default() -> Self {
+        Self {
+            socket: PathBuf::from("/run/nydus-cluster/daemon.sock"),
+            cache_dir: PathBuf::from("/var/lib/nydus-cluster/cache"),
+            read: ReadConfig::default(),
+            registry: ClientConfig::default(),
+        }
+    }
+}
+
+/// How mounts read.
+#[derive(Clone, Debug, Deserialize, PartialEq, Serialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct ReadConfig {
+    /// Seconds until a read of what is not cached fails with EIO, if the registry does not deliver. Default: 30.
+    pub deadline_seconds: f64,
+    /// Threads of each mount that take requests from the kernel; none of them waits for a registry. Default: 2.
+    pub fuse_threads: usize,
+    /// Threads that decompress and verify, for all mounts; 0 is one for each processor. Default: 0.
+    pub decode_threads: usize,
+    /// Bytes of a blob, as stored, to ask a registry for at once. A program that reads less gets what follows in the
+    /// blob into the cache as well. Default: 1 MiB.
+    pub request_bytes: u64,
+    /// Stored bytes that are held in memory at most. Default: 16 MiB.
+    pub buffer_bytes: usize,
+    /// KiB that the kernel reads ahead of a program; 0 leaves the kernel's own default. Default: 1024.
+    pub read_ahead_kib: u32,
+}
+
+impl Default for ReadConfig {
+    fn default() -> Self {
+        Self {
+            deadline_seconds: 30.0,
+            fuse_threads: 2,
+            decode_threads: 0,
+            request_bytes: 1 << 20,
+            buffer_bytes: 16 << 20,
+            read_ahead_kib: 1024,
+        }
+    }
+}
+
+/// How long a chunk that could not be had is not asked for again: a program that retries at once, or many that want
+/// the same, shall not multiply the load of a registry in trouble; one that comes back after a moment shall be served.
+const FAILURE_MEMORY: Duration = Duration::from_secs(2);
+
+/// Why the daemon cannot run.
+#[derive(Debug, thiserror::Error)]
+pub enum DaemonError {
+    /// A setting is not valid.
+    #[error("setting {name} is {value}; expected {expected}")]
+    Setting {
+        /// The setting.
+        name: &'static str,
+        /// Its value.
+        value: String,
+        /// What it may be.
+        expected: &'static str,
+    },
+    /// The settings of registries are not valid.
+    #[error("settings of registries")]
+    Registry(#[from] registry::client::Error),
+    /// The cache cannot be used.
+    #[error(transparent)]
+    Cache(#[from] CacheError),
+    /// The control socket cannot be bound.
+    #[error("cannot listen on {}", socket.display())]
+    Socket {
+        /// The socket.
+        socket: PathBuf,
+        /// Why not.
+        source: std::io::Error,
+    },
+    /// The operating system refused something else.
+    #[error("cannot {action}")]
+    System {
+        /// What was being done.
+        action: &'static str,
+        /// Why not.
+        source: std::io::Error,
+    },
+    /// The image cannot be mounted.
+    #[error(transparent)]
+    Mount(#[from] MountError),
+}
+
+/// Runs the daemon until `shutdown` is cancelled or a client has it end. Then all mounts are taken away, those in use
+/// lazily.
+///
+/// # Errors
+///
+/// [`DaemonError`]: it could not start.
+pub async fn serve(config: DaemonConfig, shutdown: CancellationToken) -> Result<(), DaemonError> {
+    let client = Client::new(config.registry.clone())?;
+    let server = Server::bind(&config.socket)
+        .map_err(|source| DaemonError::Socket { socket: config.socket.clone(), source })?;
+    let engine = engine(&config.cache_dir, &config.read)?;
+    let table = Arc::new(Table::new(engine, client));
+    let stop = CancellationToken::new();
+    tracing::info!(socket = %config.socket.display(), cache = %config.cache_dir.display(), "daemon serves");
+    tokio::select! {
+        () = server.run(Arc::clone(&table), stop.clone()) => tracing::info!("a client asked the daemon to end"),
+        () = shutdown.cancelled() => tracing::info!("the daemon was told to end"),
+    }
+    stop.cancel();
+    drop(server);
+    let detached = tokio::task::spawn_blocking(move || table.detach_all()).await;
+    if let Err(panic) = detached {
+        tracing::error!(%panic, "unmounting ended in a bug");
+    }
+    Ok(())
+}
+
+/// One image to mount in the foreground.
+pub struct ForegroundMount<'a> {
+    /// The bootstrap's file.
+    pub bootstrap: &'a Path,
+    /// Where to mount.
+    pub mountpoint: &'a Path,
+    /// Who has its blobs: a [`RegistryBackend`](crate::worker::RegistryBackend) or a
+    /// [`DirectoryBackend`](crate::worker::DirectoryBackend).
+    pub backend: Arc<dyn Backend>,
+    /// Where blobs are cached; no daemon may be using it.
+    pub cache_dir: &'a Path,
+    /// How it reads.
+    pub read: &'a ReadConfig,
+}
+
+/// Mounts one image and serves it until `shutdown` is cancelled or somebody unmounts it. `mounted` is called once it
+/// serves. Needs a runtime of several threads.
+///
+/// # Errors
+///
+/// [`DaemonError`]: it could not be mounted or unmounted.
+pub async fn mount_foreground(
+    mount: ForegroundMount<'_>,
+    mounted: impl FnOnce(),
+    shutdown: CancellationToken,
+) -> Result<(), DaemonError> {
+    let engine = engine(mount.cache_dir, mount.read)?;
+    let id = format!("foreground-{}", std::process::id());
+    let image =
+        Image { id: &id, bootstrap: mount.bootstrap, mountpoint: mount.mountpoint, backend: mount.backend };
+    let session = tokio::task::block_in_place(|| engine.mount(&image))?;
+    mounted();
+    tokio::select! {
+        () = shutdown.cancelled() => {}
+        () = unmounted(&session) => {}
+    }
+    tokio::task::block_in_place(|| session.unmount(Duration::ZERO))?;
+    Ok(())
+}
+
+/// Waits until somebody else unmounted the image.
+async fn unmounted(session: &crate::mounts::Mounted) {
+    while session.is_mounted() {
+        tokio::time::sleep(Duration::from_millis(500)).await;
+    }
+}
+
+/// Cache, front and worker with these settings, on the runtime that this is called in.
+fn engine(cache_dir: &Path, read: &ReadConfig) -> Result<Engine, DaemonError> {
+    let config = engine_config(read)?;
+    let boot =
+        BootId::current().map_err(|source| DaemonError::System { action: "find out the boot id", source })?;
+    let cache = Cache::open(cache_dir, boot)?;
+    Engine::new(cache, config, Handle::current())
+        .map_err(|source| DaemonError::System { action: "start threads", source })
+}
+
+fn engine_config(read: &ReadConfig) -> Result<EngineConfig, DaemonError> {
+    let invalid = |expected| DaemonError::Setting {
+        name: "read.deadline_seconds",
+        value: read.deadline_seconds.to_string(),
+        expected,
+    };
+    let deadline = Duration::try_from_secs_f64(read.deadline_seconds)
+        .map_err(|_| invalid("a positive number of seconds"))?;
+    if deadline.is_zero() || deadline > Duration::from_secs(86_400) {
+        return Err(invalid("more than 0 and at most a day"));
+    }
+    let processors = std::thread::available_parallelism().map_or(1, usize::from);
+    Ok(EngineConfig {
+        fuse_threads: read.fuse_threads,
+        read_ahead_kib: Some(read.read_ahead_kib).filter(|kib| *kib > 0),
+        deadline,
+        worker: WorkerConfig {
+            deadline,
+            request_bytes: read.request_bytes,
+            buffer_bytes: read.buffer_bytes,
+            threads: if read.decode_threads == 0 { processors } else { read.decode_threads },
+            failure_memory: FAILURE_MEMORY,
+        },
+    })
+}

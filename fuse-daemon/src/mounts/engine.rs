@@ -1,0 +1,184 @@
+//! What all mounts of a process share, and how an image becomes a mount.
+
+use std::path::{Path, PathBuf};
+use std::sync::{Arc, Weak};
+use std::time::Duration;
+
+use rafs::blob::BlobIndex;
+use rafs::bootstrap::{Bootstrap, ReadError as BootstrapError};
+use tokio::runtime::Handle;
+
+use crate::cache::{Cache, CacheError, CachedBlob};
+use crate::control::BlobId;
+use crate::front::{Front, Responses};
+use crate::fs::FileSystem;
+use crate::fuse::{Options, Session, SessionError};
+use crate::worker::{Backend, LocalWorker, Registration, Source, WorkerConfig};
+
+/// Settings of what all mounts share.
+#[derive(Clone, Debug)]
+pub struct EngineConfig {
+    /// Threads for each mount that take requests from the kernel.
+    pub fuse_threads: usize,
+    /// What the kernel reads ahead of a program, in KiB.
+    pub read_ahead_kib: Option<u32>,
+    /// Time for a read to be answered.
+    pub deadline: Duration,
+    /// Settings of the worker.
+    pub worker: WorkerConfig,
+}
+
+/// Cache, front and worker.
+pub struct Engine {
+    config: EngineConfig,
+    cache: Cache,
+    front: Arc<Front>,
+    worker: Arc<LocalWorker>,
+}
+
+/// An image to mount.
+pub struct Image<'a> {
+    /// Names it in `/proc/mounts` and logs.
+    pub id: &'a str,
+    /// The bootstrap's file.
+    pub bootstrap: &'a Path,
+    /// Where to mount.
+    pub mountpoint: &'a Path,
+    /// Who has its blobs.
+    pub backend: Arc<dyn Backend>,
+}
+
+/// Why an image cannot be mounted or unmounted.
+#[derive(Debug, thiserror::Error)]
+pub enum MountError {
+    /// Its bootstrap is missing or none that can be read.
+    #[error("bootstrap {}", path.display())]
+    Bootstrap {
+        /// The bootstrap's file.
+        path: PathBuf,
+        /// What is wrong with it.
+        source: BootstrapError,
+    },
+    /// A blob has no id: a layer's own bootstrap, not an image's.
+    #[error("bootstrap {}: blob {index} has no id; expected an image's bootstrap, not a layer's", path.display())]
+    NoBlobId {
+        /// The bootstrap's file.
+        path: PathBuf,
+        /// The blob.
+        index: usize,
+    },
+    /// The cache cannot take its blobs.
+    #[error(transparent)]
+    Cache(#[from] CacheError),
+    /// The operating system refused.
+    #[error(transparent)]
+    Session(#[from] SessionError),
+}
+
+/// An image that is mounted. Dropped, it stays so: see [`Mounted::unmount`].
+pub struct Mounted {
+    session: Session,
+    blobs: Vec<BlobId>,
+}
+
+/// What the file system needs for as long as the kernel may read from it.
+type Held = (Vec<Registration>, Arc<LocalWorker>);
+
+impl Engine {
+    /// An engine over `cache` that fetches on `runtime`.
+    ///
+    /// # Errors
+    ///
+    /// No threads are to be had.
+    pub fn new(cache: Cache, config: EngineConfig, runtime: Handle) -> std::io::Result<Self> {
+        let worker = Arc::new(LocalWorker::new(config.worker.clone(), runtime)?);
+        let front = Arc::new(Front::new(worker.clone(), config.deadline));
+        let responses: Weak<Front> = Arc::downgrade(&front);
+        worker.connect(responses as Weak<dyn Responses>);
+        Ok(Self { config, cache, front, worker })
+    }
+
+    /// The cache of all mounts.
+    pub fn cache(&self) -> &Cache {
+        &self.cache
+    }
+
+    /// Mounts an image; it serves when this returns. Blocks for as long as the operating system takes.
+    ///
+    /// # Errors
+    ///
+    /// [`MountError`].
+    pub fn mount(&self, image: &Image<'_>) -> Result<Mounted, MountError> {
+        let broken = |source| MountError::Bootstrap { path: image.bootstrap.to_owned(), source };
+        let bootstrap = Arc::new(Bootstrap::open(image.bootstrap).map_err(broken)?);
+        let cached = self.cached_blobs(image.bootstrap, &bootstrap)?;
+        let blobs = cached.iter().map(|blob| blob.id()).collect();
+        let held: Held = (self.register(&bootstrap, &cached, &image.backend), self.worker.clone());
+        let fs = FileSystem::new(bootstrap, cached, self.front.clone());
+        let options = Options {
+            source: &format!("nydus-cluster:{}", image.id),
+            mountpoint: image.mountpoint,
+            threads: self.config.fuse_threads,
+            read_ahead_kib: self.config.read_ahead_kib,
+        };
+        let session = Session::mount(fs, held, &options)?;
+        tracing::info!(image = image.id, mountpoint = %image.mountpoint.display(), "mounted");
+        Ok(Mounted { session, blobs })
+    }
+
+    fn cached_blobs(&self, path: &Path, bootstrap: &Bootstrap) -> Result<Vec<Arc<CachedBlob>>, MountError> {
+        let cached = bootstrap.blobs().iter().enumerate().map(|(index, blob)| {
+            let no_id = || MountError::NoBlobId { path: path.to_owned(), index };
+            let id = BlobId(blob.id.ok_or_else(no_id)?);
+            Ok(self.cache.blob(id, blob.uncompressed_size)?)
+        });
+        cached.collect()
+    }
+
+    fn register(
+        &self,
+        bootstrap: &Arc<Bootstrap>,
+        cached: &[Arc<CachedBlob>],
+        backend: &Arc<dyn Backend>,
+    ) -> Vec<Registration> {
+        // An image has at most 254 blobs, which the bootstrap's reader has checked.
+        let sources = (0..=u8::MAX).zip(cached).map(|(index, cached)| Source {
+            bootstrap: Arc::clone(bootstrap),
+            index: BlobIndex(index),
+            backend: Arc::clone(backend),
+            cached: Arc::clone(cached),
+        });
+        sources.map(|source| self.worker.register(source)).collect()
+    }
+}
+
+impl Mounted {
+    /// The blobs that it reads from.
+    pub fn blobs(&self) -> &[BlobId] {
+        &self.blobs
+    }
+
+    /// Whether it still is at its place; somebody else may have unmounted it.
+    pub fn is_mounted(&self) -> bool {
+        self.session.is_mounted()
+    }
+
+    /// Unmounts unless it is in use; whether it is unmounted. Blocks shortly.
+    ///
+    /// # Errors
+    ///
+    /// [`MountError::Session`].
+    pub fn try_unmount(&self) -> Result<bool, MountError> {
+        Ok(self.session.try_unmount()?)
+    }
+
+    /// Unmounts; if it is in use for longer than `patience`, it is detached, and ends with its last user. Whether it
+    /// has ended and its blobs are free. Blocks for up to `patience`.
+    ///
+    /// # Errors
+    ///
+    /// [`MountError::Session`].
+    pub fn unmount(&self, patience: Duration) -> Result<bool, MountError> {
+        Ok(self.session.unmount(patience)?)
+    }
+}
