@@ -1,0 +1,305 @@
+//! Solve: our outputs become OCI outputs for buildkitd, and the response waits until the images are pushed.
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+
+use bytes::Bytes;
+use h2::client::SendRequest;
+use h2::server::SendResponse;
+use h2::{Reason, SendStream};
+use http::{HeaderMap, Request, Response, request, response};
+
+use super::Rpc;
+use super::build::{Build, Builds};
+use super::message::{self, Export, SolveRequest};
+use crate::attrs::{Attrs, EXPORTER_TYPE};
+use crate::exporter::Exporter;
+use crate::grpc::frame::{self, MessageReader};
+use crate::grpc::{Code, Status, respond, status};
+use crate::image::{Output, Way};
+use crate::progress::Progress;
+use crate::proxy::forward::{lost, open, until_reset};
+use crate::proxy::pump::{self, PumpError};
+
+/// The largest Solve request taken: four times what buildkitd takes.
+const REQUEST_LIMIT_BYTES: usize = 64 << 20;
+
+/// The entry of a Solve response with the digest of what was exported.
+const IMAGE_DIGEST: &str = "containerimage.digest";
+/// The entry with the image's names, as BuildKit's own image exporter reports them.
+const IMAGE_NAME: &str = "image.name";
+
+/// A request with outputs of ours, ready for buildkitd.
+struct Plan {
+    request: SolveRequest,
+    outputs: Vec<(usize, Attrs, Way)>,
+    message: Vec<u8>,
+}
+
+/// Handles one Solve.
+pub(crate) async fn handle(mut rpc: Rpc<'_>) {
+    let (parts, body) = rpc.request.into_parts();
+    let read = MessageReader::new(body, REQUEST_LIMIT_BYTES).message().await;
+    let prepared = read.and_then(|message| {
+        let message =
+            message.ok_or_else(|| Status::new(Code::Internal, "Solve without a request message"))?;
+        let plan = plan(&message)?;
+        Ok((message, plan))
+    });
+    let (message, plan) = match prepared {
+        Ok(prepared) => prepared,
+        Err(status) => return respond::refuse(&mut rpc.downstream, &status),
+    };
+    let Some(plan) = plan else {
+        let ended = call(parts, &message, rpc.upstream, rpc.peer, &mut rpc.downstream).await;
+        return deliver(&mut rpc.downstream, ended).await;
+    };
+    let message = plan.message.clone();
+    let ended = match begin(rpc.exporter, &rpc.exporter.builds, plan) {
+        Ok(registered) => {
+            let build = &registered.build;
+            tracing::info!(build = build.reference, outputs = build.outputs.len(), "export begins");
+            let ended = call(parts, &message, rpc.upstream, rpc.peer, &mut rpc.downstream).await;
+            let ended = finish(build, ended, &mut rpc.downstream).await;
+            // Status may end now; the response follows at once.
+            drop(registered);
+            ended
+        }
+        Err(status) => Err(Failed::Ours(status)),
+    };
+    deliver(&mut rpc.downstream, ended).await;
+}
+
+/// What a request needs; `None` if no output is ours.
+fn plan(message: &[u8]) -> Result<Option<Plan>, Status> {
+    let malformed = |error| Status::new(Code::InvalidArgument, format!("Solve request: {error}"));
+    let request = SolveRequest::parse(message).map_err(malformed)?;
+    let ours = |export: &&Export| export.kind == EXPORTER_TYPE;
+    let count = request.exports.iter().filter(ours).count();
+    if count == 0 {
+        return Ok(None);
+    }
+    // All exports to the session's content store share one name there: only one may use it.
+    let store_taken = request.exports.iter().any(is_store_export);
+    let way = if count > 1 || store_taken { Way::Tar } else { Way::Store };
+    let mut outputs = Vec::new();
+    let mut replacements = BTreeMap::new();
+    for (index, export) in request.exports.iter().enumerate().filter(|(_, export)| ours(export)) {
+        let attrs = Attrs::parse(&export.attrs)
+            .map_err(|error| Status::new(Code::InvalidArgument, error.to_string()))?;
+        replacements.insert(index, oci_export(&attrs, way, &request.exports));
+        outputs.push((index, attrs, way));
+    }
+    let message = message::replace_exports(message, &replacements).map_err(malformed)?;
+    Ok(Some(Plan { request, outputs, message }))
+}
+
+/// Whether an output is an image into the session's content store.
+fn is_store_export(export: &Export) -> bool {
+    let is_false = |value: &String| matches!(value.as_str(), "0" | "f" | "F" | "false" | "FALSE" | "False");
+    matches!(export.kind.as_str(), "oci" | "docker") && export.attrs.get("tar").is_some_and(is_false)
+}
+
+/// What buildkitd is to make instead of an output of ours.
+fn oci_export(attrs: &Attrs, way: Way, all: &[Export]) -> Export {
+    let mut oci = attrs.passed.clone();
+    oci.insert("tar".to_owned(), (way == Way::Tar).to_string());
+    oci.insert("oci-mediatypes".to_owned(), "true".to_owned());
+    let image = all.iter().find(|export| matches!(export.kind.as_str(), "image" | "oci" | "docker"));
+    match (attrs.layer_compression, image) {
+        // Layers as another output wants them anyway: a second form would cost time and space.
+        (None, Some(image)) => {
+            for key in ["compression", "compression-level", "force-compression"] {
+                if let Some(value) = image.attrs.get(key) {
+                    oci.insert(key.to_owned(), value.clone());
+                }
+            }
+        }
+        (chosen, _) => {
+            let compression = chosen.map_or("uncompressed", |chosen| chosen.as_str());
+            oci.insert("compression".to_owned(), compression.to_owned());
+        }
+    }
+    Export { kind: "oci".to_owned(), attrs: oci }
+}
+
+fn begin<'a>(
+    exporter: &Exporter,
+    builds: &'a Builds,
+    plan: Plan,
+) -> Result<super::build::Registered<'a>, Status> {
+    let progress = Progress::new();
+    let outputs: Result<Vec<_>, Status> = plan
+        .outputs
+        .into_iter()
+        .map(|(index, attrs, way)| {
+            let destination = exporter
+                .destination(&attrs)
+                .map_err(|error| Status::new(Code::InvalidArgument, error.to_string()))?;
+            let converter = exporter.converter.clone();
+            Ok(Arc::new(Output::new(index, way, attrs, destination, converter, Arc::clone(&progress))))
+        })
+        .collect();
+    let sole = plan.request.exports.len() == 1;
+    let build = Build::new(plan.request.reference, plan.request.session, sole, outputs?, progress);
+    builds.register(build).map_err(|error| Status::new(Code::FailedPrecondition, error.to_string()))
+}
+
+/// A response as it came: head, message, trailers.
+struct Answer {
+    head: response::Parts,
+    message: Option<Bytes>,
+    trailers: Option<HeaderMap>,
+}
+
+impl Answer {
+    fn is_ok(&self) -> bool {
+        status::is_ok(self.trailers.as_ref().unwrap_or(&self.head.headers))
+    }
+}
+
+/// Why there is no answer.
+enum Failed {
+    /// The caller gave up.
+    Cancelled(Reason),
+    /// buildkitd reset the stream.
+    Reset(Reason),
+    /// We say no.
+    Ours(Status),
+}
+
+/// Sends a request of one message and takes its answer.
+async fn call(
+    parts: request::Parts,
+    message: &[u8],
+    upstream: SendRequest<Bytes>,
+    peer: &str,
+    downstream: &mut SendResponse<Bytes>,
+) -> Result<Answer, Failed> {
+    let gone = |error: &h2::Error| match error.reason() {
+        Some(reason) if error.is_reset() => Failed::Reset(reason),
+        _ => Failed::Ours(lost(peer, error)),
+    };
+    let opened = open(Request::from_parts(parts, ()), false, upstream).await;
+    let (response, mut send) = opened.map_err(|error| gone(&error))?;
+    let answer = async {
+        send_request(&mut send, message).await?;
+        let response = response.await.map_err(|error| gone(&error))?;
+        read_answer(response, peer).await
+    };
+    match until_reset(downstream, answer).await {
+        Ok(Err(Failed::Ours(status))) if status.code == Code::Cancelled => {
+            Err(Failed::Reset(Reason::INTERNAL_ERROR))
+        }
+        Ok(answer) => answer,
+        Err(error) => {
+            send.send_reset(error.reason());
+            Err(Failed::Cancelled(error.reason()))
+        }
+    }
+}
+
+async fn send_request(send: &mut SendStream<Bytes>, message: &[u8]) -> Result<(), Failed> {
+    let sent = match pump::send(send, frame::encode(message)).await {
+        Ok(()) => send.send_data(Bytes::new(), true).map_err(PumpError::Sink),
+        failed => failed,
+    };
+    match sent {
+        // An early answer ends the request; it says what there is to say.
+        Ok(()) | Err(PumpError::Stopped(Reason::NO_ERROR)) => Ok(()),
+        Err(error) => Err(Failed::Ours(error.status())),
+    }
+}
+
+async fn read_answer(response: Response<h2::RecvStream>, peer: &str) -> Result<Answer, Failed> {
+    let (head, body) = response.into_parts();
+    if body.is_end_stream() {
+        return Ok(Answer { head, message: None, trailers: None });
+    }
+    let mut reader = MessageReader::new(body, REQUEST_LIMIT_BYTES);
+    let lost = |status: Status| Failed::Ours(Status::new(status.code, format!("{peer}: {}", status.message)));
+    let message = reader.message().await.map_err(lost)?;
+    let trailers = reader.trailers().await.map_err(lost)?;
+    Ok(Answer { head, message, trailers })
+}
+
+/// Our part after buildkitd's: names for what was pushed, and the digest into the response.
+async fn finish(
+    build: &Build,
+    ended: Result<Answer, Failed>,
+    downstream: &mut SendResponse<Bytes>,
+) -> Result<Answer, Failed> {
+    let mut answer = match ended {
+        Ok(answer) if answer.is_ok() => answer,
+        Ok(_) if let Some(reason) = build.failure() => return Err(fail(build, reason)),
+        ended => return ended,
+    };
+    let response = answer.message.take().unwrap_or_default();
+    let published = async {
+        let mut digests = Vec::new();
+        for output in &build.outputs {
+            digests.push(output.publish().await.map_err(|error| error.to_string())?);
+        }
+        Ok::<_, String>(digests)
+    };
+    let digests = match until_reset(downstream, published).await {
+        Ok(Ok(digests)) => digests,
+        Ok(Err(reason)) => return Err(fail(build, reason)),
+        Err(error) => return Err(Failed::Cancelled(error.reason())),
+    };
+    answer.message = Some(report(build, &digests, response)?);
+    Ok(answer)
+}
+
+fn fail(build: &Build, reason: String) -> Failed {
+    tracing::warn!(build = build.reference, error = reason, "export failed");
+    Failed::Ours(Status::new(Code::Unknown, reason))
+}
+
+/// The response with our image's digest, where no other output has put one there.
+fn report(build: &Build, digests: &[String], response: Bytes) -> Result<Bytes, Failed> {
+    for digest in digests {
+        tracing::info!(build = build.reference, digest, "export done");
+    }
+    let ([digest], [output], true) = (digests, build.outputs.as_slice(), build.sole) else {
+        return Ok(response);
+    };
+    let mut entries = vec![(IMAGE_DIGEST, digest.clone())];
+    if !output.names().is_empty() {
+        entries.push((IMAGE_NAME, output.names().join(",")));
+    }
+    let changed = entries.into_iter().try_fold(response.to_vec(), |message, (key, value)| {
+        message::set_exporter_response(&message, key, &value)
+    });
+    let malformed = |error| Failed::Ours(Status::new(Code::Internal, format!("Solve response: {error}")));
+    changed.map(Bytes::from).map_err(malformed)
+}
+
+/// Answers the caller.
+async fn deliver(downstream: &mut SendResponse<Bytes>, ended: Result<Answer, Failed>) {
+    let answer = match ended {
+        Ok(answer) => answer,
+        Err(Failed::Ours(status)) => return respond::refuse(downstream, &status),
+        Err(Failed::Reset(reason)) => return downstream.send_reset(reason),
+        Err(Failed::Cancelled(reason)) => {
+            tracing::info!(%reason, "build cancelled by its client");
+            return downstream.send_reset(reason);
+        }
+    };
+    let bare = answer.message.is_none() && answer.trailers.is_none();
+    let sent = async {
+        let mut send =
+            downstream.send_response(Response::from_parts(answer.head, ()), bare).map_err(PumpError::Sink)?;
+        if let Some(message) = &answer.message {
+            pump::send(&mut send, frame::encode(message)).await?;
+        }
+        match answer.trailers {
+            Some(trailers) => send.send_trailers(trailers).map_err(PumpError::Sink),
+            None if !bare => send.send_data(Bytes::new(), true).map_err(PumpError::Sink),
+            None => Ok(()),
+        }
+    };
+    if let Err(error) = sent.await {
+        tracing::debug!(%error, "the caller left before the answer");
+    }
+}

@@ -1,0 +1,149 @@
+//! One conversion: what comes is built into a blob on a thread of its own, and the blob is uploaded while it is written.
+
+use std::io::{self, Write as _};
+use std::sync::Arc;
+
+use bytes::Bytes;
+use rafs::build::{BuildError, BuildOptions, build_layer};
+use rafs::tree::Layer;
+use registry::digest::Digest;
+use tokio::sync::{Semaphore, mpsc};
+use tokio_util::task::AbortOnDropHandle;
+
+use super::bridge::{InputReader, OutputWriter};
+use super::destination::{BlobWriter, Destination};
+
+/// Messages of up to 1 MiB between buildkitd and the builder.
+const INPUT_QUEUE: usize = 2;
+/// Pieces of 256 KiB between the builder and the upload.
+const OUTPUT_QUEUE: usize = 4;
+
+/// A layer as converted, its blob stored.
+#[derive(Debug)]
+pub struct ConvertedLayer {
+    /// Tree and chunks.
+    pub layer: Layer,
+    /// Digest of the blob stream, by which it is stored.
+    pub digest: Digest,
+    /// Size of the blob stream in bytes.
+    pub size: u64,
+}
+
+/// Why a layer was not converted.
+#[derive(Debug, thiserror::Error)]
+pub enum ConvertError {
+    /// The layer cannot be built.
+    #[error("cannot convert: {0}")]
+    Build(#[from] BuildError),
+    /// The blob cannot be stored.
+    #[error("cannot push: {0}")]
+    Push(#[from] registry::client::Error),
+    /// What follows the layer's tar cannot be read.
+    #[error("cannot read to the end: {0}")]
+    Read(#[from] io::Error),
+    /// The thread that builds is gone.
+    #[error("the conversion ended unexpectedly: {0}")]
+    Panicked(#[from] tokio::task::JoinError),
+    /// The builder did not say what its blob's digest is.
+    #[error("the builder left its blob without a digest")]
+    NoDigest,
+}
+
+/// A conversion under way; dropping it cancels it.
+pub struct LayerConversion {
+    input: Option<mpsc::Sender<Bytes>>,
+    task: AbortOnDropHandle<Result<ConvertedLayer, ConvertError>>,
+}
+
+impl LayerConversion {
+    pub(super) fn start(options: Arc<BuildOptions>, slots: Arc<Semaphore>, destination: Destination) -> Self {
+        let (input, receiver) = mpsc::channel(INPUT_QUEUE);
+        let task = tokio::spawn(async move {
+            let _slot = slots.acquire_owned().await.expect("the semaphore is never closed");
+            run(options, receiver, &destination).await
+        });
+        Self { input: Some(input), task: AbortOnDropHandle::new(task) }
+    }
+
+    /// Takes the layer's next bytes, waiting while the conversion is behind. When it has failed, that is the error.
+    pub async fn write(&mut self, data: Bytes) -> Result<(), ConvertError> {
+        // An empty message would be the end.
+        if data.is_empty() {
+            return Ok(());
+        }
+        match &self.input {
+            Some(input) if input.send(data).await.is_ok() => Ok(()),
+            _ => Err(self.failure().await),
+        }
+    }
+
+    /// The layer is complete: waits until its blob is stored.
+    pub async fn finish(mut self) -> Result<ConvertedLayer, ConvertError> {
+        if let Some(input) = self.input.take() {
+            // Where nobody takes it any more, the task has ended and says why.
+            let _ = input.send(Bytes::new()).await;
+        }
+        (&mut self.task).await?
+    }
+
+    /// Why the conversion does not take any more.
+    async fn failure(&mut self) -> ConvertError {
+        self.input = None;
+        match (&mut self.task).await {
+            Ok(Ok(_)) => ConvertError::Read(io::Error::other("data after the layer's end")),
+            Ok(Err(error)) => error,
+            Err(error) => error.into(),
+        }
+    }
+}
+
+async fn run(
+    options: Arc<BuildOptions>,
+    input: mpsc::Receiver<Bytes>,
+    destination: &Destination,
+) -> Result<ConvertedLayer, ConvertError> {
+    // Before anything is converted: a registry that refuses does so at once.
+    let writer = destination.begin().await?;
+    let (sender, pieces) = mpsc::channel(OUTPUT_QUEUE);
+    let building = tokio::task::spawn_blocking(move || build(&options, input, sender));
+    let (uploaded, built) = tokio::join!(upload(writer, pieces), building);
+    // The builder fails as well when the upload does; the upload's reason is the one.
+    let writer = uploaded?;
+    let layer = match built.map_err(ConvertError::from).and_then(|built| built) {
+        Ok(layer) => layer,
+        Err(error) => {
+            writer.cancel().await;
+            return Err(error);
+        }
+    };
+    let id = layer.blobs.first().and_then(|blob| blob.id).ok_or(ConvertError::NoDigest)?;
+    let digest: Digest =
+        format!("sha256:{id}").parse().expect("64 hexadecimal digits behind sha256: are a digest");
+    let size = writer.finish(&digest).await?;
+    Ok(ConvertedLayer { layer, digest, size })
+}
+
+/// Builds the layer; runs on a thread that may block.
+fn build(
+    options: &BuildOptions,
+    input: mpsc::Receiver<Bytes>,
+    output: mpsc::Sender<Bytes>,
+) -> Result<Layer, ConvertError> {
+    let mut input = InputReader::new(input);
+    let mut output = OutputWriter::new(output);
+    let layer = build_layer(&mut input, &mut output, options)?;
+    output.flush()?;
+    // A tar may end before its stream does.
+    io::copy(&mut input, &mut io::sink())?;
+    Ok(layer)
+}
+
+async fn upload(
+    mut writer: BlobWriter,
+    mut pieces: mpsc::Receiver<Bytes>,
+) -> Result<BlobWriter, registry::client::Error> {
+    while let Some(piece) = pieces.recv().await {
+        writer.write(piece).await?;
+    }
+    Ok(writer)
+}

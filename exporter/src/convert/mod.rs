@@ -1,0 +1,72 @@
+//! From the bytes of an OCI layer, while they come, to a blob where it belongs and the layer's tree.
+//!
+//! ```text
+//! buildkitd ──write──> queue ──> rafs::build (a thread of its own) ──> queue ──> registry upload
+//! ```
+//!
+//! Both queues are short: whoever is slowest sets the pace, and memory stays bounded.
+//!
+//! - [`layer`]: one conversion.
+//! - [`bridge`]: between asynchronous tasks and the blocking thread.
+//! - [`destination`]: where blobs and manifests go.
+//! - [`cache`]: what was converted before in this process's life.
+
+mod bridge;
+mod cache;
+mod destination;
+mod layer;
+
+use std::sync::Arc;
+
+use rafs::build::BuildOptions;
+use registry::digest::Digest;
+use tokio::sync::Semaphore;
+
+pub(crate) use bridge::OutputWriter;
+pub use cache::LayerCache;
+pub use destination::{BlobWriter, Destination};
+pub use layer::{ConvertError, ConvertedLayer, LayerConversion};
+
+/// Converts layers, a bounded number at a time.
+#[derive(Clone, Debug)]
+pub struct Converter {
+    options: Arc<BuildOptions>,
+    slots: Arc<Semaphore>,
+    cache: Arc<LayerCache>,
+}
+
+impl Converter {
+    /// One that converts up to `conversions` layers at once and keeps what it did in `cache_bytes` of memory.
+    pub fn new(options: BuildOptions, conversions: usize, cache_bytes: usize) -> Self {
+        Self {
+            options: Arc::new(options),
+            slots: Arc::new(Semaphore::new(conversions)),
+            cache: Arc::new(LayerCache::new(cache_bytes)),
+        }
+    }
+
+    /// How layers are built.
+    pub fn options(&self) -> &BuildOptions {
+        &self.options
+    }
+
+    /// Begins to convert a layer, its blob going to `destination`.
+    pub fn convert(&self, destination: &Destination) -> LayerConversion {
+        LayerConversion::start(Arc::clone(&self.options), Arc::clone(&self.slots), destination.clone())
+    }
+
+    /// The layer that was made of `source` before, if its blob is at `destination` too (or can be put there without
+    /// sending it).
+    pub async fn cached(
+        &self,
+        source: &Digest,
+        destination: &Destination,
+    ) -> Result<Option<Arc<ConvertedLayer>>, registry::client::Error> {
+        self.cache.find(source, destination).await
+    }
+
+    /// Keeps what was made of `source`.
+    pub fn remember(&self, source: &Digest, layer: Arc<ConvertedLayer>, destination: &Destination) {
+        self.cache.insert(source.clone(), layer, destination);
+    }
+}

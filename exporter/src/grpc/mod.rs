@@ -1,0 +1,11 @@
+//! gRPC on top of HTTP/2 streams: what little of it the proxy speaks itself.
+//!
+//! - [`status`]: how an RPC ends.
+//! - [`frame`]: the length-prefixed messages in a stream's DATA frames.
+//! - [`respond`]: answering an RPC ourselves.
+
+pub(crate) mod frame;
+pub(crate) mod respond;
+pub(crate) mod status;
+
+pub(crate) use status::{Code, Status};

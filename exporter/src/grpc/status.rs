@@ -1,0 +1,86 @@
+//! How an RPC ends: a code and a message, sent as trailers.
+
+use http::{HeaderMap, HeaderValue};
+
+const STATUS: &str = "grpc-status";
+const MESSAGE: &str = "grpc-message";
+
+/// The status codes used here, by their number on the wire.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+#[repr(u16)]
+pub(crate) enum Code {
+    Ok = 0,
+    Cancelled = 1,
+    Unknown = 2,
+    InvalidArgument = 3,
+    AlreadyExists = 6,
+    PermissionDenied = 7,
+    ResourceExhausted = 8,
+    FailedPrecondition = 9,
+    Unimplemented = 12,
+    Internal = 13,
+    Unavailable = 14,
+    Unauthenticated = 16,
+}
+
+/// A code and the reason for it.
+#[derive(Clone, Debug, Eq, PartialEq, thiserror::Error)]
+#[error("{message}")]
+pub(crate) struct Status {
+    pub(crate) code: Code,
+    pub(crate) message: String,
+}
+
+impl Status {
+    /// A status of `code` for the reason `message`.
+    pub(crate) fn new(code: Code, message: impl Into<String>) -> Self {
+        Self { code, message: message.into() }
+    }
+
+    /// The trailers that say this.
+    pub(crate) fn trailers(&self) -> HeaderMap {
+        let mut trailers = HeaderMap::new();
+        trailers.insert(STATUS, HeaderValue::from(self.code as u16));
+        if !self.message.is_empty() {
+            let message = HeaderValue::from_str(&percent_encode(&self.message));
+            trailers.insert(MESSAGE, message.expect("percent-encoded text is printable ASCII"));
+        }
+        trailers
+    }
+}
+
+/// Whether `trailers` (or the headers of a response that has nothing else) say that the RPC succeeded.
+pub(crate) fn is_ok(trailers: &HeaderMap) -> bool {
+    trailers.get(STATUS).is_some_and(|status| status == "0")
+}
+
+/// gRPC's encoding of messages: printable ASCII but `%` stays, every other byte becomes `%XX`.
+fn percent_encode(text: &str) -> String {
+    let mut out = String::with_capacity(text.len());
+    for byte in text.bytes() {
+        match byte {
+            b' '..=b'$' | b'&'..=b'~' => out.push(byte as char),
+            _ => out.push_str(&format!("%{byte:02X}")),
+        }
+    }
+    out
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_message_of_any_characters_becomes_a_header() {
+        let trailers = Status::new(Code::Unknown, "100 % of “x”\n").trailers();
+        assert_eq!(trailers[MESSAGE], "100 %25 of %E2%80%9Cx%E2%80%9D%0A");
+        assert_eq!(trailers[STATUS], "2");
+    }
+
+    #[test]
+    fn success_is_status_zero_alone() {
+        assert!(is_ok(&Status::new(Code::Ok, "").trailers()));
+        assert!(!is_ok(&Status::new(Code::Internal, "").trailers()));
+        assert!(!is_ok(&HeaderMap::new()));
+    }
+}

@@ -1,0 +1,162 @@
+//! Progress of our part of a build, kept until Status streams fetch it.
+//!
+//! Work reports to a [`Task`]; whoever shows it asks for all [`Update`]s since the last time, so that a slow reader costs
+//! no memory and a fast worker no time.
+
+use std::collections::BTreeMap;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::SystemTime;
+
+use tokio::sync::watch;
+
+/// What belongs to one build.
+#[derive(Debug)]
+pub(crate) struct Progress {
+    tasks: Mutex<Tasks>,
+    changed: watch::Sender<u64>,
+}
+
+#[derive(Debug, Default)]
+struct Tasks {
+    version: u64,
+    tasks: BTreeMap<usize, (u64, Update)>,
+}
+
+/// The state of one task.
+#[derive(Clone, Debug, Eq, PartialEq)]
+pub(crate) struct Update {
+    /// The output that it is a part of.
+    pub(crate) output: usize,
+    /// Whether it is a step of its own: BuildKit's export step is over by then.
+    pub(crate) step: bool,
+    /// What is done, to be shown.
+    pub(crate) name: String,
+    /// Bytes done.
+    pub(crate) current: u64,
+    /// Bytes in all; 0 where that is unknown or no matter of bytes.
+    pub(crate) total: u64,
+    /// When it began.
+    pub(crate) started: SystemTime,
+    /// When it ended.
+    pub(crate) completed: Option<SystemTime>,
+    /// Why it failed.
+    pub(crate) error: Option<String>,
+}
+
+impl Progress {
+    /// Nothing yet.
+    pub(crate) fn new() -> Arc<Self> {
+        Arc::new(Self { tasks: Mutex::default(), changed: watch::Sender::new(0) })
+    }
+
+    fn lock(&self) -> MutexGuard<'_, Tasks> {
+        self.tasks.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Begins a part of the export step of `output`.
+    pub(crate) fn task(self: &Arc<Self>, output: usize, name: impl Into<String>, total: u64) -> Task {
+        self.begin(output, false, name.into(), total)
+    }
+
+    /// Begins a step of its own.
+    pub(crate) fn step(self: &Arc<Self>, output: usize, name: impl Into<String>) -> Task {
+        self.begin(output, true, name.into(), 0)
+    }
+
+    fn begin(self: &Arc<Self>, output: usize, step: bool, name: String, total: u64) -> Task {
+        let started = SystemTime::now();
+        let update = Update { output, step, name, current: 0, total, started, completed: None, error: None };
+        let id = self.lock().tasks.len();
+        self.change(id, |_| update.clone(), Some(&update));
+        Task { progress: Arc::clone(self), id }
+    }
+
+    fn change(&self, id: usize, change: impl FnOnce(&Update) -> Update, initial: Option<&Update>) {
+        let mut tasks = self.lock();
+        tasks.version += 1;
+        let version = tasks.version;
+        let old = tasks.tasks.get(&id).map(|(_, update)| update).or(initial);
+        if let Some(new) = old.map(change) {
+            tasks.tasks.insert(id, (version, new));
+        }
+        drop(tasks);
+        self.changed.send_replace(version);
+    }
+
+    /// Tells of changes: its value is the version to give to [`Progress::since`].
+    pub(crate) fn watch(&self) -> watch::Receiver<u64> {
+        self.changed.subscribe()
+    }
+
+    /// All that changed after `version`, and the version that this is.
+    pub(crate) fn since(&self, version: u64) -> (Vec<Update>, u64) {
+        let tasks = self.lock();
+        let changed = tasks.tasks.values().filter(|(changed, _)| *changed > version);
+        (changed.map(|(_, update)| update.clone()).collect(), tasks.version)
+    }
+}
+
+/// A piece of work that reports. Dropped without [`Task::finish`] or [`Task::fail`] it stays open, as cancelled work does.
+#[derive(Debug)]
+pub(crate) struct Task {
+    progress: Arc<Progress>,
+    id: usize,
+}
+
+impl Task {
+    /// So many more bytes are done.
+    pub(crate) fn advance(&self, bytes: u64) {
+        self.progress.change(self.id, |old| Update { current: old.current + bytes, ..old.clone() }, None);
+    }
+
+    /// All is done.
+    pub(crate) fn finish(self) {
+        let now = Some(SystemTime::now());
+        let current = |old: &Update| if old.total > 0 { old.total } else { old.current };
+        self.progress.change(
+            self.id,
+            |old| Update { current: current(old), completed: now, ..old.clone() },
+            None,
+        );
+    }
+
+    /// It failed for this reason.
+    pub(crate) fn fail(self, error: &str) {
+        let now = Some(SystemTime::now());
+        let error = Some(error.to_owned());
+        self.progress.change(self.id, |old| Update { error, completed: now, ..old.clone() }, None);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_reader_gets_each_change_once_and_only_the_last_of_many() {
+        let progress = Progress::new();
+        let task = progress.task(0, "layer", 100);
+        let (first, version) = progress.since(0);
+        assert_eq!(first.len(), 1);
+        for _ in 0..10 {
+            task.advance(10);
+        }
+        let (second, version) = progress.since(version);
+        assert_eq!(second.iter().map(|update| update.current).collect::<Vec<_>>(), [100]);
+        assert_eq!(progress.since(version).0, []);
+        task.finish();
+        assert!(progress.since(version).0[0].completed.is_some());
+    }
+
+    #[test]
+    fn a_change_wakes_a_reader() {
+        let progress = Progress::new();
+        let watch = progress.watch();
+        let task = progress.step(1, "push");
+        assert!(watch.has_changed().unwrap());
+        task.fail("no");
+        let (updates, _) = progress.since(0);
+        assert_eq!(updates[0].error.as_deref(), Some("no"));
+        assert!(updates[0].step);
+    }
+}

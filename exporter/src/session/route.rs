@@ -1,0 +1,63 @@
+//! Which of buildkitd's calls to its client are for an output of ours.
+
+use std::sync::Arc;
+
+use bytes::Bytes;
+use h2::RecvStream;
+use h2::client::SendRequest;
+use h2::server::SendResponse;
+use http::{HeaderMap, Request};
+
+use crate::content;
+use crate::control::build::{Build, Builds};
+use crate::image::Output;
+use crate::proxy::forward::forward;
+
+/// Header that names one of the client's content stores.
+const STORE_ID: &str = "buildkit-attachable-store-id";
+/// The store that all image exports of a build go to.
+const EXPORT_STORE: &str = "export";
+/// Header with the index of the export that a tar stream is for; absent before v0.13, when there was but one.
+const EXPORTER_ID: &str = "buildkit-attachable-exporter-id";
+
+/// A stream that is ours.
+enum Ours {
+    /// A call to the content store.
+    Store(Arc<Output>),
+    /// A tar stream.
+    Tar(Arc<Output>),
+}
+
+/// Serves one stream that buildkitd opened in `session`.
+pub(crate) async fn route(
+    session: String,
+    request: Request<RecvStream>,
+    respond: SendResponse<Bytes>,
+    client: SendRequest<Bytes>,
+    builds: Arc<Builds>,
+) {
+    tracing::trace!(session, call = request.uri().path(), "begins");
+    let build = builds.by_session(&session);
+    match build.as_ref().and_then(|build| Some((build, ours(build, &request)?))) {
+        Some((build, Ours::Store(output))) => content::store::serve(request, respond, build, &output).await,
+        Some((build, Ours::Tar(output))) => content::tar::serve(request, respond, build, &output).await,
+        None => forward(request, respond, client, "the BuildKit client's session").await,
+    }
+}
+
+fn ours(build: &Build, request: &Request<RecvStream>) -> Option<Ours> {
+    let headers = request.headers();
+    let path = request.uri().path();
+    if path.starts_with(content::store::SERVICE) && header(headers, STORE_ID) == Some(EXPORT_STORE) {
+        return build.store_output().cloned().map(Ours::Store);
+    }
+    if path == content::tar::DIFF_COPY {
+        let index = header(headers, EXPORTER_ID).map_or(Some(0), |index| index.parse().ok())?;
+        return build.tar_output(index).cloned().map(Ours::Tar);
+    }
+    None
+}
+
+fn header<'a>(headers: &'a HeaderMap, name: &str) -> Option<&'a str> {
+    headers.get(name).and_then(|value| value.to_str().ok())
+}

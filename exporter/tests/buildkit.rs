@@ -1,0 +1,259 @@
+//! Real builds: unmodified buildctl and buildkitd, the exporter between them, the embedded registry behind it.
+
+mod support;
+
+use std::collections::BTreeSet;
+use std::path::Path;
+use std::time::{Duration, Instant};
+
+use registry::client::{ClientConfig, Retries};
+use registry::nydus;
+use serde_json::Value;
+use support::{Stack, noise, run, wait_for};
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::net::TcpListener;
+
+const TWO_LAYERS: &str = "FROM scratch\nCOPY base /base\nCOPY app /app\nCMD [\"/app\"]\n";
+
+fn layers(manifest: &Value) -> Vec<(String, String)> {
+    let text = |value: &Value| value.as_str().unwrap().to_owned();
+    let layers = manifest["layers"].as_array().unwrap();
+    layers.iter().map(|layer| (text(&layer["mediaType"]), text(&layer["digest"]))).collect()
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_build_becomes_a_nydus_image_and_a_rebuild_moves_only_new_layers() {
+    let Some(stack) = Stack::start().await else { return };
+    let base = noise(1, 3 << 20);
+    let context = stack.context("context", TWO_LAYERS, &[("base", &base), ("app", b"one")]);
+    let metadata = stack.path("metadata.json");
+    let file = format!("--metadata-file={}", metadata.display());
+    let text = stack.build(&context, &["--output", &stack.output("demo:v1"), &file]).await.success();
+    assert!(text.contains("exporting to nydus image") && text.contains("converting sha256:"), "{text}");
+
+    let (digest, manifest) = stack.manifest("demo:v1").await;
+    assert!(text.contains(&digest), "{text}");
+    let reported: Value = serde_json::from_slice(&std::fs::read(&metadata).unwrap()).unwrap();
+    assert_eq!(reported["containerimage.digest"], digest.as_str());
+    let found = layers(&manifest);
+    let types: Vec<&str> = found.iter().map(|(media_type, _)| media_type.as_str()).collect();
+    assert_eq!(types, [nydus::MEDIA_TYPE_BLOB, nydus::MEDIA_TYPE_BLOB, nydus::MEDIA_TYPE_BOOTSTRAP]);
+    let config = stack.blob("demo:v1", manifest["config"]["digest"].as_str().unwrap()).await;
+    let config: Value = serde_json::from_slice(&config).unwrap();
+    assert_eq!(config["rootfs"]["diff_ids"].as_array().unwrap().len(), 3);
+    assert_eq!(config["config"]["Cmd"][0], "/app");
+
+    let before = stack.access_log().len();
+    let context = stack.context("context", TWO_LAYERS, &[("app", b"two")]);
+    stack.build(&context, &["--output", &stack.output("demo:v2")]).await.success();
+    let (_, second) = stack.manifest("demo:v2").await;
+    let second = layers(&second);
+    assert_eq!(second[0], found[0]);
+    assert!(second[1] != found[1] && second[2] != found[2]);
+    let received: u64 =
+        stack.access_log()[before..].iter().map(|line| line["bytes_received"].as_u64().unwrap()).sum();
+    assert!(received < (base.len() / 10) as u64, "{received} bytes were pushed again");
+    stack.stop().await;
+}
+
+/// Every path below `root` with its content.
+fn files(root: &Path) -> BTreeSet<(String, Vec<u8>)> {
+    let mut found = BTreeSet::new();
+    let mut folders = vec![root.to_owned()];
+    while let Some(folder) = folders.pop() {
+        for entry in std::fs::read_dir(folder).unwrap() {
+            let path = entry.unwrap().path();
+            let name = path.strip_prefix(root).unwrap().display().to_string();
+            if path.is_dir() {
+                folders.push(path);
+            } else {
+                found.insert((name, std::fs::read(&path).unwrap()));
+            }
+        }
+    }
+    found
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn other_outputs_are_as_without_us() {
+    let Some(stack) = Stack::start().await else { return };
+    let context = stack.context("context", TWO_LAYERS, &[("base", &noise(2, 1 << 20)), ("app", b"one")]);
+    let mut found = Vec::new();
+    for way in ["through", "past"] {
+        let dest = |kind: &str| stack.path(&format!("{way}-{kind}"));
+        let outputs = [
+            format!("type=local,dest={}", dest("local").display()),
+            format!("type=oci,dest={}", dest("oci.tar").display()),
+            format!("type=oci,tar=false,dest={}", dest("store").display()),
+        ];
+        let args: Vec<&str> = outputs.iter().flat_map(|output| ["--output", output.as_str()]).collect();
+        let outcome = match way {
+            "through" => stack.build(&context, &args).await,
+            _ => stack.build_directly(&context, &args).await,
+        };
+        outcome.success();
+        let blobs = files(&dest("store").join("blobs"));
+        let mut archive = tar::Archive::new(std::fs::File::open(dest("oci.tar")).unwrap());
+        let names: BTreeSet<String> = archive
+            .entries()
+            .unwrap()
+            .map(|entry| entry.unwrap().path().unwrap().display().to_string())
+            .collect();
+        found.push((files(&dest("local")), blobs, names));
+    }
+    assert_eq!(found[0].0.len(), 2);
+    assert!(found[0] == found[1]);
+    stack.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn several_outputs_of_one_build_and_several_builds_go_side_by_side() {
+    let Some(stack) = Stack::start().await else { return };
+    let context = stack.context("context", TWO_LAYERS, &[("base", &noise(3, 2 << 20)), ("app", b"one")]);
+    // Two of ours and a content store of the client's: ours come as tar streams.
+    let store = stack.path("store");
+    let local = format!("type=oci,tar=false,dest={}", store.display());
+    let (first, second) = (stack.output("many:a"), stack.output("other:b"));
+    stack.build(&context, &["--output", &first, "--output", &local, "--output", &second]).await.success();
+    let (a, _) = stack.manifest("many:a").await;
+    assert_eq!(a, stack.manifest("other:b").await.0);
+    assert!(store.join("index.json").exists());
+
+    let single = stack.context("single", TWO_LAYERS, &[("base", &noise(4, 2 << 20)), ("app", b"two")]);
+    let outputs = ["at-once:1", "at-once:2", "at-once:3"].map(|name| stack.output(name));
+    let builds = outputs.iter().map(|output| {
+        let args = ["--output", output.as_str()];
+        let command = stack.buildctl(&stack.path("exporter.sock"), &single, &args);
+        run(command)
+    });
+    for outcome in futures::future::join_all(builds).await {
+        outcome.success();
+    }
+    assert_eq!(stack.manifest("at-once:1").await.0, stack.manifest("at-once:3").await.0);
+    stack.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn platforms_and_attestations_become_an_index() {
+    let Some(stack) = Stack::start().await else { return };
+    let context = stack.context("context", TWO_LAYERS, &[("base", b"base"), ("app", b"one")]);
+    let args = ["--opt=platform=linux/amd64,linux/arm64", "--opt=attest:provenance=mode=min"];
+    let output = stack.output("index:v1");
+    stack.build(&context, &[&args[..], &["--output", &output]].concat()).await.success();
+    let (_, index) = stack.manifest("index:v1").await;
+    let entries = index["manifests"].as_array().unwrap();
+    assert_eq!(entries.len(), 4, "{index}");
+    let (attestations, images): (Vec<&Value>, Vec<&Value>) =
+        entries.iter().partition(|entry| entry["platform"]["os"] == "unknown");
+    assert_eq!(attestations.len(), 2);
+    for (attestation, image) in attestations.iter().zip(&images) {
+        assert_eq!(attestation["annotations"]["vnd.docker.reference.digest"], image["digest"]);
+        let (_, kept) = stack.manifest(&format!("index@{}", attestation["digest"].as_str().unwrap())).await;
+        assert_eq!(kept["layers"][0]["mediaType"], "application/vnd.in-toto+json");
+        let (_, converted) = stack.manifest(&format!("index@{}", image["digest"].as_str().unwrap())).await;
+        assert_eq!(layers(&converted).last().unwrap().0, nydus::MEDIA_TYPE_BOOTSTRAP);
+    }
+    stack.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn keys_that_make_no_sense_are_refused_before_anything_is_built() {
+    let Some(stack) = Stack::start().await else { return };
+    let context = stack.context("context", "FROM scratch\nCOPY app /app\n", &[("app", b"one")]);
+    let unknown = format!("{},compresion=zstd", stack.output("demo:v1"));
+    let text = stack.build(&context, &["--output", &unknown]).await.failure();
+    assert!(text.contains("unknown key \"compresion\"") && text.contains("layer-compression"), "{text}");
+    let text = stack.build(&context, &["--output", "type=nydus-cluster"]).await.failure();
+    assert!(text.contains("a name is needed"), "{text}");
+
+    let silent = stack.output("demo:v1") + ",push=false";
+    let text = stack.build(&context, &["--output", &silent]).await.success();
+    assert!(text.contains("pushing bootstrap") || text.contains("converting"), "{text}");
+    assert!(stack.access_log().is_empty());
+    stack.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn buildkitd_absent_is_an_error_that_names_the_socket() {
+    let Some(stack) = Stack::start().await else { return };
+    let (absent, listen) = (stack.path("absent.sock"), stack.path("lonely.sock"));
+    stack.serve_exporter(&absent, &listen, ClientConfig::default());
+    wait_for("exporter", || listen.exists()).await;
+    let context = stack.context("context", "FROM scratch\n", &[]);
+    let output = stack.output("demo:v1");
+    let text = run(stack.buildctl(&listen, &context, &["--output", &output])).await.failure();
+    assert!(text.contains(&format!("cannot reach buildkitd at unix://{}", absent.display())), "{text}");
+    stack.stop().await;
+}
+
+/// A registry that answers every request alike, or never.
+async fn answering(answer: Option<&'static str>) -> (String, tokio::sync::mpsc::Receiver<()>) {
+    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let address = listener.local_addr().unwrap().to_string();
+    let (gone, is_gone) = tokio::sync::mpsc::channel(64);
+    tokio::spawn(async move {
+        while let Ok((mut stream, _)) = listener.accept().await {
+            let gone = gone.clone();
+            tokio::spawn(async move {
+                let mut buffer = [0; 65536];
+                while let Ok(1..) = stream.read(&mut buffer).await {
+                    if let Some(answer) = answer {
+                        let body = r#"{"errors":[{"code":"X","message":"because of the moon"}]}"#;
+                        let head = format!(
+                            "HTTP/1.1 {answer}\r\nContent-Length: {}\r\nConnection: close\r\n\r\n",
+                            body.len()
+                        );
+                        let _ = stream.write_all((head + body).as_bytes()).await;
+                        break;
+                    }
+                }
+                let _ = gone.send(()).await;
+            });
+        }
+    });
+    (address, is_gone)
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_refused_push_fails_the_build_with_the_registry_s_reason() {
+    let Some(stack) = Stack::start().await else { return };
+    let context = stack.context("context", "FROM scratch\nCOPY app /app\n", &[("app", b"one")]);
+    let listen = stack.path("impatient.sock");
+    let retries = Retries { attempts: 2, ..Retries::default() };
+    stack.serve_exporter(
+        &stack.path("buildkitd.sock"),
+        &listen,
+        ClientConfig { retries, ..ClientConfig::default() },
+    );
+    wait_for("exporter", || listen.exists()).await;
+    for (answer, code) in [("401 No", "401"), ("403 No", "403"), ("500 No", "500")] {
+        let (registry, _gone) = answering(Some(answer)).await;
+        let output = format!("type=nydus-cluster,name={registry}/refused:v1");
+        let text = run(stack.buildctl(&listen, &context, &["--output", &output])).await.failure();
+        assert!(text.contains(code) && text.contains(&registry), "{answer}: {text}");
+        assert!(text.contains("ERROR: ") && text.contains("because of the moon"), "{answer}: {text}");
+    }
+    stack.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_cancelled_build_ends_at_once_with_its_upload() {
+    let Some(stack) = Stack::start().await else { return };
+    let context = stack.context("context", "FROM scratch\nCOPY app /app\n", &[("app", &noise(5, 8 << 20))]);
+    let (registry, mut gone) = answering(None).await;
+    let output = format!("type=nydus-cluster,name={registry}/stuck:v1");
+    let log = stack.path("cancelled.log");
+    let mut command = stack.buildctl(&stack.path("exporter.sock"), &context, &["--output", &output]);
+    let file = std::fs::File::create(&log).unwrap();
+    let mut buildctl = command.stdout(file.try_clone().unwrap()).stderr(file).spawn().unwrap();
+    wait_for("conversion", || std::fs::read_to_string(&log).unwrap().contains("converting sha256:")).await;
+    let begin = Instant::now();
+    let id = buildctl.id().unwrap().to_string();
+    assert!(tokio::process::Command::new("kill").args(["-INT", &id]).status().await.unwrap().success());
+    let status =
+        tokio::time::timeout(Duration::from_secs(10), buildctl.wait()).await.expect("buildctl ends").unwrap();
+    assert!(!status.success());
+    tokio::time::timeout(Duration::from_secs(5), gone.recv()).await.expect("the upload ends").unwrap();
+    assert!(begin.elapsed() < Duration::from_secs(5), "{:?}", begin.elapsed());
+    stack.stop().await;
+}

@@ -1,0 +1,234 @@
+//! A real buildkitd behind an exporter in this process, and a registry to push to.
+
+#![allow(dead_code, reason = "each test file uses its own part")]
+
+use std::fs::File;
+use std::path::{Path, PathBuf};
+use std::process::{ExitStatus, Stdio};
+use std::time::{Duration, Instant};
+
+use exporter::ExporterConfig;
+use registry::client::{Client, ClientConfig};
+use registry::reference::Reference;
+use registry::server::{Server, ServerConfig};
+use serde_json::Value;
+use tokio::process::{Child, Command};
+use tokio_util::sync::CancellationToken;
+
+/// The longest that anything here may take.
+const DEADLINE: Duration = Duration::from_secs(120);
+
+/// Where a BuildKit program is: below `$NYDUS_CLUSTER_PEERS`, or where `scripts/deps` puts it.
+fn peer(program: &str) -> Option<PathBuf> {
+    let folder = |name: &str| std::env::var_os(name).filter(|value| !value.is_empty()).map(PathBuf::from);
+    let peers = folder("NYDUS_CLUSTER_PEERS")
+        .or_else(|| Some(folder("NYDUS_CLUSTER_CACHE")?.join("peers")))
+        .or_else(|| Some(folder("XDG_CACHE_HOME")?.join("nydus-cluster/peers")))
+        .or_else(|| Some(folder("HOME")?.join(".cache/nydus-cluster/peers")))?;
+    Some(peers.join("buildkit/bin").join(program)).filter(|path| path.exists())
+}
+
+/// Everything that a build needs.
+pub struct Stack {
+    pub dir: tempfile::TempDir,
+    pub registry: String,
+    buildctl: PathBuf,
+    buildkitd: Child,
+    stop: CancellationToken,
+    _server: Server,
+}
+
+/// What a `buildctl` did.
+#[derive(Debug)]
+pub struct Outcome {
+    pub status: ExitStatus,
+    /// Standard output and error.
+    pub text: String,
+}
+
+impl Outcome {
+    /// The text of a build that succeeded.
+    pub fn success(self) -> String {
+        assert!(self.status.success(), "{}", self.text);
+        self.text
+    }
+
+    /// The text of a build that failed.
+    pub fn failure(self) -> String {
+        assert!(!self.status.success(), "{}", self.text);
+        self.text
+    }
+}
+
+impl Stack {
+    /// Starts everything; `None`, with a line that says so, where buildkitd is not to be had or cannot run.
+    pub async fn start() -> Option<Self> {
+        let root =
+            std::fs::read_to_string("/proc/self/status").is_ok_and(|status| status.contains("\nUid:\t0\t"));
+        let (Some(buildkitd), Some(buildctl), true) = (peer("buildkitd"), peer("buildctl"), root) else {
+            println!("skipped: needs buildkitd, buildctl and root");
+            assert!(std::env::var_os("CI").is_none(), "CI must run this");
+            return None;
+        };
+        let dir = tempfile::Builder::new().prefix("nydus-cluster-exporter-").tempdir().unwrap();
+        let stop = CancellationToken::new();
+        let mut config = ServerConfig::new(dir.path().join("registry"));
+        config.listen.set_port(0);
+        config.access_log = Some(dir.path().join("access.log"));
+        let server = registry::server::serve(config, stop.clone()).await.unwrap();
+        let registry = server.address().to_string();
+        let buildkitd = spawn_buildkitd(&buildkitd, dir.path());
+        let stack = Self { dir, registry, buildctl, buildkitd, stop, _server: server };
+        stack.serve_exporter(
+            &stack.path("buildkitd.sock"),
+            &stack.path("exporter.sock"),
+            ClientConfig::default(),
+        );
+        wait_for("buildkitd", || stack.path("buildkitd.sock").exists()).await;
+        wait_for("exporter", || stack.path("exporter.sock").exists()).await;
+        Some(stack)
+    }
+
+    /// One more exporter.
+    pub fn serve_exporter(&self, upstream: &Path, listen: &Path, registry: ClientConfig) {
+        let config = ExporterConfig {
+            upstream: upstream.to_owned().into(),
+            listen: listen.to_owned().into(),
+            registry,
+            ..ExporterConfig::default()
+        };
+        let stop = self.stop.clone();
+        tokio::spawn(async move { exporter::serve(config, stop).await.unwrap() });
+    }
+
+    pub fn path(&self, name: &str) -> PathBuf {
+        self.dir.path().join(name)
+    }
+
+    /// A context of a Dockerfile and files.
+    pub fn context(&self, name: &str, dockerfile: &str, files: &[(&str, &[u8])]) -> PathBuf {
+        let context = self.path(name);
+        std::fs::create_dir_all(&context).unwrap();
+        std::fs::write(context.join("Dockerfile"), dockerfile).unwrap();
+        for (file, content) in files {
+            std::fs::write(context.join(file), content).unwrap();
+        }
+        context
+    }
+
+    /// `buildctl build` of `context`, through `socket`.
+    pub fn buildctl(&self, socket: &Path, context: &Path, args: &[&str]) -> Command {
+        let mut command = Command::new(&self.buildctl);
+        command
+            .arg("--addr")
+            .arg(format!("unix://{}", socket.display()))
+            .args(["build", "--progress=plain", "--frontend=dockerfile.v0"])
+            .arg(format!("--local=context={}", context.display()))
+            .arg(format!("--local=dockerfile={}", context.display()))
+            .args(args)
+            .stdin(Stdio::null())
+            .kill_on_drop(true);
+        command
+    }
+
+    /// Builds through the exporter.
+    pub async fn build(&self, context: &Path, args: &[&str]) -> Outcome {
+        run(self.buildctl(&self.path("exporter.sock"), context, args)).await
+    }
+
+    /// Builds past the exporter.
+    pub async fn build_directly(&self, context: &Path, args: &[&str]) -> Outcome {
+        run(self.buildctl(&self.path("buildkitd.sock"), context, args)).await
+    }
+
+    /// `--output` for an image in the registry.
+    pub fn output(&self, name: &str) -> String {
+        format!("type=nydus-cluster,name={}/{name}", self.registry)
+    }
+
+    /// The manifest or index under a name in the registry.
+    pub async fn manifest(&self, name: &str) -> (String, Value) {
+        let reference = Reference::parse(&format!("{}/{name}", self.registry)).unwrap();
+        let client = Client::new(ClientConfig::default()).unwrap();
+        let (descriptor, content) = client.manifest(&reference).await.unwrap();
+        (descriptor.digest().to_string(), serde_json::from_slice(&content).unwrap())
+    }
+
+    /// A blob of the registry.
+    pub async fn blob(&self, name: &str, digest: &str) -> Vec<u8> {
+        let reference = Reference::parse(&format!("{}/{name}", self.registry)).unwrap();
+        let client = Client::new(ClientConfig::default()).unwrap();
+        let mut reader = client.blob(reference.repository(), &digest.parse().unwrap()).unwrap();
+        let mut content = Vec::new();
+        while let Some(data) = reader.next().await.unwrap() {
+            content.extend_from_slice(&data);
+        }
+        content
+    }
+
+    /// The registry's log so far: lines of method and path.
+    pub fn access_log(&self) -> Vec<Value> {
+        let log = std::fs::read_to_string(self.path("access.log")).unwrap_or_default();
+        log.lines().map(|line| serde_json::from_str(line).unwrap()).collect()
+    }
+
+    /// Stops everything that was started.
+    pub async fn stop(mut self) {
+        self.stop.cancel();
+        let id = self.buildkitd.id().unwrap_or_default().to_string();
+        let asked = Command::new("kill").arg(&id).status().await;
+        let ended = tokio::time::timeout(Duration::from_secs(20), self.buildkitd.wait()).await;
+        if asked.is_err() || ended.is_err() {
+            self.buildkitd.kill().await.unwrap();
+        }
+    }
+}
+
+fn spawn_buildkitd(program: &Path, dir: &Path) -> Child {
+    let log = File::create(dir.join("buildkitd.log")).unwrap();
+    Command::new(program)
+        .arg("--root")
+        .arg(dir.join("buildkit"))
+        .arg("--addr")
+        .arg(format!("unix://{}", dir.join("buildkitd.sock").display()))
+        .args(["--containerd-worker=false", "--oci-worker-snapshotter=native", "--oci-worker-net=host"])
+        .stdin(Stdio::null())
+        .stdout(log.try_clone().unwrap())
+        .stderr(log)
+        .kill_on_drop(true)
+        .spawn()
+        .unwrap()
+}
+
+/// Runs a command to its end.
+pub async fn run(mut command: Command) -> Outcome {
+    let output =
+        tokio::time::timeout(DEADLINE, command.output()).await.expect("the command ends in time").unwrap();
+    let text =
+        String::from_utf8_lossy(&output.stdout).into_owned() + &String::from_utf8_lossy(&output.stderr);
+    Outcome { status: output.status, text }
+}
+
+/// Waits until `ready`.
+pub async fn wait_for(what: &str, mut ready: impl FnMut() -> bool) {
+    let begin = Instant::now();
+    while !ready() {
+        assert!(begin.elapsed() < DEADLINE, "{what} is not ready in time");
+        tokio::time::sleep(Duration::from_millis(20)).await;
+    }
+}
+
+/// Bytes that do not compress, the same for the same seed.
+pub fn noise(seed: u64, length: usize) -> Vec<u8> {
+    let mut state = seed | 1;
+    let mut bytes = Vec::with_capacity(length + 8);
+    while bytes.len() < length {
+        // Xorshift: quick, and no two chunks alike.
+        state ^= state << 13;
+        state ^= state >> 7;
+        state ^= state << 17;
+        bytes.extend_from_slice(&state.to_le_bytes());
+    }
+    bytes.truncate(length);
+    bytes
+}
