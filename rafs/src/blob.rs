@@ -2,6 +2,7 @@
 
 pub mod decode;
 pub mod meta;
+pub mod source;
 pub mod stream;
 mod tar_header;
 

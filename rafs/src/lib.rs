@@ -11,6 +11,7 @@
 pub mod blob;
 pub mod bootstrap;
 pub mod build;
+pub mod check;
 pub mod compress;
 pub mod digest;
 pub mod layout;
@@ -18,3 +19,4 @@ pub mod merge;
 pub mod source;
 mod sys;
 pub mod tree;
+pub mod unpack;

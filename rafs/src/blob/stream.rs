@@ -9,6 +9,8 @@
 //!
 //! A layer without chunks has only the last two.
 
+mod toc;
 mod write;
 
+pub use toc::{Part, Toc, TocError};
 pub use write::{BlobWriter, FinishError};

@@ -123,6 +123,13 @@ impl Bootstrap {
         self.chunk_counts.get(usize::from(blob.0)).copied().unwrap_or(0)
     }
 
+    /// Whether the bootstrap itself describes chunks.
+    pub fn has_chunk_table(&self) -> bool {
+        match &self.format {
+            Format::V6(v6) => v6.has_chunk_table(),
+        }
+    }
+
     /// Gives the chunk information of a blob that the bootstrap lacks, or has in part only: all of it for bootstraps
     /// without a chunk table, what a batch holds for blobs with batches.
     ///
@@ -158,6 +165,17 @@ impl Bootstrap {
             Some(_) => Err(ReadError::NeedsChunkInfo { blob: blob.0 }),
             None => Ok(found),
         }
+    }
+
+    /// A chunk as the bootstrap itself describes it, without what [`set_chunk_info`](Self::set_chunk_info) gave. Of a
+    /// batch member, sizes and batch are not known here.
+    ///
+    /// # Errors
+    ///
+    /// When the bootstrap does not describe it, or what it says is impossible.
+    pub(crate) fn described_chunk(&self, blob: BlobIndex, chunk: ChunkIndex) -> Result<Chunk, ReadError> {
+        let of = self.blobs.get(usize::from(blob.0)).ok_or(ReadError::NoSuchBlob(blob.0))?;
+        self.table_chunk(of, blob, chunk)
     }
 
     fn table_chunk(&self, of: &Blob, blob: BlobIndex, chunk: ChunkIndex) -> Result<Chunk, ReadError> {

@@ -69,6 +69,20 @@ pub struct ChunkUse {
     pub file_offset: u64,
 }
 
+impl ChunkUse {
+    /// The bytes of this piece out of the chunk's content.
+    ///
+    /// # Errors
+    ///
+    /// When the chunk is smaller than the file needs it to be.
+    pub fn of<'a>(&self, content: &'a [u8]) -> Result<&'a [u8], ReadError> {
+        let start = self.offset_in_chunk as usize;
+        let found = content.get(start..).and_then(|rest| rest.get(..self.len as usize));
+        let expected = "as many bytes as the file has of it";
+        found.ok_or(ReadError::Corrupt { what: "chunk", at: u64::from(self.chunk.0), expected })
+    }
+}
+
 /// The entries of a directory. Ends after an error.
 #[derive(Clone, Debug)]
 pub struct Directory<'a>(pub(super) Entries<'a>);
@@ -99,7 +113,7 @@ pub(super) enum FilePieces<'a> {
 
 impl Pieces<'_> {
     /// The bytes that the addresses of the file's chunks take in the bootstrap.
-    pub(super) fn stored_size(&self) -> u64 {
+    pub(crate) fn stored_size(&self) -> u64 {
         match &self.0 {
             FilePieces::V6(pieces) => pieces.stored_size(),
         }

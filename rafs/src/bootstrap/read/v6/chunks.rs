@@ -57,6 +57,10 @@ fn entry_key(entry: &ChunkEntry) -> (u32, u32) {
 }
 
 impl Layout {
+    pub(in super::super) fn has_chunk_table(&self) -> bool {
+        self.chunks.size > 0
+    }
+
     /// A chunk as the table has it. Of a batch member, index and offset in the batch are not known here and are 0.
     pub(in super::super) fn chunk(
         &self,

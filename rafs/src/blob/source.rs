@@ -1,0 +1,197 @@
+//! Where blobs are read from.
+
+use std::fs::File;
+use std::io;
+use std::ops::Range;
+use std::os::unix::fs::FileExt;
+use std::path::{Path, PathBuf};
+
+use super::decode::{Batch, DecodeError, decode};
+use super::meta::{BlobMeta, MetaError};
+use super::stream::{Toc, TocError};
+use super::{Blob, BlobIndex, ChunkIndex};
+use crate::bootstrap::{Bootstrap, ReadError};
+use crate::layout::{flags, toc};
+
+/// The largest range that is read at once, in bytes: what a chunk-info array may have.
+const MAX_READ: u64 = 1 << 30;
+
+/// Random access to the blob streams of an image.
+pub trait BlobSource {
+    /// Size in bytes of the stream of `blob`.
+    ///
+    /// # Errors
+    ///
+    /// When the blob is not there.
+    fn size(&self, blob: &Blob) -> io::Result<u64>;
+
+    /// The bytes of a range of the stream.
+    ///
+    /// # Errors
+    ///
+    /// When they are not there.
+    fn read(&self, blob: &Blob, range: Range<u64>) -> io::Result<Vec<u8>>;
+}
+
+/// A directory in which each blob is a file named by its id.
+#[derive(Debug)]
+pub struct BlobDirectory {
+    path: PathBuf,
+}
+
+impl BlobDirectory {
+    /// Uses the directory at `path`.
+    pub fn new(path: impl AsRef<Path>) -> Self {
+        Self { path: path.as_ref().to_owned() }
+    }
+
+    /// The file of a blob.
+    ///
+    /// # Errors
+    ///
+    /// When it cannot be opened; the message names it.
+    pub fn open(&self, blob: &Blob) -> io::Result<File> {
+        let id =
+            blob.id.ok_or_else(|| io::Error::new(io::ErrorKind::NotFound, "the blob's id is not known"))?;
+        let path = self.path.join(id.to_string());
+        File::open(&path)
+            .map_err(|error| io::Error::new(error.kind(), format!("{}: {error}", path.display())))
+    }
+}
+
+impl BlobSource for BlobDirectory {
+    fn size(&self, blob: &Blob) -> io::Result<u64> {
+        Ok(self.open(blob)?.metadata()?.len())
+    }
+
+    fn read(&self, blob: &Blob, range: Range<u64>) -> io::Result<Vec<u8>> {
+        let file = self.open(blob)?;
+        let len = range.end.saturating_sub(range.start);
+        // Before memory is taken for it: what a bootstrap claims need not be there.
+        if len > MAX_READ || range.end > file.metadata()?.len() {
+            return Err(io::Error::new(
+                io::ErrorKind::UnexpectedEof,
+                "the blob ends before what is to be read",
+            ));
+        }
+        let mut bytes = vec![0; len as usize];
+        file.read_exact_at(&mut bytes, range.start)?;
+        Ok(bytes)
+    }
+}
+
+/// Why a blob, or a chunk of it, cannot be read.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+#[expect(missing_docs, reason = "the messages say what the fields are")]
+pub enum BlobError {
+    #[error("cannot read blob {blob}")]
+    Io { blob: String, source: io::Error },
+    #[error("blob {blob}")]
+    Toc { blob: String, source: TocError },
+    #[error("blob {blob}: cannot read its chunk information")]
+    Meta { blob: String, source: MetaError },
+    #[error("blob {blob}: chunk {chunk}")]
+    Chunk { blob: String, chunk: u32, source: DecodeError },
+    #[error(transparent)]
+    Bootstrap(#[from] ReadError),
+}
+
+/// The name of a blob for messages.
+pub(crate) fn name(blob: &Blob) -> String {
+    blob.id.map_or_else(|| "of unknown id".to_owned(), |id| id.to_string())
+}
+
+/// Reads the table of contents; `None` where the blob has none. Its digest is checked where the bootstrap has it.
+///
+/// # Errors
+///
+/// When it cannot be read, or is broken.
+pub fn read_toc(source: &impl BlobSource, blob: &Blob) -> Result<Option<Toc>, BlobError> {
+    if blob.features & flags::blob::HAS_TOC == 0 {
+        return Ok(None);
+    }
+    let io = |source| BlobError::Io { blob: name(blob), source };
+    let size = source.size(blob).map_err(io)?;
+    let tail = source.read(blob, Toc::range(size)).map_err(io)?;
+    let expected = blob.toc.map(|(digest, _)| digest);
+    Toc::parse(&tail, size, expected).map(Some).map_err(|source| BlobError::Toc { blob: name(blob), source })
+}
+
+/// Reads chunk information, with digests where the blob has them.
+///
+/// # Errors
+///
+/// When it cannot be read, or is broken.
+pub fn read_meta(source: &impl BlobSource, blob: &Blob) -> Result<BlobMeta, BlobError> {
+    let meta_error = |source| BlobError::Meta { blob: name(blob), source };
+    let io = |source| BlobError::Io { blob: name(blob), source };
+    let range = BlobMeta::stored_range(blob).map_err(meta_error)?;
+    let bytes = source.read(blob, range).map_err(io)?;
+    let mut meta = BlobMeta::from_stored(blob, &bytes).map_err(meta_error)?;
+    if let Some(toc) = read_toc(source, blob)?
+        && let Some(part) = toc.part(toc::DIGESTS)
+    {
+        let stored = source.read(blob, part.range.clone()).map_err(io)?;
+        let digests = part.decode(&stored).map_err(|source| BlobError::Toc { blob: name(blob), source })?;
+        meta.set_digests(digests).map_err(meta_error)?;
+    }
+    Ok(meta)
+}
+
+/// Reads verified chunks of an image one after another; members of the same batch cost one decompression.
+#[derive(Debug)]
+pub struct ChunkReader<'a, S> {
+    bootstrap: &'a Bootstrap,
+    source: &'a S,
+    batch: Option<(BlobIndex, u64, Batch)>,
+}
+
+impl<'a, S: BlobSource> ChunkReader<'a, S> {
+    /// Reads chunks of `bootstrap` from `source`. For blobs with batches, the bootstrap needs their chunk information
+    /// ([`load_chunk_info`]).
+    pub fn new(bootstrap: &'a Bootstrap, source: &'a S) -> Self {
+        Self { bootstrap, source, batch: None }
+    }
+
+    /// The content of a chunk.
+    ///
+    /// # Errors
+    ///
+    /// When it cannot be read, or is not what its digest says.
+    pub fn read(&mut self, index: BlobIndex, chunk_index: ChunkIndex) -> Result<Vec<u8>, BlobError> {
+        let chunk = self.bootstrap.chunk(index, chunk_index)?;
+        // The bootstrap has the chunk, so it has the blob.
+        let blob = self.bootstrap.blobs().get(usize::from(index.0)).ok_or(ReadError::NoSuchBlob(index.0))?;
+        let wrong = |source| BlobError::Chunk { blob: name(blob), chunk: chunk_index.0, source };
+        let stored = chunk.compressed_offset..chunk.compressed_offset + u64::from(chunk.compressed_size);
+        let read = || self.source.read(blob, stored.clone());
+        let io = |source| BlobError::Io { blob: name(blob), source };
+        if chunk.batch.is_none() {
+            return decode(blob, &chunk, &read().map_err(io)?).map_err(wrong);
+        }
+        let batch = match self.batch.take() {
+            Some((of, at, batch)) if (of, at) == (index, stored.start) => batch,
+            _ => Batch::decode(blob, &chunk, &read().map_err(io)?).map_err(wrong)?,
+        };
+        let content = batch.member(blob, &chunk).map(<[u8]>::to_vec).map_err(wrong);
+        self.batch = Some((index, stored.start, batch));
+        content
+    }
+}
+
+/// Gives the bootstrap the chunk information that it lacks: of blobs with batches, and of all blobs where there is no
+/// chunk table.
+///
+/// # Errors
+///
+/// When a blob cannot be read.
+pub fn load_chunk_info(bootstrap: &mut Bootstrap, source: &impl BlobSource) -> Result<(), BlobError> {
+    let all = !bootstrap.has_chunk_table();
+    for (index, blob) in bootstrap.blobs().to_vec().iter().enumerate() {
+        if blob.meta.is_some() && (all || blob.features & flags::blob::BATCH != 0) {
+            bootstrap.set_chunk_info(BlobIndex(index as u8), read_meta(source, blob)?)?;
+        }
+    }
+    Ok(())
+}

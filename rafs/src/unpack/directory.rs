@@ -1,0 +1,231 @@
+//! Unpacking to a directory.
+
+use std::io;
+use std::os::fd::{AsFd, OwnedFd};
+use std::os::unix::fs::FileExt;
+use std::path::Path;
+
+use rustix::fs::{self, AtFlags, FileType as Type, Mode, OFlags, Timespec, Timestamps, XattrFlags};
+
+use super::UnpackError;
+use super::error::shown;
+use super::walk::{Met, Visitor, walk};
+use crate::blob::source::{BlobSource, ChunkReader};
+use crate::bootstrap::{Bootstrap, Inode, Nid};
+use crate::layout::v6::FileType;
+
+/// Writes the whole image into the directory at `target`, which is made if it is missing and must be empty. As root,
+/// everything is restored: owners, devices, all extended attributes. Otherwise owners stay the caller's, devices are
+/// left out with a warning, and so are extended attributes that are not the caller's to set.
+///
+/// Nothing outside of `target` is touched: every file is made below an open directory, and symbolic links are never
+/// followed.
+///
+/// # Errors
+///
+/// When the image is broken, a chunk is not what its digest says, or the file system refuses. What was made stays.
+pub fn to_directory(
+    bootstrap: &Bootstrap,
+    source: &impl BlobSource,
+    target: &Path,
+) -> Result<(), UnpackError> {
+    let path = || target.display().to_string();
+    match std::fs::create_dir(target) {
+        Err(error) if error.kind() != io::ErrorKind::AlreadyExists => {
+            return Err(UnpackError::Io { path: path(), action: "make the directory", source: error });
+        }
+        _ => {}
+    }
+    let open = |source| UnpackError::Io { path: path(), action: "open the directory", source };
+    if std::fs::read_dir(target).map_err(open)?.next().is_some() {
+        return Err(UnpackError::NotEmpty(path()));
+    }
+    let root = fs::open(target, DIRECTORY, Mode::empty()).map_err(|error| open(error.into()))?;
+    let chunks = ChunkReader::new(bootstrap, source);
+    let is_root = nix::unistd::geteuid().is_root();
+    walk(bootstrap, &mut Target { bootstrap, chunks, directories: vec![root], is_root })
+}
+
+const DIRECTORY: OFlags =
+    OFlags::RDONLY.union(OFlags::DIRECTORY).union(OFlags::NOFOLLOW).union(OFlags::CLOEXEC);
+
+struct Target<'a, S> {
+    bootstrap: &'a Bootstrap,
+    chunks: ChunkReader<'a, S>,
+    /// The directories from the target to the one that is being filled.
+    directories: Vec<OwnedFd>,
+    is_root: bool,
+}
+
+impl<S: BlobSource> Visitor for Target<'_, S> {
+    type Error = UnpackError;
+
+    fn enter(&mut self, met: &Met<'_>) -> Result<(), UnpackError> {
+        if met.path.is_empty() {
+            return Ok(());
+        }
+        let name = name(met.path);
+        let io = |action| move |source: rustix::io::Errno| io_error(met.path, action, source.into());
+        if let Some(first) = &met.link_to {
+            return self.hard_link(first, met);
+        }
+        let parent = self.parent();
+        match met.inode.kind {
+            FileType::Directory => {
+                fs::mkdirat(parent, name, Mode::RWXU).map_err(io("make the directory"))?;
+                let opened =
+                    fs::openat(parent, name, DIRECTORY, Mode::empty()).map_err(io("open the directory"))?;
+                self.directories.push(opened);
+                // Its own metadata comes last: files that are made in it change its time.
+                return Ok(());
+            }
+            FileType::Regular => return self.regular(met),
+            FileType::Symlink => {
+                let target = self.bootstrap.read_link(met.nid)?;
+                fs::symlinkat(target, parent, name).map_err(io("make the symbolic link"))?;
+            }
+            FileType::CharDevice | FileType::BlockDevice if !self.is_root => {
+                tracing::warn!(path = %shown(met.path), "device left out: only root can make devices");
+                return Ok(());
+            }
+            FileType::CharDevice | FileType::BlockDevice | FileType::Fifo | FileType::Socket => {
+                let rdev = fs::makedev(met.inode.rdev.major, met.inode.rdev.minor);
+                fs::mknodat(parent, name, node_type(met.inode.kind), Mode::RUSR | Mode::WUSR, rdev)
+                    .map_err(io("make the special file"))?;
+            }
+        }
+        // A path through /proc names the file itself, for extended attributes cannot be set by parent and name.
+        self.metadata(met.path, &met.inode, met.nid)
+    }
+
+    fn leave(&mut self, path: &[u8], nid: Nid) -> Result<(), UnpackError> {
+        let inode = self.bootstrap.inode(nid)?;
+        let Some(directory) = self.directories.pop() else { return Ok(()) };
+        self.open_metadata(path, &inode, nid, &directory)
+    }
+}
+
+impl<S: BlobSource> Target<'_, S> {
+    fn parent(&self) -> &OwnedFd {
+        self.directories.last().expect("the target is open until the walk ends")
+    }
+
+    fn regular(&mut self, met: &Met<'_>) -> Result<(), UnpackError> {
+        let flags = OFlags::WRONLY | OFlags::CREATE | OFlags::EXCL | OFlags::NOFOLLOW | OFlags::CLOEXEC;
+        let file = fs::openat(self.parent(), name(met.path), flags, Mode::RUSR | Mode::WUSR)
+            .map_err(|source| io_error(met.path, "make the file", source.into()))?;
+        let file = std::fs::File::from(file);
+        for piece in self.bootstrap.chunks(met.nid, 0..met.inode.size)? {
+            let piece = piece?;
+            let content = self.chunks.read(piece.blob, piece.chunk);
+            let content = content.map_err(|source| UnpackError::Content { path: shown(met.path), source })?;
+            file.write_all_at(piece.of(&content)?, piece.file_offset)
+                .map_err(|source| io_error(met.path, "write the file", source))?;
+        }
+        self.open_metadata(met.path, &met.inode, met.nid, &file)
+    }
+
+    /// Links to an earlier name, which is reached step by step from the target without following symbolic links.
+    fn hard_link(&self, first: &[u8], met: &Met<'_>) -> Result<(), UnpackError> {
+        let io = |source: rustix::io::Errno| io_error(met.path, "make the hard link", source.into());
+        let mut steps: Vec<&[u8]> = first.split(|&byte| byte == b'/').collect();
+        let first_name = steps.pop().unwrap_or_default();
+        let mut at = fs::openat(&self.directories[0], ".", DIRECTORY, Mode::empty()).map_err(io)?;
+        for step in steps {
+            at = fs::openat(&at, step, DIRECTORY, Mode::empty()).map_err(io)?;
+        }
+        match fs::linkat(&at, first_name, self.parent(), name(met.path), AtFlags::empty()) {
+            Err(rustix::io::Errno::NOENT) if !self.is_root && met.inode.kind != FileType::Regular => Ok(()),
+            result => result.map_err(io),
+        }
+    }
+
+    /// Owner, then mode (a change of owner clears set-uid), extended attributes (so does it with capabilities), time.
+    fn open_metadata(
+        &self,
+        path: &[u8],
+        inode: &Inode,
+        nid: Nid,
+        file: &impl AsFd,
+    ) -> Result<(), UnpackError> {
+        let io = |action| move |source: rustix::io::Errno| io_error(path, action, source.into());
+        if self.is_root {
+            let (uid, gid) = owner(inode);
+            fs::fchown(file, Some(uid), Some(gid)).map_err(io("set the owner"))?;
+        }
+        for (name, value) in self.bootstrap.xattrs(nid)? {
+            let result = fs::fsetxattr(file, &name[..], &value, XattrFlags::empty());
+            self.xattr_result(path, &name, result)?;
+        }
+        fs::fchmod(file, Mode::from_raw_mode(inode.permissions.into())).map_err(io("set the mode"))?;
+        fs::futimens(file, &times(inode)).map_err(io("set the time"))
+    }
+
+    fn metadata(&self, path: &[u8], inode: &Inode, nid: Nid) -> Result<(), UnpackError> {
+        let io = |action| move |source: rustix::io::Errno| io_error(path, action, source.into());
+        let (parent, name) = (self.parent(), name(path));
+        if self.is_root {
+            let (uid, gid) = owner(inode);
+            fs::chownat(parent, name, Some(uid), Some(gid), AtFlags::SYMLINK_NOFOLLOW)
+                .map_err(io("set the owner"))?;
+        }
+        if inode.kind != FileType::Symlink {
+            let mode = Mode::from_raw_mode(inode.permissions.into());
+            fs::chmodat(parent, name, mode, AtFlags::empty()).map_err(io("set the mode"))?;
+        }
+        let xattrs = self.bootstrap.xattrs(nid)?;
+        if !xattrs.is_empty() {
+            use std::os::fd::AsRawFd;
+            let by_path = [format!("/proc/self/fd/{}/", parent.as_raw_fd()).as_bytes(), name].concat();
+            for (name, value) in xattrs {
+                let result = fs::lsetxattr(&by_path[..], &name[..], &value, XattrFlags::empty());
+                self.xattr_result(path, &name, result)?;
+            }
+        }
+        fs::utimensat(parent, name, &times(inode), AtFlags::SYMLINK_NOFOLLOW).map_err(io("set the time"))
+    }
+
+    fn xattr_result(
+        &self,
+        path: &[u8],
+        name: &[u8],
+        result: rustix::io::Result<()>,
+    ) -> Result<(), UnpackError> {
+        match result {
+            Err(error @ (rustix::io::Errno::PERM | rustix::io::Errno::OPNOTSUPP)) if !self.is_root => {
+                tracing::warn!(path = %shown(path), name = %name.escape_ascii(), %error, "extended attribute left out");
+                Ok(())
+            }
+            result => result.map_err(|source| io_error(path, "set an extended attribute", source.into())),
+        }
+    }
+}
+
+fn io_error(path: &[u8], action: &'static str, source: io::Error) -> UnpackError {
+    UnpackError::Io { path: shown(path), action, source }
+}
+
+fn name(path: &[u8]) -> &[u8] {
+    path.rsplit(|&byte| byte == b'/').next().unwrap_or(path)
+}
+
+fn owner(inode: &Inode) -> (rustix::fs::Uid, rustix::fs::Gid) {
+    (rustix::fs::Uid::from_raw(inode.uid), rustix::fs::Gid::from_raw(inode.gid))
+}
+
+fn times(inode: &Inode) -> Timestamps {
+    let time = Timespec { tv_sec: inode.mtime.seconds, tv_nsec: inode.mtime.nanoseconds.into() };
+    Timestamps { last_access: time, last_modification: time }
+}
+
+fn node_type(kind: FileType) -> Type {
+    match kind {
+        FileType::Regular => Type::RegularFile,
+        FileType::Directory => Type::Directory,
+        FileType::CharDevice => Type::CharacterDevice,
+        FileType::BlockDevice => Type::BlockDevice,
+        FileType::Fifo => Type::Fifo,
+        FileType::Socket => Type::Socket,
+        FileType::Symlink => Type::Symlink,
+    }
+}

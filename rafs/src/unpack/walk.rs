@@ -1,0 +1,124 @@
+//! Walking an image in the order in which it is unpacked.
+
+use std::collections::{HashMap, HashSet};
+
+use crate::bootstrap::{Bootstrap, Inode, Nid, ReadError};
+use crate::layout::v6::FileType;
+
+/// The longest path in bytes: far more than a program can name at once, and little enough that a small bootstrap of
+/// nested directories makes no huge archive.
+const MAX_PATH: usize = 64 << 10;
+
+/// A file that is met.
+pub(super) struct Met<'a> {
+    /// Names from the root, without a leading `/`; empty for the root.
+    pub(super) path: &'a [u8],
+    pub(super) nid: Nid,
+    pub(super) inode: Inode,
+    /// The path under which the same file was met before.
+    pub(super) link_to: Option<Vec<u8>>,
+}
+
+/// What is done while walking.
+pub(super) trait Visitor {
+    type Error: From<ReadError>;
+
+    /// For every file, directories before what is in them, names in byte order.
+    fn enter(&mut self, met: &Met<'_>) -> Result<(), Self::Error>;
+
+    /// For every directory, after all that is in it.
+    fn leave(&mut self, path: &[u8], nid: Nid) -> Result<(), Self::Error>;
+}
+
+/// Walks all of an image. Directories with two names are refused, so it ends.
+pub(super) fn walk<V: Visitor>(bootstrap: &Bootstrap, visitor: &mut V) -> Result<(), V::Error> {
+    let mut walk = Walk { bootstrap, budget: bootstrap.size(), names: Vec::new(), first: HashMap::new() };
+    let mut directories = HashSet::new();
+    let mut path = Vec::new();
+    let mut pending = vec![Step::Enter { nid: bootstrap.root(), parent: 0, name: [].into() }];
+    while let Some(step) = pending.pop() {
+        let (nid, parent, name) = match step {
+            Step::Enter { nid, parent, name } => (nid, parent, name),
+            Step::Leave { nid, above } => {
+                visitor.leave(&path, nid)?;
+                path.truncate(above);
+                continue;
+            }
+        };
+        let above = path.len();
+        if above > 0 {
+            path.push(b'/');
+        }
+        path.extend_from_slice(&name);
+        if path.len() > MAX_PATH {
+            return Err(corrupt(nid, "a path of at most 64 KiB").into());
+        }
+        let inode = bootstrap.inode(nid)?;
+        visitor.enter(&Met { path: &path, nid, inode, link_to: walk.first_path(nid) })?;
+        if inode.kind != FileType::Directory {
+            path.truncate(above);
+            // A link count that lies must not turn one file into two, so every file is remembered.
+            walk.first.entry(nid).or_insert((parent, name));
+            continue;
+        }
+        if !directories.insert(nid) {
+            return Err(corrupt(nid, "directories with one name each").into());
+        }
+        walk.names.push((parent, name));
+        pending.push(Step::Leave { nid, above });
+        walk.enter(nid, inode.size, &mut pending)?;
+    }
+    Ok(())
+}
+
+enum Step {
+    Enter { nid: Nid, parent: usize, name: Box<[u8]> },
+    Leave { nid: Nid, above: usize },
+}
+
+struct Walk<'a> {
+    bootstrap: &'a Bootstrap,
+    /// Bytes that the content of directories may still take: together, they are no larger than the bootstrap.
+    budget: u64,
+    /// Of each directory, its parent's place here and its name. The root is the first, and its own parent.
+    names: Vec<(usize, Box<[u8]>)>,
+    /// Directory and name under which each other file was met first.
+    first: HashMap<Nid, (usize, Box<[u8]>)>,
+}
+
+impl Walk<'_> {
+    /// Puts the entries of the directory that was met last on the list, so that the first comes next.
+    fn enter(&mut self, nid: Nid, size: u64, pending: &mut Vec<Step>) -> Result<(), ReadError> {
+        let left = self.budget.checked_sub(size);
+        self.budget = left.ok_or(corrupt(nid, "directories that do not overlap"))?;
+        let start = pending.len();
+        for entry in self.bootstrap.read_dir(nid, 0)? {
+            let entry = entry?;
+            pending.push(Step::Enter {
+                nid: entry.nid,
+                parent: self.names.len() - 1,
+                name: entry.name.into(),
+            });
+        }
+        pending[start..].reverse();
+        Ok(())
+    }
+
+    /// The path under which a file was met first.
+    fn first_path(&self, nid: Nid) -> Option<Vec<u8>> {
+        let (directory, name) = self.first.get(&nid)?;
+        let mut directory = *directory;
+        let mut names = vec![&name[..]];
+        while directory > 0 {
+            let (parent, name) = &self.names[directory];
+            names.push(name);
+            directory = *parent;
+        }
+        names.reverse();
+        Some(names.join(&b'/'))
+    }
+}
+
+fn corrupt(nid: Nid, expected: &'static str) -> ReadError {
+    ReadError::Corrupt { what: "directory", at: nid.0, expected }
+}
