@@ -1,4 +1,4 @@
-//! A layer as a tar stream: V7, ustar, PAX, GNU and star archives.
+//! A layer as a tar stream: V7, ustar, PAX, GNU and star archives, plain or compressed with gzip or zstd.
 //!
 //! What readers differ in is decided as container runtimes do, which read the same layers:
 //!
@@ -32,15 +32,16 @@ use self::header::{BLOCK_BYTES, Header, until_nul};
 use self::input::Input;
 use self::pax::{MAX_HEADER_BYTES, Numbers, Records};
 use self::sparse::Segment;
+use super::decompress::Decompressor;
 use super::{Entry, EntryKind, Source, SourceError};
 use crate::tree::{DeviceNumber, Metadata, Time};
 
 /// The size limit of GNU long names and link targets: far above `PATH_MAX`, so only nonsense exceeds it.
 const MAX_NAME_BYTES: u64 = 1 << 20;
 
-/// Reads a tar stream. It must not be compressed; [`Decompressor`](super::decompress::Decompressor) sees to that.
+/// Reads a tar stream.
 pub struct TarSource<R> {
-    input: Input<R>,
+    input: Input<Decompressor<R>>,
     global: Numbers,
     content: Content,
     /// The current entry's name, for messages; empty while it is not known.
@@ -117,9 +118,12 @@ impl<R: Read> Source for TarSource<R> {
 }
 
 impl<R: Read> TarSource<R> {
-    /// Reads an archive from its start.
+    /// Reads an archive from its start. Compression is recognised by its first bytes (see [`decompress`]); nothing is
+    /// read before the first call of [`Source::next_entry`].
+    ///
+    /// [`decompress`]: super::decompress
     pub fn new(reader: R) -> Self {
-        let input = Input::new(reader);
+        let input = Input::new(Decompressor::new(reader));
         Self {
             input,
             global: Numbers::default(),
@@ -175,7 +179,10 @@ impl<R: Read> TarSource<R> {
                     return Err(Failure::At(start, Problem::Unsupported("a continued volume (typeflag M)")));
                 }
                 b'N' => {
-                    return Err(Failure::At(start, Problem::Unsupported("an old GNU name list (typeflag N)")));
+                    return Err(Failure::At(
+                        start,
+                        Problem::Unsupported("an old GNU name list (typeflag N)"),
+                    ));
                 }
                 _ => return self.entry(start, &header, extensions).map(Some),
             }
