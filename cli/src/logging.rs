@@ -48,8 +48,9 @@ pub(crate) struct Flags {
 /// Starts logging for the rest of the process.
 pub(crate) fn start(flags: &Flags, config: &Config) -> anyhow::Result<()> {
     let level = flags.level.as_ref().unwrap_or(&config.level);
-    let filter = EnvFilter::try_new(level)
-        .with_context(|| format!("log level {level:?}: expected a level or a filter such as info,registry=debug"))?;
+    let filter = EnvFilter::try_new(level).with_context(|| {
+        format!("log level {level:?}: expected a level or a filter such as info,registry=debug")
+    })?;
     let builder = tracing_subscriber::fmt()
         .with_env_filter(filter)
         .with_ansi(std::io::stderr().is_terminal())

@@ -15,7 +15,8 @@ pub struct ExporterConfig {
     pub upstream: SocketAddress,
     /// The socket that BuildKit clients use instead. Default: `unix:///run/nydus-cluster/exporter.sock`.
     pub listen: SocketAddress,
-    /// How registries are reached.
+    /// How registries are reached: of a section of its own in the configuration file, which all roles share.
+    #[serde(skip)]
     pub registry: ClientConfig,
     /// Layers converted at once, over all builds; at least 1. Each takes about 40 MB. Default: 2.
     pub conversions: usize,

@@ -24,7 +24,8 @@ pub struct DaemonConfig {
     pub cache_dir: PathBuf,
     /// How mounts read.
     pub read: ReadConfig,
-    /// How registries are reached.
+    /// How registries are reached: of a section of its own in the configuration file, which all roles share.
+    #[serde(skip)]
     pub registry: ClientConfig,
 }
 

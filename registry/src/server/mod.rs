@@ -64,59 +64,43 @@ const STALE_UPLOAD: Duration = Duration::from_secs(7 * 86_400);
 
 /// What to serve, and where.
 #[derive(Clone, Debug, PartialEq, Eq, Deserialize, Serialize)]
-#[serde(deny_unknown_fields)]
+#[serde(default, deny_unknown_fields)]
 pub struct ServerConfig {
     /// The folder that holds everything; created if missing. CNCF distribution calls it
-    /// `storage.filesystem.rootdirectory`.
+    /// `storage.filesystem.rootdirectory`. Default: `/var/lib/nydus-cluster/registry`.
     pub root: PathBuf,
     /// The address to listen on; port 0 takes any free one. Default: `127.0.0.1:5000`.
-    #[serde(default = "default_listen")]
     pub listen: SocketAddr,
     /// A file to which each request is appended as a line of JSON ([`AccessRecord`]). Default: none.
-    #[serde(default)]
     pub access_log: Option<PathBuf>,
     /// Whether manifests, tags and blobs may be deleted. Default: yes.
-    #[serde(default = "default_delete")]
     pub delete: bool,
     /// A file of users and bcrypt hashes, as `htpasswd -B` makes it. Default: everyone may do everything.
-    #[serde(default)]
     pub htpasswd: Option<PathBuf>,
     /// Seconds without a byte moving after which a connection is closed. Default: 60.
-    #[serde(default = "default_idle_seconds")]
     pub idle_seconds: u64,
     /// Seconds that requests get to finish at shutdown. Default: 10.
-    #[serde(default = "default_drain_seconds")]
     pub drain_seconds: u64,
 }
 
-fn default_listen() -> SocketAddr {
-    SocketAddr::from(([127, 0, 0, 1], 5000))
-}
-
-fn default_delete() -> bool {
-    true
-}
-
-fn default_idle_seconds() -> u64 {
-    60
-}
-
-fn default_drain_seconds() -> u64 {
-    10
+impl Default for ServerConfig {
+    fn default() -> Self {
+        Self {
+            root: PathBuf::from("/var/lib/nydus-cluster/registry"),
+            listen: SocketAddr::from(([127, 0, 0, 1], 5000)),
+            access_log: None,
+            delete: true,
+            htpasswd: None,
+            idle_seconds: 60,
+            drain_seconds: 10,
+        }
+    }
 }
 
 impl ServerConfig {
     /// The defaults, for `root`.
     pub fn new(root: impl Into<PathBuf>) -> Self {
-        Self {
-            root: root.into(),
-            listen: default_listen(),
-            access_log: None,
-            delete: default_delete(),
-            htpasswd: None,
-            idle_seconds: default_idle_seconds(),
-            drain_seconds: default_drain_seconds(),
-        }
+        Self { root: root.into(), ..Self::default() }
     }
 }
 

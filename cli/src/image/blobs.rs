@@ -1,0 +1,136 @@
+//! Blobs in a registry, for readers that wait for their bytes.
+
+use std::collections::HashMap;
+use std::io;
+use std::ops::Range;
+use std::sync::{Arc, Mutex, PoisonError};
+
+use bytes::Bytes;
+use rafs::blob::Blob;
+use rafs::blob::source::{BlobDirectory, BlobSource};
+use registry::client::Client;
+use registry::{Digest, Repository};
+use tokio::runtime::Handle;
+
+use super::source::Located;
+
+/// Readers go through a blob mostly forwards: this much is fetched at once, so that a blob of many small chunks is no
+/// flood of requests.
+const WINDOW_BYTES: u64 = 4 << 20;
+
+/// The blobs of an image, wherever they are. Calls block: use it outside asynchronous tasks.
+pub(super) enum Blobs {
+    /// Files.
+    Directory(BlobDirectory),
+    /// A registry.
+    Registry(RegistryBlobs),
+}
+
+impl Blobs {
+    /// The blobs of `located`; an error where nobody said where they are.
+    pub(super) fn of(located: &Located) -> anyhow::Result<Self> {
+        match &located.blobs {
+            super::source::Blobs::Directory(path) => Ok(Self::Directory(BlobDirectory::new(path))),
+            super::source::Blobs::Registry(place) => {
+                let (client, reference) = place.as_ref();
+                Ok(Self::Registry(RegistryBlobs::new(client.clone(), reference.repository().clone())))
+            }
+            super::source::Blobs::Unknown => {
+                anyhow::bail!("{}: say where its blobs are with --blobs DIR", located.bootstrap.display())
+            }
+        }
+    }
+}
+
+impl BlobSource for Blobs {
+    fn size(&self, blob: &Blob) -> io::Result<u64> {
+        match self {
+            Self::Directory(directory) => directory.size(blob),
+            Self::Registry(registry) => registry.size(blob),
+        }
+    }
+
+    fn read(&self, blob: &Blob, range: Range<u64>) -> io::Result<Vec<u8>> {
+        match self {
+            Self::Directory(directory) => directory.read(blob, range),
+            Self::Registry(registry) => registry.read(blob, range),
+        }
+    }
+}
+
+/// Blobs in a repository.
+pub(super) struct RegistryBlobs {
+    client: Client,
+    repository: Repository,
+    runtime: Handle,
+    sizes: Mutex<HashMap<String, u64>>,
+    /// The last bytes fetched, with the blob and the offset that they are from.
+    window: Mutex<Option<Arc<Window>>>,
+}
+
+struct Window {
+    blob: String,
+    offset: u64,
+    bytes: Bytes,
+}
+
+impl Window {
+    fn slice(&self, blob: &str, range: &Range<u64>) -> Option<&[u8]> {
+        let start = usize::try_from(range.start.checked_sub(self.offset)?).ok()?;
+        let end = usize::try_from(range.end.checked_sub(self.offset)?).ok()?;
+        (self.blob == blob).then(|| self.bytes.get(start..end)).flatten()
+    }
+}
+
+impl RegistryBlobs {
+    fn new(client: Client, repository: Repository) -> Self {
+        let (sizes, window) = (Mutex::default(), Mutex::default());
+        Self { client, repository, runtime: Handle::current(), sizes, window }
+    }
+
+    fn digest(blob: &Blob) -> io::Result<Digest> {
+        let id =
+            blob.id.ok_or_else(|| io::Error::new(io::ErrorKind::NotFound, "the blob's id is not known"))?;
+        Digest::try_from(format!("sha256:{id}")).map_err(io::Error::other)
+    }
+}
+
+impl BlobSource for RegistryBlobs {
+    fn size(&self, blob: &Blob) -> io::Result<u64> {
+        let digest = Self::digest(blob)?;
+        let mut sizes = self.sizes.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(size) = sizes.get(digest.as_ref()) {
+            return Ok(*size);
+        }
+        let found = self.runtime.block_on(self.client.blob_size(&self.repository, &digest));
+        let missing =
+            || io::Error::new(io::ErrorKind::NotFound, format!("{}: no blob {digest}", self.repository));
+        let size = found.map_err(io::Error::other)?.ok_or_else(missing)?;
+        sizes.insert(digest.to_string(), size);
+        Ok(size)
+    }
+
+    fn read(&self, blob: &Blob, range: Range<u64>) -> io::Result<Vec<u8>> {
+        let digest = Self::digest(blob)?;
+        let latest = self.window.lock().unwrap_or_else(PoisonError::into_inner).clone();
+        if let Some(bytes) = latest.as_deref().and_then(|window| window.slice(digest.as_ref(), &range)) {
+            return Ok(bytes.to_vec());
+        }
+        let size = self.size(blob)?;
+        if range.start > range.end || range.end > size {
+            return Err(io::Error::new(
+                io::ErrorKind::UnexpectedEof,
+                "the blob ends before what is to be read",
+            ));
+        }
+        let end = range.end.max(range.start.saturating_add(WINDOW_BYTES)).min(size);
+        let fetch = self.client.blob_range(&self.repository, &digest, range.start, end - range.start);
+        let bytes = self.runtime.block_on(fetch).map_err(io::Error::other)?;
+        let window = Arc::new(Window { blob: digest.to_string(), offset: range.start, bytes });
+        *self.window.lock().unwrap_or_else(PoisonError::into_inner) = Some(Arc::clone(&window));
+        let found = window.slice(digest.as_ref(), &range).map(<[u8]>::to_vec);
+        found.ok_or_else(|| {
+            io::Error::new(io::ErrorKind::UnexpectedEof, "the registry sent fewer bytes than asked for")
+        })
+    }
+}

@@ -1,0 +1,38 @@
+//! `image mount`: one image in the foreground.
+
+use std::path::{Path, PathBuf};
+use std::process::ExitCode;
+use std::sync::Arc;
+
+use anyhow::Context as _;
+use fuse_daemon::worker::{Backend, DirectoryBackend, RegistryBackend};
+use fuse_daemon::{ForegroundMount, ReadConfig};
+
+use super::source::{Blobs, Located};
+use crate::shutdown;
+
+/// Mounts until interrupted or unmounted by somebody else.
+pub(super) async fn run(
+    located: &Located,
+    mountpoint: &Path,
+    cache: Option<PathBuf>,
+    read: &ReadConfig,
+) -> anyhow::Result<ExitCode> {
+    let backend: Arc<dyn Backend> = match &located.blobs {
+        Blobs::Registry(place) => {
+            let (client, reference) = place.as_ref();
+            Arc::new(RegistryBackend::new(client.clone(), reference.repository().clone()))
+        }
+        Blobs::Directory(directory) => Arc::new(DirectoryBackend::new(directory)),
+        Blobs::Unknown => {
+            anyhow::bail!("{}: say where its blobs are with --blobs DIR", located.bootstrap.display())
+        }
+    };
+    let temporary = tempfile::tempdir().context("making a temporary directory")?;
+    let cache = cache.unwrap_or_else(|| temporary.path().to_owned());
+    let mount =
+        ForegroundMount { bootstrap: &located.bootstrap, mountpoint, backend, cache_dir: &cache, read };
+    let mounted = || println!("mounted on {}; interrupt to unmount", mountpoint.display());
+    fuse_daemon::mount_foreground(mount, mounted, shutdown::on_signal()?).await?;
+    Ok(ExitCode::SUCCESS)
+}

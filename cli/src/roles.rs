@@ -1,0 +1,97 @@
+//! The long-running roles: flags over configuration, then the crate that does the work.
+
+use std::path::PathBuf;
+use std::process::ExitCode;
+
+use anyhow::Context as _;
+
+use crate::args;
+use crate::config::Config;
+use crate::shutdown;
+
+/// `nydus-cluster exporter`.
+pub(crate) async fn exporter(config: Config, flags: args::Exporter) -> anyhow::Result<ExitCode> {
+    let mut settings = config.exporter;
+    settings.registry = config.registry;
+    if let Some(upstream) = flags.upstream {
+        settings.upstream = upstream.parse().context("--upstream")?;
+    }
+    if let Some(listen) = flags.listen {
+        settings.listen = listen.parse().context("--listen")?;
+    }
+    exporter::serve(settings, shutdown::on_signal()?).await?;
+    Ok(ExitCode::SUCCESS)
+}
+
+/// `nydus-cluster snapshotter`. `file` is the configuration file, for the daemon that it starts.
+pub(crate) async fn snapshotter(
+    config: Config,
+    flags: args::Snapshotter,
+    file: Option<PathBuf>,
+) -> anyhow::Result<ExitCode> {
+    let mut settings = config.snapshotter;
+    if let Some(root) = flags.root {
+        settings.root = root;
+    }
+    if let Some(listen) = flags.listen {
+        settings.listen = listen;
+    }
+    if let Some(socket) = flags.daemon_socket {
+        settings.daemon.socket = socket;
+    }
+    if settings.daemon.command.is_none() {
+        settings.daemon.args = daemon_arguments(&settings, file)?;
+    }
+    snapshotter::serve(settings, shutdown::on_signal()?).await?;
+    Ok(ExitCode::SUCCESS)
+}
+
+/// The daemon reads the same configuration; its cache lies under the snapshotter's root.
+fn daemon_arguments(
+    settings: &snapshotter::SnapshotterConfig,
+    file: Option<PathBuf>,
+) -> anyhow::Result<Vec<String>> {
+    let text = |path: PathBuf| {
+        path.into_os_string()
+            .into_string()
+            .map_err(|path| anyhow::anyhow!("{}: expected a path in UTF-8", PathBuf::from(path).display()))
+    };
+    let mut arguments = Vec::new();
+    if let Some(file) = file {
+        arguments.extend(["--config".to_owned(), text(std::path::absolute(file)?)?]);
+    }
+    arguments.extend(["daemon".to_owned(), "--socket".to_owned(), text(settings.daemon.socket.clone())?]);
+    arguments.extend(["--cache".to_owned(), text(settings.root.join("cache"))?]);
+    Ok(arguments)
+}
+
+/// `nydus-cluster daemon`.
+pub(crate) async fn daemon(config: Config, flags: args::Daemon) -> anyhow::Result<ExitCode> {
+    let mut settings = config.daemon;
+    settings.registry = config.registry;
+    if let Some(socket) = flags.socket {
+        settings.socket = socket;
+    }
+    if let Some(cache) = flags.cache {
+        settings.cache_dir = cache;
+    }
+    fuse_daemon::serve(settings, shutdown::on_signal()?).await?;
+    Ok(ExitCode::SUCCESS)
+}
+
+/// `nydus-cluster registry serve`.
+pub(crate) async fn registry(config: Config, flags: args::RegistryServe) -> anyhow::Result<ExitCode> {
+    let mut settings = config.server;
+    if let Some(root) = flags.root {
+        settings.root = root;
+    }
+    if let Some(listen) = flags.listen {
+        settings.listen =
+            listen.parse().with_context(|| format!("--listen {listen:?}: expected ADDRESS:PORT"))?;
+    }
+    if let Some(file) = flags.access_log {
+        settings.access_log = Some(file);
+    }
+    registry::server::serve(settings, shutdown::on_signal()?).await?.stopped().await;
+    Ok(ExitCode::SUCCESS)
+}
