@@ -1,0 +1,159 @@
+//! A daemon in a process of its own that speaks the control protocol and serves plain directories as images.
+//!
+//! It is this very test program, started again with one test selected: a process that can be found, watched and killed as
+//! the real one. A bootstrap is JSON that says what to show, and what to do wrong.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::fs::{self, File};
+use std::io::{BufRead, BufReader, Write};
+use std::os::unix::net::{UnixListener, UnixStream};
+use std::path::{Path, PathBuf};
+use std::sync::{Arc, Mutex};
+use std::time::Duration;
+
+use fuse_daemon::control::protocol::{Answer, Call, ErrorKind, Reply, Request, VERSION};
+use fuse_daemon::control::{BlobId, MountRequest, MountStatus, Removed, Status};
+use nix::mount::{MntFlags, MsFlags, mount, umount2};
+use serde::{Deserialize, Serialize};
+use snapshotter::DaemonConfig;
+
+/// Names the daemon's directory to the process started as one.
+const DIRECTORY: &str = "SNAPSHOTTER_TEST_DAEMON";
+
+/// What is written in place of a bootstrap.
+#[derive(Clone, Debug, Default, Deserialize, Serialize)]
+pub(crate) struct Bootstrap {
+    /// Shown as the image.
+    pub(crate) directory: PathBuf,
+    /// Said to be read from.
+    pub(crate) blobs: Vec<String>,
+    /// Time that mounting takes.
+    pub(crate) delay_ms: u64,
+    /// Whether mounting fails.
+    pub(crate) broken: bool,
+}
+
+/// Bytes that the cache is said to hold of any blob.
+pub(crate) const CACHED_BYTES: u64 = 12_345;
+
+/// How to start it, with its socket and its record of requests in `dir`.
+pub(crate) fn config(dir: &Path) -> DaemonConfig {
+    let program = std::env::current_exe().unwrap();
+    DaemonConfig {
+        socket: dir.join("daemon.sock"),
+        command: Some("/usr/bin/env".into()),
+        args: vec![
+            format!("{DIRECTORY}={}", dir.display()),
+            program.display().to_string(),
+            "--exact".to_owned(),
+            "fake_daemon::process".to_owned(),
+        ],
+        log: Some(dir.join("daemon.log")),
+        ..DaemonConfig::default()
+    }
+}
+
+/// The requests that daemons in `dir` were sent, other than for their status.
+pub(crate) fn requests(dir: &Path) -> Vec<Request> {
+    let text = fs::read_to_string(dir.join("requests")).unwrap_or_default();
+    text.lines().map(|line| serde_json::from_str(line).unwrap()).collect()
+}
+
+/// The daemon itself. As a test among others it has nothing to do.
+#[test]
+fn process() {
+    let Some(dir) = std::env::var_os(DIRECTORY).map(PathBuf::from) else { return };
+    let socket = dir.join("daemon.sock");
+    let _ = fs::remove_file(&socket);
+    let listener = UnixListener::bind(&socket).unwrap();
+    let daemon = Arc::new(FakeDaemon { dir, mounts: Mutex::default() });
+    for stream in listener.incoming() {
+        let daemon = Arc::clone(&daemon);
+        std::thread::spawn(move || daemon.answer(stream.unwrap()));
+    }
+}
+
+struct FakeDaemon {
+    dir: PathBuf,
+    mounts: Mutex<BTreeMap<String, (MountRequest, Vec<BlobId>)>>,
+}
+
+impl FakeDaemon {
+    fn answer(&self, stream: UnixStream) {
+        let mut line = String::new();
+        BufReader::new(&stream).read_line(&mut line).unwrap();
+        // Somebody who only looked whether the socket answers.
+        let Ok(call) = serde_json::from_str::<Call>(&line) else { return };
+        if call.request != Request::Status {
+            let mut record =
+                File::options().create(true).append(true).open(self.dir.join("requests")).unwrap();
+            writeln!(record, "{}", serde_json::to_string(&call.request).unwrap()).unwrap();
+        }
+        let answer = self.perform(call.request);
+        let mut line = serde_json::to_vec(&Reply { version: VERSION, answer }).unwrap();
+        line.push(b'\n');
+        let _ = (&stream).write_all(&line);
+    }
+
+    fn perform(&self, request: Request) -> Answer {
+        match request {
+            Request::Mount(request) => self.mount(request),
+            Request::Umount { id } => {
+                if let Some((mount, _)) = self.mounts.lock().unwrap().remove(&id) {
+                    umount2(&mount.mountpoint, MntFlags::MNT_DETACH).unwrap();
+                }
+                Answer::Done
+            }
+            Request::Status => Answer::Status(self.status()),
+            Request::Usage { blobs } => Answer::Usage { bytes: vec![CACHED_BYTES; blobs.len()] },
+            Request::RemoveBlobs { digests } => {
+                let mounts = self.mounts.lock().unwrap();
+                let used: BTreeSet<_> = mounts.values().flat_map(|(_, blobs)| blobs).collect();
+                let (in_use, removed) = digests.iter().copied().partition(|blob| used.contains(blob));
+                Answer::Removed(Removed { removed, in_use })
+            }
+            Request::Shutdown => Answer::Shutdown { in_use: Vec::new() },
+        }
+    }
+
+    fn mount(&self, request: MountRequest) -> Answer {
+        if let Some((mounted, _)) = self.mounts.lock().unwrap().get(&request.id) {
+            return if *mounted == request {
+                Answer::Done
+            } else {
+                Answer::Error { kind: ErrorKind::Conflict, message: "other content".to_owned() }
+            };
+        }
+        let bootstrap: Option<Bootstrap> =
+            fs::read(&request.bootstrap).ok().and_then(|bytes| serde_json::from_slice(&bytes).ok());
+        let Some(bootstrap) = bootstrap.filter(|bootstrap| !bootstrap.broken) else {
+            let message = format!("{} is no bootstrap", request.bootstrap.display());
+            return Answer::Error { kind: ErrorKind::Bootstrap, message };
+        };
+        std::thread::sleep(Duration::from_millis(bootstrap.delay_ms));
+        fs::create_dir_all(&request.mountpoint).unwrap();
+        let (from, to) = (&bootstrap.directory, &request.mountpoint);
+        mount(Some(from), to, None::<&str>, MsFlags::MS_BIND, None::<&str>).unwrap();
+        let read_only = MsFlags::MS_BIND | MsFlags::MS_REMOUNT | MsFlags::MS_RDONLY;
+        mount(None::<&str>, to, None::<&str>, read_only, None::<&str>).unwrap();
+        let blobs = bootstrap.blobs.iter().map(|blob| blob.parse().unwrap()).collect();
+        self.mounts.lock().unwrap().insert(request.id.clone(), (request, blobs));
+        Answer::Done
+    }
+
+    fn status(&self) -> Status {
+        let mount = |(request, blobs): &(MountRequest, Vec<BlobId>)| MountStatus {
+            id: request.id.clone(),
+            bootstrap: request.bootstrap.clone(),
+            mountpoint: request.mountpoint.clone(),
+            image: request.image.clone(),
+            blobs: blobs.clone(),
+        };
+        let mounts = self.mounts.lock().unwrap();
+        Status {
+            version: "test".to_owned(),
+            pid: std::process::id(),
+            mounts: mounts.values().map(mount).collect(),
+        }
+    }
+}

@@ -1,0 +1,16 @@
+//! The snapshots service over a real connection, with real mounts.
+//!
+//! What containerd's own suite for snapshotters (`core/snapshots/testsuite`) checks is checked here through gRPC; then
+//! what nydus images add, with a daemon that speaks the control protocol and serves plain directories as images; last
+//! real containerd with plain images. Mounting needs root: without it a test says `skipped: needs root`.
+
+mod cleanup;
+mod daemon;
+mod fake_daemon;
+mod harness;
+mod layers;
+mod lifecycle;
+mod nydus;
+mod restart;
+mod tree;
+mod walk;

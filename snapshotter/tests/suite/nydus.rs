@@ -1,0 +1,318 @@
+//! Layers and containers of nydus images.
+
+use std::fs::{self, Permissions};
+use std::os::unix::fs::{MetadataExt, PermissionsExt, chown};
+use std::path::PathBuf;
+use std::time::{Duration, Instant};
+
+use containerd_client::services::v1::snapshots::Kind;
+use fuse_daemon::control::Client;
+use fuse_daemon::control::protocol::Request;
+use tonic::Code;
+
+use crate::fake_daemon::{self, Bootstrap, CACHED_BYTES};
+use crate::harness::{Harness, code};
+use crate::needs_root;
+
+const BLOB: (&str, &str) = ("containerd.io/snapshot/nydus-blob", "true");
+const BOOTSTRAP: (&str, &str) = ("containerd.io/snapshot/nydus-bootstrap", "true");
+const SNAPSHOT_REF: &str = "containerd.io/snapshot.ref";
+const LAYER_DIGEST: &str = "containerd.io/snapshot/cri.layer-digest";
+const IMAGE_REF: &str = "containerd.io/snapshot/cri.image-ref";
+
+/// A service with a daemon, and images in it.
+pub(crate) struct Node {
+    pub(crate) harness: Harness,
+}
+
+impl Node {
+    pub(crate) async fn start() -> Self {
+        Self::start_with_timeout(60).await
+    }
+
+    pub(crate) async fn start_with_timeout(seconds: u64) -> Self {
+        let harness = Harness::start_with(|dir, config| {
+            config.daemon = fake_daemon::config(dir);
+            config.mount_timeout_seconds = seconds;
+        })
+        .await;
+        Self { harness }
+    }
+
+    /// Answers of the daemon, once there is one.
+    pub(crate) async fn daemon_pid(&self) -> u32 {
+        let client = Client::new(&self.harness.config.daemon.socket);
+        crate::harness::eventually("the daemon answers", async || {
+            client.status().await.ok().map(|status| status.pid)
+        })
+        .await
+    }
+
+    pub(crate) fn requests(&self) -> Vec<Request> {
+        fake_daemon::requests(self.harness.dir.path())
+    }
+
+    /// How many mounts of images the daemon was asked for.
+    pub(crate) fn mount_requests(&self) -> usize {
+        self.requests().iter().filter(|request| matches!(request, Request::Mount(_))).count()
+    }
+
+    /// A digest made of one digit.
+    pub(crate) fn digest(digit: char) -> String {
+        format!("sha256:{}", digit.to_string().repeat(64))
+    }
+
+    /// What containerd does for an image of one data layer and a bootstrap; gives the name of the upper snapshot.
+    pub(crate) async fn pull(&self, name: &str, blob: char, bootstrap: &Bootstrap) -> String {
+        let digest = Self::digest(blob);
+        let labels = [BLOB, (SNAPSHOT_REF, &digest), (LAYER_DIGEST, &digest), (IMAGE_REF, name)];
+        let result = self.harness.prepare_with(&format!("{name}/blob-a"), "", &labels).await;
+        assert_eq!(code(result), Code::AlreadyExists);
+        let key = format!("{name}/boot-a");
+        let chain = format!("sha256:chain-of-{name}");
+        let labels = [BOOTSTRAP, (SNAPSHOT_REF, chain.as_str()), (IMAGE_REF, name)];
+        let mounts = self.harness.prepare_with(&key, &digest, &labels).await.unwrap();
+        assert_eq!(mounts[0].r#type, "bind");
+        let image = PathBuf::from(&mounts[0].source).join("image");
+        fs::create_dir(&image).unwrap();
+        fs::write(image.join("image.boot"), serde_json::to_vec(bootstrap).unwrap()).unwrap();
+        let upper = format!("{name}/boot");
+        self.harness.commit_with(&upper, &key, &labels).await.unwrap();
+        upper
+    }
+
+    /// A directory to be shown as an image.
+    pub(crate) fn content(&self, name: &str) -> Bootstrap {
+        let directory = self.harness.work(&format!("content-{name}"));
+        fs::write(directory.join("hello"), name).unwrap();
+        Bootstrap { directory, ..Bootstrap::default() }
+    }
+}
+
+impl Drop for Node {
+    fn drop(&mut self) {
+        // The daemon survives the service on purpose; the test must end it.
+        let socket = &self.harness.config.daemon.socket;
+        let Ok(stream) = std::os::unix::net::UnixStream::connect(socket) else { return };
+        if let Ok(peer) = nix::sys::socket::getsockopt(&stream, nix::sys::socket::sockopt::PeerCredentials) {
+            let _ = nix::sys::signal::kill(
+                nix::unistd::Pid::from_raw(peer.pid()),
+                nix::sys::signal::Signal::SIGKILL,
+            );
+        }
+    }
+}
+
+#[tokio::test]
+async fn data_layers_are_said_to_be_there() {
+    let harness = Harness::start().await;
+    let (first, second) = (Node::digest('1'), "sha256:chain".to_owned());
+    for (key, parent, target) in [("a", "", &first), ("b", &first, &second)] {
+        let labels = [BLOB, (SNAPSHOT_REF, target.as_str())];
+        let refused = harness.prepare_with(key, parent, &labels).await.unwrap_err();
+        assert_eq!(refused.code(), Code::AlreadyExists);
+        assert_eq!(code(harness.stat(key).await), Code::NotFound);
+        // This is how containerd then looks for it.
+        let filter = format!("labels.\"{SNAPSHOT_REF}\"=={target},parent==\"{parent}\"");
+        let found = harness.list(&[&filter]).await.unwrap();
+        assert_eq!(found.len(), 1);
+        assert_eq!((found[0].kind, found[0].parent.as_str()), (Kind::Committed.into(), parent));
+        // Another image or namespace with the same layers shares them.
+        assert_eq!(code(harness.prepare_with("other", parent, &labels).await), Code::AlreadyExists);
+        assert_eq!(harness.list(&[&filter]).await.unwrap().len(), 1);
+    }
+    // The same layer on another parent is another snapshot.
+    let labels = [BLOB, (SNAPSHOT_REF, second.as_str())];
+    assert_eq!(code(harness.prepare_with("c", &second, &labels).await), Code::AlreadyExists);
+    let filter = format!("labels.\"{SNAPSHOT_REF}\"=={second},parent==\"{second}\"");
+    assert_eq!(harness.list(&[&filter]).await.unwrap().len(), 1);
+    assert_eq!(code(harness.prepare_with("d", "nowhere", &labels).await), Code::NotFound);
+    assert!(harness.directories().is_empty(), "they need no directories");
+}
+
+#[tokio::test]
+async fn a_bootstrap_layer_without_its_bootstrap_is_not_committed() {
+    let harness = Harness::start().await;
+    let labels = [BOOTSTRAP, (SNAPSHOT_REF, "sha256:chain")];
+    harness.prepare_with("boot-a", "", &labels).await.unwrap();
+    let refused = harness.commit_with("boot", "boot-a", &labels).await.unwrap_err();
+    assert_eq!(refused.code(), Code::FailedPrecondition);
+    assert!(refused.message().contains("image/image.boot"), "{refused}");
+}
+
+#[tokio::test]
+async fn data_layers_alone_are_no_file_system() {
+    let harness = Harness::start().await;
+    let digest = Node::digest('1');
+    let labels = [BLOB, (SNAPSHOT_REF, digest.as_str())];
+    assert_eq!(code(harness.prepare_with("a", "", &labels).await), Code::AlreadyExists);
+    assert_eq!(code(harness.prepare("container", &digest).await), Code::FailedPrecondition);
+    assert_eq!(code(harness.view("view", &digest).await), Code::FailedPrecondition);
+}
+
+#[tokio::test]
+async fn containers_of_an_image_share_one_mount() {
+    needs_root!();
+    let node = Node::start().await;
+    let content = node.content("shared");
+    fs::set_permissions(&content.directory, Permissions::from_mode(0o1751)).unwrap();
+    chown(&content.directory, Some(5), Some(6)).unwrap();
+    let upper = node.pull("r/shared:1", 'a', &content).await;
+    let first = node.harness.prepare("c1", &upper).await.unwrap();
+    let second = node.harness.prepare("c2", &upper).await.unwrap();
+    assert_eq!(first[0].r#type, "overlay");
+    let lower = |mounts: &[containerd_client::types::Mount]| -> String {
+        mounts[0].options.iter().find_map(|option| option.strip_prefix("lowerdir=")).unwrap().to_owned()
+    };
+    assert_eq!(lower(&first), lower(&second));
+    assert_eq!(node.mount_requests(), 1);
+    let (one, two) = (node.harness.mount(&first, "c1"), node.harness.mount(&second, "c2"));
+    fs::write(one.path().join("hello"), "changed").unwrap();
+    assert_eq!(fs::read(one.path().join("hello")).unwrap(), b"changed");
+    assert_eq!(fs::read(two.path().join("hello")).unwrap(), b"shared");
+    let root = fs::metadata(two.path()).unwrap();
+    assert_eq!((root.mode() & 0o7777, root.uid(), root.gid()), (0o1751, 5, 6), "the root is the image's");
+}
+
+#[tokio::test]
+async fn a_view_is_the_image_read_only() {
+    needs_root!();
+    let node = Node::start().await;
+    let upper = node.pull("r/view:1", 'a', &node.content("view")).await;
+    let mounts = node.harness.view("v", &upper).await.unwrap();
+    assert_eq!(mounts[0].r#type, "bind");
+    let mounted = node.harness.mount(&mounts, "v");
+    assert_eq!(fs::read(mounted.path().join("hello")).unwrap(), b"view");
+    assert!(fs::write(mounted.path().join("hello"), "x").is_err());
+}
+
+#[tokio::test]
+async fn plain_layers_lie_on_a_nydus_image() {
+    needs_root!();
+    let node = Node::start().await;
+    let upper = node.pull("r/base:1", 'a', &node.content("base")).await;
+    let labels = [(SNAPSHOT_REF, "sha256:plain")];
+    let mounts = node.harness.prepare_with("plain-a", &upper, &labels).await.unwrap();
+    {
+        let mounted = node.harness.mount(&mounts, "plain-a");
+        assert_eq!(fs::read(mounted.path().join("hello")).unwrap(), b"base");
+        fs::write(mounted.path().join("added"), "plain").unwrap();
+    }
+    node.harness.commit_with("plain", "plain-a", &labels).await.unwrap();
+    let mounts = node.harness.prepare("container", "plain").await.unwrap();
+    let mounted = node.harness.mount(&mounts, "container");
+    assert_eq!(fs::read(mounted.path().join("hello")).unwrap(), b"base");
+    assert_eq!(fs::read(mounted.path().join("added")).unwrap(), b"plain");
+}
+
+#[tokio::test]
+async fn a_bad_or_slow_image_fails_alone_and_in_time() {
+    needs_root!();
+    let node = Node::start_with_timeout(2).await;
+    node.daemon_pid().await;
+    let bad = Bootstrap { broken: true, ..node.content("bad") };
+    let slow = Bootstrap { delay_ms: 30_000, ..node.content("slow") };
+    let bad = node.pull("r/bad:1", 'a', &bad).await;
+    let slow = node.pull("r/slow:1", 'b', &slow).await;
+    let good = node.pull("r/good:1", 'c', &node.content("good")).await;
+    let begun = Instant::now();
+    let (late, refused, served) =
+        tokio::join!(node.harness.prepare("of-slow", &slow), node.harness.prepare("of-bad", &bad), async {
+            let served = node.harness.prepare("of-good", &good).await;
+            (served, begun.elapsed())
+        },);
+    let refused = refused.unwrap_err();
+    assert!(refused.message().contains("r/bad:1") && refused.message().contains("no bootstrap"), "{refused}");
+    served.0.unwrap();
+    assert!(served.1 < Duration::from_secs(2), "the good image waited {:?} for the slow one", served.1);
+    assert_eq!(late.unwrap_err().code(), Code::DeadlineExceeded);
+    assert!(begun.elapsed() < Duration::from_secs(10));
+    // What failed left nothing, and may be tried again under the same key.
+    assert_eq!(code(node.harness.stat("of-bad").await), Code::NotFound);
+    assert_eq!(code(node.harness.stat("of-slow").await), Code::NotFound);
+}
+
+#[tokio::test]
+async fn callers_that_come_together_wait_for_one_mount() {
+    needs_root!();
+    let node = Node::start().await;
+    node.daemon_pid().await;
+    let upper = node.pull("r/i:1", 'a', &Bootstrap { delay_ms: 500, ..node.content("i") }).await;
+    let calls: Vec<_> = (0..8)
+        .map(|number| {
+            let (mut client, parent) = (node.harness.client(), upper.clone());
+            tokio::spawn(async move {
+                let request = containerd_client::services::v1::snapshots::PrepareSnapshotRequest {
+                    key: format!("c{number}"),
+                    parent,
+                    ..Default::default()
+                };
+                client.prepare(request).await
+            })
+        })
+        .collect();
+    for call in calls {
+        call.await.unwrap().unwrap();
+    }
+    assert_eq!(node.mount_requests(), 1);
+}
+
+#[tokio::test]
+async fn an_image_without_a_reference_says_so() {
+    let harness = Harness::start().await;
+    let labels = [BOOTSTRAP, (SNAPSHOT_REF, "sha256:chain")];
+    let mounts = harness.prepare_with("boot-a", "", &labels).await.unwrap();
+    let image = PathBuf::from(&mounts[0].source).join("image");
+    fs::create_dir(&image).unwrap();
+    fs::write(image.join("image.boot"), "{}").unwrap();
+    harness.commit_with("boot", "boot-a", &labels).await.unwrap();
+    let refused = harness.prepare("container", "boot").await.unwrap_err();
+    assert_eq!(refused.code(), Code::FailedPrecondition);
+    assert!(refused.message().contains("cri.image-ref"), "{refused}");
+}
+
+#[tokio::test]
+async fn a_data_layer_takes_what_is_cached_of_it() {
+    needs_root!();
+    let node = Node::start().await;
+    node.daemon_pid().await;
+    node.pull("r/i:1", 'a', &node.content("i")).await;
+    let usage = node.harness.usage(&Node::digest('a')).await.unwrap();
+    assert_eq!(usage.size, i64::try_from(CACHED_BYTES).unwrap());
+}
+
+#[tokio::test]
+async fn removing_an_image_unmounts_it_and_frees_what_no_other_uses() {
+    needs_root!();
+    let node = Node::start().await;
+    let blobs = |digits: &str| digits.chars().map(Node::digest).collect();
+    let one = Bootstrap { blobs: blobs("abc"), ..node.content("one") };
+    let two = Bootstrap { blobs: blobs("b"), ..node.content("two") };
+    let one = node.pull("r/one:1", 'a', &one).await;
+    let two = node.pull("r/two:1", 'b', &two).await;
+    // Pulled, never run, but its blob is wanted.
+    node.pull("r/three:1", 'c', &node.content("three")).await;
+    node.harness.prepare("c1", &one).await.unwrap();
+    node.harness.prepare("c2", &two).await.unwrap();
+    assert_eq!(node.harness.mountpoints().len(), 2);
+    node.harness.remove("c1").await.unwrap();
+    node.harness.cleanup().await.unwrap();
+    assert_eq!(node.harness.mountpoints().len(), 2, "the image is still there");
+    node.harness.remove(&one).await.unwrap();
+    node.harness.remove(&Node::digest('a')).await.unwrap();
+    assert_eq!(node.harness.mountpoints().len(), 2, "removal only marks");
+    node.harness.cleanup().await.unwrap();
+    assert_eq!(node.harness.mountpoints().len(), 1);
+    let removed = node.requests().into_iter().find_map(|request| match request {
+        Request::RemoveBlobs { digests } => Some(digests),
+        _ => None,
+    });
+    assert_eq!(removed, Some(vec![Node::digest('a').parse().unwrap()]));
+    let mounts = node.harness.mounts("c2").await.unwrap();
+    let mounted = node.harness.mount(&mounts, "c2");
+    assert_eq!(fs::read(mounted.path().join("hello")).unwrap(), b"two");
+    // Nothing is left to do a second time.
+    let before = node.requests().len();
+    node.harness.cleanup().await.unwrap();
+    assert_eq!(node.requests().len(), before);
+}
