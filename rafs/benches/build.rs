@@ -39,7 +39,9 @@ fn arguments() -> Result<Arguments, Box<dyn Error>> {
             Some(("threads", count)) => arguments.options.threads = count.parse()?,
             Some(("batch", size)) => arguments.options.batch_size = Some(size.parse()?),
             Some(("chunk", size)) => arguments.options.chunk_size = size.parse()?,
-            Some(("level", level)) => arguments.options.compressor = Compressor::Zstd { level: level.parse()? },
+            Some(("level", level)) => {
+                arguments.options.compressor = Compressor::Zstd { level: level.parse()? }
+            }
             Some((name, _)) => return Err(format!("unknown argument {name}").into()),
         }
     }

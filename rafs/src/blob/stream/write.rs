@@ -146,13 +146,16 @@ impl<W: Write> BlobWriter<W> {
         options: &WriteOptions,
         entries: &mut Vec<TocEntry>,
     ) -> Result<(), FinishError> {
-        let mut bytes = Vec::new();
-        bootstrap::write_layer(layer, options, &mut bytes)?;
-        let stored = zstd::bulk::compress(&bytes, BOOTSTRAP_LEVEL)?;
-        let (offset, sizes) = (self.position, (stored.len() as u64, bytes.len() as u64));
-        self.write_all(&stored)?;
+        // Streamed: a layer of many files would need its bootstrap twice in memory otherwise.
+        let offset = self.position;
+        let mut stored = zstd::Encoder::new(&mut *self, BOOTSTRAP_LEVEL)?;
+        let mut plain = BlobWriter::new(&mut stored);
+        bootstrap::write_layer(layer, options, &mut plain)?;
+        let (digest, size) = (Digest(plain.hash.finalize().into()), plain.position);
+        stored.finish()?;
+        let sizes = (self.position - offset, size);
         self.write_all(&tar_header::encode(toc::BOOTSTRAP, sizes.0))?;
-        entries.push(entry(toc::BOOTSTRAP, toc::FLAG_ZSTD, sha256(&bytes), offset, sizes));
+        entries.push(entry(toc::BOOTSTRAP, toc::FLAG_ZSTD, digest, offset, sizes));
         Ok(())
     }
 
