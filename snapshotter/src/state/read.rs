@@ -37,9 +37,8 @@ impl State {
             return Err(Error::AlreadyExists { key: key.to_owned() });
         }
         let parents = parents(&transaction, key, parent)?;
-        match parents.first() {
-            Some((parent, record)) => super::write::check_parent(key, parent, record)?,
-            None => {}
+        if let Some((parent, record)) = parents.first() {
+            super::write::check_parent(key, parent, record)?;
         }
         Ok(parents)
     }

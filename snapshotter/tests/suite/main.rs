@@ -3,6 +3,8 @@
 //! What containerd's own suite for snapshotters (`core/snapshots/testsuite`) checks is checked here through gRPC; then
 //! what nydus images add, with a daemon that speaks the control protocol and serves plain directories as images; last
 //! real containerd with plain images. Mounting needs root: without it a test says `skipped: needs root`.
+// All of it is tests; clippy exempts only the functions marked so.
+#![allow(clippy::unwrap_used)]
 
 mod cleanup;
 mod daemon;
