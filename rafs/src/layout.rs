@@ -8,6 +8,7 @@ pub mod chunk_table;
 mod codes;
 pub mod flags;
 pub mod toc;
+pub mod v5;
 pub mod v6;
 
 /// Size in bytes of an EROFS block in RAFS v6.

@@ -20,11 +20,15 @@ fuzz_target!(|bytes: &[u8]| {
     if mend & 1 == 1 {
         archive.chunks_exact_mut(BLOCK).for_each(mend_checksum);
     }
-    match read(&archive) {
-        Err(SourceError::Tar(error)) if mend & 1 == 1 => assert!(error.offset <= archive.len() as u64, "{error}"),
-        _ => {}
+    if let Err(SourceError::Tar(error)) = read(&archive) {
+        assert!(is_compressed(&archive) || error.offset <= archive.len() as u64, "{error}");
     }
 });
+
+/// Whether offsets count other bytes than those of the archive.
+fn is_compressed(archive: &[u8]) -> bool {
+    matches!(archive, [0x1f, 0x8b, ..] | [0x28, 0xb5, 0x2f, 0xfd, ..] | [_, 0x2a, 0x4d, 0x18, ..])
+}
 
 fn read(archive: &[u8]) -> Result<(), SourceError> {
     let mut source = TarSource::new(archive);
@@ -40,7 +44,9 @@ fn read(archive: &[u8]) -> Result<(), SourceError> {
             }
         }
         match entry.kind {
-            EntryKind::Regular { size } => assert!(length == size || (length >= MAX_CONTENT && length < size)),
+            EntryKind::Regular { size } => {
+                assert!(length == size || (length >= MAX_CONTENT && length < size))
+            }
             _ => assert_eq!(length, 0),
         }
     }

@@ -2,10 +2,12 @@
 //!
 //! The bytes may come from anywhere. Every offset is checked before it is followed, so hostile bytes lead to errors.
 
+mod chunk_entry;
 mod data;
 mod error;
 mod image;
 mod types;
+mod v5;
 mod v6;
 
 use std::fs::File;
@@ -34,6 +36,7 @@ pub struct Bootstrap {
 
 #[derive(Debug)]
 enum Format {
+    V5(v5::Layout),
     V6(v6::Layout),
 }
 
@@ -63,15 +66,22 @@ impl Bootstrap {
     }
 
     fn new(data: Data) -> Result<Self, ReadError> {
-        let (layout, blobs) = v6::Layout::new(&data)?;
+        let (format, blobs) = if v5::Layout::detect(&data) {
+            let (layout, blobs) = v5::Layout::new(&data)?;
+            (Format::V5(layout), blobs)
+        } else {
+            let (layout, blobs) = v6::Layout::new(&data)?;
+            (Format::V6(layout), blobs)
+        };
         let metas = blobs.iter().map(|_| None).collect();
         let (blobs, chunk_counts) = blobs.into_iter().unzip();
-        Ok(Self { data, format: Format::V6(layout), blobs, chunk_counts, metas })
+        Ok(Self { data, format, blobs, chunk_counts, metas })
     }
 
     /// RAFS version.
     pub fn version(&self) -> Version {
         match &self.format {
+            Format::V5(_) => Version::V5,
             Format::V6(_) => Version::V6,
         }
     }
@@ -84,6 +94,7 @@ impl Bootstrap {
     /// The chunk size of the image in bytes.
     pub fn chunk_size(&self) -> u32 {
         match &self.format {
+            Format::V5(v5) => v5.chunk_size,
             Format::V6(v6) => v6.chunk_size,
         }
     }
@@ -91,6 +102,7 @@ impl Bootstrap {
     /// The number of inodes that the superblock states. Nothing relies on it.
     pub fn inode_count(&self) -> u64 {
         match &self.format {
+            Format::V5(v5) => v5.inodes,
             Format::V6(v6) => v6.inodes,
         }
     }
@@ -98,6 +110,7 @@ impl Bootstrap {
     /// The root directory.
     pub fn root(&self) -> Nid {
         match &self.format {
+            Format::V5(v5) => v5.root(),
             Format::V6(v6) => v6.root,
         }
     }
@@ -109,6 +122,7 @@ impl Bootstrap {
     /// When the table lies outside the bootstrap.
     pub fn prefetch(&self) -> Result<Vec<Nid>, ReadError> {
         match &self.format {
+            Format::V5(v5) => v5.prefetch(&self.data),
             Format::V6(v6) => v6.prefetch(&self.data),
         }
     }
@@ -126,6 +140,7 @@ impl Bootstrap {
     /// Whether the bootstrap itself describes chunks.
     pub fn has_chunk_table(&self) -> bool {
         match &self.format {
+            Format::V5(_) => true,
             Format::V6(v6) => v6.has_chunk_table(),
         }
     }
@@ -180,6 +195,7 @@ impl Bootstrap {
 
     fn table_chunk(&self, of: &Blob, blob: BlobIndex, chunk: ChunkIndex) -> Result<Chunk, ReadError> {
         match &self.format {
+            Format::V5(v5) => v5.chunk(&self.data, of, blob, chunk),
             Format::V6(v6) => v6.chunk(&self.data, of, blob, chunk),
         }
     }
@@ -191,6 +207,7 @@ impl Bootstrap {
     /// When the inode lies outside the bootstrap or is impossible.
     pub fn inode(&self, nid: Nid) -> Result<Inode, ReadError> {
         match &self.format {
+            Format::V5(v5) => v5.inode(&self.data, nid),
             Format::V6(v6) => v6.inode(&self.data, nid)?.public(),
         }
     }
@@ -202,6 +219,7 @@ impl Bootstrap {
     /// When `directory` is none, or is broken where the name would be.
     pub fn lookup(&self, directory: Nid, name: &[u8]) -> Result<Option<Nid>, ReadError> {
         match &self.format {
+            Format::V5(v5) => v5.lookup(&self.data, directory, name),
             Format::V6(v6) => v6.lookup(&self.data, directory, name),
         }
     }
@@ -243,6 +261,7 @@ impl Bootstrap {
     /// When `directory` is none; what is broken inside it shows while iterating, and ends it.
     pub fn read_dir(&self, directory: Nid, offset: u64) -> Result<Directory<'_>, ReadError> {
         match &self.format {
+            Format::V5(v5) => Ok(Directory(Entries::V5(v5.read_dir(&self.data, directory, offset)?))),
             Format::V6(v6) => Ok(Directory(Entries::V6(v6.read_dir(&self.data, directory, offset)?))),
         }
     }
@@ -254,6 +273,7 @@ impl Bootstrap {
     /// When `nid` is none, or is broken.
     pub fn read_link(&self, nid: Nid) -> Result<&[u8], ReadError> {
         match &self.format {
+            Format::V5(v5) => v5.read_link(&self.data, nid),
             Format::V6(v6) => v6.read_link(&self.data, nid),
         }
     }
@@ -265,6 +285,7 @@ impl Bootstrap {
     /// When they are broken.
     pub fn xattrs(&self, nid: Nid) -> Result<Xattrs, ReadError> {
         match &self.format {
+            Format::V5(v5) => v5.xattrs(&self.data, nid),
             Format::V6(v6) => v6.xattrs(&self.data, nid),
         }
     }
@@ -276,9 +297,47 @@ impl Bootstrap {
     /// When `nid` is no regular file; what is broken shows while iterating, and ends it.
     pub fn chunks(&self, nid: Nid, range: Range<u64>) -> Result<Pieces<'_>, ReadError> {
         match &self.format {
+            Format::V5(v5) => {
+                Ok(Pieces(FilePieces::V5(v5.pieces(&self.data, nid, range, self.blobs.len())?)))
+            }
             Format::V6(v6) => {
                 Ok(Pieces(FilePieces::V6(v6.pieces(&self.data, nid, range, self.blobs.len())?)))
             }
         }
+    }
+
+    /// The least number of bytes that the entries of a directory take here. Those of different directories do not
+    /// overlap, so whoever reads many can tell a bootstrap that repeats itself.
+    ///
+    /// # Errors
+    ///
+    /// When `directory` is none.
+    pub(crate) fn directory_size(&self, directory: Nid) -> Result<u64, ReadError> {
+        match &self.format {
+            Format::V5(v5) => v5.directory_size(&self.data, directory),
+            Format::V6(_) => Ok(self.inode(directory)?.size),
+        }
+    }
+
+    /// The bytes that an inode takes with its extended attributes.
+    fn inode_size(&self, nid: Nid) -> Result<u64, ReadError> {
+        match &self.format {
+            Format::V5(v5) => v5.inode_size(&self.data, nid),
+            Format::V6(v6) => Ok(v6.inode(&self.data, nid)?.stored_size()),
+        }
+    }
+
+    /// All chunks that the bootstrap itself describes.
+    #[expect(clippy::type_complexity, reason = "an iterator of two origins has no shorter name")]
+    fn described_chunks(
+        &self,
+    ) -> Result<
+        Box<dyn ExactSizeIterator<Item = Result<(BlobIndex, ChunkIndex, Chunk), ReadError>> + '_>,
+        ReadError,
+    > {
+        Ok(match &self.format {
+            Format::V5(v5) => Box::new(v5.table(&self.data, &self.blobs)?),
+            Format::V6(v6) => Box::new(v6.table(&self.data, &self.blobs)?),
+        })
     }
 }

@@ -67,7 +67,7 @@ impl Check<'_> {
         path: &[u8],
         pending: &mut Vec<(Nid, Nid, Vec<u8>)>,
     ) -> Result<(), ReadError> {
-        self.spend(nid, self.bootstrap.inode(nid)?.size)?;
+        self.spend(nid, self.bootstrap.directory_size(nid)?)?;
         if self.bootstrap.version() == Version::V6 {
             for (name, expected) in [(&b"."[..], nid), (b"..", parent)] {
                 let found = self.bootstrap.lookup(nid, name)?;

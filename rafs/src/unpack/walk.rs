@@ -66,7 +66,7 @@ pub(super) fn walk<V: Visitor>(bootstrap: &Bootstrap, visitor: &mut V) -> Result
         }
         walk.names.push((parent, name));
         pending.push(Step::Leave { nid, above });
-        walk.enter(nid, inode.size, &mut pending)?;
+        walk.enter(nid, &mut pending)?;
     }
     Ok(())
 }
@@ -88,8 +88,8 @@ struct Walk<'a> {
 
 impl Walk<'_> {
     /// Puts the entries of the directory that was met last on the list, so that the first comes next.
-    fn enter(&mut self, nid: Nid, size: u64, pending: &mut Vec<Step>) -> Result<(), ReadError> {
-        let left = self.budget.checked_sub(size);
+    fn enter(&mut self, nid: Nid, pending: &mut Vec<Step>) -> Result<(), ReadError> {
+        let left = self.budget.checked_sub(self.bootstrap.directory_size(nid)?);
         self.budget = left.ok_or(corrupt(nid, "directories that do not overlap"))?;
         let start = pending.len();
         for entry in self.bootstrap.read_dir(nid, 0)? {

@@ -2,7 +2,7 @@
 
 use std::collections::{BTreeMap, HashMap};
 
-use super::{Bootstrap, Format, Nid, ReadError};
+use super::{Bootstrap, Nid, ReadError};
 use crate::blob::{Blob, Chunk};
 use crate::digest::Digest;
 use crate::layout::v6::FileType;
@@ -21,7 +21,7 @@ impl Bootstrap {
     /// When anything in it is broken; directories with two names and overlapping directories count as broken.
     pub fn to_image(&self) -> Result<Image, ReadError> {
         let tree =
-            TreeReader { bootstrap: self, budget: self.size(), seen: HashMap::new(), tree: Tree::new() }
+            TreeReader { bootstrap: self, budget: 2 * self.size(), seen: HashMap::new(), tree: Tree::new() }
                 .read()?;
         Ok(Image { tree, blobs: self.blobs_with_chunks()? })
     }
@@ -42,9 +42,8 @@ impl Bootstrap {
     ///
     /// When the chunk table is broken, or blobs count far more chunks than the bootstrap describes.
     pub fn blobs_with_chunks(&self) -> Result<Vec<Blob>, ReadError> {
-        let Format::V6(v6) = &self.format;
         let mut blobs = self.blobs.clone();
-        let table = v6.table(&self.data, &self.blobs)?;
+        let table = self.described_chunks()?;
         let mut known = table.len() as u64;
         known += self.metas.iter().flatten().map(|meta| u64::from(meta.len())).sum::<u64>();
         let claimed: u64 = self.chunk_counts.iter().map(|&count| u64::from(count)).sum();
@@ -89,7 +88,8 @@ const UNKNOWN_CHUNK: Chunk = Chunk {
 struct TreeReader<'a> {
     bootstrap: &'a Bootstrap,
     /// Bytes that inodes and their content may still take. No two of them overlap, so together they are no larger than
-    /// the bootstrap; without this limit, a small bootstrap could make a huge tree.
+    /// the bootstrap (in version 5, directories consist of inodes, so these count twice). Without this limit, a small
+    /// bootstrap could make a huge tree.
     budget: u64,
     seen: HashMap<Nid, NodeId>,
     tree: Tree,
@@ -102,7 +102,7 @@ impl TreeReader<'_> {
         self.seen.insert(root, Tree::ROOT);
         let mut pending = vec![(root, Tree::ROOT)];
         while let Some((nid, directory)) = pending.pop() {
-            self.spend(nid, self.bootstrap.inode(nid)?.size)?;
+            self.spend(nid, self.bootstrap.directory_size(nid)?)?;
             let mut last: Option<&[u8]> = None;
             let mut entries = BTreeMap::new();
             for entry in self.bootstrap.read_dir(nid, 0)? {
@@ -174,13 +174,5 @@ impl TreeReader<'_> {
         let node = self.tree.add(Node { metadata, kind });
         self.seen.insert(nid, node);
         Ok(node)
-    }
-}
-
-impl Bootstrap {
-    /// The bytes that an inode takes with its extended attributes.
-    fn inode_size(&self, nid: Nid) -> Result<u64, ReadError> {
-        let Format::V6(v6) = &self.format;
-        Ok(v6.inode(&self.data, nid)?.stored_size())
     }
 }

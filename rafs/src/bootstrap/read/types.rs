@@ -1,6 +1,6 @@
 //! What a bootstrap says about its files.
 
-use super::{ReadError, v6};
+use super::{ReadError, v5, v6};
 use crate::blob::{BlobIndex, ChunkIndex};
 use crate::layout::v6::FileType;
 use crate::tree::{DeviceNumber, Time};
@@ -89,6 +89,7 @@ pub struct Directory<'a>(pub(super) Entries<'a>);
 
 #[derive(Clone, Debug)]
 pub(super) enum Entries<'a> {
+    V5(v5::Directory<'a>),
     V6(v6::Directory<'a>),
 }
 
@@ -97,6 +98,7 @@ impl<'a> Iterator for Directory<'a> {
 
     fn next(&mut self) -> Option<Self::Item> {
         match &mut self.0 {
+            Entries::V5(entries) => entries.next(),
             Entries::V6(entries) => entries.next(),
         }
     }
@@ -108,6 +110,7 @@ pub struct Pieces<'a>(pub(super) FilePieces<'a>);
 
 #[derive(Clone, Debug)]
 pub(super) enum FilePieces<'a> {
+    V5(v5::Pieces<'a>),
     V6(v6::Pieces<'a>),
 }
 
@@ -115,6 +118,7 @@ impl Pieces<'_> {
     /// The bytes that the addresses of the file's chunks take in the bootstrap.
     pub(crate) fn stored_size(&self) -> u64 {
         match &self.0 {
+            FilePieces::V5(pieces) => pieces.stored_size(),
             FilePieces::V6(pieces) => pieces.stored_size(),
         }
     }
@@ -125,6 +129,7 @@ impl Iterator for Pieces<'_> {
 
     fn next(&mut self) -> Option<Self::Item> {
         match &mut self.0 {
+            FilePieces::V5(pieces) => pieces.next(),
             FilePieces::V6(pieces) => pieces.next(),
         }
     }

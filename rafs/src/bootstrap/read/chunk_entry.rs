@@ -1,0 +1,42 @@
+//! Chunk-table entries, which both versions have.
+
+use super::ReadError;
+use crate::blob::{BatchMember, Blob, Chunk, ChunkIndex};
+use crate::digest::Digest;
+use crate::layout::chunk_table::ChunkEntry;
+use crate::layout::flags::chunk as flags;
+
+/// What an entry says, if it is possible in its blob. Of a batch member, index and offset in the batch are not known
+/// here and are 0.
+pub(super) fn decode(entry: &ChunkEntry, blob: &Blob, index: ChunkIndex) -> Result<Chunk, ReadError> {
+    let corrupt =
+        |expected| Err(ReadError::Corrupt { what: "chunk table entry", at: u64::from(index.0), expected });
+    let bits = entry.flags.get();
+    if bits & flags::ENCRYPTED != 0 {
+        return Err(ReadError::Unsupported("an encrypted chunk (AES-128-XTS)"));
+    }
+    let chunk = Chunk {
+        digest: Digest(entry.digest),
+        compressed_offset: entry.compressed_offset.get(),
+        compressed_size: entry.compressed_size.get(),
+        uncompressed_offset: entry.uncompressed_offset.get(),
+        uncompressed_size: entry.uncompressed_size.get(),
+        compressed: bits & flags::COMPRESSED != 0,
+        batch: (bits & flags::BATCH != 0).then_some(BatchMember { index: 0, offset: 0 }),
+    };
+    if chunk.uncompressed_size == 0 || chunk.uncompressed_size > blob.chunk_size {
+        return corrupt("an uncompressed size from 1 to the chunk size");
+    }
+    if !chunk.compressed && chunk.batch.is_none() && chunk.compressed_size != chunk.uncompressed_size {
+        return corrupt("equal sizes, for it is not compressed");
+    }
+    let end = chunk.compressed_offset.checked_add(u64::from(chunk.compressed_size));
+    if end.is_none_or(|end| end > blob.compressed_size) {
+        return corrupt("stored bytes within the blob's chunk data");
+    }
+    let end = chunk.uncompressed_offset.checked_add(u64::from(chunk.uncompressed_size));
+    if end.is_none_or(|end| end > blob.uncompressed_size.next_multiple_of(4096)) {
+        return corrupt("uncompressed bytes within the uncompressed blob");
+    }
+    Ok(chunk)
+}

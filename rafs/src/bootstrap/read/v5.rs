@@ -1,0 +1,94 @@
+//! Reading RAFS v5.
+//!
+//! Each name has an inode record of its own, found by its index through the inode table; the entries of a directory
+//! have consecutive indexes. A hard link's record repeats the file, and says the index of the first name: that is the
+//! [`Nid`] of all.
+
+mod blobs;
+mod chunks;
+mod directory;
+mod inode;
+
+pub(super) use chunks::Pieces;
+pub(super) use directory::Directory;
+
+use zerocopy::little_endian::U32;
+
+use super::data::Data;
+use super::{Nid, ReadError};
+use crate::blob::Blob;
+use crate::layout::flags::superblock as flags;
+use crate::layout::v5::{MAGIC, SUPERBLOCK_SIZE, Superblock, VERSION};
+
+/// The root's index in the inode table, counted from 1.
+const ROOT: Nid = Nid(1);
+
+/// Where things are, as the superblock says.
+#[derive(Debug)]
+pub(super) struct Layout {
+    pub(super) inodes: u64,
+    pub(super) chunk_size: u32,
+    inode_table_offset: u64,
+    inode_table_entries: u32,
+    prefetch_table_offset: u64,
+    prefetch_table_entries: u32,
+    chunks: chunks::ChunkIndexTable,
+}
+
+impl Layout {
+    /// Whether the bytes are RAFS v5.
+    pub(super) fn detect(data: &Data) -> bool {
+        let sb: Result<&Superblock, _> = data.view("superblock", 0);
+        sb.is_ok_and(|sb| sb.magic.get() == MAGIC && sb.version.get() == VERSION)
+    }
+
+    /// Reads the superblock and the blob tables: blobs and their numbers of chunks.
+    pub(super) fn new(data: &Data) -> Result<(Self, Vec<(Blob, u32)>), ReadError> {
+        let sb: &Superblock = data.view("superblock", 0)?;
+        let corrupt = |expected| ReadError::Corrupt { what: "superblock", at: 0, expected };
+        if sb.superblock_size.get() != SUPERBLOCK_SIZE {
+            return Err(corrupt("a superblock of 8,192 bytes"));
+        }
+        if sb.flags.get() & flags::ENCRYPTION_AES_128_XTS != 0 {
+            return Err(ReadError::Unsupported("an encrypted image (AES-128-XTS)"));
+        }
+        if sb.flags.get() & flags::COMPRESSION_GZIP != 0 {
+            return Err(ReadError::Unsupported("gzip compression"));
+        }
+        let chunk_size = sb.chunk_size.get();
+        if !chunk_size.is_power_of_two() || !(4096..=1 << 24).contains(&chunk_size) {
+            return Err(corrupt("a chunk size that is a power of two from 4 KiB to 16 MiB"));
+        }
+        let blobs = blobs::read(data, sb)?;
+        let layout = Self {
+            inodes: sb.inodes.get(),
+            chunk_size,
+            inode_table_offset: sb.inode_table_offset.get(),
+            inode_table_entries: sb.inode_table_entries.get(),
+            prefetch_table_offset: sb.prefetch_table_offset.get(),
+            prefetch_table_entries: sb.prefetch_table_entries.get(),
+            chunks: chunks::ChunkIndexTable::default(),
+        };
+        layout.inode_table(data)?;
+        layout.record(data, ROOT.0)?.expect_directory()?;
+        Ok((layout, blobs))
+    }
+
+    pub(super) fn root(&self) -> Nid {
+        ROOT
+    }
+
+    pub(super) fn prefetch(&self, data: &Data) -> Result<Vec<Nid>, ReadError> {
+        let size = u64::from(self.prefetch_table_entries) * size_of::<U32>() as u64;
+        let offset = if size == 0 { 0 } else { self.prefetch_table_offset };
+        let table: &[U32] = data.table("prefetch table", offset, size)?;
+        // A 0 ends the table early: it is padding.
+        let used = table.iter().map(|index| u64::from(index.get())).take_while(|index| *index != 0);
+        used.map(|index| Ok(Nid(self.record(data, index)?.raw.ino.get()))).collect()
+    }
+
+    fn inode_table<'a>(&self, data: &'a Data) -> Result<&'a [U32], ReadError> {
+        let size = u64::from(self.inode_table_entries) * size_of::<U32>() as u64;
+        data.table("inode table", self.inode_table_offset, size)
+    }
+}

@@ -1,0 +1,173 @@
+//! Inode records.
+
+use super::super::data::Data;
+use super::super::{Inode, Nid, ReadError};
+use super::Layout;
+use crate::layout::chunk_table::ChunkEntry;
+use crate::layout::v5::{ALIGNMENT, Inode as RawInode, inode_flags};
+use crate::layout::v6::FileType;
+use crate::tree::{DeviceNumber, Time, Xattrs};
+
+/// An inode record, and where it is.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Record<'a> {
+    pub(super) raw: &'a RawInode,
+    pub(super) kind: FileType,
+    data: &'a Data,
+    offset: u64,
+    index: u64,
+}
+
+fn aligned(size: impl Into<u64>) -> u64 {
+    size.into().next_multiple_of(ALIGNMENT)
+}
+
+impl<'a> Record<'a> {
+    pub(super) fn corrupt(&self, expected: &'static str) -> ReadError {
+        ReadError::Corrupt { what: "inode", at: self.index, expected }
+    }
+
+    pub(super) fn expect_directory(self) -> Result<Self, ReadError> {
+        let nid = Nid(self.raw.ino.get());
+        if self.kind == FileType::Directory { Ok(self) } else { Err(ReadError::NotADirectory(nid)) }
+    }
+
+    fn behind_inode(&self) -> u64 {
+        self.offset + size_of::<RawInode>() as u64
+    }
+
+    pub(super) fn name(&self) -> Result<&'a [u8], ReadError> {
+        let name = self.data.bytes("name", self.behind_inode(), u64::from(self.raw.name_size.get()))?;
+        let good = !name.is_empty() && name.len() <= 255 && !name.iter().any(|byte| matches!(byte, b'/' | 0));
+        if good { Ok(name) } else { Err(self.corrupt("a name of 1 to 255 bytes without '/' and NUL")) }
+    }
+
+    fn behind_name(&self) -> u64 {
+        self.behind_inode() + aligned(self.raw.name_size.get())
+    }
+
+    fn xattrs_offset(&self) -> u64 {
+        self.behind_name() + aligned(self.raw.symlink_size.get())
+    }
+
+    /// The stored bytes of extended attributes, without their size, and where what follows them begins.
+    fn xattrs(&self) -> Result<(&'a [u8], u64), ReadError> {
+        let start = self.xattrs_offset();
+        if self.raw.flags.get() & inode_flags::XATTR == 0 {
+            return Ok((&[], start));
+        }
+        let size: &zerocopy::little_endian::U64 = self.data.view("extended attributes", start)?;
+        let bytes = self.data.bytes("extended attributes", start + 8, size.get())?;
+        // In bounds, so this does not overflow.
+        Ok((bytes, start + 8 + aligned(size.get())))
+    }
+
+    /// The chunks of a regular file.
+    pub(super) fn chunks(&self) -> Result<&'a [ChunkEntry], ReadError> {
+        if self.kind != FileType::Regular {
+            return Err(ReadError::NotAFile(Nid(self.raw.ino.get())));
+        }
+        let size = u64::from(self.raw.child_count.get()) * size_of::<ChunkEntry>() as u64;
+        self.data.table("chunks of an inode", self.xattrs()?.1, size)
+    }
+
+    /// The bytes of the record with all that follows it.
+    pub(super) fn stored_size(&self) -> Result<u64, ReadError> {
+        Ok(self.xattrs()?.1 - self.offset)
+    }
+}
+
+impl Layout {
+    /// The record of an index, counted from 1.
+    pub(super) fn record<'a>(&self, data: &'a Data, index: u64) -> Result<Record<'a>, ReadError> {
+        let corrupt = |expected| ReadError::Corrupt { what: "inode", at: index, expected };
+        let position = index.checked_sub(1).and_then(|position| usize::try_from(position).ok());
+        let entry = position.and_then(|position| self.inode_table(data).ok()?.get(position));
+        let entry = entry.ok_or(corrupt("an index in the inode table"))?;
+        let offset = u64::from(entry.get()) * ALIGNMENT;
+        let raw: &RawInode = data.view("inode", offset)?;
+        let mode = u16::try_from(raw.mode.get()).map_err(|_| corrupt("a mode of 16 bits"))?;
+        let kind = FileType::of_mode(mode).ok_or(corrupt("a known file type"))?;
+        Ok(Record { raw, kind, data, offset, index })
+    }
+
+    /// The record of a file's first name.
+    pub(super) fn first<'a>(&self, data: &'a Data, nid: Nid) -> Result<Record<'a>, ReadError> {
+        let record = self.record(data, nid.0)?;
+        if record.raw.ino.get() != nid.0 {
+            return Err(record.corrupt("the record of a file's first name"));
+        }
+        Ok(record)
+    }
+
+    pub(in super::super) fn inode(&self, data: &Data, nid: Nid) -> Result<Inode, ReadError> {
+        let record = self.first(data, nid)?;
+        let raw = record.raw;
+        let device = matches!(record.kind, FileType::CharDevice | FileType::BlockDevice);
+        let mtime = Time { seconds: raw.mtime.get().cast_signed(), nanoseconds: raw.mtime_nsec.get() };
+        if mtime.nanoseconds >= 1_000_000_000 {
+            return Err(record.corrupt("fewer than 1,000,000,000 nanoseconds"));
+        }
+        let number = raw.rdev.get();
+        let number = DeviceNumber {
+            major: (number >> 8) & 0xfff,
+            minor: (number & 0xff) | ((number >> 12) & 0xf_ff00),
+        };
+        Ok(Inode {
+            kind: record.kind,
+            size: match record.kind {
+                FileType::Symlink => u64::from(raw.symlink_size.get()),
+                FileType::Regular | FileType::Directory => raw.size.get(),
+                _ => 0,
+            },
+            permissions: raw.mode.get() as u16 & 0o7777,
+            uid: raw.uid.get(),
+            gid: raw.gid.get(),
+            mtime,
+            nlink: raw.links.get(),
+            rdev: if device { number } else { DeviceNumber::default() },
+        })
+    }
+
+    /// The bytes that an inode takes with its name and extended attributes.
+    pub(in super::super) fn inode_size(&self, data: &Data, nid: Nid) -> Result<u64, ReadError> {
+        self.first(data, nid)?.stored_size()
+    }
+
+    pub(in super::super) fn read_link<'a>(&self, data: &'a Data, nid: Nid) -> Result<&'a [u8], ReadError> {
+        let record = self.first(data, nid)?;
+        if record.kind != FileType::Symlink {
+            return Err(ReadError::NotASymlink(nid));
+        }
+        let size = u64::from(record.raw.symlink_size.get());
+        let target = data.bytes("target of a symbolic link", record.behind_name(), size)?;
+        if size >= 4096 || target.contains(&0) {
+            return Err(record.corrupt("a symbolic link's target of at most 4,095 bytes without NUL"));
+        }
+        Ok(target)
+    }
+
+    pub(in super::super) fn xattrs(&self, data: &Data, nid: Nid) -> Result<Xattrs, ReadError> {
+        let record = self.first(data, nid)?;
+        let mut xattrs = Xattrs::new();
+        let mut rest = record.xattrs()?.0;
+        while !rest.is_empty() {
+            let (name, value, next) =
+                split(rest).ok_or(record.corrupt("extended attributes that end where they should"))?;
+            if name.is_empty() || name.len() > 255 {
+                return Err(record.corrupt("extended attributes with names of 1 to 255 bytes"));
+            }
+            xattrs.insert(name.into(), value.into());
+            rest = next;
+        }
+        Ok(xattrs)
+    }
+}
+
+/// Name and value of the first extended attribute, and those behind it.
+fn split(bytes: &[u8]) -> Option<(&[u8], &[u8], &[u8])> {
+    let (size, rest) = bytes.split_first_chunk::<4>()?;
+    let (pair, rest) = rest.split_at_checked(u32::from_le_bytes(*size) as usize)?;
+    let end = pair.iter().position(|&byte| byte == 0)?;
+    Some((&pair[..end], &pair[end + 1..], rest))
+}
