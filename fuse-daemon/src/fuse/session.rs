@@ -5,7 +5,7 @@ use std::io;
 use std::os::fd::{AsRawFd, OwnedFd};
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
-use std::sync::mpsc;
+use std::sync::{Mutex, PoisonError, mpsc};
 use std::time::{Duration, Instant};
 
 use fuser::{BackgroundSession, Config, SessionACL};
@@ -52,7 +52,7 @@ pub(crate) struct Session {
     /// The mount's device number, to tell it from what else may get mounted there.
     device: u64,
     /// Disconnected when the last thread has let go of the file system.
-    ended: mpsc::Receiver<()>,
+    ended: Mutex<mpsc::Receiver<()>>,
     _threads: BackgroundSession,
 }
 
@@ -60,7 +60,7 @@ pub(crate) struct Session {
 struct EndMark<Held> {
     // Dropped in this order: who hears of the end finds everything else released.
     _held: Held,
-    _sender: std::sync::Mutex<mpsc::Sender<()>>,
+    _sender: Mutex<mpsc::Sender<()>>,
 }
 
 impl Session {
@@ -95,7 +95,7 @@ impl Session {
     ) -> Result<Self, SessionError> {
         let at = options.mountpoint;
         let (sender, ended) = mpsc::channel();
-        let held = EndMark { _held: held, _sender: std::sync::Mutex::new(sender) };
+        let held = EndMark { _held: held, _sender: Mutex::new(sender) };
         let mut config = Config::default();
         config.n_threads = Some(options.threads.max(1));
         config.clone_fd = true;
@@ -109,7 +109,7 @@ impl Session {
         {
             tracing::info!(mountpoint = %at.display(), %error, "cannot set the kernel's read-ahead, its default is used");
         }
-        Ok(Self { mountpoint: at.to_owned(), device, ended, _threads: threads })
+        Ok(Self { mountpoint: at.to_owned(), device, ended: Mutex::new(ended), _threads: threads })
     }
 
     /// Whether the mount still is at its place.
@@ -143,7 +143,8 @@ impl Session {
             std::thread::sleep(RETRY);
         }
         let left = end.saturating_duration_since(Instant::now()).max(RETRY);
-        Ok(self.ended.recv_timeout(left) == Err(mpsc::RecvTimeoutError::Disconnected))
+        let ended = self.ended.lock().unwrap_or_else(PoisonError::into_inner);
+        Ok(ended.recv_timeout(left) == Err(mpsc::RecvTimeoutError::Disconnected))
     }
 }
 

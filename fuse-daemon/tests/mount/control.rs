@@ -1,0 +1,268 @@
+//! The daemon as its clients see it: control socket, registry, shutdown.
+
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use fuse_daemon::control::protocol::ErrorKind;
+use fuse_daemon::control::{BlobId, Client, ClientError, MountRequest};
+use fuse_daemon::{DaemonConfig, DaemonError};
+use rafs::build::BuildOptions;
+use registry::Repository;
+use registry::server::{Server, ServerConfig};
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::task::JoinHandle;
+use tokio_util::sync::CancellationToken;
+
+use crate::can_mount;
+use crate::image::{TestImage, noise, tar_of};
+
+struct Daemon {
+    dir: tempfile::TempDir,
+    client: Client,
+    stop: CancellationToken,
+    task: JoinHandle<Result<(), DaemonError>>,
+}
+
+impl Daemon {
+    async fn start() -> Self {
+        let dir = tempfile::tempdir().unwrap();
+        let mut config = DaemonConfig {
+            socket: dir.path().join("run/daemon.sock"),
+            cache_dir: dir.path().join("cache"),
+            ..DaemonConfig::default()
+        };
+        config.read.deadline_seconds = 3.0;
+        let client = Client::new(&config.socket);
+        let stop = CancellationToken::new();
+        let task = tokio::spawn(fuse_daemon::serve(config, stop.clone()));
+        let daemon = Self { dir, client, stop, task };
+        daemon.until_it_answers().await;
+        daemon
+    }
+
+    async fn until_it_answers(&self) {
+        let answers = async {
+            while let Err(error) = self.client.status().await {
+                assert!(error.is_not_running(), "{error}");
+                tokio::time::sleep(Duration::from_millis(10)).await;
+            }
+        };
+        tokio::time::timeout(crate::SOON, answers).await.expect("the daemon starts");
+    }
+
+    fn request(&self, id: &str, bootstrap: &Path, image: &str) -> MountRequest {
+        MountRequest {
+            id: id.to_owned(),
+            bootstrap: bootstrap.to_owned(),
+            mountpoint: self.dir.path().join("mnt").join(id),
+            image: image.to_owned(),
+        }
+    }
+
+    async fn end(self) {
+        self.stop.cancel();
+        self.task.await.unwrap().unwrap();
+        assert!(self.client.status().await.unwrap_err().is_not_running());
+    }
+}
+
+/// A registry that has the image's blobs, and how the image is called there.
+struct Registry {
+    _server: Server,
+    _dir: tempfile::TempDir,
+    stop: CancellationToken,
+    image: String,
+}
+
+impl Drop for Registry {
+    fn drop(&mut self) {
+        self.stop.cancel();
+    }
+}
+
+async fn registry(image: &TestImage) -> Registry {
+    let dir = tempfile::tempdir().unwrap();
+    let stop = CancellationToken::new();
+    let mut config = ServerConfig::new(dir.path());
+    config.listen.set_port(0);
+    let server = registry::server::serve(config, stop.clone()).await.unwrap();
+    let name = format!("{}/demo", server.address());
+    let client = registry::client::Client::new(registry::client::ClientConfig::default()).unwrap();
+    let repository = Repository::parse(&name).unwrap();
+    for id in image.blob_ids() {
+        let blob = std::fs::read(image.blobs().join(id.to_string())).unwrap();
+        client.push_blob(&repository, blob.into()).await.unwrap();
+    }
+    Registry { _server: server, _dir: dir, stop, image: format!("{name}:v1") }
+}
+
+async fn read(path: PathBuf) -> std::io::Result<Vec<u8>> {
+    tokio::task::spawn_blocking(move || std::fs::read(path)).await.unwrap()
+}
+
+fn kind(result: Result<(), ClientError>) -> Option<ErrorKind> {
+    match result {
+        Err(ClientError::Daemon { kind, .. }) => Some(kind),
+        _ => None,
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn an_image_is_mounted_read_from_its_registry_and_removed() {
+    if !can_mount() {
+        return;
+    }
+    let content = noise(20, 2_500_000);
+    let image = TestImage::build(&tar_of(&[("file", &content)]), &BuildOptions::default());
+    let (daemon, registry) = (Daemon::start().await, registry(&image).await);
+    let blob = BlobId(image.blob_ids()[0]);
+    let request = daemon.request("demo", &image.bootstrap(), &registry.image);
+
+    daemon.client.mount(&request).await.unwrap();
+    daemon.client.mount(&request).await.expect("a repetition changes nothing");
+    assert_eq!(read(request.mountpoint.join("file")).await.unwrap(), content);
+
+    let status = daemon.client.status().await.unwrap();
+    assert_eq!((status.pid, status.mounts.len()), (std::process::id(), 1));
+    assert_eq!((status.mounts[0].id.as_str(), &status.mounts[0].blobs[..]), ("demo", &[blob][..]));
+    let usage = daemon.client.usage(&[blob, BlobId(rafs::digest::Digest([0; 32]))]).await.unwrap();
+    assert!(usage[0] >= 2_500_000 && usage[1] == 0, "{usage:?}");
+
+    let kept = daemon.client.remove_blobs(&[blob]).await.unwrap();
+    assert_eq!((kept.in_use, kept.removed), (vec![blob], vec![]));
+    daemon.client.umount("demo").await.unwrap();
+    daemon.client.umount("demo").await.expect("an unknown id is no error");
+    assert!(!request.mountpoint.join("file").exists());
+    assert_eq!(daemon.client.remove_blobs(&[blob]).await.unwrap().removed, [blob]);
+    assert_eq!(daemon.client.usage(&[blob]).await.unwrap(), [0]);
+    daemon.end().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_cannot_be_done_is_said_and_by_kind() {
+    if !can_mount() {
+        return;
+    }
+    let image = TestImage::build(&tar_of(&[("file", b"content")]), &BuildOptions::default());
+    let daemon = Daemon::start().await;
+    let good = daemon.request("good", &image.bootstrap(), "127.0.0.1:1/demo:v1");
+    daemon.client.mount(&good).await.unwrap();
+
+    let other = MountRequest { image: "127.0.0.1:1/other:v1".to_owned(), ..good.clone() };
+    assert_eq!(kind(daemon.client.mount(&other).await), Some(ErrorKind::Conflict));
+    let missing = daemon.request("missing", Path::new("/nonexistent/image.boot"), "127.0.0.1:1/demo:v1");
+    assert_eq!(kind(daemon.client.mount(&missing).await), Some(ErrorKind::Bootstrap));
+    let no_bootstrap = daemon.request("none", &image.blob_file(), "127.0.0.1:1/demo:v1");
+    assert_eq!(kind(daemon.client.mount(&no_bootstrap).await), Some(ErrorKind::Bootstrap));
+    for id in ["", "a/b", "a b", &"x".repeat(129)] {
+        let request = MountRequest { id: id.to_owned(), ..good.clone() };
+        assert_eq!(kind(daemon.client.mount(&request).await), Some(ErrorKind::Invalid), "{id:?}");
+    }
+    let relative = MountRequest { id: "r".to_owned(), mountpoint: "relative".into(), ..good.clone() };
+    assert_eq!(kind(daemon.client.mount(&relative).await), Some(ErrorKind::Invalid));
+    let nameless = daemon.request("n", &image.bootstrap(), "NOT A REFERENCE");
+    assert_eq!(kind(daemon.client.mount(&nameless).await), Some(ErrorKind::Invalid));
+
+    let status = daemon.client.status().await.unwrap();
+    assert_eq!(status.mounts.len(), 1, "what failed leaves nothing: {status:?}");
+    daemon.end().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_dead_registry_is_an_error_within_the_deadline_until_it_is_back() {
+    if !can_mount() {
+        return;
+    }
+    let content = noise(21, 100_000);
+    let image = TestImage::build(&tar_of(&[("file", &content)]), &BuildOptions::default());
+    let daemon = Daemon::start().await;
+    let registry = registry(&image).await;
+    // Accepts connections and never says a word.
+    let silent = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let silent_image = format!("{}/demo:v1", silent.local_addr().unwrap());
+    let request = daemon.request("silent", &image.bootstrap(), &silent_image);
+    daemon.client.mount(&request).await.unwrap();
+    let started = std::time::Instant::now();
+    let error = read(request.mountpoint.join("file")).await.unwrap_err();
+    assert_eq!(error.raw_os_error(), Some(5));
+    assert!(started.elapsed() < Duration::from_secs(10), "{:?}", started.elapsed());
+    // Another image that has the same blob, from a registry that lives.
+    let request = daemon.request("living", &image.bootstrap(), &registry.image);
+    daemon.client.mount(&request).await.unwrap();
+    let back = async {
+        while read(request.mountpoint.join("file")).await.is_err() {
+            tokio::time::sleep(Duration::from_millis(50)).await;
+        }
+    };
+    tokio::time::timeout(crate::SOON, back).await.expect("the file is read once a registry has it");
+    assert_eq!(read(request.mountpoint.join("file")).await.unwrap(), content);
+    daemon.end().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn shutdown_ends_the_daemon_only_when_nothing_is_in_use() {
+    if !can_mount() {
+        return;
+    }
+    let image = TestImage::build(&tar_of(&[("file", b"content")]), &BuildOptions::default());
+    let daemon = Daemon::start().await;
+    let used = daemon.request("used", &image.bootstrap(), "127.0.0.1:1/demo:v1");
+    let unused = daemon.request("unused", &image.bootstrap(), "127.0.0.1:1/demo:v1");
+    daemon.client.mount(&used).await.unwrap();
+    daemon.client.mount(&unused).await.unwrap();
+    let open = std::fs::File::open(used.mountpoint.join("file")).unwrap();
+    assert_eq!(daemon.client.shutdown().await.unwrap(), ["used"]);
+    assert_eq!(daemon.client.status().await.unwrap().mounts.len(), 1);
+    drop(open);
+    assert!(daemon.client.shutdown().await.unwrap().is_empty());
+    daemon.task.await.unwrap().unwrap();
+    let mounts = std::fs::read_to_string("/proc/mounts").unwrap();
+    assert!(!mounts.contains(daemon.dir.path().to_str().unwrap()));
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_terminated_daemon_leaves_no_mount_not_even_a_busy_one() {
+    if !can_mount() {
+        return;
+    }
+    let image = TestImage::build(&tar_of(&[("file", b"content")]), &BuildOptions::default());
+    let daemon = Daemon::start().await;
+    let request = daemon.request("busy", &image.bootstrap(), "127.0.0.1:1/demo:v1");
+    daemon.client.mount(&request).await.unwrap();
+    let _open = std::fs::File::open(request.mountpoint.join("file")).unwrap();
+    let dir = daemon.dir.path().to_str().unwrap().to_owned();
+    daemon.end().await;
+    assert!(!std::fs::read_to_string("/proc/mounts").unwrap().contains(&dir));
+}
+
+#[tokio::test]
+async fn messages_of_another_version_or_none_are_refused_by_name() {
+    let daemon = Daemon::start().await;
+    for (line, reason) in [
+        (r#"{"version": 99, "request": "status"}"#, "version 99; expected 1"),
+        (r#"{"version": 1, "request": "dance"}"#, "dance"),
+        (r#"{"version": 1, "request": {"umount": {}}}"#, "id"),
+        ("hello", "no call"),
+    ] {
+        let mut stream = tokio::net::UnixStream::connect(daemon.client.socket()).await.unwrap();
+        stream.write_all(format!("{line}\n").as_bytes()).await.unwrap();
+        let mut answer = String::new();
+        stream.read_to_string(&mut answer).await.unwrap();
+        assert!(answer.contains(r#""kind":"invalid""#) && answer.contains(reason), "{line}: {answer}");
+    }
+    daemon.end().await;
+}
+
+#[tokio::test]
+async fn a_second_daemon_does_not_take_the_socket_of_a_living_one() {
+    let daemon = Daemon::start().await;
+    let config = DaemonConfig {
+        socket: daemon.client.socket().to_owned(),
+        cache_dir: daemon.dir.path().join("other-cache"),
+        ..DaemonConfig::default()
+    };
+    let refused = fuse_daemon::serve(config, CancellationToken::new()).await.unwrap_err();
+    assert!(matches!(refused, DaemonError::Socket { .. }), "{refused}");
+    daemon.client.status().await.unwrap();
+    daemon.end().await;
+}

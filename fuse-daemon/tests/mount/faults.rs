@@ -1,0 +1,209 @@
+//! Readers get right bytes or an error in time, whatever the backend does.
+
+use std::ops::Range;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::{Arc, Barrier, Mutex};
+use std::time::{Duration, Instant};
+
+use bytes::Bytes;
+use fuse_daemon::control::BlobId;
+use fuse_daemon::worker::{Backend, BackendError};
+use futures::StreamExt;
+use futures::stream::BoxStream;
+use rafs::build::BuildOptions;
+
+use crate::image::{Node, SECOND_BOOT, Settings, TestImage, noise, tar_of};
+use crate::{can_mount, eventually};
+
+/// A backend that counts what is asked of the real one behind it, and may be made to fail.
+struct Watched {
+    inner: Arc<dyn Backend>,
+    reads: Mutex<Vec<Range<u64>>>,
+    bytes: AtomicUsize,
+    /// Never answers.
+    stalled: bool,
+}
+
+impl Watched {
+    fn over(image: &TestImage) -> Arc<Self> {
+        Arc::new(Self {
+            inner: image.backend(),
+            reads: Mutex::default(),
+            bytes: AtomicUsize::new(0),
+            stalled: false,
+        })
+    }
+
+    fn stalled(image: &TestImage) -> Arc<Self> {
+        Arc::new(Self {
+            inner: image.backend(),
+            reads: Mutex::default(),
+            bytes: AtomicUsize::new(0),
+            stalled: true,
+        })
+    }
+
+    fn reads(&self) -> usize {
+        self.reads.lock().unwrap().len()
+    }
+}
+
+impl Backend for Watched {
+    fn read(&self, blob: BlobId, range: Range<u64>) -> BoxStream<'static, Result<Bytes, BackendError>> {
+        self.bytes.fetch_add((range.end - range.start) as usize, Ordering::Relaxed);
+        self.reads.lock().unwrap().push(range.clone());
+        if self.stalled { futures::stream::pending().boxed() } else { self.inner.read(blob, range) }
+    }
+}
+
+const EIO: Option<i32> = Some(5);
+
+#[test]
+fn a_corrupt_chunk_is_an_error_of_that_file_alone() {
+    if !can_mount() {
+        return;
+    }
+    let contents: Vec<Vec<u8>> = (0..4).map(|seed| noise(seed, 300_000)).collect();
+    let names = ["a", "b", "c", "d"];
+    let files: Vec<(&str, &[u8])> = names.into_iter().zip(contents.iter().map(Vec::as_slice)).collect();
+    let image =
+        TestImage::build(&tar_of(&files), &BuildOptions { chunk_size: 65_536, ..BuildOptions::default() });
+    let good = std::fs::read(image.blob_file()).unwrap();
+    image.corrupt("b");
+    let cache = tempfile::tempdir().unwrap();
+    let node = Node::new(cache.path(), &Settings::default());
+    let backend = Watched::over(&image);
+    let mount = node.mount_from(&image, backend.clone());
+    for _ in 0..3 {
+        for (name, content) in &files {
+            match mount.read(name) {
+                Ok(bytes) => assert!(*name != "b" && bytes == *content, "{name}"),
+                Err(error) => assert!(*name == "b" && error.raw_os_error() == EIO, "{name}: {error}"),
+            }
+        }
+    }
+    // Attempts are bounded: a few for each of the five chunks, not one for each read.
+    assert!(backend.reads() < 40, "{} requests", backend.reads());
+    // Nothing of it was cached: once the backend is repaired, the file is.
+    std::fs::write(image.blob_file(), good).unwrap();
+    eventually("the file reads after the repair", || mount.read("b").is_ok_and(|bytes| bytes == contents[1]));
+}
+
+#[test]
+fn concurrent_readers_of_a_chunk_cause_one_fetch() {
+    if !can_mount() {
+        return;
+    }
+    let content = noise(7, 900_000);
+    let image = TestImage::build(&tar_of(&[("file", &content)]), &BuildOptions::default());
+    let cache = tempfile::tempdir().unwrap();
+    let node = Node::new(cache.path(), &Settings::default());
+    let backend = Watched::over(&image);
+    let mounts = [(); 3].map(|()| node.mount_from(&image, backend.clone()));
+    let barrier = Barrier::new(12);
+    std::thread::scope(|scope| {
+        for reader in 0..12 {
+            let (mount, barrier, content) = (&mounts[reader % 3], &barrier, &content);
+            scope.spawn(move || {
+                barrier.wait();
+                assert!(mount.read("file").unwrap() == *content);
+            });
+        }
+    });
+    assert_eq!(backend.reads(), 1);
+}
+
+#[test]
+fn what_is_cached_is_not_fetched_again_after_a_remount() {
+    if !can_mount() {
+        return;
+    }
+    let content = noise(8, 5_000_000);
+    let image = TestImage::build(&tar_of(&[("file", &content)]), &BuildOptions::default());
+    let cache = tempfile::tempdir().unwrap();
+    for boot in 0..2 {
+        let node = Node::new(cache.path(), &Settings::default());
+        let backend = Watched::over(&image);
+        let mount = node.mount_from(&image, backend.clone());
+        assert!(mount.read("file").unwrap() == content);
+        assert_eq!(backend.reads() > 0, boot == 0);
+    }
+}
+
+#[test]
+fn after_another_boot_the_cache_is_verified_not_fetched_and_what_was_lost_is_fetched() {
+    if !can_mount() {
+        return;
+    }
+    let content = noise(9, 4 << 20);
+    let image = TestImage::build(&tar_of(&[("file", &content)]), &BuildOptions::default());
+    let cache = tempfile::tempdir().unwrap();
+    {
+        let node = Node::new(cache.path(), &Settings::default());
+        let mount = node.mount(&image);
+        assert!(mount.read("file").unwrap() == content);
+    }
+    // As a crash may leave it: the map says that a chunk is there, the data never reached the disk.
+    let data = cache.path().join(format!("{}.blob.data", image.blob_ids()[0]));
+    let mut bytes = std::fs::read(&data).unwrap();
+    bytes[1 << 20..2 << 20].fill(0);
+    std::fs::write(&data, bytes).unwrap();
+    let node =
+        Node::new(cache.path(), &Settings { boot: SECOND_BOOT, request_bytes: 1, ..Settings::default() });
+    let backend = Watched::over(&image);
+    let mount = node.mount_from(&image, backend.clone());
+    assert!(mount.read("file").unwrap() == content);
+    assert_eq!(backend.reads(), 1);
+}
+
+#[test]
+fn a_stalled_backend_is_an_error_within_the_deadline_and_holds_up_nothing_else() {
+    if !can_mount() {
+        return;
+    }
+    let (cached, missing) = (noise(10, 100_000), noise(11, 3_000_000));
+    let image =
+        TestImage::build(&tar_of(&[("cached", &cached), ("missing", &missing)]), &BuildOptions::default());
+    let cache = tempfile::tempdir().unwrap();
+    {
+        let node = Node::new(cache.path(), &Settings { request_bytes: 1, ..Settings::default() });
+        assert!(node.mount(&image).read("cached").unwrap() == cached);
+    }
+    let deadline = Duration::from_millis(1500);
+    let node = Node::new(cache.path(), &Settings { deadline, ..Settings::default() });
+    let mount = node.mount_from(&image, Watched::stalled(&image));
+    let started = Instant::now();
+    std::thread::scope(|scope| {
+        // More readers than threads that serve the kernel.
+        for _ in 0..6 {
+            scope.spawn(|| assert_eq!(mount.read("missing").unwrap_err().raw_os_error(), EIO));
+        }
+        for _ in 0..20 {
+            assert!(mount.read("cached").unwrap() == cached);
+            assert!(mount.path("missing").exists() && !mount.path("other").exists());
+        }
+        assert!(started.elapsed() < deadline, "reads of the cache waited for others");
+    });
+    // The kernel retries pages one by one after its read-ahead failed, and each wait counts anew at worst.
+    assert!(started.elapsed() < deadline * 4, "{:?}", started.elapsed());
+}
+
+#[test]
+fn small_files_that_adjoin_come_with_one_request() {
+    if !can_mount() {
+        return;
+    }
+    let files: Vec<(String, Vec<u8>)> =
+        (0..100).map(|seed| (format!("f{seed:03}"), noise(seed, 2000))).collect();
+    let list: Vec<(&str, &[u8])> =
+        files.iter().map(|(name, content)| (name.as_str(), content.as_slice())).collect();
+    let image = TestImage::build(&tar_of(&list), &BuildOptions::default());
+    let cache = tempfile::tempdir().unwrap();
+    let node = Node::new(cache.path(), &Settings::default());
+    let backend = Watched::over(&image);
+    let mount = node.mount_from(&image, backend.clone());
+    for (name, content) in &files {
+        assert!(mount.read(name).unwrap() == *content);
+    }
+    assert_eq!(backend.reads(), 1);
+}

@@ -1,0 +1,193 @@
+//! Images for tests, and ways to have them mounted.
+
+use std::fs::File;
+use std::io;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::time::Duration;
+
+use fuse_daemon::cache::{BootId, Cache};
+use fuse_daemon::control::BlobId;
+use fuse_daemon::mounts::{Engine, EngineConfig, Image, Mounted};
+use fuse_daemon::worker::{Backend, DirectoryBackend, WorkerConfig};
+use rafs::bootstrap::Bootstrap;
+use rafs::build::{BuildOptions, build_layer};
+use rafs::digest::{Digest, DigestAlgorithm};
+
+/// An image on disk: a bootstrap, and a directory of blobs.
+pub struct TestImage {
+    pub dir: tempfile::TempDir,
+}
+
+impl TestImage {
+    /// Builds an image of one layer.
+    pub fn build(tar: &[u8], options: &BuildOptions) -> Self {
+        Self::build_layers(&[tar], options)
+    }
+
+    pub fn build_layers(tars: &[&[u8]], options: &BuildOptions) -> Self {
+        let image = Self { dir: tempfile::tempdir().unwrap() };
+        std::fs::create_dir(image.blobs()).unwrap();
+        let layers = tars.iter().map(|tar| {
+            let mut blob = Vec::new();
+            let layer = build_layer(*tar, &mut blob, options).unwrap();
+            let id = layer.blobs[0].id.unwrap();
+            std::fs::write(image.blobs().join(id.to_string()), blob).unwrap();
+            layer
+        });
+        let merged = rafs::merge::merge(layers.collect()).unwrap();
+        let mut bootstrap = File::create(image.bootstrap()).unwrap();
+        rafs::bootstrap::write(&merged, &rafs::bootstrap::WriteOptions::default(), &mut bootstrap).unwrap();
+        image
+    }
+
+    pub fn bootstrap(&self) -> PathBuf {
+        self.dir.path().join("image.boot")
+    }
+
+    pub fn blobs(&self) -> PathBuf {
+        self.dir.path().join("blobs")
+    }
+
+    pub fn blob_ids(&self) -> Vec<Digest> {
+        let bootstrap = Bootstrap::open(&self.bootstrap()).unwrap();
+        bootstrap.blobs().iter().map(|blob| blob.id.unwrap()).collect()
+    }
+
+    pub fn blob_file(&self) -> PathBuf {
+        self.blobs().join(self.blob_ids()[0].to_string())
+    }
+
+    pub fn backend(&self) -> Arc<dyn Backend> {
+        Arc::new(DirectoryBackend::new(self.blobs()))
+    }
+
+    /// Changes a byte in the stored bytes of each chunk of a file.
+    pub fn corrupt(&self, path: &str) {
+        let bootstrap = Bootstrap::open(&self.bootstrap()).unwrap();
+        let nid = bootstrap.lookup_path(path.as_bytes()).unwrap().unwrap();
+        let mut bytes = std::fs::read(self.blob_file()).unwrap();
+        for piece in bootstrap.chunks(nid, 0..u64::MAX).unwrap() {
+            let piece = piece.unwrap();
+            let chunk = bootstrap.chunk(piece.blob, piece.chunk).unwrap();
+            let middle = chunk.compressed_offset + u64::from(chunk.compressed_size / 2);
+            bytes[middle as usize] ^= 0x55;
+        }
+        std::fs::write(self.blob_file(), bytes).unwrap();
+    }
+}
+
+/// Bytes that do not compress, other ones for each seed.
+pub fn noise(seed: u64, len: usize) -> Vec<u8> {
+    let mut bytes = Vec::with_capacity(len + 32);
+    let mut block = DigestAlgorithm::Blake3.digest(&seed.to_le_bytes());
+    while bytes.len() < len {
+        bytes.extend_from_slice(&block.0);
+        block = DigestAlgorithm::Blake3.digest(&block.0);
+    }
+    bytes.truncate(len);
+    bytes
+}
+
+/// A tar stream of regular files.
+pub fn tar_of(files: &[(&str, &[u8])]) -> Vec<u8> {
+    let mut tar = tar::Builder::new(Vec::new());
+    for (name, content) in files {
+        let mut header = tar::Header::new_gnu();
+        header.set_size(content.len() as u64);
+        header.set_mode(0o644);
+        tar.append_data(&mut header, name, *content).unwrap();
+    }
+    tar.into_inner().unwrap()
+}
+
+pub const FIRST_BOOT: BootId = BootId([1; 16]);
+pub const SECOND_BOOT: BootId = BootId([2; 16]);
+
+/// What tests change of the engine's settings.
+pub struct Settings {
+    pub deadline: Duration,
+    pub request_bytes: u64,
+    pub boot: BootId,
+}
+
+impl Default for Settings {
+    fn default() -> Self {
+        Self { deadline: super::SOON, request_bytes: 1 << 20, boot: FIRST_BOOT }
+    }
+}
+
+/// An engine with a runtime of its own.
+pub struct Node {
+    pub engine: Engine,
+    runtime: tokio::runtime::Runtime,
+}
+
+impl Node {
+    pub fn new(cache_dir: &Path, settings: &Settings) -> Self {
+        let runtime =
+            tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build().unwrap();
+        let config = EngineConfig {
+            fuse_threads: 2,
+            read_ahead_kib: Some(1024),
+            deadline: settings.deadline,
+            worker: WorkerConfig {
+                deadline: settings.deadline,
+                request_bytes: settings.request_bytes,
+                buffer_bytes: 8 << 20,
+                threads: 2,
+                failure_memory: Duration::from_millis(300),
+            },
+        };
+        let cache = Cache::open(cache_dir, settings.boot).unwrap();
+        let engine = Engine::new(cache, config, runtime.handle().clone()).unwrap();
+        Self { engine, runtime }
+    }
+
+    pub fn runtime(&self) -> &tokio::runtime::Runtime {
+        &self.runtime
+    }
+
+    pub fn mount(&self, image: &TestImage) -> TestMount {
+        self.mount_from(image, image.backend())
+    }
+
+    pub fn mount_from(&self, image: &TestImage, backend: Arc<dyn Backend>) -> TestMount {
+        let dir = tempfile::tempdir().unwrap();
+        let mountpoint = dir.path().join("made/on/demand");
+        let mounted = self.engine.mount(&Image {
+            id: "test",
+            bootstrap: &image.bootstrap(),
+            mountpoint: &mountpoint,
+            backend,
+        });
+        TestMount { mounted: mounted.unwrap(), mountpoint, _dir: dir }
+    }
+
+    pub fn usage(&self, image: &TestImage) -> u64 {
+        image.blob_ids().into_iter().map(|id| self.engine.cache().usage(BlobId(id))).sum()
+    }
+}
+
+/// A mount that is gone after the test.
+pub struct TestMount {
+    pub mounted: Mounted,
+    pub mountpoint: PathBuf,
+    _dir: tempfile::TempDir,
+}
+
+impl TestMount {
+    pub fn path(&self, path: &str) -> PathBuf {
+        self.mountpoint.join(path)
+    }
+
+    pub fn read(&self, path: &str) -> io::Result<Vec<u8>> {
+        std::fs::read(self.path(path))
+    }
+}
+
+impl Drop for TestMount {
+    fn drop(&mut self) {
+        let _ = self.mounted.unmount(Duration::from_secs(2));
+    }
+}

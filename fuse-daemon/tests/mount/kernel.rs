@@ -1,0 +1,92 @@
+//! The mount as the kernel sees it.
+
+use std::io::{Read, Seek, SeekFrom};
+use std::time::Duration;
+
+use rafs::build::BuildOptions;
+
+use crate::image::{Node, Settings, TestImage, noise, tar_of};
+use crate::{can_mount, eventually};
+
+#[test]
+fn the_mount_is_read_only_and_says_whose_it_is() {
+    if !can_mount() {
+        return;
+    }
+    let image = TestImage::build(&tar_of(&[("file", b"content")]), &BuildOptions::default());
+    let cache = tempfile::tempdir().unwrap();
+    let node = Node::new(cache.path(), &Settings::default());
+    let mount = node.mount(&image);
+    let mounts = std::fs::read_to_string("/proc/mounts").unwrap();
+    let line = mounts.lines().find(|line| line.contains(mount.mountpoint.to_str().unwrap())).unwrap();
+    assert!(line.starts_with("nydus-cluster:test ") && line.contains(" fuse.nydus-cluster ro,"), "{line}");
+    assert!(!line.contains("nodev") && !line.contains("nosuid"), "{line}");
+    let refused = std::fs::write(mount.path("new"), b"").unwrap_err();
+    assert_eq!(refused.kind(), std::io::ErrorKind::ReadOnlyFilesystem);
+    let refused = std::fs::File::options().write(true).open(mount.path("file")).unwrap_err();
+    assert_eq!(refused.kind(), std::io::ErrorKind::ReadOnlyFilesystem);
+}
+
+#[test]
+fn reads_of_any_offset_and_size_are_right() {
+    if !can_mount() {
+        return;
+    }
+    let content = noise(3, 3_333_333);
+    let options = BuildOptions { chunk_size: 65_536, ..BuildOptions::default() };
+    let image = TestImage::build(&tar_of(&[("file", &content)]), &options);
+    let cache = tempfile::tempdir().unwrap();
+    let node = Node::new(cache.path(), &Settings { request_bytes: 100_000, ..Settings::default() });
+    let mount = node.mount(&image);
+    let mut file = std::fs::File::open(mount.path("file")).unwrap();
+    let mut place = 17_usize;
+    for size in [1, 4095, 65_536, 65_537, 300_000, 1 << 20, 0] {
+        place = (place * 7919 + size) % content.len();
+        file.seek(SeekFrom::Start(place as u64)).unwrap();
+        let mut bytes = Vec::new();
+        (&mut file).take(size as u64).read_to_end(&mut bytes).unwrap();
+        assert!(bytes == content[place..(place + size).min(content.len())], "{size} bytes at {place}");
+    }
+    file.seek(SeekFrom::End(10)).unwrap();
+    assert_eq!(file.read(&mut [0; 10]).unwrap(), 0);
+}
+
+#[test]
+fn a_busy_mount_is_detached_and_serves_its_last_user() {
+    if !can_mount() {
+        return;
+    }
+    let content = noise(4, 3_000_000);
+    let image = TestImage::build(&tar_of(&[("file", &content)]), &BuildOptions::default());
+    let cache = tempfile::tempdir().unwrap();
+    let node = Node::new(cache.path(), &Settings::default());
+    let mount = node.mount(&image);
+    let mut file = std::fs::File::open(mount.path("file")).unwrap();
+    assert!(!mount.mounted.try_unmount().unwrap());
+    assert!(!mount.mounted.unmount(Duration::from_millis(100)).unwrap());
+    assert!(!mount.mounted.is_mounted());
+    let ids: Vec<_> = mount.mounted.blobs().to_vec();
+    assert_eq!(node.engine.cache().remove(&ids).unwrap().in_use, ids);
+    let mut bytes = Vec::new();
+    file.read_to_end(&mut bytes).unwrap();
+    assert!(bytes == content);
+    drop(file);
+    eventually("the blob is free", || !node.engine.cache().remove(&ids).unwrap().removed.is_empty());
+}
+
+#[test]
+fn an_unmounted_image_leaves_its_blobs_free_at_once() {
+    if !can_mount() {
+        return;
+    }
+    let image = TestImage::build(&tar_of(&[("file", &noise(5, 500_000))]), &BuildOptions::default());
+    let cache = tempfile::tempdir().unwrap();
+    let node = Node::new(cache.path(), &Settings::default());
+    let mount = node.mount(&image);
+    mount.read("file").unwrap();
+    assert!(node.usage(&image) >= 500_000);
+    assert!(mount.mounted.unmount(crate::SOON).unwrap());
+    let ids = mount.mounted.blobs();
+    assert_eq!(node.engine.cache().remove(ids).unwrap().removed, ids);
+    assert_eq!(node.usage(&image), 0);
+}

@@ -1,0 +1,35 @@
+//! The daemon with real mounts: images built from tar streams, served from a directory or the embedded registry, read
+//! through the kernel.
+//!
+//! Needs root and `/dev/fuse`. Where these are missing, tests say `skipped: needs …`; with `CI=true` they fail instead.
+
+mod control;
+mod faults;
+mod image;
+mod kernel;
+mod tree;
+
+use std::path::Path;
+use std::time::{Duration, Instant};
+
+/// What a test may take at most for something that is expected to happen at once.
+const SOON: Duration = Duration::from_secs(20);
+
+/// Whether FUSE mounts can be made here; says so if not.
+fn can_mount() -> bool {
+    if nix::unistd::geteuid().is_root() && Path::new("/dev/fuse").exists() {
+        return true;
+    }
+    assert!(std::env::var_os("CI").is_none(), "needs root and /dev/fuse");
+    println!("skipped: needs root and /dev/fuse");
+    false
+}
+
+/// Waits until `condition` holds.
+fn eventually(what: &str, condition: impl Fn() -> bool) {
+    let end = Instant::now() + SOON;
+    while !condition() {
+        assert!(Instant::now() < end, "not within {SOON:?}: {what}");
+        std::thread::sleep(Duration::from_millis(10));
+    }
+}
