@@ -20,6 +20,14 @@ pub enum FsError {
     /// The metadata is broken, or the operation does not suit the file.
     #[error(transparent)]
     Bootstrap(#[from] BootstrapError),
+    /// A file claims more of a chunk than there is.
+    #[error("the file has bytes up to {end} of a chunk of {size}")]
+    OutsideChunk {
+        /// Where the file's piece ends in the chunk.
+        end: u64,
+        /// The chunk's size in bytes.
+        size: u32,
+    },
     /// The content is not to be had.
     #[error(transparent)]
     Read(#[from] ReadError),
@@ -172,11 +180,17 @@ impl FileSystem {
         let mut pieces = Vec::new();
         for piece in self.bootstrap.chunks(nid, offset..offset.saturating_add(u64::from(size)))? {
             let piece = piece?;
+            // Where the chunk is said to be, rather than the file's own address of it: the worker puts it there.
+            let chunk = self.bootstrap.chunk(piece.blob, piece.chunk)?;
+            let end = u64::from(piece.offset_in_chunk) + u64::from(piece.len);
+            if end > u64::from(chunk.uncompressed_size) {
+                return Err(FsError::OutsideChunk { end, size: chunk.uncompressed_size });
+            }
             let blob = self.blobs.get(usize::from(piece.blob.0));
             pieces.push(Piece::Chunk {
                 blob: Arc::clone(blob.ok_or(BootstrapError::NoSuchBlob(piece.blob.0))?),
                 chunk: piece.chunk,
-                offset: piece.uncompressed_offset + u64::from(piece.offset_in_chunk),
+                offset: chunk.uncompressed_offset.saturating_add(u64::from(piece.offset_in_chunk)),
                 len: piece.len as usize,
             });
         }

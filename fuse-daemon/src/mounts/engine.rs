@@ -5,6 +5,7 @@ use std::sync::{Arc, Weak};
 use std::time::Duration;
 
 use rafs::blob::BlobIndex;
+use rafs::blob::source::BlobError;
 use rafs::bootstrap::{Bootstrap, ReadError as BootstrapError};
 use tokio::runtime::Handle;
 
@@ -31,6 +32,7 @@ pub struct EngineConfig {
 /// Cache, front and worker.
 pub struct Engine {
     config: EngineConfig,
+    runtime: Handle,
     cache: Cache,
     front: Arc<Front>,
     worker: Arc<LocalWorker>,
@@ -67,6 +69,14 @@ pub enum MountError {
         /// The blob.
         index: usize,
     },
+    /// Chunk information that the bootstrap lacks cannot be had.
+    #[error("bootstrap {} lacks chunk information", path.display())]
+    ChunkInfo {
+        /// The bootstrap's file.
+        path: PathBuf,
+        /// Why not.
+        source: BlobError,
+    },
     /// The cache cannot take its blobs.
     #[error(transparent)]
     Cache(#[from] CacheError),
@@ -91,11 +101,11 @@ impl Engine {
     ///
     /// No threads are to be had.
     pub fn new(cache: Cache, config: EngineConfig, runtime: Handle) -> std::io::Result<Self> {
-        let worker = Arc::new(LocalWorker::new(config.worker.clone(), runtime)?);
+        let worker = Arc::new(LocalWorker::new(config.worker.clone(), runtime.clone())?);
         let front = Arc::new(Front::new(worker.clone(), config.deadline));
         let responses: Weak<Front> = Arc::downgrade(&front);
         worker.connect(responses as Weak<dyn Responses>);
-        Ok(Self { config, cache, front, worker })
+        Ok(Self { config, runtime, cache, front, worker })
     }
 
     /// The cache of all mounts.
@@ -103,14 +113,18 @@ impl Engine {
         &self.cache
     }
 
-    /// Mounts an image; it serves when this returns. Blocks for as long as the operating system takes.
+    /// Mounts an image; it serves when this returns. Blocks for as long as the operating system takes, and for images
+    /// with batches the backend: not to be called by an asynchronous task.
     ///
     /// # Errors
     ///
     /// [`MountError`].
     pub fn mount(&self, image: &Image<'_>) -> Result<Mounted, MountError> {
         let broken = |source| MountError::Bootstrap { path: image.bootstrap.to_owned(), source };
-        let bootstrap = Arc::new(Bootstrap::open(image.bootstrap).map_err(broken)?);
+        let mut bootstrap = Bootstrap::open(image.bootstrap).map_err(broken)?;
+        super::chunk_info::complete(&mut bootstrap, &*image.backend, &self.runtime, self.config.deadline)
+            .map_err(|source| MountError::ChunkInfo { path: image.bootstrap.to_owned(), source })?;
+        let bootstrap = Arc::new(bootstrap);
         let cached = self.cached_blobs(image.bootstrap, &bootstrap)?;
         let blobs = cached.iter().map(|blob| blob.id()).collect();
         let held: Held = (self.register(&bootstrap, &cached, &image.backend), self.worker.clone());

@@ -1,5 +1,6 @@
 //! Images that are mounted: one by one ([`Engine`]), and the daemon's table of them ([`Table`]).
 
+mod chunk_info;
 mod engine;
 mod table;
 

@@ -7,8 +7,9 @@ use std::os::unix::fs::FileExt;
 use std::path::PathBuf;
 
 use bytes::Bytes;
-use futures::StreamExt;
+use futures::future::BoxFuture;
 use futures::stream::BoxStream;
+use futures::{FutureExt, StreamExt};
 use registry::Repository;
 use registry::client::Client;
 
@@ -20,6 +21,14 @@ pub enum BackendError {
     /// The registry did not deliver.
     #[error("{0}")]
     Registry(#[from] registry::client::Error),
+    /// The registry does not have the blob.
+    #[error("repository {repository} has no blob {blob}")]
+    Missing {
+        /// The repository.
+        repository: String,
+        /// The blob.
+        blob: BlobId,
+    },
     /// The blob's file did not.
     #[error("blob file {}, bytes {} to {}: {source}", path.display(), range.start, range.end)]
     File {
@@ -34,6 +43,9 @@ pub enum BackendError {
 
 /// A place that has blobs.
 pub trait Backend: Send + Sync {
+    /// Size in bytes of a blob.
+    fn size(&self, blob: BlobId) -> BoxFuture<'_, Result<u64, BackendError>>;
+
     /// The bytes of a range of a blob, as they arrive. Not verified: that is the worker's part.
     fn read(&self, blob: BlobId, range: Range<u64>) -> BoxStream<'static, Result<Bytes, BackendError>>;
 }
@@ -52,12 +64,23 @@ impl RegistryBackend {
     }
 }
 
+fn digest(blob: BlobId) -> registry::Digest {
+    registry::Digest::try_from(blob.to_string()).expect("sha256: and 64 digits are a digest")
+}
+
 impl Backend for RegistryBackend {
+    fn size(&self, blob: BlobId) -> BoxFuture<'_, Result<u64, BackendError>> {
+        let size = async move {
+            let size = self.client.blob_size(&self.repository, &digest(blob)).await?;
+            let name = format!("{}/{}", self.repository.host(), self.repository.name());
+            size.ok_or(BackendError::Missing { repository: name, blob })
+        };
+        size.boxed()
+    }
+
     fn read(&self, blob: BlobId, range: Range<u64>) -> BoxStream<'static, Result<Bytes, BackendError>> {
-        let digest =
-            registry::Digest::try_from(blob.to_string()).expect("sha256: and 64 digits are a digest");
         let len = range.end.saturating_sub(range.start);
-        match self.client.blob_part(&self.repository, &digest, range.start, len) {
+        match self.client.blob_part(&self.repository, &digest(blob), range.start, len) {
             Ok(reader) => reader.into_stream().map(|bytes| bytes.map_err(BackendError::from)).boxed(),
             Err(error) => futures::stream::iter([Err(error.into())]).boxed(),
         }
@@ -78,6 +101,19 @@ impl DirectoryBackend {
 }
 
 impl Backend for DirectoryBackend {
+    fn size(&self, blob: BlobId) -> BoxFuture<'_, Result<u64, BackendError>> {
+        let path = self.dir.join(blob.0.to_string());
+        let size = async move {
+            let metadata = tokio::fs::metadata(&path).await;
+            metadata.map(|metadata| metadata.len()).map_err(|source| BackendError::File {
+                path,
+                range: 0..0,
+                source,
+            })
+        };
+        size.boxed()
+    }
+
     fn read(&self, blob: BlobId, range: Range<u64>) -> BoxStream<'static, Result<Bytes, BackendError>> {
         let path = self.dir.join(blob.0.to_string());
         let read = async move {

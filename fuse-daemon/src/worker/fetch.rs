@@ -5,7 +5,7 @@ use std::sync::Arc;
 use bytes::{Buf, Bytes, BytesMut};
 use futures::StreamExt;
 use tokio::sync::OwnedSemaphorePermit;
-use tokio::time::{Instant, timeout_at};
+use tokio::time::{Instant, timeout};
 
 use super::plan::{Extent, Request};
 use super::pool::Job;
@@ -53,16 +53,16 @@ impl Shared {
     ) {
         let merged = request.extents.len() > 1;
         let mut failure = String::new();
-        for source in &sources {
+        for (source, left) in sources.iter().zip((1..=sources.len()).rev()) {
+            // What remains of the time is shared with the sources behind it.
+            let share = deadline.saturating_duration_since(Instant::now()) / u32::try_from(left).unwrap_or(1);
             let run = self.transfer(&sources, source, &mut request, attempt, deadline);
-            match timeout_at(deadline, run).await {
+            failure = match timeout(share, run).await {
                 Ok(Ok(())) => return,
-                Ok(Err(error)) => failure = error,
-                Err(_) => {
-                    failure = format!("no answer within {:?}", self.config.deadline);
-                    break;
-                }
-            }
+                Ok(Err(error)) => error,
+                Err(_) => format!("no answer within {share:?}"),
+            };
+            self.demote(source);
         }
         let blob = sources[0].cached.id();
         if merged && Instant::now() < deadline {

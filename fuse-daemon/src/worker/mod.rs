@@ -135,7 +135,8 @@ impl LocalWorker {
     pub fn register(&self, source: Source) -> Registration {
         let source = Arc::new(source);
         let mut sources = self.shared.sources.write().unwrap_or_else(PoisonError::into_inner);
-        sources.entry(source.cached.id()).or_default().push(Arc::clone(&source));
+        // The newest first: its bootstrap came from there a moment ago, so it is most likely to answer.
+        sources.entry(source.cached.id()).or_default().insert(0, Arc::clone(&source));
         Registration { shared: Arc::downgrade(&self.shared), source }
     }
 }
@@ -153,6 +154,16 @@ impl Worker for LocalWorker {
 impl Shared {
     fn sources(&self, blob: BlobId) -> Vec<Arc<Source>> {
         self.sources.read().unwrap_or_else(PoisonError::into_inner).get(&blob).cloned().unwrap_or_default()
+    }
+
+    /// Asks others before this source from now on, since it failed.
+    fn demote(&self, failed: &Arc<Source>) {
+        let mut sources = self.sources.write().unwrap_or_else(PoisonError::into_inner);
+        if let Some(of_blob) = sources.get_mut(&failed.cached.id())
+            && let Some(place) = of_blob.iter().position(|source| Arc::ptr_eq(source, failed))
+        {
+            of_blob[place..].rotate_left(1);
+        }
     }
 
     /// Chunks of one blob, in order.

@@ -9,6 +9,7 @@ use bytes::Bytes;
 use fuse_daemon::control::BlobId;
 use fuse_daemon::worker::{Backend, BackendError};
 use futures::StreamExt;
+use futures::future::BoxFuture;
 use futures::stream::BoxStream;
 use rafs::build::BuildOptions;
 
@@ -49,6 +50,10 @@ impl Watched {
 }
 
 impl Backend for Watched {
+    fn size(&self, blob: BlobId) -> BoxFuture<'_, Result<u64, BackendError>> {
+        self.inner.size(blob)
+    }
+
     fn read(&self, blob: BlobId, range: Range<u64>) -> BoxStream<'static, Result<Bytes, BackendError>> {
         self.bytes.fetch_add((range.end - range.start) as usize, Ordering::Relaxed);
         self.reads.lock().unwrap().push(range.clone());

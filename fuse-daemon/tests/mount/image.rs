@@ -15,17 +15,17 @@ use rafs::build::{BuildOptions, build_layer};
 use rafs::digest::{Digest, DigestAlgorithm};
 
 /// An image on disk: a bootstrap, and a directory of blobs.
-pub struct TestImage {
-    pub dir: tempfile::TempDir,
+pub(crate) struct TestImage {
+    pub(crate) dir: tempfile::TempDir,
 }
 
 impl TestImage {
     /// Builds an image of one layer.
-    pub fn build(tar: &[u8], options: &BuildOptions) -> Self {
+    pub(crate) fn build(tar: &[u8], options: &BuildOptions) -> Self {
         Self::build_layers(&[tar], options)
     }
 
-    pub fn build_layers(tars: &[&[u8]], options: &BuildOptions) -> Self {
+    pub(crate) fn build_layers(tars: &[&[u8]], options: &BuildOptions) -> Self {
         let image = Self { dir: tempfile::tempdir().unwrap() };
         std::fs::create_dir(image.blobs()).unwrap();
         let layers = tars.iter().map(|tar| {
@@ -41,29 +41,29 @@ impl TestImage {
         image
     }
 
-    pub fn bootstrap(&self) -> PathBuf {
+    pub(crate) fn bootstrap(&self) -> PathBuf {
         self.dir.path().join("image.boot")
     }
 
-    pub fn blobs(&self) -> PathBuf {
+    pub(crate) fn blobs(&self) -> PathBuf {
         self.dir.path().join("blobs")
     }
 
-    pub fn blob_ids(&self) -> Vec<Digest> {
+    pub(crate) fn blob_ids(&self) -> Vec<Digest> {
         let bootstrap = Bootstrap::open(&self.bootstrap()).unwrap();
         bootstrap.blobs().iter().map(|blob| blob.id.unwrap()).collect()
     }
 
-    pub fn blob_file(&self) -> PathBuf {
+    pub(crate) fn blob_file(&self) -> PathBuf {
         self.blobs().join(self.blob_ids()[0].to_string())
     }
 
-    pub fn backend(&self) -> Arc<dyn Backend> {
+    pub(crate) fn backend(&self) -> Arc<dyn Backend> {
         Arc::new(DirectoryBackend::new(self.blobs()))
     }
 
     /// Changes a byte in the stored bytes of each chunk of a file.
-    pub fn corrupt(&self, path: &str) {
+    pub(crate) fn corrupt(&self, path: &str) {
         let bootstrap = Bootstrap::open(&self.bootstrap()).unwrap();
         let nid = bootstrap.lookup_path(path.as_bytes()).unwrap().unwrap();
         let mut bytes = std::fs::read(self.blob_file()).unwrap();
@@ -78,7 +78,7 @@ impl TestImage {
 }
 
 /// Bytes that do not compress, other ones for each seed.
-pub fn noise(seed: u64, len: usize) -> Vec<u8> {
+pub(crate) fn noise(seed: u64, len: usize) -> Vec<u8> {
     let mut bytes = Vec::with_capacity(len + 32);
     let mut block = DigestAlgorithm::Blake3.digest(&seed.to_le_bytes());
     while bytes.len() < len {
@@ -90,7 +90,7 @@ pub fn noise(seed: u64, len: usize) -> Vec<u8> {
 }
 
 /// A tar stream of regular files.
-pub fn tar_of(files: &[(&str, &[u8])]) -> Vec<u8> {
+pub(crate) fn tar_of(files: &[(&str, &[u8])]) -> Vec<u8> {
     let mut tar = tar::Builder::new(Vec::new());
     for (name, content) in files {
         let mut header = tar::Header::new_gnu();
@@ -101,14 +101,14 @@ pub fn tar_of(files: &[(&str, &[u8])]) -> Vec<u8> {
     tar.into_inner().unwrap()
 }
 
-pub const FIRST_BOOT: BootId = BootId([1; 16]);
-pub const SECOND_BOOT: BootId = BootId([2; 16]);
+pub(crate) const FIRST_BOOT: BootId = BootId([1; 16]);
+pub(crate) const SECOND_BOOT: BootId = BootId([2; 16]);
 
 /// What tests change of the engine's settings.
-pub struct Settings {
-    pub deadline: Duration,
-    pub request_bytes: u64,
-    pub boot: BootId,
+pub(crate) struct Settings {
+    pub(crate) deadline: Duration,
+    pub(crate) request_bytes: u64,
+    pub(crate) boot: BootId,
 }
 
 impl Default for Settings {
@@ -118,13 +118,14 @@ impl Default for Settings {
 }
 
 /// An engine with a runtime of its own.
-pub struct Node {
-    pub engine: Engine,
-    runtime: tokio::runtime::Runtime,
+pub(crate) struct Node {
+    pub(crate) engine: Engine,
+    /// Fetches as long as it is there.
+    _runtime: tokio::runtime::Runtime,
 }
 
 impl Node {
-    pub fn new(cache_dir: &Path, settings: &Settings) -> Self {
+    pub(crate) fn new(cache_dir: &Path, settings: &Settings) -> Self {
         let runtime =
             tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build().unwrap();
         let config = EngineConfig {
@@ -141,18 +142,14 @@ impl Node {
         };
         let cache = Cache::open(cache_dir, settings.boot).unwrap();
         let engine = Engine::new(cache, config, runtime.handle().clone()).unwrap();
-        Self { engine, runtime }
+        Self { engine, _runtime: runtime }
     }
 
-    pub fn runtime(&self) -> &tokio::runtime::Runtime {
-        &self.runtime
-    }
-
-    pub fn mount(&self, image: &TestImage) -> TestMount {
+    pub(crate) fn mount(&self, image: &TestImage) -> TestMount {
         self.mount_from(image, image.backend())
     }
 
-    pub fn mount_from(&self, image: &TestImage, backend: Arc<dyn Backend>) -> TestMount {
+    pub(crate) fn mount_from(&self, image: &TestImage, backend: Arc<dyn Backend>) -> TestMount {
         let dir = tempfile::tempdir().unwrap();
         let mountpoint = dir.path().join("made/on/demand");
         let mounted = self.engine.mount(&Image {
@@ -164,24 +161,24 @@ impl Node {
         TestMount { mounted: mounted.unwrap(), mountpoint, _dir: dir }
     }
 
-    pub fn usage(&self, image: &TestImage) -> u64 {
+    pub(crate) fn usage(&self, image: &TestImage) -> u64 {
         image.blob_ids().into_iter().map(|id| self.engine.cache().usage(BlobId(id))).sum()
     }
 }
 
 /// A mount that is gone after the test.
-pub struct TestMount {
-    pub mounted: Mounted,
-    pub mountpoint: PathBuf,
+pub(crate) struct TestMount {
+    pub(crate) mounted: Mounted,
+    pub(crate) mountpoint: PathBuf,
     _dir: tempfile::TempDir,
 }
 
 impl TestMount {
-    pub fn path(&self, path: &str) -> PathBuf {
+    pub(crate) fn path(&self, path: &str) -> PathBuf {
         self.mountpoint.join(path)
     }
 
-    pub fn read(&self, path: &str) -> io::Result<Vec<u8>> {
+    pub(crate) fn read(&self, path: &str) -> io::Result<Vec<u8>> {
         std::fs::read(self.path(path))
     }
 }
