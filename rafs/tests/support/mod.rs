@@ -1,16 +1,19 @@
 //! A small layer with one of everything, built without the crate's own builder.
 
 #![allow(dead_code, reason = "not every test uses all of it")]
+#![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
 
 use std::collections::BTreeMap;
-use std::io::Write;
+use std::io::{self, Write};
+use std::ops::Range;
 
+use rafs::blob::source::BlobSource;
 use rafs::blob::stream::BlobWriter;
 use rafs::blob::{Blob, BlobIndex, Chunk, ChunkIndex};
-use rafs::bootstrap::WriteOptions;
+use rafs::bootstrap::{self, WriteOptions};
 use rafs::compress::Compressor;
 use rafs::digest::DigestAlgorithm;
-use rafs::tree::{ChunkRef, DeviceNumber, Kind, Layer, Metadata, Node, NodeId, Time, Tree};
+use rafs::tree::{ChunkRef, DeviceNumber, Image, Kind, Layer, Metadata, Node, NodeId, Time, Tree};
 
 /// How chunks are made.
 #[derive(Clone, Copy)]
@@ -171,8 +174,43 @@ pub(crate) fn sample(format: Format) -> Builder {
         b"security.capability"[..].into(),
         vec![1, 0, 0, 2, 0, 32, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0].into(),
     );
-    xattrs.insert(b"trusted.big"[..].into(), vec![7; 5000].into());
+    xattrs.insert(b"trusted.big"[..].into(), vec![7; 3000].into());
     let old = b.file(root, b"before 1970", b"old");
     b.tree.node_mut(old).metadata.mtime = Time { seconds: -5, nanoseconds: 1 };
     b
+}
+
+/// Every blob is this one.
+pub(crate) struct OneBlob(pub(crate) Vec<u8>);
+
+impl BlobSource for OneBlob {
+    fn size(&self, _: &Blob) -> io::Result<u64> {
+        Ok(self.0.len() as u64)
+    }
+
+    fn read(&self, _: &Blob, range: Range<u64>) -> io::Result<Vec<u8>> {
+        let found = self.0.get(range.start as usize..range.end as usize);
+        found.map(<[u8]>::to_vec).ok_or_else(|| io::ErrorKind::UnexpectedEof.into())
+    }
+}
+
+/// The bootstrap of an image of this layer alone.
+pub(crate) fn written(layer: &Layer, options: &WriteOptions) -> Vec<u8> {
+    let image = Image { tree: layer.tree.clone(), blobs: layer.blobs.clone() };
+    let mut bytes = Vec::new();
+    bootstrap::write(&image, options, &mut bytes).unwrap();
+    bytes
+}
+
+/// A path and its node, of every name of a tree.
+pub(crate) fn paths(tree: &Tree) -> BTreeMap<Vec<u8>, NodeId> {
+    let mut paths = BTreeMap::new();
+    let mut pending = vec![(Vec::new(), Tree::ROOT)];
+    while let Some((path, id)) = pending.pop() {
+        for (name, child) in tree.entries(id).into_iter().flatten() {
+            pending.push(([&path[..], b"/", name].concat(), *child));
+        }
+        paths.insert(path, id);
+    }
+    paths
 }

@@ -1,0 +1,174 @@
+//! An unpacked image is the tree that went in.
+
+#![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
+
+mod support;
+
+use std::collections::BTreeMap;
+use std::ffi::OsStr;
+use std::fs;
+use std::io::Read;
+use std::os::unix::ffi::OsStrExt;
+use std::os::unix::fs::{FileTypeExt, MetadataExt};
+
+use rafs::bootstrap::{Bootstrap, WriteOptions};
+use rafs::tree::{DeviceNumber, Kind, Layer, Tree};
+use support::{Format, OneBlob, paths, sample, written};
+
+type Contents = BTreeMap<rafs::tree::NodeId, Vec<u8>>;
+
+fn image() -> (Bootstrap, OneBlob, Layer, Contents) {
+    let builder = sample(Format::default());
+    let contents = builder.contents.clone();
+    let (layer, stream) = builder.finish();
+    (
+        Bootstrap::from_bytes(written(&layer, &WriteOptions::default())).unwrap(),
+        OneBlob(stream),
+        layer,
+        contents,
+    )
+}
+
+#[test]
+fn an_archive_holds_every_name_with_its_content() {
+    let (bootstrap, blob, layer, contents) = image();
+    let mut bytes = Vec::new();
+    rafs::unpack::to_tar(&bootstrap, &blob, &mut bytes).unwrap();
+    let mut expected = paths(&layer.tree);
+    let mut archive = tar::Archive::new(&bytes[..]);
+    for entry in archive.entries().unwrap() {
+        let mut entry = entry.unwrap();
+        let path = entry.path_bytes().into_owned();
+        let trimmed = path.strip_suffix(b"/").unwrap_or(&path);
+        let trimmed = if trimmed == b"." { Vec::new() } else { [b"/", trimmed].concat() };
+        let id = expected.remove(&trimmed).expect("the name is the image's");
+        let node = layer.tree.node(id);
+        let header = entry.header().clone();
+        assert_eq!(header.mode().unwrap(), u32::from(node.metadata.permissions));
+        assert_eq!(
+            (entry.header().uid().unwrap(), header.gid().unwrap()),
+            (node.metadata.uid.into(), node.metadata.gid.into())
+        );
+        let mut pax = BTreeMap::new();
+        for record in entry.pax_extensions().unwrap().into_iter().flatten() {
+            let record = record.unwrap();
+            pax.insert(record.key_bytes().to_vec(), record.value_bytes().to_vec());
+        }
+        if !header.entry_type().is_hard_link() {
+            for (name, value) in &node.metadata.xattrs {
+                assert!(pax[&[b"SCHILY.xattr.", &name[..]].concat()] == value[..]);
+            }
+        }
+        let mut content = Vec::new();
+        entry.read_to_end(&mut content).unwrap();
+        match &node.kind {
+            Kind::Regular { .. } if header.entry_type().is_hard_link() => {
+                assert_eq!(entry.link_name_bytes().unwrap().into_owned(), b"etc/linked");
+            }
+            Kind::Regular { .. } => assert!(content == contents[&id]),
+            Kind::Symlink(target) => assert!(entry.link_name_bytes().unwrap().into_owned() == target[..]),
+            Kind::CharDevice(number) | Kind::BlockDevice(number) => {
+                let (major, minor) =
+                    (header.device_major().unwrap().unwrap(), header.device_minor().unwrap().unwrap());
+                assert_eq!(*number, DeviceNumber { major, minor });
+            }
+            _ => assert!(content.is_empty()),
+        }
+        if path == b"before 1970" {
+            assert_eq!(pax[&b"mtime"[..]], b"-4.999999999");
+        }
+    }
+    assert_eq!(expected.keys().collect::<Vec<_>>(), [&b"/socket".to_vec()], "tar has no sockets");
+}
+
+#[test]
+fn a_directory_holds_every_file_with_its_metadata() {
+    let (bootstrap, blob, layer, contents) = image();
+    let target = tempfile::tempdir().unwrap();
+    let target = target.path().join("new");
+    let is_root = nix::unistd::geteuid().is_root();
+    rafs::unpack::to_directory(&bootstrap, &blob, &target).unwrap();
+    let mut inodes = BTreeMap::new();
+    for (path, id) in paths(&layer.tree) {
+        let node = layer.tree.node(id);
+        let file = target.join(OsStr::from_bytes(path.strip_prefix(b"/").unwrap_or(&path)));
+        let is_device = matches!(node.kind, Kind::CharDevice(_) | Kind::BlockDevice(_));
+        if is_device && !is_root {
+            assert!(!file.exists());
+            continue;
+        }
+        let found = fs::symlink_metadata(&file).unwrap();
+        if !matches!(node.kind, Kind::Symlink(_)) {
+            assert_eq!(found.mode() & 0o7777, u32::from(node.metadata.permissions), "{}", file.display());
+        }
+        let mtime = (found.mtime(), found.mtime_nsec());
+        assert_eq!(
+            mtime,
+            (node.metadata.mtime.seconds, node.metadata.mtime.nanoseconds.into()),
+            "{}",
+            file.display()
+        );
+        if is_root {
+            assert_eq!((found.uid(), found.gid()), (node.metadata.uid, node.metadata.gid));
+        }
+        if !matches!(node.kind, Kind::Directory(_)) {
+            assert_eq!(
+                *inodes.entry(id).or_insert(found.ino()),
+                found.ino(),
+                "names of one file are hard links"
+            );
+        }
+        match &node.kind {
+            Kind::Directory(_) => assert!(found.is_dir()),
+            Kind::Regular { .. } => assert!(fs::read(&file).unwrap() == contents[&id]),
+            Kind::Symlink(to) => assert_eq!(fs::read_link(&file).unwrap().as_os_str().as_bytes(), &to[..]),
+            Kind::CharDevice(number) | Kind::BlockDevice(number) => {
+                let device = nix::sys::stat::makedev(number.major.into(), number.minor.into());
+                assert_eq!(found.rdev(), device);
+            }
+            Kind::Fifo => assert!(found.file_type().is_fifo()),
+            Kind::Socket => assert!(found.file_type().is_socket()),
+        }
+    }
+    assert_eq!(inodes.values().collect::<std::collections::BTreeSet<_>>().len(), inodes.len());
+}
+
+#[test]
+fn a_directory_that_is_not_empty_is_left_alone() {
+    let (bootstrap, blob, ..) = image();
+    let target = tempfile::tempdir().unwrap();
+    fs::write(target.path().join("mine"), "mine").unwrap();
+    rafs::unpack::to_directory(&bootstrap, &blob, target.path()).unwrap_err();
+    assert_eq!(fs::read_dir(target.path()).unwrap().count(), 1);
+}
+
+#[test]
+fn an_image_with_a_changed_chunk_is_not_unpacked() {
+    let (bootstrap, mut blob, layer, _) = image();
+    let large = layer.tree.lookup([&b"large"[..]]).unwrap();
+    let Kind::Regular { chunks, .. } = &layer.tree.node(large).kind else { panic!("a regular file") };
+    let chunk = &layer.blobs[0].chunks[chunks[40].chunk.0 as usize];
+    blob.0[chunk.compressed_offset as usize + 20] ^= 1;
+    let error = rafs::unpack::to_tar(&bootstrap, &blob, &mut Vec::new()).unwrap_err();
+    assert!(error.to_string().starts_with("/large"), "{error}");
+}
+
+/// A symbolic link on the way to a hard link's first name must not lead out of the target.
+#[test]
+fn nothing_is_written_through_symbolic_links() {
+    let outside = tempfile::tempdir().unwrap();
+    let mut builder = support::Builder::new(Format::default());
+    let link = Kind::Symlink(outside.path().as_os_str().as_bytes().into());
+    builder.add(Tree::ROOT, b"a", support::metadata(0o777), link);
+    let directory = builder.directory(Tree::ROOT, b"b");
+    builder.file(directory, b"file", b"content");
+    let (layer, stream) = builder.finish();
+    let mut bytes = written(&layer, &WriteOptions::default());
+    // The directory `b` becomes a second `a`, behind the first.
+    let position = bytes.windows(4).position(|names| names == b"...a").map(|at| at + 4);
+    bytes[position.unwrap()] = b'a';
+    let bootstrap = Bootstrap::from_bytes(bytes).unwrap();
+    let target = tempfile::tempdir().unwrap();
+    rafs::unpack::to_directory(&bootstrap, &OneBlob(stream), target.path()).unwrap_err();
+    assert_eq!(fs::read_dir(outside.path()).unwrap().count(), 0);
+}
