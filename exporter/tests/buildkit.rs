@@ -1,5 +1,7 @@
 //! Real builds: unmodified buildctl and buildkitd, the exporter between them, the embedded registry behind it.
 
+#![allow(clippy::unwrap_used, reason = "in a test a panic is the report")]
+
 mod support;
 
 use std::collections::BTreeSet;

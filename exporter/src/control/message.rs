@@ -129,11 +129,6 @@ fn replace_export(message: &[u8], export: &Export, kind: u64, attrs: u64) -> Res
     Ok(out)
 }
 
-/// The entries of a Solve response.
-pub(crate) fn exporter_response(message: &[u8]) -> Result<BTreeMap<String, String>, WireError> {
-    map::entries(message, SOLVE_RESPONSE_EXPORTER)
-}
-
 /// A Solve response with one entry set.
 pub(crate) fn set_exporter_response(message: &[u8], key: &str, value: &str) -> Result<Vec<u8>, WireError> {
     map::set_entry(message, SOLVE_RESPONSE_EXPORTER, key, value)

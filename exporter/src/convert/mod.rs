@@ -6,10 +6,10 @@
 //!
 //! Both queues are short: whoever is slowest sets the pace, and memory stays bounded.
 //!
-//! - [`layer`]: one conversion.
-//! - [`bridge`]: between asynchronous tasks and the blocking thread.
-//! - [`destination`]: where blobs and manifests go.
-//! - [`cache`]: what was converted before in this process's life.
+//! - `layer`: one conversion.
+//! - `bridge`: between asynchronous tasks and the blocking thread.
+//! - `destination`: where blobs and manifests go.
+//! - `cache`: what was converted before in this process's life.
 
 mod bridge;
 mod cache;

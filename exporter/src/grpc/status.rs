@@ -14,13 +14,11 @@ pub(crate) enum Code {
     Unknown = 2,
     InvalidArgument = 3,
     AlreadyExists = 6,
-    PermissionDenied = 7,
     ResourceExhausted = 8,
     FailedPrecondition = 9,
     Unimplemented = 12,
     Internal = 13,
     Unavailable = 14,
-    Unauthenticated = 16,
 }
 
 /// A code and the reason for it.

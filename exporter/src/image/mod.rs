@@ -1,9 +1,9 @@
 //! From converted layers to an image in a registry.
 //!
-//! - [`output`]: what has come for one output of a build, and what is made of it.
-//! - [`assemble`]: one platform's image: bootstrap, config, manifest.
-//! - [`bootstrap`]: the bootstrap layer, a gzip tar.
-//! - [`config`], [`manifest`], [`index`]: the JSON documents, each edited so that unknown members stay.
+//! - `output`: what has come for one output of a build, and what is made of it.
+//! - `assemble`: one platform's image: bootstrap, config, manifest.
+//! - `bootstrap`: the bootstrap layer, a gzip tar.
+//! - `config`, `manifest`, `index`: the JSON documents, each edited so that unknown members stay.
 
 mod assemble;
 mod bootstrap;

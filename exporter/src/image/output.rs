@@ -14,6 +14,7 @@ use super::manifest;
 use super::{AssembleError, AssembleOptions, DocumentError, assemble, parse};
 use crate::attrs::Attrs;
 use crate::convert::{ConvertError, ConvertedLayer, Converter, Destination, LayerConversion};
+use crate::error::chain;
 use crate::progress::{Progress, Task};
 
 /// The most that JSON documents of one output may take in memory: manifests, configs, attestations.
@@ -34,8 +35,8 @@ pub(crate) enum Way {
 /// Why an output fails.
 #[derive(Debug, thiserror::Error)]
 pub(crate) enum OutputError {
-    #[error("{title}: layer {digest}: {error}")]
-    Layer { title: String, digest: Digest, error: ConvertError },
+    #[error("{title}: layer {digest}: {}", chain(error.as_ref()))]
+    Layer { title: String, digest: Digest, error: Box<ConvertError> },
     #[error("blob {digest} from buildkitd {reason}")]
     Blob { digest: Digest, reason: String },
     #[error("OCI layout from buildkitd: {reason}")]
@@ -46,10 +47,10 @@ pub(crate) enum OutputError {
     Documents { digest: Digest },
     #[error("{title}: {what} {digest} did not come from buildkitd before what names it")]
     Missing { title: String, what: &'static str, digest: Digest },
-    #[error("{title}: {error}")]
-    Assemble { title: String, error: AssembleError },
-    #[error("{title}: cannot push {what}: {error}")]
-    Push { title: String, what: String, error: registry::client::Error },
+    #[error("{title}: {}", chain(error.as_ref()))]
+    Assemble { title: String, error: Box<AssembleError> },
+    #[error("{title}: cannot push {what}: {}", chain(error.as_ref()))]
+    Push { title: String, what: String, error: Box<registry::client::Error> },
     #[error("{title}: {error}")]
     Document { title: String, error: DocumentError },
     #[error("{title}: buildkitd reported success but handed over no image")]
@@ -162,11 +163,11 @@ impl Output {
 
     /// The error for a layer that was not.
     pub(crate) fn layer_error(&self, digest: &Digest, error: ConvertError) -> OutputError {
-        OutputError::Layer { title: self.title(), digest: digest.clone(), error }
+        OutputError::Layer { title: self.title(), digest: digest.clone(), error: Box::new(error) }
     }
 
     fn push_error(&self, what: impl Into<String>, error: registry::client::Error) -> OutputError {
-        OutputError::Push { title: self.title(), what: what.into(), error }
+        OutputError::Push { title: self.title(), what: what.into(), error: Box::new(error) }
     }
 
     fn document_error(&self, error: DocumentError) -> OutputError {
@@ -273,7 +274,8 @@ impl Output {
         let options = AssembleOptions { oci_media_types: self.attrs.oci_media_types };
         let assembled =
             assemble(content, &config, layers, self.converter.options(), options, &self.destination).await;
-        let assembled = assembled.map_err(|error| OutputError::Assemble { title: self.title(), error })?;
+        let assembled = assembled
+            .map_err(|error| OutputError::Assemble { title: self.title(), error: Box::new(error) })?;
         task.finish();
         tracing::info!(image = self.title(), digest = %assembled.digest, "image assembled");
         Ok(assembled.into())

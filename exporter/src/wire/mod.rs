@@ -20,11 +20,11 @@ pub(crate) use field::{Field, Fields};
 /// Bytes that are no protocol buffers message.
 #[derive(Clone, Copy, Debug, Eq, PartialEq, thiserror::Error)]
 #[error("malformed protobuf message at byte {offset} of {length}: {reason}")]
-pub struct WireError {
+pub(crate) struct WireError {
     /// Where in the message.
-    pub offset: usize,
+    pub(crate) offset: usize,
     /// Size of the message in bytes.
-    pub length: usize,
+    pub(crate) length: usize,
     /// What is wrong there.
-    pub reason: &'static str,
+    pub(crate) reason: &'static str,
 }

@@ -29,9 +29,9 @@ fn peer(program: &str) -> Option<PathBuf> {
 }
 
 /// Everything that a build needs.
-pub struct Stack {
-    pub dir: tempfile::TempDir,
-    pub registry: String,
+pub(crate) struct Stack {
+    pub(crate) dir: tempfile::TempDir,
+    pub(crate) registry: String,
     buildctl: PathBuf,
     buildkitd: Child,
     stop: CancellationToken,
@@ -40,21 +40,21 @@ pub struct Stack {
 
 /// What a `buildctl` did.
 #[derive(Debug)]
-pub struct Outcome {
-    pub status: ExitStatus,
+pub(crate) struct Outcome {
+    pub(crate) status: ExitStatus,
     /// Standard output and error.
-    pub text: String,
+    pub(crate) text: String,
 }
 
 impl Outcome {
     /// The text of a build that succeeded.
-    pub fn success(self) -> String {
+    pub(crate) fn success(self) -> String {
         assert!(self.status.success(), "{}", self.text);
         self.text
     }
 
     /// The text of a build that failed.
-    pub fn failure(self) -> String {
+    pub(crate) fn failure(self) -> String {
         assert!(!self.status.success(), "{}", self.text);
         self.text
     }
@@ -62,7 +62,7 @@ impl Outcome {
 
 impl Stack {
     /// Starts everything; `None`, with a line that says so, where buildkitd is not to be had or cannot run.
-    pub async fn start() -> Option<Self> {
+    pub(crate) async fn start() -> Option<Self> {
         let root =
             std::fs::read_to_string("/proc/self/status").is_ok_and(|status| status.contains("\nUid:\t0\t"));
         let (Some(buildkitd), Some(buildctl), true) = (peer("buildkitd"), peer("buildctl"), root) else {
@@ -90,7 +90,7 @@ impl Stack {
     }
 
     /// One more exporter.
-    pub fn serve_exporter(&self, upstream: &Path, listen: &Path, registry: ClientConfig) {
+    pub(crate) fn serve_exporter(&self, upstream: &Path, listen: &Path, registry: ClientConfig) {
         let config = ExporterConfig {
             upstream: upstream.to_owned().into(),
             listen: listen.to_owned().into(),
@@ -101,12 +101,12 @@ impl Stack {
         tokio::spawn(async move { exporter::serve(config, stop).await.unwrap() });
     }
 
-    pub fn path(&self, name: &str) -> PathBuf {
+    pub(crate) fn path(&self, name: &str) -> PathBuf {
         self.dir.path().join(name)
     }
 
     /// A context of a Dockerfile and files.
-    pub fn context(&self, name: &str, dockerfile: &str, files: &[(&str, &[u8])]) -> PathBuf {
+    pub(crate) fn context(&self, name: &str, dockerfile: &str, files: &[(&str, &[u8])]) -> PathBuf {
         let context = self.path(name);
         std::fs::create_dir_all(&context).unwrap();
         std::fs::write(context.join("Dockerfile"), dockerfile).unwrap();
@@ -117,7 +117,7 @@ impl Stack {
     }
 
     /// `buildctl build` of `context`, through `socket`.
-    pub fn buildctl(&self, socket: &Path, context: &Path, args: &[&str]) -> Command {
+    pub(crate) fn buildctl(&self, socket: &Path, context: &Path, args: &[&str]) -> Command {
         let mut command = Command::new(&self.buildctl);
         command
             .arg("--addr")
@@ -132,22 +132,22 @@ impl Stack {
     }
 
     /// Builds through the exporter.
-    pub async fn build(&self, context: &Path, args: &[&str]) -> Outcome {
+    pub(crate) async fn build(&self, context: &Path, args: &[&str]) -> Outcome {
         run(self.buildctl(&self.path("exporter.sock"), context, args)).await
     }
 
     /// Builds past the exporter.
-    pub async fn build_directly(&self, context: &Path, args: &[&str]) -> Outcome {
+    pub(crate) async fn build_directly(&self, context: &Path, args: &[&str]) -> Outcome {
         run(self.buildctl(&self.path("buildkitd.sock"), context, args)).await
     }
 
     /// `--output` for an image in the registry.
-    pub fn output(&self, name: &str) -> String {
+    pub(crate) fn output(&self, name: &str) -> String {
         format!("type=nydus-cluster,name={}/{name}", self.registry)
     }
 
     /// The manifest or index under a name in the registry.
-    pub async fn manifest(&self, name: &str) -> (String, Value) {
+    pub(crate) async fn manifest(&self, name: &str) -> (String, Value) {
         let reference = Reference::parse(&format!("{}/{name}", self.registry)).unwrap();
         let client = Client::new(ClientConfig::default()).unwrap();
         let (descriptor, content) = client.manifest(&reference).await.unwrap();
@@ -155,7 +155,7 @@ impl Stack {
     }
 
     /// A blob of the registry.
-    pub async fn blob(&self, name: &str, digest: &str) -> Vec<u8> {
+    pub(crate) async fn blob(&self, name: &str, digest: &str) -> Vec<u8> {
         let reference = Reference::parse(&format!("{}/{name}", self.registry)).unwrap();
         let client = Client::new(ClientConfig::default()).unwrap();
         let mut reader = client.blob(reference.repository(), &digest.parse().unwrap()).unwrap();
@@ -167,13 +167,13 @@ impl Stack {
     }
 
     /// The registry's log so far: lines of method and path.
-    pub fn access_log(&self) -> Vec<Value> {
+    pub(crate) fn access_log(&self) -> Vec<Value> {
         let log = std::fs::read_to_string(self.path("access.log")).unwrap_or_default();
         log.lines().map(|line| serde_json::from_str(line).unwrap()).collect()
     }
 
     /// Stops everything that was started.
-    pub async fn stop(mut self) {
+    pub(crate) async fn stop(mut self) {
         self.stop.cancel();
         let id = self.buildkitd.id().unwrap_or_default().to_string();
         let asked = Command::new("kill").arg(&id).status().await;
@@ -201,7 +201,7 @@ fn spawn_buildkitd(program: &Path, dir: &Path) -> Child {
 }
 
 /// Runs a command to its end.
-pub async fn run(mut command: Command) -> Outcome {
+pub(crate) async fn run(mut command: Command) -> Outcome {
     let output =
         tokio::time::timeout(DEADLINE, command.output()).await.expect("the command ends in time").unwrap();
     let text =
@@ -210,7 +210,7 @@ pub async fn run(mut command: Command) -> Outcome {
 }
 
 /// Waits until `ready`.
-pub async fn wait_for(what: &str, mut ready: impl FnMut() -> bool) {
+pub(crate) async fn wait_for(what: &str, mut ready: impl FnMut() -> bool) {
     let begin = Instant::now();
     while !ready() {
         assert!(begin.elapsed() < DEADLINE, "{what} is not ready in time");
@@ -219,7 +219,7 @@ pub async fn wait_for(what: &str, mut ready: impl FnMut() -> bool) {
 }
 
 /// Bytes that do not compress, the same for the same seed.
-pub fn noise(seed: u64, length: usize) -> Vec<u8> {
+pub(crate) fn noise(seed: u64, length: usize) -> Vec<u8> {
     let mut state = seed | 1;
     let mut bytes = Vec::with_capacity(length + 8);
     while bytes.len() < length {
