@@ -288,9 +288,11 @@ impl<R: Read> TarSource<R> {
                 self.content = Content::stored(stored);
                 let size = self.prepare_sparse(start, header, &mut records)?.unwrap_or(stored);
                 // `D` is GNU's directory with a list of its entries as content, which is passed over.
-                match typeflag == b'D' || path.ends_with(b"/") {
-                    true => EntryKind::Directory,
-                    false => EntryKind::Regular { size },
+                if typeflag == b'D' || path.ends_with(b"/") {
+                    self.finish_content()?;
+                    EntryKind::Directory
+                } else {
+                    EntryKind::Regular { size }
                 }
             }
         };

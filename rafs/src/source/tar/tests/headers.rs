@@ -73,6 +73,16 @@ fn a_name_with_a_trailing_slash_is_a_directory() {
 }
 
 #[test]
+fn what_is_stored_for_a_directory_is_passed_over() {
+    for (name, typeflag) in [(&b"listing"[..], b'D'), (b"old/", b'0')] {
+        let archive = [entry(name, typeflag, b"Yfile\0"), entry(b"next", b'0', b"x"), END.to_vec()].concat();
+        let files = read_all(archive.as_slice()).unwrap();
+        assert_eq!((&files[0].0.kind, files[0].1.as_slice()), (&EntryKind::Directory, &b""[..]));
+        assert_eq!((files[1].0.path.as_slice(), files[1].1.as_slice()), (&b"next"[..], &b"x"[..]));
+    }
+}
+
+#[test]
 fn version_7_headers_have_no_prefix_and_no_device_numbers() {
     let header = HeaderMaker::new(b"name", b'3', 0).put(257, &[0; 8]).put(329, b"garbage!garbage!prefix");
     let (file, _) = read_one(&[header.block(), END.to_vec()].concat());

@@ -110,7 +110,8 @@ fn a_file_may_be_one_hole() {
 
 #[test]
 fn maps_that_contradict_themselves_are_refused() {
-    let cases: [(&[(u64, u64)], u64, u64, &str); 5] = [
+    type Case = (&'static [(u64, u64)], u64, u64, &'static str);
+    let cases: [Case; 5] = [
         (&[(4, 4), (0, 4)], 100, 8, "out of order"),
         (&[(0, 4), (3, 4)], 100, 8, "overlap"),
         (&[(0, 4), (97, 4)], 100, 8, "beyond the file"),
@@ -146,7 +147,8 @@ fn broken_version_1_0_maps_are_refused() {
 
 #[test]
 fn records_of_sparse_files_that_contradict_themselves_are_refused() {
-    let cases: [(&[(&str, &str)], &str); 5] = [
+    type Case = (&'static [(&'static str, &'static str)], &'static str);
+    let cases: [Case; 5] = [
         (&[("GNU.sparse.map", "0,10")], "size is missing"),
         (&[("GNU.sparse.size", "10"), ("GNU.sparse.map", "0,10,5")], "odd"),
         (&[("GNU.sparse.size", "10"), ("GNU.sparse.numbytes", "10")], "without an offset"),
