@@ -1,0 +1,69 @@
+//! HTTPS: only certificates that are trusted, unless told otherwise.
+
+use std::collections::BTreeMap;
+use std::path::{Path, PathBuf};
+use std::process::{Command, Stdio};
+
+use registry::client::{Client, ClientConfig, HostConfig};
+
+use crate::support::{Registry, config, folder, have, noise, push_image};
+
+/// A key and a certificate `NAME.crt`, self-signed unless `more` says otherwise.
+fn make_certificate(dir: &Path, name: &str, more: &[&str]) -> PathBuf {
+    let certificate = format!("{name}.crt");
+    let made = Command::new("openssl")
+        .current_dir(dir)
+        .args([
+            "req",
+            "-x509",
+            "-newkey",
+            "ec",
+            "-pkeyopt",
+            "ec_paramgen_curve:P-256",
+            "-nodes",
+            "-days",
+            "2",
+        ])
+        .args(["-subj", &format!("/CN={name}"), "-addext", "subjectAltName=IP:127.0.0.1"])
+        .args(["-keyout", &format!("{name}.key"), "-out", &certificate])
+        .args(more)
+        .stderr(Stdio::null())
+        .status();
+    assert!(made.unwrap().success());
+    dir.join(certificate)
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_private_authority_is_trusted_only_when_named() {
+    if !have("docker-registry") || !have("openssl") {
+        return;
+    }
+    let dir = folder();
+    let authority = make_certificate(dir.path(), "ca", &[]);
+    let signed_by = ["-CA", "ca.crt", "-CAkey", "ca.key", "-addext", "basicConstraints=critical,CA:FALSE"];
+    let certificate = make_certificate(dir.path(), "tls", &signed_by);
+    let key = dir.path().join("tls.key");
+    let tls = format!(
+        "http:\n  addr: 127.0.0.1:PORT\n  tls: {{ certificate: {}, key: {} }}",
+        certificate.display(),
+        key.display()
+    );
+    let registry = Registry::docker(dir.path(), &tls);
+    let image = registry.reference("app:v1");
+    let client = |ca_file: Option<PathBuf>, insecure_skip_verify| {
+        let host = HostConfig { plain_http: Some(false), ca_file, insecure_skip_verify, mirrors: vec![] };
+        Client::new(ClientConfig { hosts: BTreeMap::from([(registry.host(), host)]), ..config() }).unwrap()
+    };
+    let (digest, _) = push_image(&client(Some(authority), false), &image, noise(61, 600_000)).await;
+    assert_eq!(client(None, true).manifest(&image).await.unwrap().0.digest(), &digest);
+    let error = client(None, false).manifest(&image).await.unwrap_err();
+    assert!(error.to_string().to_lowercase().contains("certificate"), "{error}");
+    let error = client(Some(key), false).manifest(&image).await.unwrap_err();
+    assert!(
+        error.to_string().contains("ca_file") && error.to_string().contains("no PEM certificate"),
+        "{error}"
+    );
+    let missing = Some(PathBuf::from("/nonexistent/ca.pem"));
+    let error = client(missing, false).manifest(&image).await.unwrap_err();
+    assert!(error.to_string().contains("/nonexistent/ca.pem"), "{error}");
+}
