@@ -11,6 +11,8 @@ mod plan;
 mod pool;
 mod state;
 mod store;
+#[cfg(test)]
+mod tests;
 
 use std::collections::BTreeMap;
 use std::sync::{Arc, OnceLock, PoisonError, RwLock, Weak};

@@ -79,6 +79,7 @@ fn a_corrupt_chunk_is_an_error_of_that_file_alone() {
     let node = Node::new(cache.path(), &Settings::default());
     let backend = Watched::over(&image);
     let mount = node.mount_from(&image, backend.clone());
+    let log = crate::log::lines();
     for _ in 0..3 {
         for (name, content) in &files {
             match mount.read(name) {
@@ -89,6 +90,9 @@ fn a_corrupt_chunk_is_an_error_of_that_file_alone() {
     }
     // Attempts are bounded: a few for each of the five chunks, not one for each read.
     assert!(backend.reads() < 40, "{} requests", backend.reads());
+    let blob = BlobId(image.blob_ids()[0]).to_string();
+    let line = log.find(|line| line.contains(&blob) && line.contains("corrupt chunk, reads of it fail"));
+    assert!(line.contains("ERROR") && line.contains("chunk="), "{line}");
     // Nothing of it was cached: once the backend is repaired, the file is.
     std::fs::write(image.blob_file(), good).unwrap();
     eventually("the file reads after the repair", || mount.read("b").is_ok_and(|bytes| bytes == contents[1]));

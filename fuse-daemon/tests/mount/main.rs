@@ -7,6 +7,7 @@ mod control;
 mod faults;
 mod image;
 mod kernel;
+mod log;
 mod tree;
 
 use std::path::Path;

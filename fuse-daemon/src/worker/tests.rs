@@ -1,0 +1,166 @@
+use std::collections::BTreeSet;
+use std::sync::mpsc;
+
+use proptest::prelude::*;
+use rafs::blob::BatchMember;
+use rafs::digest::{Digest, DigestAlgorithm};
+
+use super::plan::{Extent, plan};
+use super::pool::Job;
+use super::*;
+
+const LIMITS: Limits = Limits { request_bytes: 1000, ahead_uncompressed_bytes: 4000 };
+
+/// Chunks of these stored sizes, one behind the other; twice as large uncompressed.
+fn blob_of(sizes: &[u32]) -> Vec<Chunk> {
+    let mut at = 0;
+    let chunks = sizes.iter().map(|&size| {
+        let chunk = Chunk {
+            digest: Digest([0; 32]),
+            compressed_offset: at,
+            compressed_size: size,
+            uncompressed_offset: at * 4096,
+            uncompressed_size: size * 2,
+            compressed: true,
+            batch: None,
+        };
+        at += u64::from(size);
+        chunk
+    });
+    chunks.collect()
+}
+
+fn plan_for(chunks: &[Chunk], demanded: &[u32], wanted: impl Fn(u32) -> bool) -> Vec<Request> {
+    let get = |ChunkIndex(index)| chunks.get(index as usize).cloned();
+    let demanded: Vec<_> =
+        demanded.iter().map(|&index| (ChunkIndex(index), get(ChunkIndex(index)).unwrap())).collect();
+    plan(&demanded, get, |ChunkIndex(index)| wanted(index), LIMITS)
+}
+
+fn indexes(request: &Request) -> Vec<u32> {
+    request.extents.iter().flat_map(|extent| &extent.chunks).map(|(index, _)| index.0).collect()
+}
+
+#[test]
+fn missing_neighbours_come_along_up_to_the_limit() {
+    let requests = plan_for(&blob_of(&[300; 10]), &[2], |_| true);
+    assert_eq!(requests.iter().map(indexes).collect::<Vec<_>>(), [[2, 3, 4]]);
+    assert_eq!(requests[0].stored(), 600..1500);
+}
+
+#[test]
+fn what_is_there_already_ends_a_request() {
+    let requests = plan_for(&blob_of(&[100; 10]), &[2, 6], |index| index != 4);
+    assert_eq!(requests.iter().map(indexes).collect::<Vec<_>>(), [vec![2, 3], vec![6, 7, 8, 9]]);
+}
+
+#[test]
+fn a_chunk_larger_than_the_limit_comes_alone() {
+    let requests = plan_for(&blob_of(&[5000, 100]), &[0], |_| true);
+    assert_eq!(requests.iter().map(indexes).collect::<Vec<_>>(), [[0]]);
+}
+
+#[test]
+fn chunks_of_zeros_are_not_read_ahead_without_end() {
+    let mut chunks = blob_of(&[1; 100]);
+    chunks.iter_mut().for_each(|chunk| chunk.uncompressed_size = 1000);
+    assert_eq!(indexes(&plan_for(&chunks, &[0], |_| true)[0]), [0, 1, 2, 3, 4]);
+}
+
+#[test]
+fn members_of_a_batch_are_one_extent() {
+    let mut chunks = blob_of(&[100; 4]);
+    for (member, index) in (1..3).enumerate() {
+        chunks[index].compressed_offset = 100;
+        chunks[index].batch = Some(BatchMember { index: 0, offset: member as u32 * 200 });
+    }
+    chunks[3].compressed_offset = 200;
+    let requests = plan_for(&chunks, &[2], |_| true);
+    assert_eq!(
+        requests[0].extents.iter().map(|extent| extent.stored.clone()).collect::<Vec<_>>(),
+        [100..200, 200..300]
+    );
+    let requests = plan_for(&chunks, &[0], |_| true);
+    assert_eq!(requests[0].extents[1].chunks.len(), 2);
+}
+
+proptest! {
+    #[test]
+    fn a_plan_has_all_that_is_asked_for_once_and_nothing_that_is_there(
+        sizes in proptest::collection::vec(1..600_u32, 1..40),
+        asked in proptest::collection::btree_set(0..40_u32, 1..10),
+        there in proptest::collection::btree_set(0..40_u32, 0..20),
+    ) {
+        let chunks = blob_of(&sizes);
+        let asked: Vec<u32> = asked.into_iter().filter(|&index| (index as usize) < chunks.len()).collect();
+        let requests = plan_for(&chunks, &asked, |index| !there.contains(&index));
+        let mut seen = BTreeSet::new();
+        for request in &requests {
+            let stored = request.stored();
+            prop_assert!(request.extents.len() == 1 || stored.end - stored.start <= LIMITS.request_bytes);
+            let mut end = stored.start;
+            for Extent { stored, .. } in &request.extents {
+                prop_assert_eq!(stored.start, end);
+                end = stored.end;
+            }
+            for index in indexes(request) {
+                prop_assert!(seen.insert(index), "chunk {} twice", index);
+                prop_assert!(asked.contains(&index) || !there.contains(&index));
+            }
+        }
+        prop_assert!(asked.iter().all(|index| seen.contains(index)));
+    }
+}
+
+fn key(chunk: u32) -> ChunkKey {
+    ChunkKey { blob: BlobId(DigestAlgorithm::Sha256.digest(b"blob")), chunk: ChunkIndex(chunk) }
+}
+
+#[test]
+fn what_a_reader_waits_for_is_decoded_first() {
+    let pool = Pool::new(1).unwrap();
+    let (started, start) = mpsc::channel();
+    let (go, gate) = mpsc::channel::<()>();
+    let (order, done) = mpsc::channel();
+    let job = |name: u32| {
+        let order = order.clone();
+        Job { chunks: vec![key(name)], run: Box::new(move || order.send(name).unwrap()) }
+    };
+    // Holds the only thread until all is queued.
+    let hold = Box::new(move || {
+        started.send(()).unwrap();
+        gate.recv().unwrap();
+    });
+    pool.submit(Job { chunks: vec![], run: hold }, true);
+    start.recv().unwrap();
+    pool.submit(job(1), false);
+    pool.submit(job(2), false);
+    pool.submit(job(3), true);
+    pool.promote(key(2));
+    go.send(()).unwrap();
+    assert_eq!([(); 3].map(|()| done.recv().unwrap()), [3, 2, 1]);
+}
+
+#[test]
+fn a_failure_is_remembered_for_readers_but_not_for_what_was_read_ahead() {
+    let state = State::new(Duration::from_secs(60));
+    let error = ChunkError::Fetch("down".to_owned());
+    let mut state = state.lock();
+    assert!(matches!(state.enter(key(1), true), Entry::New));
+    assert!(matches!(state.enter(key(1), true), Entry::InFlight));
+    state.conclude(key(1), Some(&error));
+    assert!(matches!(state.enter(key(1), true), Entry::Failed(found) if found == error));
+    assert!(!state.is_free(key(1)));
+    assert!(matches!(state.enter(key(2), false), Entry::New));
+    state.conclude(key(2), Some(&error));
+    assert!(matches!(state.enter(key(2), true), Entry::New));
+}
+
+#[test]
+fn a_remembered_failure_is_forgotten_after_its_time() {
+    let state = State::new(Duration::ZERO);
+    let mut state = state.lock();
+    state.enter(key(1), true);
+    state.conclude(key(1), Some(&ChunkError::Unknown));
+    assert!(matches!(state.enter(key(1), true), Entry::New));
+}
