@@ -1,11 +1,17 @@
 //! From a chunk's stored bytes to its content, which is always verified.
 
+use std::cell::RefCell;
 use std::io::{self, Read};
 
 use super::{Blob, Chunk};
 use crate::compress::Compressor;
 use crate::digest::Digest;
 use crate::layout::blob_meta::MAX_CHUNK_SIZE;
+
+thread_local! {
+    /// A decompressor a thread: making one costs as much as decompressing a small chunk.
+    static ZSTD: RefCell<Option<zstd::bulk::Decompressor<'static>>> = const { RefCell::new(None) };
+}
 
 /// LZ4 makes at most 255 bytes of one.
 const LZ4_MAX_RATIO: u64 = 255;
@@ -146,12 +152,14 @@ fn decompress_up_to(compressor: Compressor, stored: &[u8], limit: u64) -> Result
         }
         Compressor::Zstd { .. } if limit <= u64::from(MAX_CHUNK_SIZE) => {
             let mut content = Vec::with_capacity(limit as usize);
-            match zstd::bulk::Decompressor::new()
-                .and_then(|mut zstd| zstd.decompress_to_buffer(stored, &mut content))
-            {
-                Ok(_) => Ok(content),
-                Err(source) => Err(broken(source)),
-            }
+            let result = ZSTD.with_borrow_mut(|zstd| {
+                let zstd = match zstd {
+                    Some(zstd) => zstd,
+                    None => zstd.insert(zstd::bulk::Decompressor::new()?),
+                };
+                zstd.decompress_to_buffer(stored, &mut content)
+            });
+            result.map(|_| content).map_err(broken)
         }
         Compressor::Zstd { .. } => {
             let mut content = Vec::new();

@@ -15,7 +15,9 @@ use std::ops::Range;
 use std::path::Path;
 
 use crate::blob::meta::BlobMeta;
+use crate::blob::stream::Toc;
 use crate::blob::{Blob, BlobIndex, Chunk, ChunkIndex};
+use crate::digest::Digest;
 use crate::tree::Xattrs;
 use data::Data;
 use types::{Entries, FilePieces};
@@ -130,6 +132,14 @@ impl Bootstrap {
     /// The blobs, in order of [`BlobIndex`], without their chunks.
     pub fn blobs(&self) -> &[Blob] {
         &self.blobs
+    }
+
+    /// Says which blob a layer's own bootstrap is a part of: id and size in bytes of the stream it was found in, and
+    /// that stream's table of contents. Does nothing where all blobs have an id.
+    pub fn set_own_blob(&mut self, id: Digest, stored_size: u64, toc: &Toc) {
+        if let Some(own) = self.blobs.iter_mut().find(|blob| blob.id.is_none()) {
+            (own.id, own.stored_size, own.toc) = (Some(id), stored_size, Some((toc.digest, toc.size)));
+        }
     }
 
     /// The number of chunks of a blob; 0 where there is no such blob.

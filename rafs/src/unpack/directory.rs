@@ -118,7 +118,8 @@ impl<S: BlobSource> Target<'_, S> {
         for piece in self.bootstrap.chunks(met.nid, 0..met.inode.size)? {
             let piece = piece?;
             let content = self.chunks.read(piece.blob, piece.chunk);
-            let content = content.map_err(|source| UnpackError::Content { path: shown(met.path), source })?;
+            let content = content
+                .map_err(|error| UnpackError::Content { path: shown(met.path), source: Box::new(error) })?;
             file.write_all_at(piece.of(&content)?, piece.file_offset)
                 .map_err(|source| io_error(met.path, "write the file", source))?;
         }

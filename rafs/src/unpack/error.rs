@@ -13,7 +13,7 @@ pub enum UnpackError {
     #[error("{path}: cannot {action}")]
     Io { path: String, action: &'static str, source: io::Error },
     #[error("{path}: cannot read its content")]
-    Content { path: String, source: BlobError },
+    Content { path: String, source: Box<BlobError> },
     #[error("cannot read the bootstrap")]
     Bootstrap(#[from] ReadError),
     #[error("the target directory {0} is not empty")]

@@ -54,7 +54,8 @@ impl<S: BlobSource, W: Write> Visitor for Archive<'_, S, W> {
         for piece in self.bootstrap.chunks(met.nid, 0..size)? {
             let piece = piece?;
             let content = self.chunks.read(piece.blob, piece.chunk);
-            let content = content.map_err(|source| UnpackError::Content { path: shown(met.path), source })?;
+            let content = content
+                .map_err(|error| UnpackError::Content { path: shown(met.path), source: Box::new(error) })?;
             self.out.write_all(piece.of(&content)?).map_err(io)?;
         }
         let padding = (BLOCK - (size % BLOCK as u64) as usize) % BLOCK;

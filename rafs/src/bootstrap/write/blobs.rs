@@ -97,7 +97,8 @@ impl<'a> BlobSet<'a> {
         let too_large = || WriteError::TooLarge("the data of all blobs (16 TiB)");
         let mut position = end;
         let slots = self.used.iter().map(|&(blob, own)| {
-            let blocks = u32::try_from(blob.uncompressed_size / BLOCK_SIZE).map_err(|_| too_large())?;
+            let blocks =
+                u32::try_from(blob.uncompressed_size.div_ceil(BLOCK_SIZE)).map_err(|_| too_large())?;
             position = position.checked_next_multiple_of(MAPPING_ALIGNMENT).ok_or_else(too_large)?;
             let mut slot = DeviceSlot::new_zeroed();
             slot.blob_id = id(blob, own);

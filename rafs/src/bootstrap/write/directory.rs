@@ -49,7 +49,7 @@ pub(super) fn size(children: &BTreeMap<Name, NodeId>) -> Result<u64, WriteError>
 /// name are in the same block.
 fn next(size: u64, name: &[u8]) -> (u64, u64) {
     let len = (ENTRY_SIZE + name.len()) as u64;
-    let start = if size % BLOCK_SIZE + len > BLOCK_SIZE || (size > 0 && size % BLOCK_SIZE == 0) {
+    let start = if size % BLOCK_SIZE + len > BLOCK_SIZE || size.is_multiple_of(BLOCK_SIZE) {
         size.next_multiple_of(BLOCK_SIZE)
     } else {
         size
