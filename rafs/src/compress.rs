@@ -140,8 +140,8 @@ mod tests {
 
     #[test]
     fn an_encoder_gives_the_same_bytes_whatever_it_compressed_before() {
-        for compressor in [Compressor::Lz4, Compressor::default(), Compressor::Zstd { level: 19 }] {
-            let sizes = [1_000_000, 13, 70_000, 1, 300_000, 4096, 1_000_000];
+        for compressor in [Compressor::Lz4, Compressor::default(), Compressor::Zstd { level: 12 }] {
+            let sizes = [300_000, 13, 70_000, 1, 140_000, 4096, 300_000];
             let mut reused = Encoder::new(compressor).unwrap();
             for (seed, size) in sizes.into_iter().enumerate() {
                 let content = sample(size, seed as u32);

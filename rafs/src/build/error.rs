@@ -78,6 +78,12 @@ pub enum BuildError {
         /// The chunk size in bytes.
         chunk_size: u32,
     },
+    /// Blobs with batches have chunk information whose sizes end just below the largest chunk size.
+    #[error("a batch size was given with chunks of {chunk_size} bytes: batches need a smaller chunk size")]
+    BatchChunkSize {
+        /// The chunk size in bytes.
+        chunk_size: u32,
+    },
     /// Batches need a compressor.
     #[error("a batch size was given and no compressor: batches are always compressed")]
     BatchWithoutCompressor,

@@ -1,8 +1,8 @@
 //! From a source to a layer: a tree, and a blob that is written while the source is read.
 //!
-//! One pass in bounded memory on all cores: [`read`] fills units of about 1 MiB with the contents of files, workers
-//! ([`work`]) digest and compress them, [`write`](self::write) stores what is new in the order of the input. The same
-//! input gives the same bytes on any number of threads.
+//! One pass in bounded memory on all cores: a reader fills units of about 1 MiB with the contents of files, workers digest
+//! and compress them, a writer stores what is new in the order of the input. The same input gives the same bytes on any
+//! number of threads.
 
 mod dictionary;
 mod error;

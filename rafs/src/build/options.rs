@@ -58,6 +58,9 @@ impl BuildOptions {
             if !batch_size.is_power_of_two() || !(LEAST_CHUNK_SIZE..=chunk_size).contains(&batch_size) {
                 return Err(BuildError::BatchSize { batch_size, chunk_size });
             }
+            if chunk_size == MOST_CHUNK_SIZE {
+                return Err(BuildError::BatchChunkSize { chunk_size });
+            }
             // A batch is always decompressed when read: there is no way to say that it is stored as it is.
             if self.compressor == Compressor::None {
                 return Err(BuildError::BatchWithoutCompressor);

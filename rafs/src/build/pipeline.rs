@@ -32,12 +32,17 @@ pub(super) struct Built<W> {
     pub(super) written: Written,
 }
 
-/// Bytes of content in units that are under way, for each worker: one that it works on and one that waits, and for the
-/// reader and the writer one each. Chunks of 16 MiB on many cores would exceed memory, so there are fewer then.
-const MOST_CONTENT_BYTES: usize = 64 << 20;
+/// Bytes of content that are under way at most: chunks of 16 MiB on many cores would exceed memory otherwise.
+const MOST_CONTENT_BYTES: usize = 48 << 20;
 
-/// The reader's two units, the writer's and a worker's.
-const LEAST_UNITS: usize = 4;
+/// The number of units: for each worker one that it works on and one that waits, the reader's and the writer's.
+fn unit_count(options: &BuildOptions) -> usize {
+    /// The reader's, a worker's and the writer's.
+    const LEAST: usize = 3;
+    let most = MOST_CONTENT_BYTES / Reader::unit_size(options);
+    let batch = usize::from(options.batch_size.is_some());
+    (2 * options.workers() + 3).min(most).max(LEAST) + batch
+}
 
 /// Runs a build.
 pub(super) fn run<W: Write + Send>(
@@ -45,9 +50,7 @@ pub(super) fn run<W: Write + Send>(
     out: W,
     options: &BuildOptions,
 ) -> Result<Built<W>, BuildError> {
-    let workers = options.workers();
-    let most = MOST_CONTENT_BYTES / Reader::unit_size(options);
-    let units = (2 * workers + 3).min(most).max(LEAST_UNITS);
+    let units = unit_count(options);
     let (free_sender, free) = bounded(units);
     let (full, full_receiver) = bounded(units);
     let (done, done_receiver) = bounded(units);
@@ -55,7 +58,8 @@ pub(super) fn run<W: Write + Send>(
         free_sender.send(Unit::default()).expect("the queue holds all units");
     }
     let seen = Seen::default();
-    let mut encoders = (0..workers).map(|_| Worker::new(options, &seen)).collect::<Result<Vec<_>, _>>()?;
+    let mut encoders =
+        (0..options.workers()).map(|_| Worker::new(options, &seen)).collect::<Result<Vec<_>, _>>()?;
     let writer = ChunkWriter::new(out, &seen);
 
     thread::scope(|scope| {

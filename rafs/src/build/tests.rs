@@ -307,6 +307,7 @@ fn impossible_options_are_refused() {
         BuildOptions { chunk_size: 2048, ..defaults() },
         BuildOptions { chunk_size: 32 << 20, ..defaults() },
         BuildOptions { batch_size: Some(1 << 21), ..defaults() },
+        BuildOptions { batch_size: Some(1 << 20), chunk_size: 16 << 20, ..defaults() },
         BuildOptions { batch_size: Some(4096), compressor: Compressor::None, ..defaults() },
         BuildOptions { compressor: Compressor::Zstd { level: 99 }, ..defaults() },
     ] {

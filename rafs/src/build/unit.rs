@@ -69,9 +69,12 @@ pub(super) enum Fate {
 impl Unit {
     /// Makes an unused or recycled unit ready to be filled.
     pub(super) fn reset(&mut self, capacity: usize) {
-        // Memory is touched once and then recycled: the first touch of a page costs more than filling it.
-        self.content.resize(capacity, 0);
-        self.packed.resize(Encoder::bound(capacity), 0);
+        // Memory is allocated once, touched as far as it is needed, and recycled: the first touch of a page costs more
+        // than filling it.
+        if self.content.len() != capacity {
+            self.content = vec![0; capacity];
+            self.packed = vec![0; Encoder::bound(capacity)];
+        }
         self.used = 0;
         self.packed_used = 0;
         self.batch = false;

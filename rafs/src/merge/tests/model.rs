@@ -116,7 +116,7 @@ fn show(layers: &[LayerModel]) -> Shown {
     let mut shown = Shown::new();
     let remove = |shown: &mut Shown, path: &str, itself: bool| {
         let below = format!("{path}/");
-        shown.retain(|other, _| !other.starts_with(&below) && !(itself && other == path));
+        shown.retain(|other, _| !(other.starts_with(&below) || itself && other == path));
     };
     for (number, layer) in layers.iter().enumerate() {
         for (path, item) in layer {
