@@ -259,3 +259,44 @@ async fn a_cancelled_build_ends_at_once_with_its_upload() {
     assert!(begin.elapsed() < Duration::from_secs(5), "{:?}", begin.elapsed());
     stack.stop().await;
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_buildkitd_that_dies_fails_the_build_with_a_reason_and_the_next_one_is_found() {
+    let Some(mut stack) = Stack::start().await else { return };
+    let context = stack.context("context", "FROM scratch\nCOPY app /app\n", &[("app", &noise(6, 8 << 20))]);
+    let (registry, _gone) = answering(None).await;
+    let output = format!("type=nydus-cluster,name={registry}/stuck:v1");
+    let log = stack.path("dying.log");
+    let mut command = stack.buildctl(&stack.path("exporter.sock"), &context, &["--output", &output]);
+    let file = std::fs::File::create(&log).unwrap();
+    let mut buildctl = command.stdout(file.try_clone().unwrap()).stderr(file).spawn().unwrap();
+    wait_for("conversion", || std::fs::read_to_string(&log).unwrap().contains("converting sha256:")).await;
+    stack.kill_buildkitd().await;
+    let status =
+        tokio::time::timeout(Duration::from_secs(10), buildctl.wait()).await.expect("buildctl ends").unwrap();
+    let text = std::fs::read_to_string(&log).unwrap();
+    assert!(!status.success() && text.contains("buildkitd at unix://"), "{text}");
+
+    stack.restart_buildkitd().await;
+    stack.build(&context, &["--output", &stack.output("after:v1")]).await.success();
+    stack.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn shutdown_waits_for_builds_under_way() {
+    let Some(stack) = Stack::start().await else { return };
+    let context = stack.context("context", TWO_LAYERS, &[("base", &noise(7, 4 << 20)), ("app", b"one")]);
+    let output = stack.output("last:v1");
+    let log = stack.path("last.log");
+    let mut command = stack.buildctl(&stack.path("exporter.sock"), &context, &["--output", &output]);
+    let file = std::fs::File::create(&log).unwrap();
+    let mut buildctl = command.stdout(file.try_clone().unwrap()).stderr(file).spawn().unwrap();
+    wait_for("export", || std::fs::read_to_string(&log).unwrap().contains("exporting to nydus image")).await;
+    stack.stop_exporter();
+    let status =
+        tokio::time::timeout(Duration::from_secs(30), buildctl.wait()).await.expect("buildctl ends").unwrap();
+    assert!(status.success(), "{}", std::fs::read_to_string(&log).unwrap());
+    wait_for("the socket's removal", || !stack.path("exporter.sock").exists()).await;
+    stack.manifest("last:v1").await;
+    stack.stop().await;
+}

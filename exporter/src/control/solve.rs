@@ -24,6 +24,10 @@ use crate::proxy::pump::{self, PumpError};
 /// The largest Solve request taken: four times what buildkitd takes.
 const REQUEST_LIMIT_BYTES: usize = 64 << 20;
 
+/// The most outputs of ours in one build. They come as tar streams side by side, and those that wait for a conversion to
+/// begin hold a stream window each: with eight they would fill the connection's, and nothing would move any more.
+const OUTPUTS_LIMIT: usize = 4;
+
 /// The entry of a Solve response with the digest of what was exported.
 const IMAGE_DIGEST: &str = "containerimage.digest";
 /// The entry with the image's names, as BuildKit's own image exporter reports them.
@@ -78,6 +82,12 @@ fn plan(message: &[u8]) -> Result<Option<Plan>, Status> {
     let count = request.exports.iter().filter(ours).count();
     if count == 0 {
         return Ok(None);
+    }
+    if count > OUTPUTS_LIMIT {
+        let message = format!(
+            "{count} outputs type={EXPORTER_TYPE} in one build: at most {OUTPUTS_LIMIT} are possible"
+        );
+        return Err(Status::new(Code::InvalidArgument, message));
     }
     // All exports to the session's content store share one name there: only one may use it.
     let store_taken = request.exports.iter().any(is_store_export);
@@ -217,7 +227,7 @@ async fn read_answer(response: Response<h2::RecvStream>, peer: &str) -> Result<A
         return Ok(Answer { head, message: None, trailers: None });
     }
     let mut reader = MessageReader::new(body, REQUEST_LIMIT_BYTES);
-    let lost = |status: Status| Failed::Ours(Status::new(status.code, format!("{peer}: {}", status.message)));
+    let lost = |status: Status| Failed::Ours(status.from_peer(peer));
     let message = reader.message().await.map_err(lost)?;
     let trailers = reader.trailers().await.map_err(lost)?;
     Ok(Answer { head, message, trailers })

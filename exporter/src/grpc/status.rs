@@ -35,6 +35,11 @@ impl Status {
         Self { code, message: message.into() }
     }
 
+    /// The same, told to be from `peer`.
+    pub(crate) fn from_peer(self, peer: &str) -> Self {
+        Self::new(self.code, format!("{peer}: {}", self.message))
+    }
+
     /// The trailers that say this.
     pub(crate) fn trailers(&self) -> HeaderMap {
         let mut trailers = HeaderMap::new();

@@ -28,14 +28,20 @@ fn peer(program: &str) -> Option<PathBuf> {
     Some(peers.join("buildkit/bin").join(program)).filter(|path| path.exists())
 }
 
+/// One stack at a time: a machine that runs a dozen buildkitds misses their deadlines.
+static TURN: tokio::sync::Mutex<()> = tokio::sync::Mutex::const_new(());
+
 /// Everything that a build needs.
 pub(crate) struct Stack {
     pub(crate) dir: tempfile::TempDir,
     pub(crate) registry: String,
     buildctl: PathBuf,
+    buildkitd_program: PathBuf,
     buildkitd: Child,
     stop: CancellationToken,
+    stop_exporters: CancellationToken,
     _server: Server,
+    _turn: tokio::sync::MutexGuard<'static, ()>,
 }
 
 /// What a `buildctl` did.
@@ -70,6 +76,7 @@ impl Stack {
             assert!(std::env::var_os("CI").is_none(), "CI must run this");
             return None;
         };
+        let turn = TURN.lock().await;
         let dir = tempfile::Builder::new().prefix("nydus-cluster-exporter-").tempdir().unwrap();
         let stop = CancellationToken::new();
         let mut config = ServerConfig::new(dir.path().join("registry"));
@@ -77,8 +84,19 @@ impl Stack {
         config.access_log = Some(dir.path().join("access.log"));
         let server = registry::server::serve(config, stop.clone()).await.unwrap();
         let registry = server.address().to_string();
-        let buildkitd = spawn_buildkitd(&buildkitd, dir.path());
-        let stack = Self { dir, registry, buildctl, buildkitd, stop, _server: server };
+        let (buildkitd_program, buildkitd) = (buildkitd.clone(), spawn_buildkitd(&buildkitd, dir.path()));
+        let stop_exporters = stop.child_token();
+        let stack = Self {
+            dir,
+            registry,
+            buildctl,
+            buildkitd_program,
+            buildkitd,
+            stop,
+            stop_exporters,
+            _server: server,
+            _turn: turn,
+        };
         stack.serve_exporter(
             &stack.path("buildkitd.sock"),
             &stack.path("exporter.sock"),
@@ -97,7 +115,7 @@ impl Stack {
             registry,
             ..ExporterConfig::default()
         };
-        let stop = self.stop.clone();
+        let stop = self.stop_exporters.clone();
         tokio::spawn(async move { exporter::serve(config, stop).await.unwrap() });
     }
 
@@ -170,6 +188,24 @@ impl Stack {
     pub(crate) fn access_log(&self) -> Vec<Value> {
         let log = std::fs::read_to_string(self.path("access.log")).unwrap_or_default();
         log.lines().map(|line| serde_json::from_str(line).unwrap()).collect()
+    }
+
+    /// Tells the exporters to stop.
+    pub(crate) fn stop_exporter(&self) {
+        self.stop_exporters.cancel();
+    }
+
+    /// Kills buildkitd as no daemon wants to die.
+    pub(crate) async fn kill_buildkitd(&mut self) {
+        self.buildkitd.kill().await.unwrap();
+    }
+
+    /// Starts buildkitd again.
+    pub(crate) async fn restart_buildkitd(&mut self) {
+        let socket = self.path("buildkitd.sock");
+        std::fs::remove_file(&socket).unwrap();
+        self.buildkitd = spawn_buildkitd(&self.buildkitd_program, self.dir.path());
+        wait_for("buildkitd", || socket.exists()).await;
     }
 
     /// Stops everything that was started.
