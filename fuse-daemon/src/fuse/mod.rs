@@ -1,10 +1,12 @@
 //! The adapter to `fuser`: translates requests and replies, and decides nothing.
 
 mod attributes;
+mod failures;
 mod session;
 
 use std::ffi::OsStr;
 use std::os::unix::ffi::OsStrExt;
+use std::sync::Arc;
 use std::time::Duration;
 
 use fuser::{
@@ -13,6 +15,7 @@ use fuser::{
     ReplyLseek, ReplyOpen, ReplyStatfs, ReplyXattr, Request,
 };
 
+use failures::Failures;
 pub(crate) use session::{Options, Session, SessionError};
 
 use crate::errno;
@@ -37,13 +40,14 @@ pub(crate) struct Adapter<Held> {
     /// Whether the kernel understands that files need not be opened.
     no_open: bool,
     no_opendir: bool,
+    failures: Arc<Failures>,
     /// Kept until the kernel has let go of the file system.
     _held: Held,
 }
 
 impl<Held> Adapter<Held> {
     pub(crate) fn new(fs: FileSystem, held: Held) -> Self {
-        Self { fs, no_open: false, no_opendir: false, _held: held }
+        Self { fs, no_open: false, no_opendir: false, failures: Arc::default(), _held: held }
     }
 }
 
@@ -120,10 +124,11 @@ impl<Held: Send + Sync + 'static> Filesystem for Adapter<Held> {
         _: Option<LockOwner>,
         reply: ReplyData,
     ) {
+        let failures = Arc::clone(&self.failures);
         self.fs.read(Ino(ino.0), offset, size, move |result| match result {
             Ok(bytes) => reply.data(bytes),
             Err(error) => {
-                tracing::error!(ino = ino.0, offset, size, %error, "read fails");
+                failures.log(ino.0, offset, &error);
                 reply.error(error_of(&error));
             }
         });

@@ -1,6 +1,7 @@
 //! The mount as the kernel sees it.
 
 use std::io::{Read, Seek, SeekFrom};
+use std::os::unix::fs::MetadataExt;
 use std::time::Duration;
 
 use rafs::build::BuildOptions;
@@ -21,6 +22,11 @@ fn the_mount_is_read_only_and_says_whose_it_is() {
     let line = mounts.lines().find(|line| line.contains(mount.mountpoint.to_str().unwrap())).unwrap();
     assert!(line.starts_with("nydus-cluster:test ") && line.contains(" fuse.nydus-cluster ro,"), "{line}");
     assert!(!line.contains("nodev") && !line.contains("nosuid"), "{line}");
+    let device = std::fs::metadata(&mount.mountpoint).unwrap().dev();
+    let (major, minor) = (nix::sys::stat::major(device), nix::sys::stat::minor(device));
+    let read_ahead =
+        std::fs::read_to_string(format!("/sys/class/bdi/{major}:{minor}/read_ahead_kb")).unwrap();
+    assert_eq!(read_ahead.trim(), "1024");
     let refused = std::fs::write(mount.path("new"), b"").unwrap_err();
     assert_eq!(refused.kind(), std::io::ErrorKind::ReadOnlyFilesystem);
     let refused = std::fs::File::options().write(true).open(mount.path("file")).unwrap_err();
