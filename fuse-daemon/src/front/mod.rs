@@ -90,11 +90,12 @@ impl Front {
     /// Answers `done` with the bytes of `pieces`, one after the other: before returning if all are in the cache, else
     /// from another thread.
     pub fn read(&self, pieces: Vec<Piece>, done: impl FnOnce(Result<&[u8], ReadError>) + Send + 'static) {
-        if pieces.iter().all(Piece::is_ready) {
-            return read_now(&pieces, done);
-        }
         let mut missing: Vec<ChunkKey> =
             pieces.iter().filter(|piece| !piece.is_ready()).filter_map(Piece::key).collect();
+        // Looked at once: chunks become ready at any time.
+        if missing.is_empty() {
+            return read_now(&pieces, done);
+        }
         missing.sort_unstable();
         missing.dedup();
         let pending = Arc::new(Pending::new(pieces, missing.len(), Box::new(done)));
