@@ -1,6 +1,7 @@
 //! Everything a file system tree shows, as text: one line a path, so that two trees can be compared.
 
 use std::collections::BTreeMap;
+use std::fmt;
 use std::fmt::Write as _;
 use std::fs::{self, File, Metadata};
 use std::io::Read as _;
@@ -22,43 +23,67 @@ pub struct ListOptions {
     pub nanoseconds: bool,
 }
 
+/// What one path is.
+#[derive(Debug, Clone, PartialEq, Eq)]
+struct Entry {
+    /// Type and mode.
+    kind: String,
+    /// User and group; empty if they do not count.
+    owner: String,
+    /// Time of modification; empty if it does not count.
+    mtime: String,
+    /// Size and content, link target or device; xattrs; hard links.
+    details: String,
+}
+
+impl fmt::Display for Entry {
+    fn fmt(&self, out: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(out, "{} {} {}{}", self.kind, self.owner, self.mtime, self.details)
+    }
+}
+
 /// A listing: what each path (relative, `.` for the root) is.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Listing {
-    lines: BTreeMap<PathBuf, String>,
+    entries: BTreeMap<PathBuf, Entry>,
 }
+
+/// A path that differs, and what it is on each side.
+type Difference<'a> = (&'a Path, Option<&'a Entry>, Option<&'a Entry>);
 
 impl Listing {
     /// How many paths there are.
     pub fn len(&self) -> usize {
-        self.lines.len()
+        self.entries.len()
     }
 
     /// Whether there is nothing, not even a root.
     pub fn is_empty(&self) -> bool {
-        self.lines.is_empty()
+        self.entries.is_empty()
     }
 
     /// Whether the tree has this path.
     pub fn contains(&self, path: &str) -> bool {
-        self.lines.contains_key(Path::new(path))
+        self.entries.contains_key(Path::new(path))
     }
 
     /// Leaves a path out of comparisons.
     pub fn remove(&mut self, path: &str) {
-        self.lines.remove(Path::new(path));
+        self.entries.remove(Path::new(path));
     }
 
-    /// A digest of the whole listing.
-    pub fn digest(&self) -> String {
-        let mut hasher = Sha256::new();
-        for (path, line) in &self.lines {
-            hasher.update(path.as_os_str().as_bytes());
-            hasher.update([0]);
-            hasher.update(line.as_bytes());
-            hasher.update([0]);
+    /// Leaves owners out of comparisons.
+    #[must_use]
+    pub fn without_owners(mut self) -> Self {
+        self.entries.values_mut().for_each(|entry| entry.owner.clear());
+        self
+    }
+
+    /// Leaves one path's time of modification out of comparisons.
+    pub fn ignore_mtime(&mut self, path: &str) {
+        if let Some(entry) = self.entries.get_mut(Path::new(path)) {
+            entry.mtime.clear();
         }
-        hex::encode(hasher.finalize())
     }
 
     /// Fails, showing what differs, unless both trees are the same.
@@ -69,7 +94,7 @@ impl Listing {
         }
         let mut text = String::new();
         for (path, ours, theirs) in differences.iter().take(SHOWN_DIFFERENCES) {
-            let show = |line: &Option<&str>| line.unwrap_or("(absent)").to_owned();
+            let show = |entry: &Option<&Entry>| entry.map_or("(absent)".to_owned(), ToString::to_string);
             writeln!(
                 text,
                 "{}\n  {own_name}: {}\n  {other_name}: {}",
@@ -81,24 +106,24 @@ impl Listing {
         bail!("{} paths differ between {own_name} and {other_name}:\n{text}", differences.len());
     }
 
-    fn differences<'a>(&'a self, other: &'a Self) -> Vec<(&'a Path, Option<&'a str>, Option<&'a str>)> {
+    fn differences<'a>(&'a self, other: &'a Self) -> Vec<Difference<'a>> {
         let mut found = Vec::new();
-        for (path, line) in &self.lines {
-            let theirs = other.lines.get(path);
-            if theirs != Some(line) {
-                found.push((path.as_path(), Some(line.as_str()), theirs.map(String::as_str)));
+        for (path, entry) in &self.entries {
+            let theirs = other.entries.get(path);
+            if theirs != Some(entry) {
+                found.push((path.as_path(), Some(entry), theirs));
             }
         }
-        let missing = other.lines.iter().filter(|(path, _)| !self.lines.contains_key(*path));
-        found.extend(missing.map(|(path, line)| (path.as_path(), None, Some(line.as_str()))));
-        found.sort();
+        let missing = other.entries.iter().filter(|(path, _)| !self.entries.contains_key(*path));
+        found.extend(missing.map(|(path, entry)| (path.as_path(), None, Some(entry))));
+        found.sort_by_key(|(path, ..)| *path);
         found
     }
 }
 
 /// Lists the tree at `root`, which need not be a mount point; reads every file.
 pub fn list(root: &Path, options: ListOptions) -> Result<Listing> {
-    let mut walk = Walk { root, options, lines: BTreeMap::new(), links: BTreeMap::new() };
+    let mut walk = Walk { root, options, entries: BTreeMap::new(), links: BTreeMap::new() };
     walk.visit(Path::new("."))?;
     walk.finish()
 }
@@ -106,7 +131,7 @@ pub fn list(root: &Path, options: ListOptions) -> Result<Listing> {
 struct Walk<'a> {
     root: &'a Path,
     options: ListOptions,
-    lines: BTreeMap<PathBuf, String>,
+    entries: BTreeMap<PathBuf, Entry>,
     /// Paths of files with more than one name, by device and inode.
     links: BTreeMap<(u64, u64), Vec<PathBuf>>,
 }
@@ -115,8 +140,8 @@ impl Walk<'_> {
     fn visit(&mut self, relative: &Path) -> Result<()> {
         let path = self.root.join(relative);
         let metadata = fs::symlink_metadata(&path).with_context(|| format!("{}", path.display()))?;
-        let line = self.describe(&path, &metadata).with_context(|| format!("reading {}", path.display()))?;
-        self.lines.insert(relative.to_owned(), line);
+        let entry = self.describe(&path, &metadata).with_context(|| format!("reading {}", path.display()))?;
+        self.entries.insert(relative.to_owned(), entry);
         if metadata.is_dir() {
             for entry in fs::read_dir(&path).with_context(|| format!("listing {}", path.display()))? {
                 self.visit(&relative.join(entry?.file_name()))?;
@@ -127,31 +152,30 @@ impl Walk<'_> {
         Ok(())
     }
 
-    fn describe(&self, path: &Path, metadata: &Metadata) -> Result<String> {
+    fn describe(&self, path: &Path, metadata: &Metadata) -> Result<Entry> {
         let kind = metadata.file_type();
-        let mut line = format!(
-            "{} {:04o} {}:{} {}",
-            type_name(metadata),
-            metadata.mode() & 0o7777,
-            metadata.uid(),
-            metadata.gid(),
-            metadata.mtime(),
-        );
+        let mut mtime = metadata.mtime().to_string();
         if self.options.nanoseconds {
-            write!(line, ".{:09}", metadata.mtime_nsec())?;
+            write!(mtime, ".{:09}", metadata.mtime_nsec())?;
         }
+        let mut details = String::new();
         if kind.is_file() {
-            write!(line, " size={} sha256={}", metadata.len(), content_digest(path)?)?;
+            write!(details, " size={} sha256={}", metadata.len(), content_digest(path)?)?;
         } else if kind.is_symlink() {
-            write!(line, " -> {}", fs::read_link(path)?.display())?;
+            write!(details, " -> {}", fs::read_link(path)?.display())?;
         } else if kind.is_block_device() || kind.is_char_device() {
-            write!(line, " device={},{}", major(metadata.rdev()), minor(metadata.rdev()))?;
+            write!(details, " device={},{}", major(metadata.rdev()), minor(metadata.rdev()))?;
         }
         for name in attribute_names(path)? {
             let value = xattr::get(path, &name)?.unwrap_or_default();
-            write!(line, " {}={}", name.display(), hex::encode(value))?;
+            write!(details, " {}={}", name.display(), hex::encode(value))?;
         }
-        Ok(line)
+        Ok(Entry {
+            kind: format!("{} {:04o}", type_name(metadata), metadata.mode() & 0o7777),
+            owner: format!("{}:{}", metadata.uid(), metadata.gid()),
+            mtime,
+            details,
+        })
     }
 
     /// Adds to each name of a file with several the others that are in the tree too.
@@ -160,12 +184,12 @@ impl Walk<'_> {
             group.sort();
             let Some(first) = group.first().filter(|_| group.len() > 1).cloned() else { continue };
             for path in &group {
-                if let Some(line) = self.lines.get_mut(path) {
-                    write!(line, " one-of={} first={}", group.len(), first.display())?;
+                if let Some(entry) = self.entries.get_mut(path) {
+                    write!(entry.details, " one-of={} first={}", group.len(), first.display())?;
                 }
             }
         }
-        Ok(Listing { lines: self.lines })
+        Ok(Listing { entries: self.entries })
     }
 }
 
@@ -228,8 +252,19 @@ mod tests {
         let root = sample(dir.path());
         let listing = list(&root, EXACT).unwrap();
         assert_eq!(listing.len(), 3);
-        assert!(listing.lines[Path::new("./b")].ends_with("one-of=2 first=./a"));
+        assert!(listing.entries[Path::new("./b")].details.ends_with("one-of=2 first=./a"));
         listing.expect_same("one", &list(&root, EXACT).unwrap(), "other").unwrap();
+    }
+
+    #[test]
+    fn what_does_not_count_is_not_compared() {
+        let dir = tempfile::tempdir().unwrap();
+        let root = sample(dir.path());
+        let before = list(&root, EXACT).unwrap();
+        let mut other = before.clone();
+        other.entries.get_mut(Path::new("./a")).unwrap().owner = "7:7".to_owned();
+        before.expect_same("one", &other, "other").unwrap_err();
+        before.without_owners().expect_same("one", &other.without_owners(), "other").unwrap();
     }
 
     #[test]

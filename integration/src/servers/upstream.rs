@@ -9,6 +9,7 @@ use anyhow::Result;
 use serde_json::json;
 
 use super::{ProxySnapshotter, START_DEADLINE, accepts_unix};
+use crate::leftovers;
 use crate::peers::Peers;
 use crate::process::{self, Server};
 
@@ -99,6 +100,7 @@ pub fn is_mountpoint(path: &Path) -> bool {
 #[derive(Debug)]
 pub struct UpstreamSnapshotter {
     server: Server,
+    dir: PathBuf,
     socket: PathBuf,
 }
 
@@ -132,7 +134,7 @@ impl UpstreamSnapshotter {
         command.arg("--config").arg(config);
         let mut server = Server::spawn("nydus-snapshotter", command, dir.join("nydus-snapshotter.log"))?;
         server.wait_ready(START_DEADLINE, || accepts_unix(&socket))?;
-        Ok(Self { server, socket })
+        Ok(Self { server, dir: dir.to_owned(), socket })
     }
 
     /// What containerd needs to know of it.
@@ -143,6 +145,15 @@ impl UpstreamSnapshotter {
     /// The process.
     pub fn server(&mut self) -> &mut Server {
         &mut self.server
+    }
+}
+
+/// Its daemons outlive it, so they are ended here, with the mounts they leave.
+impl Drop for UpstreamSnapshotter {
+    fn drop(&mut self) {
+        if let Err(error) = self.server.stop().and_then(|()| leftovers::clear(&self.dir)) {
+            eprintln!("stopping nydus-snapshotter and its daemons: {error:#}");
+        }
     }
 }
 

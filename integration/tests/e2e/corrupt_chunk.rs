@@ -31,7 +31,7 @@ pub(crate) fn one_file(fixture: &Fixture) -> Result<()> {
     let sum = |path: &str| node.cri().exec(&container, &["/bin/busybox", "sha256sum", path]);
     let bad = sum("/bad")?;
     ensure!(bad.code != 0, "a corrupted file was read: {bad:?}");
-    ensure!(String::from_utf8_lossy(&bad.stderr).contains("I/O error"), "not EIO: {bad:?}");
+    ensure!(String::from_utf8_lossy(&bad.stderr).contains("Input/output error"), "not EIO: {bad:?}");
     let good = sum("/good")?.success()?;
     ensure!(good.starts_with(&content_digest(&context.join("good"))?), "the other file: {good}");
     // The sound first chunk of the bad file is still readable, and right.

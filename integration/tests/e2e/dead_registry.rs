@@ -32,7 +32,7 @@ pub(crate) fn fails_in_time(fixture: &Fixture) -> Result<()> {
     let failed = sum("/second")?;
     let took = start.elapsed();
     ensure!(failed.code != 0 && took < READ_LIMIT, "after {took:?}: {failed:?}");
-    ensure!(String::from_utf8_lossy(&failed.stderr).contains("I/O error"), "not EIO: {failed:?}");
+    ensure!(String::from_utf8_lossy(&failed.stderr).contains("Input/output error"), "not EIO: {failed:?}");
     sum("/first")?.success()?;
 
     proxy.set_rules(Vec::new());
@@ -42,5 +42,5 @@ pub(crate) fn fails_in_time(fixture: &Fixture) -> Result<()> {
 
 /// Configuration of a daemon whose reads fail after so many seconds without an answer.
 fn read_deadline(seconds: u64) -> String {
-    format!("[daemon]\nread_timeout_seconds = {seconds}\n")
+    format!("[daemon.read]\ndeadline_seconds = {seconds}.0\n")
 }

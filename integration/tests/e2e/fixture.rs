@@ -16,6 +16,8 @@ use integration::{demo, oci_layout};
 use serde_json::Value;
 use tempfile::TempDir;
 
+use crate::same_tree::Exported;
+
 /// Whether a missing peer is a failure.
 pub(crate) fn in_ci() -> bool {
     env::var_os("CI").is_some_and(|value| value == "true")
@@ -30,7 +32,7 @@ impl<T> Lazy<T> {
     }
 
     fn get(&self, make: impl FnOnce() -> Result<T>) -> Result<&T> {
-        let made = self.0.get_or_init(|| make().map_err(|error| format!("{error:?}")));
+        let made = self.0.get_or_init(|| make().map_err(|error| format!("{error:#}")));
         made.as_ref().map_err(|error| anyhow!("{error}"))
     }
 }
@@ -48,6 +50,7 @@ pub(crate) struct Built {
 /// Fields are dropped in this order: users before what they use.
 pub(crate) struct Fixture {
     node: Lazy<Node>,
+    demo_exported: Lazy<Exported>,
     demo: Lazy<Built>,
     exporter: Lazy<Exporter>,
     buildkitd: Lazy<Buildkitd>,
@@ -65,6 +68,7 @@ impl Fixture {
         let dir = tempfile::Builder::new().prefix("nydus-cluster-e2e-").tempdir()?;
         Ok(Self {
             node: Lazy::new(),
+            demo_exported: Lazy::new(),
             demo: Lazy::new(),
             exporter: Lazy::new(),
             buildkitd: Lazy::new(),
@@ -134,6 +138,11 @@ impl Fixture {
             let context = demo::three_layers(&self.peers, &self.dir.path().join("demo"))?;
             self.build(&context, "demo:v1")
         })
+    }
+
+    /// What BuildKit's own exports of the demonstration show.
+    pub(crate) fn demo_exported(&self) -> Result<&Exported> {
+        self.demo_exported.get(|| Exported::of(self, self.demo()?, "demo-exported"))
     }
 
     /// Builds a context through the exporter into the embedded registry.

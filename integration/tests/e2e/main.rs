@@ -74,7 +74,7 @@ fn trial(name: &str, test: Test, fixture: Arc<Fixture>) -> Trial {
         }
         None => match test(&fixture) {
             Ok(()) => Ok(Completion::Completed),
-            Err(error) => Err(Failed::from(format!("{error:?}\n{}", fixture.logs()))),
+            Err(error) => Err(Failed::from(format!("{error:#}\n{}", fixture.logs()))),
         },
     })
 }

@@ -9,7 +9,7 @@ use integration::servers::{DockerRegistry, DockerRegistryOptions};
 use integration::{demo, process};
 
 use crate::fixture::{Fixture, manifest, nydus_layers};
-use crate::same_tree::{exported, list_image_tree};
+use crate::same_tree::{container_tree, list_image_tree};
 
 pub(crate) fn runs(fixture: &Fixture) -> Result<()> {
     let image = fixture.demo()?;
@@ -25,11 +25,8 @@ pub(crate) fn runs(fixture: &Fixture) -> Result<()> {
     ensure!(said.clone().success()? == "2.0\n", "{said:?}");
     node.cri().exec(&container, &["sh", "-c", "echo new >/written && rm /etc/debian_version"])?.success()?;
     node.cri().remove_pod(&pod.id)?;
-    let mounted = fixture.subdir("plain-mount")?;
-    let guard = node.mount(&name, &mounted)?;
-    let seen = list_image_tree(&mounted);
-    drop(guard);
-    seen?.expect_same("the container", &exported(fixture, image, "plain-local")?, "type=local")?;
+    let seen = container_tree(fixture, &name, "plain-mount")?;
+    fixture.demo_exported()?.expect_same(&seen, "the container")?;
     node.cri().remove_image(&name)
 }
 

@@ -11,7 +11,8 @@ pub(crate) fn by_status(fixture: &Fixture) -> Result<()> {
     let registry = fixture.registry()?;
     let proxy = FaultProxy::start(registry.address())?;
     for status in [401, 403, 500] {
-        proxy.set_rules(vec![Rule::always("/v2/refused/", Failure::Status(status))]);
+        // Not the questions before it, whose answers have no room for a reason.
+        proxy.set_rules(vec![Rule::always("/v2/refused/", Failure::Status(status)).method("POST")]);
         let name = format!("{}/refused:v{status}", registry.address());
         let output = format!("type=nydus-cluster,name={}", through(&name, proxy.address()));
         let said = process::run_failing(&mut fixture.buildctl()?.build_command(&context, &[&output]))?.stderr;

@@ -1,5 +1,6 @@
 //! The tree a container sees is the tree that BuildKit's own `type=local` export of the same build shows.
 
+use std::fs;
 use std::path::Path;
 use std::process::Command;
 
@@ -14,10 +15,10 @@ const OPTIONS: ListOptions = ListOptions { nanoseconds: false };
 
 pub(crate) fn in_a_container(fixture: &Fixture) -> Result<()> {
     let image = fixture.demo()?;
-    let expected = exported(fixture, image, "demo-local")?;
+    let expected = fixture.demo_exported()?;
     ensure!(expected.contains("./srv/app/app.py"), "the export is not the demonstration's");
     ensure!(!expected.contains("./usr/share/doc"), "the last layer deletes the documentation");
-    compare_container(fixture, image, &expected, "demo-mount")
+    compare_container(fixture, image, expected, "demo-mount")
 }
 
 pub(crate) fn special_files(fixture: &Fixture) -> Result<()> {
@@ -40,34 +41,83 @@ pub(crate) fn special_files(fixture: &Fixture) -> Result<()> {
     )?;
     let context = demo::one_layer(&dir.join("layer.tar"), &dir.join("context"))?;
     let image = fixture.build(&context, "special:v1")?;
-    let expected = exported(fixture, &image, "special-local")?;
+    let expected = Exported::of(fixture, &image, "special-exported")?;
     for path in ["./fifo", "./null", "./loop", "./dangling", "./second-name"] {
         ensure!(expected.contains(path), "BuildKit did not export {path}");
     }
     compare_container(fixture, &image, &expected, "special-mount")
 }
 
-/// What BuildKit's own export of the build shows.
-pub(crate) fn exported(fixture: &Fixture, image: &Built, name: &str) -> Result<Listing> {
-    let dest = fixture.subdir(name)?;
-    let output = format!("type=local,dest={}", dest.display());
-    fixture.plain_buildctl()?.build(&image.context, &[&output])?;
-    list_image_tree(&dest)
-}
-
-fn compare_container(fixture: &Fixture, image: &Built, expected: &Listing, name: &str) -> Result<()> {
-    let node = fixture.node()?;
-    node.cri().pull(&image.name)?;
+/// The tree that containers of an image on the shared node see.
+pub(crate) fn container_tree(fixture: &Fixture, image: &str, name: &str) -> Result<Listing> {
     let mounted = fixture.subdir(name)?;
-    let guard = node.mount(&image.name, &mounted)?;
+    let guard = fixture.node()?.mount(image, &mounted)?;
     let seen = list_image_tree(&mounted);
     drop(guard);
-    seen?.expect_same("the container", expected, "type=local")
+    seen
 }
 
-/// Lists an image's tree without its root, which `type=local` leaves as the destination was.
+fn compare_container(fixture: &Fixture, image: &Built, expected: &Exported, name: &str) -> Result<()> {
+    fixture.node()?.cri().pull(&image.name)?;
+    expected.expect_same(&container_tree(fixture, &image.name, name)?, "the container")
+}
+
+/// What BuildKit's own exports of a build show.
+pub(crate) struct Exported {
+    /// `type=local`: everything but owners, which buildctl sets to its own user.
+    local: Listing,
+    /// `type=tar`, unpacked: owners too.
+    tar: Listing,
+}
+
+impl Exported {
+    /// Exports the image's build once more.
+    pub(crate) fn of(fixture: &Fixture, image: &Built, name: &str) -> Result<Self> {
+        let dir = fixture.subdir(name)?;
+        let (local, tar, archive) = (dir.join("local"), dir.join("tar"), dir.join("image.tar"));
+        let outputs =
+            [format!("type=local,dest={}", local.display()), format!("type=tar,dest={}", archive.display())];
+        fixture.plain_buildctl()?.build(&image.context, &[&outputs[0], &outputs[1]])?;
+        fs::create_dir(&tar)?;
+        process::run(
+            Command::new("tar")
+                .args([
+                    "--extract",
+                    "--numeric-owner",
+                    "--same-permissions",
+                    "--xattrs",
+                    "--xattrs-include=*",
+                ])
+                .arg("--file")
+                .arg(archive)
+                .arg("--directory")
+                .arg(&tar),
+        )?;
+        let exported = Self { local: list_image_tree(&local)?, tar: list_image_tree(&tar)? };
+        fs::remove_dir_all(dir)?;
+        Ok(exported)
+    }
+
+    /// Whether the exports have this path.
+    pub(crate) fn contains(&self, path: &str) -> bool {
+        self.local.contains(path) && self.tar.contains(path)
+    }
+
+    /// Fails unless `seen` is the same tree.
+    pub(crate) fn expect_same(&self, seen: &Listing, name: &str) -> Result<()> {
+        seen.expect_same(name, &self.tar, "type=tar")?;
+        seen.clone().without_owners().expect_same(name, &self.local.clone().without_owners(), "type=local")
+    }
+}
+
+/// Lists an image's tree.
+///
+/// Without its root, which exports leave as the destination was; without the times of `/dev` and `/etc`, where runc puts
+/// mount points for the time of a build step: exports show that, layers do not.
 pub(crate) fn list_image_tree(root: &Path) -> Result<Listing> {
     let mut listing = tree::list(root, OPTIONS)?;
     listing.remove(".");
+    listing.ignore_mtime("./dev");
+    listing.ignore_mtime("./etc");
     Ok(listing)
 }
