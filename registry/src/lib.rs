@@ -1,6 +1,6 @@
 //! OCI distribution: a client that streams and an embedded server.
 //!
-//! - [`reference`]: image references as people type them, and repositories.
+//! - [`mod@reference`]: image references as people type them, and repositories.
 //! - [`digest`]: content digests and hashing while data flows.
 //! - [`nydus`]: media types, annotations and labels of nydus images.
 //! - [`client`]: pull, ranged reads, resumable push, tokens, mirrors.

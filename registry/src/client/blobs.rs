@@ -39,7 +39,7 @@ impl Client {
     /// Whether the registry itself, not a mirror, has the blob in `repository`: what a push must know.
     pub async fn has_blob(&self, repository: &Repository, digest: &Digest) -> Result<bool, Error> {
         let target = Target::blob(Method::HEAD, repository, digest);
-        // A token for reading alone: who may only read gets told so by the push itself.
+        // The token that the push needs anyway.
         let scopes = Scopes::push(repository.name());
         let exchange = self.small(&target, &scopes, &[StatusCode::OK], |endpoint| {
             Ok(Exchange::new(Method::HEAD, endpoint.url(&target, repository, &format!("blobs/{digest}"))?))
