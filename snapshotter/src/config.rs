@@ -20,6 +20,9 @@ pub struct SnapshotterConfig {
     pub mount_timeout_seconds: u64,
     /// Images mounted at the same time after a start or after the daemon was restarted. Default 4.
     pub restore_concurrency: usize,
+    /// containerd's own socket, asked which image a bootstrap belongs to where no label says it: CRI and BuildKit do, `ctr`
+    /// with the transfer service and Docker do not. Default `/run/containerd/containerd.sock`.
+    pub containerd: PathBuf,
     /// Further options of every overlay mount, as of containerd's overlayfs snapshotter. Default none.
     pub overlay_options: Vec<String>,
     /// The daemon that serves the images.
@@ -33,6 +36,7 @@ impl Default for SnapshotterConfig {
             listen: PathBuf::from("/run/nydus-cluster/snapshotter.sock"),
             mount_timeout_seconds: 60,
             restore_concurrency: 4,
+            containerd: PathBuf::from("/run/containerd/containerd.sock"),
             overlay_options: Vec::new(),
             daemon: DaemonConfig::default(),
         }

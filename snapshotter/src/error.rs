@@ -99,14 +99,16 @@ pub enum Error {
     },
     /// Nobody said which image a bootstrap belongs to, so its blobs cannot be located.
     #[error(
-        "bootstrap snapshot {key:?} carries no image reference (none of the labels {labels}): its blobs cannot be located. \
-         With CRI set disable_snapshot_annotations = false"
+        "bootstrap snapshot {key:?} has no image reference, so its blobs cannot be located: none of the labels {labels} \
+         (with CRI set disable_snapshot_annotations = false), and {lookup}"
     )]
     NoImageReference {
         /// The bootstrap's snapshot.
         key: String,
         /// The labels that were looked for.
         labels: String,
+        /// What came of asking containerd.
+        lookup: String,
     },
     /// An image could not be mounted.
     #[error("cannot mount image {image}: {failure}")]

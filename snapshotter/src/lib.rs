@@ -9,12 +9,14 @@
 //!   overlay  their directories and mounts
 //!   nydus    what layers are; mounted images  → daemon  finding, starting and watching it
 //! filter     containerd's filter language
+//! containerd questions to containerd itself
 //! ```
 //!
 //! Plain images behave as with containerd's overlayfs snapshotter. Of a nydus image only the bootstrap is unpacked; the
 //! daemon serves it, once for all its containers, and each container's overlay lies on that.
 
 mod config;
+mod containerd;
 mod daemon;
 mod error;
 mod filter;

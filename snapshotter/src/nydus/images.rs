@@ -108,12 +108,13 @@ impl Images {
         Ok(())
     }
 
-    /// The snapshots whose images the daemon serves.
-    pub(crate) async fn mounted(&self) -> Result<Vec<SnapshotId>, Error> {
+    /// The snapshots whose images the daemon serves under `mounts`: it may serve others for somebody else.
+    pub(crate) async fn mounted(&self, mounts: &Path) -> Result<Vec<SnapshotId>, Error> {
         let status = self.daemon.client(CONTROL_DEADLINE).status().await;
         let status = status.map_err(|error| Error::Daemon { problem: describe(&error) })?;
         let id = |mount: &str| mount.strip_prefix(MOUNT_PREFIX)?.parse().ok().map(SnapshotId);
-        Ok(status.mounts.iter().filter_map(|mount| id(&mount.id)).collect())
+        let ours = status.mounts.iter().filter(|mount| mount.mountpoint.starts_with(mounts));
+        Ok(ours.filter_map(|mount| id(&mount.id)).collect())
     }
 
     fn attempts(&self) -> MutexGuard<'_, HashMap<SnapshotId, watch::Receiver<Outcome>>> {

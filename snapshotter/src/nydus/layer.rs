@@ -2,20 +2,19 @@
 
 use std::path::{Path, PathBuf};
 
+use registry::nydus::{
+    ANNOTATION_BLOB, ANNOTATION_BOOTSTRAP, LABEL_CRI_IMAGE_REF, LABEL_CRI_LAYER_DIGEST, LABEL_SNAPSHOT_REF,
+    LABEL_STARGZ_REFERENCE,
+};
+use sha2::{Digest, Sha256};
+
 use crate::error::Error;
 use crate::state::{Labels, Record, SnapshotId};
 
-/// Chain id of the layer that containerd is about to unpack into a snapshot.
-pub(crate) const SNAPSHOT_REF: &str = "containerd.io/snapshot.ref";
-/// Annotation of a layer that is a nydus data blob.
-const NYDUS_BLOB: &str = "containerd.io/snapshot/nydus-blob";
-/// Annotation of the layer with the bootstrap.
-const NYDUS_BOOTSTRAP: &str = "containerd.io/snapshot/nydus-bootstrap";
-/// Digest of the layer, from CRI.
-const CRI_LAYER_DIGEST: &str = "containerd.io/snapshot/cri.layer-digest";
-/// Where the image's reference may be: from CRI, from BuildKit.
-pub(crate) const IMAGE_REFERENCES: [&str; 2] =
-    ["containerd.io/snapshot/cri.image-ref", "containerd.io/snapshot/remote/stargz.reference"];
+/// Where the image's reference may be: from CRI, from BuildKit, or found out by us.
+pub(crate) const IMAGE_REFERENCES: [&str; 3] = [LABEL_CRI_IMAGE_REF, LABEL_STARGZ_REFERENCE, FOUND_REFERENCE];
+/// Our own label, of a bootstrap whose image's reference had to be found out.
+pub(crate) const FOUND_REFERENCE: &str = "containerd.io/snapshot/nydus-cluster.image-ref";
 
 /// What a layer is.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
@@ -32,9 +31,9 @@ impl Layer {
     /// What the layer with these labels is.
     pub(crate) fn of(labels: &Labels) -> Self {
         let says = |label| labels.get(label).is_some_and(|value| value != "false");
-        if says(NYDUS_BLOB) {
+        if says(ANNOTATION_BLOB) {
             Self::Blob
-        } else if says(NYDUS_BOOTSTRAP) {
+        } else if says(ANNOTATION_BOOTSTRAP) {
             Self::Bootstrap
         } else {
             Self::Plain
@@ -49,6 +48,8 @@ pub(crate) struct Beneath {
     pub(crate) plain: Vec<SnapshotId>,
     /// The bootstrap beneath them, which hides everything further down, since it describes that too.
     pub(crate) image: Option<(String, Record)>,
+    /// Chain ids of all of these, as far as they were unpacked from an image.
+    pub(crate) chain_ids: Vec<String>,
 }
 
 impl Beneath {
@@ -56,6 +57,7 @@ impl Beneath {
     pub(crate) fn of(key: &str, parents: Vec<(String, Record)>) -> Result<Self, Error> {
         let mut beneath = Self::default();
         for (parent, record) in parents {
+            beneath.chain_ids.extend(record.labels.get(LABEL_SNAPSHOT_REF).cloned());
             match Layer::of(&record.labels) {
                 Layer::Plain => beneath.plain.push(record.id),
                 Layer::Bootstrap => {
@@ -82,6 +84,16 @@ pub(crate) fn reference_of(labels: &Labels) -> Option<&str> {
 /// The blob's digest, as far as the labels of a blob layer tell: CRI says it; without CRI the chain id of the lowest
 /// layer is its diff id, and a blob's diff id is its digest.
 pub(crate) fn blob_of(record: &Record) -> Option<&str> {
-    let lowest = || if record.parent.is_none() { record.labels.get(SNAPSHOT_REF) } else { None };
-    record.labels.get(CRI_LAYER_DIGEST).or_else(lowest).map(String::as_str)
+    let lowest = || if record.parent.is_none() { record.labels.get(LABEL_SNAPSHOT_REF) } else { None };
+    record.labels.get(LABEL_CRI_LAYER_DIGEST).or_else(lowest).map(String::as_str)
+}
+
+/// Which of `blobs` a blob layer on `parent` is: the one whose diff id gives the layer's chain id.
+pub(crate) fn blob_among<'b>(record: &Record, parent: &Record, blobs: &'b [String]) -> Option<&'b str> {
+    let (chain, below) = (record.labels.get(LABEL_SNAPSHOT_REF)?, parent.labels.get(LABEL_SNAPSHOT_REF)?);
+    let gives = |blob: &&String| {
+        let digest = Sha256::digest(format!("{below} {blob}"));
+        chain.strip_prefix("sha256:") == Some(hex::encode(digest).as_str())
+    };
+    blobs.iter().find(gives).map(String::as_str)
 }

@@ -12,4 +12,6 @@ mod mountinfo;
 mod tests;
 
 pub(crate) use images::{Image, Images};
-pub(crate) use layer::{Beneath, IMAGE_REFERENCES, Layer, SNAPSHOT_REF, blob_of, bootstrap_in, reference_of};
+pub(crate) use layer::{
+    Beneath, FOUND_REFERENCE, IMAGE_REFERENCES, Layer, blob_among, blob_of, bootstrap_in, reference_of,
+};

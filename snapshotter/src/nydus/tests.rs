@@ -21,6 +21,8 @@ fn parent(id: u64, pairs: &[(&str, &str)]) -> (String, Record) {
 }
 
 const BLOB: (&str, &str) = ("containerd.io/snapshot/nydus-blob", "true");
+/// SHA-256 of `sha256:a sha256:b`, as the OCI image specification defines chain ids.
+const CHAIN_OF_A_AND_B: &str = "970a948bffa8de94d6e22d747ba8c95030e6e546909f98f54e99a13005e173a8";
 const BOOTSTRAP: (&str, &str) = ("containerd.io/snapshot/nydus-bootstrap", "true");
 
 #[test]
@@ -65,4 +67,15 @@ fn mount_points_are_found_with_their_escapes() {
     assert!(contains(mounts, b"/mnt"));
     assert!(contains(mounts, b"/mnt/with space"));
     assert!(!contains(mounts, b"/mnt/with"));
+}
+
+#[test]
+fn a_blob_is_found_among_an_images_blobs_by_its_chain_id() {
+    let chain = ("containerd.io/snapshot.ref", "sha256:0000");
+    let (_, lowest) = parent(1, &[BLOB, ("containerd.io/snapshot.ref", "sha256:a")]);
+    let (_, mut upper) = parent(2, &[BLOB, chain]);
+    let blobs = ["sha256:c".to_owned(), "sha256:b".to_owned()];
+    assert_eq!(blob_among(&upper, &lowest, &blobs), None);
+    upper.labels.insert("containerd.io/snapshot.ref".to_owned(), format!("sha256:{CHAIN_OF_A_AND_B}"));
+    assert_eq!(blob_among(&upper, &lowest, &blobs), Some("sha256:b"));
 }

@@ -53,6 +53,11 @@ impl Directories {
         self.snapshot(id).join("work")
     }
 
+    /// Where images are mounted.
+    pub(crate) fn mounts(&self) -> &Path {
+        &self.mounts
+    }
+
     /// Where the image of a bootstrap snapshot is mounted.
     pub(crate) fn mountpoint(&self, id: SnapshotId) -> PathBuf {
         self.mounts.join(id.to_string())

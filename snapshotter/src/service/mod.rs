@@ -13,6 +13,7 @@ use tracing::Instrument;
 
 pub(crate) use serve::serve;
 
+use crate::containerd::{Caller, NAMESPACE};
 use crate::filter::Filters;
 use crate::snapshots::Snapshotter;
 use api::messages::{
@@ -45,9 +46,15 @@ pub(crate) struct Service {
 
 type Answer<T> = Result<Response<T>, Status>;
 
+/// Who called.
+fn caller<T>(request: &Request<T>, snapshotter: &str) -> Caller {
+    let namespace = request.metadata().get(NAMESPACE).and_then(|value| value.to_str().ok());
+    Caller { namespace: namespace.unwrap_or_default().to_owned(), snapshotter: snapshotter.to_owned() }
+}
+
 /// A span for one call. The namespace is told for people alone: keys have it inside.
 fn span<T>(call: &'static str, request: &Request<T>, key: &str) -> tracing::Span {
-    let namespace = request.metadata().get("containerd-namespace").and_then(|value| value.to_str().ok());
+    let namespace = request.metadata().get(NAMESPACE).and_then(|value| value.to_str().ok());
     tracing::info_span!("snapshots", call, key, namespace)
 }
 
@@ -57,21 +64,24 @@ impl Snapshots for Service {
 
     async fn prepare(&self, request: Request<PrepareSnapshotRequest>) -> Answer<PrepareSnapshotResponse> {
         let span = span("prepare", &request, &request.get_ref().key);
+        let caller = caller(&request, &request.get_ref().snapshotter);
         let PrepareSnapshotRequest { key, parent: on, labels: with, .. } = request.into_inner();
-        let made = self.snapshotter.prepare(key, parent(on), labels(with)).instrument(span).await?;
+        let made = self.snapshotter.prepare(&caller, key, parent(on), labels(with)).instrument(span).await?;
         Ok(Response::new(PrepareSnapshotResponse { mounts: mounts(made) }))
     }
 
     async fn view(&self, request: Request<ViewSnapshotRequest>) -> Answer<ViewSnapshotResponse> {
         let span = span("view", &request, &request.get_ref().key);
+        let caller = caller(&request, &request.get_ref().snapshotter);
         let ViewSnapshotRequest { key, parent: on, labels: with, .. } = request.into_inner();
-        let made = self.snapshotter.view(key, parent(on), labels(with)).instrument(span).await?;
+        let made = self.snapshotter.view(&caller, key, parent(on), labels(with)).instrument(span).await?;
         Ok(Response::new(ViewSnapshotResponse { mounts: mounts(made) }))
     }
 
     async fn mounts(&self, request: Request<MountsRequest>) -> Answer<MountsResponse> {
         let span = span("mounts", &request, &request.get_ref().key);
-        let made = self.snapshotter.mounts(request.into_inner().key).instrument(span).await?;
+        let caller = caller(&request, &request.get_ref().snapshotter);
+        let made = self.snapshotter.mounts(&caller, request.into_inner().key).instrument(span).await?;
         Ok(Response::new(MountsResponse { mounts: mounts(made) }))
     }
 

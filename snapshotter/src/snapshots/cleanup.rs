@@ -29,10 +29,15 @@ impl Snapshotter {
         let live = self.on_state(|state| state.ids()).await?;
         let gone = |id: &SnapshotId| !live.contains(id) && !pending.contains(id);
         let mut failed = BTreeSet::new();
-        for &id in candidates.mounted.iter().filter(|id| gone(id)) {
+        let mut unmounting = candidates.mounted.iter().filter(|id| gone(id));
+        while let Some(&id) = unmounting.next() {
             if let Err(error) = self.unmount(id).await {
                 warn!(snapshot = %id, error = describe(&error), "cannot unmount an image; trying again later");
                 failed.insert(id);
+                if matches!(error, Error::Daemon { .. }) {
+                    // A daemon that does not do it for one would let all others wait as long.
+                    failed.extend(unmounting.by_ref());
+                }
             }
         }
         self.free_blobs(|id| gone(id) && !failed.contains(id)).await;
@@ -51,7 +56,7 @@ impl Snapshotter {
             blocking(move || Ok((directories.list()?, directories.list_mountpoints()?))).await?;
         let mut mounted: BTreeSet<_> = mountpoints.into_iter().collect();
         // Without a daemon nothing of it is mounted elsewhere.
-        mounted.extend(self.images.mounted().await.unwrap_or_default());
+        mounted.extend(self.images.mounted(self.directories.mounts()).await.unwrap_or_default());
         Ok(Present { directories: on_disk, mounted })
     }
 

@@ -2,11 +2,13 @@
 
 use std::sync::Arc;
 
+use registry::nydus::LABEL_SNAPSHOT_REF;
 use tracing::{info, warn};
 
 use super::{Snapshotter, beneath_of, check_labels};
+use crate::containerd::Caller;
 use crate::error::Error;
-use crate::nydus::{Beneath, Layer, SNAPSHOT_REF};
+use crate::nydus::{Beneath, Layer};
 use crate::overlay::{Mount, RootAttributes};
 use crate::state::{Creation, Kind, Labels, Record};
 use crate::tasks::blocking;
@@ -16,32 +18,34 @@ impl Snapshotter {
     /// to be there, by [`Error::LayerInPlace`].
     pub(crate) async fn prepare(
         &self,
+        caller: &Caller,
         key: String,
         parent: Option<String>,
         labels: Labels,
     ) -> Result<Vec<Mount>, Error> {
-        match labels.get(SNAPSHOT_REF).cloned() {
+        match labels.get(LABEL_SNAPSHOT_REF).cloned() {
             Some(target) if Layer::of(&labels) == Layer::Blob => {
                 check_labels(&labels)?;
                 self.adopt(&target, parent, labels).await?;
                 Err(Error::LayerInPlace { target })
             }
-            _ => self.create(Kind::Active, key, parent, labels).await,
+            _ => self.create(caller, Kind::Active, key, parent, labels).await,
         }
     }
 
     /// Makes a read-only look at a snapshot.
     pub(crate) async fn view(
         &self,
+        caller: &Caller,
         key: String,
         parent: Option<String>,
         labels: Labels,
     ) -> Result<Vec<Mount>, Error> {
-        self.create(Kind::View, key, parent, labels).await
+        self.create(caller, Kind::View, key, parent, labels).await
     }
 
     /// Records a data layer as committed, without files, under the name that containerd will look for: any with the label
-    /// [`SNAPSHOT_REF`] and that parent. Namespaces share it.
+    /// [`LABEL_SNAPSHOT_REF`] and that parent. Namespaces share it.
     async fn adopt(&self, target: &str, parent: Option<String>, labels: Labels) -> Result<(), Error> {
         // The same layer on another parent is another snapshot.
         let elsewhere = format!("{target}@{}", parent.as_deref().unwrap_or_default());
@@ -69,6 +73,7 @@ impl Snapshotter {
 
     async fn create(
         &self,
+        caller: &Caller,
         kind: Kind,
         key: String,
         parent: Option<String>,
@@ -81,7 +86,7 @@ impl Snapshotter {
             self.on_state(move |state| state.parents_for(&key, parent.as_deref())).await?
         };
         let beneath = beneath_of(&key, &labels, parents)?;
-        let attributes = self.attributes(&beneath).await?.mapped(&labels)?;
+        let attributes = self.attributes(caller, &beneath).await?.mapped(&labels)?;
         let record = self
             .create_on_disk(Creation { id: self.new_id(), kind, key, parent, labels }, attributes)
             .await?;
@@ -89,8 +94,8 @@ impl Snapshotter {
     }
 
     /// Mounts the image beneath, if any, and says what the new snapshot's root has to look like.
-    async fn attributes(&self, beneath: &Beneath) -> Result<RootAttributes, Error> {
-        let image = self.ensure_image(beneath).await?;
+    async fn attributes(&self, caller: &Caller, beneath: &Beneath) -> Result<RootAttributes, Error> {
+        let image = self.ensure_image(caller, beneath).await?;
         match (beneath.plain.first(), image) {
             (Some(&nearest), _) => {
                 let nearest = self.directories.upper(nearest);

@@ -5,14 +5,18 @@ mod create;
 mod pending;
 mod restore;
 
+use std::path::PathBuf;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
 use fuse_daemon::control::BlobId;
+use registry::nydus::LABEL_SNAPSHOT_REF;
+use tracing::info;
 
 use crate::config::SnapshotterConfig;
-use crate::daemon::Daemon;
+use crate::containerd::{self, Caller};
+use crate::daemon::{Daemon, describe};
 use crate::error::Error;
 use crate::filter::Filters;
 use crate::nydus::{self, Beneath, Image, Images, Layer};
@@ -33,6 +37,7 @@ pub(crate) struct Snapshotter {
     overlay_options: Vec<String>,
     daemon: Arc<Daemon>,
     images: Arc<Images>,
+    containerd: PathBuf,
     restore_concurrency: usize,
     next_id: AtomicU64,
     pending: Pending,
@@ -53,6 +58,7 @@ impl Snapshotter {
             images: Arc::new(images),
             overlay_options: overlay::overlay_options(&config.overlay_options),
             restore_concurrency: config.restore_concurrency.max(1),
+            containerd: config.containerd.clone(),
             pending: Pending::default(),
             cleaning: tokio::sync::Mutex::default(),
             state,
@@ -63,7 +69,7 @@ impl Snapshotter {
     }
 
     /// The mounts of an active snapshot or view. Mounts the image beneath again if it is not.
-    pub(crate) async fn mounts(&self, key: String) -> Result<Vec<Mount>, Error> {
+    pub(crate) async fn mounts(&self, caller: &Caller, key: String) -> Result<Vec<Mount>, Error> {
         let (record, parents) = self
             .on_state(move |state| {
                 let (record, parents) = state.get_with_parents(&key)?;
@@ -77,7 +83,7 @@ impl Snapshotter {
             .await?;
         let (key, record) = record;
         let beneath = beneath_of(&key, &record.labels, parents)?;
-        self.ensure_image(&beneath).await?;
+        self.ensure_image(caller, &beneath).await?;
         Ok(self.mounts_of(&record, &beneath))
     }
 
@@ -154,34 +160,62 @@ impl Snapshotter {
                 let upper = self.directories.upper(record.id);
                 blocking(move || overlay::disk_usage(&upper)).await
             }
-            Kind::Committed if Layer::of(&record.labels) == Layer::Blob => Ok(self.cached(&record).await),
+            Kind::Committed if Layer::of(&record.labels) == Layer::Blob => Ok(self.cached(record).await),
             _ => Ok(record.usage),
         }
     }
 
     /// What the cache holds of a data layer. Statistics are no reason to fail: a daemon that is away has nothing to say.
-    async fn cached(&self, record: &Record) -> Usage {
-        let Some(blob) = nydus::blob_of(record).and_then(|blob| blob.parse::<BlobId>().ok()) else {
-            return record.usage;
+    async fn cached(&self, record: Record) -> Usage {
+        let known = record.usage;
+        let blob = self.on_state(move |state| blob_digest(state, &record)).await;
+        let Some(blob) = blob.ok().flatten().and_then(|blob| blob.parse::<BlobId>().ok()) else {
+            return known;
         };
         match self.daemon.client(USAGE_DEADLINE).usage(&[blob]).await.as_deref() {
             Ok([bytes]) => Usage { inodes: 0, size: i64::try_from(*bytes).unwrap_or(i64::MAX) },
-            _ => record.usage,
+            _ => known,
         }
     }
 
     /// Mounts the image beneath, if there is one.
-    async fn ensure_image(&self, beneath: &Beneath) -> Result<Option<Image>, Error> {
+    async fn ensure_image(&self, caller: &Caller, beneath: &Beneath) -> Result<Option<Image>, Error> {
         let Some((key, record)) = &beneath.image else { return Ok(None) };
-        let image = self.image_of(key, record)?;
+        let image = match self.image_of(key, record) {
+            Err(Error::NoImageReference { .. }) => {
+                self.find_reference(caller, key, &beneath.chain_ids).await?;
+                let key = key.clone();
+                let (key, record) = self.on_state(move |state| Ok((key.clone(), state.get(&key)?))).await?;
+                self.image_of(&key, &record)?
+            }
+            image => image?,
+        };
         self.images.ensure(image.clone()).await?;
         Ok(Some(image))
+    }
+
+    /// Asks containerd which image a bootstrap belongs to, and labels the bootstrap's snapshot with it.
+    async fn find_reference(&self, caller: &Caller, key: &str, chain_ids: &[String]) -> Result<(), Error> {
+        let missing = |lookup: String| Error::NoImageReference {
+            key: key.to_owned(),
+            labels: nydus::IMAGE_REFERENCES.join(", "),
+            lookup,
+        };
+        let found = containerd::image_unpacked_to(&self.containerd, caller, chain_ids).await;
+        let reference = found
+            .map_err(|error| missing(describe(&error)))?
+            .ok_or_else(|| missing("containerd knows no image unpacked to it".to_owned()))?;
+        info!(image = reference, key, "containerd knows the image");
+        let label = (nydus::FOUND_REFERENCE.to_owned(), Some(reference));
+        let key = key.to_owned();
+        self.on_state(move |state| state.update(&key, LabelUpdate::Some(vec![label])).map(drop)).await
     }
 
     fn image_of(&self, key: &str, record: &Record) -> Result<Image, Error> {
         let reference = nydus::reference_of(&record.labels).ok_or_else(|| Error::NoImageReference {
             key: key.to_owned(),
             labels: nydus::IMAGE_REFERENCES.join(", "),
+            lookup: "containerd was not asked".to_owned(),
         })?;
         Ok(Image {
             id: record.id,
@@ -224,9 +258,21 @@ fn beneath_of(key: &str, labels: &Labels, parents: Vec<(String, Record)>) -> Res
     if is_unpacked_bootstrap(labels) { Ok(Beneath::default()) } else { Beneath::of(key, parents) }
 }
 
+/// The digest of a blob layer's blob, if it can be told.
+fn blob_digest(state: &State, record: &Record) -> Result<Option<String>, Error> {
+    if let Some(blob) = nydus::blob_of(record) {
+        return Ok(Some(blob.to_owned()));
+    }
+    let Some(parent) = &record.parent else { return Ok(None) };
+    let parent = state.get(parent)?;
+    let images = state.images()?;
+    let found = images.iter().find_map(|(_, image)| nydus::blob_among(record, &parent, &image.blobs));
+    Ok(found.map(ToOwned::to_owned))
+}
+
 /// Whether containerd unpacks a bootstrap layer into a snapshot with these labels.
 fn is_unpacked_bootstrap(labels: &Labels) -> bool {
-    labels.contains_key(nydus::SNAPSHOT_REF) && Layer::of(labels) == Layer::Bootstrap
+    labels.contains_key(LABEL_SNAPSHOT_REF) && Layer::of(labels) == Layer::Bootstrap
 }
 
 /// Sees to it that a bootstrap is there and stays: an image of which containerd believes that it is complete must not

@@ -259,7 +259,11 @@ async fn callers_that_come_together_wait_for_one_mount() {
 
 #[tokio::test]
 async fn an_image_without_a_reference_says_so() {
-    let harness = Harness::start().await;
+    let harness = Harness::start_with(|dir, config| {
+        config.daemon.spawn = false;
+        config.containerd = dir.join("containerd.sock");
+    })
+    .await;
     let labels = [BOOTSTRAP, (SNAPSHOT_REF, "sha256:chain")];
     let mounts = harness.prepare_with("boot-a", "", &labels).await.unwrap();
     let image = PathBuf::from(&mounts[0].source).join("image");
@@ -269,6 +273,7 @@ async fn an_image_without_a_reference_says_so() {
     let refused = harness.prepare("container", "boot").await.unwrap_err();
     assert_eq!(refused.code(), Code::FailedPrecondition);
     assert!(refused.message().contains("cri.image-ref"), "{refused}");
+    assert!(refused.message().contains("containerd.sock"), "{refused}");
 }
 
 #[tokio::test]

@@ -1,0 +1,147 @@
+//! Asking containerd which image a bootstrap belongs to.
+//!
+//! CRI and BuildKit say it in a label. Other clients (`ctr` with the transfer service, Docker) do not, but containerd
+//! knows: when an image is unpacked, its config is labelled with the uppermost snapshot's chain id; the manifest is
+//! labelled with its config, an index with its manifests; and an image is a name for a manifest or an index.
+
+use std::collections::BTreeSet;
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use containerd_client::services::v1::content_client::ContentClient;
+use containerd_client::services::v1::images_client::ImagesClient;
+use containerd_client::services::v1::{InfoRequest, ListContentRequest, ListImagesRequest};
+use tonic::metadata::MetadataValue;
+use tonic::transport::Channel;
+use tonic::{Code, Request, Status};
+
+/// containerd answers from its own database; it must not take longer to say whose a snapshot is.
+const DEADLINE: Duration = Duration::from_secs(10);
+/// Label of a config: chain id of the snapshot that was unpacked from it, by snapshotter.
+const UNPACKED_TO: &str = "containerd.io/gc.ref.snapshot.";
+/// Label of a manifest: its config.
+const CONFIG: &str = "containerd.io/gc.ref.content.config";
+/// Beginning of labels of an index: its manifests.
+const MANIFESTS: &str = "containerd.io/gc.ref.content.m.";
+/// Header that names the namespace.
+pub(crate) const NAMESPACE: &str = "containerd-namespace";
+
+/// Who made a call, and under which name it knows us.
+#[derive(Clone, Debug)]
+pub(crate) struct Caller {
+    /// The namespace.
+    pub(crate) namespace: String,
+    /// Our name in containerd's configuration.
+    pub(crate) snapshotter: String,
+}
+
+/// Why containerd could not say it.
+#[derive(Debug, thiserror::Error)]
+pub(crate) enum LookupError {
+    /// containerd cannot be reached.
+    #[error("cannot connect to containerd at {}", .0.display())]
+    Connect(PathBuf, #[source] tonic::transport::Error),
+    /// containerd refused.
+    #[error("containerd: {0}")]
+    Refused(#[from] Status),
+    /// No answer in time.
+    #[error("containerd did not answer within {DEADLINE:?}")]
+    Deadline,
+}
+
+/// The name of an image that was unpacked to one of the snapshots with these chain ids, if containerd knows one.
+pub(crate) async fn image_unpacked_to(
+    socket: &Path,
+    caller: &Caller,
+    chain_ids: &[String],
+) -> Result<Option<String>, LookupError> {
+    match tokio::time::timeout(DEADLINE, look_up(socket, caller, chain_ids)).await {
+        Ok(result) => result,
+        Err(_) => Err(LookupError::Deadline),
+    }
+}
+
+async fn look_up(
+    socket: &Path,
+    caller: &Caller,
+    chain_ids: &[String],
+) -> Result<Option<String>, LookupError> {
+    let channel = containerd_client::connect(socket).await;
+    let channel = channel.map_err(|error| LookupError::Connect(socket.to_owned(), error))?;
+    let query = Query { channel, namespace: &caller.namespace };
+    let configs = query.labelled(&format!("{UNPACKED_TO}{}", caller.snapshotter), chain_ids).await?;
+    let manifests: BTreeSet<_> = query.labelled(CONFIG, &configs).await?.into_iter().collect();
+    if manifests.is_empty() {
+        return Ok(None);
+    }
+    query.image_of(&manifests).await
+}
+
+/// Questions in one namespace.
+struct Query<'c> {
+    channel: Channel,
+    namespace: &'c str,
+}
+
+impl Query<'_> {
+    /// Digests of the content whose label has one of the values.
+    async fn labelled(&self, label: &str, values: &[String]) -> Result<Vec<String>, LookupError> {
+        if values.is_empty() {
+            return Ok(Vec::new());
+        }
+        let filters = values.iter().map(|value| format!("labels.{label:?}=={value:?}")).collect();
+        let request = self.request(ListContentRequest { filters })?;
+        let mut stream = ContentClient::new(self.channel.clone()).list(request).await?.into_inner();
+        let mut digests = Vec::new();
+        while let Some(message) = stream.message().await? {
+            digests.extend(message.info.into_iter().map(|info| info.digest));
+        }
+        Ok(digests)
+    }
+
+    /// The first image, by name, that is one of the manifests or an index of one of them.
+    async fn image_of(&self, manifests: &BTreeSet<String>) -> Result<Option<String>, LookupError> {
+        let request = self.request(ListImagesRequest { filters: Vec::new() })?;
+        let mut images = ImagesClient::new(self.channel.clone()).list(request).await?.into_inner().images;
+        images.sort_by(|one, other| one.name.cmp(&other.name));
+        for image in images {
+            let Some(target) = image.target else { continue };
+            // CRI also names images by their ids alone, from which nothing can be fetched.
+            let located = image.name.contains('/');
+            let ours = manifests.contains(&target.digest)
+                || is_index(&target.media_type) && self.leads_to(&target.digest, manifests).await?;
+            if located && ours {
+                return Ok(Some(image.name));
+            }
+        }
+        Ok(None)
+    }
+
+    /// Whether an index has one of the manifests.
+    async fn leads_to(&self, index: &str, manifests: &BTreeSet<String>) -> Result<bool, LookupError> {
+        let request = self.request(InfoRequest { digest: index.to_owned() })?;
+        let info = match ContentClient::new(self.channel.clone()).info(request).await {
+            Ok(response) => response.into_inner().info.unwrap_or_default(),
+            // Removed since it was listed.
+            Err(status) if status.code() == Code::NotFound => return Ok(false),
+            Err(status) => return Err(status.into()),
+        };
+        Ok(info
+            .labels
+            .iter()
+            .any(|(label, digest)| label.starts_with(MANIFESTS) && manifests.contains(digest)))
+    }
+
+    fn request<T>(&self, message: T) -> Result<Request<T>, Status> {
+        let namespace = MetadataValue::try_from(self.namespace).map_err(|_| {
+            Status::invalid_argument(format!("namespace {:?} is no header value", self.namespace))
+        })?;
+        let mut request = Request::new(message);
+        request.metadata_mut().insert(NAMESPACE, namespace);
+        Ok(request)
+    }
+}
+
+fn is_index(media_type: &str) -> bool {
+    media_type.contains("image.index") || media_type.contains("manifest.list")
+}
