@@ -1,5 +1,7 @@
 //! Any tree, written as an archive, built, merged, written and unpacked, is the same tree.
 
+#![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
+
 #[path = "support/arbitrary.rs"]
 mod arbitrary;
 #[path = "support/archive.rs"]
