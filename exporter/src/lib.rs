@@ -29,6 +29,7 @@ pub mod image;
 mod progress;
 mod proxy;
 mod session;
+mod target;
 mod wire;
 
 use std::io;

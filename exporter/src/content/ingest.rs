@@ -83,7 +83,7 @@ impl<'a> Ingest<'a> {
         } else if self.output.has(&self.expected).await? {
             self.kind = Kind::Known;
         } else {
-            let mut conversion = self.output.convert(&self.expected);
+            let mut conversion = self.output.convert(&self.expected).await?;
             let task = self.output.task(format!("converting {}", short(&self.expected)), self.total);
             task.advance(begin.len() as u64);
             let written = conversion.write(begin.freeze()).await;
@@ -112,7 +112,7 @@ impl<'a> Ingest<'a> {
             Kind::Layer(conversion, task) => {
                 let layer = conversion.finish().await;
                 match layer {
-                    Ok(layer) => self.output.add_layer(&self.expected, layer),
+                    Ok(layer) => self.output.add_layer(&self.expected, layer).await?,
                     Err(error) => {
                         let error = self.output.layer_error(&self.expected, error);
                         task.fail(&error.to_string());

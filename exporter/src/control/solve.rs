@@ -10,7 +10,7 @@ use h2::{Reason, SendStream};
 use http::{HeaderMap, Request, Response, request, response};
 
 use super::Rpc;
-use super::build::{Build, Builds};
+use super::build::{Build, Builds, Registered};
 use super::message::{self, Export, SolveRequest};
 use crate::attrs::{Attrs, EXPORTER_TYPE};
 use crate::exporter::Exporter;
@@ -20,6 +20,7 @@ use crate::image::{Output, Way};
 use crate::progress::Progress;
 use crate::proxy::forward::{lost, open, until_reset};
 use crate::proxy::pump::{self, PumpError};
+use crate::target::Target;
 
 /// The largest Solve request taken: four times what buildkitd takes.
 const REQUEST_LIMIT_BYTES: usize = 64 << 20;
@@ -133,25 +134,18 @@ fn oci_export(attrs: &Attrs, way: Way, all: &[Export]) -> Export {
     Export { kind: "oci".to_owned(), attrs: oci }
 }
 
-fn begin<'a>(
-    exporter: &Exporter,
-    builds: &'a Builds,
-    plan: Plan,
-) -> Result<super::build::Registered<'a>, Status> {
+/// Makes the plan's build known, so that what buildkitd sends for it is taken.
+fn begin<'a>(exporter: &Exporter, builds: &'a Builds, plan: Plan) -> Result<Registered<'a>, Status> {
     let progress = Progress::new();
-    let outputs: Result<Vec<_>, Status> = plan
-        .outputs
-        .into_iter()
-        .map(|(index, attrs, way)| {
-            let destination = exporter
-                .destination(&attrs)
-                .map_err(|error| Status::new(Code::InvalidArgument, error.to_string()))?;
-            let converter = exporter.converter.clone();
-            Ok(Arc::new(Output::new(index, way, attrs, destination, converter, Arc::clone(&progress))))
-        })
-        .collect();
+    let mut outputs = Vec::with_capacity(plan.outputs.len());
+    for (index, attrs, way) in plan.outputs {
+        let target = Target::new(&attrs, &exporter.client);
+        let converter = exporter.converter.clone();
+        let output = Output::new(index, way, attrs, target, converter, Arc::clone(&progress));
+        outputs.push(Arc::new(output));
+    }
     let sole = plan.request.exports.len() == 1;
-    let build = Build::new(plan.request.reference, plan.request.session, sole, outputs?, progress);
+    let build = Build::new(plan.request.reference, plan.request.session, sole, outputs, progress);
     builds.register(build).map_err(|error| Status::new(Code::FailedPrecondition, error.to_string()))
 }
 

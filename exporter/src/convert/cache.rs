@@ -64,8 +64,14 @@ impl LayerCache {
         }
         for from in repositories.iter().filter(|from| from.host() == repository.host() && *from != repository)
         {
-            if client.mount_blob(repository, from, &layer.digest).await? {
-                return Ok(Some(layer));
+            match client.mount_blob(repository, from, &layer.digest).await {
+                Ok(true) => return Ok(Some(layer)),
+                Ok(false) => {}
+                // Who may push here need not be allowed to read there.
+                Err(error) if error.is_denied() || error.is_not_found() => {
+                    tracing::debug!(%error, %from, "blob not mounted");
+                }
+                Err(error) => return Err(error),
             }
         }
         // Deleted from the registry since: it has to be made again.

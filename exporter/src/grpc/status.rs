@@ -5,6 +5,9 @@ use http::{HeaderMap, HeaderValue};
 const STATUS: &str = "grpc-status";
 const MESSAGE: &str = "grpc-message";
 
+/// Longer messages are cut: what a registry adds to its refusal may be of any length, and headers have limits.
+const MESSAGE_CHARACTERS: usize = 4000;
+
 /// The status codes used here, by their number on the wire.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
 #[repr(u16)]
@@ -45,7 +48,8 @@ impl Status {
         let mut trailers = HeaderMap::new();
         trailers.insert(STATUS, HeaderValue::from(self.code as u16));
         if !self.message.is_empty() {
-            let message = HeaderValue::from_str(&percent_encode(&self.message));
+            let shown: String = self.message.chars().take(MESSAGE_CHARACTERS).collect();
+            let message = HeaderValue::from_str(&percent_encode(&shown));
             trailers.insert(MESSAGE, message.expect("percent-encoded text is printable ASCII"));
         }
         trailers

@@ -16,6 +16,7 @@ use crate::attrs::Attrs;
 use crate::convert::{ConvertError, ConvertedLayer, Converter, Destination, LayerConversion};
 use crate::error::chain;
 use crate::progress::{Progress, Task};
+use crate::target::Target;
 
 /// The most that JSON documents of one output may take in memory: manifests, configs, attestations.
 const DOCUMENTS_LIMIT_BYTES: usize = 48 << 20;
@@ -63,7 +64,7 @@ pub(crate) struct Output {
     index: usize,
     way: Way,
     attrs: Attrs,
-    destination: Destination,
+    target: Target,
     converter: Converter,
     progress: Arc<Progress>,
     received: Mutex<Received>,
@@ -90,11 +91,11 @@ impl Output {
         index: usize,
         way: Way,
         attrs: Attrs,
-        destination: Destination,
+        target: Target,
         converter: Converter,
         progress: Arc<Progress>,
     ) -> Self {
-        Self { index, way, attrs, destination, converter, progress, received: Mutex::default() }
+        Self { index, way, attrs, target, converter, progress, received: Mutex::default() }
     }
 
     /// Its place among the build's outputs.
@@ -122,6 +123,11 @@ impl Output {
         self.progress.task(self.index, name, total)
     }
 
+    /// Where everything goes.
+    async fn destination(&self) -> Result<&Destination, OutputError> {
+        self.target.destination().await.map_err(|error| self.push_error("anything", error))
+    }
+
     fn received(&self) -> MutexGuard<'_, Received> {
         self.received.lock().unwrap_or_else(PoisonError::into_inner)
     }
@@ -139,26 +145,28 @@ impl Output {
         if self.received().layers.contains_key(digest) {
             return Ok(true);
         }
-        let cached = self.converter.cached(digest, &self.destination).await;
+        let destination = self.destination().await?;
+        let cached = self.converter.cached(digest, destination).await;
         let Some(layer) = cached.map_err(|error| self.push_error("a blob", error))? else { return Ok(false) };
         self.task(format!("reusing {}", crate::content::ingest::short(digest)), 0).finish();
-        self.converter.remember(digest, Arc::clone(&layer), &self.destination);
+        self.converter.remember(digest, Arc::clone(&layer), destination);
         self.received().layers.insert(digest.clone(), layer);
         Ok(true)
     }
 
     /// Begins to convert the layer `digest`.
-    pub(crate) fn convert(&self, digest: &Digest) -> LayerConversion {
+    pub(crate) async fn convert(&self, digest: &Digest) -> Result<LayerConversion, OutputError> {
         tracing::debug!(image = self.title(), layer = %digest, "conversion begins");
-        self.converter.convert(&self.destination)
+        Ok(self.converter.convert(self.destination().await?))
     }
 
     /// A layer is converted and its blob stored.
-    pub(crate) fn add_layer(&self, digest: &Digest, layer: ConvertedLayer) {
+    pub(crate) async fn add_layer(&self, digest: &Digest, layer: ConvertedLayer) -> Result<(), OutputError> {
         tracing::info!(image = self.title(), layer = %digest, blob = %layer.digest, size = layer.size, "layer converted");
         let layer = Arc::new(layer);
-        self.converter.remember(digest, Arc::clone(&layer), &self.destination);
+        self.converter.remember(digest, Arc::clone(&layer), self.destination().await?);
         self.received().layers.insert(digest.clone(), layer);
+        Ok(())
     }
 
     /// The error for a layer that was not.
@@ -256,7 +264,8 @@ impl Output {
             received.named.extend(source.manifests.iter().cloned());
             source.convert(&received.stored, self.attrs.oci_media_types)
         };
-        let put = self.destination.put_manifest(&converted.media_type, converted.content.clone()).await;
+        let put =
+            self.destination().await?.put_manifest(&converted.media_type, converted.content.clone()).await;
         put.map_err(|error| self.push_error("the index", error))?;
         Ok(converted)
     }
@@ -273,7 +282,8 @@ impl Output {
         let task = self.task(format!("pushing bootstrap and manifest of {} layers", layers.len()), 0);
         let options = AssembleOptions { oci_media_types: self.attrs.oci_media_types };
         let assembled =
-            assemble(content, &config, layers, self.converter.options(), options, &self.destination).await;
+            assemble(content, &config, layers, self.converter.options(), options, self.destination().await?)
+                .await;
         let assembled = assembled
             .map_err(|error| OutputError::Assemble { title: self.title(), error: Box::new(error) })?;
         task.finish();
@@ -285,11 +295,11 @@ impl Output {
     async fn keep(&self, source: &manifest::Source, content: &Bytes) -> Result<Stored, OutputError> {
         for digest in source.layers.iter().map(|layer| &layer.digest).chain([&source.config]) {
             let blob = self.document("blob", digest)?;
-            let put = self.destination.put_blob(blob).await;
+            let put = self.destination().await?.put_blob(blob).await;
             put.map_err(|error| self.push_error(format!("blob {digest}"), error))?;
         }
         let media_type = source.media_type().to_owned();
-        let put = self.destination.put_manifest(&media_type, content.clone()).await;
+        let put = self.destination().await?.put_manifest(&media_type, content.clone()).await;
         let digest = put.map_err(|error| self.push_error("an attestation", error))?;
         Ok(Stored { media_type, content: content.clone(), digest })
     }
@@ -315,7 +325,7 @@ impl Output {
         let root = self.root().ok_or_else(|| OutputError::NoImage { title: self.title() })?;
         for name in self.attrs.names.iter().filter(|_| self.attrs.push) {
             let step = self.progress.step(self.index, format!("pushing {name}@{}", root.digest));
-            let tagged = self.destination.tag(name, &root.media_type, root.content.clone()).await;
+            let tagged = self.destination().await?.tag(name, &root.media_type, root.content.clone()).await;
             if let Err(error) = tagged {
                 let error = self.push_error(name.to_string(), error);
                 step.fail(&error.to_string());
