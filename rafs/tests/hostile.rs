@@ -183,3 +183,23 @@ fn a_blob_cannot_claim_millions_of_chunks() {
     let error = hostile.to_image().unwrap_err();
     assert!(matches!(error, ReadError::Corrupt { what: "blob table", .. }), "{error}");
 }
+
+/// Found by mutation: a chunk address with another index was read as a chunk without size, and written so.
+#[test]
+fn a_file_whose_chunk_is_not_described_is_refused() {
+    let mut builder = Builder::new(Format::default());
+    builder.file(Tree::ROOT, b"file", &noise(1, 5000));
+    let (layer, _) = builder.finish();
+    let mut bytes = written(&layer, &WriteOptions::default());
+    let bootstrap = Bootstrap::from_bytes(bytes.clone()).unwrap();
+    let nid = bootstrap.lookup_path(b"file").unwrap().unwrap();
+    let meta = u32::from_le_bytes(bytes[1024 + 40..1024 + 44].try_into().unwrap()) as usize * 4096;
+    // The first chunk address is right behind the inode; its first byte is of the index.
+    bytes[meta + nid.0 as usize * 32 + 64] = 7;
+    let hostile = Bootstrap::from_bytes(bytes).unwrap();
+    assert!(matches!(hostile.to_image(), Err(ReadError::NoSuchChunk { blob: 0, chunk: 7 })));
+    let mut image = bootstrap.to_image().unwrap();
+    image.blobs[0].chunks[0].uncompressed_size = 0;
+    let refused = rafs::bootstrap::write(&image, &WriteOptions::default(), &mut Sink).unwrap_err();
+    assert!(matches!(refused, rafs::bootstrap::WriteError::MissingChunk { blob: 0, chunk: 0 }), "{refused}");
+}

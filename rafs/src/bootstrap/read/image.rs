@@ -2,7 +2,7 @@
 
 use std::collections::{BTreeMap, HashMap};
 
-use super::{Bootstrap, Nid, ReadError};
+use super::{Bootstrap, ChunkUse, Nid, ReadError};
 use crate::blob::{Blob, Chunk};
 use crate::digest::Digest;
 use crate::layout::v6::FileType;
@@ -20,10 +20,16 @@ impl Bootstrap {
     ///
     /// When anything in it is broken; directories with two names and overlapping directories count as broken.
     pub fn to_image(&self) -> Result<Image, ReadError> {
-        let tree =
-            TreeReader { bootstrap: self, budget: 2 * self.size(), seen: HashMap::new(), tree: Tree::new() }
-                .read()?;
-        Ok(Image { tree, blobs: self.blobs_with_chunks()? })
+        let blobs = self.blobs_with_chunks()?;
+        let reader = TreeReader {
+            bootstrap: self,
+            blobs: &blobs,
+            budget: 2 * self.size(),
+            seen: HashMap::new(),
+            tree: Tree::new(),
+        };
+        let tree = reader.read()?;
+        Ok(Image { tree, blobs })
     }
 
     /// The whole bootstrap of one layer, where whiteouts are entries. See [`to_image`](Self::to_image).
@@ -87,6 +93,8 @@ const UNKNOWN_CHUNK: Chunk = Chunk {
 /// Reads the tree of a bootstrap.
 struct TreeReader<'a> {
     bootstrap: &'a Bootstrap,
+    /// The blobs with their chunks.
+    blobs: &'a [Blob],
     /// Bytes that inodes and their content may still take. No two of them overlap, so together they are no larger than
     /// the bootstrap (in version 5, directories consist of inodes, so these count twice). Without this limit, a small
     /// bootstrap could make a huge tree.
@@ -138,6 +146,16 @@ impl TreeReader<'_> {
         Ok(())
     }
 
+    /// The chunk of a file, which must be known: only chunks that nothing refers to may be unknown.
+    fn chunk(&self, piece: ChunkUse) -> Result<ChunkRef, ReadError> {
+        let (blob, chunk) = (piece.blob, piece.chunk);
+        let known = self.blobs[usize::from(blob.0)].chunks.get(chunk.0 as usize);
+        match known {
+            Some(known) if known.uncompressed_size > 0 => Ok(ChunkRef { blob, chunk }),
+            _ => Err(ReadError::NoSuchChunk { blob: blob.0, chunk: chunk.0 }),
+        }
+    }
+
     fn metadata(&mut self, nid: Nid) -> Result<Metadata, ReadError> {
         self.spend(nid, self.bootstrap.inode_size(nid)?)?;
         let inode = self.bootstrap.inode(nid)?;
@@ -157,8 +175,7 @@ impl TreeReader<'_> {
             FileType::Regular => {
                 let pieces = self.bootstrap.chunks(nid, 0..inode.size)?;
                 self.spend(nid, pieces.stored_size())?;
-                let chunks =
-                    pieces.map(|piece| piece.map(|piece| ChunkRef { blob: piece.blob, chunk: piece.chunk }));
+                let chunks = pieces.map(|piece| self.chunk(piece?));
                 Kind::Regular { size: inode.size, chunks: chunks.collect::<Result<_, _>>()? }
             }
             FileType::Symlink => {

@@ -71,6 +71,8 @@ impl<'a> BlobSet<'a> {
     pub(super) fn chunk(&self, at: ChunkRef) -> Result<(u8, &'a Chunk), WriteError> {
         let (BlobIndex(blob), ChunkIndex(chunk)) = (at.blob, at.chunk);
         let found = self.all.get(usize::from(blob)).and_then(|blob| blob.chunks.get(chunk as usize));
+        // What a bootstrap does not describe has no size.
+        let found = found.filter(|chunk| chunk.uncompressed_size > 0);
         let index = self.indexes.get(usize::from(blob)).copied().flatten();
         found.and_then(|found| Some((index?, found))).ok_or(WriteError::MissingChunk { blob, chunk })
     }
