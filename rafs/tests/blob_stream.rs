@@ -240,5 +240,11 @@ fn the_format_does_not_change() {
     let mut own = Vec::new();
     bootstrap::write_layer(&layer, &WriteOptions::default(), &mut own).unwrap();
     let digests = [sha256(&stream[..boot]), table.part(toc::BOOTSTRAP).unwrap().digest.to_string()];
-    assert_eq!(digests, ["2d24c8b1bd55311e0a91eedc6d2e917eee109bea563ef20ec6eff0dbdca27093", "2a3a1b75954c383ea066f18fab27a96e27ed754a0dd79e545eb604f24a3c7ae7",]);
+    assert_eq!(
+        digests,
+        [
+            "2d24c8b1bd55311e0a91eedc6d2e917eee109bea563ef20ec6eff0dbdca27093",
+            "2a3a1b75954c383ea066f18fab27a96e27ed754a0dd79e545eb604f24a3c7ae7",
+        ]
+    );
 }
