@@ -10,9 +10,9 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use fuser::{
-    AccessFlags, Errno, FileHandle, Filesystem, FopenFlags, Generation, INodeNo, InitFlags, KernelConfig,
-    LockOwner, OpenFlags, ReplyAttr, ReplyData, ReplyDirectory, ReplyDirectoryPlus, ReplyEmpty, ReplyEntry,
-    ReplyLseek, ReplyOpen, ReplyStatfs, ReplyXattr, Request,
+    AccessFlags, Errno, FileHandle, Filesystem, FopenFlags, Generation, INodeNo, InitFlags, IoctlFlags,
+    KernelConfig, LockOwner, OpenFlags, ReplyAttr, ReplyData, ReplyDirectory, ReplyDirectoryPlus, ReplyEmpty,
+    ReplyEntry, ReplyIoctl, ReplyLseek, ReplyOpen, ReplyStatfs, ReplyXattr, Request,
 };
 
 use failures::Failures;
@@ -177,6 +177,21 @@ impl<Held: Send + Sync + 'static> Filesystem for Adapter<Held> {
         let totals = self.fs.totals();
         let blocks = totals.bytes.div_ceil(u64::from(BLOCK_BYTES));
         reply.statfs(blocks, 0, 0, totals.files, 0, BLOCK_BYTES, NAME_BYTES_MAX, BLOCK_BYTES);
+    }
+
+    /// Programs ask each file that they open whether it is a terminal.
+    fn ioctl(
+        &self,
+        _: &Request,
+        _: INodeNo,
+        _: FileHandle,
+        _: IoctlFlags,
+        _: u32,
+        _: &[u8],
+        _: u32,
+        reply: ReplyIoctl,
+    ) {
+        reply.error(Errno::ENOTTY);
     }
 
     // What follows is not needed here; ENOSYS tells the kernel so, and it does not ask again.

@@ -119,7 +119,7 @@ impl LocalWorker {
         let shared = Shared {
             budget: Arc::new(Semaphore::new(config.buffer_bytes.div_ceil(1024).max(1))),
             pool: Pool::new(config.threads)?,
-            state: State::new(config.failure_memory),
+            state: State::new(config.failure_memory, config.deadline * 2),
             config,
             runtime,
             sources: RwLock::default(),

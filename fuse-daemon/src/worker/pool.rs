@@ -1,4 +1,5 @@
-//! The threads that decode: what a reader waits for goes before what was read ahead.
+//! The threads that decode: what a reader waits for goes before what was read ahead, and may use all threads; the rest
+//! leaves half of them, and so half of the processors, to the programs that read.
 
 use std::collections::VecDeque;
 use std::sync::{Arc, Condvar, Mutex, PoisonError};
@@ -20,7 +21,6 @@ pub(super) struct Pool {
     threads: Vec<JoinHandle<()>>,
 }
 
-#[derive(Default)]
 struct Shared {
     queues: Mutex<Queues>,
     filled: Condvar,
@@ -30,14 +30,35 @@ struct Shared {
 struct Queues {
     demanded: VecDeque<Job>,
     ahead: VecDeque<Job>,
+    /// Threads that work on what was read ahead, and how many may.
+    ahead_running: usize,
+    ahead_limit: usize,
     closed: bool,
+}
+
+impl Queues {
+    /// The next job, and whether it is one ahead of readers.
+    fn pop(&mut self) -> Option<(Job, bool)> {
+        if let Some(job) = self.demanded.pop_front() {
+            return Some((job, false));
+        }
+        if self.ahead_running >= self.ahead_limit {
+            return None;
+        }
+        let job = self.ahead.pop_front()?;
+        self.ahead_running += 1;
+        Some((job, true))
+    }
 }
 
 impl Pool {
     /// Starts `threads` threads.
     pub(super) fn new(threads: usize) -> std::io::Result<Self> {
-        let mut pool = Self { shared: Arc::default(), threads: Vec::new() };
-        for index in 0..threads.max(1) {
+        let threads = threads.max(1);
+        let queues = Queues { ahead_limit: threads.div_ceil(2), ..Queues::default() };
+        let shared = Arc::new(Shared { queues: Mutex::new(queues), filled: Condvar::new() });
+        let mut pool = Self { shared, threads: Vec::new() };
+        for index in 0..threads {
             let shared = Arc::clone(&pool.shared);
             let thread = std::thread::Builder::new().name(format!("decode-{index}"));
             pool.threads.push(thread.spawn(move || shared.run())?);
@@ -60,6 +81,8 @@ impl Pool {
         let position = queues.ahead.iter().position(|job| job.chunks.contains(&chunk));
         if let Some(job) = position.and_then(|position| queues.ahead.remove(position)) {
             queues.demanded.push_back(job);
+            drop(queues);
+            self.shared.filled.notify_one();
         }
     }
 }
@@ -85,15 +108,24 @@ impl Shared {
     fn run(&self) {
         let mut queues = self.queues.lock().unwrap_or_else(PoisonError::into_inner);
         loop {
-            if let Some(job) = queues.demanded.pop_front().or_else(|| queues.ahead.pop_front()) {
+            if let Some((job, ahead)) = queues.pop() {
                 drop(queues);
-                (job.run)();
+                run(job);
                 queues = self.queues.lock().unwrap_or_else(PoisonError::into_inner);
+                queues.ahead_running -= usize::from(ahead);
             } else if queues.closed {
                 return;
             } else {
                 queues = self.filled.wait(queues).unwrap_or_else(PoisonError::into_inner);
             }
         }
+    }
+}
+
+/// Runs a job. A bug in it costs its chunks, which fail at their deadline, and not the thread.
+fn run(job: Job) {
+    let Job { chunks, run } = job;
+    if std::panic::catch_unwind(std::panic::AssertUnwindSafe(run)).is_err() {
+        tracing::error!(?chunks, "decoding ended in a bug");
     }
 }

@@ -15,10 +15,17 @@ pub(super) struct State {
 }
 
 pub(super) struct Inner {
-    /// Chunks being worked on, and whether a reader waits for each.
-    in_flight: HashMap<ChunkKey, bool>,
+    in_flight: HashMap<ChunkKey, Work>,
     failed: HashMap<ChunkKey, (Instant, ChunkError)>,
     memory: Duration,
+    patience: Duration,
+}
+
+/// A chunk being worked on.
+struct Work {
+    /// Whether a reader waits for it.
+    demanded: bool,
+    since: Instant,
 }
 
 /// What happened when a chunk was entered.
@@ -32,8 +39,11 @@ pub(super) enum Entry {
 }
 
 impl State {
-    pub(super) fn new(memory: Duration) -> Self {
-        Self { inner: Mutex::new(Inner { in_flight: HashMap::new(), failed: HashMap::new(), memory }) }
+    /// Failures are remembered for `memory`. Work that has not come to an end after `patience` was lost to a bug, and
+    /// may be begun anew.
+    pub(super) fn new(memory: Duration, patience: Duration) -> Self {
+        let inner = Inner { in_flight: HashMap::new(), failed: HashMap::new(), memory, patience };
+        Self { inner: Mutex::new(inner) }
     }
 
     pub(super) fn lock(&self) -> MutexGuard<'_, Inner> {
@@ -44,8 +54,8 @@ impl State {
 impl Inner {
     /// Enters a chunk, for a reader (`demanded`) or ahead of any.
     pub(super) fn enter(&mut self, key: ChunkKey, demanded: bool) -> Entry {
-        if let Some(in_flight) = self.in_flight.get_mut(&key) {
-            *in_flight |= demanded;
+        if let Some(work) = self.in_flight.get_mut(&key).filter(|work| work.since.elapsed() < self.patience) {
+            work.demanded |= demanded;
             return Entry::InFlight;
         }
         if let Some((since, error)) = self.failed.get(&key) {
@@ -54,7 +64,7 @@ impl Inner {
             }
             self.failed.remove(&key);
         }
-        self.in_flight.insert(key, demanded);
+        self.in_flight.insert(key, Work { demanded, since: Instant::now() });
         Entry::New
     }
 
@@ -65,7 +75,7 @@ impl Inner {
 
     /// Whether a reader waits for the chunk.
     pub(super) fn is_demanded(&self, key: ChunkKey) -> bool {
-        self.in_flight.get(&key).copied().unwrap_or(false)
+        self.in_flight.get(&key).is_some_and(|work| work.demanded)
     }
 
     /// Takes an entry back.
@@ -75,7 +85,7 @@ impl Inner {
 
     /// Work on the chunk is over.
     pub(super) fn conclude(&mut self, key: ChunkKey, error: Option<&ChunkError>) {
-        let demanded = self.in_flight.remove(&key).unwrap_or(false);
+        let demanded = self.in_flight.remove(&key).is_some_and(|work| work.demanded);
         // A failure ahead of any reader is no reason to refuse the first one.
         if let (Some(error), true) = (error, demanded) {
             if self.failed.len() >= FAILURES_LIMIT {

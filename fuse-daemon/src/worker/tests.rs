@@ -143,7 +143,7 @@ fn what_a_reader_waits_for_is_decoded_first() {
 
 #[test]
 fn a_failure_is_remembered_for_readers_but_not_for_what_was_read_ahead() {
-    let state = State::new(Duration::from_secs(60));
+    let state = State::new(Duration::from_secs(60), Duration::from_secs(60));
     let error = ChunkError::Fetch("down".to_owned());
     let mut state = state.lock();
     assert!(matches!(state.enter(key(1), true), Entry::New));
@@ -158,9 +158,48 @@ fn a_failure_is_remembered_for_readers_but_not_for_what_was_read_ahead() {
 
 #[test]
 fn a_remembered_failure_is_forgotten_after_its_time() {
-    let state = State::new(Duration::ZERO);
+    let state = State::new(Duration::ZERO, Duration::from_secs(60));
     let mut state = state.lock();
     state.enter(key(1), true);
     state.conclude(key(1), Some(&ChunkError::Unknown));
     assert!(matches!(state.enter(key(1), true), Entry::New));
+}
+
+#[test]
+fn work_that_was_lost_is_begun_anew() {
+    let state = State::new(Duration::ZERO, Duration::ZERO);
+    let mut state = state.lock();
+    assert!(matches!(state.enter(key(1), true), Entry::New));
+    assert!(matches!(state.enter(key(1), true), Entry::New));
+}
+
+#[test]
+fn a_bug_in_a_job_does_not_cost_the_thread() {
+    let pool = Pool::new(1).unwrap();
+    let (sender, done) = mpsc::channel();
+    pool.submit(Job { chunks: vec![key(1)], run: Box::new(|| panic!("a bug, as this test wants it")) }, true);
+    pool.submit(Job { chunks: vec![], run: Box::new(move || sender.send(()).unwrap()) }, false);
+    done.recv_timeout(Duration::from_secs(20)).unwrap();
+}
+
+#[test]
+fn what_was_read_ahead_leaves_threads_to_readers() {
+    let pool = Pool::new(2).unwrap();
+    let (sender, events) = mpsc::channel();
+    let (release, gate) = mpsc::channel::<()>();
+    let hold = {
+        let sender = sender.clone();
+        move || {
+            sender.send("ahead").unwrap();
+            gate.recv().unwrap();
+        }
+    };
+    pool.submit(Job { chunks: vec![], run: Box::new(hold) }, false);
+    assert_eq!(events.recv().unwrap(), "ahead");
+    let (second, third) = (sender.clone(), sender);
+    pool.submit(Job { chunks: vec![], run: Box::new(move || second.send("more ahead").unwrap()) }, false);
+    pool.submit(Job { chunks: vec![], run: Box::new(move || third.send("demanded").unwrap()) }, true);
+    assert_eq!(events.recv().unwrap(), "demanded");
+    release.send(()).unwrap();
+    assert_eq!(events.recv().unwrap(), "more ahead");
 }

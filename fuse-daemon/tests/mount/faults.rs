@@ -198,6 +198,21 @@ fn a_stalled_backend_is_an_error_within_the_deadline_and_holds_up_nothing_else()
 }
 
 #[test]
+fn of_a_truncated_blob_only_what_is_missing_fails() {
+    if !can_mount() {
+        return;
+    }
+    let (front, back) = (noise(12, 200_000), noise(13, 200_000));
+    let image = TestImage::build(&tar_of(&[("front", &front), ("back", &back)]), &BuildOptions::default());
+    std::fs::File::options().write(true).open(image.blob_file()).unwrap().set_len(300_000).unwrap();
+    let cache = tempfile::tempdir().unwrap();
+    let node = Node::new(cache.path(), &Settings::default());
+    let mount = node.mount(&image);
+    assert!(mount.read("front").unwrap() == front);
+    assert_eq!(mount.read("back").unwrap_err().raw_os_error(), EIO);
+}
+
+#[test]
 fn small_files_that_adjoin_come_with_one_request() {
     if !can_mount() {
         return;
