@@ -7,6 +7,7 @@
 #![allow(clippy::unwrap_used)]
 
 mod cleanup;
+mod crash;
 mod daemon;
 mod fake_daemon;
 mod harness;
