@@ -1,7 +1,7 @@
 //! Child processes: servers that are stopped when their guard goes, and commands that must succeed.
 
 use std::fs::{self, File};
-use std::io;
+use std::io::{self, Read, Seek};
 use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, ExitStatus, Stdio};
@@ -15,6 +15,8 @@ use crate::wait;
 
 /// How long a server may take to stop on SIGTERM before it is killed.
 const STOP_DEADLINE: Duration = Duration::from_secs(15);
+/// How long a command may take: the longest are exports of large images on a loaded machine.
+const COMMAND_DEADLINE: Duration = Duration::from_secs(300);
 /// How much of a log is shown with a failure.
 const LOG_TAIL_BYTES: usize = 12 * 1024;
 
@@ -167,9 +169,29 @@ pub fn run_failing(command: &mut Command) -> Result<Output> {
 }
 
 fn run_any(command: &mut Command) -> Result<(ExitStatus, Output)> {
-    let output = command.stdin(Stdio::null()).output().with_context(|| format!("running {command:?}"))?;
-    let text = |bytes: Vec<u8>| String::from_utf8_lossy(&bytes).into_owned();
-    Ok((output.status, Output { stdout: text(output.stdout), stderr: text(output.stderr) }))
+    // To files, for a command may write more than a pipe holds while we wait for its end.
+    let (stdout, stderr) = (tempfile::tempfile()?, tempfile::tempfile()?);
+    let mut child = command
+        .stdin(Stdio::null())
+        .stdout(stdout.try_clone()?)
+        .stderr(stderr.try_clone()?)
+        .spawn()
+        .with_context(|| format!("running {command:?}"))?;
+    let ended = wait::until("the command ended", COMMAND_DEADLINE, || Ok(child.try_wait()?));
+    if ended.is_err() {
+        child.kill()?;
+        child.wait()?;
+    }
+    let output = Output { stdout: text_of(stdout)?, stderr: text_of(stderr)? };
+    let status = ended.with_context(|| format!("{command:?}\n{}{}", output.stdout, output.stderr))?;
+    Ok((status, output))
+}
+
+fn text_of(mut file: File) -> Result<String> {
+    let mut bytes = Vec::new();
+    file.rewind()?;
+    file.read_to_end(&mut bytes)?;
+    Ok(String::from_utf8_lossy(&bytes).into_owned())
 }
 
 /// Whether a process with this id exists.

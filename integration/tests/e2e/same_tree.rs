@@ -75,9 +75,12 @@ impl Exported {
     pub(crate) fn of(fixture: &Fixture, image: &Built, name: &str) -> Result<Self> {
         let dir = fixture.subdir(name)?;
         let (local, tar, archive) = (dir.join("local"), dir.join("tar"), dir.join("image.tar"));
-        let outputs =
-            [format!("type=local,dest={}", local.display()), format!("type=tar,dest={}", archive.display())];
-        fixture.plain_buildctl()?.build(&image.context, &[&outputs[0], &outputs[1]])?;
+        // One after the other: a client that unpacks many files lets BuildKit's session wait.
+        for output in
+            [format!("type=local,dest={}", local.display()), format!("type=tar,dest={}", archive.display())]
+        {
+            fixture.plain_buildctl()?.build(&image.context, &[&output])?;
+        }
         fs::create_dir(&tar)?;
         process::run(
             Command::new("tar")
