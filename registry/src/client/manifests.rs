@@ -7,7 +7,7 @@ use oci_spec::image::{Descriptor, MediaType};
 use serde::Deserialize;
 
 use super::challenge::Scopes;
-use super::transport::{Exchange, header_value};
+use super::transport::{Endpoint, Exchange, header_value};
 use super::{Client, Error, Target};
 use crate::digest::{self, Digest};
 use crate::reference::{Reference, Repository};
@@ -29,20 +29,24 @@ impl Client {
         let repository = reference.repository();
         let target = Target::new(Method::GET, repository, format!("manifest {}", reference.identifier()));
         let scopes = Scopes::pull(repository.name());
-        let (headers, body) = self
-            .small_read(&target, &scopes, MANIFEST_LIMIT_BYTES, |endpoint| {
-                let path = format!("manifests/{}", reference.identifier());
-                let mut exchange = Exchange::new(Method::GET, endpoint.url(&target, repository, &path)?);
-                exchange.headers.insert(ACCEPT, HeaderValue::from_static(ACCEPTED));
-                Ok(exchange)
-            })
-            .await?;
-        let announced = announced_digest(&target, &headers)?;
-        let digest = verified(&target, reference.digest().cloned().or(announced), &body)?;
-        let media_type = media_type(&headers, &body).ok_or_else(|| {
-            Error::protocol(&target, "neither Content-Type nor mediaType says what kind of manifest this is")
-        })?;
-        Ok((Descriptor::new(media_type, body.len() as u64, digest), body))
+        let exchange = |endpoint: &Endpoint| {
+            let path = format!("manifests/{}", reference.identifier());
+            let mut exchange = Exchange::new(Method::GET, endpoint.url(&target, repository, &path)?);
+            exchange.headers.insert(ACCEPT, HeaderValue::from_static(ACCEPTED));
+            Ok(exchange)
+        };
+        let accept = |target: &Target, headers: HeaderMap, body: Bytes| {
+            let announced = announced_digest(target, &headers)?;
+            let digest = verified(target, reference.digest().cloned().or(announced), &body)?;
+            let media_type = media_type(&headers, &body).ok_or_else(|| {
+                Error::protocol(
+                    target,
+                    "neither Content-Type nor mediaType says what kind of manifest this is",
+                )
+            })?;
+            Ok((Descriptor::new(media_type, body.len() as u64, digest), body))
+        };
+        self.small_read(&target, &scopes, MANIFEST_LIMIT_BYTES, exchange, accept).await
     }
 
     /// The manifest's descriptor without its bytes, `None` if there is none.
@@ -133,18 +137,20 @@ impl Client {
         let mut tags = Vec::new();
         let mut query: Option<String> = None;
         loop {
-            let call = self.small_read(&target, &scopes, MANIFEST_LIMIT_BYTES, |endpoint| {
+            let exchange = |endpoint: &Endpoint| {
                 let mut url = endpoint.url(&target, repository, "tags/list")?;
                 if query.is_some() {
                     url.set_query(query.as_deref());
                 }
                 Ok(Exchange::new(Method::GET, url))
-            });
-            let (headers, body) = call.await?;
-            let page: Page = serde_json::from_slice(&body)
-                .map_err(|e| Error::protocol(&target, format!("the list of tags: {e}")))?;
-            let page = page.tags.unwrap_or_default();
-            let next = next_query(&headers);
+            };
+            let accept = |target: &Target, headers: HeaderMap, body: Bytes| {
+                let page: Page = serde_json::from_slice(&body)
+                    .map_err(|e| Error::protocol(target, format!("the list of tags: {e}")))?;
+                Ok((page.tags.unwrap_or_default(), next_query(&headers)))
+            };
+            let (page, next) =
+                self.small_read(&target, &scopes, MANIFEST_LIMIT_BYTES, exchange, accept).await?;
             if page.is_empty() || next.is_none() || next == query {
                 tags.extend(page);
                 return Ok(tags);

@@ -11,8 +11,11 @@ mod config;
 mod credentials;
 mod error;
 mod manifests;
+mod outgoing;
 mod reader;
+mod redirects;
 mod referrers;
+mod response;
 mod retry;
 mod tls;
 mod transport;
@@ -27,8 +30,10 @@ pub use oci_spec::image::Descriptor;
 pub use reader::BlobReader;
 pub use upload::Upload;
 
-use http::StatusCode;
-use transport::{Endpoint, Exchange, Response, Transport};
+use bytes::Bytes;
+use http::{HeaderMap, StatusCode};
+use response::Response;
+use transport::{Endpoint, Exchange, Transport};
 
 use challenge::Scopes;
 use reader::Reading;
@@ -75,14 +80,16 @@ impl Client {
         }
     }
 
-    /// Sends a small read to mirrors and the registry; the head of the answer and its body up to `limit_bytes`.
-    async fn small_read(
+    /// Sends a small read to mirrors and the registry, and returns what `accept` makes of the answer's head and its
+    /// body of up to `limit_bytes`. A mirror whose answer is not accepted is passed over.
+    async fn small_read<T>(
         &self,
         target: &Target,
         scopes: &Scopes,
         limit_bytes: usize,
         exchange: impl Fn(&Endpoint) -> Result<Exchange, Error>,
-    ) -> Result<(http::HeaderMap, bytes::Bytes), Error> {
+        accept: impl Fn(&Target, HeaderMap, Bytes) -> Result<T, Error>,
+    ) -> Result<T, Error> {
         let config = self.config();
         let retry = Retry::within(&config.retries, target, config.timeouts.operation);
         let mut reading = Reading::new(self.transport.clone(), target.clone(), retry);
@@ -94,7 +101,7 @@ impl Client {
                     self.transport.call_expecting(&target, endpoint, scopes, exchange, &[StatusCode::OK]);
                 let response = call.await?;
                 let headers = response.headers().clone();
-                Ok((headers, response.body(limit_bytes).await?))
+                accept(&target, headers, response.body(limit_bytes).await?)
             };
             match reading.retry.bound(attempt).await {
                 Ok(answer) => return Ok(answer),
@@ -125,8 +132,8 @@ mod tests {
         let repository = reference.repository();
         let digest = crate::digest::sha256(b"");
         drop(assert_send(client.manifest(&reference)));
-        drop(assert_send(client.put_manifest(&reference, "", bytes::Bytes::new())));
-        drop(assert_send(client.push_blob(repository, bytes::Bytes::new())));
+        drop(assert_send(client.put_manifest(&reference, "", Bytes::new())));
+        drop(assert_send(client.push_blob(repository, Bytes::new())));
         drop(assert_send(client.blob_range(repository, &digest, 0, 1)));
         drop(assert_send(client.blob_size(repository, &digest)));
         drop(assert_send(client.referrers(repository, &digest, None)));

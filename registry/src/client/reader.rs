@@ -10,8 +10,9 @@ use http::{Method, StatusCode};
 
 use super::challenge::Scopes;
 use super::error::{Error, Target};
+use super::response::Response;
 use super::retry::Retry;
-use super::transport::{Endpoint, Exchange, Response, Transport, header_value};
+use super::transport::{Endpoint, Exchange, Transport, header_value};
 use crate::digest::{Digest, Hasher};
 use crate::reference::Repository;
 

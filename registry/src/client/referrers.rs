@@ -1,13 +1,13 @@
 //! Manifests that refer to another by `subject`: the referrers API, and the tag scheme of registries without it.
 
 use bytes::Bytes;
-use http::{HeaderValue, Method};
+use http::{HeaderMap, HeaderValue, Method};
 use oci_spec::image::{Descriptor, ImageIndex, ImageIndexBuilder, MediaType};
 use serde::Deserialize;
 
 use super::challenge::Scopes;
 use super::manifests::{MANIFEST_LIMIT_BYTES, next_query};
-use super::transport::Exchange;
+use super::transport::{Endpoint, Exchange};
 use super::{Client, Error, Target};
 use crate::digest::Digest;
 use crate::reference::{Reference, Repository};
@@ -44,7 +44,7 @@ impl Client {
         let mut filtered = false;
         let mut query: Option<String> = None;
         loop {
-            let call = self.small_read(&target, &scopes, MANIFEST_LIMIT_BYTES, |endpoint| {
+            let exchange = |endpoint: &Endpoint| {
                 let mut url = endpoint.url(&target, repository, &format!("referrers/{digest}"))?;
                 match &query {
                     Some(query) => url.set_query(Some(query)),
@@ -53,8 +53,14 @@ impl Client {
                     }
                 }
                 Ok(Exchange::new(Method::GET, url))
-            });
-            let (headers, body) = match call.await {
+            };
+            let accept = |target: &Target, headers: HeaderMap, body: Bytes| {
+                let page: ImageIndex = serde_json::from_slice(&body)
+                    .map_err(|e| Error::protocol(target, format!("the list of referrers: {e}")))?;
+                Ok((headers, page))
+            };
+            let call = self.small_read(&target, &scopes, MANIFEST_LIMIT_BYTES, exchange, accept);
+            let (headers, page) = match call.await {
                 Ok(answer) => answer,
                 Err(error) if error.is_not_found() => {
                     found = self.tagged_referrers(repository, digest).await?.manifests().clone();
@@ -62,8 +68,6 @@ impl Client {
                 }
                 Err(error) => return Err(error),
             };
-            let page: ImageIndex = serde_json::from_slice(&body)
-                .map_err(|e| Error::protocol(&target, format!("the list of referrers: {e}")))?;
             filtered =
                 headers.get(FILTERS_HEADER).is_some_and(|h| h == HeaderValue::from_static("artifactType"));
             let empty = page.manifests().is_empty();

@@ -2,23 +2,23 @@
 
 use std::collections::HashMap;
 use std::path::PathBuf;
-use std::pin::Pin;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex};
-use std::task::{Context, Poll};
 use std::time::{Duration, Instant};
 
 use bytes::Bytes;
-use http::header::{AUTHORIZATION, CONTENT_LENGTH, LOCATION, RETRY_AFTER};
+use http::header::{AUTHORIZATION, CONTENT_LENGTH};
 use http::{HeaderMap, HeaderValue, Method, StatusCode};
-use hyper::body::{Frame, SizeHint};
 use reqwest::Url;
 
 use super::auth::{Authenticator, Request};
 use super::challenge::{Challenge, Scopes};
 use super::config::{ClientConfig, HostConfig};
 use super::credentials::CredentialStore;
-use super::error::{Error, RegistryMessage, Target};
+use super::error::{Error, Target};
+use super::outgoing::Watched;
+use super::redirects::Redirects;
+use super::response::Response;
 use super::retry::Retry;
 use super::tls;
 use crate::reference::{Repository, is_loopback};
@@ -28,12 +28,6 @@ const MAX_REDIRECTS: usize = 5;
 
 /// How often a request is repeated with new credentials after a 401.
 const MAX_CHALLENGES: usize = 2;
-
-/// The most that is read of an error's text.
-const ERROR_LIMIT_BYTES: usize = 64 << 10;
-
-/// Request bodies go out in frames of this size, each of which counts as progress.
-const FRAME_BYTES: usize = 128 << 10;
 
 /// A mirror that failed is asked again after this: a dead one must not cost every read its deadline.
 const MIRROR_REST: Duration = Duration::from_secs(30);
@@ -95,6 +89,7 @@ pub(super) struct Transport {
     clients: Mutex<HashMap<ClientKey, reqwest::Client>>,
     /// Mirrors that failed, and until when they are left out.
     resting: Mutex<HashMap<String, Instant>>,
+    redirects: Redirects,
 }
 
 #[derive(Clone, PartialEq, Eq, Hash)]
@@ -108,7 +103,13 @@ struct ClientKey {
 impl Transport {
     pub(super) fn new(config: ClientConfig) -> Self {
         let store = CredentialStore::new(config.docker_config.clone(), config.timeouts.credential_helper);
-        Self { config, auth: Authenticator::new(store), clients: Mutex::default(), resting: Mutex::default() }
+        Self {
+            config,
+            auth: Authenticator::new(store),
+            clients: Mutex::default(),
+            resting: Mutex::default(),
+            redirects: Redirects::default(),
+        }
     }
 
     /// The registry itself.
@@ -206,7 +207,7 @@ impl Transport {
                 }
             }
         };
-        Ok(Response { inner, target: target.clone(), idle, pending: None })
+        Ok(Response::new(inner, target.clone(), idle))
     }
 
     /// Like [`Self::exchange`], with retries under the deadline of small operations.
@@ -248,14 +249,25 @@ impl Transport {
         let mut header = self.auth.authorization(self, request).await?;
         let mut challenges = 0;
         let mut redirects = 0;
+        // Signed URLs are good for the method they were given for.
+        let mut shortcut = if exchange.method == Method::GET { self.redirects.get(&first) } else { None };
         loop {
+            exchange.url = shortcut.as_ref().unwrap_or(&exchange.url).clone();
             exchange.headers.remove(AUTHORIZATION);
             let at_registry = exchange.url.origin() == base.origin();
             if at_registry {
                 // An object store must not see the registry's credentials.
                 exchange.headers.extend(header.clone().map(|header| (AUTHORIZATION, header)));
             }
-            let response = self.exchange(target, &exchange).await?;
+            let response = self.exchange(target, &exchange).await;
+            if shortcut.take().is_some()
+                && !response.as_ref().is_ok_and(|response| response.status().is_success())
+            {
+                self.redirects.forget(&first);
+                exchange.url = first.clone();
+                continue;
+            }
+            let response = response?;
             if let Some(url) = response.redirect(&exchange) {
                 redirects += 1;
                 if redirects > MAX_REDIRECTS {
@@ -263,6 +275,9 @@ impl Transport {
                 }
                 exchange.url = url?;
                 continue;
+            }
+            if !at_registry && exchange.method == Method::GET && response.status().is_success() {
+                self.redirects.remember(&first, &exchange.url);
             }
             if response.status() != StatusCode::UNAUTHORIZED || !at_registry || challenges == MAX_CHALLENGES {
                 return Ok(response);
@@ -301,148 +316,6 @@ fn authority(url: &Url) -> String {
     match url.port() {
         Some(port) => format!("{host}:{port}"),
         None => host.to_owned(),
-    }
-}
-
-/// An answer whose body is still to be read.
-pub(super) struct Response {
-    inner: reqwest::Response,
-    target: Target,
-    idle: Duration,
-    /// Bytes given back by [`Response::unread`].
-    pending: Option<Bytes>,
-}
-
-impl Response {
-    pub(super) fn status(&self) -> StatusCode {
-        self.inner.status()
-    }
-
-    pub(super) fn headers(&self) -> &HeaderMap {
-        self.inner.headers()
-    }
-
-    pub(super) fn header(&self, name: impl http::header::AsHeaderName) -> Option<&str> {
-        self.headers().get(name).and_then(|value| value.to_str().ok())
-    }
-
-    /// The announced length of the body; for HEAD that of the body there would be.
-    pub(super) fn content_length(&self) -> Option<u64> {
-        self.header(CONTENT_LENGTH).and_then(|length| length.parse().ok())
-    }
-
-    /// The absolute `Location`, whose query belongs to it.
-    pub(super) fn location(&self) -> Result<Url, Error> {
-        let text = self
-            .header(LOCATION)
-            .ok_or_else(|| Error::protocol(&self.target, "the answer has no Location"))?;
-        let asked = self.inner.url();
-        let mut url =
-            asked.join(text).map_err(|e| Error::protocol(&self.target, format!("Location {text}: {e}")))?;
-        if asked.scheme() == "https" && url.scheme() == "http" && url.host() == asked.host() {
-            // A registry behind a proxy that ends TLS does not know that it is reached by HTTPS.
-            let changed = url.set_scheme("https").and_then(|()| url.set_port(asked.port()));
-            changed.map_err(|()| {
-                Error::protocol(&self.target, format!("Location {text} cannot be reached by HTTPS"))
-            })?;
-        }
-        Ok(url)
-    }
-
-    /// The next part of the body, `None` at its end.
-    pub(super) async fn chunk(&mut self) -> Result<Option<Bytes>, Error> {
-        if let Some(bytes) = self.pending.take() {
-            return Ok(Some(bytes));
-        }
-        match tokio::time::timeout(self.idle, self.inner.chunk()).await {
-            Ok(result) => result.map_err(|e| Error::connection(&self.target, e)),
-            Err(_) => Err(Error::Stalled { target: Box::new(self.target.clone()), after: self.idle }),
-        }
-    }
-
-    /// Puts `bytes` before the rest of the body.
-    pub(super) fn unread(&mut self, bytes: Bytes) {
-        self.pending = Some(bytes);
-    }
-
-    /// The whole body, which must not be longer than `limit_bytes`.
-    pub(super) async fn body(mut self, limit_bytes: usize) -> Result<Bytes, Error> {
-        let mut body = Vec::new();
-        while let Some(chunk) = self.chunk().await? {
-            if body.len() + chunk.len() > limit_bytes {
-                return Err(Error::protocol(
-                    &self.target,
-                    format!("the answer is longer than {limit_bytes} bytes"),
-                ));
-            }
-            body.extend_from_slice(&chunk);
-        }
-        Ok(body.into())
-    }
-
-    /// This answer if its status is one of `good`, else the error it stands for.
-    pub(super) async fn expect(self, good: &[StatusCode], advice: &str) -> Result<Self, Error> {
-        if good.contains(&self.status()) { Ok(self) } else { Err(self.into_error(advice).await) }
-    }
-
-    fn is_transient_failure(&self) -> bool {
-        let status = self.status();
-        status.is_server_error()
-            || matches!(status, StatusCode::REQUEST_TIMEOUT | StatusCode::TOO_MANY_REQUESTS)
-    }
-
-    async fn into_error(mut self, advice: &str) -> Error {
-        let (status, target) = (self.status(), Box::new(self.target.clone()));
-        let retry_after =
-            self.header(RETRY_AFTER).and_then(|text| text.parse().ok()).map(Duration::from_secs);
-        let mut body = Vec::new();
-        // The status is the error; a body that breaks off only costs its words.
-        while let Ok(Some(chunk)) = self.chunk().await
-            && body.len() < ERROR_LIMIT_BYTES
-        {
-            body.extend_from_slice(&chunk);
-        }
-        let message = RegistryMessage::parse(&body);
-        Error::Status { target, status, message, advice: advice.to_owned(), retry_after }
-    }
-
-    /// Where a read is redirected to.
-    fn redirect(&self, exchange: &Exchange) -> Option<Result<Url, Error>> {
-        let read = exchange.method == Method::GET || exchange.method == Method::HEAD;
-        let moved = matches!(self.status().as_u16(), 301 | 302 | 303 | 307 | 308);
-        (read && moved).then(|| self.location())
-    }
-}
-
-/// A request body that says how far it is, so that a slow upload is no stall.
-struct Watched {
-    data: Bytes,
-    moved: Arc<AtomicU64>,
-}
-
-impl hyper::body::Body for Watched {
-    type Data = Bytes;
-    type Error = std::convert::Infallible;
-
-    fn poll_frame(
-        mut self: Pin<&mut Self>,
-        _context: &mut Context<'_>,
-    ) -> Poll<Option<Result<Frame<Bytes>, Self::Error>>> {
-        if self.data.is_empty() {
-            return Poll::Ready(None);
-        }
-        let size = self.data.len().min(FRAME_BYTES);
-        let frame = self.data.split_to(size);
-        self.moved.fetch_add(size as u64, Ordering::Relaxed);
-        Poll::Ready(Some(Ok(Frame::data(frame))))
-    }
-
-    fn is_end_stream(&self) -> bool {
-        self.data.is_empty()
-    }
-
-    fn size_hint(&self) -> SizeHint {
-        SizeHint::with_exact(self.data.len() as u64)
     }
 }
 

@@ -176,6 +176,36 @@ async fn a_redirect_to_an_object_store_takes_no_credentials_along() {
 }
 
 #[tokio::test]
+async fn where_a_blob_was_redirected_to_is_remembered_until_it_is_refused() {
+    // The store's URLs are good for three requests.
+    let store = Fake::start(|_, number| match number % 4 {
+        3 => answer(403, &[], "expired"),
+        _ => answer(206, &[("content-range", "bytes 0-1/2")], "ok"),
+    })
+    .await;
+    let location = format!("http://{}/object?signed", store.host);
+    let fake = Fake::start(move |_, _| answer(307, &[("location", &location)], "")).await;
+    let client = client();
+    for _ in 0..8 {
+        client.blob_range(&fake.repository("app"), &sha256(b"ok"), 0, 2).await.unwrap();
+    }
+    assert_eq!((fake.seen().len(), store.seen().len()), (3, 10));
+    client.blob_range(&fake.repository("app"), &sha256(b"other"), 0, 2).await.unwrap();
+    assert_eq!(fake.seen().len(), 4, "each blob has its own");
+}
+
+#[tokio::test]
+async fn a_mirror_with_other_content_under_a_digest_is_passed_over() {
+    let manifest = r#"{"mediaType":"application/vnd.oci.image.manifest.v1+json"}"#;
+    let origin = Fake::start(move |_, _| answer(200, &[("content-type", MANIFEST)], manifest)).await;
+    let mirror = Fake::start(|_, _| answer(200, &[("content-type", MANIFEST)], "{}")).await;
+    let client = with_mirrors(&origin.host, vec![mirror.host.clone()]);
+    let reference = origin.repository("app").with_digest(sha256(manifest.as_bytes()));
+    assert_eq!(client.manifest(&reference).await.unwrap().1, manifest);
+    assert_eq!((mirror.seen().len(), origin.seen().len()), (1, 1));
+}
+
+#[tokio::test]
 async fn a_circle_of_redirects_ends() {
     let fake = Fake::start(|_, _| answer(302, &[("location", "/v2/again")], "")).await;
     let error = client().blob_size(&fake.repository("app"), &sha256(b"")).await.unwrap_err();

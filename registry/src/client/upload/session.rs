@@ -7,8 +7,9 @@ use reqwest::Url;
 
 use super::spool::Spool;
 use crate::client::challenge::Scopes;
+use crate::client::response::Response;
 use crate::client::retry::Retry;
-use crate::client::transport::{Exchange, Response, header_value};
+use crate::client::transport::{Exchange, header_value};
 use crate::client::{Client, Error, Target};
 use crate::digest::Digest;
 use crate::reference::Repository;
