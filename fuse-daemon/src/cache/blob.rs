@@ -4,6 +4,8 @@ use std::fs::File;
 use std::io;
 use std::os::unix::fs::{FileExt, MetadataExt};
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
 
 use rafs::blob::ChunkIndex;
 
@@ -20,6 +22,31 @@ pub struct CachedBlob {
     data: File,
     data_path: PathBuf,
     map: ChunkMap,
+    /// Leases that were given out and not returned.
+    leases: AtomicUsize,
+}
+
+/// Keeps a blob from being removed, for as long as a mount may read from it.
+#[derive(Debug)]
+pub struct Lease(Arc<CachedBlob>);
+
+impl Lease {
+    /// Given out under the cache's lock alone, under which blobs are removed.
+    pub(super) fn new(blob: Arc<CachedBlob>) -> Self {
+        blob.leases.fetch_add(1, Ordering::AcqRel);
+        Self(blob)
+    }
+
+    /// The blob. Who holds it but no lease, as work in progress may, finds itself with deleted files some day.
+    pub fn blob(&self) -> Arc<CachedBlob> {
+        Arc::clone(&self.0)
+    }
+}
+
+impl Drop for Lease {
+    fn drop(&mut self) {
+        self.0.leases.fetch_sub(1, Ordering::AcqRel);
+    }
 }
 
 impl CachedBlob {
@@ -32,7 +59,7 @@ impl CachedBlob {
         let data = open_or_create(&data_path)?;
         let map_file = open_or_create(&map_path)?;
         let map = ChunkMap::open(map_file, boot).map_err(CacheError::io("load", &map_path))?;
-        let blob = Self { id, data, data_path, map };
+        let blob = Self { id, data, data_path, map, leases: AtomicUsize::new(0) };
         blob.reserve(size)?;
         Ok(blob)
     }
@@ -44,6 +71,10 @@ impl CachedBlob {
             return Ok(());
         }
         self.data.set_len(size).map_err(CacheError::io("extend", &self.data_path))
+    }
+
+    pub(super) fn is_leased(&self) -> bool {
+        self.leases.load(Ordering::Acquire) > 0
     }
 
     /// The blob's id.

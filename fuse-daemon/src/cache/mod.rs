@@ -17,7 +17,7 @@ use std::sync::{Arc, Mutex, PoisonError, Weak};
 
 use nix::fcntl::{Flock, FlockArg};
 
-pub use blob::CachedBlob;
+pub use blob::{CachedBlob, Lease};
 pub use boot::BootId;
 pub use chunk_map::{CHUNK_LIMIT, ChunkMap, ChunkState};
 
@@ -55,7 +55,7 @@ impl CacheError {
 pub struct Cache {
     dir: PathBuf,
     boot: BootId,
-    /// The blobs in use. Whoever reads from a blob holds an `Arc` of it; an entry without one is merely a name.
+    /// The blobs in use. Mounts hold a lease; an entry that nobody holds is merely a name.
     blobs: Mutex<HashMap<BlobId, Weak<CachedBlob>>>,
     /// Held as long as the cache is.
     _lock: Flock<File>,
@@ -90,15 +90,15 @@ impl Cache {
     /// # Errors
     ///
     /// [`CacheError`]: its files cannot be made, read or written.
-    pub fn blob(&self, id: BlobId, uncompressed_size: u64) -> Result<Arc<CachedBlob>, CacheError> {
+    pub fn blob(&self, id: BlobId, uncompressed_size: u64) -> Result<Lease, CacheError> {
         let mut blobs = self.blobs.lock().unwrap_or_else(PoisonError::into_inner);
         if let Some(blob) = blobs.get(&id).and_then(Weak::upgrade) {
             blob.reserve(uncompressed_size)?;
-            return Ok(blob);
+            return Ok(Lease::new(blob));
         }
         let blob = Arc::new(CachedBlob::open(&self.dir, id, uncompressed_size, self.boot)?);
         blobs.insert(id, Arc::downgrade(&blob));
-        Ok(blob)
+        Ok(Lease::new(blob))
     }
 
     /// Bytes on disk that the blob takes; 0 if the cache does not have it.
@@ -106,7 +106,7 @@ impl Cache {
         blob::paths(&self.dir, id).iter().map(|path| blob::bytes_on_disk(path)).sum()
     }
 
-    /// Deletes the blobs that nobody holds.
+    /// Deletes the blobs that no mount has a lease of.
     ///
     /// # Errors
     ///
@@ -117,9 +117,13 @@ impl Cache {
         blobs.retain(|_, blob| blob.strong_count() > 0);
         let mut outcome = Removed::default();
         for &id in ids {
-            if blobs.contains_key(&id) {
+            if blobs.get(&id).and_then(Weak::upgrade).is_some_and(|blob| blob.is_leased()) {
                 outcome.in_use.push(id);
-            } else if blob::delete(&self.dir, id)? {
+                continue;
+            }
+            // What still works on it ends with the deleted files; who opens it next gets new ones.
+            blobs.remove(&id);
+            if blob::delete(&self.dir, id)? {
                 outcome.removed.push(id);
             }
         }

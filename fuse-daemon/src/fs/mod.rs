@@ -8,7 +8,7 @@ use rafs::bootstrap::{Bootstrap, Nid, ReadError as BootstrapError};
 
 pub use attributes::{Attributes, Ino};
 
-use crate::cache::CachedBlob;
+use crate::cache::Lease;
 use crate::front::{Front, Piece, ReadError};
 
 /// Why an operation fails.
@@ -58,7 +58,7 @@ pub struct Totals {
 pub struct FileSystem {
     bootstrap: Arc<Bootstrap>,
     /// In order of the image's blob indexes.
-    blobs: Vec<Arc<CachedBlob>>,
+    blobs: Vec<Lease>,
     front: Arc<Front>,
 }
 
@@ -67,7 +67,7 @@ const DOTS: u64 = 2;
 
 impl FileSystem {
     /// The file system of `bootstrap`, whose blobs are cached in `blobs`, in the same order.
-    pub fn new(bootstrap: Arc<Bootstrap>, blobs: Vec<Arc<CachedBlob>>, front: Arc<Front>) -> Self {
+    pub fn new(bootstrap: Arc<Bootstrap>, blobs: Vec<Lease>, front: Arc<Front>) -> Self {
         Self { bootstrap, blobs, front }
     }
 
@@ -188,7 +188,7 @@ impl FileSystem {
             }
             let blob = self.blobs.get(usize::from(piece.blob.0));
             pieces.push(Piece::Chunk {
-                blob: Arc::clone(blob.ok_or(BootstrapError::NoSuchBlob(piece.blob.0))?),
+                blob: blob.ok_or(BootstrapError::NoSuchBlob(piece.blob.0))?.blob(),
                 chunk: piece.chunk,
                 offset: chunk.uncompressed_offset.saturating_add(u64::from(piece.offset_in_chunk)),
                 len: piece.len as usize,

@@ -9,7 +9,7 @@ use rafs::blob::source::BlobError;
 use rafs::bootstrap::{Bootstrap, ReadError as BootstrapError};
 use tokio::runtime::Handle;
 
-use crate::cache::{Cache, CacheError, CachedBlob};
+use crate::cache::{Cache, CacheError, Lease};
 use crate::control::BlobId;
 use crate::front::{Front, Responses};
 use crate::fs::FileSystem;
@@ -59,7 +59,7 @@ pub enum MountError {
         /// The bootstrap's file.
         path: PathBuf,
         /// What is wrong with it.
-        source: BootstrapError,
+        source: Box<BootstrapError>,
     },
     /// A blob has no id: a layer's own bootstrap, not an image's.
     #[error("bootstrap {}: blob {index} has no id; expected an image's bootstrap, not a layer's", path.display())]
@@ -75,7 +75,7 @@ pub enum MountError {
         /// The bootstrap's file.
         path: PathBuf,
         /// Why not.
-        source: BlobError,
+        source: Box<BlobError>,
     },
     /// The cache cannot take its blobs.
     #[error(transparent)]
@@ -120,13 +120,17 @@ impl Engine {
     ///
     /// [`MountError`].
     pub fn mount(&self, image: &Image<'_>) -> Result<Mounted, MountError> {
-        let broken = |source| MountError::Bootstrap { path: image.bootstrap.to_owned(), source };
+        let broken =
+            |source| MountError::Bootstrap { path: image.bootstrap.to_owned(), source: Box::new(source) };
         let mut bootstrap = Bootstrap::open(image.bootstrap).map_err(broken)?;
         super::chunk_info::complete(&mut bootstrap, &*image.backend, &self.runtime, self.config.deadline)
-            .map_err(|source| MountError::ChunkInfo { path: image.bootstrap.to_owned(), source })?;
+            .map_err(|source| MountError::ChunkInfo {
+                path: image.bootstrap.to_owned(),
+                source: Box::new(source),
+            })?;
         let bootstrap = Arc::new(bootstrap);
         let cached = self.cached_blobs(image.bootstrap, &bootstrap)?;
-        let blobs = cached.iter().map(|blob| blob.id()).collect();
+        let blobs = cached.iter().map(|lease| lease.blob().id()).collect();
         let held: Held = (self.register(&bootstrap, &cached, &image.backend), self.worker.clone());
         let fs = FileSystem::new(bootstrap, cached, self.front.clone());
         let options = Options {
@@ -140,7 +144,7 @@ impl Engine {
         Ok(Mounted { session, blobs })
     }
 
-    fn cached_blobs(&self, path: &Path, bootstrap: &Bootstrap) -> Result<Vec<Arc<CachedBlob>>, MountError> {
+    fn cached_blobs(&self, path: &Path, bootstrap: &Bootstrap) -> Result<Vec<Lease>, MountError> {
         let cached = bootstrap.blobs().iter().enumerate().map(|(index, blob)| {
             let no_id = || MountError::NoBlobId { path: path.to_owned(), index };
             let id = BlobId(blob.id.ok_or_else(no_id)?);
@@ -152,7 +156,7 @@ impl Engine {
     fn register(
         &self,
         bootstrap: &Arc<Bootstrap>,
-        cached: &[Arc<CachedBlob>],
+        cached: &[Lease],
         backend: &Arc<dyn Backend>,
     ) -> Vec<Registration> {
         // An image has at most 254 blobs, which the bootstrap's reader has checked.
@@ -160,7 +164,7 @@ impl Engine {
             bootstrap: Arc::clone(bootstrap),
             index: BlobIndex(index),
             backend: Arc::clone(backend),
-            cached: Arc::clone(cached),
+            cached: cached.blob(),
         });
         sources.map(|source| self.worker.register(source)).collect()
     }

@@ -3,6 +3,8 @@
 //!
 //! Needs root and `/dev/fuse`. Where these are missing, tests say `skipped: needs …`; with `CI=true` they fail instead.
 
+#![allow(clippy::unwrap_used, reason = "helpers of tests are tests: what they cannot do fails the test")]
+
 mod control;
 mod faults;
 mod image;
