@@ -221,7 +221,7 @@ async fn read_answer(response: Response<h2::RecvStream>, peer: &str) -> Result<A
         return Ok(Answer { head, message: None, trailers: None });
     }
     let mut reader = MessageReader::new(body, REQUEST_LIMIT_BYTES);
-    let lost = |status: Status| Failed::Ours(status.from_peer(peer));
+    let lost = |status: Status| Failed::Ours(status.told_by(peer));
     let message = reader.message().await.map_err(lost)?;
     let trailers = reader.trailers().await.map_err(lost)?;
     Ok(Answer { head, message, trailers })

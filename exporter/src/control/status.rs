@@ -77,7 +77,7 @@ pub(crate) async fn handle(mut rpc: Rpc<'_>) {
             send.send_reset(error.reason());
             to_client.send_reset(error.reason());
         }
-        Err(Ended::Upstream(status)) => respond::finish(&mut to_client, &status.from_peer(rpc.peer)),
+        Err(Ended::Upstream(status)) => respond::finish(&mut to_client, &status.told_by(rpc.peer)),
     }
 }
 

@@ -38,8 +38,8 @@ impl Status {
         Self { code, message: message.into() }
     }
 
-    /// The same, told to be from `peer`.
-    pub(crate) fn from_peer(self, peer: &str) -> Self {
+    /// The same, with who told it.
+    pub(crate) fn told_by(self, peer: &str) -> Self {
         Self::new(self.code, format!("{peer}: {}", self.message))
     }
 

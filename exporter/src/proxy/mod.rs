@@ -14,5 +14,8 @@ pub(crate) mod pump;
 pub(crate) mod settings;
 pub(crate) mod upstream;
 
+#[cfg(test)]
+mod tests;
+
 pub(crate) use connection::serve_connection;
 pub(crate) use listen::Listener;
