@@ -42,11 +42,30 @@ pub(crate) enum LookupError {
     #[error("cannot connect to containerd at {}", .0.display())]
     Connect(PathBuf, #[source] tonic::transport::Error),
     /// containerd refused.
-    #[error("containerd: {0}")]
-    Refused(#[from] Status),
+    #[error("containerd answers {}: {}", .0.code(), .0.message())]
+    Refused(Box<Status>),
     /// No answer in time.
     #[error("containerd did not answer within {DEADLINE:?}")]
     Deadline,
+}
+
+impl From<Status> for LookupError {
+    fn from(status: Status) -> Self {
+        Self::Refused(Box::new(status))
+    }
+}
+
+impl Caller {
+    /// The caller that uses a snapshot's key. containerd puts the namespace in front of it (`default/12/name`), and does
+    /// not always send the header that names it; a client that talks to us by itself sends just that.
+    pub(crate) fn of(key: &str, header: Option<&str>, snapshotter: &str) -> Self {
+        let mut parts = key.splitn(3, '/');
+        let namespace = match (parts.next(), parts.next(), parts.next()) {
+            (Some(namespace), Some(number), Some(_)) if number.parse::<u64>().is_ok() => namespace,
+            _ => header.unwrap_or_default(),
+        };
+        Self { namespace: namespace.to_owned(), snapshotter: snapshotter.to_owned() }
+    }
 }
 
 /// The name of an image that was unpacked to one of the snapshots with these chain ids, if containerd knows one.
@@ -144,4 +163,18 @@ impl Query<'_> {
 
 fn is_index(media_type: &str) -> bool {
     media_type.contains("image.index") || media_type.contains("manifest.list")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_namespace_is_in_the_key_or_else_in_the_header() {
+        let namespace = |key, header| Caller::of(key, header, "nydus-cluster").namespace;
+        assert_eq!(namespace("k8s.io/12/sha256:ab", None), "k8s.io");
+        assert_eq!(namespace("k8s.io/12/a/b", Some("default")), "k8s.io");
+        assert_eq!(namespace("my/own/key", Some("default")), "default");
+        assert_eq!(namespace("key", None), "");
+    }
 }

@@ -47,15 +47,14 @@ pub(crate) struct Service {
 type Answer<T> = Result<Response<T>, Status>;
 
 /// Who called.
-fn caller<T>(request: &Request<T>, snapshotter: &str) -> Caller {
+fn caller<T>(request: &Request<T>, key: &str, snapshotter: &str) -> Caller {
     let namespace = request.metadata().get(NAMESPACE).and_then(|value| value.to_str().ok());
-    Caller { namespace: namespace.unwrap_or_default().to_owned(), snapshotter: snapshotter.to_owned() }
+    Caller::of(key, namespace, snapshotter)
 }
 
-/// A span for one call. The namespace is told for people alone: keys have it inside.
-fn span<T>(call: &'static str, request: &Request<T>, key: &str) -> tracing::Span {
-    let namespace = request.metadata().get(NAMESPACE).and_then(|value| value.to_str().ok());
-    tracing::info_span!("snapshots", call, key, namespace)
+/// A span for one call.
+fn span(call: &'static str, key: &str) -> tracing::Span {
+    tracing::info_span!("snapshots", call, key)
 }
 
 #[tonic::async_trait]
@@ -63,37 +62,37 @@ impl Snapshots for Service {
     type ListStream = ReceiverStream<Result<ListSnapshotsResponse, Status>>;
 
     async fn prepare(&self, request: Request<PrepareSnapshotRequest>) -> Answer<PrepareSnapshotResponse> {
-        let span = span("prepare", &request, &request.get_ref().key);
-        let caller = caller(&request, &request.get_ref().snapshotter);
+        let span = span("prepare", &request.get_ref().key);
+        let caller = caller(&request, &request.get_ref().key, &request.get_ref().snapshotter);
         let PrepareSnapshotRequest { key, parent: on, labels: with, .. } = request.into_inner();
         let made = self.snapshotter.prepare(&caller, key, parent(on), labels(with)).instrument(span).await?;
         Ok(Response::new(PrepareSnapshotResponse { mounts: mounts(made) }))
     }
 
     async fn view(&self, request: Request<ViewSnapshotRequest>) -> Answer<ViewSnapshotResponse> {
-        let span = span("view", &request, &request.get_ref().key);
-        let caller = caller(&request, &request.get_ref().snapshotter);
+        let span = span("view", &request.get_ref().key);
+        let caller = caller(&request, &request.get_ref().key, &request.get_ref().snapshotter);
         let ViewSnapshotRequest { key, parent: on, labels: with, .. } = request.into_inner();
         let made = self.snapshotter.view(&caller, key, parent(on), labels(with)).instrument(span).await?;
         Ok(Response::new(ViewSnapshotResponse { mounts: mounts(made) }))
     }
 
     async fn mounts(&self, request: Request<MountsRequest>) -> Answer<MountsResponse> {
-        let span = span("mounts", &request, &request.get_ref().key);
-        let caller = caller(&request, &request.get_ref().snapshotter);
+        let span = span("mounts", &request.get_ref().key);
+        let caller = caller(&request, &request.get_ref().key, &request.get_ref().snapshotter);
         let made = self.snapshotter.mounts(&caller, request.into_inner().key).instrument(span).await?;
         Ok(Response::new(MountsResponse { mounts: mounts(made) }))
     }
 
     async fn commit(&self, request: Request<CommitSnapshotRequest>) -> Answer<Empty> {
-        let span = span("commit", &request, &request.get_ref().key);
+        let span = span("commit", &request.get_ref().key);
         let CommitSnapshotRequest { name, key, labels: with, .. } = request.into_inner();
         self.snapshotter.commit(name, key, labels(with)).instrument(span).await?;
         Ok(Response::new(()))
     }
 
     async fn remove(&self, request: Request<RemoveSnapshotRequest>) -> Answer<Empty> {
-        let span = span("remove", &request, &request.get_ref().key);
+        let span = span("remove", &request.get_ref().key);
         self.snapshotter.remove(request.into_inner().key).instrument(span).await?;
         Ok(Response::new(()))
     }
