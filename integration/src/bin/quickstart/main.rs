@@ -52,7 +52,7 @@ fn main() -> Result<()> {
         write_json(file, &run.report)?;
     }
     if arguments.keep {
-        println!("{}", stack.environment(&run));
+        println!("{}", stack.environment(&run)?);
         stack.release();
         return Ok(());
     }

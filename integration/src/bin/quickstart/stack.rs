@@ -31,6 +31,7 @@ pub(crate) struct Stack {
     /// The build context of the application.
     pub(crate) context: PathBuf,
     peers: Peers,
+    dir: PathBuf,
 }
 
 impl Stack {
@@ -51,7 +52,16 @@ impl Stack {
         )?;
         let lazy = Node::ours(peers, &dir.join(NODES[0]), &pause, "")?;
         let plain = Node::overlayfs(peers, &dir.join(NODES[1]), &pause)?;
-        Ok(Self { lazy, plain, exporter, buildkitd, registry, context, peers: peers.clone() })
+        Ok(Self {
+            lazy,
+            plain,
+            exporter,
+            buildkitd,
+            registry,
+            context,
+            peers: peers.clone(),
+            dir: dir.to_owned(),
+        })
     }
 
     /// buildctl through the exporter.
@@ -59,41 +69,48 @@ impl Stack {
         Buildctl::new(&self.peers, self.exporter.address())
     }
 
-    /// How to go on by hand.
-    pub(crate) fn environment(&self, run: &Run) -> String {
-        let folder = |program: Result<PathBuf>| -> String {
-            let path = program.ok().and_then(|path| path.parent().map(Path::to_owned));
-            path.map(|path| path.display().to_string()).unwrap_or_default()
-        };
-        let own = env::current_exe().map_err(|error| anyhow!(error));
-        let path = [
-            folder(own),
-            folder(self.peers.buildkit("buildctl")),
-            folder(self.peers.containerd("ctr")),
-            folder(self.peers.nydus("nydus-image")),
-        ];
-        format!(
+    /// Writes the file that puts a shell into this environment, and says how to go on by hand.
+    pub(crate) fn environment(&self, run: &Run) -> Result<String> {
+        let file = self.dir.join("env");
+        fs::write(&file, self.variables(run)?).with_context(|| format!("writing {}", file.display()))?;
+        Ok(format!(
             "It keeps running. To use it:\n
-  export PATH={path}:$PATH
-  export BUILDKIT_HOST={exporter}
-  export CONTAINERD_ADDRESS={containerd} CONTAINERD_NAMESPACE=k8s.io CONTAINERD_SNAPSHOTTER={snapshotter}
+  . {file}
 
-  curl http://{application}/
+  curl http://$APPLICATION/
   cri ps; cri exec app ls /srv/app
   ctr images ls; ctr snapshots ls
-  buildctl build --frontend dockerfile.v0 --local context={context} --local dockerfile={context} \\
-    --output type=nydus-cluster,name={registry}/again:v1
-  cri pull {registry}/again:v1
+  buildctl build --frontend dockerfile.v0 --local context=$CONTEXT --local dockerfile=$CONTEXT \\
+    --output type=nydus-cluster,name=$REGISTRY/again:v1
+  cri pull $REGISTRY/again:v1
 
 End it with: scripts/quickstart stop",
-            path = path.join(":"),
+            file = file.display(),
+        ))
+    }
+
+    /// Where everything is, as assignments of a shell.
+    fn variables(&self, run: &Run) -> Result<String> {
+        let programs = [env::current_exe()?, self.peers.buildkit("buildctl")?, self.peers.containerd("ctr")?];
+        let folders: Vec<_> = programs
+            .iter()
+            .filter_map(|path| path.parent())
+            .map(|folder| folder.display().to_string())
+            .collect();
+        Ok(format!(
+            "export PATH={path}:$PATH
+export BUILDKIT_HOST={exporter}
+export CONTAINERD_ADDRESS={containerd} CONTAINERD_NAMESPACE=k8s.io CONTAINERD_SNAPSHOTTER={snapshotter}
+export APPLICATION={application} REGISTRY={registry} CONTEXT={context}
+",
+            path = folders.join(":"),
             exporter = self.exporter.address(),
             containerd = self.lazy.containerd().socket().display(),
             snapshotter = self.lazy.containerd().snapshotter(),
             application = run.application,
-            context = self.context.display(),
             registry = self.registry.address(),
-        )
+            context = self.context.display(),
+        ))
     }
 
     /// Leaves everything running.
