@@ -11,6 +11,7 @@ use std::time::{Duration, Instant};
 use fuser::{BackgroundSession, Config, SessionACL};
 use nix::errno::Errno;
 use nix::mount::{MntFlags, MsFlags, mount, umount2};
+use nix::sys::statfs::statfs;
 
 use super::Adapter;
 use crate::fs::FileSystem;
@@ -148,10 +149,10 @@ impl Session {
     }
 }
 
-/// Makes the mountpoint; a dead mount there, whose daemon is gone, is cleared away.
+/// Makes the mountpoint; dead mounts there, whose daemon is gone, are cleared away.
 fn prepare(at: &Path) -> Result<(), SessionError> {
-    let dead = |error: &io::Error| error.raw_os_error() == Some(Errno::ENOTCONN as i32);
-    if std::fs::metadata(at).is_err_and(|error| dead(&error)) {
+    // Not by `stat`, which the kernel answers for a dead mount from what it was told to remember forever.
+    while statfs(at).is_err_and(|errno| errno == Errno::ENOTCONN) {
         tracing::info!(mountpoint = %at.display(), "clearing away a mount whose daemon is gone");
         umount2(at, MntFlags::MNT_DETACH).map_err(|errno| failed("detach", at)(errno.into()))?;
     }

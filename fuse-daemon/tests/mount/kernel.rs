@@ -2,8 +2,12 @@
 
 use std::io::{Read, Seek, SeekFrom};
 use std::os::unix::fs::MetadataExt;
+use std::path::Path;
+use std::process::{Command, Stdio};
 use std::time::Duration;
 
+use fuse_daemon::mounts::Image;
+use fuse_daemon::worker::DirectoryBackend;
 use rafs::build::BuildOptions;
 
 use crate::image::{Node, Settings, TestImage, noise, tar_of};
@@ -95,4 +99,63 @@ fn an_unmounted_image_leaves_its_blobs_free_at_once() {
     let ids = mount.mounted.blobs();
     assert_eq!(node.engine.cache().remove(ids).unwrap().removed, ids);
     assert_eq!(node.usage(&image), 0);
+}
+
+/// Where [`serves_until_it_is_killed`] finds its image, and mounts it.
+const DIR: &str = "FUSE_DAEMON_TEST_DIR";
+
+/// Not a test: the process that the next one kills.
+#[test]
+#[ignore = "runs as a process of its own"]
+fn serves_until_it_is_killed() {
+    let dir = std::env::var_os(DIR).expect("started by a test");
+    let dir = Path::new(&dir);
+    let node = Node::new(&dir.join("cache"), &Settings::default());
+    let image = Image {
+        id: "killed",
+        bootstrap: &dir.join("image.boot"),
+        mountpoint: &dir.join("mnt"),
+        backend: std::sync::Arc::new(DirectoryBackend::new(dir.join("blobs"))),
+    };
+    let _mounted = node.engine.mount(&image).unwrap();
+    loop {
+        std::thread::park();
+    }
+}
+
+#[test]
+fn after_a_kill_the_dead_mount_is_cleared_away_and_the_cache_is_used() {
+    if !can_mount() {
+        return;
+    }
+    let content = noise(6, 3_000_000);
+    let image = TestImage::build(&tar_of(&[("file", &content)]), &BuildOptions::default());
+    let dir = image.dir.path();
+    let mut process = Command::new(std::env::current_exe().unwrap())
+        .args(["--exact", "--ignored", "kernel::serves_until_it_is_killed"])
+        .env(DIR, dir)
+        .stdout(Stdio::null())
+        .spawn()
+        .unwrap();
+    eventually("the other process serves", || {
+        std::fs::read(dir.join("mnt/file")).is_ok_and(|read| read == content)
+    });
+    process.kill().unwrap();
+    process.wait().unwrap();
+    let dead = nix::sys::statfs::statfs(&dir.join("mnt")).unwrap_err();
+    assert_eq!(dead, nix::errno::Errno::ENOTCONN);
+    // What it had fetched is all that there is now.
+    std::fs::remove_dir_all(image.blobs()).unwrap();
+    let node = Node::new(&dir.join("cache"), &Settings::default());
+    let mounted = node.engine.mount(&Image {
+        id: "successor",
+        bootstrap: &image.bootstrap(),
+        mountpoint: &dir.join("mnt"),
+        backend: image.backend(),
+    });
+    let mounted = mounted.unwrap();
+    assert!(std::fs::read(dir.join("mnt/file")).unwrap() == content);
+    assert!(mounted.unmount(crate::SOON).unwrap());
+    let mounts = std::fs::read_to_string("/proc/mounts").unwrap();
+    assert!(!mounts.contains(dir.to_str().unwrap()), "the dead mount lies below no more");
 }
