@@ -7,6 +7,7 @@ use nix::sys::signal::{Signal, kill};
 use nix::unistd::{Pid, getsid};
 use tonic::Code;
 
+use crate::fake_daemon::Bootstrap;
 use crate::harness::{Harness, code, eventually};
 use crate::needs_root;
 use crate::nydus::Node;
@@ -53,6 +54,50 @@ async fn a_daemon_that_dies_is_replaced_and_images_in_use_are_mounted_again() {
     assert_eq!(text.lines().filter(|line| line.split(' ').nth(1) == Some(lower)).count(), 1);
     node.harness.prepare("other", &idle).await.unwrap();
     assert_eq!(node.mount_requests(), 4);
+}
+
+#[tokio::test]
+async fn requests_are_answered_while_mounts_are_restored() {
+    needs_root!();
+    const SLOW: Duration = Duration::from_secs(3);
+    let node = Node::start().await;
+    let slow = Bootstrap { delay_ms: SLOW.as_millis().try_into().unwrap(), ..node.content("slow") };
+    let upper = node.pull("r/slow:1", 'a', &slow).await;
+    let mounts = node.harness.prepare("container", &upper).await.unwrap();
+    let pid = node.daemon_pid().await;
+    kill(Pid::from_raw(pid.try_into().unwrap()), Signal::SIGKILL).unwrap();
+    eventually("the image is being mounted again", async || (node.mount_requests() == 2).then_some(())).await;
+    let begun = Instant::now();
+    node.harness.prepare("plain", "").await.unwrap();
+    node.harness.stat("container").await.unwrap();
+    assert!(begun.elapsed() < SLOW / 2, "{:?}", begun.elapsed());
+    // Who needs the image joins the mount that is under way.
+    assert_eq!(node.harness.mounts("container").await.unwrap(), mounts);
+    assert_eq!(node.mount_requests(), 2);
+}
+
+#[tokio::test]
+async fn a_clean_up_that_waits_for_the_daemon_holds_nobody_up() {
+    needs_root!();
+    const SLOW: Duration = Duration::from_secs(3);
+    let node = Node::start().await;
+    let slow = Bootstrap { umount_delay_ms: SLOW.as_millis().try_into().unwrap(), ..node.content("slow") };
+    let slow = node.pull("r/slow:1", 'a', &slow).await;
+    let other = node.pull("r/other:1", 'b', &node.content("other")).await;
+    node.harness.prepare("short", &slow).await.unwrap();
+    node.harness.remove("short").await.unwrap();
+    node.harness.remove(&slow).await.unwrap();
+    let begun = Instant::now();
+    let (cleaned, used) = tokio::join!(node.harness.cleanup(), async {
+        node.harness.prepare("container", &other).await.unwrap();
+        node.harness.prepare("plain", "").await.unwrap();
+        node.harness.remove("plain").await.unwrap();
+        begun.elapsed()
+    });
+    cleaned.unwrap();
+    assert!(begun.elapsed() >= SLOW, "the clean-up did not wait");
+    assert!(used < SLOW / 2, "{used:?}");
+    node.harness.mounts("container").await.unwrap();
 }
 
 #[tokio::test]

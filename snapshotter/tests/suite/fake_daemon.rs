@@ -29,8 +29,16 @@ pub(crate) struct Bootstrap {
     pub(crate) blobs: Vec<String>,
     /// Time that mounting takes.
     pub(crate) delay_ms: u64,
+    /// Time that unmounting takes.
+    pub(crate) umount_delay_ms: u64,
     /// Whether mounting fails.
     pub(crate) broken: bool,
+}
+
+impl Bootstrap {
+    fn blobs(&self) -> Vec<BlobId> {
+        self.blobs.iter().map(|blob| blob.parse().unwrap()).collect()
+    }
 }
 
 /// Bytes that the cache is said to hold of any blob.
@@ -75,7 +83,7 @@ fn process() {
 
 struct FakeDaemon {
     dir: PathBuf,
-    mounts: Mutex<BTreeMap<String, (MountRequest, Vec<BlobId>)>>,
+    mounts: Mutex<BTreeMap<String, (MountRequest, Bootstrap)>>,
 }
 
 impl FakeDaemon {
@@ -99,7 +107,9 @@ impl FakeDaemon {
         match request {
             Request::Mount(request) => self.mount(request),
             Request::Umount { id } => {
-                if let Some((mount, _)) = self.mounts.lock().unwrap().remove(&id) {
+                let mounted = self.mounts.lock().unwrap().remove(&id);
+                if let Some((mount, bootstrap)) = mounted {
+                    std::thread::sleep(Duration::from_millis(bootstrap.umount_delay_ms));
                     umount2(&mount.mountpoint, MntFlags::MNT_DETACH).unwrap();
                 }
                 Answer::Done
@@ -108,7 +118,8 @@ impl FakeDaemon {
             Request::Usage { blobs } => Answer::Usage { bytes: vec![CACHED_BYTES; blobs.len()] },
             Request::RemoveBlobs { digests } => {
                 let mounts = self.mounts.lock().unwrap();
-                let used: BTreeSet<_> = mounts.values().flat_map(|(_, blobs)| blobs).collect();
+                let used: BTreeSet<_> =
+                    mounts.values().flat_map(|(_, bootstrap)| bootstrap.blobs()).collect();
                 let (in_use, removed) = digests.iter().copied().partition(|blob| used.contains(blob));
                 Answer::Removed(Removed { removed, in_use })
             }
@@ -136,18 +147,17 @@ impl FakeDaemon {
         mount(Some(from), to, None::<&str>, MsFlags::MS_BIND, None::<&str>).unwrap();
         let read_only = MsFlags::MS_BIND | MsFlags::MS_REMOUNT | MsFlags::MS_RDONLY;
         mount(None::<&str>, to, None::<&str>, read_only, None::<&str>).unwrap();
-        let blobs = bootstrap.blobs.iter().map(|blob| blob.parse().unwrap()).collect();
-        self.mounts.lock().unwrap().insert(request.id.clone(), (request, blobs));
+        self.mounts.lock().unwrap().insert(request.id.clone(), (request, bootstrap));
         Answer::Done
     }
 
     fn status(&self) -> Status {
-        let mount = |(request, blobs): &(MountRequest, Vec<BlobId>)| MountStatus {
+        let mount = |(request, bootstrap): &(MountRequest, Bootstrap)| MountStatus {
             id: request.id.clone(),
             bootstrap: request.bootstrap.clone(),
             mountpoint: request.mountpoint.clone(),
             image: request.image.clone(),
-            blobs: blobs.clone(),
+            blobs: bootstrap.blobs(),
         };
         let mounts = self.mounts.lock().unwrap();
         Status {

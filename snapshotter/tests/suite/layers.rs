@@ -24,20 +24,32 @@ fn make_dir(root: &Path, name: &str, mode: u32) {
 /// Applies each change as a layer, and checks in a view and under the next layer that it shows what the changes make of a
 /// plain directory.
 async fn check(changes: &[&Change]) {
+    check_every(1, changes).await;
+}
+
+/// The same, comparing only at every `step`th layer, and at the last.
+async fn check_every(step: usize, changes: &[&Change]) {
     let harness = Harness::start().await;
     let flat = harness.work("flat");
     let mut parent = String::new();
     for (number, change) in changes.iter().enumerate() {
+        let compare = number % step == 0 || number + 1 == changes.len();
         let key = format!("layer-{number}-a");
         let mounts = harness.prepare(&key, &parent).await.unwrap();
         {
             let mounted = harness.mount(&mounts, &key);
-            assert_eq!(tree(mounted.path()), tree(&flat), "beneath layer {number}");
+            if compare {
+                assert_eq!(tree(mounted.path()), tree(&flat), "beneath layer {number}");
+            }
             change(mounted.path());
         }
         change(&flat);
         let name = format!("layer-{number}");
         harness.commit(&name, &key).await.unwrap();
+        parent.clone_from(&name);
+        if !compare {
+            continue;
+        }
         let view = format!("{name}-view");
         let mounts = harness.view(&view, &name).await.unwrap();
         {
@@ -45,7 +57,6 @@ async fn check(changes: &[&Change]) {
             assert_eq!(tree(mounted.path()), tree(&flat), "after layer {number}");
         }
         harness.remove(&view).await.unwrap();
-        parent = name;
     }
 }
 
@@ -171,7 +182,7 @@ async fn a_hundred_and_twenty_eight_layers_mount() {
             write(root, &format!("onlyme/file-{number}"), "only me!\n", 0o777);
         }));
     }
-    check(&changes.iter().map(Box::as_ref).collect::<Vec<_>>()).await;
+    check_every(16, &changes.iter().map(Box::as_ref).collect::<Vec<_>>()).await;
 }
 
 #[tokio::test]
