@@ -168,7 +168,8 @@ pub fn run_failing(command: &mut Command) -> Result<Output> {
     Ok(output)
 }
 
-fn run_any(command: &mut Command) -> Result<(ExitStatus, Output)> {
+/// Runs a command to its end, however that is; returns its status and what it said.
+pub fn run_any(command: &mut Command) -> Result<(ExitStatus, Output)> {
     // To files, for a command may write more than a pipe holds while we wait for its end.
     let (stdout, stderr) = (tempfile::tempfile()?, tempfile::tempfile()?);
     let mut child = command

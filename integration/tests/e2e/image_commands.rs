@@ -7,13 +7,13 @@ use std::process::Command;
 use std::time::Duration;
 
 use anyhow::{Result, ensure};
-use integration::process::{self, Server};
+use integration::process::{self, Output, Server};
 use integration::{demo, peers, wait};
 use nix::sys::signal::{Signal, kill};
 use serde_json::Value;
 
 use crate::fixture::{Fixture, nydus_layers};
-use crate::same_tree::{exported, list_image_tree};
+use crate::same_tree::list_image_tree;
 
 const MOUNT_DEADLINE: Duration = Duration::from_secs(20);
 
@@ -45,33 +45,33 @@ pub(crate) fn inspect(fixture: &Fixture) -> Result<()> {
 pub(crate) fn check(fixture: &Fixture) -> Result<()> {
     let context = demo::random_files(fixture.peers(), &fixture.subdir("check")?, &[("data", 2 << 20)])?;
     let built = fixture.build(&context, "check:v1")?;
-    let sound = image("check", &built.name)?.output()?;
-    ensure!(sound.status.code() == Some(0), "a sound image: {sound:?}");
+    expect_exit(0, &mut image("check", &built.name)?)?;
 
     let blob = nydus_layers(&built.manifest)?.0[1].clone();
     let file = OpenOptions::new().read(true).write(true).open(fixture.registry()?.blob_file(&blob))?;
     let mut byte = [0];
     file.read_exact_at(&mut byte, 1 << 19)?;
     file.write_all_at(&[byte[0] ^ 1], 1 << 19)?;
-    let damaged = image("check", &built.name)?.output()?;
-    ensure!(damaged.status.code() == Some(1), "a damaged image: {damaged:?}");
-    let findings = String::from_utf8_lossy(&damaged.stdout).into_owned();
+    let findings = expect_exit(1, &mut image("check", &built.name)?)?.stdout;
     ensure!(findings.contains(blob.trim_start_matches("sha256:")), "the blob is not named: {findings}");
-    let metadata = image("check", &built.name)?.arg("--metadata-only").output()?;
-    ensure!(metadata.status.code() == Some(0), "its metadata alone: {metadata:?}");
-
-    let absent = image("check", &format!("{}/absent:v1", fixture.registry()?.address()))?.output()?;
-    ensure!(absent.status.code() == Some(2), "an image that is not there: {absent:?}");
+    expect_exit(0, image("check", &built.name)?.arg("--metadata-only"))?;
+    expect_exit(2, &mut image("check", &format!("{}/absent:v1", fixture.registry()?.address()))?)?;
     Ok(())
+}
+
+fn expect_exit(code: i32, command: &mut Command) -> Result<Output> {
+    let (status, output) = process::run_any(command)?;
+    ensure!(status.code() == Some(code), "{command:?}: {status}, expected {code}: {output:?}");
+    Ok(output)
 }
 
 pub(crate) fn unpack(fixture: &Fixture) -> Result<()> {
     let demo = fixture.demo()?;
-    let expected = exported(fixture, demo, "unpack-local")?;
+    let expected = fixture.demo_exported()?;
     let dir = fixture.subdir("unpack")?;
     let unpacked = dir.join("unpacked");
     process::run(image("unpack", &demo.name)?.arg(&unpacked).arg("--directory"))?;
-    list_image_tree(&unpacked)?.expect_same("image unpack --directory", &expected, "type=local")?;
+    expected.expect_same(&list_image_tree(&unpacked)?, "image unpack --directory")?;
 
     let (tar, extracted) = (dir.join("image.tar"), dir.join("extracted"));
     process::run(image("unpack", &demo.name)?.arg(&tar))?;
@@ -84,10 +84,10 @@ pub(crate) fn unpack(fixture: &Fixture) -> Result<()> {
             .arg("--file")
             .arg(&tar),
     )?;
-    list_image_tree(&extracted)?.expect_same("image unpack, extracted by tar", &expected, "type=local")?;
+    expected.expect_same(&list_image_tree(&extracted)?, "image unpack, extracted by tar")?;
 
-    let again = image("unpack", &demo.name)?.arg(&unpacked).arg("--directory").output()?;
-    ensure!(!again.status.success(), "a directory that is not empty was unpacked to");
+    // What is there already is not overwritten.
+    process::run_failing(image("unpack", &demo.name)?.arg(&unpacked).arg("--directory"))?;
     Ok(())
 }
 
@@ -99,8 +99,8 @@ pub(crate) fn mount(fixture: &Fixture) -> Result<()> {
     command.arg(&mountpoint);
     let mut server = Server::spawn("image mount", command, dir.join("mount.log"))?;
     server.wait_ready(MOUNT_DEADLINE, || mountpoint.join("srv/app/app.py").exists())?;
-    let same = list_image_tree(&mountpoint)
-        .and_then(|seen| seen.expect_same("image mount", &exported(fixture, demo, "mount-local")?, "type=local"));
+    let expected = fixture.demo_exported()?;
+    let same = list_image_tree(&mountpoint).and_then(|seen| expected.expect_same(&seen, "image mount"));
     kill(server.pid()?, Signal::SIGINT)?;
     same?;
     wait::until_true("the mount ended", MOUNT_DEADLINE, || !is_mounted(&mountpoint))?;

@@ -8,6 +8,7 @@ mod buildkit_absent;
 mod corrupt_chunk;
 mod dead_registry;
 mod fixture;
+mod image_commands;
 mod lazy_run;
 mod plain_images;
 mod push_refused;
@@ -34,6 +35,10 @@ const TESTS: &[(&str, Test)] = &[
     ("upstream::nydusd_serves_the_same_tree", upstream::nydusd_tree),
     ("upstream::nydus_image_check_accepts_the_bootstrap", upstream::image_check),
     ("upstream::the_kernel_mounts_the_bootstrap_and_fsck_finds_nothing", upstream::kernel_and_fsck),
+    ("image_commands::inspect_shows_what_an_image_is_made_of", image_commands::inspect),
+    ("image_commands::check_tells_sound_damaged_and_absent_images_apart", image_commands::check),
+    ("image_commands::unpack_gives_the_tree_back", image_commands::unpack),
+    ("image_commands::mount_serves_the_tree_until_interrupted", image_commands::mount),
     ("lazy_run::a_pull_reads_no_byte_of_a_blob_and_a_start_reads_little", lazy_run::byte_counts),
     ("lazy_run::many_readers_of_a_chunk_cause_one_fetch", lazy_run::one_fetch),
     ("plain_images::a_plain_image_runs_with_our_snapshotter", plain_images::runs),
