@@ -79,6 +79,13 @@ impl Listing {
         self
     }
 
+    /// Leaves times of modification out of comparisons.
+    #[must_use]
+    pub fn without_mtimes(mut self) -> Self {
+        self.entries.values_mut().for_each(|entry| entry.mtime.clear());
+        self
+    }
+
     /// Leaves one path's time of modification out of comparisons.
     pub fn ignore_mtime(&mut self, path: &str) {
         if let Some(entry) = self.entries.get_mut(Path::new(path)) {
