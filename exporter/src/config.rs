@@ -20,7 +20,7 @@ pub struct ExporterConfig {
     pub registry: ClientConfig,
     /// Layers converted at once, over all builds; at least 1. Each takes about 40 MB. Default: 2.
     pub conversions: usize,
-    /// Worker threads of one conversion; 0: one a core. Default: 0.
+    /// Worker threads of one conversion; 0: one a core, four at most. Default: 0.
     pub threads: usize,
     /// Bytes of memory for what is known of converted layers, so that a rebuild moves only new ones. Default: 32 MiB.
     pub layer_cache_bytes: usize,

@@ -10,6 +10,18 @@ use crate::config::{ExporterConfig, SocketAddress};
 use crate::control::build::Builds;
 use crate::convert::Converter;
 
+/// The most threads that one conversion takes unless told otherwise: at about 250 MB/s each they outrun what buildkitd sends,
+/// and every one costs some 5 MB of buffers.
+const DEFAULT_THREADS_LIMIT: usize = 4;
+
+/// The number of threads meant by a setting.
+fn threads(setting: usize) -> usize {
+    match setting {
+        0 => std::thread::available_parallelism().map_or(1, |cores| cores.get().min(DEFAULT_THREADS_LIMIT)),
+        threads => threads,
+    }
+}
+
 /// The exporter of one process.
 #[derive(Debug)]
 pub(crate) struct Exporter {
@@ -26,7 +38,7 @@ impl Exporter {
     /// An exporter with nothing to do.
     pub(crate) fn new(config: ExporterConfig) -> Result<Self, Error> {
         let client = Client::new(config.registry.clone())?;
-        let options = BuildOptions { threads: config.threads, ..BuildOptions::default() };
+        let options = BuildOptions { threads: threads(config.threads), ..BuildOptions::default() };
         let converter = Converter::new(options, config.conversions.max(1), config.layer_cache_bytes);
         Ok(Self { config, client, builds: Arc::default(), converter })
     }
