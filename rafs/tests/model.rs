@@ -39,12 +39,12 @@ impl BlobSource for Memory {
     }
 }
 
-/// What a path is: metadata, type (content as bytes), and the first of the names of its file.
+/// What a path is: metadata, type (content as bytes), and the least of the names of its file.
 #[derive(Debug, Eq, PartialEq)]
 struct Seen {
     metadata: Metadata,
     kind: SeenKind,
-    first_name: Vec<u8>,
+    least_name: Vec<u8>,
 }
 
 #[derive(Clone, Debug, Eq, PartialEq)]
@@ -56,7 +56,7 @@ enum SeenKind {
 type Names = BTreeMap<Vec<u8>, Seen>;
 
 fn expected(tree: &FileTree) -> Names {
-    let first_name =
+    let least_name =
         |number| tree.names.iter().find(|(_, other)| **other == number).expect("it has a name").0.clone();
     let seen = |(path, &number): (&Vec<u8>, &usize)| {
         let file = tree.file(path);
@@ -68,7 +68,7 @@ fn expected(tree: &FileTree) -> Names {
             FileKind::BlockDevice(device) => SeenKind::Other(EntryKind::BlockDevice(*device)),
             FileKind::Fifo => SeenKind::Other(EntryKind::Fifo),
         };
-        (path.clone(), Seen { metadata: file.metadata.clone(), kind, first_name: first_name(number) })
+        (path.clone(), Seen { metadata: file.metadata.clone(), kind, least_name: least_name(number) })
     };
     tree.names.iter().map(seen).collect()
 }
@@ -83,7 +83,7 @@ fn read_back(archive: &[u8]) -> Names {
             EntryKind::HardLink(target) => {
                 let target = &names[&normalised(&target)];
                 let (metadata, kind) = (target.metadata.clone(), target.kind.clone());
-                Seen { metadata, kind, first_name: target.first_name.clone() }
+                Seen { metadata, kind, least_name: target.least_name.clone() }
             }
             EntryKind::Regular { size } => {
                 let mut content = vec![0; size as usize];
@@ -91,11 +91,19 @@ fn read_back(archive: &[u8]) -> Names {
                 while filled < content.len() {
                     filled += source.read(&mut content[filled..]).unwrap();
                 }
-                Seen { metadata: entry.metadata, kind: SeenKind::Regular(content), first_name: path.clone() }
+                Seen { metadata: entry.metadata, kind: SeenKind::Regular(content), least_name: path.clone() }
             }
-            kind => Seen { metadata: entry.metadata, kind: SeenKind::Other(kind), first_name: path.clone() },
+            kind => Seen { metadata: entry.metadata, kind: SeenKind::Other(kind), least_name: path.clone() },
         };
         names.insert(path, seen);
+    }
+    // An archive's order is that of a walk: its first name of a file need not be the least, which the model takes.
+    let mut least = BTreeMap::new();
+    for (path, seen) in &names {
+        least.entry(seen.least_name.clone()).or_insert_with(|| path.clone());
+    }
+    for seen in names.values_mut() {
+        seen.least_name = least[&seen.least_name].clone();
     }
     names
 }
