@@ -17,7 +17,7 @@ const ACCEPTED: &str = "application/vnd.oci.image.manifest.v1+json, application/
     application/vnd.docker.distribution.manifest.v2+json, application/vnd.docker.distribution.manifest.list.v2+json, */*";
 
 /// Registries take manifests up to 4 MiB (the specification's advice); four times that is read.
-pub(super) const MANIFEST_LIMIT_BYTES: usize = 16 << 20;
+pub(crate) const MANIFEST_LIMIT_BYTES: usize = 16 << 20;
 
 /// The header by which a registry names the digest of what it sends or has stored.
 pub(super) const CONTENT_DIGEST: &str = "docker-content-digest";
