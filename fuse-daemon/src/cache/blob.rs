@@ -1,4 +1,4 @@
-//! One cached blob: its data file and its chunk map.
+//! One cached blob: its data file, its chunk map, and what images say of its chunks.
 
 use std::fs::File;
 use std::io;
@@ -9,6 +9,7 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 
 use rafs::blob::ChunkIndex;
 
+use super::places::{Place, admit_to};
 use super::{BootId, CacheError, ChunkMap, ChunkState};
 use crate::control::BlobId;
 
@@ -21,6 +22,8 @@ pub struct CachedBlob {
     id: BlobId,
     data: File,
     data_path: PathBuf,
+    places: File,
+    places_path: PathBuf,
     map: ChunkMap,
     /// Leases that were given out and not returned.
     leases: AtomicUsize,
@@ -51,15 +54,16 @@ impl Drop for Lease {
 
 impl CachedBlob {
     pub(super) fn open(dir: &Path, id: BlobId, size: u64, boot: BootId) -> Result<Self, CacheError> {
-        let [data_path, map_path] = paths(dir, id);
-        if !data_path.exists() {
-            // A map without its data would promise what is not there.
+        let [data_path, map_path, places_path] = paths(dir, id);
+        if !data_path.exists() || !places_path.exists() {
+            // A map without its data would promise what is not there; one without places, nobody knows what.
             remove_if_there(&map_path)?;
         }
         let data = open_or_create(&data_path)?;
+        let places = open_or_create(&places_path)?;
         let map_file = open_or_create(&map_path)?;
         let map = ChunkMap::open(map_file, boot).map_err(CacheError::io("load", &map_path))?;
-        let blob = Self { id, data, data_path, map, leases: AtomicUsize::new(0) };
+        let blob = Self { id, data, data_path, places, places_path, map, leases: AtomicUsize::new(0) };
         blob.reserve(size)?;
         Ok(blob)
     }
@@ -71,6 +75,12 @@ impl CachedBlob {
             return Ok(());
         }
         self.data.set_len(size).map_err(CacheError::io("extend", &self.data_path))
+    }
+
+    /// Holds what an image says of the blob against what earlier ones said, and keeps it; the first chunk on which they
+    /// disagree. Called under the cache's lock alone.
+    pub(super) fn admit(&self, said: &[Place]) -> Result<Option<ChunkIndex>, CacheError> {
+        admit_to(&self.places, said).map_err(CacheError::io("read or write", &self.places_path))
     }
 
     pub(super) fn is_leased(&self) -> bool {
@@ -129,18 +139,19 @@ impl CachedBlob {
     }
 }
 
-/// The data file and the chunk map of a blob.
-pub(super) fn paths(dir: &Path, id: BlobId) -> [PathBuf; 2] {
-    [dir.join(format!("{}.blob.data", id.0)), dir.join(format!("{}.chunk_map", id.0))]
+/// The data file of a blob, its chunk map, and what images say of its chunks.
+pub(super) fn paths(dir: &Path, id: BlobId) -> [PathBuf; 3] {
+    ["blob.data", "chunk_map", "places"].map(|what| dir.join(format!("{}.{what}", id.0)))
 }
 
 /// Deletes a blob's files; whether there were any.
 pub(super) fn delete(dir: &Path, id: BlobId) -> Result<bool, CacheError> {
-    let [data, map] = paths(dir, id);
+    let [data, map, places] = paths(dir, id);
     // The map first: data without a map is garbage, a map without data would be a lie.
     let had_map = remove_if_there(&map)?;
+    let had_places = remove_if_there(&places)?;
     let had_data = remove_if_there(&data)?;
-    Ok(had_map || had_data)
+    Ok(had_map || had_places || had_data)
 }
 
 pub(super) fn bytes_on_disk(path: &Path) -> u64 {

@@ -6,6 +6,7 @@
 mod blob;
 mod boot;
 mod chunk_map;
+mod places;
 #[cfg(test)]
 mod tests;
 
@@ -16,10 +17,12 @@ use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, PoisonError, Weak};
 
 use nix::fcntl::{Flock, FlockArg};
+use rafs::blob::ChunkIndex;
 
 pub use blob::{CachedBlob, Lease};
 pub use boot::BootId;
 pub use chunk_map::{CHUNK_LIMIT, ChunkMap, ChunkState};
+pub use places::Place;
 
 use crate::control::{BlobId, Removed};
 
@@ -31,6 +34,17 @@ pub enum CacheError {
     Locked {
         /// The cache's directory.
         dir: PathBuf,
+    },
+    /// An image says something else of a blob than images that are mounted.
+    #[error(
+        "its chunk {} of blob {blob} is not the one that a mounted image has there: one of them was not made from this blob",
+        chunk.0
+    )]
+    Contradiction {
+        /// The blob.
+        blob: BlobId,
+        /// The chunk.
+        chunk: ChunkIndex,
     },
     /// The operating system refused.
     #[error("cannot {action} {}", path.display())]
@@ -85,20 +99,46 @@ impl Cache {
         Ok(Self { dir, boot, blobs: Mutex::default(), _lock: lock })
     }
 
-    /// The cached blob, made if it is not there. `uncompressed_size` is the least size in bytes that its file gets.
+    /// The cached blob, made if it is not there. `uncompressed_size` is the least size in bytes that its file gets;
+    /// `places` is what the image that asks says of the blob's chunks. Where images that are gone said otherwise, the
+    /// cache begins anew.
     ///
     /// # Errors
     ///
-    /// [`CacheError`]: its files cannot be made, read or written.
-    pub fn blob(&self, id: BlobId, uncompressed_size: u64) -> Result<Lease, CacheError> {
+    /// [`CacheError`]: an image that is mounted says otherwise, or the files cannot be made, read or written.
+    pub fn blob(&self, id: BlobId, uncompressed_size: u64, places: &[Place]) -> Result<Lease, CacheError> {
         let mut blobs = self.blobs.lock().unwrap_or_else(PoisonError::into_inner);
-        if let Some(blob) = blobs.get(&id).and_then(Weak::upgrade) {
-            blob.reserve(uncompressed_size)?;
-            return Ok(Lease::new(blob));
-        }
+        let live = blobs.get(&id).and_then(Weak::upgrade);
+        let blob = match live {
+            Some(live) => live,
+            None => self.open_blob(&mut blobs, id, uncompressed_size)?,
+        };
+        let blob = match blob.admit(places)? {
+            None => blob,
+            Some(chunk) if blob.is_leased() => return Err(CacheError::Contradiction { blob: id, chunk }),
+            Some(chunk) => {
+                tracing::warn!(blob = %id, chunk = chunk.0, "images disagree on a blob: dropping what was cached of it");
+                blob::delete(&self.dir, id)?;
+                let anew = self.open_blob(&mut blobs, id, uncompressed_size)?;
+                match anew.admit(places)? {
+                    None => anew,
+                    Some(chunk) => return Err(CacheError::Contradiction { blob: id, chunk }),
+                }
+            }
+        };
+        blob.reserve(uncompressed_size)?;
+        Ok(Lease::new(blob))
+    }
+
+    fn open_blob(
+        &self,
+        blobs: &mut HashMap<BlobId, Weak<CachedBlob>>,
+        id: BlobId,
+        uncompressed_size: u64,
+    ) -> Result<Arc<CachedBlob>, CacheError> {
         let blob = Arc::new(CachedBlob::open(&self.dir, id, uncompressed_size, self.boot)?);
         blobs.insert(id, Arc::downgrade(&blob));
-        Ok(Lease::new(blob))
+        Ok(blob)
     }
 
     /// Bytes on disk that the blob takes; 0 if the cache does not have it.

@@ -15,7 +15,7 @@ fn blob_id(name: &str) -> BlobId {
 }
 
 fn open(dir: &Path, boot: BootId) -> Arc<CachedBlob> {
-    Cache::open(dir, boot).unwrap().blob(blob_id("a"), 100 * CHUNK).unwrap().blob()
+    Cache::open(dir, boot).unwrap().blob(blob_id("a"), 100 * CHUNK, &[]).unwrap().blob()
 }
 
 #[test]
@@ -79,7 +79,7 @@ fn usage_counts_what_is_on_disk_not_the_length() {
     let dir = tempfile::tempdir().unwrap();
     let cache = Cache::open(dir.path(), FIRST_BOOT).unwrap();
     assert_eq!(cache.usage(blob_id("a")), 0);
-    let blob = cache.blob(blob_id("a"), 1 << 30).unwrap().blob();
+    let blob = cache.blob(blob_id("a"), 1 << 30, &[]).unwrap().blob();
     blob.store(ChunkIndex(0), 0, &[7; 65536]).unwrap();
     let usage = cache.usage(blob_id("a"));
     assert!((65536..1 << 20).contains(&usage), "{usage}");
@@ -90,8 +90,8 @@ fn a_blob_in_use_is_not_removed() {
     let dir = tempfile::tempdir().unwrap();
     let cache = Cache::open(dir.path(), FIRST_BOOT).unwrap();
     let (used, unused, unknown) = (blob_id("used"), blob_id("unused"), blob_id("unknown"));
-    let held = cache.blob(used, CHUNK).unwrap();
-    drop(cache.blob(unused, CHUNK).unwrap());
+    let held = cache.blob(used, CHUNK, &[]).unwrap();
+    drop(cache.blob(unused, CHUNK, &[]).unwrap());
     let removed = cache.remove(&[used, unused, unknown]).unwrap();
     assert_eq!(removed, Removed { removed: vec![unused], in_use: vec![used] });
     drop(held);
@@ -103,9 +103,9 @@ fn a_blob_in_use_is_not_removed() {
 fn work_in_progress_does_not_keep_a_blob_and_what_it_writes_is_not_seen_by_the_next() {
     let dir = tempfile::tempdir().unwrap();
     let cache = Cache::open(dir.path(), FIRST_BOOT).unwrap();
-    let late = cache.blob(blob_id("a"), CHUNK).unwrap().blob();
+    let late = cache.blob(blob_id("a"), CHUNK, &[]).unwrap().blob();
     assert_eq!(cache.remove(&[blob_id("a")]).unwrap().removed, [blob_id("a")]);
-    let next = cache.blob(blob_id("a"), CHUNK).unwrap().blob();
+    let next = cache.blob(blob_id("a"), CHUNK, &[]).unwrap().blob();
     late.store(ChunkIndex(0), 0, b"late").unwrap();
     assert_eq!(next.state(ChunkIndex(0)), ChunkState::Missing);
     assert_eq!(open_again(dir.path(), cache).state(ChunkIndex(0)), ChunkState::Missing);

@@ -39,7 +39,7 @@ impl Bench {
     fn new(deadline: Duration) -> Self {
         let dir = tempfile::tempdir().unwrap();
         let id = BlobId(DigestAlgorithm::Sha256.digest(b"blob"));
-        let blob = Cache::open(dir.path(), BootId([1; 16])).unwrap().blob(id, 1 << 20).unwrap().blob();
+        let blob = Cache::open(dir.path(), BootId([1; 16])).unwrap().blob(id, 1 << 20, &[]).unwrap().blob();
         let worker = Arc::new(Script::default());
         let front = Arc::new(Front::new(worker.clone(), deadline));
         Self { _dir: dir, blob, worker, front }

@@ -9,7 +9,7 @@ use rafs::blob::source::BlobError;
 use rafs::bootstrap::{Bootstrap, ReadError as BootstrapError};
 use tokio::runtime::Handle;
 
-use crate::cache::{Cache, CacheError, Lease};
+use crate::cache::{Cache, CacheError, Lease, Place};
 use crate::control::BlobId;
 use crate::front::{Front, Responses};
 use crate::fs::FileSystem;
@@ -78,8 +78,13 @@ pub enum MountError {
         source: Box<BlobError>,
     },
     /// The cache cannot take its blobs.
-    #[error(transparent)]
-    Cache(#[from] CacheError),
+    #[error("bootstrap {}", path.display())]
+    Cache {
+        /// The bootstrap's file.
+        path: PathBuf,
+        /// Why not.
+        source: CacheError,
+    },
     /// The operating system refused.
     #[error(transparent)]
     Session(#[from] SessionError),
@@ -145,12 +150,19 @@ impl Engine {
     }
 
     fn cached_blobs(&self, path: &Path, bootstrap: &Bootstrap) -> Result<Vec<Lease>, MountError> {
-        let cached = bootstrap.blobs().iter().enumerate().map(|(index, blob)| {
-            let no_id = || MountError::NoBlobId { path: path.to_owned(), index };
+        let broken = |source| MountError::Bootstrap { path: path.to_owned(), source: Box::new(source) };
+        let mut cached = Vec::with_capacity(bootstrap.blobs().len());
+        // An image has at most 254 blobs, which the bootstrap's reader has checked.
+        for (index, blob) in (0..=u8::MAX).zip(bootstrap.blobs()) {
+            let no_id = || MountError::NoBlobId { path: path.to_owned(), index: index.into() };
             let id = BlobId(blob.id.ok_or_else(no_id)?);
-            Ok(self.cache.blob(id, blob.uncompressed_size)?)
-        });
-        cached.collect()
+            let chunks = bootstrap.known_chunks(BlobIndex(index)).map_err(broken)?;
+            let places = chunks.map(|chunk| chunk.map(|(index, chunk)| Place::new(index, &chunk)));
+            let places = places.collect::<Result<Vec<_>, _>>().map_err(broken)?;
+            let lease = self.cache.blob(id, blob.uncompressed_size, &places);
+            cached.push(lease.map_err(|source| MountError::Cache { path: path.to_owned(), source })?);
+        }
+        Ok(cached)
     }
 
     fn register(

@@ -11,6 +11,8 @@ use fuse_daemon::worker::{Backend, BackendError};
 use futures::StreamExt;
 use futures::future::BoxFuture;
 use futures::stream::BoxStream;
+use rafs::blob::Chunk;
+use rafs::bootstrap::Bootstrap;
 use rafs::build::BuildOptions;
 
 use crate::image::{Node, SECOND_BOOT, Settings, TestImage, noise, tar_of};
@@ -230,4 +232,40 @@ fn small_files_that_adjoin_come_with_one_request() {
         assert!(mount.read(name).unwrap() == *content);
     }
     assert_eq!(backend.reads(), 1);
+}
+
+/// An image of the same blob that gives each of its first two chunks out for the other.
+fn forged(image: &TestImage) -> TestImage {
+    let mut forged = Bootstrap::open(&image.bootstrap()).unwrap().to_image().unwrap();
+    let chunks = &mut forged.blobs[0].chunks;
+    let (first, second) = (chunks[0].clone(), chunks[1].clone());
+    let (at_first, at_second) = (first.uncompressed_offset, second.uncompressed_offset);
+    chunks[0] = Chunk { uncompressed_offset: at_first, ..second };
+    chunks[1] = Chunk { uncompressed_offset: at_second, ..first };
+    TestImage::of(&forged, &image.blobs())
+}
+
+#[test]
+fn an_image_that_lies_about_a_blob_does_not_reach_the_others_that_name_it() {
+    if !can_mount() {
+        return;
+    }
+    let (one, two) = (noise(1, 60_000), noise(2, 60_000));
+    let image = TestImage::build(&tar_of(&[("one", &one), ("two", &two)]), &BuildOptions::default());
+    let forged = forged(&image);
+    let cache = tempfile::tempdir().unwrap();
+    let node = Node::new(cache.path(), &Settings::default());
+
+    // First come: what it has cached is dropped when an image says otherwise.
+    let mount = node.mount(&forged);
+    assert!(mount.read("one").unwrap() == two, "each chunk is the one that its digest says");
+    drop(mount);
+    let mount = node.mount(&image);
+    assert!(mount.read("one").unwrap() == one && mount.read("two").unwrap() == two);
+
+    // Second, it is refused for as long as the other is mounted.
+    let error = node.try_mount(&forged).err().expect("it contradicts");
+    let reason = std::error::Error::source(&error).map(ToString::to_string).unwrap_or_default();
+    assert!(reason.starts_with("its chunk 0 of blob sha256:"), "{error}: {reason}");
+    assert!(mount.read("one").unwrap() == one);
 }

@@ -8,7 +8,7 @@ use std::time::Duration;
 
 use fuse_daemon::cache::{BootId, Cache};
 use fuse_daemon::control::BlobId;
-use fuse_daemon::mounts::{Engine, EngineConfig, Image, Mounted};
+use fuse_daemon::mounts::{Engine, EngineConfig, Image, MountError, Mounted};
 use fuse_daemon::worker::{Backend, DirectoryBackend, WorkerConfig};
 use rafs::bootstrap::Bootstrap;
 use rafs::build::{BuildOptions, build_layer};
@@ -38,6 +38,15 @@ impl TestImage {
         let merged = rafs::merge::merge(layers.collect()).unwrap();
         let mut bootstrap = File::create(image.bootstrap()).unwrap();
         rafs::bootstrap::write(&merged, &rafs::bootstrap::WriteOptions::default(), &mut bootstrap).unwrap();
+        image
+    }
+
+    /// An image as it is described, with the blobs of another.
+    pub(crate) fn of(described: &rafs::tree::Image, blobs: &Path) -> Self {
+        let image = Self { dir: tempfile::tempdir().unwrap() };
+        std::os::unix::fs::symlink(blobs, image.blobs()).unwrap();
+        let mut bootstrap = File::create(image.bootstrap()).unwrap();
+        rafs::bootstrap::write(described, &rafs::bootstrap::WriteOptions::default(), &mut bootstrap).unwrap();
         image
     }
 
@@ -150,6 +159,14 @@ impl Node {
     }
 
     pub(crate) fn mount_from(&self, image: &TestImage, backend: Arc<dyn Backend>) -> TestMount {
+        self.try_mount_from(image, backend).unwrap()
+    }
+
+    pub(crate) fn try_mount(&self, image: &TestImage) -> Result<TestMount, MountError> {
+        self.try_mount_from(image, image.backend())
+    }
+
+    fn try_mount_from(&self, image: &TestImage, backend: Arc<dyn Backend>) -> Result<TestMount, MountError> {
         let dir = tempfile::tempdir().unwrap();
         let mountpoint = dir.path().join("made/on/demand");
         let mounted = self.engine.mount(&Image {
@@ -157,8 +174,8 @@ impl Node {
             bootstrap: &image.bootstrap(),
             mountpoint: &mountpoint,
             backend,
-        });
-        TestMount { mounted: mounted.unwrap(), mountpoint, _dir: dir }
+        })?;
+        Ok(TestMount { mounted, mountpoint, _dir: dir })
     }
 
     pub(crate) fn usage(&self, image: &TestImage) -> u64 {

@@ -3,7 +3,7 @@
 use std::collections::{BTreeMap, HashMap};
 
 use super::{Bootstrap, ChunkUse, Nid, ReadError};
-use crate::blob::{Blob, Chunk};
+use crate::blob::{Blob, BlobIndex, Chunk, ChunkIndex};
 use crate::digest::Digest;
 use crate::layout::v6::FileType;
 use crate::tree::{ChunkRef, Image, Kind, Layer, Metadata, Node, NodeId, Tree};
@@ -48,15 +48,9 @@ impl Bootstrap {
     ///
     /// When the chunk table is broken, or blobs count far more chunks than the bootstrap describes.
     pub fn blobs_with_chunks(&self) -> Result<Vec<Blob>, ReadError> {
+        self.check_chunk_counts()?;
         let mut blobs = self.blobs.clone();
         let table = self.described_chunks()?;
-        let mut known = table.len() as u64;
-        known += self.metas.iter().flatten().map(|meta| u64::from(meta.len())).sum::<u64>();
-        let claimed: u64 = self.chunk_counts.iter().map(|&count| u64::from(count)).sum();
-        if claimed > FREE_CHUNKS + CHUNKS_PER_ENTRY * known {
-            let expected = "not many times more chunks in blobs than the bootstrap describes";
-            return Err(ReadError::Corrupt { what: "blob table", at: 0, expected });
-        }
         for (blob, &count) in blobs.iter_mut().zip(&self.chunk_counts) {
             blob.chunks = vec![UNKNOWN_CHUNK; count as usize];
         }
@@ -69,13 +63,44 @@ impl Bootstrap {
             let Some(meta) = meta else { continue };
             for (position, slot) in blobs[index].chunks.iter_mut().enumerate() {
                 let blob = index as u8;
-                let info = meta.chunk(crate::blob::ChunkIndex(position as u32));
+                let info = meta.chunk(ChunkIndex(position as u32));
                 let info = info.map_err(|source| ReadError::ChunkInfo { blob, source })?;
                 let digest = info.digest.unwrap_or(slot.digest);
                 *slot = info.with_digest(digest);
             }
         }
         Ok(blobs)
+    }
+
+    /// What is known of a blob's chunks, in order of their index. An image's bootstrap may describe only those that the
+    /// image uses.
+    ///
+    /// # Errors
+    ///
+    /// As [`blobs_with_chunks`](Self::blobs_with_chunks).
+    pub fn known_chunks(
+        &self,
+        blob: BlobIndex,
+    ) -> Result<impl Iterator<Item = Result<(ChunkIndex, Chunk), ReadError>> + '_, ReadError> {
+        self.check_chunk_counts()?;
+        let indexes = (0..self.chunk_count(blob)).map(ChunkIndex);
+        Ok(indexes.filter_map(move |index| match self.chunk(blob, index) {
+            Ok(chunk) => Some(Ok((index, chunk))),
+            Err(ReadError::NoSuchChunk { .. }) => None,
+            Err(error) => Some(Err(error)),
+        }))
+    }
+
+    /// Refuses counts that would cost far more than the bootstrap's size to go through.
+    fn check_chunk_counts(&self) -> Result<(), ReadError> {
+        let mut known = self.described_chunks()?.len() as u64;
+        known += self.metas.iter().flatten().map(|meta| u64::from(meta.len())).sum::<u64>();
+        let claimed: u64 = self.chunk_counts.iter().map(|&count| u64::from(count)).sum();
+        if claimed > FREE_CHUNKS + CHUNKS_PER_ENTRY * known {
+            let expected = "not many times more chunks in blobs than the bootstrap describes";
+            return Err(ReadError::Corrupt { what: "blob table", at: 0, expected });
+        }
+        Ok(())
     }
 }
 
