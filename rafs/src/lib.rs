@@ -13,6 +13,7 @@ pub mod bootstrap;
 pub mod build;
 pub mod check;
 pub mod compress;
+pub mod diff;
 pub mod digest;
 pub mod layout;
 pub mod merge;

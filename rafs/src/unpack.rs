@@ -2,9 +2,128 @@
 
 mod directory;
 mod error;
+mod staging;
 mod tar;
 mod walk;
 
-pub use directory::to_directory;
+use std::io::Write;
+use std::ops::ControlFlow;
+use std::path::Path;
+
 pub use error::UnpackError;
-pub use tar::to_tar;
+
+use crate::blob::source::BlobSource;
+use crate::bootstrap::{Bootstrap, ReadError};
+use crate::layout::v6::FileType;
+use walk::{Met, Visitor, walk};
+
+/// Is told of every so many bytes of content that are written (0 between files), and may end the work.
+pub type Watch<'a> = &'a dyn Fn(u64) -> ControlFlow<()>;
+
+/// An image to be unpacked.
+pub struct Unpack<'a, S> {
+    bootstrap: &'a Bootstrap,
+    source: &'a S,
+    watch: Watch<'a>,
+}
+
+impl<'a, S: BlobSource> Unpack<'a, S> {
+    /// The image of `bootstrap`, whose blobs are in `source`.
+    pub fn new(bootstrap: &'a Bootstrap, source: &'a S) -> Self {
+        Self { bootstrap, source, watch: &|_| ControlFlow::Continue(()) }
+    }
+
+    /// Says how far it is to `watch`, which may end it.
+    #[must_use]
+    pub fn watched(self, watch: Watch<'a>) -> Self {
+        Self { watch, ..self }
+    }
+
+    /// Writes the whole image as a tar archive: names in byte order, hard links to the first name, extended attributes as
+    /// `SCHILY.xattr` records, times to the nanosecond. Sockets are left out, for tar has none.
+    ///
+    /// # Errors
+    ///
+    /// When the image is broken, a chunk is not what its digest says, the output fails, or the watch ends it.
+    pub fn to_tar(self, out: &mut impl Write) -> Result<(), UnpackError> {
+        tar::unpack(self, out)
+    }
+
+    /// Writes the whole image into the directory at `target`. As root, everything is restored: owners, devices, all
+    /// extended attributes. Otherwise owners stay the caller's, devices are left out with a warning, and so are extended
+    /// attributes that are not the caller's to set.
+    ///
+    /// A directory that is not there gets its name when it is complete. One that is there must be empty; it is filled
+    /// where it is, and emptied again on failure.
+    ///
+    /// Nothing outside of `target` is touched: every file is made below an open directory, and symbolic links are never
+    /// followed.
+    ///
+    /// # Errors
+    ///
+    /// When the image is broken, a chunk is not what its digest says, the file system refuses, or the watch ends it.
+    pub fn to_directory(self, target: &Path) -> Result<(), UnpackError> {
+        directory::unpack(self, target)
+    }
+
+    fn watch(&self, bytes: u64) -> Result<(), UnpackError> {
+        match (self.watch)(bytes) {
+            ControlFlow::Continue(()) => Ok(()),
+            ControlFlow::Break(()) => Err(UnpackError::Stopped),
+        }
+    }
+}
+
+/// [`Unpack::to_tar`] without a watch.
+///
+/// # Errors
+///
+/// As there.
+pub fn to_tar(
+    bootstrap: &Bootstrap,
+    source: &impl BlobSource,
+    out: &mut impl Write,
+) -> Result<(), UnpackError> {
+    Unpack::new(bootstrap, source).to_tar(out)
+}
+
+/// [`Unpack::to_directory`] without a watch.
+///
+/// # Errors
+///
+/// As there.
+pub fn to_directory(
+    bootstrap: &Bootstrap,
+    source: &impl BlobSource,
+    target: &Path,
+) -> Result<(), UnpackError> {
+    Unpack::new(bootstrap, source).to_directory(target)
+}
+
+/// How many bytes of content unpacking will write.
+///
+/// # Errors
+///
+/// When the image is broken.
+pub fn content_size(bootstrap: &Bootstrap) -> Result<u64, UnpackError> {
+    let mut sum = ContentSize(0);
+    walk(bootstrap, &mut sum)?;
+    Ok(sum.0)
+}
+
+struct ContentSize(u64);
+
+impl Visitor for ContentSize {
+    type Error = ReadError;
+
+    fn enter(&mut self, met: &Met<'_>) -> Result<(), ReadError> {
+        if met.inode.kind == FileType::Regular && met.link_to.is_none() {
+            self.0 = self.0.saturating_add(met.inode.size);
+        }
+        Ok(())
+    }
+
+    fn leave(&mut self, _path: &[u8], _nid: crate::bootstrap::Nid) -> Result<(), ReadError> {
+        Ok(())
+    }
+}

@@ -11,6 +11,7 @@ use rafs::blob::source::{BlobDirectory, BlobSource};
 use registry::client::Client;
 use registry::{Digest, Repository};
 use tokio::runtime::Handle;
+use tokio_util::sync::CancellationToken;
 
 use super::source::Located;
 
@@ -18,51 +19,69 @@ use super::source::Located;
 /// flood of requests.
 const WINDOW_BYTES: u64 = 4 << 20;
 
-/// The blobs of an image, wherever they are. Calls block: use it outside asynchronous tasks.
-pub(super) enum Blobs {
-    /// Files.
+/// The blobs of an image, wherever they are. Calls block: use it outside asynchronous tasks. They fail once the command
+/// is to stop.
+pub(super) struct Blobs {
+    place: Place,
+    stop: CancellationToken,
+}
+
+enum Place {
     Directory(BlobDirectory),
-    /// A registry.
     Registry(RegistryBlobs),
 }
 
 impl Blobs {
-    /// The blobs of `located`; an error where nobody said where they are.
-    pub(super) fn of(located: &Located) -> anyhow::Result<Self> {
-        match &located.blobs {
-            super::source::Blobs::Directory(path) => Ok(Self::Directory(BlobDirectory::new(path))),
+    /// The blobs of `located`, until `stop`; an error where nobody said where they are.
+    pub(super) fn of(located: &Located, stop: &CancellationToken) -> anyhow::Result<Self> {
+        let place = match &located.blobs {
+            super::source::Blobs::Directory(path) => Place::Directory(BlobDirectory::new(path)),
             super::source::Blobs::Registry(place) => {
                 let (client, reference) = place.as_ref();
-                Ok(Self::Registry(RegistryBlobs::new(client.clone(), reference.repository().clone())))
+                let repository = reference.repository().clone();
+                Place::Registry(RegistryBlobs::new(client.clone(), repository, stop.clone()))
             }
             super::source::Blobs::Unknown => {
                 anyhow::bail!("{}: say where its blobs are with --blobs DIR", located.bootstrap.display())
             }
-        }
+        };
+        Ok(Self { place, stop: stop.clone() })
     }
+
+    fn check(&self) -> io::Result<()> {
+        if self.stop.is_cancelled() { Err(interrupted()) } else { Ok(()) }
+    }
+}
+
+/// Not [`io::ErrorKind::Interrupted`], after which readers try again.
+fn interrupted() -> io::Error {
+    io::Error::other(super::Interrupted)
 }
 
 impl BlobSource for Blobs {
     fn size(&self, blob: &Blob) -> io::Result<u64> {
-        match self {
-            Self::Directory(directory) => directory.size(blob),
-            Self::Registry(registry) => registry.size(blob),
+        self.check()?;
+        match &self.place {
+            Place::Directory(directory) => directory.size(blob),
+            Place::Registry(registry) => registry.size(blob),
         }
     }
 
     fn read(&self, blob: &Blob, range: Range<u64>) -> io::Result<Vec<u8>> {
-        match self {
-            Self::Directory(directory) => directory.read(blob, range),
-            Self::Registry(registry) => registry.read(blob, range),
+        self.check()?;
+        match &self.place {
+            Place::Directory(directory) => directory.read(blob, range),
+            Place::Registry(registry) => registry.read(blob, range),
         }
     }
 }
 
 /// Blobs in a repository.
-pub(super) struct RegistryBlobs {
+struct RegistryBlobs {
     client: Client,
     repository: Repository,
     runtime: Handle,
+    stop: CancellationToken,
     sizes: Mutex<HashMap<String, u64>>,
     /// The last bytes fetched, with the blob and the offset that they are from.
     window: Mutex<Option<Arc<Window>>>,
@@ -83,9 +102,17 @@ impl Window {
 }
 
 impl RegistryBlobs {
-    fn new(client: Client, repository: Repository) -> Self {
+    fn new(client: Client, repository: Repository, stop: CancellationToken) -> Self {
         let (sizes, window) = (Mutex::default(), Mutex::default());
-        Self { client, repository, runtime: Handle::current(), sizes, window }
+        Self { client, repository, runtime: Handle::current(), stop, sizes, window }
+    }
+
+    fn wait<T, E: std::error::Error + Send + Sync + 'static>(
+        &self,
+        request: impl Future<Output = Result<T, E>>,
+    ) -> io::Result<T> {
+        let done = self.runtime.block_on(self.stop.run_until_cancelled(request));
+        done.ok_or_else(interrupted)?.map_err(io::Error::other)
     }
 
     fn digest(blob: &Blob) -> io::Result<Digest> {
@@ -102,10 +129,10 @@ impl BlobSource for RegistryBlobs {
         if let Some(size) = sizes.get(digest.as_ref()) {
             return Ok(*size);
         }
-        let found = self.runtime.block_on(self.client.blob_size(&self.repository, &digest));
+        let found = self.wait(self.client.blob_size(&self.repository, &digest))?;
         let missing =
             || io::Error::new(io::ErrorKind::NotFound, format!("{}: no blob {digest}", self.repository));
-        let size = found.map_err(io::Error::other)?.ok_or_else(missing)?;
+        let size = found.ok_or_else(missing)?;
         sizes.insert(digest.to_string(), size);
         Ok(size)
     }
@@ -125,7 +152,7 @@ impl BlobSource for RegistryBlobs {
         }
         let end = range.end.max(range.start.saturating_add(WINDOW_BYTES)).min(size);
         let fetch = self.client.blob_range(&self.repository, &digest, range.start, end - range.start);
-        let bytes = self.runtime.block_on(fetch).map_err(io::Error::other)?;
+        let bytes = self.wait(fetch)?;
         let window = Arc::new(Window { blob: digest.to_string(), offset: range.start, bytes });
         *self.window.lock().unwrap_or_else(PoisonError::into_inner) = Some(Arc::clone(&window));
         let found = window.slice(digest.as_ref(), &range).map(<[u8]>::to_vec);

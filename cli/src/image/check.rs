@@ -2,11 +2,15 @@
 
 use std::process::ExitCode;
 
-use rafs::bootstrap::Bootstrap;
+use rafs::bootstrap::{Bootstrap, ReadError};
 use rafs::check::{self, Options, Report};
+use tokio_util::sync::CancellationToken;
 
 use super::blobs::Blobs;
+use super::progress::Progress;
 use super::source::Located;
+use super::{Context, Interrupted};
+use crate::args::Source;
 
 /// Something is wrong with the image.
 const FINDING: u8 = 1;
@@ -14,24 +18,35 @@ const FINDING: u8 = 1;
 const UNKNOWN: u8 = 2;
 
 /// Checks the bootstrap and, unless `metadata_only`, everything that the blobs hold.
-pub(super) async fn run(located: Located, metadata_only: bool) -> ExitCode {
-    let checked = tokio::task::spawn_blocking(move || examine(&located, metadata_only)).await;
-    match checked.map_err(anyhow::Error::from).and_then(|result| result) {
-        Ok(report) => conclude(&report),
-        Err(error) => cannot_tell(&error),
+pub(super) async fn run(context: &Context, source: &Source, metadata_only: bool) -> anyhow::Result<ExitCode> {
+    match check(context, source, metadata_only).await {
+        Ok(report) => Ok(conclude(&report)),
+        Err(error) if context.stop.is_cancelled() => Err(error),
+        // What keeps a check from looking is no finding.
+        Err(error) => {
+            eprintln!("nydus-cluster: cannot check: {error:#}");
+            Ok(ExitCode::from(UNKNOWN))
+        }
     }
 }
 
-/// Says why nothing can be said.
-pub(super) fn cannot_tell(error: &anyhow::Error) -> ExitCode {
-    eprintln!("nydus-cluster: cannot check: {error:#}");
-    ExitCode::from(UNKNOWN)
+async fn check(context: &Context, source: &Source, metadata_only: bool) -> anyhow::Result<Report> {
+    let located = context.locate(source).await?;
+    let (progress, stop) = (context.progress.clone(), context.stop.clone());
+    let work = move || examine(&located, metadata_only, &progress, &stop);
+    tokio::task::spawn_blocking(work).await?
 }
 
-fn examine(located: &Located, metadata_only: bool) -> anyhow::Result<Report> {
+fn examine(
+    located: &Located,
+    metadata_only: bool,
+    progress: &Progress,
+    stop: &CancellationToken,
+) -> anyhow::Result<Report> {
     let mut bootstrap = match Bootstrap::open(&located.bootstrap) {
         Ok(bootstrap) => bootstrap,
-        Err(error @ rafs::bootstrap::ReadError::Io { .. }) => return Err(error.into()),
+        // What this program cannot read need not be damaged.
+        Err(error @ (ReadError::Io { .. } | ReadError::Unsupported(_))) => return Err(error.into()),
         Err(error) => {
             let mut report = Report::default();
             report
@@ -42,10 +57,14 @@ fn examine(located: &Located, metadata_only: bool) -> anyhow::Result<Report> {
     };
     let mut report = check::structure(&bootstrap);
     if !metadata_only {
-        let source = Blobs::of(located)?;
-        report.merge(check::blobs(&mut bootstrap, &source, Options::default()));
+        let source = Blobs::of(located, stop)?;
+        let task = progress.task("check", 0);
+        let options = Options { progress: &|done, total| task.set(done, total), ..Options::default() };
+        report.merge(check::blobs(&mut bootstrap, &source, options));
+        task.finish();
     }
-    Ok(report)
+    // Blobs that were not read to their end look damaged.
+    if stop.is_cancelled() { Err(Interrupted.into()) } else { Ok(report) }
 }
 
 fn conclude(report: &Report) -> ExitCode {

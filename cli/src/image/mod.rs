@@ -4,33 +4,68 @@ mod blobs;
 mod check;
 mod inspect;
 mod mount;
+mod output;
+mod progress;
 mod source;
 mod unpack;
 
 use std::process::ExitCode;
 
-use crate::args::Image;
-use crate::config::Config;
+use tokio_util::sync::CancellationToken;
 
-/// Runs the command.
+use crate::args::{Image, Source};
+use crate::config::Config;
+use crate::shutdown;
+use progress::Progress;
+
+/// What a shell says of a command that SIGINT ended.
+const INTERRUPTED: u8 = 130;
+
+/// Why an interrupted command has no result.
+#[derive(Debug, thiserror::Error)]
+#[error("interrupted")]
+struct Interrupted;
+
+/// What the commands have in common.
+struct Context {
+    config: Config,
+    /// Where they show how far they are.
+    progress: Progress,
+    /// Says that the user wants no more of it.
+    stop: CancellationToken,
+}
+
+impl Context {
+    async fn locate(&self, source: &Source) -> anyhow::Result<source::Located> {
+        let located = source::locate(source, &self.config.registry);
+        self.stop.run_until_cancelled(located).await.ok_or(Interrupted)?
+    }
+}
+
+/// Runs the command. The first SIGINT or SIGTERM lets it clean up.
 pub(crate) async fn run(config: Config, command: Image) -> anyhow::Result<ExitCode> {
+    let context = Context { config, progress: Progress::new(), stop: shutdown::on_signal()? };
+    let outcome = dispatch(&context, command).await;
+    // Whatever failed then, it failed because of that.
+    if context.stop.is_cancelled() && outcome.is_err() {
+        eprintln!("nydus-cluster: {Interrupted}");
+        return Ok(ExitCode::from(INTERRUPTED));
+    }
+    outcome
+}
+
+async fn dispatch(context: &Context, command: Image) -> anyhow::Result<ExitCode> {
     match command {
         Image::Inspect { source, json, file } => {
-            let located = source::locate(&source, &config.registry).await?;
-            inspect::run(located, json, file.as_deref())
+            inspect::run(context.locate(&source).await?, json, file.as_deref())
         }
-        // What keeps a check from looking is no finding: exit 2.
-        Image::Check { source, metadata_only } => Ok(match source::locate(&source, &config.registry).await {
-            Ok(located) => check::run(located, metadata_only).await,
-            Err(error) => check::cannot_tell(&error),
-        }),
+        Image::Check { source, metadata_only } => check::run(context, &source, metadata_only).await,
         Image::Mount { source, mountpoint, cache } => {
-            let located = source::locate(&source, &config.registry).await?;
-            mount::run(&located, &mountpoint, cache, &config.daemon.read).await
+            let located = context.locate(&source).await?;
+            mount::run(&located, &mountpoint, cache, &context.config.daemon.read, context.stop.clone()).await
         }
         Image::Unpack { source, destination, directory } => {
-            let located = source::locate(&source, &config.registry).await?;
-            unpack::run(located, destination, directory).await
+            unpack::run(context, &source, destination, directory).await
         }
     }
 }

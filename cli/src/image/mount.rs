@@ -7,16 +7,17 @@ use std::sync::Arc;
 use anyhow::Context as _;
 use fuse_daemon::worker::{Backend, DirectoryBackend, RegistryBackend};
 use fuse_daemon::{ForegroundMount, ReadConfig};
+use tokio_util::sync::CancellationToken;
 
 use super::source::{Blobs, Located};
-use crate::shutdown;
 
-/// Mounts until interrupted or unmounted by somebody else.
+/// Mounts until `stop` or until it is unmounted by somebody else.
 pub(super) async fn run(
     located: &Located,
     mountpoint: &Path,
     cache: Option<PathBuf>,
     read: &ReadConfig,
+    stop: CancellationToken,
 ) -> anyhow::Result<ExitCode> {
     let backend: Arc<dyn Backend> = match &located.blobs {
         Blobs::Registry(place) => {
@@ -33,6 +34,6 @@ pub(super) async fn run(
     let mount =
         ForegroundMount { bootstrap: &located.bootstrap, mountpoint, backend, cache_dir: &cache, read };
     let mounted = || println!("mounted on {}; interrupt to unmount", mountpoint.display());
-    fuse_daemon::mount_foreground(mount, mounted, shutdown::on_signal()?).await?;
+    fuse_daemon::mount_foreground(mount, mounted, stop).await?;
     Ok(ExitCode::SUCCESS)
 }

@@ -1,46 +1,67 @@
 //! `image unpack`: an image back into files.
 
 use std::io::{self, BufWriter, Write as _};
+use std::ops::ControlFlow;
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
 use anyhow::Context as _;
 use rafs::blob::source::load_chunk_info;
 use rafs::bootstrap::Bootstrap;
-use rafs::unpack;
+use rafs::unpack::{Unpack, content_size};
+use tokio_util::sync::CancellationToken;
 
+use super::Context;
 use super::blobs::Blobs;
+use super::output::Output;
+use super::progress::Progress;
 use super::source::Located;
+use crate::args::Source;
 
-/// Writes are gathered to this many bytes.
+/// Writes to standard output are gathered to this many bytes.
 const BUFFER_BYTES: usize = 1 << 20;
 
 /// Unpacks to a tar at `destination` (`-`: standard output), or to the directory of that name.
-pub(super) async fn run(located: Located, destination: PathBuf, directory: bool) -> anyhow::Result<ExitCode> {
-    tokio::task::spawn_blocking(move || unpack(&located, &destination, directory)).await??;
+pub(super) async fn run(
+    context: &Context,
+    source: &Source,
+    destination: PathBuf,
+    directory: bool,
+) -> anyhow::Result<ExitCode> {
+    let located = context.locate(source).await?;
+    let (progress, stop) = (context.progress.clone(), context.stop.clone());
+    let work = move || unpack(&located, &destination, directory, &progress, &stop);
+    tokio::task::spawn_blocking(work).await??;
     Ok(ExitCode::SUCCESS)
 }
 
-fn unpack(located: &Located, destination: &Path, directory: bool) -> anyhow::Result<()> {
+fn unpack(
+    located: &Located,
+    destination: &Path,
+    directory: bool,
+    progress: &Progress,
+    stop: &CancellationToken,
+) -> anyhow::Result<()> {
     let mut bootstrap = Bootstrap::open(&located.bootstrap)?;
-    let source = Blobs::of(located)?;
+    let source = Blobs::of(located, stop)?;
     load_chunk_info(&mut bootstrap, &source)?;
+    let task = progress.task("unpack", content_size(&bootstrap)?);
+    let watch = |bytes| {
+        task.advance(bytes);
+        if stop.is_cancelled() { ControlFlow::Break(()) } else { ControlFlow::Continue(()) }
+    };
+    let image = Unpack::new(&bootstrap, &source).watched(&watch);
     if directory {
-        return Ok(unpack::to_directory(&bootstrap, &source, destination)?);
-    }
-    if destination == Path::new("-") {
+        image.to_directory(destination)?;
+    } else if destination == Path::new("-") {
         let mut out = BufWriter::with_capacity(BUFFER_BYTES, io::stdout().lock());
-        unpack::to_tar(&bootstrap, &source, &mut out)?;
-        return out.flush().context("writing to standard output");
+        image.to_tar(&mut out)?;
+        out.flush().context("writing to standard output")?;
+    } else {
+        let mut out = Output::create(destination)?;
+        image.to_tar(&mut out)?;
+        out.finish()?;
     }
-    let folder =
-        destination.parent().filter(|folder| !folder.as_os_str().is_empty()).unwrap_or(Path::new("."));
-    let temporary = tempfile::NamedTempFile::new_in(folder)
-        .with_context(|| format!("cannot write to the folder {}", folder.display()))?;
-    let mut out = BufWriter::with_capacity(BUFFER_BYTES, temporary);
-    unpack::to_tar(&bootstrap, &source, &mut out)?;
-    let temporary = out.into_inner().context("writing the tar")?;
-    temporary.as_file().sync_all().context("writing the tar")?;
-    temporary.persist(destination).with_context(|| format!("cannot rename to {}", destination.display()))?;
+    task.finish();
     Ok(())
 }

@@ -7,50 +7,51 @@ use std::path::Path;
 
 use rustix::fs::{self, AtFlags, FileType as Type, Mode, OFlags, Timespec, Timestamps, XattrFlags};
 
-use super::UnpackError;
 use super::error::shown;
+use super::staging::Staging;
 use super::walk::{Met, Visitor, walk};
+use super::{Unpack, UnpackError};
 use crate::blob::source::{BlobSource, ChunkReader};
-use crate::bootstrap::{Bootstrap, Inode, Nid};
+use crate::bootstrap::{Inode, Nid};
 use crate::layout::v6::FileType;
 
-/// Writes the whole image into the directory at `target`, which is made if it is missing and must be empty. As root,
-/// everything is restored: owners, devices, all extended attributes. Otherwise owners stay the caller's, devices are
-/// left out with a warning, and so are extended attributes that are not the caller's to set.
-///
-/// Nothing outside of `target` is touched: every file is made below an open directory, and symbolic links are never
-/// followed.
-///
-/// # Errors
-///
-/// When the image is broken, a chunk is not what its digest says, or the file system refuses. What was made stays.
-pub fn to_directory(
-    bootstrap: &Bootstrap,
-    source: &impl BlobSource,
-    target: &Path,
-) -> Result<(), UnpackError> {
-    let path = || target.display().to_string();
-    match std::fs::create_dir(target) {
-        Err(error) if error.kind() != io::ErrorKind::AlreadyExists => {
-            return Err(UnpackError::Io { path: path(), action: "make the directory", source: error });
+/// Directories nested deeper than this are refused: no path names what is in them (`PATH_MAX` is 4,096 bytes), and an open
+/// directory is held for each level.
+const MAX_DEPTH: usize = 2048;
+
+/// See [`Unpack::to_directory`].
+pub(super) fn unpack<S: BlobSource>(image: Unpack<'_, S>, target: &Path) -> Result<(), UnpackError> {
+    let staging = Staging::new(target)?;
+    match fill(image, staging.path()) {
+        Ok(()) => staging.publish(),
+        Err(error) => {
+            staging.abandon();
+            Err(error)
         }
-        _ => {}
     }
-    let open = |source| UnpackError::Io { path: path(), action: "open the directory", source };
-    if std::fs::read_dir(target).map_err(open)?.next().is_some() {
-        return Err(UnpackError::NotEmpty(path()));
-    }
-    let root = fs::open(target, DIRECTORY, Mode::empty()).map_err(|error| open(error.into()))?;
-    let chunks = ChunkReader::new(bootstrap, source);
+}
+
+fn fill<S: BlobSource>(image: Unpack<'_, S>, target: &Path) -> Result<(), UnpackError> {
+    let io = |action| {
+        move |error: rustix::io::Errno| UnpackError::Io {
+            path: target.display().to_string(),
+            action,
+            source: error.into(),
+        }
+    };
+    let root = fs::open(target, DIRECTORY, Mode::empty()).map_err(io("open the directory"))?;
+    let chunks = ChunkReader::new(image.bootstrap, image.source);
     let is_root = nix::unistd::geteuid().is_root();
-    walk(bootstrap, &mut Target { bootstrap, chunks, directories: vec![root], is_root })
+    let file_system = root.try_clone().map_err(|error| io_error(b"", "open the directory", error))?;
+    walk(image.bootstrap, &mut Target { image, chunks, directories: vec![root], is_root })?;
+    fs::syncfs(file_system).map_err(io("write to disk"))
 }
 
 const DIRECTORY: OFlags =
     OFlags::RDONLY.union(OFlags::DIRECTORY).union(OFlags::NOFOLLOW).union(OFlags::CLOEXEC);
 
 struct Target<'a, S> {
-    bootstrap: &'a Bootstrap,
+    image: Unpack<'a, S>,
     chunks: ChunkReader<'a, S>,
     /// The directories from the target to the one that is being filled.
     directories: Vec<OwnedFd>,
@@ -64,6 +65,7 @@ impl<S: BlobSource> Visitor for Target<'_, S> {
         if met.path.is_empty() {
             return Ok(());
         }
+        self.image.watch(0)?;
         let name = name(met.path);
         let io = |action| move |source: rustix::io::Errno| io_error(met.path, action, source.into());
         if let Some(first) = &met.link_to {
@@ -71,6 +73,9 @@ impl<S: BlobSource> Visitor for Target<'_, S> {
         }
         let parent = self.parent();
         match met.inode.kind {
+            FileType::Directory if self.directories.len() > MAX_DEPTH => {
+                return Err(UnpackError::TooDeep { path: shown(met.path), limit: MAX_DEPTH });
+            }
             FileType::Directory => {
                 fs::mkdirat(parent, name, Mode::RWXU).map_err(io("make the directory"))?;
                 let opened =
@@ -81,7 +86,7 @@ impl<S: BlobSource> Visitor for Target<'_, S> {
             }
             FileType::Regular => return self.regular(met),
             FileType::Symlink => {
-                let target = self.bootstrap.read_link(met.nid)?;
+                let target = self.image.bootstrap.read_link(met.nid)?;
                 fs::symlinkat(target, parent, name).map_err(io("make the symbolic link"))?;
             }
             FileType::CharDevice | FileType::BlockDevice if !self.is_root => {
@@ -99,7 +104,7 @@ impl<S: BlobSource> Visitor for Target<'_, S> {
     }
 
     fn leave(&mut self, path: &[u8], nid: Nid) -> Result<(), UnpackError> {
-        let inode = self.bootstrap.inode(nid)?;
+        let inode = self.image.bootstrap.inode(nid)?;
         let Some(directory) = self.directories.pop() else { return Ok(()) };
         self.open_metadata(path, &inode, nid, &directory)
     }
@@ -115,13 +120,14 @@ impl<S: BlobSource> Target<'_, S> {
         let file = fs::openat(self.parent(), name(met.path), flags, Mode::RUSR | Mode::WUSR)
             .map_err(|source| io_error(met.path, "make the file", source.into()))?;
         let file = std::fs::File::from(file);
-        for piece in self.bootstrap.chunks(met.nid, 0..met.inode.size)? {
+        for piece in self.image.bootstrap.chunks(met.nid, 0..met.inode.size)? {
             let piece = piece?;
             let content = self.chunks.read(piece.blob, piece.chunk);
             let content = content
                 .map_err(|error| UnpackError::Content { path: shown(met.path), source: Box::new(error) })?;
             file.write_all_at(piece.of(&content)?, piece.file_offset)
                 .map_err(|source| io_error(met.path, "write the file", source))?;
+            self.image.watch(piece.len.into())?;
         }
         self.open_metadata(met.path, &met.inode, met.nid, &file)
     }
@@ -154,7 +160,7 @@ impl<S: BlobSource> Target<'_, S> {
             let (uid, gid) = owner(inode);
             fs::fchown(file, Some(uid), Some(gid)).map_err(io("set the owner"))?;
         }
-        for (name, value) in self.bootstrap.xattrs(nid)? {
+        for (name, value) in self.image.bootstrap.xattrs(nid)? {
             let result = fs::fsetxattr(file, &name[..], &value, XattrFlags::empty());
             self.xattr_result(path, &name, result)?;
         }
@@ -174,7 +180,7 @@ impl<S: BlobSource> Target<'_, S> {
             let mode = Mode::from_raw_mode(inode.permissions.into());
             fs::chmodat(parent, name, mode, AtFlags::empty()).map_err(io("set the mode"))?;
         }
-        let xattrs = self.bootstrap.xattrs(nid)?;
+        let xattrs = self.image.bootstrap.xattrs(nid)?;
         if !xattrs.is_empty() {
             use std::os::fd::AsRawFd;
             let by_path = [format!("/proc/self/fd/{}/", parent.as_raw_fd()).as_bytes(), name].concat();

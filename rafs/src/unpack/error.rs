@@ -18,6 +18,10 @@ pub enum UnpackError {
     Bootstrap(#[from] ReadError),
     #[error("the target directory {0} is not empty")]
     NotEmpty(String),
+    #[error("{path}: nested deeper than {limit} directories")]
+    TooDeep { path: String, limit: usize },
+    #[error("unpacking was stopped")]
+    Stopped,
 }
 
 /// A path for messages.

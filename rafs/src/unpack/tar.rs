@@ -2,35 +2,26 @@
 
 use std::io::Write;
 
-use super::UnpackError;
 use super::error::shown;
 use super::walk::{Met, Visitor, walk};
+use super::{Unpack, UnpackError};
 use crate::blob::source::{BlobSource, ChunkReader};
-use crate::bootstrap::{Bootstrap, Nid};
+use crate::bootstrap::Nid;
 use crate::layout::v6::FileType;
 use crate::tree::{Time, Xattrs};
 
 const BLOCK: usize = 512;
 
-/// Writes the whole image as a tar archive: names in byte order, hard links to the first name, extended attributes as
-/// `SCHILY.xattr` records, times to the nanosecond. Sockets are left out, for tar has none.
-///
-/// # Errors
-///
-/// When the image is broken, a chunk is not what its digest says, or the output fails.
-pub fn to_tar(
-    bootstrap: &Bootstrap,
-    source: &impl BlobSource,
-    out: &mut impl Write,
-) -> Result<(), UnpackError> {
-    let chunks = ChunkReader::new(bootstrap, source);
-    walk(bootstrap, &mut Archive { bootstrap, chunks, out })?;
+/// See [`Unpack::to_tar`].
+pub(super) fn unpack<S: BlobSource>(image: Unpack<'_, S>, out: &mut impl Write) -> Result<(), UnpackError> {
+    let chunks = ChunkReader::new(image.bootstrap, image.source);
+    walk(image.bootstrap, &mut Archive { image, chunks, out })?;
     let end = |source| UnpackError::Io { path: shown(b""), action: "write the end of the archive", source };
     out.write_all(&[0; 2 * BLOCK]).and_then(|()| out.flush()).map_err(end)
 }
 
 struct Archive<'a, S, W> {
-    bootstrap: &'a Bootstrap,
+    image: Unpack<'a, S>,
     chunks: ChunkReader<'a, S>,
     out: &'a mut W,
 }
@@ -39,6 +30,7 @@ impl<S: BlobSource, W: Write> Visitor for Archive<'_, S, W> {
     type Error = UnpackError;
 
     fn enter(&mut self, met: &Met<'_>) -> Result<(), UnpackError> {
+        self.image.watch(0)?;
         if met.inode.kind == FileType::Socket {
             tracing::warn!(path = %shown(met.path), "socket left out: tar has no sockets");
             return Ok(());
@@ -46,17 +38,19 @@ impl<S: BlobSource, W: Write> Visitor for Archive<'_, S, W> {
         let io =
             |source| UnpackError::Io { path: shown(met.path), action: "write it to the archive", source };
         let (typeflag, target, size) = self.type_and_target(met)?;
-        let xattrs = if met.link_to.is_some() { Xattrs::new() } else { self.bootstrap.xattrs(met.nid)? };
+        let xattrs =
+            if met.link_to.is_some() { Xattrs::new() } else { self.image.bootstrap.xattrs(met.nid)? };
         self.out.write_all(&headers(met, typeflag, &target, size, &xattrs)).map_err(io)?;
         if size == 0 {
             return Ok(());
         }
-        for piece in self.bootstrap.chunks(met.nid, 0..size)? {
+        for piece in self.image.bootstrap.chunks(met.nid, 0..size)? {
             let piece = piece?;
             let content = self.chunks.read(piece.blob, piece.chunk);
             let content = content
                 .map_err(|error| UnpackError::Content { path: shown(met.path), source: Box::new(error) })?;
             self.out.write_all(piece.of(&content)?).map_err(io)?;
+            self.image.watch(piece.len.into())?;
         }
         let padding = (BLOCK - (size % BLOCK as u64) as usize) % BLOCK;
         self.out.write_all(&[0; BLOCK][..padding]).map_err(io)
@@ -67,14 +61,14 @@ impl<S: BlobSource, W: Write> Visitor for Archive<'_, S, W> {
     }
 }
 
-impl<S, W> Archive<'_, S, W> {
+impl<S: BlobSource, W> Archive<'_, S, W> {
     fn type_and_target(&self, met: &Met<'_>) -> Result<(u8, Vec<u8>, u64), UnpackError> {
         if let Some(target) = &met.link_to {
             return Ok((b'1', target.clone(), 0));
         }
         Ok(match met.inode.kind {
             FileType::Regular | FileType::Socket => (b'0', Vec::new(), met.inode.size),
-            FileType::Symlink => (b'2', self.bootstrap.read_link(met.nid)?.to_vec(), 0),
+            FileType::Symlink => (b'2', self.image.bootstrap.read_link(met.nid)?.to_vec(), 0),
             FileType::CharDevice => (b'3', Vec::new(), 0),
             FileType::BlockDevice => (b'4', Vec::new(), 0),
             FileType::Directory => (b'5', Vec::new(), 0),
