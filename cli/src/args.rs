@@ -146,6 +146,40 @@ pub(crate) enum Image {
         #[arg(long)]
         metadata_only: bool,
     },
+    /// Show which files and bytes differ between two images, and what a node that has A fetches for B
+    ///
+    /// A node keeps chunks by blob: what both images have in the same blob is not fetched again. Content of B that A has in
+    /// another blob is, and the last line says how much of it there is.
+    Diff {
+        /// The image that a node has: a reference in a registry, or the path of a bootstrap file
+        a: String,
+        /// The image that it gets
+        b: String,
+        /// With bootstrap files: the directory that holds their blobs, each under its digest
+        #[arg(long, value_name = "DIR")]
+        blobs: Option<PathBuf>,
+        /// Which images of an index, such as linux/arm64 [default: this machine's]
+        #[arg(long, value_name = "OS/ARCH")]
+        platform: Option<String>,
+        /// Print JSON
+        #[arg(long)]
+        json: bool,
+    },
+    /// Merge the layers of an image into its bootstrap
+    ///
+    /// Each layer is a file: its bootstrap, or its blob, whose last part that is. The file's name up to the first dot is the
+    /// blob's digest (64 hexadecimal digits). Blobs stay as they are.
+    Merge {
+        /// The layers, the lowest first
+        #[arg(required = true, value_name = "LAYER")]
+        layers: Vec<PathBuf>,
+        /// The bootstrap to write
+        #[arg(long, short, value_name = "FILE")]
+        output: PathBuf,
+        /// A file or directory that daemons fetch first; may be given several times
+        #[arg(long, value_name = "PATH")]
+        prefetch: Vec<PathBuf>,
+    },
     /// Mount an image in the foreground until interrupted
     Mount {
         #[command(flatten)]

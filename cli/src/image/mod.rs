@@ -2,7 +2,9 @@
 
 mod blobs;
 mod check;
+mod diff;
 mod inspect;
+mod merge;
 mod mount;
 mod output;
 mod progress;
@@ -56,10 +58,13 @@ pub(crate) async fn run(config: Config, command: Image) -> anyhow::Result<ExitCo
 
 async fn dispatch(context: &Context, command: Image) -> anyhow::Result<ExitCode> {
     match command {
-        Image::Inspect { source, json, file } => {
-            inspect::run(context.locate(&source).await?, json, file.as_deref())
-        }
+        Image::Inspect { source, json, file } => inspect::run(context, &source, json, file).await,
         Image::Check { source, metadata_only } => check::run(context, &source, metadata_only).await,
+        Image::Diff { a, b, blobs, platform, json } => {
+            let a = Source { image: a, blobs: blobs.clone(), platform: platform.clone() };
+            diff::run(context, &a, &Source { image: b, blobs, platform }, json).await
+        }
+        Image::Merge { layers, output, prefetch } => merge::run(context, layers, output, prefetch).await,
         Image::Mount { source, mountpoint, cache } => {
             let located = context.locate(&source).await?;
             mount::run(&located, &mountpoint, cache, &context.config.daemon.read, context.stop.clone()).await

@@ -110,13 +110,19 @@ fn parse_platform(text: &str) -> anyhow::Result<(Os, Arch)> {
 }
 
 /// The layer with the bootstrap.
-fn bootstrap_layer(manifest: &ImageManifest) -> Option<&Descriptor> {
-    manifest.layers().iter().find(|layer| {
-        let annotations = layer.annotations().as_ref();
-        annotations
-            .and_then(|all| all.get(nydus::ANNOTATION_BOOTSTRAP))
-            .is_some_and(|value| value == nydus::TRUE)
-    })
+pub(super) fn bootstrap_layer(manifest: &ImageManifest) -> Option<&Descriptor> {
+    manifest.layers().iter().find(|layer| is_marked(layer, nydus::ANNOTATION_BOOTSTRAP))
+}
+
+/// What a layer of a nydus image is, where it says so.
+pub(super) fn role(layer: &Descriptor) -> Option<&'static str> {
+    let roles = [(nydus::ANNOTATION_BOOTSTRAP, "bootstrap"), (nydus::ANNOTATION_BLOB, "blob")];
+    roles.into_iter().find_map(|(annotation, role)| is_marked(layer, annotation).then_some(role))
+}
+
+fn is_marked(layer: &Descriptor, annotation: &str) -> bool {
+    let annotations = layer.annotations().as_ref();
+    annotations.and_then(|all| all.get(annotation)).is_some_and(|value| value == nydus::TRUE)
 }
 
 /// Fetches the bootstrap layer and unpacks `image/image.boot` to `target`.

@@ -9,8 +9,10 @@
 //!
 //! A layer without chunks has only the last two.
 
+mod own;
 mod toc;
 mod write;
 
+pub use own::{OwnBootstrap, own_bootstrap};
 pub use toc::{Part, Toc, TocError};
 pub use write::{BlobWriter, FinishError};

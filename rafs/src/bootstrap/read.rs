@@ -134,11 +134,13 @@ impl Bootstrap {
         &self.blobs
     }
 
-    /// Says which blob a layer's own bootstrap is a part of: id and size in bytes of the stream it was found in, and
-    /// that stream's table of contents. Does nothing where all blobs have an id.
-    pub fn set_own_blob(&mut self, id: Digest, stored_size: u64, toc: &Toc) {
+    /// Says which blob a layer's own bootstrap is a part of: its id and, where they are known, the size in bytes of the
+    /// stream and its table of contents. Does nothing where all blobs have an id.
+    pub fn set_own_blob(&mut self, id: Digest, stored_size: Option<u64>, toc: Option<&Toc>) {
         if let Some(own) = self.blobs.iter_mut().find(|blob| blob.id.is_none()) {
-            (own.id, own.stored_size, own.toc) = (Some(id), stored_size, Some((toc.digest, toc.size)));
+            own.id = Some(id);
+            own.stored_size = stored_size.unwrap_or(own.stored_size);
+            own.toc = toc.map(|toc| (toc.digest, toc.size)).or(own.toc);
         }
     }
 

@@ -212,8 +212,16 @@ impl<'a> Walk<'a> {
         in_a: &[ChunkRef],
         in_b: &[ChunkRef],
     ) -> Result<Option<Difference>, DiffError> {
-        let compared =
-            if self.comparable { by_digest((self.a, in_a), (self.b, in_b)) } else { Compared::Unknown };
+        let compared = match (&self.a.tree.node(a).kind, &self.b.tree.node(b).kind) {
+            (Kind::Regular { size: 0, .. }, Kind::Regular { size: 0, .. }) => Compared::Same,
+            (Kind::Regular { size: ours, .. }, Kind::Regular { size, .. })
+                if !self.comparable && ours != size =>
+            {
+                Compared::Differs { offset: None, bytes: *size }
+            }
+            _ if self.comparable => by_digest((self.a, in_a), (self.b, in_b)),
+            _ => Compared::Unknown,
+        };
         let (offset, bytes) = match compared {
             Compared::Same => return Ok(None),
             Compared::Differs { offset, bytes } => (offset, bytes),

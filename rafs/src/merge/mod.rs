@@ -8,8 +8,11 @@
 //! Content that an earlier layer's blob has is referred to there, so no node fetches or stores it twice.
 
 mod blobs;
+mod open;
 mod overlay;
 mod whiteout;
+
+pub use open::{OpenLayerError, open_layer};
 
 use crate::digest::DigestAlgorithm;
 use crate::tree::{Image, Layer};

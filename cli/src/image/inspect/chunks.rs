@@ -1,0 +1,68 @@
+//! The chunks of one file.
+
+use std::os::unix::ffi::OsStrExt as _;
+use std::path::Path;
+
+use anyhow::Context as _;
+use rafs::bootstrap::Bootstrap;
+use serde::Serialize;
+
+/// One chunk of a file. Sizes and offsets are in bytes.
+#[derive(Debug, Serialize)]
+pub(super) struct FileChunk {
+    file_offset: u64,
+    blob: String,
+    chunk: u32,
+    digest: String,
+    /// Where the stored bytes are in the blob: of a batch member, those of the whole batch.
+    compressed_offset: u64,
+    compressed_size: u32,
+    uncompressed_size: u32,
+    /// Where the chunk begins in its batch, if it is in one.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    offset_in_batch: Option<u32>,
+}
+
+/// The chunks of the file at this path, in order.
+pub(super) fn of(bootstrap: &Bootstrap, file: &Path) -> anyhow::Result<Vec<FileChunk>> {
+    let path = file.as_os_str().as_bytes();
+    let nid = bootstrap
+        .lookup_path(path)?
+        .with_context(|| format!("{}: no such file in the image", file.display()))?;
+    let pieces = bootstrap.chunks(nid, 0..u64::MAX).with_context(|| file.display().to_string())?;
+    pieces
+        .map(|piece| {
+            let piece = piece?;
+            let chunk = bootstrap.chunk(piece.blob, piece.chunk)?;
+            let blob = bootstrap.blobs().get(usize::from(piece.blob.0)).and_then(|blob| blob.id);
+            Ok(FileChunk {
+                file_offset: piece.file_offset,
+                blob: blob.map_or_else(|| "unknown".to_owned(), |id| id.to_string()),
+                chunk: piece.chunk.0,
+                digest: chunk.digest.to_string(),
+                compressed_offset: chunk.compressed_offset,
+                compressed_size: chunk.compressed_size,
+                uncompressed_size: chunk.uncompressed_size,
+                offset_in_batch: chunk.batch.map(|member| member.offset),
+            })
+        })
+        .collect()
+}
+
+/// Prints them as a table.
+pub(super) fn print(chunks: &[FileChunk]) {
+    println!("file offset  blob          chunk  stored at    size     unpacked  digest");
+    for chunk in chunks {
+        println!(
+            "{:>11}  {:.12}  {:>5}  {:>9}  {:>6}  {:>8}  {}{}",
+            chunk.file_offset,
+            chunk.blob,
+            chunk.chunk,
+            chunk.compressed_offset,
+            chunk.compressed_size,
+            chunk.uncompressed_size,
+            chunk.digest,
+            chunk.offset_in_batch.map_or_else(String::new, |offset| format!("  at {offset} of its batch"))
+        );
+    }
+}
