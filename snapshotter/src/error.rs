@@ -89,8 +89,8 @@ pub enum Error {
         /// The snapshot that was to be made.
         key: String,
     },
-    /// A bootstrap layer was unpacked, but the bootstrap is not in it.
-    #[error("snapshot {key:?} is a nydus bootstrap layer without {}", path.display())]
+    /// A bootstrap layer was unpacked, but the bootstrap is not in it, or is something else than a regular file.
+    #[error("snapshot {key:?} is a nydus bootstrap layer without the regular file {}", path.display())]
     BootstrapMissing {
         /// The snapshot.
         key: String,

@@ -11,7 +11,12 @@ use super::meta::{BlobMeta, MetaError};
 use super::stream::{Toc, TocError};
 use super::{Blob, BlobIndex, ChunkIndex};
 use crate::bootstrap::{Bootstrap, ReadError};
+use crate::digest::Digest;
 use crate::layout::{flags, toc};
+
+/// The most memory in bytes that the chunk information of all blobs of an image may take, with digests: about 10 million
+/// chunks. A few kilobytes of each blob could be a gigabyte otherwise, in a daemon that serves other images too.
+const MAX_CHUNK_INFO: u64 = 512 << 20;
 
 /// The largest range that is read at once, in bytes: what a chunk-info array may have.
 const MAX_READ: u64 = 1 << 30;
@@ -91,6 +96,8 @@ pub enum BlobError {
     Toc { blob: String, source: TocError },
     #[error("blob {blob}: cannot read its chunk information")]
     Meta { blob: String, source: MetaError },
+    #[error("the image's chunk information has more than {limit} bytes together")]
+    TooMuchChunkInfo { limit: u64 },
     #[error("blob {blob}: chunk {chunk}")]
     Chunk { blob: String, chunk: u32, source: DecodeError },
     #[error(transparent)]
@@ -132,6 +139,13 @@ pub fn read_meta(source: &impl BlobSource, blob: &Blob) -> Result<BlobMeta, Blob
     if let Some(toc) = read_toc(source, blob)?
         && let Some(part) = toc.part(toc::DIGESTS)
     {
+        // Before it is read: what the table says may be anything.
+        let expected = u64::from(meta.len()) * size_of::<Digest>() as u64;
+        let stored_size = part.range.end - part.range.start;
+        if part.uncompressed_size != expected || stored_size > expected {
+            let found = part.uncompressed_size.max(stored_size);
+            return Err(meta_error(MetaError::Digests { found, expected }));
+        }
         let stored = source.read(blob, part.range.clone()).map_err(io)?;
         let digests = part.decode(&stored).map_err(|source| BlobError::Toc { blob: name(blob), source })?;
         meta.set_digests(digests).map_err(meta_error)?;
@@ -188,10 +202,17 @@ impl<'a, S: BlobSource> ChunkReader<'a, S> {
 /// When a blob cannot be read.
 pub fn load_chunk_info(bootstrap: &mut Bootstrap, source: &impl BlobSource) -> Result<(), BlobError> {
     let all = !bootstrap.has_chunk_table();
+    let mut left = MAX_CHUNK_INFO;
     for (index, blob) in bootstrap.blobs().to_vec().iter().enumerate() {
-        if blob.meta.is_some() && (all || blob.features & flags::blob::BATCH != 0) {
-            bootstrap.set_chunk_info(BlobIndex(index as u8), read_meta(source, blob)?)?;
+        let Some(location) = &blob.meta else { continue };
+        if !all && blob.features & flags::blob::BATCH == 0 {
+            continue;
         }
+        // A digest has twice the size of the smallest entry.
+        for size in [location.compressed_size].into_iter().chain([location.uncompressed_size; 3]) {
+            left = left.checked_sub(size).ok_or(BlobError::TooMuchChunkInfo { limit: MAX_CHUNK_INFO })?;
+        }
+        bootstrap.set_chunk_info(BlobIndex(index as u8), read_meta(source, blob)?)?;
     }
     Ok(())
 }

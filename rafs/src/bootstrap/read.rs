@@ -50,11 +50,13 @@ impl Bootstrap {
     /// When the file cannot be mapped or is no bootstrap that this crate reads.
     pub fn open(path: &Path) -> Result<Self, ReadError> {
         let io = |source| ReadError::Io { path: path.to_owned(), source };
-        let file = File::open(path).map_err(io)?;
-        // An empty file cannot be mapped, and is no bootstrap either.
-        if file.metadata().map_err(io)?.len() == 0 {
+        // Looked at before it is opened: an image may have a named pipe or a device in the bootstrap's place, and to open
+        // these may wait for ever, or do something. An empty file cannot be mapped, and is no bootstrap either.
+        let metadata = std::fs::metadata(path).map_err(io)?;
+        if !metadata.is_file() || metadata.len() == 0 {
             return Err(ReadError::NotABootstrap);
         }
+        let file = File::open(path).map_err(io)?;
         Self::new(Data::Mapped(crate::sys::map(&file).map_err(io)?))
     }
 
@@ -331,8 +333,13 @@ impl Bootstrap {
         }
     }
 
-    /// The bytes that an inode takes with its extended attributes.
-    fn inode_size(&self, nid: Nid) -> Result<u64, ReadError> {
+    /// The bytes that an inode takes with its extended attributes. As [`directory_size`](Self::directory_size), those of
+    /// different inodes do not overlap.
+    ///
+    /// # Errors
+    ///
+    /// When the inode lies outside the bootstrap or is impossible.
+    pub(crate) fn inode_size(&self, nid: Nid) -> Result<u64, ReadError> {
         match &self.format {
             Format::V5(v5) => v5.inode_size(&self.data, nid),
             Format::V6(v6) => Ok(v6.inode(&self.data, nid)?.stored_size()),

@@ -8,6 +8,7 @@ mod place;
 mod space;
 mod xattr;
 
+use std::collections::HashSet;
 use std::io::{self, Write};
 
 use zerocopy::FromZeros;
@@ -211,10 +212,11 @@ fn superblock(places: &place::Places, slots: &[DeviceSlot], base: Base) -> Resul
 /// The nodes of the prefetch list, each once, in the list's order.
 fn prefetch_nodes(tree: &Tree, options: &WriteOptions) -> Vec<crate::tree::NodeId> {
     let mut nodes = Vec::new();
+    let mut listed = HashSet::new();
     for path in &options.prefetch {
         let names = path.split(|&byte| byte == b'/').filter(|name| !name.is_empty());
         match tree.lookup(names) {
-            Some(node) if !nodes.contains(&node) => nodes.push(node),
+            Some(node) if listed.insert(node) => nodes.push(node),
             Some(_) => {}
             None => tracing::debug!(path = %path.escape_ascii(), "prefetch: no such path"),
         }

@@ -53,6 +53,9 @@ pub enum PathProblem {
     /// It leads through symbolic links for ever, or nearly so.
     #[error("it leads through too many symbolic links")]
     TooManyLinks,
+    /// It and the entries before it lack so many parents that no archive of files can be meant.
+    #[error("it and the entries before it lack far more parent directories than there are entries")]
+    TooManyMissing,
     /// Something that is no directory is named like the root.
     #[error("it names the root, and the entry is not a directory")]
     RootIsNoDirectory,
@@ -147,6 +150,14 @@ pub enum BuildError {
     TooManyChunks {
         /// The most that are possible.
         limit: u32,
+    },
+    /// The layer's files are too large together.
+    #[error("with {path:?}, the layer's files have more than {limit} bytes together, holes included")]
+    ContentTooLarge {
+        /// The file with which they are.
+        path: SourcePath,
+        /// The most that is read, in bytes.
+        limit: u64,
     },
     /// The layer's chunk data is larger than a blob can be.
     #[error("the layer's compressed content exceeds {limit} bytes, the most that a blob can have")]

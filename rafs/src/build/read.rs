@@ -14,6 +14,13 @@ use crate::digest::Digest;
 use crate::source::{EntryKind, Source};
 use crate::tree::{ChunkRef, Kind, NodeId, Tree};
 
+/// A layer's files have at most this many bytes together. Holes cost an archive nothing, and time as other content: an
+/// archive of a kilobyte could keep a build busy for years.
+const MOST_CONTENT_BYTES: u64 = 1 << 40;
+
+/// A layer's files have at most this many chunks, equal ones included: each takes about 20 bytes of memory.
+const MOST_PIECES: PieceNumber = 1 << 26;
+
 /// A file that has content, and what became of it.
 struct File {
     node: NodeId,
@@ -41,6 +48,8 @@ pub(super) struct Reader<'a> {
     queue: UnitQueue,
     units: u64,
     pieces: PieceNumber,
+    /// Bytes of content that may still come.
+    content_left: u64,
     /// The unit that is being filled.
     unit: Option<Unit>,
     /// The batch that is being filled.
@@ -64,6 +73,7 @@ impl<'a> Reader<'a> {
             queue,
             units: 0,
             pieces: 0,
+            content_left: MOST_CONTENT_BYTES,
             unit: None,
             batch: None,
             batched: HashMap::new(),
@@ -104,6 +114,9 @@ impl<'a> Reader<'a> {
         size: u64,
         path: &[u8],
     ) -> Result<(), BuildError> {
+        let left = self.content_left.checked_sub(size);
+        let too_large = || BuildError::ContentTooLarge { path: path.into(), limit: MOST_CONTENT_BYTES };
+        self.content_left = left.ok_or_else(too_large)?;
         if self.options.batch_size.is_some_and(|batch_size| size < u64::from(batch_size / 2)) {
             return self.read_batched(source, node, size, path);
         }
@@ -154,8 +167,10 @@ impl<'a> Reader<'a> {
     }
 
     fn count_piece(&mut self) -> Result<(), BuildError> {
-        let next = self.pieces.checked_add(1);
-        self.pieces = next.ok_or(BuildError::TooManyChunks { limit: PieceNumber::MAX })?;
+        if self.pieces == MOST_PIECES {
+            return Err(BuildError::TooManyChunks { limit: MOST_PIECES });
+        }
+        self.pieces += 1;
         Ok(())
     }
 

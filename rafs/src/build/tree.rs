@@ -11,10 +11,17 @@ use super::path::{MOST_NAME_BYTES, components};
 use crate::source::{Entry, EntryKind};
 use crate::tree::{Kind, Metadata, Node, NodeId, Stop, TooManySteps, Tree, Walk, Xattrs};
 
+/// Directories that may be made up for entries that lack their parents: this many, and a number for each entry. An entry
+/// of a few kilobytes could name two thousand otherwise, each of which takes as much memory as a file.
+const FREE_IMPLIED: usize = 1 << 16;
+const IMPLIED_PER_ENTRY: usize = 8;
+
 /// A tree that takes entries.
 pub(super) struct TreeBuilder {
     pub(super) tree: Tree,
     pub(super) pending: PendingLinks,
+    /// How many directories may still be made up.
+    implied_left: usize,
 }
 
 /// What to do where a path leads nowhere.
@@ -30,12 +37,13 @@ impl TreeBuilder {
     pub(super) fn new() -> Self {
         let mut tree = Tree::new();
         tree.set_implied(Tree::ROOT, true);
-        Self { tree, pending: PendingLinks::default() }
+        Self { tree, pending: PendingLinks::default(), implied_left: FREE_IMPLIED }
     }
 
     /// Adds an entry, and gives its node. The content of a regular file is to be filled in by the caller.
     pub(super) fn insert(&mut self, entry: Entry) -> Result<NodeId, BuildError> {
         let Entry { path, mut metadata, kind } = entry;
+        self.implied_left += IMPLIED_PER_ENTRY;
         retain_storable(&mut metadata.xattrs, &path);
         let problem = |problem| BuildError::Path { path: path.as_slice().into(), problem };
         let names = components(&path).map_err(problem)?;
@@ -145,6 +153,12 @@ impl TreeBuilder {
         id
     }
 
+    /// A new directory for an entry that lacks its parent.
+    fn make_up_directory(&mut self, parent: NodeId, name: &[u8]) -> Result<NodeId, PathProblem> {
+        self.implied_left = self.implied_left.checked_sub(1).ok_or(PathProblem::TooManyMissing)?;
+        Ok(self.add_directory(parent, name))
+    }
+
     /// The directory that `names` lead to.
     fn walk(&mut self, names: &[&[u8]], missing: Missing) -> Result<Option<NodeId>, PathProblem> {
         let mut at = Tree::ROOT;
@@ -155,7 +169,7 @@ impl TreeBuilder {
                     return self.walk_links(&names[..depth], &names[depth..], missing);
                 }
                 _ if missing == Missing::Leave => return Ok(None),
-                _ => self.add_directory(at, name),
+                _ => self.make_up_directory(at, name)?,
             };
         }
         Ok(Some(at))
@@ -183,7 +197,7 @@ impl TreeBuilder {
                 Stop::Missing(_) if walk.next_name().len() > MOST_NAME_BYTES => {
                     return Err(PathProblem::NameTooLong { length: walk.next_name().len() });
                 }
-                Stop::Missing(at) => _ = self.add_directory(at, walk.next_name()),
+                Stop::Missing(at) => _ = self.make_up_directory(at, walk.next_name())?,
             }
         }
     }

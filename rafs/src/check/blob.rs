@@ -47,6 +47,10 @@ pub fn blobs(bootstrap: &mut Bootstrap, source: &(impl BlobSource + Sync), optio
             chunk_info(bootstrap, index, blob, source, &mut report);
         }
     }
+    let chunk_counts = bootstrap.check_chunk_counts();
+    if let Err(error) = &chunk_counts {
+        report.error("chunk table", error);
+    }
     let total = blobs.iter().map(|blob| blob.stored_size).sum();
     let done = AtomicU64::new(0);
     for (index, blob) in blobs.iter().enumerate() {
@@ -57,7 +61,10 @@ pub fn blobs(bootstrap: &mut Bootstrap, source: &(impl BlobSource + Sync), optio
                     (options.progress)(done.fetch_add(step, Ordering::Relaxed) + step, total);
                 })
             });
-            let chunks = chunks(bootstrap, index, blob, source, options.threads);
+            let chunks = match &chunk_counts {
+                Ok(()) => chunks(bootstrap, index, blob, source, options.threads),
+                Err(_) => Report::default(),
+            };
             (stream.join(), chunks)
         });
         report.merge(stream.unwrap_or_else(|panic| std::panic::resume_unwind(panic)));

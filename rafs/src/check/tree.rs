@@ -14,17 +14,30 @@ const MAX_PATH: usize = 4096;
 
 /// Checks everything that a bootstrap says: inodes, names and their order, link counts, chunk addresses and chunks.
 pub fn structure(bootstrap: &Bootstrap) -> Report {
-    let mut check =
-        Check { bootstrap, report: Report::default(), budget: bootstrap.size(), names: HashMap::new() };
+    let mut check = Check {
+        bootstrap,
+        report: Report::default(),
+        budget: 2 * bootstrap.size(),
+        directories: Vec::new(),
+        seen: HashMap::new(),
+    };
     check.chunk_table();
     check.tree();
     check.link_counts();
     check.report
 }
 
+/// A name: the place of its directory in [`Check::directories`], and itself. Paths are put together only where one is
+/// shown: a bootstrap of many files below long names would take a hundred times its size otherwise.
+#[derive(Clone)]
+struct Name {
+    directory: usize,
+    name: Box<[u8]>,
+}
+
 /// How an inode was met.
 struct Seen {
-    path: Vec<u8>,
+    name: Name,
     stated: u32,
     counted: u32,
     is_directory: bool,
@@ -33,39 +46,70 @@ struct Seen {
 struct Check<'a> {
     bootstrap: &'a Bootstrap,
     report: Report,
-    /// Bytes that the content of directories and chunk addresses may still take; they do not overlap.
+    /// Bytes that inodes, the content of directories and chunk addresses may still take. They do not overlap (but in
+    /// version 5, where directories consist of inodes, these count twice), so together they are no larger than the
+    /// bootstrap.
     budget: u64,
-    names: HashMap<Nid, Seen>,
+    /// The directories that were gone into. The root is the first, and its own directory.
+    directories: Vec<Name>,
+    seen: HashMap<Nid, Seen>,
 }
 
 fn shown(path: &[u8]) -> String {
     if path.is_empty() { "/".to_owned() } else { path.escape_ascii().to_string() }
 }
 
-/// A path below another one; a very long one loses its start.
-fn join(path: &[u8], name: &[u8]) -> Vec<u8> {
-    let path = if path.len() > MAX_PATH { b"/..." } else { path };
-    [path, b"/", name].concat()
-}
-
 impl Check<'_> {
     fn tree(&mut self) {
         let root = self.bootstrap.root();
-        let mut pending = vec![(root, root, Vec::new())];
-        self.inode(root, &[], FileType::Directory);
-        while let Some((nid, parent, path)) = pending.pop() {
-            if let Err(error) = self.directory(nid, parent, &path, &mut pending) {
-                self.report.error(shown(&path), &error);
+        let name = Name { directory: 0, name: [].into() };
+        self.inode(root, &name, FileType::Directory);
+        let mut pending = vec![(root, root, name)];
+        while let Some((nid, parent, name)) = pending.pop() {
+            self.directories.push(name);
+            let place = self.directories.len() - 1;
+            if let Err(error) = self.directory(nid, parent, place, &mut pending) {
+                let subject = self.directory_path(place);
+                self.report.error(shown(&subject), &error);
             }
         }
+    }
+
+    /// The path of a directory. A very long one loses its start.
+    fn directory_path(&self, place: usize) -> Vec<u8> {
+        let (mut names, mut length, mut at) = (Vec::new(), 0, place);
+        while at > 0 {
+            if length > MAX_PATH {
+                names.push(&b"..."[..]);
+                break;
+            }
+            let Name { directory, name } = &self.directories[at];
+            length += name.len() + 1;
+            names.push(name);
+            at = *directory;
+        }
+        names.iter().rev().flat_map(|name| [b"/", *name].concat()).collect()
+    }
+
+    fn path(&self, name: &Name) -> String {
+        let mut path = self.directory_path(name.directory);
+        if !name.name.is_empty() {
+            path.extend_from_slice(&[b"/", &name.name[..]].concat());
+        }
+        shown(&path)
+    }
+
+    fn add(&mut self, name: &Name, problem: impl Into<String>) {
+        let subject = self.path(name);
+        self.report.add(subject, problem);
     }
 
     fn directory(
         &mut self,
         nid: Nid,
         parent: Nid,
-        path: &[u8],
-        pending: &mut Vec<(Nid, Nid, Vec<u8>)>,
+        place: usize,
+        pending: &mut Vec<(Nid, Nid, Name)>,
     ) -> Result<(), ReadError> {
         self.spend(nid, self.bootstrap.directory_size(nid)?)?;
         if self.bootstrap.version() == Version::V6 {
@@ -74,27 +118,27 @@ impl Check<'_> {
                 if found != Some(expected) {
                     let problem =
                         format!("{} leads to {found:?}; expected {expected:?}", name.escape_ascii());
-                    self.report.add(shown(path), problem);
+                    let subject = self.directory_path(place);
+                    self.report.add(shown(&subject), problem);
                 }
             }
         }
         let mut last: Option<&[u8]> = None;
         for entry in self.bootstrap.read_dir(nid, 0)? {
             let entry = entry?;
-            let path = join(path, entry.name);
+            let name = Name { directory: place, name: entry.name.into() };
             if last.is_some_and(|last| last >= entry.name) {
-                self.report
-                    .add(shown(&path), "not in byte order among its neighbours; expected ascending names");
+                self.add(&name, "not in byte order among its neighbours; expected ascending names");
             } else if self.bootstrap.lookup(nid, entry.name)? != Some(entry.nid) {
-                self.report.add(shown(&path), "listed, but not found by name");
+                self.add(&name, "listed, but not found by name");
             }
             last = Some(entry.name);
-            let is_new = self.inode(entry.nid, &path, entry.kind);
+            let is_new = self.inode(entry.nid, &name, entry.kind);
             if entry.kind == FileType::Directory {
                 if is_new {
-                    pending.push((entry.nid, nid, path));
+                    pending.push((entry.nid, nid, name));
                 } else {
-                    self.report.add(shown(&path), "a directory with a second name");
+                    self.add(&name, "a directory with a second name");
                 }
             }
         }
@@ -102,15 +146,15 @@ impl Check<'_> {
     }
 
     fn spend(&mut self, nid: Nid, size: u64) -> Result<(), ReadError> {
-        let expected = "directories and chunk addresses that do not overlap";
+        let expected = "inodes, directories and chunk addresses that do not overlap";
         let left = self.budget.checked_sub(size);
         self.budget = left.ok_or(ReadError::Corrupt { what: "inode", at: nid.0, expected })?;
         Ok(())
     }
 
     /// Looks at an inode the first time it is met, and says whether it is that time.
-    fn inode(&mut self, nid: Nid, path: &[u8], kind: FileType) -> bool {
-        if let Some(seen) = self.names.get_mut(&nid) {
+    fn inode(&mut self, nid: Nid, name: &Name, kind: FileType) -> bool {
+        if let Some(seen) = self.seen.get_mut(&nid) {
             seen.counted += 1;
             return false;
         }
@@ -118,33 +162,35 @@ impl Check<'_> {
         let inode = match self.bootstrap.inode(nid) {
             Ok(inode) => inode,
             Err(error) => {
-                self.report.error(shown(path), &error);
+                let subject = self.path(name);
+                self.report.error(subject, &error);
                 return false;
             }
         };
         let is_directory = inode.kind == FileType::Directory;
         let counted = if is_directory { 2 } else { 1 };
-        self.names.insert(nid, Seen { path: path.to_vec(), stated: inode.nlink, counted, is_directory });
+        self.seen.insert(nid, Seen { name: name.clone(), stated: inode.nlink, counted, is_directory });
         if inode.kind != kind {
-            self.report
-                .add(shown(path), format!("its inode is a {:?}, its directory entry a {kind:?}", inode.kind));
+            self.add(name, format!("its inode is a {:?}, its directory entry a {kind:?}", inode.kind));
         }
-        if let Err(error) = self.content(nid, &inode, path) {
-            self.report.error(shown(path), &error);
+        if let Err(error) = self.content(nid, &inode, name) {
+            let subject = self.path(name);
+            self.report.error(subject, &error);
         }
         is_directory
     }
 
-    fn content(&mut self, nid: Nid, inode: &Inode, path: &[u8]) -> Result<(), ReadError> {
+    fn content(&mut self, nid: Nid, inode: &Inode, name: &Name) -> Result<(), ReadError> {
+        self.spend(nid, self.bootstrap.inode_size(nid)?)?;
         self.bootstrap.xattrs(nid)?;
         match inode.kind {
             FileType::Symlink => self.bootstrap.read_link(nid).map(|_| ()),
-            FileType::Regular => self.file(nid, inode.size, path),
+            FileType::Regular => self.file(nid, inode.size, name),
             _ => Ok(()),
         }
     }
 
-    fn file(&mut self, nid: Nid, size: u64, path: &[u8]) -> Result<(), ReadError> {
+    fn file(&mut self, nid: Nid, size: u64, name: &Name) -> Result<(), ReadError> {
         let pieces = self.bootstrap.chunks(nid, 0..size)?;
         self.spend(nid, pieces.stored_size())?;
         for piece in pieces {
@@ -155,15 +201,16 @@ impl Check<'_> {
                 continue;
             }
             let chunk = self.bootstrap.described_chunk(piece.blob, piece.chunk)?;
-            let subject = || format!("{} at {}", shown(path), piece.file_offset);
+            let offset = piece.file_offset;
             if chunk.uncompressed_offset != piece.uncompressed_offset {
                 let (found, expected) = (chunk.uncompressed_offset, piece.uncompressed_offset);
-                self.report
-                    .add(subject(), format!("the chunk table has its chunk at {found}; expected {expected}"));
+                let problem =
+                    format!("the chunk table has its chunk for {offset} at {found}; expected {expected}");
+                self.add(name, problem);
             }
             if chunk.uncompressed_size != piece.len {
                 let (found, expected) = (chunk.uncompressed_size, piece.len);
-                self.report.add(subject(), format!("its chunk has {found} bytes; expected {expected}"));
+                self.add(name, format!("its chunk for {offset} has {found} bytes; expected {expected}"));
             }
         }
         Ok(())
@@ -206,12 +253,15 @@ impl Check<'_> {
     }
 
     fn link_counts(&mut self) {
+        let seen = std::mem::take(&mut self.seen);
         let mut wrong: Vec<_> =
-            self.names.values().filter(|seen| !seen.is_directory && seen.stated != seen.counted).collect();
-        wrong.sort_unstable_by(|a, b| a.path.cmp(&b.path));
+            seen.values().filter(|seen| !seen.is_directory && seen.stated != seen.counted).collect();
+        // Directories were met in the order of the tree; the report should not depend on a hash.
+        wrong
+            .sort_unstable_by(|a, b| (a.name.directory, &a.name.name).cmp(&(b.name.directory, &b.name.name)));
         for seen in wrong {
             let problem = format!("its link count is {}; it has {} names", seen.stated, seen.counted);
-            self.report.add(shown(&seen.path), problem);
+            self.add(&seen.name, problem);
         }
     }
 }

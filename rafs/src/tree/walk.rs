@@ -76,10 +76,13 @@ impl Walk {
         }
         // `..` stays: what is before it may be a link.
         let names = target.split(|&byte| byte == b'/').filter(|name| !matches!(*name, b"" | b"."));
-        let before = self.names.len();
+        // Counted before they are kept: a target may be far longer than any that can be followed.
+        self.steps += names.clone().take(MOST_STEPS + 1).count();
+        if self.steps > MOST_STEPS {
+            return Err(TooManySteps);
+        }
         self.names.extend(names.rev().map(Box::from));
-        self.steps += self.names.len() - before;
-        if self.steps > MOST_STEPS { Err(TooManySteps) } else { Ok(()) }
+        Ok(())
     }
 
     fn at(&self) -> NodeId {

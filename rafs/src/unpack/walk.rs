@@ -5,9 +5,9 @@ use std::collections::{HashMap, HashSet};
 use crate::bootstrap::{Bootstrap, Inode, Nid, ReadError};
 use crate::layout::v6::FileType;
 
-/// The longest path in bytes: far more than a program can name at once, and little enough that a small bootstrap of
-/// nested directories makes no huge archive.
-const MAX_PATH: usize = 64 << 10;
+/// The longest path in bytes: what a system call takes. A small bootstrap of nested directories would make a huge archive
+/// otherwise, where each entry has the whole path.
+const MAX_PATH: usize = 4095;
 
 /// A file that is met.
 pub(super) struct Met<'a> {
@@ -32,7 +32,7 @@ pub(super) trait Visitor {
 
 /// Walks all of an image. Directories with two names are refused, so it ends.
 pub(super) fn walk<V: Visitor>(bootstrap: &Bootstrap, visitor: &mut V) -> Result<(), V::Error> {
-    let mut walk = Walk { bootstrap, budget: bootstrap.size(), names: Vec::new(), first: HashMap::new() };
+    let mut walk = Walk { bootstrap, budget: 2 * bootstrap.size(), names: Vec::new(), first: HashMap::new() };
     let mut directories = HashSet::new();
     let mut path = Vec::new();
     let mut pending = vec![Step::Enter { nid: bootstrap.root(), parent: 0, name: [].into() }];
@@ -51,10 +51,14 @@ pub(super) fn walk<V: Visitor>(bootstrap: &Bootstrap, visitor: &mut V) -> Result
         }
         path.extend_from_slice(&name);
         if path.len() > MAX_PATH {
-            return Err(corrupt(nid, "a path of at most 64 KiB").into());
+            return Err(corrupt(nid, "a path of at most 4,095 bytes").into());
         }
         let inode = bootstrap.inode(nid)?;
-        visitor.enter(&Met { path: &path, nid, inode, link_to: walk.first_path(nid) })?;
+        let link_to = walk.first_path(nid);
+        if link_to.is_none() {
+            walk.spend_inode(nid, &inode)?;
+        }
+        visitor.enter(&Met { path: &path, nid, inode, link_to })?;
         if inode.kind != FileType::Directory {
             path.truncate(above);
             // A link count that lies must not turn one file into two, so every file is remembered.
@@ -78,7 +82,9 @@ enum Step {
 
 struct Walk<'a> {
     bootstrap: &'a Bootstrap,
-    /// Bytes that the content of directories may still take: together, they are no larger than the bootstrap.
+    /// Bytes that inodes, the content of directories and chunk addresses may still take. They do not overlap (but in
+    /// version 5, where directories consist of inodes, these count twice), so together they are no larger than the
+    /// bootstrap.
     budget: u64,
     /// Of each directory, its parent's place here and its name. The root is the first, and its own parent.
     names: Vec<(usize, Box<[u8]>)>,
@@ -89,8 +95,7 @@ struct Walk<'a> {
 impl Walk<'_> {
     /// Puts the entries of the directory that was met last on the list, so that the first comes next.
     fn enter(&mut self, nid: Nid, pending: &mut Vec<Step>) -> Result<(), ReadError> {
-        let left = self.budget.checked_sub(self.bootstrap.directory_size(nid)?);
-        self.budget = left.ok_or(corrupt(nid, "directories that do not overlap"))?;
+        self.spend(nid, self.bootstrap.directory_size(nid)?)?;
         let start = pending.len();
         for entry in self.bootstrap.read_dir(nid, 0)? {
             let entry = entry?;
@@ -101,6 +106,21 @@ impl Walk<'_> {
             });
         }
         pending[start..].reverse();
+        Ok(())
+    }
+
+    /// Counts an inode that is met for the first time, with its extended attributes and chunk addresses.
+    fn spend_inode(&mut self, nid: Nid, inode: &Inode) -> Result<(), ReadError> {
+        self.spend(nid, self.bootstrap.inode_size(nid)?)?;
+        if inode.kind == FileType::Regular {
+            self.spend(nid, self.bootstrap.chunks(nid, 0..0)?.stored_size())?;
+        }
+        Ok(())
+    }
+
+    fn spend(&mut self, nid: Nid, size: u64) -> Result<(), ReadError> {
+        let left = self.budget.checked_sub(size);
+        self.budget = left.ok_or(corrupt(nid, "inodes and directories that do not overlap"))?;
         Ok(())
     }
 

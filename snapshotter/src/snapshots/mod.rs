@@ -5,6 +5,7 @@ mod create;
 mod pending;
 mod restore;
 
+use std::io::ErrorKind;
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -279,14 +280,23 @@ fn is_unpacked_bootstrap(labels: &Labels) -> bool {
 /// lose it in a power cut.
 fn make_durable(key: &str, upper: &std::path::Path) -> Result<(), Error> {
     let path = nydus::bootstrap_in(upper);
-    let file = match std::fs::File::open(&path) {
-        Ok(file) => file,
-        Err(error) if error.kind() == std::io::ErrorKind::NotFound => {
-            return Err(Error::BootstrapMissing { key: key.to_owned(), path });
-        }
-        Err(error) => return Err(Error::io("open the bootstrap", path)(error)),
-    };
+    // A layer may have anything in their places: a link to somewhere else on the node, a named pipe that nobody writes to,
+    // a device that acts when it is opened.
+    let is_directory = path.parent().map_or(Ok(false), |parent| is(parent, std::fs::FileType::is_dir))?;
+    if !is_directory || !is(&path, std::fs::FileType::is_file)? {
+        return Err(Error::BootstrapMissing { key: key.to_owned(), path });
+    }
+    let file = std::fs::File::open(&path).map_err(Error::io("open the bootstrap", &path))?;
     file.sync_all().map_err(Error::io("write the bootstrap", path))
+}
+
+/// Whether there is something of this type at `path` itself, links not being followed.
+fn is(path: &std::path::Path, kind: impl Fn(&std::fs::FileType) -> bool) -> Result<bool, Error> {
+    match path.symlink_metadata() {
+        Ok(metadata) => Ok(kind(&metadata.file_type())),
+        Err(error) if matches!(error.kind(), ErrorKind::NotFound | ErrorKind::NotADirectory) => Ok(false),
+        Err(error) => Err(Error::io("examine the bootstrap", path)(error)),
+    }
 }
 
 fn check_labels(labels: &Labels) -> Result<(), Error> {

@@ -2,7 +2,7 @@
 
 use std::fs::{self, Permissions};
 use std::os::unix::fs::{MetadataExt, PermissionsExt, chown};
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
 use containerd_client::services::v1::snapshots::Kind;
@@ -138,6 +138,30 @@ async fn a_bootstrap_layer_without_its_bootstrap_is_not_committed() {
     let refused = harness.commit_with("boot", "boot-a", &labels).await.unwrap_err();
     assert_eq!(refused.code(), Code::FailedPrecondition);
     assert!(refused.message().contains("image/image.boot"), "{refused}");
+}
+
+/// To open them would wait for a writer that never comes, or act on a device, or read another file of the node.
+#[tokio::test]
+async fn a_bootstrap_that_is_no_regular_file_is_refused_and_not_opened() {
+    let harness = Harness::start().await;
+    let labels = [BOOTSTRAP, (SNAPSHOT_REF, "sha256:chain")];
+    for (number, put) in [
+        (|image: &Path| nix::unistd::mkfifo(image, nix::sys::stat::Mode::S_IRWXU).unwrap()) as fn(&Path),
+        |image| std::os::unix::fs::symlink("/dev/zero", image).unwrap(),
+        |image| fs::create_dir(image).unwrap(),
+    ]
+    .into_iter()
+    .enumerate()
+    {
+        let key = format!("boot-{number}");
+        let mounts = harness.prepare_with(&key, "", &labels).await.unwrap();
+        let image = PathBuf::from(&mounts[0].source).join("image");
+        fs::create_dir(&image).unwrap();
+        put(&image.join("image.boot"));
+        let refused = harness.commit_with("boot", &key, &labels).await.unwrap_err();
+        assert_eq!(refused.code(), Code::FailedPrecondition);
+        assert!(refused.message().contains("regular file"), "{refused}");
+    }
 }
 
 #[tokio::test]

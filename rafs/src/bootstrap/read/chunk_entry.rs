@@ -3,6 +3,7 @@
 use super::ReadError;
 use crate::blob::{BatchMember, Blob, Chunk, ChunkIndex};
 use crate::digest::Digest;
+use crate::layout::blob_meta::MAX_CHUNK_SIZE;
 use crate::layout::chunk_table::ChunkEntry;
 use crate::layout::flags::chunk as flags;
 
@@ -26,6 +27,9 @@ pub(super) fn decode(entry: &ChunkEntry, blob: &Blob, index: ChunkIndex) -> Resu
     };
     if chunk.uncompressed_size == 0 || chunk.uncompressed_size > blob.chunk_size {
         return corrupt("an uncompressed size from 1 to the chunk size");
+    }
+    if chunk.compressed_size > MAX_CHUNK_SIZE {
+        return corrupt("a stored size of at most 2^24 bytes");
     }
     if !chunk.compressed && chunk.batch.is_none() && chunk.compressed_size != chunk.uncompressed_size {
         return corrupt("equal sizes, for it is not compressed");

@@ -8,10 +8,10 @@ use crate::digest::Digest;
 use crate::layout::v6::FileType;
 use crate::tree::{ChunkRef, Image, Kind, Layer, Metadata, Node, NodeId, Tree};
 
-/// Chunks that are counted but not described cost memory; this many are allowed beside a number of them for each that
-/// is described.
+/// Chunks that are counted but not described cost memory, 72 bytes each; this many are allowed beside a number of them
+/// for each that is described.
 const FREE_CHUNKS: u64 = 1 << 20;
-const CHUNKS_PER_ENTRY: u64 = 64;
+const CHUNKS_PER_ENTRY: u64 = 16;
 
 impl Bootstrap {
     /// The whole image as a tree. A chunk that nothing refers to may be unknown: its sizes are 0.
@@ -92,7 +92,11 @@ impl Bootstrap {
     }
 
     /// Refuses counts that would cost far more than the bootstrap's size to go through.
-    fn check_chunk_counts(&self) -> Result<(), ReadError> {
+    ///
+    /// # Errors
+    ///
+    /// When there are such, or the chunk table is broken.
+    pub(crate) fn check_chunk_counts(&self) -> Result<(), ReadError> {
         let mut known = self.described_chunks()?.len() as u64;
         known += self.metas.iter().flatten().map(|meta| u64::from(meta.len())).sum::<u64>();
         let claimed: u64 = self.chunk_counts.iter().map(|&count| u64::from(count)).sum();

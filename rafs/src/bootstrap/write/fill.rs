@@ -10,7 +10,8 @@ use super::{directory, xattr};
 use crate::layout::BLOCK_SIZE;
 use crate::layout::blob_meta::MAX_UNCOMPRESSED_OFFSET;
 use crate::layout::v6::{
-    CHUNK_FORMAT_INDEXES, ChunkAddress, ExtendedInode, FORMAT_EXTENDED, FileType, LAYOUT_INLINE,
+    CHUNK_FORMAT_INDEXES, CHUNK_FORMAT_SIZE_MASK, ChunkAddress, ExtendedInode, FORMAT_EXTENDED, FileType,
+    LAYOUT_INLINE,
 };
 use crate::tree::{ChunkRef, DeviceNumber, Kind, Node, Tree};
 
@@ -117,7 +118,9 @@ impl Filled {
             self.chunks.push((chunk_ref, position as u64 * chunk_size));
         }
         // A file whose chunks follow one another is one large chunk to EROFS, which then maps it in one step.
-        let effective = if contiguous && size > chunk_size { size.next_power_of_two() } else { chunk_size };
+        // The field has 5 bits.
+        let fits = size > chunk_size && size <= 1 << (CHUNK_FORMAT_SIZE_MASK + BLOCK_SIZE.trailing_zeros());
+        let effective = if contiguous && fits { size.next_power_of_two() } else { chunk_size };
         Ok(CHUNK_FORMAT_INDEXES | (effective / BLOCK_SIZE).trailing_zeros())
     }
 }

@@ -39,7 +39,12 @@ impl<'a> Record<'a> {
     pub(super) fn name(&self) -> Result<&'a [u8], ReadError> {
         let name = self.data.bytes("name", self.behind_inode(), u64::from(self.raw.name_size.get()))?;
         let good = !name.is_empty() && name.len() <= 255 && !name.iter().any(|byte| matches!(byte, b'/' | 0));
-        if good { Ok(name) } else { Err(self.corrupt("a name of 1 to 255 bytes without '/' and NUL")) }
+        // Only the root has another name, and nobody asks for it: `.` and `..` are no records here.
+        if good && !matches!(name, b"." | b"..") {
+            Ok(name)
+        } else {
+            Err(self.corrupt("a name of 1 to 255 bytes without '/' and NUL, other than '.' and '..'"))
+        }
     }
 
     fn behind_name(&self) -> u64 {

@@ -1,0 +1,102 @@
+//! Chunk information, digests and tables of contents that decompress to much more than they are.
+
+use std::io;
+use std::ops::Range;
+
+use rafs::blob::source::{BlobError, BlobSource, load_chunk_info, read_meta};
+use rafs::blob::{Blob, MetaLocation};
+use rafs::bootstrap::{Bootstrap, WriteOptions};
+use rafs::compress::Compressor;
+use rafs::digest::DigestAlgorithm;
+use rafs::layout::blob_meta::{Header, MAGIC};
+use rafs::layout::flags::blob as features;
+use zerocopy::{FromZeros, IntoBytes};
+
+use super::support::{Builder, Format, OneBlob, noise, written};
+use super::within;
+
+const MEGABYTE: usize = 1 << 20;
+
+/// A blob whose chunk information is `array`, said to be `size` bytes when it is decompressed.
+fn blob(array: &[u8], size: u64, compressor: Compressor) -> (Blob, OneBlob) {
+    let mut header = Header::new_zeroed();
+    header.magic.set(MAGIC);
+    header.magic2.set(MAGIC);
+    header.compressed_size.set(array.len() as u64);
+    header.uncompressed_size.set(size);
+    let blob = Blob {
+        id: None,
+        stored_size: 0,
+        compressed_size: 1 << 30,
+        uncompressed_size: 1 << 30,
+        chunk_size: 4096,
+        compressor,
+        digester: DigestAlgorithm::Blake3,
+        features: features::ALIGNED,
+        meta: Some(MetaLocation {
+            offset: 0,
+            compressed_size: array.len() as u64,
+            uncompressed_size: size,
+            compressor,
+        }),
+        toc: None,
+        chunks: Vec::new(),
+    };
+    (blob, OneBlob([array, header.as_bytes()].concat()))
+}
+
+/// Memory grows with what comes out, and stops at what was said.
+#[test]
+fn chunk_information_is_no_larger_than_it_says() {
+    let bomb = zstd::bulk::compress(&vec![0; 256 * MEGABYTE], 1).unwrap();
+    for size in [100, 20 * MEGABYTE] {
+        let (blob, source) = blob(&bomb, size as u64, Compressor::Zstd { level: 0 });
+        within(3 * size + MEGABYTE, 6 * size + MEGABYTE, || read_meta(&source, &blob)).unwrap_err();
+    }
+    // And takes no memory for what is only said.
+    for compressor in [Compressor::Zstd { level: 0 }, Compressor::Lz4, Compressor::None] {
+        let (blob, source) = blob(b"short", 1 << 30, compressor);
+        within(MEGABYTE, MEGABYTE, || read_meta(&source, &blob)).unwrap_err();
+    }
+}
+
+/// Says that it has as much as is asked for.
+struct Endless;
+
+impl BlobSource for Endless {
+    fn size(&self, _: &Blob) -> io::Result<u64> {
+        Ok(u64::MAX)
+    }
+
+    fn read(&self, _: &Blob, range: Range<u64>) -> io::Result<Vec<u8>> {
+        Ok(vec![0; (range.end - range.start) as usize])
+    }
+}
+
+#[test]
+fn an_image_has_a_limit_of_chunk_information() {
+    let mut builder = Builder::new(Format::default());
+    builder.file(rafs::tree::Tree::ROOT, b"file", &noise(1, 5000));
+    let (layer, _) = builder.finish();
+    let mut bytes = written(&layer, &WriteOptions::default());
+    // No chunk table; and the blob's chunk information has 256 MiB.
+    bytes[1176..1192].fill(0);
+    bytes[4096 + 128..4096 + 136].copy_from_slice(&(256_u64 << 20).to_le_bytes());
+    let mut bootstrap = Bootstrap::from_bytes(bytes).unwrap();
+    let error = within(MEGABYTE, MEGABYTE, || load_chunk_info(&mut bootstrap, &Endless)).unwrap_err();
+    assert!(matches!(error, BlobError::TooMuchChunkInfo { .. }), "{error}");
+}
+
+/// The table of contents may say that 32 bytes a chunk are gigabytes.
+#[test]
+fn digests_are_as_many_as_chunks() {
+    let mut builder = Builder::new(Format::default());
+    builder.file(rafs::tree::Tree::ROOT, b"file", &noise(1, 5000));
+    let (layer, mut stream) = builder.finish();
+    let blob = Blob { toc: None, ..layer.blobs[0].clone() };
+    let at = stream.windows(16).rposition(|name| name == b"blob.digest\0\0\0\0\0").unwrap() - 8;
+    // Its uncompressed size, and the checksum of the whole table does not matter: the bootstrap has none here.
+    stream[at + 72..at + 80].copy_from_slice(&(4_u64 << 30).to_le_bytes());
+    let error = within(MEGABYTE, MEGABYTE, || read_meta(&OneBlob(stream), &blob)).unwrap_err();
+    assert!(matches!(error, BlobError::Meta { .. }), "{error}");
+}
