@@ -1,10 +1,12 @@
 //! Where an image that a command works on comes from: a registry, or files.
 
-use std::io::Read as _;
+use std::io::Write;
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context as _, bail};
 use oci_spec::image::{Arch, Descriptor, ImageIndex, ImageManifest, MediaType, Os};
+use rafs::source::tar::TarSource;
+use rafs::source::{EntryKind, Source};
 use registry::client::Client;
 use registry::nydus;
 use registry::reference::Reference;
@@ -125,6 +127,17 @@ fn is_marked(layer: &Descriptor, annotation: &str) -> bool {
     annotations.and_then(|all| all.get(annotation)).is_some_and(|value| value == nydus::TRUE)
 }
 
+/// Copies the content of the entry that the archive is at.
+fn copy_content(archive: &mut impl Source, file: &mut impl Write) -> anyhow::Result<()> {
+    let mut buffer = vec![0; 256 << 10];
+    loop {
+        match archive.read(&mut buffer)? {
+            0 => return Ok(()),
+            length => file.write_all(&buffer[..length])?,
+        }
+    }
+}
+
 /// Fetches the bootstrap layer and unpacks `image/image.boot` to `target`.
 async fn fetch_bootstrap(
     client: &Client,
@@ -135,22 +148,21 @@ async fn fetch_bootstrap(
     let mut packed = tempfile::tempfile()?;
     let mut reader = client.blob(reference.repository(), layer.digest())?;
     while let Some(bytes) = reader.next().await? {
-        std::io::Write::write_all(&mut packed, &bytes)?;
+        packed.write_all(&bytes)?;
     }
     std::io::Seek::rewind(&mut packed)?;
     let target = target.to_owned();
     tokio::task::spawn_blocking(move || {
-        let mut archive = tar::Archive::new(flate2::read::MultiGzDecoder::new(packed));
-        for entry in archive.entries()? {
-            let entry = entry?;
-            if entry.path_bytes().as_ref() == b"image/image.boot" {
-                let mut file = std::fs::File::create_new(&target)?;
-                let copied = std::io::copy(&mut entry.take(BOOTSTRAP_LIMIT_BYTES), &mut file)?;
+        // The reader that builds use: names and headers of a stranger's archive are bounded there.
+        let mut archive = TarSource::new(packed);
+        while let Some(entry) = archive.next_entry()? {
+            let EntryKind::Regular { size } = entry.kind else { continue };
+            if entry.path == b"image/image.boot" {
                 anyhow::ensure!(
-                    copied < BOOTSTRAP_LIMIT_BYTES,
+                    size < BOOTSTRAP_LIMIT_BYTES,
                     "image/image.boot is over {BOOTSTRAP_LIMIT_BYTES} bytes"
                 );
-                return Ok(());
+                return copy_content(&mut archive, &mut std::fs::File::create_new(&target)?);
             }
         }
         bail!("the layer has no image/image.boot")
