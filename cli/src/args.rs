@@ -139,12 +139,19 @@ pub(crate) enum Image {
         file: Option<PathBuf>,
     },
     /// Check structure and every digest; exit 0 sound, 1 with a finding, 2 when it cannot tell
+    ///
+    /// With --source, also that every path is what it is in the image that this one was made from: type, mode, owner, mtime,
+    /// size, extended attributes, link target, device, content, hard links. Nothing is mounted, and nothing is kept.
     Check {
         #[command(flatten)]
         source: Source,
         /// Check the bootstrap alone, fetch no blob
         #[arg(long)]
         metadata_only: bool,
+        /// Compare with the image that it was made from: a reference in a registry, oci:DIR[:IMAGE],
+        /// oci-archive:FILE[:IMAGE], docker-archive:FILE[:IMAGE], or directory:DIR
+        #[arg(long = "source", value_name = "IMAGE")]
+        original: Option<String>,
     },
     /// Show which files and bytes differ between two images, and what a node that has A fetches for B
     ///

@@ -8,11 +8,13 @@ use std::collections::BTreeMap;
 use std::ffi::OsStr;
 use std::fs;
 use std::io::Read;
+use std::ops::ControlFlow;
 use std::os::unix::ffi::OsStrExt;
 use std::os::unix::fs::{FileTypeExt, MetadataExt};
 
 use rafs::bootstrap::{Bootstrap, WriteOptions};
 use rafs::tree::{DeviceNumber, Kind, Layer, Tree};
+use rafs::unpack::UnpackError;
 use support::{Format, OneBlob, paths, sample, written};
 
 type Contents = BTreeMap<rafs::tree::NodeId, Vec<u8>>;
@@ -171,4 +173,37 @@ fn nothing_is_written_through_symbolic_links() {
     let target = tempfile::tempdir().unwrap();
     rafs::unpack::to_directory(&bootstrap, &OneBlob(stream), target.path()).unwrap_err();
     assert_eq!(fs::read_dir(outside.path()).unwrap().count(), 0);
+}
+
+#[test]
+fn an_image_that_cannot_be_unpacked_leaves_nothing() {
+    let (bootstrap, blob, ..) = image();
+    let parent = tempfile::tempdir().unwrap();
+    let empty = parent.path().join("empty");
+    fs::create_dir(&empty).unwrap();
+    for limit in [0, 1000, 300_000] {
+        let done = std::cell::Cell::new(0);
+        let watch = |bytes| {
+            done.set(done.get() + bytes);
+            if done.get() > limit { ControlFlow::Break(()) } else { ControlFlow::Continue(()) }
+        };
+        for target in [parent.path().join("new"), empty.clone()] {
+            let unpack = rafs::unpack::Unpack::new(&bootstrap, &blob).watched(&watch);
+            assert!(matches!(unpack.to_directory(&target), Err(UnpackError::Stopped)));
+        }
+        assert_eq!(fs::read_dir(&parent).unwrap().count(), 1);
+        assert_eq!(fs::read_dir(&empty).unwrap().count(), 0);
+    }
+}
+
+#[test]
+fn a_watch_is_told_of_all_the_content() {
+    let (bootstrap, blob, ..) = image();
+    let done = std::cell::Cell::new(0);
+    let watch = |bytes| {
+        done.set(done.get() + bytes);
+        ControlFlow::Continue(())
+    };
+    rafs::unpack::Unpack::new(&bootstrap, &blob).watched(&watch).to_tar(&mut std::io::sink()).unwrap();
+    assert_eq!(done.get(), rafs::unpack::content_size(&bootstrap).unwrap());
 }

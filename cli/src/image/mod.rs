@@ -6,6 +6,7 @@ mod diff;
 mod inspect;
 mod merge;
 mod mount;
+mod original;
 mod output;
 mod progress;
 mod source;
@@ -59,7 +60,9 @@ pub(crate) async fn run(config: Config, command: Image) -> anyhow::Result<ExitCo
 async fn dispatch(context: &Context, command: Image) -> anyhow::Result<ExitCode> {
     match command {
         Image::Inspect { source, json, file } => inspect::run(context, &source, json, file).await,
-        Image::Check { source, metadata_only } => check::run(context, &source, metadata_only).await,
+        Image::Check { source, metadata_only, original } => {
+            check::run(context, &source, check::Wanted { metadata_only, original }).await
+        }
         Image::Diff { a, b, blobs, platform, json } => {
             let a = Source { image: a, blobs: blobs.clone(), platform: platform.clone() };
             diff::run(context, &a, &Source { image: b, blobs, platform }, json).await

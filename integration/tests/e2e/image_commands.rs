@@ -18,7 +18,7 @@ use crate::same_tree::list_image_tree;
 const MOUNT_DEADLINE: Duration = Duration::from_secs(20);
 
 /// `nydus-cluster image COMMAND IMAGE`, to be completed.
-fn image(command: &str, image: &str) -> Result<Command> {
+pub(crate) fn image(command: &str, image: &str) -> Result<Command> {
     let mut program = Command::new(peers::nydus_cluster()?);
     program.args(["image", command, image]);
     Ok(program)
@@ -59,7 +59,7 @@ pub(crate) fn check(fixture: &Fixture) -> Result<()> {
     Ok(())
 }
 
-fn expect_exit(code: i32, command: &mut Command) -> Result<Output> {
+pub(crate) fn expect_exit(code: i32, command: &mut Command) -> Result<Output> {
     let (status, output) = process::run_any(command)?;
     ensure!(status.code() == Some(code), "{command:?}: {status}, expected {code}: {output:?}");
     Ok(output)

@@ -9,6 +9,11 @@ mod corrupt_chunk;
 mod dead_registry;
 mod fixture;
 mod image_commands;
+mod image_diff;
+mod image_formats;
+mod image_interrupted;
+mod image_merge;
+mod image_source;
 mod lazy_run;
 mod plain_images;
 mod push_refused;
@@ -39,6 +44,14 @@ const TESTS: &[(&str, Test)] = &[
     ("image_commands::check_tells_sound_damaged_and_absent_images_apart", image_commands::check),
     ("image_commands::unpack_gives_the_tree_back", image_commands::unpack),
     ("image_commands::mount_serves_the_tree_until_interrupted", image_commands::mount),
+    ("image_interrupted::an_interrupted_unpack_leaves_nothing", image_interrupted::unpack),
+    ("image_diff::a_node_fetches_what_diff_says", image_diff::fetched),
+    ("image_merge::merging_upstreams_layers_gives_upstreams_tree", image_merge::as_upstream),
+    ("image_merge::what_cannot_be_merged_is_said", image_merge::limits),
+    ("image_formats::both_versions_of_upstreams_are_read", image_formats::both_versions),
+    ("image_formats::encrypted_images_are_refused_by_name", image_formats::encrypted),
+    ("image_source::an_image_is_what_it_was_made_from", image_source::plain_image),
+    ("image_source::every_difference_is_named", image_source::differences),
     ("lazy_run::a_pull_reads_no_byte_of_a_blob_and_a_start_reads_little", lazy_run::byte_counts),
     ("lazy_run::many_readers_of_a_chunk_cause_one_fetch", lazy_run::one_fetch),
     ("plain_images::a_plain_image_runs_with_our_snapshotter", plain_images::runs),

@@ -36,7 +36,8 @@ impl Default for Options<'_> {
 }
 
 /// Checks every blob: its digest, its table of contents with every part, and the digest of every chunk. Gives the
-/// bootstrap the chunk information of the blobs.
+/// bootstrap the chunk information of the blobs. Ends early when something cannot be read for reasons that say nothing of
+/// the image.
 pub fn blobs(bootstrap: &mut Bootstrap, source: &(impl BlobSource + Sync), options: Options<'_>) -> Report {
     let mut report = Report::default();
     let blobs = bootstrap.blobs().to_vec();
@@ -45,6 +46,10 @@ pub fn blobs(bootstrap: &mut Bootstrap, source: &(impl BlobSource + Sync), optio
         parts(blob, source, &mut report);
         if blob.meta.is_some() {
             chunk_info(bootstrap, index, blob, source, &mut report);
+        }
+        // Who does not answer now will not answer thousands of questions more.
+        if !report.unknown.is_empty() {
+            return report;
         }
     }
     let chunk_counts = bootstrap.check_chunk_counts();
@@ -69,6 +74,9 @@ pub fn blobs(bootstrap: &mut Bootstrap, source: &(impl BlobSource + Sync), optio
         });
         report.merge(stream.unwrap_or_else(|panic| std::panic::resume_unwind(panic)));
         report.merge(chunks);
+        if !report.unknown.is_empty() {
+            break;
+        }
     }
     report
 }
@@ -94,7 +102,11 @@ fn parts(blob: &Blob, source: &impl BlobSource, report: &mut Report) {
     }
 }
 
-fn decode(blob: &Blob, source: &impl BlobSource, part: &Part) -> Result<(), Box<dyn std::error::Error>> {
+fn decode(
+    blob: &Blob,
+    source: &impl BlobSource,
+    part: &Part,
+) -> Result<(), Box<dyn std::error::Error + 'static>> {
     part.decode(&source.read(blob, part.range.clone())?)?;
     Ok(())
 }
@@ -214,6 +226,12 @@ fn chunks(
                     let mut found = Report::default();
                     for position in start..count.min(start + RUN) {
                         chunk(&mut reader, index, blob, ChunkIndex(position), &mut found);
+                        if !found.unknown.is_empty() {
+                            break;
+                        }
+                    }
+                    if !found.unknown.is_empty() {
+                        next.store(count, Ordering::Relaxed);
                     }
                     report.lock().unwrap_or_else(std::sync::PoisonError::into_inner).merge(found);
                 }

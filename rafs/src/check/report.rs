@@ -1,6 +1,8 @@
 //! What a check finds.
 
+use std::error::Error;
 use std::fmt;
+use std::io::{self, ErrorKind};
 
 /// Beyond this many, findings are counted only: a broken image should not flood its reader.
 const MAX_FINDINGS: usize = 1000;
@@ -27,6 +29,9 @@ pub struct Report {
     pub findings: Vec<Finding>,
     /// How many findings are not listed.
     pub omitted: u64,
+    /// What could not be looked at, for reasons that say nothing of the image: a registry that does not answer, a file that
+    /// may not be read.
+    pub unknown: Vec<Finding>,
     /// Inodes looked at.
     pub inodes: u64,
     /// Chunks looked at.
@@ -36,9 +41,9 @@ pub struct Report {
 }
 
 impl Report {
-    /// Whether nothing is wrong.
+    /// Whether all was looked at and nothing is wrong.
     pub fn is_clean(&self) -> bool {
-        self.findings.is_empty()
+        self.findings.is_empty() && self.unknown.is_empty()
     }
 
     /// Adds what another check found.
@@ -46,6 +51,7 @@ impl Report {
         for finding in other.findings {
             self.push(finding);
         }
+        self.unknown.extend(other.unknown);
         self.omitted += other.omitted;
         self.inodes += other.inodes;
         self.chunks += other.chunks;
@@ -57,14 +63,20 @@ impl Report {
     }
 
     /// Adds an error with its causes.
-    pub(super) fn error(&mut self, subject: impl Into<String>, error: &dyn std::error::Error) {
+    pub(super) fn error(&mut self, subject: impl Into<String>, error: &(dyn Error + 'static)) {
         let mut problem = error.to_string();
+        let mut known = says_something(error);
         let mut cause = error.source();
         while let Some(error) = cause {
             problem = format!("{problem}: {error}");
+            known &= says_something(error);
             cause = error.source();
         }
-        self.add(subject, problem);
+        if known {
+            self.add(subject, problem);
+        } else {
+            self.unknown.push(Finding { subject: subject.into(), problem });
+        }
     }
 
     fn push(&mut self, finding: Finding) {
@@ -74,4 +86,12 @@ impl Report {
             self.omitted += 1;
         }
     }
+}
+
+/// Whether an error tells something of the image: that a part is not there, too short, or broken.
+fn says_something(error: &(dyn Error + 'static)) -> bool {
+    let kind = error.downcast_ref::<io::Error>().map(io::Error::kind);
+    kind.is_none_or(|kind| {
+        matches!(kind, ErrorKind::NotFound | ErrorKind::UnexpectedEof | ErrorKind::InvalidData)
+    })
 }

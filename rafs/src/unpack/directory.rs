@@ -22,13 +22,11 @@ const MAX_DEPTH: usize = 2048;
 /// See [`Unpack::to_directory`].
 pub(super) fn unpack<S: BlobSource>(image: Unpack<'_, S>, target: &Path) -> Result<(), UnpackError> {
     let staging = Staging::new(target)?;
-    match fill(image, staging.path()) {
-        Ok(()) => staging.publish(),
-        Err(error) => {
-            staging.abandon();
-            Err(error)
-        }
+    let outcome = fill(image, staging.path()).and_then(|()| staging.publish());
+    if outcome.is_err() {
+        staging.abandon();
     }
+    outcome
 }
 
 fn fill<S: BlobSource>(image: Unpack<'_, S>, target: &Path) -> Result<(), UnpackError> {

@@ -40,16 +40,16 @@ impl<'a> Staging<'a> {
     }
 
     /// All is there: gives it its name.
-    pub(super) fn publish(mut self) -> Result<(), UnpackError> {
+    pub(super) fn publish(&self) -> Result<(), UnpackError> {
         let Some(temporary) = &self.temporary else { return Ok(()) };
-        let path = self.target.display().to_string();
-        fs::rename(temporary, self.target).map_err(|source| UnpackError::Io {
-            path,
+        let folder = self.target.parent().filter(|folder| !folder.as_os_str().is_empty());
+        let folder = folder.unwrap_or(Path::new("."));
+        let renamed = fs::rename(temporary, self.target);
+        renamed.and_then(|()| fs::File::open(folder)?.sync_all()).map_err(|source| UnpackError::Io {
+            path: self.target.display().to_string(),
             action: "rename the directory",
             source,
-        })?;
-        self.temporary = None;
-        Ok(())
+        })
     }
 
     /// Removes what was unpacked.
