@@ -41,7 +41,7 @@ pub(crate) enum Command {
     /// The embedded OCI registry
     #[command(subcommand)]
     Registry(Registry),
-    /// Work on one image: look at it, check it, mount it, unpack it
+    /// Work on images: look at them, check, compare, merge, mount, unpack
     #[command(subcommand)]
     Image(Image),
     /// Print the version
@@ -114,7 +114,7 @@ pub(crate) struct RegistryServe {
 /// Which image a command works on.
 #[derive(Debug, clap::Args)]
 pub(crate) struct Source {
-    /// A reference in a registry (`registry.example/app:v1`), or the path of a bootstrap file
+    /// A reference in a registry (`registry.example/app:v1`), oci:DIR[:IMAGE], files:DIR, or the path of a bootstrap file
     pub(crate) image: String,
     /// With a bootstrap file: the directory that holds its blobs, each under its digest
     #[arg(long, value_name = "DIR")]

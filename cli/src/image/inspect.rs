@@ -11,7 +11,9 @@ use indicatif::HumanBytes;
 use rafs::blob::source::load_chunk_info;
 use rafs::blob::{Blob, BlobIndex};
 use rafs::bootstrap::{Bootstrap, Version};
+use rafs::compress::Compressor;
 use rafs::diff::chunk_info_bytes;
+use rafs::digest::DigestAlgorithm;
 use rafs::tree::{ChunkRef, Image};
 use serde::Serialize;
 use tokio_util::sync::CancellationToken;
@@ -61,8 +63,8 @@ struct BlobInspection {
     stored_size: u64,
     compressed_size: u64,
     uncompressed_size: u64,
-    compressor: String,
-    digester: String,
+    compressor: &'static str,
+    digester: &'static str,
 }
 
 #[derive(Debug, Serialize)]
@@ -186,8 +188,15 @@ impl BlobInspection {
             stored_size: blob.stored_size,
             compressed_size: blob.compressed_size,
             uncompressed_size: blob.uncompressed_size,
-            compressor: format!("{:?}", blob.compressor),
-            digester: format!("{:?}", blob.digester),
+            compressor: match blob.compressor {
+                Compressor::None => "none",
+                Compressor::Lz4 => "lz4",
+                Compressor::Zstd { .. } => "zstd",
+            },
+            digester: match blob.digester {
+                DigestAlgorithm::Blake3 => "blake3",
+                DigestAlgorithm::Sha256 => "sha256",
+            },
         }
     }
 }

@@ -1,4 +1,4 @@
-//! Where an image that a command works on comes from: a registry, or files.
+//! Where an image that a command works on comes from: a registry, an OCI layout, or files.
 
 use std::io::Write;
 use std::path::{Path, PathBuf};
@@ -6,10 +6,12 @@ use std::path::{Path, PathBuf};
 use anyhow::{Context as _, bail};
 use oci_spec::image::{Arch, Descriptor, ImageIndex, ImageManifest, MediaType, Os};
 use rafs::source::tar::TarSource;
-use rafs::source::{EntryKind, Source};
+use rafs::source::{EntryKind, Source as _};
 use registry::client::Client;
+use registry::location::Location;
 use registry::nydus;
 use registry::reference::Reference;
+use registry::source::Source;
 use tempfile::TempDir;
 
 use crate::args;
@@ -20,7 +22,7 @@ pub(super) struct Located {
     pub(super) bootstrap: PathBuf,
     /// Where the blobs are.
     pub(super) blobs: Blobs,
-    /// What the registry says of the image, if it comes from one.
+    /// The image's manifest, if it has one.
     pub(super) manifest: Option<ImageManifest>,
     /// Holds a bootstrap that was fetched.
     _directory: Option<TempDir>,
@@ -39,14 +41,19 @@ pub(super) enum Blobs {
 /// A bootstrap layer may unpack to this many bytes: some 200 bytes for each of 20 million files.
 const BOOTSTRAP_LIMIT_BYTES: u64 = 4 << 30;
 
-/// Finds the image; one in a registry has its bootstrap fetched.
+/// Where the bootstrap is among the files of an image, and where its blobs.
+const BOOTSTRAP_FILE: &str = "image.boot";
+const BLOBS_FOLDER: &str = "blobs";
+
+/// Finds the image; one in a registry or a layout has its bootstrap fetched.
 pub(super) async fn locate(
     source: &args::Source,
     client: &registry::client::ClientConfig,
 ) -> anyhow::Result<Located> {
     let path = Path::new(&source.image);
+    let given = source.blobs.clone().map(Blobs::Directory);
     if path.is_file() {
-        let blobs = source.blobs.clone().map_or(Blobs::Unknown, Blobs::Directory);
+        let blobs = given.unwrap_or(Blobs::Unknown);
         return Ok(Located { bootstrap: path.to_owned(), blobs, manifest: None, _directory: None });
     }
     if path.is_absolute() || source.image.starts_with("./") || source.image.starts_with("../") {
@@ -55,51 +62,56 @@ pub(super) async fn locate(
             source.image
         );
     }
-    let reference = Reference::parse(&source.image)?;
+    let location: Location = source.image.parse()?;
+    if let Location::Files(folder) = &location {
+        let blobs = given.unwrap_or_else(|| Blobs::Directory(folder.join(BLOBS_FOLDER)));
+        let bootstrap = folder.join(BOOTSTRAP_FILE);
+        return Ok(Located { bootstrap, blobs, manifest: None, _directory: None });
+    }
     let client = Client::new(client.clone())?;
-    let manifest = nydus_manifest(&client, &reference, source.platform.as_deref()).await?;
+    let image = Source::open(&location, &client).await?;
+    let manifest = nydus_manifest(&image, source.platform.as_deref()).await?;
     let layer = bootstrap_layer(&manifest).with_context(|| {
-        format!("{reference} is no nydus image: no layer has the annotation {}", nydus::ANNOTATION_BOOTSTRAP)
+        format!("{location} is no nydus image: no layer has the annotation {}", nydus::ANNOTATION_BOOTSTRAP)
     })?;
     let directory = tempfile::tempdir().context("making a temporary directory")?;
-    let bootstrap = directory.path().join("image.boot");
-    fetch_bootstrap(&client, &reference, layer, &bootstrap)
+    let bootstrap = directory.path().join(BOOTSTRAP_FILE);
+    fetch_bootstrap(&image, layer, &bootstrap)
         .await
-        .with_context(|| format!("{reference}: bootstrap layer {}", layer.digest()))?;
-    let blobs = match &source.blobs {
-        Some(directory) => Blobs::Directory(directory.clone()),
-        None => Blobs::Registry(Box::new((client, reference))),
+        .with_context(|| format!("{location}: bootstrap layer {}", layer.digest()))?;
+    let blobs = match (given, location) {
+        (Some(given), _) => given,
+        (None, Location::Registry(reference)) => Blobs::Registry(Box::new((client, reference))),
+        (None, Location::Oci(layout)) => Blobs::Directory(layout.path.join("blobs/sha256")),
+        // Blobs in archives have no files of their own.
+        (None, _) => Blobs::Unknown,
     };
     Ok(Located { bootstrap, blobs, manifest: Some(manifest), _directory: Some(directory) })
 }
 
-/// The manifest of the nydus image that `reference` leads to, by way of an index if it is one.
-async fn nydus_manifest(
-    client: &Client,
-    reference: &Reference,
-    platform: Option<&str>,
-) -> anyhow::Result<ImageManifest> {
-    let (descriptor, bytes) = client.manifest(reference).await?;
-    if !matches!(descriptor.media_type(), MediaType::ImageIndex | MediaType::Other(_))
-        || is_manifest(descriptor.media_type())
-    {
-        return serde_json::from_slice(&bytes).with_context(|| format!("{reference}: manifest"));
+/// The manifest of the nydus image that this leads to, by way of an index if it is one.
+async fn nydus_manifest(image: &Source, platform: Option<&str>) -> anyhow::Result<ImageManifest> {
+    let name = image.name();
+    let root = image.root().await?;
+    let media_type = root.descriptor.media_type();
+    if !matches!(media_type, MediaType::ImageIndex | MediaType::Other(_)) || is_manifest(media_type) {
+        return serde_json::from_slice(&root.content).with_context(|| format!("{name}: manifest"));
     }
-    let index: ImageIndex = serde_json::from_slice(&bytes).with_context(|| format!("{reference}: index"))?;
+    let index: ImageIndex =
+        serde_json::from_slice(&root.content).with_context(|| format!("{name}: index"))?;
     let wanted = platform.map_or_else(|| Ok((Os::default(), Arch::default())), parse_platform)?;
     let candidates = index.manifests().iter().filter(|entry| {
         entry.platform().as_ref().is_none_or(|p| (p.os(), p.architecture()) == (&wanted.0, &wanted.1))
     });
     for entry in candidates {
-        let entry_reference = reference.at_digest(entry.digest().clone());
-        let (_, bytes) = client.manifest(&entry_reference).await?;
-        let manifest: ImageManifest =
-            serde_json::from_slice(&bytes).with_context(|| format!("{entry_reference}: manifest"))?;
+        let document = image.manifest(entry).await?;
+        let manifest: ImageManifest = serde_json::from_slice(&document.content)
+            .with_context(|| format!("{name}: manifest {}", entry.digest()))?;
         if bootstrap_layer(&manifest).is_some() {
             return Ok(manifest);
         }
     }
-    bail!("{reference}: the index names no nydus image for {}/{}", wanted.0, wanted.1)
+    bail!("{name}: the index names no nydus image for {}/{}", wanted.0, wanted.1)
 }
 
 fn is_manifest(media_type: &MediaType) -> bool {
@@ -128,7 +140,7 @@ fn is_marked(layer: &Descriptor, annotation: &str) -> bool {
 }
 
 /// Copies the content of the entry that the archive is at.
-fn copy_content(archive: &mut impl Source, file: &mut impl Write) -> anyhow::Result<()> {
+fn copy_content(archive: &mut impl rafs::source::Source, file: &mut impl Write) -> anyhow::Result<()> {
     let mut buffer = vec![0; 256 << 10];
     loop {
         match archive.read(&mut buffer)? {
@@ -139,14 +151,9 @@ fn copy_content(archive: &mut impl Source, file: &mut impl Write) -> anyhow::Res
 }
 
 /// Fetches the bootstrap layer and unpacks `image/image.boot` to `target`.
-async fn fetch_bootstrap(
-    client: &Client,
-    reference: &Reference,
-    layer: &Descriptor,
-    target: &Path,
-) -> anyhow::Result<()> {
+async fn fetch_bootstrap(image: &Source, layer: &Descriptor, target: &Path) -> anyhow::Result<()> {
     let mut packed = tempfile::tempfile()?;
-    let mut reader = client.blob(reference.repository(), layer.digest())?;
+    let mut reader = image.blob(layer).await?;
     while let Some(bytes) = reader.next().await? {
         packed.write_all(&bytes)?;
     }

@@ -10,11 +10,38 @@ use integration::{demo, wait};
 use nix::sys::signal::{Signal, kill};
 
 use crate::fixture::{Fixture, nydus_layers, through};
-use crate::image_commands::image;
+use crate::image_commands::{expect_exit, image};
 
 const DEADLINE: Duration = Duration::from_secs(30);
 /// How soon an interrupted command must be gone, with room for a loaded machine.
 const END_LIMIT: Duration = Duration::from_secs(10);
+
+/// A check that is interrupted, or that the registry refuses to answer, says nothing of the image.
+pub(crate) fn check(fixture: &Fixture) -> Result<()> {
+    let dir = fixture.subdir("interrupted-check")?;
+    let files = [("first", 1 << 20), ("second", 1 << 20)];
+    let built = fixture
+        .build(&demo::random_files(fixture.peers(), &dir.join("context"), &files)?, "unanswered:v1")?;
+    let proxy = FaultProxy::start(fixture.registry()?.address())?;
+    let name = through(&built.name, proxy.address());
+    let blob = format!("/blobs/{}", nydus_layers(&built.manifest)?.0[1]);
+
+    proxy.set_rules(vec![Rule::always(&blob, Failure::Status(403))]);
+    let unknown = expect_exit(2, &mut image("check", &name)?)?;
+    ensure!(unknown.stderr.contains("cannot check") && unknown.stdout.is_empty(), "{unknown:?}");
+
+    let refused = proxy.failed_requests();
+    proxy.set_rules(vec![Rule::always(&blob, Failure::Stall)]);
+    let mut server = Server::spawn("image check", image("check", &name)?, dir.join("check.log"))?;
+    wait::until_true("it waits for the registry", DEADLINE, || proxy.failed_requests() > refused)?;
+    kill(server.pid()?, Signal::SIGINT)?;
+    let status = wait::until("it ended", END_LIMIT, || server.exited())?;
+    ensure!(status.code() == Some(130) && !server.log_text().contains("damaged"), "{}", server.log_text());
+
+    proxy.set_rules(Vec::new());
+    expect_exit(0, &mut image("check", &name)?)?;
+    Ok(())
+}
 
 /// Interrupts each way of unpacking while it waits for a registry that does not answer.
 pub(crate) fn unpack(fixture: &Fixture) -> Result<()> {

@@ -33,6 +33,16 @@ pub(crate) fn plain_image(fixture: &Fixture) -> Result<()> {
         let checked = expect_exit(0, image("check", &demo.name)?.args(["--source", &source]))?;
         ensure!(checked.stdout.contains("the same as the source"), "{source}: {}", checked.stdout);
     }
+    // The nydus image itself, in an OCI layout.
+    let layout = format!("oci:{}:demo", dir.join("layout").display());
+    integration::process::run(std::process::Command::new(integration::peers::system("skopeo")?).args([
+        "copy",
+        "--src-tls-verify=false",
+        &format!("docker://{}", demo.name),
+        &layout,
+    ]))?;
+    let source = format!("oci-archive:{}", oci.display());
+    expect_exit(0, image("check", &layout)?.args(["--source", &source]))?;
     // Another image is another image.
     let other =
         expect_exit(1, image("check", &demo.name)?.args(["--metadata-only", "--source", fixture.pause()?]))?;

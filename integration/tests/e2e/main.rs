@@ -45,6 +45,7 @@ const TESTS: &[(&str, Test)] = &[
     ("image_commands::unpack_gives_the_tree_back", image_commands::unpack),
     ("image_commands::mount_serves_the_tree_until_interrupted", image_commands::mount),
     ("image_interrupted::an_interrupted_unpack_leaves_nothing", image_interrupted::unpack),
+    ("image_interrupted::a_check_without_an_answer_finds_nothing", image_interrupted::check),
     ("image_diff::a_node_fetches_what_diff_says", image_diff::fetched),
     ("image_merge::merging_upstreams_layers_gives_upstreams_tree", image_merge::as_upstream),
     ("image_merge::what_cannot_be_merged_is_said", image_merge::limits),
