@@ -2,7 +2,8 @@
 //!
 //! A node keeps chunks by blob: two images share what they have in blobs of the same id. Content that the first image has in
 //! a blob that the second does not refer to is fetched again; how much that is, is told apart. What is fetched for a member
-//! of a batch is the whole batch.
+//! of a batch is the whole batch: once, where members are read in the order in which they are stored. A node
+//! that begins in the middle of a batch fetches it again for what is before.
 
 use std::collections::{BTreeMap, HashSet};
 
