@@ -1,10 +1,10 @@
 //! Everything a file system tree shows, as text: one line a path, so that two trees can be compared.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
 use std::fmt::Write as _;
 use std::fs::{self, File, Metadata};
-use std::io::Read as _;
+use std::io::{self, Read as _};
 use std::os::unix::ffi::OsStrExt;
 use std::os::unix::fs::{FileTypeExt, MetadataExt};
 use std::path::{Path, PathBuf};
@@ -12,6 +12,9 @@ use std::path::{Path, PathBuf};
 use anyhow::{Context, Result, bail};
 use nix::sys::stat::{major, minor};
 use sha2::{Digest, Sha256};
+
+/// Begins what a listing says last of a file with several names.
+const LINKS: &str = " one-of=";
 
 /// How many differing paths a failed comparison shows.
 const SHOWN_DIFFERENCES: usize = 20;
@@ -93,6 +96,50 @@ impl Listing {
         }
     }
 
+    /// Leaves fractions of seconds out of comparisons.
+    #[must_use]
+    pub fn in_whole_seconds(mut self) -> Self {
+        for entry in self.entries.values_mut() {
+            let seconds = entry.mtime.split('.').next().unwrap_or_default().len();
+            entry.mtime.truncate(seconds);
+        }
+        self
+    }
+
+    /// Leaves out of comparisons that names of what is no regular file may be names of one file.
+    #[must_use]
+    pub fn without_links_of_special_files(mut self) -> Self {
+        for entry in self.entries.values_mut().filter(|entry| !entry.kind.starts_with("file ")) {
+            if let Some(start) = entry.details.find(LINKS) {
+                entry.details.truncate(start);
+            }
+        }
+        self
+    }
+
+    /// Takes the times of directories from an earlier listing, unless `newer` names them.
+    pub fn keep_directory_times(&mut self, earlier: &Self, newer: &BTreeSet<PathBuf>) {
+        for (path, entry) in &mut self.entries {
+            let before = earlier.entries.get(path).filter(|_| entry.kind.starts_with("directory "));
+            if let Some(before) = before.filter(|_| !newer.contains(path)) {
+                entry.mtime.clone_from(&before.mtime);
+            }
+        }
+    }
+
+    /// Leaves the times of files out of comparisons that another listing says are of 1970-01-01T00:00:00Z.
+    #[must_use]
+    pub fn ignoring_times_of_zero_in(mut self, other: &Self) -> Self {
+        for (path, entry) in &other.entries {
+            if let Some(entry) =
+                self.entries.get_mut(path).filter(|_| matches!(&*entry.mtime, "0" | "0.000000000"))
+            {
+                entry.mtime.clear();
+            }
+        }
+        self
+    }
+
     /// Fails, showing what differs, unless both trees are the same.
     pub fn expect_same(&self, own_name: &str, other: &Self, other_name: &str) -> Result<()> {
         let differences = self.differences(other);
@@ -130,23 +177,36 @@ impl Listing {
 
 /// Lists the tree at `root`, which need not be a mount point; reads every file.
 pub fn list(root: &Path, options: ListOptions) -> Result<Listing> {
-    let mut walk = Walk { root, options, entries: BTreeMap::new(), links: BTreeMap::new() };
-    walk.visit(Path::new("."))?;
-    walk.finish()
+    Walk { root, options, is_overlay: false, entries: BTreeMap::new(), links: BTreeMap::new() }.run()
+}
+
+/// Lists a mount of overlayfs, as [`list`]. Where nothing below needs a whiteout, a directory there has an entry for it,
+/// and nothing by that name.
+pub fn list_overlay(root: &Path, options: ListOptions) -> Result<Listing> {
+    Walk { root, options, is_overlay: true, entries: BTreeMap::new(), links: BTreeMap::new() }.run()
 }
 
 struct Walk<'a> {
     root: &'a Path,
     options: ListOptions,
+    is_overlay: bool,
     entries: BTreeMap<PathBuf, Entry>,
     /// Paths of files with more than one name, by device and inode.
     links: BTreeMap<(u64, u64), Vec<PathBuf>>,
 }
 
 impl Walk<'_> {
+    fn run(mut self) -> Result<Listing> {
+        self.visit(Path::new("."))?;
+        self.finish()
+    }
+
     fn visit(&mut self, relative: &Path) -> Result<()> {
         let path = self.root.join(relative);
-        let metadata = fs::symlink_metadata(&path).with_context(|| format!("{}", path.display()))?;
+        let metadata = match fs::symlink_metadata(&path) {
+            Err(error) if self.is_overlay && error.kind() == io::ErrorKind::NotFound => return Ok(()),
+            metadata => metadata.with_context(|| format!("{}", path.display()))?,
+        };
         let entry = self.describe(&path, &metadata).with_context(|| format!("reading {}", path.display()))?;
         self.entries.insert(relative.to_owned(), entry);
         if metadata.is_dir() {
@@ -192,7 +252,7 @@ impl Walk<'_> {
             let Some(first) = group.first().filter(|_| group.len() > 1).cloned() else { continue };
             for path in &group {
                 if let Some(entry) = self.entries.get_mut(path) {
-                    write!(entry.details, " one-of={} first={}", group.len(), first.display())?;
+                    write!(entry.details, "{LINKS}{} first={}", group.len(), first.display())?;
                 }
             }
         }

@@ -68,17 +68,32 @@ fn names_out_of_order_are_found() {
     );
 }
 
-#[test]
-fn a_wrong_link_count_is_found() {
+/// Checks an image whose inode at `path` states this number of links.
+fn with_link_count(path: &[u8], links: u8) -> Report {
     let (layer, _) = sample(Format::default()).finish();
     let mut bytes = written(&layer, &WriteOptions::default());
     let bootstrap = Bootstrap::from_bytes(bytes.clone()).unwrap();
-    let nid = bootstrap.lookup_path(b"etc/linked").unwrap().unwrap();
+    let nid = bootstrap.lookup_path(path).unwrap().unwrap();
     let meta = u32::from_le_bytes(bytes[1024 + 40..1024 + 44].try_into().unwrap()) as usize * 4096;
-    bytes[meta + nid.0 as usize * 32 + 44] = 3;
-    let report = structure(&Bootstrap::from_bytes(bytes).unwrap());
+    bytes[meta + nid.0 as usize * 32 + 44] = links;
+    structure(&Bootstrap::from_bytes(bytes).unwrap())
+}
+
+#[test]
+fn a_wrong_link_count_is_found() {
+    let report = with_link_count(b"etc/linked", 3);
     let [finding] = &report.findings[..] else { panic!("{:?}", report.findings) };
     assert_eq!(finding.to_string(), "/hard link: its link count is 3; it has 2 names");
+    assert!(!with_link_count(b"symlink", 0).is_clean());
+}
+
+/// nydus-image leaves the names of such a file their common count when it makes files of their own of them.
+#[test]
+fn what_is_no_regular_file_may_state_more_links_than_it_has() {
+    for path in [&b"symlink"[..], b"null", b"disk", b"pipe", b"socket"] {
+        let report = with_link_count(path, 2);
+        assert!(report.is_clean(), "{:?}", report.findings);
+    }
 }
 
 #[test]

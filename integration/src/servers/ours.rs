@@ -8,8 +8,9 @@ use std::process::Command;
 use anyhow::{Result, anyhow};
 use nix::unistd::Pid;
 
-use super::{ProxySnapshotter, START_DEADLINE, accepts, accepts_unix, free_address};
+use super::{ProxySnapshotter, START_DEADLINE, accepts, accepts_unix, free_address, is_mountpoint};
 use crate::access_log::AccessLog;
+use crate::image_files::ImageFiles;
 use crate::leftovers;
 use crate::peers;
 use crate::process::{self, Server};
@@ -218,6 +219,47 @@ impl Drop for Snapshotter {
         }
         if std::thread::panicking() {
             eprintln!("--- end of the daemon's log ---\n{}", process::tail(&self.dir.join("daemon.log")));
+        }
+    }
+}
+
+/// `nydus-cluster image mount` of an image in files.
+#[derive(Debug)]
+pub struct ImageMount {
+    server: Server,
+    mountpoint: PathBuf,
+    cache: PathBuf,
+}
+
+impl ImageMount {
+    /// Mounts at `dir/mnt`, with the cache in `dir/cache`.
+    pub fn start(files: &ImageFiles, dir: &Path) -> Result<Self> {
+        let (mountpoint, cache) = (dir.join("mnt"), dir.join("cache"));
+        let mut command = role(dir, "")?;
+        fs::create_dir_all(&mountpoint)?;
+        command.args(["image", "mount"]).arg(&files.bootstrap).arg(&mountpoint);
+        command.arg("--blobs").arg(&files.blobs).arg("--cache").arg(&cache);
+        let mut server = Server::spawn("image mount", command, dir.join("mount.log"))?;
+        server.wait_ready(START_DEADLINE, || is_mountpoint(&mountpoint))?;
+        Ok(Self { server, mountpoint, cache })
+    }
+
+    /// Where the image's root is.
+    pub fn mountpoint(&self) -> &Path {
+        &self.mountpoint
+    }
+
+    /// The cache's file of a blob: once all of the image was read, its EROFS device.
+    pub fn cached(&self, blob: &str) -> PathBuf {
+        self.cache.join(format!("{blob}.blob.data"))
+    }
+}
+
+impl Drop for ImageMount {
+    fn drop(&mut self) {
+        // It unmounts on SIGTERM; what is left after a crash goes here.
+        if self.server.stop().is_err() || is_mountpoint(&self.mountpoint) {
+            let _ = process::run(Command::new("umount").arg("--lazy").arg(&self.mountpoint));
         }
     }
 }
