@@ -1,26 +1,30 @@
 //! Chunk information that a bootstrap lacks: of blobs with batches, or of all blobs where it has no chunk table. It is
-//! fetched from the blobs' tails before the mount; other images need none.
+//! in files beside the bootstrap, or fetched from the blobs' tails, before the mount; other images need none.
 
 use std::io;
 use std::ops::Range;
+use std::path::Path;
 use std::time::Duration;
 
 use futures::TryStreamExt;
 use rafs::blob::Blob;
-use rafs::blob::source::{BlobError, BlobSource, load_chunk_info};
+use rafs::blob::source::{BlobError, BlobSource, load_chunk_info, load_chunk_info_files};
 use rafs::bootstrap::Bootstrap;
 use tokio::runtime::Handle;
 
 use crate::control::BlobId;
 use crate::worker::{Backend, BackendError};
 
-/// Completes what `bootstrap` knows of its chunks. Blocks; each request may take `deadline`.
+/// Completes what `bootstrap`, which is at `path`, knows of its chunks. Blocks; each request may take `deadline`.
 pub(super) fn complete(
     bootstrap: &mut Bootstrap,
+    path: &Path,
     backend: &dyn Backend,
     runtime: &Handle,
     deadline: Duration,
 ) -> Result<(), BlobError> {
+    // What is there has been verified with the bootstrap, whose layer it is part of.
+    load_chunk_info_files(bootstrap, path.parent().unwrap_or(Path::new(".")))?;
     load_chunk_info(bootstrap, &Blocking { backend, runtime, deadline })
 }
 

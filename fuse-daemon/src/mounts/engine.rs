@@ -128,11 +128,17 @@ impl Engine {
         let broken =
             |source| MountError::Bootstrap { path: image.bootstrap.to_owned(), source: Box::new(source) };
         let mut bootstrap = Bootstrap::open(image.bootstrap).map_err(broken)?;
-        super::chunk_info::complete(&mut bootstrap, &*image.backend, &self.runtime, self.config.deadline)
-            .map_err(|source| MountError::ChunkInfo {
-                path: image.bootstrap.to_owned(),
-                source: Box::new(source),
-            })?;
+        super::chunk_info::complete(
+            &mut bootstrap,
+            image.bootstrap,
+            &*image.backend,
+            &self.runtime,
+            self.config.deadline,
+        )
+        .map_err(|source| MountError::ChunkInfo {
+            path: image.bootstrap.to_owned(),
+            source: Box::new(source),
+        })?;
         let bootstrap = Arc::new(bootstrap);
         let cached = self.cached_blobs(image.bootstrap, &bootstrap)?;
         let blobs = cached.iter().map(|lease| lease.blob().id()).collect();

@@ -194,6 +194,37 @@ impl<'a, S: BlobSource> ChunkReader<'a, S> {
     }
 }
 
+/// Gives the bootstrap the chunk information of blobs with batches from files in `folder`, `ID.blob.meta`, as far as there
+/// are any: they save reading it from the blobs. They have no digests, so the bootstrap needs a chunk table.
+///
+/// # Errors
+///
+/// When a file is there and cannot be read, or does not fit its blob.
+pub fn load_chunk_info_files(bootstrap: &mut Bootstrap, folder: &Path) -> Result<(), BlobError> {
+    if !bootstrap.has_chunk_table() {
+        return Ok(());
+    }
+    let mut left = MAX_CHUNK_INFO;
+    for (index, blob) in bootstrap.blobs().to_vec().iter().enumerate() {
+        if blob.meta.is_none() || blob.features & flags::blob::BATCH == 0 {
+            continue;
+        }
+        let io = |source| BlobError::Io { blob: name(blob), source };
+        let file = match File::open(folder.join(format!("{}.blob.meta", name(blob)))) {
+            Err(error) if error.kind() == io::ErrorKind::NotFound => continue,
+            file => file.map_err(io)?,
+        };
+        let size = file.metadata().map_err(io)?.len();
+        left = left.checked_sub(size).ok_or(BlobError::TooMuchChunkInfo { limit: MAX_CHUNK_INFO })?;
+        let mut bytes = vec![0; size as usize];
+        file.read_exact_at(&mut bytes, 0).map_err(io)?;
+        let meta = BlobMeta::from_file(blob, bytes)
+            .map_err(|source| BlobError::Meta { blob: name(blob), source })?;
+        bootstrap.set_chunk_info(BlobIndex(index as u8), meta)?;
+    }
+    Ok(())
+}
+
 /// Gives the bootstrap the chunk information that it lacks: of blobs with batches, and of all blobs where there is no
 /// chunk table.
 ///
@@ -205,7 +236,8 @@ pub fn load_chunk_info(bootstrap: &mut Bootstrap, source: &impl BlobSource) -> R
     let mut left = MAX_CHUNK_INFO;
     for (index, blob) in bootstrap.blobs().to_vec().iter().enumerate() {
         let Some(location) = &blob.meta else { continue };
-        if !all && blob.features & flags::blob::BATCH == 0 {
+        let known = bootstrap.has_chunk_info(BlobIndex(index as u8));
+        if known || (!all && blob.features & flags::blob::BATCH == 0) {
             continue;
         }
         // A digest has twice the size of the smallest entry.

@@ -159,6 +159,11 @@ impl Bootstrap {
         }
     }
 
+    /// Whether [`set_chunk_info`](Self::set_chunk_info) gave the chunk information of a blob.
+    pub fn has_chunk_info(&self, blob: BlobIndex) -> bool {
+        self.metas.get(usize::from(blob.0)).is_some_and(Option::is_some)
+    }
+
     /// Gives the chunk information of a blob that the bootstrap lacks, or has in part only: all of it for bootstraps
     /// without a chunk table, what a batch holds for blobs with batches.
     ///
