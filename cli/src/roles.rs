@@ -30,6 +30,7 @@ pub(crate) async fn snapshotter(
     file: Option<PathBuf>,
 ) -> anyhow::Result<ExitCode> {
     let mut settings = config.snapshotter;
+    settings.registry = config.registry;
     if let Some(root) = flags.root {
         settings.root = root;
     }

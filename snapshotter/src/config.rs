@@ -6,7 +6,7 @@ use std::time::Duration;
 use serde::{Deserialize, Serialize};
 
 /// Configuration of the snapshotter.
-#[derive(Clone, Debug, Deserialize, Eq, PartialEq, Serialize)]
+#[derive(Clone, Debug, Deserialize, PartialEq, Serialize)]
 #[serde(deny_unknown_fields, default)]
 pub struct SnapshotterConfig {
     /// Directory of the snapshots, mount points and state. Has to be on a file system that overlayfs accepts as upper
@@ -23,6 +23,13 @@ pub struct SnapshotterConfig {
     /// containerd's own socket, asked which image a bootstrap belongs to where no label says it: CRI and BuildKit do, `ctr`
     /// with the transfer service and Docker do not. Default `/run/containerd/containerd.sock`.
     pub containerd: PathBuf,
+    /// Run the nydus image that stands beside a plain one in an index, where CRI pulls the plain one. The layers of that are
+    /// not on the node then, so another plain image that is built on the same lowest layers and has no nydus image beside
+    /// it cannot be pulled as long as the first is there. Needs `containerd`. Default false.
+    pub nydus_beside_plain: bool,
+    /// How registries are reached: of a section of its own in the configuration file, which all roles share.
+    #[serde(skip)]
+    pub registry: registry::client::ClientConfig,
     /// Further options of every overlay mount, as of containerd's overlayfs snapshotter. Default none.
     pub overlay_options: Vec<String>,
     /// The daemon that serves the images.
@@ -37,6 +44,8 @@ impl Default for SnapshotterConfig {
             mount_timeout_seconds: 60,
             restore_concurrency: 4,
             containerd: PathBuf::from("/run/containerd/containerd.sock"),
+            nydus_beside_plain: false,
+            registry: registry::client::ClientConfig::default(),
             overlay_options: Vec::new(),
             daemon: DaemonConfig::default(),
         }

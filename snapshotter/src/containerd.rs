@@ -1,4 +1,4 @@
-//! Asking containerd which image a bootstrap belongs to.
+//! Asking containerd which image a bootstrap belongs to, and which indexes a manifest is in.
 //!
 //! CRI and BuildKit say it in a label. Other clients (`ctr` with the transfer service, Docker) do not, but containerd
 //! knows: when an image is unpacked, its config is labelled with the uppermost snapshot's chain id; the manifest is
@@ -10,7 +10,9 @@ use std::time::Duration;
 
 use containerd_client::services::v1::content_client::ContentClient;
 use containerd_client::services::v1::images_client::ImagesClient;
-use containerd_client::services::v1::{InfoRequest, ListContentRequest, ListImagesRequest};
+use containerd_client::services::v1::{
+    InfoRequest, ListContentRequest, ListImagesRequest, ReadContentRequest,
+};
 use tonic::metadata::MetadataValue;
 use tonic::transport::Channel;
 use tonic::{Code, Request, Status};
@@ -23,6 +25,10 @@ const UNPACKED_TO: &str = "containerd.io/gc.ref.snapshot.";
 const CONFIG: &str = "containerd.io/gc.ref.content.config";
 /// Beginning of labels of an index: its manifests.
 const MANIFESTS: &str = "containerd.io/gc.ref.content.m.";
+/// Manifests of an index are looked for up to this number: more platforms than any image has.
+const MANIFESTS_LIMIT: usize = 32;
+/// An index is no larger than this.
+const INDEX_LIMIT_BYTES: i64 = 4 << 20;
 /// Header that names the namespace.
 pub(crate) const NAMESPACE: &str = "containerd-namespace";
 
@@ -80,6 +86,20 @@ pub(crate) async fn image_unpacked_to(
     }
 }
 
+/// The indexes in containerd's content store that name `manifest`.
+pub(crate) async fn indexes_of(
+    socket: &Path,
+    caller: &Caller,
+    manifest: &str,
+) -> Result<Vec<Vec<u8>>, LookupError> {
+    let looking = async {
+        let channel = containerd_client::connect(socket).await;
+        let channel = channel.map_err(|error| LookupError::Connect(socket.to_owned(), error))?;
+        Query { channel, namespace: &caller.namespace }.indexes(manifest).await
+    };
+    tokio::time::timeout(DEADLINE, looking).await.unwrap_or(Err(LookupError::Deadline))
+}
+
 async fn look_up(
     socket: &Path,
     caller: &Caller,
@@ -116,6 +136,28 @@ impl Query<'_> {
             digests.extend(message.info.into_iter().map(|info| info.digest));
         }
         Ok(digests)
+    }
+
+    /// The indexes that name a manifest.
+    async fn indexes(&self, manifest: &str) -> Result<Vec<Vec<u8>>, LookupError> {
+        let label = |number| format!("labels.{:?}=={manifest:?}", format!("{MANIFESTS}{number}"));
+        let request =
+            self.request(ListContentRequest { filters: (0..MANIFESTS_LIMIT).map(label).collect() })?;
+        let mut found = ContentClient::new(self.channel.clone()).list(request).await?.into_inner();
+        let mut indexes = Vec::new();
+        while let Some(message) = found.message().await? {
+            for info in message.info.into_iter().filter(|info| info.size <= INDEX_LIMIT_BYTES) {
+                let request = ReadContentRequest { digest: info.digest, offset: 0, size: 0 };
+                let mut parts =
+                    ContentClient::new(self.channel.clone()).read(self.request(request)?).await?.into_inner();
+                let mut content = Vec::new();
+                while let Some(part) = parts.message().await? {
+                    content.extend_from_slice(&part.data);
+                }
+                indexes.push(content);
+            }
+        }
+        Ok(indexes)
     }
 
     /// The first image, by name, that is one of the manifests or an index of one of them.

@@ -4,6 +4,7 @@
 //! alone. The bootstrap's snapshot holds the file from which the daemon serves the whole image, once for all containers
 //! on it.
 
+mod beside;
 mod images;
 mod layer;
 mod mountinfo;
@@ -11,6 +12,7 @@ mod mountinfo;
 #[cfg(test)]
 mod tests;
 
+pub(crate) use beside::{BesidePlain, Fetched};
 pub(crate) use images::{Image, Images};
 pub(crate) use layer::{
     Beneath, FOUND_REFERENCE, IMAGE_REFERENCES, Layer, blob_among, blob_of, bootstrap_in, reference_of,

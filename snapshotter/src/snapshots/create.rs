@@ -2,13 +2,15 @@
 
 use std::sync::Arc;
 
-use registry::nydus::LABEL_SNAPSHOT_REF;
+use registry::nydus::{
+    ANNOTATION_BLOB, ANNOTATION_BOOTSTRAP, LABEL_CRI_IMAGE_LAYERS, LABEL_SNAPSHOT_REF, TRUE,
+};
 use tracing::{info, warn};
 
 use super::{Snapshotter, beneath_of, check_labels};
 use crate::containerd::Caller;
 use crate::error::Error;
-use crate::nydus::{Beneath, Layer};
+use crate::nydus::{Beneath, Fetched, Layer};
 use crate::overlay::{Mount, RootAttributes};
 use crate::state::{Creation, Kind, Labels, Record};
 use crate::tasks::blocking;
@@ -29,8 +31,81 @@ impl Snapshotter {
                 self.adopt(&target, parent, labels).await?;
                 Err(Error::LayerInPlace { target })
             }
+            Some(target) if Layer::of(&labels) == Layer::Plain && self.beside_plain.is_some() => {
+                self.prepare_plain(caller, &target, key, parent, labels).await
+            }
             _ => self.create(caller, Kind::Active, key, parent, labels).await,
         }
+    }
+
+    /// Makes a snapshot for a plain layer to be unpacked, unless a nydus image that stands beside its image has all that it
+    /// holds.
+    async fn prepare_plain(
+        &self,
+        caller: &Caller,
+        target: &str,
+        key: String,
+        parent: Option<String>,
+        mut labels: Labels,
+    ) -> Result<Vec<Mount>, Error> {
+        check_labels(&labels)?;
+        let found = match &self.beside_plain {
+            Some(beside) => beside.find(caller, &labels).await,
+            None => None,
+        };
+        let Some(fetched) = found else {
+            // Without a nydus image above, nothing could show what layers hold that are names alone.
+            if let Some(below) = parent.clone() {
+                let below = self.stat(below).await?;
+                if Layer::of(&below.labels) == Layer::Blob {
+                    return Err(Error::NoBootstrap { key });
+                }
+            }
+            return self.create(caller, Kind::Active, key, parent, labels).await;
+        };
+        // The list of this layer and those above; the uppermost one's has but itself.
+        let uppermost = labels.get(LABEL_CRI_IMAGE_LAYERS).is_some_and(|layers| !layers.contains(','));
+        let kind = if uppermost { ANNOTATION_BOOTSTRAP } else { ANNOTATION_BLOB };
+        labels.insert(kind.to_owned(), TRUE.to_owned());
+        if uppermost {
+            self.adopt_bootstrap(target, parent, labels, fetched).await?;
+        } else {
+            self.adopt(target, parent, labels).await?;
+        }
+        Err(Error::LayerInPlace { target: target.to_owned() })
+    }
+
+    /// Records a layer as committed that has a nydus image's bootstrap in it.
+    async fn adopt_bootstrap(
+        &self,
+        target: &str,
+        parent: Option<String>,
+        labels: Labels,
+        fetched: Arc<Fetched>,
+    ) -> Result<(), Error> {
+        let name = target.to_owned();
+        if let Some(record) = self.on_state(move |state| state.find(&name)).await? {
+            let ours = record.kind == Kind::Committed && record.parent == parent;
+            return if ours { Ok(()) } else { Err(Error::AlreadyExists { key: target.to_owned() }) };
+        }
+        let id = self.new_id();
+        let key = format!("{target} of snapshot {id}");
+        let creation = Creation { id, kind: Kind::Active, key: key.clone(), parent, labels: labels.clone() };
+        self.create_on_disk(creation, RootAttributes::default()).await?;
+        let upper = self.directories.upper(id);
+        let placed = blocking(move || {
+            fetched.place(&upper).map_err(Error::io("write a bootstrap below", upper.clone()))
+        });
+        let committed = match placed.await {
+            Ok(()) => self.commit(target.to_owned(), key.clone(), labels).await,
+            Err(error) => Err(error),
+        };
+        if committed.is_err() {
+            self.remove(key).await?;
+        } else {
+            info!(layer = target, "bootstrap is in the place of a plain layer");
+        }
+        committed
     }
 
     /// Makes a read-only look at a snapshot.

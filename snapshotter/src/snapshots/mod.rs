@@ -20,7 +20,7 @@ use crate::containerd::{self, Caller};
 use crate::daemon::{Daemon, describe};
 use crate::error::Error;
 use crate::filter::Filters;
-use crate::nydus::{self, Beneath, Image, Images, Layer};
+use crate::nydus::{self, Beneath, BesidePlain, Image, Images, Layer};
 use crate::overlay::{self, Directories, Mount};
 use crate::state::{Kind, LabelUpdate, Labels, Record, SnapshotId, State, Usage};
 use crate::tasks::blocking;
@@ -39,6 +39,8 @@ pub(crate) struct Snapshotter {
     daemon: Arc<Daemon>,
     images: Arc<Images>,
     containerd: PathBuf,
+    /// Where nydus images beside plain ones are run.
+    beside_plain: Option<BesidePlain>,
     restore_concurrency: usize,
     next_id: AtomicU64,
     pending: Pending,
@@ -55,7 +57,9 @@ impl Snapshotter {
         let above = directories.list()?.last().map_or(0, |last| last.0.saturating_add(1));
         let next_id = AtomicU64::new(state.next_id()?.0.max(above));
         let images = Images::new(Arc::clone(&state), Arc::clone(&daemon), config.mount_timeout());
+        let beside_plain = config.nydus_beside_plain.then(|| beside_plain(config)).transpose()?;
         Ok(Self {
+            beside_plain,
             images: Arc::new(images),
             overlay_options: overlay::overlay_options(&config.overlay_options),
             restore_concurrency: config.restore_concurrency.max(1),
@@ -251,6 +255,13 @@ impl Snapshotter {
         let state = Arc::clone(&self.state);
         blocking(move || work(&state)).await
     }
+}
+
+fn beside_plain(config: &SnapshotterConfig) -> Result<BesidePlain, Error> {
+    let client = registry::client::Client::new(config.registry.clone())
+        .map_err(|error| Error::Internal(format!("registry settings: {error}")))?;
+    BesidePlain::new(client, config.containerd.clone(), &config.root)
+        .map_err(Error::io("make a folder below", config.root.clone()))
 }
 
 /// What lies beneath a snapshot with these labels. A bootstrap layer is unpacked by itself: what its parents hold is
