@@ -6,6 +6,9 @@ use std::process::ExitCode;
 use clap::{CommandFactory as _, Parser, Subcommand};
 use clap_complete::Shell;
 
+use registry::location::Location;
+use registry::platform::PlatformName;
+
 use crate::logging;
 
 /// Build, distribute and lazily launch Kubernetes cluster images.
@@ -41,7 +44,7 @@ pub(crate) enum Command {
     /// The embedded OCI registry
     #[command(subcommand)]
     Registry(Registry),
-    /// Work on images: look at them, check, compare, merge, mount, unpack
+    /// Work on images: convert them, look at them, check, compare, merge, mount, unpack
     #[command(subcommand)]
     Image(Image),
     /// Print the version
@@ -124,9 +127,92 @@ pub(crate) struct Source {
     pub(crate) platform: Option<String>,
 }
 
+/// How `image convert` works.
+#[derive(Debug, clap::Args)]
+pub(crate) struct Convert {
+    /// The image to convert: [docker://]REF, oci:DIR[:IMAGE], oci-archive:FILE[:IMAGE], docker-archive:FILE[:IMAGE] or
+    /// directory:DIR
+    pub(crate) source: Location,
+    /// Where the nydus image goes: [docker://]REF, oci:DIR[:IMAGE], oci-archive:FILE[:IMAGE], or files:DIR for
+    /// image.boot and blobs/ alone
+    pub(crate) destination: Location,
+    /// Convert these images of an index [default: all]
+    #[arg(long, value_name = "OS/ARCH[/VARIANT]", value_delimiter = ',')]
+    pub(crate) platform: Vec<PlatformName>,
+    /// Keep the plain image beside the nydus image, in one index, so that clients without nydus run it too
+    #[arg(long)]
+    pub(crate) also_oci: bool,
+    /// How chunks are compressed
+    #[arg(long, value_enum, default_value = "zstd")]
+    pub(crate) compressor: Compressor,
+    /// zstd's level [default: 3]
+    #[arg(long = "level", value_name = "LEVEL", allow_negative_numbers = true)]
+    pub(crate) zstd_level: Option<i32>,
+    /// What chunk digests are made with
+    #[arg(long, value_enum, default_value = "blake3")]
+    pub(crate) digester: Digester,
+    /// Size of a chunk: a power of two from 4K to 16M
+    #[arg(long, value_name = "BYTES", default_value = "1M", value_parser = size)]
+    pub(crate) chunk_size: u32,
+    /// Compress files smaller than half of this together in batches of this size
+    #[arg(long, value_name = "BYTES", value_parser = size)]
+    pub(crate) batch_size: Option<u32>,
+    /// A file that nodes are to fetch first, or a directory with all in it; may be given several times
+    #[arg(long, value_name = "PATH")]
+    pub(crate) prefetch: Vec<PathBuf>,
+    /// A file with such paths, one a line (`-`: standard input)
+    #[arg(long, value_name = "FILE")]
+    pub(crate) prefetch_list: Option<PathBuf>,
+    /// Do not store what this nydus image has: [docker://]REF, oci:DIR[:IMAGE], files:DIR, or a bootstrap beside its blobs/
+    #[arg(long, value_name = "IMAGE")]
+    pub(crate) chunk_dict: Option<String>,
+    /// Put the blobs' chunk information into the bootstrap layer, which saves a node a request for each
+    #[arg(long)]
+    pub(crate) inline_chunk_info: bool,
+}
+
+/// Chunk compressors.
+#[derive(Clone, Copy, Debug, clap::ValueEnum)]
+pub(crate) enum Compressor {
+    /// Zstandard.
+    Zstd,
+    /// LZ4.
+    Lz4,
+    /// Stored as they are.
+    None,
+}
+
+/// Digests of chunks.
+#[derive(Clone, Copy, Debug, clap::ValueEnum)]
+pub(crate) enum Digester {
+    /// BLAKE3.
+    Blake3,
+    /// SHA-256.
+    Sha256,
+}
+
+/// A size in bytes: a number, hexadecimal with 0x before it, or with K or M (powers of 1024) behind it.
+fn size(text: &str) -> Result<u32, String> {
+    let wrong = || format!("{text:?} is no size: expected bytes, such as 1048576, 0x100000, 1024K or 1M");
+    let lower = text.to_ascii_lowercase();
+    if let Some(hex) = lower.strip_prefix("0x") {
+        return u32::from_str_radix(hex, 16).map_err(|_| wrong());
+    }
+    let (digits, factor) = [("kib", 1 << 10), ("mib", 1 << 20), ("k", 1 << 10), ("m", 1 << 20)]
+        .into_iter()
+        .find_map(|(unit, factor)| Some((lower.strip_suffix(unit)?, factor)))
+        .unwrap_or((&lower, 1));
+    digits.parse().ok().and_then(|number: u32| number.checked_mul(factor)).ok_or_else(wrong)
+}
+
 /// Work on one image
 #[derive(Debug, Subcommand)]
 pub(crate) enum Image {
+    /// Convert an image of layers, or a directory, to a nydus image
+    ///
+    /// From and to a registry, an OCI image layout or files of this machine. All platforms of an index are converted
+    /// unless --platform says which. Nothing is under the destination's name before all is there.
+    Convert(Box<Convert>),
     /// Show what an image is made of
     Inspect {
         #[command(flatten)]
@@ -220,4 +306,32 @@ pub(crate) fn man_pages(directory: &Path) -> anyhow::Result<ExitCode> {
     std::fs::create_dir_all(directory)?;
     clap_mangen::generate_to(Arguments::command(), directory)?;
     Ok(ExitCode::SUCCESS)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_command_line_is_consistent() {
+        Arguments::command().debug_assert();
+    }
+
+    #[test]
+    fn a_compression_level_is_none_of_the_log() {
+        let words = ["nydus-cluster", "--log-level", "warn", "image", "convert", "a", "b", "--level", "-1"];
+        let arguments = Arguments::try_parse_from(words).unwrap();
+        let Command::Image(Image::Convert(convert)) = arguments.command else { panic!("another command") };
+        assert_eq!(convert.zstd_level, Some(-1));
+    }
+
+    #[test]
+    fn sizes_have_units_or_not() {
+        for text in ["1048576", "0x100000", "1024K", "1M", "1MiB"] {
+            assert_eq!(size(text), Ok(1 << 20), "{text}");
+        }
+        for text in ["", "1G", "M", "-1", "5000M", "0x"] {
+            assert!(size(text).is_err(), "{text}");
+        }
+    }
 }

@@ -14,8 +14,8 @@ use crate::convert::Converter;
 /// and every one costs some 5 MB of buffers.
 const DEFAULT_THREADS_LIMIT: usize = 4;
 
-/// The number of threads meant by a setting.
-fn threads(setting: usize) -> usize {
+/// The number of worker threads that a setting means: 0 is one a core, up to four.
+pub fn threads(setting: usize) -> usize {
     match setting {
         0 => std::thread::available_parallelism().map_or(1, |cores| cores.get().min(DEFAULT_THREADS_LIMIT)),
         threads => threads,

@@ -14,6 +14,8 @@
 //!                        convert: layer ──rafs──> blob ──> registry
 //!                        image:   layers ──merge──> bootstrap, config, manifest ──> registry
 //! ```
+//!
+//! [`conversion`] does the same with an image that is somewhere already.
 
 #![forbid(unsafe_code)]
 
@@ -21,12 +23,13 @@ mod attrs;
 mod config;
 mod content;
 mod control;
+pub mod conversion;
 pub mod convert;
 mod error;
 mod exporter;
 mod grpc;
 pub mod image;
-mod progress;
+pub mod progress;
 mod proxy;
 mod session;
 mod target;
@@ -37,6 +40,7 @@ use std::path::PathBuf;
 use std::sync::Arc;
 
 pub use config::{ExporterConfig, ParseSocketAddressError, SocketAddress};
+pub use exporter::threads;
 use tokio_util::sync::CancellationToken;
 
 /// Why the exporter does not run.

@@ -1,4 +1,4 @@
-//! Progress of our part of a build, kept until Status streams fetch it.
+//! Progress of our part of a build, or of a conversion, kept until whoever shows it fetches it.
 //!
 //! Work reports to a [`Task`]; whoever shows it asks for all [`Update`]s since the last time, so that a slow reader costs
 //! no memory and a fast worker no time.
@@ -11,7 +11,7 @@ use tokio::sync::watch;
 
 /// What belongs to one build.
 #[derive(Debug)]
-pub(crate) struct Progress {
+pub struct Progress {
     tasks: Mutex<Tasks>,
     changed: watch::Sender<u64>,
 }
@@ -24,28 +24,30 @@ struct Tasks {
 
 /// The state of one task.
 #[derive(Clone, Debug, Eq, PartialEq)]
-pub(crate) struct Update {
+pub struct Update {
+    /// Which task of all: they count from 0.
+    pub task: usize,
     /// The output that it is a part of.
-    pub(crate) output: usize,
+    pub output: usize,
     /// Whether it is a step of its own: BuildKit's export step is over by then.
-    pub(crate) step: bool,
+    pub step: bool,
     /// What is done, to be shown.
-    pub(crate) name: String,
+    pub name: String,
     /// Bytes done.
-    pub(crate) current: u64,
+    pub current: u64,
     /// Bytes in all; 0 where that is unknown or no matter of bytes.
-    pub(crate) total: u64,
+    pub total: u64,
     /// When it began.
-    pub(crate) started: SystemTime,
+    pub started: SystemTime,
     /// When it ended.
-    pub(crate) completed: Option<SystemTime>,
+    pub completed: Option<SystemTime>,
     /// Why it failed.
-    pub(crate) error: Option<String>,
+    pub error: Option<String>,
 }
 
 impl Progress {
     /// Nothing yet.
-    pub(crate) fn new() -> Arc<Self> {
+    pub fn new() -> Arc<Self> {
         Arc::new(Self { tasks: Mutex::default(), changed: watch::Sender::new(0) })
     }
 
@@ -54,29 +56,34 @@ impl Progress {
     }
 
     /// Begins a part of the export step of `output`.
-    pub(crate) fn task(self: &Arc<Self>, output: usize, name: impl Into<String>, total: u64) -> Task {
+    pub fn task(self: &Arc<Self>, output: usize, name: impl Into<String>, total: u64) -> Task {
         self.begin(output, false, name.into(), total)
     }
 
     /// Begins a step of its own.
-    pub(crate) fn step(self: &Arc<Self>, output: usize, name: impl Into<String>) -> Task {
+    pub fn step(self: &Arc<Self>, output: usize, name: impl Into<String>) -> Task {
         self.begin(output, true, name.into(), 0)
     }
 
     fn begin(self: &Arc<Self>, output: usize, step: bool, name: String, total: u64) -> Task {
         let started = SystemTime::now();
-        let update = Update { output, step, name, current: 0, total, started, completed: None, error: None };
-        let id = self.lock().tasks.len();
-        self.change(id, |_| update.clone(), Some(&update));
+        let mut tasks = self.lock();
+        let id = tasks.tasks.len();
+        let update =
+            Update { task: id, output, step, name, current: 0, total, started, completed: None, error: None };
+        tasks.version += 1;
+        let version = tasks.version;
+        tasks.tasks.insert(id, (version, update));
+        drop(tasks);
+        self.changed.send_replace(version);
         Task { progress: Arc::clone(self), id }
     }
 
-    fn change(&self, id: usize, change: impl FnOnce(&Update) -> Update, initial: Option<&Update>) {
+    fn change(&self, id: usize, change: impl FnOnce(&Update) -> Update) {
         let mut tasks = self.lock();
         tasks.version += 1;
         let version = tasks.version;
-        let old = tasks.tasks.get(&id).map(|(_, update)| update).or(initial);
-        if let Some(new) = old.map(change) {
+        if let Some(new) = tasks.tasks.get(&id).map(|(_, update)| change(update)) {
             tasks.tasks.insert(id, (version, new));
         }
         drop(tasks);
@@ -84,12 +91,12 @@ impl Progress {
     }
 
     /// Tells of changes: its value is the version to give to [`Progress::since`].
-    pub(crate) fn watch(&self) -> watch::Receiver<u64> {
+    pub fn watch(&self) -> watch::Receiver<u64> {
         self.changed.subscribe()
     }
 
     /// All that changed after `version`, and the version that this is.
-    pub(crate) fn since(&self, version: u64) -> (Vec<Update>, u64) {
+    pub fn since(&self, version: u64) -> (Vec<Update>, u64) {
         let tasks = self.lock();
         let changed = tasks.tasks.values().filter(|(changed, _)| *changed > version);
         (changed.map(|(_, update)| update.clone()).collect(), tasks.version)
@@ -98,33 +105,29 @@ impl Progress {
 
 /// A piece of work that reports. Dropped without [`Task::finish`] or [`Task::fail`] it stays open, as cancelled work does.
 #[derive(Debug)]
-pub(crate) struct Task {
+pub struct Task {
     progress: Arc<Progress>,
     id: usize,
 }
 
 impl Task {
     /// So many more bytes are done.
-    pub(crate) fn advance(&self, bytes: u64) {
-        self.progress.change(self.id, |old| Update { current: old.current + bytes, ..old.clone() }, None);
+    pub fn advance(&self, bytes: u64) {
+        self.progress.change(self.id, |old| Update { current: old.current + bytes, ..old.clone() });
     }
 
     /// All is done.
-    pub(crate) fn finish(self) {
+    pub fn finish(self) {
         let now = Some(SystemTime::now());
         let current = |old: &Update| if old.total > 0 { old.total } else { old.current };
-        self.progress.change(
-            self.id,
-            |old| Update { current: current(old), completed: now, ..old.clone() },
-            None,
-        );
+        self.progress.change(self.id, |old| Update { current: current(old), completed: now, ..old.clone() });
     }
 
     /// It failed for this reason.
-    pub(crate) fn fail(self, error: &str) {
+    pub fn fail(self, error: &str) {
         let now = Some(SystemTime::now());
         let error = Some(error.to_owned());
-        self.progress.change(self.id, |old| Update { error, completed: now, ..old.clone() }, None);
+        self.progress.change(self.id, |old| Update { error, completed: now, ..old.clone() });
     }
 }
 

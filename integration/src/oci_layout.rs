@@ -1,4 +1,4 @@
-//! A one-layer OCI image made from a tar, pushed by skopeo: for images that need no build.
+//! OCI images made from tars, in a layout on disk and pushed by skopeo: for images that need no build.
 
 use std::fs;
 use std::net::SocketAddr;
@@ -20,47 +20,66 @@ pub fn push(
     command: &[&str],
     dir: &Path,
 ) -> Result<String> {
-    let blobs = dir.join("blobs/sha256");
-    fs::create_dir_all(&blobs)?;
-    let bytes = fs::read(layer).with_context(|| format!("reading {}", layer.display()))?;
-    let (layer_digest, layer_size) = put(&blobs, &bytes)?;
-    let config = json!({
-        "architecture": architecture(), "os": "linux", "config": {"Cmd": command},
-        "rootfs": {"type": "layers", "diff_ids": [layer_digest]},
-    });
-    let (config_digest, config_size) = put_json(&blobs, &config)?;
-    let manifest = json!({
-        "schemaVersion": 2, "mediaType": "application/vnd.oci.image.manifest.v1+json",
-        "config": {
-            "mediaType": "application/vnd.oci.image.config.v1+json",
-            "digest": config_digest, "size": config_size,
-        },
-        "layers": [{
-            "mediaType": "application/vnd.oci.image.layer.v1.tar", "digest": layer_digest, "size": layer_size,
-        }],
-    });
-    let (manifest_digest, manifest_size) = put_json(&blobs, &manifest)?;
-    let index = json!({
-        "schemaVersion": 2,
-        "manifests": [{
-            "mediaType": "application/vnd.oci.image.manifest.v1+json",
-            "digest": manifest_digest, "size": manifest_size,
-        }],
-    });
-    fs::write(dir.join("index.json"), index.to_string())?;
-    fs::write(dir.join("oci-layout"), json!({"imageLayoutVersion": "1.0.0"}).to_string())?;
+    write(dir, &[layer], command, &[architecture()])?;
     let name = format!("{registry}/{repository}");
-    process::run(
-        Command::new(peers::system("skopeo")?)
-            .args(["--insecure-policy", "copy", "--dest-tls-verify=false"])
-            .arg(format!("oci:{}", dir.display()))
-            .arg(format!("docker://{name}")),
-    )?;
+    copy(&format!("oci:{}", dir.display()), &format!("docker://{name}"))?;
     Ok(name)
 }
 
+/// Has skopeo copy an image with everything in it.
+pub fn copy(from: &str, to: &str) -> Result<()> {
+    process::run(
+        Command::new(peers::system("skopeo")?)
+            .args(["--insecure-policy", "copy", "--all"])
+            .args(["--src-tls-verify=false", "--dest-tls-verify=false"])
+            .args([from, to]),
+    )?;
+    Ok(())
+}
+
+/// Writes a layout to `dir` with one image of the plain tars `layers` and the command `command`: for a single architecture
+/// as a manifest, for several as an index.
+pub fn write(dir: &Path, layers: &[&Path], command: &[&str], architectures: &[&str]) -> Result<()> {
+    let blobs = dir.join("blobs/sha256");
+    fs::create_dir_all(&blobs)?;
+    let mut descriptors = Vec::new();
+    let mut diff_ids = Vec::new();
+    for layer in layers {
+        let bytes = fs::read(layer).with_context(|| format!("reading {}", layer.display()))?;
+        let (digest, size) = put(&blobs, &bytes)?;
+        descriptors.push(json!({
+            "mediaType": "application/vnd.oci.image.layer.v1.tar", "digest": digest, "size": size,
+        }));
+        diff_ids.push(digest);
+    }
+    let mut manifests = Vec::new();
+    for architecture in architectures {
+        let config = json!({
+            "architecture": architecture, "os": "linux", "config": {"Cmd": command},
+            "rootfs": {"type": "layers", "diff_ids": diff_ids},
+        });
+        let config = put_json(&blobs, "application/vnd.oci.image.config.v1+json", &config)?;
+        let manifest = json!({
+            "schemaVersion": 2, "mediaType": "application/vnd.oci.image.manifest.v1+json",
+            "config": config, "layers": descriptors,
+        });
+        let mut manifest = put_json(&blobs, "application/vnd.oci.image.manifest.v1+json", &manifest)?;
+        manifest["platform"] = json!({"os": "linux", "architecture": architecture});
+        manifests.push(manifest);
+    }
+    if manifests.len() > 1 {
+        let media_type = "application/vnd.oci.image.index.v1+json";
+        let index = json!({"schemaVersion": 2, "mediaType": media_type, "manifests": manifests});
+        manifests = vec![put_json(&blobs, media_type, &index)?];
+    }
+    let index = json!({"schemaVersion": 2, "manifests": manifests});
+    fs::write(dir.join("index.json"), index.to_string())?;
+    fs::write(dir.join("oci-layout"), json!({"imageLayoutVersion": "1.0.0"}).to_string())?;
+    Ok(())
+}
+
 /// This machine's architecture as OCI calls it.
-fn architecture() -> &'static str {
+pub fn architecture() -> &'static str {
     match std::env::consts::ARCH {
         "x86_64" => "amd64",
         "aarch64" => "arm64",
@@ -68,8 +87,10 @@ fn architecture() -> &'static str {
     }
 }
 
-fn put_json(blobs: &Path, value: &Value) -> Result<(String, usize)> {
-    put(blobs, value.to_string().as_bytes())
+/// Stores a document; returns its descriptor.
+fn put_json(blobs: &Path, media_type: &str, value: &Value) -> Result<Value> {
+    let (digest, size) = put(blobs, value.to_string().as_bytes())?;
+    Ok(json!({"mediaType": media_type, "digest": digest, "size": size}))
 }
 
 fn put(blobs: &Path, bytes: &[u8]) -> Result<(String, usize)> {

@@ -2,6 +2,7 @@
 
 mod blobs;
 mod check;
+mod convert;
 mod diff;
 mod inspect;
 mod merge;
@@ -59,6 +60,7 @@ pub(crate) async fn run(config: Config, command: Image) -> anyhow::Result<ExitCo
 
 async fn dispatch(context: &Context, command: Image) -> anyhow::Result<ExitCode> {
     match command {
+        Image::Convert(flags) => convert::run(context, *flags).await,
         Image::Inspect { source, json, file } => inspect::run(context, &source, json, file).await,
         Image::Check { source, metadata_only, original } => {
             check::run(context, &source, check::Wanted { metadata_only, original }).await

@@ -1,17 +1,19 @@
 //! One conversion: what comes is built into a blob on a thread of its own, and the blob is uploaded while it is written.
 
 use std::io::{self, Write as _};
+use std::path::PathBuf;
 use std::sync::Arc;
 
 use bytes::Bytes;
-use rafs::build::{BuildError, BuildOptions, build_layer};
+use rafs::build::{BuildError, BuildOptions, build_directory, build_layer};
 use rafs::tree::Layer;
 use registry::digest::Digest;
 use tokio::sync::{Semaphore, mpsc};
+use tokio_util::sync::CancellationToken;
 use tokio_util::task::AbortOnDropHandle;
 
 use super::bridge::{InputReader, OutputWriter};
-use super::destination::{BlobWriter, Destination};
+use super::destination::{BlobWriter, Destination, StoreError};
 
 /// Messages of up to 1 MiB between buildkitd and the builder.
 const INPUT_QUEUE: usize = 2;
@@ -37,7 +39,7 @@ pub enum ConvertError {
     Build(#[from] BuildError),
     /// The blob cannot be stored.
     #[error("cannot push: {0}")]
-    Push(#[from] registry::client::Error),
+    Push(#[from] StoreError),
     /// What follows the layer's tar cannot be read.
     #[error("cannot read to the end: {0}")]
     Read(#[from] io::Error),
@@ -60,7 +62,7 @@ impl LayerConversion {
         let (input, receiver) = mpsc::channel(INPUT_QUEUE);
         let task = tokio::spawn(async move {
             let _slot = slots.acquire_owned().await.expect("the semaphore is never closed");
-            run(options, receiver, &destination).await
+            run(&destination, move |output| build(&options, receiver, output)).await
         });
         Self { input: Some(input), task: AbortOnDropHandle::new(task) }
     }
@@ -79,11 +81,33 @@ impl LayerConversion {
 
     /// The layer is complete: waits until its blob is stored.
     pub async fn finish(mut self) -> Result<ConvertedLayer, ConvertError> {
+        self.end().await
+    }
+
+    /// As [`LayerConversion::finish`]; whoever stops waiting for it calls [`LayerConversion::abort`].
+    pub(crate) async fn end(&mut self) -> Result<ConvertedLayer, ConvertError> {
         if let Some(input) = self.input.take() {
             // Where nobody takes it any more, the task has ended and says why.
             let _ = input.send(Bytes::new()).await;
         }
         (&mut self.task).await?
+    }
+
+    /// The layer will not be complete: waits until what was stored of it is given up.
+    pub async fn cancel(mut self) {
+        // Without the end mark this is no end: the builder fails, and that ends the upload.
+        self.input = None;
+        if let Err(error) = (&mut self.task).await {
+            tracing::debug!(%error, "cancelled conversion");
+        }
+    }
+
+    /// Ends the conversion at once, and returns when it has let go of the destination.
+    pub(crate) async fn abort(mut self) {
+        self.task.abort();
+        if let Err(error) = (&mut self.task).await {
+            tracing::debug!(%error, "aborted conversion");
+        }
     }
 
     /// Why the conversion does not take any more.
@@ -97,15 +121,51 @@ impl LayerConversion {
     }
 }
 
-async fn run(
+/// Converts the files of a directory, as a layer of their own. Once `stop` is cancelled it fails, after what was stored is
+/// given up.
+pub(super) async fn convert_directory(
     options: Arc<BuildOptions>,
-    input: mpsc::Receiver<Bytes>,
+    path: PathBuf,
     destination: &Destination,
+    stop: CancellationToken,
+) -> Result<ConvertedLayer, ConvertError> {
+    let build = move |output| {
+        let mut output = Stoppable { inner: OutputWriter::new(output), stop };
+        let layer = build_directory(&path, &mut output, &options)?;
+        output.flush()?;
+        Ok(layer)
+    };
+    run(destination, build).await
+}
+
+/// Output that is refused when nobody wants it any more.
+struct Stoppable {
+    inner: OutputWriter,
+    stop: CancellationToken,
+}
+
+impl io::Write for Stoppable {
+    fn write(&mut self, data: &[u8]) -> io::Result<usize> {
+        if self.stop.is_cancelled() {
+            return Err(io::Error::new(io::ErrorKind::ConnectionAborted, "the conversion was cancelled"));
+        }
+        self.inner.write(data)
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        self.inner.flush()
+    }
+}
+
+/// Has a blob built on a thread that may block, and stores it meanwhile.
+async fn run(
+    destination: &Destination,
+    build: impl FnOnce(mpsc::Sender<Bytes>) -> Result<Layer, ConvertError> + Send + 'static,
 ) -> Result<ConvertedLayer, ConvertError> {
     // Before anything is converted: a registry that refuses does so at once.
     let writer = destination.begin().await?;
     let (sender, pieces) = mpsc::channel(OUTPUT_QUEUE);
-    let building = tokio::task::spawn_blocking(move || build(&options, input, sender));
+    let building = tokio::task::spawn_blocking(move || build(sender));
     let (uploaded, built) = tokio::join!(upload(writer, pieces), building);
     // The builder fails as well when the upload does; the upload's reason is the one.
     let writer = uploaded?;
@@ -138,10 +198,7 @@ fn build(
     Ok(layer)
 }
 
-async fn upload(
-    mut writer: BlobWriter,
-    mut pieces: mpsc::Receiver<Bytes>,
-) -> Result<BlobWriter, registry::client::Error> {
+async fn upload(mut writer: BlobWriter, mut pieces: mpsc::Receiver<Bytes>) -> Result<BlobWriter, StoreError> {
     while let Some(piece) = pieces.recv().await {
         writer.write(piece).await?;
     }

@@ -16,15 +16,17 @@ mod cache;
 mod destination;
 mod layer;
 
+use std::path::PathBuf;
 use std::sync::Arc;
 
 use rafs::build::BuildOptions;
 use registry::digest::Digest;
 use tokio::sync::Semaphore;
+use tokio_util::sync::CancellationToken;
 
 pub(crate) use bridge::OutputWriter;
 pub use cache::LayerCache;
-pub use destination::{BlobWriter, Destination};
+pub use destination::{BlobWriter, Destination, Shape, Staging, StoreError};
 pub use layer::{ConvertError, ConvertedLayer, LayerConversion};
 
 /// Converts layers, a bounded number at a time.
@@ -53,6 +55,16 @@ impl Converter {
     /// Begins to convert a layer, its blob going to `destination`.
     pub fn convert(&self, destination: &Destination) -> LayerConversion {
         LayerConversion::start(Arc::clone(&self.options), Arc::clone(&self.slots), destination.clone())
+    }
+
+    /// Converts the files of the directory at `path`, the blob going to `destination`, unless `stop` is cancelled.
+    pub async fn convert_directory(
+        &self,
+        path: PathBuf,
+        destination: &Destination,
+        stop: CancellationToken,
+    ) -> Result<ConvertedLayer, ConvertError> {
+        layer::convert_directory(Arc::clone(&self.options), path, destination, stop).await
     }
 
     /// The layer that was made of `source` before, if its blob is at `destination` too (or can be put there without

@@ -5,24 +5,47 @@ use std::sync::Arc;
 use bytes::Bytes;
 use rafs::bootstrap::WriteOptions;
 use rafs::build::BuildOptions;
-use registry::client::Error;
 use registry::digest::Digest;
 use tokio::sync::mpsc;
 
 use super::bootstrap::{self, BootstrapError, Packed};
+use super::copy::{CopyError, DictionaryBlobs};
 use super::index::Stored;
 use super::manifest::{Described, Source};
 use super::{DocumentError, config};
-use crate::convert::{ConvertedLayer, Destination, OutputWriter};
+use crate::convert::{ConvertedLayer, Destination, OutputWriter, Staging, StoreError};
 
 /// Pieces of 256 KiB between the writer and the upload.
 const QUEUE: usize = 4;
 
 /// What can be chosen about an image.
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Debug)]
 pub struct AssembleOptions {
     /// OCI's media types, or Docker's.
     pub oci_media_types: bool,
+    /// Mark the manifest as one of nydus that stands beside a plain one, so that plain clients skip it.
+    pub beside_plain: bool,
+    /// Annotations of the manifest.
+    pub annotations: Vec<(&'static str, String)>,
+    /// Paths whose files a daemon should fetch first.
+    pub prefetch: Vec<Box<[u8]>>,
+    /// Put the blobs' chunk information beside the bootstrap, which saves a node a request for each.
+    pub inline_chunk_info: bool,
+    /// Where the blobs are that only a chunk dictionary has.
+    pub dictionary: DictionaryBlobs,
+}
+
+impl Default for AssembleOptions {
+    fn default() -> Self {
+        Self {
+            oci_media_types: true,
+            beside_plain: false,
+            annotations: Vec::new(),
+            prefetch: Vec::new(),
+            inline_chunk_info: false,
+            dictionary: DictionaryBlobs::Unknown,
+        }
+    }
 }
 
 /// Why an image was not put together.
@@ -40,8 +63,11 @@ pub enum AssembleError {
         /// What it is.
         what: &'static str,
         /// Why.
-        error: Error,
+        error: StoreError,
     },
+    /// A blob of the chunk dictionary cannot be had.
+    #[error(transparent)]
+    Dictionary(#[from] CopyError),
     /// The thread that writes is gone.
     #[error("writing the bootstrap ended unexpectedly: {0}")]
     Panicked(#[from] tokio::task::JoinError),
@@ -69,32 +95,72 @@ pub struct Assembled {
 }
 
 /// Makes the image of `layers`, which are those of the source manifest in its order, and stores everything at
-/// `destination`: bootstrap, config, and the manifest under its digest.
+/// `destination`: bootstrap, config, and the manifest under its digest. Blobs that it uses of a chunk dictionary are named
+/// behind those of the layers, and are put there as well.
 pub async fn assemble(
     source_manifest: &[u8],
     source_config: &[u8],
     layers: Vec<Arc<ConvertedLayer>>,
     build: &BuildOptions,
-    options: AssembleOptions,
+    options: &AssembleOptions,
     destination: &Destination,
 ) -> Result<Assembled, AssembleError> {
     let source = Source::parse(source_manifest)?;
     if source.layers.len() != layers.len() {
         return Err(AssembleError::Layers { expected: source.layers.len(), found: layers.len() });
     }
-    let blobs: Vec<Described> =
+    let mut blobs: Vec<Described> =
         layers.iter().map(|layer| Described { digest: layer.digest.clone(), size: layer.size }).collect();
-    let (packed, size) = push_bootstrap(layers, build, destination).await?;
+    let (packed, size) = push_bootstrap(layers, build, options, destination).await?;
+    for digest in outside(&packed.blobs, &blobs) {
+        let size = options.dictionary.provide(&digest, destination).await?;
+        blobs.push(Described { digest, size });
+    }
     let digests: Vec<&Digest> = blobs.iter().map(|blob| &blob.digest).collect();
     let config = config::convert(source_config, &digests, &packed.diff_id)?;
     let push = |what| move |error| AssembleError::Push { what, error };
     let config_digest = destination.put_blob(config.clone()).await.map_err(push("the image config"))?;
     let described = Described { digest: config_digest.clone(), size: config.len() as u64 };
     let bootstrap = Described { digest: packed.digest, size };
-    let (manifest, media_type) = source.convert(&described, &blobs, &bootstrap, options.oci_media_types);
+    let (manifest, media_type) = source.convert(&described, &blobs, &bootstrap, options);
     let digest =
         destination.put_manifest(media_type, manifest.clone()).await.map_err(push("the manifest"))?;
     Ok(Assembled { media_type: media_type.to_owned(), manifest, digest, config: config_digest })
+}
+
+/// Stores the bootstrap of `layers` itself as a file, beside their blobs and those that only a chunk dictionary has.
+pub(crate) async fn assemble_files(
+    layers: Vec<Arc<ConvertedLayer>>,
+    build: &BuildOptions,
+    options: &AssembleOptions,
+    staging: &Arc<Staging>,
+) -> Result<(), AssembleError> {
+    let (write, inline) = (write_options(build, options), options.inline_chunk_info);
+    let own: Vec<Described> =
+        layers.iter().map(|layer| Described { digest: layer.digest.clone(), size: layer.size }).collect();
+    let made = tokio::task::spawn_blocking(move || bootstrap::build(&layers, &write, inline)).await??;
+    for digest in outside(&made.blobs, &own) {
+        options.dictionary.provide(&digest, &Destination::Local(Arc::clone(staging))).await?;
+    }
+    for (name, content) in made.files {
+        let put = staging.put_file(&name, content).await;
+        put.map_err(|error| AssembleError::Push { what: "the bootstrap", error })?;
+    }
+    Ok(())
+}
+
+/// Those of the blobs in use that are not the layers' own.
+fn outside(used: &[Digest], own: &[Described]) -> Vec<Digest> {
+    used.iter().filter(|digest| !own.iter().any(|blob| blob.digest == **digest)).cloned().collect()
+}
+
+fn write_options(build: &BuildOptions, options: &AssembleOptions) -> WriteOptions {
+    WriteOptions {
+        prefetch: options.prefetch.clone(),
+        chunk_size: build.chunk_size,
+        compressor: build.compressor,
+        digester: build.digester,
+    }
 }
 
 impl From<Assembled> for Stored {
@@ -107,18 +173,15 @@ impl From<Assembled> for Stored {
 async fn push_bootstrap(
     layers: Vec<Arc<ConvertedLayer>>,
     build: &BuildOptions,
+    options: &AssembleOptions,
     destination: &Destination,
 ) -> Result<(Packed, u64), AssembleError> {
     let push = |error| AssembleError::Push { what: "the bootstrap", error };
-    let options = WriteOptions {
-        chunk_size: build.chunk_size,
-        compressor: build.compressor,
-        digester: build.digester,
-        ..WriteOptions::default()
-    };
+    let (write, inline) = (write_options(build, options), options.inline_chunk_info);
     let (sender, mut pieces) = mpsc::channel::<Bytes>(QUEUE);
-    let packing =
-        tokio::task::spawn_blocking(move || bootstrap::pack(&layers, &options, OutputWriter::new(sender)));
+    let packing = tokio::task::spawn_blocking(move || {
+        bootstrap::pack(&layers, &write, inline, OutputWriter::new(sender))
+    });
     let upload = async move {
         // Begun when there is something: merging takes its time, and uploads may expire.
         let first = pieces.recv().await.unwrap_or_default();
@@ -127,7 +190,7 @@ async fn push_bootstrap(
         while let Some(piece) = pieces.recv().await {
             writer.write(piece).await?;
         }
-        Ok::<_, Error>(writer)
+        Ok::<_, StoreError>(writer)
     };
     let (uploaded, packed) = tokio::join!(upload, packing);
     let (writer, packed) = match (uploaded, packed?) {

@@ -4,6 +4,7 @@ use registry::digest::Digest;
 use registry::nydus;
 use serde_json::{Value, json};
 
+use super::assemble::AssembleOptions;
 use super::{
     DOCKER_CONFIG, DOCKER_MANIFEST, DocumentError, OCI_CONFIG, OCI_MANIFEST, Object, parse, serialise,
 };
@@ -28,6 +29,7 @@ pub(crate) struct Source {
 pub(crate) struct SourceLayer {
     pub(crate) digest: Digest,
     media_type: String,
+    is_nydus: bool,
 }
 
 impl Source {
@@ -42,7 +44,13 @@ impl Source {
             .map(|layer| {
                 let media_type =
                     layer.get("mediaType").and_then(Value::as_str).unwrap_or_default().to_owned();
-                Ok(SourceLayer { digest: digest_of(Some(layer))?, media_type })
+                let annotations = layer.get("annotations").and_then(Value::as_object);
+                let is_nydus = annotations.is_some_and(|annotations| {
+                    [nydus::ANNOTATION_BLOB, nydus::ANNOTATION_BOOTSTRAP]
+                        .iter()
+                        .any(|name| annotations.get(*name).is_some_and(|value| value == nydus::TRUE))
+                });
+                Ok(SourceLayer { digest: digest_of(Some(layer))?, media_type, is_nydus })
             })
             .collect::<Result<Vec<_>, DocumentError>>()?;
         Ok(Self { object, config, layers })
@@ -59,6 +67,12 @@ impl Source {
         matches!(config, Some(OCI_CONFIG | DOCKER_CONFIG)) && self.layers.iter().all(is_layer)
     }
 
+    /// A layer that makes this a nydus image already.
+    pub(crate) fn nydus_layer(&self) -> Option<&Digest> {
+        let is_nydus = |layer: &&SourceLayer| layer.is_nydus || layer.media_type == nydus::MEDIA_TYPE_BLOB;
+        self.layers.iter().find(is_nydus).map(|layer| &layer.digest)
+    }
+
     /// The media type that it has itself.
     pub(crate) fn media_type(&self) -> &str {
         self.object.get("mediaType").and_then(Value::as_str).unwrap_or(OCI_MANIFEST)
@@ -70,9 +84,11 @@ impl Source {
         config: &Described,
         blobs: &[Described],
         bootstrap: &Described,
-        oci_media_types: bool,
+        options: &AssembleOptions,
     ) -> (bytes::Bytes, &'static str) {
-        let (media_type, config_type, bootstrap_type) = if oci_media_types {
+        let (media_type, config_type, bootstrap_type) = if options.beside_plain {
+            (OCI_MANIFEST, nydus::MEDIA_TYPE_CONFIG, nydus::MEDIA_TYPE_BOOTSTRAP)
+        } else if options.oci_media_types {
             (OCI_MANIFEST, OCI_CONFIG, nydus::MEDIA_TYPE_BOOTSTRAP)
         } else {
             (DOCKER_MANIFEST, DOCKER_CONFIG, nydus::MEDIA_TYPE_BOOTSTRAP_DOCKER)
@@ -84,16 +100,39 @@ impl Source {
                 descriptor(nydus::MEDIA_TYPE_BLOB, blob, Some(annotations))
             })
             .collect();
-        let annotations = json!({
+        let mut annotations = json!({
             nydus::ANNOTATION_BOOTSTRAP: nydus::TRUE,
             nydus::ANNOTATION_FS_VERSION: nydus::FS_VERSION,
         });
+        if blobs.len() > self.layers.len() {
+            // Those behind the layers' own.
+            let ids: Vec<&str> = blobs[self.layers.len()..].iter().map(|blob| blob.digest.digest()).collect();
+            annotations[nydus::ANNOTATION_REFERENCE_BLOB_IDS] = json!(json!(ids).to_string());
+        }
         layers.push(descriptor(bootstrap_type, bootstrap, Some(annotations)));
         let mut manifest = self.object.clone();
         manifest.insert("mediaType".to_owned(), json!(media_type));
         manifest.insert("config".to_owned(), descriptor(config_type, config, None));
         manifest.insert("layers".to_owned(), Value::Array(layers));
+        if options.beside_plain {
+            manifest.insert("artifactType".to_owned(), json!(nydus::ARTIFACT_TYPE_MANIFEST));
+        }
+        annotate(&mut manifest, &options.annotations);
         (serialise(&manifest), media_type)
+    }
+}
+
+/// Adds annotations to a document; those it has of the same name give way.
+fn annotate(document: &mut Object, annotations: &[(&'static str, String)]) {
+    if annotations.is_empty() {
+        return;
+    }
+    let all = document.entry("annotations").or_insert_with(|| json!({}));
+    if !all.is_object() {
+        *all = json!({});
+    }
+    for (name, value) in annotations {
+        all[*name] = json!(value);
     }
 }
 
@@ -141,8 +180,9 @@ mod tests {
     fn blobs_come_first_and_the_bootstrap_last_with_their_annotations() {
         let source = source(OCI_CONFIG, "application/vnd.oci.image.layer.v1.tar+gzip");
         assert!(source.is_image());
+        let options = AssembleOptions::default();
         let (manifest, media_type) =
-            source.convert(&described(b"new"), &[described(b"blob")], &described(b"bootstrap"), true);
+            source.convert(&described(b"new"), &[described(b"blob")], &described(b"bootstrap"), &options);
         let manifest: Value = serde_json::from_slice(&manifest).unwrap();
         assert_eq!((media_type, &manifest["mediaType"]), (OCI_MANIFEST, &json!(OCI_MANIFEST)));
         assert_eq!(manifest["config"]["digest"], sha256(b"new").as_ref());
@@ -156,11 +196,29 @@ mod tests {
     #[test]
     fn docker_media_types_are_docker_s_throughout() {
         let source = source(OCI_CONFIG, "application/vnd.oci.image.layer.v1.tar");
-        let (manifest, media_type) = source.convert(&described(b"new"), &[], &described(b"bootstrap"), false);
+        let options = AssembleOptions { oci_media_types: false, ..AssembleOptions::default() };
+        let (manifest, media_type) =
+            source.convert(&described(b"new"), &[], &described(b"bootstrap"), &options);
         let manifest: Value = serde_json::from_slice(&manifest).unwrap();
         assert_eq!(media_type, DOCKER_MANIFEST);
         assert_eq!(manifest["config"]["mediaType"], DOCKER_CONFIG);
         assert_eq!(manifest["layers"][0]["mediaType"], nydus::MEDIA_TYPE_BOOTSTRAP_DOCKER);
+    }
+
+    #[test]
+    fn beside_a_plain_manifest_it_has_types_that_plain_clients_skip() {
+        let source = source(OCI_CONFIG, "application/vnd.oci.image.layer.v1.tar");
+        let annotations = vec![(nydus::ANNOTATION_SOURCE_DIGEST, "sha256:x".to_owned())];
+        let options = AssembleOptions { beside_plain: true, annotations, ..AssembleOptions::default() };
+        let blobs = [described(b"blob"), described(b"dictionary")];
+        let (manifest, _) = source.convert(&described(b"new"), &blobs, &described(b"bootstrap"), &options);
+        let manifest: Value = serde_json::from_slice(&manifest).unwrap();
+        assert_eq!(manifest["artifactType"], nydus::ARTIFACT_TYPE_MANIFEST);
+        assert_eq!(manifest["config"]["mediaType"], nydus::MEDIA_TYPE_CONFIG);
+        assert_eq!(manifest["annotations"][nydus::ANNOTATION_SOURCE_DIGEST], "sha256:x");
+        assert_eq!(manifest["annotations"]["a"], "b");
+        let reference = &manifest["layers"][2]["annotations"][nydus::ANNOTATION_REFERENCE_BLOB_IDS];
+        assert_eq!(*reference, json!([blobs[1].digest.digest()]).to_string());
     }
 
     #[test]

@@ -3,16 +3,22 @@
 //! - `output`: what has come for one output of a build, and what is made of it.
 //! - `assemble`: one platform's image: bootstrap, config, manifest.
 //! - `bootstrap`: the bootstrap layer, a gzip tar.
+//! - `copy`: blobs that are kept as they are.
 //! - `config`, `manifest`, `index`: the JSON documents, each edited so that unknown members stay.
 
 mod assemble;
 mod bootstrap;
 mod config;
-mod index;
-mod manifest;
+mod copy;
+pub(crate) mod index;
+pub(crate) mod manifest;
 mod output;
 
+pub(crate) use assemble::assemble_files;
 pub use assemble::{AssembleError, AssembleOptions, Assembled, assemble};
+pub use bootstrap::BootstrapError;
+pub(crate) use copy::copy_blob;
+pub use copy::{CopyError, DictionaryBlobs};
 pub(crate) use output::{BlobLock, Output, OutputError, Way};
 
 /// OCI's media type of a manifest.
@@ -39,6 +45,12 @@ pub struct DocumentError {
     document: &'static str,
     /// What is wrong with it.
     reason: String,
+}
+
+impl DocumentError {
+    pub(crate) fn new(document: &'static str, reason: impl ToString) -> Self {
+        Self { document, reason: reason.to_string() }
+    }
 }
 
 /// Parses a document that has to be a JSON object.

@@ -13,7 +13,7 @@ use super::index::{self, Stored};
 use super::manifest;
 use super::{AssembleError, AssembleOptions, DocumentError, assemble, parse};
 use crate::attrs::Attrs;
-use crate::convert::{ConvertError, ConvertedLayer, Converter, Destination, LayerConversion};
+use crate::convert::{ConvertError, ConvertedLayer, Converter, Destination, LayerConversion, StoreError};
 use crate::error::chain;
 use crate::progress::{Progress, Task};
 use crate::target::Target;
@@ -51,7 +51,7 @@ pub(crate) enum OutputError {
     #[error("{title}: {}", chain(error.as_ref()))]
     Assemble { title: String, error: Box<AssembleError> },
     #[error("{title}: cannot push {what}: {}", chain(error.as_ref()))]
-    Push { title: String, what: String, error: Box<registry::client::Error> },
+    Push { title: String, what: String, error: Box<StoreError> },
     #[error("{title}: {error}")]
     Document { title: String, error: DocumentError },
     #[error("{title}: buildkitd reported success but handed over no image")]
@@ -174,8 +174,8 @@ impl Output {
         OutputError::Layer { title: self.title(), digest: digest.clone(), error: Box::new(error) }
     }
 
-    fn push_error(&self, what: impl Into<String>, error: registry::client::Error) -> OutputError {
-        OutputError::Push { title: self.title(), what: what.into(), error: Box::new(error) }
+    fn push_error(&self, what: impl Into<String>, error: impl Into<StoreError>) -> OutputError {
+        OutputError::Push { title: self.title(), what: what.into(), error: Box::new(error.into()) }
     }
 
     fn document_error(&self, error: DocumentError) -> OutputError {
@@ -280,9 +280,10 @@ impl Output {
         }
         let config = self.document("image config", &source.config)?;
         let task = self.task(format!("pushing bootstrap and manifest of {} layers", layers.len()), 0);
-        let options = AssembleOptions { oci_media_types: self.attrs.oci_media_types };
+        let options =
+            AssembleOptions { oci_media_types: self.attrs.oci_media_types, ..AssembleOptions::default() };
         let assembled =
-            assemble(content, &config, layers, self.converter.options(), options, self.destination().await?)
+            assemble(content, &config, layers, self.converter.options(), &options, self.destination().await?)
                 .await;
         let assembled = assembled
             .map_err(|error| OutputError::Assemble { title: self.title(), error: Box::new(error) })?;

@@ -3,8 +3,10 @@
 //! Servers are started when the first test needs them, shared, and stopped after the last. Where something is
 //! missing, tests say `skipped: needs …`; with `CI=true` they fail instead.
 
+mod beside_plain;
 mod build_cancelled;
 mod buildkit_absent;
+mod convert;
 mod corrupt_chunk;
 mod dead_registry;
 mod fixture;
@@ -53,6 +55,16 @@ const TESTS: &[(&str, Test)] = &[
     ("image_formats::encrypted_images_are_refused_by_name", image_formats::encrypted),
     ("image_source::an_image_is_what_it_was_made_from", image_source::plain_image),
     ("image_source::every_difference_is_named", image_source::differences),
+    ("convert::every_source_gives_the_same_image", convert::sources),
+    ("convert::every_destination_takes_the_image", convert::destinations),
+    ("convert::all_platforms_of_an_index_are_converted_or_those_chosen", convert::platforms),
+    ("convert::options_shape_the_image", convert::options),
+    ("convert::inlined_chunk_information_saves_a_node_its_requests", convert::inline_chunk_info),
+    ("convert::a_chunk_dictionary_is_shared", convert::dictionary),
+    ("convert::an_interrupted_conversion_leaves_nothing", convert::interrupted),
+    ("convert::what_cannot_be_converted_is_named_and_leaves_nothing", convert::refused),
+    ("beside_plain::a_plain_client_runs_the_plain_image", beside_plain::plain_client),
+    ("beside_plain::our_snapshotter_runs_the_nydus_image_if_told_to", beside_plain::lazily),
     ("lazy_run::a_pull_reads_no_byte_of_a_blob_and_a_start_reads_little", lazy_run::byte_counts),
     ("lazy_run::many_readers_of_a_chunk_cause_one_fetch", lazy_run::one_fetch),
     ("plain_images::a_plain_image_runs_with_our_snapshotter", plain_images::runs),

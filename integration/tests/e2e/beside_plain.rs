@@ -1,0 +1,104 @@
+//! A nydus image beside a plain one, under one name: whoever knows nothing of nydus runs the plain one.
+
+use std::fs;
+use std::process::Command;
+
+use anyhow::{Context, Result, ensure};
+use integration::cri::ContainerSpec;
+use integration::node::Node;
+use integration::tree::content_digest;
+use integration::{oci_layout, peers, process};
+
+use crate::convert::{COMMAND, convert, demo_layout, oci, small_layout};
+use crate::fixture::{Fixture, manifest, nydus_layers};
+
+pub(crate) fn plain_client(fixture: &Fixture) -> Result<()> {
+    let dir = fixture.subdir("convert-beside")?;
+    let layout = small_layout(fixture, &dir, &[oci_layout::architecture()])?;
+    let registry = fixture.registry()?;
+    let plain = format!("{}/beside-plain:v1", registry.address());
+    oci_layout::copy(&oci(&layout), &format!("docker://{plain}"))?;
+    let name = format!("{}/beside:v1", registry.address());
+    let start = registry.access_log().mark()?;
+    process::run(convert(&plain, &name)?.arg("--also-oci"))?;
+    let index = manifest(&name)?;
+    let entries = index["manifests"].as_array().context("an index")?;
+    ensure!(entries.len() == 2, "{index}");
+    ensure!(entries[1]["artifactType"] == "application/vnd.nydus.image.manifest.v1+json", "{index}");
+    ensure!(entries[1]["platform"]["os.features"][0] == "nydus.remoteimage.v1", "{index}");
+    // The plain image is the untouched one, and its layers were not sent again.
+    let digest = entries[0]["digest"].as_str().context("a digest")?;
+    let original = process::run(
+        Command::new(peers::system("skopeo")?)
+            .args(["inspect", "--tls-verify=false", "--format", "{{.Digest}}"])
+            .arg(format!("docker://{plain}")),
+    )?;
+    ensure!(original.stdout.trim() == digest, "{} is not {digest}", original.stdout);
+    let layer = manifest(&plain)?["layers"][0]["digest"].as_str().context("a layer")?.to_owned();
+    let read = registry.access_log().since(start)?;
+    let reads = read.iter().filter(|request| request.reads_blob(&layer)).count();
+    ensure!(reads == 1, "the layer was read {reads} times: {read:#?}");
+
+    // Ours finds the nydus image in the index, another client runs the plain one.
+    process::run(Command::new(peers::nydus_cluster()?).args(["image", "check", &name]))?;
+    let node = Node::overlayfs(fixture.peers(), &dir.join("node"), fixture.pause()?)?;
+    node.cri().pull(&name)?;
+    let pod = node.pod("beside")?;
+    let container = node.cri().run_container(&pod, &ContainerSpec::new("beside", &name, &[]))?;
+    node.cri().exec(&container, &["/bin/busybox", "true"])?.success()?;
+    node.cri().remove_pod(&pod.id)?;
+    Ok(())
+}
+
+pub(crate) fn lazily(fixture: &Fixture) -> Result<()> {
+    let dir = fixture.subdir("convert-lazily")?;
+    let layout = demo_layout(fixture, &dir)?;
+    let registry = fixture.registry()?;
+    let name = format!("{}/lazily:v1", registry.address());
+    process::run(convert(&oci(&layout), &name)?.arg("--also-oci"))?;
+    let socket = dir.join("node/c/containerd.sock");
+    let config = format!(
+        "[snapshotter]\nnydus_beside_plain = true\ncontainerd = {:?}\n",
+        socket.display().to_string()
+    );
+    let node = Node::ours(fixture.peers(), &dir.join("node"), fixture.pause()?, &config)?;
+    let pod = node.pod("lazily")?;
+    let start = registry.access_log().mark()?;
+    node.cri().pull(&name)?;
+    let spec = ContainerSpec::new("lazily", &name, COMMAND);
+    let container = node.cri().run_container(&pod, &spec)?;
+    let said = node.cri().exec(&container, &["python3", "-c", "import numpy; print(numpy.eye(2).sum())"])?;
+    ensure!(said.clone().success()? == "2.0\n", "{said:?}");
+    let requests = registry.access_log().since(start)?;
+    for layer in ["base", "numpy"] {
+        let digest = format!("sha256:{}", content_digest(&fixture.peers().demo_layer(layer)?)?);
+        let read = requests.iter().any(|request| request.reads_blob(&digest));
+        ensure!(!read, "the plain layer {layer} was read: {requests:#?}");
+    }
+    let nydus = &manifest(&name)?["manifests"][1]["digest"];
+    let nydus = manifest(&format!("{}/lazily@{}", registry.address(), nydus.as_str().unwrap_or_default()))?;
+    let blobs = nydus_layers(&nydus)?.0;
+    let ranged =
+        |blob: &String| requests.iter().any(|request| request.reads_blob(blob) && request.range.is_some());
+    ensure!(blobs.iter().all(ranged), "the nydus blobs {blobs:?} were not read by ranges: {requests:#?}");
+    node.cri().remove_pod(&pod.id)?;
+    // A plain image on the same lowest layer cannot have that, and says so.
+    let plain = dir.join("plain");
+    oci_layout::write(
+        &plain,
+        &[&fixture.peers().demo_layer("base")?, &fixture.peers().pause_rootfs()?],
+        COMMAND,
+        &[oci_layout::architecture()],
+    )?;
+    let plain_name = format!("{}/lazily-plain:v1", registry.address());
+    // Not compressed: the layers have to be the same.
+    process::run(
+        Command::new(peers::system("skopeo")?)
+            .args(["--insecure-policy", "copy", "--dest-tls-verify=false", "--preserve-digests"])
+            .args([oci(&plain), format!("docker://{plain_name}")]),
+    )?;
+    let error = format!("{:#}", node.cri().pull(&plain_name).err().context("the pull succeeded")?);
+    ensure!(error.contains("nydus data layers without a bootstrap"), "{error}");
+    node.cri().remove_image(&name)?;
+    Ok(fs::remove_dir_all(&layout)?)
+}
