@@ -9,7 +9,7 @@ mod space;
 mod xattr;
 
 use std::collections::HashSet;
-use std::io::{self, Write};
+use std::io::{self, BufWriter, Write};
 
 use zerocopy::FromZeros;
 use zerocopy::IntoBytes;
@@ -23,6 +23,9 @@ use crate::layout::v6::{
 };
 use crate::layout::{BLOCK_SIZE, align_to_block, flags};
 use crate::tree::{Image, Layer, Tree};
+
+/// Output is gathered to this many bytes.
+const BUFFER_BYTES: usize = 64 << 10;
 
 /// How to write a bootstrap.
 #[derive(Clone, Debug)]
@@ -134,8 +137,8 @@ fn write_tree(
 
     // Nids count from one block before the first inode, so that the root's nid is not 0: C libraries hide such entries.
     let base = Base { inodes, meta: inodes - BLOCK_SIZE };
-    let filled = fill::fill(tree, &places, &blobs, base)?;
-    let chunks = chunks::Table::new(filled.chunks);
+    let survey = fill::survey(tree, &places, &blobs)?;
+    let chunks = chunks::Table::new(survey.chunks);
     let end = align_to_block(chunk_table + chunks.size()).ok_or(WriteError::TooLarge("the chunk table"))?;
     let slots = blobs.device_slots(end)?;
 
@@ -144,7 +147,7 @@ fn write_tree(
     let mut extension = ExtensionSuperblock::new_zeroed();
     extension
         .flags
-        .set(blobs.superblock_flags() | if filled.has_xattrs { flags::superblock::HAS_XATTR } else { 0 });
+        .set(blobs.superblock_flags() | if survey.has_xattrs { flags::superblock::HAS_XATTR } else { 0 });
     extension.blob_table_offset.set(blob_table);
     extension.blob_table_size.set((prefetch_table - blob_table) as u32);
     extension.chunk_size.set(blobs.chunk_size);
@@ -165,10 +168,14 @@ fn write_tree(
     }
     head.resize(inodes as usize, 0);
 
+    // Inodes and chunk entries are small.
+    let mut out = BufWriter::with_capacity(BUFFER_BYTES, out);
     out.write_all(&head)?;
-    out.write_all(&filled.area)?;
-    chunks.write(&blobs, out)?;
+    fill::fill(tree, &places, &blobs, base, &mut out)?;
+    chunks.write(&blobs, &mut out)?;
     out.write_all(&vec![0; (end - chunk_table - chunks.size()) as usize])?;
+    // Not `flush`: that would make a compressor behind it end its block.
+    out.into_inner().map_err(io::IntoInnerError::into_error)?;
     Ok(())
 }
 

@@ -1,5 +1,8 @@
 //! Filling the inode area in.
 
+use std::collections::BTreeMap;
+use std::io::{self, Write};
+
 use zerocopy::IntoBytes;
 
 use super::blobs::BlobSet;
@@ -15,27 +18,51 @@ use crate::layout::v6::{
 };
 use crate::tree::{ChunkRef, DeviceNumber, Kind, Node, Tree};
 
-/// The inode area, and what was met while filling it in.
-pub(super) struct Filled {
-    pub(super) area: Vec<u8>,
+/// What is known of the inodes before they are written, for what stands in front of them says it.
+pub(super) struct Survey {
+    /// Every use of a chunk by a file.
     pub(super) chunks: Vec<ChunkUse>,
     pub(super) has_xattrs: bool,
 }
 
+/// Looks at all nodes, and refuses what the format cannot hold.
+pub(super) fn survey(tree: &Tree, places: &Places, blobs: &BlobSet<'_>) -> Result<Survey, WriteError> {
+    let mut survey = Survey { chunks: Vec::new(), has_xattrs: false };
+    let chunk_size = u64::from(blobs.chunk_size);
+    for &id in &places.order {
+        let node = tree.node(id);
+        survey.has_xattrs |= !xattr::encode(&node.metadata.xattrs)?.is_empty();
+        match &node.kind {
+            Kind::Regular { chunks, .. } => {
+                for (position, &chunk) in chunks.iter().enumerate() {
+                    address(chunk, blobs)?;
+                    survey.chunks.push((chunk, position as u64 * chunk_size));
+                }
+            }
+            Kind::CharDevice(number) | Kind::BlockDevice(number) => _ = device_number(*number)?,
+            Kind::Directory(_) | Kind::Symlink(_) | Kind::Fifo | Kind::Socket => {}
+        }
+    }
+    Ok(survey)
+}
+
+/// Writes the inode area from its start to its end: it is never in memory as a whole.
 pub(super) fn fill(
     tree: &Tree,
     places: &Places,
     blobs: &BlobSet<'_>,
     base: Base,
-) -> Result<Filled, WriteError> {
-    let size = usize::try_from(places.area_size).map_err(|_| WriteError::TooLarge("the inodes"))?;
-    let mut filled = Filled { area: vec![0; size], chunks: Vec::new(), has_xattrs: false };
+    out: &mut impl Write,
+) -> Result<(), WriteError> {
+    let mut area = Area::new(out);
+    let mut bytes = Vec::new();
     for &id in &places.order {
         let (node, place) = (tree.node(id), places.of(id));
         let xattrs = xattr::encode(&node.metadata.xattrs)?;
-        filled.has_xattrs |= !xattrs.is_empty();
-        let behind = place.inode + INODE_SIZE + xattrs.len() as u64;
-
+        // The inode comes last, when its union is known.
+        bytes.clear();
+        bytes.resize(INODE_SIZE as usize, 0);
+        bytes.extend_from_slice(&xattrs);
         let union = match &node.kind {
             Kind::Directory(children) => {
                 let parent = place.parent.unwrap_or(id);
@@ -46,83 +73,121 @@ pub(super) fn fill(
                         (base.nid(places.of(child).inode), file_type(tree.node(child)))
                     }
                 });
-                filled.put_content(place, behind, &content);
+                area.put_content(place, &content, &mut bytes);
                 base.block(place.blocks)?
             }
             Kind::Symlink(target) => {
-                filled.put_content(place, behind, target);
+                area.put_content(place, target, &mut bytes);
                 base.block(place.blocks)?
             }
             Kind::Regular { size, chunks } => {
-                filled.put_chunks(*size, chunks, behind.next_multiple_of(8), blobs)?
+                bytes.resize(bytes.len().next_multiple_of(size_of::<ChunkAddress>()), 0);
+                push_chunks(*size, chunks, blobs, &mut bytes)?
             }
             Kind::CharDevice(number) | Kind::BlockDevice(number) => device_number(*number)?,
             Kind::Fifo | Kind::Socket => 0,
         };
-
         // Checked by `encode`.
         let xattr_count = xattr::count(xattrs.len()).ok_or(WriteError::LargeXattrs(xattrs.len()))?;
-        filled.put(place.inode, inode(node, place, xattr_count, union, base.nid(place.inode)).as_bytes());
-        filled.put(place.inode + INODE_SIZE, &xattrs);
+        let inode = inode(node, place, xattr_count, union, base.nid(place.inode));
+        bytes[..INODE_SIZE as usize].copy_from_slice(inode.as_bytes());
+        area.put(place.inode, &bytes)?;
     }
-    Ok(filled)
+    area.finish(places.area_size)
 }
 
-impl Filled {
-    fn put(&mut self, offset: u64, bytes: &[u8]) {
-        let start = offset as usize;
-        self.area[start..start + bytes.len()].copy_from_slice(bytes);
+/// The inode area while it is written in order of offsets.
+struct Area<'a, W> {
+    out: &'a mut W,
+    /// How far it is written.
+    position: u64,
+    /// Blocks further on. Those of an inode are always behind it.
+    blocks: BTreeMap<u64, Vec<u8>>,
+}
+
+impl<'a, W: Write> Area<'a, W> {
+    fn new(out: &'a mut W) -> Self {
+        Self { out, position: 0, blocks: BTreeMap::new() }
     }
 
-    /// Puts content into its blocks and, where the layout is inline, its tail behind the inode.
-    fn put_content(&mut self, place: &Place, behind: u64, content: &[u8]) {
+    /// Keeps what of an inode's content goes to blocks. Its tail, where the layout is inline, goes to `behind`.
+    fn put_content(&mut self, place: &Place, content: &[u8], behind: &mut Vec<u8>) {
         let in_blocks = match place.layout {
             LAYOUT_INLINE => content.len() - content.len() % BLOCK_SIZE as usize,
             _ => content.len(),
         };
         let (blocks, tail) = content.split_at(in_blocks);
-        self.put(place.blocks, blocks);
-        self.put(behind, tail);
+        if !blocks.is_empty() {
+            self.blocks.insert(place.blocks, blocks.to_vec());
+        }
+        behind.extend_from_slice(tail);
     }
 
-    /// Puts the chunk addresses of a file and returns its chunk format.
-    fn put_chunks(
-        &mut self,
-        size: u64,
-        chunks: &[ChunkRef],
-        mut at: u64,
-        blobs: &BlobSet<'_>,
-    ) -> Result<u32, WriteError> {
-        let chunk_size = u64::from(blobs.chunk_size);
-        let mut contiguous = true;
-        let mut expected = None;
-        for (position, &chunk_ref) in chunks.iter().enumerate() {
-            let (blob, chunk) = blobs.chunk(chunk_ref)?;
-            let offset = chunk.uncompressed_offset;
-            if offset > MAX_UNCOMPRESSED_OFFSET || !offset.is_multiple_of(BLOCK_SIZE) {
-                let (blob, chunk) = (chunk_ref.blob.0, chunk_ref.chunk.0);
-                return Err(WriteError::ChunkOffset { blob, chunk, offset });
-            }
-            let index = chunk_ref.chunk.0;
-            let address = ChunkAddress {
-                index_low: (index as u16).into(),
-                device: blob + 1,
-                index_high: u8::try_from(index >> 16)
-                    .map_err(|_| WriteError::TooLarge("the chunks of a blob (2^24)"))?,
-                block: ((offset / BLOCK_SIZE) as u32).into(),
-            };
-            self.put(at, address.as_bytes());
-            at += size_of::<ChunkAddress>() as u64;
-            contiguous &= expected.is_none_or(|expected| expected == (blob, offset));
-            expected = Some((blob, offset + chunk_size));
-            self.chunks.push((chunk_ref, position as u64 * chunk_size));
+    /// Writes an inode with what is behind it, after everything in front of it.
+    fn put(&mut self, offset: u64, bytes: &[u8]) -> io::Result<()> {
+        while let Some(blocks) = self.blocks.first_entry().filter(|blocks| *blocks.key() < offset) {
+            let (offset, content) = blocks.remove_entry();
+            self.write_at(offset, &content)?;
         }
-        // A file whose chunks follow one another is one large chunk to EROFS, which then maps it in one step.
-        // The field has 5 bits.
-        let fits = size > chunk_size && size <= 1 << (CHUNK_FORMAT_SIZE_MASK + BLOCK_SIZE.trailing_zeros());
-        let effective = if contiguous && fits { size.next_power_of_two() } else { chunk_size };
-        Ok(CHUNK_FORMAT_INDEXES | (effective / BLOCK_SIZE).trailing_zeros())
+        self.write_at(offset, bytes)
     }
+
+    fn write_at(&mut self, offset: u64, bytes: &[u8]) -> io::Result<()> {
+        while self.position < offset {
+            let gap = (offset - self.position).min(BLOCK_SIZE);
+            self.out.write_all(&[0; BLOCK_SIZE as usize][..gap as usize])?;
+            self.position += gap;
+        }
+        self.out.write_all(bytes)?;
+        self.position = offset + bytes.len() as u64;
+        Ok(())
+    }
+
+    /// Writes the rest, up to the size of the area.
+    fn finish(mut self, size: u64) -> Result<(), WriteError> {
+        Ok(self.put(size, &[])?)
+    }
+}
+
+/// Appends the chunk addresses of a file and returns its chunk format.
+fn push_chunks(
+    size: u64,
+    chunks: &[ChunkRef],
+    blobs: &BlobSet<'_>,
+    bytes: &mut Vec<u8>,
+) -> Result<u32, WriteError> {
+    let chunk_size = u64::from(blobs.chunk_size);
+    let mut contiguous = true;
+    let mut expected = None;
+    for &chunk in chunks {
+        let (address, offset) = address(chunk, blobs)?;
+        bytes.extend_from_slice(address.as_bytes());
+        contiguous &= expected.is_none_or(|expected| expected == (address.device, offset));
+        expected = Some((address.device, offset + chunk_size));
+    }
+    // A file whose chunks follow one another is one large chunk to EROFS, which then maps it in one step.
+    // The field has 5 bits.
+    let fits = size > chunk_size && size <= 1 << (CHUNK_FORMAT_SIZE_MASK + BLOCK_SIZE.trailing_zeros());
+    let effective = if contiguous && fits { size.next_power_of_two() } else { chunk_size };
+    Ok(CHUNK_FORMAT_INDEXES | (effective / BLOCK_SIZE).trailing_zeros())
+}
+
+/// The address of a chunk, and its offset in the uncompressed blob.
+fn address(at: ChunkRef, blobs: &BlobSet<'_>) -> Result<(ChunkAddress, u64), WriteError> {
+    let (blob, chunk) = blobs.chunk(at)?;
+    let offset = chunk.uncompressed_offset;
+    if offset > MAX_UNCOMPRESSED_OFFSET || !offset.is_multiple_of(BLOCK_SIZE) {
+        return Err(WriteError::ChunkOffset { blob: at.blob.0, chunk: at.chunk.0, offset });
+    }
+    let index = at.chunk.0;
+    let address = ChunkAddress {
+        index_low: (index as u16).into(),
+        device: blob + 1,
+        index_high: u8::try_from(index >> 16)
+            .map_err(|_| WriteError::TooLarge("the chunks of a blob (2^24)"))?,
+        block: ((offset / BLOCK_SIZE) as u32).into(),
+    };
+    Ok((address, offset))
 }
 
 fn inode(node: &Node, place: &Place, xattr_count: u16, union: u32, nid: u64) -> ExtendedInode {

@@ -31,7 +31,7 @@ pub(super) struct Place {
 /// The places of all nodes that the tree's names lead to.
 pub(super) struct Places {
     places: Vec<Option<Place>>,
-    /// The nodes in the order they were placed.
+    /// The nodes in order of their inodes.
     pub(super) order: Vec<NodeId>,
     /// Size of the inode area in bytes: whole blocks.
     pub(super) area_size: u64,
@@ -65,6 +65,8 @@ impl Places {
             }
             pending[first..].reverse();
         }
+        // Nearly so already: only gaps are filled later.
+        this.order.sort_by_key(|&node| this.places[node.0 as usize].map(|place| place.inode));
         this.area_size = space.size();
         this.inodes = this.order.len() as u64;
         Ok(this)
