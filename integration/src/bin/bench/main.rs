@@ -3,6 +3,7 @@
 mod figure;
 mod lab;
 mod main_job;
+mod rafs;
 
 use std::fs;
 use std::path::PathBuf;
@@ -20,7 +21,7 @@ const FEWEST_RUNS: u16 = 5;
 
 /// Measure against real peers. A peer that cannot run is an error.
 #[derive(Debug, Parser)]
-#[command(name = "bench")]
+#[command(name = "bench", args_conflicts_with_subcommands = true)]
 struct Arguments {
     /// What to measure [default: all groups]
     groups: Vec<Group>,
@@ -30,22 +31,31 @@ struct Arguments {
     /// Also write the figures as JSON
     #[arg(long, value_name = "FILE")]
     json: Option<PathBuf>,
+    #[command(subcommand)]
+    own: Option<rafs::Own>,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
 enum Group {
     /// The main job: export of a large image, cold start from it
     Main,
+    /// The image format: building, sizes, memory, merging and opening
+    Rafs,
 }
 
 fn main() -> Result<ExitCode> {
     let arguments = Arguments::parse();
+    if let Some(own) = &arguments.own {
+        own.run()?;
+        return Ok(ExitCode::SUCCESS);
+    }
     let groups = if arguments.groups.is_empty() { Group::value_variants() } else { &arguments.groups };
-    let lab = Lab::new(&Peers::of_user()?)?;
+    let peers = Peers::of_user()?;
     let mut figures = Vec::new();
     for group in groups {
         figures.extend(match group {
-            Group::Main => main_job::measure(&lab, arguments.runs)?,
+            Group::Main => main_job::measure(&Lab::new(&peers)?, arguments.runs)?,
+            Group::Rafs => rafs::measure(&peers, arguments.runs)?,
         });
     }
     println!("{}", figure::table(&figures));
