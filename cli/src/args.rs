@@ -117,7 +117,8 @@ pub(crate) struct RegistryServe {
 /// Which image a command works on.
 #[derive(Debug, clap::Args)]
 pub(crate) struct Source {
-    /// A reference in a registry (`registry.example/app:v1`), oci:DIR[:IMAGE], files:DIR, or the path of a bootstrap file
+    /// A reference in a registry (`registry.example/app:v1`), `oci:DIR[:IMAGE]`,
+    /// `files:DIR`, or the path of a bootstrap file
     pub(crate) image: String,
     /// With a bootstrap file: the directory that holds its blobs, each under its digest
     #[arg(long, value_name = "DIR")]
@@ -234,8 +235,8 @@ pub(crate) enum Image {
         /// Check the bootstrap alone, fetch no blob
         #[arg(long)]
         metadata_only: bool,
-        /// Compare with the image that it was made from: a reference in a registry, oci:DIR[:IMAGE],
-        /// oci-archive:FILE[:IMAGE], docker-archive:FILE[:IMAGE], or directory:DIR
+        /// Compare with the image that it was made from: a reference in a registry, `oci:DIR[:IMAGE]`,
+        /// `oci-archive:FILE[:IMAGE]`, `docker-archive:FILE[:IMAGE]`, or `directory:DIR`
         #[arg(long = "source", value_name = "IMAGE")]
         original: Option<String>,
     },
