@@ -2,8 +2,10 @@
 
 #![no_main]
 
+use std::ops::Range;
+
 use libfuzzer_sys::fuzz_target;
-use rafs::blob::stream::Toc;
+use rafs::blob::stream::{Toc, own_bootstrap};
 use rafs_fuzz::{digests, patch, seed};
 
 const ENTRY: usize = 128;
@@ -22,10 +24,13 @@ fuzz_target!(|input: &[u8]| {
         stream.extend_from_slice(&digests::table_header(size));
     }
     let size = stream.len() as u64;
+    let read = |range: Range<u64>| Ok(stream[range.start as usize..range.end as usize].to_vec());
+    let _ = own_bootstrap(size, read).expect("nothing beyond the end is asked for");
     let range = Toc::range(size);
     let Ok(toc) = Toc::parse(&stream[range.start as usize..], size, None) else { return };
     for part in &toc.parts {
         // Within the stream, as the table is refused otherwise.
-        let _ = part.decode(&stream[part.range.start as usize..part.range.end as usize]);
+        let stored = &stream[part.range.start as usize..part.range.end as usize];
+        assert_eq!(part.decode(stored).is_ok(), part.verify(stored).is_ok(), "both or none");
     }
 });

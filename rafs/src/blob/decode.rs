@@ -3,6 +3,8 @@
 use std::cell::RefCell;
 use std::io::{self, Read};
 
+use sha2::{Digest as _, Sha256};
+
 use super::{Blob, Chunk};
 use crate::compress::Compressor;
 use crate::digest::Digest;
@@ -131,6 +133,35 @@ pub(crate) fn decompress(
         return Err(wrong_size(compressor, stored, content.len() as u64, size));
     }
     Ok(content)
+}
+
+/// The digest (SHA-256) of exactly `size` decompressed bytes, which are not kept where the compressor can do without.
+pub(crate) fn decompressed_sha256(
+    compressor: Compressor,
+    stored: &[u8],
+    size: u64,
+) -> Result<Digest, DecompressError> {
+    if !matches!(compressor, Compressor::Zstd { .. }) {
+        return Ok(Digest(Sha256::digest(decompress(compressor, stored, size)?).into()));
+    }
+    let broken = |source| DecompressError::Broken { compressor, stored: stored.len(), source };
+    let decoder = zstd::stream::read::Decoder::new(stored).map_err(broken)?;
+    let mut content = decoder.take(size.saturating_add(1));
+    let mut buffer = vec![0; 64 << 10];
+    let mut hash = Sha256::new();
+    let mut found = 0;
+    loop {
+        let length = content.read(&mut buffer).map_err(broken)?;
+        if length == 0 {
+            break;
+        }
+        hash.update(&buffer[..length]);
+        found += length as u64;
+    }
+    if found != size {
+        return Err(wrong_size(compressor, stored, found, size));
+    }
+    Ok(Digest(hash.finalize().into()))
 }
 
 fn wrong_size(compressor: Compressor, stored: &[u8], found: u64, expected: u64) -> DecompressError {

@@ -95,19 +95,19 @@ fn parts(blob: &Blob, source: &impl BlobSource, report: &mut Report) {
         report.add(&subject, format!("its table of contents has {} bytes; expected {size}", table.size));
     }
     for part in &table.parts {
-        let result = if part.name == toc::BLOB { Ok(()) } else { decode(blob, source, part) };
+        let result = if part.name == toc::BLOB { Ok(()) } else { verify(blob, source, part) };
         if let Err(error) = result {
             report.error(format!("{subject}, {}", part.name), &*error);
         }
     }
 }
 
-fn decode(
+fn verify(
     blob: &Blob,
     source: &impl BlobSource,
     part: &Part,
 ) -> Result<(), Box<dyn std::error::Error + 'static>> {
-    part.decode(&source.read(blob, part.range.clone())?)?;
+    part.verify(&source.read(blob, part.range.clone())?)?;
     Ok(())
 }
 

@@ -97,8 +97,13 @@ impl Walk<'_> {
     fn enter(&mut self, nid: Nid, pending: &mut Vec<Step>) -> Result<(), ReadError> {
         self.spend(nid, self.bootstrap.directory_size(nid)?)?;
         let start = pending.len();
+        let mut last: Option<&[u8]> = None;
         for entry in self.bootstrap.read_dir(nid, 0)? {
             let entry = entry?;
+            if last.is_some_and(|last| last >= entry.name) {
+                return Err(corrupt(nid, "names in ascending order"));
+            }
+            last = Some(entry.name);
             pending.push(Step::Enter {
                 nid: entry.nid,
                 parent: self.names.len() - 1,

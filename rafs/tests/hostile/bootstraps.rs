@@ -2,10 +2,11 @@
 
 use rafs::blob::Blob;
 use rafs::bootstrap::{Bootstrap, ReadError, WriteOptions};
+use rafs::layout::v5;
 use rafs::layout::v6::{BlobEntry, CompactInode, FileType, LAYOUT_CHUNKED, XattrHeader};
 use rafs::merge::merge;
 use rafs::unpack::UnpackError;
-use zerocopy::{FromZeros, IntoBytes};
+use zerocopy::{FromBytes, FromZeros, IntoBytes};
 
 use super::raw::{Raw, entries, inline, inode, plain, put};
 use super::support::{Builder, Format, OneBlob};
@@ -247,7 +248,9 @@ fn names_that_are_none_are_refused() {
         raw.root(block, content.len() as u32);
         let bootstrap = Bootstrap::from_bytes(raw.0.clone()).unwrap();
         assert!(!rafs::check::structure(&bootstrap).is_clean());
-        use_all(raw.0).1.unwrap_err();
+        let (unpacked, read) = use_all(raw.0);
+        unpacked.unwrap_err();
+        read.unwrap_err();
     }
 }
 
@@ -265,6 +268,33 @@ fn an_entry_of_version_5_that_is_named_dot_dot_is_refused() {
         rafs::unpack::to_tar(&bootstrap, &blob, &mut Sink).unwrap_err();
         bootstrap.to_image().unwrap_err();
         assert!(!rafs::check::structure(&bootstrap).is_clean());
+    }
+}
+
+/// In version 5, names are records that a table leads to: one record can be any number of names.
+#[test]
+fn a_directory_of_version_5_that_repeats_its_entries_is_refused() {
+    let mut bytes = include_bytes!("../data/v5-none.boot").to_vec();
+    let table = bytes.len();
+    let (sb, _) = v5::Superblock::mut_from_prefix(&mut bytes).unwrap();
+    let (old, count) = (sb.inode_table_offset.get() as usize, sb.inode_table_entries.get());
+    let many = MEGABYTE as u32 / 4;
+    sb.inode_table_offset.set(table as u64);
+    sb.inode_table_entries.set(count + many);
+    let entries = bytes[old..old + count as usize * 4].to_vec();
+    bytes.extend_from_slice(&entries);
+    // The last record, again and again.
+    bytes.extend_from_slice(&entries[entries.len() - 4..].repeat(many as usize));
+    let root = u32::from_le_bytes(entries[..4].try_into().unwrap()) as usize * 8;
+    let (root, _) = v5::Inode::mut_from_prefix(&mut bytes[root..]).unwrap();
+    root.child_index.set(count + 1);
+    for count in [many, u32::MAX, 1000] {
+        let mut bytes = bytes.clone();
+        let at = u32::from_le_bytes(entries[..4].try_into().unwrap()) as usize * 8;
+        put(&mut bytes, at + 96, &count.to_le_bytes());
+        let (unpacked, read) = use_all(bytes);
+        unpacked.unwrap_err();
+        read.unwrap_err();
     }
 }
 

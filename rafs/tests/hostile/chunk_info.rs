@@ -1,15 +1,17 @@
 //! Chunk information, digests and tables of contents that decompress to much more than they are.
 
-use std::io;
+use std::io::{self, Read};
 use std::ops::Range;
 
 use rafs::blob::source::{BlobError, BlobSource, load_chunk_info, read_meta};
+use rafs::blob::stream::{Part, TocError};
 use rafs::blob::{Blob, MetaLocation};
 use rafs::bootstrap::{Bootstrap, WriteOptions};
 use rafs::compress::Compressor;
-use rafs::digest::DigestAlgorithm;
+use rafs::digest::{Digest, DigestAlgorithm};
 use rafs::layout::blob_meta::{Header, MAGIC};
 use rafs::layout::flags::blob as features;
+use sha2::Digest as _;
 use zerocopy::{FromZeros, IntoBytes};
 
 use super::support::{Builder, Format, OneBlob, noise, written};
@@ -85,6 +87,30 @@ fn an_image_has_a_limit_of_chunk_information() {
     let mut bootstrap = Bootstrap::from_bytes(bytes).unwrap();
     let error = within(MEGABYTE, MEGABYTE, || load_chunk_info(&mut bootstrap, &Endless)).unwrap_err();
     assert!(matches!(error, BlobError::TooMuchChunkInfo { .. }), "{error}");
+}
+
+/// A part that is a gigabyte is verified, and not kept.
+#[test]
+fn large_parts_are_verified_as_they_decompress() {
+    let size = 256 * MEGABYTE;
+    let stored = zstd::stream::encode_all(io::repeat(0).take(size as u64), 1).unwrap();
+    let mut hash = sha2::Sha256::new();
+    let zeros = vec![0; MEGABYTE];
+    (0..256).for_each(|_| hash.update(&zeros));
+    let part = Part {
+        name: "image.boot".to_owned(),
+        compressor: Compressor::Zstd { level: 0 },
+        digest: Digest(hash.finalize().into()),
+        range: 0..stored.len() as u64,
+        uncompressed_size: size as u64,
+    };
+    within(MEGABYTE, MEGABYTE, || part.verify(&stored)).unwrap();
+    for wrong in [size - 1, size + 1] {
+        let part = Part { uncompressed_size: wrong as u64, ..part.clone() };
+        assert!(matches!(part.verify(&stored), Err(TocError::Decompress { .. })));
+    }
+    let part = Part { digest: Digest([0; 32]), ..part };
+    assert!(matches!(part.verify(&stored), Err(TocError::PartDigest { .. })));
 }
 
 /// The table of contents may say that 32 bytes a chunk are gigabytes.

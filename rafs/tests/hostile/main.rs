@@ -19,7 +19,7 @@ use std::io;
 use std::time::{Duration, Instant};
 
 /// Optimised, all of this takes less than a second each.
-const PATIENCE: Duration = Duration::from_secs(30);
+const PATIENCE: Duration = Duration::from_secs(120);
 
 /// Takes what is written and forgets it.
 pub(crate) struct Sink;

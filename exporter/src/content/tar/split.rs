@@ -209,6 +209,36 @@ mod tests {
         assert_eq!(size(b"abc\0\0\0\0\0\0\0\0\0"), None);
     }
 
+    proptest::proptest! {
+        /// The stream is buildkitd's own, but what is in it comes from its builds.
+        #[test]
+        fn any_bytes_are_events_or_an_error(
+            mut stream in proptest::collection::vec(proptest::prelude::any::<u8>(), 0..3000),
+            size in "[0-7]{11}",
+            piece in 1usize..2000,
+        ) {
+            if let Some(header) = stream.first_chunk_mut::<BLOCK_BYTES>() {
+                header[SIZE][..size.len()].copy_from_slice(size.as_bytes());
+                header[TYPE] = b'0';
+                header[MAGIC].copy_from_slice(b"ustar");
+            }
+            let mut splitter = Splitter::default();
+            let mut found = 0;
+            'stream: for data in stream.chunks(piece) {
+                splitter.push(Bytes::copy_from_slice(data));
+                loop {
+                    match splitter.next() {
+                        Ok(Some(Event::Data(data))) => found += data.len(),
+                        Ok(Some(_)) => {}
+                        Ok(None) => break,
+                        Err(_) => break 'stream,
+                    }
+                }
+            }
+            proptest::prop_assert!(found <= stream.len());
+        }
+    }
+
     #[test]
     fn what_is_no_tar_is_refused() {
         assert!(events(&[1; BLOCK_BYTES], BLOCK_BYTES).is_err());

@@ -5,7 +5,7 @@ use std::ops::Range;
 use sha2::{Digest as _, Sha256};
 use zerocopy::FromBytes;
 
-use crate::blob::decode::{DecompressError, decompress};
+use crate::blob::decode::{DecompressError, decompress, decompressed_sha256};
 use crate::blob::tar_header;
 use crate::compress::Compressor;
 use crate::digest::Digest;
@@ -124,20 +124,41 @@ impl Part {
     ///
     /// When the content is not what the digest says.
     pub fn decode(&self, stored: &[u8]) -> Result<Vec<u8>, TocError> {
+        self.check_sizes(stored)?;
+        let content = decompress(self.compressor, stored, self.uncompressed_size)
+            .map_err(|source| TocError::Decompress { name: self.name.clone(), source })?;
+        self.check_digest(Digest(Sha256::digest(&content).into()))?;
+        Ok(content)
+    }
+
+    /// Verifies the part's content without keeping it.
+    ///
+    /// # Errors
+    ///
+    /// As [`decode`](Self::decode).
+    pub fn verify(&self, stored: &[u8]) -> Result<(), TocError> {
+        self.check_sizes(stored)?;
+        let found = decompressed_sha256(self.compressor, stored, self.uncompressed_size)
+            .map_err(|source| TocError::Decompress { name: self.name.clone(), source })?;
+        self.check_digest(found)
+    }
+
+    fn check_sizes(&self, stored: &[u8]) -> Result<(), TocError> {
         let name = || self.name.clone();
-        let expected = self.range.end - self.range.start;
-        if stored.len() as u64 != expected {
-            return Err(TocError::StoredSize { name: name(), found: stored.len() as u64, expected });
+        let (found, expected) = (stored.len() as u64, self.range.end - self.range.start);
+        if found != expected {
+            return Err(TocError::StoredSize { name: name(), found, expected });
         }
         if self.uncompressed_size > MAX_PART_SIZE {
             return Err(TocError::TooLarge { name: name(), size: self.uncompressed_size });
         }
-        let content = decompress(self.compressor, stored, self.uncompressed_size)
-            .map_err(|source| TocError::Decompress { name: name(), source })?;
-        let found = Digest(Sha256::digest(&content).into());
+        Ok(())
+    }
+
+    fn check_digest(&self, found: Digest) -> Result<(), TocError> {
         if found != self.digest {
-            return Err(TocError::PartDigest { name: name(), found, expected: self.digest });
+            return Err(TocError::PartDigest { name: self.name.clone(), found, expected: self.digest });
         }
-        Ok(content)
+        Ok(())
     }
 }
