@@ -84,6 +84,18 @@ fn version_5_with_lz4_has_its_content() {
 }
 
 #[test]
+fn version_6_with_batches_has_its_content() {
+    content_of("v6-batch", Version::V6);
+}
+
+#[test]
+fn an_encrypted_image_is_refused_by_name() {
+    let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/data/v6-encrypted.boot");
+    let error = Bootstrap::open(&path).unwrap_err();
+    assert_eq!(error.to_string(), "not supported: an encrypted image (AES-128-XTS)");
+}
+
+#[test]
 fn both_versions_are_navigated_alike() {
     for name in ["v6-zstd", "v5-lz4"] {
         let (bootstrap, _) = open(name);
@@ -107,7 +119,7 @@ fn both_versions_are_navigated_alike() {
 
 #[test]
 fn nothing_is_found_wrong_with_them() {
-    for name in ["v6-zstd", "v5-lz4"] {
+    for name in ["v6-zstd", "v6-batch", "v5-lz4"] {
         let (mut bootstrap, blob) = open(name);
         let mut report = rafs::check::structure(&bootstrap);
         report.merge(rafs::check::blobs(&mut bootstrap, &blob, rafs::check::Options::default()));

@@ -20,7 +20,7 @@ use crate::lab::{Lab, list, list_overlay};
 use crate::{Test, named};
 
 /// Random stacks that are compared: enough for every pair of kinds to meet, in some seconds.
-const CASES: u32 = 64;
+const CASES: u32 = 256;
 
 pub(crate) fn tests() -> Vec<(String, Test)> {
     vec![named("overlayfs::merged_layers_are_what_overlayfs_shows", merged)]

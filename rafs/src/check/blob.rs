@@ -143,8 +143,13 @@ fn chunk_info(
         let Ok(described) = bootstrap.described_chunk(index, chunk) else { continue };
         let digest = info.digest.unwrap_or(described.digest);
         let mut stored = info.with_digest(digest);
+        // The chunk table does not know a batch. nydus-image leaves all out that follows from it.
         if stored.batch.is_some() && described.batch.is_some() {
             (stored.batch, stored.compressed_size) = (described.batch, described.compressed_size);
+            stored.compressed = described.compressed;
+            if described.compressed_offset == 0 {
+                stored.compressed_offset = 0;
+            }
         }
         if stored != described {
             report.add(format!("{subject}, chunk {position}"), "not what the bootstrap's chunk table says");

@@ -5,10 +5,11 @@ use crate::blob::{BatchMember, Blob, Chunk, ChunkIndex};
 use crate::digest::Digest;
 use crate::layout::blob_meta::MAX_CHUNK_SIZE;
 use crate::layout::chunk_table::ChunkEntry;
+use crate::layout::flags::blob as blob_flags;
 use crate::layout::flags::chunk as flags;
 
 /// What an entry says, if it is possible in its blob. Of a batch member, index and offset in the batch are not known
-/// here and are 0.
+/// here and are 0; so is its offset in the blob, where nydus-image wrote the entry.
 pub(super) fn decode(entry: &ChunkEntry, blob: &Blob, index: ChunkIndex) -> Result<Chunk, ReadError> {
     let corrupt =
         |expected| Err(ReadError::Corrupt { what: "chunk table entry", at: u64::from(index.0), expected });
@@ -16,6 +17,9 @@ pub(super) fn decode(entry: &ChunkEntry, blob: &Blob, index: ChunkIndex) -> Resu
     if bits & flags::ENCRYPTED != 0 {
         return Err(ReadError::Unsupported("an encrypted chunk (AES-128-XTS)"));
     }
+    // nydus-image sets no flag. What is stored by itself has a size.
+    let is_member = bits & flags::BATCH != 0
+        || blob.features & blob_flags::BATCH != 0 && entry.compressed_size.get() == 0;
     let chunk = Chunk {
         digest: Digest(entry.digest),
         compressed_offset: entry.compressed_offset.get(),
@@ -23,7 +27,7 @@ pub(super) fn decode(entry: &ChunkEntry, blob: &Blob, index: ChunkIndex) -> Resu
         uncompressed_offset: entry.uncompressed_offset.get(),
         uncompressed_size: entry.uncompressed_size.get(),
         compressed: bits & flags::COMPRESSED != 0,
-        batch: (bits & flags::BATCH != 0).then_some(BatchMember { index: 0, offset: 0 }),
+        batch: is_member.then_some(BatchMember { index: 0, offset: 0 }),
     };
     if chunk.uncompressed_size == 0 || chunk.uncompressed_size > blob.chunk_size {
         return corrupt("an uncompressed size from 1 to the chunk size");
