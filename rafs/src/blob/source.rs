@@ -210,11 +210,14 @@ pub fn load_chunk_info_files(bootstrap: &mut Bootstrap, folder: &Path) -> Result
             continue;
         }
         let io = |source| BlobError::Io { blob: name(blob), source };
-        let file = match File::open(folder.join(format!("{}.blob.meta", name(blob)))) {
-            Err(error) if error.kind() == io::ErrorKind::NotFound => continue,
-            file => file.map_err(io)?,
+        let path = folder.join(format!("{}.blob.meta", name(blob)));
+        // Looked at before it is opened: a layer may have a named pipe or a device there.
+        let size = match path.symlink_metadata() {
+            Ok(metadata) if metadata.is_file() => metadata.len(),
+            Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(io(error)),
+            _ => continue,
         };
-        let size = file.metadata().map_err(io)?.len();
+        let file = File::open(&path).map_err(io)?;
         left = left.checked_sub(size).ok_or(BlobError::TooMuchChunkInfo { limit: MAX_CHUNK_INFO })?;
         let mut bytes = vec![0; size as usize];
         file.read_exact_at(&mut bytes, 0).map_err(io)?;
