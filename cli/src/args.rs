@@ -131,10 +131,10 @@ pub(crate) struct Source {
 /// How `image convert` works.
 #[derive(Debug, clap::Args)]
 pub(crate) struct Convert {
-    /// The image to convert: [docker://]REF, oci:DIR[:IMAGE], oci-archive:FILE[:IMAGE], docker-archive:FILE[:IMAGE] or
+    /// The image to convert: `[docker://]REF`, `oci:DIR[:IMAGE]`, `oci-archive:FILE[:IMAGE]`, `docker-archive:FILE[:IMAGE]` or
     /// directory:DIR
     pub(crate) source: Location,
-    /// Where the nydus image goes: [docker://]REF, oci:DIR[:IMAGE], oci-archive:FILE[:IMAGE], or files:DIR for
+    /// Where the nydus image goes: `[docker://]REF`, `oci:DIR[:IMAGE]`, `oci-archive:FILE[:IMAGE]`, or `files:DIR` for
     /// image.boot and blobs/ alone
     pub(crate) destination: Location,
     /// Convert these images of an index [default: all]
@@ -164,7 +164,7 @@ pub(crate) struct Convert {
     /// A file with such paths, one a line (`-`: standard input)
     #[arg(long, value_name = "FILE")]
     pub(crate) prefetch_list: Option<PathBuf>,
-    /// Do not store what this nydus image has: [docker://]REF, oci:DIR[:IMAGE], files:DIR, or a bootstrap beside its blobs/
+    /// Do not store what this nydus image has: `[docker://]REF`, `oci:DIR[:IMAGE]`, `files:DIR`, or a bootstrap beside its blobs/
     #[arg(long, value_name = "IMAGE")]
     pub(crate) chunk_dict: Option<String>,
     /// Put the blobs' chunk information into the bootstrap layer, which saves a node a request for each
