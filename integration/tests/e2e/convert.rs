@@ -336,8 +336,8 @@ pub(crate) fn interrupted(fixture: &Fixture) -> Result<()> {
     let dir = fixture.subdir("convert-interrupted")?;
     let layout = demo_layout(fixture, &dir)?;
     let registry = fixture.registry()?;
-    let name = format!("{}/interrupted:v1", registry.address());
-    let uploads = registry.root().join("docker/registry/v2/repositories/interrupted/_uploads");
+    let name = format!("{}/convert-interrupted:v1", registry.address());
+    let uploads = registry.root().join("docker/registry/v2/repositories/convert-interrupted/_uploads");
     let is_staging = |name: &String| name.starts_with('.');
     for target in [
         oci(&dir.join("out")),
