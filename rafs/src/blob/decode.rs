@@ -135,13 +135,14 @@ pub(crate) fn decompress(
     Ok(content)
 }
 
-/// The digest (SHA-256) of exactly `size` decompressed bytes, which are not kept where the compressor can do without.
+/// The digest (SHA-256) of exactly `size` decompressed bytes. What is larger than a chunk may be is not held in memory
+/// where the compressor can do without; the rest takes the way of [`decompress`], so that both accept the same bytes.
 pub(crate) fn decompressed_sha256(
     compressor: Compressor,
     stored: &[u8],
     size: u64,
 ) -> Result<Digest, DecompressError> {
-    if !matches!(compressor, Compressor::Zstd { .. }) {
+    if !matches!(compressor, Compressor::Zstd { .. }) || size <= u64::from(MAX_CHUNK_SIZE) {
         return Ok(Digest(Sha256::digest(decompress(compressor, stored, size)?).into()));
     }
     let broken = |source| DecompressError::Broken { compressor, stored: stored.len(), source };

@@ -113,6 +113,32 @@ fn large_parts_are_verified_as_they_decompress() {
     assert!(matches!(part.verify(&stored), Err(TocError::PartDigest { .. })));
 }
 
+/// Found by fuzzing: one way took what the other refused.
+#[test]
+fn a_part_is_decoded_if_it_is_verified_and_only_then() {
+    let frame = zstd::bulk::compress(b"content", 1).unwrap();
+    let large_window = [&[0x28, 0xB5, 0x2F, 0xFD, 0x00, 0xA8, 0x39, 0, 0][..], b"content"].concat();
+    let skippable = [&[0x50, 0x2A, 0x4D, 0x18, 1, 0, 0, 0, 7][..], &frame].concat();
+    let cases: [(&[u8], &[u8]); 6] = [
+        (b"", b""),
+        (b"content", &frame),
+        (b"contentcontent", &[&frame[..], &frame].concat()),
+        (b"content", &frame[..frame.len() - 1]),
+        (b"content", &large_window),
+        (b"content", &skippable),
+    ];
+    for (number, (content, stored)) in cases.into_iter().enumerate() {
+        let part = Part {
+            name: "image.boot".to_owned(),
+            compressor: Compressor::Zstd { level: 0 },
+            digest: DigestAlgorithm::Sha256.digest(content),
+            range: 0..stored.len() as u64,
+            uncompressed_size: content.len() as u64,
+        };
+        assert_eq!(part.decode(stored).is_ok(), part.verify(stored).is_ok(), "case {number}");
+    }
+}
+
 /// The table of contents may say that 32 bytes a chunk are gigabytes.
 #[test]
 fn digests_are_as_many_as_chunks() {
