@@ -198,10 +198,8 @@ impl Shared {
                 },
             }
         }
-        let wanted = |chunk| {
-            source.cached.state(chunk) == ChunkState::Missing && state.is_free(ChunkKey { blob, chunk })
-        };
-        let requests = plan::plan(&missing, |chunk| source.chunk(chunk), wanted, self.limits());
+        let found = |chunk| state.is_free(ChunkKey { blob, chunk }).then(|| source.cached.state(chunk));
+        let requests = plan::plan(&missing, |chunk| source.chunk(chunk), found, self.limits());
         for (chunk, _) in
             requests.iter().flat_map(|request| &request.extents).flat_map(|extent| &extent.chunks)
         {

@@ -234,6 +234,45 @@ fn small_files_that_adjoin_come_with_one_request() {
     assert_eq!(backend.reads(), 1);
 }
 
+#[test]
+fn a_batch_is_fetched_once_wherever_it_is_first_read() {
+    if !can_mount() {
+        return;
+    }
+    let files: Vec<(String, Vec<u8>)> =
+        (0..100).map(|seed| (format!("f{seed:03}"), noise(seed, 2000))).collect();
+    let list: Vec<(&str, &[u8])> =
+        files.iter().map(|(name, content)| (name.as_str(), content.as_slice())).collect();
+    let options = BuildOptions { batch_size: Some(65_536), ..BuildOptions::default() };
+    let image = TestImage::build(&tar_of(&list), &options);
+    // With small requests, each brings one batch alone; with large ones, what follows as well.
+    for request_bytes in [1, 1 << 20] {
+        let cache = tempfile::tempdir().unwrap();
+        let node = Node::new(cache.path(), &Settings { request_bytes, ..Settings::default() });
+        let backend = Watched::over(&image);
+        let mount = node.mount_from(&image, backend.clone());
+        // A mount reads the chunk information.
+        let before = backend.reads();
+        let barrier = Barrier::new(4);
+        std::thread::scope(|scope| {
+            for reader in 0..4 {
+                let (mount, barrier, files) = (&mount, &barrier, &files);
+                scope.spawn(move || {
+                    barrier.wait();
+                    // From the middle on, and backwards.
+                    for place in (0..100).map(|step| (150 - step + reader) % 100) {
+                        assert!(mount.read(&files[place].0).unwrap() == files[place].1);
+                    }
+                });
+            }
+        });
+        let mut fetched = backend.reads.lock().unwrap()[before..].to_vec();
+        fetched.sort_by_key(|range| range.start);
+        assert!(fetched.windows(2).all(|pair| pair[0].end <= pair[1].start), "{fetched:?}");
+        assert!(request_bytes > 1 || fetched.len() == 4, "200,000 bytes are four batches: {fetched:?}");
+    }
+}
+
 /// An image of the same blob that gives each of its first two chunks out for the other.
 fn forged(image: &TestImage) -> TestImage {
     let mut forged = Bootstrap::open(&image.bootstrap()).unwrap().to_image().unwrap();
