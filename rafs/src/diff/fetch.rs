@@ -2,8 +2,7 @@
 //!
 //! A node keeps chunks by blob: two images share what they have in blobs of the same id. Content that the first image has in
 //! a blob that the second does not refer to is fetched again; how much that is, is told apart. What is fetched for a member
-//! of a batch is the whole batch: once, where members are read in the order in which they are stored. A node
-//! that begins in the middle of a batch fetches it again for what is before.
+//! of a batch is the whole batch, once, and a node keeps all of it.
 
 use std::collections::{BTreeMap, HashSet};
 
@@ -57,7 +56,11 @@ impl Fetch {
 /// read.
 pub fn fetch(a: &Image, b: &Image) -> Fetch {
     let used_of_a = used(a);
-    let cached: HashSet<_> = used_of_a.iter().filter_map(|at| Some((blob(a, *at)?.id?, at.chunk))).collect();
+    // By where they are stored: members of a batch are stored in the same bytes.
+    let cached: HashSet<_> = used_of_a
+        .iter()
+        .filter_map(|at| Some((blob(a, *at)?.id?, chunk(a, *at)?.compressed_offset)))
+        .collect();
     let contents: HashSet<_> =
         used_of_a.iter().filter_map(|at| content(blob(a, *at)?, chunk(a, *at)?)).collect();
     let ids: HashSet<_> = a.blobs.iter().filter_map(|blob| blob.id).collect();
@@ -66,13 +69,12 @@ pub fn fetch(a: &Image, b: &Image) -> Fetch {
     let (mut extents, mut new_extents) = (HashSet::new(), HashSet::new());
     for at in used(b) {
         let (Some(of), Some(chunk)) = (blob(b, at), chunk(b, at)) else { continue };
-        if of.id.is_some_and(|id| cached.contains(&(id, at.chunk))) {
+        if of.id.is_some_and(|id| cached.contains(&(id, chunk.compressed_offset))) {
             continue;
         }
         let entry = found.entry(at.blob.0).or_default();
         entry.chunks += 1;
         entry.content_bytes += u64::from(chunk.uncompressed_size);
-        // Members of a batch are stored in the same bytes.
         let extent = (at.blob, chunk.compressed_offset);
         let size = u64::from(chunk.compressed_size);
         entry.stored_bytes += if extents.insert(extent) { size } else { 0 };

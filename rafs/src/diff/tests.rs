@@ -207,9 +207,15 @@ fn a_batch_is_fetched_once_and_whole() {
         source.file(&format!("f{number}"), &[b'a' + number; 700]);
     }
     let options = BuildOptions { batch_size: Some(1 << 16), ..BuildOptions::default() };
-    let (b, _) = with_options(&mut source, options);
+    let (b, _) = with_options(&mut source.clone(), options.clone());
     let a = image(&mut [MemorySource::default()]);
     let fetched = fetch(&a, &b);
     assert_eq!(fetched.blobs[0].chunks, 40);
     assert_eq!(fetched.blobs[0].stored_bytes, b.blobs[0].compressed_size);
+
+    let mut whiteouts = MemorySource::default();
+    (1..40u8).for_each(|number| _ = whiteouts.file(&format!(".wh.f{number}"), b""));
+    let layer = build_source(&mut source, Vec::new(), &options).unwrap();
+    let a = merge(vec![layer, whiteouts.build()]).unwrap();
+    assert_eq!(fetch(&a, &b).stored_bytes(), 0, "with the one file came the others");
 }
