@@ -69,6 +69,9 @@ pub(crate) struct Exporter {
     /// Where buildctl will connect, such as unix:///run/nydus-cluster/exporter.sock
     #[arg(long, value_name = "ADDRESS")]
     pub(crate) listen: Option<String>,
+    /// Directory of buildkitd's content store, such as /var/lib/buildkit/runc-overlayfs/content, if it can be read here
+    #[arg(long, value_name = "DIR")]
+    pub(crate) content_store: Option<PathBuf>,
 }
 
 #[derive(Debug, clap::Args)]

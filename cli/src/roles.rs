@@ -19,6 +19,9 @@ pub(crate) async fn exporter(config: Config, flags: args::Exporter) -> anyhow::R
     if let Some(listen) = flags.listen {
         settings.listen = listen.parse().context("--listen")?;
     }
+    if let Some(dir) = flags.content_store {
+        settings.content_store = Some(dir);
+    }
     exporter::serve(settings, shutdown::on_signal()?).await?;
     Ok(ExitCode::SUCCESS)
 }

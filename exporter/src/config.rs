@@ -15,6 +15,9 @@ pub struct ExporterConfig {
     pub upstream: SocketAddress,
     /// The socket that BuildKit clients use instead. Default: `unix:///run/nydus-cluster/exporter.sock`.
     pub listen: SocketAddress,
+    /// The directory of buildkitd's content store, if the exporter may read it: layers are then read from there, while
+    /// buildkitd still writes them, instead of coming over the session. Default: none.
+    pub content_store: Option<PathBuf>,
     /// How registries are reached: of a section of its own in the configuration file, which all roles share.
     #[serde(skip)]
     pub registry: ClientConfig,
@@ -31,6 +34,7 @@ impl Default for ExporterConfig {
         Self {
             upstream: SocketAddress(PathBuf::from("/run/buildkit/buildkitd.sock")),
             listen: SocketAddress(PathBuf::from("/run/nydus-cluster/exporter.sock")),
+            content_store: None,
             registry: ClientConfig::default(),
             conversions: 2,
             threads: 0,

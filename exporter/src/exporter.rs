@@ -48,6 +48,11 @@ impl Exporter {
         self.config.upstream.path()
     }
 
+    /// Directory of buildkitd's content store, if it can be read here.
+    pub(crate) fn content_store(&self) -> Option<&Path> {
+        self.config.content_store.as_deref()
+    }
+
     /// Our socket.
     pub(crate) fn listen(&self) -> &SocketAddress {
         &self.config.listen

@@ -8,7 +8,7 @@ use crate::image::{Output, OutputError};
 use crate::progress::Task;
 
 /// Bytes by which layers and documents are told apart: where tar has its magic.
-const SNIFF_BYTES: usize = 512;
+pub(super) const SNIFF_BYTES: usize = 512;
 
 /// Where tar has its magic.
 const TAR_MAGIC: std::ops::Range<usize> = 257..262;
@@ -131,10 +131,14 @@ impl<'a> Ingest<'a> {
 }
 
 /// Whether a blob that begins so is JSON; layers are tar, gzip or zstd.
-fn is_document(begin: &[u8]) -> bool {
-    let is_tar = begin.get(TAR_MAGIC).is_some_and(|magic| magic == b"ustar");
+pub(super) fn is_document(begin: &[u8]) -> bool {
     let first = begin.iter().find(|byte| !byte.is_ascii_whitespace());
-    first == Some(&b'{') && !is_tar
+    first == Some(&b'{') && !is_tar(begin)
+}
+
+/// Whether a blob that begins so is an uncompressed tar.
+pub(super) fn is_tar(begin: &[u8]) -> bool {
+    begin.get(TAR_MAGIC).is_some_and(|magic| magic == b"ustar")
 }
 
 /// A digest as short as people compare them.

@@ -3,9 +3,11 @@
 //! - [`store`]: as a content store, blob by blob (`tar=false`).
 //! - [`tar`]: as a tar stream of an OCI layout (`tar=true`).
 //! - [`ingest`]: one blob on its way into an output.
+//! - [`local`]: layers as files, where buildkitd's content store can be read.
 //! - [`message`]: the messages of containerd's content service.
 
 pub(crate) mod ingest;
+pub(crate) mod local;
 mod message;
 pub(crate) mod store;
 pub(crate) mod tar;

@@ -63,14 +63,15 @@ async fn write(
     while let Some(message) = until_reset(send, reader.message()).await.map_err(|error| error.status())?? {
         let request = WriteContentRequest::decode(message)
             .map_err(|error| Status::new(Code::InvalidArgument, format!("WriteContentRequest: {error}")))?;
-        let work = async {
+        // Boxed: it holds all that a conversion and a push need, and would be copied from call to call on the stack.
+        let work = Box::pin(async {
             let mut current = match blob.take() {
                 Some(blob) => blob,
                 None => Blob::begin(&request, build, output).await?,
             };
             let response = current.step(request).await?;
             Ok::<_, Status>((current, response))
-        };
+        });
         let (current, response) = until_reset(send, work).await.map_err(|error| error.status())??;
         respond::message(send, &response.encode_to_vec()).await?;
         if response.action == action::COMMIT {
@@ -80,6 +81,11 @@ async fn write(
     }
     // The caller left without COMMIT: what came is dropped.
     Ok(())
+}
+
+/// What the caller need not send.
+fn exists(digest: &Digest) -> Status {
+    Status::new(Code::AlreadyExists, format!("content {digest}: already exists"))
 }
 
 /// A blob being written.
@@ -114,7 +120,15 @@ impl<'a> Blob<'a> {
         })?;
         if output.has(&expected).await.map_err(|error| super::fail(build, &error))? {
             tracing::debug!(build = build.reference, digest = %expected, "layer is here already");
-            return Err(Status::new(Code::AlreadyExists, format!("content {expected}: already exists")));
+            return Err(exists(&expected));
+        }
+        if let Some(local) = &build.local {
+            let layer = local.convert(output, &expected, total, &build.over).await;
+            if let Some(layer) = layer.map_err(|error| super::fail(build, &error))? {
+                let added = output.add_layer(&expected, layer).await;
+                added.map_err(|error| super::fail(build, &error))?;
+                return Err(exists(&expected));
+            }
         }
         let ingest =
             Ingest::new(output, expected.clone(), total).map_err(|error| super::fail(build, &error))?;

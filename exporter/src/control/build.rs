@@ -4,6 +4,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use tokio_util::sync::CancellationToken;
 
+use crate::content::local::LocalStore;
 use crate::image::Output;
 use crate::progress::Progress;
 
@@ -18,6 +19,8 @@ pub(crate) struct Build {
     pub(crate) sole: bool,
     /// The outputs that are ours.
     pub(crate) outputs: Vec<Arc<Output>>,
+    /// buildkitd's content store, if it can be read here.
+    pub(crate) local: Option<LocalStore>,
     /// What to show of them.
     pub(crate) progress: Arc<Progress>,
     /// Set when the build is over, for whatever reason: all that works for it stops.
@@ -32,10 +35,11 @@ impl Build {
         session: String,
         sole: bool,
         outputs: Vec<Arc<Output>>,
+        local: Option<LocalStore>,
         progress: Arc<Progress>,
     ) -> Self {
         let over = CancellationToken::new();
-        Self { reference, session, sole, outputs, progress, over, failure: Mutex::default() }
+        Self { reference, session, sole, outputs, local, progress, over, failure: Mutex::default() }
     }
 
     /// The output that takes blobs by the session's content store.
@@ -92,6 +96,11 @@ impl Builds {
         Ok(Registered { builds: self, build })
     }
 
+    /// Whether there is but one build.
+    pub(crate) fn is_alone(&self) -> bool {
+        self.lock().len() == 1
+    }
+
     /// The build of this session.
     pub(crate) fn by_session(&self, session: &str) -> Option<Arc<Build>> {
         self.lock().iter().find(|build| build.session == session).cloned()
@@ -122,7 +131,7 @@ mod tests {
     use super::*;
 
     fn build(reference: &str, session: &str) -> Build {
-        Build::new(reference.to_owned(), session.to_owned(), true, Vec::new(), Progress::new())
+        Build::new(reference.to_owned(), session.to_owned(), true, Vec::new(), None, Progress::new())
     }
 
     #[test]

@@ -13,6 +13,7 @@ use super::Rpc;
 use super::build::{Build, Builds, Registered};
 use super::message::{self, Export, SolveRequest};
 use crate::attrs::{Attrs, EXPORTER_TYPE};
+use crate::content::local::{LocalStore, convert_ahead};
 use crate::exporter::Exporter;
 use crate::grpc::frame::{self, MessageReader};
 use crate::grpc::{Code, Status, respond, status};
@@ -64,6 +65,9 @@ pub(crate) async fn handle(mut rpc: Rpc<'_>) {
         Ok(registered) => {
             let build = &registered.build;
             tracing::info!(build = build.reference, outputs = build.outputs.len(), "export begins");
+            if build.store_output().is_some() {
+                tokio::spawn(convert_ahead(Arc::clone(build), Arc::clone(&rpc.exporter.builds)));
+            }
             let ended = call(parts, &message, rpc.upstream, rpc.peer, &mut rpc.downstream).await;
             let ended = finish(build, ended, &mut rpc.downstream).await;
             // Status may end now; the response follows at once.
@@ -145,7 +149,8 @@ fn begin<'a>(exporter: &Exporter, builds: &'a Builds, plan: Plan) -> Result<Regi
         outputs.push(Arc::new(output));
     }
     let sole = plan.request.exports.len() == 1;
-    let build = Build::new(plan.request.reference, plan.request.session, sole, outputs, progress);
+    let local = exporter.content_store().map(LocalStore::new);
+    let build = Build::new(plan.request.reference, plan.request.session, sole, outputs, local, progress);
     builds.register(build).map_err(|error| Status::new(Code::FailedPrecondition, error.to_string()))
 }
 

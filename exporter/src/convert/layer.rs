@@ -1,6 +1,6 @@
 //! One conversion: what comes is built into a blob on a thread of its own, and the blob is uploaded while it is written.
 
-use std::io::{self, Write as _};
+use std::io::{self, Read, Write as _};
 use std::path::PathBuf;
 use std::sync::Arc;
 
@@ -62,7 +62,8 @@ impl LayerConversion {
         let (input, receiver) = mpsc::channel(INPUT_QUEUE);
         let task = tokio::spawn(async move {
             let _slot = slots.acquire_owned().await.expect("the semaphore is never closed");
-            run(&destination, move |output| build(&options, receiver, output)).await
+            let build = move |output| build(&options, InputReader::new(receiver), output);
+            run(&destination, build).await.map(|(layer, _)| layer)
         });
         Self { input: Some(input), task: AbortOnDropHandle::new(task) }
     }
@@ -121,6 +122,32 @@ impl LayerConversion {
     }
 }
 
+/// A conversion under way of what is read rather than sent; dropping it cancels it.
+#[derive(Debug)]
+pub(crate) struct ReadConversion<R> {
+    task: AbortOnDropHandle<Result<(ConvertedLayer, R), ConvertError>>,
+}
+
+impl<R: Read + Send + 'static> ReadConversion<R> {
+    pub(super) fn start(
+        options: Arc<BuildOptions>,
+        slots: Arc<Semaphore>,
+        destination: Destination,
+        input: R,
+    ) -> Self {
+        let task = tokio::spawn(async move {
+            let _slot = slots.acquire_owned().await.expect("the semaphore is never closed");
+            run(&destination, move |output| build(&options, input, output)).await
+        });
+        Self { task: AbortOnDropHandle::new(task) }
+    }
+
+    /// Waits until the input has ended and the layer's blob is stored, and gives the input back.
+    pub(crate) async fn finish(self) -> Result<(ConvertedLayer, R), ConvertError> {
+        self.task.await?
+    }
+}
+
 /// Converts the files of a directory, as a layer of their own. Once `stop` is cancelled it fails, after what was stored is
 /// given up.
 pub(super) async fn convert_directory(
@@ -133,9 +160,9 @@ pub(super) async fn convert_directory(
         let mut output = Stoppable { inner: OutputWriter::new(output), stop };
         let layer = build_directory(&path, &mut output, &options)?;
         output.flush()?;
-        Ok(layer)
+        Ok((layer, ()))
     };
-    run(destination, build).await
+    run(destination, build).await.map(|(layer, ())| layer)
 }
 
 /// Output that is refused when nobody wants it any more.
@@ -157,11 +184,11 @@ impl io::Write for Stoppable {
     }
 }
 
-/// Has a blob built on a thread that may block, and stores it meanwhile.
-async fn run(
+/// Has a blob built on a thread that may block, and stores it meanwhile. What it was built of is returned beside it.
+async fn run<T: Send + 'static>(
     destination: &Destination,
-    build: impl FnOnce(mpsc::Sender<Bytes>) -> Result<Layer, ConvertError> + Send + 'static,
-) -> Result<ConvertedLayer, ConvertError> {
+    build: impl FnOnce(mpsc::Sender<Bytes>) -> Result<(Layer, T), ConvertError> + Send + 'static,
+) -> Result<(ConvertedLayer, T), ConvertError> {
     // Before anything is converted: a registry that refuses does so at once.
     let writer = destination.begin().await?;
     let (sender, pieces) = mpsc::channel(OUTPUT_QUEUE);
@@ -169,8 +196,8 @@ async fn run(
     let (uploaded, built) = tokio::join!(upload(writer, pieces), building);
     // The builder fails as well when the upload does; the upload's reason is the one.
     let writer = uploaded?;
-    let layer = match built.map_err(ConvertError::from).and_then(|built| built) {
-        Ok(layer) => layer,
+    let (layer, input) = match built.map_err(ConvertError::from).and_then(|built| built) {
+        Ok(built) => built,
         Err(error) => {
             writer.cancel().await;
             return Err(error);
@@ -180,22 +207,21 @@ async fn run(
     let digest: Digest =
         format!("sha256:{id}").parse().expect("64 hexadecimal digits behind sha256: are a digest");
     let size = writer.finish(&digest).await?;
-    Ok(ConvertedLayer { layer, digest, size })
+    Ok((ConvertedLayer { layer, digest, size }, input))
 }
 
 /// Builds the layer; runs on a thread that may block.
-fn build(
+fn build<R: Read + Send>(
     options: &BuildOptions,
-    input: mpsc::Receiver<Bytes>,
+    mut input: R,
     output: mpsc::Sender<Bytes>,
-) -> Result<Layer, ConvertError> {
-    let mut input = InputReader::new(input);
+) -> Result<(Layer, R), ConvertError> {
     let mut output = OutputWriter::new(output);
     let layer = build_layer(&mut input, &mut output, options)?;
     output.flush()?;
     // A tar may end before its stream does.
     io::copy(&mut input, &mut io::sink())?;
-    Ok(layer)
+    Ok((layer, input))
 }
 
 async fn upload(mut writer: BlobWriter, mut pieces: mpsc::Receiver<Bytes>) -> Result<BlobWriter, StoreError> {

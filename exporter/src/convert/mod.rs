@@ -16,6 +16,7 @@ mod cache;
 mod destination;
 mod layer;
 
+use std::io::Read;
 use std::path::PathBuf;
 use std::sync::Arc;
 
@@ -27,6 +28,7 @@ use tokio_util::sync::CancellationToken;
 pub(crate) use bridge::OutputWriter;
 pub use cache::LayerCache;
 pub use destination::{BlobWriter, Destination, Shape, Staging, StoreError};
+pub(crate) use layer::ReadConversion;
 pub use layer::{ConvertError, ConvertedLayer, LayerConversion};
 
 /// Converts layers, a bounded number at a time.
@@ -55,6 +57,16 @@ impl Converter {
     /// Begins to convert a layer, its blob going to `destination`.
     pub fn convert(&self, destination: &Destination) -> LayerConversion {
         LayerConversion::start(Arc::clone(&self.options), Arc::clone(&self.slots), destination.clone())
+    }
+
+    /// Begins to convert the layer that `input` is, its blob going to `destination`.
+    pub(crate) fn convert_read<R: Read + Send + 'static>(
+        &self,
+        input: R,
+        destination: &Destination,
+    ) -> ReadConversion<R> {
+        let (options, slots) = (Arc::clone(&self.options), Arc::clone(&self.slots));
+        ReadConversion::start(options, slots, destination.clone(), input)
     }
 
     /// Converts the files of the directory at `path`, the blob going to `destination`, unless `stop` is cancelled.

@@ -4,6 +4,7 @@
 //! buildkitd still waits and an error fails its own export step. What is left for the end is the name.
 
 use std::collections::{HashMap, HashSet};
+use std::io::Read;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use bytes::Bytes;
@@ -13,7 +14,9 @@ use super::index::{self, Stored};
 use super::manifest;
 use super::{AssembleError, AssembleOptions, DocumentError, assemble, parse};
 use crate::attrs::Attrs;
-use crate::convert::{ConvertError, ConvertedLayer, Converter, Destination, LayerConversion, StoreError};
+use crate::convert::{
+    ConvertError, ConvertedLayer, Converter, Destination, LayerConversion, ReadConversion, StoreError,
+};
 use crate::error::chain;
 use crate::progress::{Progress, Task};
 use crate::target::Target;
@@ -158,6 +161,14 @@ impl Output {
     pub(crate) async fn convert(&self, digest: &Digest) -> Result<LayerConversion, OutputError> {
         tracing::debug!(image = self.title(), layer = %digest, "conversion begins");
         Ok(self.converter.convert(self.destination().await?))
+    }
+
+    /// Begins to convert the layer that `input` is.
+    pub(crate) async fn convert_read<R: Read + Send + 'static>(
+        &self,
+        input: R,
+    ) -> Result<ReadConversion<R>, OutputError> {
+        Ok(self.converter.convert_read(input, self.destination().await?))
     }
 
     /// A layer is converted and its blob stored.

@@ -15,6 +15,7 @@ use crate::process::{self, Output, Server};
 pub struct Buildkitd {
     server: Server,
     socket: PathBuf,
+    content_store: PathBuf,
 }
 
 impl Buildkitd {
@@ -41,7 +42,8 @@ impl Buildkitd {
         }
         let mut server = Server::spawn("buildkitd", command, dir.join("buildkitd.log"))?;
         server.wait_ready(START_DEADLINE, || accepts_unix(&socket))?;
-        Ok(Self { server, socket })
+        let content_store = dir.join("root/runc-overlayfs/content");
+        Ok(Self { server, socket, content_store })
     }
 
     /// The process.
@@ -57,6 +59,11 @@ impl Buildkitd {
     /// Its address, as `--addr` takes it.
     pub fn address(&self) -> String {
         format!("unix://{}", self.socket.display())
+    }
+
+    /// The directory of its content store.
+    pub fn content_store(&self) -> &Path {
+        &self.content_store
     }
 }
 

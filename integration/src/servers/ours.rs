@@ -96,19 +96,30 @@ impl EmbeddedRegistry {
 pub struct Exporter {
     server: Server,
     socket: PathBuf,
+    log: PathBuf,
 }
 
 impl Exporter {
     /// Starts the exporter under `dir` in front of the buildkitd at `upstream` (`unix://…`), which need not run.
     pub fn start(dir: &Path, upstream: &str) -> Result<Self> {
+        Self::spawn(dir, upstream, role(dir, "")?)
+    }
+
+    /// Starts it so that it reads layers from the directory `content_store` where it can.
+    pub fn start_with_store(dir: &Path, upstream: &str, content_store: &Path) -> Result<Self> {
+        let config = format!("[exporter]\ncontent_store = \"{}\"\n", content_store.display());
+        Self::spawn(dir, upstream, role(dir, &config)?)
+    }
+
+    fn spawn(dir: &Path, upstream: &str, mut command: Command) -> Result<Self> {
         let socket = dir.join("exporter.sock");
-        let mut command = role(dir, "")?;
         command
             .args(["exporter", "--upstream", upstream, "--listen"])
             .arg(format!("unix://{}", socket.display()));
-        let mut server = Server::spawn("exporter", command, dir.join("exporter.log"))?;
+        let log = dir.join("exporter.log");
+        let mut server = Server::spawn("exporter", command, log.clone())?;
         server.wait_ready(START_DEADLINE, || accepts_unix(&socket))?;
-        Ok(Self { server, socket })
+        Ok(Self { server, socket, log })
     }
 
     /// Its address, as `buildctl --addr` takes it.
@@ -129,6 +140,11 @@ impl Exporter {
     /// Gives up the guard, leaving the process running.
     pub fn into_server(self) -> Server {
         self.server
+    }
+
+    /// What it has written so far.
+    pub fn log(&self) -> String {
+        String::from_utf8_lossy(&fs::read(&self.log).unwrap_or_default()).into_owned()
     }
 }
 

@@ -5,6 +5,7 @@ use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
 use integration::fault_proxy::{Failure, FaultProxy, Rule};
+use integration::servers::Buildctl;
 use integration::{demo, wait};
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
@@ -16,13 +17,18 @@ const PUSH_DEADLINE: Duration = Duration::from_secs(60);
 const END_DEADLINE: Duration = Duration::from_secs(10);
 
 pub(crate) fn ends(fixture: &Fixture) -> Result<()> {
-    let context = demo::random_files(fixture.peers(), &fixture.subdir("cancelled")?, &[("data", 4 << 20)])?;
-    let name = format!("{}/cancelled:v1", fixture.registry()?.address());
+    ends_at_once(fixture, &fixture.buildctl()?, "cancelled")
+}
+
+/// With the exporter that `buildctl` speaks to; `name` is the image's and the context's.
+pub(crate) fn ends_at_once(fixture: &Fixture, buildctl: &Buildctl, name: &str) -> Result<()> {
+    let context = demo::random_files(fixture.peers(), &fixture.subdir(name)?, &[("data", 4 << 20)])?;
+    let name = format!("{}/{name}:v1", fixture.registry()?.address());
     let proxy = FaultProxy::start(fixture.registry()?.address())?;
     // The push hangs where it is certain to be when the interrupt comes.
     proxy.set_rules(vec![Rule::always("/blobs/uploads/", Failure::Stall)]);
     let output = format!("type=nydus-cluster,name={}", through(&name, proxy.address()));
-    let mut command = fixture.buildctl()?.build_command(&context, &[&output]);
+    let mut command = buildctl.build_command(&context, &[&output]);
     let mut build =
         command.stdout(Stdio::null()).stderr(Stdio::null()).spawn().context("starting buildctl")?;
     let outcome = interrupt(&mut build, &proxy);
@@ -34,7 +40,7 @@ pub(crate) fn ends(fixture: &Fixture) -> Result<()> {
     ensure!(manifest(&name).is_err(), "the interrupted build pushed an image");
     // The exporter is as good as before.
     proxy.set_rules(Vec::new());
-    fixture.buildctl()?.build(&context, &[&output])?;
+    buildctl.build(&context, &[&output])?;
     manifest(&name)?;
     Ok(())
 }

@@ -6,6 +6,7 @@
 mod beside_plain;
 mod build_cancelled;
 mod buildkit_absent;
+mod content_store;
 mod convert;
 mod corrupt_chunk;
 mod dead_registry;
@@ -75,6 +76,10 @@ const TESTS: &[(&str, Test)] = &[
     ("corrupt_chunk::gives_an_error_on_that_file_alone", corrupt_chunk::one_file),
     ("dead_registry::a_read_fails_within_the_deadline", dead_registry::fails_in_time),
     ("build_cancelled::an_interrupted_build_ends_and_pushes_nothing", build_cancelled::ends),
+    ("content_store::layers_are_converted_while_buildkitd_makes_them", content_store::ahead),
+    ("content_store::builds_side_by_side_keep_their_layers_apart", content_store::side_by_side),
+    ("content_store::a_wrong_content_store_costs_nothing_but_time", content_store::wrong),
+    ("content_store::an_interrupted_build_ends_and_the_next_succeeds", content_store::interrupted),
     ("push_refused::the_reason_fails_the_build", push_refused::by_status),
     ("push_refused::a_connection_cut_within_a_blob_is_retried", push_refused::cut_is_retried),
 ];

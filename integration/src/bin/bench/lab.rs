@@ -11,7 +11,10 @@ use tempfile::TempDir;
 
 /// Fields are dropped in this order: users before what they use.
 pub(crate) struct Lab {
+    /// Reads layers from buildkitd's content store.
     pub(crate) exporter: Exporter,
+    /// Takes layers over the session, as it has to where buildkitd runs elsewhere.
+    pub(crate) remote_exporter: Exporter,
     buildkitd: Buildkitd,
     pub(crate) registry: EmbeddedRegistry,
     /// The sandbox image.
@@ -25,17 +28,25 @@ impl Lab {
         let dir = tempfile::Builder::new().prefix("nydus-cluster-bench-").tempdir()?;
         let registry = EmbeddedRegistry::start(&dir.path().join("registry"))?;
         let buildkitd = Buildkitd::start(peers, &dir.path().join("buildkit"))?;
-        let exporter = Exporter::start(&dir.path().join("exporter"), &buildkitd.address())?;
+        let address = buildkitd.address();
+        let exporter =
+            Exporter::start_with_store(&dir.path().join("exporter"), &address, buildkitd.content_store())?;
+        let remote_exporter = Exporter::start(&dir.path().join("remote-exporter"), &address)?;
         let command = ["/bin/sleep", "infinity"];
         let rootfs = peers.pause_rootfs()?;
         let pause =
             oci_layout::push(registry.address(), "pause", &rootfs, &command, &dir.path().join("pause"))?;
-        Ok(Self { exporter, buildkitd, registry, pause, peers: peers.clone(), dir })
+        Ok(Self { exporter, remote_exporter, buildkitd, registry, pause, peers: peers.clone(), dir })
     }
 
-    /// buildctl through the exporter.
+    /// buildctl through the exporter beside buildkitd.
     pub(crate) fn buildctl(&self) -> Result<Buildctl> {
         Buildctl::new(&self.peers, self.exporter.address())
+    }
+
+    /// buildctl through the exporter that knows buildkitd by its socket alone.
+    pub(crate) fn remote_buildctl(&self) -> Result<Buildctl> {
+        Buildctl::new(&self.peers, self.remote_exporter.address())
     }
 
     /// buildctl straight to buildkitd.

@@ -42,7 +42,8 @@ impl Stack {
         let context = demo::three_layers(peers, &dir.join("context"))?;
         let registry = EmbeddedRegistry::start(&dir.join("registry"))?;
         let buildkitd = Buildkitd::start(peers, &dir.join("buildkit"))?;
-        let exporter = Exporter::start(&dir.join("exporter"), &buildkitd.address())?;
+        let store = buildkitd.content_store();
+        let exporter = Exporter::start_with_store(&dir.join("exporter"), &buildkitd.address(), store)?;
         let pause = oci_layout::push(
             registry.address(),
             "pause",

@@ -1,0 +1,186 @@
+//! A blob's file as a stream, from its begin to where the blob ends.
+
+use std::fs::{self, File};
+use std::io::{self, Read};
+use std::os::unix::fs::MetadataExt as _;
+use std::path::PathBuf;
+
+use registry::digest::{Digest, Hasher};
+use tokio::runtime::Handle;
+use tokio::sync::watch;
+use tokio_util::sync::CancellationToken;
+
+use super::FileId;
+use super::watch::Watch;
+
+/// Reads a blob, hashing it. It blocks: it is for threads that may, with a runtime around them.
+#[derive(Debug)]
+pub(super) struct BlobReader {
+    file: File,
+    hasher: Hasher,
+    read: watch::Sender<u64>,
+    /// How to find out that there is more; `None` if the blob is complete.
+    writing: Option<Writing>,
+    stop: CancellationToken,
+}
+
+/// A file that somebody writes to.
+#[derive(Debug)]
+pub(super) struct Writing {
+    /// Where the file is as long as it is written to.
+    pub(super) path: PathBuf,
+    /// The file's identity.
+    pub(super) id: FileId,
+    /// Watches the directory of `path`.
+    pub(super) watch: Watch,
+}
+
+impl BlobReader {
+    /// Reads `file` from where it stands until its end or, while it is being written, until it has been moved away.
+    /// When `stop` is cancelled, it fails.
+    pub(super) fn new(file: File, writing: Option<Writing>, hasher: Hasher, stop: CancellationToken) -> Self {
+        Self { file, hasher, read: watch::Sender::new(0), writing, stop }
+    }
+
+    /// Tells how many bytes have been read.
+    pub(super) fn position(&self) -> watch::Receiver<u64> {
+        self.read.subscribe()
+    }
+
+    /// Digest and size in bytes of what has been read.
+    pub(super) fn finish(self) -> (Digest, u64) {
+        (self.hasher.finish(), *self.read.borrow())
+    }
+}
+
+impl Read for BlobReader {
+    fn read(&mut self, out: &mut [u8]) -> io::Result<usize> {
+        loop {
+            if self.stop.is_cancelled() {
+                return Err(io::Error::new(io::ErrorKind::ConnectionAborted, "the conversion was cancelled"));
+            }
+            // Before the read: what a writer wrote before it moved the file is read after this.
+            let complete = match &self.writing {
+                Some(writing) => writing.is_complete(&self.file)?,
+                None => true,
+            };
+            let length = self.file.read(out)?;
+            if length > 0 {
+                self.hasher.update(&out[..length]);
+                self.read.send_modify(|read| *read += length as u64);
+                return Ok(length);
+            }
+            match &mut self.writing {
+                Some(writing) if !complete => writing.wait(&self.stop)?,
+                _ => return Ok(0),
+            }
+        }
+    }
+}
+
+impl Writing {
+    /// Whether nothing will be added to the file; an error if it was deleted instead of moved.
+    fn is_complete(&self, file: &File) -> io::Result<bool> {
+        match fs::metadata(&self.path) {
+            Ok(metadata) if FileId::of(&metadata) == self.id => return Ok(false),
+            Ok(_) => {}
+            Err(error) if error.kind() == io::ErrorKind::NotFound => {}
+            Err(error) => return Err(error),
+        }
+        if file.metadata()?.nlink() == 0 {
+            return Err(io::Error::new(
+                io::ErrorKind::ConnectionAborted,
+                "the blob was given up by its writer",
+            ));
+        }
+        Ok(true)
+    }
+
+    /// Waits until the file may have changed, or `stop` is cancelled.
+    fn wait(&mut self, stop: &CancellationToken) -> io::Result<()> {
+        Handle::current().block_on(stop.run_until_cancelled(self.watch.changed())).unwrap_or(Ok(()))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::io::Write as _;
+    use std::time::Duration;
+
+    use tokio::task::JoinHandle;
+    use tokio::time::timeout;
+
+    use super::*;
+
+    const DEADLINE: Duration = Duration::from_secs(30);
+
+    /// A blob under way in a store, and a reader that has read all that is there.
+    struct Blob {
+        dir: tempfile::TempDir,
+        file: File,
+        position: watch::Receiver<u64>,
+        reading: JoinHandle<io::Result<(Vec<u8>, Digest, u64)>>,
+        stop: CancellationToken,
+    }
+
+    impl Blob {
+        async fn begin(begin: &[u8]) -> Self {
+            let dir = tempfile::tempdir().unwrap();
+            fs::create_dir_all(dir.path().join("ingest/blob")).unwrap();
+            let path = dir.path().join("ingest/blob/data");
+            let mut file = File::create(&path).unwrap();
+            file.write_all(begin).unwrap();
+            let opened = File::open(&path).unwrap();
+            let id = FileId::of(&opened.metadata().unwrap());
+            let watch = Watch::new(path.parent().unwrap()).unwrap();
+            let stop = CancellationToken::new();
+            let writing = Writing { path, id, watch };
+            let mut reader = BlobReader::new(opened, Some(writing), Hasher::sha256(), stop.clone());
+            let position = reader.position();
+            let reading = tokio::task::spawn_blocking(move || {
+                let mut content = Vec::new();
+                reader.read_to_end(&mut content)?;
+                let (digest, size) = reader.finish();
+                Ok((content, digest, size))
+            });
+            let mut blob = Self { dir, file, position, reading, stop };
+            blob.wait_for(begin.len()).await;
+            blob
+        }
+
+        async fn wait_for(&mut self, size: usize) {
+            let read = self.position.wait_for(|read| *read == size as u64);
+            timeout(DEADLINE, read).await.unwrap().unwrap();
+        }
+
+        async fn end(self) -> io::Result<(Vec<u8>, Digest, u64)> {
+            timeout(DEADLINE, self.reading).await.unwrap().unwrap()
+        }
+    }
+
+    #[tokio::test]
+    async fn a_blob_is_read_while_it_is_written_and_ends_when_it_is_moved() {
+        let mut blob = Blob::begin(b"ab").await;
+        blob.file.write_all(b"cd").unwrap();
+        blob.wait_for(4).await;
+        blob.file.write_all(b"ef").unwrap();
+        fs::rename(blob.dir.path().join("ingest/blob/data"), blob.dir.path().join("complete")).unwrap();
+        let (content, digest, size) = blob.end().await.unwrap();
+        assert_eq!((content.as_slice(), size), (&b"abcdef"[..], 6));
+        assert_eq!(digest, registry::digest::sha256(b"abcdef"));
+    }
+
+    #[tokio::test]
+    async fn a_blob_that_is_given_up_is_never_complete() {
+        let blob = Blob::begin(b"ab").await;
+        fs::remove_dir_all(blob.dir.path().join("ingest/blob")).unwrap();
+        assert_eq!(blob.end().await.unwrap_err().kind(), io::ErrorKind::ConnectionAborted);
+    }
+
+    #[tokio::test]
+    async fn a_reader_that_waits_for_more_can_be_stopped() {
+        let blob = Blob::begin(b"ab").await;
+        blob.stop.cancel();
+        assert_eq!(blob.end().await.unwrap_err().kind(), io::ErrorKind::ConnectionAborted);
+    }
+}

@@ -1,0 +1,166 @@
+//! An exporter that may read buildkitd's content store makes the images that one makes that may not, whatever it finds there.
+
+use std::collections::BTreeSet;
+use std::fs;
+use std::path::{Path, PathBuf};
+
+use anyhow::{Context, Result, ensure};
+use integration::demo;
+use integration::servers::{Buildctl, Buildkitd, Exporter};
+
+use crate::build_cancelled;
+use crate::fixture::{Fixture, manifest};
+
+/// What the exporter says of a layer that it converted before it was announced.
+const AHEAD: &str = "layer was converted while buildkitd made it";
+/// What it says of a layer whose blob was complete.
+const COMPLETE: &str = "layer was read from buildkitd's content store";
+
+/// Where it warns of a content store.
+const WARNING: &str = "WARN exporter::content";
+
+/// Layers of a context's image: the base's, an archive, and two files.
+const LAYERS: usize = 4;
+
+/// A buildkitd whose content store nobody else fills, and an exporter that may read it.
+struct Lab<'a> {
+    fixture: &'a Fixture,
+    exporter: Exporter,
+    buildkitd: Buildkitd,
+    dir: PathBuf,
+}
+
+impl<'a> Lab<'a> {
+    fn new(fixture: &'a Fixture, name: &str) -> Result<Self> {
+        let dir = fixture.subdir(name)?;
+        let buildkitd = Buildkitd::start(fixture.peers(), &dir.join("b"))?;
+        let exporter =
+            Exporter::start_with_store(&dir.join("x"), &buildkitd.address(), buildkitd.content_store())?;
+        Ok(Self { fixture, exporter, buildkitd, dir })
+    }
+
+    fn buildctl(&self, exporter: &Exporter) -> Result<Buildctl> {
+        Buildctl::new(self.fixture.peers(), exporter.address())
+    }
+
+    fn output(&self, repository: &str) -> Result<String> {
+        Ok(format!("type=nydus-cluster,name={}", self.name(repository)?))
+    }
+
+    fn name(&self, repository: &str) -> Result<String> {
+        Ok(format!("{}/{repository}:v1", self.fixture.registry()?.address()))
+    }
+
+    /// The image of `context` as it comes over the session, from buildkitd's cache.
+    fn over_the_session(&self, context: &Path, repository: &str) -> Result<serde_json::Value> {
+        let dir = self.dir.join(repository.replace('/', "-"));
+        let exporter = Exporter::start(&dir, &self.buildkitd.address())?;
+        self.buildctl(&exporter)?.build(context, &[&self.output(repository)?])?;
+        manifest(&self.name(repository)?)
+    }
+
+    /// A context whose image has a base from a registry, whose layer is compressed, and layers of its own.
+    fn context(&self, name: &str) -> Result<PathBuf> {
+        let files = [("data", 64 << 20), ("more", 3 << 20)];
+        let context = demo::random_files(self.fixture.peers(), &self.dir.join(name), &files)?;
+        let path = context.join("Dockerfile");
+        let text =
+            fs::read_to_string(&path)?.replace("FROM scratch", &format!("FROM {}", self.fixture.pause()?));
+        fs::write(&path, text)?;
+        Ok(context)
+    }
+}
+
+fn count(log: &str, line: &str) -> usize {
+    log.matches(line).count()
+}
+
+pub(crate) fn ahead(fixture: &Fixture) -> Result<()> {
+    let lab = Lab::new(fixture, "cs1")?;
+    let context = lab.context("c")?;
+    lab.buildctl(&lab.exporter)?.build(&context, &[&lab.output("content-store/ahead")?])?;
+    let log = lab.exporter.log();
+    // A layer that is small may be complete before anyone sees it begin; none may come over the session.
+    ensure!(count(&log, AHEAD) >= 1, "no new layer was converted ahead:\n{log}");
+    ensure!(count(&log, AHEAD) + count(&log, COMPLETE) == LAYERS, "layers came over the session:\n{log}");
+    ensure!(!log.contains(WARNING), "something went wrong:\n{log}");
+    let image = manifest(&lab.name("content-store/ahead")?)?;
+
+    // Now all blobs are complete.
+    let again = Exporter::start_with_store(
+        &lab.dir.join("y"),
+        &lab.buildkitd.address(),
+        lab.buildkitd.content_store(),
+    )?;
+    lab.buildctl(&again)?.build(&context, &[&lab.output("content-store/complete")?])?;
+    let log = again.log();
+    ensure!(count(&log, COMPLETE) == LAYERS, "layers did not come from complete blobs:\n{log}");
+    let complete = manifest(&lab.name("content-store/complete")?)?;
+    let session = lab.over_the_session(&context, "content-store/session")?;
+    ensure!(image == session && complete == session, "the images differ: {image} {complete} {session}");
+    Ok(())
+}
+
+pub(crate) fn side_by_side(fixture: &Fixture) -> Result<()> {
+    let lab = Lab::new(fixture, "cs2")?;
+    let buildctl = lab.buildctl(&lab.exporter)?;
+    let names = ["one", "two", "three"];
+    let contexts = names.map(|name| lab.context(name));
+    let mut running = Vec::new();
+    for (name, context) in names.iter().zip(&contexts) {
+        let context = context.as_ref().map_err(|error| anyhow::anyhow!("{error:#}"))?;
+        let output = lab.output(&format!("side-by-side/{name}"))?;
+        let buildctl = buildctl.clone();
+        let context = context.clone();
+        running.push((
+            name,
+            context.clone(),
+            std::thread::spawn(move || buildctl.build(&context, &[&output])),
+        ));
+    }
+    let mut images = BTreeSet::new();
+    for (name, context, build) in running {
+        build.join().map_err(|_| anyhow::anyhow!("a build panicked"))??;
+        let image = manifest(&lab.name(&format!("side-by-side/{name}"))?)?;
+        let session = lab.over_the_session(&context, &format!("side-by-side/{name}-session"))?;
+        ensure!(image == session, "the images of {name} differ: {image} {session}");
+        images.insert(image.to_string());
+    }
+    ensure!(images.len() == names.len(), "different contexts made the same image");
+    Ok(())
+}
+
+pub(crate) fn wrong(fixture: &Fixture) -> Result<()> {
+    let lab = Lab::new(fixture, "cs3")?;
+    let context = lab.context("c")?;
+    let session = lab.over_the_session(&context, "wrong-store/session")?;
+    // Under every blob's name something else of its size: another tar.
+    let (wrong, blobs) = (lab.dir.join("w"), lab.buildkitd.content_store().join("blobs/sha256"));
+    fs::create_dir_all(wrong.join("blobs/sha256"))?;
+    let tar = fs::read(context.join("busybox.tar"))?;
+    for blob in fs::read_dir(&blobs).with_context(|| format!("reading {}", blobs.display()))? {
+        let blob = blob?;
+        let mut content = tar.clone();
+        content.resize(usize::try_from(blob.metadata()?.len())?, 0);
+        fs::write(wrong.join("blobs/sha256").join(blob.file_name()), content)?;
+    }
+    let absent = lab.dir.join("absent");
+    for (store, name, warning) in [
+        (&wrong, "wrong-store/wrong", "cannot convert from"),
+        (&absent, "wrong-store/absent", "cannot watch"),
+    ] {
+        let dir = lab.dir.join(name.replace('/', "-"));
+        let exporter = Exporter::start_with_store(&dir, &lab.buildkitd.address(), store)?;
+        lab.buildctl(&exporter)?.build(&context, &[&lab.output(name)?])?;
+        ensure!(manifest(&lab.name(name)?)? == session, "{name} is another image");
+        let log = exporter.log();
+        ensure!(log.contains(warning), "{name}: nothing was said of it:\n{log}");
+    }
+    Ok(())
+}
+
+/// The same as with any exporter: here the registry hangs while buildkitd still makes the layer, or just after.
+pub(crate) fn interrupted(fixture: &Fixture) -> Result<()> {
+    let lab = Lab::new(fixture, "cs4")?;
+    build_cancelled::ends_at_once(fixture, &lab.buildctl(&lab.exporter)?, "cancelled-ahead")
+}
