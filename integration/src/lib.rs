@@ -3,13 +3,15 @@
 //! The library holds what tests, benchmarks and the quick start share: guards that start a real server under a
 //! directory of its own and stop it again ([`servers`]), a CRI client that does what the kubelet does ([`cri`]),
 //! a listing of everything a file system tree shows ([`tree`]), layers with everything that may be in one
-//! ([`corpus`]), images as files ([`image_files`]), and a proxy that breaks connections on purpose ([`fault_proxy`]).
+//! ([`corpus`]), images as files ([`image_files`]), a proxy that breaks connections on purpose ([`fault_proxy`]), and
+//! what the test programs do alike ([`suite`]).
 
 pub mod access_log;
 pub mod corpus;
 pub mod cri;
 pub mod demo;
 pub mod fault_proxy;
+pub mod gnu_tar;
 pub mod image_files;
 pub mod leftovers;
 pub mod node;
@@ -18,5 +20,6 @@ pub mod oci_layout;
 pub mod peers;
 pub mod process;
 pub mod servers;
+pub mod suite;
 pub mod tree;
 pub mod wait;

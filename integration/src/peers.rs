@@ -27,6 +27,27 @@ impl Peers {
         &self.cache
     }
 
+    /// Fails with the name of what the machine lacks, of that which every comparison of images with peers needs.
+    pub fn require_common(&self) -> Result<()> {
+        if !nix::unistd::Uid::effective().is_root() {
+            bail!("root");
+        }
+        if !Path::new("/dev/fuse").exists() {
+            bail!("/dev/fuse");
+        }
+        nydus_cluster()?;
+        for program in ["nydusd", "nydus-image"] {
+            self.nydus(program)?;
+        }
+        for program in ["fsck.erofs", "tar"] {
+            system(program)?;
+        }
+        for layer in ["base", "numpy"] {
+            self.demo_layer(layer).context("a real root file system")?;
+        }
+        Ok(())
+    }
+
     fn built(&self, peer: &str, program: &str) -> Result<PathBuf> {
         existing(self.cache.join("peers").join(peer).join("bin").join(program))
     }

@@ -4,6 +4,8 @@
 
 #![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
 
+mod support;
+
 use std::sync::Arc;
 
 use rafs::bootstrap::{self, WriteOptions};
@@ -12,18 +14,7 @@ use rafs::compress::Compressor;
 use rafs::digest::DigestAlgorithm;
 use rafs::merge::merge;
 use rafs::tree::Image;
-
-/// Reproducible bytes that compress about by half.
-fn noise(seed: u64, length: usize) -> Vec<u8> {
-    let mut state = seed.wrapping_mul(0x9E37_79B9_7F4A_7C15) | 1;
-    let mut next = || {
-        state ^= state << 13;
-        state ^= state >> 7;
-        state ^= state << 17;
-        b'a' + (state >> 33) as u8 % 16
-    };
-    (0..length).map(|_| next()).collect()
-}
+use support::noise;
 
 struct Archive(tar::Builder<Vec<u8>>);
 

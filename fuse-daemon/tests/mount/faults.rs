@@ -15,7 +15,7 @@ use rafs::blob::Chunk;
 use rafs::bootstrap::Bootstrap;
 use rafs::build::BuildOptions;
 
-use crate::image::{Node, SECOND_BOOT, Settings, TestImage, noise, tar_of};
+use crate::image::{Node, SECOND_BOOT, Settings, TestImage, noise, small_files, tar_of};
 use crate::{can_mount, eventually};
 
 /// A backend that counts what is asked of the real one behind it, and may be made to fail.
@@ -219,11 +219,8 @@ fn small_files_that_adjoin_come_with_one_request() {
     if !can_mount() {
         return;
     }
-    let files: Vec<(String, Vec<u8>)> =
-        (0..100).map(|seed| (format!("f{seed:03}"), noise(seed, 2000))).collect();
-    let list: Vec<(&str, &[u8])> =
-        files.iter().map(|(name, content)| (name.as_str(), content.as_slice())).collect();
-    let image = TestImage::build(&tar_of(&list), &BuildOptions::default());
+    let files = small_files();
+    let image = TestImage::build(&tar_of(&files), &BuildOptions::default());
     let cache = tempfile::tempdir().unwrap();
     let node = Node::new(cache.path(), &Settings::default());
     let backend = Watched::over(&image);
@@ -239,12 +236,9 @@ fn a_batch_is_fetched_once_wherever_it_is_first_read() {
     if !can_mount() {
         return;
     }
-    let files: Vec<(String, Vec<u8>)> =
-        (0..100).map(|seed| (format!("f{seed:03}"), noise(seed, 2000))).collect();
-    let list: Vec<(&str, &[u8])> =
-        files.iter().map(|(name, content)| (name.as_str(), content.as_slice())).collect();
+    let files = small_files();
     let options = BuildOptions { batch_size: Some(65_536), ..BuildOptions::default() };
-    let image = TestImage::build(&tar_of(&list), &options);
+    let image = TestImage::build(&tar_of(&files), &options);
     // With small requests, each brings one batch alone; with large ones, what follows as well.
     for request_bytes in [1, 1 << 20] {
         let cache = tempfile::tempdir().unwrap();

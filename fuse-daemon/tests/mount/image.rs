@@ -98,14 +98,20 @@ pub(crate) fn noise(seed: u64, len: usize) -> Vec<u8> {
     bytes
 }
 
+/// A hundred files of 2,000 bytes each.
+pub(crate) fn small_files() -> Vec<(String, Vec<u8>)> {
+    (0..100).map(|seed| (format!("f{seed:03}"), noise(seed, 2000))).collect()
+}
+
 /// A tar stream of regular files.
-pub(crate) fn tar_of(files: &[(&str, &[u8])]) -> Vec<u8> {
+pub(crate) fn tar_of(files: &[(impl AsRef<str>, impl AsRef<[u8]>)]) -> Vec<u8> {
     let mut tar = tar::Builder::new(Vec::new());
     for (name, content) in files {
+        let (name, content) = (name.as_ref(), content.as_ref());
         let mut header = tar::Header::new_gnu();
         header.set_size(content.len() as u64);
         header.set_mode(0o644);
-        tar.append_data(&mut header, name, *content).unwrap();
+        tar.append_data(&mut header, name, content).unwrap();
     }
     tar.into_inner().unwrap()
 }

@@ -138,7 +138,7 @@ fn layers_show_as_one_tree() {
     }
     let (old, new) = (noise(1, 100_000), noise(2, 100_000));
     let lower = tar_of(&[("kept", &old), ("replaced", &old), ("removed", &old)]);
-    let upper = tar_of(&[("replaced", &new), (".wh.removed", b""), ("added", &old)]);
+    let upper = tar_of(&[("replaced", &new[..]), (".wh.removed", b""), ("added", &old)]);
     let image = TestImage::build_layers(&[&lower, &upper], &BuildOptions::default());
     let cache = tempfile::tempdir().unwrap();
     let node = Node::new(cache.path(), &Settings::default());

@@ -31,6 +31,13 @@ impl Tree {
         Ok(tree)
     }
 
+    /// Makes a directory at `root` of layers, the lowest first.
+    pub fn make(layers: &[Layer], root: &Path) -> Result<()> {
+        let mut tree = Self::new(root)?;
+        layers.iter().try_for_each(|layer| tree.apply(layer))?;
+        tree.finish()
+    }
+
     /// Lays a layer over those before.
     pub fn apply(&mut self, layer: &Layer) -> Result<()> {
         // What is removed is what the layers below have, wherever in its layer the whiteout comes.

@@ -9,7 +9,7 @@ use anyhow::{Context, Result, ensure};
 use integration::cri::ContainerSpec;
 use integration::process::{self, Server};
 use integration::tree::{Listing, content_digest};
-use integration::{oci_layout, peers, wait};
+use integration::{gnu_tar, oci_layout, peers, wait};
 use nix::sys::signal::{Signal, kill};
 use serde_json::Value;
 
@@ -63,23 +63,7 @@ pub(crate) fn small_layout(fixture: &Fixture, dir: &Path, architectures: &[&str]
 /// What tar makes of layers, one over the other.
 fn extracted(layers: &[PathBuf], dir: &Path) -> Result<PathBuf> {
     let tree = dir.join("extracted");
-    fs::create_dir(&tree)?;
-    for layer in layers {
-        process::run(
-            Command::new("tar")
-                .args([
-                    "--extract",
-                    "--numeric-owner",
-                    "--same-permissions",
-                    "--xattrs",
-                    "--xattrs-include=*",
-                ])
-                .arg("--directory")
-                .arg(&tree)
-                .arg("--file")
-                .arg(layer),
-        )?;
-    }
+    layers.iter().try_for_each(|layer| gnu_tar::extract(layer, &tree))?;
     Ok(tree)
 }
 

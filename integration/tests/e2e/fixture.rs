@@ -1,41 +1,21 @@
 //! What the tests share: servers, images built once, and nodes.
 
-use std::env;
 use std::fs;
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 use std::process::Command;
-use std::sync::OnceLock;
 
 use anyhow::{Context, Result, anyhow};
 use integration::node::Node;
 use integration::peers::{self, Peers};
 use integration::process;
 use integration::servers::{Buildctl, Buildkitd, EmbeddedRegistry, Exporter};
+use integration::suite::Lazy;
 use integration::{demo, oci_layout};
 use serde_json::Value;
 use tempfile::TempDir;
 
 use crate::same_tree::Exported;
-
-/// Whether a missing peer is a failure.
-pub(crate) fn in_ci() -> bool {
-    env::var_os("CI").is_some_and(|value| value == "true")
-}
-
-/// A value made at its first use; every later use sees the same value or the same error.
-struct Lazy<T>(OnceLock<Result<T, String>>);
-
-impl<T> Lazy<T> {
-    const fn new() -> Self {
-        Self(OnceLock::new())
-    }
-
-    fn get(&self, make: impl FnOnce() -> Result<T>) -> Result<&T> {
-        let made = self.0.get_or_init(|| make().map_err(|error| format!("{error:#}")));
-        made.as_ref().map_err(|error| anyhow!("{error}"))
-    }
-}
 
 /// An image in the embedded registry, and the context it was built from.
 pub(crate) struct Built {
@@ -183,27 +163,15 @@ impl Fixture {
 }
 
 fn missing(peers: &Peers) -> Result<()> {
-    if !nix::unistd::Uid::effective().is_root() {
-        return Err(anyhow!("root"));
-    }
-    if !Path::new("/dev/fuse").exists() {
-        return Err(anyhow!("/dev/fuse"));
-    }
-    peers::nydus_cluster()?;
+    peers.require_common()?;
     for program in ["buildkitd", "buildctl"] {
         peers.buildkit(program)?;
     }
     for program in ["containerd", "containerd-shim-runc-v2", "ctr"] {
         peers.containerd(program)?;
     }
-    for program in ["nydusd", "nydus-image"] {
-        peers.nydus(program)?;
-    }
-    for program in ["runc", "docker-registry", "skopeo", "fsck.erofs"] {
+    for program in ["runc", "docker-registry", "skopeo"] {
         peers::system(program)?;
-    }
-    for layer in ["base", "numpy"] {
-        peers.demo_layer(layer)?;
     }
     peers.pause_rootfs()?;
     Ok(())

@@ -8,7 +8,7 @@ use std::time::Duration;
 
 use anyhow::{Result, ensure};
 use integration::process::{self, Output, Server};
-use integration::{demo, peers, wait};
+use integration::{demo, gnu_tar, peers, wait};
 use nix::sys::signal::{Signal, kill};
 use serde_json::Value;
 
@@ -75,15 +75,7 @@ pub(crate) fn unpack(fixture: &Fixture) -> Result<()> {
 
     let (tar, extracted) = (dir.join("image.tar"), dir.join("extracted"));
     process::run(image("unpack", &demo.name)?.arg(&tar))?;
-    fs::create_dir(&extracted)?;
-    process::run(
-        Command::new("tar")
-            .args(["--extract", "--numeric-owner", "--same-permissions", "--xattrs", "--xattrs-include=*"])
-            .arg("--directory")
-            .arg(&extracted)
-            .arg("--file")
-            .arg(&tar),
-    )?;
+    gnu_tar::extract(&tar, &extracted)?;
     expected.expect_same(&list_image_tree(&extracted)?, "image unpack, extracted by tar")?;
 
     // What is there already is not overwritten.

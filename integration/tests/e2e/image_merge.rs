@@ -6,7 +6,7 @@ use std::path::{Path, PathBuf};
 use std::process::Command;
 
 use anyhow::{Context as _, Result, ensure};
-use integration::{demo, peers, process};
+use integration::{demo, gnu_tar, peers, process};
 use rafs::blob::stream::own_bootstrap;
 use rafs::build::{BuildOptions, build_layer};
 use serde_json::Value;
@@ -108,14 +108,7 @@ pub(crate) fn limits(fixture: &Fixture) -> Result<()> {
 /// Builds a directory with upstream's builder; the layer's blob, with its bootstrap in it.
 fn upstream_layer(fixture: &Fixture, tree: &Path, blobs: &Path) -> Result<PathBuf> {
     let tar = tree.with_extension("tar");
-    process::run(
-        Command::new("tar")
-            .args(["--create", "--numeric-owner", "--xattrs", "--xattrs-include=*", "--file"])
-            .arg(&tar)
-            .arg("--directory")
-            .arg(tree)
-            .arg("."),
-    )?;
+    gnu_tar::pack(tree, &tar)?;
     let report = tree.with_extension("json");
     process::run(
         Command::new(fixture.peers().nydus("nydus-image")?)

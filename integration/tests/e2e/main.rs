@@ -28,8 +28,9 @@ mod upstream;
 use std::process::ExitCode;
 use std::sync::Arc;
 
-use anyhow::Result;
-use libtest_mimic::{Arguments, Completion, Failed, Trial};
+use anyhow::{Result, anyhow};
+use integration::suite::trial;
+use libtest_mimic::Arguments;
 
 use fixture::Fixture;
 
@@ -95,22 +96,12 @@ fn main() -> ExitCode {
             return ExitCode::FAILURE;
         }
     };
-    let trials = TESTS.iter().map(|&(name, test)| trial(name, test, fixture.clone())).collect();
-    let conclusion = libtest_mimic::run(&arguments, trials);
+    let trials = TESTS.iter().map(|&(name, test)| {
+        let shared = fixture.clone();
+        let with_logs = move || test(&shared).map_err(|error| anyhow!("{error:#}\n{}", shared.logs()));
+        trial(name, fixture.missing(), with_logs)
+    });
+    let conclusion = libtest_mimic::run(&arguments, trials.collect());
     drop(fixture);
     conclusion.exit_code()
-}
-
-fn trial(name: &str, test: Test, fixture: Arc<Fixture>) -> Trial {
-    Trial::ignorable_test(name, move || match fixture.missing() {
-        Some(missing) if fixture::in_ci() => Err(Failed::from(format!("needs {missing}"))),
-        Some(missing) => {
-            println!("skipped: needs {missing}");
-            Ok(Completion::Ignored { reason: Some(format!("needs {missing}")) })
-        }
-        None => match test(&fixture) {
-            Ok(()) => Ok(Completion::Completed),
-            Err(error) => Err(Failed::from(format!("{error:#}\n{}", fixture.logs()))),
-        },
-    })
 }

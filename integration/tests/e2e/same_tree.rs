@@ -2,11 +2,10 @@
 
 use std::fs;
 use std::path::Path;
-use std::process::Command;
 
 use anyhow::{Result, ensure};
 use integration::tree::{self, ListOptions, Listing};
-use integration::{demo, process};
+use integration::{demo, gnu_tar};
 
 use crate::fixture::{Built, Fixture};
 
@@ -24,21 +23,7 @@ pub(crate) fn in_a_container(fixture: &Fixture) -> Result<()> {
 pub(crate) fn special_files(fixture: &Fixture) -> Result<()> {
     let dir = fixture.subdir("special")?;
     demo::special_files(&dir.join("tree"))?;
-    process::run(
-        Command::new("tar")
-            .args([
-                "--create",
-                "--format=posix",
-                "--numeric-owner",
-                "--xattrs",
-                "--xattrs-include=*",
-                "--file",
-            ])
-            .arg(dir.join("layer.tar"))
-            .arg("--directory")
-            .arg(dir.join("tree"))
-            .arg("."),
-    )?;
+    gnu_tar::pack(&dir.join("tree"), &dir.join("layer.tar"))?;
     let context = demo::one_layer(&dir.join("layer.tar"), &dir.join("context"))?;
     let image = fixture.build(&context, "special:v1")?;
     let expected = Exported::of(fixture, &image, "special-exported")?;
@@ -84,21 +69,7 @@ impl Exported {
         {
             fixture.buildctl()?.build(&image.context, &[&output])?;
         }
-        fs::create_dir(&tar)?;
-        process::run(
-            Command::new("tar")
-                .args([
-                    "--extract",
-                    "--numeric-owner",
-                    "--same-permissions",
-                    "--xattrs",
-                    "--xattrs-include=*",
-                ])
-                .arg("--file")
-                .arg(archive)
-                .arg("--directory")
-                .arg(&tar),
-        )?;
+        gnu_tar::extract(&archive, &tar)?;
         let exported = Self { local: list_image_tree(&local)?, tar: list_image_tree(&tar)? };
         fs::remove_dir_all(dir)?;
         Ok(exported)

@@ -1,27 +1,22 @@
 //! What the tests share: where things are, and what their trees must look like.
 
 use std::collections::BTreeSet;
-use std::env;
 use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::Command;
-use std::sync::OnceLock;
 
-use anyhow::{Context, Result, anyhow};
+use anyhow::Result;
 use integration::corpus::{self, Tree};
+use integration::gnu_tar::extract;
 use integration::nydus_image::NydusImage;
 use integration::peers::{self, Peers};
 use integration::process;
+use integration::suite::Lazy;
 use integration::tree::{self, ListOptions, Listing};
 use tempfile::TempDir;
 
 /// Everything that a listing can show.
 const EXACT: ListOptions = ListOptions { nanoseconds: true };
-
-/// Whether a missing peer is a failure.
-pub(crate) fn in_ci() -> bool {
-    env::var_os("CI").is_some_and(|value| value == "true")
-}
 
 /// Lists a mount of overlayfs with all that it shows.
 pub(crate) fn list_overlay(root: &Path) -> Result<Listing> {
@@ -31,14 +26,6 @@ pub(crate) fn list_overlay(root: &Path) -> Result<Listing> {
 /// Lists a tree with all that it shows.
 pub(crate) fn list(root: &Path) -> Result<Listing> {
     tree::list(root, EXACT)
-}
-
-/// A value made at its first use; every later use sees the same value or the same error.
-type Lazy<T> = OnceLock<Result<T, String>>;
-
-fn lazy<T>(cell: &Lazy<T>, make: impl FnOnce() -> Result<T>) -> Result<&T> {
-    let made = cell.get_or_init(|| make().map_err(|error| format!("{error:#}")));
-    made.as_ref().map_err(|error| anyhow!("{error}"))
 }
 
 /// Peers, a directory, and trees that several tests expect.
@@ -55,7 +42,7 @@ impl Lab {
     pub(crate) fn new() -> Result<Self> {
         let peers = Peers::of_user()?;
         Ok(Self {
-            missing: missing(&peers).err().map(|error| format!("{error:#}")),
+            missing: peers.require_common().err().map(|error| format!("{error:#}")),
             peers,
             dir: tempfile::Builder::new().prefix("nydus-cluster-rafs-").tempdir()?,
             generated: Lazy::new(),
@@ -84,21 +71,19 @@ impl Lab {
 
     /// The generated layers as they must look, laid over one another.
     pub(crate) fn generated(&self) -> Result<&Listing> {
-        lazy(&self.generated, || self.unpacked(&[corpus::base(), corpus::upper()]))
+        self.generated.get(|| self.unpacked(&[corpus::base(), corpus::upper()]))
     }
 
     /// The lowest of the generated layers as it must look.
     pub(crate) fn generated_base(&self) -> Result<&Listing> {
-        lazy(&self.generated_base, || self.unpacked(&[corpus::base()]))
+        self.generated_base.get(|| self.unpacked(&[corpus::base()]))
     }
 
     /// Lists what layers must look like.
     pub(crate) fn unpacked(&self, layers: &[corpus::Layer]) -> Result<Listing> {
         let scratch = self.scratch()?;
         let root = scratch.path().join("tree");
-        let mut tree = Tree::new(&root)?;
-        layers.iter().try_for_each(|layer| tree.apply(layer))?;
-        tree.finish()?;
+        Tree::make(layers, &root)?;
         list(&root)
     }
 
@@ -109,7 +94,7 @@ impl Lab {
 
     /// The real root file system as it must look: as GNU tar extracts its layers.
     pub(crate) fn demo(&self) -> Result<&Listing> {
-        lazy(&self.demo, || {
+        self.demo.get(|| {
             let scratch = self.scratch()?;
             let root = scratch.path().join("tree");
             let [lower, upper] = self.demo_layers()?;
@@ -122,25 +107,6 @@ impl Lab {
             Ok(after)
         })
     }
-}
-
-/// Extracts a tar with all that it says of its files.
-pub(crate) fn extract(tar: &Path, target: &Path) -> Result<()> {
-    fs::create_dir_all(target)?;
-    let mut command = Command::new(peers::system("tar")?);
-    command.args(["--extract", "--numeric-owner", "--same-permissions", "--xattrs", "--xattrs-include=*"]);
-    // Entries of a directory need not follow it.
-    command.arg("--delay-directory-restore");
-    process::run(command.arg("--directory").arg(target).arg("--file").arg(tar))?;
-    Ok(())
-}
-
-/// Packs a directory with all that it has of its files.
-pub(crate) fn pack(dir: &Path, tar: &Path) -> Result<()> {
-    let mut command = Command::new(peers::system("tar")?);
-    command.args(["--create", "--format=posix", "--numeric-owner", "--xattrs", "--xattrs-include=*"]);
-    process::run(command.arg("--directory").arg(dir).arg("--file").arg(tar).arg("."))?;
-    Ok(())
 }
 
 /// The paths of a tar as listings have them.
@@ -158,24 +124,4 @@ pub(crate) fn list_tar(tar: &Path, scratch: &Path) -> Result<Listing> {
     let listing = list(&target)?;
     fs::remove_dir_all(&target)?;
     Ok(listing)
-}
-
-fn missing(peers: &Peers) -> Result<()> {
-    if !nix::unistd::Uid::effective().is_root() {
-        return Err(anyhow!("root"));
-    }
-    if !Path::new("/dev/fuse").exists() {
-        return Err(anyhow!("/dev/fuse"));
-    }
-    peers::nydus_cluster()?;
-    for program in ["nydusd", "nydus-image"] {
-        peers.nydus(program)?;
-    }
-    for program in ["fsck.erofs", "tar"] {
-        peers::system(program)?;
-    }
-    for layer in ["base", "numpy"] {
-        peers.demo_layer(layer).context("a real root file system")?;
-    }
-    Ok(())
 }

@@ -71,9 +71,7 @@ fn large_file(lab: &Lab) -> Result<()> {
     let layer = corpus::large_file(LARGE);
     layer.write_tar(&mut BufWriter::new(File::create(&tar)?))?;
     let expected = scratch.path().join("source");
-    let mut tree = corpus::Tree::new(&expected)?;
-    tree.apply(&layer)?;
-    tree.finish()?;
+    corpus::Tree::make(&[layer], &expected)?;
 
     let options = BuildOptions::default();
     let files =

@@ -12,7 +12,8 @@ use std::process::ExitCode;
 use std::sync::Arc;
 
 use anyhow::Result;
-use libtest_mimic::{Arguments, Completion, Failed, Trial};
+use integration::suite::trial;
+use libtest_mimic::Arguments;
 
 use lab::Lab;
 
@@ -33,22 +34,11 @@ fn main() -> ExitCode {
         }
     };
     let tests = [ours_upstream::tests(), upstream_ours::tests(), overlayfs::tests(), large::tests()];
-    let trials = tests.into_iter().flatten().map(|(name, test)| trial(&name, test, lab.clone())).collect();
-    let conclusion = libtest_mimic::run(&arguments, trials);
+    let trials = tests.into_iter().flatten().map(|(name, test)| {
+        let shared = lab.clone();
+        trial(&name, lab.missing(), move || test(&shared))
+    });
+    let conclusion = libtest_mimic::run(&arguments, trials.collect());
     drop(lab);
     conclusion.exit_code()
-}
-
-fn trial(name: &str, test: Test, lab: Arc<Lab>) -> Trial {
-    Trial::ignorable_test(name, move || match lab.missing() {
-        Some(missing) if lab::in_ci() => Err(Failed::from(format!("needs {missing}"))),
-        Some(missing) => {
-            println!("skipped: needs {missing}");
-            Ok(Completion::Ignored { reason: Some(format!("needs {missing}")) })
-        }
-        None => match test(&lab) {
-            Ok(()) => Ok(Completion::Completed),
-            Err(error) => Err(Failed::from(format!("{error:#}"))),
-        },
-    })
 }

@@ -5,53 +5,34 @@ use std::path::{Path, PathBuf};
 use std::process::Command;
 
 use anyhow::{Context, Result, ensure};
-use integration::corpus::{self, Layer, Tree};
+use integration::corpus::{self, Tree};
+use integration::gnu_tar;
 use integration::image_files::ImageFiles;
 use integration::nydus_image::only_file;
 use integration::process;
 use integration::servers::ImageMount;
 use integration::tree::Listing;
 
-use crate::lab::{Lab, list, pack};
+use crate::lab::{Lab, list};
 use crate::{Test, named};
 
-/// Arguments of `nydus-image create` of a directory, by the name of their test.
-const WAYS: &[(&str, &[&str])] = &[
-    ("v6_zstd_1m", &["--fs-version", "6", "--compressor", "zstd"]),
-    ("v6_zstd_16m", &["--fs-version", "6", "--compressor", "zstd", "--chunk-size", "0x1000000"]),
-    (
-        "v6_lz4_64k_sha256",
-        &[
-            "--fs-version",
-            "6",
-            "--compressor",
-            "lz4_block",
-            "--chunk-size",
-            "0x10000",
-            "--digester",
-            "sha256",
-        ],
-    ),
-    ("v6_none_4k", &["--fs-version", "6", "--compressor", "none", "--chunk-size", "0x1000"]),
-    ("v6_blob_toc", &["--fs-version", "6", "--features", "blob-toc", "--chunk-size", "0x40000"]),
-    ("v6_prefetch_all", &["--fs-version", "6", "--prefetch-policy", "fs"]),
-    ("v5_zstd_1m", &["--fs-version", "5", "--compressor", "zstd"]),
-    (
-        "v5_lz4_64k_sha256",
-        &[
-            "--fs-version",
-            "5",
-            "--compressor",
-            "lz4_block",
-            "--chunk-size",
-            "0x10000",
-            "--digester",
-            "sha256",
-        ],
-    ),
-    ("v5_none_4k", &["--fs-version", "5", "--compressor", "none", "--chunk-size", "0x1000"]),
-    ("v5_lz4_aligned", &["--fs-version", "5", "--compressor", "lz4_block", "--aligned-chunk"]),
+/// How `nydus-image create` packs a directory, by the name of its test: the version of the format, and further arguments.
+const WAYS: &[(&str, &str, &[&str])] = &[
+    ("v6_zstd_1m", "6", &["--compressor", "zstd"]),
+    ("v6_zstd_16m", "6", &["--compressor", "zstd", "--chunk-size", "0x1000000"]),
+    ("v6_lz4_64k_sha256", "6", LZ4_64K_SHA256),
+    ("v6_none_4k", "6", NONE_4K),
+    ("v6_blob_toc", "6", &["--features", "blob-toc", "--chunk-size", "0x40000"]),
+    ("v6_prefetch_all", "6", &["--prefetch-policy", "fs"]),
+    ("v5_zstd_1m", "5", &["--compressor", "zstd"]),
+    ("v5_lz4_64k_sha256", "5", LZ4_64K_SHA256),
+    ("v5_none_4k", "5", NONE_4K),
+    ("v5_lz4_aligned", "5", &["--compressor", "lz4_block", "--aligned-chunk"]),
 ];
+
+const LZ4_64K_SHA256: &[&str] =
+    &["--compressor", "lz4_block", "--chunk-size", "0x10000", "--digester", "sha256"];
+const NONE_4K: &[&str] = &["--compressor", "none", "--chunk-size", "0x1000"];
 
 pub(crate) fn tests() -> Vec<(String, Test)> {
     let mut tests = vec![
@@ -61,8 +42,8 @@ pub(crate) fn tests() -> Vec<(String, Test)> {
         named("upstream_ours::chunks_of_a_dictionary", dictionary),
         named("upstream_ours::merged_layers", merged),
     ];
-    for &(name, arguments) in WAYS {
-        let test = move |lab: &Lab| directory(lab, arguments);
+    for &(name, version, arguments) in WAYS {
+        let test = move |lab: &Lab| directory(lab, version, arguments);
         tests.push((format!("upstream_ours::a_directory::{name}"), Box::new(test)));
     }
     tests
@@ -97,18 +78,12 @@ fn expect_same(mut seen: Listing, name: &str, expected: &Listing) -> Result<()> 
     seen.without_links_of_special_files().expect_same(name, &expected, "the source")
 }
 
-/// Layers as a directory.
-fn unpack(layers: &[Layer], root: &Path) -> Result<()> {
-    let mut tree = Tree::new(root)?;
-    layers.iter().try_for_each(|layer| tree.apply(layer))?;
-    tree.finish()
-}
-
-fn directory(lab: &Lab, arguments: &[&str]) -> Result<()> {
+fn directory(lab: &Lab, version: &str, arguments: &[&str]) -> Result<()> {
     let scratch = lab.scratch()?;
     let source = scratch.path().join("source");
-    unpack(&[corpus::base(), corpus::upper()], &source)?;
-    let files = lab.nydus_image()?.create(&source, scratch.path(), arguments)?;
+    Tree::make(&[corpus::base(), corpus::upper()], &source)?;
+    let arguments = [&["--fs-version", version], arguments].concat();
+    let files = lab.nydus_image()?.create(&source, scratch.path(), &arguments)?;
     compare(&files, lab.generated()?, scratch.path())
 }
 
@@ -128,11 +103,11 @@ const NOT_IN_TARS: &[&str] = &[
 /// The lowest generated layer as a tar that nydus-image 2.2 reads right; what it is to look like.
 fn layer_for_upstream(tar: &Path, scratch: &Path) -> Result<Listing> {
     let root = scratch.join("for-upstream");
-    unpack(&[corpus::base()], &root)?;
+    Tree::make(&[corpus::base()], &root)?;
     for path in NOT_IN_TARS {
         fs::remove_file(root.join(path)).with_context(|| format!("removing {path}"))?;
     }
-    pack(&root, tar)?;
+    gnu_tar::pack(&root, tar)?;
     Ok(list(&root)?.in_whole_seconds())
 }
 
@@ -165,15 +140,15 @@ fn debian(lab: &Lab) -> Result<()> {
     let seen = scratch.path().join("seen");
     files.unpack_to(&seen)?;
     let expected = scratch.path().join("expected");
-    crate::lab::extract(&source, &expected)?;
+    gnu_tar::extract(&source, &expected)?;
     expect_same(list(&seen)?, "our unpack", &list(&expected)?)
 }
 
 fn dictionary(lab: &Lab) -> Result<()> {
     let scratch = lab.scratch()?;
     let (old, new) = (scratch.path().join("old"), scratch.path().join("new"));
-    unpack(&[corpus::base()], &old)?;
-    unpack(&[corpus::base(), corpus::upper()], &new)?;
+    Tree::make(&[corpus::base()], &old)?;
+    Tree::make(&[corpus::base(), corpus::upper()], &new)?;
     let nydus_image = lab.nydus_image()?;
     let dictionary = nydus_image.create(&old, &scratch.path().join("dictionary"), &[])?;
     let argument = format!("bootstrap={}", dictionary.bootstrap.display());

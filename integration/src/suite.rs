@@ -1,0 +1,47 @@
+//! What test programs with a `main` of their own share: values that are made once, and tests that say what they lack.
+
+use std::env;
+use std::sync::OnceLock;
+
+use anyhow::{Result, anyhow};
+use libtest_mimic::{Completion, Failed, Trial};
+
+/// A value made at its first use; every later use sees the same value or the same error.
+#[derive(Debug)]
+pub struct Lazy<T>(OnceLock<Result<T, String>>);
+
+impl<T> Lazy<T> {
+    /// Not made yet.
+    #[expect(clippy::new_without_default, reason = "a cell has no default that means more")]
+    pub const fn new() -> Self {
+        Self(OnceLock::new())
+    }
+
+    /// The value.
+    pub fn get(&self, make: impl FnOnce() -> Result<T>) -> Result<&T> {
+        let made = self.0.get_or_init(|| make().map_err(|error| format!("{error:#}")));
+        made.as_ref().map_err(|error| anyhow!("{error}"))
+    }
+}
+
+/// A test. Where the machine lacks something for it, which is `missing`, it says `skipped: needs …`; with `CI=true` it
+/// fails instead.
+pub fn trial(name: &str, missing: Option<&str>, test: impl FnOnce() -> Result<()> + Send + 'static) -> Trial {
+    let needs = missing.map(|missing| format!("needs {missing}"));
+    Trial::ignorable_test(name, move || match needs {
+        Some(needs) if in_ci() => Err(Failed::from(needs)),
+        Some(needs) => {
+            println!("skipped: {needs}");
+            Ok(Completion::Ignored { reason: Some(needs) })
+        }
+        None => match test() {
+            Ok(()) => Ok(Completion::Completed),
+            Err(error) => Err(Failed::from(format!("{error:#}"))),
+        },
+    })
+}
+
+/// Whether what is missing is a failure.
+fn in_ci() -> bool {
+    env::var_os("CI").is_some_and(|value| value == "true")
+}
