@@ -15,6 +15,8 @@
 //!                        image:   layers ──merge──> bootstrap, config, manifest ──> registry
 //! ```
 //!
+//! Where the exporter can read buildkitd's content store, layers come from its files instead.
+//!
 //! [`conversion`] does the same with an image that is somewhere already.
 
 #![forbid(unsafe_code)]

@@ -37,8 +37,8 @@ pub struct AccessLog {
     path: PathBuf,
 }
 
-/// A place in the log: requests after it are those made since.
-#[derive(Debug, Clone, Copy)]
+/// A place in the log: requests after it are those made since. The default is the log's begin.
+#[derive(Debug, Clone, Copy, Default)]
 pub struct Mark(usize);
 
 impl AccessLog {

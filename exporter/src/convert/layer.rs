@@ -63,7 +63,7 @@ impl LayerConversion {
         let task = tokio::spawn(async move {
             let _slot = slots.acquire_owned().await.expect("the semaphore is never closed");
             let build = move |output| build(&options, InputReader::new(receiver), output);
-            run(&destination, build).await.map(|(layer, _)| layer)
+            build_blob(&destination, build).await?.store().await
         });
         Self { input: Some(input), task: AbortOnDropHandle::new(task) }
     }
@@ -123,9 +123,8 @@ impl LayerConversion {
 }
 
 /// A conversion under way of what is read rather than sent; dropping it cancels it.
-#[derive(Debug)]
 pub(crate) struct ReadConversion<R> {
-    task: AbortOnDropHandle<Result<(ConvertedLayer, R), ConvertError>>,
+    task: AbortOnDropHandle<Result<BuiltLayer<R>, ConvertError>>,
 }
 
 impl<R: Read + Send + 'static> ReadConversion<R> {
@@ -137,14 +136,43 @@ impl<R: Read + Send + 'static> ReadConversion<R> {
     ) -> Self {
         let task = tokio::spawn(async move {
             let _slot = slots.acquire_owned().await.expect("the semaphore is never closed");
-            run(&destination, move |output| build(&options, input, output)).await
+            build_blob(&destination, move |output| build(&options, input, output)).await
         });
         Self { task: AbortOnDropHandle::new(task) }
     }
 
-    /// Waits until the input has ended and the layer's blob is stored, and gives the input back.
-    pub(crate) async fn finish(self) -> Result<(ConvertedLayer, R), ConvertError> {
+    /// Waits until the input has ended.
+    pub(crate) async fn built(self) -> Result<BuiltLayer<R>, ConvertError> {
         self.task.await?
+    }
+}
+
+/// A layer as converted, its blob sent but not yet one of the destination's.
+pub(crate) struct BuiltLayer<R> {
+    writer: BlobWriter,
+    layer: Layer,
+    input: R,
+}
+
+impl<R> BuiltLayer<R> {
+    /// What it was made of, read to its end.
+    pub(crate) fn input(&self) -> &R {
+        &self.input
+    }
+
+    /// Has the blob stored.
+    pub(crate) async fn store(self) -> Result<ConvertedLayer, ConvertError> {
+        let Self { writer, layer, .. } = self;
+        let id = layer.blobs.first().and_then(|blob| blob.id).ok_or(ConvertError::NoDigest)?;
+        let digest: Digest =
+            format!("sha256:{id}").parse().expect("64 hexadecimal digits behind sha256: are a digest");
+        let size = writer.finish(&digest).await?;
+        Ok(ConvertedLayer { layer, digest, size })
+    }
+
+    /// Gives up what was sent.
+    pub(crate) async fn cancel(self) {
+        self.writer.cancel().await;
     }
 }
 
@@ -162,7 +190,7 @@ pub(super) async fn convert_directory(
         output.flush()?;
         Ok((layer, ()))
     };
-    run(destination, build).await.map(|(layer, ())| layer)
+    build_blob(destination, build).await?.store().await
 }
 
 /// Output that is refused when nobody wants it any more.
@@ -184,11 +212,11 @@ impl io::Write for Stoppable {
     }
 }
 
-/// Has a blob built on a thread that may block, and stores it meanwhile. What it was built of is returned beside it.
-async fn run<T: Send + 'static>(
+/// Has a blob built on a thread that may block, and sends it meanwhile.
+async fn build_blob<R: Send + 'static>(
     destination: &Destination,
-    build: impl FnOnce(mpsc::Sender<Bytes>) -> Result<(Layer, T), ConvertError> + Send + 'static,
-) -> Result<(ConvertedLayer, T), ConvertError> {
+    build: impl FnOnce(mpsc::Sender<Bytes>) -> Result<(Layer, R), ConvertError> + Send + 'static,
+) -> Result<BuiltLayer<R>, ConvertError> {
     // Before anything is converted: a registry that refuses does so at once.
     let writer = destination.begin().await?;
     let (sender, pieces) = mpsc::channel(OUTPUT_QUEUE);
@@ -196,18 +224,13 @@ async fn run<T: Send + 'static>(
     let (uploaded, built) = tokio::join!(upload(writer, pieces), building);
     // The builder fails as well when the upload does; the upload's reason is the one.
     let writer = uploaded?;
-    let (layer, input) = match built.map_err(ConvertError::from).and_then(|built| built) {
-        Ok(built) => built,
+    match built.map_err(ConvertError::from).and_then(|built| built) {
+        Ok((layer, input)) => Ok(BuiltLayer { writer, layer, input }),
         Err(error) => {
             writer.cancel().await;
-            return Err(error);
+            Err(error)
         }
-    };
-    let id = layer.blobs.first().and_then(|blob| blob.id).ok_or(ConvertError::NoDigest)?;
-    let digest: Digest =
-        format!("sha256:{id}").parse().expect("64 hexadecimal digits behind sha256: are a digest");
-    let size = writer.finish(&digest).await?;
-    Ok((ConvertedLayer { layer, digest, size }, input))
+    }
 }
 
 /// Builds the layer; runs on a thread that may block.

@@ -2,19 +2,28 @@
 
 use std::collections::BTreeSet;
 use std::fs;
+use std::io::{Read, Write};
+use std::net::{Ipv4Addr, SocketAddr, TcpListener, TcpStream};
 use std::path::{Path, PathBuf};
+use std::sync::mpsc;
+use std::thread;
+use std::time::Duration;
 
-use anyhow::{Context, Result, ensure};
-use integration::demo;
+use anyhow::{Context, Result, anyhow, ensure};
+use integration::access_log::{Mark, Request};
 use integration::servers::{Buildctl, Buildkitd, Exporter};
+use integration::{demo, wait};
 
 use crate::build_cancelled;
-use crate::fixture::{Fixture, manifest};
+use crate::fixture::{Fixture, manifest, nydus_layers};
+
+/// How long a step of another party may take on a loaded machine.
+const DEADLINE: Duration = Duration::from_secs(60);
 
 /// What the exporter says of a layer that it converted before it was announced.
-const AHEAD: &str = "layer was converted while buildkitd made it";
+const AHEAD: &str = "ahead=true";
 /// What it says of a layer whose blob was complete.
-const COMPLETE: &str = "layer was read from buildkitd's content store";
+const COMPLETE: &str = "ahead=false";
 
 /// Where it warns of a content store.
 const WARNING: &str = "WARN exporter::content";
@@ -105,22 +114,20 @@ pub(crate) fn side_by_side(fixture: &Fixture) -> Result<()> {
     let lab = Lab::new(fixture, "cs2")?;
     let buildctl = lab.buildctl(&lab.exporter)?;
     let names = ["one", "two", "three"];
-    let contexts = names.map(|name| lab.context(name));
+    let mut contexts = Vec::new();
+    for name in names {
+        contexts.push(lab.context(name)?);
+    }
     let mut running = Vec::new();
     for (name, context) in names.iter().zip(&contexts) {
-        let context = context.as_ref().map_err(|error| anyhow::anyhow!("{error:#}"))?;
         let output = lab.output(&format!("side-by-side/{name}"))?;
         let buildctl = buildctl.clone();
         let context = context.clone();
-        running.push((
-            name,
-            context.clone(),
-            std::thread::spawn(move || buildctl.build(&context, &[&output])),
-        ));
+        running.push((name, context.clone(), thread::spawn(move || buildctl.build(&context, &[&output]))));
     }
     let mut images = BTreeSet::new();
     for (name, context, build) in running {
-        build.join().map_err(|_| anyhow::anyhow!("a build panicked"))??;
+        build.join().map_err(|_| anyhow!("a build panicked"))??;
         let image = manifest(&lab.name(&format!("side-by-side/{name}"))?)?;
         let session = lab.over_the_session(&context, &format!("side-by-side/{name}-session"))?;
         ensure!(image == session, "the images of {name} differ: {image} {session}");
@@ -128,6 +135,84 @@ pub(crate) fn side_by_side(fixture: &Fixture) -> Result<()> {
     }
     ensure!(images.len() == names.len(), "different contexts made the same image");
     Ok(())
+}
+
+/// While a build of ours waits for a download, another client has buildkitd write a layer.
+pub(crate) fn of_another_build(fixture: &Fixture) -> Result<()> {
+    let lab = Lab::new(fixture, "cs5")?;
+    let download = HeldDownload::start()?;
+    let waiting = lab.dir.join("waiting");
+    fs::create_dir(&waiting)?;
+    let dockerfile = format!("FROM scratch\nADD http://{}/file /file\n", download.address);
+    fs::write(waiting.join("Dockerfile"), dockerfile)?;
+    let (ours, output) = (lab.buildctl(&lab.exporter)?, lab.output("content-store/waiting")?);
+    let build = thread::spawn(move || ours.build(&waiting, &[&output]));
+    wait::until_true("the export began", DEADLINE, || lab.exporter.log().contains("export begins"))?;
+
+    let other = lab.context("other")?;
+    let tar = format!("type=oci,compression=uncompressed,dest={}", lab.dir.join("other.tar").display());
+    Buildctl::new(fixture.peers(), lab.buildkitd.address())?.build(&other, &[&tar])?;
+    let requests = || fixture.registry()?.access_log().since(Mark::default());
+    let uploads = |request: &Request, method| {
+        request.method == method && request.path.starts_with("/v2/content-store/waiting/blobs/uploads/")
+    };
+    wait::until_true("the other build's layer was followed", DEADLINE, || {
+        requests().is_ok_and(|requests| requests.iter().any(|request| uploads(request, "POST")))
+    })?;
+    download.release();
+    build.join().map_err(|_| anyhow!("the build panicked"))??;
+
+    wait::until_true("what was sent of the other layer was given up", DEADLINE, || {
+        requests().is_ok_and(|requests| requests.iter().any(|request| uploads(request, "DELETE")))
+    })?;
+    let image = lab.over_the_session(&other, "content-store/other")?;
+    let (blobs, _) = nydus_layers(&image)?;
+    for blob in &blobs {
+        let hex = blob.trim_start_matches("sha256:");
+        let link = format!("docker/registry/v2/repositories/content-store/waiting/_layers/sha256/{hex}");
+        ensure!(!fixture.registry()?.root().join(link).exists(), "{blob} of another build was stored");
+    }
+    Ok(())
+}
+
+/// An HTTP server that answers nobody before it is told to.
+struct HeldDownload {
+    address: SocketAddr,
+    release: mpsc::Sender<()>,
+}
+
+impl HeldDownload {
+    fn start() -> Result<Self> {
+        let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0))?;
+        let address = listener.local_addr()?;
+        let (release, released) = mpsc::channel();
+        thread::spawn(move || {
+            // Whoever is told, or finds nobody left to tell it, answers from then on.
+            let _ = released.recv();
+            for stream in listener.incoming().flatten() {
+                if let Err(error) = answer(stream) {
+                    eprintln!("a download was not answered: {error}");
+                }
+            }
+        });
+        Ok(Self { address, release })
+    }
+
+    fn release(&self) {
+        // The server waits for it as long as it runs.
+        let _ = self.release.send(());
+    }
+}
+
+/// Answers one request with a small file.
+fn answer(mut stream: TcpStream) -> std::io::Result<()> {
+    stream.set_read_timeout(Some(DEADLINE))?;
+    let (mut request, mut byte) = (Vec::new(), [0]);
+    while !request.ends_with(b"\r\n\r\n") && stream.read(&mut byte)? > 0 {
+        request.push(byte[0]);
+    }
+    let body = if request.starts_with(b"HEAD") { "" } else { "file" };
+    write!(stream, "HTTP/1.1 200 OK\r\nContent-Length: 4\r\nConnection: close\r\n\r\n{body}")
 }
 
 pub(crate) fn wrong(fixture: &Fixture) -> Result<()> {

@@ -2,23 +2,29 @@
 //!
 //! buildkitd makes the blob of a new layer on one core and hands it over when it is complete. Here the file is followed
 //! while it grows. Which blob it is shows only in the end: by the file's identity when the blob is announced, and by the digest
-//! of what was read. What is never announced was converted in vain.
+//! of what was read. Until then its blob is sent, but not stored: it may be of another client's build.
 
 use std::collections::HashSet;
 use std::ffi::OsString;
 use std::fs::{self, File};
 use std::io;
 use std::os::unix::fs::FileExt as _;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::sync::Arc;
+use std::time::Duration;
 
+use futures::future::join_all;
 use registry::digest::Hasher;
+use tokio::time::timeout;
 
 use super::reader::{BlobReader, Writing};
 use super::watch::Watch;
 use super::{Conversion, FileId, LocalStore};
 use crate::content::ingest::{SNIFF_BYTES, is_tar};
 use crate::control::build::{Build, Builds};
+
+/// How long a registry has to take back what was sent in vain. Conversions keep others waiting until then.
+const GIVE_UP_DEADLINE: Duration = Duration::from_secs(1);
 
 /// Converts the layers of `build` as buildkitd makes them, until the build is over.
 pub(crate) async fn convert_ahead(build: Arc<Build>, builds: Arc<Builds>) {
@@ -28,7 +34,14 @@ pub(crate) async fn convert_ahead(build: Arc<Build>, builds: Arc<Builds>) {
         Some(Err(error)) => {
             let dir = store.dir.display();
             tracing::warn!(%error, %dir, "cannot watch buildkitd's content store; layers are taken when they are complete");
+            build.over.cancelled().await;
         }
+    }
+    // Those that were never announced; readers fail once the build is over.
+    let ahead = std::mem::take(&mut *store.ahead());
+    let given_up = join_all(ahead.into_values().map(Conversion::cancel));
+    if timeout(GIVE_UP_DEADLINE, given_up).await.is_err() {
+        tracing::debug!(build = build.reference, "uploads are left to the registry to purge");
     }
 }
 
@@ -92,7 +105,7 @@ async fn follow_blob(dir: &Path, build: &Build, builds: &Builds) -> io::Result<(
 }
 
 /// Waits until the file at `path` has begun, and opens it if that is the begin of a tar.
-async fn begin_of_tar(path: &PathBuf, watch: &mut Watch) -> io::Result<Option<File>> {
+async fn begin_of_tar(path: &Path, watch: &mut Watch) -> io::Result<Option<File>> {
     loop {
         let opened = File::open(path);
         match opened {

@@ -15,6 +15,7 @@ mod reader;
 mod watch;
 
 use std::collections::HashMap;
+use std::fmt;
 use std::fs::{File, Metadata};
 use std::io::{self, BufReader};
 use std::os::unix::fs::{FileExt as _, MetadataExt as _};
@@ -36,7 +37,6 @@ use crate::progress::Task;
 const READ_BYTES: usize = 1 << 20;
 
 /// buildkitd's content store as one build sees it.
-#[derive(Debug)]
 pub(crate) struct LocalStore {
     dir: PathBuf,
     /// Conversions of blobs that buildkitd has not announced yet.
@@ -57,7 +57,6 @@ impl FileId {
 }
 
 /// A file on its way to a converted layer.
-#[derive(Debug)]
 struct Conversion {
     conversion: ReadConversion<BufReader<BlobReader>>,
     position: channel::Receiver<u64>,
@@ -70,6 +69,13 @@ enum LocalError {
     Convert(#[from] ConvertError),
     #[error("has digest {found} and {size} bytes")]
     Content { found: Digest, size: u64 },
+}
+
+/// Leaves out the conversions: they are known by their files alone.
+impl fmt::Debug for LocalStore {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("LocalStore").field("dir", &self.dir).finish_non_exhaustive()
+    }
 }
 
 impl LocalStore {
@@ -102,21 +108,17 @@ impl LocalStore {
         };
         let task = output.task(format!("converting {}", short(digest)), total);
         let begun = self.ahead().remove(&id);
-        if let Some(conversion) = begun {
-            match conversion.finish(digest, total, &task).await {
-                Ok(layer) => {
-                    tracing::info!(layer = %digest, "layer was converted while buildkitd made it");
-                    task.finish();
-                    return Ok(Some(layer));
-                }
-                Err(error) => tracing::debug!(%error, layer = %digest, "converted ahead in vain"),
+        let ahead = begun.is_some();
+        let conversion = match begun {
+            Some(conversion) => conversion,
+            None => {
+                let Ok(hasher) = Hasher::like(digest) else { return Ok(None) };
+                Conversion::start(output, BlobReader::new(file, None, hasher, stop.clone())).await?
             }
-        }
-        let Ok(hasher) = Hasher::like(digest) else { return Ok(None) };
-        let reader = BlobReader::new(file, None, hasher, stop.clone());
-        match Conversion::start(output, reader).await?.finish(digest, total, &task).await {
+        };
+        match conversion.finish(digest, total, &task).await {
             Ok(layer) => {
-                tracing::info!(layer = %digest, "layer was read from buildkitd's content store");
+                tracing::info!(layer = %digest, ahead, "layer was read from buildkitd's content store");
                 task.finish();
                 Ok(Some(layer))
             }
@@ -150,11 +152,11 @@ impl Conversion {
         task: &Task,
     ) -> Result<ConvertedLayer, LocalError> {
         let mut shown = 0;
-        let finish = self.conversion.finish();
-        tokio::pin!(finish);
-        let (layer, reader) = loop {
+        let built = self.conversion.built();
+        tokio::pin!(built);
+        let built = loop {
             tokio::select! {
-                finished = &mut finish => break finished?,
+                built = &mut built => break built?,
                 Ok(()) = self.position.changed() => {
                     let position = *self.position.borrow_and_update();
                     task.advance(position - shown);
@@ -162,11 +164,21 @@ impl Conversion {
                 }
             }
         };
-        let (found, size) = reader.into_inner().finish();
+        let (found, size) = built.input().get_ref().content();
         if (&found, size) != (digest, total) {
+            built.cancel().await;
             return Err(LocalError::Content { found, size });
         }
-        Ok(layer)
+        Ok(built.store().await?)
+    }
+
+    /// Nobody wants the layer: gives up what was sent of it.
+    async fn cancel(self) {
+        match self.conversion.built().await {
+            Ok(built) => built.cancel().await,
+            // What fails has given it up itself.
+            Err(error) => tracing::debug!(%error, "conversion ahead ended"),
+        }
     }
 }
 

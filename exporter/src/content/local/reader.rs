@@ -48,8 +48,8 @@ impl BlobReader {
     }
 
     /// Digest and size in bytes of what has been read.
-    pub(super) fn finish(self) -> (Digest, u64) {
-        (self.hasher.finish(), *self.read.borrow())
+    pub(super) fn content(&self) -> (Digest, u64) {
+        (self.hasher.clone().finish(), *self.read.borrow())
     }
 }
 
@@ -140,7 +140,7 @@ mod tests {
             let reading = tokio::task::spawn_blocking(move || {
                 let mut content = Vec::new();
                 reader.read_to_end(&mut content)?;
-                let (digest, size) = reader.finish();
+                let (digest, size) = reader.content();
                 Ok((content, digest, size))
             });
             let mut blob = Self { dir, file, position, reading, stop };
