@@ -96,7 +96,7 @@ async fn follow_blob(dir: &Path, build: &Build, builds: &Builds) -> io::Result<(
         return Ok(());
     };
     let id = FileId::of(&file.metadata()?);
-    let writing = Writing { path, id, watch };
+    let writing = Writing::new(path, id, watch);
     let reader = BlobReader::new(file, Some(writing), Hasher::sha256(), build.over.clone());
     tracing::debug!(build = build.reference, blob = %dir.display(), "converting ahead");
     let conversion = Conversion::start(output, reader).await.map_err(io::Error::other)?;

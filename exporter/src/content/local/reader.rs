@@ -2,16 +2,24 @@
 
 use std::fs::{self, File};
 use std::io::{self, Read};
+use std::num::NonZeroU64;
 use std::os::unix::fs::MetadataExt as _;
 use std::path::PathBuf;
 
 use registry::digest::{Digest, Hasher};
+use rustix::fs::{Advice, fadvise};
 use tokio::runtime::Handle;
 use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 
 use super::FileId;
 use super::watch::Watch;
+
+/// A file that is followed is forgotten in steps of so many bytes.
+const STEP_BYTES: u64 = 8 << 20;
+
+/// So far behind what is read, pages have been written to the disk, if it is a fast one.
+const WRITE_BACK_BYTES: u64 = 64 << 20;
 
 /// Reads a blob, hashing it. It blocks: it is for threads that may, with a runtime around them.
 #[derive(Debug)]
@@ -27,12 +35,11 @@ pub(super) struct BlobReader {
 /// A file that somebody writes to.
 #[derive(Debug)]
 pub(super) struct Writing {
-    /// Where the file is as long as it is written to.
-    pub(super) path: PathBuf,
-    /// The file's identity.
-    pub(super) id: FileId,
-    /// Watches the directory of `path`.
-    pub(super) watch: Watch,
+    path: PathBuf,
+    id: FileId,
+    watch: Watch,
+    /// Up to where pages are forgotten, or being written to the disk for that.
+    forgotten: u64,
 }
 
 impl BlobReader {
@@ -68,6 +75,9 @@ impl Read for BlobReader {
             if length > 0 {
                 self.hasher.update(&out[..length]);
                 self.read.send_modify(|read| *read += length as u64);
+                if let Some(writing) = &mut self.writing {
+                    writing.forget(&self.file, *self.read.borrow());
+                }
                 return Ok(length);
             }
             match &mut self.writing {
@@ -79,6 +89,26 @@ impl Read for BlobReader {
 }
 
 impl Writing {
+    /// The file `id`, which is at `path` as long as it is written to; `watch` watches the directory of `path`.
+    pub(super) fn new(path: PathBuf, id: FileId, watch: Watch) -> Self {
+        Self { path, id, watch, forgotten: 0 }
+    }
+
+    /// Has the kernel write to the disk, and then forget, what has been read up to `read`. The writer waits for the disk in
+    /// the end, and gets back pages that are warm instead of new ones.
+    fn forget(&mut self, file: &File, read: u64) {
+        if read < self.forgotten + STEP_BYTES {
+            return;
+        }
+        let size = NonZeroU64::new(read - self.forgotten);
+        // This begins to write what is dirty, and forgets what is not: each page's turn comes twice.
+        for begin in [self.forgotten, self.forgotten.saturating_sub(WRITE_BACK_BYTES)] {
+            // Advice: where it is not taken, nothing is lost but time.
+            let _ = fadvise(file, begin, size, Advice::DontNeed);
+        }
+        self.forgotten = read;
+    }
+
     /// Whether nothing will be added to the file; an error if it was deleted instead of moved.
     fn is_complete(&self, file: &File) -> io::Result<bool> {
         match fs::metadata(&self.path) {
@@ -134,7 +164,7 @@ mod tests {
             let id = FileId::of(&opened.metadata().unwrap());
             let watch = Watch::new(path.parent().unwrap()).unwrap();
             let stop = CancellationToken::new();
-            let writing = Writing { path, id, watch };
+            let writing = Writing::new(path, id, watch);
             let mut reader = BlobReader::new(opened, Some(writing), Hasher::sha256(), stop.clone());
             let position = reader.position();
             let reading = tokio::task::spawn_blocking(move || {
