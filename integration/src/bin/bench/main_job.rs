@@ -17,6 +17,8 @@ use crate::lab::{Lab, forget_page_cache};
 const GROUP: &str = "main";
 /// No slower than the peer.
 const AS_FAST: f64 = 1.0;
+/// As fast as the peer, within what the machine adds.
+const ABOUT_AS_FAST: f64 = 1.1;
 /// At least eight times faster than the plain image.
 const EIGHT_TIMES: f64 = 1.0 / 8.0;
 const EXPORTER_LIMIT_MB: f64 = 200.0;
@@ -71,7 +73,7 @@ fn export(lab: &Lab, context: &Path, runs: u16) -> Result<Vec<Figure>> {
     let nydus = ("BuildKit type=image,compression=nydus", &nydus_runs);
     Ok(vec![
         Figure::new(GROUP, "export 860 MB from a warm cache", "s", (&beside_runs, zstd), AS_FAST),
-        Figure::new(GROUP, "the same over the session", "s", (&remote_runs, nydus), AS_FAST),
+        Figure::new(GROUP, "the same over the session", "s", (&remote_runs, nydus), ABOUT_AS_FAST),
         Figure::new(GROUP, "exporter peak memory", "MB", (&memory, ("limit", &limit)), AS_FAST),
     ])
 }
