@@ -117,8 +117,9 @@ mod tests {
     #[test]
     fn unknown_keys_are_refused_and_missing_ones_have_defaults() {
         let config: ExporterConfig =
-            serde_json::from_str(r#"{"listen": "unix:///x", "threads": 3}"#).unwrap();
+            serde_json::from_str(r#"{"threads": 3, "content_store": "/content"}"#).unwrap();
         assert_eq!(config.threads, 3);
+        assert_eq!(config.content_store.as_deref(), Some(Path::new("/content")));
         assert_eq!(config.upstream, ExporterConfig::default().upstream);
         assert!(serde_json::from_str::<ExporterConfig>(r#"{"thread": 3}"#).is_err());
     }

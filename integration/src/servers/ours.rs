@@ -102,20 +102,23 @@ pub struct Exporter {
 impl Exporter {
     /// Starts the exporter under `dir` in front of the buildkitd at `upstream` (`unix://…`), which need not run.
     pub fn start(dir: &Path, upstream: &str) -> Result<Self> {
-        Self::spawn(dir, upstream, role(dir, "")?)
+        Self::spawn(dir, upstream, None)
     }
 
     /// Starts it so that it reads layers from the directory `content_store` where it can.
     pub fn start_with_store(dir: &Path, upstream: &str, content_store: &Path) -> Result<Self> {
-        let config = format!("[exporter]\ncontent_store = \"{}\"\n", content_store.display());
-        Self::spawn(dir, upstream, role(dir, &config)?)
+        Self::spawn(dir, upstream, Some(content_store))
     }
 
-    fn spawn(dir: &Path, upstream: &str, mut command: Command) -> Result<Self> {
+    fn spawn(dir: &Path, upstream: &str, content_store: Option<&Path>) -> Result<Self> {
         let socket = dir.join("exporter.sock");
+        let mut command = role(dir, "")?;
         command
             .args(["exporter", "--upstream", upstream, "--listen"])
             .arg(format!("unix://{}", socket.display()));
+        if let Some(content_store) = content_store {
+            command.arg("--content-store").arg(content_store);
+        }
         let log = dir.join("exporter.log");
         let mut server = Server::spawn("exporter", command, log.clone())?;
         server.wait_ready(START_DEADLINE, || accepts_unix(&socket))?;
