@@ -175,6 +175,22 @@ pub(crate) fn of_another_build(fixture: &Fixture) -> Result<()> {
     Ok(())
 }
 
+/// They come as tar streams.
+pub(crate) fn several_outputs(fixture: &Fixture) -> Result<()> {
+    let lab = Lab::new(fixture, "cs6")?;
+    let context = lab.context("c")?;
+    let names = ["several-outputs/one", "several-outputs/two"];
+    let outputs = [lab.output(names[0])?, lab.output(names[1])?];
+    lab.buildctl(&lab.exporter)?.build(&context, &[&outputs[0], &outputs[1]])?;
+    let log = lab.exporter.log();
+    ensure!(count(&log, AHEAD) + count(&log, COMPLETE) == 0, "layers were read from files:\n{log}");
+    let session = lab.over_the_session(&context, "several-outputs/session")?;
+    for name in names {
+        ensure!(manifest(&lab.name(name)?)? == session, "{name} is another image");
+    }
+    Ok(())
+}
+
 /// An HTTP server that answers nobody before it is told to.
 struct HeldDownload {
     address: SocketAddr,

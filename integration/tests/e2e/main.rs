@@ -80,6 +80,7 @@ const TESTS: &[(&str, Test)] = &[
     ("content_store::layers_are_converted_while_buildkitd_makes_them", content_store::ahead),
     ("content_store::builds_side_by_side_keep_their_layers_apart", content_store::side_by_side),
     ("content_store::a_layer_of_another_build_is_not_stored", content_store::of_another_build),
+    ("content_store::several_outputs_of_a_build_come_over_the_session", content_store::several_outputs),
     ("content_store::a_wrong_content_store_costs_nothing_but_time", content_store::wrong),
     ("content_store::an_interrupted_build_ends_and_the_next_succeeds", content_store::interrupted),
     ("push_refused::the_reason_fails_the_build", push_refused::by_status),
