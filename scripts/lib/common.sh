@@ -6,6 +6,8 @@ cache_dir=${NYDUS_CLUSTER_CACHE:-${XDG_CACHE_HOME:-$HOME/.cache}/nydus-cluster}
 peers_dir=$cache_dir/peers
 rootfs_dir=$cache_dir/rootfs
 export NYDUS_CLUSTER_CACHE=$cache_dir
+# The oldest Go that builds the peers.
+go_version=1.26
 
 say() { printf '\033[1m==>\033[0m %s\n' "$*" >&2; }
 fail() {
@@ -18,20 +20,76 @@ as_root() {
     if [ "$(id -u)" = 0 ]; then "$@"; else sudo -- "$@"; fi
 }
 
+# with_clock WHAT COMMAND…: runs COMMAND and says every 15 seconds how long it has been at it. Compilers are silent for
+# minutes, and silence looks like a hang.
+with_clock() {
+    local what=$1 flags=$- status ticker
+    shift
+    say "$what"
+    tick "$what" &
+    ticker=$!
+    # Not `"$@" || …`: there the shell would ignore `set -e` inside.
+    set +e
+    (set -e; "$@")
+    status=$?
+    [[ $flags != *e* ]] || set -e
+    kill "$ticker" 2>/dev/null || true
+    wait "$ticker" 2>/dev/null || true
+    return "$status"
+}
+
+# `read` with a timeout and not `sleep`: a child would outlive the kill and keep our standard error open.
+tick() {
+    local what=$1 never
+    SECONDS=0
+    exec {never}<> <(:)
+    while ! read -r -t 15 -u "$never"; do
+        printf '    %s: %d:%02d so far\n' "$what" $((SECONDS / 60)) $((SECONDS % 60)) >&2
+    done
+}
+
+# build_release: the release build of the product and of its tools, as whoever runs the script.
+build_release() {
+    (cd "$repo_root" && with_clock "building nydus-cluster" \
+        cargo build --release --locked --package cli --package integration --bins)
+}
+
+# run_as_root PROGRAM ARGUMENTS…: becomes PROGRAM, as root, with what it needs of the environment.
+run_as_root() {
+    [ "$(id -u)" = 0 ] && exec "$@"
+    exec sudo --preserve-env=PATH,HOME,NYDUS_CLUSTER_CACHE -- "$@"
+}
+
+# check_tools: says which tool is missing or too old before anything is installed.
+check_tools() {
+    local wanted found
+    wanted=$(sed -n 's/^channel = "\(.*\)"$/\1/p' "$repo_root/rust-toolchain.toml")
+    command -v cargo >/dev/null || fail "cargo is missing: install Rust $wanted (rustup reads rust-toolchain.toml)"
+    found=$(cd "$repo_root" && rustc --version 2>&1 | cut -d' ' -f2) || true
+    [ "$found" = "$wanted" ] || fail "Rust $wanted is needed, rustc says: $found"
+    command -v go >/dev/null || fail "go is missing: install Go $go_version or newer"
+    found=$(go env GOVERSION)
+    [ "$(printf '%s\n' "$go_version" "${found#go}" | sort -V | head -n 1)" = "$go_version" ] ||
+        fail "Go $go_version or newer is needed, this is $found"
+}
+
+make_in() {
+    cd "$1"
+    "$2" "$1"
+}
+
 # make_once TARGET VERSION FUNCTION: runs FUNCTION in a fresh directory and renames that to TARGET, unless TARGET
 # already carries VERSION. An interrupted run leaves no TARGET that looks finished.
 make_once() {
-    local target=$1 version=$2 make=$3 work
+    local target=$1 version=$2 make=$3 work status
     [ "$(cat "$target/.version" 2>/dev/null)" = "$version" ] && return 0
-    say "making $(basename "$target") ($version)"
     mkdir -p "$(dirname "$target")"
     work=$(mktemp -d "$(dirname "$target")/.making-$(basename "$target").XXXXXX")
-    # Not in an `if`: there the shell would ignore `set -e` inside.
     set +e
-    (set -e; cd "$work"; "$make" "$work")
-    local status=$?
+    with_clock "making $(basename "$target") ($version)" make_in "$work" "$make"
+    status=$?
     set -e
-    if [ $status != 0 ]; then
+    if [ "$status" != 0 ]; then
         as_root rm -rf --one-file-system "$work"
         fail "could not make $target; the output above says why"
     fi
