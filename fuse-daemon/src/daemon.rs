@@ -172,8 +172,12 @@ pub async fn mount_foreground(
 ) -> Result<(), DaemonError> {
     let engine = engine(mount.cache_dir, mount.read)?;
     let id = format!("foreground-{}", std::process::id());
-    let image =
-        Image { id: &id, bootstrap: mount.bootstrap, mountpoint: mount.mountpoint, backend: mount.backend };
+    let image = Image {
+        id: &id,
+        bootstrap: mount.bootstrap,
+        mountpoint: mount.mountpoint,
+        backends: vec![mount.backend],
+    };
     let session = tokio::task::block_in_place(|| engine.mount(&image))?;
     mounted();
     tokio::select! {

@@ -10,7 +10,7 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use rafs::blob::ChunkIndex;
 
 use super::places::{Place, admit_to};
-use super::{BootId, CacheError, ChunkMap, ChunkState};
+use super::{BootId, CacheError, ChunkMap, ChunkState, Inner};
 use crate::control::BlobId;
 
 /// Unit of `st_blocks`, whatever the file system's own block size.
@@ -31,24 +31,28 @@ pub struct CachedBlob {
 
 /// Keeps a blob from being removed, for as long as a mount may read from it.
 #[derive(Debug)]
-pub struct Lease(Arc<CachedBlob>);
+pub struct Lease {
+    cache: Arc<Inner>,
+    blob: Arc<CachedBlob>,
+}
 
 impl Lease {
     /// Given out under the cache's lock alone, under which blobs are removed.
-    pub(super) fn new(blob: Arc<CachedBlob>) -> Self {
+    pub(super) fn new(cache: Arc<Inner>, blob: Arc<CachedBlob>) -> Self {
         blob.leases.fetch_add(1, Ordering::AcqRel);
-        Self(blob)
+        Self { cache, blob }
     }
 
     /// The blob. Who holds it but no lease, as work in progress may, finds itself with deleted files some day.
     pub fn blob(&self) -> Arc<CachedBlob> {
-        Arc::clone(&self.0)
+        Arc::clone(&self.blob)
     }
 }
 
 impl Drop for Lease {
     fn drop(&mut self) {
-        self.0.leases.fetch_sub(1, Ordering::AcqRel);
+        self.blob.leases.fetch_sub(1, Ordering::AcqRel);
+        self.cache.released(self.blob.id());
     }
 }
 

@@ -10,11 +10,11 @@ mod places;
 #[cfg(test)]
 mod tests;
 
-use std::collections::HashMap;
+use std::collections::{BTreeSet, HashMap, HashSet};
 use std::fs::File;
 use std::io;
 use std::path::{Path, PathBuf};
-use std::sync::{Arc, Mutex, PoisonError, Weak};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
 
 use nix::fcntl::{Flock, FlockArg};
 use rafs::blob::ChunkIndex;
@@ -24,7 +24,7 @@ pub use boot::BootId;
 pub use chunk_map::{CHUNK_LIMIT, ChunkMap, ChunkState};
 pub use places::Place;
 
-use crate::control::{BlobId, Removed};
+use crate::control::{BlobId, Kept, Removed};
 
 /// Why the cache cannot be used.
 #[derive(Debug, thiserror::Error)]
@@ -67,12 +67,31 @@ impl CacheError {
 /// A directory of cached blobs.
 #[derive(Debug)]
 pub struct Cache {
+    inner: Arc<Inner>,
+}
+
+/// What leases share with their cache.
+#[derive(Debug)]
+struct Inner {
     dir: PathBuf,
     boot: BootId,
-    /// The blobs in use. Mounts hold a lease; an entry that nobody holds is merely a name.
-    blobs: Mutex<HashMap<BlobId, Weak<CachedBlob>>>,
+    blobs: Mutex<Blobs>,
     /// Held as long as the cache is.
     _lock: Flock<File>,
+}
+
+#[derive(Debug, Default)]
+struct Blobs {
+    /// Mounts hold a lease; an entry that nobody holds is merely a name.
+    open: HashMap<BlobId, Weak<CachedBlob>>,
+    /// Blobs that nobody wants to keep, to be deleted when their last lease ends.
+    unwanted: HashSet<BlobId>,
+}
+
+impl Blobs {
+    fn is_leased(&self, id: BlobId) -> bool {
+        self.open.get(&id).and_then(Weak::upgrade).is_some_and(|blob| blob.is_leased())
+    }
 }
 
 impl Cache {
@@ -96,7 +115,7 @@ impl Cache {
             nix::errno::Errno::EAGAIN => CacheError::Locked { dir: dir.clone() },
             other => CacheError::io("lock", &path)(other.into()),
         })?;
-        Ok(Self { dir, boot, blobs: Mutex::default(), _lock: lock })
+        Ok(Self { inner: Arc::new(Inner { dir, boot, blobs: Mutex::default(), _lock: lock }) })
     }
 
     /// The cached blob, made if it is not there. `uncompressed_size` is the least size in bytes that its file gets;
@@ -107,8 +126,8 @@ impl Cache {
     ///
     /// [`CacheError`]: an image that is mounted says otherwise, or the files cannot be made, read or written.
     pub fn blob(&self, id: BlobId, uncompressed_size: u64, places: &[Place]) -> Result<Lease, CacheError> {
-        let mut blobs = self.blobs.lock().unwrap_or_else(PoisonError::into_inner);
-        let live = blobs.get(&id).and_then(Weak::upgrade);
+        let mut blobs = self.inner.lock();
+        let live = blobs.open.get(&id).and_then(Weak::upgrade);
         let blob = match live {
             Some(live) => live,
             None => self.open_blob(&mut blobs, id, uncompressed_size)?,
@@ -118,7 +137,7 @@ impl Cache {
             Some(chunk) if blob.is_leased() => return Err(CacheError::Contradiction { blob: id, chunk }),
             Some(chunk) => {
                 tracing::warn!(blob = %id, chunk = chunk.0, "images disagree on a blob: dropping what was cached of it");
-                blob::delete(&self.dir, id)?;
+                blob::delete(&self.inner.dir, id)?;
                 let anew = self.open_blob(&mut blobs, id, uncompressed_size)?;
                 match anew.admit(places)? {
                     None => anew,
@@ -127,23 +146,40 @@ impl Cache {
             }
         };
         blob.reserve(uncompressed_size)?;
-        Ok(Lease::new(blob))
+        blobs.unwanted.remove(&id);
+        Ok(Lease::new(Arc::clone(&self.inner), blob))
     }
 
     fn open_blob(
         &self,
-        blobs: &mut HashMap<BlobId, Weak<CachedBlob>>,
+        blobs: &mut Blobs,
         id: BlobId,
         uncompressed_size: u64,
     ) -> Result<Arc<CachedBlob>, CacheError> {
-        let blob = Arc::new(CachedBlob::open(&self.dir, id, uncompressed_size, self.boot)?);
-        blobs.insert(id, Arc::downgrade(&blob));
+        let blob = Arc::new(CachedBlob::open(&self.inner.dir, id, uncompressed_size, self.inner.boot)?);
+        blobs.open.insert(id, Arc::downgrade(&blob));
         Ok(blob)
     }
 
     /// Bytes on disk that the blob takes; 0 if the cache does not have it.
     pub fn usage(&self, id: BlobId) -> u64 {
-        blob::paths(&self.dir, id).iter().map(|path| blob::bytes_on_disk(path)).sum()
+        self.inner.usage(id)
+    }
+
+    /// The blobs that there are files of.
+    ///
+    /// # Errors
+    ///
+    /// [`CacheError`]: the directory cannot be read.
+    pub fn held(&self) -> Result<BTreeSet<BlobId>, CacheError> {
+        let dir = &self.inner.dir;
+        let mut held = BTreeSet::new();
+        for entry in std::fs::read_dir(dir).map_err(CacheError::io("list", dir))? {
+            let name = entry.map_err(CacheError::io("list", dir))?.file_name();
+            let id = name.to_str().and_then(|name| name.split('.').next()?.parse::<BlobId>().ok());
+            held.extend(id);
+        }
+        Ok(held)
     }
 
     /// Deletes the blobs that no mount has a lease of.
@@ -153,20 +189,70 @@ impl Cache {
     /// [`CacheError`]: a file could not be deleted; those before it are.
     pub fn remove(&self, ids: &[BlobId]) -> Result<Removed, CacheError> {
         // Held throughout, so that nobody opens a blob between the question whether it is in use and its end.
-        let mut blobs = self.blobs.lock().unwrap_or_else(PoisonError::into_inner);
-        blobs.retain(|_, blob| blob.strong_count() > 0);
+        let mut blobs = self.inner.lock();
         let mut outcome = Removed::default();
         for &id in ids {
-            if blobs.get(&id).and_then(Weak::upgrade).is_some_and(|blob| blob.is_leased()) {
+            if blobs.is_leased(id) {
                 outcome.in_use.push(id);
-                continue;
-            }
-            // What still works on it ends with the deleted files; who opens it next gets new ones.
-            blobs.remove(&id);
-            if blob::delete(&self.dir, id)? {
+            } else if self.inner.delete(&mut blobs, id)? {
                 outcome.removed.push(id);
             }
         }
         Ok(outcome)
+    }
+
+    /// Deletes all blobs but `wanted` and those that mounts have leases of. Of the latter, those that are not wanted go
+    /// when their last lease ends, unless they are wanted or leased again before.
+    ///
+    /// # Errors
+    ///
+    /// [`CacheError`]: the directory cannot be read, or a file not be deleted; those before it are.
+    pub fn keep(&self, wanted: &[BlobId]) -> Result<Kept, CacheError> {
+        let wanted: HashSet<BlobId> = wanted.iter().copied().collect();
+        let mut blobs = self.inner.lock();
+        blobs.open.retain(|_, blob| blob.strong_count() > 0);
+        blobs.unwanted.clear();
+        let mut outcome = Kept::default();
+        for id in self.held()?.into_iter().filter(|id| !wanted.contains(id)) {
+            if blobs.is_leased(id) {
+                blobs.unwanted.insert(id);
+                outcome.in_use.push(id);
+                continue;
+            }
+            outcome.freed_bytes += self.inner.usage(id);
+            self.inner.delete(&mut blobs, id)?;
+            outcome.freed.push(id);
+        }
+        Ok(outcome)
+    }
+}
+
+impl Inner {
+    fn lock(&self) -> MutexGuard<'_, Blobs> {
+        self.blobs.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn usage(&self, id: BlobId) -> u64 {
+        blob::paths(&self.dir, id).iter().map(|path| blob::bytes_on_disk(path)).sum()
+    }
+
+    /// Deletes a blob that nobody has a lease of; whether there were files of it.
+    fn delete(&self, blobs: &mut Blobs, id: BlobId) -> Result<bool, CacheError> {
+        // What still works on it ends with the deleted files; who opens it next gets new ones.
+        blobs.open.remove(&id);
+        blobs.unwanted.remove(&id);
+        blob::delete(&self.dir, id)
+    }
+
+    /// A lease of the blob has ended.
+    fn released(&self, id: BlobId) {
+        let mut blobs = self.lock();
+        if !blobs.unwanted.contains(&id) || blobs.is_leased(id) {
+            return;
+        }
+        match self.delete(&mut blobs, id) {
+            Ok(_) => tracing::info!(blob = %id, "freed a blob that nobody keeps, with its last mount"),
+            Err(error) => tracing::warn!(blob = %id, %error, "cannot free a blob that nobody keeps"),
+        }
     }
 }

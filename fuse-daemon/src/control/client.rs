@@ -7,7 +7,8 @@ use tokio::io::{AsyncBufReadExt, AsyncReadExt, AsyncWriteExt, BufReader};
 use tokio::net::UnixStream;
 
 use super::protocol::{
-    Answer, BlobId, Call, ErrorKind, LINE_LIMIT, MountRequest, Removed, Reply, Request, Status, VERSION,
+    Answer, BackendSpec, BlobId, Call, ErrorKind, Kept, LINE_LIMIT, MountRequest, OLDEST_VERSION, Removed,
+    Reply, Request, Status, VERSION,
 };
 
 /// How long a request may take unless the caller says otherwise: longer than the daemon's own wait for a busy mount.
@@ -89,14 +90,23 @@ impl Client {
         &self.socket
     }
 
-    /// Mounts an image and returns once it serves. Repeating the call is harmless; the same id with other content is
-    /// [`ErrorKind::Conflict`].
+    /// Mounts an image and returns once it serves. Repeating the call is harmless, and adds backends that are new; the same
+    /// id with other content is [`ErrorKind::Conflict`].
     ///
     /// # Errors
     ///
     /// [`ClientError`], as from every method.
     pub async fn mount(&self, mount: &MountRequest) -> Result<(), ClientError> {
         self.call_done(Request::Mount(mount.clone())).await
+    }
+
+    /// Adds backends to a mounted image; [`ErrorKind::Unknown`] if it is not mounted.
+    ///
+    /// # Errors
+    ///
+    /// [`ClientError`].
+    pub async fn add_backends(&self, id: &str, backends: &[BackendSpec]) -> Result<(), ClientError> {
+        self.call_done(Request::AddBackends { id: id.to_owned(), backends: backends.to_vec() }).await
     }
 
     /// Unmounts; a busy mount is detached after a wait, and goes away with its last user. An unknown id is no error.
@@ -144,6 +154,19 @@ impl Client {
         }
     }
 
+    /// Frees all of the cache but `blobs` and what mounts use. Blobs in use that are not named are freed with their last
+    /// mount, unless they are named or mounted again before.
+    ///
+    /// # Errors
+    ///
+    /// [`ClientError`].
+    pub async fn keep(&self, blobs: &[BlobId]) -> Result<Kept, ClientError> {
+        match self.call(Request::Keep { blobs: blobs.to_vec() }).await? {
+            Answer::Kept(kept) => Ok(kept),
+            other => Err(self.unexpected(&other)),
+        }
+    }
+
     /// Asks the daemon to end. It does so only if the returned list, of mounts that are in use, is empty.
     ///
     /// # Errors
@@ -173,7 +196,7 @@ impl Client {
     }
 
     async fn exchange(&self, request: Request) -> Result<Answer, ClientError> {
-        let mut line = serde_json::to_vec(&Call { version: VERSION, request })
+        let mut line = serde_json::to_vec(&Call { version: VERSION, oldest: Some(OLDEST_VERSION), request })
             .map_err(|error| self.protocol(format!("the request cannot be written as JSON: {error}")))?;
         line.push(b'\n');
         let broken = |source| ClientError::Broken { socket: self.socket.clone(), source };
@@ -190,8 +213,8 @@ impl Client {
         let reply: Reply =
             serde_json::from_slice(&answer).map_err(|error| self.protocol(error.to_string()))?;
         match reply.version {
-            VERSION => Ok(reply.answer),
-            other => Err(self.protocol(format!("version {other}, expected {VERSION}"))),
+            OLDEST_VERSION..=VERSION => Ok(reply.answer),
+            other => Err(self.protocol(format!("version {other}, expected {OLDEST_VERSION} to {VERSION}"))),
         }
     }
 

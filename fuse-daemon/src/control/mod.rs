@@ -1,11 +1,12 @@
 //! How the snapshotter and the command line talk to the daemon.
 //!
 //! One connection carries one request and its answer, each a line of JSON over a Unix socket. So a client holds no
-//! state that a restart of the daemon could break, and slow requests do not delay others.
+//! state that a restart of the daemon could break, and slow requests do not delay others. A request says which versions of
+//! the messages its sender speaks; the answer is of the newest that both ends do.
 
 pub mod client;
 pub mod protocol;
 pub(crate) mod server;
 
 pub use client::{Client, ClientError};
-pub use protocol::{BlobId, MountRequest, MountStatus, Removed, Status};
+pub use protocol::{BackendSpec, BlobId, Kept, MountRequest, MountStatus, Removed, Status};

@@ -5,10 +5,15 @@ use std::path::PathBuf;
 use std::str::FromStr;
 
 use rafs::digest::{Digest, ParseDigestError};
+use registry::Reference;
+use registry::reference::InvalidReference;
 use serde::{Deserialize, Serialize};
 
-/// Version of the messages. A daemon refuses others by name rather than guess at what they mean.
-pub const VERSION: u32 = 1;
+/// The newest version of the messages that this end speaks.
+pub const VERSION: u32 = 2;
+
+/// The oldest version that this end speaks. Version 1 named an image where 2 names backends.
+pub const OLDEST_VERSION: u32 = 2;
 
 /// Bytes that a line may have. A status of thousands of mounts fits; what is larger is no message of ours.
 pub const LINE_LIMIT: usize = 4 << 20;
@@ -48,8 +53,11 @@ impl<'de> Deserialize<'de> for BlobId {
 #[derive(Clone, Debug, Deserialize, PartialEq, Serialize)]
 #[serde(deny_unknown_fields)]
 pub struct Call {
-    /// [`VERSION`] of the sender.
+    /// The newest version that the sender speaks; the request is written in it.
     pub version: u32,
+    /// The oldest version in which the sender understands an answer. Without: `version`.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub oldest: Option<u32>,
     /// What is asked for.
     pub request: Request,
 }
@@ -58,8 +66,16 @@ pub struct Call {
 #[derive(Clone, Debug, Deserialize, PartialEq, Serialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Request {
-    /// Mount an image; answered with [`Answer::Done`] once it serves. A repetition with equal content changes nothing.
+    /// Mount an image; answered with [`Answer::Done`] once it serves. A repetition changes nothing, but that backends
+    /// which are new in it are added.
     Mount(MountRequest),
+    /// Add backends to a mounted image, behind those that it has; answered with [`Answer::Done`].
+    AddBackends {
+        /// The mount's id.
+        id: String,
+        /// Who has its blobs as well. Those that it has already change nothing.
+        backends: Vec<BackendSpec>,
+    },
     /// Unmount; answered with [`Answer::Done`], also when there is no such mount.
     Umount {
         /// The mount's id.
@@ -77,6 +93,12 @@ pub enum Request {
         /// The blobs.
         digests: Vec<BlobId>,
     },
+    /// Free all of the cache but these blobs and those that mounts use; answered with [`Answer::Kept`]. What a mount
+    /// uses that is not named goes when the last mount of it ends, unless it is named or mounted again before.
+    Keep {
+        /// The blobs.
+        blobs: Vec<BlobId>,
+    },
     /// Unmount what is unused, then end the daemon if nothing is left; answered with [`Answer::Shutdown`].
     Shutdown,
 }
@@ -91,14 +113,54 @@ pub struct MountRequest {
     pub bootstrap: PathBuf,
     /// Where to mount; made with its parents if missing.
     pub mountpoint: PathBuf,
-    /// Reference of the image; its blobs are fetched from the repository that it names.
+    /// What people call the image, for logs and status.
     pub image: String,
+    /// Who has its blobs: at least one. They are asked in this order, but those that failed lately last.
+    pub backends: Vec<BackendSpec>,
+}
+
+/// Who has blobs, and how they are reached there.
+#[derive(Clone, Debug, Deserialize, Eq, Hash, Ord, PartialEq, PartialOrd, Serialize)]
+#[serde(rename_all = "snake_case", deny_unknown_fields)]
+pub enum BackendSpec {
+    /// A repository of a registry.
+    Registry {
+        /// `HOST[:PORT]/NAME`, in any form that references allow, but without tag and digest.
+        repository: String,
+    },
+    /// A directory of this machine, in which each blob is a file named by its 64 hexadecimal digits.
+    Directory {
+        /// The directory.
+        path: PathBuf,
+    },
+}
+
+impl BackendSpec {
+    /// The repository of an image, named by its reference.
+    ///
+    /// # Errors
+    ///
+    /// [`InvalidReference`].
+    pub fn of_image(reference: &str) -> Result<Self, InvalidReference> {
+        let reference = Reference::parse(reference)?;
+        let repository = reference.repository();
+        Ok(Self::Registry { repository: format!("{}/{}", repository.host(), repository.name()) })
+    }
+}
+
+impl fmt::Display for BackendSpec {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Registry { repository } => write!(f, "repository {repository}"),
+            Self::Directory { path } => write!(f, "directory {}", path.display()),
+        }
+    }
 }
 
 /// What the daemon answers: one line.
 #[derive(Clone, Debug, Deserialize, PartialEq, Serialize)]
 pub struct Reply {
-    /// [`VERSION`] of the daemon.
+    /// The version of the answer: the newest that both ends speak.
     pub version: u32,
     /// The result.
     pub answer: Answer,
@@ -119,6 +181,8 @@ pub enum Answer {
     },
     /// What became of each blob.
     Removed(Removed),
+    /// What was freed.
+    Kept(Kept),
     /// The ids of mounts that are in use; the daemon ends only when there are none.
     Shutdown {
         /// Mount ids.
@@ -153,8 +217,10 @@ pub struct MountStatus {
     pub bootstrap: PathBuf,
     /// Where it is mounted.
     pub mountpoint: PathBuf,
-    /// The image's reference.
+    /// What people call the image.
     pub image: String,
+    /// Who has its blobs.
+    pub backends: Vec<BackendSpec>,
     /// The blobs it reads from.
     pub blobs: Vec<BlobId>,
 }
@@ -168,14 +234,29 @@ pub struct Removed {
     pub in_use: Vec<BlobId>,
 }
 
+/// What freeing all blobs but some came to.
+#[derive(Clone, Debug, Default, Deserialize, Eq, PartialEq, Serialize)]
+pub struct Kept {
+    /// Deleted from the cache.
+    pub freed: Vec<BlobId>,
+    /// Bytes on disk that they took.
+    pub freed_bytes: u64,
+    /// Not to be kept, but in use: deleted with the last mount that reads from them.
+    pub in_use: Vec<BlobId>,
+}
+
 /// What kind of failure a request met.
 #[derive(Clone, Copy, Debug, Deserialize, Eq, PartialEq, Serialize)]
 #[serde(rename_all = "snake_case")]
 pub enum ErrorKind {
     /// The request is not a message of this version, or a value in it is not valid.
     Invalid,
+    /// The two ends speak no common version.
+    Version,
     /// The id is in use by a mount of other content.
     Conflict,
+    /// There is no mount of this id.
+    Unknown,
     /// The bootstrap cannot be read or is no bootstrap.
     Bootstrap,
     /// The operating system refused, or something else failed.

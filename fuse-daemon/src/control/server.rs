@@ -10,7 +10,7 @@ use tokio::io::{AsyncBufReadExt, AsyncReadExt, AsyncWriteExt, BufReader};
 use tokio::net::{UnixListener, UnixStream};
 use tokio_util::sync::CancellationToken;
 
-use super::protocol::{Answer, Call, ErrorKind, LINE_LIMIT, Reply, Request, Status, VERSION};
+use super::protocol::{Answer, Call, ErrorKind, LINE_LIMIT, OLDEST_VERSION, Reply, Request, Status, VERSION};
 use crate::mounts::{MountError, Table, TableError};
 
 /// How long a client may take to send its request, and to take the answer: it is one line.
@@ -75,12 +75,12 @@ async fn serve_client(mut stream: UnixStream, table: Arc<Table>, stop: Cancellat
         Ok(Err(error)) => return tracing::debug!(%error, "control client went away"),
         Err(_) => return tracing::debug!("control client sent no request"),
     };
-    let answer = match parse(&line) {
-        Ok(request) => answer(request, table).await,
-        Err(message) => Answer::Error { kind: ErrorKind::Invalid, message },
+    let (version, answer) = match parse(&line) {
+        Ok((version, request)) => (version, answer(request, table).await),
+        Err((kind, message)) => (VERSION, Answer::Error { kind, message }),
     };
     let ends = matches!(&answer, Answer::Shutdown { in_use } if in_use.is_empty());
-    let mut reply = serde_json::to_vec(&Reply { version: VERSION, answer })
+    let mut reply = serde_json::to_vec(&Reply { version, answer })
         .expect("a reply holds nothing that JSON cannot express: strings, numbers, lists");
     reply.push(b'\n');
     let written = tokio::time::timeout(CLIENT_DEADLINE, stream.write_all(&reply)).await;
@@ -98,20 +98,28 @@ async fn read_line(stream: &mut UnixStream) -> io::Result<Vec<u8>> {
     Ok(line)
 }
 
-fn parse(line: &[u8]) -> Result<Request, String> {
-    /// Enough of a call to know which version it is of.
+/// The request, and the version to answer in.
+fn parse(line: &[u8]) -> Result<(u32, Request), (ErrorKind, String)> {
+    /// Enough of a call to know which versions its sender speaks.
     #[derive(serde::Deserialize)]
-    struct Version {
+    struct Versions {
         version: u32,
+        oldest: Option<u32>,
     }
-    let Version { version } =
-        serde_json::from_slice(line).map_err(|error| format!("the request is no call: {error}"))?;
-    if version != VERSION {
-        return Err(format!("the request is of version {version}; expected {VERSION}"));
+    let invalid = |message| (ErrorKind::Invalid, message);
+    let Versions { version, oldest } =
+        serde_json::from_slice(line).map_err(|error| invalid(format!("the request is no call: {error}")))?;
+    let oldest = oldest.unwrap_or(version);
+    let common = version.min(VERSION);
+    if common < oldest.max(OLDEST_VERSION) {
+        let message = format!(
+            "the request is of version {oldest} to {version}; this daemon speaks {OLDEST_VERSION} to {VERSION}"
+        );
+        return Err((ErrorKind::Version, message));
     }
-    let call: Call =
-        serde_json::from_slice(line).map_err(|error| format!("the request is not known: {error}"))?;
-    Ok(call.request)
+    let call: Call = serde_json::from_slice(line)
+        .map_err(|error| invalid(format!("the request is not known: {error}")))?;
+    Ok((common, call.request))
 }
 
 /// Requests block on the operating system, so each has a thread.
@@ -127,6 +135,7 @@ fn handle(request: Request, table: &Table) -> Answer {
     let cache = table.engine().cache();
     match request {
         Request::Mount(mount) => done(table.mount(&mount)),
+        Request::AddBackends { id, backends } => done(table.add_backends(&id, &backends)),
         Request::Umount { id } => done(table.unmount(&id, UNMOUNT_PATIENCE)),
         Request::Status => Answer::Status(Status {
             version: env!("CARGO_PKG_VERSION").to_owned(),
@@ -140,6 +149,10 @@ fn handle(request: Request, table: &Table) -> Answer {
             Ok(removed) => Answer::Removed(removed),
             Err(error) => Answer::Error { kind: ErrorKind::Failed, message: describe(&error) },
         },
+        Request::Keep { blobs } => match cache.keep(&blobs) {
+            Ok(kept) => Answer::Kept(kept),
+            Err(error) => Answer::Error { kind: ErrorKind::Failed, message: describe(&error) },
+        },
         Request::Shutdown => Answer::Shutdown { in_use: table.unmount_unused(UNMOUNT_PATIENCE) },
     }
 }
@@ -147,7 +160,10 @@ fn handle(request: Request, table: &Table) -> Answer {
 fn done(result: Result<(), TableError>) -> Answer {
     let Err(error) = result else { return Answer::Done };
     let kind = match &error {
-        TableError::Id(_) | TableError::Path(_) | TableError::Reference(_) => ErrorKind::Invalid,
+        TableError::Id(_) | TableError::Path(_) | TableError::NoBackend | TableError::Reference(_) => {
+            ErrorKind::Invalid
+        }
+        TableError::Unknown(_) => ErrorKind::Unknown,
         TableError::Conflict { .. } => ErrorKind::Conflict,
         TableError::Mount { source: MountError::Bootstrap { .. } | MountError::NoBlobId { .. }, .. } => {
             ErrorKind::Bootstrap

@@ -4,6 +4,7 @@
 use std::io;
 use std::ops::Range;
 use std::path::Path;
+use std::sync::Arc;
 use std::time::Duration;
 
 use futures::TryStreamExt;
@@ -19,13 +20,20 @@ use crate::worker::{Backend, BackendError};
 pub(super) fn complete(
     bootstrap: &mut Bootstrap,
     path: &Path,
-    backend: &dyn Backend,
+    backends: &[Arc<dyn Backend>],
     runtime: &Handle,
     deadline: Duration,
 ) -> Result<(), BlobError> {
     // What is there has been verified with the bootstrap, whose layer it is part of.
     load_chunk_info_files(bootstrap, path.parent().unwrap_or(Path::new(".")))?;
-    load_chunk_info(bootstrap, &Blocking { backend, runtime, deadline })
+    let mut result = Ok(());
+    for backend in backends {
+        result = load_chunk_info(bootstrap, &Blocking { backend: &**backend, runtime, deadline });
+        if result.is_ok() {
+            break;
+        }
+    }
+    result
 }
 
 struct Blocking<'a> {

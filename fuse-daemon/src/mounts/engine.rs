@@ -1,7 +1,7 @@
 //! What all mounts of a process share, and how an image becomes a mount.
 
 use std::path::{Path, PathBuf};
-use std::sync::{Arc, Weak};
+use std::sync::{Arc, Mutex, PoisonError, Weak};
 use std::time::Duration;
 
 use rafs::blob::BlobIndex;
@@ -46,8 +46,8 @@ pub struct Image<'a> {
     pub bootstrap: &'a Path,
     /// Where to mount.
     pub mountpoint: &'a Path,
-    /// Who has its blobs.
-    pub backend: Arc<dyn Backend>,
+    /// Who has its blobs: at least one, in the order in which they are asked.
+    pub backends: Vec<Arc<dyn Backend>>,
 }
 
 /// Why an image cannot be mounted or unmounted.
@@ -94,10 +94,12 @@ pub enum MountError {
 pub struct Mounted {
     session: Session,
     blobs: Vec<BlobId>,
+    /// Gone when the kernel has let go of the file system.
+    sources: Weak<Mutex<Vec<Registration>>>,
 }
 
 /// What the file system needs for as long as the kernel may read from it.
-type Held = (Vec<Registration>, Arc<LocalWorker>);
+type Held = (Arc<Mutex<Vec<Registration>>>, Arc<LocalWorker>);
 
 impl Engine {
     /// An engine over `cache` that fetches on `runtime`.
@@ -131,7 +133,7 @@ impl Engine {
         super::chunk_info::complete(
             &mut bootstrap,
             image.bootstrap,
-            &*image.backend,
+            &image.backends,
             &self.runtime,
             self.config.deadline,
         )
@@ -142,7 +144,11 @@ impl Engine {
         let bootstrap = Arc::new(bootstrap);
         let cached = self.cached_blobs(image.bootstrap, &bootstrap)?;
         let blobs = cached.iter().map(|lease| lease.blob().id()).collect();
-        let held: Held = (self.register(&bootstrap, &cached, &image.backend), self.worker.clone());
+        // The last to be registered is the first to be asked.
+        let sources = image.backends.iter().rev();
+        let sources = sources.flat_map(|backend| self.register(&bootstrap, &cached, backend)).collect();
+        let sources = Arc::new(Mutex::new(sources));
+        let held: Held = (Arc::clone(&sources), self.worker.clone());
         let fs = FileSystem::new(bootstrap, cached, self.front.clone());
         let options = Options {
             source: &format!("nydus-cluster:{}", image.id),
@@ -152,7 +158,7 @@ impl Engine {
         };
         let session = Session::mount(fs, held, &options)?;
         tracing::info!(image = image.id, mountpoint = %image.mountpoint.display(), "mounted");
-        Ok(Mounted { session, blobs })
+        Ok(Mounted { session, blobs, sources: Arc::downgrade(&sources) })
     }
 
     fn cached_blobs(&self, path: &Path, bootstrap: &Bootstrap) -> Result<Vec<Lease>, MountError> {
@@ -192,6 +198,19 @@ impl Mounted {
     /// The blobs that it reads from.
     pub fn blobs(&self) -> &[BlobId] {
         &self.blobs
+    }
+
+    /// Has its blobs read from `backend` as well.
+    pub fn add_backend(&self, backend: &Arc<dyn Backend>) {
+        let Some(sources) = self.sources.upgrade() else { return };
+        let mut sources = sources.lock().unwrap_or_else(PoisonError::into_inner);
+        let new: Vec<Registration> = self
+            .blobs
+            .iter()
+            .filter_map(|blob| sources.iter().find(|source| source.blob() == *blob))
+            .filter_map(|source| source.with_backend(backend))
+            .collect();
+        sources.extend(new);
     }
 
     /// Whether it still is at its place; somebody else may have unmounted it.

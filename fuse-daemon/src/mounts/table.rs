@@ -4,13 +4,13 @@ use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
-use registry::Reference;
+use registry::Repository;
 use registry::client::Client;
 use registry::reference::InvalidReference;
 
 use super::{Engine, Image, MountError, Mounted};
-use crate::control::{MountRequest, MountStatus};
-use crate::worker::RegistryBackend;
+use crate::control::{BackendSpec, MountRequest, MountStatus};
+use crate::worker::{Backend, DirectoryBackend, RegistryBackend};
 
 /// Characters that an id may have: it is shown in `/proc/mounts`, where others would be escaped.
 const ID_LENGTH_MAX: usize = 128;
@@ -24,12 +24,18 @@ pub enum TableError {
     /// A path is not absolute.
     #[error("path {0:?} is not absolute")]
     Path(std::path::PathBuf),
-    /// The image's reference is none.
+    /// A mount names nobody who has its blobs.
+    #[error("the request names no backend")]
+    NoBackend,
+    /// There is no such mount.
+    #[error("there is no mount {0}")]
+    Unknown(String),
+    /// A backend's repository is none.
     #[error(transparent)]
     Reference(#[from] InvalidReference),
     /// The id is that of another mount.
-    #[error("mount {id} exists with other content: bootstrap {}, mountpoint {}, image {}",
-        existing.bootstrap.display(), existing.mountpoint.display(), existing.image)]
+    #[error("mount {id} exists with other content: bootstrap {}, mountpoint {}",
+        existing.bootstrap.display(), existing.mountpoint.display())]
     Conflict {
         /// The id.
         id: String,
@@ -49,6 +55,23 @@ pub enum TableError {
 struct Slot {
     request: MountRequest,
     mounted: Mounted,
+}
+
+impl Slot {
+    /// Whether a request means this mount, whatever it calls the image and whoever has its blobs.
+    fn is_same(&self, request: &MountRequest) -> bool {
+        self.request.bootstrap == request.bootstrap && self.request.mountpoint == request.mountpoint
+    }
+
+    fn add(&mut self, client: &Client, backends: &[BackendSpec]) -> Result<(), TableError> {
+        for spec in backends {
+            if !self.request.backends.contains(spec) {
+                self.mounted.add_backend(&connect(client, spec)?);
+                self.request.backends.push(spec.clone());
+            }
+        }
+        Ok(())
+    }
 }
 
 type SharedSlot = Arc<Mutex<Option<Slot>>>;
@@ -71,7 +94,7 @@ impl Table {
         &self.engine
     }
 
-    /// Mounts an image unless it is mounted already.
+    /// Mounts an image; where it is mounted already, backends that are new are added.
     ///
     /// # Errors
     ///
@@ -79,26 +102,26 @@ impl Table {
     pub fn mount(&self, request: &MountRequest) -> Result<(), TableError> {
         check_id(&request.id)?;
         for path in [&request.bootstrap, &request.mountpoint] {
-            if !path.is_absolute() {
-                return Err(TableError::Path(path.clone()));
-            }
+            check_path(path)?;
         }
-        let reference = Reference::parse(&request.image)?;
+        if request.backends.is_empty() {
+            return Err(TableError::NoBackend);
+        }
         let shared = self.slot(&request.id);
         let mut slot = lock(&shared);
-        if let Some(existing) = slot.as_ref().filter(|slot| slot.mounted.is_mounted()) {
-            if existing.request == *request {
-                return Ok(());
+        if let Some(existing) = slot.as_mut().filter(|slot| slot.mounted.is_mounted()) {
+            if existing.is_same(request) {
+                return existing.add(&self.client, &request.backends);
             }
             let existing = Box::new(existing.request.clone());
             return Err(TableError::Conflict { id: request.id.clone(), existing });
         }
-        let backend = RegistryBackend::new(self.client.clone(), reference.repository().clone());
+        let backends = request.backends.iter().map(|spec| connect(&self.client, spec));
         let image = Image {
             id: &request.id,
             bootstrap: &request.bootstrap,
             mountpoint: &request.mountpoint,
-            backend: Arc::new(backend),
+            backends: backends.collect::<Result<_, _>>()?,
         };
         let result = self.engine.mount(&image);
         let mounted = result.map_err(|source| TableError::Mount { id: request.id.clone(), source });
@@ -106,6 +129,18 @@ impl Table {
         drop(slot);
         self.forget_if_empty(&request.id, &shared);
         result
+    }
+
+    /// Adds backends to a mount, behind those that it has.
+    ///
+    /// # Errors
+    ///
+    /// [`TableError::Unknown`] and those of backends that are none.
+    pub fn add_backends(&self, id: &str, backends: &[BackendSpec]) -> Result<(), TableError> {
+        let unknown = || TableError::Unknown(id.to_owned());
+        let shared = self.lock_slots().get(id).cloned().ok_or_else(unknown)?;
+        let mut slot = lock(&shared);
+        slot.as_mut().ok_or_else(unknown)?.add(&self.client, backends)
     }
 
     /// Unmounts; what is in use for longer than `patience` is detached. An unknown id is no error.
@@ -177,6 +212,7 @@ impl Table {
                 bootstrap: request.bootstrap.clone(),
                 mountpoint: request.mountpoint.clone(),
                 image: request.image.clone(),
+                backends: request.backends.clone(),
                 blobs: mounted.blobs().to_vec(),
             })
         });
@@ -207,6 +243,24 @@ impl Table {
 
 fn lock(slot: &SharedSlot) -> MutexGuard<'_, Option<Slot>> {
     slot.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+/// The backend that a specification names. Nobody is asked yet.
+fn connect(client: &Client, spec: &BackendSpec) -> Result<Arc<dyn Backend>, TableError> {
+    match spec {
+        BackendSpec::Registry { repository } => {
+            let repository = Repository::parse(repository)?;
+            Ok(Arc::new(RegistryBackend::new(client.clone(), repository)))
+        }
+        BackendSpec::Directory { path } => {
+            check_path(path)?;
+            Ok(Arc::new(DirectoryBackend::new(path)))
+        }
+    }
+}
+
+fn check_path(path: &std::path::Path) -> Result<(), TableError> {
+    if path.is_absolute() { Ok(()) } else { Err(TableError::Path(path.to_owned())) }
 }
 
 fn check_id(id: &str) -> Result<(), TableError> {

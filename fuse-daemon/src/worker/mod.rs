@@ -96,6 +96,25 @@ pub struct Registration {
     source: Arc<Source>,
 }
 
+impl Registration {
+    /// The blob.
+    pub fn blob(&self) -> BlobId {
+        self.source.cached.id()
+    }
+
+    /// The same chunks from another backend; `None` if the worker has ended.
+    pub fn with_backend(&self, backend: &Arc<dyn Backend>) -> Option<Self> {
+        let Source { bootstrap, index, cached, .. } = &*self.source;
+        let source = Source {
+            bootstrap: Arc::clone(bootstrap),
+            index: *index,
+            backend: Arc::clone(backend),
+            cached: Arc::clone(cached),
+        };
+        Some(LocalWorker { shared: self.shared.upgrade()? }.register(source))
+    }
+}
+
 impl Drop for Registration {
     fn drop(&mut self) {
         let Some(shared) = self.shared.upgrade() else { return };

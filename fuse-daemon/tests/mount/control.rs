@@ -4,7 +4,7 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use fuse_daemon::control::protocol::ErrorKind;
-use fuse_daemon::control::{BlobId, Client, ClientError, MountRequest};
+use fuse_daemon::control::{BackendSpec, BlobId, Client, ClientError, MountRequest};
 use fuse_daemon::{DaemonConfig, DaemonError};
 use rafs::build::BuildOptions;
 use registry::Repository;
@@ -56,7 +56,17 @@ impl Daemon {
             bootstrap: bootstrap.to_owned(),
             mountpoint: self.dir.path().join("mnt").join(id),
             image: image.to_owned(),
+            backends: BackendSpec::of_image(image).into_iter().collect(),
         }
+    }
+
+    /// What a line is answered with.
+    async fn answer_to(&self, line: &str) -> String {
+        let mut stream = tokio::net::UnixStream::connect(self.client.socket()).await.unwrap();
+        stream.write_all(format!("{line}\n").as_bytes()).await.unwrap();
+        let mut answer = String::new();
+        stream.read_to_string(&mut answer).await.unwrap();
+        answer
     }
 
     async fn end(self) {
@@ -148,8 +158,10 @@ async fn what_cannot_be_done_is_said_and_by_kind() {
     let good = daemon.request("good", &image.bootstrap(), "127.0.0.1:1/demo:v1");
     daemon.client.mount(&good).await.unwrap();
 
-    let other = MountRequest { image: "127.0.0.1:1/other:v1".to_owned(), ..good.clone() };
+    let other = MountRequest { mountpoint: daemon.dir.path().join("mnt/other"), ..good.clone() };
     assert_eq!(kind(daemon.client.mount(&other).await), Some(ErrorKind::Conflict));
+    let more = [BackendSpec::Directory { path: image.blobs() }];
+    assert_eq!(kind(daemon.client.add_backends("nobody", &more).await), Some(ErrorKind::Unknown));
     let missing = daemon.request("missing", Path::new("/nonexistent/image.boot"), "127.0.0.1:1/demo:v1");
     assert_eq!(kind(daemon.client.mount(&missing).await), Some(ErrorKind::Bootstrap));
     let no_bootstrap = daemon.request("none", &image.blob_file(), "127.0.0.1:1/demo:v1");
@@ -160,8 +172,12 @@ async fn what_cannot_be_done_is_said_and_by_kind() {
     }
     let relative = MountRequest { id: "r".to_owned(), mountpoint: "relative".into(), ..good.clone() };
     assert_eq!(kind(daemon.client.mount(&relative).await), Some(ErrorKind::Invalid));
-    let nameless = daemon.request("n", &image.bootstrap(), "NOT A REFERENCE");
-    assert_eq!(kind(daemon.client.mount(&nameless).await), Some(ErrorKind::Invalid));
+    let no_repository = BackendSpec::Registry { repository: "NOT A REPOSITORY".to_owned() };
+    let relative = BackendSpec::Directory { path: "relative".into() };
+    for backends in [vec![], vec![no_repository], vec![relative]] {
+        let request = MountRequest { id: "b".to_owned(), backends, ..good.clone() };
+        assert_eq!(kind(daemon.client.mount(&request).await), Some(ErrorKind::Invalid), "{request:?}");
+    }
 
     let status = daemon.client.status().await.unwrap();
     assert_eq!(status.mounts.len(), 1, "what failed leaves nothing: {status:?}");
@@ -235,21 +251,93 @@ async fn a_terminated_daemon_leaves_no_mount_not_even_a_busy_one() {
     assert!(!std::fs::read_to_string("/proc/mounts").unwrap().contains(&dir));
 }
 
+#[tokio::test(flavor = "multi_thread")]
+async fn a_backend_that_is_added_to_a_mounted_image_is_read_from() {
+    if !can_mount() {
+        return;
+    }
+    let (one, two) = (noise(30, 100_000), noise(31, 100_000));
+    let image = TestImage::build(&tar_of(&[("one", &one), ("two", &two)]), &BuildOptions::default());
+    let empty = tempfile::tempdir().unwrap();
+    let daemon = Daemon::start().await;
+    let nowhere = BackendSpec::Directory { path: empty.path().to_owned() };
+    let mut request = daemon.request("demo", &image.bootstrap(), "127.0.0.1:1/demo:v1");
+    request.backends = vec![nowhere.clone()];
+    daemon.client.mount(&request).await.unwrap();
+    assert!(read(request.mountpoint.join("one")).await.is_err());
+
+    let blobs = BackendSpec::Directory { path: image.blobs() };
+    daemon.client.add_backends("demo", std::slice::from_ref(&blobs)).await.unwrap();
+    // By a repetition of the mount as well, which adds nothing here.
+    request.backends = vec![blobs.clone()];
+    daemon.client.mount(&request).await.unwrap();
+    assert_eq!(daemon.client.status().await.unwrap().mounts[0].backends, [nowhere, blobs]);
+    assert_eq!(read(request.mountpoint.join("two")).await.unwrap(), two);
+    let back = async {
+        while read(request.mountpoint.join("one")).await.is_err() {
+            tokio::time::sleep(Duration::from_millis(50)).await;
+        }
+    };
+    tokio::time::timeout(crate::SOON, back).await.expect("what failed is read once somebody has it");
+    daemon.end().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_nobody_keeps_is_freed_and_what_is_mounted_with_its_last_mount() {
+    if !can_mount() {
+        return;
+    }
+    let content: Vec<_> = (40..43).map(|seed| noise(seed, 50_000)).collect();
+    let images: Vec<_> = (content.iter())
+        .map(|content| TestImage::build(&tar_of(&[("file", content)]), &BuildOptions::default()))
+        .collect();
+    let [kept, mounted, unwanted] = [0, 1, 2].map(|index: usize| BlobId(images[index].blob_ids()[0]));
+    let daemon = Daemon::start().await;
+    for (id, image) in ["kept", "mounted", "unwanted"].into_iter().zip(&images) {
+        let mut request = daemon.request(id, &image.bootstrap(), "127.0.0.1:1/demo:v1");
+        request.backends = vec![BackendSpec::Directory { path: image.blobs() }];
+        daemon.client.mount(&request).await.unwrap();
+        read(request.mountpoint.join("file")).await.unwrap();
+    }
+    // Each mount of its own, and one that shares a blob with another.
+    let mut second = daemon.request("second", &images[1].bootstrap(), "127.0.0.1:1/demo:v1");
+    second.backends = vec![BackendSpec::Directory { path: images[1].blobs() }];
+    daemon.client.mount(&second).await.unwrap();
+    for id in ["kept", "unwanted"] {
+        daemon.client.umount(id).await.unwrap();
+    }
+
+    let outcome = daemon.client.keep(&[kept]).await.unwrap();
+    assert_eq!((&outcome.freed[..], &outcome.in_use[..]), (&[unwanted][..], &[mounted][..]));
+    assert!(outcome.freed_bytes >= 50_000, "{outcome:?}");
+    daemon.client.umount("mounted").await.unwrap();
+    let usage = daemon.client.usage(&[kept, mounted, unwanted]).await.unwrap();
+    assert!(usage[0] > 0 && usage[1] > 0 && usage[2] == 0, "{usage:?}");
+    daemon.client.umount("second").await.unwrap();
+    assert_eq!(daemon.client.usage(&[mounted]).await.unwrap(), [0]);
+    assert!(daemon.client.usage(&[kept]).await.unwrap()[0] > 0);
+    daemon.end().await;
+}
+
 #[tokio::test]
 async fn messages_of_another_version_or_none_are_refused_by_name() {
     let daemon = Daemon::start().await;
-    for (line, reason) in [
-        (r#"{"version": 99, "request": "status"}"#, "version 99; expected 1"),
-        (r#"{"version": 1, "request": "dance"}"#, "dance"),
-        (r#"{"version": 1, "request": {"umount": {}}}"#, "id"),
-        ("hello", "no call"),
+    for (line, kind, reason) in [
+        (r#"{"version": 99, "oldest": 98, "request": "status"}"#, "version", "version 98 to 99; this daemon"),
+        (r#"{"version": 1, "request": "status"}"#, "version", "version 1 to 1; this daemon speaks 2 to 2"),
+        (r#"{"version": 2, "request": "dance"}"#, "invalid", "dance"),
+        (r#"{"version": 2, "request": {"umount": {}}}"#, "invalid", "id"),
+        ("hello", "invalid", "no call"),
     ] {
-        let mut stream = tokio::net::UnixStream::connect(daemon.client.socket()).await.unwrap();
-        stream.write_all(format!("{line}\n").as_bytes()).await.unwrap();
-        let mut answer = String::new();
-        stream.read_to_string(&mut answer).await.unwrap();
-        assert!(answer.contains(r#""kind":"invalid""#) && answer.contains(reason), "{line}: {answer}");
+        let answer = daemon.answer_to(line).await;
+        assert!(
+            answer.contains(&format!(r#""kind":"{kind}""#)) && answer.contains(reason),
+            "{line}: {answer}"
+        );
     }
+    // A client that speaks newer versions as well is answered in the newest that both do.
+    let answer = daemon.answer_to(r#"{"version": 99, "oldest": 2, "request": "status"}"#).await;
+    assert!(answer.contains(r#""version":2"#) && answer.contains("mounts"), "{answer}");
     daemon.end().await;
 }
 

@@ -179,7 +179,7 @@ impl Node {
             id: "test",
             bootstrap: &image.bootstrap(),
             mountpoint: &mountpoint,
-            backend,
+            backends: vec![backend],
         })?;
         Ok(TestMount { mounted, mountpoint, _dir: dir })
     }

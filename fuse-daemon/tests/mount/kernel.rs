@@ -115,7 +115,7 @@ fn serves_until_it_is_killed() {
         id: "killed",
         bootstrap: &dir.join("image.boot"),
         mountpoint: &dir.join("mnt"),
-        backend: std::sync::Arc::new(DirectoryBackend::new(dir.join("blobs"))),
+        backends: vec![std::sync::Arc::new(DirectoryBackend::new(dir.join("blobs")))],
     };
     let _mounted = node.engine.mount(&image).unwrap();
     loop {
@@ -151,7 +151,7 @@ fn after_a_kill_the_dead_mount_is_cleared_away_and_the_cache_is_used() {
         id: "successor",
         bootstrap: &image.bootstrap(),
         mountpoint: &dir.join("mnt"),
-        backend: image.backend(),
+        backends: vec![image.backend()],
     });
     let mounted = mounted.unwrap();
     assert!(std::fs::read(dir.join("mnt/file")).unwrap() == content);

@@ -9,7 +9,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use fuse_daemon::control::protocol::ErrorKind;
-use fuse_daemon::control::{Client, ClientError, MountRequest};
+use fuse_daemon::control::{BackendSpec, Client, ClientError, MountRequest};
 use tokio::sync::{oneshot, watch};
 use tracing::{info, warn};
 
@@ -174,11 +174,14 @@ impl Images {
 
     async fn mount_now(&self, image: &Image) -> Result<(), MountFailure> {
         let client = self.daemon.client(self.timeout);
+        let backend =
+            BackendSpec::of_image(&image.reference).map_err(|error| MountFailure::Image(describe(&error)))?;
         let request = MountRequest {
             id: mount_id(image.id),
             bootstrap: image.bootstrap.clone(),
             mountpoint: image.mountpoint.clone(),
             image: image.reference.clone(),
+            backends: vec![backend],
         };
         let status = client.status().await.map_err(failure)?;
         if !status.mounts.iter().any(|mount| mount.id == request.id) {

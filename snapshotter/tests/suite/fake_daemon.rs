@@ -12,7 +12,7 @@ use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use fuse_daemon::control::protocol::{Answer, Call, ErrorKind, Reply, Request, VERSION};
-use fuse_daemon::control::{BlobId, MountRequest, MountStatus, Removed, Status};
+use fuse_daemon::control::{BlobId, Kept, MountRequest, MountStatus, Removed, Status};
 use nix::mount::{MntFlags, MsFlags, mount, umount2};
 use serde::{Deserialize, Serialize};
 use snapshotter::DaemonConfig;
@@ -106,6 +106,15 @@ impl FakeDaemon {
     fn perform(&self, request: Request) -> Answer {
         match request {
             Request::Mount(request) => self.mount(request),
+            Request::AddBackends { id, backends } => {
+                let mut mounts = self.mounts.lock().unwrap();
+                let Some((request, _)) = mounts.get_mut(&id) else {
+                    return Answer::Error { kind: ErrorKind::Unknown, message: id };
+                };
+                request.backends.extend(backends);
+                Answer::Done
+            }
+            Request::Keep { .. } => Answer::Kept(Kept::default()),
             Request::Umount { id } => {
                 let mounted = self.mounts.lock().unwrap().remove(&id);
                 if let Some((mount, bootstrap)) = mounted {
@@ -157,6 +166,7 @@ impl FakeDaemon {
             bootstrap: request.bootstrap.clone(),
             mountpoint: request.mountpoint.clone(),
             image: request.image.clone(),
+            backends: request.backends.clone(),
             blobs: bootstrap.blobs(),
         };
         let mounts = self.mounts.lock().unwrap();
