@@ -8,7 +8,7 @@ use std::time::Duration;
 
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
-use serde::Deserialize;
+use serde::{Deserialize, Deserializer};
 use thiserror::Error;
 use tokio::io::AsyncWriteExt as _;
 
@@ -88,22 +88,59 @@ pub struct CredentialStore {
     helper_deadline: Duration,
 }
 
+/// `config.json`. Docker writes it and everybody edits it: `null` and empty text stand for nothing everywhere.
 #[derive(Default, Deserialize)]
 #[serde(default, rename_all = "camelCase")]
 struct DockerConfig {
-    auths: BTreeMap<String, DockerAuth>,
-    cred_helpers: BTreeMap<String, String>,
+    #[serde(deserialize_with = "or_default")]
+    auths: BTreeMap<String, Option<DockerAuth>>,
+    #[serde(deserialize_with = "or_default")]
+    cred_helpers: BTreeMap<String, Option<String>>,
     creds_store: Option<String>,
 }
 
 #[derive(Default, Deserialize)]
 #[serde(default)]
 struct DockerAuth {
+    #[serde(deserialize_with = "or_default")]
     auth: String,
+    #[serde(deserialize_with = "or_default")]
     username: String,
+    #[serde(deserialize_with = "or_default")]
     password: String,
+    #[serde(deserialize_with = "or_default")]
     identitytoken: String,
+    #[serde(deserialize_with = "or_default")]
     registrytoken: String,
+}
+
+fn or_default<'de, D: Deserializer<'de>, T: Default + Deserialize<'de>>(input: D) -> Result<T, D::Error> {
+    Ok(Option::deserialize(input)?.unwrap_or_default())
+}
+
+impl DockerConfig {
+    fn parse(text: &[u8]) -> Result<Self, serde_json::Error> {
+        if text.trim_ascii().is_empty() {
+            return Ok(Self::default());
+        }
+        Ok(serde_json::from_slice::<Option<Self>>(text)?.unwrap_or_default())
+    }
+
+    /// The helper to ask about `host`: its own, else the one for all.
+    fn helper(&self, host: &str, repository: &str) -> Option<&str> {
+        let own = best_match(&self.cred_helpers, host, repository).and_then(Option::as_deref);
+        // An empty name says that this host's credentials are in the file.
+        own.or(self.creds_store.as_deref()).filter(|name| !name.is_empty())
+    }
+}
+
+/// What came of asking a helper.
+enum Asked {
+    Found(Found),
+    /// It has no entry.
+    Nothing,
+    /// There is no such program.
+    Missing,
 }
 
 impl CredentialStore {
@@ -129,22 +166,36 @@ impl CredentialStore {
             }
             Err(e) => return Err(CredentialsError::File { path: path.clone(), reason: e.to_string() }),
         };
-        let config: DockerConfig = serde_json::from_slice(&text)
+        let config = DockerConfig::parse(&text)
             .map_err(|e| CredentialsError::File { path: path.clone(), reason: e.to_string() })?;
-        let helper = best_match(&config.cred_helpers, host, repository).or(config.creds_store.as_ref());
-        if let Some(name) = helper
-            && let Some(found) = self.ask_helper(path, &format!("docker-credential-{name}"), host).await?
-        {
-            return Ok(found);
+        // As with Docker and skopeo, the file's own entry serves where the helper does not.
+        let mut without = format!("no credentials for {host} in {}", path.display());
+        let mut failure = None;
+        if let Some(name) = config.helper(host, repository) {
+            let program = format!("docker-credential-{name}");
+            match self.ask_helper(path, &program, host).await {
+                Ok(Asked::Found(found)) => return Ok(found),
+                Ok(Asked::Nothing) => without.push_str(&format!(", and {program} has none")),
+                Ok(Asked::Missing) => {
+                    tracing::warn!(program, host, config = %path.display(), "the credential helper is not installed");
+                    without.push_str(&format!(", and {program}, which it names, is not installed"));
+                }
+                Err(error) => failure = Some(error),
+            }
         }
-        match best_match(&config.auths, host, repository) {
-            Some(auth) => {
+        let entry = best_match(&config.auths, host, repository).and_then(Option::as_ref);
+        match (entry, failure) {
+            (Some(auth), failure) => {
                 let credentials = decode(auth).map_err(|reason| CredentialsError::File {
                     path: path.clone(),
                     reason: format!("entry for {host}: {reason}"),
                 })?;
                 let origin = match &credentials {
-                    Credentials::Anonymous => format!("the entry for {host} in {} is empty", path.display()),
+                    Credentials::Anonymous => match failure {
+                        // An empty entry is what `docker login` leaves in the file where a helper has the rest.
+                        Some(error) => return Err(error),
+                        None => format!("{without}: the entry there is empty"),
+                    },
                     Credentials::Basic { user, .. } => {
                         format!("credentials of user {user} from {}", path.display())
                     }
@@ -152,17 +203,13 @@ impl CredentialStore {
                 };
                 Ok(Found { credentials, origin })
             }
-            None => anonymous(format!("no credentials for {host} in {}", path.display())),
+            (None, Some(error)) => Err(error),
+            (None, None) => anonymous(without),
         }
     }
 
-    /// What the helper `program` knows of `host`; `None` if it has no entry.
-    async fn ask_helper(
-        &self,
-        path: &Path,
-        program: &str,
-        host: &str,
-    ) -> Result<Option<Found>, CredentialsError> {
+    /// What the helper `program`, named in `path`, knows of `host`.
+    async fn ask_helper(&self, path: &Path, program: &str, host: &str) -> Result<Asked, CredentialsError> {
         let failed = |reason: String| CredentialsError::Helper {
             program: program.to_owned(),
             path: path.to_owned(),
@@ -184,33 +231,42 @@ impl CredentialStore {
             }
             child.wait_with_output().await
         };
-        let output = tokio::time::timeout(self.helper_deadline, run)
-            .await
-            .map_err(|_| failed(format!("no answer within {:?}", self.helper_deadline)))?
-            .map_err(|e| failed(e.to_string()))?;
+        let output = match tokio::time::timeout(self.helper_deadline, run).await {
+            Err(_) => return Err(failed(format!("no answer within {:?}", self.helper_deadline))),
+            Ok(Err(e)) if e.kind() == std::io::ErrorKind::NotFound => return Ok(Asked::Missing),
+            Ok(Err(e)) => return Err(failed(e.to_string())),
+            Ok(Ok(output)) => output,
+        };
         if !output.status.success() {
             let said = String::from_utf8_lossy(&[output.stdout, output.stderr].concat()).trim().to_owned();
-            // The text that Docker's helper protocol prescribes for a missing entry.
-            if said.contains("credentials not found") {
-                return Ok(None);
+            // The texts that Docker's helper protocol prescribes for a missing entry, and for one without a user.
+            let nothing = ["credentials not found", "no credentials username", "no credentials server URL"];
+            if nothing.iter().any(|text| said.contains(text)) {
+                return Ok(Asked::Nothing);
             }
             return Err(failed(format!("{}: {said}", output.status)));
         }
-        #[derive(Deserialize)]
-        #[serde(rename_all = "PascalCase")]
+        if output.stdout.trim_ascii().is_empty() {
+            return Ok(Asked::Nothing);
+        }
+        #[derive(Default, Deserialize)]
+        #[serde(default, rename_all = "PascalCase")]
         struct Answer {
+            #[serde(deserialize_with = "or_default")]
             username: String,
+            #[serde(deserialize_with = "or_default")]
             secret: String,
         }
-        let answer: Answer =
+        let answer: Option<Answer> =
             serde_json::from_slice(&output.stdout).map_err(|e| failed(format!("its answer: {e}")))?;
-        let origin = format!("credentials from {program}, named in {}", path.display());
-        let credentials = if answer.username == IDENTITY_TOKEN_USER {
-            Credentials::IdentityToken(answer.secret)
-        } else {
-            Credentials::Basic { user: answer.username, password: answer.secret }
+        let Answer { username, secret } = answer.unwrap_or_default();
+        let credentials = match username.as_str() {
+            _ if secret.is_empty() => return Ok(Asked::Nothing),
+            IDENTITY_TOKEN_USER => Credentials::IdentityToken(secret),
+            _ => Credentials::Basic { user: username, password: secret },
         };
-        Ok(Some(Found { credentials, origin }))
+        let origin = format!("credentials from {program}, named in {}", path.display());
+        Ok(Asked::Found(Found { credentials, origin }))
     }
 }
 
@@ -248,6 +304,9 @@ fn decode(auth: &DockerAuth) -> Result<Credentials, String> {
     let decoded = STANDARD.decode(auth.auth.trim()).map_err(|e| format!("auth is not base64: {e}"))?;
     let text = String::from_utf8(decoded).map_err(|_| "auth is not UTF-8 text".to_owned())?;
     let (user, password) = text.split_once(':').ok_or("auth is not USER:PASSWORD in base64")?;
+    if text == ":" {
+        return Ok(Credentials::Anonymous);
+    }
     // Docker pads some entries with NUL bytes.
     Ok(Credentials::Basic { user: user.to_owned(), password: password.trim_end_matches('\0').to_owned() })
 }

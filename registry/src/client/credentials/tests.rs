@@ -69,6 +69,61 @@ fn helper(dir: &Path, name: &str, script: &str) -> String {
     path.to_str().unwrap().to_owned()
 }
 
+fn found(asked: Result<Asked, CredentialsError>) -> Credentials {
+    match asked {
+        Ok(Asked::Found(found)) => found.credentials,
+        Ok(_) => panic!("no credentials"),
+        Err(error) => panic!("{error}"),
+    }
+}
+
+fn refused(asked: Result<Asked, CredentialsError>) -> String {
+    asked.err().expect("the helper failed").to_string()
+}
+
+#[tokio::test]
+async fn what_is_null_or_empty_stands_for_nothing() {
+    for config in [
+        "",
+        "\n",
+        "null",
+        "{}",
+        r#"{"auths": null, "credHelpers": null, "credsStore": null}"#,
+        r#"{"auths": {}, "credsStore": ""}"#,
+        r#"{"auths": {"host:1": null}, "credHelpers": {"host:1": null}}"#,
+        r#"{"auths": {"host:1": {"auth": null, "username": null, "identitytoken": null}}}"#,
+        r#"{"auths": {"host:1": {"auth": ""}}, "credHelpers": {"host:1": ""}}"#,
+        r#"{"auths": {"host:1": {"auth": "Og=="}}}"#,
+    ] {
+        let (_dir, store) = store(config);
+        let found = store.find("host:1", "app").await.unwrap_or_else(|error| panic!("{config}: {error}"));
+        assert!(found.credentials == Credentials::Anonymous, "{config}");
+        assert!(found.origin.contains("no credentials for host:1"), "{config}: {}", found.origin);
+    }
+}
+
+#[tokio::test]
+async fn an_entry_of_the_file_serves_where_the_helper_does_not() {
+    let auth = STANDARD.encode("u:p");
+    for helper in [
+        r#""credsStore": "of-nobody""#,
+        r#""credHelpers": {"host:1": ""}, "credsStore": "of-nobody""#,
+        r#""credHelpers": {"host:1": "of-nobody"}"#,
+    ] {
+        let (_dir, store) = store(&format!(r#"{{{helper}, "auths": {{"host:1": {{"auth": "{auth}"}}}}}}"#));
+        assert!(store.find("host:1", "app").await.unwrap().credentials == basic("u", "p"), "{helper}");
+    }
+    // Without an entry a public image must still come, and a refusal must say what is missing.
+    let (_dir, store) = store(r#"{"credsStore": "of-nobody"}"#);
+    let found = store.find("host:1", "app").await.unwrap();
+    assert!(found.credentials == Credentials::Anonymous);
+    assert!(
+        found.origin.contains("docker-credential-of-nobody, which it names, is not installed"),
+        "{}",
+        found.origin
+    );
+}
+
 #[tokio::test]
 async fn a_helper_answers_for_its_host_and_a_silent_one_runs_into_the_deadline() {
     let (dir, mut store) = store("{}");
@@ -77,21 +132,29 @@ async fn a_helper_answers_for_its_host_and_a_silent_one_runs_into_the_deadline()
 
     let good =
         helper(dir.path(), "good", r#"read host; echo "{\"Username\":\"u\",\"Secret\":\"for $host\"}""#);
-    assert!(run(&store, &good).await.unwrap().unwrap().credentials == basic("u", "for host:1"));
+    assert!(found(run(&store, &good).await) == basic("u", "for host:1"));
 
     let token = helper(dir.path(), "token", r#"echo '{"Username":"<token>","Secret":"i"}'"#);
-    let found = run(&store, &token).await.unwrap().unwrap();
-    assert!(found.credentials == Credentials::IdentityToken("i".to_owned()));
+    assert!(found(run(&store, &token).await) == Credentials::IdentityToken("i".to_owned()));
 
-    let none = helper(dir.path(), "none", "echo credentials not found in native keychain; exit 1");
-    assert!(run(&store, &none).await.unwrap().is_none());
+    for (name, script) in [
+        ("none", "echo credentials not found in native keychain; exit 1"),
+        ("no-user", "echo no credentials username; exit 1"),
+        ("empty", r#"echo '{"ServerURL":"","Username":"","Secret":""}'"#),
+        ("null", "echo null"),
+        ("silent", "exit 0"),
+    ] {
+        let helper = helper(dir.path(), name, script);
+        assert!(matches!(run(&store, &helper).await, Ok(Asked::Nothing)), "{name}");
+    }
+    assert!(matches!(run(&store, "docker-credential-of-nobody").await, Ok(Asked::Missing)));
 
     let bad = helper(dir.path(), "bad", "echo keychain locked >&2; exit 3");
-    let error = run(&store, &bad).await.unwrap_err().to_string();
+    let error = refused(run(&store, &bad).await);
     assert!(error.contains("keychain locked") && error.contains("host:1"), "{error}");
 
     store.helper_deadline = Duration::from_millis(100);
     let slow = helper(dir.path(), "slow", "exec sleep 60");
-    let error = run(&store, &slow).await.unwrap_err().to_string();
+    let error = refused(run(&store, &slow).await);
     assert!(error.contains("no answer within 100ms"), "{error}");
 }
