@@ -1,7 +1,7 @@
 //! Authentication: what to put into `Authorization`, learnt from a registry's challenges.
 
 use std::collections::HashMap;
-use std::sync::{Arc, Mutex as SyncMutex};
+use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
 use base64::Engine as _;
@@ -10,7 +10,6 @@ use http::header::{ACCEPT, AUTHORIZATION, CONTENT_TYPE};
 use http::{HeaderMap, HeaderValue, Method, StatusCode};
 use reqwest::Url;
 use serde::Deserialize;
-use tokio::sync::Mutex;
 
 use super::challenge::{Challenge, Scopes};
 use super::credentials::{CredentialStore, Credentials};
@@ -22,6 +21,9 @@ const DEFAULT_TOKEN_LIFE: Duration = Duration::from_secs(60);
 
 /// A token is renewed this long before its end, so that no request arrives with a dead one.
 const RENEWAL_MARGIN: Duration = Duration::from_secs(10);
+
+/// How many headers of a host are kept before old ones are looked for.
+const SLOTS_BEFORE_SWEEP: usize = 1024;
 
 /// The longest answer read from a token service.
 const TOKEN_ANSWER_LIMIT_BYTES: usize = 1 << 20;
@@ -39,30 +41,77 @@ pub(super) struct Request<'a> {
 /// Knows, host by host, how to authenticate.
 pub(super) struct Authenticator {
     store: CredentialStore,
-    hosts: SyncMutex<HashMap<String, Arc<Mutex<HostState>>>>,
+    hosts: Mutex<HashMap<String, Arc<Host>>>,
 }
 
+/// What is known about one host. No lock here is held over a wait.
 #[derive(Default)]
-struct HostState {
-    challenge: Option<Challenge>,
-    tokens: HashMap<Scopes, Token>,
-    basic: HashMap<String, HeaderValue>,
-    origin: String,
+struct Host {
+    challenge: Mutex<Option<Challenge>>,
+    /// Where the credentials last used came from.
+    origin: Mutex<String>,
+    slots: Mutex<HashMap<Purpose, Arc<Slot>>>,
 }
 
-struct Token {
+/// What one header is good for: a repository has its own credentials, and a token its scopes.
+#[derive(Clone, PartialEq, Eq, Hash)]
+struct Purpose {
+    repository: String,
+    scopes: Scopes,
+}
+
+/// The header for one purpose. Locked while it is fetched, so that requests which need the same one wait for one
+/// fetch, and no others.
+type Slot = tokio::sync::Mutex<Option<Known>>;
+
+struct Known {
     header: HeaderValue,
-    expires: Instant,
+    /// When it must be renewed.
+    expires: Option<Instant>,
+    /// Whether the registry has taken it: only then does a refusal with 403 mean that it has ended since.
+    worked: bool,
+}
+
+impl Known {
+    fn is_fresh(&self) -> bool {
+        self.expires.is_none_or(|at| at > Instant::now())
+    }
+}
+
+impl Host {
+    fn challenge(&self) -> Option<Challenge> {
+        lock(&self.challenge).clone()
+    }
+
+    fn slot(&self, request: Request<'_>) -> Arc<Slot> {
+        let mut slots = lock(&self.slots);
+        if slots.len() >= SLOTS_BEFORE_SWEEP {
+            // In use, or locked by a fetch: stays. What else is thrown away is fetched again when it is needed.
+            let fresh = |slot: &Arc<Slot>| {
+                slot.try_lock().is_ok_and(|known| known.as_ref().is_some_and(Known::is_fresh))
+            };
+            slots.retain(|_, slot| Arc::strong_count(slot) > 1 || fresh(slot));
+        }
+        if slots.len() >= 2 * SLOTS_BEFORE_SWEEP {
+            slots.retain(|_, slot| Arc::strong_count(slot) > 1);
+        }
+        slots.entry(Purpose::of(request)).or_default().clone()
+    }
+}
+
+impl Purpose {
+    fn of(request: Request<'_>) -> Self {
+        Self { repository: request.repository.to_owned(), scopes: request.scopes.clone() }
+    }
 }
 
 impl Authenticator {
     pub(super) fn new(store: CredentialStore) -> Self {
-        Self { store, hosts: SyncMutex::default() }
+        Self { store, hosts: Mutex::default() }
     }
 
-    fn host(&self, host: &str) -> Arc<Mutex<HostState>> {
-        let mut hosts = self.hosts.lock().unwrap_or_else(|poisoned| poisoned.into_inner());
-        hosts.entry(host.to_owned()).or_default().clone()
+    fn host(&self, host: &str) -> Arc<Host> {
+        lock(&self.hosts).entry(host.to_owned()).or_default().clone()
     }
 
     /// The header to send first: what worked before, nothing on the first contact.
@@ -71,12 +120,10 @@ impl Authenticator {
         transport: &Transport,
         request: Request<'_>,
     ) -> Result<Option<HeaderValue>, Error> {
-        let state = self.host(request.host);
-        // Held while a token is fetched: requests that need the same token wait for one fetch.
-        let mut state = state.lock().await;
-        match state.challenge.clone() {
+        let host = self.host(request.host);
+        match host.challenge() {
             None => Ok(None),
-            Some(challenge) => self.satisfy(transport, &mut state, request, &challenge, None).await,
+            Some(challenge) => self.satisfy(transport, &host, request, &challenge, None).await,
         }
     }
 
@@ -88,63 +135,95 @@ impl Authenticator {
         challenge: Challenge,
         rejected: Option<&HeaderValue>,
     ) -> Result<Option<HeaderValue>, Error> {
-        let state = self.host(request.host);
-        let mut state = state.lock().await;
-        state.challenge = Some(challenge.clone());
-        let header = self.satisfy(transport, &mut state, request, &challenge, rejected).await?;
+        let host = self.host(request.host);
+        *lock(&host.challenge) = Some(challenge.clone());
+        let header = self.satisfy(transport, &host, request, &challenge, rejected).await?;
         Ok(header.filter(|header| Some(header) != rejected))
     }
 
+    /// The header to send after a 403 to `rejected`, by which some registries (ECR) say that it has ended: only if it
+    /// was taken before, else 403 means what it says.
+    pub(super) async fn forbidden(
+        &self,
+        transport: &Transport,
+        request: Request<'_>,
+        rejected: &HeaderValue,
+    ) -> Result<Option<HeaderValue>, Error> {
+        let host = self.host(request.host);
+        let Some(challenge) = host.challenge() else { return Ok(None) };
+        let slot = host.slot(request);
+        // One that was renewed meanwhile is not the rejected one: that is tried.
+        let never_worked =
+            slot.lock().await.as_ref().is_some_and(|known| known.header == *rejected && !known.worked);
+        if never_worked {
+            return Ok(None);
+        }
+        let header = self.satisfy(transport, &host, request, &challenge, Some(rejected)).await?;
+        Ok(header.filter(|header| header != rejected))
+    }
+
+    /// Notes that the registry took `header`.
+    pub(super) async fn accepted(&self, request: Request<'_>, header: &HeaderValue) {
+        let slot = self.host(request.host).slot(request);
+        // A slot that is locked is being fetched: its next header is another one.
+        if let Ok(mut known) = slot.try_lock()
+            && let Some(known) = known.as_mut().filter(|known| known.header == *header)
+        {
+            known.worked = true;
+        }
+    }
+
     /// Where credentials for `host` came from, to say when they are refused.
-    pub(super) async fn advice(&self, host: &str) -> String {
-        let state = self.host(host);
-        let state = state.lock().await;
-        if state.origin.is_empty() { String::new() } else { format!("; {}", state.origin) }
+    pub(super) fn advice(&self, host: &str) -> String {
+        let host = self.host(host);
+        let origin = lock(&host.origin);
+        if origin.is_empty() { String::new() } else { format!("; {origin}") }
     }
 
     async fn satisfy(
         &self,
         transport: &Transport,
-        state: &mut HostState,
+        host: &Host,
         request: Request<'_>,
         challenge: &Challenge,
         rejected: Option<&HeaderValue>,
     ) -> Result<Option<HeaderValue>, Error> {
-        let known = match challenge {
-            Challenge::Basic => state.basic.get(request.repository),
-            Challenge::Bearer { .. } => state
-                .tokens
-                .get(request.scopes)
-                .filter(|token| token.expires > Instant::now())
-                .map(|token| &token.header),
-        };
-        if let Some(header) = known.filter(|header| Some(*header) != rejected) {
-            return Ok(Some(header.clone()));
+        let slot = host.slot(request);
+        let mut slot = slot.lock().await;
+        if let Some(known) = slot.as_ref().filter(|known| known.is_fresh() && Some(&known.header) != rejected)
+        {
+            return Ok(Some(known.header.clone()));
         }
         let found = self.store.find(request.host, request.repository).await?;
-        state.origin = found.origin;
-        match (challenge, found.credentials) {
+        *lock(&host.origin) = found.origin;
+        let known = match (challenge, found.credentials) {
             (_, Credentials::RegistryToken(token)) => {
-                Ok(Some(secret_header(&format!("Bearer {token}"), request)?))
+                // Read again for every request: whoever hands it out renews it in the file.
+                let header = secret_header(&format!("Bearer {token}"), request)?;
+                Known { header, expires: Some(Instant::now()), worked: true }
             }
             (Challenge::Basic, Credentials::Basic { user, password }) => {
-                let header = basic_header(&user, &password, request)?;
-                state.basic.insert(request.repository.to_owned(), header.clone());
-                Ok(Some(header))
+                Known { header: basic_header(&user, &password, request)?, expires: None, worked: false }
             }
-            (Challenge::Basic, _) => Ok(None),
+            (Challenge::Basic, _) => {
+                *slot = None;
+                return Ok(None);
+            }
             (Challenge::Bearer { realm, service, scopes }, credentials) => {
                 let wanted = request.scopes.clone().and(scopes);
                 let question =
                     Question { request, realm, service: service.as_deref(), scopes: wanted, credentials };
-                let token = question.ask(transport).await?;
-                let header = token.header.clone();
-                state.tokens.retain(|_, token| token.expires > Instant::now());
-                state.tokens.insert(request.scopes.clone(), token);
-                Ok(Some(header))
+                question.ask(transport).await?
             }
-        }
+        };
+        let header = known.header.clone();
+        *slot = Some(known);
+        Ok(Some(header))
     }
+}
+
+fn lock<T>(mutex: &Mutex<T>) -> std::sync::MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(|poisoned| poisoned.into_inner())
 }
 
 /// A request to a token service.
@@ -164,12 +243,13 @@ struct Answer {
 }
 
 impl Question<'_> {
-    async fn ask(&self, transport: &Transport) -> Result<Token, Error> {
+    async fn ask(&self, transport: &Transport) -> Result<Known, Error> {
         let mut target = Target {
             method: Method::GET,
             host: self.request.host.to_owned(),
             repository: self.request.repository.to_owned(),
             item: format!("token for {} from {}", self.scopes, self.realm),
+            redirected_to: None,
         };
         let realm = Url::parse(self.realm)
             .map_err(|e| Error::protocol(&target, format!("the registry's token realm is no URL: {e}")))?;
@@ -211,7 +291,8 @@ impl Question<'_> {
         // A short-lived token keeps half of its life; a later 401 renews it anyway.
         let usable = life.saturating_sub(RENEWAL_MARGIN).max(life / 2);
         let expires = started.checked_add(usable).unwrap_or(started + DEFAULT_TOKEN_LIFE);
-        Ok(Token { header: secret_header(&format!("Bearer {token}"), self.request)?, expires })
+        let header = secret_header(&format!("Bearer {token}"), self.request)?;
+        Ok(Known { header, expires: Some(expires), worked: false })
     }
 
     fn get(&self, realm: &Url, basic: Option<(&str, HeaderValue)>) -> Exchange {

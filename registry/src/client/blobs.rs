@@ -1,12 +1,13 @@
 //! Blobs: whole, in parts, pushed, mounted, deleted.
 
 use bytes::Bytes;
-use http::{Method, StatusCode};
+use http::header::{CONTENT_RANGE, RANGE};
+use http::{HeaderValue, Method, StatusCode};
 
 use super::challenge::Scopes;
-use super::reader::{BlobReader, Reading};
+use super::reader::{BlobReader, ReadFrom, Reading, content_range};
 use super::retry::Retry;
-use super::transport::Exchange;
+use super::transport::{Endpoint, Exchange};
 use super::{Client, Error, Target};
 use crate::digest::{self, Digest};
 use crate::reference::Repository;
@@ -14,20 +15,28 @@ use crate::reference::Repository;
 impl Client {
     /// The blob's size, `None` if the repository does not have it.
     pub async fn blob_size(&self, repository: &Repository, digest: &Digest) -> Result<Option<u64>, Error> {
+        self.size_from(repository, digest, ReadFrom::Mirrors, &Scopes::pull(repository.name())).await
+    }
+
+    /// Whether the registry itself, not a mirror, has the blob in `repository`: what a push must know.
+    pub async fn has_blob(&self, repository: &Repository, digest: &Digest) -> Result<bool, Error> {
+        // The token that the push needs anyway.
+        let scopes = Scopes::push(repository.name());
+        Ok(self.size_from(repository, digest, ReadFrom::Registry, &scopes).await?.is_some())
+    }
+
+    async fn size_from(
+        &self,
+        repository: &Repository,
+        digest: &Digest,
+        from: ReadFrom,
+        scopes: &Scopes,
+    ) -> Result<Option<u64>, Error> {
         let target = Target::blob(Method::HEAD, repository, digest);
-        let scopes = Scopes::pull(repository.name());
         let retry = Retry::within(&self.config().retries, &target, self.config().timeouts.operation);
-        let mut reading = Reading::new(self.transport.clone(), target, retry);
+        let mut reading = Reading::new(self.transport.clone(), target, from, retry);
         loop {
-            let attempt = async {
-                let (endpoint, target) = (reading.endpoint(), reading.target());
-                let url = endpoint.url(&target, repository, &format!("blobs/{digest}"))?;
-                let exchange = Exchange::new(Method::HEAD, url);
-                let call =
-                    self.transport.call_expecting(&target, endpoint, &scopes, exchange, &[StatusCode::OK]);
-                let size = call.await?.content_length();
-                size.ok_or_else(|| Error::protocol(&target, "the answer has no Content-Length"))
-            };
+            let attempt = self.size_at(reading.endpoint(), reading.target(), repository, digest, scopes);
             match reading.retry.bound(attempt).await {
                 Ok(size) => return Ok(Some(size)),
                 Err(error) if error.is_not_found() && !reading.endpoint().is_mirror() => return Ok(None),
@@ -36,19 +45,45 @@ impl Client {
         }
     }
 
-    /// Whether the registry itself, not a mirror, has the blob in `repository`: what a push must know.
-    pub async fn has_blob(&self, repository: &Repository, digest: &Digest) -> Result<bool, Error> {
-        let target = Target::blob(Method::HEAD, repository, digest);
-        // The token that the push needs anyway.
-        let scopes = Scopes::push(repository.name());
-        let exchange = self.small(&target, &scopes, &[StatusCode::OK], |endpoint| {
-            Ok(Exchange::new(Method::HEAD, endpoint.url(&target, repository, &format!("blobs/{digest}"))?))
-        });
-        match exchange.await {
-            Ok(_) => Ok(true),
-            Err(error) if error.is_not_found() => Ok(false),
-            Err(error) => Err(error),
+    /// The blob's size as `endpoint` tells it: by HEAD, or where that is refused by a GET of one byte. Stores behind
+    /// redirects refuse HEAD to URLs that were signed for GET.
+    async fn size_at(
+        &self,
+        endpoint: &Endpoint,
+        target: Target,
+        repository: &Repository,
+        digest: &Digest,
+        scopes: &Scopes,
+    ) -> Result<u64, Error> {
+        let url = endpoint.url(&target, repository, &format!("blobs/{digest}"))?;
+        let head = Exchange::new(Method::HEAD, url.clone());
+        match self.transport.call_expecting(&target, endpoint, scopes, head, &[StatusCode::OK]).await {
+            Ok(response) => {
+                if let Some(size) = response.content_length() {
+                    return Ok(size);
+                }
+            }
+            Err(error) if !is_refused_method(&error) => return Err(error),
+            Err(error) => tracing::debug!(%error, "HEAD is refused: asking for the first byte"),
         }
+        let target = Target { method: Method::GET, ..target };
+        let mut first = Exchange::new(Method::GET, url);
+        first.headers.insert(RANGE, HeaderValue::from_static("bytes=0-0"));
+        let good = [StatusCode::OK, StatusCode::PARTIAL_CONTENT, StatusCode::RANGE_NOT_SATISFIABLE];
+        let response = self.transport.call_expecting(&target, endpoint, scopes, first, &good).await?;
+        let text = response.header(CONTENT_RANGE).unwrap_or_default();
+        let size = match response.status() {
+            // No range support: everything is announced, and left unread.
+            StatusCode::OK => response.content_length(),
+            // A blob of no bytes has no first one: `bytes */0`.
+            StatusCode::RANGE_NOT_SATISFIABLE => {
+                text.rsplit_once('/').and_then(|(_, total)| total.parse().ok())
+            }
+            _ => content_range(text).and_then(|(_, _, total)| total),
+        };
+        size.ok_or_else(|| {
+            Error::protocol(&target, "neither Content-Length nor Content-Range says how large the blob is")
+        })
     }
 
     /// The blob's bytes as they arrive, verified against `digest` at the end.
@@ -150,5 +185,16 @@ impl Client {
             Ok(Exchange::new(Method::DELETE, endpoint.url(&target, repository, &format!("blobs/{digest}"))?))
         });
         call.await.map(drop)
+    }
+}
+
+/// Whether `error` may mean that HEAD alone is refused.
+fn is_refused_method(error: &Error) -> bool {
+    match error.status() {
+        Some(StatusCode::METHOD_NOT_ALLOWED | StatusCode::NOT_IMPLEMENTED) => true,
+        Some(StatusCode::BAD_REQUEST | StatusCode::UNAUTHORIZED | StatusCode::FORBIDDEN) => {
+            error.redirected_to().is_some()
+        }
+        _ => false,
     }
 }

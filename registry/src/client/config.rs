@@ -96,8 +96,8 @@ impl Default for Retries {
 #[derive(Clone, Debug, PartialEq, Eq, Deserialize, Serialize)]
 #[serde(default, deny_unknown_fields)]
 pub struct UploadConfig {
-    /// Bytes sent in one request and kept in memory until acknowledged; twice this is held at most.
-    /// Default: 8 MiB.
+    /// Bytes sent in one request and kept in memory until acknowledged; twice this is held at most. A registry that
+    /// takes only larger pieces gets larger ones. Default: 8 MiB.
     pub piece_bytes: usize,
     /// Where a blob is kept until it is pushed when its registry cannot resume a broken upload (CNCF
     /// distribution 2.x and what is built on it). `false` in [`UploadConfig::spool`] turns that off.

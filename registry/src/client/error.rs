@@ -22,12 +22,19 @@ pub struct Target {
     pub repository: String,
     /// The manifest, blob or list asked for, with its name: `manifest v1`.
     pub item: String,
+    /// Where the registry sent the request on to, such as an object store, if it did.
+    pub redirected_to: Option<String>,
 }
 
 impl Target {
     pub(super) fn new(method: Method, repository: &Repository, item: impl Into<String>) -> Self {
         let (host, name) = (repository.host().to_owned(), repository.name().to_owned());
-        Self { method, host, repository: name, item: item.into() }
+        Self { method, host, repository: name, item: item.into(), redirected_to: None }
+    }
+
+    /// The same request as sent on by the registry to `host`.
+    pub(super) fn redirected(&self, host: String) -> Self {
+        Self { redirected_to: Some(host), ..self.clone() }
     }
 
     /// The same request as sent to `host`.
@@ -46,7 +53,11 @@ impl fmt::Display for Target {
         if !self.repository.is_empty() {
             write!(f, ", repository {}", self.repository)?;
         }
-        write!(f, ": {} {}", self.method, self.item)
+        write!(f, ": {} {}", self.method, self.item)?;
+        match &self.redirected_to {
+            Some(host) => write!(f, ", sent on to {host}"),
+            None => Ok(()),
+        }
     }
 }
 
@@ -189,6 +200,14 @@ impl Error {
                     || (status.is_server_error() && *status != StatusCode::NOT_IMPLEMENTED)
             }
             _ => false,
+        }
+    }
+
+    /// The host that the registry sent the request on to, where that one answered.
+    pub(super) fn redirected_to(&self) -> Option<&str> {
+        match self {
+            Self::Status { target, .. } => target.redirected_to.as_deref(),
+            _ => None,
         }
     }
 

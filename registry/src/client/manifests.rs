@@ -7,6 +7,7 @@ use oci_spec::image::{Descriptor, MediaType};
 use serde::Deserialize;
 
 use super::challenge::Scopes;
+use super::reader::ReadFrom;
 use super::transport::{Endpoint, Exchange, header_value};
 use super::{Client, Error, Target};
 use crate::digest::{self, Digest};
@@ -15,6 +16,12 @@ use crate::reference::{Reference, Repository};
 /// Every kind of manifest there is.
 const ACCEPTED: &str = "application/vnd.oci.image.manifest.v1+json, application/vnd.oci.image.index.v1+json, \
     application/vnd.docker.distribution.manifest.v2+json, application/vnd.docker.distribution.manifest.list.v2+json, */*";
+
+/// Docker's manifests before 2016: signed inside, without a config, layers named in reverse.
+const SCHEMA_1: [&str; 2] = [
+    "application/vnd.docker.distribution.manifest.v1+prettyjws",
+    "application/vnd.docker.distribution.manifest.v1+json",
+];
 
 /// Registries take manifests up to 4 MiB (the specification's advice); four times that is read.
 pub(crate) const MANIFEST_LIMIT_BYTES: usize = 16 << 20;
@@ -26,6 +33,14 @@ impl Client {
     /// The manifest and its descriptor. The bytes have the digest of the reference or, for a tag, the digest
     /// that the registry announces.
     pub async fn manifest(&self, reference: &Reference) -> Result<(Descriptor, Bytes), Error> {
+        self.manifest_from(reference, ReadFrom::Mirrors).await
+    }
+
+    pub(super) async fn manifest_from(
+        &self,
+        reference: &Reference,
+        from: ReadFrom,
+    ) -> Result<(Descriptor, Bytes), Error> {
         let repository = reference.repository();
         let target = Target::new(Method::GET, repository, format!("manifest {}", reference.identifier()));
         let scopes = Scopes::pull(repository.name());
@@ -44,9 +59,14 @@ impl Client {
                     "neither Content-Type nor mediaType says what kind of manifest this is",
                 )
             })?;
+            if SCHEMA_1.contains(&media_type.to_string().as_str()) {
+                let reason = "a manifest of Docker's schema 1, which is not supported: push the image again with a \
+                              client of today";
+                return Err(Error::protocol(target, reason));
+            }
             Ok((Descriptor::new(media_type, body.len() as u64, digest), body))
         };
-        self.small_read(&target, &scopes, MANIFEST_LIMIT_BYTES, exchange, accept).await
+        self.small_read(&target, &scopes, from, MANIFEST_LIMIT_BYTES, exchange, accept).await
     }
 
     /// The manifest's descriptor without its bytes, `None` if there is none.
@@ -138,10 +158,10 @@ impl Client {
         let mut query: Option<String> = None;
         loop {
             let exchange = |endpoint: &Endpoint| {
-                let mut url = endpoint.url(&target, repository, "tags/list")?;
-                if query.is_some() {
-                    url.set_query(query.as_deref());
-                }
+                let url = match &query {
+                    Some(query) => endpoint.page(&target, repository, "tags/list", query)?,
+                    None => endpoint.url(&target, repository, "tags/list")?,
+                };
                 Ok(Exchange::new(Method::GET, url))
             };
             let accept = |target: &Target, headers: HeaderMap, body: Bytes| {
@@ -149,8 +169,9 @@ impl Client {
                     .map_err(|e| Error::protocol(target, format!("the list of tags: {e}")))?;
                 Ok((page.tags.unwrap_or_default(), next_query(&headers)))
             };
-            let (page, next) =
-                self.small_read(&target, &scopes, MANIFEST_LIMIT_BYTES, exchange, accept).await?;
+            let call =
+                self.small_read(&target, &scopes, ReadFrom::Mirrors, MANIFEST_LIMIT_BYTES, exchange, accept);
+            let (page, next) = call.await?;
             if page.is_empty() || next.is_none() || next == query {
                 tags.extend(page);
                 return Ok(tags);
@@ -196,6 +217,7 @@ fn media_type(headers: &HeaderMap, body: &[u8]) -> Option<MediaType> {
     #[serde(rename_all = "camelCase")]
     struct Kind {
         media_type: Option<String>,
+        schema_version: Option<u64>,
     }
     let header = headers.get(CONTENT_TYPE).and_then(|value| value.to_str().ok());
     let header = header.map(|text| text.split(';').next().unwrap_or(text).trim());
@@ -203,7 +225,8 @@ fn media_type(headers: &HeaderMap, body: &[u8]) -> Option<MediaType> {
         // What static file servers and careless mirrors send for any JSON.
         Some("application/json" | "application/octet-stream" | "text/plain" | "") | None => {
             let kind: Kind = serde_json::from_slice(body).ok()?;
-            kind.media_type.as_deref().map(MediaType::from)
+            let old = (kind.schema_version == Some(1)).then_some(SCHEMA_1[0]);
+            kind.media_type.as_deref().or(old).map(MediaType::from)
         }
         Some(header) => Some(MediaType::from(header)),
     }

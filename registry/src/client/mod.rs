@@ -11,6 +11,7 @@ mod config;
 mod credentials;
 mod error;
 mod manifests;
+mod mirrors;
 mod outgoing;
 mod reader;
 mod redirects;
@@ -37,7 +38,7 @@ use response::Response;
 use transport::{Endpoint, Exchange, Transport};
 
 use challenge::Scopes;
-use reader::Reading;
+use reader::{ReadFrom, Reading};
 use retry::Retry;
 
 /// A client of any number of registries.
@@ -81,19 +82,20 @@ impl Client {
         }
     }
 
-    /// Sends a small read to mirrors and the registry, and returns what `accept` makes of the answer's head and its
+    /// Sends a small read `from` where it may be, and returns what `accept` makes of the answer's head and its
     /// body of up to `limit_bytes`. A mirror whose answer is not accepted is passed over.
     async fn small_read<T>(
         &self,
         target: &Target,
         scopes: &Scopes,
+        from: ReadFrom,
         limit_bytes: usize,
         exchange: impl Fn(&Endpoint) -> Result<Exchange, Error>,
         accept: impl Fn(&Target, HeaderMap, Bytes) -> Result<T, Error>,
     ) -> Result<T, Error> {
         let config = self.config();
         let retry = Retry::within(&config.retries, target, config.timeouts.operation);
-        let mut reading = Reading::new(self.transport.clone(), target.clone(), retry);
+        let mut reading = Reading::new(self.transport.clone(), target.clone(), from, retry);
         loop {
             let attempt = async {
                 let (endpoint, target) = (reading.endpoint(), reading.target());

@@ -16,6 +16,15 @@ use super::transport::{Endpoint, Exchange, Transport, header_value};
 use crate::digest::{Digest, Hasher};
 use crate::reference::Repository;
 
+/// Who may answer a read.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum ReadFrom {
+    /// Mirrors first, then the registry.
+    Mirrors,
+    /// The registry alone: what is written again after it was read, and what a mirror may have in an older state.
+    Registry,
+}
+
 /// A read that goes from mirror to mirror to the registry, where it is retried.
 pub(super) struct Reading {
     transport: Arc<Transport>,
@@ -26,8 +35,12 @@ pub(super) struct Reading {
 }
 
 impl Reading {
-    pub(super) fn new(transport: Arc<Transport>, target: Target, retry: Retry) -> Self {
-        let mut next = transport.readers(&target.host).into_iter();
+    pub(super) fn new(transport: Arc<Transport>, target: Target, from: ReadFrom, retry: Retry) -> Self {
+        let endpoints = match from {
+            ReadFrom::Mirrors => transport.readers(&target),
+            ReadFrom::Registry => Vec::new(),
+        };
+        let mut next = endpoints.into_iter();
         let endpoint = next.next().unwrap_or_else(|| transport.origin(&target.host));
         Self { transport, target, endpoint, next, retry }
     }
@@ -46,10 +59,12 @@ impl Reading {
         if !self.endpoint.is_mirror() {
             return self.retry.pause(error).await;
         }
-        tracing::warn!(%error, "mirror failed, asking the next");
-        if error.is_transient() {
-            self.transport.rest(&self.endpoint.host);
+        if error.is_not_found() {
+            tracing::debug!(%error, "the mirror does not have it, asking the next");
+        } else {
+            tracing::warn!(%error, "mirror failed, asking the next");
         }
+        self.transport.mirror_failed(&self.endpoint.host, &self.target, &error);
         self.endpoint = self.next.next().unwrap_or_else(|| self.transport.origin(&self.target.host));
         Ok(())
     }
@@ -82,7 +97,7 @@ impl BlobReader {
         let hasher = if part.is_none() { Some(Hasher::like(digest)?) } else { None };
         let target = Target::blob(Method::GET, repository, digest);
         Ok(Self {
-            reading: Reading::new(transport, target, retry),
+            reading: Reading::new(transport, target, ReadFrom::Mirrors, retry),
             repository: repository.clone(),
             digest: digest.clone(),
             scopes: Scopes::pull(repository.name()),
@@ -258,7 +273,7 @@ impl BlobReader {
 }
 
 /// First and last byte and, if given, the total of `bytes FIRST-LAST/TOTAL`.
-fn content_range(text: &str) -> Option<(u64, u64, Option<u64>)> {
+pub(super) fn content_range(text: &str) -> Option<(u64, u64, Option<u64>)> {
     let (range, total) = text.strip_prefix("bytes ")?.split_once('/')?;
     let (first, last) = range.split_once('-')?;
     let total = if total == "*" { None } else { Some(total.parse().ok()?) };

@@ -7,6 +7,7 @@ use serde::Deserialize;
 
 use super::challenge::Scopes;
 use super::manifests::{MANIFEST_LIMIT_BYTES, next_query};
+use super::reader::ReadFrom;
 use super::transport::{Endpoint, Exchange};
 use super::{Client, Error, Target};
 use crate::digest::Digest;
@@ -30,6 +31,12 @@ struct Referrer {
     annotations: Option<std::collections::HashMap<String, String>>,
 }
 
+/// A page of the list, as far as it is looked at. Registries written in Go say `null` for none.
+#[derive(Deserialize)]
+struct Page {
+    manifests: Option<Vec<Descriptor>>,
+}
+
 impl Client {
     /// The manifests whose subject is `digest`, all or those of one artifact type.
     pub async fn referrers(
@@ -45,21 +52,25 @@ impl Client {
         let mut query: Option<String> = None;
         loop {
             let exchange = |endpoint: &Endpoint| {
-                let mut url = endpoint.url(&target, repository, &format!("referrers/{digest}"))?;
-                match &query {
-                    Some(query) => url.set_query(Some(query)),
-                    None => {
-                        url.query_pairs_mut().extend_pairs(artifact_type.map(|kind| ("artifactType", kind)));
+                let path = format!("referrers/{digest}");
+                let url = match (&query, artifact_type) {
+                    (Some(query), _) => endpoint.page(&target, repository, &path, query)?,
+                    (None, None) => endpoint.url(&target, repository, &path)?,
+                    (None, Some(kind)) => {
+                        let mut url = endpoint.url(&target, repository, &path)?;
+                        url.query_pairs_mut().append_pair("artifactType", kind);
+                        url
                     }
-                }
+                };
                 Ok(Exchange::new(Method::GET, url))
             };
             let accept = |target: &Target, headers: HeaderMap, body: Bytes| {
-                let page: ImageIndex = serde_json::from_slice(&body)
+                let page: Page = serde_json::from_slice(&body)
                     .map_err(|e| Error::protocol(target, format!("the list of referrers: {e}")))?;
                 Ok((headers, page))
             };
-            let call = self.small_read(&target, &scopes, MANIFEST_LIMIT_BYTES, exchange, accept);
+            let call =
+                self.small_read(&target, &scopes, ReadFrom::Mirrors, MANIFEST_LIMIT_BYTES, exchange, accept);
             let (headers, page) = match call.await {
                 Ok(answer) => answer,
                 Err(error) if error.is_not_found() => {
@@ -70,8 +81,9 @@ impl Client {
             };
             filtered =
                 headers.get(FILTERS_HEADER).is_some_and(|h| h == HeaderValue::from_static("artifactType"));
-            let empty = page.manifests().is_empty();
-            found.extend(page.manifests().iter().cloned());
+            let manifests = page.manifests.unwrap_or_default();
+            let empty = manifests.is_empty();
+            found.extend(manifests);
             let next = next_query(&headers);
             if empty || next.is_none() || next == query {
                 break;
@@ -125,7 +137,8 @@ impl Client {
         let reference = fallback_tag(repository, digest)?;
         let target =
             Target::new(Method::GET, repository, format!("list of referrers {}", reference.identifier()));
-        match self.manifest(&reference).await {
+        // Not of a mirror: the list is written again with one more, and an older one would lose those that came since.
+        match self.manifest_from(&reference, ReadFrom::Registry).await {
             Ok((_, body)) => {
                 serde_json::from_slice(&body).map_err(|e| Error::protocol(&target, e.to_string()))
             }

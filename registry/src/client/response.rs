@@ -121,10 +121,28 @@ impl Response {
         Error::Status { target, status, message, advice: advice.to_owned(), retry_after }
     }
 
-    /// Where a read is redirected to.
+    /// Where `exchange` is to be sent instead, if the answer says so. What is not a read is sent on only where its
+    /// method and body stay as they are (307, 308).
     pub(super) fn redirect(&self, exchange: &Exchange) -> Option<Result<Url, Error>> {
         let read = exchange.method == Method::GET || exchange.method == Method::HEAD;
-        let moved = matches!(self.status().as_u16(), 301 | 302 | 303 | 307 | 308);
-        (read && moved).then(|| self.location())
+        let moved = match self.status().as_u16() {
+            307 | 308 => true,
+            301..=303 => read,
+            _ => false,
+        };
+        moved.then(|| self.location()).map(|location| {
+            let to = location?;
+            if !read && self.inner.url().scheme() == "https" && to.scheme() != "https" {
+                let host = to.host_str().unwrap_or_default();
+                let reason = format!("refused to send it on to {host}, which is reached without HTTPS");
+                return Err(Error::protocol(&self.target, reason));
+            }
+            Ok(to)
+        })
+    }
+
+    /// Whether another host than the registry answered.
+    pub(super) fn is_redirected(&self) -> bool {
+        self.target.redirected_to.is_some()
     }
 }

@@ -4,7 +4,7 @@ use std::collections::HashMap;
 use std::path::PathBuf;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex};
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use bytes::Bytes;
 use http::header::{AUTHORIZATION, CONTENT_LENGTH};
@@ -16,6 +16,7 @@ use super::challenge::{Challenge, Scopes};
 use super::config::{ClientConfig, HostConfig};
 use super::credentials::CredentialStore;
 use super::error::{Error, Target};
+use super::mirrors::MirrorState;
 use super::outgoing::Watched;
 use super::redirects::Redirects;
 use super::response::Response;
@@ -29,8 +30,8 @@ const MAX_REDIRECTS: usize = 5;
 /// How often a request is repeated with new credentials after a 401.
 const MAX_CHALLENGES: usize = 2;
 
-/// A mirror that failed is asked again after this: a dead one must not cost every read its deadline.
-const MIRROR_REST: Duration = Duration::from_secs(30);
+/// By this parameter containerd tells a mirror whose content it asks for.
+const REGISTRY_PARAMETER: &str = "ns";
 
 /// Connections without use are closed after this: shorter than the idle limits of common registries
 /// and load balancers, so that a request seldom meets a connection that is just being closed.
@@ -51,11 +52,31 @@ impl Endpoint {
     pub(super) fn url(&self, target: &Target, repository: &Repository, path: &str) -> Result<Url, Error> {
         let text = format!("{}/v2/{}/{path}", self.base, repository.name());
         let mut url = Url::parse(&text).map_err(|e| Error::protocol(target, format!("URL {text}: {e}")))?;
-        if let Some(registry) = &self.mirrored {
-            // By this containerd tells a mirror whose content it asks for.
-            url.query_pairs_mut().append_pair("ns", registry);
+        self.name_registry(&mut url);
+        Ok(url)
+    }
+
+    /// The URL of a further page of the list `path`, as the query that came with the page before names it.
+    pub(super) fn page(
+        &self,
+        target: &Target,
+        repository: &Repository,
+        path: &str,
+        query: &str,
+    ) -> Result<Url, Error> {
+        let mut url = self.url(target, repository, path)?;
+        url.set_query(Some(query));
+        // Most mirrors leave out of their links what they do not know.
+        if !url.query_pairs().any(|(name, _)| name == REGISTRY_PARAMETER) {
+            self.name_registry(&mut url);
         }
         Ok(url)
+    }
+
+    fn name_registry(&self, url: &mut Url) {
+        if let Some(registry) = &self.mirrored {
+            url.query_pairs_mut().append_pair(REGISTRY_PARAMETER, registry);
+        }
     }
 }
 
@@ -87,8 +108,7 @@ pub(super) struct Transport {
     pub(super) config: ClientConfig,
     auth: Authenticator,
     clients: Mutex<HashMap<ClientKey, reqwest::Client>>,
-    /// Mirrors that failed, and until when they are left out.
-    resting: Mutex<HashMap<String, Instant>>,
+    mirrors: MirrorState,
     redirects: Redirects,
 }
 
@@ -107,7 +127,7 @@ impl Transport {
             config,
             auth: Authenticator::new(store),
             clients: Mutex::default(),
-            resting: Mutex::default(),
+            mirrors: MirrorState::default(),
             redirects: Redirects::default(),
         }
     }
@@ -117,8 +137,10 @@ impl Transport {
         Endpoint { host: host.to_owned(), base: self.config.base_url(host), mirrored: None }
     }
 
-    /// Where to read from: mirrors in their order, then the registry.
-    pub(super) fn readers(&self, host: &str) -> Vec<Endpoint> {
+    /// Where to read `target` from: mirrors in their order, then the registry. Left out are mirrors that failed, or
+    /// did not have this, a short time ago.
+    pub(super) fn readers(&self, target: &Target) -> Vec<Endpoint> {
+        let host = &target.host;
         let mirror = |mirror: String| {
             let mirrored = Some(host.to_owned());
             match mirror.split_once("://") {
@@ -130,16 +152,13 @@ impl Transport {
             }
         };
         let mirrors = self.config.host(host).mirrors.into_iter().map(mirror);
-        let resting = self.resting.lock().unwrap_or_else(|poisoned| poisoned.into_inner());
-        let now = Instant::now();
-        let awake = mirrors.filter(|mirror| resting.get(&mirror.host).is_none_or(|until| *until <= now));
-        awake.chain([self.origin(host)]).collect()
+        let asked = mirrors.filter(|mirror| self.mirrors.is_asked(&mirror.host, target));
+        asked.chain([self.origin(host)]).collect()
     }
 
-    /// Leaves the mirror `host` out for a while.
-    pub(super) fn rest(&self, host: &str) {
-        let mut resting = self.resting.lock().unwrap_or_else(|poisoned| poisoned.into_inner());
-        resting.insert(host.to_owned(), Instant::now() + MIRROR_REST);
+    /// Notes that the mirror `mirror` failed to serve `target` with `error`.
+    pub(super) fn mirror_failed(&self, mirror: &str, target: &Target, error: &Error) {
+        self.mirrors.failed(mirror, target, error);
     }
 
     fn client(&self, target: &Target, host: &str, secure: bool) -> Result<reqwest::Client, Error> {
@@ -232,7 +251,7 @@ impl Transport {
         }
     }
 
-    /// Sends `exchange` once with whatever credentials the registry asks for, following redirects of reads.
+    /// Sends `exchange` once with whatever credentials the registry asks for, following redirects.
     /// The answer may have any status.
     pub(super) async fn call(
         &self,
@@ -247,19 +266,20 @@ impl Transport {
         let secure = base.scheme() == "https";
         let request = Request { host: &endpoint.host, secure, repository: &target.repository, scopes };
         let mut header = self.auth.authorization(self, request).await?;
-        let mut challenges = 0;
-        let mut redirects = 0;
+        let mut tries = Tries::default();
         // Signed URLs are good for the method they were given for.
         let mut shortcut = if exchange.method == Method::GET { self.redirects.get(&first) } else { None };
         loop {
             exchange.url = shortcut.as_ref().unwrap_or(&exchange.url).clone();
             exchange.headers.remove(AUTHORIZATION);
             let at_registry = exchange.url.origin() == base.origin();
-            if at_registry {
-                // An object store must not see the registry's credentials.
+            let response = if at_registry {
                 exchange.headers.extend(header.clone().map(|header| (AUTHORIZATION, header)));
-            }
-            let response = self.exchange(target, &exchange).await;
+                self.exchange(target, &exchange).await
+            } else {
+                // An object store must not see the registry's credentials.
+                self.exchange(&target.redirected(authority(&exchange.url)), &exchange).await
+            };
             if shortcut.take().is_some()
                 && !response.as_ref().is_ok_and(|response| response.status().is_success())
             {
@@ -268,27 +288,61 @@ impl Transport {
                 continue;
             }
             let response = response?;
+            if at_registry
+                && let Some(header) = &header
+                && proves_credentials(response.status())
+            {
+                self.auth.accepted(request, header).await;
+            }
             if let Some(url) = response.redirect(&exchange) {
-                redirects += 1;
-                if redirects > MAX_REDIRECTS {
+                tries.redirects += 1;
+                if tries.redirects > MAX_REDIRECTS {
                     return Err(Error::protocol(target, format!("more than {MAX_REDIRECTS} redirects")));
                 }
                 exchange.url = url?;
                 continue;
             }
-            if !at_registry && exchange.method == Method::GET && response.status().is_success() {
+            if at_registry {
+                match self.renewed(request, &response, header.as_ref(), &mut tries).await? {
+                    Some(new) => header = Some(new),
+                    None => return Ok(response),
+                }
+            } else if exchange.method == Method::GET && response.status().is_success() {
                 self.redirects.remember(&first, &exchange.url);
-            }
-            if response.status() != StatusCode::UNAUTHORIZED || !at_registry || challenges == MAX_CHALLENGES {
+                return Ok(response);
+            } else if exchange.method == Method::GET && has_ended(response.status()) && !tries.asked_again {
+                // A signed URL that ended on its way here, or came out of a cache: the registry makes a new one.
+                tries.asked_again = true;
+            } else {
                 return Ok(response);
             }
-            challenges += 1;
-            let Some(challenge) = Challenge::from_headers(response.headers()) else { return Ok(response) };
-            match self.auth.challenged(self, request, challenge, header.as_ref()).await? {
-                Some(new) => header = Some(new),
-                None => return Ok(response),
-            }
             exchange.url = first.clone();
+        }
+    }
+
+    /// The credentials to try after the registry's answer `response` to `sent`; `None`: the answer stands.
+    async fn renewed(
+        &self,
+        request: Request<'_>,
+        response: &Response,
+        sent: Option<&HeaderValue>,
+        tries: &mut Tries,
+    ) -> Result<Option<HeaderValue>, Error> {
+        let challenge = match response.status() {
+            StatusCode::UNAUTHORIZED => Challenge::from_headers(response.headers()),
+            StatusCode::FORBIDDEN => None,
+            _ => return Ok(None),
+        };
+        match (challenge, sent) {
+            (Some(challenge), _) if tries.challenges < MAX_CHALLENGES => {
+                tries.challenges += 1;
+                self.auth.challenged(self, request, challenge, sent).await
+            }
+            (None, Some(sent)) if !tries.renewed => {
+                tries.renewed = true;
+                self.auth.forbidden(self, request, sent).await
+            }
+            _ => Ok(None),
         }
     }
 
@@ -303,11 +357,35 @@ impl Transport {
     ) -> Result<Response, Error> {
         let response = self.call(target, endpoint, scopes, exchange).await?;
         let advice = match response.status() {
-            StatusCode::UNAUTHORIZED | StatusCode::FORBIDDEN => self.auth.advice(&endpoint.host).await,
+            // Another host was shown no credentials.
+            StatusCode::UNAUTHORIZED | StatusCode::FORBIDDEN if !response.is_redirected() => {
+                self.auth.advice(&endpoint.host)
+            }
             _ => String::new(),
         };
         response.expect(good, &advice).await
     }
+}
+
+/// What one call has tried.
+#[derive(Default)]
+struct Tries {
+    challenges: usize,
+    redirects: usize,
+    /// Credentials were renewed without a challenge.
+    renewed: bool,
+    /// The registry was asked again where to go.
+    asked_again: bool,
+}
+
+/// Whether an answer with `status` is one that a registry gives only to credentials that it takes.
+fn proves_credentials(status: StatusCode) -> bool {
+    status.is_success() || status.is_redirection() || status == StatusCode::NOT_FOUND
+}
+
+/// Whether object stores answer so to a signed URL that has ended: S3 and Azure with 403, others with 400 or 401.
+fn has_ended(status: StatusCode) -> bool {
+    matches!(status, StatusCode::BAD_REQUEST | StatusCode::UNAUTHORIZED | StatusCode::FORBIDDEN)
 }
 
 /// `HOST[:PORT]` of `url`, the form in which hosts are configured.

@@ -6,9 +6,12 @@
 
 mod auth;
 mod contract;
+mod expiry;
 mod faults;
 mod handover;
+mod mirrors;
 mod reads;
+mod redirects;
 mod server;
 mod skopeo;
 mod support;

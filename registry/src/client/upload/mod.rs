@@ -38,7 +38,7 @@ impl Client {
         let session = Session::begin(self.clone(), repository.clone()).await?;
         Ok(Upload {
             target: Target::new(Method::PATCH, repository, "blob upload"),
-            piece_bytes: self.config().upload.piece_bytes,
+            piece_bytes: session.piece_bytes(),
             buffer: BytesMut::new(),
             dispatched: 0,
             state: State::Idle(Box::new(session)),

@@ -19,12 +19,21 @@ use crate::reference::Repository;
 /// can be resumed there.
 const DISTRIBUTION_STATE: &str = "_state";
 
+/// By this header a registry names the least size of all pieces but the last.
+const MIN_LENGTH_HEADER: &str = "oci-chunk-min-length";
+
+/// The longest piece that is collected because a registry asks for it: two are held in memory. Registries in front
+/// of object stores ask for 5 to 32 MiB.
+const LONGEST_PIECE_BYTES: usize = 128 << 20;
+
 /// An upload as the registry knows it.
 pub(super) struct Session {
     client: Client,
     repository: Repository,
     scopes: Scopes,
     location: Url,
+    /// Bytes in a piece, but for the last.
+    piece_bytes: usize,
     /// Bytes that the registry has.
     offset: u64,
     keep: Keep,
@@ -42,8 +51,13 @@ enum Keep {
 impl Session {
     pub(super) async fn begin(client: Client, repository: Repository) -> Result<Self, Error> {
         let scopes = Scopes::push(repository.name());
-        let location = start(&client, &repository, &scopes).await?;
-        Ok(Self { client, repository, scopes, location, offset: 0, keep: Keep::Undecided })
+        let Begun { location, piece_bytes } = start(&client, &repository, &scopes).await?;
+        Ok(Self { client, repository, scopes, location, piece_bytes, offset: 0, keep: Keep::Undecided })
+    }
+
+    /// How many bytes each piece but the last is to have.
+    pub(super) fn piece_bytes(&self) -> usize {
+        self.piece_bytes
     }
 
     /// Sends `piece`, which starts at `start` of the blob.
@@ -145,9 +159,8 @@ impl Session {
         if let Some(inside) = self.offset.checked_sub(start) {
             return Ok(piece.slice(usize::try_from(inside).unwrap_or(usize::MAX)..));
         }
-        let len = self.client.config().upload.piece_bytes;
         match &mut self.keep {
-            Keep::Spool(spool) => spool.read(self.offset, len).await,
+            Keep::Spool(spool) => spool.read(self.offset, self.piece_bytes).await,
             _ => Err(self.lost(start, format!("it has {} of them", self.offset))),
         }
     }
@@ -213,7 +226,7 @@ impl Session {
                     return Err(self.lost(start, error.to_string()));
                 }
                 tracing::info!(repository = %self.repository, "the registry lost the upload, sending it again");
-                self.location = self::start(&self.client, &self.repository, &self.scopes).await?;
+                self.location = self::start(&self.client, &self.repository, &self.scopes).await?.location;
                 self.offset = 0;
                 Ok(())
             }
@@ -254,15 +267,28 @@ impl Session {
     }
 }
 
-/// Begins an upload and returns where it is.
-async fn start(client: &Client, repository: &Repository, scopes: &Scopes) -> Result<Url, Error> {
+/// An upload that the registry has begun.
+struct Begun {
+    location: Url,
+    piece_bytes: usize,
+}
+
+async fn start(client: &Client, repository: &Repository, scopes: &Scopes) -> Result<Begun, Error> {
     let target = Target::new(Method::POST, repository, "blob upload");
     let response = client
         .small(&target, scopes, &[StatusCode::ACCEPTED], |endpoint| {
             Ok(Exchange::new(Method::POST, endpoint.url(&target, repository, "blobs/uploads/")?))
         })
         .await?;
-    response.location()
+    let least = response.header(MIN_LENGTH_HEADER).and_then(|text| text.trim().parse().ok()).unwrap_or(0);
+    if least > LONGEST_PIECE_BYTES {
+        let reason = format!(
+            "the registry takes pieces of {least} bytes or more, at most {LONGEST_PIECE_BYTES} are sent"
+        );
+        return Err(Error::protocol(&target, reason));
+    }
+    let piece_bytes = client.config().upload.piece_bytes.max(least);
+    Ok(Begun { location: response.location()?, piece_bytes })
 }
 
 /// Cancels the upload at `location`; failure is only noted.
