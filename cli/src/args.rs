@@ -6,8 +6,8 @@ use std::process::ExitCode;
 use clap::{CommandFactory as _, Parser, Subcommand};
 use clap_complete::Shell;
 
-use registry::location::Location;
-use registry::platform::PlatformName;
+use image::location::Location;
+use image::platform::PlatformName;
 
 use crate::logging;
 

@@ -9,10 +9,11 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use anyhow::Context as _;
-use exporter::conversion::{self, ConversionOptions};
-use exporter::convert::Converter;
-use exporter::image::DictionaryBlobs;
-use exporter::progress::Progress;
+use image::convert::{self, ConversionOptions};
+use image::layer::{Converter, DictionaryBlobs};
+use image::location::Location;
+use image::progress::Progress;
+use image::source::Source;
 use indicatif::HumanBytes;
 use rafs::blob::source::load_chunk_info;
 use rafs::bootstrap::Bootstrap;
@@ -20,8 +21,6 @@ use rafs::build::{BuildOptions, Dictionary};
 use rafs::compress;
 use rafs::digest::DigestAlgorithm;
 use registry::client::Client;
-use registry::location::Location;
-use registry::source::Source;
 use tokio_util::sync::CancellationToken;
 
 use super::blobs::Blobs;
@@ -62,7 +61,7 @@ pub(super) async fn run(context: &Context, flags: args::Convert) -> anyhow::Resu
     let progress = Progress::new();
     let over = CancellationToken::new();
     let shown = tokio::spawn(show(Arc::clone(&progress), context.progress.clone(), over.clone()));
-    let converted = conversion::convert(
+    let converted = convert::convert(
         &flags.source,
         &flags.destination,
         &client,

@@ -6,14 +6,14 @@ use std::path::PathBuf;
 
 use anyhow::{Context as _, ensure};
 use bytes::{Buf as _, Bytes};
+use image::location::Location;
+use image::platform::PlatformName;
+use image::source::{BlobStream, Source};
 use oci_spec::image::ImageManifest;
 use rafs::build::{BuildOptions, build_directory, build_layer};
 use rafs::merge;
 use rafs::tree::{Image, Layer};
 use registry::client::Client;
-use registry::location::Location;
-use registry::platform::PlatformName;
-use registry::source::{BlobStream, Source};
 use tokio::runtime::Handle;
 use tokio_util::sync::CancellationToken;
 
@@ -65,7 +65,7 @@ async fn image_layers(
         let source = Source::open(location, &client).await?;
         // An image that is not one of several is for whatever it is for.
         let mut images = match source.images(std::slice::from_ref(&platform)).await {
-            Err(registry::source::SourceError::NoSuchPlatform { .. }) => source.images(&[]).await?,
+            Err(image::source::SourceError::NoSuchPlatform { .. }) => source.images(&[]).await?,
             images => images?,
         };
         ensure!(

@@ -4,14 +4,14 @@ use std::io::Write;
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context as _, bail};
+use image::location::Location;
+use image::source::Source;
 use oci_spec::image::{Arch, Descriptor, ImageIndex, ImageManifest, MediaType, Os};
 use rafs::source::tar::TarSource;
 use rafs::source::{EntryKind, Source as _};
 use registry::client::Client;
-use registry::location::Location;
 use registry::nydus;
 use registry::reference::Reference;
-use registry::source::Source;
 use tempfile::TempDir;
 
 use crate::args;

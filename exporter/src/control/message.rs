@@ -14,8 +14,8 @@
 
 use std::collections::BTreeMap;
 
-use crate::wire::field::{self, put_bytes};
-use crate::wire::{Field, Fields, WireError, map};
+use crate::grpc::wire::field::{self, put_bytes};
+use crate::grpc::wire::{Field, Fields, WireError, map};
 
 mod solve_request {
     pub(super) const REF: u64 = 1;

@@ -4,9 +4,7 @@
 //! - [`session`]: the tunnel by which buildkitd reaches its client, and so us.
 //! - [`status`]: progress, with ours put in.
 //! - [`message`]: the fields of their messages that matter here.
-//! - [`build`]: what a Solve of ours consists of, found by session and by ref.
 
-pub(crate) mod build;
 pub(crate) mod message;
 pub(crate) mod session;
 pub(crate) mod solve;
@@ -18,7 +16,7 @@ use h2::client::SendRequest;
 use h2::server::SendResponse;
 use http::Request;
 
-use crate::exporter::Exporter;
+use crate::serve::Exporter;
 
 /// Path of the RPC that runs a build.
 pub(crate) const SOLVE: &str = "/moby.buildkit.v1.Control/Solve";

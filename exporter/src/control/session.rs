@@ -12,10 +12,10 @@ use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
 use super::Rpc;
-use crate::exporter::Exporter;
 use crate::grpc::respond;
-use crate::proxy::forward::{lost, open, until_reset};
-use crate::proxy::settings;
+use crate::http2::forward::{lost, open, until_reset};
+use crate::http2::settings;
+use crate::serve::Exporter;
 use crate::session::{Tunnel, route};
 
 /// Header with the session's id.

@@ -10,18 +10,17 @@ use h2::{Reason, SendStream};
 use http::{HeaderMap, Request, Response, request, response};
 
 use super::Rpc;
-use super::build::{Build, Builds, Registered};
 use super::message::{self, Export, SolveRequest};
-use crate::attrs::{Attrs, EXPORTER_TYPE};
-use crate::content::local::{LocalStore, convert_ahead};
-use crate::exporter::Exporter;
+use crate::build::keys::{Attrs, EXPORTER_TYPE};
+use crate::build::target::Target;
+use crate::build::{Build, Builds, Output, Registered, Way};
+use crate::follow::{LocalStore, convert_ahead};
 use crate::grpc::frame::{self, MessageReader};
 use crate::grpc::{Code, Status, respond, status};
-use crate::image::{Output, Way};
-use crate::progress::Progress;
-use crate::proxy::forward::{lost, open, until_reset};
-use crate::proxy::pump::{self, PumpError};
-use crate::target::Target;
+use crate::http2::forward::{lost, open, until_reset};
+use crate::http2::pump::{self, PumpError};
+use crate::serve::Exporter;
+use image::progress::Progress;
 
 /// The largest Solve request taken: four times what buildkitd takes.
 const REQUEST_LIMIT_BYTES: usize = 64 << 20;

@@ -12,13 +12,13 @@ use sha2::{Digest as _, Sha256};
 use tokio::time::{Instant, sleep_until};
 
 use super::Rpc;
-use super::build::{Build, Builds};
 use super::message;
+use crate::build::{Build, Builds};
 use crate::grpc::frame::{self, MessageReader};
 use crate::grpc::{Code, Status, respond};
-use crate::progress::Update;
-use crate::proxy::forward::{lost, open, until_reset};
-use crate::proxy::pump::{self, PumpError};
+use crate::http2::forward::{lost, open, until_reset};
+use crate::http2::pump::{self, PumpError};
+use image::progress::Update;
 
 mod event;
 
@@ -102,7 +102,7 @@ struct Relay {
     builds: Arc<Builds>,
     clock: i128,
     build: Option<Arc<Build>>,
-    /// How far [`crate::progress::Progress`] has been shown.
+    /// How far [`image::progress::Progress`] has been shown.
     version: u64,
     /// Digests of BuildKit's own export steps that the client has heard of: only to those can something be added.
     announced: BTreeSet<String>,

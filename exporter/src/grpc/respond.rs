@@ -6,7 +6,7 @@ use h2::server::SendResponse;
 use http::{Response, StatusCode, header};
 
 use super::{Status, frame};
-use crate::proxy::pump;
+use crate::http2::pump;
 
 /// The head of every gRPC response.
 pub(crate) fn head() -> Response<()> {

@@ -8,10 +8,10 @@ use h2::client::SendRequest;
 use h2::server::SendResponse;
 use http::{HeaderMap, Request};
 
-use crate::content;
-use crate::control::build::{Build, Builds};
-use crate::image::Output;
-use crate::proxy::forward::forward;
+use crate::build::Output;
+use crate::build::{Build, Builds};
+use crate::http2::forward::forward;
+use crate::intake;
 
 /// Header that names one of the client's content stores.
 const STORE_ID: &str = "buildkit-attachable-store-id";
@@ -39,8 +39,8 @@ pub(crate) async fn route(
     tracing::trace!(session, call = request.uri().path(), "begins");
     let build = builds.by_session(&session);
     match build.as_ref().and_then(|build| Some((build, ours(build, &request)?))) {
-        Some((build, Ours::Store(output))) => content::store::serve(request, respond, build, &output).await,
-        Some((build, Ours::Tar(output))) => content::tar::serve(request, respond, build, &output).await,
+        Some((build, Ours::Store(output))) => intake::store::serve(request, respond, build, &output).await,
+        Some((build, Ours::Tar(output))) => intake::tar::serve(request, respond, build, &output).await,
         None => forward(request, respond, client, "the BuildKit client's session").await,
     }
 }
@@ -48,10 +48,10 @@ pub(crate) async fn route(
 fn ours(build: &Build, request: &Request<RecvStream>) -> Option<Ours> {
     let headers = request.headers();
     let path = request.uri().path();
-    if path.starts_with(content::store::SERVICE) && header(headers, STORE_ID) == Some(EXPORT_STORE) {
+    if path.starts_with(intake::store::SERVICE) && header(headers, STORE_ID) == Some(EXPORT_STORE) {
         return build.store_output().cloned().map(Ours::Store);
     }
-    if path == content::tar::DIFF_COPY {
+    if path == intake::tar::DIFF_COPY {
         let index = header(headers, EXPORTER_ID).map_or(Some(0), |index| index.parse().ok())?;
         return build.tar_output(index).cloned().map(Ours::Tar);
     }

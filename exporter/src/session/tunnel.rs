@@ -12,9 +12,9 @@ use h2::{RecvStream, SendStream};
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 
 use crate::grpc::frame::PREFIX_BYTES;
+use crate::grpc::wire::varint;
 use crate::grpc::{Code, Status};
-use crate::proxy::pump;
-use crate::wire::varint;
+use crate::http2::pump;
 
 /// Tag of `data`: field 1, length-delimited.
 const DATA_TAG: u8 = 0x0a;

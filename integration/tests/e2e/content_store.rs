@@ -26,7 +26,7 @@ const AHEAD: &str = "ahead=true";
 const COMPLETE: &str = "ahead=false";
 
 /// Where it warns of a content store.
-const WARNING: &str = "WARN exporter::content";
+const WARNING: &str = "WARN exporter::follow";
 
 /// Layers of a context's image: the base's, an archive, and two files.
 const LAYERS: usize = 4;

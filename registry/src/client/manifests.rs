@@ -24,7 +24,7 @@ const SCHEMA_1: [&str; 2] = [
 ];
 
 /// Registries take manifests up to 4 MiB (the specification's advice); four times that is read.
-pub(crate) const MANIFEST_LIMIT_BYTES: usize = 16 << 20;
+pub const MANIFEST_LIMIT_BYTES: usize = 16 << 20;
 
 /// The header by which a registry names the digest of what it sends or has stored.
 pub(super) const CONTENT_DIGEST: &str = "docker-content-digest";

@@ -27,7 +27,7 @@ use std::sync::Arc;
 pub use config::{ClientConfig, HostConfig, Retries, Timeouts, UploadConfig};
 pub use credentials::{CredentialStore, Credentials, CredentialsError, Found};
 pub use error::{Error, RegistryMessage, Target};
-pub(crate) use manifests::MANIFEST_LIMIT_BYTES;
+pub use manifests::MANIFEST_LIMIT_BYTES;
 pub use oci_spec::image::Descriptor;
 pub use reader::BlobReader;
 pub use upload::Upload;

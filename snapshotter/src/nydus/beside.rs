@@ -179,7 +179,7 @@ fn unpack(mut packed: File, target: &Path) -> io::Result<()> {
 /// The nydus image that an index names beside `manifest`: the one that says to be made of it, else the first one for its
 /// platform.
 fn nydus_of(index: &[u8], manifest: &str) -> Option<Digest> {
-    let marks = registry::source::nydus_entries(index).ok()?;
+    let marks = registry::nydus::nydus_entries(index).ok()?;
     let index: Value = serde_json::from_slice(index).ok()?;
     let entries = index["manifests"].as_array()?;
     let plain = entries.iter().find(|entry| entry["digest"] == manifest)?;

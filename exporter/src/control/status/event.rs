@@ -10,8 +10,8 @@ use std::time::{SystemTime, UNIX_EPOCH};
 
 use prost::Message;
 
-use crate::progress::Update;
-use crate::wire::field::put_bytes;
+use crate::grpc::wire::field::put_bytes;
+use image::progress::Update;
 
 const VERTEXES: u64 = 1;
 const STATUSES: u64 = 2;

@@ -1,0 +1,171 @@
+//! What a Solve of ours consists of, found by its session and by its ref.
+//!
+//! - [`keys`]: what a user writes behind `--output type=nydus-cluster,…`.
+//! - [`output`]: what has come for one output, and what is made of it.
+//! - [`target`]: where it goes.
+
+pub(crate) mod keys;
+mod output;
+pub(crate) mod target;
+
+pub(crate) use output::{BlobLock, Output, OutputError, Way};
+
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+
+use tokio_util::sync::CancellationToken;
+
+use crate::follow::LocalStore;
+use image::progress::Progress;
+
+/// A Solve with outputs of ours, from its request to its response.
+#[derive(Debug)]
+pub(crate) struct Build {
+    /// The build's name, by which Status asks.
+    pub(crate) reference: String,
+    /// The session by which buildkitd reaches us.
+    pub(crate) session: String,
+    /// Whether the build has no output but one of ours.
+    pub(crate) sole: bool,
+    /// The outputs that are ours.
+    pub(crate) outputs: Vec<Arc<Output>>,
+    /// buildkitd's content store, if it can be read here.
+    pub(crate) local: Option<LocalStore>,
+    /// What to show of them.
+    pub(crate) progress: Arc<Progress>,
+    /// Set when the build is over, for whatever reason: all that works for it stops.
+    pub(crate) over: CancellationToken,
+    failure: Mutex<Option<String>>,
+}
+
+impl Build {
+    /// A build that has just begun.
+    pub(crate) fn new(
+        reference: String,
+        session: String,
+        sole: bool,
+        outputs: Vec<Arc<Output>>,
+        local: Option<LocalStore>,
+        progress: Arc<Progress>,
+    ) -> Self {
+        let over = CancellationToken::new();
+        Self { reference, session, sole, outputs, local, progress, over, failure: Mutex::default() }
+    }
+
+    /// The output that takes blobs by the session's content store.
+    pub(crate) fn store_output(&self) -> Option<&Arc<Output>> {
+        self.outputs.iter().find(|output| output.takes_blobs())
+    }
+
+    /// The output that takes a tar stream as exporter `index`.
+    pub(crate) fn tar_output(&self, index: usize) -> Option<&Arc<Output>> {
+        self.outputs.iter().find(|output| !output.takes_blobs() && output.index() == index)
+    }
+
+    /// Notes why the build fails; the first reason counts, the others follow from it.
+    pub(crate) fn fail(&self, reason: &str) {
+        let mut failure = self.failure.lock().unwrap_or_else(PoisonError::into_inner);
+        failure.get_or_insert_with(|| reason.to_owned());
+    }
+
+    /// Why our part failed, if it did.
+    pub(crate) fn failure(&self) -> Option<String> {
+        self.failure.lock().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+}
+
+/// A second build of ours in one session: what buildkitd sends could belong to either.
+#[derive(Debug, thiserror::Error)]
+#[error(
+    "session {session} is exporting a type=nydus-cluster output of another build; \
+     builds that share a session (as of `buildx bake`) must export one after the other"
+)]
+pub(crate) struct SessionBusy {
+    session: String,
+}
+
+/// All builds under way.
+#[derive(Debug, Default)]
+pub(crate) struct Builds {
+    live: Mutex<Vec<Arc<Build>>>,
+}
+
+impl Builds {
+    fn lock(&self) -> MutexGuard<'_, Vec<Arc<Build>>> {
+        self.live.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Adds a build until the result is dropped.
+    pub(crate) fn register(&self, build: Build) -> Result<Registered<'_>, SessionBusy> {
+        let mut live = self.lock();
+        if live.iter().any(|other| other.session == build.session) {
+            return Err(SessionBusy { session: build.session });
+        }
+        let build = Arc::new(build);
+        live.push(Arc::clone(&build));
+        Ok(Registered { builds: self, build })
+    }
+
+    /// Whether there is but one build.
+    pub(crate) fn is_alone(&self) -> bool {
+        self.lock().len() == 1
+    }
+
+    /// The build of this session.
+    pub(crate) fn by_session(&self, session: &str) -> Option<Arc<Build>> {
+        self.lock().iter().find(|build| build.session == session).cloned()
+    }
+
+    /// The build of this ref.
+    pub(crate) fn by_ref(&self, reference: &str) -> Option<Arc<Build>> {
+        self.lock().iter().find(|build| build.reference == reference).cloned()
+    }
+}
+
+/// A build's entry; dropping it ends all that works for the build.
+#[derive(Debug)]
+pub(crate) struct Registered<'a> {
+    builds: &'a Builds,
+    pub(crate) build: Arc<Build>,
+}
+
+impl Drop for Registered<'_> {
+    fn drop(&mut self) {
+        self.builds.lock().retain(|build| !Arc::ptr_eq(build, &self.build));
+        self.build.over.cancel();
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn build(reference: &str, session: &str) -> Build {
+        Build::new(reference.to_owned(), session.to_owned(), true, Vec::new(), None, Progress::new())
+    }
+
+    #[test]
+    fn a_build_is_found_until_it_is_over() {
+        let builds = Builds::default();
+        let registered = builds.register(build("r", "s")).unwrap();
+        let over = registered.build.over.clone();
+        assert!(builds.by_ref("r").is_some() && builds.by_session("s").is_some());
+        drop(registered);
+        assert!(builds.by_ref("r").is_none() && over.is_cancelled());
+    }
+
+    #[test]
+    fn two_builds_of_a_session_are_refused_and_of_two_are_not() {
+        let builds = Builds::default();
+        let _first = builds.register(build("a", "s")).unwrap();
+        assert!(builds.register(build("b", "s")).is_err());
+        assert!(builds.register(build("b", "t")).is_ok());
+    }
+
+    #[test]
+    fn the_first_failure_is_the_reason() {
+        let build = build("r", "s");
+        build.fail("disk full");
+        build.fail("cancelled");
+        assert_eq!(build.failure().as_deref(), Some("disk full"));
+    }
+}

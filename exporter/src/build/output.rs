@@ -1,0 +1,361 @@
+//! What has come for one output of a build, and what is made of it.
+//!
+//! Layers are converted as they come. A manifest is converted as soon as it comes, its layers being here by then, so that
+//! buildkitd still waits and an error fails its own export step. What is left for the end is the name.
+
+use std::collections::{HashMap, HashSet};
+use std::io::Read;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+
+use bytes::Bytes;
+use registry::digest::Digest;
+
+use super::keys::Attrs;
+use super::target::Target;
+use image::assemble::{AssembleError, AssembleOptions, assemble};
+use image::describe;
+use image::destination::{Destination, StoreError};
+use image::document::{DocumentError, Index, Manifest, MediaTypes, Stored, parse};
+use image::layer::{ConvertError, ConvertedLayer, Converter, LayerConversion, ReadConversion};
+use image::progress::{Progress, Task};
+
+/// The most that JSON documents of one output may take in memory: manifests, configs, attestations.
+const DOCUMENTS_LIMIT_BYTES: usize = 48 << 20;
+
+/// How deep indexes may lie in indexes.
+const DEPTH_LIMIT: usize = 4;
+
+/// How buildkitd hands over the result.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+pub(crate) enum Way {
+    /// Blob by blob into the session's content store.
+    Store,
+    /// As a tar stream of an OCI layout.
+    Tar,
+}
+
+/// Why an output fails.
+#[derive(Debug, thiserror::Error)]
+pub(crate) enum OutputError {
+    #[error("{title}: layer {digest}: {}", describe(error.as_ref()))]
+    Layer { title: String, digest: Digest, error: Box<ConvertError> },
+    #[error("blob {digest} from buildkitd {reason}")]
+    Blob { digest: Digest, reason: String },
+    #[error("OCI layout from buildkitd: {reason}")]
+    Layout { reason: String },
+    #[error(
+        "document {digest} from buildkitd: the documents of an image take more than {DOCUMENTS_LIMIT_BYTES} bytes"
+    )]
+    Documents { digest: Digest },
+    #[error("{title}: {what} {digest} did not come from buildkitd before what names it")]
+    Missing { title: String, what: &'static str, digest: Digest },
+    #[error("{title}: {}", describe(error.as_ref()))]
+    Assemble { title: String, error: Box<AssembleError> },
+    #[error("{title}: cannot push {what}: {}", describe(error.as_ref()))]
+    Push { title: String, what: String, error: Box<StoreError> },
+    #[error("{title}: {error}")]
+    Document { title: String, error: DocumentError },
+    #[error("{title}: buildkitd reported success but handed over no image")]
+    NoImage { title: String },
+}
+
+/// One output of ours.
+#[derive(Debug)]
+pub(crate) struct Output {
+    index: usize,
+    way: Way,
+    attrs: Attrs,
+    target: Target,
+    converter: Converter,
+    progress: Arc<Progress>,
+    received: Mutex<Received>,
+}
+
+/// What has come, and what was made of it.
+#[derive(Debug, Default)]
+struct Received {
+    /// Blobs being written.
+    writing: HashSet<Digest>,
+    /// Converted layers by the digest of their source.
+    layers: HashMap<Digest, Arc<ConvertedLayer>>,
+    documents: HashMap<Digest, Bytes>,
+    documents_bytes: usize,
+    /// Stored manifests and indexes by the digest of their source.
+    stored: HashMap<Digest, Stored>,
+    /// Manifests that an index names.
+    named: HashSet<Digest>,
+}
+
+impl Output {
+    /// An output to which nothing has come.
+    pub(crate) fn new(
+        index: usize,
+        way: Way,
+        attrs: Attrs,
+        target: Target,
+        converter: Converter,
+        progress: Arc<Progress>,
+    ) -> Self {
+        Self { index, way, attrs, target, converter, progress, received: Mutex::default() }
+    }
+
+    /// Its place among the build's outputs.
+    pub(crate) fn index(&self) -> usize {
+        self.index
+    }
+
+    /// Whether the result comes blob by blob.
+    pub(crate) fn takes_blobs(&self) -> bool {
+        self.way == Way::Store
+    }
+
+    /// What to call the image.
+    pub(crate) fn title(&self) -> String {
+        self.attrs.title()
+    }
+
+    /// The names that it gets.
+    pub(crate) fn names(&self) -> Vec<String> {
+        self.attrs.names.iter().map(ToString::to_string).collect()
+    }
+
+    /// Begins to report a part of the export.
+    pub(crate) fn task(&self, name: String, total: u64) -> Task {
+        self.progress.task(self.index, name, total)
+    }
+
+    /// Where everything goes.
+    async fn destination(&self) -> Result<&Destination, OutputError> {
+        self.target.destination().await.map_err(|error| self.push_error("anything", error))
+    }
+
+    fn received(&self) -> MutexGuard<'_, Received> {
+        self.received.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Keeps others from writing the same blob; `None` if another does.
+    pub(crate) fn lock(&self, digest: &Digest) -> Option<BlobLock<'_>> {
+        self.received()
+            .writing
+            .insert(digest.clone())
+            .then(|| BlobLock { output: self, digest: digest.clone() })
+    }
+
+    /// Whether the layer `digest` is here, now or from an earlier build.
+    pub(crate) async fn has(&self, digest: &Digest) -> Result<bool, OutputError> {
+        if self.received().layers.contains_key(digest) {
+            return Ok(true);
+        }
+        let destination = self.destination().await?;
+        let cached = self.converter.cached(digest, destination).await;
+        let Some(layer) = cached.map_err(|error| self.push_error("a blob", error))? else { return Ok(false) };
+        self.task(format!("reusing {}", crate::intake::ingest::short(digest)), 0).finish();
+        self.converter.remember(digest, Arc::clone(&layer), destination);
+        self.received().layers.insert(digest.clone(), layer);
+        Ok(true)
+    }
+
+    /// Begins to convert the layer `digest`.
+    pub(crate) async fn convert(&self, digest: &Digest) -> Result<LayerConversion, OutputError> {
+        tracing::debug!(image = self.title(), layer = %digest, "conversion begins");
+        Ok(self.converter.convert(self.destination().await?))
+    }
+
+    /// Begins to convert the layer that `input` is.
+    pub(crate) async fn convert_read<R: Read + Send + 'static>(
+        &self,
+        input: R,
+    ) -> Result<ReadConversion<R>, OutputError> {
+        Ok(self.converter.convert_read(input, self.destination().await?))
+    }
+
+    /// A layer is converted and its blob stored.
+    pub(crate) async fn add_layer(&self, digest: &Digest, layer: ConvertedLayer) -> Result<(), OutputError> {
+        tracing::info!(image = self.title(), layer = %digest, blob = %layer.digest, size = layer.size, "layer converted");
+        let layer = Arc::new(layer);
+        self.converter.remember(digest, Arc::clone(&layer), self.destination().await?);
+        self.received().layers.insert(digest.clone(), layer);
+        Ok(())
+    }
+
+    /// The error for a layer that was not.
+    pub(crate) fn layer_error(&self, digest: &Digest, error: ConvertError) -> OutputError {
+        OutputError::Layer { title: self.title(), digest: digest.clone(), error: Box::new(error) }
+    }
+
+    fn push_error(&self, what: impl Into<String>, error: impl Into<StoreError>) -> OutputError {
+        OutputError::Push { title: self.title(), what: what.into(), error: Box::new(error.into()) }
+    }
+
+    fn document_error(&self, error: DocumentError) -> OutputError {
+        OutputError::Document { title: self.title(), error }
+    }
+
+    /// Fails when `size` more bytes of documents are too much.
+    pub(crate) fn check_document_size(&self, digest: &Digest, size: usize) -> Result<(), OutputError> {
+        if self.received().documents_bytes + size > DOCUMENTS_LIMIT_BYTES {
+            return Err(OutputError::Documents { digest: digest.clone() });
+        }
+        Ok(())
+    }
+
+    /// A document has come. With blobs coming one by one, children come before those who name them.
+    pub(crate) async fn add_document(&self, digest: &Digest, content: Bytes) -> Result<(), OutputError> {
+        self.check_document_size(digest, content.len())?;
+        {
+            let mut received = self.received();
+            received.documents_bytes += content.len();
+            received.documents.insert(digest.clone(), content.clone());
+        }
+        match self.way {
+            Way::Store => self.convert_document(digest, &content, 0).await,
+            Way::Tar => Ok(()),
+        }
+    }
+
+    /// All has come, with an OCI layout's `index.json` to say what is the image.
+    pub(crate) async fn convert_from(&self, index_json: &[u8]) -> Result<(), OutputError> {
+        let index = Index::parse(index_json).map_err(|error| self.document_error(error))?;
+        for root in &index.manifests {
+            self.convert_digest("manifest", root, 0).await?;
+        }
+        Ok(())
+    }
+
+    async fn convert_digest(
+        &self,
+        what: &'static str,
+        digest: &Digest,
+        depth: usize,
+    ) -> Result<(), OutputError> {
+        if self.received().stored.contains_key(digest) {
+            return Ok(());
+        }
+        let content = self.document(what, digest)?;
+        Box::pin(self.convert_document(digest, &content, depth)).await
+    }
+
+    /// Stores what a document becomes, if it is a manifest or an index.
+    async fn convert_document(
+        &self,
+        digest: &Digest,
+        content: &Bytes,
+        depth: usize,
+    ) -> Result<(), OutputError> {
+        let object = parse("document", content).map_err(|error| self.document_error(error))?;
+        let stored = if object.get("manifests").is_some_and(serde_json::Value::is_array) {
+            if depth > DEPTH_LIMIT {
+                let reason = format!("indexes are nested more than {DEPTH_LIMIT} deep");
+                return Err(OutputError::Layout { reason });
+            }
+            self.convert_index(content, depth).await?
+        } else if object.contains_key("layers") && object.contains_key("config") {
+            let source = Manifest::parse(content).map_err(|error| self.document_error(error))?;
+            if source.is_image() {
+                self.convert_image(&source, content).await?
+            } else {
+                self.keep(&source, content).await?
+            }
+        } else {
+            return Ok(());
+        };
+        self.received().stored.insert(digest.clone(), stored);
+        Ok(())
+    }
+
+    async fn convert_index(&self, content: &Bytes, depth: usize) -> Result<Stored, OutputError> {
+        let source = Index::parse(content).map_err(|error| self.document_error(error))?;
+        for manifest in &source.manifests {
+            self.convert_digest("manifest", manifest, depth + 1).await?;
+        }
+        let converted = {
+            let mut received = self.received();
+            received.named.extend(source.manifests.iter().cloned());
+            source.convert(&received.stored, self.attrs.oci_media_types)
+        };
+        let put =
+            self.destination().await?.put_manifest(&converted.media_type, converted.content.clone()).await;
+        put.map_err(|error| self.push_error("the index", error))?;
+        Ok(converted)
+    }
+
+    async fn convert_image(&self, source: &Manifest, content: &Bytes) -> Result<Stored, OutputError> {
+        let mut layers = Vec::with_capacity(source.layers.len());
+        for layer in &source.layers {
+            // A layer that came with an earlier manifest may not be announced again.
+            let here = self.has(&layer.digest).await?;
+            let found = self.received().layers.get(&layer.digest).cloned().filter(|_| here);
+            layers.push(found.ok_or_else(|| self.missing("layer", &layer.digest))?);
+        }
+        let config = self.document("image config", &source.config)?;
+        let task = self.task(format!("pushing bootstrap and manifest of {} layers", layers.len()), 0);
+        let media_types = if self.attrs.oci_media_types { MediaTypes::Oci } else { MediaTypes::Docker };
+        let options = AssembleOptions { media_types, ..AssembleOptions::default() };
+        let assembled =
+            assemble(content, &config, layers, self.converter.options(), &options, self.destination().await?)
+                .await;
+        let assembled = assembled
+            .map_err(|error| OutputError::Assemble { title: self.title(), error: Box::new(error) })?;
+        task.finish();
+        tracing::info!(image = self.title(), digest = %assembled.digest, "image assembled");
+        Ok(assembled.into())
+    }
+
+    /// Stores an attestation or artifact as it is.
+    async fn keep(&self, source: &Manifest, content: &Bytes) -> Result<Stored, OutputError> {
+        for digest in source.layers.iter().map(|layer| &layer.digest).chain([&source.config]) {
+            let blob = self.document("blob", digest)?;
+            let put = self.destination().await?.put_blob(blob).await;
+            put.map_err(|error| self.push_error(format!("blob {digest}"), error))?;
+        }
+        let media_type = source.media_type().to_owned();
+        let put = self.destination().await?.put_manifest(&media_type, content.clone()).await;
+        let digest = put.map_err(|error| self.push_error("an attestation", error))?;
+        Ok(Stored { media_type, content: content.clone(), digest })
+    }
+
+    fn document(&self, what: &'static str, digest: &Digest) -> Result<Bytes, OutputError> {
+        let document = self.received().documents.get(digest).cloned();
+        document.ok_or_else(|| self.missing(what, digest))
+    }
+
+    fn missing(&self, what: &'static str, digest: &Digest) -> OutputError {
+        OutputError::Missing { title: self.title(), what, digest: digest.clone() }
+    }
+
+    /// The image that no index names: what the build made.
+    fn root(&self) -> Option<Stored> {
+        let received = self.received();
+        let mut roots = received.stored.iter().filter(|(source, _)| !received.named.contains(*source));
+        roots.next().map(|(_, stored)| stored.clone())
+    }
+
+    /// buildkitd is done: gives the image its names and returns its digest.
+    pub(crate) async fn publish(&self) -> Result<String, OutputError> {
+        let root = self.root().ok_or_else(|| OutputError::NoImage { title: self.title() })?;
+        for name in self.attrs.names.iter().filter(|_| self.attrs.push) {
+            let step = self.progress.step(self.index, format!("pushing {name}@{}", root.digest));
+            let tagged = self.destination().await?.tag(name, &root.media_type, root.content.clone()).await;
+            if let Err(error) = tagged {
+                let error = self.push_error(name.to_string(), error);
+                step.fail(&error.to_string());
+                return Err(error);
+            }
+            step.finish();
+        }
+        Ok(root.digest.to_string())
+    }
+}
+
+/// Keeps others from writing a blob into an output.
+#[derive(Debug)]
+pub(crate) struct BlobLock<'a> {
+    output: &'a Output,
+    digest: Digest,
+}
+
+impl Drop for BlobLock<'_> {
+    fn drop(&mut self) {
+        self.output.received().writing.remove(&self.digest);
+    }
+}

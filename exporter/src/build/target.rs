@@ -1,0 +1,86 @@
+//! Where an output goes, as far as that has to be found out: whether a registry that need not be secure speaks TLS.
+//!
+//! It is found out when the first layer comes and not before, because buildkitd has to hear of a build within three
+//! seconds of its client's first call for it.
+
+use std::time::Duration;
+
+use registry::client::{Client, ClientConfig, Error};
+use registry::reference::Repository;
+use tokio::sync::OnceCell;
+
+use super::keys::Attrs;
+use image::destination::Destination;
+
+/// For finding out whether a registry speaks TLS.
+const PROBE_DEADLINE: Duration = Duration::from_secs(5);
+
+/// Where an output goes.
+#[derive(Debug)]
+pub(crate) struct Target {
+    kind: Kind,
+    destination: OnceCell<Destination>,
+}
+
+#[derive(Debug)]
+enum Kind {
+    Nowhere,
+    Registry { client: Client, repository: Repository },
+    Insecure { config: ClientConfig, repository: Repository },
+}
+
+impl Target {
+    /// The target that `attrs` ask for, reached by `client` unless they ask for other ways.
+    pub(crate) fn new(attrs: &Attrs, client: &Client) -> Self {
+        let repository = attrs.names.first().filter(|_| attrs.push).map(|name| name.repository().clone());
+        let kind = match repository {
+            None => Kind::Nowhere,
+            Some(repository) if attrs.insecure => {
+                Kind::Insecure { config: client.config().clone(), repository }
+            }
+            Some(repository) => Kind::Registry { client: client.clone(), repository },
+        };
+        Self { kind, destination: OnceCell::new() }
+    }
+
+    /// The destination.
+    pub(crate) async fn destination(&self) -> Result<&Destination, Error> {
+        self.destination.get_or_try_init(|| self.find_out()).await
+    }
+
+    async fn find_out(&self) -> Result<Destination, Error> {
+        Ok(match &self.kind {
+            Kind::Nowhere => Destination::Nowhere,
+            Kind::Registry { client, repository } => {
+                Destination::Registry { client: client.clone(), repository: repository.clone() }
+            }
+            Kind::Insecure { config, repository } => {
+                let client = insecure_client(config.clone(), repository).await?;
+                Destination::Registry { client, repository: repository.clone() }
+            }
+        })
+    }
+}
+
+/// A client that takes the registry with any certificate or, if it speaks no TLS, without.
+async fn insecure_client(mut config: ClientConfig, repository: &Repository) -> Result<Client, Error> {
+    let settings = config.hosts.entry(repository.host().to_owned()).or_default();
+    settings.insecure_skip_verify = true;
+    if settings.plain_http.is_none() {
+        settings.plain_http = Some(false);
+        let tls = speaks_tls(config.clone(), repository).await?;
+        config.hosts.entry(repository.host().to_owned()).or_default().plain_http = Some(!tls);
+    }
+    Client::new(config)
+}
+
+/// Whether a registry answers at all when spoken to as `config` says, with TLS; what it answers does not matter.
+async fn speaks_tls(mut config: ClientConfig, repository: &Repository) -> Result<bool, Error> {
+    config.retries.attempts = 1;
+    config.timeouts.connect = PROBE_DEADLINE;
+    config.timeouts.idle = PROBE_DEADLINE;
+    config.timeouts.operation = PROBE_DEADLINE;
+    let client = Client::new(config)?;
+    let answer = client.has_blob(repository, &registry::digest::sha256(b"")).await;
+    Ok(answer.map_or_else(|error| error.status().is_some(), |_| true))
+}

@@ -1,0 +1,127 @@
+//! Converting layers before buildkitd announces them, while it still makes them.
+//!
+//! buildkitd makes the blob of a new layer on one core and hands it over when it is complete. Here the file is followed
+//! while it grows. Which blob it is shows only in the end: by the file's identity when the blob is announced, and by the digest
+//! of what was read. Until then its blob is sent, but not stored: it may be of another client's build.
+
+use std::collections::HashSet;
+use std::ffi::OsString;
+use std::fs::{self, File};
+use std::io;
+use std::os::unix::fs::FileExt as _;
+use std::path::Path;
+use std::sync::Arc;
+use std::time::Duration;
+
+use futures::future::join_all;
+use registry::digest::Hasher;
+use tokio::time::timeout;
+
+use super::reader::{BlobReader, Writing};
+use super::watch::Watch;
+use super::{Conversion, FileId, LocalStore};
+use crate::build::{Build, Builds};
+use crate::intake::ingest::{SNIFF_BYTES, is_tar};
+
+/// How long a registry has to take back what was sent in vain. Conversions keep others waiting until then.
+const GIVE_UP_DEADLINE: Duration = Duration::from_secs(1);
+
+/// Converts the layers of `build` as buildkitd makes them, until the build is over.
+pub(crate) async fn convert_ahead(build: Arc<Build>, builds: Arc<Builds>) {
+    let Some(store) = &build.local else { return };
+    match build.over.run_until_cancelled(follow_store(store, &build, &builds)).await {
+        None | Some(Ok(())) => {}
+        Some(Err(error)) => {
+            let dir = store.dir.display();
+            tracing::warn!(%error, %dir, "cannot watch buildkitd's content store; layers are taken when they are complete");
+            build.over.cancelled().await;
+        }
+    }
+    // Those that were never announced; readers fail once the build is over.
+    let ahead = std::mem::take(&mut *store.ahead());
+    let given_up = join_all(ahead.into_values().map(Conversion::cancel));
+    if timeout(GIVE_UP_DEADLINE, given_up).await.is_err() {
+        tracing::debug!(build = build.reference, "uploads are left to the registry to purge");
+    }
+}
+
+/// Looks for blobs that buildkitd begins to write.
+async fn follow_store(store: &LocalStore, build: &Arc<Build>, builds: &Arc<Builds>) -> io::Result<()> {
+    let ingest = store.dir.join("ingest");
+    let mut watch = Watch::new(&store.dir)?;
+    // Those that are being written already are not this build's.
+    let mut known = entries(&ingest)?;
+    loop {
+        match watch.add(&ingest) {
+            Ok(()) => {}
+            // buildkitd makes it when it first needs it.
+            Err(error) if error.kind() == io::ErrorKind::NotFound => {}
+            Err(error) => return Err(error),
+        }
+        let present = entries(&ingest)?;
+        for name in present.difference(&known) {
+            let (build, builds) = (Arc::clone(build), Arc::clone(builds));
+            let path = ingest.join(name);
+            tokio::spawn(async move {
+                let over = build.over.clone();
+                match over.run_until_cancelled(follow_blob(&path, &build, &builds)).await {
+                    None | Some(Ok(())) => {}
+                    Some(Err(error)) => {
+                        tracing::debug!(%error, path = %path.display(), "not converted ahead")
+                    }
+                }
+            });
+        }
+        known = present;
+        watch.changed().await?;
+    }
+}
+
+fn entries(dir: &Path) -> io::Result<HashSet<OsString>> {
+    match fs::read_dir(dir) {
+        Ok(entries) => entries.map(|entry| entry.map(|entry| entry.file_name())).collect(),
+        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(HashSet::new()),
+        Err(error) => Err(error),
+    }
+}
+
+/// Begins to convert the blob that is written in the directory `dir`, if it is a plain tar: what comes from a registry is
+/// compressed, and need not be part of the result.
+async fn follow_blob(dir: &Path, build: &Build, builds: &Builds) -> io::Result<()> {
+    let mut watch = Watch::new(dir)?;
+    let path = dir.join("data");
+    let Some(file) = begin_of_tar(&path, &mut watch).await? else { return Ok(()) };
+    // The layers of two builds cannot be told apart before they are announced.
+    let (Some(store), Some(output), true) = (&build.local, build.store_output(), builds.is_alone()) else {
+        return Ok(());
+    };
+    let id = FileId::of(&file.metadata()?);
+    let writing = Writing::new(path, id, watch);
+    let reader = BlobReader::new(file, Some(writing), Hasher::sha256(), build.over.clone());
+    tracing::debug!(build = build.reference, blob = %dir.display(), "converting ahead");
+    let conversion = Conversion::start(output, reader).await.map_err(io::Error::other)?;
+    store.ahead().insert(id, conversion);
+    Ok(())
+}
+
+/// Waits until the file at `path` has begun, and opens it if that is the begin of a tar.
+async fn begin_of_tar(path: &Path, watch: &mut Watch) -> io::Result<Option<File>> {
+    loop {
+        let opened = File::open(path);
+        match opened {
+            Ok(file) => {
+                let mut begin = [0; SNIFF_BYTES];
+                if file.read_at(&mut begin, 0)? == SNIFF_BYTES {
+                    return Ok(is_tar(&begin).then_some(file));
+                }
+            }
+            Err(error) if error.kind() == io::ErrorKind::NotFound => {
+                if !path.parent().is_some_and(Path::exists) {
+                    return Ok(None);
+                }
+            }
+            Err(error) => return Err(error),
+        }
+        watch.changed().await?;
+    }
+}

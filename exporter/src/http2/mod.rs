@@ -1,0 +1,14 @@
+//! The HTTP/2 reverse proxy between a BuildKit client and buildkitd.
+//!
+//! - [`upstream`]: the connection to buildkitd that goes with it.
+//! - [`forward`]: a stream that passes through untouched.
+//! - [`pump`]: one direction of a stream, with flow control.
+//! - [`settings`]: windows and limits of all HTTP/2 connections here.
+
+pub(crate) mod forward;
+pub(crate) mod pump;
+pub(crate) mod settings;
+pub(crate) mod upstream;
+
+#[cfg(test)]
+mod tests;

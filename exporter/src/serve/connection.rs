@@ -1,0 +1,106 @@
+//! One client's connection, and which of its streams are ours to look into.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use bytes::Bytes;
+use h2::RecvStream;
+use h2::server::SendResponse;
+use http::Request;
+use tokio::net::UnixStream;
+use tokio_util::sync::CancellationToken;
+use tokio_util::task::TaskTracker;
+
+use super::Exporter;
+use crate::control;
+use crate::grpc::{Status, respond};
+use crate::http2::forward::forward;
+use crate::http2::settings;
+use crate::http2::upstream::Upstream;
+
+/// How long builds may go on after a shutdown was asked for, before they are cancelled.
+const DRAIN_DEADLINE: Duration = Duration::from_secs(10);
+
+/// Serves a client until it leaves or, after `shutdown`, its streams have ended.
+pub(crate) async fn serve_connection(
+    stream: UnixStream,
+    exporter: Arc<Exporter>,
+    shutdown: CancellationToken,
+) {
+    let mut connection = match settings::server().handshake::<_, Bytes>(stream).await {
+        Ok(connection) => connection,
+        Err(error) => return tracing::warn!(%error, "a client did not speak HTTP/2"),
+    };
+    let gone = CancellationToken::new();
+    let upstream = Arc::new(Upstream::new(exporter.upstream(), gone.clone()));
+    let streams = TaskTracker::new();
+    let mut deadline = None;
+    loop {
+        let accepted = tokio::select! {
+            accepted = connection.accept() => accepted,
+            () = shutdown.cancelled(), if deadline.is_none() => {
+                connection.graceful_shutdown();
+                deadline = Some(tokio::time::Instant::now() + DRAIN_DEADLINE);
+                continue;
+            }
+            () = until(deadline) => break,
+        };
+        match accepted {
+            Some(Ok((request, respond))) => {
+                let rpc = route(request, respond, Arc::clone(&upstream), Arc::clone(&exporter));
+                let gone = gone.clone();
+                streams.spawn(async move {
+                    tokio::select! {
+                        () = gone.cancelled() => {}
+                        () = rpc => {}
+                    }
+                });
+            }
+            Some(Err(error)) => {
+                tracing::debug!(%error, "a client's connection broke off");
+                break;
+            }
+            None => break,
+        }
+    }
+    gone.cancel();
+    streams.close();
+    streams.wait().await;
+}
+
+async fn until(deadline: Option<tokio::time::Instant>) {
+    match deadline {
+        Some(deadline) => tokio::time::sleep_until(deadline).await,
+        None => std::future::pending().await,
+    }
+}
+
+/// Hands a stream to what is in charge of its RPC: BuildKit's Control in three cases, else nothing but the proxy.
+async fn route(
+    request: Request<RecvStream>,
+    mut downstream: SendResponse<Bytes>,
+    upstream: Arc<Upstream>,
+    exporter: Arc<Exporter>,
+) {
+    let connection = match upstream.get().await {
+        Ok(connection) => connection,
+        Err(error) => {
+            tracing::warn!(%error, rpc = request.uri().path(), "refused");
+            return respond::refuse(&mut downstream, &Status::from(error));
+        }
+    };
+    tracing::trace!(rpc = request.uri().path(), "begins");
+    let rpc = control::Rpc {
+        request,
+        downstream,
+        upstream: connection,
+        peer: upstream.peer(),
+        exporter: &exporter,
+    };
+    match rpc.request.uri().path() {
+        control::SOLVE => control::solve::handle(rpc).await,
+        control::STATUS => control::status::handle(rpc).await,
+        control::SESSION => control::session::handle(rpc).await,
+        _ => forward(rpc.request, rpc.downstream, rpc.upstream, rpc.peer).await,
+    }
+}

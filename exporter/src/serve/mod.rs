@@ -1,0 +1,97 @@
+//! Serving BuildKit clients, and what all their connections share.
+//!
+//! - `listen`: the socket that clients connect to.
+//! - `connection`: one client's connection, and which of its streams are ours to look into.
+
+mod connection;
+mod listen;
+
+use std::io;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+use rafs::build::BuildOptions;
+use registry::client::{Client, Error};
+use tokio_util::sync::CancellationToken;
+
+use crate::build::Builds;
+use crate::config::{ExporterConfig, SocketAddress};
+use image::layer::Converter;
+
+/// The most threads that one conversion takes unless told otherwise: at about 250 MB/s each they outrun what buildkitd sends,
+/// and every one costs some 5 MB of buffers.
+const DEFAULT_THREADS_LIMIT: usize = 4;
+
+/// The number of worker threads that a setting means: 0 is one a core, up to four.
+pub fn threads(setting: usize) -> usize {
+    match setting {
+        0 => std::thread::available_parallelism().map_or(1, |cores| cores.get().min(DEFAULT_THREADS_LIMIT)),
+        threads => threads,
+    }
+}
+
+/// The exporter of one process.
+#[derive(Debug)]
+pub(crate) struct Exporter {
+    config: ExporterConfig,
+    /// Reaches registries as configured.
+    pub(crate) client: Client,
+    /// Builds under way.
+    pub(crate) builds: Arc<Builds>,
+    /// Converts layers.
+    pub(crate) converter: Converter,
+}
+
+impl Exporter {
+    /// An exporter with nothing to do.
+    pub(crate) fn new(config: ExporterConfig) -> Result<Self, Error> {
+        let client = Client::new(config.registry.clone())?;
+        let options = BuildOptions { threads: threads(config.threads), ..BuildOptions::default() };
+        let converter = Converter::new(options, config.conversions.max(1), config.layer_cache_bytes);
+        Ok(Self { config, client, builds: Arc::default(), converter })
+    }
+
+    /// buildkitd's socket.
+    pub(crate) fn upstream(&self) -> &Path {
+        self.config.upstream.path()
+    }
+
+    /// Directory of buildkitd's content store, if it can be read here.
+    pub(crate) fn content_store(&self) -> Option<&Path> {
+        self.config.content_store.as_deref()
+    }
+
+    /// Our socket.
+    pub(crate) fn listen(&self) -> &SocketAddress {
+        &self.config.listen
+    }
+}
+
+/// Why the exporter does not run.
+#[derive(Debug, thiserror::Error)]
+pub enum ServeError {
+    /// The socket cannot be listened on.
+    #[error("cannot listen at unix://{}: {error}", path.display())]
+    Listen {
+        /// The socket.
+        path: PathBuf,
+        /// Why.
+        error: io::Error,
+    },
+    /// The settings for registries are wrong.
+    #[error("registry settings: {0}")]
+    Registry(#[from] registry::client::Error),
+}
+
+/// Serves BuildKit clients until `shutdown`; builds under way then get a short time to end.
+///
+/// buildkitd need not run yet: it is connected to for each client, and its absence is the client's error.
+pub async fn serve(config: ExporterConfig, shutdown: CancellationToken) -> Result<(), ServeError> {
+    let path = config.listen.path().to_owned();
+    let upstream = config.upstream.clone();
+    let exporter = Arc::new(Exporter::new(config)?);
+    let listener = listen::Listener::bind(&path).await.map_err(|error| ServeError::Listen { path, error })?;
+    tracing::info!(listen = %exporter.listen(), %upstream, "exporter ready");
+    listener.serve(exporter, shutdown).await;
+    Ok(())
+}

@@ -1,0 +1,208 @@
+//! One platform's image: its layers merged into a bootstrap, and bootstrap, config and manifest stored.
+//!
+//! - `bootstrap`: the bootstrap layer, a gzip tar.
+
+mod bootstrap;
+
+pub use self::bootstrap::BootstrapError;
+
+use std::sync::Arc;
+
+use bytes::Bytes;
+use rafs::bootstrap::WriteOptions;
+use rafs::build::BuildOptions;
+use registry::digest::Digest;
+use tokio::sync::mpsc;
+
+use self::bootstrap::Packed;
+use crate::destination::{CopyError, Destination, Staging, StoreError};
+use crate::document::{Described, DocumentError, Manifest, MediaTypes, Stored, convert_config};
+use crate::layer::{ConvertedLayer, DictionaryBlobs, OutputWriter};
+
+/// Pieces of 256 KiB between the writer and the upload.
+const QUEUE: usize = 4;
+
+/// What can be chosen about an image.
+#[derive(Clone, Debug)]
+pub struct AssembleOptions {
+    /// The media types of the manifest and what it names.
+    pub media_types: MediaTypes,
+    /// Annotations of the manifest.
+    pub annotations: Vec<(&'static str, String)>,
+    /// Paths whose files a daemon should fetch first.
+    pub prefetch: Vec<Box<[u8]>>,
+    /// Put the blobs' chunk information beside the bootstrap, which saves a node a request for each.
+    pub inline_chunk_info: bool,
+    /// Where the blobs are that only a chunk dictionary has.
+    pub dictionary: DictionaryBlobs,
+}
+
+impl Default for AssembleOptions {
+    fn default() -> Self {
+        Self {
+            media_types: MediaTypes::Oci,
+            annotations: Vec::new(),
+            prefetch: Vec::new(),
+            inline_chunk_info: false,
+            dictionary: DictionaryBlobs::Unknown,
+        }
+    }
+}
+
+/// Why an image was not put together.
+#[derive(Debug, thiserror::Error)]
+pub enum AssembleError {
+    /// A document of the source is not what it should be.
+    #[error(transparent)]
+    Document(#[from] DocumentError),
+    /// The bootstrap cannot be made.
+    #[error(transparent)]
+    Bootstrap(#[from] BootstrapError),
+    /// Something cannot be stored.
+    #[error("cannot push {what}: {error}")]
+    Push {
+        /// What it is.
+        what: &'static str,
+        /// Why.
+        error: StoreError,
+    },
+    /// A blob of the chunk dictionary cannot be had.
+    #[error(transparent)]
+    Dictionary(#[from] CopyError),
+    /// The thread that writes is gone.
+    #[error("writing the bootstrap ended unexpectedly: {0}")]
+    Panicked(#[from] tokio::task::JoinError),
+    /// Layers are missing or too many.
+    #[error("the manifest has {expected} layers, {found} were converted")]
+    Layers {
+        /// Layers of the manifest.
+        expected: usize,
+        /// Layers that came.
+        found: usize,
+    },
+}
+
+/// An image as stored.
+#[derive(Clone, Debug)]
+pub struct Assembled {
+    /// Media type of the manifest.
+    pub media_type: String,
+    /// The manifest.
+    pub manifest: Bytes,
+    /// Its digest.
+    pub digest: Digest,
+    /// Digest of the config.
+    pub config: Digest,
+}
+
+/// Makes the image of `layers`, which are those of the source manifest in its order, and stores everything at
+/// `destination`: bootstrap, config, and the manifest under its digest. Blobs that it uses of a chunk dictionary are named
+/// behind those of the layers, and are put there as well.
+pub async fn assemble(
+    source_manifest: &[u8],
+    source_config: &[u8],
+    layers: Vec<Arc<ConvertedLayer>>,
+    build: &BuildOptions,
+    options: &AssembleOptions,
+    destination: &Destination,
+) -> Result<Assembled, AssembleError> {
+    let source = Manifest::parse(source_manifest)?;
+    if source.layers.len() != layers.len() {
+        return Err(AssembleError::Layers { expected: source.layers.len(), found: layers.len() });
+    }
+    let mut blobs: Vec<Described> =
+        layers.iter().map(|layer| Described { digest: layer.digest.clone(), size: layer.size }).collect();
+    let (packed, size) = push_bootstrap(layers, build, options, destination).await?;
+    for digest in outside(&packed.blobs, &blobs) {
+        let size = options.dictionary.provide(&digest, destination).await?;
+        blobs.push(Described { digest, size });
+    }
+    let digests: Vec<&Digest> = blobs.iter().map(|blob| &blob.digest).collect();
+    let config = convert_config(source_config, &digests, &packed.diff_id)?;
+    let push = |what| move |error| AssembleError::Push { what, error };
+    let config_digest = destination.put_blob(config.clone()).await.map_err(push("the image config"))?;
+    let described = Described { digest: config_digest.clone(), size: config.len() as u64 };
+    let bootstrap = Described { digest: packed.digest, size };
+    let (manifest, media_type) =
+        source.convert(&described, &blobs, &bootstrap, options.media_types, &options.annotations);
+    let digest =
+        destination.put_manifest(media_type, manifest.clone()).await.map_err(push("the manifest"))?;
+    Ok(Assembled { media_type: media_type.to_owned(), manifest, digest, config: config_digest })
+}
+
+/// Stores the bootstrap of `layers` itself as a file, beside their blobs and those that only a chunk dictionary has.
+pub(crate) async fn assemble_files(
+    layers: Vec<Arc<ConvertedLayer>>,
+    build: &BuildOptions,
+    options: &AssembleOptions,
+    staging: &Arc<Staging>,
+) -> Result<(), AssembleError> {
+    let (write, inline) = (write_options(build, options), options.inline_chunk_info);
+    let own: Vec<Described> =
+        layers.iter().map(|layer| Described { digest: layer.digest.clone(), size: layer.size }).collect();
+    let made = tokio::task::spawn_blocking(move || bootstrap::build(&layers, &write, inline)).await??;
+    for digest in outside(&made.blobs, &own) {
+        options.dictionary.provide(&digest, &Destination::Local(Arc::clone(staging))).await?;
+    }
+    for (name, content) in made.files {
+        let put = staging.put_file(&name, content).await;
+        put.map_err(|error| AssembleError::Push { what: "the bootstrap", error })?;
+    }
+    Ok(())
+}
+
+/// Those of the blobs in use that are not the layers' own.
+fn outside(used: &[Digest], own: &[Described]) -> Vec<Digest> {
+    used.iter().filter(|digest| !own.iter().any(|blob| blob.digest == **digest)).cloned().collect()
+}
+
+fn write_options(build: &BuildOptions, options: &AssembleOptions) -> WriteOptions {
+    WriteOptions {
+        prefetch: options.prefetch.clone(),
+        chunk_size: build.chunk_size,
+        compressor: build.compressor,
+        digester: build.digester,
+    }
+}
+
+impl From<Assembled> for Stored {
+    fn from(image: Assembled) -> Self {
+        Self { media_type: image.media_type, content: image.manifest, digest: image.digest }
+    }
+}
+
+/// Writes the bootstrap layer on a thread of its own and stores it while it is written.
+async fn push_bootstrap(
+    layers: Vec<Arc<ConvertedLayer>>,
+    build: &BuildOptions,
+    options: &AssembleOptions,
+    destination: &Destination,
+) -> Result<(Packed, u64), AssembleError> {
+    let push = |error| AssembleError::Push { what: "the bootstrap", error };
+    let (write, inline) = (write_options(build, options), options.inline_chunk_info);
+    let (sender, mut pieces) = mpsc::channel::<Bytes>(QUEUE);
+    let packing = tokio::task::spawn_blocking(move || {
+        bootstrap::pack(&layers, &write, inline, OutputWriter::new(sender))
+    });
+    let upload = async move {
+        // Begun when there is something: merging takes its time, and uploads may expire.
+        let first = pieces.recv().await.unwrap_or_default();
+        let mut writer = destination.begin().await?;
+        writer.write(first).await?;
+        while let Some(piece) = pieces.recv().await {
+            writer.write(piece).await?;
+        }
+        Ok::<_, StoreError>(writer)
+    };
+    let (uploaded, packed) = tokio::join!(upload, packing);
+    let (writer, packed) = match (uploaded, packed?) {
+        (Ok(writer), Ok(packed)) => (writer, packed),
+        (Err(error), _) => return Err(push(error)),
+        (Ok(writer), Err(error)) => {
+            writer.cancel().await;
+            return Err(error.into());
+        }
+    };
+    let size = writer.finish(&packed.digest).await.map_err(push)?;
+    Ok((packed, size))
+}

@@ -1,0 +1,246 @@
+//! From converted layers to an image under its name, and what is kept of the source beside it.
+
+use std::collections::HashMap;
+use std::sync::Arc;
+
+use crate::source::{Document, Source};
+use oci_spec::image::Descriptor;
+use registry::digest::Digest;
+use registry::nydus;
+use serde_json::json;
+
+use super::error::ConversionError;
+use super::layers::Layers;
+use super::target::Target;
+use super::tree::{ImageNode, IndexNode, KeptNode, Tree};
+use super::{Converted, Job, short};
+use crate::assemble::{AssembleOptions, assemble, assemble_files};
+use crate::destination::copy_blob;
+use crate::document::{Beside, Index, MediaTypes, Stored};
+use crate::layer::ConvertedLayer;
+
+/// The version that images state as their builder's.
+const BUILDER: &str = concat!("nydus-cluster ", env!("CARGO_PKG_VERSION"));
+
+impl Job<'_> {
+    /// Stores what the tree becomes, and gives it its name.
+    pub(super) async fn publish(
+        &self,
+        source: &Source,
+        tree: &Tree,
+        layers: &Layers,
+        target: Target,
+    ) -> Result<Converted, ConversionError> {
+        let images = tree.images();
+        let platforms = images.iter().map(|image| image.platform.clone()).collect();
+        let bytes = layers.values().map(|layer| layer.size).sum();
+        let publishing = async {
+            let digest = match (target.files(), images.first()) {
+                (Some(_), Some(image)) => {
+                    self.publish_files(image, layers_of(image, layers), target).await?;
+                    None
+                }
+                _ => {
+                    let root = self.store(source, tree, layers, true).await?;
+                    target.publish(Some(&root)).await?;
+                    Some(root.digest)
+                }
+            };
+            Ok(Converted { digest, platforms, layers: layers.len(), bytes })
+        };
+        self.cancel.run_until_cancelled(publishing).await.ok_or(ConversionError::Cancelled)?
+    }
+
+    /// Stores the image of a directory, and gives it its name.
+    pub(super) async fn publish_directory(
+        &self,
+        image: &ImageNode,
+        layer: Arc<ConvertedLayer>,
+        target: Target,
+    ) -> Result<Converted, ConversionError> {
+        let (platforms, bytes) = (vec![image.platform.clone()], layer.size);
+        let digest = if target.files().is_some() {
+            self.publish_files(image, vec![layer], target).await?;
+            None
+        } else {
+            let root = self.assemble(image, vec![layer], self.options(None, MediaTypes::Oci)).await?;
+            target.publish(Some(&root)).await?;
+            Some(root.digest)
+        };
+        Ok(Converted { digest, platforms, layers: 1, bytes })
+    }
+
+    /// The parts of one nydus image.
+    async fn publish_files(
+        &self,
+        image: &ImageNode,
+        layers: Vec<Arc<ConvertedLayer>>,
+        target: Target,
+    ) -> Result<(), ConversionError> {
+        let Some(staging) = target.files() else { return Ok(()) };
+        let task = self.progress.task(0, format!("image {}", image.platform), 0);
+        let options = self.options(None, MediaTypes::Oci);
+        assemble_files(layers, self.converter.options(), &options, staging)
+            .await
+            .map_err(|error| ConversionError::Assemble { name: self.name.clone(), error: Box::new(error) })?;
+        task.finish();
+        target.publish(None).await
+    }
+
+    /// Stores what a part of the tree becomes. An image that is no index's (`root`) gets one for the nydus image to stand
+    /// beside the plain one, if that is kept.
+    async fn store(
+        &self,
+        source: &Source,
+        tree: &Tree,
+        layers: &Layers,
+        root: bool,
+    ) -> Result<Stored, ConversionError> {
+        match tree {
+            Tree::Kept(kept) => self.keep(source, kept).await,
+            Tree::Index(index) => Box::pin(self.store_index(source, index, layers)).await,
+            Tree::Image(image) if self.options.also_oci && root => {
+                // Not what else its source says of it, such as the name that it has there.
+                let plain = &image.document.descriptor;
+                let descriptor = json!({
+                    "mediaType": plain.media_type().to_string(),
+                    "digest": plain.digest().as_ref(),
+                    "size": plain.size(),
+                    "platform": image.platform_json(),
+                });
+                let beside = self.beside(source, image, layers).await?;
+                self.put(Index::of(&descriptor).with_nydus(&[beside], &HashMap::new())).await
+            }
+            Tree::Image(image) => {
+                let options = self.options(Some((source, image)), MediaTypes::Oci);
+                self.assemble(image, layers_of(image, layers), options).await
+            }
+        }
+    }
+
+    async fn store_index(
+        &self,
+        source: &Source,
+        node: &IndexNode,
+        layers: &Layers,
+    ) -> Result<Stored, ConversionError> {
+        let mut replaced = HashMap::new();
+        let mut nydus = Vec::new();
+        for (digest, child) in &node.children {
+            match child {
+                Tree::Image(image) if self.options.also_oci => {
+                    nydus.push(self.beside(source, image, layers).await?);
+                }
+                child => {
+                    drop(replaced.insert(digest.clone(), self.store(source, child, layers, false).await?))
+                }
+            }
+        }
+        let index = if self.options.also_oci {
+            node.index.with_nydus(&nydus, &replaced)
+        } else {
+            node.index.convert(&replaced, true)
+        };
+        self.put(index).await
+    }
+
+    /// Keeps an image as it is, and stores the nydus image for beside it.
+    async fn beside(
+        &self,
+        source: &Source,
+        image: &ImageNode,
+        layers: &Layers,
+    ) -> Result<Beside, ConversionError> {
+        let blobs = image.layers.iter().chain([&image.config_descriptor]);
+        self.copy(source, &image.document, blobs).await?;
+        let options = self.options(Some((source, image)), MediaTypes::BesidePlain);
+        let nydus = self.assemble(image, layers_of(image, layers), options).await?;
+        let (plain, platform) = (image.document.descriptor.digest().clone(), image.platform_json());
+        Ok(Beside { plain, nydus, platform })
+    }
+
+    async fn assemble(
+        &self,
+        image: &ImageNode,
+        layers: Vec<Arc<ConvertedLayer>>,
+        options: AssembleOptions,
+    ) -> Result<Stored, ConversionError> {
+        let name = format!("image {}", image.platform);
+        let task = self.progress.task(0, name, 0);
+        let assembled = assemble(
+            &image.document.content,
+            &image.config,
+            layers,
+            self.converter.options(),
+            &options,
+            &self.destination,
+        );
+        let assembled = assembled
+            .await
+            .map_err(|error| ConversionError::Assemble { name: self.name.clone(), error: Box::new(error) })?;
+        task.finish();
+        tracing::debug!(image = self.name, platform = %image.platform, digest = %assembled.digest, "image assembled");
+        Ok(assembled.into())
+    }
+
+    /// How the image is put together, which states where it comes from.
+    fn options(&self, from: Option<(&Source, &ImageNode)>, media_types: MediaTypes) -> AssembleOptions {
+        let mut annotations = vec![
+            (nydus::ANNOTATION_FS_VERSION, nydus::FS_VERSION.to_owned()),
+            (nydus::ANNOTATION_BUILDER_VERSION, BUILDER.to_owned()),
+        ];
+        if let Some((source, image)) = from {
+            annotations
+                .push((nydus::ANNOTATION_SOURCE_DIGEST, image.document.descriptor.digest().to_string()));
+            if let Some((_, reference)) = source.registry() {
+                annotations.push((nydus::ANNOTATION_SOURCE_REFERENCE, reference.to_string()));
+            }
+        }
+        AssembleOptions {
+            media_types,
+            annotations,
+            prefetch: self.options.prefetch.clone(),
+            inline_chunk_info: self.options.inline_chunk_info,
+            dictionary: self.options.dictionary.clone(),
+        }
+    }
+
+    async fn keep(&self, source: &Source, kept: &KeptNode) -> Result<Stored, ConversionError> {
+        self.copy(source, &kept.document, kept.blobs.iter()).await
+    }
+
+    /// Has a manifest and its blobs at the destination as they are.
+    async fn copy(
+        &self,
+        source: &Source,
+        document: &Document,
+        blobs: impl Iterator<Item = &Descriptor>,
+    ) -> Result<Stored, ConversionError> {
+        for blob in blobs {
+            let task = self.progress.task(0, format!("copy {}", short(blob.digest())), blob.size());
+            let copied = copy_blob(source, blob, &self.destination).await;
+            copied.map_err(|error| {
+                let (name, digest) = (self.name.clone(), blob.digest().clone());
+                ConversionError::Copy { name, digest, error: Box::new(error) }
+            })?;
+            task.finish();
+        }
+        let media_type = document.descriptor.media_type().to_string();
+        let (content, digest) = (document.content.clone(), document.descriptor.digest().clone());
+        self.put(Stored { media_type, content, digest }).await
+    }
+
+    async fn put(&self, document: Stored) -> Result<Stored, ConversionError> {
+        let put = self.destination.put_manifest(&document.media_type, document.content.clone()).await;
+        put.map_err(|error| {
+            let what = format!("manifest {}", document.digest);
+            ConversionError::Store { what, error: Box::new(error) }
+        })?;
+        Ok(document)
+    }
+}
+
+/// The image's layers as converted, in its order.
+fn layers_of(image: &ImageNode, layers: &Layers) -> Vec<Arc<ConvertedLayer>> {
+    image.layers.iter().filter_map(|layer| layers.get::<Digest>(layer.digest())).cloned().collect()
+}

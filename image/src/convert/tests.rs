@@ -1,0 +1,269 @@
+use std::fs;
+use std::path::{Path, PathBuf};
+
+use crate::source::blob_path;
+use rafs::build::BuildOptions;
+use registry::client::ClientConfig;
+use registry::digest::sha256;
+use serde_json::{Value, json};
+use tempfile::TempDir;
+
+use super::*;
+
+const MANIFEST: &str = "application/vnd.oci.image.manifest.v1+json";
+const INDEX: &str = "application/vnd.oci.image.index.v1+json";
+const CONFIG: &str = "application/vnd.oci.image.config.v1+json";
+const LAYER: &str = "application/vnd.oci.image.layer.v1.tar";
+
+/// A folder with a layout to convert, and room for the result.
+struct Bench(TempDir);
+
+impl Bench {
+    fn new() -> Self {
+        let folder = tempfile::tempdir().unwrap();
+        fs::create_dir_all(folder.path().join("in/blobs/sha256")).unwrap();
+        Self(folder)
+    }
+
+    fn path(&self, name: &str) -> PathBuf {
+        self.0.path().join(name)
+    }
+
+    fn blob(&self, media_type: &str, content: &[u8]) -> Value {
+        let digest = sha256(content);
+        fs::write(self.path("in").join(blob_path(&digest)), content).unwrap();
+        json!({"mediaType": media_type, "digest": digest.as_ref(), "size": content.len()})
+    }
+
+    fn document(&self, media_type: &str, content: &Value) -> Value {
+        self.blob(media_type, content.to_string().as_bytes())
+    }
+
+    fn image(&self, architecture: &str, layers: &[Value]) -> Value {
+        let config = self.document(CONFIG, &json!({"architecture": architecture, "os": "linux"}));
+        let manifest = json!({"schemaVersion": 2, "mediaType": MANIFEST, "config": config, "layers": layers});
+        let mut image = self.document(MANIFEST, &manifest);
+        image["platform"] = json!({"architecture": architecture, "os": "linux"});
+        image
+    }
+
+    fn root(&self, root: &Value) {
+        let index = json!({"schemaVersion": 2, "manifests": [root]});
+        fs::write(self.path("in/index.json"), index.to_string()).unwrap();
+    }
+
+    /// Images for two architectures with the same layer, and an attestation of the first.
+    fn two_platforms(&self) -> Value {
+        let layer = self.blob(LAYER, &tar_of("file", b"content"));
+        let (amd64, arm64) =
+            (self.image("amd64", std::slice::from_ref(&layer)), self.image("arm64", &[layer]));
+        let statement = self.blob("application/vnd.in-toto+json", b"{\"statement\":true}");
+        let manifest = json!({"schemaVersion": 2, "mediaType": MANIFEST,
+            "config": self.document(CONFIG, &json!({"architecture": "unknown", "os": "unknown"})),
+            "layers": [statement]});
+        let mut attestation = self.document(MANIFEST, &manifest);
+        attestation["platform"] = json!({"architecture": "unknown", "os": "unknown"});
+        attestation["annotations"] = json!({"vnd.docker.reference.digest": amd64["digest"],
+            "vnd.docker.reference.type": "attestation-manifest"});
+        let index = json!({"schemaVersion": 2, "mediaType": INDEX, "manifests": [amd64, arm64, attestation]});
+        self.root(&self.document(INDEX, &index));
+        index
+    }
+
+    async fn convert(&self, options: ConversionOptions) -> Result<Converted, ConversionError> {
+        self.convert_from(&format!("oci:{}", self.path("in").display()), options, &CancellationToken::new())
+            .await
+    }
+
+    async fn convert_from(
+        &self,
+        from: &str,
+        options: ConversionOptions,
+        cancel: &CancellationToken,
+    ) -> Result<Converted, ConversionError> {
+        let to = format!("oci:{}", self.path("out").display()).parse().unwrap();
+        let client = Client::new(ClientConfig::default()).unwrap();
+        let converter = Converter::new(BuildOptions { threads: 1, ..BuildOptions::default() }, 2, 0);
+        convert(&from.parse().unwrap(), &to, &client, &converter, &options, &Progress::new(), cancel).await
+    }
+
+    /// A document of the result.
+    fn result(&self, digest: &str) -> Value {
+        let path = self.path("out").join(blob_path(&digest.parse().unwrap()));
+        serde_json::from_slice(&fs::read(path).unwrap()).unwrap()
+    }
+
+    fn names(&self) -> Vec<String> {
+        let mut names: Vec<_> = fs::read_dir(self.0.path())
+            .unwrap()
+            .map(|entry| entry.unwrap().file_name().into_string().unwrap())
+            .collect();
+        names.sort();
+        names
+    }
+}
+
+fn tar_of(name: &str, content: &[u8]) -> Vec<u8> {
+    let mut tar = tar::Builder::new(Vec::new());
+    let mut header = tar::Header::new_ustar();
+    header.set_size(content.len() as u64);
+    header.set_mode(0o644);
+    tar.append_data(&mut header, name, content).unwrap();
+    tar.into_inner().unwrap()
+}
+
+fn options(platforms: &[&str], also_oci: bool) -> ConversionOptions {
+    ConversionOptions {
+        platforms: platforms.iter().map(|text| text.parse().unwrap()).collect(),
+        also_oci,
+        prefetch: Vec::new(),
+        inline_chunk_info: false,
+        dictionary: DictionaryBlobs::Unknown,
+        conversions: 2,
+    }
+}
+
+fn text(value: &Value) -> &str {
+    value.as_str().unwrap()
+}
+
+#[tokio::test]
+async fn all_platforms_are_converted_and_attestations_kept() {
+    let bench = Bench::new();
+    let source = bench.two_platforms();
+    let converted = bench.convert(options(&[], false)).await.unwrap();
+    assert_eq!((converted.platforms.len(), converted.layers), (2, 1));
+    let index = bench.result(converted.digest.unwrap().as_ref());
+    let entries = index["manifests"].as_array().unwrap();
+    assert_eq!(entries.len(), 3);
+    for (number, architecture) in [(0, "amd64"), (1, "arm64")] {
+        assert_eq!(entries[number]["platform"]["architecture"], architecture);
+        let manifest = bench.result(text(&entries[number]["digest"]));
+        assert_eq!(manifest["layers"].as_array().unwrap().len(), 2);
+        let annotations = &manifest["annotations"];
+        assert_eq!(
+            annotations[registry::nydus::ANNOTATION_SOURCE_DIGEST],
+            source["manifests"][number]["digest"]
+        );
+        assert_eq!(bench.result(text(&manifest["config"]["digest"]))["architecture"], architecture);
+    }
+    assert_eq!(entries[2]["digest"], source["manifests"][2]["digest"]);
+    assert_eq!(entries[2]["annotations"]["vnd.docker.reference.digest"], entries[0]["digest"]);
+    let statement = bench.result(text(&entries[2]["digest"]))["layers"][0]["digest"].clone();
+    assert_eq!(bench.result(text(&statement)), json!({"statement": true}));
+}
+
+#[tokio::test]
+async fn a_platform_is_chosen_with_what_belongs_to_it() {
+    let bench = Bench::new();
+    bench.two_platforms();
+    let error = bench.convert(options(&["linux/riscv64"], false)).await.unwrap_err().to_string();
+    assert!(error.contains("linux/riscv64"), "{error}");
+    let converted = bench.convert(options(&["linux/arm64"], false)).await.unwrap();
+    let index = bench.result(converted.digest.unwrap().as_ref());
+    let entries = index["manifests"].as_array().unwrap();
+    assert_eq!(entries.len(), 1, "the attestation is of the other: {index}");
+    assert_eq!(entries[0]["platform"]["architecture"], "arm64");
+}
+
+#[tokio::test]
+async fn plain_images_are_kept_byte_for_byte_before_the_nydus_images() {
+    let bench = Bench::new();
+    let source = bench.two_platforms();
+    let converted = bench.convert(options(&[], true)).await.unwrap();
+    let index = bench.result(converted.digest.unwrap().as_ref());
+    let entries = index["manifests"].as_array().unwrap();
+    assert_eq!(entries[..3], source["manifests"].as_array().unwrap()[..]);
+    assert_eq!(entries.len(), 5);
+    for (plain, nydus) in entries[..2].iter().zip(&entries[3..]) {
+        assert_eq!(nydus["platform"]["architecture"], plain["platform"]["architecture"]);
+        let manifest = bench.result(text(&plain["digest"]));
+        for blob in [&manifest["config"], &manifest["layers"][0]] {
+            assert!(bench.path("out").join(blob_path(&text(&blob["digest"]).parse().unwrap())).exists());
+        }
+        let manifest = bench.result(text(&nydus["digest"]));
+        assert_eq!(manifest["config"]["mediaType"], registry::nydus::MEDIA_TYPE_CONFIG);
+    }
+    // What was made is no source for another conversion.
+    let from = format!("oci:{}", bench.path("out").display());
+    fs::rename(bench.path("out"), bench.path("made")).unwrap();
+    let from = from.replace("/out", "/made");
+    let error = bench.convert_from(&from, options(&[], false), &CancellationToken::new()).await.unwrap_err();
+    assert!(matches!(error, ConversionError::AlreadyNydus { .. }), "{error}");
+}
+
+#[tokio::test]
+async fn a_single_manifest_gets_an_index_only_to_stand_beside_its_nydus_image() {
+    let bench = Bench::new();
+    let layer = bench.blob(LAYER, &tar_of("file", b"content"));
+    let image = bench.image("amd64", &[layer]);
+    bench.root(&image);
+    let converted = bench.convert(options(&[], false)).await.unwrap();
+    assert!(bench.result(converted.digest.unwrap().as_ref())["layers"].is_array());
+    let converted = bench.convert(options(&[], true)).await.unwrap();
+    let index = bench.result(converted.digest.unwrap().as_ref());
+    assert_eq!(index["manifests"][0]["digest"], image["digest"]);
+}
+
+#[tokio::test]
+async fn a_layer_that_is_wrong_is_named_and_nothing_is_left() {
+    let bench = Bench::new();
+    let good = bench.blob(LAYER, &tar_of("file", b"content"));
+    let no_tar = bench.blob(LAYER, &[7; 2000]);
+    let changed = tar_of("other", b"content");
+    let mut wrong = bench.blob(LAYER, &changed);
+    wrong["digest"] = json!(sha256(b"something else").as_ref());
+    let path = bench.path("in").join(blob_path(&sha256(b"something else")));
+    fs::write(path, changed).unwrap();
+    for (layer, word) in [(no_tar, "byte 0"), (wrong, "expected sha256:")] {
+        bench.root(&bench.image("amd64", &[good.clone(), layer.clone()]));
+        let error = bench.convert(options(&[], false)).await.unwrap_err().to_string();
+        assert!(error.contains(text(&layer["digest"])) && error.contains(word), "{error}");
+        assert_eq!(bench.names(), ["in"]);
+    }
+}
+
+#[tokio::test]
+async fn what_is_cancelled_leaves_nothing() {
+    let bench = Bench::new();
+    bench.two_platforms();
+    let cancel = CancellationToken::new();
+    cancel.cancel();
+    let from = format!("oci:{}", bench.path("in").display());
+    let error = bench.convert_from(&from, options(&[], false), &cancel).await.unwrap_err();
+    assert!(matches!(error, ConversionError::Cancelled), "{error}");
+    assert_eq!(bench.names(), ["in"]);
+}
+
+#[tokio::test]
+async fn a_directory_is_an_image_for_the_platform_that_it_is_said_to_be_for() {
+    let bench = Bench::new();
+    let tree = bench.path("tree");
+    fs::create_dir(&tree).unwrap();
+    fs::write(tree.join("file"), "content").unwrap();
+    let from = format!("directory:{}", tree.display());
+    let run = async |platforms: &[&str], also_oci| {
+        bench.convert_from(&from, options(platforms, also_oci), &CancellationToken::new()).await
+    };
+    assert!(matches!(run(&[], true).await, Err(ConversionError::NoPlainImage { .. })));
+    let both = ["linux/amd64", "linux/arm64"];
+    assert!(matches!(run(&both, false).await, Err(ConversionError::DirectoryPlatforms { .. })));
+    let converted = run(&["linux/arm/v7"], false).await.unwrap();
+    let manifest = bench.result(converted.digest.unwrap().as_ref());
+    let config = bench.result(text(&manifest["config"]["digest"]));
+    assert_eq!((&config["architecture"], &config["variant"]), (&json!("arm"), &json!("v7")));
+    assert_eq!(config["rootfs"]["diff_ids"].as_array().unwrap().len(), 2);
+}
+
+#[test]
+fn a_destination_that_is_only_read_is_refused() {
+    let client = Client::new(ClientConfig::default()).unwrap();
+    let digest = format!("host:1/app@sha256:{}", "a".repeat(64));
+    for (to, word) in
+        [("docker-archive:x", "oci-archive:"), ("directory:x", "files:"), (digest.as_str(), "digest")]
+    {
+        let error = Target::new(&to.parse().unwrap(), &client).err().unwrap().to_string();
+        assert!(error.contains(word), "{error}");
+    }
+    assert!(!Path::new("x").exists());
+}

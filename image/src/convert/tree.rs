@@ -1,0 +1,234 @@
+//! The manifests that a source's name leads to: one, or an index's with all that is in it.
+
+use std::collections::HashSet;
+
+use crate::platform::PlatformName;
+use crate::source::{Document, Source, SourceError};
+use bytes::Bytes;
+use oci_spec::image::{Descriptor, ImageIndex, ImageManifest};
+use registry::digest::{self, Digest};
+use registry::nydus::nydus_entries;
+use serde_json::{Value, json};
+
+use super::error::ConversionError;
+use crate::document::{DocumentError, Index, Manifest, OCI_CONFIG, OCI_MANIFEST};
+
+/// How deep indexes may lie in indexes.
+const DEPTH_LIMIT: usize = 4;
+
+/// The most that all documents of a source may take in memory: manifests and configs.
+const DOCUMENTS_LIMIT_BYTES: usize = 48 << 20;
+
+/// What a name leads to.
+pub(super) enum Tree {
+    /// An image to convert.
+    Image(Box<ImageNode>),
+    /// An attestation or artifact, kept as it is.
+    Kept(Box<KeptNode>),
+    /// Several of these.
+    Index(IndexNode),
+}
+
+/// An image to convert.
+pub(super) struct ImageNode {
+    pub(super) document: Document,
+    pub(super) config_descriptor: Descriptor,
+    pub(super) config: Bytes,
+    pub(super) layers: Vec<Descriptor>,
+    pub(super) platform: PlatformName,
+}
+
+/// What is kept as it is.
+pub(super) struct KeptNode {
+    pub(super) document: Document,
+    /// What it consists of.
+    pub(super) blobs: Vec<Descriptor>,
+}
+
+/// An index, without what was not asked for.
+pub(super) struct IndexNode {
+    pub(super) index: Index,
+    pub(super) children: Vec<(Digest, Tree)>,
+}
+
+impl Tree {
+    /// Reads all manifests of `source` and the configs of its images for the platforms `wanted`, all if that is empty.
+    pub(super) async fn load(source: &Source, wanted: &[PlatformName]) -> Result<Self, ConversionError> {
+        let mut loader = Loader { source, wanted, bytes: 0 };
+        let root = source.root().await?;
+        let tree = loader.load(root, 0).await?;
+        let images = tree.images();
+        for platform in wanted {
+            if !images.iter().any(|image| platform.matches(&image.platform)) {
+                let found: Vec<_> = images.iter().map(|image| image.platform.to_string()).collect();
+                let found = if found.is_empty() { "no other asked for".to_owned() } else { found.join(", ") };
+                let (source_name, wanted) = (source.name(), platform.to_string());
+                return Err(SourceError::NoSuchPlatform { source_name, wanted, found }.into());
+            }
+        }
+        if images.is_empty() {
+            return Err(ConversionError::NoImage { name: source.name() });
+        }
+        Ok(tree)
+    }
+
+    /// All images in it.
+    pub(super) fn images(&self) -> Vec<&ImageNode> {
+        match self {
+            Self::Image(image) => vec![image],
+            Self::Kept(_) => Vec::new(),
+            Self::Index(index) => index.children.iter().flat_map(|(_, child)| child.images()).collect(),
+        }
+    }
+}
+
+/// Every layer of these images once, in the order in which they are first named.
+pub(super) fn distinct_layers(images: &[&ImageNode]) -> Vec<Descriptor> {
+    let mut seen = HashSet::new();
+    let layers = images.iter().flat_map(|image| &image.layers);
+    layers.filter(|layer| seen.insert(layer.digest().clone())).cloned().collect()
+}
+
+struct Loader<'a> {
+    source: &'a Source,
+    wanted: &'a [PlatformName],
+    /// Of all documents so far.
+    bytes: usize,
+}
+
+impl Loader<'_> {
+    async fn load(&mut self, document: Document, depth: usize) -> Result<Tree, ConversionError> {
+        self.count(&document.content)?;
+        let shape: Value = self.parse(&document)?;
+        if shape.get("manifests").is_some() {
+            if depth == DEPTH_LIMIT {
+                return Err(
+                    SourceError::TooDeep { source_name: self.source.name(), limit: DEPTH_LIMIT }.into()
+                );
+            }
+            return Box::pin(self.load_index(document, depth)).await;
+        }
+        if shape.get("layers").is_none() || shape.get("config").is_none() {
+            return Ok(Tree::Kept(Box::new(KeptNode { document, blobs: Vec::new() })));
+        }
+        let manifest = Manifest::parse(&document.content).map_err(|error| self.wrong(&document, error))?;
+        if let Some(layer) = manifest.nydus_layer() {
+            return Err(self.already_nydus(&document.descriptor, format!(", as its layer {layer} shows")));
+        }
+        let parsed: ImageManifest = self.parse(&document)?;
+        if !manifest.is_image() {
+            let blobs = parsed.layers().iter().chain([parsed.config()]).cloned().collect();
+            return Ok(Tree::Kept(Box::new(KeptNode { document, blobs })));
+        }
+        let config = self.source.document(parsed.config()).await?;
+        self.count(&config)?;
+        let platform = match document.descriptor.platform() {
+            Some(platform) => PlatformName::of(platform),
+            None => self.source.platform_of(parsed.config()).await?,
+        };
+        Ok(Tree::Image(Box::new(ImageNode {
+            config_descriptor: parsed.config().clone(),
+            config,
+            layers: parsed.layers().clone(),
+            platform,
+            document,
+        })))
+    }
+
+    async fn load_index(&mut self, document: Document, depth: usize) -> Result<Tree, ConversionError> {
+        let mut index = Index::parse(&document.content).map_err(|error| self.wrong(&document, error))?;
+        let parsed: ImageIndex = self.parse(&document)?;
+        let nydus = nydus_entries(&document.content).unwrap_or_default();
+        let mut children = Vec::with_capacity(parsed.manifests().len());
+        let mut kept = vec![false; parsed.manifests().len()];
+        for (number, entry) in parsed.manifests().iter().enumerate() {
+            let named = entry.platform().as_ref().map(PlatformName::of);
+            if named.as_ref().is_some_and(|named| !named.is_unknown() && !self.wants(named)) {
+                continue;
+            }
+            if nydus.get(number) == Some(&true) {
+                return Err(self.already_nydus(entry, ", as its index says".to_owned()));
+            }
+            let child = self.source.manifest(entry).await?;
+            let child = self.load(child, depth + 1).await?;
+            // A nested index of which nothing was asked for, or an image whose config alone names the platform.
+            let images = child.images();
+            kept[number] = match &child {
+                Tree::Image(image) => self.wants(&image.platform),
+                Tree::Index(_) => !images.is_empty() || self.wanted.is_empty(),
+                Tree::Kept(_) => true,
+            };
+            children.push((entry.digest().clone(), child));
+        }
+        index.retain(|number| kept.get(number) == Some(&true));
+        children.retain(|(digest, _)| index.manifests.contains(digest));
+        Ok(Tree::Index(IndexNode { index, children }))
+    }
+
+    fn wants(&self, platform: &PlatformName) -> bool {
+        self.wanted.is_empty() || self.wanted.iter().any(|wanted| wanted.matches(platform))
+    }
+
+    fn count(&mut self, content: &Bytes) -> Result<(), ConversionError> {
+        self.bytes += content.len();
+        if self.bytes > DOCUMENTS_LIMIT_BYTES {
+            let (name, limit) = (self.source.name(), DOCUMENTS_LIMIT_BYTES);
+            return Err(ConversionError::Documents { name, limit });
+        }
+        Ok(())
+    }
+
+    fn parse<'a, T: serde::Deserialize<'a>>(&self, document: &'a Document) -> Result<T, ConversionError> {
+        serde_json::from_slice(&document.content)
+            .map_err(|error| self.wrong(document, DocumentError::new("manifest", error)))
+    }
+
+    fn wrong(&self, document: &Document, error: DocumentError) -> ConversionError {
+        let (name, document) = (self.source.name(), document.descriptor.digest().clone());
+        ConversionError::Document { name, document, error }
+    }
+
+    fn already_nydus(&self, manifest: &Descriptor, layer: String) -> ConversionError {
+        ConversionError::AlreadyNydus { name: self.source.name(), manifest: manifest.digest().clone(), layer }
+    }
+}
+
+impl ImageNode {
+    /// The image of a directory whose files are the layer `layer`: a manifest and a config that say just that.
+    pub(super) fn of_directory(platform: &PlatformName, layer: &Digest) -> Result<Self, ConversionError> {
+        let mut config = json!({
+            "architecture": platform.architecture(),
+            "os": platform.os(),
+            "config": {},
+            "rootfs": { "type": "layers", "diff_ids": [layer.as_ref()] },
+        });
+        if let Some(variant) = platform.variant() {
+            config["variant"] = json!(variant);
+        }
+        let config = Bytes::from(config.to_string());
+        let descriptor = |media_type: &str, size: usize, digest: Digest| {
+            Descriptor::new(media_type.into(), size as u64, digest)
+        };
+        let config_descriptor = descriptor(OCI_CONFIG, config.len(), digest::sha256(&config));
+        let layers = vec![descriptor("application/vnd.oci.image.layer.v1.tar", 0, layer.clone())];
+        let manifest = json!({
+            "schemaVersion": 2,
+            "mediaType": OCI_MANIFEST,
+            "config": config_descriptor,
+            "layers": layers,
+        });
+        let content = Bytes::from(manifest.to_string());
+        let descriptor = descriptor(OCI_MANIFEST, content.len(), digest::sha256(&content));
+        let document = Document { descriptor, content };
+        Ok(Self { document, config_descriptor, config, layers, platform: platform.clone() })
+    }
+
+    /// What it is for, as an index's entry says it.
+    pub(super) fn platform_json(&self) -> Value {
+        let mut platform = json!({ "architecture": self.platform.architecture(), "os": self.platform.os() });
+        if let Some(variant) = self.platform.variant() {
+            platform["variant"] = json!(variant);
+        }
+        platform
+    }
+}

@@ -1,0 +1,232 @@
+//! The index of an image of several platforms, or of one with attestations: the source's, naming the converted manifests.
+
+use std::collections::HashMap;
+
+use registry::digest::Digest;
+use registry::nydus;
+use serde_json::{Value, json};
+
+use super::{DOCKER_INDEX, DocumentError, OCI_INDEX, Object, parse, serialise};
+
+/// Annotation by which an attestation names the manifest that it is about.
+const ATTESTED: &str = "vnd.docker.reference.digest";
+
+/// A manifest or index as stored.
+#[derive(Clone, Debug)]
+pub struct Stored {
+    /// Its media type.
+    pub media_type: String,
+    /// The document.
+    pub content: bytes::Bytes,
+    /// Its digest.
+    pub digest: Digest,
+}
+
+/// An index whose entries may be replaced.
+#[derive(Clone, Debug)]
+pub struct Index {
+    object: Object,
+    /// The digests of its entries.
+    pub manifests: Vec<Digest>,
+}
+
+/// A nydus image that stands beside a plain one.
+#[derive(Clone, Debug)]
+pub struct Beside {
+    /// Digest of the plain manifest.
+    pub plain: Digest,
+    /// The nydus manifest.
+    pub nydus: Stored,
+    /// What both are for, as an index's entry says it.
+    pub platform: Value,
+}
+
+impl Index {
+    /// Reads an index.
+    pub fn parse(json: &[u8]) -> Result<Self, DocumentError> {
+        let object = parse("index", json)?;
+        let wrong = |reason: &str| DocumentError { document: "index", reason: reason.to_owned() };
+        let entries =
+            object.get("manifests").and_then(Value::as_array).ok_or_else(|| wrong("it has no manifests"))?;
+        let manifests = entries
+            .iter()
+            .map(|entry| {
+                let digest = entry.get("digest").and_then(Value::as_str).unwrap_or_default();
+                digest.parse().map_err(|_| wrong("a descriptor has no digest"))
+            })
+            .collect::<Result<Vec<_>, _>>()?;
+        Ok(Self { object, manifests })
+    }
+
+    /// The index of one plain manifest, whose descriptor is given, for its nydus image to stand beside.
+    pub fn of(descriptor: &impl serde::Serialize) -> Self {
+        let mut object = Object::new();
+        object.insert("schemaVersion".to_owned(), json!(2));
+        object.insert("manifests".to_owned(), json!([descriptor]));
+        Self { object, manifests: Vec::new() }
+    }
+
+    /// Leaves out the entries of which `keep`, given the entry's number, says no; attestations go with what they attest.
+    pub fn retain(&mut self, keep: impl Fn(usize) -> bool) {
+        let kept: Vec<Digest> = (0..)
+            .zip(&self.manifests)
+            .filter(|(number, _)| keep(*number))
+            .map(|(_, digest)| digest.clone())
+            .collect();
+        if let Some(Value::Array(entries)) = self.object.get_mut("manifests") {
+            entries.retain(|entry| {
+                let text = |value: Option<&Value>| {
+                    value
+                        .and_then(Value::as_str)
+                        .is_some_and(|text| kept.iter().any(|digest| digest.as_ref() == text))
+                };
+                let attested = entry.get("annotations").and_then(|annotations| annotations.get(ATTESTED));
+                text(entry.get("digest")) && (attested.is_none() || text(attested))
+            });
+        }
+        self.manifests =
+            self.entries().filter_map(|entry| entry.get("digest")?.as_str()?.parse().ok()).collect();
+    }
+
+    /// The entries' descriptors.
+    pub fn entries(&self) -> impl Iterator<Item = &Value> {
+        self.object.get("manifests").and_then(Value::as_array).into_iter().flatten()
+    }
+
+    /// The index with the nydus images of its plain ones behind those, so that clients that take the first for their
+    /// platform take a plain one; nested indexes are replaced.
+    pub fn with_nydus(&self, nydus: &[Beside], replaced: &HashMap<Digest, Stored>) -> Stored {
+        let mut index = self.object.clone();
+        index.insert("mediaType".to_owned(), json!(OCI_INDEX));
+        if let Some(Value::Array(entries)) = index.get_mut("manifests") {
+            for entry in entries.iter_mut().filter_map(Value::as_object_mut) {
+                replace(entry, replaced);
+            }
+            entries.extend(nydus.iter().map(beside));
+        }
+        let content = serialise(&index);
+        let digest = registry::digest::sha256(&content);
+        Stored { media_type: OCI_INDEX.to_owned(), content, digest }
+    }
+
+    /// The index with `replaced`, by the digests of what they stand for.
+    pub fn convert(&self, replaced: &HashMap<Digest, Stored>, oci_media_types: bool) -> Stored {
+        let media_type = if oci_media_types { OCI_INDEX } else { DOCKER_INDEX };
+        let mut index = self.object.clone();
+        index.insert("mediaType".to_owned(), json!(media_type));
+        if let Some(Value::Array(entries)) = index.get_mut("manifests") {
+            for entry in entries.iter_mut().filter_map(Value::as_object_mut) {
+                replace(entry, replaced);
+            }
+        }
+        let content = serialise(&index);
+        let digest = registry::digest::sha256(&content);
+        Stored { media_type: media_type.to_owned(), content, digest }
+    }
+}
+
+/// The entry of a nydus image beside a plain one: marked for those who know artifact types, and for those who do not.
+fn beside(image: &Beside) -> Value {
+    let mut platform = image.platform.clone();
+    if let Some(platform) = platform.as_object_mut() {
+        let features = platform.entry("os.features").or_insert_with(|| json!([]));
+        if let Some(features) = features.as_array_mut() {
+            features.push(json!(nydus::OS_FEATURE));
+        }
+    }
+    json!({
+        "mediaType": image.nydus.media_type,
+        "artifactType": nydus::ARTIFACT_TYPE_MANIFEST,
+        "digest": image.nydus.digest.as_ref(),
+        "size": image.nydus.content.len(),
+        "platform": platform,
+        "annotations": { nydus::ANNOTATION_SOURCE_DIGEST: image.plain.as_ref() },
+    })
+}
+
+fn replace(entry: &mut Object, replaced: &HashMap<Digest, Stored>) {
+    let find = |value: Option<&Value>| {
+        let digest: Digest = value?.as_str()?.parse().ok()?;
+        replaced.get(&digest)
+    };
+    if let Some(stored) = find(entry.get("digest")) {
+        entry.insert("mediaType".to_owned(), json!(stored.media_type));
+        entry.insert("digest".to_owned(), json!(stored.digest.as_ref()));
+        entry.insert("size".to_owned(), json!(stored.content.len()));
+    }
+    if let Some(Value::Object(annotations)) = entry.get_mut("annotations")
+        && let Some(stored) = find(annotations.get(ATTESTED))
+    {
+        annotations.insert(ATTESTED.to_owned(), json!(stored.digest.as_ref()));
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use registry::digest::sha256;
+
+    use super::*;
+
+    #[test]
+    fn an_attestation_stays_and_names_the_converted_manifest() {
+        let (image, attestation) = (sha256(b"image"), sha256(b"attestation"));
+        let index = json!({
+            "schemaVersion": 2, "x-unknown": true,
+            "manifests": [
+                {"mediaType": "old", "digest": image.as_ref(), "size": 1, "platform": {"os": "linux"}},
+                {"mediaType": "kept", "digest": attestation.as_ref(), "size": 2,
+                 "annotations": {ATTESTED: image.as_ref(), "vnd.docker.reference.type": "attestation-manifest"}},
+            ],
+        });
+        let source = Index::parse(&serde_json::to_vec(&index).unwrap()).unwrap();
+        assert_eq!(source.manifests, [image.clone(), attestation.clone()]);
+        let content = bytes::Bytes::from_static(b"converted");
+        let new = Stored { media_type: "new".to_owned(), digest: sha256(&content), content };
+        let converted = source.convert(&HashMap::from([(image, new.clone())]), true);
+        assert_eq!(converted.digest, sha256(&converted.content));
+        let converted: Value = serde_json::from_slice(&converted.content).unwrap();
+        let entries = &converted["manifests"];
+        assert_eq!(
+            entries[0],
+            json!({
+                "mediaType": "new", "digest": new.digest.as_ref(), "size": 9, "platform": {"os": "linux"},
+            })
+        );
+        assert_eq!(entries[1]["digest"], attestation.as_ref());
+        assert_eq!(entries[1]["annotations"][ATTESTED], new.digest.as_ref());
+        assert_eq!((&converted["mediaType"], &converted["x-unknown"]), (&json!(OCI_INDEX), &json!(true)));
+    }
+
+    #[test]
+    fn nydus_images_stand_behind_the_plain_ones_marked_in_both_ways() {
+        let plain = json!({"mediaType": "plain", "digest": sha256(b"plain").as_ref(), "size": 1,
+            "platform": {"os": "linux", "architecture": "amd64"}});
+        let content = bytes::Bytes::from_static(b"nydus");
+        let nydus = Stored { media_type: "m".to_owned(), digest: sha256(&content), content };
+        let beside = Beside { plain: sha256(b"plain"), nydus, platform: plain["platform"].clone() };
+        let index = Index::of(&plain).with_nydus(&[beside], &HashMap::new());
+        let index: Value = serde_json::from_slice(&index.content).unwrap();
+        assert_eq!(index["manifests"][0], plain);
+        let entry = &index["manifests"][1];
+        assert_eq!(entry["platform"]["os.features"], json!([nydus::OS_FEATURE]));
+        assert_eq!(entry["platform"]["architecture"], "amd64");
+        assert_eq!(entry["artifactType"], nydus::ARTIFACT_TYPE_MANIFEST);
+    }
+
+    #[test]
+    fn what_is_left_out_takes_its_attestations_along() {
+        let (a, b, about_a) = (sha256(b"a"), sha256(b"b"), sha256(b"about a"));
+        let index = json!({"manifests": [
+            {"digest": a.as_ref()}, {"digest": b.as_ref()},
+            {"digest": about_a.as_ref(), "annotations": {ATTESTED: a.as_ref()}},
+        ]});
+        let mut source = Index::parse(&serde_json::to_vec(&index).unwrap()).unwrap();
+        source.retain(|number| number != 0);
+        assert_eq!(source.manifests, [b]);
+    }
+
+    #[test]
+    fn an_index_without_manifests_is_an_error() {
+        assert!(Index::parse(b"{}").is_err());
+    }
+}

@@ -1,0 +1,60 @@
+//! The JSON documents of an image, each parsed in one place and edited so that unknown members stay.
+//!
+//! - `manifest`: of one platform's image, or of something that is kept as it is.
+//! - `index`: of several platforms, attestations, and plain images with their nydus images.
+//! - `config`: the image config.
+
+mod config;
+mod index;
+mod manifest;
+
+pub(crate) use config::convert as convert_config;
+pub use index::{Beside, Index, Stored};
+pub use manifest::{Described, Manifest, ManifestLayer, MediaTypes};
+
+/// OCI's media type of a manifest.
+pub const OCI_MANIFEST: &str = "application/vnd.oci.image.manifest.v1+json";
+/// OCI's media type of an index.
+pub const OCI_INDEX: &str = "application/vnd.oci.image.index.v1+json";
+/// OCI's media type of an image's config.
+pub const OCI_CONFIG: &str = "application/vnd.oci.image.config.v1+json";
+/// Docker's media type of a manifest.
+pub const DOCKER_MANIFEST: &str = "application/vnd.docker.distribution.manifest.v2+json";
+/// Docker's media type of an index.
+pub const DOCKER_INDEX: &str = "application/vnd.docker.distribution.manifest.list.v2+json";
+/// Docker's media type of an image's config.
+pub const DOCKER_CONFIG: &str = "application/vnd.docker.container.image.v1+json";
+
+/// A JSON object.
+pub type Object = serde_json::Map<String, serde_json::Value>;
+
+/// A document that is not what it should be.
+#[derive(Debug, thiserror::Error)]
+#[error("{document}: {reason}")]
+pub struct DocumentError {
+    /// Which document: `image config`, `manifest`, `index`.
+    document: &'static str,
+    /// What is wrong with it.
+    reason: String,
+}
+
+impl DocumentError {
+    /// A document called `document`, wrong for this reason.
+    pub fn new(document: &'static str, reason: impl ToString) -> Self {
+        Self { document, reason: reason.to_string() }
+    }
+}
+
+/// Parses a document that has to be a JSON object.
+///
+/// # Errors
+///
+/// When it is none; `document` is what the error calls it.
+pub fn parse(document: &'static str, json: &[u8]) -> Result<Object, DocumentError> {
+    serde_json::from_slice(json).map_err(|error| DocumentError { document, reason: error.to_string() })
+}
+
+/// Writes a document; the same object gives the same bytes.
+fn serialise(object: &Object) -> bytes::Bytes {
+    serde_json::to_vec(object).expect("a JSON object that was parsed can be written").into()
+}

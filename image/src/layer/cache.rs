@@ -1,0 +1,155 @@
+//! What was converted before in this process's life, by digest of the source layer: a rebuild moves only new layers.
+//!
+//! Kept are the trees, not the blobs; those are where they were pushed to. A converter has one set of options for its
+//! life, so the digest is all the key there is.
+
+use std::collections::{HashMap, HashSet};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+
+use registry::client::Error;
+use registry::digest::Digest;
+use registry::reference::Repository;
+
+use super::conversion::ConvertedLayer;
+use crate::destination::Destination;
+
+/// What a node of a tree takes in memory, about: itself, its name, its place in a directory.
+const NODE_BYTES: usize = 320;
+/// What a chunk takes.
+const CHUNK_BYTES: usize = 96;
+
+/// Converted layers, the least recently used ones dropped when they take more than a given amount of memory.
+#[derive(Debug)]
+pub struct LayerCache {
+    limit_bytes: usize,
+    entries: Mutex<Entries>,
+}
+
+#[derive(Debug, Default)]
+struct Entries {
+    layers: HashMap<Digest, Entry>,
+    bytes: usize,
+    clock: u64,
+}
+
+#[derive(Debug)]
+struct Entry {
+    layer: Arc<ConvertedLayer>,
+    bytes: usize,
+    used: u64,
+    /// Where its blob is known to have been put.
+    repositories: HashSet<Repository>,
+}
+
+impl LayerCache {
+    /// An empty cache of at most `limit_bytes`.
+    pub fn new(limit_bytes: usize) -> Self {
+        Self { limit_bytes, entries: Mutex::default() }
+    }
+
+    fn lock(&self) -> MutexGuard<'_, Entries> {
+        self.entries.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// The layer made of `source`, if its blob is at `destination`.
+    pub(super) async fn find(
+        &self,
+        source: &Digest,
+        destination: &Destination,
+    ) -> Result<Option<Arc<ConvertedLayer>>, Error> {
+        let Some((layer, repositories)) = self.get(source) else { return Ok(None) };
+        let Destination::Registry { client, repository } = destination else { return Ok(Some(layer)) };
+        if client.has_blob(repository, &layer.digest).await? {
+            return Ok(Some(layer));
+        }
+        for from in repositories.iter().filter(|from| from.host() == repository.host() && *from != repository)
+        {
+            match client.mount_blob(repository, from, &layer.digest).await {
+                Ok(true) => return Ok(Some(layer)),
+                Ok(false) => {}
+                // Who may push here need not be allowed to read there.
+                Err(error) if error.is_denied() || error.is_not_found() => {
+                    tracing::debug!(%error, %from, "blob not mounted");
+                }
+                Err(error) => return Err(error),
+            }
+        }
+        // Deleted from the registry since: it has to be made again.
+        Ok(None)
+    }
+
+    fn get(&self, source: &Digest) -> Option<(Arc<ConvertedLayer>, Vec<Repository>)> {
+        let mut entries = self.lock();
+        entries.clock += 1;
+        let now = entries.clock;
+        let entry = entries.layers.get_mut(source)?;
+        entry.used = now;
+        Some((Arc::clone(&entry.layer), entry.repositories.iter().cloned().collect()))
+    }
+
+    /// Keeps `layer`, which was made of `source` and put to `destination`.
+    pub(super) fn insert(&self, source: Digest, layer: Arc<ConvertedLayer>, destination: &Destination) {
+        let chunks: usize = layer.layer.blobs.iter().map(|blob| blob.chunks.len()).sum();
+        let bytes = layer.layer.tree.node_count() * NODE_BYTES + chunks * CHUNK_BYTES;
+        if bytes > self.limit_bytes {
+            return;
+        }
+        let mut entries = self.lock();
+        entries.clock += 1;
+        let used = entries.clock;
+        let old = entries.layers.remove(&source);
+        let mut repositories = HashSet::new();
+        if let Some(old) = old {
+            entries.bytes -= old.bytes;
+            if old.layer.digest == layer.digest {
+                repositories = old.repositories;
+            }
+        }
+        if let Destination::Registry { repository, .. } = destination {
+            repositories.insert(repository.clone());
+        }
+        entries.bytes += bytes;
+        entries.layers.insert(source, Entry { layer, bytes, used, repositories });
+        while entries.bytes > self.limit_bytes {
+            let oldest =
+                entries.layers.iter().min_by_key(|(_, entry)| entry.used).map(|(key, _)| key.clone());
+            let Some(entry) = oldest.and_then(|oldest| entries.layers.remove(&oldest)) else { break };
+            entries.bytes -= entry.bytes;
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use rafs::tree::{Layer, Tree};
+
+    use super::*;
+
+    fn digest(number: u8) -> Digest {
+        registry::digest::sha256(&[number])
+    }
+
+    fn layer() -> Arc<ConvertedLayer> {
+        let layer = Layer { tree: Tree::new(), blobs: Vec::new() };
+        Arc::new(ConvertedLayer { layer, digest: digest(0), size: 1 })
+    }
+
+    #[tokio::test]
+    async fn the_least_recently_used_layer_makes_room() {
+        let cache = LayerCache::new(2 * NODE_BYTES);
+        let found =
+            async |number| cache.find(&digest(number), &Destination::Nowhere).await.unwrap().is_some();
+        cache.insert(digest(1), layer(), &Destination::Nowhere);
+        cache.insert(digest(2), layer(), &Destination::Nowhere);
+        assert!(found(1).await);
+        cache.insert(digest(3), layer(), &Destination::Nowhere);
+        assert!(found(1).await && !found(2).await && found(3).await);
+    }
+
+    #[tokio::test]
+    async fn a_layer_larger_than_the_cache_is_not_kept() {
+        let cache = LayerCache::new(NODE_BYTES - 1);
+        cache.insert(digest(1), layer(), &Destination::Nowhere);
+        assert!(cache.find(&digest(1), &Destination::Nowhere).await.unwrap().is_none());
+    }
+}

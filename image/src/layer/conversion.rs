@@ -1,0 +1,255 @@
+//! One conversion: what comes is built into a blob on a thread of its own, and the blob is uploaded while it is written.
+
+use std::io::{self, Read, Write as _};
+use std::path::PathBuf;
+use std::sync::Arc;
+
+use bytes::Bytes;
+use rafs::build::{BuildError, BuildOptions, build_directory, build_layer};
+use rafs::tree::Layer;
+use registry::digest::Digest;
+use tokio::sync::{Semaphore, mpsc};
+use tokio_util::sync::CancellationToken;
+use tokio_util::task::AbortOnDropHandle;
+
+use super::bridge::{InputReader, OutputWriter};
+use crate::destination::{BlobWriter, Destination, StoreError};
+
+/// Messages of up to 1 MiB between buildkitd and the builder.
+const INPUT_QUEUE: usize = 2;
+/// Pieces of 256 KiB between the builder and the upload.
+const OUTPUT_QUEUE: usize = 4;
+
+/// A layer as converted, its blob stored.
+#[derive(Debug)]
+pub struct ConvertedLayer {
+    /// Tree and chunks.
+    pub layer: Layer,
+    /// Digest of the blob stream, by which it is stored.
+    pub digest: Digest,
+    /// Size of the blob stream in bytes.
+    pub size: u64,
+}
+
+/// Why a layer was not converted.
+#[derive(Debug, thiserror::Error)]
+pub enum ConvertError {
+    /// The layer cannot be built.
+    #[error("cannot convert: {0}")]
+    Build(#[from] BuildError),
+    /// The blob cannot be stored.
+    #[error("cannot push: {0}")]
+    Push(#[from] StoreError),
+    /// What follows the layer's tar cannot be read.
+    #[error("cannot read to the end: {0}")]
+    Read(#[from] io::Error),
+    /// The thread that builds is gone.
+    #[error("the conversion ended unexpectedly: {0}")]
+    Panicked(#[from] tokio::task::JoinError),
+    /// The builder did not say what its blob's digest is.
+    #[error("the builder left its blob without a digest")]
+    NoDigest,
+}
+
+/// A conversion under way; dropping it cancels it.
+pub struct LayerConversion {
+    input: Option<mpsc::Sender<Bytes>>,
+    task: AbortOnDropHandle<Result<ConvertedLayer, ConvertError>>,
+}
+
+impl LayerConversion {
+    pub(super) fn start(options: Arc<BuildOptions>, slots: Arc<Semaphore>, destination: Destination) -> Self {
+        let (input, receiver) = mpsc::channel(INPUT_QUEUE);
+        let task = tokio::spawn(async move {
+            let _slot = slots.acquire_owned().await.expect("the semaphore is never closed");
+            let build = move |output| build(&options, InputReader::new(receiver), output);
+            build_blob(&destination, build).await?.store().await
+        });
+        Self { input: Some(input), task: AbortOnDropHandle::new(task) }
+    }
+
+    /// Takes the layer's next bytes, waiting while the conversion is behind. When it has failed, that is the error.
+    pub async fn write(&mut self, data: Bytes) -> Result<(), ConvertError> {
+        // An empty message would be the end.
+        if data.is_empty() {
+            return Ok(());
+        }
+        match &self.input {
+            Some(input) if input.send(data).await.is_ok() => Ok(()),
+            _ => Err(self.failure().await),
+        }
+    }
+
+    /// The layer is complete: waits until its blob is stored.
+    pub async fn finish(mut self) -> Result<ConvertedLayer, ConvertError> {
+        self.end().await
+    }
+
+    /// As [`LayerConversion::finish`]; whoever stops waiting for it calls [`LayerConversion::abort`].
+    pub async fn end(&mut self) -> Result<ConvertedLayer, ConvertError> {
+        if let Some(input) = self.input.take() {
+            // Where nobody takes it any more, the task has ended and says why.
+            let _ = input.send(Bytes::new()).await;
+        }
+        (&mut self.task).await?
+    }
+
+    /// The layer will not be complete: waits until what was stored of it is given up.
+    pub async fn cancel(mut self) {
+        // Without the end mark this is no end: the builder fails, and that ends the upload.
+        self.input = None;
+        if let Err(error) = (&mut self.task).await {
+            tracing::debug!(%error, "cancelled conversion");
+        }
+    }
+
+    /// Ends the conversion at once, and returns when it has let go of the destination.
+    pub async fn abort(mut self) {
+        self.task.abort();
+        if let Err(error) = (&mut self.task).await {
+            tracing::debug!(%error, "aborted conversion");
+        }
+    }
+
+    /// Why the conversion does not take any more.
+    async fn failure(&mut self) -> ConvertError {
+        self.input = None;
+        match (&mut self.task).await {
+            Ok(Ok(_)) => ConvertError::Read(io::Error::other("data after the layer's end")),
+            Ok(Err(error)) => error,
+            Err(error) => error.into(),
+        }
+    }
+}
+
+/// A conversion under way of what is read rather than sent; dropping it cancels it.
+pub struct ReadConversion<R> {
+    task: AbortOnDropHandle<Result<BuiltLayer<R>, ConvertError>>,
+}
+
+impl<R: Read + Send + 'static> ReadConversion<R> {
+    pub(super) fn start(
+        options: Arc<BuildOptions>,
+        slots: Arc<Semaphore>,
+        destination: Destination,
+        input: R,
+    ) -> Self {
+        let task = tokio::spawn(async move {
+            let _slot = slots.acquire_owned().await.expect("the semaphore is never closed");
+            build_blob(&destination, move |output| build(&options, input, output)).await
+        });
+        Self { task: AbortOnDropHandle::new(task) }
+    }
+
+    /// Waits until the input has ended.
+    pub async fn built(self) -> Result<BuiltLayer<R>, ConvertError> {
+        self.task.await?
+    }
+}
+
+/// A layer as converted, its blob sent but not yet one of the destination's.
+pub struct BuiltLayer<R> {
+    writer: BlobWriter,
+    layer: Layer,
+    input: R,
+}
+
+impl<R> BuiltLayer<R> {
+    /// What it was made of, read to its end.
+    pub fn input(&self) -> &R {
+        &self.input
+    }
+
+    /// Has the blob stored.
+    pub async fn store(self) -> Result<ConvertedLayer, ConvertError> {
+        let Self { writer, layer, .. } = self;
+        let id = layer.blobs.first().and_then(|blob| blob.id).ok_or(ConvertError::NoDigest)?;
+        let digest: Digest =
+            format!("sha256:{id}").parse().expect("64 hexadecimal digits behind sha256: are a digest");
+        let size = writer.finish(&digest).await?;
+        Ok(ConvertedLayer { layer, digest, size })
+    }
+
+    /// Gives up what was sent.
+    pub async fn cancel(self) {
+        self.writer.cancel().await;
+    }
+}
+
+/// Converts the files of a directory, as a layer of their own. Once `stop` is cancelled it fails, after what was stored is
+/// given up.
+pub(super) async fn convert_directory(
+    options: Arc<BuildOptions>,
+    path: PathBuf,
+    destination: &Destination,
+    stop: CancellationToken,
+) -> Result<ConvertedLayer, ConvertError> {
+    let build = move |output| {
+        let mut output = Stoppable { inner: OutputWriter::new(output), stop };
+        let layer = build_directory(&path, &mut output, &options)?;
+        output.flush()?;
+        Ok((layer, ()))
+    };
+    build_blob(destination, build).await?.store().await
+}
+
+/// Output that is refused when nobody wants it any more.
+struct Stoppable {
+    inner: OutputWriter,
+    stop: CancellationToken,
+}
+
+impl io::Write for Stoppable {
+    fn write(&mut self, data: &[u8]) -> io::Result<usize> {
+        if self.stop.is_cancelled() {
+            return Err(io::Error::new(io::ErrorKind::ConnectionAborted, "the conversion was cancelled"));
+        }
+        self.inner.write(data)
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        self.inner.flush()
+    }
+}
+
+/// Has a blob built on a thread that may block, and sends it meanwhile.
+async fn build_blob<R: Send + 'static>(
+    destination: &Destination,
+    build: impl FnOnce(mpsc::Sender<Bytes>) -> Result<(Layer, R), ConvertError> + Send + 'static,
+) -> Result<BuiltLayer<R>, ConvertError> {
+    // Before anything is converted: a registry that refuses does so at once.
+    let writer = destination.begin().await?;
+    let (sender, pieces) = mpsc::channel(OUTPUT_QUEUE);
+    let building = tokio::task::spawn_blocking(move || build(sender));
+    let (uploaded, built) = tokio::join!(upload(writer, pieces), building);
+    // The builder fails as well when the upload does; the upload's reason is the one.
+    let writer = uploaded?;
+    match built.map_err(ConvertError::from).and_then(|built| built) {
+        Ok((layer, input)) => Ok(BuiltLayer { writer, layer, input }),
+        Err(error) => {
+            writer.cancel().await;
+            Err(error)
+        }
+    }
+}
+
+/// Builds the layer; runs on a thread that may block.
+fn build<R: Read + Send>(
+    options: &BuildOptions,
+    mut input: R,
+    output: mpsc::Sender<Bytes>,
+) -> Result<(Layer, R), ConvertError> {
+    let mut output = OutputWriter::new(output);
+    let layer = build_layer(&mut input, &mut output, options)?;
+    output.flush()?;
+    // A tar may end before its stream does.
+    io::copy(&mut input, &mut io::sink())?;
+    Ok((layer, input))
+}
+
+async fn upload(mut writer: BlobWriter, mut pieces: mpsc::Receiver<Bytes>) -> Result<BlobWriter, StoreError> {
+    while let Some(piece) = pieces.recv().await {
+        writer.write(piece).await?;
+    }
+    Ok(writer)
+}

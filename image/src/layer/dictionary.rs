@@ -1,0 +1,47 @@
+//! Where the blobs of a chunk dictionary are: an image names those that it uses, so its repository has to have them.
+
+use std::path::PathBuf;
+
+use oci_spec::image::{Descriptor, MediaType};
+use registry::digest::Digest;
+
+use crate::destination::{CopyError, Destination, StoreError, at_destination, copy_blob, copy_file};
+use crate::source::Source;
+
+/// Where the blobs of a chunk dictionary are.
+#[derive(Clone, Debug)]
+pub enum DictionaryBlobs {
+    /// In the repository of this image.
+    Registry(Box<Source>),
+    /// In a directory, each under its hexadecimal digest.
+    Directory(PathBuf),
+    /// Not known: at the destination, if anywhere.
+    Unknown,
+}
+
+impl DictionaryBlobs {
+    /// Has the blob at `destination`, and returns its size in bytes.
+    pub(crate) async fn provide(&self, digest: &Digest, destination: &Destination) -> Result<u64, CopyError> {
+        let missing = || CopyError::Missing { digest: digest.clone() };
+        match self {
+            Self::Registry(source) => {
+                let (client, reference) = source.registry().ok_or_else(missing)?;
+                let size =
+                    client.blob_size(reference.repository(), digest).await.map_err(StoreError::from)?;
+                let size = size.ok_or_else(missing)?;
+                let descriptor = Descriptor::new(MediaType::Other(String::new()), size, digest.clone());
+                copy_blob(source, &descriptor, destination).await?;
+                Ok(size)
+            }
+            Self::Directory(directory) => {
+                let path = directory.join(digest.digest());
+                if path.exists() {
+                    copy_file(path, digest, destination).await
+                } else {
+                    at_destination(destination, digest).await
+                }
+            }
+            Self::Unknown => at_destination(destination, digest).await,
+        }
+    }
+}

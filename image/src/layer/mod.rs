@@ -1,0 +1,97 @@
+//! From the bytes of an OCI layer, while they come, to a blob where it belongs and the layer's tree.
+//!
+//! ```text
+//! buildkitd ──write──> queue ──> rafs::build (a thread of its own) ──> queue ──> registry upload
+//! ```
+//!
+//! Both queues are short: whoever is slowest sets the pace, and memory stays bounded.
+//!
+//! - `conversion`: one conversion.
+//! - `bridge`: between asynchronous tasks and the blocking thread.
+//! - `cache`: what was converted before in this process's life.
+//! - `dictionary`: where the blobs of a chunk dictionary are.
+
+mod bridge;
+mod cache;
+mod conversion;
+mod dictionary;
+
+use std::io::Read;
+use std::path::PathBuf;
+use std::sync::Arc;
+
+use rafs::build::BuildOptions;
+use registry::digest::Digest;
+use tokio::sync::Semaphore;
+use tokio_util::sync::CancellationToken;
+
+use crate::destination::Destination;
+
+pub(crate) use bridge::OutputWriter;
+pub use cache::LayerCache;
+pub use conversion::{BuiltLayer, ConvertError, ConvertedLayer, LayerConversion, ReadConversion};
+pub use dictionary::DictionaryBlobs;
+
+/// Converts layers, a bounded number at a time.
+#[derive(Clone, Debug)]
+pub struct Converter {
+    options: Arc<BuildOptions>,
+    slots: Arc<Semaphore>,
+    cache: Arc<LayerCache>,
+}
+
+impl Converter {
+    /// One that converts up to `conversions` layers at once and keeps what it did in `cache_bytes` of memory.
+    pub fn new(options: BuildOptions, conversions: usize, cache_bytes: usize) -> Self {
+        Self {
+            options: Arc::new(options),
+            slots: Arc::new(Semaphore::new(conversions)),
+            cache: Arc::new(LayerCache::new(cache_bytes)),
+        }
+    }
+
+    /// How layers are built.
+    pub fn options(&self) -> &BuildOptions {
+        &self.options
+    }
+
+    /// Begins to convert a layer, its blob going to `destination`.
+    pub fn convert(&self, destination: &Destination) -> LayerConversion {
+        LayerConversion::start(Arc::clone(&self.options), Arc::clone(&self.slots), destination.clone())
+    }
+
+    /// Begins to convert the layer that `input` is, its blob going to `destination`.
+    pub fn convert_read<R: Read + Send + 'static>(
+        &self,
+        input: R,
+        destination: &Destination,
+    ) -> ReadConversion<R> {
+        let (options, slots) = (Arc::clone(&self.options), Arc::clone(&self.slots));
+        ReadConversion::start(options, slots, destination.clone(), input)
+    }
+
+    /// Converts the files of the directory at `path`, the blob going to `destination`, unless `stop` is cancelled.
+    pub async fn convert_directory(
+        &self,
+        path: PathBuf,
+        destination: &Destination,
+        stop: CancellationToken,
+    ) -> Result<ConvertedLayer, ConvertError> {
+        conversion::convert_directory(Arc::clone(&self.options), path, destination, stop).await
+    }
+
+    /// The layer that was made of `source` before, if its blob is at `destination` too (or can be put there without
+    /// sending it).
+    pub async fn cached(
+        &self,
+        source: &Digest,
+        destination: &Destination,
+    ) -> Result<Option<Arc<ConvertedLayer>>, registry::client::Error> {
+        self.cache.find(source, destination).await
+    }
+
+    /// Keeps what was made of `source`.
+    pub fn remember(&self, source: &Digest, layer: Arc<ConvertedLayer>, destination: &Destination) {
+        self.cache.insert(source.clone(), layer, destination);
+    }
+}

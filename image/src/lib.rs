@@ -1,0 +1,30 @@
+//! An image from anywhere to anywhere, converted to nydus on the way. It knows nothing of who asks.
+//!
+//! ```text
+//! Location ──source──> layers ──layer──> blob and tree ──assemble──> bootstrap, config, manifest ──> destination
+//!                      documents ──document──────────────────────────────┘
+//! ```
+//!
+//! - [`location`], [`platform`]: where images are and what for, as people name them.
+//! - [`mod@source`]: an image to be read, wherever it is.
+//! - [`destination`]: where blobs and manifests go.
+//! - [`layer`]: one layer on its way to a blob; what was converted before.
+//! - [`document`]: manifest, index, config: each parsed in one place, unknown members kept.
+//! - [`assemble`]: converted layers become an image.
+//! - [`convert`]: a whole image, by all of these.
+//! - [`progress`]: what of it is done, for whoever shows it.
+
+#![forbid(unsafe_code)]
+
+pub mod assemble;
+pub mod convert;
+pub mod destination;
+pub mod document;
+mod error;
+pub mod layer;
+pub mod location;
+pub mod platform;
+pub mod progress;
+pub mod source;
+
+pub use error::describe;
