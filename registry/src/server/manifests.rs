@@ -1,6 +1,6 @@
 //! Manifests: checked when they come in, found by tag or digest.
 
-use http::header::{CONTENT_TYPE, ETAG, HeaderName, IF_NONE_MATCH, LOCATION};
+use http::header::{CONTENT_LENGTH, CONTENT_TYPE, ETAG, HeaderName, IF_NONE_MATCH, LOCATION};
 use http::{Method, StatusCode};
 use serde::Deserialize;
 
@@ -22,6 +22,8 @@ const SUBJECT: HeaderName = HeaderName::from_static("oci-subject");
 const OCI_MANIFEST: &str = "application/vnd.oci.image.manifest.v1+json";
 const OCI_INDEX: &str = "application/vnd.oci.image.index.v1+json";
 const DOCKER_SCHEMA_1: &str = "application/vnd.docker.distribution.manifest.v1+prettyjws";
+/// What it is called without its signatures.
+const DOCKER_SCHEMA_1_PLAIN: &str = "application/vnd.docker.distribution.manifest.v1+json";
 
 /// What is looked at in a manifest of any kind.
 #[derive(Debug, Default, Deserialize)]
@@ -32,9 +34,11 @@ pub(super) struct Manifest {
     pub(super) config: Option<Content>,
     pub(super) subject: Option<Content>,
     pub(super) annotations: Option<serde_json::Map<String, serde_json::Value>>,
-    layers: Vec<Content>,
+    schema_version: Option<u64>,
+    /// `null` is an empty list: what Go writes for an image without layers.
+    layers: Option<Vec<Content>>,
     /// Of an artifact manifest.
-    blobs: Vec<Content>,
+    blobs: Option<Vec<Content>>,
     manifests: Option<Vec<Content>>,
 }
 
@@ -45,7 +49,7 @@ pub(super) struct Content {
     pub(super) media_type: String,
     pub(super) digest: String,
     /// Where content lies that no registry distributes.
-    urls: Vec<String>,
+    urls: Option<Vec<String>>,
 }
 
 impl Manifest {
@@ -53,9 +57,9 @@ impl Manifest {
     pub(super) fn kind(&self) -> &str {
         match &self.media_type {
             Some(kind) if !kind.is_empty() => kind,
+            _ if self.schema_version == Some(1) => DOCKER_SCHEMA_1,
             _ if self.manifests.is_some() => OCI_INDEX,
-            _ if self.config.is_some() => OCI_MANIFEST,
-            _ => DOCKER_SCHEMA_1,
+            _ => OCI_MANIFEST,
         }
     }
 }
@@ -111,6 +115,10 @@ pub(super) async fn put(
     name: String,
     reference: ManifestName,
 ) -> Result<Reply, Failure> {
+    let length = head.header(CONTENT_LENGTH).and_then(|length| length.parse::<u64>().ok());
+    if length.is_some_and(|length| length > LIMIT_BYTES as u64) {
+        return Err(Failure::new(Code::ManifestTooLarge, format!("more than {LIMIT_BYTES} bytes")));
+    }
     let content = body.collect(LIMIT_BYTES, Code::ManifestTooLarge).await?;
     let announced =
         head.header(CONTENT_TYPE).map(|kind| kind.split(';').next().unwrap_or(kind).trim().to_owned());
@@ -152,6 +160,11 @@ fn checked(digest: &Digest, content: &[u8]) -> Result<Digest, Failure> {
 fn parse(content: &[u8], announced: Option<&str>) -> Result<Manifest, Failure> {
     let invalid = |reason: String| Failure::new(Code::ManifestInvalid, reason);
     let manifest: Manifest = serde_json::from_slice(content).map_err(|e| invalid(e.to_string()))?;
+    let old = |kind: &str| kind == DOCKER_SCHEMA_1 || kind == DOCKER_SCHEMA_1_PLAIN;
+    if manifest.schema_version == Some(1) || old(manifest.kind()) || announced.is_some_and(old) {
+        let reason = "Docker's schema 1 is not supported: push the image again with a client of today";
+        return Err(invalid(reason.to_owned()));
+    }
     // What is stored has no place for the header: the kind must follow from the content.
     match announced {
         Some(announced) if announced != manifest.kind() && !announced.is_empty() => {
@@ -168,9 +181,11 @@ fn check_contents(storage: &Storage, name: &str, manifest: &Manifest) -> Result<
             .map_err(|failure| Failure::new(Code::ManifestInvalid, failure.to_string()))
     };
     let unknown = |content: &Content| Failure::new(Code::ManifestBlobUnknown, content.digest.as_str());
-    for blob in manifest.config.iter().chain(&manifest.layers).chain(&manifest.blobs) {
+    let blobs = manifest.layers.iter().chain(&manifest.blobs).flatten();
+    for blob in manifest.config.iter().chain(blobs) {
         let digest = digest_of(blob)?;
-        if blob.urls.is_empty() && !storage.has_blob(name, &digest)? {
+        let elsewhere = blob.urls.as_ref().is_some_and(|urls| !urls.is_empty());
+        if !elsewhere && !storage.has_blob(name, &digest)? {
             return Err(unknown(blob));
         }
     }
@@ -193,8 +208,10 @@ pub(super) async fn delete(state: &State, name: String, reference: ManifestName)
     let deleted = blocking(move || match &reference {
         ManifestName::Tag(tag) => storage.delete_tag(&name, tag),
         ManifestName::Digest(digest) => {
+            let deleted = storage.delete_manifest(&name, digest)?;
+            // After that: a list that is read meanwhile may still have it.
             referrers.removed(&name, digest);
-            storage.delete_manifest(&name, digest)
+            Ok(deleted)
         }
     });
     if deleted.await? { Ok(Reply::empty(StatusCode::ACCEPTED)) } else { Err(unknown) }

@@ -35,8 +35,11 @@ use hyper_util::rt::{TokioIo, TokioTimer};
 use hyper_util::server::graceful::GracefulShutdown;
 use serde::{Deserialize, Serialize};
 use tokio::net::{TcpListener, TcpStream};
+use tokio::sync::Semaphore;
 use tokio::task::JoinHandle;
+use tokio::time::MissedTickBehavior;
 use tokio_util::sync::CancellationToken;
+use tokio_util::task::AbortOnDropHandle;
 
 pub use self::access::AccessRecord;
 pub use self::error::ServerError;
@@ -59,8 +62,11 @@ const DRAIN_BYTES: u64 = 32 << 20;
 /// How long no new connection is accepted after that failed, as with too many open files.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
 
-/// Uploads that nothing was written to for this long are removed at the start, as CNCF distribution does.
-const STALE_UPLOAD: Duration = Duration::from_secs(7 * 86_400);
+/// The most that is read of a connection at once, which is also the most that a busy upload holds of it in one buffer.
+const READ_BUFFER_BYTES: usize = 256 << 10;
+
+/// How often stale uploads are looked for, unless they are stale sooner.
+const PURGE_EVERY: Duration = Duration::from_secs(3600);
 
 /// What to serve, and where.
 #[derive(Clone, Debug, PartialEq, Eq, Deserialize, Serialize)]
@@ -81,6 +87,9 @@ pub struct ServerConfig {
     pub idle_seconds: u64,
     /// Seconds that requests get to finish at shutdown. Default: 10.
     pub drain_seconds: u64,
+    /// Seconds without a byte written after which an upload is removed. Default: 604800 (a week), as with CNCF
+    /// distribution.
+    pub stale_upload_seconds: u64,
 }
 
 impl Default for ServerConfig {
@@ -93,6 +102,7 @@ impl Default for ServerConfig {
             htpasswd: None,
             idle_seconds: 60,
             drain_seconds: 10,
+            stale_upload_seconds: 7 * 86_400,
         }
     }
 }
@@ -101,6 +111,20 @@ impl ServerConfig {
     /// The defaults, for `root`.
     pub fn new(root: impl Into<PathBuf>) -> Self {
         Self { root: root.into(), ..Self::default() }
+    }
+
+    /// What somebody who lets others reach `address` should know.
+    fn warnings(&self, address: SocketAddr) -> Vec<String> {
+        let mut warnings = Vec::new();
+        if address.ip().is_loopback() {
+            return warnings;
+        }
+        if self.htpasswd.is_none() {
+            let what = if self.delete { "push, overwrite and delete" } else { "push and overwrite" };
+            let advice = "name users with htpasswd, or listen on a loopback address";
+            warnings.push(format!("whoever reaches {address} may {what} everything here: {advice}"));
+        }
+        warnings
     }
 }
 
@@ -142,22 +166,40 @@ pub async fn serve(config: ServerConfig, shutdown: CancellationToken) -> Result<
     let state = Arc::new(State {
         storage: Storage::new(&config.root),
         uploads: Uploads::default(),
+        disk: Arc::new(Semaphore::new(uploads::WRITERS)),
         referrers: Arc::default(),
         log: Arc::new(log),
         passwords,
         delete: config.delete,
         idle: Duration::from_secs(config.idle_seconds.max(1)),
     });
-    let storage = state.storage.clone();
-    tokio::task::spawn_blocking(move || match storage.purge_uploads(STALE_UPLOAD) {
-        Ok(0) => {}
-        Ok(count) => tracing::info!(count, "removed stale uploads"),
-        Err(error) => tracing::warn!(%error, "cannot remove stale uploads"),
-    });
+    let stale = Duration::from_secs(config.stale_upload_seconds.max(1));
+    let purge = AbortOnDropHandle::new(tokio::spawn(purge_uploads(state.storage.clone(), stale)));
     tracing::info!(%address, root = %config.root.display(), "registry listens");
+    for warning in config.warnings(address) {
+        tracing::warn!("{warning}");
+    }
     let drain = Duration::from_secs(config.drain_seconds);
-    let task = tokio::spawn(accept(listener, state, shutdown, drain));
+    let task = tokio::spawn(async move {
+        accept(listener, state, shutdown, drain).await;
+        drop(purge);
+    });
     Ok(Server { address, task })
+}
+
+/// Removes uploads that nothing was written to for `stale`, at the start and from time to time.
+async fn purge_uploads(storage: Storage, stale: Duration) {
+    let mut ticks = tokio::time::interval(stale.min(PURGE_EVERY));
+    ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
+    loop {
+        ticks.tick().await;
+        let storage = storage.clone();
+        match blocking(move || storage.purge_uploads(stale)).await {
+            Ok(0) => {}
+            Ok(count) => tracing::info!(count, "removed stale uploads"),
+            Err(error) => tracing::warn!(%error, "cannot remove stale uploads"),
+        }
+    }
 }
 
 async fn accept(listener: TcpListener, state: Arc<State>, shutdown: CancellationToken, drain: Duration) {
@@ -198,6 +240,7 @@ fn connection(stream: TcpStream, state: Arc<State>, graceful: &GracefulShutdown,
     let connection = http1::Builder::new()
         .timer(TokioTimer::new())
         .header_read_timeout(idle)
+        .max_buf_size(READ_BUFFER_BYTES)
         .serve_connection(io, service);
     let connection = graceful.watch(connection);
     tokio::spawn(async move {
@@ -216,6 +259,8 @@ fn connection(stream: TcpStream, state: Arc<State>, graceful: &GracefulShutdown,
 struct State {
     storage: Storage,
     uploads: Uploads,
+    /// Places for uploads that write.
+    disk: Arc<Semaphore>,
     referrers: Arc<Referrers>,
     log: Arc<AccessLog>,
     passwords: Option<Arc<Passwords>>,
@@ -258,8 +303,9 @@ impl State {
                 Reply::failure(&failure)
             }
         };
-        if !body.is_empty() {
-            body.drain(DRAIN_BYTES).await;
+        if !body.is_empty() && !head.expects_continue() {
+            // Behind the answer, which need not wait for it.
+            tokio::spawn(body.drain(DRAIN_BYTES));
         }
         pending.record.status = reply.status().as_u16();
         reply.into_response(head.method(), pending)
@@ -315,5 +361,26 @@ async fn blocking<T: Send + 'static>(
             path: PathBuf::new(),
             source: std::io::Error::other(e),
         }),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_open_listener_is_warned_of_unless_only_this_machine_reaches_it() {
+        let (open, local) = (([0, 0, 0, 0], 5000).into(), ([127, 0, 0, 1], 5000).into());
+        let config = ServerConfig::new("/x");
+        assert!(config.warnings(local).is_empty());
+        let warning = config.warnings(open).concat();
+        assert!(warning.contains("0.0.0.0:5000 may push, overwrite and delete"), "{warning}");
+        let warning = ServerConfig { delete: false, ..config.clone() }.warnings(open).concat();
+        assert!(
+            warning.contains("push and overwrite everything") && !warning.contains("delete"),
+            "{warning}"
+        );
+        let users = ServerConfig { htpasswd: Some("/htpasswd".into()), ..config };
+        assert!(users.warnings(open).is_empty());
     }
 }

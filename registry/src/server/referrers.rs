@@ -10,7 +10,7 @@ use http::header::HeaderName;
 use serde::Serialize;
 use serde_json::{Map, Value, json};
 
-use super::error::Failure;
+use super::error::{Code, Failure};
 use super::manifests::Manifest;
 use super::reply::Reply;
 use super::request::Head;
@@ -35,47 +35,127 @@ struct Referrer {
     annotations: Option<Map<String, Value>>,
 }
 
+/// How many repositories' referrers are kept, and how many referrers in all: some 500 bytes each.
+const KEPT_REPOSITORIES: usize = 256;
+const KEPT_REFERRERS: usize = 50_000;
+
 /// Referrers by the subject's digest.
 type BySubject = HashMap<String, Vec<Referrer>>;
 
-/// Referrers by repository: of those that were asked about.
+/// Referrers by repository: of those that were asked about last.
 #[derive(Default)]
-pub(super) struct Referrers(Mutex<HashMap<String, BySubject>>);
+pub(super) struct Referrers(Mutex<Cache>);
+
+#[derive(Default)]
+struct Cache {
+    repositories: HashMap<String, Kept>,
+    /// Counts look-ups: what has the smallest number was used longest ago.
+    clock: u64,
+}
+
+struct Kept {
+    list: Arc<Mutex<List>>,
+    used: u64,
+    /// How many referrers there were when they were last looked at.
+    count: usize,
+}
+
+/// The referrers of one repository. Locked while the repository is read: who asks about it meanwhile waits, who asks about
+/// another does not.
+#[derive(Default)]
+struct List(Option<BySubject>);
+
+impl Cache {
+    /// The list of `name`, if it is kept.
+    fn get(&mut self, name: &str) -> Option<Arc<Mutex<List>>> {
+        self.clock += 1;
+        let kept = self.repositories.get_mut(name)?;
+        kept.used = self.clock;
+        Some(kept.list.clone())
+    }
+
+    fn get_or_insert(&mut self, name: &str) -> Arc<Mutex<List>> {
+        if let Some(list) = self.get(name) {
+            return list;
+        }
+        let list = Arc::<Mutex<List>>::default();
+        let kept = Kept { list: list.clone(), used: self.clock, count: 0 };
+        self.repositories.insert(name.to_owned(), kept);
+        list
+    }
+
+    /// Notes that `name` has `count` referrers, and lets go of what was used longest ago while there are too many.
+    fn counted(&mut self, name: &str, count: usize) {
+        if let Some(kept) = self.repositories.get_mut(name) {
+            kept.count = count;
+        }
+        let mut all: usize = self.repositories.values().map(|kept| kept.count).sum();
+        while self.repositories.len() > KEPT_REPOSITORIES || all > KEPT_REFERRERS {
+            let oldest = self.repositories.iter().min_by_key(|(_, kept)| kept.used);
+            let Some(oldest) = oldest.map(|(name, _)| name.clone()) else { return };
+            all -= self.repositories.remove(&oldest).map_or(0, |kept| kept.count);
+        }
+    }
+}
 
 impl Referrers {
     /// Notes a manifest that was stored.
     pub(super) fn added(&self, name: &str, digest: &Digest, size: usize, manifest: &Manifest) {
-        let mut repositories = self.0.lock().unwrap_or_else(|poisoned| poisoned.into_inner());
         // A repository that was not read yet will be with this manifest in it.
-        if let Some(subjects) = repositories.get_mut(name) {
-            note(subjects, digest, size, manifest);
-        }
+        let Some(list) = lock(&self.0).get(name) else { return };
+        let mut list = lock(&list);
+        let Some(subjects) = &mut list.0 else { return };
+        note(subjects, digest, size, manifest);
+        let count = count(subjects);
+        drop(list);
+        lock(&self.0).counted(name, count);
     }
 
-    /// Forgets a manifest that is deleted.
+    /// Forgets a manifest that was deleted.
     pub(super) fn removed(&self, name: &str, digest: &Digest) {
-        let mut repositories = self.0.lock().unwrap_or_else(|poisoned| poisoned.into_inner());
-        for referrers in repositories.get_mut(name).into_iter().flat_map(HashMap::values_mut) {
+        let Some(list) = lock(&self.0).get(name) else { return };
+        for referrers in lock(&list).0.iter_mut().flat_map(HashMap::values_mut) {
             referrers.retain(|one| one.digest != digest.as_ref());
         }
     }
 
     fn of(&self, storage: &Storage, name: &str, subject: &Digest) -> Result<Vec<Referrer>, Failure> {
-        // Held while the repository is read: a manifest stored meanwhile waits to be noted.
-        let mut repositories = self.0.lock().unwrap_or_else(|poisoned| poisoned.into_inner());
-        if !repositories.contains_key(name) {
-            let mut subjects = BySubject::new();
-            for digest in storage.revisions(name)? {
-                let Some(stored) = storage.manifest(name, &digest)? else { continue };
-                if let Ok(manifest) = serde_json::from_slice::<Manifest>(&stored.content) {
-                    note(&mut subjects, &digest, stored.content.len(), &manifest);
-                }
-            }
-            repositories.insert(name.to_owned(), subjects);
+        // Names that somebody made up leave nothing behind.
+        if !storage.has_repository(name)? {
+            return Err(Failure::new(Code::NameUnknown, name));
         }
-        let subjects = repositories.get(name);
-        Ok(subjects.and_then(|subjects| subjects.get(subject.as_ref())).cloned().unwrap_or_default())
+        let list = lock(&self.0).get_or_insert(name);
+        // Held while the repository is read: a manifest stored meanwhile waits to be noted.
+        let mut list = lock(&list);
+        let subjects = match &mut list.0 {
+            Some(subjects) => subjects,
+            unread => {
+                let subjects = unread.insert(read(storage, name)?);
+                lock(&self.0).counted(name, count(subjects));
+                subjects
+            }
+        };
+        Ok(subjects.get(subject.as_ref()).cloned().unwrap_or_default())
     }
+}
+
+fn read(storage: &Storage, name: &str) -> Result<BySubject, Failure> {
+    let mut subjects = BySubject::new();
+    for digest in storage.revisions(name)? {
+        let Some(stored) = storage.manifest(name, &digest)? else { continue };
+        if let Ok(manifest) = serde_json::from_slice::<Manifest>(&stored.content) {
+            note(&mut subjects, &digest, stored.content.len(), &manifest);
+        }
+    }
+    Ok(subjects)
+}
+
+fn count(subjects: &BySubject) -> usize {
+    subjects.values().map(Vec::len).sum()
+}
+
+fn lock<T>(mutex: &Mutex<T>) -> std::sync::MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(|poisoned| poisoned.into_inner())
 }
 
 fn note(subjects: &mut BySubject, digest: &Digest, size: usize, manifest: &Manifest) {
@@ -106,4 +186,43 @@ pub(super) async fn get(state: &State, head: &Head, name: String, digest: Digest
     let index = json!({"schemaVersion": 2, "mediaType": OCI_INDEX, "manifests": found});
     let reply = Reply::json_as(OCI_INDEX, &index);
     Ok(if kind.is_some() { reply.header(FILTERS, "artifactType") } else { reply })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::digest::sha256;
+
+    #[test]
+    fn only_repositories_that_exist_are_kept_and_only_so_many() {
+        let dir = tempfile::tempdir().unwrap();
+        let storage = Storage::new(dir.path());
+        let (referrers, subject) = (Referrers::default(), sha256(b"subject"));
+        for number in 0..1000 {
+            let error = referrers.of(&storage, &format!("made-up/{number}"), &subject).unwrap_err();
+            assert_eq!(error.code(), Code::NameUnknown);
+        }
+        assert_eq!(lock(&referrers.0).repositories.len(), 0);
+        for number in 0..KEPT_REPOSITORIES + 10 {
+            let name = format!("real/{number}");
+            storage.link_blob(&name, &subject, &subject).unwrap();
+            assert!(referrers.of(&storage, &name, &subject).unwrap().is_empty());
+            referrers.of(&storage, "real/0", &subject).unwrap();
+        }
+        let kept = lock(&referrers.0);
+        assert_eq!(kept.repositories.len(), KEPT_REPOSITORIES);
+        assert!(kept.repositories.contains_key("real/0") && !kept.repositories.contains_key("real/1"));
+    }
+
+    #[test]
+    fn a_repository_with_very_many_referrers_displaces_others() {
+        let mut cache = Cache::default();
+        for name in ["a", "b", "c"] {
+            cache.get_or_insert(name);
+            cache.counted(name, KEPT_REFERRERS / 2);
+        }
+        assert_eq!(cache.repositories.len(), 2);
+        cache.counted("c", 2 * KEPT_REFERRERS);
+        assert!(cache.repositories.is_empty(), "it is read again for every question");
+    }
 }

@@ -5,7 +5,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
 use bytes::Bytes;
-use http::header::AsHeaderName;
+use http::header::{AsHeaderName, EXPECT};
 use http::request::Parts;
 use http_body_util::BodyExt as _;
 use hyper::body::{Body as _, Incoming};
@@ -59,9 +59,9 @@ impl RequestBody {
         Ok(all)
     }
 
-    /// Reads and drops up to `limit_bytes`, so that a client which is still sending gets to see the answer instead of
-    /// a connection reset.
-    pub(super) async fn drain(&mut self, limit_bytes: u64) {
+    /// Reads and drops up to `limit_bytes`, behind an answer that is on its way out: a client which is still sending gets
+    /// to see it instead of a connection reset.
+    pub(super) async fn drain(mut self, limit_bytes: u64) {
         let mut left = limit_bytes;
         while left > 0 {
             match self.next().await {
@@ -98,6 +98,11 @@ impl Head {
     /// The first value of the query's parameter `name`.
     pub(super) fn parameter(&self, name: &str) -> Option<&str> {
         self.query.iter().find(|(have, _)| have == name).map(|(_, value)| value.as_str())
+    }
+
+    /// Whether the client waits to be told that its body is wanted.
+    pub(super) fn expects_continue(&self) -> bool {
+        self.header(EXPECT).is_some_and(|value| value.eq_ignore_ascii_case("100-continue"))
     }
 
     /// Whether this is GET or HEAD.

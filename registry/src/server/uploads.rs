@@ -7,7 +7,8 @@ use std::time::{Duration, Instant};
 use bytes::Bytes;
 use http::StatusCode;
 use http::header::{CONTENT_LENGTH, CONTENT_RANGE, HeaderName, LOCATION, RANGE};
-use tokio::sync::{Mutex, OwnedMutexGuard, mpsc};
+use tokio::sync::{Mutex, OwnedMutexGuard, Semaphore};
+use tokio::task::JoinHandle;
 
 use super::error::{Code, Failure};
 use super::reply::Reply;
@@ -20,14 +21,17 @@ use crate::reference::is_name;
 
 const UPLOAD_ID: HeaderName = HeaderName::from_static("docker-upload-uuid");
 
-/// How many received buffers may wait for the disk. Each is up to about 400 KiB (hyper's read buffer).
+/// How many received buffers of a request may wait for the disk. Each is up to [`super::READ_BUFFER_BYTES`].
 const WAITING_BUFFERS: usize = 8;
+
+/// How many uploads write at a time. More only queue at the disk, and would take the threads that readers need.
+pub(super) const WRITERS: usize = 32;
 
 /// How long a request waits for the one before on the same upload: a client that lost its connection comes back
 /// before we have noticed.
 const BUSY_PATIENCE: Duration = Duration::from_secs(10);
 
-/// Uploads without a request for this long lose their running hash; the file is hashed anew at the end.
+/// Uploads without a request for this long lose their running hash; the file is hashed again at the end.
 const HASH_KEPT: Duration = Duration::from_secs(3600);
 
 /// How many running hashes are kept before old ones are looked for.
@@ -47,6 +51,22 @@ struct Entry {
 struct RunningHash {
     hasher: Option<Hasher>,
     bytes: u64,
+}
+
+/// What an upload is doing: nothing, or writing what has arrived.
+enum At {
+    Rest(Box<Held>),
+    Work(JoinHandle<Result<Box<Held>, Failure>>),
+}
+
+impl At {
+    /// The upload, when its work is done; waits for ever where there is none.
+    async fn done(&mut self) -> Result<Box<Held>, Failure> {
+        match self {
+            Self::Rest(_) => std::future::pending().await,
+            Self::Work(job) => job.await.map_err(|e| Failure::Body(format!("writer: {e}")))?,
+        }
+    }
 }
 
 /// An upload that this request alone works on.
@@ -87,44 +107,63 @@ impl Uploads {
 
 impl Held {
     /// Adds the request's body. What arrives before a client goes away stays, for it to resume from.
-    async fn receive(self, body: &mut RequestBody) -> Result<Self, Failure> {
-        if body.is_empty() {
-            return Ok(self);
-        }
-        let (sender, receiver) = mpsc::channel(WAITING_BUFFERS);
-        // The guard goes along: a request that is dropped half-way leaves the upload locked until the disk has
-        // what had arrived.
-        let writer = tokio::task::spawn_blocking(move || self.write(receiver));
-        let outcome = loop {
-            match body.next().await {
-                Ok(Some(bytes)) => {
-                    // A writer that is gone has failed, and says how below.
-                    if sender.send(bytes).await.is_err() {
-                        break Ok(());
-                    }
+    ///
+    /// Bytes are written in jobs of what has arrived while the job before ran: a fast client keeps a thread busy and the
+    /// next bytes ready, a slow one holds neither thread nor memory while it sends nothing.
+    async fn receive(self, disk: &Arc<Semaphore>, body: &mut RequestBody) -> Result<Self, Failure> {
+        let mut waiting = Vec::new();
+        let mut at_work = At::Rest(Box::new(self));
+        let mut ended = None;
+        loop {
+            at_work = match at_work {
+                At::Rest(held) if !waiting.is_empty() => {
+                    let bytes = std::mem::take(&mut waiting);
+                    At::Work(tokio::spawn(held.job(bytes, disk.clone())))
                 }
-                Ok(None) => break Ok(()),
-                Err(failure) => break Err(failure),
+                At::Rest(held) => match ended.take() {
+                    Some(Ok(())) => return Ok(*held),
+                    Some(Err(failure)) => return Err(failure),
+                    None => At::Rest(held),
+                },
+                work => work,
+            };
+            let more = ended.is_none() && waiting.len() < WAITING_BUFFERS;
+            tokio::select! {
+                next = body.next(), if more => match next {
+                    Ok(Some(bytes)) => waiting.push(bytes),
+                    Ok(None) => ended = Some(Ok(())),
+                    Err(failure) => ended = Some(Err(failure)),
+                },
+                written = at_work.done() => at_work = At::Rest(written?),
             }
-        };
-        drop(sender);
-        let held = writer.await.map_err(|e| Failure::Body(format!("writer: {e}")))?;
-        outcome.and(held)
+        }
     }
 
-    fn write(mut self, mut receiver: mpsc::Receiver<Bytes>) -> Result<Self, Failure> {
+    /// Writes `bytes` when the disk has a place for it. The guard goes along: a request that is dropped half-way leaves
+    /// the upload locked until the disk has what had arrived.
+    async fn job(mut self: Box<Self>, bytes: Vec<Bytes>, disk: Arc<Semaphore>) -> Result<Box<Self>, Failure> {
+        let place = disk.acquire_owned().await.map_err(|e| Failure::Body(format!("writer: {e}")))?;
+        blocking(move || {
+            self.write(&bytes)?;
+            drop(place);
+            Ok(self)
+        })
+        .await
+    }
+
+    fn write(&mut self, buffers: &[Bytes]) -> Result<(), Failure> {
         if self.hash.bytes != self.file.size() || self.hash.hasher.is_none() {
             let hasher = (self.file.size() == 0).then(Hasher::sha256);
             *self.hash = RunningHash { hasher, bytes: 0 };
         }
-        while let Some(bytes) = receiver.blocking_recv() {
-            self.file.append(&bytes)?;
+        for bytes in buffers {
+            self.file.append(bytes)?;
             if let Some(hasher) = &mut self.hash.hasher {
-                hasher.update(&bytes);
+                hasher.update(bytes);
                 self.hash.bytes += bytes.len() as u64;
             }
         }
-        Ok(self)
+        Ok(())
     }
 
     /// The SHA-256 digest of all that has arrived.
@@ -166,14 +205,18 @@ pub(super) async fn begin(
 
 /// Links the blob into `to` if `from` has it. Without `from`, any repository may: whoever may read here may read all.
 fn mount(storage: &Storage, to: &str, from: Option<&str>, digest: &Digest) -> Result<bool, Failure> {
-    let there = match from {
-        Some(from) => is_name(from) && storage.has_blob(from, digest)?,
-        None => *digest.algorithm() == DigestAlgorithm::Sha256 && storage.has_data(digest)?,
+    // Stored under its SHA-256, whatever digest it goes by.
+    let content = match from {
+        Some(from) if is_name(from) => storage.content_of(from, digest)?,
+        None if *digest.algorithm() == DigestAlgorithm::Sha256 && storage.has_data(digest)? => {
+            Some(digest.clone())
+        }
+        _ => None,
     };
-    if there {
-        storage.link_blob(to, digest, digest)?;
+    if let Some(content) = &content {
+        storage.link_blob(to, digest, content)?;
     }
-    Ok(there)
+    Ok(content.is_some())
 }
 
 /// GET: how far the upload is.
@@ -196,7 +239,7 @@ pub(super) async fn append(
         let (size, range) = (held.file.size(), failure.code() == Code::RangeInvalid);
         return if range { Ok(located(reply, &name, &id, size)) } else { Err(failure) };
     }
-    let held = held.receive(body).await?;
+    let held = held.receive(&state.disk, body).await?;
     Ok(progress(StatusCode::ACCEPTED, &name, &id, held.file.size()))
 }
 
@@ -213,7 +256,7 @@ pub(super) async fn finish(
     let digest = checked_digest(digest?)?;
     let held = state.uploads.hold(state, &name, &id).await?;
     check_range(head, held.file.size())?;
-    let mut held = held.receive(body).await?;
+    let mut held = held.receive(&state.disk, body).await?;
     let (storage, repository, upload, wanted) =
         (state.storage.clone(), name.clone(), id.clone(), digest.clone());
     let committed = blocking(move || {

@@ -9,6 +9,7 @@ mod contract;
 mod expiry;
 mod faults;
 mod handover;
+mod limits;
 mod mirrors;
 mod reads;
 mod redirects;

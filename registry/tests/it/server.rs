@@ -128,8 +128,42 @@ async fn a_blob_may_have_a_sha512_digest() {
     let digest = hasher.finish();
     let path = format!("/v2/app/blobs/uploads/?digest={digest}");
     assert_eq!(api.request("POST", &path).body("longer").send().await.unwrap().status(), StatusCode::CREATED);
-    let blob = api.request("GET", &format!("/v2/app/blobs/{digest}")).send().await.unwrap();
-    assert_eq!(blob.bytes().await.unwrap().as_ref(), b"longer");
+    let mount = format!("/v2/other/blobs/uploads/?mount={digest}&from=app");
+    assert_eq!(api.request("POST", &mount).send().await.unwrap().status(), StatusCode::CREATED);
+    for name in ["app", "other"] {
+        let blob = api.request("GET", &format!("/v2/{name}/blobs/{digest}")).send().await.unwrap();
+        assert_eq!(blob.bytes().await.unwrap().as_ref(), b"longer", "{name}");
+    }
+}
+
+#[tokio::test]
+async fn an_image_may_be_without_layers_and_schema_1_is_refused_by_name() {
+    let api = Api::start().await;
+    let config = client().push_blob(&api.registry.repository("app"), "{}".into()).await.unwrap();
+    let put = |body: serde_json::Value| {
+        let request = api.request("PUT", "/v2/app/manifests/v1").header("content-type", MANIFEST);
+        request.body(body.to_string()).send()
+    };
+    let config = serde_json::json!({"mediaType": "x/y", "digest": config.to_string(), "size": 2});
+    for layers in [serde_json::json!(null), serde_json::json!([])] {
+        let body = serde_json::json!({"schemaVersion": 2, "config": config, "layers": layers});
+        assert_eq!(put(body).await.unwrap().status(), StatusCode::CREATED);
+        let got = api.request("GET", "/v2/app/manifests/v1").send().await.unwrap();
+        assert_eq!(header(&got, "content-type"), MANIFEST, "{layers}");
+    }
+    let response = put(serde_json::json!({"schemaVersion": 1, "fsLayers": []})).await.unwrap();
+    assert_eq!(response.status(), StatusCode::BAD_REQUEST);
+    let text = String::from_utf8(response.bytes().await.unwrap().to_vec()).unwrap();
+    assert!(text.contains("schema 1"), "{text}");
+}
+
+#[tokio::test]
+async fn referrers_in_a_repository_that_does_not_exist_are_not_found() {
+    let api = Api::start().await;
+    let path = format!("/v2/made/up/referrers/{}", sha256(b"x"));
+    let response = api.request("GET", &path).send().await.unwrap();
+    assert_eq!(response.status(), StatusCode::NOT_FOUND);
+    assert_eq!(code(response).await, "NAME_UNKNOWN");
 }
 
 #[tokio::test]

@@ -16,9 +16,10 @@ pub(super) fn present<T>(result: io::Result<T>) -> io::Result<Option<T>> {
     }
 }
 
-/// Writes a small file under another name, and moves it to `path` when it is on the disk.
+/// Writes a small file under another name, and moves it to `path` when it is on the disk. It is found there after a
+/// loss of power.
 pub(super) fn write_atomically(path: &Path, content: &[u8]) -> Result<(), Failure> {
-    create_parent(path)?;
+    let changed = create_parent(path)?;
     let temporary = beside(path)?;
     let write = || {
         let mut file = File::create_new(&temporary)?;
@@ -29,12 +30,32 @@ pub(super) fn write_atomically(path: &Path, content: &[u8]) -> Result<(), Failur
     write().map_err(|e| {
         let _ = fs::remove_file(&temporary);
         failed("writing", path)(e)
-    })
+    })?;
+    sync_folders(&changed)
 }
 
-pub(super) fn create_parent(path: &Path) -> Result<(), Failure> {
+/// Creates the folder of `path`, and returns the folders that must be on the disk for `path` to be found: its own, and
+/// those above that got a new entry for it.
+pub(super) fn create_parent(path: &Path) -> Result<Vec<PathBuf>, Failure> {
     let parent = path.parent().unwrap_or(path);
-    fs::create_dir_all(parent).map_err(failed("creating folder", parent))
+    let mut changed = vec![parent.to_owned()];
+    let mut created = parent;
+    while !created.try_exists().map_err(failed("looking for", created))? {
+        let Some(above) = created.parent() else { break };
+        changed.push(above.to_owned());
+        created = above;
+    }
+    fs::create_dir_all(parent).map_err(failed("creating folder", parent))?;
+    Ok(changed)
+}
+
+/// Brings the entries of `folders` to the disk.
+pub(super) fn sync_folders(folders: &[PathBuf]) -> Result<(), Failure> {
+    for folder in folders {
+        let synced = File::open(folder).and_then(|folder| folder.sync_all());
+        synced.map_err(failed("syncing folder", folder))?;
+    }
+    Ok(())
 }
 
 /// A name of its own in the folder of `path`, that CNCF distribution passes over.
@@ -89,5 +110,18 @@ mod tests {
         write_atomically(&path, b"two").unwrap();
         assert_eq!(fs::read(&path).unwrap(), b"two");
         assert_eq!(fs::read_dir(path.parent().unwrap()).unwrap().count(), 1);
+    }
+
+    #[test]
+    fn every_folder_with_a_new_entry_is_to_be_synced() {
+        let dir = tempfile::tempdir().unwrap();
+        let under = |name: &str| dir.path().join(name);
+        let changed = create_parent(&under("a/b/link")).unwrap();
+        assert_eq!(changed, [under("a/b"), under("a"), dir.path().to_owned()]);
+        assert_eq!(create_parent(&under("a/b/other")).unwrap(), [under("a/b")]);
+        assert_eq!(create_parent(&under("a/c/link")).unwrap(), [under("a/c"), under("a")]);
+        sync_folders(&changed).unwrap();
+        let error = sync_folders(&[under("gone")]).unwrap_err().to_string();
+        assert!(error.contains("gone"), "{error}");
     }
 }

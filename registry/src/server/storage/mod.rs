@@ -43,9 +43,14 @@ impl Storage {
 
     /// Whether the repository has the blob.
     pub(super) fn has_blob(&self, name: &str, digest: &Digest) -> Result<bool, Failure> {
+        Ok(self.content_of(name, digest)?.is_some())
+    }
+
+    /// The digest under which the content of the repository's blob `digest` is stored: its SHA-256.
+    pub(super) fn content_of(&self, name: &str, digest: &Digest) -> Result<Option<Digest>, Failure> {
         match self.linked(&self.paths.layer(name, digest))? {
-            Some(content) => self.has_data(&content),
-            None => Ok(false),
+            Some(content) if self.has_data(&content)? => Ok(Some(content)),
+            _ => Ok(None),
         }
     }
 

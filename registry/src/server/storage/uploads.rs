@@ -5,7 +5,7 @@ use std::io::{Read as _, Seek as _, SeekFrom, Write as _};
 use std::path::PathBuf;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
-use super::files::{create_parent, folders, present, random_id, write_atomically};
+use super::files::{create_parent, folders, present, random_id, sync_folders};
 use super::{Storage, failed};
 use crate::digest::{Digest, Hasher};
 use crate::server::error::Failure;
@@ -67,8 +67,9 @@ impl Storage {
         fs::create_dir_all(&folder).map_err(failed("creating folder", &folder))?;
         let data = folder.join("data");
         File::create_new(&data).map_err(failed("creating", &data))?;
-        // By this CNCF distribution knows which uploads are stale.
-        write_atomically(&folder.join("startedat"), rfc3339(SystemTime::now()).as_bytes())?;
+        // By this CNCF distribution knows which uploads are stale. An upload need not outlive a loss of power.
+        let started = folder.join("startedat");
+        fs::write(&started, rfc3339(SystemTime::now())).map_err(failed("writing", &started))?;
         Ok(id)
     }
 
@@ -92,11 +93,14 @@ impl Storage {
         digest: &Digest,
     ) -> Result<(), Failure> {
         let path = self.paths.data(content);
+        // Data, then its name, then the link: what a 201 has said is found after a loss of power.
+        let changed = create_parent(&path)?;
         if !self.has_data(content)? {
             upload.file.sync_all().map_err(failed("writing to disk", &upload.path))?;
-            create_parent(&path)?;
             fs::rename(&upload.path, &path).map_err(failed("moving an upload to", &path))?;
         }
+        // Also where another request has just moved the same there and is not as far.
+        sync_folders(&changed)?;
         self.link_blob(name, digest, content)?;
         self.remove_upload(name, id).map(drop)
     }
