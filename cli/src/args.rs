@@ -8,6 +8,7 @@ use clap_complete::Shell;
 
 use image::location::Location;
 use image::platform::PlatformName;
+use service::{TcpAddress, UnixAddress};
 
 use crate::logging;
 
@@ -65,10 +66,10 @@ pub(crate) enum Command {
 pub(crate) struct Exporter {
     /// buildkitd's address, such as unix:///run/buildkit/buildkitd.sock
     #[arg(long, value_name = "ADDRESS")]
-    pub(crate) upstream: Option<String>,
+    pub(crate) upstream: Option<UnixAddress>,
     /// Where buildctl will connect, such as unix:///run/nydus-cluster/exporter.sock
     #[arg(long, value_name = "ADDRESS")]
-    pub(crate) listen: Option<String>,
+    pub(crate) listen: Option<UnixAddress>,
     /// Directory of buildkitd's content store, such as /var/lib/buildkit/runc-overlayfs/content, if it can be read here
     #[arg(long, value_name = "DIR")]
     pub(crate) content_store: Option<PathBuf>,
@@ -79,19 +80,19 @@ pub(crate) struct Snapshotter {
     /// Directory of snapshots, state and the chunk cache
     #[arg(long, value_name = "DIR")]
     pub(crate) root: Option<PathBuf>,
-    /// Socket to serve containerd on
-    #[arg(long, value_name = "SOCKET")]
-    pub(crate) listen: Option<PathBuf>,
+    /// Where containerd will connect, such as unix:///run/nydus-cluster/snapshotter.sock
+    #[arg(long, value_name = "ADDRESS")]
+    pub(crate) listen: Option<UnixAddress>,
     /// The daemon's control socket
-    #[arg(long, value_name = "SOCKET")]
-    pub(crate) daemon_socket: Option<PathBuf>,
+    #[arg(long, value_name = "ADDRESS")]
+    pub(crate) daemon_socket: Option<UnixAddress>,
 }
 
 #[derive(Debug, clap::Args)]
 pub(crate) struct Daemon {
-    /// Control socket
-    #[arg(long, value_name = "SOCKET")]
-    pub(crate) socket: Option<PathBuf>,
+    /// Control socket, such as unix:///run/nydus-cluster/daemon.sock
+    #[arg(long, value_name = "ADDRESS")]
+    pub(crate) socket: Option<UnixAddress>,
     /// Directory of the chunk cache
     #[arg(long, value_name = "DIR")]
     pub(crate) cache: Option<PathBuf>,
@@ -111,7 +112,7 @@ pub(crate) struct RegistryServe {
     pub(crate) root: Option<PathBuf>,
     /// Address to listen on, such as 127.0.0.1:5000; port 0 takes a free one
     #[arg(long, value_name = "ADDRESS")]
-    pub(crate) listen: Option<String>,
+    pub(crate) listen: Option<TcpAddress>,
     /// File that gets one JSON object a request
     #[arg(long, value_name = "FILE")]
     pub(crate) access_log: Option<PathBuf>,

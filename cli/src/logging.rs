@@ -1,10 +1,11 @@
-//! Logs go to standard error: text for people, JSON for collectors.
+//! Logs go to standard error: text for people, JSON for collectors. Nobody waits for who reads them.
 
-use std::io::IsTerminal as _;
+use std::io::{IsTerminal as _, Write};
 
 use anyhow::Context as _;
 use clap::ValueEnum;
 use serde::{Deserialize, Serialize};
+use service::log::{Flush, Log};
 use tracing_subscriber::EnvFilter;
 
 /// How a log line looks.
@@ -45,19 +46,42 @@ pub(crate) struct Flags {
     format: Option<Format>,
 }
 
+/// The log of this process, for what is no event. What was logged is written before it is gone.
+pub(crate) struct Output {
+    log: Log,
+    _flush: Flush,
+}
+
+impl Write for Output {
+    fn write(&mut self, line: &[u8]) -> std::io::Result<usize> {
+        self.log.write(line)
+    }
+
+    fn flush(&mut self) -> std::io::Result<()> {
+        self.log.flush()
+    }
+}
+
 /// Starts logging for the rest of the process.
-pub(crate) fn start(flags: &Flags, config: &Config) -> anyhow::Result<()> {
+pub(crate) fn start(flags: &Flags, config: &Config) -> anyhow::Result<Output> {
     let level = flags.level.as_ref().unwrap_or(&config.level);
     let filter = EnvFilter::try_new(level).with_context(|| {
         format!("log level {level:?}: expected a level or a filter such as info,registry=debug")
     })?;
+    let (log, _flush) = Log::on_standard_error().context("starting the log")?;
     let builder = tracing_subscriber::fmt()
         .with_env_filter(filter)
         .with_ansi(std::io::stderr().is_terminal())
-        .with_writer(std::io::stderr);
+        // What it would report goes to standard error directly, and panics if nobody reads that.
+        .log_internal_errors(false)
+        .with_writer({
+            let log = log.clone();
+            move || log.clone()
+        });
     match flags.format.unwrap_or(config.format) {
         Format::Text => builder.init(),
         Format::Json => builder.json().init(),
     }
-    Ok(())
+    service::log::log_panics();
+    Ok(Output { log, _flush })
 }

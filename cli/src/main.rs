@@ -7,6 +7,7 @@ mod logging;
 mod roles;
 mod shutdown;
 
+use std::io::Write;
 use std::process::ExitCode;
 
 use clap::Parser as _;
@@ -15,18 +16,21 @@ use args::{Arguments, Command};
 
 fn main() -> ExitCode {
     let arguments = Arguments::parse();
-    match run(arguments) {
-        Ok(code) => code,
-        Err(error) => {
-            eprintln!("nydus-cluster: {error:#}");
-            ExitCode::FAILURE
-        }
+    let started = config::Config::load(arguments.config.as_deref())
+        .and_then(|config| Ok((logging::start(&arguments.log, &config.log)?, config)));
+    match started {
+        Ok((mut log, config)) => run(arguments, config).unwrap_or_else(|error| failed(&mut log, &error)),
+        Err(error) => failed(&mut std::io::stderr(), &error),
     }
 }
 
-fn run(arguments: Arguments) -> anyhow::Result<ExitCode> {
-    let config = config::Config::load(arguments.config.as_deref())?;
-    logging::start(&arguments.log, &config.log)?;
+/// Says why, to whoever still reads: that nobody does changes nothing about how the command ended.
+fn failed(output: &mut dyn Write, error: &anyhow::Error) -> ExitCode {
+    let _ = output.write_all(format!("nydus-cluster: {error:#}\n").as_bytes());
+    ExitCode::FAILURE
+}
+
+fn run(arguments: Arguments, config: config::Config) -> anyhow::Result<ExitCode> {
     let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build()?;
     let code = runtime.block_on(async {
         match arguments.command {

@@ -3,8 +3,6 @@
 use std::path::PathBuf;
 use std::process::ExitCode;
 
-use anyhow::Context as _;
-
 use crate::args;
 use crate::config::Config;
 use crate::shutdown;
@@ -14,10 +12,10 @@ pub(crate) async fn exporter(config: Config, flags: args::Exporter) -> anyhow::R
     let mut settings = config.exporter;
     settings.registry = config.registry;
     if let Some(upstream) = flags.upstream {
-        settings.upstream = upstream.parse().context("--upstream")?;
+        settings.upstream = upstream;
     }
     if let Some(listen) = flags.listen {
-        settings.listen = listen.parse().context("--listen")?;
+        settings.listen = listen;
     }
     if let Some(dir) = flags.content_store {
         settings.content_store = Some(dir);
@@ -64,7 +62,7 @@ fn daemon_arguments(
     if let Some(file) = file {
         arguments.extend(["--config".to_owned(), text(std::path::absolute(file)?)?]);
     }
-    arguments.extend(["daemon".to_owned(), "--socket".to_owned(), text(settings.daemon.socket.clone())?]);
+    arguments.extend(["daemon".to_owned(), "--socket".to_owned(), settings.daemon.socket.to_string()]);
     arguments.extend(["--cache".to_owned(), text(settings.root.join("cache"))?]);
     Ok(arguments)
 }
@@ -90,8 +88,7 @@ pub(crate) async fn registry(config: Config, flags: args::RegistryServe) -> anyh
         settings.root = root;
     }
     if let Some(listen) = flags.listen {
-        settings.listen =
-            listen.parse().with_context(|| format!("--listen {listen:?}: expected ADDRESS:PORT"))?;
+        settings.listen = listen.0;
     }
     if let Some(file) = flags.access_log {
         settings.access_log = Some(file);

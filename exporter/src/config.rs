@@ -1,20 +1,23 @@
 //! What a user can set about the exporter, and every default.
 
-use std::fmt;
-use std::path::{Path, PathBuf};
-use std::str::FromStr;
+use std::path::PathBuf;
 
 use registry::client::ClientConfig;
 use serde::{Deserialize, Serialize};
+use service::{Access, Mode, UnixAddress};
 
 /// How the exporter runs.
 #[derive(Clone, Debug, Deserialize, PartialEq, Serialize)]
 #[serde(default, deny_unknown_fields)]
 pub struct ExporterConfig {
     /// buildkitd's socket. Default: `unix:///run/buildkit/buildkitd.sock`.
-    pub upstream: SocketAddress,
+    pub upstream: UnixAddress,
     /// The socket that BuildKit clients use instead. Default: `unix:///run/nydus-cluster/exporter.sock`.
-    pub listen: SocketAddress,
+    pub listen: UnixAddress,
+    /// Permissions of that socket; whoever may write to it can build. Default: `0600`.
+    pub listen_mode: Mode,
+    /// Its group, by name or number. Default: that of the process.
+    pub listen_group: Option<String>,
     /// The directory of buildkitd's content store, if the exporter may read it: layers are then read from there, while
     /// buildkitd still writes them, instead of coming over the session. Default: none.
     pub content_store: Option<PathBuf>,
@@ -32,8 +35,10 @@ pub struct ExporterConfig {
 impl Default for ExporterConfig {
     fn default() -> Self {
         Self {
-            upstream: SocketAddress(PathBuf::from("/run/buildkit/buildkitd.sock")),
-            listen: SocketAddress(PathBuf::from("/run/nydus-cluster/exporter.sock")),
+            upstream: UnixAddress::fixed("/run/buildkit/buildkitd.sock"),
+            listen: UnixAddress::fixed("/run/nydus-cluster/exporter.sock"),
+            listen_mode: Mode::OWNER,
+            listen_group: None,
             content_store: None,
             registry: ClientConfig::default(),
             conversions: 2,
@@ -43,76 +48,18 @@ impl Default for ExporterConfig {
     }
 }
 
-/// A local socket, written `unix:///PATH` or as a path.
-#[derive(Clone, Debug, Deserialize, Eq, PartialEq, Serialize)]
-#[serde(try_from = "String", into = "String")]
-pub struct SocketAddress(PathBuf);
-
-/// A text that is no local socket.
-#[derive(Clone, Debug, Eq, PartialEq, thiserror::Error)]
-#[error("{0:?} is no local socket: expected unix:///PATH")]
-pub struct ParseSocketAddressError(String);
-
-impl SocketAddress {
-    /// Where the socket is.
-    pub fn path(&self) -> &Path {
-        &self.0
-    }
-}
-
-impl From<PathBuf> for SocketAddress {
-    fn from(path: PathBuf) -> Self {
-        Self(path)
-    }
-}
-
-impl FromStr for SocketAddress {
-    type Err = ParseSocketAddressError;
-
-    fn from_str(text: &str) -> Result<Self, Self::Err> {
-        let path = text.strip_prefix("unix://").unwrap_or(text);
-        if path.is_empty() || path.contains("://") {
-            return Err(ParseSocketAddressError(text.to_owned()));
-        }
-        Ok(Self(PathBuf::from(path)))
-    }
-}
-
-impl TryFrom<String> for SocketAddress {
-    type Error = ParseSocketAddressError;
-
-    fn try_from(text: String) -> Result<Self, Self::Error> {
-        text.parse()
-    }
-}
-
-impl fmt::Display for SocketAddress {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "unix://{}", self.0.display())
-    }
-}
-
-impl From<SocketAddress> for String {
-    fn from(address: SocketAddress) -> Self {
-        address.to_string()
+impl ExporterConfig {
+    /// Who may connect.
+    pub(crate) fn access(&self) -> Access {
+        Access { mode: self.listen_mode, group: self.listen_group.clone() }
     }
 }
 
 #[cfg(test)]
 mod tests {
-    use super::*;
+    use std::path::Path;
 
-    #[test]
-    fn a_socket_is_a_path_with_or_without_scheme() {
-        for text in ["unix:///run/a.sock", "/run/a.sock"] {
-            let address: SocketAddress = text.parse().unwrap();
-            assert_eq!(address.path(), Path::new("/run/a.sock"));
-            assert_eq!(address.to_string(), "unix:///run/a.sock");
-        }
-        for text in ["", "unix://", "tcp://127.0.0.1:1234"] {
-            assert!(text.parse::<SocketAddress>().is_err(), "{text}");
-        }
-    }
+    use super::*;
 
     #[test]
     fn unknown_keys_are_refused_and_missing_ones_have_defaults() {

@@ -28,5 +28,5 @@ mod intake;
 mod serve;
 mod session;
 
-pub use config::{ExporterConfig, ParseSocketAddressError, SocketAddress};
+pub use config::ExporterConfig;
 pub use serve::{ServeError, serve, threads};

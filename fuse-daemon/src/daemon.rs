@@ -6,6 +6,7 @@ use std::time::Duration;
 
 use registry::client::{Client, ClientConfig};
 use serde::{Deserialize, Serialize};
+use service::{Access, BindError, Mode, UnixAddress};
 use tokio::runtime::Handle;
 use tokio_util::sync::CancellationToken;
 
@@ -18,8 +19,12 @@ use crate::worker::{Backend, WorkerConfig};
 #[derive(Clone, Debug, Deserialize, PartialEq, Serialize)]
 #[serde(default, deny_unknown_fields)]
 pub struct DaemonConfig {
-    /// The control socket. Default: `/run/nydus-cluster/daemon.sock`.
-    pub socket: PathBuf,
+    /// The control socket. Default: `unix:///run/nydus-cluster/daemon.sock`.
+    pub socket: UnixAddress,
+    /// Permissions of that socket; whoever may write to it can mount. Default: `0600`.
+    pub socket_mode: Mode,
+    /// Its group, by name or number. Default: that of the process.
+    pub socket_group: Option<String>,
     /// Where blobs are cached. Default: `/var/lib/nydus-cluster/cache`.
     pub cache_dir: PathBuf,
     /// How mounts read.
@@ -32,7 +37,9 @@ pub struct DaemonConfig {
 impl Default for DaemonConfig {
     fn default() -> Self {
         Self {
-            socket: PathBuf::from("/run/nydus-cluster/daemon.sock"),
+            socket: UnixAddress::fixed("/run/nydus-cluster/daemon.sock"),
+            socket_mode: Mode::OWNER,
+            socket_group: None,
             cache_dir: PathBuf::from("/var/lib/nydus-cluster/cache"),
             read: ReadConfig::default(),
             registry: ClientConfig::default(),
@@ -96,13 +103,8 @@ pub enum DaemonError {
     #[error(transparent)]
     Cache(#[from] CacheError),
     /// The control socket cannot be bound.
-    #[error("cannot listen on {}", socket.display())]
-    Socket {
-        /// The socket.
-        socket: PathBuf,
-        /// Why not.
-        source: std::io::Error,
-    },
+    #[error(transparent)]
+    Socket(#[from] BindError),
     /// The operating system refused something else.
     #[error("cannot {action}")]
     System {
@@ -125,12 +127,12 @@ pub enum DaemonError {
 pub async fn serve(config: DaemonConfig, shutdown: CancellationToken) -> Result<(), DaemonError> {
     raise_open_files_limit();
     let client = Client::new(config.registry.clone())?;
-    let server = Server::bind(&config.socket)
-        .map_err(|source| DaemonError::Socket { socket: config.socket.clone(), source })?;
+    let access = Access { mode: config.socket_mode, group: config.socket_group.clone() };
+    let server = Server::bind(&config.socket, &access)?;
     let engine = engine(&config.cache_dir, &config.read)?;
     let table = Arc::new(Table::new(engine, client));
     let stop = CancellationToken::new();
-    tracing::info!(socket = %config.socket.display(), cache = %config.cache_dir.display(), "daemon serves");
+    tracing::info!(socket = %config.socket, cache = %config.cache_dir.display(), "daemon serves");
     tokio::select! {
         () = server.run(Arc::clone(&table), stop.clone()) => tracing::info!("a client asked the daemon to end"),
         () = shutdown.cancelled() => tracing::info!("the daemon was told to end"),

@@ -4,6 +4,7 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
+use service::{Access, Mode, UnixAddress};
 
 /// Configuration of the snapshotter.
 #[derive(Clone, Debug, Deserialize, PartialEq, Serialize)]
@@ -12,17 +13,21 @@ pub struct SnapshotterConfig {
     /// Directory of the snapshots, mount points and state. Has to be on a file system that overlayfs accepts as upper
     /// layer. Default `/var/lib/nydus-cluster`.
     pub root: PathBuf,
-    /// Unix socket that containerd connects to (`address` of its `proxy_plugins` entry). Default
-    /// `/run/nydus-cluster/snapshotter.sock`.
-    pub listen: PathBuf,
+    /// Socket that containerd connects to (`address` of its `proxy_plugins` entry). Default
+    /// `unix:///run/nydus-cluster/snapshotter.sock`.
+    pub listen: UnixAddress,
+    /// Permissions of that socket; whoever may write to it can mount. Default `0600`.
+    pub listen_mode: Mode,
+    /// Its group, by name or number. Default: that of the process.
+    pub listen_group: Option<String>,
     /// Seconds a container's start may wait until its image is mounted and serves; its caller gets an error then, while
     /// other images go on. Default 60, below the two minutes of the kubelet.
     pub mount_timeout_seconds: u64,
     /// Images mounted at the same time after a start or after the daemon was restarted. Default 4.
     pub restore_concurrency: usize,
     /// containerd's own socket, asked which image a bootstrap belongs to where no label says it: CRI and BuildKit do, `ctr`
-    /// with the transfer service and Docker do not. Default `/run/containerd/containerd.sock`.
-    pub containerd: PathBuf,
+    /// with the transfer service and Docker do not. Default `unix:///run/containerd/containerd.sock`.
+    pub containerd: UnixAddress,
     /// Run the nydus image that stands beside a plain one in an index, where CRI pulls the plain one. The layers of that are
     /// not on the node then, so another plain image that is built on the same lowest layers and has no nydus image beside
     /// it cannot be pulled as long as the first is there. Needs `containerd`. Default false.
@@ -40,10 +45,12 @@ impl Default for SnapshotterConfig {
     fn default() -> Self {
         Self {
             root: PathBuf::from("/var/lib/nydus-cluster"),
-            listen: PathBuf::from("/run/nydus-cluster/snapshotter.sock"),
+            listen: UnixAddress::fixed("/run/nydus-cluster/snapshotter.sock"),
+            listen_mode: Mode::OWNER,
+            listen_group: None,
             mount_timeout_seconds: 60,
             restore_concurrency: 4,
-            containerd: PathBuf::from("/run/containerd/containerd.sock"),
+            containerd: UnixAddress::fixed("/run/containerd/containerd.sock"),
             nydus_beside_plain: false,
             registry: registry::client::ClientConfig::default(),
             overlay_options: Vec::new(),
@@ -53,6 +60,11 @@ impl Default for SnapshotterConfig {
 }
 
 impl SnapshotterConfig {
+    /// Who may connect.
+    pub(crate) fn access(&self) -> Access {
+        Access { mode: self.listen_mode, group: self.listen_group.clone() }
+    }
+
     /// How long a caller waits for an image to be mounted.
     pub fn mount_timeout(&self) -> Duration {
         Duration::from_secs(self.mount_timeout_seconds)
@@ -63,8 +75,8 @@ impl SnapshotterConfig {
 #[derive(Clone, Debug, Deserialize, Eq, PartialEq, Serialize)]
 #[serde(deny_unknown_fields, default)]
 pub struct DaemonConfig {
-    /// The daemon's control socket. Default `/run/nydus-cluster/daemon.sock`.
-    pub socket: PathBuf,
+    /// The daemon's control socket. Default `unix:///run/nydus-cluster/daemon.sock`.
+    pub socket: UnixAddress,
     /// Program to start when nothing answers on the socket. Default: the program that runs.
     pub command: Option<PathBuf>,
     /// Its arguments. Default `["daemon"]`.
@@ -81,7 +93,7 @@ pub struct DaemonConfig {
 impl Default for DaemonConfig {
     fn default() -> Self {
         Self {
-            socket: PathBuf::from("/run/nydus-cluster/daemon.sock"),
+            socket: UnixAddress::fixed("/run/nydus-cluster/daemon.sock"),
             command: None,
             args: vec!["daemon".to_owned()],
             log: None,

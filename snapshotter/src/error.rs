@@ -150,6 +150,9 @@ pub enum Error {
         /// The system's error.
         source: std::io::Error,
     },
+    /// The socket cannot be listened on.
+    #[error(transparent)]
+    Bind(#[from] service::BindError),
     /// The socket could not be served.
     #[error("cannot serve on {}", path.display())]
     Serve {

@@ -66,7 +66,7 @@ pub async fn serve(config: SnapshotterConfig, shutdown: CancellationToken) -> Re
         let (snapshotter, running) = (Arc::clone(&snapshotter), running.clone());
         async move { running.run_until_cancelled(keep_in_order(&snapshotter)).await }
     });
-    service::serve(snapshotter, &config.listen, &shutdown).await
+    service::serve(snapshotter, &config.listen, &config.access(), &shutdown).await
 }
 
 /// Cleans up what a crash left, and keeps the images in use mounted.

@@ -6,16 +6,16 @@
 mod connection;
 mod listen;
 
-use std::io;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::sync::Arc;
 
 use rafs::build::BuildOptions;
 use registry::client::{Client, Error};
+use service::{BindError, UnixAddress};
 use tokio_util::sync::CancellationToken;
 
 use crate::build::Builds;
-use crate::config::{ExporterConfig, SocketAddress};
+use crate::config::ExporterConfig;
 use image::layer::Converter;
 
 /// The most threads that one conversion takes unless told otherwise: at about 250 MB/s each they outrun what buildkitd sends,
@@ -62,7 +62,7 @@ impl Exporter {
     }
 
     /// Our socket.
-    pub(crate) fn listen(&self) -> &SocketAddress {
+    pub(crate) fn listen(&self) -> &UnixAddress {
         &self.config.listen
     }
 }
@@ -71,13 +71,8 @@ impl Exporter {
 #[derive(Debug, thiserror::Error)]
 pub enum ServeError {
     /// The socket cannot be listened on.
-    #[error("cannot listen at unix://{}: {error}", path.display())]
-    Listen {
-        /// The socket.
-        path: PathBuf,
-        /// Why.
-        error: io::Error,
-    },
+    #[error(transparent)]
+    Listen(#[from] BindError),
     /// The settings for registries are wrong.
     #[error("registry settings: {0}")]
     Registry(#[from] registry::client::Error),
@@ -87,10 +82,9 @@ pub enum ServeError {
 ///
 /// buildkitd need not run yet: it is connected to for each client, and its absence is the client's error.
 pub async fn serve(config: ExporterConfig, shutdown: CancellationToken) -> Result<(), ServeError> {
-    let path = config.listen.path().to_owned();
-    let upstream = config.upstream.clone();
+    let (upstream, access) = (config.upstream.clone(), config.access());
     let exporter = Arc::new(Exporter::new(config)?);
-    let listener = listen::Listener::bind(&path).await.map_err(|error| ServeError::Listen { path, error })?;
+    let listener = listen::Listener::bind(exporter.listen(), &access)?;
     tracing::info!(listen = %exporter.listen(), %upstream, "exporter ready");
     listener.serve(exporter, shutdown).await;
     Ok(())

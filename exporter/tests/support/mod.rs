@@ -110,8 +110,8 @@ impl Stack {
     /// One more exporter.
     pub(crate) fn serve_exporter(&self, upstream: &Path, listen: &Path, registry: ClientConfig) {
         let config = ExporterConfig {
-            upstream: upstream.to_owned().into(),
-            listen: listen.to_owned().into(),
+            upstream: upstream.to_owned().try_into().unwrap(),
+            listen: listen.to_owned().try_into().unwrap(),
             registry,
             ..ExporterConfig::default()
         };

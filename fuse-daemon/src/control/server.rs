@@ -1,11 +1,10 @@
 //! The daemon's end of the control socket.
 
 use std::io;
-use std::os::unix::fs::PermissionsExt;
-use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 
+use service::{Access, BindError, SocketFile, UnixAddress, bind_private};
 use tokio::io::{AsyncBufReadExt, AsyncReadExt, AsyncWriteExt, BufReader};
 use tokio::net::{UnixListener, UnixStream};
 use tokio_util::sync::CancellationToken;
@@ -22,24 +21,17 @@ const UNMOUNT_PATIENCE: Duration = Duration::from_secs(2);
 /// A bound control socket; removed when dropped.
 pub(crate) struct Server {
     listener: UnixListener,
-    path: PathBuf,
+    _file: SocketFile,
 }
 
 impl Server {
-    /// Binds the socket, for root alone. One that a dead daemon left is replaced; a living daemon's is an error.
-    pub(crate) fn bind(path: &Path) -> io::Result<Self> {
-        if let Some(dir) = path.parent() {
-            std::fs::create_dir_all(dir)?;
-        }
-        if path.exists() {
-            if std::os::unix::net::UnixStream::connect(path).is_ok() {
-                return Err(io::Error::new(io::ErrorKind::AddrInUse, "another daemon listens there"));
-            }
-            std::fs::remove_file(path)?;
-        }
-        let listener = UnixListener::bind(path)?;
-        std::fs::set_permissions(path, std::fs::Permissions::from_mode(0o600))?;
-        Ok(Self { listener, path: path.to_owned() })
+    /// Binds the socket. One that a dead daemon left is replaced; a living daemon's is an error. Needs a runtime.
+    pub(crate) fn bind(address: &UnixAddress, access: &Access) -> Result<Self, BindError> {
+        let (listener, file) = bind_private(address.path(), access)?;
+        let registered = UnixListener::from_std(listener);
+        let failed =
+            |source| BindError::System { path: address.path().to_owned(), action: "watch it", source };
+        Ok(Self { listener: registered.map_err(failed)?, _file: file })
     }
 
     /// Serves until `stop` is cancelled, which a client may ask for as well.
@@ -59,12 +51,6 @@ impl Server {
                 },
             }
         }
-    }
-}
-
-impl Drop for Server {
-    fn drop(&mut self) {
-        let _ = std::fs::remove_file(&self.path);
     }
 }
 

@@ -27,12 +27,12 @@ impl Daemon {
     async fn start() -> Self {
         let dir = tempfile::tempdir().unwrap();
         let mut config = DaemonConfig {
-            socket: dir.path().join("run/daemon.sock"),
+            socket: dir.path().join("run/daemon.sock").try_into().unwrap(),
             cache_dir: dir.path().join("cache"),
             ..DaemonConfig::default()
         };
         config.read.deadline_seconds = 3.0;
-        let client = Client::new(&config.socket);
+        let client = Client::new(config.socket.path());
         let stop = CancellationToken::new();
         let task = tokio::spawn(fuse_daemon::serve(config, stop.clone()));
         let daemon = Self { dir, client, stop, task };
@@ -345,7 +345,7 @@ async fn messages_of_another_version_or_none_are_refused_by_name() {
 async fn a_second_daemon_does_not_take_the_socket_of_a_living_one() {
     let daemon = Daemon::start().await;
     let config = DaemonConfig {
-        socket: daemon.client.socket().to_owned(),
+        socket: daemon.client.socket().to_owned().try_into().unwrap(),
         cache_dir: daemon.dir.path().join("other-cache"),
         ..DaemonConfig::default()
     };

@@ -37,7 +37,7 @@ pub(crate) struct Daemon {
 impl Daemon {
     /// Nothing happens until [`Self::supervise`] runs.
     pub(crate) fn new(config: DaemonConfig) -> Self {
-        let client = Client::new(&config.socket);
+        let client = Client::new(config.socket.path());
         Self { config, client, condition: watch::Sender::new(Condition::Starting) }
     }
 

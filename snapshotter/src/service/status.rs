@@ -39,6 +39,7 @@ fn code(error: &Error) -> Code {
         | Error::State { .. }
         | Error::Record { .. }
         | Error::Io { .. }
+        | Error::Bind(_)
         | Error::Serve { .. }
         | Error::Internal(_) => Code::Unknown,
     }

@@ -63,7 +63,7 @@ impl Snapshotter {
             images: Arc::new(images),
             overlay_options: overlay::overlay_options(&config.overlay_options),
             restore_concurrency: config.restore_concurrency.max(1),
-            containerd: config.containerd.clone(),
+            containerd: config.containerd.path().to_owned(),
             pending: Pending::default(),
             cleaning: tokio::sync::Mutex::default(),
             state,
@@ -260,7 +260,7 @@ impl Snapshotter {
 fn beside_plain(config: &SnapshotterConfig) -> Result<BesidePlain, Error> {
     let client = registry::client::Client::new(config.registry.clone())
         .map_err(|error| Error::Internal(format!("registry settings: {error}")))?;
-    BesidePlain::new(client, config.containerd.clone(), &config.root)
+    BesidePlain::new(client, config.containerd.path().to_owned(), &config.root)
         .map_err(Error::io("make a folder below", config.root.clone()))
 }
 

@@ -26,8 +26,12 @@ const ANSWERS: usize = 37;
 fn config(dir: &Path) -> SnapshotterConfig {
     SnapshotterConfig {
         root: dir.join("root"),
-        listen: dir.join("snapshotter.sock"),
-        daemon: DaemonConfig { spawn: false, socket: dir.join("daemon.sock"), ..DaemonConfig::default() },
+        listen: dir.join("snapshotter.sock").try_into().unwrap(),
+        daemon: DaemonConfig {
+            spawn: false,
+            socket: dir.join("daemon.sock").try_into().unwrap(),
+            ..DaemonConfig::default()
+        },
         ..SnapshotterConfig::default()
     }
 }

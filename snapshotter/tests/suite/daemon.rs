@@ -103,7 +103,7 @@ async fn a_clean_up_that_waits_for_the_daemon_holds_nobody_up() {
 #[tokio::test]
 async fn the_socket_answers_while_there_is_no_daemon() {
     let harness = Harness::start_with(|dir, config| {
-        config.daemon.socket = dir.join("daemon.sock");
+        config.daemon.socket = dir.join("daemon.sock").try_into().unwrap();
         // Starts, and never answers.
         config.daemon.command = Some("/bin/sleep".into());
         config.daemon.args = vec!["30".to_owned()];
@@ -137,7 +137,7 @@ async fn the_socket_answers_while_there_is_no_daemon() {
 #[tokio::test]
 async fn a_daemon_that_cannot_start_is_named_in_the_error() {
     let harness = Harness::start_with(|dir, config| {
-        config.daemon.socket = dir.join("daemon.sock");
+        config.daemon.socket = dir.join("daemon.sock").try_into().unwrap();
         config.daemon.command = Some("/nonexistent/daemon".into());
         config.mount_timeout_seconds = 1;
     })

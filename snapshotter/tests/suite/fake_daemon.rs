@@ -48,7 +48,7 @@ pub(crate) const CACHED_BYTES: u64 = 12_345;
 pub(crate) fn config(dir: &Path) -> DaemonConfig {
     let program = std::env::current_exe().unwrap();
     DaemonConfig {
-        socket: dir.join("daemon.sock"),
+        socket: dir.join("daemon.sock").try_into().unwrap(),
         command: Some("/usr/bin/env".into()),
         args: vec![
             format!("{DIRECTORY}={}", dir.display()),

@@ -56,8 +56,11 @@ impl Harness {
         let dir = tempfile::tempdir().unwrap();
         let mut config = SnapshotterConfig {
             root: dir.path().join("root"),
-            listen: dir.path().join("snapshotter.sock"),
-            daemon: DaemonConfig { socket: dir.path().join("daemon.sock"), ..DaemonConfig::default() },
+            listen: dir.path().join("snapshotter.sock").try_into().unwrap(),
+            daemon: DaemonConfig {
+                socket: dir.path().join("daemon.sock").try_into().unwrap(),
+                ..DaemonConfig::default()
+            },
             ..SnapshotterConfig::default()
         };
         configure(dir.path(), &mut config);
@@ -235,7 +238,7 @@ async fn serve(config: &SnapshotterConfig) -> (Running, SnapshotsClient<Channel>
     let task = tokio::spawn(snapshotter::serve(config.clone(), shutdown.clone()));
     let channel = eventually("the service answers", async || {
         assert!(!task.is_finished(), "the service ended");
-        containerd_client::connect(&config.listen).await.ok()
+        containerd_client::connect(config.listen.path()).await.ok()
     })
     .await;
     (Running { shutdown, task }, SnapshotsClient::new(channel))

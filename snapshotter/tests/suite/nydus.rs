@@ -41,7 +41,7 @@ impl Node {
 
     /// Answers of the daemon, once there is one.
     pub(crate) async fn daemon_pid(&self) -> u32 {
-        let client = Client::new(&self.harness.config.daemon.socket);
+        let client = Client::new(self.harness.config.daemon.socket.path());
         crate::harness::eventually("the daemon answers", async || {
             client.status().await.ok().map(|status| status.pid)
         })
@@ -285,7 +285,7 @@ async fn callers_that_come_together_wait_for_one_mount() {
 async fn an_image_without_a_reference_says_so() {
     let harness = Harness::start_with(|dir, config| {
         config.daemon.spawn = false;
-        config.containerd = dir.join("containerd.sock");
+        config.containerd = dir.join("containerd.sock").try_into().unwrap();
     })
     .await;
     let labels = [BOOTSTRAP, (SNAPSHOT_REF, "sha256:chain")];

@@ -44,20 +44,20 @@ async fn what_is_mounted_is_not_disturbed() {
 async fn the_socket_goes_with_the_service_and_one_left_by_a_crash_is_replaced() {
     let mut harness = Harness::start().await;
     harness.stop().await;
-    assert!(!harness.config.listen.exists());
-    drop(std::os::unix::net::UnixListener::bind(&harness.config.listen).unwrap());
-    assert!(harness.config.listen.exists());
+    assert!(!harness.config.listen.path().exists());
+    drop(std::os::unix::net::UnixListener::bind(harness.config.listen.path()).unwrap());
+    assert!(harness.config.listen.path().exists());
     let config = harness.config.clone();
     let shutdown = tokio_util::sync::CancellationToken::new();
     let service = tokio::spawn(snapshotter::serve(config.clone(), shutdown.clone()));
     let channel = crate::harness::eventually("the service answers", async || {
-        containerd_client::connect(&config.listen).await.ok()
+        containerd_client::connect(config.listen.path()).await.ok()
     })
     .await;
     drop(channel);
     // A second one on the same root is told why it cannot.
     let mut second = config.clone();
-    second.listen = harness.dir.path().join("second.sock");
+    second.listen = harness.dir.path().join("second.sock").try_into().unwrap();
     let error = snapshotter::serve(second, shutdown.clone()).await.unwrap_err();
     assert!(error.to_string().contains("database"), "{error}");
     // And one on the same socket.

@@ -1,0 +1,37 @@
+//! The processes of the roles as an operating system sees them: their logs, sockets, signals and deaths.
+//!
+//! Needs root and `/dev/fuse`. Where these are missing, tests say `skipped: needs …`; with `CI=true` they fail instead.
+
+#![allow(clippy::unwrap_used, reason = "helpers of tests are tests: what they cannot do fails the test")]
+
+mod addresses;
+mod log;
+mod node;
+
+use std::path::Path;
+use std::time::{Duration, Instant};
+
+/// What a test may take at most for something that is expected to happen at once.
+const SOON: Duration = Duration::from_secs(30);
+
+/// Whether FUSE mounts can be made here; says so if not.
+fn can_mount() -> bool {
+    if nix::unistd::geteuid().is_root() && Path::new("/dev/fuse").exists() {
+        return true;
+    }
+    assert!(std::env::var_os("CI").is_none(), "needs root and /dev/fuse");
+    println!("skipped: needs root and /dev/fuse");
+    false
+}
+
+/// Waits until there is a result.
+fn eventually<T>(what: &str, mut poll: impl FnMut() -> Option<T>) -> T {
+    let end = Instant::now() + SOON;
+    loop {
+        if let Some(result) = poll() {
+            return result;
+        }
+        assert!(Instant::now() < end, "not within {SOON:?}: {what}");
+        std::thread::sleep(Duration::from_millis(10));
+    }
+}

@@ -1,0 +1,14 @@
+//! What the process of every role needs, whatever it does.
+//!
+//! - [`log`]: where log lines go without ever holding up or ending the process;
+//! - [`address`]: how addresses are written, on the command line and in the configuration;
+//! - [`socket`]: local sockets that only those may connect to who are meant to.
+
+#![forbid(unsafe_code)]
+
+pub mod address;
+pub mod log;
+pub mod socket;
+
+pub use address::{InvalidAddress, SocketAddress, TcpAddress, UnixAddress};
+pub use socket::{Access, BindError, Mode, SocketFile, bind_private};
