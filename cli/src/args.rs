@@ -10,7 +10,7 @@ use image::location::Location;
 use image::platform::PlatformName;
 use service::{TcpAddress, UnixAddress};
 
-use crate::logging;
+use crate::{cluster, logging};
 
 /// Build, distribute and lazily launch Kubernetes cluster images.
 ///
@@ -48,6 +48,9 @@ pub(crate) enum Command {
     /// Work on images: convert them, look at them, check, compare, merge, mount, unpack
     #[command(subcommand)]
     Image(Image),
+    /// Work on cluster images: the container images that they ask for
+    #[command(subcommand)]
+    Cluster(cluster::Cluster),
     /// Print the version
     Version,
     /// Print completions for a shell

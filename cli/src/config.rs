@@ -24,6 +24,8 @@ pub(crate) struct Config {
     pub(crate) snapshotter: snapshotter::SnapshotterConfig,
     /// `nydus-cluster daemon`.
     pub(crate) daemon: fuse_daemon::DaemonConfig,
+    /// `nydus-cluster cluster …`.
+    pub(crate) cluster: cluster::ClusterConfig,
     /// `nydus-cluster registry serve`.
     pub(crate) server: registry::server::ServerConfig,
 }

@@ -1,6 +1,7 @@
 //! The `nydus-cluster` command: argument parsing and wiring, nothing else.
 
 mod args;
+mod cluster;
 mod config;
 mod image;
 mod logging;
@@ -39,6 +40,7 @@ fn run(arguments: Arguments, config: config::Config) -> anyhow::Result<ExitCode>
             Command::Daemon(flags) => roles::daemon(config, flags).await,
             Command::Registry(args::Registry::Serve(flags)) => roles::registry(config, flags).await,
             Command::Image(command) => image::run(config, command).await,
+            Command::Cluster(command) => cluster::run(config, command).await,
             Command::Version => {
                 println!("nydus-cluster {}", env!("CARGO_PKG_VERSION"));
                 Ok(ExitCode::SUCCESS)

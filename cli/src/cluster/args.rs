@@ -1,0 +1,64 @@
+//! The command line of `nydus-cluster cluster`.
+
+use std::path::PathBuf;
+
+use clap::Subcommand;
+
+/// Work on cluster images
+#[derive(Debug, Subcommand)]
+pub(crate) enum Cluster {
+    /// Show which container images a cluster image asks for
+    ///
+    /// Read are image lists (imageList, manifests/imageList, images/shim, images/skopeo/tar.txt), manifests and templates in
+    /// manifests/ and application/apps/, and charts, which helm renders. Exit 0 if all of it could be read, 1 if something in
+    /// it could not, so that images may be missing.
+    Images(Images),
+}
+
+/// Where images are looked for, and how.
+#[derive(Debug, clap::Args)]
+pub(crate) struct Discovery {
+    /// The directory of the cluster image
+    pub(crate) source: String,
+    /// Leave out what fits this pattern, in the syntax of .gitignore; may be given several times
+    #[arg(long, value_name = "PATTERN", allow_hyphen_values = true)]
+    pub(crate) ignore: Vec<String>,
+    /// Render templates with this; may be given several times
+    #[arg(long = "env", value_name = "NAME=VALUE", value_parser = pair)]
+    pub(crate) environment: Vec<(String, String)>,
+    /// Render a chart once more with these values; may be given several times
+    #[arg(long, value_name = "CHART=FILE", value_parser = values)]
+    pub(crate) values: Vec<(String, PathBuf)>,
+    /// The version of Kubernetes that charts are rendered for [default: what the image's Metadata says]
+    #[arg(long, value_name = "VERSION")]
+    pub(crate) kube_version: Option<String>,
+    /// The program helm [default: the first one in PATH]
+    #[arg(long, value_name = "FILE")]
+    pub(crate) helm: Option<PathBuf>,
+}
+
+#[derive(Debug, clap::Args)]
+pub(crate) struct Images {
+    #[command(flatten)]
+    pub(crate) discovery: Discovery,
+    /// Print JSON
+    #[arg(long)]
+    pub(crate) json: bool,
+    /// Show every file and line that asks for this image; without tag and digest for all of its repository
+    #[arg(long, value_name = "IMAGE", conflicts_with = "json")]
+    pub(crate) why: Option<String>,
+}
+
+fn pair(text: &str) -> Result<(String, String), String> {
+    match text.split_once('=') {
+        Some((name, value)) if !name.is_empty() => Ok((name.to_owned(), value.to_owned())),
+        _ => Err(format!("{text:?}: expected NAME=VALUE")),
+    }
+}
+
+fn values(text: &str) -> Result<(String, PathBuf), String> {
+    match text.split_once('=') {
+        Some((name, file)) if !name.is_empty() && !file.is_empty() => Ok((name.to_owned(), file.into())),
+        _ => Err(format!("{text:?}: expected CHART=FILE")),
+    }
+}

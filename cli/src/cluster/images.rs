@@ -1,0 +1,116 @@
+//! `cluster images`: which container images a cluster image asks for.
+
+use std::path::Path;
+use std::process::ExitCode;
+use std::time::Duration;
+
+use anyhow::{Context as _, bail};
+use cluster::discover::{self, Archive, Discovery, Layout, Options, Origin, Problem};
+use serde::Serialize;
+
+use super::args;
+use crate::config::Config;
+
+/// Everything `cluster images --json` prints.
+#[derive(Debug, Serialize)]
+struct Report<'a> {
+    layout: Option<Layout>,
+    images: Vec<ImageReport<'a>>,
+    problems: &'a [Problem],
+    warnings: &'a [Problem],
+}
+
+#[derive(Debug, Serialize)]
+struct ImageReport<'a> {
+    image: String,
+    /// Only its shape says that it is an image.
+    candidate: bool,
+    asked_by: &'a [Origin],
+    #[serde(skip_serializing_if = "Option::is_none")]
+    archive: Option<&'a Archive>,
+}
+
+/// Finds the images and prints them.
+pub(super) async fn run(config: &Config, flags: args::Images) -> anyhow::Result<ExitCode> {
+    let found = discover(config, &flags.discovery).await?;
+    for warning in &found.warnings {
+        eprintln!("warning: {warning}");
+    }
+    for problem in &found.problems {
+        eprintln!("error: {problem}");
+    }
+    let code = if found.problems.is_empty() { ExitCode::SUCCESS } else { ExitCode::FAILURE };
+    if let Some(image) = &flags.why {
+        return why(&found, image, code);
+    }
+    if flags.json {
+        serde_json::to_writer_pretty(std::io::stdout().lock(), &report(&found))?;
+        println!();
+    } else {
+        table(&found);
+    }
+    Ok(code)
+}
+
+/// Looks for images in the directory that is named.
+async fn discover(config: &Config, flags: &args::Discovery) -> anyhow::Result<Discovery> {
+    let dir = Path::new(&flags.source);
+    if !dir.is_dir() {
+        bail!("{}: no such directory", flags.source);
+    }
+    let options = Options {
+        environment: flags.environment.iter().cloned().collect(),
+        ignore: flags.ignore.clone(),
+        values: flags.values.clone(),
+        kube_version: flags.kube_version.clone(),
+        helm: flags.helm.clone().or_else(|| config.cluster.helm.clone()),
+        helm_deadline: Duration::from_secs(config.cluster.helm_seconds),
+    };
+    discover::discover(dir, &options).await.with_context(|| format!("looking for images in {}", flags.source))
+}
+
+fn report(found: &Discovery) -> Report<'_> {
+    let images = found.images.iter().map(|image| ImageReport {
+        image: image.reference.to_string(),
+        candidate: !image.certain,
+        asked_by: &image.origins,
+        archive: image.archive.as_ref(),
+    });
+    Report {
+        layout: found.layout,
+        images: images.collect(),
+        problems: &found.problems,
+        warnings: &found.warnings,
+    }
+}
+
+fn table(found: &Discovery) {
+    let names: Vec<String> = found.images.iter().map(|image| image.reference.to_string()).collect();
+    let width = names.iter().map(String::len).chain(["IMAGE".len()]).max().unwrap_or(0);
+    println!("{:width$}  ASKED BY", "IMAGE");
+    for (name, image) in names.iter().zip(&found.images) {
+        let first = image.origins.first().map(Origin::to_string).unwrap_or_default();
+        let more = match image.origins.len() {
+            0 | 1 => String::new(),
+            count => format!(", and {} more", count - 1),
+        };
+        let candidate = if image.certain { "" } else { " (candidate)" };
+        println!("{name:width$}  {first}{more}{candidate}");
+    }
+}
+
+/// Prints who asks for `image`; nobody is a failure.
+fn why(found: &Discovery, image: &str, code: ExitCode) -> anyhow::Result<ExitCode> {
+    let images = found.why(image)?;
+    for image in &images {
+        println!("{}", image.reference);
+        for origin in &image.origins {
+            println!("  {origin}");
+        }
+    }
+    if images.is_empty() {
+        eprintln!("nothing asks for {image}");
+        return Ok(ExitCode::FAILURE);
+    }
+    Ok(code)
+}

@@ -1,0 +1,28 @@
+//! `nydus-cluster cluster …`: commands that work on cluster images.
+
+mod args;
+mod images;
+
+use std::process::ExitCode;
+
+pub(crate) use args::Cluster;
+
+use crate::config::Config;
+use crate::shutdown;
+
+/// What a shell says of a command that SIGINT ended.
+const INTERRUPTED: u8 = 130;
+
+/// Runs the command until it ends or a signal ends it; what it holds is cleaned up either way.
+pub(crate) async fn run(config: Config, command: Cluster) -> anyhow::Result<ExitCode> {
+    let stop = shutdown::on_signal()?;
+    let ended = stop.run_until_cancelled(async {
+        match command {
+            Cluster::Images(flags) => images::run(&config, flags).await,
+        }
+    });
+    ended.await.unwrap_or_else(|| {
+        eprintln!("nydus-cluster: interrupted");
+        Ok(ExitCode::from(INTERRUPTED))
+    })
+}

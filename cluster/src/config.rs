@@ -1,0 +1,21 @@
+//! What a user can set, and every default.
+
+use std::path::PathBuf;
+
+use serde::{Deserialize, Serialize};
+
+/// How cluster images are worked on.
+#[derive(Clone, Debug, Deserialize, PartialEq, Eq, Serialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct ClusterConfig {
+    /// The program `helm`. Default: the first one in `PATH`.
+    pub helm: Option<PathBuf>,
+    /// What the rendering of one chart may take, in seconds. Default: 60.
+    pub helm_seconds: u64,
+}
+
+impl Default for ClusterConfig {
+    fn default() -> Self {
+        Self { helm: None, helm_seconds: 60 }
+    }
+}

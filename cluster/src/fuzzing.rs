@@ -1,0 +1,40 @@
+//! What fuzz targets call: readers of text and bytes that anybody may have written. Errors are fine, panics are bugs.
+
+use std::io::Write as _;
+use std::path::Path;
+
+use crate::discover::chart::{archive, metadata::Metadata};
+use crate::discover::list::{self, List};
+use crate::discover::manifest::{self, Context, kustomize::Kustomization};
+use crate::discover::{Way, ask::Requests};
+
+/// Reads `text` as every kind of manifest.
+pub fn manifest(text: &str) {
+    for (file, way) in [("x.yaml", Way::Chart), ("kustomization.yaml", Way::Manifest)] {
+        let context = Context { file: file.to_owned(), way, values: None };
+        let _ = manifest::read(&context, text).finish(None);
+    }
+    Kustomization::read(Path::new("a/kustomization.yaml"), text).apply(&mut Requests::default());
+}
+
+/// Reads `bytes` as a chart's archive, as the tar in one, and as its `Chart.yaml`.
+pub fn chart(bytes: &[u8]) {
+    let _ = archive::read(bytes);
+    let mut gzip = flate2::write::GzEncoder::new(Vec::new(), flate2::Compression::none());
+    if gzip.write_all(bytes).is_ok()
+        && let Ok(packed) = gzip.finish()
+    {
+        let _ = archive::read(&packed);
+    }
+    if let Ok(mut metadata) = Metadata::read(&String::from_utf8_lossy(bytes)) {
+        metadata.add_requirements(&String::from_utf8_lossy(bytes));
+        let _ = metadata.release();
+    }
+}
+
+/// Reads `text` as every kind of list.
+pub fn list(text: &str) {
+    for list in [List::References, List::Shim, List::Archives] {
+        let _ = list::read(list, "file", text).finish(None);
+    }
+}

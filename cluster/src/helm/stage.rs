@@ -1,0 +1,68 @@
+//! The directory in which helm works: the chart's copy, the values, and a home.
+
+use std::fs::{self, Permissions};
+use std::io;
+use std::os::unix::fs::{PermissionsExt as _, chown};
+use std::path::{Path, PathBuf};
+
+use nix::unistd::Uid;
+use tempfile::TempDir;
+
+use super::{Rendering, run};
+
+/// A directory that goes when this goes.
+pub(super) struct Stage(TempDir);
+
+impl Stage {
+    pub(super) fn write(rendering: &Rendering<'_>) -> io::Result<Self> {
+        let stage = Self(tempfile::Builder::new().prefix("nydus-cluster-helm-").tempdir()?);
+        folder(&stage.home())?;
+        for (path, content) in rendering.chart {
+            let path = stage.chart().join(path);
+            let parent = path.parent().unwrap_or(&path);
+            for above in parent.ancestors().take_while(|above| above.starts_with(stage.chart())) {
+                if above.is_dir() {
+                    break;
+                }
+                folder(above)?;
+            }
+            file(&path, content)?;
+        }
+        for (index, content) in rendering.values.iter().enumerate() {
+            file(&stage.values(index), content)?;
+        }
+        if Uid::effective().is_root() {
+            // The folder itself stays closed to all others.
+            chown(stage.path(), Some(run::USER), Some(run::USER))?;
+            chown(stage.home(), Some(run::USER), Some(run::USER))?;
+        }
+        Ok(stage)
+    }
+
+    pub(super) fn path(&self) -> &Path {
+        self.0.path()
+    }
+
+    pub(super) fn chart(&self) -> PathBuf {
+        self.path().join("chart")
+    }
+
+    pub(super) fn home(&self) -> PathBuf {
+        self.path().join("home")
+    }
+
+    pub(super) fn values(&self, index: usize) -> PathBuf {
+        self.path().join(format!("values-{index}.yaml"))
+    }
+}
+
+// Modes are set for themselves: this process may have any umask.
+fn folder(path: &Path) -> io::Result<()> {
+    fs::create_dir_all(path)?;
+    fs::set_permissions(path, Permissions::from_mode(0o755))
+}
+
+fn file(path: &Path, content: &[u8]) -> io::Result<()> {
+    fs::write(path, content)?;
+    fs::set_permissions(path, Permissions::from_mode(0o644))
+}

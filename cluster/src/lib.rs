@@ -1,0 +1,13 @@
+//! What makes an image a *cluster* image: the container images that it asks for.
+//!
+//! - [`mod@discover`]: what in a tree asks for container images, with file and line.
+
+pub mod config;
+pub mod discover;
+#[cfg(feature = "fuzzing")]
+pub mod fuzzing;
+mod helm;
+mod sys;
+mod yaml;
+
+pub use config::ClusterConfig;
