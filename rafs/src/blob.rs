@@ -1,10 +1,14 @@
 //! A blob: the compressed chunks of one layer, with what is needed to find and check each of them.
 
+mod complete;
 pub mod decode;
 pub mod meta;
 pub mod source;
 pub mod stream;
 mod tar_header;
+
+pub use complete::Contradiction;
+pub(crate) use complete::complete;
 
 use crate::compress::Compressor;
 use crate::digest::{Digest, DigestAlgorithm};

@@ -16,6 +16,23 @@ pub enum Compressor {
     },
 }
 
+impl Compressor {
+    /// The algorithm in one word, without its level.
+    pub fn word(self) -> &'static str {
+        match self {
+            Self::None => "none",
+            Self::Lz4 => "lz4",
+            Self::Zstd { .. } => "zstd",
+        }
+    }
+}
+
+impl std::fmt::Display for Compressor {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.pad(self.word())
+    }
+}
+
 impl Default for Compressor {
     fn default() -> Self {
         Self::Zstd { level: 3 }

@@ -16,12 +16,26 @@ pub enum DigestAlgorithm {
 }
 
 impl DigestAlgorithm {
+    /// The algorithm in one word.
+    pub fn word(self) -> &'static str {
+        match self {
+            Self::Blake3 => "blake3",
+            Self::Sha256 => "sha256",
+        }
+    }
+
     /// The digest of `data`.
     pub fn digest(self, data: &[u8]) -> Digest {
         match self {
             Self::Blake3 => Digest(*blake3::hash(data).as_bytes()),
             Self::Sha256 => Digest(sha2::Sha256::digest(data).into()),
         }
+    }
+}
+
+impl fmt::Display for DigestAlgorithm {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.pad(self.word())
     }
 }
 

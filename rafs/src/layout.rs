@@ -14,6 +14,40 @@ pub mod v6;
 /// Size in bytes of an EROFS block in RAFS v6.
 pub const BLOCK_SIZE: u64 = 4096;
 
+/// Smallest chunk size in bytes: the block size of EROFS.
+pub const MIN_CHUNK_SIZE: u32 = 4096;
+
+/// Largest chunk size in bytes: what the 24-bit size fields of chunk information hold.
+pub const MAX_CHUNK_SIZE: u32 = 1 << 24;
+
+/// The most chunks that a blob has: their indexes have 24 bits.
+pub const MAX_CHUNKS: u32 = 1 << 24;
+
+/// The most bytes that a blob stores: offsets of stored bytes have 40 bits.
+pub const MAX_STORED_BYTES: u64 = 1 << 40;
+
+/// The most bytes of an uncompressed blob: addresses count blocks in 32 bits.
+pub const MAX_UNCOMPRESSED_BYTES: u64 = 1 << 44;
+
+/// The longest name of a file in bytes.
+pub const MAX_NAME_BYTES: usize = 255;
+
+/// The longest path in bytes that a program can say, and the longest target of a symbolic link.
+pub const MAX_PATH_BYTES: usize = 4095;
+
+/// What [`is_chunk_size`] wants, for messages.
+pub(crate) const CHUNK_SIZES: &str = "a chunk size that is a power of two from 4 KiB to 16 MiB";
+
+/// Whether chunks can have this size in bytes.
+pub fn is_chunk_size(size: u32) -> bool {
+    size.is_power_of_two() && (MIN_CHUNK_SIZE..=MAX_CHUNK_SIZE).contains(&size)
+}
+
+/// Whether a directory can have an entry of this name: not empty, no `/` and no NUL, not too long. `.` and `..` count.
+pub(crate) fn is_name(name: &[u8]) -> bool {
+    !name.is_empty() && name.len() <= MAX_NAME_BYTES && !name.iter().any(|byte| matches!(byte, b'/' | 0))
+}
+
 /// Asserts size and field offsets of an on-disk struct at compile time.
 macro_rules! assert_layout {
     ($type:ty, $size:literal, { $($field:ident: $offset:literal),* $(,)? }) => {

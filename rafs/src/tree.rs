@@ -8,6 +8,7 @@ use std::collections::{BTreeMap, BTreeSet};
 
 pub(crate) use self::walk::{Stop, TooManySteps, Walk};
 use crate::blob::{BlobIndex, ChunkIndex};
+use crate::layout::v6::FileType;
 
 /// Handle of a node in its [`Tree`].
 #[derive(Clone, Copy, Debug, Eq, Hash, Ord, PartialEq, PartialOrd)]
@@ -52,6 +53,20 @@ pub struct DeviceNumber {
     pub minor: u32,
 }
 
+impl DeviceNumber {
+    /// From the 32 bits of an inode, as Linux has them: 12 of the major number, in the middle, and 20 of the minor one.
+    pub(crate) fn decode(number: u32) -> Self {
+        Self { major: (number >> 8) & 0xfff, minor: (number & 0xff) | ((number >> 12) & 0xf_ff00) }
+    }
+
+    /// The 32 bits of an inode; `None` where the numbers do not fit.
+    pub(crate) fn encode(self) -> Option<u32> {
+        let Self { major, minor } = self;
+        let fits = major < 1 << 12 && minor < 1 << 20;
+        fits.then_some((minor & 0xff) | major << 8 | (minor & !0xff) << 12)
+    }
+}
+
 /// A piece of a regular file: one chunk, in file order. Every chunk but the last is of the image's chunk size.
 #[derive(Clone, Copy, Debug, Eq, Hash, Ord, PartialEq, PartialOrd)]
 pub struct ChunkRef {
@@ -83,6 +98,21 @@ pub enum Kind {
     Fifo,
     /// A Unix socket.
     Socket,
+}
+
+impl Kind {
+    /// The type alone.
+    pub fn file_type(&self) -> FileType {
+        match self {
+            Self::Directory(_) => FileType::Directory,
+            Self::Regular { .. } => FileType::Regular,
+            Self::Symlink(_) => FileType::Symlink,
+            Self::CharDevice(_) => FileType::CharDevice,
+            Self::BlockDevice(_) => FileType::BlockDevice,
+            Self::Fifo => FileType::Fifo,
+            Self::Socket => FileType::Socket,
+        }
+    }
 }
 
 /// A file of any type.

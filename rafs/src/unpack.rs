@@ -13,8 +13,10 @@ use std::path::Path;
 pub use error::UnpackError;
 
 use crate::blob::source::BlobSource;
-use crate::bootstrap::{Bootstrap, ReadError};
+use crate::bootstrap::{Bootstrap, Nid, ReadError};
 use crate::layout::v6::FileType;
+use crate::tree::Xattrs;
+use crate::xattr;
 use walk::{Met, Visitor, walk};
 
 /// Is told of every so many bytes of content that are written (0 between files), and may end the work.
@@ -64,6 +66,20 @@ impl<'a, S: BlobSource> Unpack<'a, S> {
     /// When the image is broken, a chunk is not what its digest says, the file system refuses, or the watch ends it.
     pub fn to_directory(self, target: &Path) -> Result<(), UnpackError> {
         directory::unpack(self, target)
+    }
+
+    /// The extended attributes of a file. Those that no file of its type can have are left out with a warning.
+    fn xattrs(&self, path: &[u8], kind: FileType, nid: Nid) -> Result<Xattrs, UnpackError> {
+        let mut xattrs = self.bootstrap.stored_xattrs(nid)?;
+        xattrs.retain(|name, _| {
+            let fits = xattr::fits(kind, name);
+            if !fits {
+                let (path, name) = (error::shown(path), name.escape_ascii());
+                tracing::warn!(%path, %name, "extended attribute left out: only files and directories can have it");
+            }
+            fits
+        });
+        Ok(xattrs)
     }
 
     fn watch(&self, bytes: u64) -> Result<(), UnpackError> {
@@ -123,7 +139,7 @@ impl Visitor for ContentSize {
         Ok(())
     }
 
-    fn leave(&mut self, _path: &[u8], _nid: crate::bootstrap::Nid) -> Result<(), ReadError> {
+    fn leave(&mut self, _path: &[u8], _nid: Nid) -> Result<(), ReadError> {
         Ok(())
     }
 }

@@ -207,3 +207,41 @@ fn a_watch_is_told_of_all_the_content() {
     rafs::unpack::Unpack::new(&bootstrap, &blob).watched(&watch).to_tar(&mut std::io::sink()).unwrap();
     assert_eq!(done.get(), rafs::unpack::content_size(&bootstrap).unwrap());
 }
+
+/// Others store `user.*` of symbolic links, pipes and devices; no file system has them.
+#[test]
+fn attributes_that_no_file_of_the_type_has_are_left_out() {
+    let mut builder = sample(Format::default());
+    let ids = paths(&builder.tree);
+    for path in [&b"/symlink"[..], b"/pipe", b"/socket", b"/setuid"] {
+        let xattrs = &mut builder.tree.node_mut(ids[path]).metadata.xattrs;
+        xattrs.insert(b"user.note"[..].into(), b"x"[..].into());
+    }
+    let (layer, stream) = builder.finish();
+    let bootstrap = Bootstrap::from_bytes(written(&layer, &WriteOptions::default())).unwrap();
+    let xattrs = |path: &[u8]| bootstrap.xattrs(bootstrap.lookup_path(path).unwrap().unwrap()).unwrap();
+    assert!(xattrs(b"symlink").is_empty() && xattrs(b"pipe").is_empty() && xattrs(b"socket").is_empty());
+    assert!(xattrs(b"setuid").contains_key(&b"user.note"[..]));
+
+    let mut archive = Vec::new();
+    rafs::unpack::to_tar(&bootstrap, &OneBlob(stream.clone()), &mut archive).unwrap();
+    let notes = archive.windows(22).filter(|window| *window == b"SCHILY.xattr.user.note").count();
+    assert_eq!(notes, 1);
+    let parent = tempfile::tempdir().unwrap();
+    rafs::unpack::to_directory(&bootstrap, &OneBlob(stream), &parent.path().join("new")).unwrap();
+}
+
+/// A keyword ends at the first equals sign.
+#[test]
+fn an_equals_sign_in_an_attributes_name_is_written_as_gnu_tar_writes_it() {
+    let mut builder = sample(Format::default());
+    let id = paths(&builder.tree)[&b"/setuid"[..]];
+    let xattrs = &mut builder.tree.node_mut(id).metadata.xattrs;
+    xattrs.insert(b"user.a=b%"[..].into(), b"=value"[..].into());
+    let (layer, stream) = builder.finish();
+    let bootstrap = Bootstrap::from_bytes(written(&layer, &WriteOptions::default())).unwrap();
+    let mut archive = Vec::new();
+    rafs::unpack::to_tar(&bootstrap, &OneBlob(stream), &mut archive).unwrap();
+    let expected = b"SCHILY.xattr.user.a%3Db%25==value\n";
+    assert!(archive.windows(expected.len()).any(|window| window == expected));
+}

@@ -176,6 +176,26 @@ impl Bootstrap {
         Ok(())
     }
 
+    /// The number of chunks in what [`set_chunk_info`](Self::set_chunk_info) gave for a blob.
+    pub(crate) fn chunk_info_len(&self, blob: BlobIndex) -> u32 {
+        self.metas.get(usize::from(blob.0)).and_then(Option::as_ref).map_or(0, BlobMeta::len)
+    }
+
+    /// Forgets what [`set_chunk_info`](Self::set_chunk_info) gave for a blob.
+    pub(crate) fn drop_chunk_info(&mut self, blob: BlobIndex) {
+        if let Some(slot) = self.metas.get_mut(usize::from(blob.0)) {
+            *slot = None;
+        }
+    }
+
+    /// Whether nothing works on a blob's chunks without its chunk information: the bootstrap describes none, or not what is
+    /// in batches.
+    pub fn needs_chunk_info(&self, blob: BlobIndex) -> bool {
+        let is_batched = |blob: &Blob| blob.features & crate::layout::flags::blob::BATCH != 0;
+        let blob = self.blobs.get(usize::from(blob.0));
+        blob.is_some_and(|blob| blob.meta.is_some() && (!self.has_chunk_table() || is_batched(blob)))
+    }
+
     /// A chunk. The first call for a bootstrap whose chunk table is not sorted by blob and index, such as nydus-image
     /// writes, sorts an index of 4 bytes a chunk.
     ///
@@ -297,12 +317,23 @@ impl Bootstrap {
         }
     }
 
-    /// The extended attributes of a file of any type, by full name.
+    /// The extended attributes of a file of any type, by full name, without those that [no file of its type
+    /// has](crate::xattr::fits): other tools store `user.*` of symbolic links too.
     ///
     /// # Errors
     ///
     /// When they are broken.
     pub fn xattrs(&self, nid: Nid) -> Result<Xattrs, ReadError> {
+        let mut xattrs = self.stored_xattrs(nid)?;
+        if !xattrs.is_empty() {
+            let kind = self.inode(nid)?.kind;
+            xattrs.retain(|name, _| crate::xattr::fits(kind, name));
+        }
+        Ok(xattrs)
+    }
+
+    /// All extended attributes that are stored for a file.
+    pub(crate) fn stored_xattrs(&self, nid: Nid) -> Result<Xattrs, ReadError> {
         match &self.format {
             Format::V5(v5) => v5.xattrs(&self.data, nid),
             Format::V6(v6) => v6.xattrs(&self.data, nid),
@@ -353,7 +384,7 @@ impl Bootstrap {
 
     /// All chunks that the bootstrap itself describes.
     #[expect(clippy::type_complexity, reason = "an iterator of two origins has no shorter name")]
-    fn described_chunks(
+    pub(crate) fn described_chunks(
         &self,
     ) -> Result<
         Box<dyn ExactSizeIterator<Item = Result<(BlobIndex, ChunkIndex, Chunk), ReadError>> + '_>,

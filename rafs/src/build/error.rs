@@ -92,8 +92,8 @@ pub enum BuildError {
     BatchWithoutCompressor,
     /// The chunk dictionary cannot be used for this layer.
     #[error(
-        "the chunk dictionary has chunks of {found_size} bytes with {found_digester:?} digests: \
-         this layer needs {chunk_size} bytes and {digester:?}"
+        "the chunk dictionary has chunks of {found_size} bytes with {found_digester} digests: \
+         this layer needs {chunk_size} bytes and {digester}"
     )]
     Dictionary {
         /// Chunk size of the dictionary in bytes.

@@ -1,11 +1,11 @@
 //! Hard links whose target had not come when they did.
 
-use std::collections::{HashMap, HashSet};
+use std::collections::{BTreeMap, HashMap, HashSet};
 
 use super::BuildError;
 use super::error::SourcePath;
 use super::tree::TreeBuilder;
-use crate::tree::NodeId;
+use crate::tree::{NodeId, Tree};
 
 /// Hard links to be resolved at the end. Each has a placeholder node in the tree until then.
 #[derive(Default)]
@@ -49,12 +49,22 @@ impl PendingLinks {
     /// Puts the targets in the placeholders' places.
     pub(super) fn resolve(self, builder: &mut TreeBuilder) -> Result<(), BuildError> {
         let mut resolved = HashMap::new();
+        let mut reachable = None;
         for link in &self.names {
-            // A later entry may have replaced the link, or a directory above it.
-            if builder.find(&link.path).ok().flatten() != Some(link.placeholder) {
+            // A later entry may have replaced the link. Its path says nothing: it may have led through a symbolic link that
+            // was replaced since, while the directory that it led to is still there.
+            let named = builder.tree.entries(link.parent).and_then(|entries| entries.get(&link.name));
+            if named != Some(&link.placeholder) {
                 continue;
             }
             let target = self.target_of(link.placeholder, &mut resolved, builder);
+            let is_broken = target.is_none_or(|target| builder.tree.entries(target).is_some());
+            // Nobody misses what is in a directory that was replaced.
+            if is_broken
+                && !reachable.get_or_insert_with(|| directories(&builder.tree)).contains(&link.parent)
+            {
+                continue;
+            }
             let Some(target) = target else {
                 let target = self.targets[&link.placeholder].clone();
                 let path = SourcePath(link.path.clone());
@@ -95,4 +105,18 @@ impl PendingLinks {
         resolved.extend(passed.into_iter().map(|id| (id, end)));
         end
     }
+}
+
+/// All directories of a tree that a path leads to.
+fn directories(tree: &Tree) -> HashSet<NodeId> {
+    let mut found = HashSet::from([Tree::ROOT]);
+    let mut stack = vec![Tree::ROOT];
+    while let Some(directory) = stack.pop() {
+        for &id in tree.entries(directory).into_iter().flat_map(BTreeMap::values) {
+            if tree.entries(id).is_some() && found.insert(id) {
+                stack.push(id);
+            }
+        }
+    }
+    found
 }

@@ -7,14 +7,10 @@ use super::BuildError;
 use super::dictionary::Dictionary;
 use crate::compress::Compressor;
 use crate::digest::DigestAlgorithm;
-
-/// Smallest chunk size in bytes: the block size of EROFS.
-const LEAST_CHUNK_SIZE: u32 = 4 << 10;
-/// Largest chunk size in bytes: what the 24-bit size fields of chunk information hold.
-const MOST_CHUNK_SIZE: u32 = 16 << 20;
+use crate::layout::{MAX_CHUNK_SIZE, MIN_CHUNK_SIZE, is_chunk_size};
 
 /// The most worker threads: each holds two units of buffers, and memory is to stay bounded on machines of many cores.
-const MOST_THREADS: usize = 16;
+const MAX_THREADS: usize = 16;
 
 /// How a layer is built.
 #[derive(Clone, Debug)]
@@ -51,14 +47,14 @@ impl BuildOptions {
     /// Checks sizes.
     pub(super) fn check(&self) -> Result<(), BuildError> {
         let chunk_size = self.chunk_size;
-        if !chunk_size.is_power_of_two() || !(LEAST_CHUNK_SIZE..=MOST_CHUNK_SIZE).contains(&chunk_size) {
+        if !is_chunk_size(chunk_size) {
             return Err(BuildError::ChunkSize { chunk_size });
         }
         if let Some(batch_size) = self.batch_size {
-            if !batch_size.is_power_of_two() || !(LEAST_CHUNK_SIZE..=chunk_size).contains(&batch_size) {
+            if !batch_size.is_power_of_two() || !(MIN_CHUNK_SIZE..=chunk_size).contains(&batch_size) {
                 return Err(BuildError::BatchSize { batch_size, chunk_size });
             }
-            if chunk_size == MOST_CHUNK_SIZE {
+            if chunk_size == MAX_CHUNK_SIZE {
                 return Err(BuildError::BatchChunkSize { chunk_size });
             }
             // A batch is always decompressed when read: there is no way to say that it is stored as it is.
@@ -76,6 +72,6 @@ impl BuildOptions {
     pub(super) fn workers(&self) -> usize {
         let cores = || std::thread::available_parallelism().map_or(1, NonZeroUsize::get);
         let threads = if self.threads == 0 { cores() } else { self.threads };
-        threads.min(MOST_THREADS)
+        threads.min(MAX_THREADS)
     }
 }

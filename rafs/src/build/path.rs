@@ -1,17 +1,13 @@
 //! Paths of entries: from raw bytes to names below the root.
 
 use super::error::PathProblem;
-
-/// Longest name in bytes that a file system holds.
-pub(super) const MOST_NAME_BYTES: usize = 255;
-
-/// Longest path in bytes that a system call takes (`PATH_MAX` without its NUL). Also bounds the depth of a tree.
-const MOST_PATH_BYTES: usize = 4095;
+use crate::layout::{MAX_NAME_BYTES, MAX_PATH_BYTES};
 
 /// The names that `path` leads through from the root, taken literally (symbolic links are not looked at): no empty ones,
 /// no `.`, and `..` goes up but never out of the root. An empty list is the root.
 pub(super) fn components(path: &[u8]) -> Result<Vec<&[u8]>, PathProblem> {
-    if path.len() > MOST_PATH_BYTES {
+    // This bounds the depth of a tree too.
+    if path.len() > MAX_PATH_BYTES {
         return Err(PathProblem::TooLong { length: path.len() });
     }
     if path.contains(&0) {
@@ -22,7 +18,7 @@ pub(super) fn components(path: &[u8]) -> Result<Vec<&[u8]>, PathProblem> {
         match name {
             b"" | b"." => {}
             b".." => _ = names.pop(),
-            name if name.len() > MOST_NAME_BYTES => {
+            name if name.len() > MAX_NAME_BYTES => {
                 return Err(PathProblem::NameTooLong { length: name.len() });
             }
             name => names.push(name),

@@ -7,9 +7,13 @@
 use super::BuildError;
 use super::error::PathProblem;
 use super::links::PendingLinks;
-use super::path::{MOST_NAME_BYTES, components};
+use super::path::components;
+use crate::layout::MAX_NAME_BYTES;
+use crate::layout::v6::FileType;
+use crate::merge::WHITEOUT_PREFIX;
 use crate::source::{Entry, EntryKind};
 use crate::tree::{Kind, Metadata, Node, NodeId, Stop, TooManySteps, Tree, Walk, Xattrs};
+use crate::xattr;
 
 /// Directories that may be made up for entries that lack their parents: this many, and a number for each entry. An entry
 /// of a few kilobytes could name two thousand otherwise, each of which takes as much memory as a file.
@@ -44,19 +48,28 @@ impl TreeBuilder {
     pub(super) fn insert(&mut self, entry: Entry) -> Result<NodeId, BuildError> {
         let Entry { path, mut metadata, kind } = entry;
         self.implied_left += IMPLIED_PER_ENTRY;
-        retain_storable(&mut metadata.xattrs, &path);
         let problem = |problem| BuildError::Path { path: path.as_slice().into(), problem };
         let names = components(&path).map_err(problem)?;
         let Some((name, parents)) = names.split_last() else {
             if kind != EntryKind::Directory {
                 return Err(problem(PathProblem::RootIsNoDirectory));
             }
+            retain_storable(&mut metadata.xattrs, &path, FileType::Directory);
             return Ok(self.set_directory(Tree::ROOT, metadata));
         };
         let parent = self.walk(parents, Missing::Create).map_err(problem)?;
         let parent = parent.expect("missing directories are created");
+        let kind = match kind {
+            // A whiteout is its name, whatever its type: overlayfs's whiteouts share an inode, so tools that pack what it
+            // leaves write hard links, often to files of a lower layer.
+            EntryKind::HardLink(_) if name.starts_with(WHITEOUT_PREFIX) => EntryKind::Regular { size: 0 },
+            kind => kind,
+        };
         let node = match kind {
-            EntryKind::Directory => return Ok(self.insert_directory(parent, name, metadata)),
+            EntryKind::Directory => {
+                retain_storable(&mut metadata.xattrs, &path, FileType::Directory);
+                return Ok(self.insert_directory(parent, name, metadata));
+            }
             EntryKind::HardLink(target) => return self.insert_link(&path, parent, name, target),
             EntryKind::Regular { size } => Kind::Regular { size, chunks: Vec::new() },
             EntryKind::Symlink(target) => Kind::Symlink(target),
@@ -65,6 +78,7 @@ impl TreeBuilder {
             EntryKind::Fifo => Kind::Fifo,
             EntryKind::Socket => Kind::Socket,
         };
+        retain_storable(&mut metadata.xattrs, &path, node.file_type());
         let id = self.tree.add(Node { metadata, kind: node });
         self.name(parent, name, id);
         Ok(id)
@@ -194,7 +208,7 @@ impl TreeBuilder {
                 Stop::Arrived(id) => return Ok(Some(id)),
                 Stop::Missing(_) if missing == Missing::Leave => return Ok(None),
                 // A link's target was not looked at before.
-                Stop::Missing(_) if walk.next_name().len() > MOST_NAME_BYTES => {
+                Stop::Missing(_) if walk.next_name().len() > MAX_NAME_BYTES => {
                     return Err(PathProblem::NameTooLong { length: walk.next_name().len() });
                 }
                 Stop::Missing(at) => _ = self.make_up_directory(at, walk.next_name())?,
@@ -203,21 +217,20 @@ impl TreeBuilder {
     }
 }
 
-/// Drops extended attributes that neither RAFS nor Linux file systems store, as unpacking would.
-fn retain_storable(xattrs: &mut Xattrs, path: &[u8]) {
-    const PREFIXES: [&[u8]; 3] = [b"user.", b"trusted.", b"security."];
-    const WHOLE: [&[u8]; 2] = [b"system.posix_acl_access", b"system.posix_acl_default"];
+/// Drops extended attributes that neither RAFS nor Linux file systems store for a file of this type, as unpacking would.
+fn retain_storable(xattrs: &mut Xattrs, path: &[u8], kind: FileType) {
     if xattrs.is_empty() {
         return;
     }
     xattrs.retain(|name, _| {
-        let prefixed = |prefix: &&[u8]| name.starts_with(prefix) && name.len() > prefix.len();
-        let storable = PREFIXES.iter().any(prefixed) || WHOLE.contains(&&**name);
-        if !storable {
-            let (path, name) = (String::from_utf8_lossy(path), String::from_utf8_lossy(name));
-            tracing::warn!(%path, %name, "extended attribute ignored: file systems do not store this kind");
-        }
-        storable
+        let reason = match (xattr::split(name), xattr::fits(kind, name)) {
+            (Some(_), true) => return true,
+            (None, _) => "file systems do not store this kind",
+            (_, false) => "only files and directories can have it",
+        };
+        let (path, name) = (String::from_utf8_lossy(path), String::from_utf8_lossy(name));
+        tracing::warn!(%path, %name, "extended attribute left out: {reason}");
+        false
     });
 }
 

@@ -8,16 +8,8 @@ use super::seen::{PieceNumber, Seen};
 use super::unit::{Fate, Piece, Unit};
 use crate::blob::stream;
 use crate::blob::{BatchMember, BlobIndex, Chunk, ChunkIndex};
+use crate::layout::{BLOCK_SIZE, MAX_CHUNKS, MAX_STORED_BYTES};
 use crate::tree::ChunkRef;
-
-/// A blob has at most this many chunks: their index has 24 bits on disk.
-const MOST_CHUNKS: u32 = 1 << 24;
-
-/// A blob's chunk data has at most this many bytes: offsets in it have 40 bits on disk.
-const MOST_BYTES: u64 = 1 << 40;
-
-/// Alignment in bytes of chunks in the uncompressed blob: the block size of EROFS.
-const BLOCK_SIZE: u64 = 4096;
 
 /// The chunk data so far.
 pub(super) struct ChunkWriter<'a, W> {
@@ -116,12 +108,12 @@ impl<'a, W: Write> ChunkWriter<'a, W> {
         batch: Option<BatchMember>,
     ) -> Result<(), BuildError> {
         let written = &mut self.written;
-        let index = u32::try_from(written.chunks.len()).unwrap_or(MOST_CHUNKS);
-        if index >= MOST_CHUNKS {
-            return Err(BuildError::TooManyChunks { limit: MOST_CHUNKS });
+        let index = u32::try_from(written.chunks.len()).unwrap_or(MAX_CHUNKS);
+        if index >= MAX_CHUNKS {
+            return Err(BuildError::TooManyChunks { limit: MAX_CHUNKS });
         }
-        if written.compressed_size + u64::from(stored) > MOST_BYTES {
-            return Err(BuildError::BlobTooLarge { limit: MOST_BYTES });
+        if written.compressed_size + u64::from(stored) > MAX_STORED_BYTES {
+            return Err(BuildError::BlobTooLarge { limit: MAX_STORED_BYTES });
         }
         written.chunks.push(Chunk {
             digest: piece.digest,

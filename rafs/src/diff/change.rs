@@ -3,7 +3,7 @@
 use std::fmt;
 
 use crate::layout::v6::FileType;
-use crate::tree::{DeviceNumber, Kind, Time};
+use crate::tree::{DeviceNumber, Time};
 
 /// Values of extended attributes and targets of links are shown up to this many bytes.
 const SHOWN_BYTES: usize = 100;
@@ -103,7 +103,7 @@ impl Difference {
     /// Both values as text; `None` for content, which is too much to show.
     pub fn values(&self) -> Option<(String, String)> {
         let pair = match self {
-            Self::Type(a, b) => (format!("{a:?}").to_lowercase(), format!("{b:?}").to_lowercase()),
+            Self::Type(a, b) => (a.to_string(), b.to_string()),
             Self::Mode(a, b) => (format!("{a:04o}"), format!("{b:04o}")),
             Self::Owner(a, b) => (format!("{}:{}", a.0, a.1), format!("{}:{}", b.0, b.1)),
             Self::Time(a, b) => (time(*a), time(*b)),
@@ -140,18 +140,5 @@ fn value(bytes: Option<&[u8]>) -> String {
         Some(bytes) => {
             format!("\"{}\"... ({} bytes)", bytes[..SHOWN_BYTES].escape_ascii(), bytes.len())
         }
-    }
-}
-
-/// The type of a node.
-pub(super) fn file_type(kind: &Kind) -> FileType {
-    match kind {
-        Kind::Directory(_) => FileType::Directory,
-        Kind::Regular { .. } => FileType::Regular,
-        Kind::Symlink(_) => FileType::Symlink,
-        Kind::CharDevice(_) => FileType::CharDevice,
-        Kind::BlockDevice(_) => FileType::BlockDevice,
-        Kind::Fifo => FileType::Fifo,
-        Kind::Socket => FileType::Socket,
     }
 }

@@ -92,10 +92,10 @@ fn every_part_of_the_metadata_counts() {
         },
     );
     let mut a = MemorySource::default();
-    a.add(b"f", ours, EntryKind::Fifo, b"");
+    a.add(b"f", ours, EntryKind::Regular { size: 0 }, b"");
     a.add(b"dev", mode(0), EntryKind::CharDevice(DeviceNumber { major: 1, minor: 3 }), b"").symlink("s", "a");
     let mut b = MemorySource::default();
-    b.add(b"f", theirs, EntryKind::Fifo, b"").symlink("s", "b");
+    b.add(b"f", theirs, EntryKind::Regular { size: 0 }, b"").symlink("s", "b");
     b.add(b"dev", mode(0), EntryKind::CharDevice(DeviceNumber { major: 1, minor: 5 }), b"");
     let expected = [
         "  /dev device 1:3 -> 1:5",

@@ -2,7 +2,7 @@
 
 use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
 
-use super::change::{Change, Difference, Side, What, file_type};
+use super::change::{Change, Difference, Side, What};
 use super::content::{Compared, by_digest, comparable};
 use crate::blob::source::BlobError;
 use crate::layout::v6::FileType;
@@ -163,13 +163,13 @@ impl<'a> Walk<'a> {
             Kind::Regular { size, .. } if self.once.insert(key) => *size,
             _ => 0,
         };
-        Side { kind: file_type(kind), bytes }
+        Side { kind: kind.file_type(), bytes }
     }
 
     fn compare(&mut self, a: NodeId, b: NodeId) -> Result<Vec<Difference>, DiffError> {
         let (ours, theirs) = (self.a.tree.node(a), self.b.tree.node(b));
         let mut found = Vec::new();
-        let types = (file_type(&ours.kind), file_type(&theirs.kind));
+        let types = (ours.kind.file_type(), theirs.kind.file_type());
         if types.0 != types.1 {
             found.push(Difference::Type(types.0, types.1));
         }

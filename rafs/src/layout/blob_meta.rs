@@ -8,11 +8,9 @@ use super::assert_layout;
 /// Magic number at both ends of the header.
 pub const MAGIC: u32 = 0xb10b_b10b;
 /// Stored offsets of version 1 and 2 have 40 bits.
-pub const MAX_COMPRESSED_OFFSET: u64 = (1 << 40) - 1;
+pub const MAX_COMPRESSED_OFFSET: u64 = super::MAX_STORED_BYTES - 1;
 /// Uncompressed offsets are stored as 32 bits of 4 KiB blocks.
-pub const MAX_UNCOMPRESSED_OFFSET: u64 = 0xffff_ffff << 12;
-/// A chunk's sizes are at most 16 MiB.
-pub const MAX_CHUNK_SIZE: u32 = 1 << 24;
+pub const MAX_UNCOMPRESSED_OFFSET: u64 = super::MAX_UNCOMPRESSED_BYTES - super::BLOCK_SIZE;
 
 /// The header behind the chunk-info array, 4,096 bytes. It is never compressed.
 ///

@@ -4,7 +4,7 @@ use std::collections::HashMap;
 
 use super::MergeError;
 use super::overlay::Stacked;
-use crate::blob::{Blob, BlobIndex, ChunkIndex};
+use crate::blob::{Blob, BlobIndex, ChunkIndex, Contradiction, complete};
 use crate::digest::{Digest, DigestAlgorithm};
 use crate::tree::{ChunkRef, Image, Kind, NodeId, Tree};
 
@@ -43,12 +43,11 @@ impl Pool {
                 check_properties(layer, &blob, &mut properties)?;
                 let id = blob.id.ok_or(MergeError::NoId { layer, blob: number })?;
                 let place = *by_id.entry(id).or_insert(pool.blobs.len());
-                if place == pool.blobs.len() {
-                    pool.add(blob);
-                } else if blob.chunks.len() > pool.blobs[place].chunks.len() {
-                    // The same blob, of which a bootstrap knows only a part of the chunks.
-                    pool.blobs[place] = blob;
-                }
+                pool.add(place, blob).map_err(|difference| MergeError::Contradiction {
+                    layer,
+                    blob: id,
+                    difference,
+                })?;
                 places.push(Some(place));
             }
             pool.places.push(places);
@@ -56,14 +55,25 @@ impl Pool {
         Ok(pool)
     }
 
-    fn add(&mut self, blob: Blob) {
-        self.contents.reserve(blob.chunks.len());
-        // A blob read from an image has chunks of size 0 where it does not know them.
-        for (chunk, index) in blob.chunks.iter().zip(0..).filter(|(chunk, _)| chunk.uncompressed_size > 0) {
-            let place = Place { blob: self.blobs.len(), chunk: index };
-            self.contents.entry((chunk.digest, chunk.uncompressed_size)).or_insert(place);
+    /// Adds a blob, or what is known of one that another layer has too.
+    fn add(&mut self, place: usize, blob: Blob) -> Result<(), Contradiction> {
+        let new: Vec<u32> = match self.blobs.get_mut(place) {
+            Some(known) => complete(known, blob)?,
+            None => {
+                let known = blob.chunks.iter().zip(0..).filter(|(chunk, _)| !chunk.is_unknown());
+                let known = known.map(|(_, index)| index).collect();
+                self.blobs.push(blob);
+                known
+            }
+        };
+        self.contents.reserve(new.len());
+        let chunks = &self.blobs[place].chunks;
+        for index in new {
+            let chunk = &chunks[index as usize];
+            let found = Place { blob: place, chunk: index };
+            self.contents.entry((chunk.digest, chunk.uncompressed_size)).or_insert(found);
         }
-        self.blobs.push(blob);
+        Ok(())
     }
 
     /// Makes an image of a stack: chunk references to the blobs that it uses.
@@ -98,7 +108,8 @@ impl Pool {
         let chunk = wanted.chunk.0;
         let missing = MergeError::NoChunk { layer, blob, chunk };
         let place = self.places[layer].get(blob).copied().flatten().ok_or(missing.clone())?;
-        let found = self.blobs[place].chunks.get(chunk as usize).ok_or(missing)?;
+        let found = self.blobs[place].chunks.get(chunk as usize);
+        let found = found.filter(|chunk| !chunk.is_unknown()).ok_or(missing)?;
         let content = (found.digest, found.uncompressed_size);
         Ok(self.contents.get(&content).copied().unwrap_or(Place { blob: place, chunk }))
     }

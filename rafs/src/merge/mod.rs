@@ -13,8 +13,10 @@ mod overlay;
 mod whiteout;
 
 pub use open::{OpenLayerError, open_layer};
+pub(crate) use whiteout::WHITEOUT_PREFIX;
 
-use crate::digest::DigestAlgorithm;
+use crate::blob::Contradiction;
+use crate::digest::{Digest, DigestAlgorithm};
 use crate::tree::{Image, Layer};
 
 /// Why layers cannot be merged.
@@ -36,7 +38,7 @@ pub enum MergeError {
     },
     /// Layers differ in digest algorithm.
     #[error(
-        "layer {layer} has {found:?} digests and the layers below have {expected:?} digests: \
+        "layer {layer} has {found} digests and the layers below have {expected} digests: \
          an image has one digest algorithm"
     )]
     Digester {
@@ -61,6 +63,16 @@ pub enum MergeError {
         /// The blob in that layer.
         blob: usize,
     },
+    /// Two layers say different things of the same blob: one of them is not what it was.
+    #[error("layer {layer} says of blob {blob}, which a layer below it has too, {difference}")]
+    Contradiction {
+        /// The layer, 0 being the lowest.
+        layer: usize,
+        /// The blob.
+        blob: Digest,
+        /// What they say.
+        difference: Contradiction,
+    },
     /// A file refers to a chunk that its layer does not have.
     #[error("a file of layer {layer} refers to chunk {chunk} of blob {blob}, which the layer does not have")]
     NoChunk {
@@ -80,7 +92,7 @@ pub enum MergeError {
 ///
 /// # Errors
 ///
-/// When the layers differ in chunk size or digest algorithm, or use more than 254 blobs.
+/// When the layers differ in chunk size or digest algorithm, contradict each other, or use more than 254 blobs.
 pub fn merge(layers: Vec<Layer>) -> Result<Image, MergeError> {
     let (trees, blobs): (Vec<_>, Vec<_>) = layers.into_iter().map(|layer| (layer.tree, layer.blobs)).unzip();
     let pool = blobs::Pool::new(blobs)?;

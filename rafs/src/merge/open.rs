@@ -7,9 +7,11 @@ use std::path::{Path, PathBuf};
 
 use sha2::{Digest as _, Sha256};
 
+use crate::blob::Blob;
 use crate::blob::stream::{OwnBootstrap, TocError, own_bootstrap};
 use crate::bootstrap::{Bootstrap, ReadError, Version};
 use crate::digest::Digest;
+use crate::layout::flags;
 use crate::tree::Layer;
 
 /// A file is digested in steps of this many bytes.
@@ -26,8 +28,6 @@ pub enum OpenLayerError {
     Stream { path: PathBuf, source: TocError },
     #[error("{}: expected a layer's bootstrap, or a blob with the layer's bootstrap in it", path.display())]
     Bootstrap { path: PathBuf, source: ReadError },
-    #[error("{}: a layer of RAFS v5; only layers of RAFS v6 can be merged", path.display())]
-    Version { path: PathBuf },
     #[error(
         "{}: this bootstrap does not say which blob it belongs to: expected a file named by the SHA-256 of the blob \
          (64 hexadecimal digits, and any suffixes)",
@@ -61,9 +61,6 @@ pub fn open_layer(path: &Path) -> Result<Layer, OpenLayerError> {
         Some(OwnBootstrap { bytes, toc }) => (Bootstrap::from_bytes(bytes).map_err(broken)?, toc),
         None => (Bootstrap::open(path).map_err(broken)?, None),
     };
-    if bootstrap.version() == Version::V5 {
-        return Err(OpenLayerError::Version { path: path.to_owned() });
-    }
     if bootstrap.blobs().iter().any(|blob| blob.id.is_none()) {
         let id = match id_in_name(path) {
             Some(id) => id,
@@ -72,7 +69,26 @@ pub fn open_layer(path: &Path) -> Result<Layer, OpenLayerError> {
         };
         bootstrap.set_own_blob(id, is_stream.then_some(size), toc.as_ref());
     }
-    bootstrap.to_layer().map_err(broken)
+    let mut layer = bootstrap.to_layer().map_err(broken)?;
+    if bootstrap.version() == Version::V5 {
+        layer.blobs.iter_mut().for_each(align_chunks);
+    }
+    Ok(layer)
+}
+
+/// Gives the chunks of a blob of RAFS v5 places that RAFS v6 can address. In v5 they may follow one another at any byte; where
+/// they lie in the uncompressed blob is a matter of bootstraps alone, for blobs of v5 have no chunk information. The place
+/// follows from the index, so that all layers that share the blob have the same, whatever they know of it.
+fn align_chunks(blob: &mut Blob) {
+    if blob.features & flags::blob::ALIGNED != 0 {
+        return;
+    }
+    let chunk_size = u64::from(blob.chunk_size);
+    for (chunk, index) in blob.chunks.iter_mut().zip(0..) {
+        chunk.uncompressed_offset = index * chunk_size;
+    }
+    blob.uncompressed_size = blob.chunks.len() as u64 * chunk_size;
+    blob.features |= flags::blob::ALIGNED;
 }
 
 fn id_in_name(path: &Path) -> Option<Digest> {

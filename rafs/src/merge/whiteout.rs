@@ -3,7 +3,7 @@
 use crate::tree::{DeviceNumber, Kind, Metadata, Node, Xattrs};
 
 /// Prefix of an OCI whiteout's name: the rest is the name of what is removed.
-const PREFIX: &[u8] = b".wh.";
+pub(crate) const WHITEOUT_PREFIX: &[u8] = b".wh.";
 
 /// Prefix of names that AUFS kept for itself. All but the opaque marker mean nothing in an image.
 const RESERVED: &[u8] = b".wh..wh.";
@@ -35,7 +35,7 @@ pub(super) fn meaning<'a>(name: &'a [u8], node: &Node, parent: &Metadata) -> Mea
     if name.starts_with(RESERVED) {
         return Meaning::Ignored;
     }
-    match name.strip_prefix(PREFIX) {
+    match name.strip_prefix(WHITEOUT_PREFIX) {
         // Nothing has these names.
         Some(b"" | b"." | b"..") => Meaning::Ignored,
         Some(removed) => Meaning::Removes(removed),

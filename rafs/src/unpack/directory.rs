@@ -158,7 +158,7 @@ impl<S: BlobSource> Target<'_, S> {
             let (uid, gid) = owner(inode);
             fs::fchown(file, Some(uid), Some(gid)).map_err(io("set the owner"))?;
         }
-        for (name, value) in self.image.bootstrap.xattrs(nid)? {
+        for (name, value) in self.image.xattrs(path, inode.kind, nid)? {
             let result = fs::fsetxattr(file, &name[..], &value, XattrFlags::empty());
             self.xattr_result(path, &name, result)?;
         }
@@ -178,7 +178,7 @@ impl<S: BlobSource> Target<'_, S> {
             let mode = Mode::from_raw_mode(inode.permissions.into());
             fs::chmodat(parent, name, mode, AtFlags::empty()).map_err(io("set the mode"))?;
         }
-        let xattrs = self.image.bootstrap.xattrs(nid)?;
+        let xattrs = self.image.xattrs(path, inode.kind, nid)?;
         if !xattrs.is_empty() {
             use std::os::fd::AsRawFd;
             let by_path = [format!("/proc/self/fd/{}/", parent.as_raw_fd()).as_bytes(), name].concat();

@@ -38,8 +38,10 @@ impl<S: BlobSource, W: Write> Visitor for Archive<'_, S, W> {
         let io =
             |source| UnpackError::Io { path: shown(met.path), action: "write it to the archive", source };
         let (typeflag, target, size) = self.type_and_target(met)?;
-        let xattrs =
-            if met.link_to.is_some() { Xattrs::new() } else { self.image.bootstrap.xattrs(met.nid)? };
+        let xattrs = match met.link_to {
+            Some(_) => Xattrs::new(),
+            None => self.image.xattrs(met.path, met.inode.kind, met.nid)?,
+        };
         self.out.write_all(&headers(met, typeflag, &target, size, &xattrs)).map_err(io)?;
         if size == 0 {
             return Ok(());
@@ -99,7 +101,7 @@ fn headers(met: &Met<'_>, typeflag: u8, target: &[u8], size: u64, xattrs: &Xattr
         header.number(&mut pax, 337..345, "", u64::from(inode.rdev.minor));
     }
     for (name, value) in xattrs {
-        record(&mut pax, &[b"SCHILY.xattr.", &name[..]].concat(), value);
+        record(&mut pax, &[b"SCHILY.xattr.", &xattr_keyword(name)[..]].concat(), value);
     }
     let mut bytes = Vec::new();
     if !pax.is_empty() {
@@ -161,6 +163,16 @@ impl Header {
         self.0[148..156].copy_from_slice(format!("{sum:06o}\0 ").as_bytes());
         self.0
     }
+}
+
+/// An attribute's name as GNU tar puts it into a keyword, which ends at the first equals sign.
+fn xattr_keyword(name: &[u8]) -> Vec<u8> {
+    let encode = |&byte: &u8| match byte {
+        b'%' => b"%25".to_vec(),
+        b'=' => b"%3D".to_vec(),
+        _ => vec![byte],
+    };
+    name.iter().flat_map(encode).collect()
 }
 
 /// A PAX record: its own length in decimal, then `key=value` and a newline.

@@ -58,7 +58,13 @@ enum Node {
 
 /// Trees of some dozens of files, up to six levels deep, with hard links to files of every type but directories.
 pub(crate) fn file_tree() -> impl Strategy<Value = FileTree> {
-    let leaf = (metadata(), leaf_kind()).prop_map(|(metadata, kind)| Node::Leaf(File { metadata, kind }));
+    let leaf = (metadata(), leaf_kind()).prop_map(|(mut metadata, kind)| {
+        // What no file system gives to other types is left out.
+        if !matches!(kind, FileKind::Regular(_)) {
+            metadata.xattrs.retain(|name, _| !name.starts_with(b"user."));
+        }
+        Node::Leaf(File { metadata, kind })
+    });
     let node = leaf.prop_recursive(6, 64, 12, |node| {
         (metadata(), btree_map(name(), node, 0..12))
             .prop_map(|(metadata, entries)| Node::Directory(metadata, entries))

@@ -5,10 +5,10 @@ use zerocopy::{FromZeros, IntoBytes};
 use crate::blob::{Blob, Chunk, MetaLocation};
 use crate::compress::Compressor;
 use crate::layout::blob_meta::{
-    BatchContext, ChunkInfoV1, ChunkInfoV2, Header, MAGIC, MAX_CHUNK_SIZE, MAX_COMPRESSED_OFFSET,
-    MAX_UNCOMPRESSED_OFFSET, v2_flags,
+    BatchContext, ChunkInfoV1, ChunkInfoV2, Header, MAGIC, MAX_COMPRESSED_OFFSET, MAX_UNCOMPRESSED_OFFSET,
+    v2_flags,
 };
-use crate::layout::{BLOCK_SIZE, flags};
+use crate::layout::{BLOCK_SIZE, MAX_CHUNK_SIZE, flags};
 
 /// zstd level of the array where the chunks themselves do not say one.
 const DEFAULT_LEVEL: i32 = 3;

@@ -5,16 +5,14 @@ use zerocopy::FromBytes;
 use crate::blob::decode::{DecompressError, decompress};
 use crate::blob::{BatchMember, Blob, Chunk, ChunkIndex, MetaLocation};
 use crate::digest::Digest;
-use crate::layout::blob_meta::{
-    BatchContext, ChunkInfoV1, ChunkInfoV2, Header, MAGIC, MAX_CHUNK_SIZE, v2_flags,
-};
+use crate::layout::blob_meta::{BatchContext, ChunkInfoV1, ChunkInfoV2, Header, MAGIC, v2_flags};
 use crate::layout::flags::blob as features;
-use crate::layout::{BLOCK_SIZE, align_to_block};
+use crate::layout::{BLOCK_SIZE, MAX_CHUNK_SIZE, MAX_CHUNKS, align_to_block};
 
 const HEADER_SIZE: usize = size_of::<Header>();
 
 /// The largest array that is read, in bytes: 2^24 chunks of version 2, each in a batch of its own.
-const MAX_ARRAY_SIZE: u64 = (1 << 24) * (24 + 40);
+const MAX_ARRAY_SIZE: u64 = MAX_CHUNKS as u64 * (size_of::<ChunkInfoV2>() + size_of::<BatchContext>()) as u64;
 
 /// Why chunk information cannot be read.
 #[derive(Debug, thiserror::Error)]
@@ -134,7 +132,7 @@ impl BlobMeta {
         let count = header.entries.get();
         let entries =
             u64::from(count) * if v2 { size_of::<ChunkInfoV2>() } else { size_of::<ChunkInfoV1>() } as u64;
-        if count > 1 << 24 || entries > array.len() as u64 {
+        if count > MAX_CHUNKS || entries > array.len() as u64 {
             return Err(MetaError::Header("as many entries as the array has"));
         }
         let contexts = if blob.features & features::BATCH != 0 {

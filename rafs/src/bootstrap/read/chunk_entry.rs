@@ -3,10 +3,10 @@
 use super::ReadError;
 use crate::blob::{BatchMember, Blob, Chunk, ChunkIndex};
 use crate::digest::Digest;
-use crate::layout::blob_meta::MAX_CHUNK_SIZE;
 use crate::layout::chunk_table::ChunkEntry;
 use crate::layout::flags::blob as blob_flags;
 use crate::layout::flags::chunk as flags;
+use crate::layout::{BLOCK_SIZE, MAX_CHUNK_SIZE};
 
 /// What an entry says, if it is possible in its blob. Of a batch member, index and offset in the batch are not known
 /// here and are 0; so is its offset in the blob, where nydus-image wrote the entry.
@@ -43,7 +43,7 @@ pub(super) fn decode(entry: &ChunkEntry, blob: &Blob, index: ChunkIndex) -> Resu
         return corrupt("stored bytes within the blob's chunk data");
     }
     let end = chunk.uncompressed_offset.checked_add(u64::from(chunk.uncompressed_size));
-    if end.is_none_or(|end| end > blob.uncompressed_size.next_multiple_of(4096)) {
+    if end.is_none_or(|end| end > blob.uncompressed_size.next_multiple_of(BLOCK_SIZE)) {
         return corrupt("uncompressed bytes within the uncompressed blob");
     }
     Ok(chunk)

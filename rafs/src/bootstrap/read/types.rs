@@ -9,6 +9,12 @@ use crate::tree::{DeviceNumber, Time};
 #[derive(Clone, Copy, Debug, Eq, Hash, Ord, PartialEq, PartialOrd)]
 pub struct Nid(pub u64);
 
+impl std::fmt::Display for Nid {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        self.0.fmt(f)
+    }
+}
+
 /// The version of the format.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
 pub enum Version {

@@ -19,6 +19,7 @@ use super::{Nid, ReadError};
 use crate::blob::Blob;
 use crate::layout::flags::superblock as flags;
 use crate::layout::v5::{MAGIC, SUPERBLOCK_SIZE, Superblock, VERSION};
+use crate::layout::{CHUNK_SIZES, is_chunk_size};
 
 /// The root's index in the inode table, counted from 1.
 const ROOT: Nid = Nid(1);
@@ -56,8 +57,8 @@ impl Layout {
             return Err(ReadError::Unsupported("gzip compression"));
         }
         let chunk_size = sb.chunk_size.get();
-        if !chunk_size.is_power_of_two() || !(4096..=1 << 24).contains(&chunk_size) {
-            return Err(corrupt("a chunk size that is a power of two from 4 KiB to 16 MiB"));
+        if !is_chunk_size(chunk_size) {
+            return Err(corrupt(CHUNK_SIZES));
         }
         let blobs = blobs::read(data, sb)?;
         let layout = Self {

@@ -12,12 +12,12 @@ pub(super) use file::Pieces;
 use super::data::Data;
 use super::{Nid, ReadError};
 use crate::blob::Blob;
-use crate::layout::BLOCK_SIZE;
 use crate::layout::flags::superblock as flags;
 use crate::layout::v6::{
     EXTENSION_OFFSET, ExtensionSuperblock, INCOMPAT_CHUNKED_FILE, INCOMPAT_DEVICE_TABLE, MAGIC,
     SUPERBLOCK_OFFSET, Superblock,
 };
+use crate::layout::{BLOCK_SIZE, CHUNK_SIZES, is_chunk_size};
 
 /// Where things are, as the superblocks say.
 #[derive(Debug)]
@@ -54,8 +54,8 @@ impl Layout {
             return Err(ReadError::Unsupported("EROFS features other than chunks and devices"));
         }
         let chunk_size = extension.chunk_size.get();
-        if !chunk_size.is_power_of_two() || !(4096..=1 << 24).contains(&chunk_size) {
-            return Err(corrupt("a chunk size that is a power of two from 4 KiB to 16 MiB"));
+        if !is_chunk_size(chunk_size) {
+            return Err(corrupt(CHUNK_SIZES));
         }
         let blobs = blobs::read(data, sb, extension)?;
         let layout = Self {

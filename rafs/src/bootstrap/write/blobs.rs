@@ -6,9 +6,9 @@ use super::{WriteError, WriteOptions};
 use crate::blob::{Blob, BlobIndex, Chunk, ChunkIndex};
 use crate::compress::Compressor;
 use crate::digest::DigestAlgorithm;
-use crate::layout::BLOCK_SIZE;
 use crate::layout::flags;
 use crate::layout::v6::{BlobEntry, DeviceSlot, UNKNOWN_BLOB_ID};
+use crate::layout::{BLOCK_SIZE, is_chunk_size};
 use crate::tree::ChunkRef;
 
 /// `mapped_blkaddr` is a multiple of this many bytes.
@@ -54,7 +54,7 @@ impl<'a> BlobSet<'a> {
         }
         let first = used.first().map(|(blob, _)| *blob);
         let chunk_size = first.map_or(options.chunk_size, |blob| blob.chunk_size);
-        if !chunk_size.is_power_of_two() || !(4096..=1 << 24).contains(&chunk_size) {
+        if !is_chunk_size(chunk_size) {
             return Err(WriteError::ChunkSize(chunk_size));
         }
         Ok(Self {

@@ -5,8 +5,8 @@ use std::collections::BTreeMap;
 use zerocopy::IntoBytes;
 
 use super::WriteError;
-use crate::layout::BLOCK_SIZE;
 use crate::layout::v6::{DirectoryEntry, FileType};
+use crate::layout::{BLOCK_SIZE, is_name};
 use crate::tree::{Name, NodeId};
 
 const ENTRY_SIZE: usize = size_of::<DirectoryEntry>();
@@ -33,8 +33,7 @@ pub(super) fn entries(entries: &BTreeMap<Name, NodeId>) -> impl Iterator<Item = 
 /// The size in bytes of a directory's content; refuses bad names.
 pub(super) fn size(children: &BTreeMap<Name, NodeId>) -> Result<u64, WriteError> {
     for name in children.keys() {
-        let bad = name.is_empty() || name.len() > 255 || name.iter().any(|&byte| byte == b'/' || byte == 0);
-        if bad || **name == b"."[..] || **name == b".."[..] {
+        if !is_name(name) || **name == b"."[..] || **name == b".."[..] {
             return Err(WriteError::BadName(name.escape_ascii().to_string()));
         }
     }

@@ -70,7 +70,7 @@ pub(super) fn fill(
                     directory::Target::This => (base.nid(place.inode), FileType::Directory),
                     directory::Target::Parent => (base.nid(places.of(parent).inode), FileType::Directory),
                     directory::Target::Node(child) => {
-                        (base.nid(places.of(child).inode), file_type(tree.node(child)))
+                        (base.nid(places.of(child).inode), tree.node(child).kind.file_type())
                     }
                 });
                 area.put_content(place, &content, &mut bytes);
@@ -195,7 +195,7 @@ fn inode(node: &Node, place: &Place, xattr_count: u16, union: u32, nid: u64) -> 
     ExtendedInode {
         format: (FORMAT_EXTENDED | place.layout << 1).into(),
         xattr_count: xattr_count.into(),
-        mode: (file_type(node).mode() | metadata.permissions & 0o7777).into(),
+        mode: (node.kind.file_type().mode() | metadata.permissions & 0o7777).into(),
         reserved: 0.into(),
         size: place.size.into(),
         union: union.into(),
@@ -210,23 +210,7 @@ fn inode(node: &Node, place: &Place, xattr_count: u16, union: u32, nid: u64) -> 
     }
 }
 
-fn file_type(node: &Node) -> FileType {
-    match node.kind {
-        Kind::Directory(_) => FileType::Directory,
-        Kind::Regular { .. } => FileType::Regular,
-        Kind::Symlink(_) => FileType::Symlink,
-        Kind::CharDevice(_) => FileType::CharDevice,
-        Kind::BlockDevice(_) => FileType::BlockDevice,
-        Kind::Fifo => FileType::Fifo,
-        Kind::Socket => FileType::Socket,
-    }
-}
-
-/// A device number as Linux encodes it in 32 bits.
 fn device_number(number: DeviceNumber) -> Result<u32, WriteError> {
     let DeviceNumber { major, minor } = number;
-    if major >= 1 << 12 || minor >= 1 << 20 {
-        return Err(WriteError::DeviceNumber { major, minor });
-    }
-    Ok((minor & 0xff) | major << 8 | (minor & !0xff) << 12)
+    number.encode().ok_or(WriteError::DeviceNumber { major, minor })
 }

@@ -3,8 +3,9 @@
 use zerocopy::IntoBytes;
 
 use super::WriteError;
-use crate::layout::v6::{XATTR_PREFIXES, XattrEntry, XattrHeader};
+use crate::layout::v6::{XattrEntry, XattrHeader};
 use crate::tree::Xattrs;
+use crate::xattr::split;
 
 /// The stored bytes of extended attributes: none, or a multiple of 4.
 ///
@@ -41,13 +42,4 @@ pub(super) fn count(size: usize) -> Option<u16> {
         None => Some(0),
         Some(entries) => u16::try_from(entries / 4 + 1).ok(),
     }
-}
-
-/// The number of the name's prefix, and the rest of the name.
-fn split(name: &[u8]) -> Option<(u8, &[u8])> {
-    XATTR_PREFIXES.iter().find_map(|&(index, prefix)| {
-        let suffix = name.strip_prefix(prefix)?;
-        // A namespace has names in it; any other prefix is itself the name.
-        (prefix.ends_with(b".") != suffix.is_empty()).then_some((index, suffix))
-    })
 }

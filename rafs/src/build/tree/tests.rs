@@ -173,11 +173,49 @@ fn extended_attributes_stay_unless_no_file_system_stores_them() {
     let mut metadata = mode(0o644);
     metadata.xattrs = names.iter().map(|&name| (name.into(), b"value".as_slice().into())).collect();
     let mut source = MemorySource::default();
-    source.add(b"f", metadata, EntryKind::Fifo, &[]);
+    source.add(b"f", metadata.clone(), EntryKind::Regular { size: 0 }, &[]);
+    source.add(b"pipe", metadata.clone(), EntryKind::Fifo, &[]);
+    source.add(b"link", metadata, EntryKind::Symlink(b"f"[..].into()), &[]);
     let layer = source.build();
     let found = &layer.tree.node(paths(&layer.tree)["/f"]).metadata.xattrs;
     assert_eq!(found.len(), 4);
     assert!(names[..4].iter().all(|&name| found.contains_key(name)));
+    for path in ["/pipe", "/link"] {
+        let found = &layer.tree.node(paths(&layer.tree)[path]).metadata.xattrs;
+        assert!(found.len() == 3 && !found.contains_key(&b"user.a"[..]), "{path}: only files can have it");
+    }
+}
+
+/// What tools make of overlayfs's whiteouts, which share an inode.
+#[test]
+fn a_whiteout_that_is_a_hard_link_is_a_whiteout() {
+    let layer = MemorySource::default()
+        .link("d/.wh.first", "d/of-a-lower-layer")
+        .link("d/.wh.second", "d/.wh.third")
+        .file("d/.wh.third", b"")
+        .link("d/.wh..wh..opq", "nowhere")
+        .build();
+    let names = ["/d/.wh..wh..opq", "/d/.wh.first", "/d/.wh.second", "/d/.wh.third"];
+    assert_eq!(all_paths(&layer)[2..], names);
+    assert!(names.iter().all(|name| size(&layer, name) == 0));
+    // Other links still need something to link to.
+    assert!(matches!(error(MemorySource::default().link("a", "nowhere")), BuildError::LinkTarget { .. }));
+}
+
+/// The link came through a symbolic link that is something else by the end.
+#[test]
+fn a_pending_link_is_resolved_where_it_lies() {
+    let layer = MemorySource::default()
+        .directory("d", 0o755)
+        .symlink("way", "d")
+        .link("way/link", "target")
+        .directory("way", 0o755)
+        .file("target", b"content")
+        .build();
+    assert_eq!(size(&layer, "/d/link"), 7);
+    // In a directory that is gone, nobody misses the target.
+    let layer = MemorySource::default().link("d/link", "absent").file("d", b"file").build();
+    assert_eq!(all_paths(&layer), ["", "/d"]);
 }
 
 #[test]

@@ -135,7 +135,27 @@ pub enum FileType {
     Symlink = 7,
 }
 
+impl std::fmt::Display for FileType {
+    /// The type in one word, which messages and JSON have alike.
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.pad(self.word())
+    }
+}
+
 impl FileType {
+    /// The type in one word.
+    pub fn word(self) -> &'static str {
+        match self {
+            Self::Regular => "regular",
+            Self::Directory => "directory",
+            Self::CharDevice => "char-device",
+            Self::BlockDevice => "block-device",
+            Self::Fifo => "fifo",
+            Self::Socket => "socket",
+            Self::Symlink => "symlink",
+        }
+    }
+
     /// The type bits of a mode.
     pub const MODE_MASK: u16 = 0o170_000;
 

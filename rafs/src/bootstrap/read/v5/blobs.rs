@@ -7,6 +7,7 @@ use crate::compress::Compressor;
 use crate::digest::DigestAlgorithm;
 use crate::layout::flags::{blob as features, superblock as flags};
 use crate::layout::v5::{BlobDetails, Superblock};
+use crate::layout::{MAX_CHUNKS, MAX_STORED_BYTES, MAX_UNCOMPRESSED_BYTES};
 
 const WHAT: &str = "blob table";
 
@@ -72,11 +73,13 @@ fn blob(id: crate::digest::Digest, details: &BlobDetails, sb: &Superblock) -> Re
         _ if flags & flags::HASH_SHA256 != 0 => DigestAlgorithm::Sha256,
         _ => DigestAlgorithm::Blake3,
     };
-    if details.uncompressed_size.get() > 1 << 44 || details.compressed_size.get() > 1 << 40 {
+    if details.uncompressed_size.get() > MAX_UNCOMPRESSED_BYTES
+        || details.compressed_size.get() > MAX_STORED_BYTES
+    {
         let expected = "at most 2^40 stored and 2^44 uncompressed bytes";
         return Err(ReadError::Corrupt { what: WHAT, at: 0, expected });
     }
-    if details.chunk_count.get() > 1 << 24 {
+    if details.chunk_count.get() > MAX_CHUNKS {
         return Err(ReadError::Corrupt { what: WHAT, at: 0, expected: "at most 2^24 chunks" });
     }
     let blob = Blob {

@@ -6,6 +6,7 @@ use super::Layout;
 use crate::layout::chunk_table::ChunkEntry;
 use crate::layout::v5::{ALIGNMENT, Inode as RawInode, inode_flags};
 use crate::layout::v6::FileType;
+use crate::layout::{MAX_NAME_BYTES, MAX_PATH_BYTES, is_name};
 use crate::tree::{DeviceNumber, Time, Xattrs};
 
 /// An inode record, and where it is.
@@ -38,9 +39,8 @@ impl<'a> Record<'a> {
 
     pub(super) fn name(&self) -> Result<&'a [u8], ReadError> {
         let name = self.data.bytes("name", self.behind_inode(), u64::from(self.raw.name_size.get()))?;
-        let good = !name.is_empty() && name.len() <= 255 && !name.iter().any(|byte| matches!(byte, b'/' | 0));
         // Only the root has another name, and nobody asks for it: `.` and `..` are no records here.
-        if good && !matches!(name, b"." | b"..") {
+        if is_name(name) && !matches!(name, b"." | b"..") {
             Ok(name)
         } else {
             Err(self.corrupt("a name of 1 to 255 bytes without '/' and NUL, other than '.' and '..'"))
@@ -113,11 +113,6 @@ impl Layout {
         if mtime.nanoseconds >= 1_000_000_000 {
             return Err(record.corrupt("fewer than 1,000,000,000 nanoseconds"));
         }
-        let number = raw.rdev.get();
-        let number = DeviceNumber {
-            major: (number >> 8) & 0xfff,
-            minor: (number & 0xff) | ((number >> 12) & 0xf_ff00),
-        };
         Ok(Inode {
             kind: record.kind,
             size: match record.kind {
@@ -130,7 +125,7 @@ impl Layout {
             gid: raw.gid.get(),
             mtime,
             nlink: raw.links.get(),
-            rdev: if device { number } else { DeviceNumber::default() },
+            rdev: if device { DeviceNumber::decode(raw.rdev.get()) } else { DeviceNumber::default() },
         })
     }
 
@@ -146,7 +141,7 @@ impl Layout {
         }
         let size = u64::from(record.raw.symlink_size.get());
         let target = data.bytes("target of a symbolic link", record.behind_name(), size)?;
-        if size >= 4096 || target.contains(&0) {
+        if size > MAX_PATH_BYTES as u64 || target.contains(&0) {
             return Err(record.corrupt("a symbolic link's target of at most 4,095 bytes without NUL"));
         }
         Ok(target)
@@ -159,7 +154,7 @@ impl Layout {
         while !rest.is_empty() {
             let (name, value, next) =
                 split(rest).ok_or(record.corrupt("extended attributes that end where they should"))?;
-            if name.is_empty() || name.len() > 255 {
+            if name.is_empty() || name.len() > MAX_NAME_BYTES {
                 return Err(record.corrupt("extended attributes with names of 1 to 255 bytes"));
             }
             xattrs.insert(name.into(), value.into());

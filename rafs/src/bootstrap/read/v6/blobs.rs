@@ -8,6 +8,7 @@ use crate::digest::{Digest, DigestAlgorithm};
 use crate::layout::flags::blob as features;
 use crate::layout::toc::TAR_HEADER_SIZE;
 use crate::layout::v6::{BlobEntry, ExtensionSuperblock, Superblock, UNKNOWN_BLOB_ID};
+use crate::layout::{MAX_CHUNKS, MAX_STORED_BYTES, MAX_UNCOMPRESSED_BYTES};
 
 const WHAT: &str = "blob table";
 
@@ -53,10 +54,12 @@ fn blob(index: usize, entry: &BlobEntry, chunk_size: u32) -> Result<(Blob, u32),
     if entry.chunk_size.get() != chunk_size {
         return Err(corrupt("the image's chunk size"));
     }
-    if entry.chunk_count.get() > 1 << 24 {
+    if entry.chunk_count.get() > MAX_CHUNKS {
         return Err(corrupt("at most 2^24 chunks"));
     }
-    if entry.uncompressed_size.get() > 1 << 44 || entry.compressed_size.get() > 1 << 40 {
+    if entry.uncompressed_size.get() > MAX_UNCOMPRESSED_BYTES
+        || entry.compressed_size.get() > MAX_STORED_BYTES
+    {
         return Err(corrupt("at most 2^40 stored and 2^44 uncompressed bytes"));
     }
     let compressor = Compressor::from_number(entry.compressor.get()).map_err(ReadError::Unsupported)?;

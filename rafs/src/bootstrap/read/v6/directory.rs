@@ -6,8 +6,8 @@ use super::super::data::Data;
 use super::super::{DirectoryEntry, Nid, ReadError};
 use super::Layout;
 use super::inode::RawInode;
-use crate::layout::BLOCK_SIZE;
 use crate::layout::v6::{DirectoryEntry as RawEntry, FileType};
+use crate::layout::{BLOCK_SIZE, is_name};
 
 const ENTRY_SIZE: usize = size_of::<RawEntry>();
 
@@ -47,10 +47,7 @@ impl<'a> Block<'a> {
             // The last name ends at the first NUL, or with the block.
             None => self.bytes.get(start..).and_then(|rest| rest.split(|&byte| byte == 0).next()),
         };
-        let good = |name: &&[u8]| {
-            !name.is_empty() && name.len() <= 255 && !name.iter().any(|b| matches!(b, b'/' | 0))
-        };
-        name.filter(good)
+        name.filter(|name| is_name(name))
             .ok_or_else(|| self.corrupt("names of 1 to 255 bytes without '/' and NUL, within the block"))
     }
 }

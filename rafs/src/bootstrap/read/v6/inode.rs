@@ -3,11 +3,11 @@
 use super::super::data::Data;
 use super::super::{Inode, Nid, ReadError};
 use super::Layout;
-use crate::layout::BLOCK_SIZE;
 use crate::layout::v6::{
     CompactInode, ExtendedInode, FORMAT_EXTENDED, FileType, LAYOUT_INLINE, LAYOUT_PLAIN, SLOT_SIZE,
     XATTR_PREFIXES, XattrEntry, XattrHeader,
 };
+use crate::layout::{BLOCK_SIZE, MAX_NAME_BYTES, MAX_PATH_BYTES};
 use crate::tree::{DeviceNumber, Time, Xattrs};
 
 /// A compact or extended inode.
@@ -66,7 +66,7 @@ impl RawInode {
             gid: self.gid,
             mtime: self.mtime,
             nlink: self.links,
-            rdev: if device { device_number(self.union) } else { DeviceNumber::default() },
+            rdev: if device { DeviceNumber::decode(self.union) } else { DeviceNumber::default() },
         })
     }
 
@@ -81,11 +81,6 @@ impl RawInode {
         };
         data.bytes("content of an inode", at.ok_or(self.corrupt("content within the bootstrap"))?, len)
     }
-}
-
-/// A device number as Linux encodes it in 32 bits.
-fn device_number(number: u32) -> DeviceNumber {
-    DeviceNumber { major: (number >> 8) & 0xfff, minor: (number & 0xff) | ((number >> 12) & 0xf_ff00) }
 }
 
 impl Layout {
@@ -134,7 +129,7 @@ impl Layout {
         if inode.kind != FileType::Symlink {
             return Err(ReadError::NotASymlink(nid));
         }
-        if inode.size >= BLOCK_SIZE {
+        if inode.size > MAX_PATH_BYTES as u64 {
             return Err(inode.corrupt("a symbolic link's target of at most 4,095 bytes"));
         }
         let target = inode.content(data, 0, inode.size)?;
@@ -159,7 +154,7 @@ impl Layout {
         while !rest.is_empty() {
             let (name, value, next) = split(rest)
                 .ok_or(inode.corrupt("extended attributes with known prefixes that end where they should"))?;
-            if name.len() > 255 || name.contains(&0) {
+            if name.len() > MAX_NAME_BYTES || name.contains(&0) {
                 return Err(inode.corrupt("extended attributes with names of at most 255 bytes without NUL"));
             }
             xattrs.insert(name.into(), value.into());
