@@ -4,8 +4,12 @@
 //! image was made from.
 
 mod blob;
+mod chunk_info;
+mod pass;
+mod plan;
 mod report;
 mod source;
+mod stream;
 mod tree;
 
 pub use blob::{Options, blobs};

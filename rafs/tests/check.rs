@@ -4,12 +4,21 @@
 
 mod support;
 
+use std::collections::HashMap;
+use std::io;
+use std::ops::Range;
+use std::sync::Mutex;
+
 use rafs::blob::Blob;
+use rafs::blob::source::BlobSource;
 use rafs::bootstrap::{Bootstrap, WriteOptions};
+use rafs::build::{BuildOptions, build_layer};
 use rafs::check::{Options, Report, blobs, structure};
 use rafs::compress::Compressor;
+use rafs::digest::Digest;
+use rafs::merge::merge;
 use rafs::tree::Layer;
-use support::{Format, OneBlob, sample, written};
+use support::{Format, OneBlob, noise, sample, written};
 
 fn check(layer: &Layer, stream: &[u8]) -> Report {
     let mut bootstrap = Bootstrap::from_bytes(written(layer, &WriteOptions::default())).unwrap();
@@ -120,4 +129,134 @@ fn findings_are_limited() {
     }
     assert_eq!(many.findings.len(), 1000);
     assert!(many.omitted > 0);
+}
+
+/// The blobs of an image by their ids, with what was read of them.
+#[derive(Default)]
+struct Blobs {
+    streams: HashMap<Digest, Vec<u8>>,
+    /// Cannot be read.
+    refused: Option<Digest>,
+    read: Mutex<HashMap<Digest, u64>>,
+}
+
+impl BlobSource for Blobs {
+    fn size(&self, blob: &Blob) -> io::Result<u64> {
+        let id = blob.id.unwrap();
+        if self.refused == Some(id) {
+            return Err(io::ErrorKind::ConnectionRefused.into());
+        }
+        Ok(self.streams[&id].len() as u64)
+    }
+
+    fn read(&self, blob: &Blob, range: Range<u64>) -> io::Result<Vec<u8>> {
+        *self.read.lock().unwrap().entry(blob.id.unwrap()).or_default() += range.end - range.start;
+        Ok(self.streams[&blob.id.unwrap()][range.start as usize..range.end as usize].to_vec())
+    }
+}
+
+/// An image of as many layers with a file of five chunks each.
+fn image(layers: u64, options: &BuildOptions) -> (Bootstrap, Blobs, Vec<Digest>) {
+    let mut blobs = Blobs::default();
+    let mut built = Vec::new();
+    for number in 0..layers {
+        let mut tar = tar::Builder::new(Vec::new());
+        let mut header = tar::Header::new_ustar();
+        let content = noise(number + 1, 4 * options.chunk_size as usize + 100);
+        header.set_size(content.len() as u64);
+        tar.append_data(&mut header, format!("file-{number}"), &content[..]).unwrap();
+        let mut header = tar::Header::new_ustar();
+        header.set_size(5);
+        tar.append_data(&mut header, format!("small-{number}"), format!("{number:5}").as_bytes()).unwrap();
+        let mut stream = Vec::new();
+        let layer = build_layer(&tar.into_inner().unwrap()[..], &mut stream, options).unwrap();
+        blobs.streams.insert(layer.blobs[0].id.unwrap(), stream);
+        built.push(layer);
+    }
+    let ids = built.iter().map(|layer| layer.blobs[0].id.unwrap()).collect();
+    let mut bytes = Vec::new();
+    rafs::bootstrap::write(&merge(built).unwrap(), &WriteOptions::default(), &mut bytes).unwrap();
+    (Bootstrap::from_bytes(bytes).unwrap(), blobs, ids)
+}
+
+fn formats() -> Vec<BuildOptions> {
+    let small = BuildOptions { chunk_size: 64 << 10, ..BuildOptions::default() };
+    vec![
+        small.clone(),
+        BuildOptions { batch_size: Some(16 << 10), ..small.clone() },
+        BuildOptions { compressor: Compressor::Lz4, ..small.clone() },
+        BuildOptions { compressor: Compressor::None, ..small },
+        // Larger than what is read at once.
+        BuildOptions { chunk_size: 4 << 20, ..BuildOptions::default() },
+    ]
+}
+
+#[test]
+fn no_byte_of_a_blob_is_read_twice_and_none_is_left_out() {
+    for options in formats() {
+        let (mut bootstrap, source, ids) = image(2, &options);
+        let report = blobs(&mut bootstrap, &source, Options::default());
+        assert!(report.is_clean(), "{:?}", report.findings);
+        for id in ids {
+            assert_eq!(source.read.lock().unwrap()[&id], source.streams[&id].len() as u64, "{options:?}");
+        }
+    }
+}
+
+#[test]
+fn every_chunk_counts_once() {
+    let (mut bootstrap, source, _) = image(1, &BuildOptions { chunk_size: 4096, ..BuildOptions::default() });
+    let mut report = structure(&bootstrap);
+    report.merge(blobs(&mut bootstrap, &source, Options::default()));
+    assert_eq!((report.chunks, report.bytes), (6, 4 * 4096 + 105));
+}
+
+#[test]
+fn damaged_chunks_are_findings_by_number_and_all_blobs_are_looked_at() {
+    for options in formats() {
+        let (mut bootstrap, mut source, ids) = image(3, &options);
+        let mut expected = Vec::new();
+        for id in [ids[0], ids[2]] {
+            // The first chunk or batch: what decompresses it fails, or the digest is another one.
+            source.streams.get_mut(&id).unwrap()[2] ^= 0xff;
+            expected.push(format!("blob {id}, chunk        0"));
+        }
+        let report = blobs(&mut bootstrap, &source, Options::default());
+        assert!(report.unknown.is_empty(), "damage is no reason not to know: {:?}", report.unknown);
+        for subject in expected {
+            let found = report.findings.iter().any(|finding| finding.subject == subject);
+            assert!(found, "{subject}: {:?}", report.findings);
+        }
+        let texts: Vec<_> = report.findings.iter().map(ToString::to_string).collect();
+        assert!(texts.iter().all(|text| !text.contains(['{', '('])), "Rust's own notation: {texts:?}");
+    }
+}
+
+#[test]
+fn a_damaged_part_is_a_finding() {
+    let (mut bootstrap, mut source, ids) = image(2, &BuildOptions::default());
+    let stream = source.streams.get_mut(&ids[0]).unwrap();
+    // A byte of the layer's own bootstrap, which is compressed.
+    let at = stream.len() - 512 - 5 * 128 - 512 - 20;
+    stream[at] ^= 1;
+    let report = blobs(&mut bootstrap, &source, Options::default());
+    assert!(report.unknown.is_empty(), "{:?}", report.unknown);
+    let subjects: Vec<_> = report.findings.iter().map(|finding| &finding.subject[..]).collect();
+    assert_eq!(subjects, [format!("blob {}", ids[0]), format!("blob {}, image.boot", ids[0])]);
+}
+
+#[test]
+fn what_cannot_be_read_is_no_finding_and_hides_none() {
+    let (mut bootstrap, mut source, ids) = image(3, &BuildOptions::default());
+    source.refused = Some(ids[0]);
+    source.streams.get_mut(&ids[1]).unwrap()[0] ^= 1;
+    let report = blobs(&mut bootstrap, &source, Options::default());
+    let subjects = |findings: &[rafs::check::Finding]| -> Vec<String> {
+        findings.iter().map(|finding| finding.subject.clone()).collect()
+    };
+    assert_eq!(subjects(&report.unknown), [format!("blob {}", ids[0])]);
+    assert!(subjects(&report.findings).contains(&format!("blob {}, chunk        0", ids[1])));
+    // The other blobs were looked at, and the last one is good.
+    assert!(!report.findings.iter().any(|finding| finding.subject.contains(&ids[2].to_string())));
+    assert_eq!(source.read.lock().unwrap()[&ids[2]], source.streams[&ids[2]].len() as u64);
 }

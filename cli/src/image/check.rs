@@ -65,8 +65,9 @@ struct Checked {
 }
 
 fn broken(error: &ReadError) -> Report {
-    let finding = check::Finding { subject: "bootstrap".to_owned(), problem: error.to_string() };
-    Report { findings: vec![finding], ..Report::default() }
+    let mut report = Report::default();
+    report.error("bootstrap", error);
+    report
 }
 
 /// Checks bootstrap and blobs; gives the bootstrap back, if it is one.

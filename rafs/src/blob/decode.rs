@@ -8,7 +8,7 @@ use sha2::{Digest as _, Sha256};
 use super::{Blob, Chunk};
 use crate::compress::Compressor;
 use crate::digest::Digest;
-use crate::layout::blob_meta::MAX_CHUNK_SIZE;
+use crate::layout::MAX_CHUNK_SIZE;
 
 thread_local! {
     /// A decompressor a thread: making one costs as much as decompressing a small chunk.
@@ -23,12 +23,10 @@ const LZ4_MAX_RATIO: u64 = 255;
 #[non_exhaustive]
 #[expect(missing_docs, reason = "the messages say what the fields are")]
 pub enum DecompressError {
-    #[error("{compressor:?} data of {stored} bytes is broken")]
-    Broken { compressor: Compressor, stored: usize, source: io::Error },
-    #[error(
-        "{compressor:?} data of {stored} bytes has {found} bytes of content or more; expected {expected}"
-    )]
-    Size { compressor: Compressor, stored: usize, found: u64, expected: u64 },
+    #[error("{compressor} data of {stored} bytes is broken")]
+    Broken { compressor: Compressor, stored: u64, source: io::Error },
+    #[error("{compressor} data of {stored} bytes has {found} bytes of content or more; expected {expected}")]
+    Size { compressor: Compressor, stored: u64, found: u64, expected: u64 },
 }
 
 /// Why a chunk's stored bytes are not its content.
@@ -135,43 +133,62 @@ pub(crate) fn decompress(
     Ok(content)
 }
 
-/// The digest (SHA-256) of exactly `size` decompressed bytes. What is larger than a chunk may be is not held in memory
-/// where the compressor can do without; the rest takes the way of [`decompress`], so that both accept the same bytes.
+/// The digest (SHA-256) of exactly `size` bytes that `stored_size` bytes decompress to, which are read as they are needed. What
+/// is larger than a chunk may be is not held in memory; the rest takes the way of [`decompress`], so that both accept the same
+/// bytes. LZ4 cannot do without its whole content: of that, no more is accepted.
 pub(crate) fn decompressed_sha256(
     compressor: Compressor,
-    stored: &[u8],
+    mut stored: impl Read,
+    stored_size: u64,
     size: u64,
 ) -> Result<Digest, DecompressError> {
-    if !matches!(compressor, Compressor::Zstd { .. }) || size <= u64::from(MAX_CHUNK_SIZE) {
-        return Ok(Digest(Sha256::digest(decompress(compressor, stored, size)?).into()));
+    let broken = |source| DecompressError::Broken { compressor, stored: stored_size, source };
+    let is_small = size.max(stored_size) <= u64::from(MAX_CHUNK_SIZE);
+    if is_small {
+        let mut bytes = Vec::with_capacity(stored_size as usize);
+        stored.read_to_end(&mut bytes).map_err(broken)?;
+        return Ok(Digest(Sha256::digest(decompress(compressor, &bytes, size)?).into()));
     }
-    let broken = |source| DecompressError::Broken { compressor, stored: stored.len(), source };
-    let decoder = zstd::stream::read::Decoder::new(stored).map_err(broken)?;
-    let mut content = decoder.take(size.saturating_add(1));
+    let (hash, found) = match compressor {
+        Compressor::None => hash_up_to(stored, size),
+        Compressor::Zstd { .. } => {
+            zstd::stream::read::Decoder::new(stored).and_then(|content| hash_up_to(content, size))
+        }
+        Compressor::Lz4 => {
+            let expected = u64::from(MAX_CHUNK_SIZE);
+            let found = size.max(stored_size);
+            return Err(DecompressError::Size { compressor, stored: stored_size, found, expected });
+        }
+    }
+    .map_err(broken)?;
+    if found != size {
+        return Err(DecompressError::Size { compressor, stored: stored_size, found, expected: size });
+    }
+    Ok(hash)
+}
+
+/// Digest and number of the bytes of `content`, of which at most one more than `size` is read.
+fn hash_up_to(content: impl Read, size: u64) -> io::Result<(Digest, u64)> {
+    let mut content = content.take(size.saturating_add(1));
     let mut buffer = vec![0; 64 << 10];
     let mut hash = Sha256::new();
     let mut found = 0;
     loop {
-        let length = content.read(&mut buffer).map_err(broken)?;
-        if length == 0 {
-            break;
+        match content.read(&mut buffer)? {
+            0 => return Ok((Digest(hash.finalize().into()), found)),
+            length => hash.update(&buffer[..length]),
         }
-        hash.update(&buffer[..length]);
-        found += length as u64;
+        found = size.saturating_add(1) - content.limit();
     }
-    if found != size {
-        return Err(wrong_size(compressor, stored, found, size));
-    }
-    Ok(Digest(hash.finalize().into()))
 }
 
 fn wrong_size(compressor: Compressor, stored: &[u8], found: u64, expected: u64) -> DecompressError {
-    DecompressError::Size { compressor, stored: stored.len(), found, expected }
+    DecompressError::Size { compressor, stored: stored.len() as u64, found, expected }
 }
 
 /// Decompresses to at most `limit` bytes.
 fn decompress_up_to(compressor: Compressor, stored: &[u8], limit: u64) -> Result<Vec<u8>, DecompressError> {
-    let broken = |source| DecompressError::Broken { compressor, stored: stored.len(), source };
+    let broken = |source| DecompressError::Broken { compressor, stored: stored.len() as u64, source };
     match compressor {
         Compressor::None if stored.len() as u64 > limit => {
             Err(wrong_size(compressor, stored, stored.len() as u64, limit))

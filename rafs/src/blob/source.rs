@@ -13,10 +13,7 @@ use super::{Blob, BlobIndex, ChunkIndex};
 use crate::bootstrap::{Bootstrap, ReadError};
 use crate::digest::Digest;
 use crate::layout::{flags, toc};
-
-/// The most memory in bytes that the chunk information of all blobs of an image may take, with digests: about 10 million
-/// chunks. A few kilobytes of each blob could be a gigabyte otherwise, in a daemon that serves other images too.
-const MAX_CHUNK_INFO: u64 = 512 << 20;
+use crate::limits::Limits;
 
 /// The largest range that is read at once, in bytes: what a chunk-info array may have.
 const MAX_READ: u64 = 1 << 30;
@@ -36,6 +33,16 @@ pub trait BlobSource {
     ///
     /// When they are not there.
     fn read(&self, blob: &Blob, range: Range<u64>) -> io::Result<Vec<u8>>;
+
+    /// The bytes of a range of the stream for a reader that goes through all of it and asks for no byte twice: a source that
+    /// otherwise reads ahead does not here.
+    ///
+    /// # Errors
+    ///
+    /// As [`read`](Self::read).
+    fn read_once(&self, blob: &Blob, range: Range<u64>) -> io::Result<Vec<u8>> {
+        self.read(blob, range)
+    }
 }
 
 /// A directory in which each blob is a file named by its id.
@@ -125,6 +132,31 @@ pub fn read_toc(source: &impl BlobSource, blob: &Blob) -> Result<Option<Toc>, Bl
     Toc::parse(&tail, size, expected).map(Some).map_err(|source| BlobError::Toc { blob: name(blob), source })
 }
 
+/// What the chunk information of an image may still take.
+pub(crate) struct ChunkInfoBudget {
+    limit: u64,
+    left: u64,
+}
+
+impl ChunkInfoBudget {
+    pub(crate) fn new(limits: Limits) -> Self {
+        Self { limit: limits.chunk_info_bytes, left: limits.chunk_info_bytes }
+    }
+
+    fn take(&mut self, bytes: u64) -> Result<(), BlobError> {
+        let left = self.left.checked_sub(bytes);
+        self.left = left.ok_or(BlobError::TooMuchChunkInfo { limit: self.limit })?;
+        Ok(())
+    }
+
+    /// For the chunk information of a blob, before it is read: as it is stored, as an array, and its digests, of which each
+    /// has twice the size of the smallest entry.
+    pub(crate) fn take_for(&mut self, blob: &Blob) -> Result<(), BlobError> {
+        let Some(location) = &blob.meta else { return Ok(()) };
+        self.take(location.compressed_size.saturating_add(location.uncompressed_size.saturating_mul(3)))
+    }
+}
+
 /// Reads chunk information, with digests where the blob has them.
 ///
 /// # Errors
@@ -204,7 +236,7 @@ pub fn load_chunk_info_files(bootstrap: &mut Bootstrap, folder: &Path) -> Result
     if !bootstrap.has_chunk_table() {
         return Ok(());
     }
-    let mut left = MAX_CHUNK_INFO;
+    let mut left = ChunkInfoBudget::new(Limits::DEFAULT);
     for (index, blob) in bootstrap.blobs().to_vec().iter().enumerate() {
         if blob.meta.is_none() || blob.features & flags::blob::BATCH == 0 {
             continue;
@@ -218,7 +250,7 @@ pub fn load_chunk_info_files(bootstrap: &mut Bootstrap, folder: &Path) -> Result
             _ => continue,
         };
         let file = File::open(&path).map_err(io)?;
-        left = left.checked_sub(size).ok_or(BlobError::TooMuchChunkInfo { limit: MAX_CHUNK_INFO })?;
+        left.take(size)?;
         let mut bytes = vec![0; size as usize];
         file.read_exact_at(&mut bytes, 0).map_err(io)?;
         let meta = BlobMeta::from_file(blob, bytes)
@@ -235,18 +267,27 @@ pub fn load_chunk_info_files(bootstrap: &mut Bootstrap, folder: &Path) -> Result
 ///
 /// When a blob cannot be read.
 pub fn load_chunk_info(bootstrap: &mut Bootstrap, source: &impl BlobSource) -> Result<(), BlobError> {
+    load_chunk_info_within(bootstrap, source, Limits::DEFAULT)
+}
+
+/// [`load_chunk_info`] with other limits.
+///
+/// # Errors
+///
+/// As there.
+pub fn load_chunk_info_within(
+    bootstrap: &mut Bootstrap,
+    source: &impl BlobSource,
+    limits: Limits,
+) -> Result<(), BlobError> {
     let all = !bootstrap.has_chunk_table();
-    let mut left = MAX_CHUNK_INFO;
+    let mut left = ChunkInfoBudget::new(limits);
     for (index, blob) in bootstrap.blobs().to_vec().iter().enumerate() {
-        let Some(location) = &blob.meta else { continue };
         let known = bootstrap.has_chunk_info(BlobIndex(index as u8));
-        if known || (!all && blob.features & flags::blob::BATCH == 0) {
+        if known || blob.meta.is_none() || (!all && blob.features & flags::blob::BATCH == 0) {
             continue;
         }
-        // A digest has twice the size of the smallest entry.
-        for size in [location.compressed_size].into_iter().chain([location.uncompressed_size; 3]) {
-            left = left.checked_sub(size).ok_or(BlobError::TooMuchChunkInfo { limit: MAX_CHUNK_INFO })?;
-        }
+        left.take_for(blob)?;
         bootstrap.set_chunk_info(BlobIndex(index as u8), read_meta(source, blob)?)?;
     }
     Ok(())

@@ -13,6 +13,6 @@ mod own;
 mod toc;
 mod write;
 
-pub use own::{OwnBootstrap, own_bootstrap};
+pub use own::{OwnBootstrap, own_bootstrap, own_bootstrap_within};
 pub use toc::{Part, Toc, TocError};
 pub use write::{BlobWriter, FinishError};

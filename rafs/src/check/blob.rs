@@ -1,269 +1,189 @@
 //! Checking the blobs of an image.
 
 use std::num::NonZero;
-use std::sync::Mutex;
-use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
+use std::sync::atomic::{AtomicU64, Ordering};
 
-use sha2::{Digest as _, Sha256};
-
-use super::Report;
-use crate::blob::source::{BlobSource, ChunkReader, name, read_meta, read_toc};
-use crate::blob::stream::Part;
+use super::stream::Stream;
+use super::{Report, chunk_info, pass, plan};
+use crate::blob::source::{BlobSource, ChunkInfoBudget, name, read_toc};
+use crate::blob::stream::Toc;
 use crate::blob::{Blob, BlobIndex, ChunkIndex};
 use crate::bootstrap::{Bootstrap, ReadError};
-use crate::digest::Digest;
-use crate::layout::toc;
+use crate::limits::Limits;
 
-/// Chunks are handed to threads in runs of this many, so that members of a batch mostly stay together.
-const RUN: u32 = 64;
-
-/// The stream is digested in steps of this many bytes.
-const STEP: u64 = 1 << 20;
+/// After so many blobs one after the other that could not be read, the rest is not asked for: a registry that is down would
+/// cost its deadline for each.
+const MAX_UNREADABLE: usize = 3;
 
 /// How to check blobs.
 #[derive(Clone, Copy)]
 pub struct Options<'a> {
     /// Number of threads that verify chunks; 0 for as many as there are processors.
     pub threads: usize,
-    /// Is told how many bytes of all blob streams have been digested, out of how many.
+    /// Is told how many bytes of all blob streams have been read, out of how many.
     pub progress: &'a (dyn Fn(u64, u64) + Sync),
+    /// What an image may cost.
+    pub limits: Limits,
 }
 
 impl Default for Options<'_> {
     fn default() -> Self {
-        Self { threads: 0, progress: &|_, _| () }
+        Self { threads: 0, progress: &|_, _| (), limits: Limits::DEFAULT }
     }
 }
 
-/// Checks every blob: its digest, its table of contents with every part, and the digest of every chunk. Gives the
-/// bootstrap the chunk information of the blobs. Ends early when something cannot be read for reasons that say nothing of
-/// the image.
+impl Options<'_> {
+    pub(super) fn threads(&self) -> usize {
+        let processors = || std::thread::available_parallelism().map_or(1, NonZero::get);
+        if self.threads > 0 { self.threads } else { processors() }
+    }
+}
+
+/// Checks every blob: its digest, its table of contents with every part, and the digest of every chunk. No byte of a blob is
+/// read twice. Gives the bootstrap the chunk information that it lacks.
+///
+/// What is damaged is a finding, and the check goes on with the next chunk, part and blob. What cannot be read for reasons
+/// that say nothing of the image is told apart from that.
 pub fn blobs(bootstrap: &mut Bootstrap, source: &(impl BlobSource + Sync), options: Options<'_>) -> Report {
-    let mut report = Report::default();
+    let mut report = Report::new(options.limits);
     let blobs = bootstrap.blobs().to_vec();
-    for (index, blob) in blobs.iter().enumerate() {
-        let index = BlobIndex(index as u8);
-        parts(blob, source, &mut report);
-        if blob.meta.is_some() {
-            chunk_info(bootstrap, index, blob, source, &mut report);
-        }
-        // Who does not answer now will not answer thousands of questions more.
-        if !report.unknown.is_empty() {
-            return report;
-        }
-    }
-    let chunk_counts = bootstrap.check_chunk_counts();
-    if let Err(error) = &chunk_counts {
-        report.error("chunk table", error);
-    }
+    let described = Described::of(bootstrap, &mut report);
     let total = blobs.iter().map(|blob| blob.stored_size).sum();
     let done = AtomicU64::new(0);
-    for (index, blob) in blobs.iter().enumerate() {
-        let index = BlobIndex(index as u8);
-        let (stream, chunks) = std::thread::scope(|scope| {
-            let stream = scope.spawn(|| {
-                stream(blob, source, &|step| {
-                    (options.progress)(done.fetch_add(step, Ordering::Relaxed) + step, total);
-                })
-            });
-            let chunks = match &chunk_counts {
-                Ok(()) => chunks(bootstrap, index, blob, source, options.threads),
-                Err(_) => Report::default(),
-            };
-            (stream.join(), chunks)
-        });
-        report.merge(stream.unwrap_or_else(|panic| std::panic::resume_unwind(panic)));
-        report.merge(chunks);
-        if !report.unknown.is_empty() {
-            break;
+    let progress = |step| (options.progress)(done.fetch_add(step, Ordering::Relaxed) + step, total);
+    let mut budget = ChunkInfoBudget::new(options.limits);
+    let mut unreadable = 0;
+    for (blob, index) in blobs.iter().zip(0..) {
+        if unreadable == MAX_UNREADABLE {
+            let problem = format!("not looked at: {MAX_UNREADABLE} blobs before it could not be read");
+            report.add_unknown(format!("blob {}", name(blob)), problem);
+            continue;
         }
+        let mut check = BlobCheck { index: BlobIndex(index), blob, source, options, progress: &progress };
+        let (found, was_read) = check.run(bootstrap, &described, &mut budget);
+        unreadable = if was_read { 0 } else { unreadable + 1 };
+        report.merge(found);
     }
     report
 }
 
-/// Checks the table of contents and the parts that it names.
-fn parts(blob: &Blob, source: &impl BlobSource, report: &mut Report) {
-    let subject = format!("blob {}", name(blob));
-    let table = match read_toc(source, blob) {
-        Ok(None) => return,
-        Ok(Some(table)) => table,
-        Err(error) => return report.error(subject, &error),
-    };
-    if let Some((_, size)) = blob.toc
-        && size != table.size
-    {
-        report.add(&subject, format!("its table of contents has {} bytes; expected {size}", table.size));
-    }
-    for part in &table.parts {
-        let result = if part.name == toc::BLOB { Ok(()) } else { verify(blob, source, part) };
-        if let Err(error) = result {
-            report.error(format!("{subject}, {}", part.name), &*error);
+/// The chunks that the bootstrap itself describes, by blob. Blobs may count any number of others.
+struct Described(Vec<(BlobIndex, ChunkIndex)>);
+
+impl Described {
+    fn of(bootstrap: &Bootstrap, report: &mut Report) -> Self {
+        let mut keys = Vec::new();
+        match bootstrap.described_chunks() {
+            Ok(chunks) => {
+                for chunk in chunks {
+                    match chunk {
+                        Ok((blob, chunk, _)) => keys.push((blob, chunk)),
+                        Err(error) => report.error("chunk table", &error),
+                    }
+                }
+            }
+            Err(error) => report.error("chunk table", &error),
         }
+        keys.sort_unstable();
+        keys.dedup();
+        Self(keys)
+    }
+
+    fn of_blob(&self, blob: BlobIndex) -> impl Iterator<Item = ChunkIndex> {
+        let start = self.0.partition_point(|(other, _)| *other < blob);
+        self.0[start..].iter().take_while(move |(other, _)| *other == blob).map(|(_, chunk)| *chunk)
     }
 }
 
-fn verify(
-    blob: &Blob,
-    source: &impl BlobSource,
-    part: &Part,
-) -> Result<(), Box<dyn std::error::Error + 'static>> {
-    part.verify(&source.read(blob, part.range.clone())?)?;
-    Ok(())
-}
-
-/// Reads chunk information, compares it with the bootstrap, and gives it to the bootstrap.
-fn chunk_info(
-    bootstrap: &mut Bootstrap,
+/// The check of one blob.
+struct BlobCheck<'a, S> {
     index: BlobIndex,
-    blob: &Blob,
-    source: &impl BlobSource,
-    report: &mut Report,
-) {
-    let subject = format!("blob {}, {}", name(blob), toc::META);
-    let meta = match read_meta(source, blob) {
-        Ok(meta) => meta,
-        Err(error) => return report.error(subject, &error),
-    };
-    if meta.len() != bootstrap.chunk_count(index) {
-        report.add(
-            &subject,
-            format!("{} chunks; the bootstrap says {}", meta.len(), bootstrap.chunk_count(index)),
-        );
-    }
-    for position in 0..meta.len() {
-        let chunk = ChunkIndex(position);
-        let info = match meta.chunk(chunk) {
-            Ok(info) => info,
+    blob: &'a Blob,
+    source: &'a S,
+    options: Options<'a>,
+    progress: &'a (dyn Fn(u64) + Sync),
+}
+
+impl<S: BlobSource + Sync> BlobCheck<'_, S> {
+    /// What is found, and whether the blob could be read.
+    fn run(
+        &mut self,
+        bootstrap: &mut Bootstrap,
+        described: &Described,
+        budget: &mut ChunkInfoBudget,
+    ) -> (Report, bool) {
+        let mut report = Report::new(self.options.limits);
+        let subject = format!("blob {}", name(self.blob));
+        // What is behind the chunks comes first: it says where they are, and how to verify the parts in passing.
+        let stream = match Stream::open(self.blob, self.source) {
+            Ok(stream) => stream,
             Err(error) => {
-                report.error(format!("{subject}, chunk {position}"), &error);
-                continue;
+                report.source_error(subject, &error);
+                let was_read = report.unknown.is_empty();
+                return (report, was_read);
             }
         };
-        // Chunks that no file refers to are not in the bootstrap.
-        let Ok(described) = bootstrap.described_chunk(index, chunk) else { continue };
-        let digest = info.digest.unwrap_or(described.digest);
-        let mut stored = info.with_digest(digest);
-        // The chunk table does not know a batch. nydus-image leaves all out that follows from it.
-        if stored.batch.is_some() && described.batch.is_some() {
-            (stored.batch, stored.compressed_size) = (described.batch, described.compressed_size);
-            stored.compressed = described.compressed;
-            if described.compressed_offset == 0 {
-                stored.compressed_offset = 0;
-            }
+        let toc = self.table_of_contents(&stream, &mut report);
+        chunk_info::check(bootstrap, self.index, &stream, budget, &mut report);
+        let chunks = self.chunks(bootstrap, described, &mut report);
+        let plan = plan::Plan::new(&subject, chunks, stream.len(), &mut report);
+        let outcome = pass::run(pass::Pass {
+            bootstrap,
+            index: self.index,
+            stream: &stream,
+            plan: &plan,
+            toc: toc.as_ref(),
+            options: self.options,
+            progress: self.progress,
+        });
+        let was_read = outcome.unknown.is_empty();
+        report.merge(outcome);
+        if !bootstrap.needs_chunk_info(self.index) {
+            bootstrap.drop_chunk_info(self.index);
         }
-        if stored != described {
-            report.add(format!("{subject}, chunk {position}"), "not what the bootstrap's chunk table says");
-        }
+        (report, was_read)
     }
-    if let Err(error) = bootstrap.set_chunk_info(index, meta) {
-        report.error(subject, &error);
-    }
-}
 
-/// Checks the digest of the whole stream, which is the blob's id.
-fn stream(blob: &Blob, source: &impl BlobSource, progress: &dyn Fn(u64)) -> Report {
-    let mut report = Report::default();
-    let subject = format!("blob {}", name(blob));
-    let size = match source.size(blob) {
-        Ok(size) => size,
-        Err(error) => {
-            report.error(subject, &error);
-            return report;
-        }
-    };
-    // nydus-image 2.2 names the blobs that it makes with `--features blob-toc` by the digest of all but the part with
-    // chunk digests. Pushed to a registry, they get the digest of everything.
-    let unnamed = read_toc(source, blob).ok().flatten();
-    let unnamed =
-        unnamed.and_then(|toc| toc.part(toc::DIGESTS).map(|part| part.range.clone())).unwrap_or(0..0);
-    let mut hash = Sha256::new();
-    let mut hash_of_named = Sha256::new();
-    let mut at = 0;
-    while at < size {
-        // Steps end where the part begins and ends.
-        let bounds = [at + STEP, unnamed.start, unnamed.end, size];
-        let end = bounds.into_iter().filter(|bound| *bound > at).min().unwrap_or(size).min(size);
-        match source.read(blob, at..end) {
-            Ok(bytes) => {
-                hash.update(&bytes);
-                if !unnamed.contains(&at) && !unnamed.is_empty() {
-                    hash_of_named.update(&bytes);
-                }
-            }
+    fn table_of_contents(&self, stream: &Stream<'_, S>, report: &mut Report) -> Option<Toc> {
+        let subject = format!("blob {}", name(self.blob));
+        let table = match read_toc(stream, self.blob) {
+            Ok(table) => table?,
             Err(error) => {
                 report.error(subject, &error);
-                return report;
+                return None;
             }
+        };
+        if let Some((_, size)) = self.blob.toc
+            && size != table.size
+        {
+            report.add(subject, format!("its table of contents has {} bytes; expected {size}", table.size));
         }
-        progress(end - at);
-        at = end;
+        Some(table)
     }
-    let found = Digest(hash.finalize().into());
-    let of_named = Digest(hash_of_named.finalize().into());
-    if blob.id.is_some_and(|id| id != found && id != of_named) {
-        report.add(subject, format!("the digest of its {size} bytes is {found}"));
-    }
-    report
-}
 
-/// Checks the digest of every chunk.
-fn chunks(
-    bootstrap: &Bootstrap,
-    index: BlobIndex,
-    blob: &Blob,
-    source: &(impl BlobSource + Sync),
-    threads: usize,
-) -> Report {
-    let count = bootstrap.chunk_count(index);
-    let threads =
-        if threads > 0 { threads } else { std::thread::available_parallelism().map_or(1, NonZero::get) };
-    let next = AtomicU32::new(0);
-    let report = Mutex::new(Report::default());
-    std::thread::scope(|scope| {
-        for _ in 0..threads {
-            scope.spawn(|| {
-                let mut reader = ChunkReader::new(bootstrap, source);
-                loop {
-                    let start = next.fetch_add(RUN, Ordering::Relaxed);
-                    if start >= count {
-                        break;
-                    }
-                    let mut found = Report::default();
-                    for position in start..count.min(start + RUN) {
-                        chunk(&mut reader, index, blob, ChunkIndex(position), &mut found);
-                        if !found.unknown.is_empty() {
-                            break;
-                        }
-                    }
-                    if !found.unknown.is_empty() {
-                        next.store(count, Ordering::Relaxed);
-                    }
-                    report.lock().unwrap_or_else(std::sync::PoisonError::into_inner).merge(found);
-                }
-            });
+    /// Where the chunks are of which something is known.
+    fn chunks(&self, bootstrap: &Bootstrap, described: &Described, report: &mut Report) -> Vec<plan::Stored> {
+        let mut stored = Vec::new();
+        let mut add = |index: ChunkIndex| match bootstrap.chunk(self.index, index) {
+            Ok(chunk) => stored.push(plan::Stored {
+                offset: chunk.compressed_offset,
+                size: chunk.compressed_size,
+                index,
+                is_member: chunk.batch.is_some(),
+            }),
+            // No file refers to it and nothing describes it; or the chunk information is broken, which is a finding already.
+            Err(
+                ReadError::NoSuchChunk { .. }
+                | ReadError::ChunkInfo { .. }
+                | ReadError::NeedsChunkInfo { .. },
+            ) => {}
+            Err(error) => report.error(plan::subject(&format!("blob {}", name(self.blob)), index), &error),
+        };
+        if bootstrap.has_chunk_info(self.index) {
+            (0..bootstrap.chunk_info_len(self.index)).map(ChunkIndex).for_each(&mut add);
+        } else {
+            described.of_blob(self.index).for_each(&mut add);
         }
-    });
-    let mut report = report.into_inner().unwrap_or_else(std::sync::PoisonError::into_inner);
-    // Threads finish in any order; the report should not depend on it.
-    report.findings.sort_unstable_by(|a, b| a.subject.cmp(&b.subject));
-    report
-}
-
-fn chunk<S: BlobSource>(
-    reader: &mut ChunkReader<'_, S>,
-    index: BlobIndex,
-    blob: &Blob,
-    chunk: ChunkIndex,
-    report: &mut Report,
-) {
-    use crate::blob::source::BlobError;
-    match reader.read(index, chunk) {
-        Ok(content) => {
-            report.chunks += 1;
-            report.bytes += content.len() as u64;
-        }
-        // No file refers to it, and the blob has no chunk information that would describe it.
-        Err(BlobError::Bootstrap(ReadError::NoSuchChunk { .. })) => {}
-        Err(error) => report.error(format!("blob {}, chunk {:>8}", name(blob), chunk.0), &error),
+        stored
     }
 }

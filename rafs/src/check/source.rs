@@ -51,8 +51,8 @@ pub fn against_source(source: &Image, image: &Image) -> Report {
 
 fn shown(side: &Side) -> String {
     match side.bytes {
-        0 => format!("a file of type {:?}", side.kind),
-        bytes => format!("a file of type {:?} with {bytes} bytes", side.kind),
+        0 => format!("a file of type {}", side.kind),
+        bytes => format!("a file of type {} with {bytes} bytes", side.kind),
     }
 }
 

@@ -116,8 +116,8 @@ impl Check<'_> {
             for (name, expected) in [(&b"."[..], nid), (b"..", parent)] {
                 let found = self.bootstrap.lookup(nid, name)?;
                 if found != Some(expected) {
-                    let problem =
-                        format!("{} leads to {found:?}; expected {expected:?}", name.escape_ascii());
+                    let found = found.map_or_else(|| "nowhere".to_owned(), |nid| format!("to inode {nid}"));
+                    let problem = format!("{} leads {found}; expected inode {expected}", name.escape_ascii());
                     let subject = self.directory_path(place);
                     self.report.add(shown(&subject), problem);
                 }
@@ -171,7 +171,7 @@ impl Check<'_> {
         let counted = if is_directory { 2 } else { 1 };
         self.seen.insert(nid, Seen { name: name.clone(), stated: inode.nlink, counted, kind: inode.kind });
         if inode.kind != kind {
-            self.add(name, format!("its inode is a {:?}, its directory entry a {kind:?}", inode.kind));
+            self.add(name, format!("its inode is of type {}, its directory entry says {kind}", inode.kind));
         }
         if let Err(error) = self.content(nid, &inode, name) {
             let subject = self.path(name);
@@ -195,7 +195,6 @@ impl Check<'_> {
         self.spend(nid, pieces.stored_size())?;
         for piece in pieces {
             let piece = piece?;
-            self.report.chunks += 1;
             // Without a chunk table, nothing more is known here.
             if !self.bootstrap.has_chunk_table() {
                 continue;

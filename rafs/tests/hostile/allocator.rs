@@ -1,21 +1,45 @@
-//! An allocator that counts what each thread takes.
+//! An allocator that counts what all threads take.
 #![allow(unsafe_code, reason = "an allocator is unsafe by nature; this one only counts")]
 
 use std::alloc::{GlobalAlloc, Layout, System};
 use std::cell::Cell;
+use std::sync::atomic::{AtomicUsize, Ordering::Relaxed};
+use std::sync::{Mutex, MutexGuard, PoisonError};
 
-/// Bytes that a thread took.
+/// Bytes that were taken.
 #[derive(Clone, Copy, Debug, Default)]
 pub(crate) struct Used {
-    now: usize,
     /// The most at a time.
     pub(crate) peak: usize,
     /// In all, whatever was given back.
     pub(crate) total: usize,
 }
 
+static NOW: AtomicUsize = AtomicUsize::new(0);
+static PEAK: AtomicUsize = AtomicUsize::new(0);
+static TOTAL: AtomicUsize = AtomicUsize::new(0);
+
+/// What is measured is what the process takes, so tests run one at a time.
+static ALONE: Mutex<()> = Mutex::new(());
+
 thread_local! {
-    static USED: Cell<Used> = const { Cell::new(Used { now: 0, peak: 0, total: 0 }) };
+    static IS_ALONE: Cell<bool> = const { Cell::new(false) };
+}
+
+/// Holds back all other tests, as long as it lives.
+pub(crate) struct Alone(#[expect(dead_code, reason = "held, not used")] MutexGuard<'static, ()>);
+
+/// Waits until no other test runs. Every test of this binary begins with it.
+pub(crate) fn alone() -> Alone {
+    let guard = ALONE.lock().unwrap_or_else(PoisonError::into_inner);
+    IS_ALONE.set(true);
+    Alone(guard)
+}
+
+impl Drop for Alone {
+    fn drop(&mut self) {
+        IS_ALONE.set(false);
+    }
 }
 
 struct Counting;
@@ -24,17 +48,13 @@ struct Counting;
 static COUNTING: Counting = Counting;
 
 fn take(size: usize) {
-    // A thread that ends has no counter any more.
-    let _ = USED.try_with(|used| {
-        let Used { now, peak, total } = used.get();
-        let now = now + size;
-        used.set(Used { now, peak: peak.max(now), total: total + size });
-    });
+    let now = NOW.fetch_add(size, Relaxed) + size;
+    PEAK.fetch_max(now, Relaxed);
+    TOTAL.fetch_add(size, Relaxed);
 }
 
 fn give(size: usize) {
-    // What another thread took may be given back here.
-    let _ = USED.try_with(|used| used.set(Used { now: used.get().now.saturating_sub(size), ..used.get() }));
+    NOW.fetch_sub(size, Relaxed);
 }
 
 // SAFETY: every call is the system allocator's, as it came.
@@ -65,9 +85,13 @@ unsafe impl GlobalAlloc for Counting {
     }
 }
 
-/// What this thread takes while it works.
+/// What all threads take while `work` is done.
 pub(crate) fn measure<T>(work: impl FnOnce() -> T) -> (T, Used) {
-    USED.set(Used::default());
+    assert!(IS_ALONE.get(), "a test that measures begins with alone()");
+    let start = NOW.load(Relaxed);
+    PEAK.store(start, Relaxed);
+    TOTAL.store(0, Relaxed);
     let result = work();
-    (result, USED.get())
+    let peak = PEAK.load(Relaxed).saturating_sub(start);
+    (result, Used { peak, total: TOTAL.load(Relaxed) })
 }

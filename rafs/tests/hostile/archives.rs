@@ -6,7 +6,7 @@ use rafs::build::{BuildError, BuildOptions, PathProblem, build_layer};
 use rafs::compress::Compressor;
 use rafs::tree::Layer;
 
-use super::within;
+use super::{alone, within};
 
 const MEGABYTE: usize = 1 << 20;
 
@@ -54,6 +54,7 @@ fn pax(records: &[(&str, &[u8])]) -> Vec<u8> {
 /// Each entry names two thousand directories that nothing else has.
 #[test]
 fn parents_that_are_missing_are_made_up_to_a_limit() {
+    let _alone = alone();
     let deep = b"/a".repeat(2000);
     let archive: Vec<u8> = (0..400)
         .flat_map(|number| {
@@ -74,6 +75,7 @@ fn parents_that_are_missing_are_made_up_to_a_limit() {
 /// Links to links that follow, the last of which leads nowhere; and in a circle.
 #[test]
 fn chains_of_hard_links_take_linear_time() {
+    let _alone = alone();
     let count = 2000;
     let link = |number: usize| {
         entry(format!("{number}").as_bytes(), b'1', format!("{}", number + 1).as_bytes(), b"")
@@ -91,6 +93,7 @@ fn chains_of_hard_links_take_linear_time() {
 /// Links that lead through links, each twice through the next: two to the power of their number.
 #[test]
 fn symbolic_links_that_multiply_are_refused() {
+    let _alone = alone();
     let mut archive = Vec::new();
     for number in 0..40 {
         let target = format!("{0}/../{0}", number + 1);
@@ -105,6 +108,7 @@ fn symbolic_links_that_multiply_are_refused() {
 /// A target of a megabyte, which each of many links that wait for theirs leads through.
 #[test]
 fn targets_that_are_too_long_to_follow_are_not_taken_apart() {
+    let _alone = alone();
     let target = b"a/".repeat(MEGABYTE / 2 - 100);
     let mut archive = Vec::new();
     for number in 0..1000 {
@@ -122,6 +126,7 @@ fn targets_that_are_too_long_to_follow_are_not_taken_apart() {
 /// Extension headers one after the other, each of which takes back the one before.
 #[test]
 fn chains_of_extension_headers_are_not_kept() {
+    let _alone = alone();
     let large = pax(&[("SCHILY.xattr.user.a", &[b'v'; MEGABYTE / 2])]);
     let long = entry(b"l", b'L', b"", &[b'n'; MEGABYTE / 2]);
     let global = entry(b"g", b'g', b"", &record("comment", &[b'c'; MEGABYTE / 2]));
@@ -132,6 +137,7 @@ fn chains_of_extension_headers_are_not_kept() {
 /// A thousand bytes that claim a file of 2^60, and one that claims more segments than there are.
 #[test]
 fn holes_are_not_built_without_end() {
+    let _alone = alone();
     let size = (1_u64 << 60).to_string();
     let sparse = pax(&[("GNU.sparse.size", size.as_bytes()), ("GNU.sparse.map", b"0,0")]);
     let archive = [sparse, entry(b"hole", b'0', b"", b"")].concat();
@@ -149,6 +155,7 @@ fn holes_are_not_built_without_end() {
 /// As many attributes as a header holds.
 #[test]
 fn attributes_by_the_thousand_are_refused_or_read() {
+    let _alone = alone();
     let keys: Vec<_> = (0..30_000).map(|number| format!("SCHILY.xattr.user.{number}")).collect();
     let records: Vec<(&str, &[u8])> = keys.iter().map(|key| (&key[..], &b""[..])).collect();
     let archive: Vec<u8> = [pax(&records), entry(b"f", b'0', b"", b"")].concat();
@@ -160,6 +167,7 @@ fn attributes_by_the_thousand_are_refused_or_read() {
 /// Streams that are all compression and no content.
 #[test]
 fn empty_members_and_frames_are_passed_over() {
+    let _alone = alone();
     let mut gzip = flate2::write::GzEncoder::new(Vec::new(), flate2::Compression::fast());
     std::io::Write::write_all(&mut gzip, &[]).unwrap();
     let gzip = gzip.finish().unwrap().repeat(MEGABYTE / 20);
@@ -174,6 +182,7 @@ fn empty_members_and_frames_are_passed_over() {
 /// A gigabyte of nothing behind the end of an archive, and a frame that wants a window of gigabytes.
 #[test]
 fn what_a_stream_decompresses_to_is_not_kept() {
+    let _alone = alone();
     let zeros = std::io::repeat(0).take(256 << 20);
     let bomb = zstd::stream::encode_all(zeros, 1).unwrap();
     assert!(bomb.len() < MEGABYTE);

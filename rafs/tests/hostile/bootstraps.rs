@@ -10,7 +10,7 @@ use zerocopy::{FromBytes, FromZeros, IntoBytes};
 
 use super::raw::{Raw, entries, inline, inode, plain, put};
 use super::support::{Builder, Format, OneBlob};
-use super::{Sink, within};
+use super::{Sink, alone, within};
 
 const MEGABYTE: usize = 1 << 20;
 
@@ -47,6 +47,7 @@ fn use_all(bytes: Vec<u8>) -> (Result<(), UnpackError>, Result<(), ReadError>) {
 /// Each directory is the only entry of the one above it.
 #[test]
 fn a_chain_of_directories_is_no_recursion() {
+    let _alone = alone();
     let mut raw = Raw::new(&[], 0);
     let mut above = 1;
     let mut nids = Vec::new();
@@ -87,6 +88,7 @@ fn a_chain_of_directories_is_no_recursion() {
 /// Directories that all have the same block of entries, each of which is one of these directories.
 #[test]
 fn directories_that_share_their_entries_are_refused() {
+    let _alone = alone();
     let mut raw = Raw::new(&[], 0);
     let first = raw.next_nid();
     let directories = 25_000;
@@ -124,6 +126,7 @@ fn directories_that_share_their_entries_are_refused() {
 /// Files whose lists of chunks are the rest of the bootstrap, so that they overlap.
 #[test]
 fn files_that_share_their_chunk_addresses_are_refused() {
+    let _alone = alone();
     let mut raw = Raw::new(blob_entry(0, 1).as_bytes(), 1);
     let first = raw.next_nid();
     let files = 10_000;
@@ -144,15 +147,16 @@ fn files_that_share_their_chunk_addresses_are_refused() {
 /// Inodes each of which is also an extended attribute of those before it.
 #[test]
 fn files_that_share_their_extended_attributes_are_refused() {
+    let _alone = alone();
     let mut raw = Raw::new(&[], 0);
     let first = raw.next_nid();
     let files = 20_000;
     let mut file = plain(FileType::Fifo, 0, 0);
     file.xattr_count.set(59_993);
     // The low byte of the mode is the count of shared attributes; behind the header, twelve bytes later, an attribute
-    // `user.` of 28 bytes begins, and ends where the next does.
+    // `security.` of 28 bytes begins, and ends where the next does.
     file.mode.set(FileType::Fifo.mode());
-    file.reserved.set(1 << 8 | 28 << 16);
+    file.reserved.set(6 << 8 | 28 << 16);
     for _ in 0..files + 8_000 {
         raw.add(file, &[]);
     }
@@ -171,6 +175,7 @@ fn files_that_share_their_extended_attributes_are_refused() {
 /// Long names above many files: paths would be a hundred times the bootstrap.
 #[test]
 fn long_paths_of_many_files_are_not_kept() {
+    let _alone = alone();
     let mut builder = Builder::new(Format::default());
     let mut directory = rafs::tree::Tree::ROOT;
     for _ in 0..15 {
@@ -190,6 +195,7 @@ fn long_paths_of_many_files_are_not_kept() {
 /// One file with many names, deep below: the path of the first is said with every other one.
 #[test]
 fn many_names_of_one_file_are_read() {
+    let _alone = alone();
     let mut builder = Builder::new(Format::default());
     let mut directory = rafs::tree::Tree::ROOT;
     for _ in 0..2000 {
@@ -209,6 +215,7 @@ fn many_names_of_one_file_are_read() {
 
 #[test]
 fn sizes_beyond_the_bootstrap_are_refused() {
+    let _alone = alone();
     for kind in [FileType::Directory, FileType::Regular, FileType::Symlink] {
         for size in [u32::MAX, 1 << 31] {
             let mut raw = Raw::new(&[], 0);
@@ -223,6 +230,7 @@ fn sizes_beyond_the_bootstrap_are_refused() {
 
 #[test]
 fn names_that_are_none_are_refused() {
+    let _alone = alone();
     for bad in [&b"a/b"[..], b"/", b"a\0b", b"\0"] {
         let mut raw = Raw::new(&[], 0);
         let nid = raw.add(plain(FileType::Fifo, 0, 0), &[]);
@@ -257,6 +265,7 @@ fn names_that_are_none_are_refused() {
 /// In version 5, `..` is no entry; one that is named so would lead an archive's reader out of its directory.
 #[test]
 fn an_entry_of_version_5_that_is_named_dot_dot_is_refused() {
+    let _alone = alone();
     let boot = include_bytes!("../data/v5-lz4.boot");
     let blob = OneBlob(include_bytes!("../data/v5-lz4.blob").to_vec());
     let at = boot.windows(4).position(|name| name == b"pipe").unwrap();
@@ -274,6 +283,7 @@ fn an_entry_of_version_5_that_is_named_dot_dot_is_refused() {
 /// In version 5, names are records that a table leads to: one record can be any number of names.
 #[test]
 fn a_directory_of_version_5_that_repeats_its_entries_is_refused() {
+    let _alone = alone();
     let mut bytes = include_bytes!("../data/v5-none.boot").to_vec();
     let table = bytes.len();
     let (sb, _) = v5::Superblock::mut_from_prefix(&mut bytes).unwrap();
@@ -301,6 +311,7 @@ fn a_directory_of_version_5_that_repeats_its_entries_is_refused() {
 /// Blobs that count all the chunks that there can be, and describe none.
 #[test]
 fn chunks_that_are_only_counted_are_not_looked_for() {
+    let _alone = alone();
     let table: Vec<u8> = (0..254).flat_map(|index| blob_entry(index, 1 << 24).as_bytes().to_vec()).collect();
     let mut raw = Raw::new(&table, 254);
     directory_of(&mut raw, 2, 0);
@@ -311,6 +322,7 @@ fn chunks_that_are_only_counted_are_not_looked_for() {
 /// A prefetch list of many files is made in one pass.
 #[test]
 fn a_long_prefetch_list_takes_no_quadratic_time() {
+    let _alone = alone();
     let mut builder = Builder::new(Format::default());
     let names: Vec<_> = (0..50_000).map(|number| format!("{number:05}")).collect();
     for name in &names {

@@ -15,6 +15,8 @@ mod chunk_info;
 mod mutation;
 mod raw;
 
+pub(crate) use allocator::alone;
+
 use std::io;
 use std::time::{Duration, Instant};
 

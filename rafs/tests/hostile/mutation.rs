@@ -2,8 +2,8 @@
 
 use std::path::Path;
 
-use super::Sink;
 use super::support::{Builder, Format, OneBlob, metadata, noise, written};
+use super::{Sink, alone};
 use rafs::blob::source::load_chunk_info;
 use rafs::bootstrap::{Bootstrap, ReadError, WriteOptions};
 use rafs::check::{Options, blobs, structure};
@@ -42,6 +42,7 @@ fn images() -> Vec<(Vec<u8>, OneBlob)> {
 
 #[test]
 fn any_changed_byte_of_a_bootstrap_is_survived() {
+    let _alone = alone();
     for (bootstrap, blob) in images() {
         for at in 0..bootstrap.len() {
             // Zeros are padding for the most part.
@@ -59,6 +60,7 @@ fn any_changed_byte_of_a_bootstrap_is_survived() {
 
 #[test]
 fn any_changed_byte_of_a_blob_is_survived() {
+    let _alone = alone();
     for (bootstrap, mut blob) in images() {
         let mut bootstrap = Bootstrap::from_bytes(bootstrap).unwrap();
         for at in (0..blob.0.len()).rev().step_by(37) {
@@ -72,6 +74,7 @@ fn any_changed_byte_of_a_blob_is_survived() {
 
 #[test]
 fn a_bootstrap_that_is_cut_off_is_refused() {
+    let _alone = alone();
     for (bootstrap, blob) in images() {
         for len in (0..bootstrap.len()).step_by(61) {
             use_image(bootstrap[..len].to_vec(), &blob);
@@ -85,6 +88,7 @@ fn a_bootstrap_that_is_cut_off_is_refused() {
 
 #[test]
 fn what_is_not_supported_is_refused_by_name() {
+    let _alone = alone();
     let (bootstrap, _) = images().swap_remove(0);
     let flags = 1152;
     for (byte, bit, name) in [(3, 0x02, "encrypted"), (1, 0x02, "tarfs"), (0, 0x40, "gzip")] {
@@ -98,6 +102,7 @@ fn what_is_not_supported_is_refused_by_name() {
 /// Many directories that share the entries of one: a few bytes each, for a thousand names each.
 #[test]
 fn a_small_bootstrap_cannot_make_a_large_tree() {
+    let _alone = alone();
     let mut builder = Builder::new(Format::default());
     let large = builder.directory(Tree::ROOT, b"large");
     for index in 0..2000 {
@@ -135,6 +140,7 @@ fn a_small_bootstrap_cannot_make_a_large_tree() {
 
 #[test]
 fn a_directory_inside_itself_is_refused() {
+    let _alone = alone();
     let mut builder = Builder::new(Format::default());
     let outer = builder.directory(Tree::ROOT, b"outer");
     builder.directory(outer, b"inner-name-to-find");
@@ -159,6 +165,7 @@ fn a_directory_inside_itself_is_refused() {
 /// Memory is not taken for chunks that are only claimed.
 #[test]
 fn a_blob_cannot_claim_millions_of_chunks() {
+    let _alone = alone();
     let (mut bootstrap, _) = images().swap_remove(0);
     let blob_table = 4096;
     bootstrap[blob_table + 72..blob_table + 76].copy_from_slice(&(1_u32 << 24).to_le_bytes());
@@ -170,6 +177,7 @@ fn a_blob_cannot_claim_millions_of_chunks() {
 /// Found by mutation: a chunk address with another index was read as a chunk without size, and written so.
 #[test]
 fn a_file_whose_chunk_is_not_described_is_refused() {
+    let _alone = alone();
     let mut builder = Builder::new(Format::default());
     builder.file(Tree::ROOT, b"file", &noise(1, 5000));
     let (layer, _) = builder.finish();

@@ -1,5 +1,6 @@
 //! Reading the table of contents.
 
+use std::io::Read;
 use std::ops::Range;
 
 use sha2::{Digest as _, Sha256};
@@ -10,9 +11,7 @@ use crate::blob::tar_header;
 use crate::compress::Compressor;
 use crate::digest::Digest;
 use crate::layout::toc::{FLAG_LZ4_BLOCK, FLAG_NONE, FLAG_ZSTD, MAX_SIZE, TAR_HEADER_SIZE, TOC, TocEntry};
-
-/// The largest part that is decompressed, in bytes: a bootstrap of tens of millions of files.
-const MAX_PART_SIZE: u64 = 4 << 30;
+use crate::limits::Limits;
 
 /// Why a table of contents, or a part that it names, cannot be read.
 #[derive(Debug, thiserror::Error)]
@@ -27,8 +26,8 @@ pub enum TocError {
     Digest { found: Digest, expected: Digest },
     #[error("part {name} has {found} stored bytes; expected {expected}")]
     StoredSize { name: String, found: u64, expected: u64 },
-    #[error("part {name} would have {size} bytes; at most 4 GiB are allowed")]
-    TooLarge { name: String, size: u64 },
+    #[error("part {name} would have {size} bytes; at most {limit} are allowed")]
+    TooLarge { name: String, size: u64, limit: u64 },
     #[error("part {name} cannot be decompressed")]
     Decompress { name: String, source: DecompressError },
     #[error("the digest of part {name} is {found}; expected {expected}")]
@@ -125,6 +124,7 @@ impl Part {
     /// When the content is not what the digest says.
     pub fn decode(&self, stored: &[u8]) -> Result<Vec<u8>, TocError> {
         self.check_sizes(stored)?;
+        self.check_limits(Limits::DEFAULT)?;
         let content = decompress(self.compressor, stored, self.uncompressed_size)
             .map_err(|source| TocError::Decompress { name: self.name.clone(), source })?;
         self.check_digest(Digest(Sha256::digest(&content).into()))?;
@@ -138,19 +138,36 @@ impl Part {
     /// As [`decode`](Self::decode).
     pub fn verify(&self, stored: &[u8]) -> Result<(), TocError> {
         self.check_sizes(stored)?;
-        let found = decompressed_sha256(self.compressor, stored, self.uncompressed_size)
+        self.check_limits(Limits::DEFAULT)?;
+        self.verify_stream(stored)
+    }
+
+    /// Verifies the part's content while its stored bytes come. Their number is what the table says, and was checked.
+    pub(crate) fn verify_stream(&self, stored: impl Read) -> Result<(), TocError> {
+        let found = decompressed_sha256(self.compressor, stored, self.stored_size(), self.uncompressed_size)
             .map_err(|source| TocError::Decompress { name: self.name.clone(), source })?;
         self.check_digest(found)
     }
 
+    /// Size in bytes as it is stored.
+    pub fn stored_size(&self) -> u64 {
+        self.range.end - self.range.start
+    }
+
+    /// Refuses a part that is too large. To be asked before it is read: what the table says may be anything.
+    ///
+    /// # Errors
+    ///
+    /// When it is larger than the limits allow, stored or not.
+    pub fn check_limits(&self, limits: Limits) -> Result<(), TocError> {
+        let (size, limit) = (self.uncompressed_size.max(self.stored_size()), limits.part_bytes);
+        if size > limit { Err(TocError::TooLarge { name: self.name.clone(), size, limit }) } else { Ok(()) }
+    }
+
     fn check_sizes(&self, stored: &[u8]) -> Result<(), TocError> {
-        let name = || self.name.clone();
-        let (found, expected) = (stored.len() as u64, self.range.end - self.range.start);
+        let (found, expected) = (stored.len() as u64, self.stored_size());
         if found != expected {
-            return Err(TocError::StoredSize { name: name(), found, expected });
-        }
-        if self.uncompressed_size > MAX_PART_SIZE {
-            return Err(TocError::TooLarge { name: name(), size: self.uncompressed_size });
+            return Err(TocError::StoredSize { name: self.name.clone(), found, expected });
         }
         Ok(())
     }
