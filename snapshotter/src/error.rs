@@ -62,6 +62,16 @@ pub enum Error {
         /// One of its children.
         child: String,
     },
+    /// A commit named another parent than the one the snapshot was made on.
+    #[error("cannot commit snapshot {key:?} on {given:?}: it was made on {made_on:?}")]
+    ParentChanged {
+        /// The snapshot.
+        key: String,
+        /// The parent it was made on.
+        made_on: String,
+        /// The parent that the commit named.
+        given: String,
+    },
     /// An update named a field that does not change.
     #[error("cannot update field {field:?} of snapshot {key:?}: only labels change")]
     ImmutableField {

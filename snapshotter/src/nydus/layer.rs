@@ -9,12 +9,17 @@ use registry::nydus::{
 use sha2::{Digest, Sha256};
 
 use crate::error::Error;
-use crate::state::{Labels, Record, SnapshotId};
+use crate::state::{Kind, Labels, Record, SnapshotId};
 
 /// Where the image's reference may be: from CRI, from BuildKit, or found out by us.
 pub(crate) const IMAGE_REFERENCES: [&str; 3] = [LABEL_CRI_IMAGE_REF, LABEL_STARGZ_REFERENCE, FOUND_REFERENCE];
 /// Our own label, of a bootstrap whose image's reference had to be found out.
 pub(crate) const FOUND_REFERENCE: &str = "containerd.io/snapshot/nydus-cluster.image-ref";
+
+/// On every extraction from containerd 2.3 on: the chain id of the layers beneath.
+const PARENT_CHAIN_ID: &str = "containerd.io/snapshot/parent-chain-id";
+/// On every extraction from containerd 2.3 on: the digest of the layer's unpacked content.
+const DIFF_ID: &str = "containerd.io/snapshot/diff-id";
 
 /// What a layer is.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
@@ -71,6 +76,15 @@ impl Beneath {
     }
 }
 
+/// Whether a layer is unpacked apart from its parents, at the same time as they, and put on them when it is committed. It
+/// has to look like an overlay already: containerd turns its whiteouts into those of overlayfs for overlays alone.
+pub(crate) fn is_unpacked_apart(record: &Record) -> bool {
+    record.kind == Kind::Active
+        && record.parent.is_none()
+        && record.labels.contains_key(PARENT_CHAIN_ID)
+        && Layer::of(&record.labels) == Layer::Plain
+}
+
 /// The bootstrap in the directory of an unpacked bootstrap layer.
 pub(crate) fn bootstrap_in(upper: &Path) -> PathBuf {
     upper.join("image/image.boot")
@@ -81,11 +95,13 @@ pub(crate) fn reference_of(labels: &Labels) -> Option<&str> {
     IMAGE_REFERENCES.iter().find_map(|label| labels.get(*label)).map(String::as_str)
 }
 
-/// The blob's digest, as far as the labels of a blob layer tell: CRI says it; without CRI the chain id of the lowest
-/// layer is its diff id, and a blob's diff id is its digest.
+/// The blob's digest, as far as the labels of a blob layer tell. CRI says it; a blob's diff id is its digest, and so is the
+/// chain id of the lowest layer.
 pub(crate) fn blob_of(record: &Record) -> Option<&str> {
-    let lowest = || if record.parent.is_none() { record.labels.get(LABEL_SNAPSHOT_REF) } else { None };
-    record.labels.get(LABEL_CRI_LAYER_DIGEST).or_else(lowest).map(String::as_str)
+    let label = |name| record.labels.get(name);
+    let lowest = record.parent.is_none() && label(PARENT_CHAIN_ID).is_none();
+    let chain_id = || if lowest { label(LABEL_SNAPSHOT_REF) } else { None };
+    label(LABEL_CRI_LAYER_DIGEST).or_else(|| label(DIFF_ID)).or_else(chain_id).map(String::as_str)
 }
 
 /// Which of `blobs` a blob layer on `parent` is: the one whose diff id gives the layer's chain id.

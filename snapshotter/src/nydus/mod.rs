@@ -15,5 +15,6 @@ mod tests;
 pub(crate) use beside::{BesidePlain, Fetched};
 pub(crate) use images::{Image, Images};
 pub(crate) use layer::{
-    Beneath, FOUND_REFERENCE, IMAGE_REFERENCES, Layer, blob_among, blob_of, bootstrap_in, reference_of,
+    Beneath, FOUND_REFERENCE, IMAGE_REFERENCES, Layer, blob_among, blob_of, bootstrap_in, is_unpacked_apart,
+    reference_of,
 };

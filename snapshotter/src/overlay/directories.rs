@@ -14,6 +14,7 @@ use crate::state::{Kind, SnapshotId};
 pub(crate) struct Directories {
     snapshots: PathBuf,
     mounts: PathBuf,
+    empty: PathBuf,
     state: PathBuf,
 }
 
@@ -26,9 +27,10 @@ impl Directories {
         let directories = Self {
             snapshots: root.join("snapshots"),
             mounts: root.join("mounts"),
+            empty: root.join("empty"),
             state: root.join("snapshots.redb"),
         };
-        for path in [&directories.snapshots, &directories.mounts] {
+        for path in [&directories.snapshots, &directories.mounts, &directories.empty] {
             DirBuilder::new()
                 .recursive(true)
                 .mode(0o700)
@@ -51,6 +53,11 @@ impl Directories {
     /// overlayfs's work directory.
     pub(crate) fn work(&self, id: SnapshotId) -> PathBuf {
         self.snapshot(id).join("work")
+    }
+
+    /// A directory that stays empty, for overlays that have nothing beneath.
+    pub(crate) fn empty(&self) -> &Path {
+        &self.empty
     }
 
     /// Where images are mounted.

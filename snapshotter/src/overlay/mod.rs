@@ -4,6 +4,7 @@
 //! ROOT/snapshots/<id>/fs     what a snapshot adds to its parents; overlayfs's upper directory
 //! ROOT/snapshots/<id>/work   overlayfs's work directory, of active snapshots
 //! ROOT/mounts/<id>           where the image of bootstrap snapshot <id> is mounted
+//! ROOT/empty                 beneath layers that are unpacked apart from their parents
 //! ```
 //!
 //! Mounts are built as containerd's overlayfs snapshotter builds them, since clients of containerd (CRI, BuildKit,

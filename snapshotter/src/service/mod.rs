@@ -1,5 +1,7 @@
 //! The gRPC face: `containerd.services.snapshots.v1.Snapshots`. Translation alone, no logic.
 
+#[expect(unreachable_pub, reason = "the generated code makes its messages public")]
+mod commit;
 mod convert;
 mod serve;
 mod status;
@@ -31,6 +33,8 @@ mod api {
     /// The messages, from containerd's definitions.
     pub mod messages {
         pub use containerd_client::services::v1::snapshots::*;
+
+        pub use super::super::commit::CommitSnapshotRequest;
 
         /// `google.protobuf.Empty`.
         pub type Empty = ();
@@ -86,8 +90,8 @@ impl Snapshots for Service {
 
     async fn commit(&self, request: Request<CommitSnapshotRequest>) -> Answer<Empty> {
         let span = span("commit", &request.get_ref().key);
-        let CommitSnapshotRequest { name, key, labels: with, .. } = request.into_inner();
-        self.snapshotter.commit(name, key, labels(with)).instrument(span).await?;
+        let CommitSnapshotRequest { name, key, labels: with, parent: on, .. } = request.into_inner();
+        self.snapshotter.commit(name, key, parent(on), labels(with)).instrument(span).await?;
         Ok(Response::new(()))
     }
 

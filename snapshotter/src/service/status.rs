@@ -29,6 +29,7 @@ fn code(error: &Error) -> Code {
         | Error::NoImageReference { .. } => Code::FailedPrecondition,
         Error::ParentNotCommitted { .. }
         | Error::ImmutableField { .. }
+        | Error::ParentChanged { .. }
         | Error::Invalid { .. }
         | Error::Filter(_) => Code::InvalidArgument,
         Error::Mount { failure: MountFailure::Deadline(_), .. } => Code::DeadlineExceeded,

@@ -10,7 +10,7 @@ use tracing::{info, warn};
 use super::{Snapshotter, beneath_of, check_labels};
 use crate::containerd::Caller;
 use crate::error::Error;
-use crate::nydus::{Beneath, Fetched, Layer};
+use crate::nydus::{self, Beneath, Fetched, Layer};
 use crate::overlay::{Mount, RootAttributes};
 use crate::state::{Creation, Kind, Labels, Record};
 use crate::tasks::blocking;
@@ -97,7 +97,7 @@ impl Snapshotter {
             fetched.place(&upper).map_err(Error::io("write a bootstrap below", upper.clone()))
         });
         let committed = match placed.await {
-            Ok(()) => self.commit(target.to_owned(), key.clone(), labels).await,
+            Ok(()) => self.commit(target.to_owned(), key.clone(), None, labels).await,
             Err(error) => Err(error),
         };
         if committed.is_err() {

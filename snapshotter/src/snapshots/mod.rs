@@ -22,7 +22,7 @@ use crate::error::Error;
 use crate::filter::Filters;
 use crate::nydus::{self, Beneath, BesidePlain, Image, Images, Layer};
 use crate::overlay::{self, Directories, Mount};
-use crate::state::{Kind, LabelUpdate, Labels, Record, SnapshotId, State, Usage};
+use crate::state::{Commit, Kind, LabelUpdate, Labels, Record, SnapshotId, State, Usage};
 use crate::tasks::blocking;
 use pending::Pending;
 
@@ -92,8 +92,14 @@ impl Snapshotter {
         Ok(self.mounts_of(&record, &beneath))
     }
 
-    /// Makes an active snapshot final.
-    pub(crate) async fn commit(&self, name: String, key: String, labels: Labels) -> Result<(), Error> {
+    /// Makes an active snapshot final; one that was made without a parent may be put on one.
+    pub(crate) async fn commit(
+        &self,
+        name: String,
+        key: String,
+        parent: Option<String>,
+        labels: Labels,
+    ) -> Result<(), Error> {
         check_labels(&labels)?;
         let directories = self.directories.clone();
         self.on_state(move |state| {
@@ -106,12 +112,15 @@ impl Snapshotter {
                 make_durable(&key, &upper)?;
             }
             let usage = overlay::disk_usage(&upper)?;
-            state.commit(&key, &name, labels, usage)
+            state.commit(&key, Commit { name: &name, parent: parent.as_deref(), labels, usage })
         })
         .await
     }
 
     /// Forgets a snapshot. Its files, mount and cache stay until [`Self::cleanup`].
+            } else if record.parent.is_none() && parent.is_some() {
+                // What its creation would have refused.
+                Beneath::of(&key, state.parents(&key, parent.as_deref())?)?;
     pub(crate) async fn remove(&self, key: String) -> Result<(), Error> {
         self.on_state(move |state| state.remove(&key).map(drop)).await
     }
@@ -232,7 +241,7 @@ impl Snapshotter {
 
     fn mounts_of(&self, record: &Record, beneath: &Beneath) -> Vec<Mount> {
         let image = beneath.image.as_ref().map(|(_, image)| self.directories.mountpoint(image.id));
-        let lowers: Vec<_> =
+        let mut lowers: Vec<_> =
             beneath.plain.iter().map(|&id| self.directories.upper(id)).chain(image).collect();
         let layers = overlay::Layers {
             kind: record.kind,
@@ -242,6 +251,9 @@ impl Snapshotter {
             labels: &record.labels,
         };
         overlay::mounts(&layers, &self.overlay_options)
+        if nydus::is_unpacked_apart(record) {
+            lowers.push(self.directories.empty().to_owned());
+        }
     }
 
     fn new_id(&self) -> SnapshotId {

@@ -20,7 +20,7 @@ use redb::{Database, ReadableDatabase, TableDefinition};
 
 pub use record::Kind;
 pub(crate) use record::{Labels, MountedImage, Record, SnapshotId, Timestamp, Usage};
-pub(crate) use write::{Creation, LabelUpdate};
+pub(crate) use write::{Commit, Creation, LabelUpdate};
 
 use crate::error::Error;
 

@@ -43,6 +43,11 @@ impl State {
         Ok(parents)
     }
 
+    /// What lies beneath a snapshot `key` on `parent`, nearest first.
+    pub(crate) fn parents(&self, key: &str, parent: Option<&str>) -> Result<Vec<(String, Record)>, Error> {
+        parents(&self.read()?, key, parent)
+    }
+
     /// Calls `visit` with every snapshot, all as of one moment, until it returns false.
     pub(crate) fn walk(
         &self,

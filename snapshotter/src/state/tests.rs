@@ -17,12 +17,16 @@ fn creation(id: u64, kind: Kind, key: &str, parent: Option<&str>) -> Creation {
     }
 }
 
+fn commit(name: &str, usage: Usage) -> Commit<'_> {
+    Commit { name, parent: None, labels: Labels::new(), usage }
+}
+
 /// A committed `base` (1), a committed `top` (2) on it, an active `app` (3) on that.
 fn three(state: &State) {
     state.create(creation(1, Kind::Active, "base-a", None)).unwrap();
-    state.commit("base-a", "base", Labels::new(), Usage { inodes: 2, size: 4096 }).unwrap();
+    state.commit("base-a", commit("base", Usage { inodes: 2, size: 4096 })).unwrap();
     state.create(creation(2, Kind::Active, "top-a", Some("base"))).unwrap();
-    state.commit("top-a", "top", Labels::new(), Usage::default()).unwrap();
+    state.commit("top-a", commit("top", Usage::default())).unwrap();
     state.create(creation(3, Kind::Active, "app", Some("top"))).unwrap();
 }
 
@@ -84,7 +88,7 @@ fn a_commit_needs_an_active_snapshot_and_a_free_name() {
     let (_root, state) = state();
     three(&state);
     state.create(creation(4, Kind::View, "v", Some("top"))).unwrap();
-    let commit = |key: &str, name: &str| state.commit(key, name, Labels::new(), Usage::default());
+    let commit = |key: &str, name: &str| state.commit(key, commit(name, Usage::default()));
     assert!(matches!(commit("v", "x"), Err(Error::WrongKind { kind: Kind::View, .. })));
     assert!(matches!(commit("base", "x"), Err(Error::WrongKind { kind: Kind::Committed, .. })));
     assert!(matches!(commit("nowhere", "x"), Err(Error::NotFound { .. })));
@@ -139,4 +143,24 @@ fn a_file_of_another_version_is_refused() {
     drop(state);
     let error = State::open(&root.path().join("snapshots.redb")).err().unwrap();
     assert!(error.to_string().contains("it is 7, expected 1"), "{error}");
+}
+
+#[test]
+fn a_snapshot_without_a_parent_gets_one_when_it_is_committed_and_no_other_changes_it() {
+    let (_root, state) = state();
+    three(&state);
+    let on = |parent| Commit { parent: Some(parent), ..commit("new", Usage::default()) };
+    state.create(creation(4, Kind::Active, "apart", None)).unwrap();
+    assert!(matches!(state.commit("apart", on("nowhere")), Err(Error::ParentNotFound { .. })));
+    assert!(matches!(state.commit("apart", on("app")), Err(Error::ParentNotCommitted { .. })));
+    state.commit("apart", on("top")).unwrap();
+    assert_eq!(state.get("new").unwrap().parent.as_deref(), Some("top"));
+    state.remove("app").unwrap();
+    assert!(matches!(state.remove("top"), Err(Error::HasChildren { child, .. }) if child == "new"));
+    state.create(creation(5, Kind::Active, "made-on", Some("base"))).unwrap();
+    let elsewhere = Commit { name: "elsewhere", ..on("top") };
+    assert!(matches!(state.commit("made-on", elsewhere), Err(Error::ParentChanged { .. })));
+    let same = Commit { name: "same", ..on("base") };
+    state.commit("made-on", same).unwrap();
+    assert_eq!(state.get("same").unwrap().parent.as_deref(), Some("base"));
 }

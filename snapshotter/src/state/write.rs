@@ -19,6 +19,17 @@ pub(crate) struct Creation {
     pub(crate) labels: Labels,
 }
 
+/// What a snapshot becomes when it is committed.
+#[derive(Clone, Debug)]
+pub(crate) struct Commit<'c> {
+    /// Its name from now on.
+    pub(crate) name: &'c str,
+    /// Its parent, if it was made without one.
+    pub(crate) parent: Option<&'c str>,
+    pub(crate) labels: Labels,
+    pub(crate) usage: Usage,
+}
+
 /// What an update changes: all labels, or some.
 #[derive(Clone, Debug)]
 pub(crate) enum LabelUpdate {
@@ -57,8 +68,10 @@ impl State {
         Ok(record)
     }
 
-    /// Turns the active snapshot `key` into the committed snapshot `name`. Labels are replaced, not inherited.
-    pub(crate) fn commit(&self, key: &str, name: &str, labels: Labels, usage: Usage) -> Result<(), Error> {
+    /// Turns the active snapshot `key` into the committed snapshot `name`. Labels are replaced, not inherited. A snapshot
+    /// that was made without a parent may get one now.
+    pub(crate) fn commit(&self, key: &str, commit: Commit<'_>) -> Result<(), Error> {
+        let Commit { name, parent, labels, usage } = commit;
         let transaction = self.database.begin_write().during("commit a snapshot")?;
         {
             let mut snapshots = transaction.open_table(SNAPSHOTS).during("commit a snapshot")?;
@@ -70,10 +83,11 @@ impl State {
             if active.kind != Kind::Active {
                 return Err(Error::WrongKind { key: key.to_owned(), kind: active.kind, expected: "active" });
             }
+            let parent = parent_at_commit(key, active.parent.clone(), parent)?;
             let now = Timestamp::now();
             let labels = without_empty(labels);
             let record =
-                Record { kind: Kind::Committed, labels, created: now, updated: now, usage, ..active };
+                Record { kind: Kind::Committed, parent, labels, created: now, updated: now, usage, ..active };
             if let Some(parent) = &record.parent {
                 let parent = committed_parent(&snapshots, key, parent)?;
                 children.insert((parent.id.0, record.id.0), name).during("commit a snapshot")?;
@@ -165,6 +179,21 @@ pub(super) fn check_parent(key: &str, parent: &str, record: &Record) -> Result<(
     match record.kind {
         Kind::Committed => Ok(()),
         kind => Err(Error::ParentNotCommitted { key: key.to_owned(), parent: parent.to_owned(), kind }),
+    }
+}
+
+/// The parent that a snapshot has from its commit on. One that it was made on stays: its files were made to lie on that.
+fn parent_at_commit(
+    key: &str,
+    made_on: Option<String>,
+    given: Option<&str>,
+) -> Result<Option<String>, Error> {
+    match (made_on, given) {
+        (Some(made_on), Some(given)) if made_on != given => {
+            Err(Error::ParentChanged { key: key.to_owned(), made_on, given: given.to_owned() })
+        }
+        (None, Some(given)) => Ok(Some(given.to_owned())),
+        (made_on, _) => Ok(made_on),
     }
 }
 

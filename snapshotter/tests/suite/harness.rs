@@ -38,7 +38,20 @@ pub(crate) struct Harness {
     pub(crate) dir: tempfile::TempDir,
     pub(crate) config: SnapshotterConfig,
     running: Option<Running>,
-    client: SnapshotsClient<Channel>,
+    channel: Channel,
+}
+
+/// The request to commit with the parent that containerd 2.3 has added to it.
+#[derive(Clone, PartialEq, prost::Message)]
+struct CommitOnParent {
+    #[prost(string, tag = "2")]
+    name: String,
+    #[prost(string, tag = "3")]
+    key: String,
+    #[prost(map = "string, string", tag = "4")]
+    labels: HashMap<String, String>,
+    #[prost(string, tag = "5")]
+    parent: String,
 }
 
 struct Running {
@@ -64,8 +77,8 @@ impl Harness {
             ..SnapshotterConfig::default()
         };
         configure(dir.path(), &mut config);
-        let (running, client) = serve(&config).await;
-        Self { dir, config, running: Some(running), client }
+        let (running, channel) = serve(&config).await;
+        Self { dir, config, running: Some(running), channel }
     }
 
     /// Ends the service as a signal would.
@@ -83,12 +96,12 @@ impl Harness {
 
     /// Starts another service on the same root.
     pub(crate) async fn restart_after_stop(&mut self) {
-        let (running, client) = serve(&self.config).await;
-        (self.running, self.client) = (Some(running), client);
+        let (running, channel) = serve(&self.config).await;
+        (self.running, self.channel) = (Some(running), channel);
     }
 
     pub(crate) fn client(&self) -> SnapshotsClient<Channel> {
-        self.client.clone()
+        SnapshotsClient::new(self.channel.clone())
     }
 
     /// A new directory for the test's own use.
@@ -158,6 +171,27 @@ impl Harness {
             ..Default::default()
         };
         self.client().commit(request).await.map(drop)
+    }
+
+    /// Commits as containerd 2.3 does a snapshot that it prepared without a parent.
+    pub(crate) async fn commit_on(
+        &self,
+        name: &str,
+        key: &str,
+        parent: &str,
+        labels: &[(&str, &str)],
+    ) -> Result<(), Status> {
+        let request = CommitOnParent {
+            name: name.to_owned(),
+            key: key.to_owned(),
+            labels: map(labels),
+            parent: parent.to_owned(),
+        };
+        let mut client = tonic::client::Grpc::new(self.channel.clone());
+        client.ready().await.unwrap();
+        let path = "/containerd.services.snapshots.v1.Snapshots/Commit".parse().unwrap();
+        let codec = tonic_prost::ProstCodec::<CommitOnParent, ()>::default();
+        client.unary(tonic::Request::new(request), path, codec).await.map(drop)
     }
 
     pub(crate) async fn remove(&self, key: &str) -> Result<(), Status> {
@@ -233,7 +267,7 @@ impl Drop for Harness {
     }
 }
 
-async fn serve(config: &SnapshotterConfig) -> (Running, SnapshotsClient<Channel>) {
+async fn serve(config: &SnapshotterConfig) -> (Running, Channel) {
     let shutdown = CancellationToken::new();
     let task = tokio::spawn(snapshotter::serve(config.clone(), shutdown.clone()));
     let channel = eventually("the service answers", async || {
@@ -241,7 +275,7 @@ async fn serve(config: &SnapshotterConfig) -> (Running, SnapshotsClient<Channel>
         containerd_client::connect(config.listen.path()).await.ok()
     })
     .await;
-    (Running { shutdown, task }, SnapshotsClient::new(channel))
+    (Running { shutdown, task }, channel)
 }
 
 /// Polls until there is a result.

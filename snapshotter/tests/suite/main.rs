@@ -14,6 +14,7 @@ mod harness;
 mod layers;
 mod lifecycle;
 mod nydus;
+mod rebase;
 mod restart;
 mod tree;
 mod walk;
