@@ -11,7 +11,7 @@ use std::time::Duration;
 use fuse_daemon::control::protocol::ErrorKind;
 use fuse_daemon::control::{BackendSpec, Client, ClientError, MountRequest};
 use tokio::sync::{oneshot, watch};
-use tracing::{info, warn};
+use tracing::{Instrument, info, info_span, warn};
 
 use super::mountinfo;
 use crate::daemon::{Condition, Daemon, describe};
@@ -42,13 +42,15 @@ pub(crate) struct Image {
 
 /// How an attempt ended: the daemon that serves it, or why not. `None` while it runs.
 type Outcome = Option<Result<u64, MountFailure>>;
+/// An attempt to mount an image, for those that wait for it.
+type Attempt = watch::Receiver<Outcome>;
 
 /// All mounted images.
 pub(crate) struct Images {
     state: Arc<State>,
     daemon: Arc<Daemon>,
     timeout: Duration,
-    attempts: Mutex<HashMap<SnapshotId, watch::Receiver<Outcome>>>,
+    attempts: Mutex<HashMap<SnapshotId, Attempt>>,
 }
 
 impl Images {
@@ -58,6 +60,7 @@ impl Images {
 
     /// Mounts an image unless it is, and returns once it serves.
     pub(crate) async fn ensure(self: &Arc<Self>, image: Image) -> Result<(), Error> {
+        self.forget_if_unmounted(&image).await?;
         let reference = image.reference.clone();
         let failed = |failure| Error::Mount { image: reference.clone(), failure };
         let mut attempt = self.join_or_begin(image);
@@ -70,6 +73,26 @@ impl Images {
             Some(result) => result.map(drop).map_err(failed),
             None => Err(Error::Internal(format!("the attempt to mount image {reference} was aborted"))),
         }
+    }
+
+    /// What is remembered of an image's mount counts as long as the mount is there: if somebody else unmounted it,
+    /// containers would start with an empty root.
+    async fn forget_if_unmounted(&self, image: &Image) -> Result<(), Error> {
+        let settled = |attempt: &&Attempt| matches!(*attempt.borrow(), Some(Ok(_)));
+        let Some(attempt) = self.attempts().get(&image.id).filter(settled).cloned() else { return Ok(()) };
+        let mountpoint = image.mountpoint.clone();
+        if blocking(move || mountinfo::is_mounted(&mountpoint)).await? {
+            return Ok(());
+        }
+        warn!(
+            image = image.reference, snapshot = %image.id, mount = mount_id(image.id),
+            mountpoint = %image.mountpoint.display(), "somebody unmounted an image; mounting it again"
+        );
+        let mut attempts = self.attempts();
+        if attempts.get(&image.id).is_some_and(|current| current.same_channel(&attempt)) {
+            attempts.remove(&image.id);
+        }
+        Ok(())
     }
 
     /// Attributes of a mounted image's root. Asked on a thread of its own, which a file system that hangs may keep.
@@ -104,7 +127,7 @@ impl Images {
             // Without a daemon there may still be what a dead one left.
             _ => blocking(move || mountinfo::detach(&mountpoint)).await?,
         }
-        info!(snapshot = %id, "unmounted an image");
+        info!(snapshot = %id, mount = mount_id(id), "unmounted an image");
         Ok(())
     }
 
@@ -117,12 +140,12 @@ impl Images {
         Ok(ours.filter_map(|mount| id(&mount.id)).collect())
     }
 
-    fn attempts(&self) -> MutexGuard<'_, HashMap<SnapshotId, watch::Receiver<Outcome>>> {
+    fn attempts(&self) -> MutexGuard<'_, HashMap<SnapshotId, Attempt>> {
         // No code that holds it can panic half-way through a change.
         self.attempts.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    fn join_or_begin(self: &Arc<Self>, image: Image) -> watch::Receiver<Outcome> {
+    fn join_or_begin(self: &Arc<Self>, image: Image) -> Attempt {
         let mut attempts = self.attempts();
         if let Some(attempt) = attempts.get(&image.id)
             && self.holds(attempt)
@@ -133,23 +156,25 @@ impl Images {
         attempts.insert(image.id, receiver.clone());
         drop(attempts);
         let images = Arc::clone(self);
-        tokio::spawn(async move {
+        let span = info_span!(
+            parent: None, "mount", image = image.reference, snapshot = %image.id, mount = mount_id(image.id)
+        );
+        let attempt = async move {
             let result = tokio::time::timeout(images.timeout, images.mount(&image)).await;
             let result = result.unwrap_or_else(|_| Err(images.overdue()));
             match &result {
-                Ok(_) => info!(image = image.reference, snapshot = %image.id, "image is mounted"),
-                Err(error) => {
-                    warn!(image = image.reference, snapshot = %image.id, %error, "cannot mount image")
-                }
+                Ok(_) => info!("image is mounted"),
+                Err(error) => warn!(%error, "cannot mount image"),
             }
             // Nobody may be waiting any more.
             let _ = sender.send(Some(result));
-        });
+        };
+        tokio::spawn(attempt.instrument(span));
         receiver
     }
 
     /// Whether an attempt still runs, or succeeded with the daemon that runs now.
-    fn holds(&self, attempt: &watch::Receiver<Outcome>) -> bool {
+    fn holds(&self, attempt: &Attempt) -> bool {
         match &*attempt.borrow() {
             Some(Ok(generation)) => self.daemon.condition() == Condition::Ready(*generation),
             Some(Err(_)) => false,
@@ -189,7 +214,7 @@ impl Images {
         }
         match client.mount(&request).await {
             Err(ClientError::Daemon { kind: ErrorKind::Conflict, message }) => {
-                warn!(image = image.reference, message, "replacing a mount of other content");
+                warn!(message, "replacing a mount of other content");
                 client.umount(&request.id).await.map_err(failure)?;
                 client.mount(&request).await.map_err(failure)?;
             }

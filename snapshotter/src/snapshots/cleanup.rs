@@ -3,19 +3,24 @@
 //! What to free is not remembered but found, by comparing what is there with what the records name. So it makes no
 //! difference whether a snapshot was removed a second ago or before a crash, and whatever fails is found again next time.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeSet, VecDeque};
+use std::sync::Arc;
 use std::time::Duration;
 
 use fuse_daemon::control::BlobId;
+use tokio::task::JoinSet;
 use tracing::{info, warn};
 
 use super::Snapshotter;
 use crate::daemon::describe;
 use crate::error::Error;
-use crate::nydus::{self, Layer};
+use crate::nydus::{self, Images, Layer};
+use crate::overlay::Directories;
 use crate::state::{MountedImage, SnapshotId};
 use crate::tasks::blocking;
 
+/// Images unmounted at the same time: one that is busy keeps a thread of the daemon for a while.
+const UNMOUNTED_AT_ONCE: usize = 4;
 /// How long the daemon may take to delete blobs.
 const REMOVE_DEADLINE: Duration = Duration::from_secs(30);
 
@@ -28,18 +33,7 @@ impl Snapshotter {
         let pending = self.pending.current();
         let live = self.on_state(|state| state.ids()).await?;
         let gone = |id: &SnapshotId| !live.contains(id) && !pending.contains(id);
-        let mut failed = BTreeSet::new();
-        let mut unmounting = candidates.mounted.iter().filter(|id| gone(id));
-        while let Some(&id) = unmounting.next() {
-            if let Err(error) = self.unmount(id).await {
-                warn!(snapshot = %id, error = describe(&error), "cannot unmount an image; trying again later");
-                failed.insert(id);
-                if matches!(error, Error::Daemon { .. }) {
-                    // A daemon that does not do it for one would let all others wait as long.
-                    failed.extend(unmounting.by_ref());
-                }
-            }
-        }
+        let failed = self.unmount_all(candidates.mounted.iter().copied().filter(gone).collect()).await;
         self.free_blobs(|id| gone(id) && !failed.contains(id)).await;
         for &id in candidates.directories.iter().filter(|id| gone(id) && !failed.contains(id)) {
             let directories = self.directories.clone();
@@ -60,10 +54,36 @@ impl Snapshotter {
         Ok(Present { directories: on_disk, mounted })
     }
 
-    async fn unmount(&self, id: SnapshotId) -> Result<(), Error> {
-        self.images.unmount(id, self.directories.mountpoint(id)).await?;
-        let directories = self.directories.clone();
-        blocking(move || directories.remove_mountpoint(id)).await
+    /// Unmounts images, some at a time: containerd's garbage collection waits for us. Gives those that are still mounted.
+    async fn unmount_all(&self, mut waiting: VecDeque<SnapshotId>) -> BTreeSet<SnapshotId> {
+        let all: BTreeSet<_> = waiting.iter().copied().collect();
+        let mut failed = BTreeSet::new();
+        let mut unmounting = JoinSet::new();
+        loop {
+            while unmounting.len() < UNMOUNTED_AT_ONCE
+                && let Some(id) = waiting.pop_front()
+            {
+                let (images, directories) = (Arc::clone(&self.images), self.directories.clone());
+                unmounting.spawn(async move { (id, unmount(&images, directories, id).await) });
+            }
+            match unmounting.join_next().await {
+                None => return failed,
+                Some(Ok((_, Ok(())))) => {}
+                Some(Ok((id, Err(error)))) => {
+                    warn!(snapshot = %id, error = describe(&error), "cannot unmount an image; trying again later");
+                    failed.insert(id);
+                    if matches!(error, Error::Daemon { .. }) {
+                        // A daemon that does not do it for one would let all others wait as long.
+                        failed.extend(waiting.drain(..));
+                    }
+                }
+                // Which one is not known: none of them may lose its directory.
+                Some(Err(error)) => {
+                    warn!(%error, "unmounting ended in a bug");
+                    failed.extend(&all);
+                }
+            }
+        }
     }
 
     /// Frees the cache of blobs that images that are gone used and no other does.
@@ -111,6 +131,11 @@ impl Snapshotter {
         })
         .await
     }
+}
+
+async fn unmount(images: &Images, directories: Directories, id: SnapshotId) -> Result<(), Error> {
+    images.unmount(id, directories.mountpoint(id)).await?;
+    blocking(move || directories.remove_mountpoint(id)).await
 }
 
 /// An image and the snapshot of its bootstrap.

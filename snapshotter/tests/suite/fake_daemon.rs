@@ -8,17 +8,22 @@ use std::fs::{self, File};
 use std::io::{BufRead, BufReader, Write};
 use std::os::unix::net::{UnixListener, UnixStream};
 use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use fuse_daemon::control::protocol::{Answer, Call, ErrorKind, Reply, Request, VERSION};
 use fuse_daemon::control::{BlobId, Kept, MountRequest, MountStatus, Removed, Status};
+use nix::errno::Errno;
 use nix::mount::{MntFlags, MsFlags, mount, umount2};
 use serde::{Deserialize, Serialize};
 use snapshotter::DaemonConfig;
 
 /// Names the daemon's directory to the process started as one.
 const DIRECTORY: &str = "SNAPSHOTTER_TEST_DAEMON";
+
+/// How long is waited for others that should come.
+const PATIENCE: Duration = Duration::from_secs(5);
 
 /// What is written in place of a bootstrap.
 #[derive(Clone, Debug, Default, Deserialize, Serialize)]
@@ -31,6 +36,8 @@ pub(crate) struct Bootstrap {
     pub(crate) delay_ms: u64,
     /// Time that unmounting takes.
     pub(crate) umount_delay_ms: u64,
+    /// Unmounting ends once so many have been under way at the same time, or after [`PATIENCE`].
+    pub(crate) umounts_with: usize,
     /// Whether mounting fails.
     pub(crate) broken: bool,
 }
@@ -67,6 +74,12 @@ pub(crate) fn requests(dir: &Path) -> Vec<Request> {
     text.lines().map(|line| serde_json::from_str(line).unwrap()).collect()
 }
 
+/// How many mounts daemons in `dir` were unmounting at once, at most.
+pub(crate) fn most_unmounting(dir: &Path) -> usize {
+    let text = fs::read_to_string(dir.join("unmounting")).unwrap_or_default();
+    text.lines().map(|line| line.parse().unwrap()).max().unwrap_or(0)
+}
+
 /// The daemon itself. As a test among others it has nothing to do.
 #[test]
 fn process() {
@@ -74,16 +87,28 @@ fn process() {
     let socket = dir.join("daemon.sock");
     let _ = fs::remove_file(&socket);
     let listener = UnixListener::bind(&socket).unwrap();
-    let daemon = Arc::new(FakeDaemon { dir, mounts: Mutex::default() });
+    let daemon = Arc::new(FakeDaemon {
+        dir,
+        mounts: Mutex::default(),
+        unmounting: AtomicUsize::new(0),
+        most_unmounting: AtomicUsize::new(0),
+    });
     for stream in listener.incoming() {
         let daemon = Arc::clone(&daemon);
         std::thread::spawn(move || daemon.answer(stream.unwrap()));
     }
 }
 
+fn is_mounted(path: &Path) -> bool {
+    let mounts = fs::read_to_string("/proc/self/mounts").unwrap();
+    mounts.lines().any(|line| line.split(' ').nth(1).is_some_and(|at| Path::new(at) == path))
+}
+
 struct FakeDaemon {
     dir: PathBuf,
     mounts: Mutex<BTreeMap<String, (MountRequest, Bootstrap)>>,
+    unmounting: AtomicUsize,
+    most_unmounting: AtomicUsize,
 }
 
 impl FakeDaemon {
@@ -93,14 +118,18 @@ impl FakeDaemon {
         // Somebody who only looked whether the socket answers.
         let Ok(call) = serde_json::from_str::<Call>(&line) else { return };
         if call.request != Request::Status {
-            let mut record =
-                File::options().create(true).append(true).open(self.dir.join("requests")).unwrap();
-            writeln!(record, "{}", serde_json::to_string(&call.request).unwrap()).unwrap();
+            self.record("requests", &call.request);
         }
         let answer = self.perform(call.request);
         let mut line = serde_json::to_vec(&Reply { version: VERSION, answer }).unwrap();
         line.push(b'\n');
         let _ = (&stream).write_all(&line);
+    }
+
+    fn record(&self, file: &str, value: &impl Serialize) {
+        let mut record = File::options().create(true).append(true).open(self.dir.join(file)).unwrap();
+        // In one piece: others write to it at the same time.
+        record.write_all(format!("{}\n", serde_json::to_string(value).unwrap()).as_bytes()).unwrap();
     }
 
     fn perform(&self, request: Request) -> Answer {
@@ -118,8 +147,22 @@ impl FakeDaemon {
             Request::Umount { id } => {
                 let mounted = self.mounts.lock().unwrap().remove(&id);
                 if let Some((mount, bootstrap)) = mounted {
+                    let at_once = self.unmounting.fetch_add(1, Ordering::SeqCst) + 1;
+                    self.record("unmounting", &at_once);
+                    self.most_unmounting.fetch_max(at_once, Ordering::SeqCst);
                     std::thread::sleep(Duration::from_millis(bootstrap.umount_delay_ms));
-                    umount2(&mount.mountpoint, MntFlags::MNT_DETACH).unwrap();
+                    let late = Instant::now() + PATIENCE;
+                    while self.most_unmounting.load(Ordering::SeqCst) < bootstrap.umounts_with
+                        && Instant::now() < late
+                    {
+                        std::thread::sleep(Duration::from_millis(5));
+                    }
+                    self.unmounting.fetch_sub(1, Ordering::SeqCst);
+                    match umount2(&mount.mountpoint, MntFlags::MNT_DETACH) {
+                        // Somebody else was first.
+                        Ok(()) | Err(Errno::EINVAL) => {}
+                        Err(errno) => panic!("{errno}"),
+                    }
                 }
                 Answer::Done
             }
@@ -137,7 +180,9 @@ impl FakeDaemon {
     }
 
     fn mount(&self, request: MountRequest) -> Answer {
-        if let Some((mounted, _)) = self.mounts.lock().unwrap().get(&request.id) {
+        if let Some((mounted, _)) = self.mounts.lock().unwrap().get(&request.id)
+            && is_mounted(&request.mountpoint)
+        {
             return if *mounted == request {
                 Answer::Done
             } else {

@@ -57,6 +57,12 @@ impl Node {
         self.requests().iter().filter(|request| matches!(request, Request::Mount(_))).count()
     }
 
+    /// Where the only image is mounted.
+    pub(crate) fn mountpoint(&self) -> PathBuf {
+        let [id] = &self.harness.mountpoints()[..] else { panic!("not one mount point") };
+        self.harness.config.root.join("mounts").join(id)
+    }
+
     /// A digest made of one digit.
     pub(crate) fn digest(digit: char) -> String {
         format!("sha256:{}", digit.to_string().repeat(64))
@@ -344,4 +350,47 @@ async fn removing_an_image_unmounts_it_and_frees_what_no_other_uses() {
     let before = node.requests().len();
     node.harness.cleanup().await.unwrap();
     assert_eq!(node.requests().len(), before);
+}
+
+#[tokio::test]
+async fn an_image_that_somebody_unmounted_is_mounted_again() {
+    needs_root!();
+    let mut node = Node::start().await;
+    let image = node.pull("r/i:1", 'a', &node.content("i")).await;
+    let first = node.harness.prepare("c1", &image).await.unwrap();
+    let running = node.harness.mount(&first, "c1");
+    let mountpoint = node.mountpoint();
+    for (number, restart) in [(2, false), (3, true)] {
+        nix::mount::umount2(&mountpoint, nix::mount::MntFlags::MNT_DETACH).unwrap();
+        if restart {
+            node.harness.restart().await;
+        }
+        let key = format!("c{number}");
+        let mounts = node.harness.prepare(&key, &image).await.unwrap();
+        let mounted = node.harness.mount(&mounts, &key);
+        assert_eq!(fs::read(mounted.path().join("hello")).unwrap(), b"i");
+        assert_eq!(fs::read(running.path().join("hello")).unwrap(), b"i");
+        assert_eq!(node.mount_requests(), number);
+    }
+}
+
+#[tokio::test]
+async fn images_are_unmounted_four_at_a_time() {
+    needs_root!();
+    let node = Node::start().await;
+    let mut keys = Vec::new();
+    for number in 0..8 {
+        let name = format!("r/{number}:1");
+        let busy = Bootstrap { umounts_with: 4, ..node.content(&number.to_string()) };
+        let image = node.pull(&name, 'a', &busy).await;
+        let key = format!("c{number}");
+        node.harness.prepare(&key, &image).await.unwrap();
+        keys.extend([key, image]);
+    }
+    for key in &keys {
+        node.harness.remove(key).await.unwrap();
+    }
+    node.harness.cleanup().await.unwrap();
+    assert!(node.harness.mountpoints().is_empty());
+    assert_eq!(fake_daemon::most_unmounting(node.harness.dir.path()), 4);
 }
