@@ -120,6 +120,14 @@ pub enum Error {
         /// What came of asking containerd.
         lookup: String,
     },
+    /// A registry does not give an image's blobs to this node.
+    #[error("image {image} cannot be read on demand: {message}")]
+    BlobRefused {
+        /// The image's reference.
+        image: String,
+        /// The registry's answer.
+        message: String,
+    },
     /// An image could not be mounted.
     #[error("cannot mount image {image}: {failure}")]
     Mount {

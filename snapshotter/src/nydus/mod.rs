@@ -4,6 +4,7 @@
 //! alone. The bootstrap's snapshot holds the file from which the daemon serves the whole image, once for all containers
 //! on it.
 
+mod access;
 mod beside;
 mod images;
 mod layer;
@@ -12,6 +13,7 @@ mod mountinfo;
 #[cfg(test)]
 mod tests;
 
+pub(crate) use access::Access;
 pub(crate) use beside::{BesidePlain, Fetched};
 pub(crate) use images::{Image, Images};
 pub(crate) use layer::{

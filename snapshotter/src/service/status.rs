@@ -26,10 +26,11 @@ fn code(error: &Error) -> Code {
         | Error::WrongKind { .. }
         | Error::NoBootstrap { .. }
         | Error::BootstrapMissing { .. }
+        | Error::BlobRefused { .. }
         | Error::NoImageReference { .. } => Code::FailedPrecondition,
         Error::ParentNotCommitted { .. }
-        | Error::ImmutableField { .. }
         | Error::ParentChanged { .. }
+        | Error::ImmutableField { .. }
         | Error::Invalid { .. }
         | Error::Filter(_) => Code::InvalidArgument,
         Error::Mount { failure: MountFailure::Deadline(_), .. } => Code::DeadlineExceeded,

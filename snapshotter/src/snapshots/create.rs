@@ -1,5 +1,6 @@
 //! New snapshots.
 
+use std::collections::BTreeSet;
 use std::sync::Arc;
 
 use registry::nydus::{
@@ -28,14 +29,27 @@ impl Snapshotter {
         match labels.get(LABEL_SNAPSHOT_REF).cloned() {
             Some(target) if Layer::of(&labels) == Layer::Blob => {
                 check_labels(&labels)?;
+                self.access.ask(&labels);
                 self.adopt(&target, parent, labels).await?;
                 Err(Error::LayerInPlace { target })
+            }
+            Some(_) if Layer::of(&labels) == Layer::Bootstrap => {
+                self.access.check(&labels, self.blobs_beneath(&key, parent.clone()).await?).await?;
+                self.create(caller, Kind::Active, key, parent, labels).await
             }
             Some(target) if Layer::of(&labels) == Layer::Plain && self.beside_plain.is_some() => {
                 self.prepare_plain(caller, &target, key, parent, labels).await
             }
             _ => self.create(caller, Kind::Active, key, parent, labels).await,
         }
+    }
+
+    /// The blobs of the data layers that a bootstrap `key` on `parent` describes, as far as their labels name them.
+    async fn blobs_beneath(&self, key: &str, parent: Option<String>) -> Result<BTreeSet<String>, Error> {
+        let key = key.to_owned();
+        let parents = self.on_state(move |state| state.parents(&key, parent.as_deref())).await?;
+        let blobs = parents.iter().filter(|(_, record)| Layer::of(&record.labels) == Layer::Blob);
+        Ok(blobs.filter_map(|(_, record)| nydus::blob_of(record)).map(ToOwned::to_owned).collect())
     }
 
     /// Makes a snapshot for a plain layer to be unpacked, unless a nydus image that stands beside its image has all that it

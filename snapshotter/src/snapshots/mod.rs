@@ -20,7 +20,7 @@ use crate::containerd::{self, Caller};
 use crate::daemon::{Daemon, describe};
 use crate::error::Error;
 use crate::filter::Filters;
-use crate::nydus::{self, Beneath, BesidePlain, Image, Images, Layer};
+use crate::nydus::{self, Access, Beneath, BesidePlain, Image, Images, Layer};
 use crate::overlay::{self, Directories, Mount};
 use crate::state::{Commit, Kind, LabelUpdate, Labels, Record, SnapshotId, State, Usage};
 use crate::tasks::blocking;
@@ -39,6 +39,7 @@ pub(crate) struct Snapshotter {
     daemon: Arc<Daemon>,
     images: Arc<Images>,
     containerd: PathBuf,
+    access: Access,
     /// Where nydus images beside plain ones are run.
     beside_plain: Option<BesidePlain>,
     restore_concurrency: usize,
@@ -57,8 +58,15 @@ impl Snapshotter {
         let above = directories.list()?.last().map_or(0, |last| last.0.saturating_add(1));
         let next_id = AtomicU64::new(state.next_id()?.0.max(above));
         let images = Images::new(Arc::clone(&state), Arc::clone(&daemon), config.mount_timeout());
-        let beside_plain = config.nydus_beside_plain.then(|| beside_plain(config)).transpose()?;
+        let client = registry::client::Client::new(config.registry.clone())
+            .map_err(|error| Error::Internal(format!("registry settings: {error}")))?;
+        let beside_plain = || {
+            BesidePlain::new(client.clone(), config.containerd.path().to_owned(), &config.root)
+                .map_err(Error::io("make a folder below", config.root.clone()))
+        };
+        let beside_plain = config.nydus_beside_plain.then(beside_plain).transpose()?;
         Ok(Self {
+            access: Access::new(client),
             beside_plain,
             images: Arc::new(images),
             overlay_options: overlay::overlay_options(&config.overlay_options),
@@ -110,6 +118,9 @@ impl Snapshotter {
             let upper = directories.upper(record.id);
             if is_unpacked_bootstrap(&labels) {
                 make_durable(&key, &upper)?;
+            } else if record.parent.is_none() && parent.is_some() {
+                // What its creation would have refused.
+                Beneath::of(&key, state.parents(&key, parent.as_deref())?)?;
             }
             let usage = overlay::disk_usage(&upper)?;
             state.commit(&key, Commit { name: &name, parent: parent.as_deref(), labels, usage })
@@ -118,9 +129,6 @@ impl Snapshotter {
     }
 
     /// Forgets a snapshot. Its files, mount and cache stay until [`Self::cleanup`].
-            } else if record.parent.is_none() && parent.is_some() {
-                // What its creation would have refused.
-                Beneath::of(&key, state.parents(&key, parent.as_deref())?)?;
     pub(crate) async fn remove(&self, key: String) -> Result<(), Error> {
         self.on_state(move |state| state.remove(&key).map(drop)).await
     }
@@ -243,6 +251,9 @@ impl Snapshotter {
         let image = beneath.image.as_ref().map(|(_, image)| self.directories.mountpoint(image.id));
         let mut lowers: Vec<_> =
             beneath.plain.iter().map(|&id| self.directories.upper(id)).chain(image).collect();
+        if nydus::is_unpacked_apart(record) {
+            lowers.push(self.directories.empty().to_owned());
+        }
         let layers = overlay::Layers {
             kind: record.kind,
             upper: &self.directories.upper(record.id),
@@ -251,9 +262,6 @@ impl Snapshotter {
             labels: &record.labels,
         };
         overlay::mounts(&layers, &self.overlay_options)
-        if nydus::is_unpacked_apart(record) {
-            lowers.push(self.directories.empty().to_owned());
-        }
     }
 
     fn new_id(&self) -> SnapshotId {
@@ -267,13 +275,6 @@ impl Snapshotter {
         let state = Arc::clone(&self.state);
         blocking(move || work(&state)).await
     }
-}
-
-fn beside_plain(config: &SnapshotterConfig) -> Result<BesidePlain, Error> {
-    let client = registry::client::Client::new(config.registry.clone())
-        .map_err(|error| Error::Internal(format!("registry settings: {error}")))?;
-    BesidePlain::new(client, config.containerd.path().to_owned(), &config.root)
-        .map_err(Error::io("make a folder below", config.root.clone()))
 }
 
 /// What lies beneath a snapshot with these labels. A bootstrap layer is unpacked by itself: what its parents hold is

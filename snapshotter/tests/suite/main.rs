@@ -6,6 +6,7 @@
 // All of it is tests; clippy exempts only the functions marked so.
 #![allow(clippy::unwrap_used)]
 
+mod access;
 mod cleanup;
 mod crash;
 mod daemon;

@@ -1,0 +1,149 @@
+//! Pulls of images whose blobs the node can or cannot read.
+
+use std::fs;
+use std::net::SocketAddr;
+use std::path::PathBuf;
+
+use registry::client::Client;
+use registry::digest::{Digest, sha256};
+use registry::reference::Reference;
+use registry::server::{Server, ServerConfig};
+use tokio_util::sync::{CancellationToken, DropGuard};
+use tonic::{Code, Status};
+
+use crate::harness::{Harness, code};
+
+const SNAPSHOT_REF: &str = "containerd.io/snapshot.ref";
+
+/// A registry in this process, with blobs in the repository `i`.
+struct Registry {
+    _dir: tempfile::TempDir,
+    address: SocketAddr,
+    log: PathBuf,
+    server: Option<Server>,
+    stop: Option<DropGuard>,
+}
+
+impl Registry {
+    async fn start(htpasswd: Option<&str>) -> Self {
+        let dir = tempfile::tempdir().unwrap();
+        let passwords = dir.path().join("htpasswd");
+        fs::write(&passwords, htpasswd.unwrap_or_default()).unwrap();
+        let config = ServerConfig {
+            listen: SocketAddr::from(([127, 0, 0, 1], 0)),
+            access_log: Some(dir.path().join("log")),
+            htpasswd: htpasswd.map(|_| passwords),
+            ..ServerConfig::new(dir.path().join("root"))
+        };
+        let stop = CancellationToken::new();
+        let server = registry::server::serve(config, stop.clone()).await.unwrap();
+        Self {
+            address: server.address(),
+            log: dir.path().join("log"),
+            _dir: dir,
+            server: Some(server),
+            stop: Some(stop.drop_guard()),
+        }
+    }
+
+    fn image(&self) -> String {
+        format!("{}/i:1", self.address)
+    }
+
+    async fn push(&self, content: &str) -> Digest {
+        let reference = Reference::parse(&self.image()).unwrap();
+        let client = Client::new(registry::client::ClientConfig::default()).unwrap();
+        client.push_blob(reference.repository(), content.to_owned().into()).await.unwrap();
+        sha256(content.as_bytes())
+    }
+
+    /// How often it was asked whether it has a blob.
+    fn asked_for(&self, blob: &Digest) -> usize {
+        let log = fs::read_to_string(&self.log).unwrap();
+        log.lines().filter(|line| line.contains("\"HEAD\"") && line.contains(blob.as_ref())).count()
+    }
+
+    async fn stop(&mut self) {
+        drop(self.stop.take());
+        self.server.take().unwrap().stopped().await;
+    }
+}
+
+/// What CRI does for an image of these data layers and a bootstrap; `told` is how many layers the list names at most.
+async fn pull(harness: &Harness, image: &str, blobs: &[Digest], told: usize) -> Result<(), Status> {
+    let bootstrap = sha256(b"the bootstrap layer");
+    let layers: Vec<&str> = blobs.iter().chain([&bootstrap]).map(|digest| digest.as_ref()).collect();
+    let mut parent = String::new();
+    for (number, layer) in layers.iter().enumerate() {
+        let list = layers[number..].iter().take(told).copied().collect::<Vec<_>>().join(",");
+        let chain = format!("{image} up to {number}");
+        let kind = if number < blobs.len() { "nydus-blob" } else { "nydus-bootstrap" };
+        let kind = format!("containerd.io/snapshot/{kind}");
+        let labels = [
+            (kind.as_str(), "true"),
+            (SNAPSHOT_REF, &chain),
+            ("containerd.io/snapshot/cri.image-ref", image),
+            ("containerd.io/snapshot/cri.layer-digest", layer),
+            ("containerd.io/snapshot/cri.image-layers", &list),
+        ];
+        let prepared = harness.prepare_with(&format!("{image}-{number}"), &parent, &labels).await;
+        if number < blobs.len() {
+            assert_eq!(code(prepared), Code::AlreadyExists);
+        } else {
+            prepared?;
+        }
+        parent = chain;
+    }
+    Ok(())
+}
+
+#[tokio::test]
+async fn every_blob_is_asked_for_once_also_those_that_the_list_leaves_out() {
+    let registry = Registry::start(None).await;
+    let harness = Harness::start().await;
+    let mut blobs = Vec::new();
+    for content in ["one", "two", "three"] {
+        blobs.push(registry.push(content).await);
+    }
+    // The pushes asked too.
+    let before: Vec<_> = blobs.iter().map(|blob| registry.asked_for(blob)).collect();
+    pull(&harness, &registry.image(), &blobs, 1).await.unwrap();
+    let asked: Vec<_> = blobs.iter().map(|blob| registry.asked_for(blob)).collect();
+    assert_eq!(asked, before.iter().map(|times| times + 1).collect::<Vec<_>>());
+}
+
+#[tokio::test]
+async fn a_pull_is_refused_if_the_registry_does_not_give_a_blob() {
+    let registry = Registry::start(None).await;
+    let harness = Harness::start().await;
+    let blobs = [registry.push("one").await, sha256(b"never pushed")];
+    let refused = pull(&harness, &registry.image(), &blobs, 3).await.unwrap_err();
+    assert_eq!(refused.code(), Code::FailedPrecondition);
+    assert!(refused.message().contains("404") && refused.message().contains(blobs[1].as_ref()), "{refused}");
+    assert!(refused.message().contains(&registry.image()), "{refused}");
+}
+
+#[tokio::test]
+async fn a_pull_is_refused_if_credentials_are_missing() {
+    // The bcrypt hash of `secret`.
+    let registry =
+        Registry::start(Some("user:$2y$05$c4WoMPo3SXsafkva.HHa6uXQZWr7oboPiC2bT/r7q1BB8I2s0BRqC\n")).await;
+    let harness = Harness::start().await;
+    let refused = pull(&harness, &registry.image(), &[sha256(b"any")], 2).await.unwrap_err();
+    assert_eq!(refused.code(), Code::FailedPrecondition);
+    assert!(refused.message().contains("401") && refused.message().contains("no credentials"), "{refused}");
+}
+
+/// It may be back when a container reads.
+#[tokio::test]
+async fn a_registry_that_is_away_refuses_nothing() {
+    let mut registry = Registry::start(None).await;
+    let harness = Harness::start_with(|_, config| {
+        config.daemon.spawn = false;
+        config.registry.retries.attempts = 1;
+    })
+    .await;
+    let blob = registry.push("one").await;
+    registry.stop().await;
+    pull(&harness, &registry.image(), &[blob], 2).await.unwrap();
+}
