@@ -12,17 +12,17 @@ use tokio::task::JoinSet;
 use tracing::{info, warn};
 
 use super::Snapshotter;
-use crate::daemon::describe;
+use crate::daemon::{Condition, describe};
 use crate::error::Error;
 use crate::nydus::{self, Images, Layer};
 use crate::overlay::Directories;
-use crate::state::{MountedImage, SnapshotId};
+use crate::state::{SnapshotId, State};
 use crate::tasks::blocking;
 
 /// Images unmounted at the same time: one that is busy keeps a thread of the daemon for a while.
 const UNMOUNTED_AT_ONCE: usize = 4;
 /// How long the daemon may take to delete blobs.
-const REMOVE_DEADLINE: Duration = Duration::from_secs(30);
+const KEEP_DEADLINE: Duration = Duration::from_secs(10);
 
 impl Snapshotter {
     /// Frees what no snapshot needs any more. Failures concern one snapshot each, are logged and found again next time.
@@ -34,14 +34,24 @@ impl Snapshotter {
         let live = self.on_state(|state| state.ids()).await?;
         let gone = |id: &SnapshotId| !live.contains(id) && !pending.contains(id);
         let failed = self.unmount_all(candidates.mounted.iter().copied().filter(gone).collect()).await;
-        self.free_blobs(|id| gone(id) && !failed.contains(id)).await;
+        self.forget_images(|id| gone(id) && !failed.contains(id)).await;
         for &id in candidates.directories.iter().filter(|id| gone(id) && !failed.contains(id)) {
             let directories = self.directories.clone();
             if let Err(error) = blocking(move || directories.remove(id)).await {
                 warn!(snapshot = %id, error = describe(&error), "cannot delete a snapshot; trying again later");
             }
         }
+        // Where there is no daemon yet, it is told once it is there.
+        if matches!(self.daemon.condition(), Condition::Ready(_)) {
+            self.keep_blobs_of_images().await;
+        }
         Ok(())
+    }
+
+    /// Frees all of the cache but what images need that are pulled or mounted, also what a lost record named.
+    pub(super) async fn free_blobs(&self) {
+        let _alone = self.cleaning.lock().await;
+        self.keep_blobs_of_images().await;
     }
 
     async fn present(&self) -> Result<Present, Error> {
@@ -86,60 +96,59 @@ impl Snapshotter {
         }
     }
 
-    /// Frees the cache of blobs that images that are gone used and no other does.
-    async fn free_blobs(&self, gone: impl Fn(&SnapshotId) -> bool) {
-        let images = match self.on_state(|state| state.images()).await {
-            Ok(images) => images,
-            Err(error) => return warn!(error = describe(&error), "cannot free cached blobs"),
-        };
-        let (gone, kept): (Vec<_>, Vec<_>) = images.into_iter().partition(|(id, _)| gone(id));
-        if gone.is_empty() {
-            return;
-        }
-        if let Err(error) = self.free_blobs_of(&gone, &kept).await {
+    /// What is cached is the daemon's knowledge: it is told what to keep, so that nothing is forgotten with a record.
+    async fn keep_blobs_of_images(&self) {
+        if let Err(error) = self.keep_blobs().await {
             warn!(error = describe(&error), "cannot free cached blobs; trying again later");
         }
     }
 
-    async fn free_blobs_of(&self, gone: &[MountedBy], kept: &[MountedBy]) -> Result<(), Error> {
-        let mut used: BTreeSet<String> = kept.iter().flat_map(|(_, image)| image.blobs.clone()).collect();
-        used.extend(self.blobs_of_layers().await?);
-        let unused: BTreeSet<_> =
-            gone.iter().flat_map(|(_, image)| &image.blobs).filter(|blob| !used.contains(*blob)).collect();
-        let unused: Vec<BlobId> = unused.into_iter().filter_map(|blob| blob.parse().ok()).collect();
-        if !unused.is_empty() {
-            let removed = self.daemon.client(REMOVE_DEADLINE).remove_blobs(&unused).await;
-            let removed = removed.map_err(|error| Error::Daemon { problem: describe(&error) })?;
-            let (freed, in_use) = (removed.removed.len(), removed.in_use.len());
-            info!(freed, in_use, "freed cached blobs");
+    async fn keep_blobs(&self) -> Result<(), Error> {
+        let kept = self.on_state(blobs_of_images).await?;
+        let kept: Vec<BlobId> = kept.iter().filter_map(|blob| blob.parse().ok()).collect();
+        let freed = self.daemon.client(KEEP_DEADLINE).keep(&kept).await;
+        let freed = freed.map_err(|error| Error::Daemon { problem: describe(&error) })?;
+        if !freed.freed.is_empty() {
+            let in_use = freed.in_use.len();
+            info!(blobs = freed.freed.len(), bytes = freed.freed_bytes, in_use, "freed cached blobs");
         }
-        let ids: Vec<_> = gone.iter().map(|(id, _)| *id).collect();
-        self.on_state(move |state| state.forget_images(&ids)).await
+        Ok(())
     }
 
-    /// The blobs of images that are pulled, mounted or not.
-    async fn blobs_of_layers(&self) -> Result<BTreeSet<String>, Error> {
-        self.on_state(|state| {
-            let mut blobs = BTreeSet::new();
-            state.walk(|_, record| {
-                if Layer::of(&record.labels) == Layer::Blob {
-                    blobs.extend(nydus::blob_of(&record).map(ToOwned::to_owned));
-                }
-                Ok(true)
-            })?;
-            Ok(blobs)
-        })
-        .await
+    /// Forgets what images read from that are gone.
+    async fn forget_images(&self, gone: impl Fn(&SnapshotId) -> bool) {
+        let forgotten = self
+            .on_state(|state| state.images())
+            .await
+            .map(|images| images.into_iter().map(|(id, _)| id).filter(gone).collect::<Vec<_>>());
+        let forgotten = match forgotten {
+            Ok(ids) if ids.is_empty() => Ok(()),
+            Ok(ids) => self.on_state(move |state| state.forget_images(&ids)).await,
+            Err(error) => Err(error),
+        };
+        if let Err(error) = forgotten {
+            warn!(error = describe(&error), "cannot forget images");
+        }
     }
+}
+
+/// The blobs of images that are pulled or mounted.
+fn blobs_of_images(state: &State) -> Result<BTreeSet<String>, Error> {
+    let mut blobs: BTreeSet<String> =
+        state.images()?.into_iter().flat_map(|(_, image)| image.blobs).collect();
+    state.walk(|_, record| {
+        if Layer::of(&record.labels) == Layer::Blob {
+            blobs.extend(nydus::blob_of(&record).map(ToOwned::to_owned));
+        }
+        Ok(true)
+    })?;
+    Ok(blobs)
 }
 
 async fn unmount(images: &Images, directories: Directories, id: SnapshotId) -> Result<(), Error> {
     images.unmount(id, directories.mountpoint(id)).await?;
     blocking(move || directories.remove_mountpoint(id)).await
 }
-
-/// An image and the snapshot of its bootstrap.
-type MountedBy = (SnapshotId, MountedImage);
 
 /// What is there, with or without a record.
 struct Present {

@@ -14,7 +14,7 @@ use crate::nydus::Image;
 use crate::state::{Kind, SnapshotId};
 
 impl Snapshotter {
-    /// Restores the mounts whenever a daemon is ready; never returns. Requests are answered meanwhile: those that need an
+    /// Restores the mounts whenever a daemon is ready, and has it free what no image needs; never returns. Requests are answered meanwhile: those that need an
     /// image join its mount.
     pub(crate) async fn keep_restored(self: &Arc<Self>) {
         let mut condition = self.daemon.subscribe();
@@ -22,6 +22,7 @@ impl Snapshotter {
             let ready = matches!(*condition.borrow_and_update(), Condition::Ready(_));
             if ready {
                 self.restore().await;
+                self.free_blobs().await;
             }
             if condition.changed().await.is_err() {
                 return;

@@ -15,8 +15,9 @@ mod write;
 mod tests;
 
 use std::path::Path;
+use std::time::{Duration, Instant};
 
-use redb::{Database, ReadableDatabase, TableDefinition};
+use redb::{Database, DatabaseError, ReadableDatabase, TableDefinition};
 
 pub use record::Kind;
 pub(crate) use record::{Labels, MountedImage, Record, SnapshotId, Timestamp, Usage};
@@ -38,15 +39,28 @@ const VERSION: (&str, u64) = ("version", 1);
 /// One above the largest id ever given out.
 const NEXT_ID: &str = "next id";
 
+/// How long another process may still hold the file …
+const PATIENCE: Duration = Duration::from_secs(3);
+/// … and how often that is looked at.
+const RETRY: Duration = Duration::from_millis(20);
+
 /// The snapshots' database. Its methods block on the disk.
 pub(crate) struct State {
     database: Database,
 }
 
 impl State {
-    /// Opens the file, or makes it. Only one process at a time can.
+    /// Opens the file, or makes it. Only one process at a time can; one that is ending gets a moment.
     pub(crate) fn open(path: &Path) -> Result<Self, Error> {
-        let database = Database::create(path).during("open the file")?;
+        let late = Instant::now() + PATIENCE;
+        let database = loop {
+            match Database::create(path) {
+                Err(DatabaseError::DatabaseAlreadyOpen) if Instant::now() < late => {
+                    std::thread::sleep(RETRY);
+                }
+                database => break database.during("open the file")?,
+            }
+        };
         let state = Self { database };
         state.prepare_tables()?;
         Ok(state)

@@ -338,18 +338,65 @@ async fn removing_an_image_unmounts_it_and_frees_what_no_other_uses() {
     assert_eq!(node.harness.mountpoints().len(), 2, "removal only marks");
     node.harness.cleanup().await.unwrap();
     assert_eq!(node.harness.mountpoints().len(), 1);
-    let removed = node.requests().into_iter().find_map(|request| match request {
-        Request::RemoveBlobs { digests } => Some(digests),
-        _ => None,
-    });
-    assert_eq!(removed, Some(vec![Node::digest('a').parse().unwrap()]));
+    assert_eq!(kept(&node), ["b", "c"].map(|digit| Node::digest(digit.parse().unwrap())));
     let mounts = node.harness.mounts("c2").await.unwrap();
     let mounted = node.harness.mount(&mounts, "c2");
     assert_eq!(fs::read(mounted.path().join("hello")).unwrap(), b"two");
     // Nothing is left to do a second time.
-    let before = node.requests().len();
+    let unmounts = |node: &Node| {
+        node.requests().iter().filter(|request| matches!(request, Request::Umount { .. })).count()
+    };
+    let before = unmounts(&node);
     node.harness.cleanup().await.unwrap();
-    assert_eq!(node.requests().len(), before);
+    assert_eq!(unmounts(&node), before);
+}
+
+/// The blobs that the daemon was last told to keep.
+fn kept(node: &Node) -> Vec<String> {
+    let kept = node.requests().into_iter().rev().find_map(|request| match request {
+        Request::Keep { blobs } => Some(blobs.iter().map(ToString::to_string).collect()),
+        _ => None,
+    });
+    kept.expect("the daemon was told what to keep")
+}
+
+#[tokio::test]
+async fn a_blob_is_kept_until_the_last_image_that_needs_it_is_gone() {
+    needs_root!();
+    let node = Node::start().await;
+    let shared = Node::digest('a');
+    let ran = Bootstrap { blobs: vec![shared.clone()], ..node.content("ran") };
+    let ran = node.pull("r/ran:1", 'a', &ran).await;
+    let never = node.pull("r/never:1", 'a', &node.content("never")).await;
+    node.harness.prepare("c", &ran).await.unwrap();
+    node.harness.remove("c").await.unwrap();
+    node.harness.remove(&ran).await.unwrap();
+    node.harness.cleanup().await.unwrap();
+    assert_eq!(kept(&node), [shared.clone()], "the other image may be run");
+    node.harness.remove(&never).await.unwrap();
+    node.harness.remove(&shared).await.unwrap();
+    node.harness.cleanup().await.unwrap();
+    assert_eq!(kept(&node), Vec::<String>::new());
+}
+
+#[tokio::test]
+async fn what_a_lost_state_named_is_not_kept() {
+    needs_root!();
+    let mut node = Node::start().await;
+    let content = Bootstrap { blobs: vec![Node::digest('a')], ..node.content("i") };
+    let image = node.pull("r/i:1", 'a', &content).await;
+    node.harness.prepare("c", &image).await.unwrap();
+    node.harness.cleanup().await.unwrap();
+    assert_eq!(kept(&node), [Node::digest('a')]);
+    node.harness.stop().await;
+    fs::remove_file(node.harness.config.root.join("snapshots.redb")).unwrap();
+    let told = node.requests().len();
+    node.harness.restart_after_stop().await;
+    crate::harness::eventually("the daemon is told", async || {
+        let since = node.requests().split_off(told);
+        since.iter().any(|request| *request == Request::Keep { blobs: Vec::new() }).then_some(())
+    })
+    .await;
 }
 
 #[tokio::test]
