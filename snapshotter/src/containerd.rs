@@ -74,12 +74,12 @@ impl Caller {
     }
 }
 
-/// The name of an image that was unpacked to one of the snapshots with these chain ids, if containerd knows one.
-pub(crate) async fn image_unpacked_to(
+/// The names of images that were unpacked to one of the snapshots with these chain ids, in order.
+pub(crate) async fn images_unpacked_to(
     socket: &Path,
     caller: &Caller,
     chain_ids: &[String],
-) -> Result<Option<String>, LookupError> {
+) -> Result<Vec<String>, LookupError> {
     match tokio::time::timeout(DEADLINE, look_up(socket, caller, chain_ids)).await {
         Ok(result) => result,
         Err(_) => Err(LookupError::Deadline),
@@ -100,20 +100,16 @@ pub(crate) async fn indexes_of(
     tokio::time::timeout(DEADLINE, looking).await.unwrap_or(Err(LookupError::Deadline))
 }
 
-async fn look_up(
-    socket: &Path,
-    caller: &Caller,
-    chain_ids: &[String],
-) -> Result<Option<String>, LookupError> {
+async fn look_up(socket: &Path, caller: &Caller, chain_ids: &[String]) -> Result<Vec<String>, LookupError> {
     let channel = containerd_client::connect(socket).await;
     let channel = channel.map_err(|error| LookupError::Connect(socket.to_owned(), error))?;
     let query = Query { channel, namespace: &caller.namespace };
     let configs = query.labelled(&format!("{UNPACKED_TO}{}", caller.snapshotter), chain_ids).await?;
     let manifests: BTreeSet<_> = query.labelled(CONFIG, &configs).await?.into_iter().collect();
     if manifests.is_empty() {
-        return Ok(None);
+        return Ok(Vec::new());
     }
-    query.image_of(&manifests).await
+    query.images_of(&manifests).await
 }
 
 /// Questions in one namespace.
@@ -160,11 +156,12 @@ impl Query<'_> {
         Ok(indexes)
     }
 
-    /// The first image, by name, that is one of the manifests or an index of one of them.
-    async fn image_of(&self, manifests: &BTreeSet<String>) -> Result<Option<String>, LookupError> {
+    /// The images, by name, that are one of the manifests or an index of one of them.
+    async fn images_of(&self, manifests: &BTreeSet<String>) -> Result<Vec<String>, LookupError> {
         let request = self.request(ListImagesRequest { filters: Vec::new() })?;
         let mut images = ImagesClient::new(self.channel.clone()).list(request).await?.into_inner().images;
         images.sort_by(|one, other| one.name.cmp(&other.name));
+        let mut names = Vec::new();
         for image in images {
             let Some(target) = image.target else { continue };
             // CRI also names images by their ids alone, from which nothing can be fetched.
@@ -172,10 +169,10 @@ impl Query<'_> {
             let ours = manifests.contains(&target.digest)
                 || is_index(&target.media_type) && self.leads_to(&target.digest, manifests).await?;
             if located && ours {
-                return Ok(Some(image.name));
+                names.push(image.name);
             }
         }
-        Ok(None)
+        Ok(names)
     }
 
     /// Whether an index has one of the manifests.

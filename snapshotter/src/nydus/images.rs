@@ -14,6 +14,7 @@ use tokio::sync::{oneshot, watch};
 use tracing::{Instrument, info, info_span, warn};
 
 use super::mountinfo;
+use super::names::{self, Names};
 use crate::daemon::{Condition, Daemon, describe};
 use crate::error::{Error, MountFailure};
 use crate::overlay::RootAttributes;
@@ -23,7 +24,7 @@ use crate::tasks::blocking;
 /// How long after a broken connection the end of the daemon may take to be noticed.
 const NOTICE: Duration = Duration::from_secs(1);
 /// How long the daemon may take for what needs no network.
-const CONTROL_DEADLINE: Duration = Duration::from_secs(10);
+pub(super) const CONTROL_DEADLINE: Duration = Duration::from_secs(10);
 /// What the ids of our mounts begin with in the daemon.
 const MOUNT_PREFIX: &str = "snapshot-";
 
@@ -47,15 +48,16 @@ type Attempt = watch::Receiver<Outcome>;
 
 /// All mounted images.
 pub(crate) struct Images {
-    state: Arc<State>,
-    daemon: Arc<Daemon>,
+    pub(super) state: Arc<State>,
+    pub(super) daemon: Arc<Daemon>,
     timeout: Duration,
     attempts: Mutex<HashMap<SnapshotId, Attempt>>,
+    pub(super) names: Names,
 }
 
 impl Images {
     pub(crate) fn new(state: Arc<State>, daemon: Arc<Daemon>, timeout: Duration) -> Self {
-        Self { state, daemon, timeout, attempts: Mutex::new(HashMap::new()) }
+        Self { state, daemon, timeout, attempts: Mutex::default(), names: Names::default() }
     }
 
     /// Mounts an image unless it is, and returns once it serves.
@@ -115,6 +117,7 @@ impl Images {
 
     /// Unmounts the image of a snapshot that is gone. Fine if it is not mounted.
     pub(crate) async fn unmount(&self, id: SnapshotId, mountpoint: PathBuf) -> Result<(), Error> {
+        self.names.forget(id);
         let attempt = self.attempts().remove(&id);
         if let Some(mut attempt) = attempt {
             // Were the attempt to go on, the mount would come back. How it ends does not matter.
@@ -199,14 +202,17 @@ impl Images {
 
     async fn mount_now(&self, image: &Image) -> Result<(), MountFailure> {
         let client = self.daemon.client(self.timeout);
-        let backend =
-            BackendSpec::of_image(&image.reference).map_err(|error| MountFailure::Image(describe(&error)))?;
+        let names = self.names_of(image).await?;
+        let mut backends = vec![
+            BackendSpec::of_image(&image.reference).map_err(|error| MountFailure::Image(describe(&error)))?,
+        ];
+        backends.extend(names::backends(&names, &backends));
         let request = MountRequest {
             id: mount_id(image.id),
             bootstrap: image.bootstrap.clone(),
             mountpoint: image.mountpoint.clone(),
             image: image.reference.clone(),
-            backends: vec![backend],
+            backends,
         };
         let status = client.status().await.map_err(failure)?;
         if !status.mounts.iter().any(|mount| mount.id == request.id) {
@@ -220,16 +226,17 @@ impl Images {
             }
             result => result.map_err(failure)?,
         }
-        self.remember(image, &client).await
+        self.remember(image, names, &client).await
     }
 
     /// Remembers what the image reads from, for the day that it is removed.
-    async fn remember(&self, image: &Image, client: &Client) -> Result<(), MountFailure> {
+    async fn remember(&self, image: &Image, names: Vec<String>, client: &Client) -> Result<(), MountFailure> {
         let status = client.status().await.map_err(failure)?;
         let mount = status.mounts.into_iter().find(|mount| mount.id == mount_id(image.id));
         let blobs = mount.map(|mount| mount.blobs).unwrap_or_default();
         let mounted = MountedImage {
             reference: image.reference.clone(),
+            names,
             blobs: blobs.iter().map(ToString::to_string).collect(),
         };
         let (state, id) = (Arc::clone(&self.state), image.id);
@@ -257,7 +264,7 @@ async fn detach_remains(mountpoint: &Path) -> Result<(), MountFailure> {
         .map_err(|error| MountFailure::Unavailable(describe(&error)))
 }
 
-fn mount_id(id: SnapshotId) -> String {
+pub(super) fn mount_id(id: SnapshotId) -> String {
     format!("{MOUNT_PREFIX}{id}")
 }
 

@@ -9,6 +9,7 @@ mod beside;
 mod images;
 mod layer;
 mod mountinfo;
+mod names;
 
 #[cfg(test)]
 mod tests;

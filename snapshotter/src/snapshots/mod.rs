@@ -213,6 +213,8 @@ impl Snapshotter {
             image => image?,
         };
         self.images.ensure(image.clone()).await?;
+        let (containerd, caller) = (self.containerd.clone(), caller.clone());
+        self.images.learn_names(containerd, caller, image.clone(), beneath.chain_ids.clone());
         Ok(Some(image))
     }
 
@@ -223,9 +225,11 @@ impl Snapshotter {
             labels: nydus::IMAGE_REFERENCES.join(", "),
             lookup,
         };
-        let found = containerd::image_unpacked_to(&self.containerd, caller, chain_ids).await;
+        let found = containerd::images_unpacked_to(&self.containerd, caller, chain_ids).await;
         let reference = found
             .map_err(|error| missing(describe(&error)))?
+            .into_iter()
+            .next()
             .ok_or_else(|| missing("containerd knows no image unpacked to it".to_owned()))?;
         info!(image = reference, key, "containerd knows the image");
         let label = (nydus::FOUND_REFERENCE.to_owned(), Some(reference));

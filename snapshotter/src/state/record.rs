@@ -110,6 +110,9 @@ impl Record {
 pub(crate) struct MountedImage {
     /// Its reference.
     pub(crate) reference: String,
+    /// Other names of it, whose repositories have its blobs too.
+    #[serde(default)]
+    pub(crate) names: Vec<String>,
     /// The blobs it reads from.
     pub(crate) blobs: Vec<String>,
 }

@@ -115,7 +115,8 @@ fn everything_is_there_after_opening_again_and_ids_go_on() {
     let (root, state) = state();
     three(&state);
     state.remove("app").unwrap();
-    let image = MountedImage { reference: "r/i:t".to_owned(), blobs: vec!["sha256:b".to_owned()] };
+    let image =
+        MountedImage { reference: "r/i:t".to_owned(), names: Vec::new(), blobs: vec!["sha256:b".to_owned()] };
     state.remember_image(SnapshotId(2), &image).unwrap();
     let base = state.get("base").unwrap();
     drop(state);
