@@ -6,7 +6,7 @@ use std::path::{Path, PathBuf};
 use anyhow::{Result, anyhow};
 
 use crate::cri::{Cri, Pod};
-use crate::peers::Peers;
+use crate::peers::{ContainerdVersion, Peers};
 use crate::process;
 use crate::servers::{Containerd, ContainerdOptions, Snapshotter, UpstreamSnapshotter};
 
@@ -16,6 +16,21 @@ enum Snapshots {
     Ours(Snapshotter),
     Upstream(UpstreamSnapshotter),
     Overlayfs,
+}
+
+/// How a node is to be.
+#[derive(Debug, Clone, Default)]
+pub struct NodeOptions {
+    /// Which containerd.
+    pub containerd: ContainerdVersion,
+    /// Lines of our configuration's section `[snapshotter]`, beyond the harness's own.
+    pub snapshotter: String,
+    /// Further sections of our configuration.
+    pub config: String,
+    /// Whether containerd keeps from our snapshotter which image a layer is of.
+    pub without_annotations: bool,
+    /// What containerd is told that our snapshotter is capable of.
+    pub capabilities: Vec<&'static str>,
 }
 
 /// A running node. Dropping it removes its pods and stops its servers, containerd before the snapshotter.
@@ -29,31 +44,47 @@ pub struct Node {
 }
 
 impl Node {
-    /// A node with our snapshotter; `config` is TOML for it and its daemon, beyond the harness's own.
-    pub fn ours(peers: &Peers, dir: &Path, sandbox_image: &str, config: &str) -> Result<Self> {
-        let snapshotter = Snapshotter::start(&dir.join("s"), config)?;
-        Self::start(peers, dir, sandbox_image, Snapshots::Ours(snapshotter))
+    /// A node with our snapshotter.
+    pub fn ours(peers: &Peers, dir: &Path, sandbox_image: &str, options: &NodeOptions) -> Result<Self> {
+        // Before it is there: our snapshotter asks it which image is meant where no label says it.
+        let socket = containerd_dir(dir).join("containerd.sock");
+        let NodeOptions { snapshotter, config, .. } = options;
+        let config = format!("[snapshotter]\ncontainerd = \"{}\"\n{snapshotter}\n{config}", socket.display());
+        let snapshotter = Snapshotter::start(&dir.join("s"), &config)?;
+        Self::start(peers, dir, sandbox_image, Snapshots::Ours(snapshotter), options)
     }
 
     /// A node with upstream's nydus-snapshotter and nydusd.
     pub fn upstream(peers: &Peers, dir: &Path, sandbox_image: &str) -> Result<Self> {
         let snapshotter = UpstreamSnapshotter::start(peers, &dir.join("s"))?;
-        Self::start(peers, dir, sandbox_image, Snapshots::Upstream(snapshotter))
+        Self::start(peers, dir, sandbox_image, Snapshots::Upstream(snapshotter), &NodeOptions::default())
     }
 
     /// A node with containerd's own overlayfs snapshotter.
     pub fn overlayfs(peers: &Peers, dir: &Path, sandbox_image: &str) -> Result<Self> {
-        Self::start(peers, dir, sandbox_image, Snapshots::Overlayfs)
+        Self::start(peers, dir, sandbox_image, Snapshots::Overlayfs, &NodeOptions::default())
     }
 
-    fn start(peers: &Peers, dir: &Path, sandbox_image: &str, snapshots: Snapshots) -> Result<Self> {
+    fn start(
+        peers: &Peers,
+        dir: &Path,
+        sandbox_image: &str,
+        snapshots: Snapshots,
+        options: &NodeOptions,
+    ) -> Result<Self> {
         let snapshotter = match &snapshots {
             Snapshots::Ours(snapshotter) => Some(snapshotter.as_proxy()),
             Snapshots::Upstream(snapshotter) => Some(snapshotter.as_proxy()),
             Snapshots::Overlayfs => None,
         };
-        let options = ContainerdOptions { sandbox_image: sandbox_image.to_owned(), snapshotter };
-        let containerd = Containerd::start(peers, &dir.join("c"), &options)?;
+        let containerd = ContainerdOptions {
+            version: options.containerd,
+            sandbox_image: sandbox_image.to_owned(),
+            snapshotter,
+            annotations: !options.without_annotations,
+            capabilities: options.capabilities.clone(),
+        };
+        let containerd = Containerd::start(peers, &containerd_dir(dir), &containerd)?;
         let cri = containerd.cri()?;
         Ok(Self { cri, logs: dir.join("logs"), containerd, snapshots, released: false })
     }
@@ -109,6 +140,11 @@ impl Node {
             Snapshots::Overlayfs => {}
         }
     }
+}
+
+/// Where a node's containerd has its files.
+fn containerd_dir(dir: &Path) -> PathBuf {
+    dir.join("c")
 }
 
 impl Drop for Node {

@@ -1,9 +1,29 @@
 //! Where the real peers are: what `scripts/deps` fetched and built, Debian's programs, and our own binary.
 
 use std::env;
+use std::fmt;
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result, anyhow, bail};
+
+/// The versions of containerd that are run here.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub enum ContainerdVersion {
+    /// 1.7 of Debian 13, with the configuration's format 2.
+    #[default]
+    V1_7,
+    /// 2.4, with the configuration's format 4.
+    V2_4,
+}
+
+impl fmt::Display for ContainerdVersion {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::V1_7 => "1.7",
+            Self::V2_4 => "2.4",
+        })
+    }
+}
 
 /// The cache that `scripts/deps` fills.
 #[derive(Debug, Clone)]
@@ -57,9 +77,19 @@ impl Peers {
         self.built("buildkit", program)
     }
 
-    /// A program of containerd 1.7 or nydus-snapshotter, which come together.
-    pub fn containerd(&self, program: &str) -> Result<PathBuf> {
+    /// A program of containerd: `containerd`, `ctr` or its shim.
+    pub fn containerd(&self, version: ContainerdVersion, program: &str) -> Result<PathBuf> {
+        self.built(&format!("containerd-{version}"), program)
+    }
+
+    /// A program of upstream's nydus-snapshotter, which comes with containerd 1.7.
+    pub fn nydus_snapshotter(&self, program: &str) -> Result<PathBuf> {
         self.built("containerd-1.7", program)
+    }
+
+    /// containerd's own test suite for snapshotters.
+    pub fn snapshots_suite(&self) -> Result<PathBuf> {
+        self.built("containerd-2.4", "snapshots-suite")
     }
 
     /// A program of upstream's nydus: `nydusd` or `nydus-image`.

@@ -1,4 +1,4 @@
-//! A real containerd 1.7 with CRI, runc and, if asked, a proxy snapshotter.
+//! A real containerd with CRI, runc and, if asked, a proxy snapshotter.
 
 use std::env;
 use std::fs;
@@ -9,7 +9,7 @@ use anyhow::{Context, Result};
 
 use super::{START_DEADLINE, accepts_unix};
 use crate::cri::Cri;
-use crate::peers::{self, Peers};
+use crate::peers::{self, ContainerdVersion, Peers};
 use crate::process::Server;
 
 /// A snapshotter that runs outside containerd.
@@ -24,10 +24,16 @@ pub struct ProxySnapshotter {
 /// How containerd is to run.
 #[derive(Debug, Clone)]
 pub struct ContainerdOptions {
+    /// Which one.
+    pub version: ContainerdVersion,
     /// The image of pod sandboxes.
     pub sandbox_image: String,
     /// The snapshotter that CRI uses; containerd's own overlayfs if absent.
     pub snapshotter: Option<ProxySnapshotter>,
+    /// Whether the snapshotter is told which image a layer is of.
+    pub annotations: bool,
+    /// What the snapshotter is said to be capable of.
+    pub capabilities: Vec<&'static str>,
 }
 
 /// A running containerd.
@@ -47,7 +53,7 @@ impl Containerd {
         let socket = dir.join("containerd.sock");
         let config = dir.join("config.toml");
         fs::write(&config, configuration(dir, &socket, options)?)?;
-        let program = peers.containerd("containerd")?;
+        let program = peers.containerd(options.version, "containerd")?;
         let mut command = Command::new(&program);
         command.arg("--config").arg(config).env("PATH", path_with(program.parent())?);
         let mut server = Server::spawn("containerd", command, dir.join("containerd.log"))?;
@@ -56,7 +62,8 @@ impl Containerd {
                 && Cri::connect(&socket).and_then(|cri| cri.runtime_is_ready()).unwrap_or(false)
         })?;
         let snapshotter = options.snapshotter.as_ref().map_or("overlayfs", |proxy| &proxy.name).to_owned();
-        Ok(Self { server, dir: dir.to_owned(), socket, ctr: peers.containerd("ctr")?, snapshotter })
+        let ctr = peers.containerd(options.version, "ctr")?;
+        Ok(Self { server, dir: dir.to_owned(), socket, ctr, snapshotter })
     }
 
     /// The process.
@@ -72,6 +79,11 @@ impl Containerd {
     /// The socket of containerd's own API and of CRI.
     pub fn socket(&self) -> &Path {
         &self.socket
+    }
+
+    /// The folder of its settings of registries, one folder a host with a file `hosts.toml`.
+    pub fn certs_dir(&self) -> PathBuf {
+        self.dir.join("certs.d")
     }
 
     /// The directory given at the start.
@@ -107,9 +119,15 @@ fn path_with(first: Option<&Path>) -> Result<std::ffi::OsString> {
 
 fn configuration(dir: &Path, socket: &Path, options: &ContainerdOptions) -> Result<String> {
     let runc = peers::system("runc")?;
+    let (dir, socket, runc) = (dir.display(), socket.display(), runc.display());
     let snapshotter = options.snapshotter.as_ref().map_or("overlayfs", |proxy| &proxy.name);
-    let mut text = format!(
-        r#"version = 2
+    let sandbox_image = &options.sandbox_image;
+    let without_annotations = !options.annotations;
+    // Layers are unpacked at the same time only where the snapshotter is said to be capable of it.
+    let unpacks = if options.capabilities.contains(&"rebase") { 4 } else { 1 };
+    let mut text = match options.version {
+        ContainerdVersion::V1_7 => format!(
+            r#"version = 2
 root = "{dir}/root"
 state = "{dir}/state"
 # Not needed here, and some complain on hosts that lack their kernel parts.
@@ -132,27 +150,75 @@ disabled_plugins = [
   [plugins."io.containerd.grpc.v1.cri".cni]
     bin_dir = "{dir}/cni/bin"
     conf_dir = "{dir}/cni/conf"
+  [plugins."io.containerd.grpc.v1.cri".registry]
+    config_path = "{dir}/certs.d"
   [plugins."io.containerd.grpc.v1.cri".containerd]
     snapshotter = "{snapshotter}"
     # A lazy snapshotter learns from the annotations which image a snapshot belongs to.
-    disable_snapshot_annotations = false
+    disable_snapshot_annotations = {without_annotations}
     default_runtime_name = "runc"
     [plugins."io.containerd.grpc.v1.cri".containerd.runtimes.runc]
       runtime_type = "io.containerd.runc.v2"
       [plugins."io.containerd.grpc.v1.cri".containerd.runtimes.runc.options]
         BinaryName = "{runc}"
-"#,
-        dir = dir.display(),
-        socket = socket.display(),
-        sandbox_image = options.sandbox_image,
-        runc = runc.display(),
-    );
+"#
+        ),
+        ContainerdVersion::V2_4 => format!(
+            r#"version = 4
+root = "{dir}/root"
+state = "{dir}/state"
+# Not needed here, and some complain on hosts that lack their kernel parts.
+disabled_plugins = [
+  "io.containerd.snapshotter.v1.btrfs", "io.containerd.snapshotter.v1.devmapper", "io.containerd.snapshotter.v1.zfs",
+  "io.containerd.snapshotter.v1.blockfile", "io.containerd.snapshotter.v1.erofs", "io.containerd.differ.v1.erofs",
+  "io.containerd.internal.v1.tracing", "io.containerd.nri.v1.nri",
+]
+[plugins."io.containerd.server.v1.grpc"]
+  address = "{socket}"
+[plugins."io.containerd.server.v1.ttrpc"]
+  address = "{socket}.ttrpc"
+[plugins."io.containerd.internal.v1.opt"]
+  path = "{dir}/opt"
+[plugins."io.containerd.cri.v1.images"]
+  snapshotter = "{snapshotter}"
+  [plugins."io.containerd.cri.v1.images".pinned_images]
+    sandbox = "{sandbox_image}"
+  [plugins."io.containerd.cri.v1.images".registry]
+    config_path = "{dir}/certs.d"
+[plugins."io.containerd.cri.v1.runtime"]
+  restrict_oom_score_adj = true
+  disable_apparmor = true
+  [plugins."io.containerd.cri.v1.runtime".cni]
+    bin_dirs = ["{dir}/cni/bin"]
+    conf_dir = "{dir}/cni/conf"
+  [plugins."io.containerd.cri.v1.runtime".containerd]
+    default_runtime_name = "runc"
+    [plugins."io.containerd.cri.v1.runtime".containerd.runtimes.runc]
+      runtime_type = "io.containerd.runc.v2"
+      [plugins."io.containerd.cri.v1.runtime".containerd.runtimes.runc.options]
+        BinaryName = "{runc}"
+[plugins."io.containerd.transfer.v1.local"]
+  config_path = "{dir}/certs.d"
+  max_concurrent_unpacks = {unpacks}
+  [[plugins."io.containerd.transfer.v1.local".unpack_config]]
+    platform = "linux/amd64"
+    snapshotter = "{snapshotter}"
+"#
+        ),
+    };
     if let Some(proxy) = &options.snapshotter {
         text += &format!(
-            "[proxy_plugins.{}]\n  type = \"snapshot\"\n  address = \"{}\"\n",
+            "[proxy_plugins.{}]\n  type = \"snapshot\"\n  address = \"{}\"\n  capabilities = {:?}\n",
             proxy.name,
-            proxy.socket.display()
+            proxy.socket.display(),
+            options.capabilities,
         );
+        if options.version == ContainerdVersion::V2_4 && options.annotations {
+            text += &format!(
+                "  [proxy_plugins.{}.exports]\n    enable_remote_snapshot_annotations = \"true\"\n",
+                proxy.name
+            );
+        }
     }
     Ok(text)
 }

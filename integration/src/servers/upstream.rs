@@ -130,7 +130,7 @@ impl UpstreamSnapshotter {
         fs::set_permissions(&daemon, fs::Permissions::from_mode(0o755))?;
         let config = dir.join("config.toml");
         fs::write(&config, configuration(peers, dir, &socket, &daemon, &daemon_config)?)?;
-        let mut command = Command::new(peers.containerd("containerd-nydus-grpc")?);
+        let mut command = Command::new(peers.nydus_snapshotter("containerd-nydus-grpc")?);
         command.arg("--config").arg(config);
         let mut server = Server::spawn("nydus-snapshotter", command, dir.join("nydus-snapshotter.log"))?;
         server.wait_ready(START_DEADLINE, || accepts_unix(&socket))?;

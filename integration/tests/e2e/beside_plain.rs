@@ -5,7 +5,7 @@ use std::process::Command;
 
 use anyhow::{Context, Result, ensure};
 use integration::cri::ContainerSpec;
-use integration::node::Node;
+use integration::node::{Node, NodeOptions};
 use integration::tree::content_digest;
 use integration::{oci_layout, peers, process};
 
@@ -56,12 +56,9 @@ pub(crate) fn lazily(fixture: &Fixture) -> Result<()> {
     let registry = fixture.registry()?;
     let name = format!("{}/lazily:v1", registry.address());
     process::run(convert(&oci(&layout), &name)?.arg("--also-oci"))?;
-    let socket = dir.join("node/c/containerd.sock");
-    let config = format!(
-        "[snapshotter]\nnydus_beside_plain = true\ncontainerd = {:?}\n",
-        socket.display().to_string()
-    );
-    let node = Node::ours(fixture.peers(), &dir.join("node"), fixture.pause()?, &config)?;
+    let options =
+        NodeOptions { snapshotter: "nydus_beside_plain = true".to_owned(), ..NodeOptions::default() };
+    let node = fixture.new_node_with("lazily-node", options)?;
     let pod = node.pod("lazily")?;
     let start = registry.access_log().mark()?;
     node.cri().pull(&name)?;

@@ -4,10 +4,11 @@ use std::fs;
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 use std::process::Command;
+use std::sync::Arc;
 
 use anyhow::{Context, Result, anyhow};
-use integration::node::Node;
-use integration::peers::{self, Peers};
+use integration::node::{Node, NodeOptions};
+use integration::peers::{self, ContainerdVersion, Peers};
 use integration::process;
 use integration::servers::{Buildctl, Buildkitd, EmbeddedRegistry, Exporter};
 use integration::suite::Lazy;
@@ -27,9 +28,16 @@ pub(crate) struct Built {
     pub(crate) manifest: Value,
 }
 
-/// Fields are dropped in this order: users before what they use.
+/// What the tests share, seen by those that run on one version of containerd.
+#[derive(Clone)]
 pub(crate) struct Fixture {
-    node: Lazy<Node>,
+    shared: Arc<Shared>,
+    containerd: ContainerdVersion,
+}
+
+/// Fields are dropped in this order: users before what they use.
+struct Shared {
+    nodes: [Lazy<Node>; 2],
     demo_exported: Lazy<Exported>,
     demo: Lazy<Built>,
     exporter: Lazy<Exporter>,
@@ -46,8 +54,8 @@ impl Fixture {
         let peers = Peers::of_user()?;
         // Sockets are under it, and their paths may have 107 bytes.
         let dir = tempfile::Builder::new().prefix("nydus-cluster-e2e-").tempdir()?;
-        Ok(Self {
-            node: Lazy::new(),
+        let shared = Shared {
+            nodes: [Lazy::new(), Lazy::new()],
             demo_exported: Lazy::new(),
             demo: Lazy::new(),
             exporter: Lazy::new(),
@@ -57,56 +65,66 @@ impl Fixture {
             missing: missing(&peers).err().map(|error| format!("{error:#}")),
             peers,
             dir,
-        })
+        };
+        Ok(Self { shared: Arc::new(shared), containerd: ContainerdVersion::default() })
+    }
+
+    /// The same for tests on another containerd.
+    pub(crate) fn on(&self, containerd: ContainerdVersion) -> Self {
+        Self { containerd, ..self.clone() }
     }
 
     /// What the machine lacks for these tests.
     pub(crate) fn missing(&self) -> Option<&str> {
-        self.missing.as_deref()
+        self.shared.missing.as_deref()
     }
 
     pub(crate) fn peers(&self) -> &Peers {
-        &self.peers
+        &self.shared.peers
     }
 
     /// A fresh directory for one test.
     pub(crate) fn subdir(&self, name: &str) -> Result<PathBuf> {
-        let path = self.dir.path().join(name);
+        let path = self.path(name);
         fs::create_dir(&path).with_context(|| format!("creating {}", path.display()))?;
         Ok(path)
     }
 
     pub(crate) fn registry(&self) -> Result<&EmbeddedRegistry> {
-        self.registry.get(|| EmbeddedRegistry::start(&self.dir.path().join("registry")))
+        self.shared.registry.get(|| EmbeddedRegistry::start(&self.shared.dir.path().join("registry")))
     }
 
     pub(crate) fn buildkitd(&self) -> Result<&Buildkitd> {
-        self.buildkitd.get(|| Buildkitd::start(&self.peers, &self.dir.path().join("buildkit")))
+        self.shared
+            .buildkitd
+            .get(|| Buildkitd::start(&self.shared.peers, &self.shared.dir.path().join("buildkit")))
     }
 
     pub(crate) fn exporter(&self) -> Result<&Exporter> {
-        self.exporter.get(|| Exporter::start(&self.dir.path().join("exporter"), &self.buildkitd()?.address()))
+        self.shared
+            .exporter
+            .get(|| Exporter::start(&self.shared.dir.path().join("exporter"), &self.buildkitd()?.address()))
     }
 
     /// buildctl through the exporter.
     pub(crate) fn buildctl(&self) -> Result<Buildctl> {
-        Buildctl::new(&self.peers, self.exporter()?.address())
+        Buildctl::new(&self.shared.peers, self.exporter()?.address())
     }
 
     /// buildctl straight to buildkitd.
     pub(crate) fn plain_buildctl(&self) -> Result<Buildctl> {
-        Buildctl::new(&self.peers, self.buildkitd()?.address())
+        Buildctl::new(&self.shared.peers, self.buildkitd()?.address())
     }
 
     /// The sandbox image, in the embedded registry.
     pub(crate) fn pause(&self) -> Result<&str> {
-        let name = self.pause.get(|| {
+        let name = self.shared.pause.get(|| {
             oci_layout::push(
                 self.registry()?.address(),
                 "pause",
-                &self.peers.pause_rootfs()?,
+                &self.shared.peers.pause_rootfs()?,
                 &["/bin/sleep", "infinity"],
-                &self.dir.path().join("pause"),
+                &self.shared.dir.path().join("pause"),
             )
         })?;
         Ok(name)
@@ -114,15 +132,15 @@ impl Fixture {
 
     /// The three-layer demonstration image.
     pub(crate) fn demo(&self) -> Result<&Built> {
-        self.demo.get(|| {
-            let context = demo::three_layers(&self.peers, &self.dir.path().join("demo"))?;
+        self.shared.demo.get(|| {
+            let context = demo::three_layers(&self.shared.peers, &self.shared.dir.path().join("demo"))?;
             self.build(&context, "demo:v1")
         })
     }
 
     /// What BuildKit's own exports of the demonstration show.
     pub(crate) fn demo_exported(&self) -> Result<&Exported> {
-        self.demo_exported.get(|| Exported::of(self, self.demo()?, "demo-exported"))
+        self.shared.demo_exported.get(|| Exported::of(self, self.demo()?, "demo-exported"))
     }
 
     /// Builds a context through the exporter into the embedded registry.
@@ -135,28 +153,39 @@ impl Fixture {
 
     /// A shared node: our snapshotter and containerd.
     pub(crate) fn node(&self) -> Result<&Node> {
-        self.node.get(|| self.new_node("node", ""))
+        let [first, second] = &self.shared.nodes;
+        let node = match self.containerd {
+            ContainerdVersion::V1_7 => first,
+            ContainerdVersion::V2_4 => second,
+        };
+        node.get(|| self.new_node("node", ""))
     }
 
-    /// A node of a test's own; `config` is TOML for our snapshotter and daemon.
+    /// A node of a test's own; `config` is TOML for our daemon.
     pub(crate) fn new_node(&self, name: &str, config: &str) -> Result<Node> {
-        Node::ours(&self.peers, &self.dir.path().join(name), self.pause()?, config)
+        self.new_node_with(name, NodeOptions { config: config.to_owned(), ..NodeOptions::default() })
+    }
+
+    /// A node of a test's own, with the containerd of this fixture.
+    pub(crate) fn new_node_with(&self, name: &str, options: NodeOptions) -> Result<Node> {
+        let options = NodeOptions { containerd: self.containerd, ..options };
+        Node::ours(&self.shared.peers, &self.path(name), self.pause()?, &options)
+    }
+
+    /// Where a test has its files: each version's apart.
+    fn path(&self, name: &str) -> PathBuf {
+        self.shared.dir.path().join(format!("{name}-{}", self.containerd))
     }
 
     /// Ends of the logs of all shared servers, for a failed test.
     pub(crate) fn logs(&self) -> String {
         let mut text = String::new();
-        for log in [
-            "registry/registry.log",
-            "exporter/exporter.log",
-            "node/s/snapshotter.log",
-            "node/s/daemon.log",
-            "node/c/containerd.log",
-        ] {
-            let path = self.dir.path().join(log);
-            if path.exists() {
-                text += &format!("--- end of {log} ---\n{}\n", process::tail(&path));
-            }
+        let shared =
+            ["registry/registry.log", "exporter/exporter.log"].map(|log| self.shared.dir.path().join(log));
+        let node =
+            ["s/snapshotter.log", "s/daemon.log", "c/containerd.log"].map(|log| self.path("node").join(log));
+        for path in shared.iter().chain(&node).filter(|path| path.exists()) {
+            text += &format!("--- end of {} ---\n{}\n", path.display(), process::tail(path));
         }
         text
     }
@@ -167,9 +196,12 @@ fn missing(peers: &Peers) -> Result<()> {
     for program in ["buildkitd", "buildctl"] {
         peers.buildkit(program)?;
     }
-    for program in ["containerd", "containerd-shim-runc-v2", "ctr"] {
-        peers.containerd(program)?;
+    for version in [ContainerdVersion::V1_7, ContainerdVersion::V2_4] {
+        for program in ["containerd", "containerd-shim-runc-v2", "ctr"] {
+            peers.containerd(version, program)?;
+        }
     }
+    peers.snapshots_suite()?;
     for program in ["runc", "docker-registry", "skopeo"] {
         peers::system(program)?;
     }

@@ -9,6 +9,7 @@ mod buildkit_absent;
 mod content_store;
 mod convert;
 mod corrupt_chunk;
+mod ctr;
 mod dead_registry;
 mod fixture;
 mod image_commands;
@@ -18,19 +19,23 @@ mod image_interrupted;
 mod image_merge;
 mod image_source;
 mod lazy_run;
+mod names;
+mod parallel_unpack;
 mod plain_images;
 mod push_refused;
 mod remove_image;
 mod restart;
 mod same_tree;
+mod snapshots_suite;
+mod unmounted;
 mod upstream;
 
 use std::process::ExitCode;
-use std::sync::Arc;
 
 use anyhow::{Result, anyhow};
+use integration::peers::ContainerdVersion;
 use integration::suite::trial;
-use libtest_mimic::Arguments;
+use libtest_mimic::{Arguments, Trial};
 
 use fixture::Fixture;
 
@@ -72,6 +77,9 @@ const TESTS: &[(&str, Test)] = &[
     ("plain_images::a_plain_image_runs_with_our_snapshotter", plain_images::runs),
     ("plain_images::other_builds_pass_through_the_exporter", plain_images::passes_through),
     ("plain_images::both_registries_take_the_image", plain_images::both_registries),
+    ("snapshots_suite::containerds_own_suite_passes", snapshots_suite::passes),
+    ("names::all_names_of_an_image_are_read_from", names::all_are_read_from),
+    ("unmounted::an_image_that_somebody_unmounted_is_mounted_again", unmounted::is_mounted_again),
     ("restart::a_container_outlives_the_snapshotter", restart::snapshotter_restarts),
     ("remove_image::unmounts_and_frees_the_cache", remove_image::frees),
     ("corrupt_chunk::gives_an_error_on_that_file_alone", corrupt_chunk::one_file),
@@ -87,23 +95,48 @@ const TESTS: &[(&str, Test)] = &[
     ("push_refused::a_connection_cut_within_a_blob_is_retried", push_refused::cut_is_retried),
 ];
 
+/// What is there from containerd 2 on.
+const TESTS_ON_2_4: &[(&str, Test)] = &[
+    ("ctr::runs_an_image_that_containerd_is_asked_about", ctr::without_annotations),
+    ("ctr::runs_an_image_that_containerd_tells_about", ctr::with_annotations),
+    ("parallel_unpack::layers_keep_their_parents", parallel_unpack::layers_keep_their_parents),
+];
+
+/// Those that are run with containerd 2.4 as well: what goes through its pull and its snapshots.
+const ALSO_ON_2_4: &[&str] = &[
+    "same_tree::a_container_sees_the_tree_that_buildkit_exports",
+    "beside_plain::our_snapshotter_runs_the_nydus_image_if_told_to",
+    "lazy_run::a_pull_reads_no_byte_of_a_blob_and_a_start_reads_little",
+    "plain_images::a_plain_image_runs_with_our_snapshotter",
+    "restart::a_container_outlives_the_snapshotter",
+    "remove_image::unmounts_and_frees_the_cache",
+];
+
 fn main() -> ExitCode {
     let mut arguments = Arguments::from_args();
     // The tests share servers and look at what these log.
     arguments.test_threads.get_or_insert(1);
     let fixture = match Fixture::new() {
-        Ok(fixture) => Arc::new(fixture),
+        Ok(fixture) => fixture,
         Err(error) => {
             eprintln!("the end-to-end tests cannot start: {error:#}");
             return ExitCode::FAILURE;
         }
     };
-    let trials = TESTS.iter().map(|&(name, test)| {
-        let shared = fixture.clone();
-        let with_logs = move || test(&shared).map_err(|error| anyhow!("{error:#}\n{}", shared.logs()));
-        trial(name, fixture.missing(), with_logs)
-    });
-    let conclusion = libtest_mimic::run(&arguments, trials.collect());
+    let mut trials: Vec<Trial> =
+        TESTS.iter().map(|&(name, test)| trial_of(name, test, fixture.clone())).collect();
+    let also = TESTS.iter().filter(|(name, _)| ALSO_ON_2_4.contains(name));
+    for (name, test) in also.chain(TESTS_ON_2_4) {
+        let name = format!("{name}_on_containerd_2_4");
+        trials.push(trial_of(&name, *test, fixture.on(ContainerdVersion::V2_4)));
+    }
+    let conclusion = libtest_mimic::run(&arguments, trials);
     drop(fixture);
     conclusion.exit_code()
+}
+
+fn trial_of(name: &str, test: Test, fixture: Fixture) -> Trial {
+    let missing = fixture.missing().map(ToOwned::to_owned);
+    let with_logs = move || test(&fixture).map_err(|error| anyhow!("{error:#}\n{}", fixture.logs()));
+    trial(name, missing.as_deref(), with_logs)
 }

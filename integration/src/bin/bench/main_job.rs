@@ -7,7 +7,7 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, ensure};
 use integration::cri::ContainerSpec;
-use integration::node::Node;
+use integration::node::{Node, NodeOptions};
 use integration::process;
 use integration::servers::Buildctl;
 
@@ -145,7 +145,7 @@ fn start(lab: &Lab, context: &Path, runs: u16) -> Result<Vec<Figure>> {
 fn cold_start(lab: &Lab, side: Side, image: &str, run: u16) -> Result<ColdStart> {
     let dir: PathBuf = lab.subdir(&format!("{side:?}-{run}").to_lowercase())?;
     let mut node = match side {
-        Side::Ours => Node::ours(&lab.peers, &dir, &lab.pause, "")?,
+        Side::Ours => Node::ours(&lab.peers, &dir, &lab.pause, &NodeOptions::default())?,
         Side::Upstream => Node::upstream(&lab.peers, &dir, &lab.pause)?,
         Side::Overlayfs => Node::overlayfs(&lab.peers, &dir, &lab.pause)?,
     };

@@ -8,8 +8,8 @@ use std::path::{Path, PathBuf};
 use anyhow::{Context, Result, anyhow};
 use integration::cri::Cri;
 use integration::demo;
-use integration::node::Node;
-use integration::peers::Peers;
+use integration::node::{Node, NodeOptions};
+use integration::peers::{ContainerdVersion, Peers};
 use integration::servers::{Buildctl, Buildkitd, EmbeddedRegistry, Exporter};
 use integration::{leftovers, oci_layout};
 
@@ -51,7 +51,7 @@ impl Stack {
             &["/bin/sleep", "infinity"],
             &dir.join("pause"),
         )?;
-        let lazy = Node::ours(peers, &dir.join(NODES[0]), &pause, "")?;
+        let lazy = Node::ours(peers, &dir.join(NODES[0]), &pause, &NodeOptions::default())?;
         let plain = Node::overlayfs(peers, &dir.join(NODES[1]), &pause)?;
         Ok(Self {
             lazy,
@@ -92,7 +92,11 @@ End it with: scripts/quickstart stop",
 
     /// Where everything is, as assignments of a shell.
     fn variables(&self, run: &Run) -> Result<String> {
-        let programs = [env::current_exe()?, self.peers.buildkit("buildctl")?, self.peers.containerd("ctr")?];
+        let programs = [
+            env::current_exe()?,
+            self.peers.buildkit("buildctl")?,
+            self.peers.containerd(ContainerdVersion::V1_7, "ctr")?,
+        ];
         let folders: Vec<_> = programs
             .iter()
             .filter_map(|path| path.parent())
