@@ -64,7 +64,7 @@ async fn the_socket_goes_with_the_service_and_one_left_by_a_crash_is_replaced() 
     let mut third = config.clone();
     third.root = harness.dir.path().join("third");
     let error = snapshotter::serve(third, shutdown.clone()).await.unwrap_err();
-    assert!(matches!(error, snapshotter::Error::Serve { .. }), "{error}");
+    assert!(error.to_string().contains("another process serves there"), "{error}");
     shutdown.cancel();
     service.await.unwrap().unwrap();
 }
