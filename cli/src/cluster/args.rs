@@ -3,6 +3,7 @@
 use std::path::PathBuf;
 
 use clap::Subcommand;
+use image::platform::PlatformName;
 
 /// Work on cluster images
 #[derive(Debug, Subcommand)]
@@ -11,7 +12,8 @@ pub(crate) enum Cluster {
     ///
     /// Read are image lists (imageList, manifests/imageList, images/shim, images/skopeo/tar.txt), manifests and templates in
     /// manifests/ and application/apps/, and charts, which helm renders. Exit 0 if all of it could be read, 1 if something in
-    /// it could not, so that images may be missing.
+    /// it could not, so that images may be missing. With --lock or --check the images are looked up too: then it is also 1
+    /// if one that is asked for outright is not there, or if the lock says something else.
     Images(Images),
 }
 
@@ -47,6 +49,21 @@ pub(crate) struct Images {
     /// Show every file and line that asks for this image; without tag and digest for all of its repository
     #[arg(long, value_name = "IMAGE", conflicts_with = "json")]
     pub(crate) why: Option<String>,
+    /// Look up the images and write what they are to this file. Images that it has stay as they are there
+    #[arg(long, value_name = "FILE", conflicts_with_all = ["json", "why"])]
+    pub(crate) lock: Option<PathBuf>,
+    /// With --lock: look up all images, also those that the lock has
+    #[arg(long, requires = "lock")]
+    pub(crate) update: bool,
+    /// Look up the images and compare them with this lock
+    #[arg(long, value_name = "FILE", conflicts_with_all = ["json", "why", "lock"])]
+    pub(crate) check: Option<PathBuf>,
+    /// Lock the images of these platforms [default: all that each image has; with --check those of the lock]
+    #[arg(long, value_name = "OS/ARCH[/VARIANT]", value_delimiter = ',')]
+    pub(crate) platform: Vec<PlatformName>,
+    /// Do not fail if an image that fits this pattern is not there; may be given several times
+    #[arg(long, value_name = "PATTERN")]
+    pub(crate) allow_missing: Vec<String>,
 }
 
 fn pair(text: &str) -> Result<(String, String), String> {

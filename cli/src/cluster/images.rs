@@ -8,7 +8,7 @@ use anyhow::{Context as _, bail};
 use cluster::discover::{self, Archive, Discovery, Layout, Options, Origin, Problem};
 use serde::Serialize;
 
-use super::args;
+use super::{args, lock};
 use crate::config::Config;
 
 /// Everything `cluster images --json` prints.
@@ -40,6 +40,12 @@ pub(super) async fn run(config: &Config, flags: args::Images) -> anyhow::Result<
         eprintln!("error: {problem}");
     }
     let code = if found.problems.is_empty() { ExitCode::SUCCESS } else { ExitCode::FAILURE };
+    if let Some(path) = &flags.lock {
+        return lock::write(config, &flags, &found, path).await;
+    }
+    if let Some(path) = &flags.check {
+        return lock::check(config, &flags, &found, path).await;
+    }
     if let Some(image) = &flags.why {
         return why(&found, image, code);
     }

@@ -2,6 +2,7 @@
 
 mod args;
 mod images;
+mod lock;
 
 use std::process::ExitCode;
 

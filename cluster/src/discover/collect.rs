@@ -45,16 +45,20 @@ pub(crate) fn collect(tree: &Tree, ignore: &Ignore) -> Result<Collected, Discove
     Ok(collected)
 }
 
-/// What sealer's `Metadata` says.
+/// What sealer's `Metadata` says. Its `kubeVersion` is none: a range of versions, for what comes on top of a cluster.
 fn kube_version(tree: &Tree) -> Option<String> {
     #[derive(Deserialize)]
-    #[serde(rename_all = "camelCase")]
     struct Metadata {
-        kube_version: Option<String>,
+        version: Option<String>,
     }
     let text = tree.text(Path::new("Metadata")).ok()?;
     let metadata: Metadata = serde_json::from_str(&text).ok()?;
-    metadata.kube_version.filter(|version| !version.is_empty())
+    // An application's version may be anything, and helm takes only versions.
+    let numbers = |version: &String| {
+        let plain = version.strip_prefix('v').unwrap_or(version);
+        plain.split('.').count() == 3 && plain.split('.').all(|part| part.parse::<u32>().is_ok())
+    };
+    metadata.version.filter(numbers)
 }
 
 struct Walk<'a> {

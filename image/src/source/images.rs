@@ -35,8 +35,21 @@ impl Source {
     ///
     /// When something cannot be read, or there is no image for a platform.
     pub async fn images(&self, wanted: &[PlatformName]) -> Result<Vec<SourceImage>, SourceError> {
+        self.images_in(self.root().await?, wanted).await
+    }
+
+    /// [`Source::images`], of `root`, which the image's name was found to lead to.
+    ///
+    /// # Errors
+    ///
+    /// When something cannot be read, or there is no image for a platform.
+    pub async fn images_in(
+        &self,
+        root: Document,
+        wanted: &[PlatformName],
+    ) -> Result<Vec<SourceImage>, SourceError> {
         let mut images = Vec::new();
-        let mut todo = vec![(self.root().await?, 0)];
+        let mut todo = vec![(root, 0)];
         while let Some((document, depth)) = todo.pop() {
             if !is_index(&document) {
                 images.extend(self.image(document).await?);

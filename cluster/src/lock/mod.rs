@@ -1,0 +1,86 @@
+//! What the images that are asked for *are*: digests, platforms, sizes.
+//!
+//! The lock is a file of lines, each a JSON object: the first says what it is, every other one is an image, in the order of their
+//! names. So a change of an image is a change of one line, and tools for lines and for JSON both read it.
+//!
+//! ```text
+//! {"images.lock":1,"platforms":["linux/amd64"]}
+//! {"image":"docker.io/library/nginx:1.27","digest":"sha256:…","media_type":"…","size":1609,"platforms":[{"platform":"linux/amd64","digest":"sha256:…","size":2295,"bytes":72904210}],"asked_by":["manifests/web.yaml"]}
+//! ```
+//!
+//! | member | is |
+//! |---|---|
+//! | `images.lock` | the version of this format: 1 |
+//! | `platforms` of the first line | those that were locked; empty: all that each image has |
+//! | `image` | the name as containerd has it |
+//! | `digest`, `media_type`, `size` | of the index, or of the manifest where there is no index |
+//! | `platforms` | of each platform's image its manifest's digest and size, and the bytes of its config and layers together |
+//! | `nydus` | the same, of nydus images in the index; absent if there are none |
+//! | `archive` | the archive of the tree that holds the image; absent for images of registries |
+//! | `asked_by` | the files that ask for it |
+//!
+//! A reader refuses a version that it does not know, and members too.
+
+mod compare;
+mod file;
+mod resolve;
+
+use registry::{Digest, Reference};
+
+pub use compare::{Change, changes};
+pub use file::{LockFileError, VERSION};
+pub use resolve::{ResolveError, ResolveOptions, Resolved, resolve, source};
+
+pub use crate::discover::Archive;
+
+use image::platform::PlatformName;
+
+/// All images of a cluster image.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Lock {
+    /// The platforms that were locked; empty: all that each image has.
+    pub platforms: Vec<PlatformName>,
+    /// The images, by name.
+    pub images: Vec<Locked>,
+}
+
+/// An image.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Locked {
+    /// Its name.
+    pub reference: Reference,
+    /// The digest of its index, or of its manifest where there is no index.
+    pub digest: Digest,
+    /// The media type of that.
+    pub media_type: String,
+    /// The size of that in bytes.
+    pub size: u64,
+    /// Its images, one a platform. Empty for what is no image to be run.
+    pub platforms: Vec<PlatformImage>,
+    /// Its nydus images.
+    pub nydus: Vec<PlatformImage>,
+    /// The archive of the tree that holds it.
+    pub archive: Option<Archive>,
+    /// The files that ask for it.
+    pub asked_by: Vec<String>,
+}
+
+/// The image of a platform.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct PlatformImage {
+    /// What it is for.
+    pub platform: PlatformName,
+    /// Its manifest's digest.
+    pub digest: Digest,
+    /// Its manifest's size in bytes.
+    pub size: u64,
+    /// The bytes of its config and its layers, as they are stored.
+    pub bytes: u64,
+}
+
+impl Lock {
+    /// The image of this name.
+    pub fn get(&self, reference: &Reference) -> Option<&Locked> {
+        self.images.iter().find(|image| image.reference == *reference)
+    }
+}

@@ -1,0 +1,255 @@
+//! From requests to what they are: every image is looked up, several at once, each within a deadline.
+
+use std::path::Path;
+use std::time::Duration;
+
+use ::ignore::gitignore::{Gitignore, GitignoreBuilder};
+use futures::StreamExt as _;
+use image::location::{InFile, Location};
+use image::platform::PlatformName;
+use image::source::{Document, Source, SourceError, SourceImage};
+use oci_spec::image::{Descriptor, ImageIndex};
+use registry::client::Client;
+use registry::nydus::nydus_entries;
+use thiserror::Error;
+
+use super::{Archive, Lock, Locked, PlatformImage};
+use crate::discover::{ArchiveKind, Discovery, Image, Problem};
+
+/// How images are looked up.
+#[derive(Clone, Debug)]
+pub struct ResolveOptions {
+    /// The platforms to lock; empty: all that each image has.
+    pub platforms: Vec<PlatformName>,
+    /// How many images are looked up at once. Default: 16.
+    pub concurrency: usize,
+    /// How long an image may take. Default: 5 minutes.
+    pub deadline: Duration,
+    /// Images that may be missing although they are asked for outright, in the syntax of `.gitignore`.
+    pub allow_missing: Vec<String>,
+}
+
+impl Default for ResolveOptions {
+    fn default() -> Self {
+        Self {
+            platforms: Vec::new(),
+            concurrency: 16,
+            deadline: Duration::from_secs(300),
+            allow_missing: Vec::new(),
+        }
+    }
+}
+
+/// Why an image is not known.
+#[derive(Debug, Error)]
+#[non_exhaustive]
+pub enum ResolveError {
+    /// It cannot be read.
+    #[error(transparent)]
+    Source(#[from] SourceError),
+    /// It took too long.
+    #[error("{image}: not looked up within {} s", after.as_secs())]
+    Deadline {
+        /// Its name.
+        image: String,
+        /// The deadline.
+        after: Duration,
+    },
+    /// Its index is none.
+    #[error("{image}: its index cannot be read: {error}")]
+    Index {
+        /// Its name.
+        image: String,
+        /// What is wrong.
+        error: serde_json::Error,
+    },
+    /// A pattern of images that may be missing is none.
+    #[error("images that may be missing: {0}")]
+    Pattern(String),
+}
+
+/// What became of the requests.
+#[derive(Clone, Debug)]
+pub struct Resolved {
+    /// All images that there are.
+    pub lock: Lock,
+    /// Images that are asked for outright and are not there.
+    pub problems: Vec<Problem>,
+    /// Candidates that are none, and images that may be missing and are.
+    pub warnings: Vec<Problem>,
+}
+
+/// Looks up what `discovery`, made of the tree `root`, asks for. What `obeyed` has is taken from there and not looked up.
+///
+/// # Errors
+///
+/// When an option cannot be followed. Images that cannot be looked up are among the problems.
+pub async fn resolve(
+    discovery: &Discovery,
+    root: &Path,
+    client: &Client,
+    options: &ResolveOptions,
+    obeyed: Option<&Lock>,
+) -> Result<Resolved, ResolveError> {
+    let missing = may_be_missing(&options.allow_missing)?;
+    // A lock for other platforms says nothing of these.
+    let obeyed = obeyed.filter(|lock| lock.platforms == options.platforms);
+    let look_up = |image: Image| async move {
+        let locked = obeyed.and_then(|lock| lock.get(&image.reference));
+        let locked = locked.filter(|locked| locked.archive == image.archive);
+        let found = match locked {
+            Some(locked) => Ok(Locked { asked_by: asked_by(&image), ..locked.clone() }),
+            None => look_up(&image, root, client, options).await,
+        };
+        (image, found)
+    };
+    let images = futures::stream::iter(discovery.images.clone()).map(look_up);
+    let found: Vec<_> = images.buffered(options.concurrency.max(1)).collect().await;
+    let lock = Lock { platforms: options.platforms.clone(), images: Vec::new() };
+    let mut resolved = Resolved { lock, problems: Vec::new(), warnings: Vec::new() };
+    for (image, found) in found {
+        match found {
+            Ok(locked) => resolved.lock.images.push(locked),
+            Err(error) => {
+                let allowed = missing.matched(image.reference.to_string(), false).is_ignore();
+                let list =
+                    if image.certain && !allowed { &mut resolved.problems } else { &mut resolved.warnings };
+                list.push(problem(&image, &error));
+            }
+        }
+    }
+    Ok(resolved)
+}
+
+/// The image as it can be read: from its registry, or from its archive in the tree `root`.
+pub fn source(locked: &Locked, root: &Path) -> Location {
+    location(&locked.reference, locked.archive.as_ref(), root)
+}
+
+fn location(reference: &registry::Reference, archive: Option<&Archive>, root: &Path) -> Location {
+    let Some(archive) = archive else { return Location::Registry(reference.clone()) };
+    let place = InFile { path: root.join(&archive.path), image: Some(reference.to_string()) };
+    match archive.kind {
+        ArchiveKind::DockerArchive => Location::DockerArchive(place),
+        ArchiveKind::OciArchive => Location::OciArchive(place),
+    }
+}
+
+fn may_be_missing(patterns: &[String]) -> Result<Gitignore, ResolveError> {
+    let mut builder = GitignoreBuilder::new("");
+    let wrong = |error: ::ignore::Error| ResolveError::Pattern(error.to_string());
+    for pattern in patterns {
+        builder.add_line(None, pattern).map_err(wrong)?;
+    }
+    builder.build().map_err(wrong)
+}
+
+/// At the first place that asks for the image outright, or has its shape.
+fn problem(image: &Image, error: &ResolveError) -> Problem {
+    let first = image.origins.iter().find(|origin| origin.way != crate::discover::Way::Shape);
+    let place = first.or(image.origins.first());
+    let file = place.map(|place| place.file.clone()).unwrap_or_default();
+    let more = match image.origins.len() {
+        0 | 1 => String::new(),
+        count => format!(" (asked for at {} places more)", count - 1),
+    };
+    Problem {
+        file,
+        line: place.map(|place| place.line),
+        reason: format!("{}: {error}{more}", image.reference),
+    }
+}
+
+fn asked_by(image: &Image) -> Vec<String> {
+    let mut files: Vec<String> = image.origins.iter().map(|origin| origin.file.clone()).collect();
+    files.sort();
+    files.dedup();
+    files
+}
+
+async fn look_up(
+    image: &Image,
+    root: &Path,
+    client: &Client,
+    options: &ResolveOptions,
+) -> Result<Locked, ResolveError> {
+    let after = options.deadline;
+    let found = tokio::time::timeout(after, found(image, root, client, &options.platforms)).await;
+    found.map_err(|_| ResolveError::Deadline { image: image.reference.to_string(), after })?
+}
+
+async fn found(
+    image: &Image,
+    root: &Path,
+    client: &Client,
+    wanted: &[PlatformName],
+) -> Result<Locked, ResolveError> {
+    let source = Source::open(&location(&image.reference, image.archive.as_ref(), root), client).await?;
+    let document = source.root().await?;
+    let nydus = nydus_images(&source, &document, wanted).await?;
+    let descriptor = document.descriptor.clone();
+    let images = match source.images_in(document, wanted).await {
+        // What is no image to be run, such as manifests for Flux, has no platform.
+        Err(SourceError::NoSuchPlatform { .. }) if is_artifact(&source, &descriptor).await? => Vec::new(),
+        images => images?,
+    };
+    let mut platforms: Vec<PlatformImage> = images.iter().map(platform_image).collect();
+    sort(&mut platforms);
+    Ok(Locked {
+        reference: image.reference.clone(),
+        digest: descriptor.digest().clone(),
+        media_type: descriptor.media_type().to_string(),
+        size: descriptor.size(),
+        platforms,
+        nydus,
+        archive: image.archive.clone(),
+        asked_by: asked_by(image),
+    })
+}
+
+/// Whether there is no image for any platform.
+async fn is_artifact(source: &Source, descriptor: &Descriptor) -> Result<bool, SourceError> {
+    Ok(source.images_in(source.manifest(descriptor).await?, &[]).await?.is_empty())
+}
+
+/// The nydus images that stand in the index `document` beside plain ones.
+async fn nydus_images(
+    source: &Source,
+    document: &Document,
+    wanted: &[PlatformName],
+) -> Result<Vec<PlatformImage>, ResolveError> {
+    let Ok(index) = serde_json::from_slice::<ImageIndex>(&document.content) else { return Ok(Vec::new()) };
+    let wrong = |error| ResolveError::Index { image: source.name(), error };
+    let mut images = Vec::new();
+    for (entry, is_nydus) in index.manifests().iter().zip(nydus_entries(&document.content).map_err(wrong)?) {
+        let Some(platform) = entry.platform().as_ref().map(PlatformName::of) else { continue };
+        if !is_nydus || !(wanted.is_empty() || wanted.iter().any(|wanted| wanted.matches(&platform))) {
+            continue;
+        }
+        let manifest = source.manifest(entry).await?;
+        let manifest: oci_spec::image::ImageManifest =
+            serde_json::from_slice(&manifest.content).map_err(wrong)?;
+        let bytes = total(manifest.config(), manifest.layers());
+        images.push(PlatformImage { platform, digest: entry.digest().clone(), size: entry.size(), bytes });
+    }
+    sort(&mut images);
+    Ok(images)
+}
+
+fn platform_image(image: &SourceImage) -> PlatformImage {
+    PlatformImage {
+        platform: image.platform.clone(),
+        digest: image.descriptor.digest().clone(),
+        size: image.descriptor.size(),
+        bytes: total(&image.config, &image.layers),
+    }
+}
+
+/// Sizes are what a manifest claims: their sum is kept within bounds.
+fn total(config: &Descriptor, layers: &[Descriptor]) -> u64 {
+    layers.iter().fold(config.size(), |sum, layer| sum.saturating_add(layer.size()))
+}
+
+fn sort(images: &mut [PlatformImage]) {
+    images.sort_by_key(|image| (image.platform.to_string(), image.digest.to_string()));
+}
