@@ -12,6 +12,7 @@ use tokio_util::sync::CancellationToken;
 
 use crate::cache::{BootId, Cache, CacheError};
 use crate::control::server::Server;
+use crate::front::FrontConfig;
 use crate::mounts::{Engine, EngineConfig, Image, MountError, Table};
 use crate::worker::{Backend, WorkerConfig};
 
@@ -60,7 +61,8 @@ pub struct ReadConfig {
     /// Bytes of a blob, as stored, to ask a registry for at once. A program that reads less gets what follows in the
     /// blob into the cache as well. Default: 1 MiB.
     pub request_bytes: u64,
-    /// Stored bytes that are held in memory at most. Default: 16 MiB.
+    /// Stored bytes that are held in memory, beyond which each backend has one chunk arriving and no more; half of it may be
+    /// asked of one backend at once. Default: 16 MiB.
     pub buffer_bytes: usize,
     /// KiB that the kernel reads ahead of a program; 0 leaves the kernel's own default. Default: 1024.
     pub read_ahead_kib: u32,
@@ -82,6 +84,10 @@ impl Default for ReadConfig {
 /// How long a chunk that could not be had is not asked for again: a program that retries at once, or many that want
 /// the same, shall not multiply the load of a registry in trouble; one that comes back after a moment shall be served.
 const FAILURE_MEMORY: Duration = Duration::from_secs(2);
+
+/// The part of a read's deadline that a backend may stand still before another one is asked as well: early enough for that
+/// one to deliver in time, late enough not to ask twice for what is merely slow.
+const PATIENCE_FRACTION: u32 = 6;
 
 /// Why the daemon cannot run.
 #[derive(Debug, thiserror::Error)]
@@ -229,16 +235,20 @@ fn engine_config(read: &ReadConfig) -> Result<EngineConfig, DaemonError> {
         return Err(invalid("more than 0 and at most a day"));
     }
     let processors = std::thread::available_parallelism().map_or(1, usize::from);
+    let threads = if read.decode_threads == 0 { processors } else { read.decode_threads };
     Ok(EngineConfig {
         fuse_threads: read.fuse_threads,
         read_ahead_kib: Some(read.read_ahead_kib).filter(|kib| *kib > 0),
-        deadline,
-        worker: WorkerConfig {
+        front: FrontConfig {
             deadline,
             request_bytes: read.request_bytes,
-            buffer_bytes: read.buffer_bytes,
-            threads: if read.decode_threads == 0 { processors } else { read.decode_threads },
+            threads,
             failure_memory: FAILURE_MEMORY,
+        },
+        worker: WorkerConfig {
+            buffer_bytes: read.buffer_bytes,
+            threads,
+            patience: deadline / PATIENCE_FRACTION,
         },
     })
 }

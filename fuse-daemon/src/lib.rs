@@ -2,12 +2,12 @@
 //!
 //! ```text
 //! control ──> mounts ──> fuse ──> fs ──> front ═══ worker ──> backend (registry, directory)
-//!                                          │          │
-//!                                          └── cache ─┘
+//!                                          │
+//!                                        cache
 //! ```
 //!
-//! The kernel waits on what is left of the double line. It does no network and no decoding; a trait and a queue
-//! ([`front::Worker`]) divide it from what may fail.
+//! The kernel waits on what is left of the double line. It does no network and no decoding; messages
+//! ([`front::Order`], [`front::Content`]) divide it from what may fail.
 
 #![deny(unsafe_code)]
 
@@ -19,6 +19,19 @@ pub mod front;
 pub mod fs;
 mod fuse;
 pub mod mounts;
+mod pool;
 pub mod worker;
 
 pub use daemon::{DaemonConfig, DaemonError, ForegroundMount, ReadConfig, mount_foreground, serve};
+
+/// An error with its causes.
+fn describe(error: &dyn std::error::Error) -> String {
+    let mut text = error.to_string();
+    let mut cause = error.source();
+    while let Some(error) = cause {
+        text.push_str(": ");
+        text.push_str(&error.to_string());
+        cause = error.source();
+    }
+    text
+}

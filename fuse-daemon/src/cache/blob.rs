@@ -1,90 +1,170 @@
-//! One cached blob: its data file, its chunk map, and what images say of its chunks.
+//! One cached blob: its data file, its chunk map, and what is known of its chunks.
 
 use std::fs::File;
 use std::io;
+use std::ops::Range;
 use std::os::unix::fs::{FileExt, MetadataExt};
 use std::path::{Path, PathBuf};
-use std::sync::Arc;
-use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering, fence};
+use std::sync::{Arc, Mutex, PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard};
 
-use rafs::blob::ChunkIndex;
+use nix::unistd::{Whence, lseek};
+use rafs::blob::{Blob, Chunk, ChunkIndex};
 
-use super::places::{Place, admit_to};
-use super::{BootId, CacheError, ChunkMap, ChunkState, Inner};
+use super::description::{Admission, Described, Descriptions, Said, same_bytes};
+use super::{BootId, CacheError, ChunkMap, ChunkState, places};
 use crate::control::BlobId;
 
 /// Unit of `st_blocks`, whatever the file system's own block size.
 const STAT_BLOCK_BYTES: u64 = 512;
 
-/// A blob of the cache. Chunks are written by the worker and read by the front; they meet in the map alone.
+/// Tells the files of a blob from those that it had before it was removed, and from those that images have which
+/// contradict each other. Unique in a process.
+#[derive(Clone, Copy, Debug, Eq, Hash, Ord, PartialEq, PartialOrd)]
+pub struct Generation(pub u64);
+
+/// Which of a blob's caches: 0, unless images that are mounted at once contradict each other.
+#[derive(Clone, Copy, Debug, Eq, Ord, PartialEq, PartialOrd)]
+pub(super) struct Variant(pub(super) u32);
+
+/// A blob of the cache.
 #[derive(Debug)]
 pub struct CachedBlob {
     id: BlobId,
+    generation: Generation,
     data: File,
     data_path: PathBuf,
-    places: File,
     places_path: PathBuf,
     map: ChunkMap,
+    known: RwLock<Descriptions>,
+    /// Bytes that the data file was given.
+    length: AtomicU64,
+    /// Held while it is found out whether somebody else has changed the data file.
+    suspicion: Mutex<()>,
     /// Leases that were given out and not returned.
     leases: AtomicUsize,
 }
 
-/// Keeps a blob from being removed, for as long as a mount may read from it.
-#[derive(Debug)]
-pub struct Lease {
-    cache: Arc<Inner>,
-    blob: Arc<CachedBlob>,
-}
-
-impl Lease {
-    /// Given out under the cache's lock alone, under which blobs are removed.
-    pub(super) fn new(cache: Arc<Inner>, blob: Arc<CachedBlob>) -> Self {
-        blob.leases.fetch_add(1, Ordering::AcqRel);
-        Self { cache, blob }
-    }
-
-    /// The blob. Who holds it but no lease, as work in progress may, finds itself with deleted files some day.
-    pub fn blob(&self) -> Arc<CachedBlob> {
-        Arc::clone(&self.blob)
-    }
-}
-
-impl Drop for Lease {
-    fn drop(&mut self) {
-        self.blob.leases.fetch_sub(1, Ordering::AcqRel);
-        self.cache.released(self.blob.id());
-    }
+/// Why a chunk was not put into the cache.
+#[derive(Debug, thiserror::Error)]
+pub enum StoreError {
+    /// Images say something else of the chunk by now.
+    #[error("the chunk is described otherwise by now")]
+    Outdated,
+    /// The file cannot be written.
+    #[error("cannot write the cache file")]
+    Io(#[from] io::Error),
 }
 
 impl CachedBlob {
-    pub(super) fn open(dir: &Path, id: BlobId, size: u64, boot: BootId) -> Result<Self, CacheError> {
-        let [data_path, map_path, places_path] = paths(dir, id);
-        if !data_path.exists() || !places_path.exists() {
-            // A map without its data would promise what is not there; one without places, nobody knows what.
+    pub(super) fn open(
+        dir: &Path,
+        id: BlobId,
+        variant: Variant,
+        boot: BootId,
+        generation: Generation,
+    ) -> Result<Self, CacheError> {
+        let [data_path, map_path, places_path] = paths(dir, id, variant);
+        if !data_path.exists() {
+            // A map without its data would promise what is not there.
             remove_if_there(&map_path)?;
         }
         let data = open_or_create(&data_path)?;
-        let places = open_or_create(&places_path)?;
         let map_file = open_or_create(&map_path)?;
         let map = ChunkMap::open(map_file, boot).map_err(CacheError::io("load", &map_path))?;
-        let blob = Self { id, data, data_path, places, places_path, map, leases: AtomicUsize::new(0) };
-        blob.reserve(size)?;
+        let known = places::load(&places_path).map_err(CacheError::io("read", &places_path))?;
+        let (known, length) = match known {
+            Some((known, length)) => (known, Some(length)),
+            None => (Descriptions::default(), None),
+        };
+        let blob = Self {
+            id,
+            generation,
+            data,
+            data_path,
+            places_path,
+            map,
+            known: RwLock::new(known),
+            length: AtomicU64::new(length.unwrap_or(0)),
+            suspicion: Mutex::default(),
+            leases: AtomicUsize::new(0),
+        };
+        if length.is_none() {
+            // Nobody knows what its bits mean.
+            blob.doubt_all();
+        } else {
+            blob.look_over()?;
+        }
         Ok(blob)
     }
 
-    /// Makes the data file at least `size` bytes long, without taking space on disk.
-    pub(super) fn reserve(&self, size: u64) -> Result<(), CacheError> {
-        let length = self.data.metadata().map_err(CacheError::io("examine", &self.data_path))?.len();
-        if length >= size {
-            return Ok(());
+    /// Doubts chunks that cannot be in the file as it is found.
+    fn look_over(&self) -> Result<(), CacheError> {
+        let examine = |source| CacheError::io("examine", &self.data_path)(source);
+        self.restore_length().map_err(examine)?;
+        let mut lost = 0;
+        let known = self.known();
+        for hole in holes(&self.data, self.length.load(Ordering::Acquire)) {
+            for record in known.within(hole.clone()).filter(|record| self.is_ready(record.index)) {
+                self.doubt(record.index);
+                lost += 1;
+            }
         }
-        self.data.set_len(size).map_err(CacheError::io("extend", &self.data_path))
+        if lost > 0 {
+            tracing::warn!(blob = %self.id, chunks = lost, "somebody emptied parts of a cached blob: they are not trusted");
+        }
+        Ok(())
     }
 
-    /// Holds what an image says of the blob against what earlier ones said, and keeps it; the first chunk on which they
-    /// disagree. Called under the cache's lock alone.
-    pub(super) fn admit(&self, said: &[Place]) -> Result<Option<ChunkIndex>, CacheError> {
-        admit_to(&self.places, said).map_err(CacheError::io("read or write", &self.places_path))
+    /// Makes the data file at least `size` bytes long, without taking space on disk.
+    fn reserve(&self, size: u64) -> Result<bool, CacheError> {
+        let length = self.length.load(Ordering::Acquire);
+        if length >= size {
+            return Ok(false);
+        }
+        self.data.set_len(size).map_err(CacheError::io("extend", &self.data_path))?;
+        self.length.store(size, Ordering::Release);
+        Ok(true)
+    }
+
+    /// Takes an image's words; `size` is the least length in bytes that the file gets. The chunk on which the image
+    /// contradicts others that are mounted, if it does: then nothing has changed. Called under the cache's lock alone.
+    pub(super) fn admit(
+        &self,
+        coding: &Arc<Blob>,
+        said: &[Said],
+        size: u64,
+    ) -> Result<Option<ChunkIndex>, CacheError> {
+        let mut known = self.known_mut();
+        let admission = match known.admit(coding, said) {
+            Ok(admission) => admission,
+            Err(chunk) => return Ok(Some(chunk)),
+        };
+        if let Admission::Displaced(chunks) = &admission {
+            let (blob, chunks_left) = (self.id, chunks.len());
+            tracing::info!(%blob, chunks = chunks_left, "an image contradicts one that is gone: what was cached for that is verified before use");
+            // While nobody can store under the old description, and before the new one is on disk.
+            chunks.iter().for_each(|chunk| self.doubt(*chunk));
+        }
+        let grown = self.reserve(size.max(known.end()))?;
+        if grown || !matches!(admission, Admission::Known) {
+            places::save(&self.places_path, &known, self.length.load(Ordering::Acquire))
+                .map_err(CacheError::io("write", &self.places_path))?;
+        }
+        Ok(None)
+    }
+
+    /// What a mount's image said of these chunks does not count for it any longer.
+    pub(super) fn release(&self, said: &[Range<u32>]) {
+        self.known_mut().release(said.iter().flat_map(Clone::clone).map(ChunkIndex));
+    }
+
+    pub(super) fn leased(&self) {
+        self.leases.fetch_add(1, Ordering::AcqRel);
+    }
+
+    pub(super) fn returned(&self) {
+        self.leases.fetch_sub(1, Ordering::AcqRel);
     }
 
     pub(super) fn is_leased(&self) -> bool {
@@ -94,6 +174,18 @@ impl CachedBlob {
     /// The blob's id.
     pub fn id(&self) -> BlobId {
         self.id
+    }
+
+    /// Which of the blob's files these are.
+    pub fn generation(&self) -> Generation {
+        self.generation
+    }
+
+    /// What mounted images say of the chunk.
+    pub fn describe(&self, chunk: ChunkIndex) -> Option<Described> {
+        let known = self.known();
+        let coding = Arc::clone(known.coding.as_ref()?);
+        known.live(chunk).map(|chunk| Described { coding, chunk: chunk.clone() })
     }
 
     /// What the cache holds of the chunk.
@@ -106,28 +198,71 @@ impl CachedBlob {
         self.state(chunk) == ChunkState::Ready
     }
 
-    /// Fills `buffer` from `offset` in the uncompressed blob.
+    /// Fills `buffer` from `offset` in the uncompressed blob, where `chunk` has to be; `false` if the chunk is not ready,
+    /// or ceased to be so meanwhile: then the buffer has anything.
+    ///
+    /// # Errors
+    ///
+    /// The file cannot be read.
+    pub fn read(&self, chunk: ChunkIndex, buffer: &mut [u8], offset: u64) -> io::Result<bool> {
+        if !self.is_ready(chunk) {
+            return Ok(false);
+        }
+        match self.data.read_exact_at(buffer, offset) {
+            Ok(()) => {
+                // What is read must not be older than what the second look sees.
+                fence(Ordering::SeqCst);
+                Ok(self.is_ready(chunk))
+            }
+            Err(error) if error.kind() == io::ErrorKind::UnexpectedEof => {
+                self.restore_length()?;
+                // No longer, if somebody shortened the file.
+                if self.is_ready(chunk) { Err(error) } else { Ok(false) }
+            }
+            Err(error) => Err(error),
+        }
+    }
+
+    /// The bytes that the cache claims to be a chunk's, whether verified or not.
     ///
     /// # Errors
     ///
     /// The file cannot be read, or is shorter.
-    pub fn read(&self, buffer: &mut [u8], offset: u64) -> io::Result<()> {
-        self.data.read_exact_at(buffer, offset)
+    pub fn claimed(&self, chunk: &Chunk) -> io::Result<Vec<u8>> {
+        let mut content = vec![0; chunk.uncompressed_size as usize];
+        self.data.read_exact_at(&mut content, chunk.uncompressed_offset)?;
+        Ok(content)
     }
 
-    /// Puts a verified chunk into the cache: its bytes first, its bit then.
+    /// Puts a chunk into the cache that was verified as `chunk` says: its bytes first, its bit then.
     ///
     /// # Errors
     ///
-    /// The file cannot be written; the chunk does not become ready.
-    pub fn store(&self, chunk: ChunkIndex, offset: u64, bytes: &[u8]) -> io::Result<()> {
-        self.data.write_all_at(bytes, offset)?;
-        self.confirm(chunk);
+    /// [`StoreError`]; the chunk does not become ready.
+    pub fn store(&self, index: ChunkIndex, chunk: &Chunk, bytes: &[u8]) -> Result<(), StoreError> {
+        let known = self.known();
+        if !known.known(index).is_some_and(|known| same_bytes(known, chunk)) {
+            return Err(StoreError::Outdated);
+        }
+        // A file that somebody shortened would be made long again by the write, with holes where chunks were.
+        self.restore_length()?;
+        self.data.write_all_at(bytes, chunk.uncompressed_offset)?;
+        self.restore_length()?;
+        self.set_ready(index);
         Ok(())
     }
 
-    /// Records that the chunk, whose bytes are in the cache already, was verified.
-    pub fn confirm(&self, chunk: ChunkIndex) {
+    /// Records that the chunk, whose bytes are in the cache already, was verified as `chunk` says; whether it was.
+    pub fn confirm(&self, index: ChunkIndex, chunk: &Chunk) -> bool {
+        let known = self.known();
+        let is_known = known.known(index).is_some_and(|known| same_bytes(known, chunk));
+        if is_known {
+            self.set_ready(index);
+        }
+        is_known
+    }
+
+    fn set_ready(&self, chunk: ChunkIndex) {
         if let Err(error) = self.map.set_ready(chunk) {
             let (blob, chunk) = (self.id, chunk.0);
             tracing::warn!(%blob, chunk, %error, "cannot record a cached chunk; it will be fetched again one day");
@@ -141,25 +276,102 @@ impl CachedBlob {
             tracing::warn!(%blob, chunk, %error, "cannot record that a cached chunk is bad");
         }
     }
+
+    fn doubt(&self, chunk: ChunkIndex) {
+        if let Err(error) = self.map.doubt(chunk) {
+            let (blob, chunk) = (self.id, chunk.0);
+            tracing::warn!(%blob, chunk, %error, "cannot record that a cached chunk is to be verified");
+        }
+    }
+
+    fn doubt_all(&self) {
+        if let Err(error) = self.map.doubt_all() {
+            tracing::warn!(blob = %self.id, %error, "cannot record that cached chunks are to be verified");
+        }
+    }
+
+    /// Where somebody else has shortened the data file: trusts none of its chunks, and gives it its length back.
+    fn restore_length(&self) -> io::Result<()> {
+        let expected = self.length.load(Ordering::Acquire);
+        if self.data.metadata()?.len() >= expected {
+            return Ok(());
+        }
+        let _alone = self.suspicion.lock().unwrap_or_else(PoisonError::into_inner);
+        let found = self.data.metadata()?.len();
+        if found < expected {
+            tracing::warn!(blob = %self.id, found, expected, "somebody shortened a cached blob: it is not trusted");
+            // Doubted while reads beyond the end fail, before they find zeros there.
+            self.doubt_all();
+            self.data.set_len(expected)?;
+        }
+        Ok(())
+    }
+
+    fn known(&self) -> RwLockReadGuard<'_, Descriptions> {
+        self.known.read().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn known_mut(&self) -> RwLockWriteGuard<'_, Descriptions> {
+        self.known.write().unwrap_or_else(PoisonError::into_inner)
+    }
 }
 
-/// The data file of a blob, its chunk map, and what images say of its chunks.
-pub(super) fn paths(dir: &Path, id: BlobId) -> [PathBuf; 3] {
-    ["blob.data", "chunk_map", "places"].map(|what| dir.join(format!("{}.{what}", id.0)))
+/// The parts of a file up to `length` that take no space, where the file system tells.
+fn holes(file: &File, length: u64) -> Vec<Range<u64>> {
+    let mut holes = Vec::new();
+    let mut at = 0;
+    while at < length {
+        let Ok(start) = i64::try_from(at) else { break };
+        let data = match lseek(file, start, Whence::SeekData) {
+            Ok(data) => data.unsigned_abs(),
+            // No data behind.
+            Err(nix::errno::Errno::ENXIO) => length,
+            Err(_) => break,
+        };
+        if data > at {
+            holes.push(at..data.min(length));
+        }
+        let Some(data) = i64::try_from(data).ok().filter(|_| data < length) else { break };
+        match lseek(file, data, Whence::SeekHole) {
+            Ok(hole) if hole > data => at = hole.unsigned_abs(),
+            _ => break,
+        }
+    }
+    holes
+}
+
+/// The data file of a blob, its chunk map, and what is known of its chunks.
+pub(super) fn paths(dir: &Path, id: BlobId, variant: Variant) -> [PathBuf; 3] {
+    let name = match variant {
+        Variant(0) => id.0.to_string(),
+        Variant(number) => format!("{}.{number}", id.0),
+    };
+    ["blob.data", "chunk_map", "places"].map(|what| dir.join(format!("{name}.{what}")))
+}
+
+/// The blob and variant that a file of the cache belongs to.
+pub(super) fn owner(file_name: &str) -> Option<(BlobId, Variant)> {
+    let (id, what) = file_name.split_once('.')?;
+    let number = what.split('.').next().and_then(|number| number.parse().ok());
+    Some((id.parse().ok()?, Variant(number.unwrap_or(0))))
 }
 
 /// Deletes a blob's files; whether there were any.
-pub(super) fn delete(dir: &Path, id: BlobId) -> Result<bool, CacheError> {
-    let [data, map, places] = paths(dir, id);
+pub(super) fn delete(dir: &Path, id: BlobId, variant: Variant) -> Result<bool, CacheError> {
+    let [data, map, places] = paths(dir, id, variant);
     // The map first: data without a map is garbage, a map without data would be a lie.
     let had_map = remove_if_there(&map)?;
     let had_places = remove_if_there(&places)?;
     let had_data = remove_if_there(&data)?;
+    remove_if_there(&places::temporary(&places))?;
     Ok(had_map || had_places || had_data)
 }
 
-pub(super) fn bytes_on_disk(path: &Path) -> u64 {
-    std::fs::metadata(path).map_or(0, |metadata| metadata.blocks() * STAT_BLOCK_BYTES)
+/// Bytes on disk that a blob's files take.
+pub(super) fn usage(dir: &Path, id: BlobId, variant: Variant) -> u64 {
+    let bytes =
+        |path: &PathBuf| std::fs::metadata(path).map_or(0, |metadata| metadata.blocks() * STAT_BLOCK_BYTES);
+    paths(dir, id, variant).iter().map(bytes).sum()
 }
 
 fn open_or_create(path: &Path) -> Result<File, CacheError> {

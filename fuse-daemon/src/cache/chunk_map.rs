@@ -163,6 +163,44 @@ impl ChunkMap {
         })
     }
 
+    /// Records that the chunk, if the cache holds it, is to be verified before use.
+    ///
+    /// # Errors
+    ///
+    /// The file cannot be written. The chunk counts as claimed nevertheless, for this process.
+    pub fn doubt(&self, chunk: ChunkIndex) -> io::Result<()> {
+        if self.state(chunk) != ChunkState::Ready {
+            return Ok(());
+        }
+        let (index, bit) = position(chunk);
+        self.change(index, |word| {
+            word.claimed.fetch_or(bit, Ordering::AcqRel);
+            word.ready.fetch_and(!bit, Ordering::AcqRel);
+        })
+    }
+
+    /// Records that all that the cache holds is to be verified before use.
+    ///
+    /// # Errors
+    ///
+    /// The file cannot be written, from some chunk on. All chunks count as claimed nevertheless, for this process.
+    pub fn doubt_all(&self) -> io::Result<()> {
+        let mut result = Ok(());
+        for (number, segment) in self.segments.iter().enumerate() {
+            for (index, word) in segment.get().into_iter().flatten().enumerate() {
+                if word.ready.load(Ordering::Acquire) != 0 {
+                    let changed = self.change(number * SEGMENT_WORDS + index, |word| {
+                        let ready = word.ready.load(Ordering::Acquire);
+                        word.claimed.fetch_or(ready, Ordering::AcqRel);
+                        word.ready.fetch_and(!ready, Ordering::AcqRel);
+                    });
+                    result = result.and(changed);
+                }
+            }
+        }
+        result
+    }
+
     fn change(&self, index: usize, change: impl FnOnce(&Word)) -> io::Result<()> {
         let file = self.file.lock().unwrap_or_else(PoisonError::into_inner);
         let word = self.word_or_new(index);

@@ -1,28 +1,34 @@
 //! What the node holds of each blob: one sparse file with the *uncompressed* chunks at their uncompressed offsets, so
 //! that it can also be the blob's EROFS device, beside a map of which chunks are there.
 //!
-//! Blobs are shared by all images that refer to them. A directory has one owner at a time, by a lock file.
+//! Blobs are shared by all images that refer to them, and with a blob is kept what its chunks are: see [`Described`].
+//! Images that are mounted at once and contradict each other get caches of their own. A directory has one owner at a time,
+//! by a lock file.
 
 mod blob;
 mod boot;
 mod chunk_map;
+mod description;
+mod lease;
 mod places;
 #[cfg(test)]
 mod tests;
 
-use std::collections::{BTreeSet, HashMap, HashSet};
+use std::collections::{BTreeMap, BTreeSet, HashSet};
 use std::fs::File;
 use std::io;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
 
 use nix::fcntl::{Flock, FlockArg};
-use rafs::blob::ChunkIndex;
+use rafs::blob::{Blob, ChunkIndex};
 
-pub use blob::{CachedBlob, Lease};
+use blob::Variant;
+pub use blob::{CachedBlob, Generation, StoreError};
 pub use boot::BootId;
 pub use chunk_map::{CHUNK_LIMIT, ChunkMap, ChunkState};
-pub use places::Place;
+pub use description::{CHUNK_BYTES_LIMIT, Described, Said};
+pub use lease::Lease;
 
 use crate::control::{BlobId, Kept, Removed};
 
@@ -35,11 +41,8 @@ pub enum CacheError {
         /// The cache's directory.
         dir: PathBuf,
     },
-    /// An image says something else of a blob than images that are mounted.
-    #[error(
-        "its chunk {} of blob {blob} is not the one that a mounted image has there: one of them was not made from this blob",
-        chunk.0
-    )]
+    /// An image contradicts itself.
+    #[error("its chunk {} of blob {blob} overlaps another that is not the same", chunk.0)]
     Contradiction {
         /// The blob.
         blob: BlobId,
@@ -83,14 +86,20 @@ struct Inner {
 #[derive(Debug, Default)]
 struct Blobs {
     /// Mounts hold a lease; an entry that nobody holds is merely a name.
-    open: HashMap<BlobId, Weak<CachedBlob>>,
+    open: BTreeMap<(BlobId, Variant), Weak<CachedBlob>>,
     /// Blobs that nobody wants to keep, to be deleted when their last lease ends.
     unwanted: HashSet<BlobId>,
+    opened: u64,
 }
 
 impl Blobs {
+    fn variants(&self, id: BlobId) -> impl Iterator<Item = (Variant, Arc<CachedBlob>)> {
+        let all = self.open.range((id, Variant(0))..=(id, Variant(u32::MAX)));
+        all.filter_map(|((_, variant), blob)| Some((*variant, blob.upgrade()?)))
+    }
+
     fn is_leased(&self, id: BlobId) -> bool {
-        self.open.get(&id).and_then(Weak::upgrade).is_some_and(|blob| blob.is_leased())
+        self.variants(id).any(|(_, blob)| blob.is_leased())
     }
 }
 
@@ -115,55 +124,66 @@ impl Cache {
             nix::errno::Errno::EAGAIN => CacheError::Locked { dir: dir.clone() },
             other => CacheError::io("lock", &path)(other.into()),
         })?;
-        Ok(Self { inner: Arc::new(Inner { dir, boot, blobs: Mutex::default(), _lock: lock }) })
+        let inner = Inner { dir, boot, blobs: Mutex::default(), _lock: lock };
+        // What only images needed that contradicted others: with the daemon that had them mounted, it is of no use.
+        for (id, variant) in inner.files()?.into_iter().filter(|(_, variant)| *variant != Variant(0)) {
+            blob::delete(&inner.dir, id, variant)?;
+        }
+        Ok(Self { inner: Arc::new(inner) })
     }
 
-    /// The cached blob, made if it is not there. `uncompressed_size` is the least size in bytes that its file gets;
-    /// `places` is what the image that asks says of the blob's chunks. Where images that are gone said otherwise, the
-    /// cache begins anew.
+    /// The cached blob, made if it is not there. `coding` and `said` is what the image that asks says of the blob and, in
+    /// order of index, of its chunks; it counts as long as the lease. `size` is the least size in bytes that the file gets.
+    ///
+    /// An image that contradicts others that are mounted gets a cache of its own, which ends with its lease: nobody can
+    /// tell who is right, each is served what its own digests say, and none is refused for another's sake.
     ///
     /// # Errors
     ///
-    /// [`CacheError`]: an image that is mounted says otherwise, or the files cannot be made, read or written.
-    pub fn blob(&self, id: BlobId, uncompressed_size: u64, places: &[Place]) -> Result<Lease, CacheError> {
+    /// [`CacheError`]: the image contradicts itself, or the files cannot be made, read or written.
+    pub fn blob(
+        &self,
+        id: BlobId,
+        coding: &Arc<Blob>,
+        size: u64,
+        said: &[Said],
+    ) -> Result<Lease, CacheError> {
+        if let Some(chunk) = description::contradiction(said) {
+            return Err(CacheError::Contradiction { blob: id, chunk });
+        }
         let mut blobs = self.inner.lock();
-        let live = blobs.open.get(&id).and_then(Weak::upgrade);
-        let blob = match live {
-            Some(live) => live,
-            None => self.open_blob(&mut blobs, id, uncompressed_size)?,
+        let mut variant = Variant(0);
+        // A variant that nobody has mounted takes any image, so this ends.
+        let blob = loop {
+            let blob = self.open_blob(&mut blobs, id, variant)?;
+            let Some(chunk) = blob.admit(coding, said, size)? else { break blob };
+            let (mine, other) = (variant.0 + 1, variant.0);
+            tracing::warn!(blob = %id, chunk = chunk.0, mine, other, "images contradict each other on a blob: a cache apart");
+            variant = Variant(mine);
         };
-        let blob = match blob.admit(places)? {
-            None => blob,
-            Some(chunk) if blob.is_leased() => return Err(CacheError::Contradiction { blob: id, chunk }),
-            Some(chunk) => {
-                tracing::warn!(blob = %id, chunk = chunk.0, "images disagree on a blob: dropping what was cached of it");
-                blob::delete(&self.inner.dir, id)?;
-                let anew = self.open_blob(&mut blobs, id, uncompressed_size)?;
-                match anew.admit(places)? {
-                    None => anew,
-                    Some(chunk) => return Err(CacheError::Contradiction { blob: id, chunk }),
-                }
-            }
-        };
-        blob.reserve(uncompressed_size)?;
         blobs.unwanted.remove(&id);
-        Ok(Lease::new(Arc::clone(&self.inner), blob))
+        Ok(Lease::new(Arc::clone(&self.inner), blob, variant, said))
     }
 
     fn open_blob(
         &self,
         blobs: &mut Blobs,
         id: BlobId,
-        uncompressed_size: u64,
+        variant: Variant,
     ) -> Result<Arc<CachedBlob>, CacheError> {
-        let blob = Arc::new(CachedBlob::open(&self.inner.dir, id, uncompressed_size, self.inner.boot)?);
-        blobs.open.insert(id, Arc::downgrade(&blob));
+        if let Some(open) = blobs.open.get(&(id, variant)).and_then(Weak::upgrade) {
+            return Ok(open);
+        }
+        blobs.opened += 1;
+        let generation = Generation(blobs.opened);
+        let blob = Arc::new(CachedBlob::open(&self.inner.dir, id, variant, self.inner.boot, generation)?);
+        blobs.open.insert((id, variant), Arc::downgrade(&blob));
         Ok(blob)
     }
 
     /// Bytes on disk that the blob takes; 0 if the cache does not have it.
     pub fn usage(&self, id: BlobId) -> u64 {
-        self.inner.usage(id)
+        self.inner.usage(&self.inner.lock(), id)
     }
 
     /// The blobs that there are files of.
@@ -172,14 +192,7 @@ impl Cache {
     ///
     /// [`CacheError`]: the directory cannot be read.
     pub fn held(&self) -> Result<BTreeSet<BlobId>, CacheError> {
-        let dir = &self.inner.dir;
-        let mut held = BTreeSet::new();
-        for entry in std::fs::read_dir(dir).map_err(CacheError::io("list", dir))? {
-            let name = entry.map_err(CacheError::io("list", dir))?.file_name();
-            let id = name.to_str().and_then(|name| name.split('.').next()?.parse::<BlobId>().ok());
-            held.extend(id);
-        }
-        Ok(held)
+        Ok(self.inner.files()?.into_iter().map(|(id, _)| id).collect())
     }
 
     /// Deletes the blobs that no mount has a lease of.
@@ -219,7 +232,7 @@ impl Cache {
                 outcome.in_use.push(id);
                 continue;
             }
-            outcome.freed_bytes += self.inner.usage(id);
+            outcome.freed_bytes += self.inner.usage(&blobs, id);
             self.inner.delete(&mut blobs, id)?;
             outcome.freed.push(id);
         }
@@ -232,27 +245,53 @@ impl Inner {
         self.blobs.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    fn usage(&self, id: BlobId) -> u64 {
-        blob::paths(&self.dir, id).iter().map(|path| blob::bytes_on_disk(path)).sum()
+    /// The blobs and variants that there are files of.
+    fn files(&self) -> Result<BTreeSet<(BlobId, Variant)>, CacheError> {
+        let dir = &self.dir;
+        let mut files = BTreeSet::new();
+        for entry in std::fs::read_dir(dir).map_err(CacheError::io("list", dir))? {
+            let name = entry.map_err(CacheError::io("list", dir))?.file_name();
+            files.extend(name.to_str().and_then(blob::owner));
+        }
+        Ok(files)
+    }
+
+    fn usage(&self, blobs: &Blobs, id: BlobId) -> u64 {
+        let others = blobs.variants(id).map(|(variant, _)| variant).filter(|variant| *variant != Variant(0));
+        others.chain([Variant(0)]).map(|variant| blob::usage(&self.dir, id, variant)).sum()
     }
 
     /// Deletes a blob that nobody has a lease of; whether there were files of it.
     fn delete(&self, blobs: &mut Blobs, id: BlobId) -> Result<bool, CacheError> {
-        // What still works on it ends with the deleted files; who opens it next gets new ones.
-        blobs.open.remove(&id);
         blobs.unwanted.remove(&id);
-        blob::delete(&self.dir, id)
+        self.delete_variant(blobs, id, Variant(0))
     }
 
-    /// A lease of the blob has ended.
-    fn released(&self, id: BlobId) {
+    fn delete_variant(&self, blobs: &mut Blobs, id: BlobId, variant: Variant) -> Result<bool, CacheError> {
+        // What still works on it ends with the deleted files; who opens it next gets new ones, of another generation.
+        blobs.open.remove(&(id, variant));
+        blob::delete(&self.dir, id, variant)
+    }
+
+    /// A lease ends; `end` ends it.
+    fn released(&self, lease: &Lease, end: impl FnOnce()) {
         let mut blobs = self.lock();
-        if !blobs.unwanted.contains(&id) || blobs.is_leased(id) {
-            return;
-        }
-        match self.delete(&mut blobs, id) {
-            Ok(_) => tracing::info!(blob = %id, "freed a blob that nobody keeps, with its last mount"),
-            Err(error) => tracing::warn!(blob = %id, %error, "cannot free a blob that nobody keeps"),
+        end();
+        let id = lease.blob.id();
+        let freed = if lease.variant != Variant(0) && !lease.blob.is_leased() {
+            self.delete_variant(&mut blobs, id, lease.variant).map(|_| ())
+        } else {
+            Ok(())
+        };
+        let freed = freed.and_then(|()| {
+            if blobs.unwanted.contains(&id) && !blobs.is_leased(id) {
+                tracing::info!(blob = %id, "freeing a blob that nobody keeps, with its last mount");
+                self.delete(&mut blobs, id)?;
+            }
+            Ok(())
+        });
+        if let Err(error) = freed {
+            tracing::warn!(blob = %id, %error, "cannot free a cached blob");
         }
     }
 }

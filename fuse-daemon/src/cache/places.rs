@@ -1,172 +1,194 @@
-//! What images say of a blob's chunks: where each lies in the cache file, and what it holds.
-//!
-//! A chunk is verified against the image that asked for it, and then serves every image that names the blob. That is
-//! right only as long as all of them mean the same bytes. So what the first image says is kept beside the cache, in
-//! `<blob>.places`, one record of 48 bytes for each chunk, and later ones are held against it:
+//! What is known of a blob's chunks, on disk: `<blob>.places` beside the data. It says what the bits of the chunk map
+//! mean, so that a daemon that starts again need not verify what this boot has verified.
 //!
 //! | offset | size | field | meaning |
 //! |---|---|---|---|
-//! | 48 n | 8 | offset | of chunk n in the uncompressed blob, in bytes |
-//! | 48 n + 8 | 4 | size | uncompressed size in bytes; 0: no image has named the chunk yet |
-//! | 48 n + 12 | 4 | – | 0 |
-//! | 48 n + 16 | 32 | digest | of the uncompressed bytes |
+//! | 0 | 8 | magic | `NYDPLACE` |
+//! | 8 | 4 | version | 2; files without the magic are of version 1, and not read |
+//! | 12 | 4 | chunk size | in bytes |
+//! | 16 | 4 | compressor | 0 none, 1 lz4, 3 zstd |
+//! | 20 | 4 | digester | 0 BLAKE3, 1 SHA-256 |
+//! | 24 | 8 | length | bytes that the data file was given; where it is shorter, somebody else has changed it |
+//! | 32 | 32 | – | 0 |
+//! | 64 + 72 n | 8 | offset | of a chunk in the uncompressed blob, in bytes |
+//! | 72 + 72 n | 8 | stored offset | of its stored bytes in the blob |
+//! | 80 + 72 n | 4 | index | of the chunk; they ascend |
+//! | 84 + 72 n | 4 | flags | 1: compressed, 2: member of a batch |
+//! | 88 + 72 n | 4 | size | uncompressed, in bytes |
+//! | 92 + 72 n | 4 | stored size | in bytes; of a batch member, that of the batch |
+//! | 96 + 72 n | 4 | batch | its index, for members |
+//! | 100 + 72 n | 4 | offset in the batch | for members, in bytes |
+//! | 104 + 72 n | 32 | digest | of the uncompressed bytes |
+//!
+//! Numbers are little-endian. The file is replaced as a whole, never changed.
 
 use std::fs::File;
-use std::io;
-use std::os::unix::fs::FileExt;
+use std::io::{self, BufWriter, Write};
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
 
-use rafs::blob::{Chunk, ChunkIndex};
-use rafs::digest::Digest;
+use rafs::blob::{BatchMember, Blob, Chunk, ChunkIndex};
+use rafs::compress::Compressor;
+use rafs::digest::{Digest, DigestAlgorithm};
 
 use super::chunk_map::CHUNK_LIMIT;
+use super::description::{Descriptions, Record};
 
-const RECORD_SIZE: usize = 48;
+const MAGIC: &[u8; 8] = b"NYDPLACE";
+const VERSION: u32 = 2;
+const HEADER_SIZE: usize = 64;
+const RECORD_SIZE: usize = 72;
 
-/// What an image says of one chunk.
-#[derive(Clone, Copy, Debug, Eq, PartialEq)]
-pub struct Place {
-    /// The chunk.
-    pub chunk: ChunkIndex,
-    /// Where it starts in the uncompressed blob, in bytes.
-    pub offset: u64,
-    /// Its uncompressed size in bytes, at least 1.
-    pub size: u32,
-    /// Digest of its uncompressed bytes.
-    pub digest: Digest,
-}
+const COMPRESSED: u32 = 1;
+const IN_BATCH: u32 = 2;
 
-impl Place {
-    /// What is said of `chunk` by its description.
-    pub fn new(index: ChunkIndex, chunk: &Chunk) -> Self {
-        Self {
-            chunk: index,
-            offset: chunk.uncompressed_offset,
-            size: chunk.uncompressed_size,
-            digest: chunk.digest,
-        }
-    }
-
-    fn end(&self) -> u64 {
-        self.offset.saturating_add(self.size.into())
-    }
-
-    /// Whether both are the same bytes at the same place, under whatever index.
-    fn same_bytes(&self, other: &Self) -> bool {
-        (self.offset, self.size, self.digest) == (other.offset, other.size, other.digest)
-    }
-}
-
-/// The first chunk of `said` that contradicts what is `known` (or another of `said`): another place or content under the
-/// same index, or a place that overlaps with another chunk's. `None`: `known` now has all of `said`.
-fn admit(known: &mut Vec<Option<Place>>, said: &[Place]) -> Option<ChunkIndex> {
-    for place in said {
-        let at = place.chunk.0 as usize;
-        if at >= known.len() {
-            known.resize(at + 1, None);
-        }
-        match &mut known[at] {
-            Some(known) if known != place => return Some(place.chunk),
-            known => *known = Some(*place),
-        }
-    }
-    let mut by_offset: Vec<&Place> = known.iter().flatten().collect();
-    by_offset.sort_unstable_by_key(|place| (place.offset, place.size));
-    let overlap = |pair: &&[&Place]| pair[0].end() > pair[1].offset && !pair[0].same_bytes(pair[1]);
-    by_offset.windows(2).find(overlap).map(|pair| pair[1].chunk)
-}
-
-/// Holds what an image says of a blob against what `file` has of earlier ones, and adds what is new; the first chunk
-/// that contradicts, if one does: then nothing is added.
+/// Writes what is known, and the length that the data file was given.
 ///
 /// # Errors
 ///
-/// The file cannot be read or written.
-pub(super) fn admit_to(file: &File, said: &[Place]) -> io::Result<Option<ChunkIndex>> {
-    let mut known = load(file)?;
-    let new: Vec<Place> = said
-        .iter()
-        .filter(|place| known.get(place.chunk.0 as usize).copied().flatten() != Some(**place))
-        .copied()
-        .collect();
-    // The usual case: the same image again, or one made of the same layers.
-    if new.is_empty() {
-        return Ok(None);
+/// The file cannot be written or replaced.
+pub(super) fn save(path: &Path, known: &Descriptions, length: u64) -> io::Result<()> {
+    let temporary = temporary(path);
+    let mut options = File::options();
+    options.write(true).create(true).truncate(true);
+    std::os::unix::fs::OpenOptionsExt::mode(&mut options, 0o600);
+    let mut file = BufWriter::new(options.open(&temporary)?);
+    file.write_all(&encode_header(known.coding.as_deref(), length))?;
+    for record in known.records() {
+        file.write_all(&encode(record))?;
     }
-    if let Some(chunk) = admit(&mut known, &new) {
-        return Ok(Some(chunk));
-    }
-    let mut bytes = vec![0; known.len() * RECORD_SIZE];
-    for (record, place) in bytes.chunks_exact_mut(RECORD_SIZE).zip(&known) {
-        if let Some(place) = place {
-            encode(place, record);
-        }
-    }
-    file.write_all_at(&bytes, 0)?;
-    Ok(None)
+    // Not synced: after another boot nothing relies on it.
+    file.into_inner().map_err(io::IntoInnerError::into_error)?;
+    std::fs::rename(&temporary, path)
 }
 
-fn load(file: &File) -> io::Result<Vec<Option<Place>>> {
-    let most = CHUNK_LIMIT as usize * RECORD_SIZE;
-    let size = usize::try_from(file.metadata()?.len()).unwrap_or(most).min(most);
-    let mut bytes = vec![0; size / RECORD_SIZE * RECORD_SIZE];
-    file.read_exact_at(&mut bytes, 0)?;
-    Ok((0..)
-        .map(ChunkIndex)
-        .zip(bytes.chunks_exact(RECORD_SIZE))
-        .map(|(chunk, record)| decode(chunk, record))
-        .collect())
+/// What the file is called until it is whole.
+pub(super) fn temporary(path: &Path) -> PathBuf {
+    path.with_extension("places.new")
 }
 
-fn encode(place: &Place, record: &mut [u8]) {
-    record[..8].copy_from_slice(&place.offset.to_le_bytes());
-    record[8..12].copy_from_slice(&place.size.to_le_bytes());
-    record[16..].copy_from_slice(&place.digest.0);
+/// What is known, all of it from images that are gone, and the length of the data file; `None` if the file is not there,
+/// of another version, or broken.
+///
+/// # Errors
+///
+/// The file is there and cannot be read.
+pub(super) fn load(path: &Path) -> io::Result<Option<(Descriptions, u64)>> {
+    let most = (HEADER_SIZE + CHUNK_LIMIT as usize * RECORD_SIZE) as u64;
+    match std::fs::metadata(path) {
+        Ok(metadata) if metadata.len() <= most => Ok(parse(&std::fs::read(path)?)),
+        Ok(_) => Ok(None),
+        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(None),
+        Err(error) => Err(error),
+    }
 }
 
-fn decode(chunk: ChunkIndex, record: &[u8]) -> Option<Place> {
-    let (offset, rest) = record.split_first_chunk::<8>()?;
-    let (size, rest) = rest.split_first_chunk::<4>()?;
-    let digest = Digest(*rest.last_chunk::<32>()?);
-    let size = u32::from_le_bytes(*size);
-    (size > 0).then_some(Place { chunk, offset: u64::from_le_bytes(*offset), size, digest })
+fn parse(bytes: &[u8]) -> Option<(Descriptions, u64)> {
+    let (header, rest) = bytes.split_first_chunk::<HEADER_SIZE>()?;
+    let (records, []) = rest.as_chunks::<RECORD_SIZE>() else { return None };
+    if header[..8] != *MAGIC || number_4(header, 8) != VERSION {
+        return None;
+    }
+    let coding = match number_4(header, 12) {
+        0 => None,
+        chunk_size => Some(Arc::new(coding(chunk_size, number_4(header, 16), number_4(header, 20))?)),
+    };
+    let records = records.iter().map(decode).collect::<Option<Vec<_>>>()?;
+    Some((Descriptions::of_gone(coding, records)?, number_8(header, 24)))
 }
 
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    fn place(chunk: u32, offset: u64, content: u8) -> Place {
-        Place { chunk: ChunkIndex(chunk), offset, size: 4096, digest: Digest([content; 32]) }
+fn encode_header(coding: Option<&Blob>, length: u64) -> [u8; HEADER_SIZE] {
+    let mut header = [0; HEADER_SIZE];
+    header[..8].copy_from_slice(MAGIC);
+    header[8..12].copy_from_slice(&VERSION.to_le_bytes());
+    if let Some(coding) = coding {
+        let compressor: u32 = match coding.compressor {
+            Compressor::None => 0,
+            Compressor::Lz4 => 1,
+            Compressor::Zstd { .. } => 3,
+        };
+        let digester: u32 = match coding.digester {
+            DigestAlgorithm::Blake3 => 0,
+            DigestAlgorithm::Sha256 => 1,
+        };
+        header[12..16].copy_from_slice(&coding.chunk_size.to_le_bytes());
+        header[16..20].copy_from_slice(&compressor.to_le_bytes());
+        header[20..24].copy_from_slice(&digester.to_le_bytes());
     }
+    header[24..32].copy_from_slice(&length.to_le_bytes());
+    header
+}
 
-    fn admitted(images: &[&[Place]]) -> Vec<Option<u32>> {
-        let file = tempfile::tempfile().unwrap();
-        images.iter().map(|said| admit_to(&file, said).unwrap().map(|chunk| chunk.0)).collect()
-    }
+fn coding(chunk_size: u32, compressor: u32, digester: u32) -> Option<Blob> {
+    let compressor = match compressor {
+        0 => Compressor::None,
+        1 => Compressor::Lz4,
+        3 => Compressor::Zstd { level: 0 },
+        _ => return None,
+    };
+    let digester = match digester {
+        0 => DigestAlgorithm::Blake3,
+        1 => DigestAlgorithm::Sha256,
+        _ => return None,
+    };
+    Some(Blob {
+        id: None,
+        stored_size: 0,
+        compressed_size: 0,
+        uncompressed_size: 0,
+        chunk_size,
+        compressor,
+        digester,
+        features: 0,
+        meta: None,
+        toc: None,
+        chunks: Vec::new(),
+    })
+}
 
-    #[test]
-    fn images_that_name_different_chunks_of_a_blob_agree() {
-        let (first, second) = ([place(0, 0, 1), place(2, 8192, 3)], [place(1, 4096, 2), place(2, 8192, 3)]);
-        assert_eq!(admitted(&[&first, &second, &first]), [None, None, None]);
+fn encode(record: &Record) -> [u8; RECORD_SIZE] {
+    let mut bytes = [0; RECORD_SIZE];
+    let chunk = &record.chunk;
+    let compressed = if chunk.compressed { COMPRESSED } else { 0 };
+    let in_batch = if chunk.batch.is_some() { IN_BATCH } else { 0 };
+    let batch = chunk.batch.unwrap_or(BatchMember { index: 0, offset: 0 });
+    bytes[..8].copy_from_slice(&chunk.uncompressed_offset.to_le_bytes());
+    bytes[8..16].copy_from_slice(&chunk.compressed_offset.to_le_bytes());
+    let numbers = [
+        record.index.0,
+        compressed | in_batch,
+        chunk.uncompressed_size,
+        chunk.compressed_size,
+        batch.index,
+        batch.offset,
+    ];
+    for (place, number) in bytes[16..40].as_chunks_mut::<4>().0.iter_mut().zip(numbers) {
+        *place = number.to_le_bytes();
     }
+    bytes[40..].copy_from_slice(&chunk.digest.0);
+    bytes
+}
 
-    #[test]
-    fn another_content_or_place_under_the_same_index_contradicts() {
-        let honest = [place(0, 0, 1), place(1, 4096, 2)];
-        for forged in [place(1, 4096, 9), place(1, 1 << 20, 2)] {
-            assert_eq!(admitted(&[&honest, &[forged], &honest]), [None, Some(1), None], "{forged:?}");
-        }
-    }
+fn decode(bytes: &[u8; RECORD_SIZE]) -> Option<Record> {
+    let flags = number_4(bytes, 20);
+    let batch = BatchMember { index: number_4(bytes, 32), offset: number_4(bytes, 36) };
+    let chunk = Chunk {
+        digest: Digest(*bytes.last_chunk::<32>()?),
+        compressed_offset: number_8(bytes, 8),
+        compressed_size: number_4(bytes, 28),
+        uncompressed_offset: number_8(bytes, 0),
+        uncompressed_size: number_4(bytes, 24),
+        compressed: flags & COMPRESSED != 0,
+        batch: (flags & IN_BATCH != 0).then_some(batch),
+    };
+    let index = number_4(bytes, 16);
+    (index < CHUNK_LIMIT && chunk.uncompressed_size > 0).then(|| Record::of_gone(ChunkIndex(index), chunk))
+}
 
-    #[test]
-    fn a_chunk_that_overlaps_another_contradicts() {
-        let honest = [place(0, 0, 1), place(1, 4096, 2)];
-        assert_eq!(admitted(&[&honest, &[place(7, 2048, 9)]]), [None, Some(7)]);
-        assert_eq!(admitted(&[&[place(0, 0, 1), place(1, 100, 2)]]), [Some(1)], "within one image as well");
-    }
+fn number_4(bytes: &[u8], at: usize) -> u32 {
+    bytes[at..at + 4].iter().rev().fold(0, |sum, &byte| sum << 8 | u32::from(byte))
+}
 
-    #[test]
-    fn one_chunk_under_two_indexes_is_no_contradiction() {
-        assert_eq!(admitted(&[&[place(0, 0, 1), place(1, 0, 1)]]), [None]);
-    }
+fn number_8(bytes: &[u8], at: usize) -> u64 {
+    bytes[at..at + 8].iter().rev().fold(0, |sum, &byte| sum << 8 | u64::from(byte))
 }

@@ -9,7 +9,11 @@ use tokio::io::{AsyncBufReadExt, AsyncReadExt, AsyncWriteExt, BufReader};
 use tokio::net::{UnixListener, UnixStream};
 use tokio_util::sync::CancellationToken;
 
-use super::protocol::{Answer, Call, ErrorKind, LINE_LIMIT, OLDEST_VERSION, Reply, Request, Status, VERSION};
+use super::protocol::{
+    Answer, Call, ErrorKind, LINE_LIMIT, MountRequest, OLDEST_VERSION, Reply, Request, Status, VERSION,
+};
+use crate::cache::CacheError;
+use crate::describe;
 use crate::mounts::{MountError, Table, TableError};
 
 /// How long a client may take to send its request, and to take the answer: it is one line.
@@ -108,39 +112,63 @@ fn parse(line: &[u8]) -> Result<(u32, Request), (ErrorKind, String)> {
     Ok((common, call.request))
 }
 
-/// Requests block on the operating system, so each has a thread.
 async fn answer(request: Request, table: Arc<Table>) -> Answer {
-    let answered = tokio::task::spawn_blocking(move || handle(request, &table)).await;
-    answered.unwrap_or_else(|panic| Answer::Error {
-        kind: ErrorKind::Failed,
-        message: format!("the request ended in a bug of the daemon: {panic}"),
-    })
+    match request {
+        Request::Mount(mount) => done(mount_image(mount, table).await),
+        Request::AddBackends { id, backends } => {
+            on_thread(move || done(table.add_backends(&id, &backends))).await
+        }
+        Request::Umount { id } => on_thread(move || done(table.unmount(&id, UNMOUNT_PATIENCE))).await,
+        Request::Status => on_thread(move || Answer::Status(status(&table))).await,
+        Request::Usage { blobs } => {
+            let usage =
+                move |table: &Table| blobs.iter().map(|blob| table.engine().cache().usage(*blob)).collect();
+            on_thread(move || Answer::Usage { bytes: usage(&table) }).await
+        }
+        Request::RemoveBlobs { digests } => {
+            on_thread(move || of_cache(table.engine().cache().remove(&digests), Answer::Removed)).await
+        }
+        Request::Keep { blobs } => {
+            on_thread(move || of_cache(table.engine().cache().keep(&blobs), Answer::Kept)).await
+        }
+        Request::Shutdown => {
+            on_thread(move || Answer::Shutdown { in_use: table.unmount_unused(UNMOUNT_PATIENCE) }).await
+        }
+    }
 }
 
-fn handle(request: Request, table: &Table) -> Answer {
-    let cache = table.engine().cache();
-    match request {
-        Request::Mount(mount) => done(table.mount(&mount)),
-        Request::AddBackends { id, backends } => done(table.add_backends(&id, &backends)),
-        Request::Umount { id } => done(table.unmount(&id, UNMOUNT_PATIENCE)),
-        Request::Status => Answer::Status(Status {
-            version: env!("CARGO_PKG_VERSION").to_owned(),
-            pid: std::process::id(),
-            mounts: table.status(),
-        }),
-        Request::Usage { blobs } => {
-            Answer::Usage { bytes: blobs.into_iter().map(|blob| cache.usage(blob)).collect() }
-        }
-        Request::RemoveBlobs { digests } => match cache.remove(&digests) {
-            Ok(removed) => Answer::Removed(removed),
-            Err(error) => Answer::Error { kind: ErrorKind::Failed, message: describe(&error) },
-        },
-        Request::Keep { blobs } => match cache.keep(&blobs) {
-            Ok(kept) => Answer::Kept(kept),
-            Err(error) => Answer::Error { kind: ErrorKind::Failed, message: describe(&error) },
-        },
-        Request::Shutdown => Answer::Shutdown { in_use: table.unmount_unused(UNMOUNT_PATIENCE) },
+fn status(table: &Table) -> Status {
+    Status { version: env!("CARGO_PKG_VERSION").to_owned(), pid: std::process::id(), mounts: table.status() }
+}
+
+fn of_cache<T>(result: Result<T, CacheError>, answer: impl FnOnce(T) -> Answer) -> Answer {
+    match result {
+        Ok(outcome) => answer(outcome),
+        Err(error) => Answer::Error { kind: ErrorKind::Failed, message: describe(&error) },
     }
+}
+
+/// What may have to be fetched before the mount is waited for without a thread, and without a lock.
+async fn mount_image(mount: MountRequest, table: Arc<Table>) -> Result<(), TableError> {
+    let (request, of) = (mount.clone(), Arc::clone(&table));
+    if blocking(move || of.mount_again(&request)).await? {
+        return Ok(());
+    }
+    let prepared = table.prepare(&mount).await?;
+    blocking(move || table.mount(&mount, prepared)).await
+}
+
+/// Requests block on the operating system, so each has a thread.
+async fn blocking<T: Send + 'static>(
+    work: impl FnOnce() -> Result<T, TableError> + Send + 'static,
+) -> Result<T, TableError> {
+    let result = tokio::task::spawn_blocking(work).await;
+    result.unwrap_or_else(|panic| Err(TableError::Bug(panic.to_string())))
+}
+
+async fn on_thread(work: impl FnOnce() -> Answer + Send + 'static) -> Answer {
+    let answer = tokio::task::spawn_blocking(work).await;
+    answer.unwrap_or_else(|panic| done(Err(TableError::Bug(panic.to_string()))))
 }
 
 fn done(result: Result<(), TableError>) -> Answer {
@@ -154,21 +182,9 @@ fn done(result: Result<(), TableError>) -> Answer {
         TableError::Mount { source: MountError::Bootstrap { .. } | MountError::NoBlobId { .. }, .. } => {
             ErrorKind::Bootstrap
         }
-        TableError::Mount { .. } => ErrorKind::Failed,
+        TableError::Mount { .. } | TableError::Bug(_) => ErrorKind::Failed,
     };
     let message = describe(&error);
     tracing::warn!(message, "request failed");
     Answer::Error { kind, message }
-}
-
-/// An error with its causes.
-fn describe(error: &dyn std::error::Error) -> String {
-    let mut text = error.to_string();
-    let mut cause = error.source();
-    while let Some(error) = cause {
-        text.push_str(": ");
-        text.push_str(&error.to_string());
-        cause = error.source();
-    }
-    text
 }

@@ -1,16 +1,18 @@
-//! Ends reads whose chunks take too long.
+//! Ends waits that take too long.
 
-use std::collections::VecDeque;
+use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex, PoisonError, Weak};
 use std::time::{Duration, Instant};
 
-use super::read::{Pending, ReadError};
+use super::read::ReadError;
+use super::wait::Waiter;
 
-/// How often the thread looks up while reads wait: reads that were answered in time are dropped from the queue then.
+/// How often the thread looks up while somebody waits: those that were answered in time are dropped then.
 const SWEEP: Duration = Duration::from_secs(1);
 
-/// A thread that fails reads when their time is over. All have the same time, so they end in the order they came.
+/// A thread that fails those whose time is over.
 pub(super) struct Deadlines {
+    /// What a wait may take, for messages.
     limit: Duration,
     shared: Arc<Shared>,
 }
@@ -22,7 +24,9 @@ struct Shared {
 
 #[derive(Default)]
 struct Queue {
-    reads: VecDeque<(Instant, Weak<Pending>)>,
+    /// By end; the number tells those with the same end apart.
+    waiters: BTreeMap<(Instant, u64), Weak<Waiter>>,
+    next: u64,
     running: bool,
 }
 
@@ -31,12 +35,14 @@ impl Deadlines {
         Self { limit, shared: Arc::default() }
     }
 
-    /// Fails `read` when its time is over, unless it is answered by then.
-    pub(super) fn watch(&self, read: &Arc<Pending>) {
+    /// Fails `waiter` when its time is over, unless it is answered by then.
+    pub(super) fn watch(&self, waiter: &Arc<Waiter>) {
         let mut queue = self.shared.queue.lock().unwrap_or_else(PoisonError::into_inner);
-        queue.reads.push_back((Instant::now() + self.limit, Arc::downgrade(read)));
+        queue.next += 1;
+        let key = (waiter.until(), queue.next);
+        queue.waiters.insert(key, Arc::downgrade(waiter));
         if !queue.running {
-            // Made with the first read that waits: images that are read from the cache alone need no thread.
+            // Made with the first that waits: images that are read from the cache alone need no thread.
             let (shared, limit) = (Arc::clone(&self.shared), self.limit);
             let thread = std::thread::Builder::new().name("deadlines".to_owned());
             match thread.spawn(move || shared.run(limit)) {
@@ -55,32 +61,30 @@ impl Shared {
         loop {
             let now = Instant::now();
             let mut expired = Vec::new();
-            while let Some((end, read)) = queue.reads.front() {
-                match read.upgrade() {
-                    Some(read) if *end <= now => expired.push(read),
-                    Some(read) if !read.is_answered() => break,
+            while let Some(first) = queue.waiters.first_entry() {
+                match first.get().upgrade() {
+                    Some(waiter) if waiter.until() <= now => expired.push(waiter),
+                    Some(waiter) if !waiter.is_answered() => break,
                     _ => {}
                 }
-                queue.reads.pop_front();
+                first.remove();
             }
             if !expired.is_empty() {
                 // Answered without the lock: an answer is a system call.
                 drop(queue);
-                expired.into_iter().for_each(|read| {
-                    read.fail(ReadError::Deadline(limit));
-                });
+                expired.into_iter().for_each(|waiter| waiter.fail(ReadError::Deadline(limit)));
                 queue = self.queue.lock().unwrap_or_else(PoisonError::into_inner);
                 continue;
             }
-            if queue.reads.is_empty() {
-                // The next read that has to wait starts another one.
+            let Some(((end, _), _)) = queue.waiters.first_key_value() else {
+                // The next that has to wait starts another one.
                 queue.running = false;
                 return;
-            }
-            let wait =
-                queue.reads.front().map_or(limit, |(end, _)| end.saturating_duration_since(now)).min(SWEEP);
+            };
+            let wait = end.saturating_duration_since(now).min(SWEEP);
             drop(queue);
-            // Not woken by new reads: they end later than those that wait already.
+            // Not woken by new ones, which end later than those that wait already. What waits a second time for the same
+            // read may end up to a sweep later.
             std::thread::sleep(wait);
             queue = self.queue.lock().unwrap_or_else(PoisonError::into_inner);
         }

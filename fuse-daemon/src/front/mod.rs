@@ -1,169 +1,276 @@
-//! What the kernel waits on: it answers reads from the cache, and asks the worker for chunks that are missing.
+//! What the kernel waits on: it answers reads from the cache, and has the worker bring chunks that are missing.
 //!
 //! ```text
-//!   read ──> all chunks ready? ──yes──> read the cache file, answer
-//!                   │ no
-//!                   └──> outstanding (by blob and chunk) ──> Worker::request
-//!                                │                                 │
-//!            answer <── last chunk there, failed, or deadline <── Responses::finished
+//!   read ──> all chunks ready? ──yes──> read the cache file; still ready? ──yes──> answer
+//!     ^              │ no                        │ no
+//!     │              └────────────┬──────────────┘
+//!     └── all there ── ensure <───┘
+//!                        │  ├── claimed ──> verify in place (threads of the front)
+//!                        │  └── missing ──> plan ──> Order ──────────────> Worker
+//!                        │                                                   │
+//!                    flights <── verify, write, set bit <── content ── Responses::finished
 //! ```
 //!
 //! The front does no network, no decoding, and never blocks a kernel-facing thread on the worker: a read that has to
-//! wait is put aside, and answered by whoever completes it.
+//! wait is put aside, and answered by whoever completes it. It believes the worker nothing: what arrives is held against
+//! what the cache knows of the chunk. It decides what is fetched, tried again, and given up; the worker has no state that
+//! its successor would miss.
 
 mod deadline;
+mod flight;
+mod keep;
+mod message;
+mod plan;
 mod read;
 #[cfg(test)]
 mod tests;
+mod wait;
 
-use std::collections::HashMap;
-use std::sync::{Arc, Mutex, PoisonError, RwLock};
-use std::time::Duration;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock, Weak};
+use std::time::{Duration, Instant};
 
 use rafs::blob::ChunkIndex;
 
+pub use message::{BackendName, ChunkError, ChunkKey, Content, Extent, Order, Responses, Worker};
 pub use read::{Piece, ReadError};
+pub use wait::Want;
 
+use crate::cache::{CachedBlob, ChunkState};
 use crate::control::BlobId;
+use crate::pool::Pool;
 use deadline::Deadlines;
-use read::{Pending, read_now};
+use flight::{Flight, Flights};
+use plan::Limits;
+use read::{Answer, read_now};
+use wait::{Done, Waiter};
 
-/// A chunk, by blob and index: what front and worker talk about.
-#[derive(Clone, Copy, Debug, Eq, Hash, Ord, PartialEq, PartialOrd)]
-pub struct ChunkKey {
-    /// The blob.
-    pub blob: BlobId,
-    /// The chunk in it.
-    pub chunk: ChunkIndex,
+/// How the front works.
+#[derive(Clone, Debug)]
+pub struct FrontConfig {
+    /// Time for a read to be answered.
+    pub deadline: Duration,
+    /// Stored bytes to order at once at most, chunks that nobody asked for included.
+    pub request_bytes: u64,
+    /// Threads that verify what an earlier boot left.
+    pub threads: usize,
+    /// How long a chunk that failed is not tried again.
+    pub failure_memory: Duration,
 }
-
-/// The fallible half: brings chunks into the cache.
-pub trait Worker: Send + Sync {
-    /// Queues chunks and returns at once. Each is answered by one [`Responses::finished`], sooner or later; a chunk
-    /// that is asked for again before that may be answered once for both. The answer may come during the call.
-    fn request(&self, chunks: &[ChunkKey]);
-}
-
-/// Where the worker reports to.
-pub trait Responses: Send + Sync {
-    /// The chunk is in the cache and its bit is set, or that failed. Chunks that nobody asked for may be reported.
-    fn finished(&self, chunk: ChunkKey, outcome: Result<(), ChunkError>);
-}
-
-/// Why the worker could not bring a chunk into the cache.
-#[derive(Clone, Debug, Eq, PartialEq, thiserror::Error)]
-pub enum ChunkError {
-    /// The backend did not deliver it.
-    #[error("fetching it failed: {0}")]
-    Fetch(String),
-    /// What the backend delivered is not the chunk.
-    #[error("what was fetched is corrupt: {0}")]
-    Corrupt(String),
-    /// It could not be written to the cache.
-    #[error("the cache file cannot be written or read: {0}")]
-    Cache(String),
-    /// No mounted image names the blob, or the blob has no such chunk.
-    #[error("no mounted image has this chunk")]
-    Unknown,
-}
-
-/// Reads that wait for a chunk.
-type Waiters = Vec<Arc<Pending>>;
 
 /// The front of all mounts.
 pub struct Front {
+    me: Weak<Self>,
+    config: FrontConfig,
     worker: RwLock<Arc<dyn Worker>>,
-    outstanding: Mutex<HashMap<ChunkKey, Waiters>>,
+    flights: Mutex<Flights>,
     deadlines: Deadlines,
+    pool: Pool,
 }
 
 impl Front {
-    /// A front that asks `worker`, and answers each read within `deadline`.
-    pub fn new(worker: Arc<dyn Worker>, deadline: Duration) -> Self {
-        Self {
+    /// A front that orders from `worker`.
+    ///
+    /// # Errors
+    ///
+    /// No threads can be started.
+    pub fn new(worker: Arc<dyn Worker>, config: FrontConfig) -> std::io::Result<Arc<Self>> {
+        let pool = Pool::new("verify", config.threads)?;
+        Ok(Arc::new_cyclic(|me| Self {
+            me: Weak::clone(me),
             worker: RwLock::new(worker),
-            outstanding: Mutex::default(),
-            deadlines: Deadlines::new(deadline),
-        }
+            flights: Mutex::new(Flights::new(config.failure_memory)),
+            deadlines: Deadlines::new(config.deadline),
+            pool,
+            config,
+        }))
     }
 
-    /// Answers `done` with the bytes of `pieces`, one after the other: before returning if all are in the cache, else
+    /// Answers `answer` with the bytes of `pieces`, one after the other: before returning if all are in the cache, else
     /// from another thread.
-    pub fn read(&self, pieces: Vec<Piece>, done: impl FnOnce(Result<&[u8], ReadError>) + Send + 'static) {
-        let mut missing: Vec<ChunkKey> =
-            pieces.iter().filter(|piece| !piece.is_ready()).filter_map(Piece::key).collect();
-        // Looked at once: chunks become ready at any time.
-        if missing.is_empty() {
-            return read_now(&pieces, done);
-        }
-        missing.sort_unstable();
-        missing.dedup();
-        let pending = Arc::new(Pending::new(pieces, missing.len(), Box::new(done)));
-        self.deadlines.watch(&pending);
-        self.enqueue(&missing, &pending);
+    pub fn read(&self, pieces: Vec<Piece>, answer: impl FnOnce(Result<&[u8], ReadError>) + Send + 'static) {
+        self.read_until(pieces, Instant::now() + self.config.deadline, Box::new(answer));
     }
 
-    fn enqueue(&self, missing: &[ChunkKey], pending: &Arc<Pending>) {
-        let mut new = Vec::new();
-        let mut arrived = 0;
-        {
-            let mut outstanding = self.lock();
-            for &key in missing {
-                // Looked at again under the lock: an answer that came since the first look will not come again. One
-                // that comes after this look finds the read, since it takes the same lock.
-                if pending.is_ready(key) {
-                    arrived += 1;
+    fn read_until(&self, pieces: Vec<Piece>, until: Instant, answer: Answer) {
+        let Err((answer, missing)) = read_now(&pieces, answer) else { return };
+        let front = Weak::clone(&self.me);
+        let again = move |result| match (result, front.upgrade()) {
+            // Looked at once more: what arrived may be gone again.
+            (Ok(()), Some(front)) => front.read_until(pieces, until, answer),
+            (Ok(()), None) => {}
+            (Err(error), _) => answer(Err(error)),
+        };
+        self.ensure_until(missing, until, Box::new(again));
+    }
+
+    /// Brings chunks into the cache; `done` is called when all are there or one cannot be brought, within the deadline.
+    pub fn ensure(&self, wanted: Vec<Want>, done: impl FnOnce(Result<(), ReadError>) + Send + 'static) {
+        self.ensure_until(wanted, Instant::now() + self.config.deadline, Box::new(done));
+    }
+
+    fn ensure_until(&self, mut wanted: Vec<Want>, until: Instant, done: Done) {
+        wanted.sort_unstable_by_key(Want::key);
+        wanted.dedup_by_key(|want| want.key());
+        if wanted.is_empty() {
+            return done(Ok(()));
+        }
+        let waiter = Arc::new(Waiter::new(wanted.len(), until, done));
+        self.deadlines.watch(&waiter);
+        let mut todo = Todo::default();
+        let mut flights = self.flights();
+        // By blob, since what is missing of one is ordered together.
+        for wanted in wanted.chunk_by(|one, other| Arc::ptr_eq(&one.blob, &other.blob)) {
+            self.enter(&mut flights, wanted, &waiter, &mut todo);
+        }
+        drop(flights);
+        self.carry_out(todo, &waiter);
+    }
+
+    /// Enters chunks of one blob, in order of index, that `waiter` waits for.
+    fn enter(&self, flights: &mut Flights, wanted: &[Want], waiter: &Arc<Waiter>, todo: &mut Todo) {
+        let Some(Want { blob, .. }) = wanted.first() else { return };
+        let mut missing = Vec::new();
+        for want in wanted {
+            let key = want.key();
+            // Looked at again under the lock: an answer that came since the first look will not come again. One that
+            // comes after this look finds the flight, since it takes the same lock.
+            let state = blob.state(want.chunk);
+            if state == ChunkState::Ready {
+                todo.ready += 1;
+            } else if let Some(flight) = flights.get(key) {
+                if flight.has_failed(self.config.deadline, self.config.failure_memory) {
+                    // As if it had failed for all: a program that retries at once does not wait as long again.
+                    todo.failed = Some((key, ChunkError::Late("others have waited for it".to_owned())));
                     continue;
                 }
-                outstanding
-                    .entry(key)
-                    .or_insert_with(|| {
-                        new.push(key);
-                        Waiters::new()
-                    })
-                    .push(Arc::clone(pending));
+                if flight.waiters.is_empty() {
+                    todo.hurry.push(key);
+                }
+                flight.wait(waiter);
+                // Ordered for an image that is gone, which this one contradicts.
+                if let Some(described) = blob.describe(want.chunk)
+                    && described.chunk != flight.described.chunk
+                {
+                    flight.described = described;
+                    flight.refused.clear();
+                    todo.orders.extend(flight.order_alone(key));
+                }
+            } else if let Some(error) = flights.failure(key) {
+                todo.failed = Some((key, error));
+            } else if let Some(described) = blob.describe(want.chunk) {
+                if state == ChunkState::Claimed {
+                    todo.claimed.push(key);
+                } else {
+                    missing.push((want.chunk, described.chunk.clone()));
+                }
+                let mut flight = Flight::new(Arc::clone(blob), described);
+                flight.wait(waiter);
+                flights.insert(key, flight);
+            } else {
+                todo.failed = Some((key, ChunkError::Unknown));
             }
         }
-        for _ in 0..arrived {
-            pending.arrived();
+        todo.orders.extend(self.plan(flights, blob, &missing, waiter.until()));
+    }
+
+    /// Orders for chunks of a blob that are missing, and for what comes along with them.
+    fn plan(
+        &self,
+        flights: &mut Flights,
+        blob: &Arc<CachedBlob>,
+        missing: &[(ChunkIndex, rafs::blob::Chunk)],
+        until: Instant,
+    ) -> Vec<Order> {
+        let Some(coding) = missing.first().and_then(|(first, _)| blob.describe(*first)) else {
+            return Vec::new();
+        };
+        let key = |chunk| ChunkKey { blob: blob.id(), generation: blob.generation(), chunk };
+        let found = |chunk| flights.is_free(key(chunk)).then(|| blob.state(chunk));
+        let describe = |chunk| blob.describe(chunk).map(|described| described.chunk);
+        let requests = plan::plan(missing, describe, found, self.limits());
+        let mut orders = Vec::with_capacity(requests.len());
+        for extents in requests {
+            let order = Order {
+                blob: blob.id(),
+                generation: blob.generation(),
+                coding: Arc::clone(&coding.coding),
+                demanded: Vec::new(),
+                refused: Vec::new(),
+                extents,
+                until,
+            };
+            let alone = order.extents.len() == 1;
+            let mut demanded = Vec::new();
+            for (chunk, described) in order.extents.iter().flat_map(|extent| &extent.chunks) {
+                if let Some(flight) = flights.get(key(*chunk)) {
+                    flight.alone = alone;
+                    demanded.push(*chunk);
+                } else {
+                    let described = crate::cache::Described {
+                        coding: Arc::clone(&order.coding),
+                        chunk: described.clone(),
+                    };
+                    flights.insert(key(*chunk), Flight::new(Arc::clone(blob), described));
+                }
+            }
+            orders.push(Order { demanded, ..order });
         }
-        if !new.is_empty() {
-            self.worker().request(&new);
+        orders
+    }
+
+    /// Does what has to be done without the lock.
+    fn carry_out(&self, todo: Todo, waiter: &Waiter) {
+        if let Some((key, source)) = todo.failed {
+            waiter.fail(ReadError::Chunk { key, source });
+        }
+        (0..todo.ready).for_each(|_| waiter.arrived());
+        todo.claimed.into_iter().for_each(|key| self.verify_claim(key));
+        let worker = self.worker();
+        todo.hurry.into_iter().for_each(|key| worker.hurry(key));
+        if !todo.orders.is_empty() {
+            worker.fetch(todo.orders);
         }
     }
 
-    /// Puts another worker in the place of one that ended: it is asked for all that is outstanding.
+    /// Puts another worker in the place of one that ended: all that is on its way is ordered from it.
     pub fn replace_worker(&self, worker: Arc<dyn Worker>) {
         *self.worker.write().unwrap_or_else(PoisonError::into_inner) = Arc::clone(&worker);
-        let outstanding: Vec<ChunkKey> = self.lock().keys().copied().collect();
-        if !outstanding.is_empty() {
-            worker.request(&outstanding);
-        }
+        let orders = self.flights().iter_mut().filter_map(|(key, flight)| flight.order_alone(key)).collect();
+        worker.fetch(orders);
+    }
+
+    /// Tries again what failed of these blobs: somebody else has them now.
+    pub fn forget_failures(&self, blobs: &[BlobId]) {
+        self.flights().forget_failures(|key| blobs.contains(&key.blob));
+    }
+
+    fn limits(&self) -> Limits {
+        let request_bytes = self.config.request_bytes;
+        Limits { request_bytes, ahead_uncompressed_bytes: request_bytes.saturating_mul(4) }
     }
 
     fn worker(&self) -> Arc<dyn Worker> {
         Arc::clone(&self.worker.read().unwrap_or_else(PoisonError::into_inner))
     }
 
-    fn lock(&self) -> std::sync::MutexGuard<'_, HashMap<ChunkKey, Waiters>> {
-        self.outstanding.lock().unwrap_or_else(PoisonError::into_inner)
+    fn flights(&self) -> MutexGuard<'_, Flights> {
+        self.flights.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
-impl Responses for Front {
-    fn finished(&self, chunk: ChunkKey, outcome: Result<(), ChunkError>) {
-        let Some(waiters) = self.lock().remove(&chunk) else { return };
-        for read in waiters {
-            match &outcome {
-                Ok(()) => read.arrived(),
-                Err(error) => read.fail(ReadError::Chunk { key: chunk, source: error.clone() }),
-            }
-        }
-    }
+/// What follows from wanting chunks.
+#[derive(Default)]
+struct Todo {
+    /// So many are there.
+    ready: usize,
+    failed: Option<(ChunkKey, ChunkError)>,
+    claimed: Vec<ChunkKey>,
+    hurry: Vec<ChunkKey>,
+    orders: Vec<Order>,
 }
 
 impl std::fmt::Debug for Front {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.debug_struct("Front").field("outstanding", &self.lock().len()).finish_non_exhaustive()
+        f.debug_struct("Front").field("flying", &self.flights().len()).finish_non_exhaustive()
     }
 }

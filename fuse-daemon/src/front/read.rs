@@ -1,13 +1,13 @@
-//! One read: the pieces it consists of, and its state while chunks are missing.
+//! One read: the pieces it consists of, and how they are read from the cache.
 
 use std::cell::RefCell;
-use std::sync::atomic::{AtomicUsize, Ordering};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::Arc;
 use std::time::Duration;
 
 use rafs::blob::ChunkIndex;
 
-use super::{ChunkError, ChunkKey};
+use super::message::{ChunkError, ChunkKey};
+use super::wait::Want;
 use crate::cache::CachedBlob;
 
 /// Buffers larger than this are given back after use rather than kept by the thread: the kernel's largest read of
@@ -38,17 +38,17 @@ pub enum Piece {
 }
 
 impl Piece {
-    pub(super) fn is_ready(&self) -> bool {
+    fn is_ready(&self) -> bool {
         match self {
             Self::Chunk { blob, chunk, .. } => blob.is_ready(*chunk),
             Self::Zeros(_) => true,
         }
     }
 
-    /// The key of a piece that is not ready, hence of a chunk.
-    pub(super) fn key(&self) -> Option<ChunkKey> {
+    /// What has to be there for the piece to be read.
+    fn want(&self) -> Option<Want> {
         match self {
-            Self::Chunk { blob, chunk, .. } => Some(ChunkKey { blob: blob.id(), chunk: *chunk }),
+            Self::Chunk { blob, chunk, .. } => Some(Want { blob: Arc::clone(blob), chunk: *chunk }),
             Self::Zeros(_) => None,
         }
     }
@@ -59,17 +59,18 @@ impl Piece {
         }
     }
 
-    fn read(&self, buffer: &mut [u8]) -> Result<(), ReadError> {
+    /// Whether the buffer now has the piece: its chunk may cease to be ready at any time.
+    fn read(&self, buffer: &mut [u8]) -> Result<bool, ReadError> {
         match self {
             Self::Chunk { blob, chunk, offset, .. } => {
-                blob.read(buffer, *offset).map_err(|error| ReadError::Chunk {
-                    key: ChunkKey { blob: blob.id(), chunk: *chunk },
+                blob.read(*chunk, buffer, *offset).map_err(|error| ReadError::Chunk {
+                    key: Want { blob: Arc::clone(blob), chunk: *chunk }.key(),
                     source: ChunkError::Cache(error.to_string()),
                 })
             }
             Self::Zeros(_) => {
                 buffer.fill(0);
-                Ok(())
+                Ok(true)
             }
         }
     }
@@ -91,71 +92,48 @@ pub enum ReadError {
     Deadline(Duration),
 }
 
-type Done = Box<dyn FnOnce(Result<&[u8], ReadError>) + Send>;
+/// How a read is answered.
+pub(super) type Answer = Box<dyn FnOnce(Result<&[u8], ReadError>) + Send>;
 
-/// A read that waits for chunks.
-pub(super) struct Pending {
-    pieces: Vec<Piece>,
-    /// Chunks that are still missing.
-    missing: AtomicUsize,
-    /// Taken by whoever answers first.
-    done: Mutex<Option<Done>>,
-}
-
-impl Pending {
-    pub(super) fn new(pieces: Vec<Piece>, missing: usize, done: Done) -> Self {
-        Self { pieces, missing: AtomicUsize::new(missing), done: Mutex::new(Some(done)) }
+/// Answers from the cache; what is missing, if something is: then nothing is answered yet.
+pub(super) fn read_now(pieces: &[Piece], answer: Answer) -> Result<(), (Answer, Vec<Want>)> {
+    let missing: Vec<Want> =
+        pieces.iter().filter(|piece| !piece.is_ready()).filter_map(Piece::want).collect();
+    if !missing.is_empty() {
+        return Err((answer, missing));
     }
-
-    /// Whether the chunk, which is one of the read's, is in the cache now.
-    pub(super) fn is_ready(&self, key: ChunkKey) -> bool {
-        self.pieces.iter().filter(|piece| piece.key() == Some(key)).all(Piece::is_ready)
-    }
-
-    /// One of the missing chunks is there; with the last one the read is answered.
-    pub(super) fn arrived(&self) {
-        if self.missing.fetch_sub(1, Ordering::AcqRel) == 1
-            && let Some(done) = self.take()
-        {
-            read_now(&self.pieces, done);
-        }
-    }
-
-    /// Answers with an error, unless the read was answered before.
-    pub(super) fn fail(&self, error: ReadError) {
-        if let Some(done) = self.take() {
-            done(Err(error));
-        }
-    }
-
-    pub(super) fn is_answered(&self) -> bool {
-        self.done.lock().unwrap_or_else(PoisonError::into_inner).is_none()
-    }
-
-    fn take(&self) -> Option<Done> {
-        self.done.lock().unwrap_or_else(PoisonError::into_inner).take()
-    }
-}
-
-/// Answers from the cache, all pieces being there.
-pub(super) fn read_now(pieces: &[Piece], done: impl FnOnce(Result<&[u8], ReadError>)) {
     BUFFER.with_borrow_mut(|buffer| {
-        done(fill(pieces, buffer).map(|()| buffer.as_slice()));
+        let result = match fill(pieces, buffer) {
+            Ok(missing) if !missing.is_empty() => Err((answer, missing)),
+            Ok(_) => {
+                answer(Ok(buffer.as_slice()));
+                Ok(())
+            }
+            Err(error) => {
+                answer(Err(error));
+                Ok(())
+            }
+        };
         if buffer.capacity() > BUFFER_KEPT_BYTES {
             *buffer = Vec::new();
         }
-    });
+        result
+    })
 }
 
-fn fill(pieces: &[Piece], buffer: &mut Vec<u8>) -> Result<(), ReadError> {
+/// Reads the pieces; those that turned out not to be there.
+fn fill(pieces: &[Piece], buffer: &mut Vec<u8>) -> Result<Vec<Want>, ReadError> {
     let total: usize = pieces.iter().map(Piece::len).sum();
     // Only what is beyond the last read's length is zeroed here; `read` overwrites all.
     buffer.resize(total, 0);
     let mut rest = buffer.as_mut_slice();
+    let mut missing = Vec::new();
     for piece in pieces {
         let (part, behind) = rest.split_at_mut(piece.len());
-        piece.read(part)?;
+        if !piece.read(part)? {
+            missing.extend(piece.want());
+        }
         rest = behind;
     }
-    Ok(())
+    Ok(missing)
 }

@@ -188,7 +188,7 @@ impl FileSystem {
             }
             let blob = self.blobs.get(usize::from(piece.blob.0));
             pieces.push(Piece::Chunk {
-                blob: blob.ok_or(BootstrapError::NoSuchBlob(piece.blob.0))?.blob(),
+                blob: Arc::clone(blob.ok_or(BootstrapError::NoSuchBlob(piece.blob.0))?.blob()),
                 chunk: piece.chunk,
                 offset: chunk.uncompressed_offset.saturating_add(u64::from(piece.offset_in_chunk)),
                 len: piece.len as usize,

@@ -4,17 +4,18 @@ use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, PoisonError, Weak};
 use std::time::Duration;
 
-use rafs::blob::BlobIndex;
-use rafs::blob::source::BlobError;
+use rafs::blob::source::{BlobError, lacking_chunk_info, load_chunk_info_files};
+use rafs::blob::{Blob, BlobIndex, Chunk};
 use rafs::bootstrap::{Bootstrap, ReadError as BootstrapError};
+use rafs::limits::Limits;
 use tokio::runtime::Handle;
 
-use crate::cache::{Cache, CacheError, Lease, Place};
+use crate::cache::{CHUNK_BYTES_LIMIT, Cache, CacheError, Lease};
 use crate::control::BlobId;
-use crate::front::{Front, Responses};
+use crate::front::{Front, FrontConfig, Responses};
 use crate::fs::FileSystem;
 use crate::fuse::{Options, Session, SessionError};
-use crate::worker::{Backend, LocalWorker, Registration, Source, WorkerConfig};
+use crate::worker::{Backend, LocalWorker, Place, Registration, WorkerConfig};
 
 /// Settings of what all mounts share.
 #[derive(Clone, Debug)]
@@ -23,8 +24,8 @@ pub struct EngineConfig {
     pub fuse_threads: usize,
     /// What the kernel reads ahead of a program, in KiB.
     pub read_ahead_kib: Option<u32>,
-    /// Time for a read to be answered.
-    pub deadline: Duration,
+    /// How reads are answered.
+    pub front: FrontConfig,
     /// Settings of the worker.
     pub worker: WorkerConfig,
 }
@@ -75,7 +76,7 @@ pub enum MountError {
         /// The bootstrap's file.
         path: PathBuf,
         /// Why not.
-        source: Box<BlobError>,
+        source: Arc<BlobError>,
     },
     /// The cache cannot take its blobs.
     #[error("bootstrap {}", path.display())]
@@ -95,11 +96,22 @@ pub struct Mounted {
     session: Session,
     blobs: Vec<BlobId>,
     /// Gone when the kernel has let go of the file system.
-    sources: Weak<Mutex<Vec<Registration>>>,
+    sources: Weak<Sources>,
+    worker: Arc<LocalWorker>,
+    front: Arc<Front>,
 }
 
+/// The backends of an image, for as long as it needs them.
+type Sources = Mutex<Vec<Registration>>;
+
 /// What the file system needs for as long as the kernel may read from it.
-type Held = (Arc<Mutex<Vec<Registration>>>, Arc<LocalWorker>);
+type Held = (Arc<Sources>, Arc<LocalWorker>);
+
+/// An image with all that it needs to be mounted.
+pub struct Prepared {
+    bootstrap: Bootstrap,
+    sources: Vec<Registration>,
+}
 
 impl Engine {
     /// An engine over `cache` that fetches on `runtime`.
@@ -109,7 +121,7 @@ impl Engine {
     /// No threads are to be had.
     pub fn new(cache: Cache, config: EngineConfig, runtime: Handle) -> std::io::Result<Self> {
         let worker = Arc::new(LocalWorker::new(config.worker.clone(), runtime.clone())?);
-        let front = Arc::new(Front::new(worker.clone(), config.deadline));
+        let front = Front::new(worker.clone(), config.front.clone())?;
         let responses: Weak<Front> = Arc::downgrade(&front);
         worker.connect(responses as Weak<dyn Responses>);
         Ok(Self { config, runtime, cache, front, worker })
@@ -127,27 +139,50 @@ impl Engine {
     ///
     /// [`MountError`].
     pub fn mount(&self, image: &Image<'_>) -> Result<Mounted, MountError> {
-        let broken =
-            |source| MountError::Bootstrap { path: image.bootstrap.to_owned(), source: Box::new(source) };
-        let mut bootstrap = Bootstrap::open(image.bootstrap).map_err(broken)?;
-        super::chunk_info::complete(
-            &mut bootstrap,
-            image.bootstrap,
-            &image.backends,
-            &self.runtime,
-            self.config.deadline,
-        )
-        .map_err(|source| MountError::ChunkInfo {
-            path: image.bootstrap.to_owned(),
-            source: Box::new(source),
-        })?;
-        let bootstrap = Arc::new(bootstrap);
+        let prepared = self.runtime.block_on(self.prepare(image))?;
+        self.mount_prepared(image, prepared)
+    }
+
+    /// Opens an image, and has the chunk information fetched that its bootstrap lacks: of blobs with batches, or of all
+    /// blobs where it has no chunk table. Other images need nobody for it.
+    ///
+    /// # Errors
+    ///
+    /// [`MountError`]; within the deadline of reads.
+    pub async fn prepare(&self, image: &Image<'_>) -> Result<Prepared, MountError> {
+        let until = tokio::time::Instant::now() + self.config.front.deadline;
+        let path = image.bootstrap;
+        let lacking = |source| MountError::ChunkInfo { path: path.to_owned(), source };
+        let mut bootstrap = Bootstrap::open(path).map_err(broken(path))?;
+        let blobs = blob_ids(path, &bootstrap)?;
+        // Each is asked before those that were there, so the last of them is registered first.
+        let backends = image.backends.iter().rev();
+        let sources = backends.map(|backend| self.worker.register(&blobs, backend, Place::First)).collect();
+        self.front.forget_failures(&blobs);
+        // What is beside the bootstrap was verified with it, whose layer it is part of.
+        load_chunk_info_files(&mut bootstrap, path.parent().unwrap_or(Path::new(".")))
+            .map_err(|source| lacking(Arc::new(source)))?;
+        let wanted =
+            lacking_chunk_info(&bootstrap, Limits::DEFAULT).map_err(|source| lacking(Arc::new(source)))?;
+        let fetched = wanted
+            .into_iter()
+            .map(|(index, blob)| async move { Ok((index, self.worker.chunk_info(&blob, until).await?)) });
+        for (index, meta) in futures::future::try_join_all(fetched).await.map_err(lacking)? {
+            bootstrap.set_chunk_info(index, Arc::unwrap_or_clone(meta)).map_err(broken(path))?;
+        }
+        Ok(Prepared { bootstrap, sources })
+    }
+
+    /// Mounts an image that was prepared; it serves when this returns. Blocks for as long as the operating system takes.
+    ///
+    /// # Errors
+    ///
+    /// [`MountError`].
+    pub fn mount_prepared(&self, image: &Image<'_>, prepared: Prepared) -> Result<Mounted, MountError> {
+        let bootstrap = Arc::new(prepared.bootstrap);
         let cached = self.cached_blobs(image.bootstrap, &bootstrap)?;
         let blobs = cached.iter().map(|lease| lease.blob().id()).collect();
-        // The last to be registered is the first to be asked.
-        let sources = image.backends.iter().rev();
-        let sources = sources.flat_map(|backend| self.register(&bootstrap, &cached, backend)).collect();
-        let sources = Arc::new(Mutex::new(sources));
+        let sources = Arc::new(Mutex::new(prepared.sources));
         let held: Held = (Arc::clone(&sources), self.worker.clone());
         let fs = FileSystem::new(bootstrap, cached, self.front.clone());
         let options = Options {
@@ -158,40 +193,43 @@ impl Engine {
         };
         let session = Session::mount(fs, held, &options)?;
         tracing::info!(image = image.id, mountpoint = %image.mountpoint.display(), "mounted");
-        Ok(Mounted { session, blobs, sources: Arc::downgrade(&sources) })
+        Ok(Mounted {
+            session,
+            blobs,
+            sources: Arc::downgrade(&sources),
+            worker: Arc::clone(&self.worker),
+            front: Arc::clone(&self.front),
+        })
     }
 
     fn cached_blobs(&self, path: &Path, bootstrap: &Bootstrap) -> Result<Vec<Lease>, MountError> {
-        let broken = |source| MountError::Bootstrap { path: path.to_owned(), source: Box::new(source) };
-        let mut cached = Vec::with_capacity(bootstrap.blobs().len());
+        let ids = blob_ids(path, bootstrap)?;
+        let mut cached = Vec::with_capacity(ids.len());
         // An image has at most 254 blobs, which the bootstrap's reader has checked.
-        for (index, blob) in (0..=u8::MAX).zip(bootstrap.blobs()) {
-            let no_id = || MountError::NoBlobId { path: path.to_owned(), index: index.into() };
-            let id = BlobId(blob.id.ok_or_else(no_id)?);
-            let chunks = bootstrap.known_chunks(BlobIndex(index)).map_err(broken)?;
-            let places = chunks.map(|chunk| chunk.map(|(index, chunk)| Place::new(index, &chunk)));
-            let places = places.collect::<Result<Vec<_>, _>>().map_err(broken)?;
-            let lease = self.cache.blob(id, blob.uncompressed_size, &places);
+        for ((index, blob), id) in (0..=u8::MAX).zip(bootstrap.blobs()).zip(ids) {
+            let chunks = bootstrap.known_chunks(BlobIndex(index)).map_err(broken(path))?;
+            // What cannot be is not described, so nobody asks a backend for it.
+            let possible =
+                |chunk: &Chunk| chunk.compressed_size.max(chunk.uncompressed_size) <= CHUNK_BYTES_LIMIT;
+            let said = chunks.filter(|said| said.as_ref().map_or(true, |(_, chunk)| possible(chunk)));
+            let said = said.collect::<Result<Vec<_>, _>>().map_err(broken(path))?;
+            let coding = Arc::new(Blob { chunks: Vec::new(), ..blob.clone() });
+            let lease = self.cache.blob(id, &coding, blob.uncompressed_size, &said);
             cached.push(lease.map_err(|source| MountError::Cache { path: path.to_owned(), source })?);
         }
         Ok(cached)
     }
+}
 
-    fn register(
-        &self,
-        bootstrap: &Arc<Bootstrap>,
-        cached: &[Lease],
-        backend: &Arc<dyn Backend>,
-    ) -> Vec<Registration> {
-        // An image has at most 254 blobs, which the bootstrap's reader has checked.
-        let sources = (0..=u8::MAX).zip(cached).map(|(index, cached)| Source {
-            bootstrap: Arc::clone(bootstrap),
-            index: BlobIndex(index),
-            backend: Arc::clone(backend),
-            cached: cached.blob(),
-        });
-        sources.map(|source| self.worker.register(source)).collect()
-    }
+fn broken(path: &Path) -> impl Fn(BootstrapError) -> MountError {
+    move |source| MountError::Bootstrap { path: path.to_owned(), source: Box::new(source) }
+}
+
+fn blob_ids(path: &Path, bootstrap: &Bootstrap) -> Result<Vec<BlobId>, MountError> {
+    let id = |(index, blob): (usize, &Blob)| {
+        blob.id.map(BlobId).ok_or_else(|| MountError::NoBlobId { path: path.to_owned(), index })
+    };
+    bootstrap.blobs().iter().enumerate().map(id).collect()
 }
 
 impl Mounted {
@@ -200,17 +238,12 @@ impl Mounted {
         &self.blobs
     }
 
-    /// Has its blobs read from `backend` as well.
+    /// Has its blobs read from `backend` as well, if the others do not have them.
     pub fn add_backend(&self, backend: &Arc<dyn Backend>) {
         let Some(sources) = self.sources.upgrade() else { return };
-        let mut sources = sources.lock().unwrap_or_else(PoisonError::into_inner);
-        let new: Vec<Registration> = self
-            .blobs
-            .iter()
-            .filter_map(|blob| sources.iter().find(|source| source.blob() == *blob))
-            .filter_map(|source| source.with_backend(backend))
-            .collect();
-        sources.extend(new);
+        let registration = self.worker.register(&self.blobs, backend, Place::Last);
+        sources.lock().unwrap_or_else(PoisonError::into_inner).push(registration);
+        self.front.forget_failures(&self.blobs);
     }
 
     /// Whether it still is at its place; somebody else may have unmounted it.

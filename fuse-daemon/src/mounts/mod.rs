@@ -1,8 +1,7 @@
 //! Images that are mounted: one by one ([`Engine`]), and the daemon's table of them ([`Table`]).
 
-mod chunk_info;
 mod engine;
 mod table;
 
-pub use engine::{Engine, EngineConfig, Image, MountError, Mounted};
+pub use engine::{Engine, EngineConfig, Image, MountError, Mounted, Prepared};
 pub use table::{Table, TableError};

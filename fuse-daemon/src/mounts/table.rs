@@ -8,7 +8,7 @@ use registry::Repository;
 use registry::client::Client;
 use registry::reference::InvalidReference;
 
-use super::{Engine, Image, MountError, Mounted};
+use super::{Engine, Image, MountError, Mounted, Prepared};
 use crate::control::{BackendSpec, MountRequest, MountStatus};
 use crate::worker::{Backend, DirectoryBackend, RegistryBackend};
 
@@ -42,6 +42,9 @@ pub enum TableError {
         /// What it stands for.
         existing: Box<MountRequest>,
     },
+    /// The request ended in a bug of the daemon.
+    #[error("the request ended in a bug of the daemon: {0}")]
+    Bug(String),
     /// Mounting or unmounting failed.
     #[error("mount {id}")]
     Mount {
@@ -94,12 +97,12 @@ impl Table {
         &self.engine
     }
 
-    /// Mounts an image; where it is mounted already, backends that are new are added.
+    /// Whether the image is mounted already; then backends that are new are added.
     ///
     /// # Errors
     ///
-    /// [`TableError`].
-    pub fn mount(&self, request: &MountRequest) -> Result<(), TableError> {
+    /// [`TableError`]: the request is not valid, or the id is that of another mount.
+    pub fn mount_again(&self, request: &MountRequest) -> Result<bool, TableError> {
         check_id(&request.id)?;
         for path in [&request.bootstrap, &request.mountpoint] {
             check_path(path)?;
@@ -107,23 +110,55 @@ impl Table {
         if request.backends.is_empty() {
             return Err(TableError::NoBackend);
         }
-        let shared = self.slot(&request.id);
+        let Some(shared) = self.lock_slots().get(&request.id).cloned() else { return Ok(false) };
         let mut slot = lock(&shared);
-        if let Some(existing) = slot.as_mut().filter(|slot| slot.mounted.is_mounted()) {
-            if existing.is_same(request) {
-                return existing.add(&self.client, &request.backends);
-            }
-            let existing = Box::new(existing.request.clone());
-            return Err(TableError::Conflict { id: request.id.clone(), existing });
+        self.add_to_existing(&mut slot, request)
+    }
+
+    fn add_to_existing(&self, slot: &mut Option<Slot>, request: &MountRequest) -> Result<bool, TableError> {
+        let Some(existing) = slot.as_mut().filter(|slot| slot.mounted.is_mounted()) else { return Ok(false) };
+        if existing.is_same(request) {
+            existing.add(&self.client, &request.backends)?;
+            return Ok(true);
         }
+        let existing = Box::new(existing.request.clone());
+        Err(TableError::Conflict { id: request.id.clone(), existing })
+    }
+
+    /// Gets what an image needs before it can be mounted; no lock is held meanwhile.
+    ///
+    /// # Errors
+    ///
+    /// [`TableError`]: a backend is none, or the image is broken or lacks what nobody has.
+    pub async fn prepare(&self, request: &MountRequest) -> Result<Prepared, TableError> {
+        let image = self.image(request)?;
+        let prepared = self.engine.prepare(&image).await;
+        prepared.map_err(|source| TableError::Mount { id: request.id.clone(), source })
+    }
+
+    fn image<'a>(&self, request: &'a MountRequest) -> Result<Image<'a>, TableError> {
         let backends = request.backends.iter().map(|spec| connect(&self.client, spec));
-        let image = Image {
+        Ok(Image {
             id: &request.id,
             bootstrap: &request.bootstrap,
             mountpoint: &request.mountpoint,
             backends: backends.collect::<Result<_, _>>()?,
-        };
-        let result = self.engine.mount(&image);
+        })
+    }
+
+    /// Mounts a prepared image, unless it was mounted meanwhile.
+    ///
+    /// # Errors
+    ///
+    /// [`TableError`].
+    pub fn mount(&self, request: &MountRequest, prepared: Prepared) -> Result<(), TableError> {
+        let image = self.image(request)?;
+        let shared = self.slot(&request.id);
+        let mut slot = lock(&shared);
+        if self.add_to_existing(&mut slot, request)? {
+            return Ok(());
+        }
+        let result = self.engine.mount_prepared(&image, prepared);
         let mounted = result.map_err(|source| TableError::Mount { id: request.id.clone(), source });
         let result = mounted.map(|mounted| *slot = Some(Slot { request: request.clone(), mounted }));
         drop(slot);

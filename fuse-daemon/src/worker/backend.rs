@@ -13,7 +13,7 @@ use futures::{FutureExt, StreamExt};
 use registry::Repository;
 use registry::client::Client;
 
-use crate::control::BlobId;
+use crate::control::{BackendSpec, BlobId};
 
 /// Why stored bytes cannot be had.
 #[derive(Debug, thiserror::Error)]
@@ -43,10 +43,13 @@ pub enum BackendError {
 
 /// A place that has blobs.
 pub trait Backend: Send + Sync {
+    /// Which it is, for people and to tell it from others: the text of its specification.
+    fn name(&self) -> String;
+
     /// Size in bytes of a blob.
     fn size(&self, blob: BlobId) -> BoxFuture<'_, Result<u64, BackendError>>;
 
-    /// The bytes of a range of a blob, as they arrive. Not verified: that is the worker's part.
+    /// The bytes of a range of a blob, as they arrive. Not verified: that is the front's part.
     fn read(&self, blob: BlobId, range: Range<u64>) -> BoxStream<'static, Result<Bytes, BackendError>>;
 }
 
@@ -69,6 +72,11 @@ fn digest(blob: BlobId) -> registry::Digest {
 }
 
 impl Backend for RegistryBackend {
+    fn name(&self) -> String {
+        let repository = format!("{}/{}", self.repository.host(), self.repository.name());
+        BackendSpec::Registry { repository }.to_string()
+    }
+
     fn size(&self, blob: BlobId) -> BoxFuture<'_, Result<u64, BackendError>> {
         let size = async move {
             let size = self.client.blob_size(&self.repository, &digest(blob)).await?;
@@ -101,6 +109,10 @@ impl DirectoryBackend {
 }
 
 impl Backend for DirectoryBackend {
+    fn name(&self) -> String {
+        BackendSpec::Directory { path: self.dir.clone() }.to_string()
+    }
+
     fn size(&self, blob: BlobId) -> BoxFuture<'_, Result<u64, BackendError>> {
         let path = self.dir.join(blob.0.to_string());
         let size = async move {

@@ -1,290 +1,268 @@
-use std::collections::BTreeSet;
 use std::ops::Range;
+use std::sync::Mutex;
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::mpsc;
+use std::time::Instant;
 
-use proptest::prelude::*;
-use rafs::blob::BatchMember;
+use bytes::Bytes;
+use futures::future::BoxFuture;
+use futures::stream::BoxStream;
+use futures::{FutureExt, StreamExt};
+use rafs::blob::{Blob, Chunk, ChunkIndex};
+use rafs::compress::Compressor;
 use rafs::digest::{Digest, DigestAlgorithm};
 
-use super::plan::{Extent, plan};
-use super::pool::Job;
 use super::*;
+use crate::cache::Generation;
+use crate::front::{BackendName, Extent};
 
-const LIMITS: Limits = Limits { request_bytes: 1000, ahead_uncompressed_bytes: 4000 };
+const SOON: Duration = Duration::from_secs(20);
+const CHUNK: u64 = 1000;
 
-/// Chunks of these stored sizes, one behind the other; twice as large uncompressed.
-fn blob_of(sizes: &[u32]) -> Vec<Chunk> {
-    let mut at = 0;
-    let chunks = sizes.iter().map(|&size| {
+/// A backend whose blobs have the byte `content` everywhere.
+struct Even {
+    name: &'static str,
+    content: u8,
+    behaviour: Behaviour,
+    reads: AtomicUsize,
+}
+
+#[derive(Clone, Copy, PartialEq)]
+enum Behaviour {
+    Delivers,
+    Refuses,
+    /// Never says anything.
+    Stalls,
+    /// Ends in a bug, the first time.
+    Panics,
+}
+
+impl Even {
+    fn new(name: &'static str, content: u8, behaviour: Behaviour) -> Arc<Self> {
+        Arc::new(Self { name, content, behaviour, reads: AtomicUsize::new(0) })
+    }
+}
+
+impl Backend for Even {
+    fn name(&self) -> String {
+        self.name.to_owned()
+    }
+
+    fn size(&self, _: BlobId) -> BoxFuture<'_, Result<u64, BackendError>> {
+        async { Ok(100 * CHUNK) }.boxed()
+    }
+
+    fn read(&self, blob: BlobId, range: Range<u64>) -> BoxStream<'static, Result<Bytes, BackendError>> {
+        let first = self.reads.fetch_add(1, Ordering::Relaxed) == 0;
+        let bytes = Bytes::from(vec![self.content; (range.end - range.start) as usize]);
+        match self.behaviour {
+            Behaviour::Panics if first => panic!("a bug, as this test wants it"),
+            Behaviour::Delivers | Behaviour::Panics => futures::stream::iter([Ok(bytes)]).boxed(),
+            Behaviour::Refuses => {
+                let missing = BackendError::Missing { repository: self.name.to_owned(), blob };
+                futures::stream::iter([Err(missing)]).boxed()
+            }
+            Behaviour::Stalls => futures::stream::pending().boxed(),
+        }
+    }
+}
+
+type Answer = (ChunkKey, Result<(u8, BackendName), ChunkError>);
+
+/// Takes what the worker answers.
+struct Answers(Mutex<mpsc::Sender<Answer>>);
+
+impl Responses for Answers {
+    fn finished(&self, key: ChunkKey, outcome: Result<Content<'_>, ChunkError>) {
+        let outcome = outcome.map(|content| (content.bytes[0], Arc::clone(content.from)));
+        self.0.lock().unwrap().send((key, outcome)).unwrap();
+    }
+}
+
+struct Bench {
+    worker: LocalWorker,
+    answers: mpsc::Receiver<Answer>,
+    _responses: Arc<Answers>,
+    _runtime: tokio::runtime::Runtime,
+}
+
+impl Bench {
+    fn new(buffer_bytes: usize, patience: Duration) -> Self {
+        let runtime =
+            tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build().unwrap();
+        let config = WorkerConfig { buffer_bytes, threads: 1, patience };
+        let worker = LocalWorker::new(config, runtime.handle().clone()).unwrap();
+        let (sender, answers) = mpsc::channel();
+        let responses = Arc::new(Answers(Mutex::new(sender)));
+        worker.connect(Arc::downgrade(&responses) as Weak<dyn Responses>);
+        Self { worker, answers, _responses: responses, _runtime: runtime }
+    }
+
+    fn register(&self, backend: &Arc<Even>, place: Place) -> Registration {
+        self.worker.register(&[blob()], &(Arc::clone(backend) as Arc<dyn Backend>), place)
+    }
+
+    fn order(&self, chunks: Range<u32>, refused: &[&str], time: Duration) {
+        self.worker.fetch(vec![order(chunks, refused, time)]);
+    }
+
+    /// The next answer, of whatever chunk.
+    fn outcome(&self) -> Result<(u8, String), ChunkError> {
+        let (_, outcome) = self.answers.recv_timeout(SOON).expect("an answer");
+        outcome.map(|(byte, from)| (byte, from.to_string()))
+    }
+}
+
+fn blob() -> BlobId {
+    BlobId(DigestAlgorithm::Sha256.digest(b"blob"))
+}
+
+fn order(chunks: Range<u32>, refused: &[&str], time: Duration) -> Order {
+    let coding = Blob {
+        id: None,
+        stored_size: 0,
+        compressed_size: 0,
+        uncompressed_size: 0,
+        chunk_size: 4096,
+        compressor: Compressor::None,
+        digester: DigestAlgorithm::Blake3,
+        features: 0,
+        meta: None,
+        toc: None,
+        chunks: Vec::new(),
+    };
+    let extents = chunks.clone().map(|index| {
+        let start = u64::from(index) * CHUNK;
         let chunk = Chunk {
             digest: Digest([0; 32]),
-            compressed_offset: at,
-            compressed_size: size,
-            uncompressed_offset: at * 4096,
-            uncompressed_size: size * 2,
-            compressed: true,
+            compressed_offset: start,
+            compressed_size: CHUNK as u32,
+            uncompressed_offset: start,
+            uncompressed_size: CHUNK as u32,
+            compressed: false,
             batch: None,
         };
-        at += u64::from(size);
-        chunk
+        Extent { stored: start..start + CHUNK, chunks: vec![(ChunkIndex(index), chunk)] }
     });
-    chunks.collect()
-}
-
-fn plan_for(chunks: &[Chunk], demanded: &[u32], wanted: impl Fn(u32) -> bool) -> Vec<Request> {
-    let get = |ChunkIndex(index)| chunks.get(index as usize).cloned();
-    let demanded: Vec<_> =
-        demanded.iter().map(|&index| (ChunkIndex(index), get(ChunkIndex(index)).unwrap())).collect();
-    let found = |ChunkIndex(index)| Some(if wanted(index) { ChunkState::Missing } else { ChunkState::Ready });
-    plan(&demanded, get, found, LIMITS)
-}
-
-fn indexes(request: &Request) -> Vec<u32> {
-    request.extents.iter().flat_map(|extent| &extent.chunks).map(|(index, _)| index.0).collect()
-}
-
-#[test]
-fn missing_neighbours_come_along_up_to_the_limit() {
-    let requests = plan_for(&blob_of(&[300; 10]), &[2], |_| true);
-    assert_eq!(requests.iter().map(indexes).collect::<Vec<_>>(), [[2, 3, 4]]);
-    assert_eq!(requests[0].stored(), 600..1500);
-}
-
-#[test]
-fn what_is_there_already_ends_a_request() {
-    let requests = plan_for(&blob_of(&[100; 10]), &[2, 6], |index| index != 4);
-    assert_eq!(requests.iter().map(indexes).collect::<Vec<_>>(), [vec![2, 3], vec![6, 7, 8, 9]]);
-}
-
-#[test]
-fn a_chunk_larger_than_the_limit_comes_alone() {
-    let requests = plan_for(&blob_of(&[5000, 100]), &[0], |_| true);
-    assert_eq!(requests.iter().map(indexes).collect::<Vec<_>>(), [[0]]);
-}
-
-#[test]
-fn chunks_of_zeros_are_not_read_ahead_without_end() {
-    let mut chunks = blob_of(&[1; 100]);
-    chunks.iter_mut().for_each(|chunk| chunk.uncompressed_size = 1000);
-    assert_eq!(indexes(&plan_for(&chunks, &[0], |_| true)[0]), [0, 1, 2, 3, 4]);
-}
-
-/// Stored extents of these sizes, one behind the other, that hold this many chunks each: more than one make a batch.
-fn blob_with_batches(extents: &[(u32, u32)]) -> Vec<Chunk> {
-    let sizes: Vec<u32> = extents.iter().map(|(size, _)| *size).collect();
-    let together = blob_of(&sizes).into_iter().zip(extents).enumerate();
-    let chunks = together.flat_map(|(index, (chunk, &(_, members)))| {
-        (0..members).map(move |member| {
-            let batch = BatchMember { index: index as u32, offset: member * chunk.uncompressed_size };
-            Chunk { batch: (members > 1).then_some(batch), ..chunk.clone() }
-        })
-    });
-    chunks.collect()
-}
-
-fn extents(request: &Request) -> Vec<Range<u64>> {
-    request.extents.iter().map(|extent| extent.stored.clone()).collect()
-}
-
-#[test]
-fn a_batch_is_fetched_once_wherever_it_is_first_read() {
-    let chunks = blob_with_batches(&[(100, 1), (100, 4), (100, 1)]);
-    for member in 1..5 {
-        let requests = plan_for(&chunks, &[member], |_| true);
-        assert_eq!(requests.iter().map(indexes).collect::<Vec<_>>(), [[1, 2, 3, 4, 5]], "from {member}");
-        assert_eq!(extents(&requests[0]), [100..200, 200..300]);
-    }
-    let requests = plan_for(&chunks, &[2, 4], |_| true);
-    assert_eq!(requests.iter().map(indexes).collect::<Vec<_>>(), [[1, 2, 3, 4, 5]], "two readers");
-    assert_eq!(extents(&plan_for(&chunks, &[0], |_| true)[0]), [0..100, 100..200, 200..300]);
-}
-
-#[test]
-fn batches_that_follow_each_other_are_not_mixed_up() {
-    let chunks = blob_with_batches(&[(100, 2), (100, 3)]);
-    let requests = plan_for(&chunks, &[3], |_| true);
-    assert_eq!(requests.iter().map(indexes).collect::<Vec<_>>(), [[2, 3, 4]]);
-}
-
-#[test]
-fn a_batch_that_does_not_fit_is_whole_all_the_same_but_not_read_ahead() {
-    // 3 members of 2,000 bytes are more than may be read ahead.
-    let chunks = blob_with_batches(&[(10, 1), (1000, 3), (10, 1)]);
-    let requests = plan_for(&chunks, &[2], |_| true);
-    assert_eq!(requests.iter().map(indexes).collect::<Vec<_>>(), [[1, 2, 3]]);
-    let requests = plan_for(&chunks, &[0], |_| true);
-    assert_eq!(requests.iter().map(indexes).collect::<Vec<_>>(), [[0]]);
-}
-
-#[test]
-fn of_a_batch_that_is_fetched_only_what_is_there_or_being_worked_on_is_left_out() {
-    let chunks = blob_with_batches(&[(100, 6), (100, 2)]);
-    let get = |ChunkIndex(index)| chunks.get(index as usize).cloned();
-    let found = |ChunkIndex(index)| match index {
-        0 => Some(ChunkState::Claimed),
-        1 => Some(ChunkState::Ready),
-        4 => None,
-        // What an earlier boot left of the second batch may be good.
-        6.. => Some(ChunkState::Claimed),
-        _ => Some(ChunkState::Missing),
-    };
-    let requests = plan(&[(ChunkIndex(3), chunks[3].clone())], get, found, LIMITS);
-    assert_eq!(requests.iter().map(indexes).collect::<Vec<_>>(), [[0, 2, 3, 5]]);
-}
-
-#[test]
-fn an_image_that_claims_a_batch_without_end_costs_no_more_than_one_can_hold() {
-    let mut chunks = blob_with_batches(&[(100, 70_000)]);
-    chunks.iter_mut().for_each(|chunk| chunk.uncompressed_size = 1);
-    assert_eq!(indexes(&plan_for(&chunks, &[60_000], |_| true)[0]).len(), 65_536);
-    chunks.iter_mut().for_each(|chunk| chunk.uncompressed_size = 8 << 20);
-    let requests = plan_for(&chunks, &[5, 6, 7], |_| true);
-    assert_eq!(
-        requests.iter().map(indexes).collect::<Vec<_>>(),
-        [[4, 5], [6, 7]],
-        "and no chunk comes twice"
-    );
-}
-
-proptest! {
-    #[test]
-    fn a_plan_has_all_that_is_asked_for_once_and_nothing_that_is_there(
-        sizes in proptest::collection::vec(1..600_u32, 1..40),
-        asked in proptest::collection::btree_set(0..40_u32, 1..10),
-        there in proptest::collection::btree_set(0..40_u32, 0..20),
-    ) {
-        let chunks = blob_of(&sizes);
-        let asked: Vec<u32> = asked.into_iter().filter(|&index| (index as usize) < chunks.len()).collect();
-        let requests = plan_for(&chunks, &asked, |index| !there.contains(&index));
-        let mut seen = BTreeSet::new();
-        for request in &requests {
-            let stored = request.stored();
-            prop_assert!(request.extents.len() == 1 || stored.end - stored.start <= LIMITS.request_bytes);
-            let mut end = stored.start;
-            for Extent { stored, .. } in &request.extents {
-                prop_assert_eq!(stored.start, end);
-                end = stored.end;
-            }
-            for index in indexes(request) {
-                prop_assert!(seen.insert(index), "chunk {} twice", index);
-                prop_assert!(asked.contains(&index) || !there.contains(&index));
-            }
-        }
-        prop_assert!(asked.iter().all(|index| seen.contains(index)));
-    }
-
-    #[test]
-    fn in_whatever_order_chunks_are_read_no_byte_is_fetched_twice(
-        parts in proptest::collection::vec((1..600_u32, prop_oneof![Just(1), 2..6_u32]), 1..20),
-        order in proptest::collection::vec(any::<proptest::sample::Index>(), 1..60),
-    ) {
-        let chunks = blob_with_batches(&parts);
-        let mut there = BTreeSet::new();
-        let mut fetched = Vec::new();
-        for read in order {
-            let read = read.index(chunks.len()) as u32;
-            if there.contains(&read) {
-                continue;
-            }
-            for request in plan_for(&chunks, &[read], |index| !there.contains(&index)) {
-                fetched.extend(extents(&request));
-                there.extend(indexes(&request));
-            }
-            prop_assert!(there.contains(&read));
-        }
-        fetched.sort_by_key(|stored| stored.start);
-        prop_assert!(fetched.windows(2).all(|pair| pair[0].end <= pair[1].start), "{:?}", fetched);
+    Order {
+        blob: blob(),
+        generation: Generation(1),
+        coding: Arc::new(coding),
+        extents: extents.collect(),
+        demanded: chunks.map(ChunkIndex).collect(),
+        refused: refused.iter().map(|name| BackendName::from(*name)).collect(),
+        until: Instant::now() + time,
     }
 }
 
-fn key(chunk: u32) -> ChunkKey {
-    ChunkKey { blob: BlobId(DigestAlgorithm::Sha256.digest(b"blob")), chunk: ChunkIndex(chunk) }
+#[test]
+fn each_chunk_of_an_order_is_answered_once() {
+    let bench = Bench::new(1 << 20, SOON);
+    let _registered = bench.register(&Even::new("a", 7, Behaviour::Delivers), Place::First);
+    bench.order(0..5, &[], SOON);
+    let mut chunks: Vec<u32> = (0..5).map(|_| bench.answers.recv_timeout(SOON).unwrap().0.chunk.0).collect();
+    chunks.sort_unstable();
+    assert_eq!(chunks, [0, 1, 2, 3, 4]);
+    assert!(bench.answers.recv_timeout(Duration::from_millis(50)).is_err());
 }
 
 #[test]
-fn what_a_reader_waits_for_is_decoded_first() {
-    let pool = Pool::new(1).unwrap();
-    let (started, start) = mpsc::channel();
-    let (go, gate) = mpsc::channel::<()>();
-    let (order, done) = mpsc::channel();
-    let job = |name: u32| {
-        let order = order.clone();
-        Job { chunks: vec![key(name)], run: Box::new(move || order.send(name).unwrap()) }
-    };
-    // Holds the only thread until all is queued.
-    let hold = Box::new(move || {
-        started.send(()).unwrap();
-        gate.recv().unwrap();
-    });
-    pool.submit(Job { chunks: vec![], run: hold }, true);
-    start.recv().unwrap();
-    pool.submit(job(1), false);
-    pool.submit(job(2), false);
-    pool.submit(job(3), true);
-    pool.promote(key(2));
-    go.send(()).unwrap();
-    assert_eq!([(); 3].map(|()| done.recv().unwrap()), [3, 2, 1]);
+fn a_backend_is_one_however_many_images_name_it() {
+    let bench = Bench::new(1 << 20, SOON);
+    let backend = Even::new("a", 7, Behaviour::Refuses);
+    let registered: Vec<_> = (0..8)
+        .map(|_| bench.register(&Even::new("a", 8, Behaviour::Delivers), Place::First))
+        .chain([bench.register(&backend, Place::Last)])
+        .collect();
+    assert_eq!(bench.worker.shared.sources.of(blob()).len(), 1);
+    drop(registered);
+    assert!(bench.worker.shared.sources.of(blob()).is_empty());
 }
 
 #[test]
-fn a_failure_is_remembered_for_readers_but_not_for_what_was_read_ahead() {
-    let state = State::new(Duration::from_secs(60), Duration::from_secs(60));
-    let error = ChunkError::Fetch("down".to_owned());
-    let mut state = state.lock();
-    assert!(matches!(state.enter(key(1), true), Entry::New));
-    assert!(matches!(state.enter(key(1), true), Entry::InFlight));
-    state.conclude(key(1), Some(&error));
-    assert!(matches!(state.enter(key(1), true), Entry::Failed(found) if found == error));
-    assert!(!state.is_free(key(1)));
-    assert!(matches!(state.enter(key(2), false), Entry::New));
-    state.conclude(key(2), Some(&error));
-    assert!(matches!(state.enter(key(2), true), Entry::New));
+fn where_one_backend_refuses_the_next_is_asked_and_first_from_then_on() {
+    let bench = Bench::new(1 << 20, SOON);
+    let (refuses, delivers) =
+        (Even::new("no", 1, Behaviour::Refuses), Even::new("yes", 2, Behaviour::Delivers));
+    let _registered = [bench.register(&refuses, Place::First), bench.register(&delivers, Place::Last)];
+    for chunk in 0..3 {
+        bench.order(chunk..chunk + 1, &[], SOON);
+        assert_eq!(bench.outcome().unwrap(), (2, "yes".to_owned()));
+    }
+    assert_eq!(refuses.reads.load(Ordering::Relaxed), 1);
 }
 
 #[test]
-fn a_remembered_failure_is_forgotten_after_its_time() {
-    let state = State::new(Duration::ZERO, Duration::from_secs(60));
-    let mut state = state.lock();
-    state.enter(key(1), true);
-    state.conclude(key(1), Some(&ChunkError::Unknown));
-    assert!(matches!(state.enter(key(1), true), Entry::New));
+fn beside_a_backend_that_stands_still_the_next_is_asked() {
+    let bench = Bench::new(1 << 20, Duration::from_millis(30));
+    let stalls = Even::new("stalls", 1, Behaviour::Stalls);
+    let _registered = [
+        bench.register(&stalls, Place::First),
+        bench.register(&Even::new("yes", 2, Behaviour::Delivers), Place::Last),
+    ];
+    bench.order(0..3, &[], SOON);
+    for _ in 0..3 {
+        assert_eq!(bench.outcome().unwrap(), (2, "yes".to_owned()));
+    }
 }
 
 #[test]
-fn work_that_was_lost_is_begun_anew() {
-    let state = State::new(Duration::ZERO, Duration::ZERO);
-    let mut state = state.lock();
-    assert!(matches!(state.enter(key(1), true), Entry::New));
-    assert!(matches!(state.enter(key(1), true), Entry::New));
+fn what_comes_too_late_says_who_was_asked() {
+    let bench = Bench::new(1 << 20, SOON);
+    let _registered = bench.register(&Even::new("stalls", 1, Behaviour::Stalls), Place::First);
+    bench.order(0..1, &[], Duration::from_millis(30));
+    assert!(matches!(bench.outcome(), Err(ChunkError::Late(text)) if text.contains("stalls")));
 }
 
 #[test]
-fn a_bug_in_a_job_does_not_cost_the_thread() {
-    let pool = Pool::new(1).unwrap();
-    let (sender, done) = mpsc::channel();
-    pool.submit(Job { chunks: vec![key(1)], run: Box::new(|| panic!("a bug, as this test wants it")) }, true);
-    pool.submit(Job { chunks: vec![], run: Box::new(move || sender.send(()).unwrap()) }, false);
-    done.recv_timeout(Duration::from_secs(20)).unwrap();
+fn who_delivered_it_corrupt_is_not_asked_again_unless_it_is_alone_once() {
+    let bench = Bench::new(1 << 20, SOON);
+    let _one = bench.register(&Even::new("one", 1, Behaviour::Delivers), Place::First);
+    bench.order(0..1, &["one"], SOON);
+    assert_eq!(bench.outcome().unwrap().1, "one");
+    bench.order(0..1, &["one", "one"], SOON);
+    assert_eq!(bench.outcome(), Err(ChunkError::Exhausted));
+    let _two = bench.register(&Even::new("two", 1, Behaviour::Delivers), Place::Last);
+    bench.order(0..1, &["one"], SOON);
+    assert_eq!(bench.outcome().unwrap().1, "two");
+    bench.order(0..1, &["one", "two"], SOON);
+    assert_eq!(bench.outcome(), Err(ChunkError::Exhausted));
 }
 
 #[test]
-fn what_was_read_ahead_leaves_threads_to_readers() {
-    let pool = Pool::new(2).unwrap();
-    let (sender, events) = mpsc::channel();
-    let (release, gate) = mpsc::channel::<()>();
-    let hold = {
-        let sender = sender.clone();
-        move || {
-            sender.send("ahead").unwrap();
-            gate.recv().unwrap();
-        }
-    };
-    pool.submit(Job { chunks: vec![], run: Box::new(hold) }, false);
-    assert_eq!(events.recv().unwrap(), "ahead");
-    let (second, third) = (sender.clone(), sender);
-    pool.submit(Job { chunks: vec![], run: Box::new(move || second.send("more ahead").unwrap()) }, false);
-    pool.submit(Job { chunks: vec![], run: Box::new(move || third.send("demanded").unwrap()) }, true);
-    assert_eq!(events.recv().unwrap(), "demanded");
-    release.send(()).unwrap();
-    assert_eq!(events.recv().unwrap(), "more ahead");
+fn work_that_ends_in_a_bug_is_told_as_lost() {
+    let bench = Bench::new(1 << 20, SOON);
+    let _registered = bench.register(&Even::new("a", 7, Behaviour::Panics), Place::First);
+    bench.order(0..2, &[], SOON);
+    assert_eq!([bench.outcome(), bench.outcome()], [Err(ChunkError::Lost), Err(ChunkError::Lost)]);
+    bench.order(0..1, &[], SOON);
+    assert_eq!(bench.outcome().unwrap().0, 7);
+}
+
+#[test]
+fn work_whose_runtime_ends_is_told_as_lost() {
+    let Bench { worker, answers, _responses, _runtime } = Bench::new(1 << 20, SOON);
+    let backend: Arc<dyn Backend> = Even::new("stalls", 1, Behaviour::Stalls);
+    let _registered = worker.register(&[blob()], &backend, Place::First);
+    worker.fetch(vec![order(0..1, &[], SOON)]);
+    _runtime.shutdown_background();
+    assert_eq!(answers.recv_timeout(SOON).unwrap().1, Err(ChunkError::Lost));
+}
+
+#[test]
+fn backends_that_stand_still_hold_up_no_other_however_much_is_asked_of_them() {
+    // Memory for four chunks.
+    let bench = Bench::new(4 * CHUNK as usize, SOON);
+    let stalls = Even::new("stalls", 1, Behaviour::Stalls);
+    let other = BlobId(DigestAlgorithm::Sha256.digest(b"other"));
+    let _stalls = bench.register(&stalls, Place::First);
+    let healthy: Arc<dyn Backend> = Even::new("healthy", 2, Behaviour::Delivers);
+    let _healthy = bench.worker.register(&[other], &healthy, Place::First);
+    for chunk in 0..50 {
+        bench.order(chunk..chunk + 1, &[], SOON);
+    }
+    bench.worker.fetch(vec![Order { blob: other, ..order(0..50, &[], SOON) }]);
+    for _ in 0..50 {
+        assert_eq!(bench.outcome().unwrap(), (2, "healthy".to_owned()));
+    }
 }

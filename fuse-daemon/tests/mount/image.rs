@@ -8,6 +8,7 @@ use std::time::Duration;
 
 use fuse_daemon::cache::{BootId, Cache};
 use fuse_daemon::control::BlobId;
+use fuse_daemon::front::FrontConfig;
 use fuse_daemon::mounts::{Engine, EngineConfig, Image, MountError, Mounted};
 use fuse_daemon::worker::{Backend, DirectoryBackend, WorkerConfig};
 use rafs::bootstrap::Bootstrap;
@@ -146,14 +147,13 @@ impl Node {
         let config = EngineConfig {
             fuse_threads: 2,
             read_ahead_kib: Some(1024),
-            deadline: settings.deadline,
-            worker: WorkerConfig {
+            front: FrontConfig {
                 deadline: settings.deadline,
                 request_bytes: settings.request_bytes,
-                buffer_bytes: 8 << 20,
                 threads: 2,
                 failure_memory: Duration::from_millis(300),
             },
+            worker: WorkerConfig { buffer_bytes: 8 << 20, threads: 2, patience: settings.deadline / 6 },
         };
         let cache = Cache::open(cache_dir, settings.boot).unwrap();
         let engine = Engine::new(cache, config, runtime.handle().clone()).unwrap();
@@ -168,18 +168,27 @@ impl Node {
         self.try_mount_from(image, backend).unwrap()
     }
 
-    pub(crate) fn try_mount(&self, image: &TestImage) -> Result<TestMount, MountError> {
-        self.try_mount_from(image, image.backend())
+    pub(crate) fn try_mount_from(
+        &self,
+        image: &TestImage,
+        backend: Arc<dyn Backend>,
+    ) -> Result<TestMount, MountError> {
+        self.try_mount_from_all(image, vec![backend])
     }
 
-    fn try_mount_from(&self, image: &TestImage, backend: Arc<dyn Backend>) -> Result<TestMount, MountError> {
+    /// Mounts an image whose blobs several backends have.
+    pub(crate) fn try_mount_from_all(
+        &self,
+        image: &TestImage,
+        backends: Vec<Arc<dyn Backend>>,
+    ) -> Result<TestMount, MountError> {
         let dir = tempfile::tempdir().unwrap();
         let mountpoint = dir.path().join("made/on/demand");
         let mounted = self.engine.mount(&Image {
             id: "test",
             bootstrap: &image.bootstrap(),
             mountpoint: &mountpoint,
-            backends: vec![backend],
+            backends,
         })?;
         Ok(TestMount { mounted, mountpoint, _dir: dir })
     }

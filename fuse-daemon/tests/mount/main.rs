@@ -10,6 +10,7 @@ mod faults;
 mod image;
 mod kernel;
 mod log;
+mod shared;
 mod tree;
 
 use std::path::Path;

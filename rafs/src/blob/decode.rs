@@ -53,17 +53,26 @@ pub enum DecodeError {
 ///
 /// When the content is not what the digest says.
 pub fn decode(blob: &Blob, chunk: &Chunk, stored: &[u8]) -> Result<Vec<u8>, DecodeError> {
+    let content = unpack(blob, chunk, stored)?;
+    verify(blob, chunk, &content)?;
+    Ok(content)
+}
+
+/// As [`decode`], for who verifies elsewhere: the content has the chunk's size, and may be anything.
+///
+/// # Errors
+///
+/// When the stored bytes are broken.
+pub fn unpack(blob: &Blob, chunk: &Chunk, stored: &[u8]) -> Result<Vec<u8>, DecodeError> {
     if chunk.batch.is_some() {
-        return Ok(Batch::decode(blob, chunk, stored)?.member(blob, chunk)?.to_vec());
+        return Ok(Batch::decode(blob, chunk, stored)?.part(chunk)?.to_vec());
     }
     check_stored(chunk, stored)?;
     if chunk.uncompressed_size > MAX_CHUNK_SIZE {
         return Err(DecodeError::TooLarge(chunk.uncompressed_size));
     }
     let compressor = if chunk.compressed { blob.compressor } else { Compressor::None };
-    let content = decompress(compressor, stored, u64::from(chunk.uncompressed_size))?;
-    verify(blob, chunk, &content)?;
-    Ok(content)
+    Ok(decompress(compressor, stored, u64::from(chunk.uncompressed_size))?)
 }
 
 /// Whether these bytes are the content of the chunk.
@@ -106,12 +115,21 @@ impl Batch {
     ///
     /// When it is not in the batch, or not what its digest says.
     pub fn member(&self, blob: &Blob, chunk: &Chunk) -> Result<&[u8], DecodeError> {
+        let content = self.part(chunk)?;
+        verify(blob, chunk, content)?;
+        Ok(content)
+    }
+
+    /// As [`member`](Self::member), for who verifies elsewhere: the content has the chunk's size, and may be anything.
+    ///
+    /// # Errors
+    ///
+    /// When it is not in the batch.
+    pub fn part(&self, chunk: &Chunk) -> Result<&[u8], DecodeError> {
         let start = chunk.batch.map_or(0, |member| u64::from(member.offset));
         let end = start + u64::from(chunk.uncompressed_size);
         let content = self.0.get(start as usize..end as usize);
-        let content = content.ok_or(DecodeError::OutsideBatch { end, size: self.0.len() as u64 })?;
-        verify(blob, chunk, content)?;
-        Ok(content)
+        content.ok_or(DecodeError::OutsideBatch { end, size: self.0.len() as u64 })
     }
 }
 

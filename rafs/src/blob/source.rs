@@ -280,15 +280,32 @@ pub fn load_chunk_info_within(
     source: &impl BlobSource,
     limits: Limits,
 ) -> Result<(), BlobError> {
+    for (index, blob) in lacking_chunk_info(bootstrap, limits)? {
+        bootstrap.set_chunk_info(index, read_meta(source, &blob)?)?;
+    }
+    Ok(())
+}
+
+/// The blobs whose chunk information the bootstrap lacks, for who reads it elsewhere ([`read_meta`]).
+///
+/// # Errors
+///
+/// When it would be too much, all of them together.
+pub fn lacking_chunk_info(
+    bootstrap: &Bootstrap,
+    limits: Limits,
+) -> Result<Vec<(BlobIndex, Blob)>, BlobError> {
     let all = !bootstrap.has_chunk_table();
     let mut left = ChunkInfoBudget::new(limits);
-    for (index, blob) in bootstrap.blobs().to_vec().iter().enumerate() {
-        let known = bootstrap.has_chunk_info(BlobIndex(index as u8));
+    let mut lacking = Vec::new();
+    for (index, blob) in bootstrap.blobs().iter().enumerate() {
+        let index = BlobIndex(index as u8);
+        let known = bootstrap.has_chunk_info(index);
         if known || blob.meta.is_none() || (!all && blob.features & flags::blob::BATCH == 0) {
             continue;
         }
         left.take_for(blob)?;
-        bootstrap.set_chunk_info(BlobIndex(index as u8), read_meta(source, blob)?)?;
+        lacking.push((index, blob.clone()));
     }
-    Ok(())
+    Ok(lacking)
 }

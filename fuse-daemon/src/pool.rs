@@ -1,5 +1,8 @@
-//! The threads that decode: what a reader waits for goes before what was read ahead, and may use all threads; the rest
+//! Threads that work on chunks: what a reader waits for goes before what was read ahead, and may use all threads; the rest
 //! leaves half of them, and so half of the processors, to the programs that read.
+
+#[cfg(test)]
+mod tests;
 
 use std::collections::VecDeque;
 use std::sync::{Arc, Condvar, Mutex, PoisonError};
@@ -8,15 +11,15 @@ use std::thread::JoinHandle;
 use crate::front::ChunkKey;
 
 /// Work on some chunks.
-pub(super) struct Job {
+pub(crate) struct Job {
     /// The chunks.
-    pub(super) chunks: Vec<ChunkKey>,
+    pub(crate) chunks: Vec<ChunkKey>,
     /// What is to be done.
-    pub(super) run: Box<dyn FnOnce() + Send>,
+    pub(crate) run: Box<dyn FnOnce() + Send>,
 }
 
 /// Threads with two queues.
-pub(super) struct Pool {
+pub(crate) struct Pool {
     shared: Arc<Shared>,
     threads: Vec<JoinHandle<()>>,
 }
@@ -52,22 +55,22 @@ impl Queues {
 }
 
 impl Pool {
-    /// Starts `threads` threads.
-    pub(super) fn new(threads: usize) -> std::io::Result<Self> {
+    /// Starts `threads` threads, which are called so and numbered.
+    pub(crate) fn new(name: &str, threads: usize) -> std::io::Result<Self> {
         let threads = threads.max(1);
         let queues = Queues { ahead_limit: threads.div_ceil(2), ..Queues::default() };
         let shared = Arc::new(Shared { queues: Mutex::new(queues), filled: Condvar::new() });
         let mut pool = Self { shared, threads: Vec::new() };
         for index in 0..threads {
             let shared = Arc::clone(&pool.shared);
-            let thread = std::thread::Builder::new().name(format!("decode-{index}"));
+            let thread = std::thread::Builder::new().name(format!("{name}-{index}"));
             pool.threads.push(thread.spawn(move || shared.run())?);
         }
         Ok(pool)
     }
 
     /// Queues a job.
-    pub(super) fn submit(&self, job: Job, demanded: bool) {
+    pub(crate) fn submit(&self, job: Job, demanded: bool) {
         let mut queues = self.shared.queues.lock().unwrap_or_else(PoisonError::into_inner);
         let queue = if demanded { &mut queues.demanded } else { &mut queues.ahead };
         queue.push_back(job);
@@ -76,7 +79,7 @@ impl Pool {
     }
 
     /// A reader waits for the chunk now.
-    pub(super) fn promote(&self, chunk: ChunkKey) {
+    pub(crate) fn promote(&self, chunk: ChunkKey) {
         let mut queues = self.shared.queues.lock().unwrap_or_else(PoisonError::into_inner);
         let position = queues.ahead.iter().position(|job| job.chunks.contains(&chunk));
         if let Some(job) = position.and_then(|position| queues.ahead.remove(position)) {
@@ -122,10 +125,11 @@ impl Shared {
     }
 }
 
-/// Runs a job. A bug in it costs its chunks, which fail at their deadline, and not the thread.
+/// Runs a job. A bug in it does not cost the thread; what the job held is dropped, and tells what was lost.
 fn run(job: Job) {
     let Job { chunks, run } = job;
     if std::panic::catch_unwind(std::panic::AssertUnwindSafe(run)).is_err() {
-        tracing::error!(?chunks, "decoding ended in a bug");
+        let chunks: Vec<u32> = chunks.iter().map(|key| key.chunk.0).collect();
+        tracing::error!(?chunks, "work on chunks ended in a bug");
     }
 }

@@ -1,13 +1,16 @@
 //! Which ranges of a blob to fetch for chunks that are asked for: neighbours are fetched together, and a little more
 //! than was asked for, since programs read on. A batch comes whole: wherever it is first read, it is fetched once.
 
+#[cfg(test)]
+mod tests;
+
 use std::collections::VecDeque;
 use std::ops::Range;
 
 use rafs::blob::{Chunk, ChunkIndex};
 
-use super::CHUNK_BYTES_LIMIT;
-use crate::cache::ChunkState;
+use super::message::Extent;
+use crate::cache::{CHUNK_BYTES_LIMIT, ChunkState};
 
 /// What a member of a batch counts for at least, in bytes, where batches are held to the size that a batch can have: an
 /// image may claim that all of its chunks are tiny and in one batch, and each costs memory.
@@ -22,38 +25,14 @@ pub(super) struct Limits {
     pub(super) ahead_uncompressed_bytes: u64,
 }
 
-/// Stored bytes that are decoded as one: of one chunk, or of a batch of them.
-#[derive(Clone, Debug)]
-pub(super) struct Extent {
-    /// Where the stored bytes are in the blob.
-    pub(super) stored: Range<u64>,
-    /// The chunks in them that the cache lacks.
-    pub(super) chunks: Vec<(ChunkIndex, Chunk)>,
-}
-
-/// Extents, each of which starts where the one before it ends: one request.
-#[derive(Clone, Debug)]
-pub(super) struct Request {
-    pub(super) extents: VecDeque<Extent>,
-}
-
-impl Request {
-    /// The bytes of the blob.
-    pub(super) fn stored(&self) -> Range<u64> {
-        let start = self.extents.front().map_or(0, |extent| extent.stored.start);
-        let end = self.extents.back().map_or(start, |extent| extent.stored.end);
-        start..end
-    }
-}
-
-/// Plans the requests for `demanded`, which is sorted. `chunk` looks a chunk up; `found` says what the cache has of one,
-/// unless somebody works on it or it failed.
+/// Plans the requests for `demanded`, which is sorted: each is extents that start where the one before ends. `chunk` looks
+/// a chunk up; `found` says what the cache has of one, unless somebody works on it or it failed.
 pub(super) fn plan(
     demanded: &[(ChunkIndex, Chunk)],
     chunk: impl Fn(ChunkIndex) -> Option<Chunk>,
     found: impl Fn(ChunkIndex) -> Option<ChunkState>,
     limits: Limits,
-) -> Vec<Request> {
+) -> Vec<VecDeque<Extent>> {
     let mut requests = Vec::new();
     let mut rest = demanded;
     // Behind all that is planned.
@@ -73,7 +52,7 @@ pub(super) fn plan(
             let Some(info) = chunk(next) else { break };
             together = stored_together(next, &info, next, &chunk);
         }
-        requests.push(Request { extents });
+        requests.push(extents);
     }
     requests
 }

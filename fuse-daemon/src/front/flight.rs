@@ -1,0 +1,140 @@
+//! Chunks that are on their way, each once however many wait for it, and what failed lately.
+
+use std::collections::HashMap;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use super::message::{BackendName, ChunkError, ChunkKey, Extent, Order};
+use super::wait::Waiter;
+use crate::cache::{CachedBlob, Described};
+
+/// Failures that are remembered at most; beyond, the memory is cleared, at the price of some repeated attempts.
+const FAILURES_LIMIT: usize = 4096;
+
+/// A chunk on its way into the cache.
+pub(super) struct Flight {
+    /// Where it goes: files of the generation that it was ordered for.
+    pub(super) blob: Arc<CachedBlob>,
+    /// What it has to be.
+    pub(super) described: Described,
+    /// Who waits for it; nobody, if it comes along with others.
+    pub(super) waiters: Vec<Arc<Waiter>>,
+    /// Since when somebody waits.
+    awaited_since: Option<Instant>,
+    /// Backends that delivered it corrupt, and how the last one did.
+    pub(super) refused: Vec<BackendName>,
+    pub(super) corrupt: Option<String>,
+    /// Whether it was ordered without others: where they come together, it may be one of the others that fails.
+    pub(super) alone: bool,
+    /// How often the worker lost it.
+    pub(super) lost: u32,
+}
+
+impl Flight {
+    pub(super) fn new(blob: Arc<CachedBlob>, described: Described) -> Self {
+        Self {
+            blob,
+            described,
+            waiters: Vec::new(),
+            awaited_since: None,
+            refused: Vec::new(),
+            corrupt: None,
+            alone: false,
+            lost: 0,
+        }
+    }
+
+    /// Somebody waits for it from now on.
+    pub(super) fn wait(&mut self, waiter: &Arc<Waiter>) {
+        self.awaited_since.get_or_insert_with(Instant::now);
+        self.waiters.push(Arc::clone(waiter));
+    }
+
+    /// Whether somebody's time, which is `limit` for all, was over less than `memory` ago, though others still wait.
+    pub(super) fn has_failed(&self, limit: Duration, memory: Duration) -> bool {
+        let since = self.awaited_since.map_or(Duration::ZERO, |since| since.elapsed());
+        (limit..limit + memory).contains(&since)
+    }
+
+    /// The order for it alone; `None` if nobody waits for it any longer.
+    pub(super) fn order_alone(&mut self, key: ChunkKey) -> Option<Order> {
+        self.waiters.retain(|waiter| !waiter.is_answered());
+        let until = self.waiters.iter().map(|waiter| waiter.until()).max()?;
+        self.alone = true;
+        let chunk = self.described.chunk.clone();
+        let end = chunk.compressed_offset.saturating_add(chunk.compressed_size.into());
+        let extent = Extent { stored: chunk.compressed_offset..end, chunks: vec![(key.chunk, chunk)] };
+        Some(Order {
+            blob: key.blob,
+            generation: key.generation,
+            coding: Arc::clone(&self.described.coding),
+            extents: [extent].into(),
+            demanded: vec![key.chunk],
+            refused: self.refused.clone(),
+            until,
+        })
+    }
+}
+
+/// See the module.
+pub(super) struct Flights {
+    flying: HashMap<ChunkKey, Flight>,
+    failed: HashMap<ChunkKey, (Instant, ChunkError)>,
+    memory: Duration,
+}
+
+impl Flights {
+    /// Failures are remembered for `memory`.
+    pub(super) fn new(memory: Duration) -> Self {
+        Self { flying: HashMap::new(), failed: HashMap::new(), memory }
+    }
+
+    pub(super) fn get(&mut self, key: ChunkKey) -> Option<&mut Flight> {
+        self.flying.get_mut(&key)
+    }
+
+    pub(super) fn insert(&mut self, key: ChunkKey, flight: Flight) {
+        self.flying.insert(key, flight);
+    }
+
+    pub(super) fn iter_mut(&mut self) -> impl Iterator<Item = (ChunkKey, &mut Flight)> {
+        self.flying.iter_mut().map(|(key, flight)| (*key, flight))
+    }
+
+    pub(super) fn len(&self) -> usize {
+        self.flying.len()
+    }
+
+    /// Why the chunk is not to be tried again yet.
+    pub(super) fn failure(&mut self, key: ChunkKey) -> Option<ChunkError> {
+        let (since, error) = self.failed.get(&key)?;
+        if since.elapsed() < self.memory {
+            return Some(error.clone());
+        }
+        self.failed.remove(&key);
+        None
+    }
+
+    /// Whether the chunk is not on its way and has not failed lately.
+    pub(super) fn is_free(&self, key: ChunkKey) -> bool {
+        !self.flying.contains_key(&key) && !self.failed.contains_key(&key)
+    }
+
+    /// The flight is over: whom to tell.
+    pub(super) fn land(&mut self, key: ChunkKey, error: Option<&ChunkError>) -> Vec<Arc<Waiter>> {
+        let Some(flight) = self.flying.remove(&key) else { return Vec::new() };
+        // A failure ahead of any reader is no reason to refuse the first one.
+        if let (Some(error), false) = (error, flight.waiters.is_empty()) {
+            if self.failed.len() >= FAILURES_LIMIT {
+                self.failed.clear();
+            }
+            self.failed.insert(key, (Instant::now(), error.clone()));
+        }
+        flight.waiters
+    }
+
+    /// Forgets failures of chunks that `of` names: somebody else may have them.
+    pub(super) fn forget_failures(&mut self, of: impl Fn(ChunkKey) -> bool) {
+        self.failed.retain(|key, _| !of(*key));
+    }
+}

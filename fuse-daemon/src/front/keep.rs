@@ -1,0 +1,200 @@
+//! What becomes of a chunk that was ordered: verified and kept, ordered again, or given up.
+
+use std::sync::{Arc, Weak};
+use std::time::Instant;
+
+use rafs::blob::Chunk;
+use rafs::blob::decode::verify;
+
+use super::Front;
+use super::message::{BackendName, ChunkError, ChunkKey, Content, Order, Responses};
+use super::read::ReadError;
+use super::wait::Waiter;
+use crate::cache::{CachedBlob, Described, StoreError};
+use crate::describe;
+use crate::pool::Job;
+
+/// How often a chunk is ordered again that was lost.
+const LOSSES_LIMIT: u32 = 3;
+
+impl Responses for Front {
+    fn finished(&self, key: ChunkKey, outcome: Result<Content<'_>, ChunkError>) {
+        // Of what nobody ordered, or not any longer, nothing is kept.
+        let Some((blob, described)) = self.ordered(key) else { return };
+        match outcome {
+            Ok(content) => match check(&described, content.bytes) {
+                Ok(()) => self.keep(key, &blob, &described.chunk, content.bytes),
+                Err(reason) => self.refuse(key, content.from, reason),
+            },
+            Err(ChunkError::Corrupt { from, reason }) => self.refuse(key, &from, reason),
+            Err(error) => self.failed(key, error),
+        }
+    }
+}
+
+impl Front {
+    fn ordered(&self, key: ChunkKey) -> Option<(Arc<CachedBlob>, Described)> {
+        self.flights().get(key).map(|flight| (Arc::clone(&flight.blob), flight.described.clone()))
+    }
+
+    fn keep(&self, key: ChunkKey, blob: &CachedBlob, chunk: &Chunk, bytes: &[u8]) {
+        match blob.store(key.chunk, chunk, bytes) {
+            Ok(()) => self.land(key, None),
+            Err(StoreError::Outdated) => self.reorder(key),
+            Err(StoreError::Io(error)) => {
+                tracing::error!(blob = %key.blob, chunk = key.chunk.0, %error, "cannot write the cache");
+                self.land(key, Some(ChunkError::Cache(error.to_string())));
+            }
+        }
+    }
+
+    /// The chunk was ordered as an image described it that is gone: whoever waits still means what is said of it now.
+    fn reorder(&self, key: ChunkKey) {
+        let mut flights = self.flights();
+        let order = flights.get(key).and_then(|flight| {
+            flight.described = flight.blob.describe(key.chunk)?;
+            flight.order_alone(key)
+        });
+        drop(flights);
+        self.order_or_land(key, order, ChunkError::Unknown);
+    }
+
+    /// What a backend delivered is not the chunk: it is ordered from the others.
+    fn refuse(&self, key: ChunkKey, from: &BackendName, reason: String) {
+        let (blob, chunk) = (key.blob, key.chunk.0);
+        tracing::warn!(%blob, chunk, %from, reason, "corrupt chunk, turning to another backend");
+        let order = self.flights().get(key).and_then(|flight| {
+            flight.refused.push(Arc::clone(from));
+            flight.corrupt = Some(format!("from {from}: {reason}"));
+            flight.order_alone(key)
+        });
+        self.order_or_land(key, order, ChunkError::Corrupt { from: Arc::clone(from), reason });
+    }
+
+    /// The worker cannot bring the chunk: what is to be tried again is, the rest given up.
+    fn failed(&self, key: ChunkKey, error: ChunkError) {
+        let mut flights = self.flights();
+        let Some(flight) = flights.get(key) else { return };
+        let mut late = Vec::new();
+        let order = match &error {
+            ChunkError::Lost => {
+                flight.lost += 1;
+                if flight.lost <= LOSSES_LIMIT { flight.order_alone(key) } else { None }
+            }
+            // The deadline is each reader's own: those who came later have time left.
+            ChunkError::Late(_) => {
+                let now = Instant::now();
+                let (over, left) = flight.waiters.drain(..).partition(|waiter| waiter.until() <= now);
+                (late, flight.waiters) = (over, left);
+                flight.order_alone(key)
+            }
+            // What came along may be what cannot be had: readers do not suffer for it.
+            ChunkError::Fetch(_) if !flight.alone => flight.order_alone(key),
+            _ => None,
+        };
+        if order.is_none() {
+            // Told, and remembered, with the others.
+            flight.waiters.append(&mut late);
+        }
+        let reason = flight.corrupt.clone();
+        let awaited = !flight.waiters.is_empty();
+        drop(flights);
+        fail(late, key, &error);
+        if order.is_none() && awaited {
+            let (blob, chunk) = (key.blob, key.chunk.0);
+            match &reason {
+                Some(reason) => tracing::error!(%blob, chunk, reason, "corrupt chunk, reads of it fail"),
+                None => tracing::error!(%blob, chunk, %error, "cannot fetch a chunk, reads of it fail"),
+            }
+        }
+        self.order_or_land(key, order, error);
+    }
+
+    fn order_or_land(&self, key: ChunkKey, order: Option<Order>, error: ChunkError) {
+        match order {
+            Some(order) => self.worker().fetch(vec![order]),
+            None => self.land(key, Some(error)),
+        }
+    }
+
+    /// The chunk is in the cache, or given up.
+    fn land(&self, key: ChunkKey, error: Option<ChunkError>) {
+        let waiters = self.flights().land(key, error.as_ref());
+        match error {
+            None => waiters.iter().for_each(|waiter| waiter.arrived()),
+            Some(error) => fail(waiters, key, &error),
+        }
+    }
+
+    /// Has a chunk fetched that the cache only claimed to hold.
+    fn fetch_unclaimed(&self, key: ChunkKey) {
+        let mut flights = self.flights();
+        let Some(flight) = flights.get(key) else { return };
+        let (blob, chunk) = (Arc::clone(&flight.blob), flight.described.chunk.clone());
+        let until = flight.waiters.iter().map(|waiter| waiter.until()).max();
+        let orders = match until {
+            Some(until) => self.plan(&mut flights, &blob, &[(key.chunk, chunk)], until),
+            None => Vec::new(),
+        };
+        drop(flights);
+        if orders.is_empty() {
+            return self.land(key, Some(ChunkError::Unknown));
+        }
+        self.worker().fetch(orders);
+    }
+
+    /// Verifies a chunk that the cache claims to hold; has it fetched if it does not.
+    pub(super) fn verify_claim(&self, key: ChunkKey) {
+        let Some((blob, described)) = self.ordered(key) else { return };
+        // Dropped without being told that it is over, it has the chunk ordered.
+        let lost = OnLoss { front: Weak::clone(&self.me), key, over: false };
+        let run = move || {
+            let mut lost = lost;
+            let Some(front) = lost.front.upgrade() else { return };
+            let content = blob.claimed(&described.chunk);
+            if content.is_ok_and(|content| check(&described, &content).is_ok())
+                && blob.confirm(key.chunk, &described.chunk)
+            {
+                front.land(key, None);
+                lost.over = true;
+                return;
+            }
+            tracing::info!(blob = %key.blob, chunk = key.chunk.0, "the cache lost a chunk, fetching it");
+            blob.discard(key.chunk);
+            front.fetch_unclaimed(key);
+            lost.over = true;
+        };
+        self.pool.submit(Job { chunks: vec![key], run: Box::new(run) }, true);
+    }
+}
+
+/// Has a chunk ordered if the work on it ends in a bug.
+struct OnLoss {
+    front: Weak<Front>,
+    key: ChunkKey,
+    over: bool,
+}
+
+impl Drop for OnLoss {
+    fn drop(&mut self) {
+        if let (false, Some(front)) = (self.over, self.front.upgrade()) {
+            front.failed(self.key, ChunkError::Lost);
+        }
+    }
+}
+
+fn fail(waiters: Vec<Arc<Waiter>>, key: ChunkKey, error: &ChunkError) {
+    for waiter in waiters {
+        waiter.fail(ReadError::Chunk { key, source: error.clone() });
+    }
+}
+
+/// Whether these bytes are the chunk.
+fn check(described: &Described, bytes: &[u8]) -> Result<(), String> {
+    let Described { coding, chunk } = described;
+    let (found, expected) = (bytes.len() as u64, u64::from(chunk.uncompressed_size));
+    if found != expected {
+        return Err(format!("it has {found} bytes; expected {expected}"));
+    }
+    verify(coding, chunk, bytes).map_err(|error| describe(&error))
+}

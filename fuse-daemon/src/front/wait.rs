@@ -1,0 +1,73 @@
+//! Somebody who waits for chunks.
+
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Instant;
+
+use rafs::blob::ChunkIndex;
+
+use super::message::ChunkKey;
+use super::read::ReadError;
+use crate::cache::CachedBlob;
+
+/// A chunk that is wanted in the cache.
+#[derive(Clone, Debug)]
+pub struct Want {
+    /// The blob that holds it.
+    pub blob: Arc<CachedBlob>,
+    /// Its index there.
+    pub chunk: ChunkIndex,
+}
+
+impl Want {
+    pub(super) fn key(&self) -> ChunkKey {
+        ChunkKey { blob: self.blob.id(), generation: self.blob.generation(), chunk: self.chunk }
+    }
+}
+
+/// What is called once, when all chunks are there or one fails.
+pub(super) type Done = Box<dyn FnOnce(Result<(), ReadError>) + Send>;
+
+/// Waits until all of some chunks are there, one fails, or its time is over.
+pub(super) struct Waiter {
+    /// Chunks that are still missing.
+    missing: AtomicUsize,
+    until: Instant,
+    /// Taken by whoever answers first.
+    done: Mutex<Option<Done>>,
+}
+
+impl Waiter {
+    pub(super) fn new(missing: usize, until: Instant, done: Done) -> Self {
+        Self { missing: AtomicUsize::new(missing), until, done: Mutex::new(Some(done)) }
+    }
+
+    /// When its time is over.
+    pub(super) fn until(&self) -> Instant {
+        self.until
+    }
+
+    /// One of the missing chunks is there; the last one answers.
+    pub(super) fn arrived(&self) {
+        if self.missing.fetch_sub(1, Ordering::AcqRel) == 1
+            && let Some(done) = self.take()
+        {
+            done(Ok(()));
+        }
+    }
+
+    /// Answers with an error, unless that was done before.
+    pub(super) fn fail(&self, error: ReadError) {
+        if let Some(done) = self.take() {
+            done(Err(error));
+        }
+    }
+
+    pub(super) fn is_answered(&self) -> bool {
+        self.done.lock().unwrap_or_else(PoisonError::into_inner).is_none()
+    }
+
+    fn take(&self) -> Option<Done> {
+        self.done.lock().unwrap_or_else(PoisonError::into_inner).take()
+    }
+}

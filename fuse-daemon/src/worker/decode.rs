@@ -1,0 +1,59 @@
+//! From stored bytes to chunks. What they are is not verified here: that is the front's part, which believes nobody.
+
+use std::sync::Arc;
+
+use bytes::Bytes;
+use rafs::blob::Blob;
+use rafs::blob::decode::{Batch, unpack};
+
+use super::Shared;
+use super::budget::Memory;
+use super::tickets::Ticket;
+use crate::describe;
+use crate::front::{BackendName, ChunkError, Content, Extent};
+use crate::pool::Job;
+
+/// An extent that arrived.
+pub(super) struct Arrived {
+    pub(super) coding: Arc<Blob>,
+    pub(super) from: BackendName,
+    pub(super) extent: Extent,
+    /// In order of the extent's chunks.
+    pub(super) tickets: Vec<Ticket>,
+    pub(super) stored: Bytes,
+    /// What `stored` takes, until it is decoded.
+    pub(super) _memory: Memory,
+}
+
+impl Shared {
+    /// Has an extent decoded by the pool.
+    pub(super) fn decode(self: &Arc<Self>, arrived: Arrived) {
+        let chunks: Vec<_> = arrived.tickets.iter().map(|ticket| ticket.key).collect();
+        let demanded = chunks.iter().any(|key| self.tickets.is_demanded(*key));
+        let shared = Arc::clone(self);
+        self.pool.submit(Job { chunks, run: Box::new(move || shared.decode_now(&arrived)) }, demanded);
+    }
+
+    fn decode_now(&self, arrived: &Arrived) {
+        let Arrived { coding, from, extent, tickets, stored, .. } = arrived;
+        let batch = match extent.chunks.first() {
+            Some((_, first)) if first.batch.is_some() => Some(Batch::decode(coding, first, stored)),
+            _ => None,
+        };
+        for (ticket, (_, chunk)) in tickets.iter().zip(&extent.chunks) {
+            let corrupt = |reason| ChunkError::Corrupt { from: Arc::clone(from), reason };
+            let outcome = match &batch {
+                None => match unpack(coding, chunk, stored) {
+                    Ok(bytes) => {
+                        self.conclude(ticket, Ok(Content { bytes: &bytes, from }));
+                        continue;
+                    }
+                    Err(error) => Err(describe(&error)),
+                },
+                Some(Ok(batch)) => batch.part(chunk).map_err(|error| describe(&error)),
+                Some(Err(error)) => Err(describe(error)),
+            };
+            self.conclude(ticket, outcome.map(|bytes| Content { bytes, from }).map_err(corrupt));
+        }
+    }
+}
