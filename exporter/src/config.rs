@@ -24,6 +24,9 @@ pub struct ExporterConfig {
     /// How registries are reached: of a section of its own in the configuration file, which all roles share.
     #[serde(skip)]
     pub registry: ClientConfig,
+    /// Push with the credentials of Docker's `config.json` (`registry.docker_config`) where the BuildKit client has none for
+    /// a registry: whoever may build then pushes as the exporter. Never with `registry.insecure=true`. Default: true.
+    pub own_credentials: bool,
     /// Layers converted at once, over all builds; at least 1. Each takes about 40 MB. Default: 2.
     pub conversions: usize,
     /// Worker threads of one conversion; 0: one a core, four at most. Default: 0.
@@ -41,6 +44,7 @@ impl Default for ExporterConfig {
             listen_group: None,
             content_store: None,
             registry: ClientConfig::default(),
+            own_credentials: true,
             conversions: 2,
             threads: 0,
             layer_cache_bytes: 32 << 20,

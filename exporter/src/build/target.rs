@@ -3,9 +3,11 @@
 //! It is found out when the first layer comes and not before, because buildkitd has to hear of a build within three
 //! seconds of its client's first call for it.
 
+use std::fmt;
+use std::sync::Arc;
 use std::time::Duration;
 
-use registry::client::{Client, ClientConfig, Error};
+use registry::client::{Client, ClientConfig, Error, Keyring};
 use registry::reference::Repository;
 use tokio::sync::OnceCell;
 
@@ -16,29 +18,46 @@ use image::destination::Destination;
 const PROBE_DEADLINE: Duration = Duration::from_secs(5);
 
 /// Where an output goes.
-#[derive(Debug)]
 pub(crate) struct Target {
     kind: Kind,
     destination: OnceCell<Destination>,
 }
 
-#[derive(Debug)]
 enum Kind {
     Nowhere,
     Registry { client: Client, repository: Repository },
-    Insecure { config: ClientConfig, repository: Repository },
+    Insecure { config: Box<ClientConfig>, builder: Arc<dyn Keyring>, repository: Repository },
+}
+
+impl fmt::Debug for Target {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let repository = match &self.kind {
+            Kind::Nowhere => None,
+            Kind::Registry { repository, .. } | Kind::Insecure { repository, .. } => Some(repository),
+        };
+        f.debug_struct("Target").field("repository", &repository).finish_non_exhaustive()
+    }
 }
 
 impl Target {
-    /// The target that `attrs` ask for, reached by `client` unless they ask for other ways.
-    pub(crate) fn new(attrs: &Attrs, client: &Client) -> Self {
+    /// The target that `attrs` ask for, reached by `client` unless they ask for other ways. The credentials are those of
+    /// `builder`, whoever builds; our own are used instead if it has none and `own_credentials`, and never where anybody
+    /// could stand in the registry's place.
+    pub(crate) fn new(
+        attrs: &Attrs,
+        client: &Client,
+        builder: Arc<dyn Keyring>,
+        own_credentials: bool,
+    ) -> Self {
         let repository = attrs.names.first().filter(|_| attrs.push).map(|name| name.repository().clone());
         let kind = match repository {
             None => Kind::Nowhere,
             Some(repository) if attrs.insecure => {
-                Kind::Insecure { config: client.config().clone(), repository }
+                Kind::Insecure { config: Box::new(client.config().clone()), builder, repository }
             }
-            Some(repository) => Kind::Registry { client: client.clone(), repository },
+            Some(repository) => {
+                Kind::Registry { client: client.with_keyring(builder, own_credentials), repository }
+            }
         };
         Self { kind, destination: OnceCell::new() }
     }
@@ -54,8 +73,8 @@ impl Target {
             Kind::Registry { client, repository } => {
                 Destination::Registry { client: client.clone(), repository: repository.clone() }
             }
-            Kind::Insecure { config, repository } => {
-                let client = insecure_client(config.clone(), repository).await?;
+            Kind::Insecure { config, builder, repository } => {
+                let client = insecure_client(config.as_ref().clone(), builder, repository).await?;
                 Destination::Registry { client, repository: repository.clone() }
             }
         })
@@ -63,24 +82,32 @@ impl Target {
 }
 
 /// A client that takes the registry with any certificate or, if it speaks no TLS, without.
-async fn insecure_client(mut config: ClientConfig, repository: &Repository) -> Result<Client, Error> {
+async fn insecure_client(
+    mut config: ClientConfig,
+    builder: &Arc<dyn Keyring>,
+    repository: &Repository,
+) -> Result<Client, Error> {
     let settings = config.hosts.entry(repository.host().to_owned()).or_default();
     settings.insecure_skip_verify = true;
     if settings.plain_http.is_none() {
         settings.plain_http = Some(false);
-        let tls = speaks_tls(config.clone(), repository).await?;
+        let tls = speaks_tls(config.clone(), builder, repository).await?;
         config.hosts.entry(repository.host().to_owned()).or_default().plain_http = Some(!tls);
     }
-    Client::new(config)
+    Ok(Client::new(config)?.with_keyring(Arc::clone(builder), false))
 }
 
 /// Whether a registry answers at all when spoken to as `config` says, with TLS; what it answers does not matter.
-async fn speaks_tls(mut config: ClientConfig, repository: &Repository) -> Result<bool, Error> {
+async fn speaks_tls(
+    mut config: ClientConfig,
+    builder: &Arc<dyn Keyring>,
+    repository: &Repository,
+) -> Result<bool, Error> {
     config.retries.attempts = 1;
     config.timeouts.connect = PROBE_DEADLINE;
     config.timeouts.idle = PROBE_DEADLINE;
     config.timeouts.operation = PROBE_DEADLINE;
-    let client = Client::new(config)?;
+    let client = Client::new(config)?.with_keyring(Arc::clone(builder), false);
     let answer = client.has_blob(repository, &registry::digest::sha256(b"")).await;
     Ok(answer.map_or_else(|error| error.status().is_some(), |_| true))
 }

@@ -64,6 +64,7 @@ pub(crate) async fn handle(mut rpc: Rpc<'_>) {
 async fn join(id: &str, buildkitd: Tunnel, client: Tunnel, exporter: &Exporter) -> Result<(), h2::Error> {
     let (to_client, connection): (client::SendRequest<Bytes>, _) =
         settings::client().handshake(client).await?;
+    let _open = exporter.sessions.register(id, to_client.clone());
     let over = CancellationToken::new();
     let streams = TaskTracker::new();
     let _ends_streams = over.clone().drop_guard();

@@ -140,9 +140,10 @@ fn oci_export(attrs: &Attrs, way: Way, all: &[Export]) -> Export {
 /// Makes the plan's build known, so that what buildkitd sends for it is taken.
 fn begin<'a>(exporter: &Exporter, builds: &'a Builds, plan: Plan) -> Result<Registered<'a>, Status> {
     let progress = Progress::new();
+    let keyring = exporter.keyring(&plan.request.session);
     let mut outputs = Vec::with_capacity(plan.outputs.len());
     for (index, attrs, way) in plan.outputs {
-        let target = Target::new(&attrs, &exporter.client);
+        let target = Target::new(&attrs, &exporter.client, Arc::clone(&keyring), exporter.own_credentials());
         let converter = exporter.converter.clone();
         let output = Output::new(index, way, attrs, target, converter, Arc::clone(&progress));
         outputs.push(Arc::new(output));

@@ -56,6 +56,22 @@ impl Status {
     }
 }
 
+/// What `trailers` (or the headers of a response that has nothing else) say.
+pub(crate) fn of(trailers: &HeaderMap) -> Result<(), Status> {
+    if is_ok(trailers) {
+        return Ok(());
+    }
+    let text = |name| trailers.get(name).and_then(|value| value.to_str().ok());
+    let code = match text(STATUS) {
+        Some("1") => Code::Cancelled,
+        Some("12") => Code::Unimplemented,
+        Some("14") => Code::Unavailable,
+        _ => Code::Unknown,
+    };
+    let message = text(MESSAGE).map_or_else(|| format!("{code:?}"), percent_decode);
+    Err(Status::new(code, message))
+}
+
 /// Whether `trailers` (or the headers of a response that has nothing else) say that the RPC succeeded.
 pub(crate) fn is_ok(trailers: &HeaderMap) -> bool {
     trailers.get(STATUS).is_some_and(|status| status == "0")
@@ -73,9 +89,36 @@ fn percent_encode(text: &str) -> String {
     out
 }
 
+/// The reverse of [`percent_encode`]; what is no such encoding stays.
+fn percent_decode(text: &str) -> String {
+    let (mut out, mut rest) = (Vec::with_capacity(text.len()), text.as_bytes());
+    while let Some((&byte, after)) = rest.split_first() {
+        let hex = after.get(..2).filter(|_| byte == b'%').and_then(|hex| std::str::from_utf8(hex).ok());
+        match hex.and_then(|hex| u8::from_str_radix(hex, 16).ok()) {
+            Some(decoded) => {
+                out.push(decoded);
+                rest = &after[2..];
+            }
+            None => {
+                out.push(byte);
+                rest = after;
+            }
+        }
+    }
+    String::from_utf8_lossy(&out).into_owned()
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_status_is_read_as_it_was_sent() {
+        let sent = Status::new(Code::Unavailable, "100 % of “x”");
+        assert_eq!(of(&sent.trailers()), Err(sent));
+        assert_eq!(of(&Status::new(Code::Ok, "").trailers()), Ok(()));
+        assert_eq!(percent_decode("50%"), "50%");
+    }
 
     #[test]
     fn a_message_of_any_characters_becomes_a_header() {

@@ -10,12 +10,13 @@ use std::path::Path;
 use std::sync::Arc;
 
 use rafs::build::BuildOptions;
-use registry::client::{Client, Error};
+use registry::client::{Client, Error, Keyring};
 use service::{BindError, UnixAddress};
 use tokio_util::sync::CancellationToken;
 
 use crate::build::Builds;
 use crate::config::ExporterConfig;
+use crate::session::{SessionKeyring, Sessions};
 use image::layer::Converter;
 
 /// The most threads that one conversion takes unless told otherwise: at about 250 MB/s each they outrun what buildkitd sends,
@@ -38,6 +39,8 @@ pub(crate) struct Exporter {
     pub(crate) client: Client,
     /// Builds under way.
     pub(crate) builds: Arc<Builds>,
+    /// Sessions of clients that are open.
+    pub(crate) sessions: Arc<Sessions>,
     /// Converts layers.
     pub(crate) converter: Converter,
 }
@@ -48,7 +51,17 @@ impl Exporter {
         let client = Client::new(config.registry.clone())?;
         let options = BuildOptions { threads: threads(config.threads), ..BuildOptions::default() };
         let converter = Converter::new(options, config.conversions.max(1), config.layer_cache_bytes);
-        Ok(Self { config, client, builds: Arc::default(), converter })
+        Ok(Self { config, client, builds: Arc::default(), sessions: Arc::default(), converter })
+    }
+
+    /// The credentials of the client of `session`.
+    pub(crate) fn keyring(&self, session: &str) -> Arc<dyn Keyring> {
+        Arc::new(SessionKeyring::new(Arc::clone(&self.sessions), session.to_owned()))
+    }
+
+    /// Whether our own credentials may stand in for those that a client lacks.
+    pub(crate) fn own_credentials(&self) -> bool {
+        self.config.own_credentials
     }
 
     /// buildkitd's socket.

@@ -109,11 +109,15 @@ impl Stack {
 
     /// One more exporter.
     pub(crate) fn serve_exporter(&self, upstream: &Path, listen: &Path, registry: ClientConfig) {
+        self.serve(upstream, listen, ExporterConfig { registry, ..ExporterConfig::default() });
+    }
+
+    /// One more exporter, with settings of its own.
+    pub(crate) fn serve(&self, upstream: &Path, listen: &Path, config: ExporterConfig) {
         let config = ExporterConfig {
             upstream: upstream.to_owned().try_into().unwrap(),
             listen: listen.to_owned().try_into().unwrap(),
-            registry,
-            ..ExporterConfig::default()
+            ..config
         };
         let stop = self.stop_exporters.clone();
         tokio::spawn(async move { exporter::serve(config, stop).await.unwrap() });

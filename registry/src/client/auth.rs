@@ -12,8 +12,9 @@ use reqwest::Url;
 use serde::Deserialize;
 
 use super::challenge::{Challenge, Scopes};
-use super::credentials::{CredentialStore, Credentials};
+use super::credentials::{CredentialStore, Credentials, Found};
 use super::error::{Error, Target};
+use super::keyring::{Keyring, TokenRequest};
 use super::transport::{Exchange, Transport};
 
 /// What the token specification says a token without `expires_in` lasts.
@@ -40,7 +41,10 @@ pub(super) struct Request<'a> {
 
 /// Knows, host by host, how to authenticate.
 pub(super) struct Authenticator {
-    store: CredentialStore,
+    /// Asked last.
+    store: Option<CredentialStore>,
+    /// Asked first.
+    keyring: Option<Arc<dyn Keyring>>,
     hosts: Mutex<HashMap<String, Arc<Host>>>,
 }
 
@@ -70,6 +74,8 @@ struct Known {
     expires: Option<Instant>,
     /// Whether the registry has taken it: only then does a refusal with 403 mean that it has ended since.
     worked: bool,
+    /// Whether a keyring's holder fetched it: if it is no good, that need not be for want of credentials.
+    fetched: bool,
 }
 
 impl Known {
@@ -106,8 +112,8 @@ impl Purpose {
 }
 
 impl Authenticator {
-    pub(super) fn new(store: CredentialStore) -> Self {
-        Self { store, hosts: Mutex::default() }
+    pub(super) fn new(store: Option<CredentialStore>, keyring: Option<Arc<dyn Keyring>>) -> Self {
+        Self { store, keyring, hosts: Mutex::default() }
     }
 
     fn host(&self, host: &str) -> Arc<Host> {
@@ -153,8 +159,11 @@ impl Authenticator {
         let Some(challenge) = host.challenge() else { return Ok(None) };
         let slot = host.slot(request);
         // One that was renewed meanwhile is not the rejected one: that is tried.
-        let never_worked =
-            slot.lock().await.as_ref().is_some_and(|known| known.header == *rejected && !known.worked);
+        let never_worked = slot
+            .lock()
+            .await
+            .as_ref()
+            .is_some_and(|known| known.header == *rejected && !known.worked && !known.fetched);
         if never_worked {
             return Ok(None);
         }
@@ -194,17 +203,43 @@ impl Authenticator {
         {
             return Ok(Some(known.header.clone()));
         }
-        let found = self.store.find(request.host, request.repository).await?;
+        // Fetched by the holder, and refused before it ever worked: another one would be refused alike.
+        let is_refused = slot
+            .as_ref()
+            .is_some_and(|known| known.fetched && !known.worked && Some(&known.header) == rejected);
+        let mut failure = None;
+        if let (Some(keyring), Challenge::Bearer { realm, service, scopes }, false) =
+            (&self.keyring, challenge, is_refused)
+        {
+            let scopes = request.scopes.clone().and(scopes);
+            match fetched(keyring.as_ref(), request, realm, service.as_deref(), &scopes).await {
+                Ok(Some(known)) => {
+                    *lock(&host.origin) = keyring.name();
+                    let header = known.header.clone();
+                    *slot = Some(known);
+                    return Ok(Some(header));
+                }
+                Ok(None) => {}
+                Err(error) => failure = Some(error),
+            }
+        }
+        let found = self.find(request, is_refused, failure).await?;
         *lock(&host.origin) = found.origin;
+        if is_refused && found.credentials == Credentials::Anonymous {
+            return Ok(None);
+        }
         let known = match (challenge, found.credentials) {
             (_, Credentials::RegistryToken(token)) => {
                 // Read again for every request: whoever hands it out renews it in the file.
                 let header = secret_header(&format!("Bearer {token}"), request)?;
-                Known { header, expires: Some(Instant::now()), worked: true }
+                Known { header, expires: Some(Instant::now()), worked: true, fetched: false }
             }
-            (Challenge::Basic, Credentials::Basic { user, password }) => {
-                Known { header: basic_header(&user, &password, request)?, expires: None, worked: false }
-            }
+            (Challenge::Basic, Credentials::Basic { user, password }) => Known {
+                header: basic_header(&user, &password, request)?,
+                expires: None,
+                worked: false,
+                fetched: false,
+            },
             (Challenge::Basic, _) => {
                 *slot = None;
                 return Ok(None);
@@ -220,6 +255,68 @@ impl Authenticator {
         *slot = Some(known);
         Ok(Some(header))
     }
+
+    /// The credentials to use: the keyring's, or where it has none those of files. `failure` is why the keyring's holder
+    /// fetched no token, and `is_refused` that the one it fetched is no good.
+    async fn find(
+        &self,
+        request: Request<'_>,
+        is_refused: bool,
+        failure: Option<Error>,
+    ) -> Result<Found, Error> {
+        let nobody = |origin| Found { credentials: Credentials::Anonymous, origin };
+        let mut origin = "no credentials are configured".to_owned();
+        if let Some(keyring) = &self.keyring {
+            let credentials = keyring.credentials(request.host).await?;
+            match (failure, credentials) {
+                (_, Credentials::Anonymous) => {}
+                (Some(error), _) => return Err(error),
+                // The holder has credentials, and they are not enough: nobody else's are used instead.
+                (None, _) if is_refused => return Ok(nobody(keyring.name())),
+                (None, credentials) => return Ok(Found { credentials, origin: keyring.name() }),
+            }
+            origin = format!("no credentials in {}", keyring.name());
+        }
+        match &self.store {
+            Some(store) => Ok(store.find(request.host, request.repository).await?),
+            None => Ok(nobody(origin)),
+        }
+    }
+}
+
+/// A token that the holder of `keyring` fetches, if it does that.
+async fn fetched(
+    keyring: &dyn Keyring,
+    request: Request<'_>,
+    realm: &str,
+    service: Option<&str>,
+    scopes: &Scopes,
+) -> Result<Option<Known>, Error> {
+    // Whoever is on the way would read what the holder shows the token service; asking it ourselves fails for that.
+    if request.secure && !realm.starts_with("https://") {
+        return Ok(None);
+    }
+    let question = TokenRequest {
+        host: request.host.to_owned(),
+        realm: realm.to_owned(),
+        service: service.unwrap_or_default().to_owned(),
+        scopes: scopes.iter().map(|scope| scope.to_string()).collect(),
+    };
+    let Some(token) = keyring.token(question).await? else { return Ok(None) };
+    let header = secret_header(&format!("Bearer {}", token.token), request)?;
+    Ok(Some(Known {
+        header,
+        expires: Some(end_of(Instant::now(), token.life)),
+        worked: false,
+        fetched: true,
+    }))
+}
+
+/// When a token must be renewed that was asked for at `started` and lasts `life`.
+fn end_of(started: Instant, life: Duration) -> Instant {
+    // A short-lived token keeps half of its life; a later 401 renews it anyway.
+    let usable = life.saturating_sub(RENEWAL_MARGIN).max(life / 2);
+    started.checked_add(usable).unwrap_or(started + DEFAULT_TOKEN_LIFE)
 }
 
 fn lock<T>(mutex: &Mutex<T>) -> std::sync::MutexGuard<'_, T> {
@@ -288,11 +385,9 @@ impl Question<'_> {
             token.ok_or_else(|| Error::protocol(&target, "the token service's answer has no token"))?;
         let life =
             answer.expires_in.and_then(|s| Duration::try_from_secs_f64(s).ok()).unwrap_or(DEFAULT_TOKEN_LIFE);
-        // A short-lived token keeps half of its life; a later 401 renews it anyway.
-        let usable = life.saturating_sub(RENEWAL_MARGIN).max(life / 2);
-        let expires = started.checked_add(usable).unwrap_or(started + DEFAULT_TOKEN_LIFE);
+        let expires = end_of(started, life);
         let header = secret_header(&format!("Bearer {token}"), self.request)?;
-        Ok(Known { header, expires: Some(expires), worked: false })
+        Ok(Known { header, expires: Some(expires), worked: false, fetched: false })
     }
 
     fn get(&self, realm: &Url, basic: Option<(&str, HeaderValue)>) -> Exchange {

@@ -29,6 +29,16 @@ pub enum CredentialsError {
         /// What is wrong with it.
         reason: String,
     },
+    /// Whoever holds the credentials failed.
+    #[error("{holder}: credentials for registry {host}: {reason}")]
+    Keyring {
+        /// The holder.
+        holder: String,
+        /// The registry asked for.
+        host: String,
+        /// What it said.
+        reason: String,
+    },
     /// A helper failed.
     #[error("credential helper {program}, named in {} for registry {host}: {reason}", path.display())]
     Helper {

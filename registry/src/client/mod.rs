@@ -10,6 +10,7 @@ mod challenge;
 mod config;
 mod credentials;
 mod error;
+mod keyring;
 mod manifests;
 mod mirrors;
 mod outgoing;
@@ -27,6 +28,7 @@ use std::sync::Arc;
 pub use config::{ClientConfig, HostConfig, Retries, Timeouts, UploadConfig};
 pub use credentials::{CredentialStore, Credentials, CredentialsError, Found};
 pub use error::{Error, RegistryMessage, Target};
+pub use keyring::{Keyring, Token, TokenRequest};
 pub use manifests::MANIFEST_LIMIT_BYTES;
 pub use oci_spec::image::Descriptor;
 pub use reader::BlobReader;
@@ -55,6 +57,12 @@ impl Client {
             return Err(Error::Config { what, reason });
         }
         Ok(Self { transport: Arc::new(Transport::new(config)) })
+    }
+
+    /// The same client with the credentials of `keyring`, which are never used for anybody else. Where it has none, those
+    /// of files are used if `fall_back`.
+    pub fn with_keyring(&self, keyring: Arc<dyn Keyring>, fall_back: bool) -> Self {
+        Self { transport: Arc::new(self.transport.with_keyring(keyring, fall_back)) }
     }
 
     /// The configuration in use.

@@ -16,6 +16,7 @@ use super::challenge::{Challenge, Scopes};
 use super::config::{ClientConfig, HostConfig};
 use super::credentials::CredentialStore;
 use super::error::{Error, Target};
+use super::keyring::Keyring;
 use super::mirrors::MirrorState;
 use super::outgoing::Watched;
 use super::redirects::Redirects;
@@ -107,6 +108,12 @@ impl Endpoint {
 pub(super) struct Transport {
     pub(super) config: ClientConfig,
     auth: Authenticator,
+    known: Arc<Known>,
+}
+
+/// What is known about registries, whoever asks.
+#[derive(Default)]
+struct Known {
     clients: Mutex<HashMap<ClientKey, reqwest::Client>>,
     mirrors: MirrorState,
     redirects: Redirects,
@@ -123,13 +130,15 @@ struct ClientKey {
 impl Transport {
     pub(super) fn new(config: ClientConfig) -> Self {
         let store = CredentialStore::new(config.docker_config.clone(), config.timeouts.credential_helper);
-        Self {
-            config,
-            auth: Authenticator::new(store),
-            clients: Mutex::default(),
-            mirrors: MirrorState::default(),
-            redirects: Redirects::default(),
-        }
+        Self { config, auth: Authenticator::new(Some(store), None), known: Arc::default() }
+    }
+
+    /// The same connections, used with the credentials of `keyring`; where it has none, with the files' if `fall_back`.
+    pub(super) fn with_keyring(&self, keyring: Arc<dyn Keyring>, fall_back: bool) -> Self {
+        let config = self.config.clone();
+        let store = CredentialStore::new(config.docker_config.clone(), config.timeouts.credential_helper);
+        let auth = Authenticator::new(fall_back.then_some(store), Some(keyring));
+        Self { config, auth, known: Arc::clone(&self.known) }
     }
 
     /// The registry itself.
@@ -152,13 +161,13 @@ impl Transport {
             }
         };
         let mirrors = self.config.host(host).mirrors.into_iter().map(mirror);
-        let asked = mirrors.filter(|mirror| self.mirrors.is_asked(&mirror.host, target));
+        let asked = mirrors.filter(|mirror| self.known.mirrors.is_asked(&mirror.host, target));
         asked.chain([self.origin(host)]).collect()
     }
 
     /// Notes that the mirror `mirror` failed to serve `target` with `error`.
     pub(super) fn mirror_failed(&self, mirror: &str, target: &Target, error: &Error) {
-        self.mirrors.failed(mirror, target, error);
+        self.known.mirrors.failed(mirror, target, error);
     }
 
     fn client(&self, target: &Target, host: &str, secure: bool) -> Result<reqwest::Client, Error> {
@@ -169,7 +178,7 @@ impl Transport {
             ca_file: settings.ca_file.clone(),
             insecure_skip_verify: settings.insecure_skip_verify,
         };
-        let mut clients = self.clients.lock().unwrap_or_else(|poisoned| poisoned.into_inner());
+        let mut clients = self.known.clients.lock().unwrap_or_else(|poisoned| poisoned.into_inner());
         if let Some(client) = clients.get(&key) {
             return Ok(client.clone());
         }
@@ -268,7 +277,8 @@ impl Transport {
         let mut header = self.auth.authorization(self, request).await?;
         let mut tries = Tries::default();
         // Signed URLs are good for the method they were given for.
-        let mut shortcut = if exchange.method == Method::GET { self.redirects.get(&first) } else { None };
+        let mut shortcut =
+            if exchange.method == Method::GET { self.known.redirects.get(&first) } else { None };
         loop {
             exchange.url = shortcut.as_ref().unwrap_or(&exchange.url).clone();
             exchange.headers.remove(AUTHORIZATION);
@@ -283,7 +293,7 @@ impl Transport {
             if shortcut.take().is_some()
                 && !response.as_ref().is_ok_and(|response| response.status().is_success())
             {
-                self.redirects.forget(&first);
+                self.known.redirects.forget(&first);
                 exchange.url = first.clone();
                 continue;
             }
@@ -308,7 +318,7 @@ impl Transport {
                     None => return Ok(response),
                 }
             } else if exchange.method == Method::GET && response.status().is_success() {
-                self.redirects.remember(&first, &exchange.url);
+                self.known.redirects.remember(&first, &exchange.url);
                 return Ok(response);
             } else if exchange.method == Method::GET && has_ended(response.status()) && !tries.asked_again {
                 // A signed URL that ended on its way here, or came out of a cache: the registry makes a new one.

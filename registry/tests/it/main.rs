@@ -9,6 +9,7 @@ mod contract;
 mod expiry;
 mod faults;
 mod handover;
+mod keyring;
 mod limits;
 mod mirrors;
 mod reads;

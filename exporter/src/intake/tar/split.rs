@@ -1,25 +1,9 @@
-//! Cuts a tar stream into entries while it comes.
-//!
-//! | offset | size | field | meaning |
-//! |---|---|---|---|
-//! | 0 | 100 | name | padded with NUL |
-//! | 124 | 12 | size | octal digits, or (first bit set) a big-endian number |
-//! | 156 | 1 | type | `0` and NUL: a file |
-//! | 257 | 5 | magic | `ustar` |
-//! | 345 | 155 | prefix | of the name, with a slash between |
-//!
-//! An OCI layout needs nothing else: names are short, and there are but files and directories.
+//! Cuts a tar stream of an OCI layout into its files while it comes.
 
-use bytes::{Buf, Bytes, BytesMut};
+use bytes::{Bytes, BytesMut};
+use rafs::source::tar::heads::{BLOCK_BYTES, Extension, Head, Heads};
 
 use crate::build::OutputError;
-
-const BLOCK_BYTES: usize = 512;
-const NAME: std::ops::Range<usize> = 0..100;
-const SIZE: std::ops::Range<usize> = 124..136;
-const TYPE: usize = 156;
-const MAGIC: std::ops::Range<usize> = 257..262;
-const PREFIX: std::ops::Range<usize> = 345..500;
 
 /// What comes next in the stream.
 #[derive(Debug, Eq, PartialEq)]
@@ -36,7 +20,9 @@ pub(super) enum Event {
 #[derive(Debug, Default)]
 pub(super) struct Splitter {
     input: Bytes,
-    header: BytesMut,
+    /// What has come of a header block or of an extension's content.
+    gathered: BytesMut,
+    heads: Heads,
     state: State,
 }
 
@@ -44,6 +30,8 @@ pub(super) struct Splitter {
 enum State {
     #[default]
     Header,
+    /// The content of what says something about the next entry.
+    Extension(Extension),
     Data {
         left: u64,
         padding: u64,
@@ -65,7 +53,7 @@ impl Splitter {
 
     /// Whether the stream is in the middle of an entry.
     pub(super) fn is_inside_entry(&self) -> bool {
-        !self.header.is_empty() || matches!(self.state, State::Data { .. } | State::Padding { .. })
+        !self.gathered.is_empty() || !matches!(self.state, State::Header | State::Over)
     }
 
     /// The next event; `None` when more has to come first.
@@ -79,6 +67,7 @@ impl Splitter {
                     }
                 }
                 State::Padding { left: 0 } => self.state = State::Header,
+                State::Extension(Extension { size: 0, .. }) => self.state = State::Header,
                 _ if self.input.is_empty() => return Ok(None),
                 State::Over => self.input.clear(),
                 State::Data { left, padding, skip } => {
@@ -93,13 +82,17 @@ impl Splitter {
                     self.state = State::Padding { left };
                 }
                 State::Header => {
-                    let missing = BLOCK_BYTES - self.header.len();
-                    let part = self.take(missing as u64);
-                    self.header.extend_from_slice(&part);
-                    if self.header.len() == BLOCK_BYTES
-                        && let Some(event) = self.begin()?
+                    let block = self.gather(BLOCK_BYTES);
+                    if let Some(block) = block.as_deref().and_then(|block| block.try_into().ok())
+                        && let Some(event) = self.begin(block)?
                     {
                         return Ok(Some(event));
+                    }
+                }
+                State::Extension(extension) => {
+                    if let Some(content) = self.gather(extension.size) {
+                        self.heads.extend(extension, &content).map_err(wrong)?;
+                        self.state = State::Padding { left: padding(extension.size as u64) };
                     }
                 }
             }
@@ -112,52 +105,40 @@ impl Splitter {
         self.input.split_to(length)
     }
 
+    /// The next `length` bytes, once all have come.
+    fn gather(&mut self, length: usize) -> Option<BytesMut> {
+        let part = self.take((length - self.gathered.len()) as u64);
+        self.gathered.extend_from_slice(&part);
+        (self.gathered.len() == length).then(|| self.gathered.split())
+    }
+
     /// Reads a complete header.
-    fn begin(&mut self) -> Result<Option<Event>, OutputError> {
-        let header = self.header.split();
-        if header.iter().all(|&byte| byte == 0) {
-            self.state = State::Over;
-            return Ok(None);
-        }
-        if &header[MAGIC] != b"ustar" {
-            return Err(OutputError::Layout { reason: "a tar header has no ustar magic".to_owned() });
-        }
-        let name = match (text(&header[PREFIX]), text(&header[NAME])) {
-            (prefix, name) if prefix.is_empty() => name,
-            (prefix, name) => format!("{prefix}/{name}"),
+    fn begin(&mut self, block: [u8; BLOCK_BYTES]) -> Result<Option<Event>, OutputError> {
+        let entry = match self.heads.next(block).map_err(wrong)? {
+            Head::End => {
+                self.state = State::Over;
+                return Ok(None);
+            }
+            Head::Extension(extension) => {
+                self.state = State::Extension(extension);
+                return Ok(None);
+            }
+            Head::Entry(entry) => entry,
         };
-        let size = size(&header[SIZE]).ok_or_else(|| OutputError::Layout {
-            reason: format!("{name:?} has a size that is no number"),
-        })?;
-        let padding = (BLOCK_BYTES as u64 - size % BLOCK_BYTES as u64) % BLOCK_BYTES as u64;
-        let skip = !matches!(header[TYPE], b'0' | 0);
-        self.state = State::Data { left: size, padding, skip };
+        let (size, skip) = (entry.size, !entry.is_file());
+        let name = String::from_utf8_lossy(&entry.path).into_owned();
+        self.state = State::Data { left: size, padding: padding(size), skip };
         Ok((!skip).then_some(Event::Begin { name, size }))
     }
 }
 
-/// Text up to the first NUL.
-fn text(field: &[u8]) -> String {
-    let end = field.iter().position(|&byte| byte == 0).unwrap_or(field.len());
-    String::from_utf8_lossy(&field[..end]).into_owned()
+/// What follows `size` bytes up to the next block.
+fn padding(size: u64) -> u64 {
+    (BLOCK_BYTES as u64 - size % BLOCK_BYTES as u64) % BLOCK_BYTES as u64
 }
 
-/// A size in either of its forms.
-fn size(field: &[u8]) -> Option<u64> {
-    match field.split_first()? {
-        (0x80, mut rest) => {
-            while rest.len() > 8 {
-                if rest.get_u8() != 0 {
-                    return None;
-                }
-            }
-            Some(rest.iter().fold(0, |number, &byte| number << 8 | u64::from(byte)))
-        }
-        _ => {
-            let digits = text(field);
-            u64::from_str_radix(digits.trim(), 8).ok()
-        }
-    }
+fn wrong(problem: rafs::source::tar::Problem) -> OutputError {
+    OutputError::Layout { reason: problem.to_string() }
 }
 
 #[cfg(test)]
@@ -201,12 +182,49 @@ mod tests {
         }
     }
 
+    /// A header as Go's archive/tar writes it, with its checksum.
+    fn header(name: &str, typeflag: u8, size: &[u8]) -> Vec<u8> {
+        let mut header = tar::Header::new_ustar();
+        header.set_path(name).unwrap();
+        header.set_entry_type(tar::EntryType::new(typeflag));
+        header.as_mut_bytes()[124..124 + size.len()].copy_from_slice(size);
+        header.set_cksum();
+        header.as_bytes().to_vec()
+    }
+
+    fn begin_of(stream: &[u8]) -> Vec<Event> {
+        let mut found = Vec::new();
+        let mut splitter = Splitter::default();
+        for data in stream.chunks(100) {
+            splitter.push(Bytes::copy_from_slice(data));
+            while let Some(event) = splitter.next().unwrap() {
+                found.push(event);
+            }
+        }
+        found
+    }
+
     #[test]
-    fn a_size_has_two_forms() {
-        assert_eq!(size(b"00000001750\0"), Some(1000));
-        assert_eq!(size(&[0x80, 0, 0, 0, 0, 0, 0, 1, 0, 0, 0, 0]), Some(1 << 32));
-        assert_eq!(size(&[0x80, 1, 0, 0, 0, 0, 0, 1, 0, 0, 0, 0]), None);
-        assert_eq!(size(b"abc\0\0\0\0\0\0\0\0\0"), None);
+    fn a_file_of_8_gib_and_more_has_its_size_in_any_of_go_s_forms() {
+        let size: u64 = 9_000_000_000;
+        let name = "blobs/sha256/aa";
+        let record = format!("19 size={size}\n");
+        // FormatPAX: a record, and a size field of zeros. FormatGNU: a base-256 number.
+        let mut pax = header("PaxHeaders.0/aa", b'x', format!("{:011o}\0", record.len()).as_bytes());
+        pax.extend_from_slice(record.as_bytes());
+        pax.resize(1024, 0);
+        pax.extend(header(name, b'0', b"00000000000\0"));
+        let mut number = [0; 12];
+        number[0] = 0x80;
+        number[4..].copy_from_slice(&size.to_be_bytes());
+        let gnu = header(name, b'0', &number);
+        for mut stream in [pax, gnu] {
+            stream.extend_from_slice(b"content");
+            let events = begin_of(&stream);
+            assert_eq!(events[0], Event::Begin { name: name.to_owned(), size });
+            assert!(matches!(&events[1], Event::Data(data) if b"content".starts_with(data)));
+            assert!(!events.contains(&Event::End));
+        }
     }
 
     proptest::proptest! {
@@ -214,13 +232,12 @@ mod tests {
         #[test]
         fn any_bytes_are_events_or_an_error(
             mut stream in proptest::collection::vec(proptest::prelude::any::<u8>(), 0..3000),
-            size in "[0-7]{11}",
+            size in "[0-7]{0,11}",
+            typeflag in proptest::sample::select(b"0xgLK".to_vec()),
             piece in 1usize..2000,
         ) {
-            if let Some(header) = stream.first_chunk_mut::<BLOCK_BYTES>() {
-                header[SIZE][..size.len()].copy_from_slice(size.as_bytes());
-                header[TYPE] = b'0';
-                header[MAGIC].copy_from_slice(b"ustar");
+            if stream.len() >= BLOCK_BYTES {
+                stream[..BLOCK_BYTES].copy_from_slice(&header("name", typeflag, size.as_bytes()));
             }
             let mut splitter = Splitter::default();
             let mut found = 0;

@@ -6,32 +6,22 @@ use std::io;
 use std::os::unix::fs::FileExt as _;
 use std::path::Path;
 
-use tar::{EntryType, Header, PaxExtensions};
+use rafs::source::tar::heads::{BLOCK_BYTES, EntryHead, Extension, Head, Heads};
 
 use super::Entry;
 use crate::source::error::SourceError;
 
-const BLOCK_BYTES: u64 = 512;
-
-/// Long names and PAX records are longer in no archive of an image.
-const EXTENSION_LIMIT_BYTES: u64 = 1 << 20;
+/// Types of entries.
+const HARD_LINK: u8 = b'1';
+const SYMBOLIC_LINK: u8 = b'2';
 
 /// Images have some hundred layers; each is up to three entries.
 const ENTRIES_LIMIT: usize = 100_000;
 
-/// What entries of their own say about the next one.
-#[derive(Default)]
-struct Extension {
-    name: Option<Vec<u8>>,
-    link: Option<Vec<u8>>,
-    size: Option<u64>,
-}
-
 /// Scans the tar `file`, which is at `path`. Of entries with the same name the last counts, as when unpacking.
 pub(super) fn entries(path: &Path, file: &File) -> Result<HashMap<String, Entry>, SourceError> {
     let end = file.metadata().map_err(SourceError::io(path.display().to_string()))?.len();
-    let mut scan =
-        Scan { path, file, end, offset: 0, extension: Extension::default(), entries: HashMap::new() };
+    let mut scan = Scan { path, file, end, offset: 0, heads: Heads::default(), entries: HashMap::new() };
     while scan.step()? {}
     Ok(scan.entries)
 }
@@ -43,7 +33,7 @@ struct Scan<'a> {
     end: u64,
     /// Where the next header is.
     offset: u64,
-    extension: Extension,
+    heads: Heads,
     entries: HashMap<String, Entry>,
 }
 
@@ -65,106 +55,70 @@ impl Scan<'_> {
         if self.offset == self.end && !self.entries.is_empty() {
             return Ok(false);
         }
-        let mut block = [0; BLOCK_BYTES as usize];
+        let mut block = [0; BLOCK_BYTES];
         self.read(self.offset, &mut block)?;
-        if block.iter().all(|&byte| byte == 0) {
-            return Ok(false);
+        let head = self.heads.next(block).map_err(|problem| self.wrong(problem.to_string()))?;
+        let content = self.offset + BLOCK_BYTES as u64;
+        match head {
+            Head::End => return Ok(false),
+            Head::Extension(extension) => {
+                let next = self.end_of(content, extension.size as u64)?;
+                self.extend(extension, content)?;
+                self.offset = next;
+            }
+            Head::Entry(entry) => {
+                // Whatever the size field of what is no file says, as tar and the container runtimes read it.
+                let size = if matches!(entry.typeflag, b'1'..=b'6') { 0 } else { entry.size };
+                let next = self.end_of(content, size)?;
+                self.add(entry, content)?;
+                self.offset = next;
+            }
         }
-        let header = Header::from_byte_slice(&block);
-        self.check(header, &block)?;
-        let kind = header.entry_type();
-        let size = match self.extension.size {
-            Some(size) if !is_extension(kind) => size,
-            _ => header.entry_size().map_err(|error| self.wrong(error.to_string()))?,
-        };
-        let content = self.offset + BLOCK_BYTES;
+        Ok(true)
+    }
+
+    /// Where the next header is behind `size` bytes of content at `content`, which have to be there.
+    fn end_of(&self, content: u64, size: u64) -> Result<u64, SourceError> {
         let next = size
-            .checked_next_multiple_of(BLOCK_BYTES)
+            .checked_next_multiple_of(BLOCK_BYTES as u64)
             .and_then(|padded| content.checked_add(padded))
             .filter(|_| content.saturating_add(size) <= self.end)
             .ok_or_else(|| {
                 self.wrong(format!("it has {size} bytes, of which {} are there", self.end - content))
             })?;
-        if is_extension(kind) {
-            self.extend(kind, content, size)?;
-        } else {
-            self.add(header, kind, content, size)?;
-        }
         // The padding behind the last file is missing in archives of some tools.
-        self.offset = next.min(self.end);
-        Ok(true)
+        Ok(next.min(self.end))
     }
 
-    /// Checks that this is a header at all.
-    fn check(&self, header: &Header, block: &[u8]) -> Result<(), SourceError> {
-        const CHECKSUM: std::ops::Range<usize> = 148..156;
-        let sum: u32 =
-            (0..).zip(block).map(|(i, &b)| if CHECKSUM.contains(&i) { 32 } else { u32::from(b) }).sum();
-        match header.cksum() {
-            Ok(stated) if stated == sum => Ok(()),
-            _ => Err(self.wrong("there is no tar header: its checksum is wrong")),
-        }
-    }
-
-    /// Takes what an entry says about the next one.
-    fn extend(&mut self, kind: EntryType, content: u64, size: u64) -> Result<(), SourceError> {
-        if size > EXTENSION_LIMIT_BYTES {
-            return Err(self.wrong(format!(
-                "it describes the next one in {size} bytes: at most {EXTENSION_LIMIT_BYTES} are read"
-            )));
-        }
-        let mut data = vec![0; size as usize];
+    /// Takes what an entry says about others.
+    fn extend(&mut self, extension: Extension, content: u64) -> Result<(), SourceError> {
+        let mut data = vec![0; extension.size];
         self.read(content, &mut data)?;
-        let text = |data: &[u8]| data.split(|&byte| byte == 0).next().unwrap_or_default().to_vec();
-        match kind {
-            EntryType::GNULongName => self.extension.name = Some(text(&data)),
-            EntryType::GNULongLink => self.extension.link = Some(text(&data)),
-            EntryType::XHeader => {
-                for record in PaxExtensions::new(&data) {
-                    let record = record.map_err(|error| self.wrong(format!("PAX records: {error}")))?;
-                    match record.key_bytes() {
-                        b"path" => self.extension.name = Some(record.value_bytes().to_vec()),
-                        b"linkpath" => self.extension.link = Some(record.value_bytes().to_vec()),
-                        b"size" => {
-                            let size = record.value().ok().and_then(|value| value.parse().ok());
-                            let wrong = || self.wrong("PAX records: the size is no number");
-                            self.extension.size = Some(size.ok_or_else(wrong)?);
-                        }
-                        key if key.starts_with(b"GNU.sparse.") => {
-                            return Err(self.wrong("a sparse file: expected plain ones"));
-                        }
-                        _ => {}
-                    }
-                }
-            }
-            _ => {}
-        }
-        Ok(())
+        let extended = self.heads.extend(extension, &data);
+        extended.map_err(|problem| self.wrong(problem.to_string()))
     }
 
-    fn add(&mut self, header: &Header, kind: EntryType, offset: u64, size: u64) -> Result<(), SourceError> {
-        let extension = std::mem::take(&mut self.extension);
-        let raw = extension.name.unwrap_or_else(|| header.path_bytes().into_owned());
-        let entry = match kind {
-            EntryType::Regular | EntryType::Continuous => Entry::File { offset, size },
-            EntryType::Symlink | EntryType::Link => {
-                let target =
-                    extension.link.or_else(|| header.link_name_bytes().map(|name| name.into_owned()));
-                let target = target.unwrap_or_default();
+    fn add(&mut self, head: EntryHead, offset: u64) -> Result<(), SourceError> {
+        if head.is_sparse {
+            return Err(self.wrong("a sparse file: expected plain ones"));
+        }
+        let entry = match head.typeflag {
+            _ if head.is_file() => Entry::File { offset, size: head.size },
+            kind @ (HARD_LINK | SYMBOLIC_LINK) => {
                 // A symbolic link starts from its own folder, a hard link from the root.
-                let folder = raw.iter().rposition(|&byte| byte == b'/').map_or(&[][..], |end| &raw[..end]);
-                let base = if kind == EntryType::Symlink { folder } else { &[] };
-                match normal(base, &target) {
+                let folder = head.path.iter().rposition(|&byte| byte == b'/');
+                let folder = folder.map_or(&[][..], |end| &head.path[..end]);
+                let base = if kind == SYMBOLIC_LINK { folder } else { &[] };
+                match normal(base, &head.link) {
                     Some(target) => Entry::Link(target),
                     // It leads out of the archive, where nothing is looked for.
                     None => return Ok(()),
                 }
             }
-            EntryType::GNUSparse => return Err(self.wrong("a sparse file: expected plain ones")),
             _ => return Ok(()),
         };
         // What is not in the archive by a usable name cannot be named by a document either.
-        if let Some(name) = normal(&[], &raw) {
+        if let Some(name) = normal(&[], &head.path) {
             if self.entries.len() >= ENTRIES_LIMIT {
                 return Err(
                     self.wrong(format!("the tar has more than {ENTRIES_LIMIT} files: it is no image"))
@@ -174,13 +128,6 @@ impl Scan<'_> {
         }
         Ok(())
     }
-}
-
-fn is_extension(kind: EntryType) -> bool {
-    matches!(
-        kind,
-        EntryType::GNULongName | EntryType::GNULongLink | EntryType::XHeader | EntryType::XGlobalHeader
-    )
 }
 
 /// The name `path`, as seen from `base`, without `.` and `..`; `None` where it is outside of the archive or no text.

@@ -134,7 +134,7 @@ fn a_description_of_the_next_entry_has_a_limit() {
     let mut bytes = header.as_bytes().to_vec();
     bytes.resize((64 << 20) + 1024, b'x');
     let error = open(&bytes).unwrap_err().to_string();
-    assert!(error.contains("at most 1048576"), "{error}");
+    assert!(error.contains("the limit is 1048576"), "{error}");
 }
 
 #[test]

@@ -18,6 +18,7 @@
 
 mod error;
 mod header;
+pub mod heads;
 mod input;
 mod pax;
 mod sparse;

@@ -131,6 +131,11 @@ impl Numbers {
 }
 
 impl SparseRecords {
+    /// Whether anything says that the file is sparse.
+    pub(super) fn is_given(&self) -> bool {
+        self.major.is_some() || self.real_size.is_some() || self.segments.is_some() || self.name.is_some()
+    }
+
     fn set(&mut self, key: &[u8], field: &[u8], value: &[u8]) -> Result<(), Problem> {
         match field {
             b"major" => self.major = optional_decimal(key, value)?,

@@ -1,0 +1,65 @@
+//! The sessions that are open, for calls of our own to their clients.
+
+use std::collections::HashMap;
+use std::sync::Mutex;
+use std::sync::PoisonError;
+use std::time::Duration;
+
+use bytes::Bytes;
+use h2::client::SendRequest;
+use tokio::sync::watch;
+use tokio::time::timeout;
+
+use crate::grpc::{Code, Status};
+
+/// A client opens its session about when it sends its Solve, in any order; buildkitd waits as long.
+const ARRIVAL_DEADLINE: Duration = Duration::from_secs(5);
+
+/// All open sessions, by their ids.
+#[derive(Debug, Default)]
+pub(crate) struct Sessions {
+    open: Mutex<HashMap<String, SendRequest<Bytes>>>,
+    changed: watch::Sender<()>,
+}
+
+impl Sessions {
+    /// Makes a session known until the result is dropped.
+    pub(crate) fn register(&self, id: &str, client: SendRequest<Bytes>) -> OpenSession<'_> {
+        self.open.lock().unwrap_or_else(PoisonError::into_inner).insert(id.to_owned(), client);
+        self.changed.send_replace(());
+        OpenSession { sessions: self, id: id.to_owned() }
+    }
+
+    fn find(&self, id: &str) -> Option<SendRequest<Bytes>> {
+        self.open.lock().unwrap_or_else(PoisonError::into_inner).get(id).cloned()
+    }
+
+    /// The way to the client of session `id`, which may be about to open it.
+    pub(super) async fn client(&self, id: &str) -> Result<SendRequest<Bytes>, Status> {
+        let mut changed = self.changed.subscribe();
+        let wait = async {
+            loop {
+                if let Some(client) = self.find(id) {
+                    return client;
+                }
+                // The sender lives as long as this.
+                let _ = changed.changed().await;
+            }
+        };
+        let absent = |_| Status::new(Code::Unavailable, format!("session {id} is not open"));
+        timeout(ARRIVAL_DEADLINE, wait).await.map_err(absent)
+    }
+}
+
+/// A session's entry; dropping it removes it.
+#[derive(Debug)]
+pub(crate) struct OpenSession<'a> {
+    sessions: &'a Sessions,
+    id: String,
+}
+
+impl Drop for OpenSession<'_> {
+    fn drop(&mut self) {
+        self.sessions.open.lock().unwrap_or_else(PoisonError::into_inner).remove(&self.id);
+    }
+}
