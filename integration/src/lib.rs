@@ -10,6 +10,8 @@ pub mod access_log;
 pub mod corpus;
 pub mod cri;
 pub mod demo;
+#[cfg(test)]
+mod documents;
 pub mod fault_proxy;
 pub mod gnu_tar;
 pub mod image_files;
