@@ -4,6 +4,7 @@ use std::path::PathBuf;
 
 use clap::Subcommand;
 use image::platform::PlatformName;
+use registry::Reference;
 
 /// Work on cluster images
 #[derive(Debug, Subcommand)]
@@ -15,6 +16,12 @@ pub(crate) enum Cluster {
     /// it could not, so that images may be missing. With --lock or --check the images are looked up too: then it is also 1
     /// if one that is asked for outright is not there, or if the lock says something else.
     Images(Images),
+    /// Bring all container images of a cluster image to a directory or a repository
+    ///
+    /// What they are says images.lock in the directory, or --lock; without one they are looked up. Without --to they go to
+    /// DIR/registry, in the storage layout of CNCF distribution, which a registry serves as it is. What is there already is not
+    /// fetched again, so an interrupted save goes on where it was. Exit 1 if an image is not saved; the others are.
+    Save(Save),
 }
 
 /// Where images are looked for, and how.
@@ -64,6 +71,24 @@ pub(crate) struct Images {
     /// Do not fail if an image that fits this pattern is not there; may be given several times
     #[arg(long, value_name = "PATTERN")]
     pub(crate) allow_missing: Vec<String>,
+}
+
+#[derive(Debug, clap::Args)]
+pub(crate) struct Save {
+    #[command(flatten)]
+    pub(crate) discovery: Discovery,
+    /// Save the images as they are, layers and all
+    #[arg(long)]
+    pub(crate) plain: bool,
+    /// The lock [default: images.lock in the directory, if it is there]
+    #[arg(long, value_name = "FILE")]
+    pub(crate) lock: Option<PathBuf>,
+    /// Save to this repository, under this tag
+    #[arg(long, value_name = "REPOSITORY:TAG", value_parser = super::save::target)]
+    pub(crate) to: Option<Reference>,
+    /// Without a lock: save the images of these platforms [default: all]
+    #[arg(long, value_name = "OS/ARCH[/VARIANT]", value_delimiter = ',')]
+    pub(crate) platform: Vec<PlatformName>,
 }
 
 fn pair(text: &str) -> Result<(String, String), String> {

@@ -59,7 +59,7 @@ pub(super) async fn run(config: &Config, flags: args::Images) -> anyhow::Result<
 }
 
 /// Looks for images in the directory that is named.
-async fn discover(config: &Config, flags: &args::Discovery) -> anyhow::Result<Discovery> {
+pub(super) async fn discover(config: &Config, flags: &args::Discovery) -> anyhow::Result<Discovery> {
     let dir = Path::new(&flags.source);
     if !dir.is_dir() {
         bail!("{}: no such directory", flags.source);

@@ -3,6 +3,7 @@
 mod args;
 mod images;
 mod lock;
+mod save;
 
 use std::process::ExitCode;
 
@@ -20,6 +21,7 @@ pub(crate) async fn run(config: Config, command: Cluster) -> anyhow::Result<Exit
     let ended = stop.run_until_cancelled(async {
         match command {
             Cluster::Images(flags) => images::run(&config, flags).await,
+            Cluster::Save(flags) => save::run(&config, flags).await,
         }
     });
     ended.await.unwrap_or_else(|| {

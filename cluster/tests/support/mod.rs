@@ -20,7 +20,7 @@ pub(crate) struct Registry {
     shutdown: CancellationToken,
     client: Client,
     /// What it stores goes with it.
-    _dir: TempDir,
+    dir: TempDir,
 }
 
 /// A manifest that was stored.
@@ -43,7 +43,7 @@ impl Registry {
         let shutdown = CancellationToken::new();
         let config = ServerConfig { listen: ([127, 0, 0, 1], 0).into(), ..ServerConfig::new(dir.path()) };
         let server = serve(config, shutdown.clone()).await.unwrap();
-        Self { server, shutdown, client: Client::new(self::config()).unwrap(), _dir: dir }
+        Self { server, shutdown, client: Client::new(self::config()).unwrap(), dir }
     }
 
     pub(crate) fn host(&self) -> String {
@@ -52,6 +52,13 @@ impl Registry {
 
     pub(crate) fn repository(&self, name: &str) -> Repository {
         Repository::parse(&format!("{}/{name}", self.host())).unwrap()
+    }
+
+    /// The file that holds the content of this digest.
+    #[allow(dead_code, reason = "not every test program damages it")]
+    pub(crate) fn data(&self, digest: &registry::Digest) -> std::path::PathBuf {
+        let hex = digest.digest();
+        self.dir.path().join("docker/registry/v2/blobs/sha256").join(&hex[..2]).join(hex).join("data")
     }
 
     /// Stores a blob; returns its descriptor without a media type.

@@ -1,0 +1,86 @@
+//! `cluster save`: the images of a cluster image, brought to a directory or a repository.
+
+use std::path::{Path, PathBuf};
+use std::process::ExitCode;
+
+use anyhow::{Context as _, bail};
+use cluster::lock::{self, Lock, ResolveOptions};
+use cluster::save::{self, Destination, NotSaved, Report, SaveOptions};
+use indicatif::HumanBytes;
+use registry::Reference;
+use registry::client::Client;
+
+use super::{args, images};
+use crate::config::Config;
+
+/// Where a cluster image has its lock, and where `COPY registry` expects its images.
+const LOCK: &str = "images.lock";
+const REGISTRY: &str = "registry";
+
+/// Saves all images, with a line for each.
+pub(super) async fn run(config: &Config, flags: args::Save) -> anyhow::Result<ExitCode> {
+    if !flags.plain {
+        bail!("images are saved as they are: say so with --plain");
+    }
+    let client = Client::new(config.registry.clone())?;
+    let root = Path::new(&flags.discovery.source);
+    let Some(lock) = lock(config, &flags, &client).await? else { return Ok(ExitCode::FAILURE) };
+    let destination = match &flags.to {
+        Some(reference) => Destination::Repository(reference.clone()),
+        None => Destination::Directory(root.join(REGISTRY)),
+    };
+    let saved = save::save(&lock, root, &client, &destination, &SaveOptions::default(), &say).await;
+    match saved {
+        Ok(()) => Ok(ExitCode::SUCCESS),
+        Err(NotSaved::Images(failed)) => {
+            for failed in &failed {
+                eprintln!("error: {failed}");
+            }
+            eprintln!("{} of {} images are not saved", failed.len(), lock.images.len());
+            Ok(ExitCode::FAILURE)
+        }
+        Err(error) => Err(error).with_context(|| format!("saving {} images", lock.images.len())),
+    }
+}
+
+fn say(report: &Report) {
+    let Report { image, bytes, fetched } = report;
+    println!("{image}  {}, {} fetched", HumanBytes(*bytes), HumanBytes(*fetched));
+}
+
+/// The lock that is named or that the image has; without one, what is asked for now. `None`: images may be missing.
+async fn lock(config: &Config, flags: &args::Save, client: &Client) -> anyhow::Result<Option<Lock>> {
+    let own: PathBuf = Path::new(&flags.discovery.source).join(LOCK);
+    let path = flags.lock.clone().or_else(|| own.is_file().then_some(own));
+    if let Some(path) = path {
+        if !flags.platform.is_empty() {
+            bail!("{} says for which platforms: --platform is for where there is no lock", path.display());
+        }
+        return Ok(Some(Lock::read(&path)?));
+    }
+    let found = images::discover(config, &flags.discovery).await?;
+    let root = Path::new(&flags.discovery.source);
+    let options = ResolveOptions { platforms: flags.platform.clone(), ..ResolveOptions::default() };
+    let resolved = lock::resolve(&found, root, client, &options, None).await.context("looking up images")?;
+    for warning in found.warnings.iter().chain(&resolved.warnings) {
+        eprintln!("warning: {warning}");
+    }
+    let problems: Vec<_> = found.problems.iter().chain(&resolved.problems).collect();
+    for problem in &problems {
+        eprintln!("error: {problem}");
+    }
+    if !problems.is_empty() {
+        eprintln!("nothing is saved: images may be missing");
+        return Ok(None);
+    }
+    Ok(Some(resolved.lock))
+}
+
+/// A reference with a tag, to save to.
+pub(super) fn target(text: &str) -> Result<Reference, String> {
+    let reference = Reference::parse(text).map_err(|error| error.to_string())?;
+    match (reference.tag(), reference.digest()) {
+        (Some(_), None) => Ok(reference),
+        _ => Err(format!("{text:?}: expected a reference with a tag and without a digest")),
+    }
+}

@@ -1,0 +1,197 @@
+//! Registries that want tokens, that cut connections, that say no more; and a save that is killed.
+
+use std::fs;
+use std::path::Path;
+use std::process::{Command, Stdio};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::{Duration, Instant};
+
+use base64::Engine as _;
+use cluster::lock::Lock;
+use cluster::save::Destination;
+use registry::Reference;
+use registry::client::{Client, ClientConfig, Retries, Timeouts};
+use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
+use tokio::net::{TcpListener, TcpStream};
+use tokio_util::task::AbortOnDropHandle;
+
+use crate::peers::proxy::{Proxy, Way};
+use crate::peers::{self, have, noise, token};
+use crate::support::{self, Registry};
+use crate::{check_image_as, fetched, locked, saved, saved_as};
+
+const LARGE: usize = 4 << 20;
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_registry_that_wants_tokens_gets_them() {
+    if !have("docker-registry") || !have("openssl") {
+        return;
+    }
+    let dir = tempfile::tempdir().unwrap();
+    let key = token::Key::make(dir.path());
+    let certificate = key.certificate.clone();
+    let service = token::service(key).await;
+    let auth = format!(
+        "auth:\n  token: {{ realm: \"http://{}/token\", service: {}, issuer: {}, rootcertbundle: {} }}",
+        service.host,
+        token::SERVICE,
+        token::ISSUER,
+        certificate.display()
+    );
+    let to = peers::Registry::docker(dir.path(), &auth);
+    let from = Registry::start().await;
+    for (name, layer) in [("app", noise(1, 300_000)), ("db", noise(2, 700_000))] {
+        let image = from.image(name, "linux/amd64", &[&layer, b"shared"]).await;
+        from.tag(name, "v1", support::index(&[&image])).await;
+    }
+    let list = format!("{0}/app:v1\n{0}/db:v1\n", from.host());
+    let lock = locked(&dir, &list, &[]).await;
+    let name = Reference::parse(&format!("{}/team/cluster:images", to.host())).unwrap();
+    let destination = Destination::Repository(name.clone());
+    // Who may not push is told so for each image, and there is no tag.
+    let (_, failed) = saved(&lock, dir.path(), &destination).await;
+    assert_eq!(failed.len(), 2);
+    assert!(failed[0].to_string().starts_with(&format!("{}/app:v1: ", from.host())), "{}", failed[0]);
+    let config = dir.path().join("config.json");
+    let word = base64::engine::general_purpose::STANDARD.encode("alice:secret");
+    fs::write(&config, serde_json::json!({"auths": {to.host(): {"auth": word}}}).to_string()).unwrap();
+    let alice = Client::new(ClientConfig { docker_config: Some(config), ..support::config() }).unwrap();
+    let (_, failed) = saved_as(&alice, &lock, dir.path(), &destination).await;
+    assert!(failed.is_empty(), "{failed:?}");
+    assert!(alice.head_manifest(&name).await.unwrap().is_some());
+    for image in &lock.images {
+        check_image_as(&alice, name.repository(), image.platforms[0].digest.as_ref()).await;
+    }
+    let (reports, _) = saved_as(&alice, &lock, dir.path(), &destination).await;
+    assert_eq!(fetched(&reports), 0);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_connection_that_is_cut_is_taken_up_where_it_was() {
+    let registry = Registry::start().await;
+    let image = registry.image("app", "linux/amd64", &[&noise(3, LARGE)]).await;
+    registry.tag("app", "v1", image.content.clone()).await;
+    let proxy = Proxy::start(registry.host(), Way::ToClient, vec![1 << 20, 3 << 20]).await;
+    let dir = tempfile::tempdir().unwrap();
+    let lock = locked(&dir, &format!("{}/app:v1\n", proxy.host), &[]).await;
+    let (reports, failed) =
+        saved(&lock, dir.path(), &Destination::Directory(dir.path().join("registry"))).await;
+    assert!(failed.is_empty(), "{failed:?}");
+    assert_eq!((proxy.cuts(), fetched(&reports)), (2, image.bytes));
+    // Little came twice.
+    assert!(proxy.passed() < image.bytes + (1 << 20), "{}", proxy.passed());
+}
+
+/// Passes everything on to a server, and no more than a number of bytes back.
+struct Held {
+    host: String,
+    left: Arc<AtomicU64>,
+    _task: AbortOnDropHandle<()>,
+}
+
+impl Held {
+    async fn start(server: String) -> Self {
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let host = listener.local_addr().unwrap().to_string();
+        let left = Arc::new(AtomicU64::new(u64::MAX));
+        let shared = left.clone();
+        let task = tokio::spawn(async move {
+            while let Ok((client, _)) = listener.accept().await {
+                let Ok(server) = TcpStream::connect(&server).await else { continue };
+                tokio::spawn(Self::pass(client, server, shared.clone()));
+            }
+        });
+        Self { host, left, _task: AbortOnDropHandle::new(task) }
+    }
+
+    async fn pass(client: TcpStream, server: TcpStream, left: Arc<AtomicU64>) {
+        let (mut from_client, mut to_client) = client.into_split();
+        let (mut from_server, mut to_server) = server.into_split();
+        tokio::spawn(async move { tokio::io::copy(&mut from_client, &mut to_server).await });
+        let mut buffer = vec![0; 16 << 10];
+        while let Ok(read @ 1..) = from_server.read(&mut buffer).await {
+            let taken =
+                left.fetch_update(Ordering::SeqCst, Ordering::SeqCst, |left| left.checked_sub(read as u64));
+            if taken.is_err() {
+                return std::future::pending().await;
+            }
+            if to_client.write_all(&buffer[..read]).await.is_err() {
+                return;
+            }
+        }
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_registry_that_says_no_more_fails_its_images_in_time() {
+    let registry = Registry::start().await;
+    let image = registry.image("app", "linux/amd64", &[&noise(4, LARGE)]).await;
+    registry.tag("app", "v1", image.content.clone()).await;
+    let held = Held::start(registry.host()).await;
+    let dir = tempfile::tempdir().unwrap();
+    let lock = locked(&dir, &format!("{}/app:v1\n", held.host), &[]).await;
+    held.left.store(2 << 20, Ordering::SeqCst);
+    let short = Timeouts { idle: Duration::from_millis(300), ..Timeouts::default() };
+    let retries = Retries { attempts: 2, ..Retries::default() };
+    let impatient = Client::new(ClientConfig { timeouts: short, retries, ..support::config() }).unwrap();
+    let to = Destination::Directory(dir.path().join("registry"));
+    let (_, failed) = saved_as(&impatient, &lock, dir.path(), &to).await;
+    assert!(failed[0].to_string().starts_with(&format!("{}/app:v1: ", held.host)), "{failed:?}");
+    held.left.store(u64::MAX, Ordering::SeqCst);
+    let (_, failed) = saved(&lock, dir.path(), &to).await;
+    assert!(failed.is_empty(), "{failed:?}");
+}
+
+/// Where the child of the next test finds its work.
+const CHILD: &str = "NYDUS_CLUSTER_TEST_SAVE";
+
+/// What the next test kills.
+#[tokio::test(flavor = "multi_thread")]
+async fn saves_as_a_child() {
+    let Some(dir) = std::env::var_os(CHILD) else { return };
+    let dir = Path::new(&dir);
+    let lock = Lock::read(&dir.join("images.lock")).unwrap();
+    let _ = saved(&lock, dir, &Destination::Directory(dir.join("registry"))).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_save_that_is_killed_goes_on_where_it_was() {
+    let registry = Registry::start().await;
+    let small = registry.image("small", "linux/amd64", &[b"small"]).await;
+    registry.tag("small", "v1", small.content.clone()).await;
+    let large = registry.image("large", "linux/amd64", &[&noise(5, LARGE)]).await;
+    registry.tag("large", "v1", large.content.clone()).await;
+    let held = Held::start(registry.host()).await;
+    let dir = tempfile::tempdir().unwrap();
+    let lock = locked(&dir, &format!("{0}/small:v1\n{0}/large:v1\n", held.host), &[]).await;
+    lock.write(&dir.path().join("images.lock")).unwrap();
+    // Enough for all but the end of the large layer.
+    held.left.store(3 << 20, Ordering::SeqCst);
+    let mut child = Command::new(std::env::current_exe().unwrap())
+        .args(["--exact", "registries::saves_as_a_child"])
+        .env(CHILD, dir.path())
+        .stdout(Stdio::null())
+        .stderr(Stdio::null())
+        .spawn()
+        .unwrap();
+    let target = dir.path().join("registry");
+    let tag = target.join("docker/registry/v2/repositories/small/_manifests/tags/v1/current/link");
+    let partial =
+        target.join(".nydus-cluster-save").join(registry::digest::sha256(&noise(5, LARGE)).digest());
+    let started = Instant::now();
+    while !(tag.exists() && fs::metadata(&partial).is_ok_and(|metadata| metadata.len() > 1 << 20)) {
+        assert!(started.elapsed() < Duration::from_secs(60), "the child saves nothing");
+        tokio::time::sleep(Duration::from_millis(5)).await;
+    }
+    child.kill().unwrap();
+    child.wait().unwrap();
+    assert!(!target.join("docker/registry/v2/repositories/large").exists());
+    held.left.store(u64::MAX, Ordering::SeqCst);
+    let (reports, failed) = saved(&lock, dir.path(), &Destination::Directory(target.clone())).await;
+    assert!(failed.is_empty(), "{failed:?}");
+    // By name: large, small.
+    assert_eq!((reports[1].fetched, reports[1].bytes), (0, small.bytes));
+    assert!(reports[0].fetched >= LARGE as u64);
+    assert_eq!(fs::read_dir(target.join(".nydus-cluster-save")).unwrap().count(), 0);
+}
