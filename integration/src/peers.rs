@@ -97,6 +97,11 @@ impl Peers {
         self.built("nydus", program)
     }
 
+    /// The distribution specification's conformance suite for registries.
+    pub fn oci_conformance(&self) -> Result<PathBuf> {
+        self.built("oci-conformance", "oci-conformance")
+    }
+
     /// The root file system of pod sandboxes: a static `sleep`.
     pub fn pause_rootfs(&self) -> Result<PathBuf> {
         existing(self.cache.join("rootfs/pause/pause.tar"))

@@ -205,6 +205,7 @@ fn missing(peers: &Peers) -> Result<()> {
     for program in ["runc", "docker-registry", "skopeo"] {
         peers::system(program)?;
     }
+    peers.oci_conformance()?;
     peers.pause_rootfs()?;
     Ok(())
 }

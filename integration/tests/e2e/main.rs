@@ -23,6 +23,7 @@ mod names;
 mod parallel_unpack;
 mod plain_images;
 mod push_refused;
+mod registry_conformance;
 mod remove_image;
 mod restart;
 mod same_tree;
@@ -92,6 +93,7 @@ const TESTS: &[(&str, Test)] = &[
     ("content_store::a_wrong_content_store_costs_nothing_but_time", content_store::wrong),
     ("content_store::an_interrupted_build_ends_and_the_next_succeeds", content_store::interrupted),
     ("push_refused::the_reason_fails_the_build", push_refused::by_status),
+    ("registry_conformance::the_specifications_own_suite_passes", registry_conformance::passes),
     ("push_refused::a_connection_cut_within_a_blob_is_retried", push_refused::cut_is_retried),
 ];
 

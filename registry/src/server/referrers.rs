@@ -10,7 +10,7 @@ use http::header::HeaderName;
 use serde::Serialize;
 use serde_json::{Map, Value, json};
 
-use super::error::{Code, Failure};
+use super::error::Failure;
 use super::manifests::Manifest;
 use super::reply::Reply;
 use super::request::Head;
@@ -120,9 +120,9 @@ impl Referrers {
     }
 
     fn of(&self, storage: &Storage, name: &str, subject: &Digest) -> Result<Vec<Referrer>, Failure> {
-        // Names that somebody made up leave nothing behind.
+        // Names that somebody made up leave nothing behind. The specification has no 404 here: an empty list it is.
         if !storage.has_repository(name)? {
-            return Err(Failure::new(Code::NameUnknown, name));
+            return Ok(Vec::new());
         }
         let list = lock(&self.0).get_or_insert(name);
         // Held while the repository is read: a manifest stored meanwhile waits to be noted.
@@ -199,8 +199,7 @@ mod tests {
         let storage = Storage::new(dir.path());
         let (referrers, subject) = (Referrers::default(), sha256(b"subject"));
         for number in 0..1000 {
-            let error = referrers.of(&storage, &format!("made-up/{number}"), &subject).unwrap_err();
-            assert_eq!(error.code(), Code::NameUnknown);
+            assert!(referrers.of(&storage, &format!("made-up/{number}"), &subject).unwrap().is_empty());
         }
         assert_eq!(lock(&referrers.0).repositories.len(), 0);
         for number in 0..KEPT_REPOSITORIES + 10 {

@@ -158,12 +158,14 @@ async fn an_image_may_be_without_layers_and_schema_1_is_refused_by_name() {
 }
 
 #[tokio::test]
-async fn referrers_in_a_repository_that_does_not_exist_are_not_found() {
+async fn referrers_in_a_repository_that_does_not_exist_are_none() {
     let api = Api::start().await;
     let path = format!("/v2/made/up/referrers/{}", sha256(b"x"));
     let response = api.request("GET", &path).send().await.unwrap();
-    assert_eq!(response.status(), StatusCode::NOT_FOUND);
-    assert_eq!(code(response).await, "NAME_UNKNOWN");
+    assert_eq!(response.status(), StatusCode::OK);
+    assert_eq!(header(&response, "content-type"), "application/vnd.oci.image.index.v1+json");
+    let list: serde_json::Value = serde_json::from_slice(&response.bytes().await.unwrap()).unwrap();
+    assert_eq!(list["manifests"], serde_json::json!([]));
 }
 
 #[tokio::test]
