@@ -165,13 +165,6 @@ impl PlatformName {
         }
     }
 
-    /// The first of `all` that serves this best.
-    pub fn best<T>(&self, all: impl IntoIterator<Item = T>, platform: impl Fn(&T) -> &Self) -> Option<T> {
-        let ranked = all.into_iter().filter_map(|one| Some((self.rank(platform(&one))?, one)));
-        // Of equals the first, as in containerd: `min_by_key` keeps it.
-        ranked.min_by_key(|(rank, _)| *rank).map(|(_, one)| one)
-    }
-
     fn canonical(&self) -> Canonical {
         let (architecture, implied) = match self.architecture.to_ascii_lowercase().as_str() {
             "x86_64" | "x86-64" => ("amd64".to_owned(), None),
@@ -235,6 +228,26 @@ impl fmt::Display for PlatformName {
         write!(f, "{}/{}", self.os, self.architecture)?;
         self.variant.as_ref().map_or(Ok(()), |variant| write!(f, "/{variant}"))
     }
+}
+
+/// Which of `found` serve the platforms `wanted`, all where that is empty: for each wanted one what serves it best.
+///
+/// # Errors
+///
+/// The wanted one that nothing serves.
+pub fn chosen<'a>(
+    wanted: &'a [PlatformName],
+    found: &[&PlatformName],
+) -> Result<Vec<bool>, &'a PlatformName> {
+    let mut chosen = vec![wanted.is_empty(); found.len()];
+    for platform in wanted {
+        let ranks: Vec<Option<usize>> = found.iter().map(|found| platform.rank(found)).collect();
+        let best = ranks.iter().flatten().min().ok_or(platform)?;
+        for (chosen, rank) in chosen.iter_mut().zip(&ranks) {
+            *chosen |= rank.as_ref() == Some(best);
+        }
+    }
+    Ok(chosen)
 }
 
 /// `linux/amd64, linux/arm/v7`, each once: what there is, for messages about what there is not.
@@ -303,17 +316,23 @@ mod tests {
     }
 
     #[test]
-    fn the_best_is_taken_whatever_the_order() {
-        let arm = platform("linux/arm");
-        for (index, best) in [
-            (&["linux/arm/v6", "linux/arm64/v8", "linux/arm/v7"][..], Some("linux/arm/v7")),
-            (&["linux/arm/v5", "linux/arm/v6"], Some("linux/arm/v6")),
-            (&["linux/amd64", "linux/arm64"], None),
-        ] {
-            let index: Vec<PlatformName> = index.iter().map(|text| stated(text)).collect();
-            let found = arm.best(&index, |one| *one).map(ToString::to_string);
-            assert_eq!(found.as_deref(), best);
-        }
+    fn the_best_is_chosen_whatever_the_order() {
+        let choose = |wanted: &[&str], found: &[&str]| {
+            let wanted: Vec<PlatformName> = wanted.iter().map(|text| platform(text)).collect();
+            let index: Vec<PlatformName> = found.iter().map(|text| stated(text)).collect();
+            let chosen = chosen(&wanted, &index.iter().collect::<Vec<_>>()).map_err(ToString::to_string)?;
+            let names = chosen.iter().zip(&index).filter(|(chosen, _)| **chosen).map(|(_, name)| name);
+            Ok::<_, String>(listed(names))
+        };
+        let arms = ["linux/arm/v6", "linux/arm64/v8", "linux/arm/v7"];
+        assert_eq!(choose(&["linux/arm"], &arms).as_deref(), Ok("linux/arm/v7"));
+        assert_eq!(choose(&["linux/arm"], &["linux/arm/v5", "linux/arm/v6"]).as_deref(), Ok("linux/arm/v6"));
+        assert_eq!(
+            choose(&["linux/arm64", "linux/arm/v6"], &arms).as_deref(),
+            Ok("linux/arm/v6, linux/arm64/v8")
+        );
+        assert_eq!(choose(&[], &arms).as_deref(), Ok("linux/arm/v6, linux/arm64/v8, linux/arm/v7"));
+        assert_eq!(choose(&["linux/arm", "linux/amd64"], &arms), Err("linux/amd64".to_owned()));
     }
 
     #[test]

@@ -7,7 +7,7 @@ use std::path::PathBuf;
 use anyhow::{Context as _, ensure};
 use bytes::{Buf as _, Bytes};
 use image::location::Location;
-use image::platform::PlatformName;
+use image::platform::{PlatformName, listed};
 use image::source::{BlobStream, Source};
 use oci_spec::image::ImageManifest;
 use rafs::build::{BuildOptions, build_directory, build_layer};
@@ -70,8 +70,8 @@ async fn image_layers(
         };
         ensure!(
             images.len() == 1,
-            "{location} has images for {} platforms and none for {platform}",
-            images.len()
+            "{location} has no image for {platform}, but for {}",
+            listed(images.iter().map(|image| &image.platform))
         );
         Ok((source, images.remove(0)))
     };

@@ -5,8 +5,9 @@ use std::path::{Path, PathBuf};
 
 use anyhow::{Context as _, bail};
 use image::location::Location;
+use image::platform::{PlatformName, listed};
 use image::source::Source;
-use oci_spec::image::{Arch, Descriptor, ImageIndex, ImageManifest, MediaType, Os};
+use oci_spec::image::{Descriptor, ImageIndex, ImageManifest, MediaType};
 use rafs::source::tar::TarSource;
 use rafs::source::{EntryKind, Source as _};
 use registry::client::Client;
@@ -91,6 +92,7 @@ pub(super) async fn locate(
 
 /// The manifest of the nydus image that this leads to, by way of an index if it is one.
 async fn nydus_manifest(image: &Source, platform: Option<&str>) -> anyhow::Result<ImageManifest> {
+    let wanted = platform.map_or_else(|| Ok(PlatformName::host()), str::parse)?;
     let name = image.name();
     let root = image.root().await?;
     let media_type = root.descriptor.media_type();
@@ -99,11 +101,17 @@ async fn nydus_manifest(image: &Source, platform: Option<&str>) -> anyhow::Resul
     }
     let index: ImageIndex =
         serde_json::from_slice(&root.content).with_context(|| format!("{name}: index"))?;
-    let wanted = platform.map_or_else(|| Ok((Os::default(), Arch::default())), parse_platform)?;
-    let candidates = index.manifests().iter().filter(|entry| {
-        entry.platform().as_ref().is_none_or(|p| (p.os(), p.architecture()) == (&wanted.0, &wanted.1))
-    });
-    for entry in candidates {
+    let named = |entry: &Descriptor| entry.platform().as_ref().map(PlatformName::of);
+    // Entries that name no platform may be for any, and come last.
+    let mut candidates: Vec<(usize, &Descriptor)> = index
+        .manifests()
+        .iter()
+        .filter_map(|entry| {
+            Some((named(entry).map_or(Some(usize::MAX), |named| wanted.rank(&named))?, entry))
+        })
+        .collect();
+    candidates.sort_by_key(|(rank, _)| *rank);
+    for (_, entry) in candidates {
         let document = image.manifest(entry).await?;
         let manifest: ImageManifest = serde_json::from_slice(&document.content)
             .with_context(|| format!("{name}: manifest {}", entry.digest()))?;
@@ -111,16 +119,12 @@ async fn nydus_manifest(image: &Source, platform: Option<&str>) -> anyhow::Resul
             return Ok(manifest);
         }
     }
-    bail!("{name}: the index names no nydus image for {}/{}", wanted.0, wanted.1)
+    let there: Vec<PlatformName> = index.manifests().iter().filter_map(named).collect();
+    bail!("{name}: the index names no nydus image for {wanted}, but images for {}", listed(&there))
 }
 
 fn is_manifest(media_type: &MediaType) -> bool {
     media_type.to_string() == "application/vnd.docker.distribution.manifest.v2+json"
-}
-
-fn parse_platform(text: &str) -> anyhow::Result<(Os, Arch)> {
-    let (os, arch) = text.split_once('/').with_context(|| format!("platform {text:?}: expected OS/ARCH"))?;
-    Ok((Os::from(os), Arch::from(arch)))
 }
 
 /// The layer with the bootstrap.

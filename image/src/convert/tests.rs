@@ -128,6 +128,36 @@ fn text(value: &Value) -> &str {
 }
 
 #[tokio::test]
+async fn of_several_variants_the_best_is_converted_and_a_missing_platform_names_those_that_there_are() {
+    let bench = Bench::new();
+    let layer = bench.blob(LAYER, &tar_of("file", b"content"));
+    let of = |variant: &str| {
+        let config = json!({"architecture": "arm", "os": "linux", "variant": variant});
+        let config = bench.document(CONFIG, &config);
+        let manifest =
+            json!({"schemaVersion": 2, "mediaType": MANIFEST, "config": config, "layers": [layer]});
+        let mut image = bench.document(MANIFEST, &manifest);
+        image["platform"] = json!({"architecture": "arm", "os": "linux", "variant": variant});
+        image
+    };
+    // One in an index of its own, which goes with it.
+    let nested = bench.document(INDEX, &json!({"schemaVersion": 2, "manifests": [of("v5")]}));
+    let index = json!({"schemaVersion": 2, "mediaType": INDEX, "manifests": [of("v6"), nested, of("v7")]});
+    bench.root(&bench.document(INDEX, &index));
+    let error = Box::pin(bench.convert(options(&["linux/amd64"], false))).await.unwrap_err().to_string();
+    let there = "no image for linux/amd64, but for linux/arm/v6, linux/arm/v5, linux/arm/v7";
+    assert!(error.contains(there), "{error}");
+    for (wanted, variant) in [("linux/arm/v5", "v5"), ("linux/arm/v6", "v6"), ("linux/arm", "v7")] {
+        let _ = fs::remove_dir_all(bench.path("out"));
+        let converted = Box::pin(bench.convert(options(&[wanted], false))).await.unwrap();
+        let platforms: Vec<String> = converted.platforms.iter().map(ToString::to_string).collect();
+        assert_eq!(platforms, [format!("linux/arm/{variant}")], "{wanted}");
+        let index = bench.result(converted.digest.unwrap().as_ref());
+        assert_eq!(index["manifests"].as_array().unwrap().len(), 1, "{index}");
+    }
+}
+
+#[tokio::test]
 async fn all_platforms_are_converted_and_attestations_kept() {
     let bench = Bench::new();
     let source = bench.two_platforms();

@@ -2,7 +2,7 @@
 
 use std::collections::HashSet;
 
-use crate::platform::PlatformName;
+use crate::platform::{PlatformName, chosen, listed};
 use crate::source::{Document, Source, SourceError};
 use bytes::Bytes;
 use oci_spec::image::{Descriptor, ImageIndex, ImageManifest};
@@ -54,22 +54,48 @@ pub(super) struct IndexNode {
 impl Tree {
     /// Reads all manifests of `source` and the configs of its images for the platforms `wanted`, all if that is empty.
     pub(super) async fn load(source: &Source, wanted: &[PlatformName]) -> Result<Self, ConversionError> {
-        let mut loader = Loader { source, wanted, bytes: 0 };
+        let mut loader = Loader { source, wanted, bytes: 0, there: Vec::new() };
         let root = source.root().await?;
-        let tree = loader.load(root, 0).await?;
+        let mut tree = Box::pin(loader.load(root, 0)).await?;
         let images = tree.images();
-        for platform in wanted {
-            if !images.iter().any(|image| platform.matches(&image.platform)) {
-                let found: Vec<_> = images.iter().map(|image| image.platform.to_string()).collect();
-                let found = if found.is_empty() { "no other asked for".to_owned() } else { found.join(", ") };
-                let (source_name, wanted) = (source.name(), platform.to_string());
-                return Err(SourceError::NoSuchPlatform { source_name, wanted, found }.into());
-            }
-        }
+        let platforms: Vec<&PlatformName> = images.iter().map(|image| &image.platform).collect();
+        let chosen = chosen(wanted, &platforms).map_err(|wanted| {
+            let found = listed(loader.there.iter().chain(platforms.iter().copied()));
+            let (source_name, wanted) = (source.name(), wanted.to_string());
+            SourceError::NoSuchPlatform { source_name, wanted, found }
+        })?;
         if images.is_empty() {
             return Err(ConversionError::NoImage { name: source.name() });
         }
+        let left_out: HashSet<Digest> = images
+            .iter()
+            .zip(chosen)
+            .filter(|(_, chosen)| !chosen)
+            .map(|(image, _)| image.document.descriptor.digest().clone())
+            .collect();
+        tree.leave_out(&left_out);
         Ok(tree)
+    }
+
+    /// Takes the images with these digests out of the indexes that name them.
+    fn leave_out(&mut self, left_out: &HashSet<Digest>) {
+        let Self::Index(IndexNode { index, children }) = self else { return };
+        if left_out.is_empty() {
+            return;
+        }
+        let mut gone = HashSet::new();
+        for (digest, child) in children.iter_mut() {
+            let had_images = !child.images().is_empty();
+            child.leave_out(left_out);
+            // An index that has lost its last image goes as well.
+            let empty = matches!(child, Self::Index(_)) && had_images && child.images().is_empty();
+            if empty || left_out.contains(digest) {
+                gone.insert(digest.clone());
+            }
+        }
+        let numbers: Vec<bool> = index.manifests.iter().map(|digest| !gone.contains(digest)).collect();
+        index.retain(|number| numbers.get(number) == Some(&true));
+        children.retain(|(digest, _)| index.manifests.contains(digest));
     }
 
     /// All images in it.
@@ -94,6 +120,8 @@ struct Loader<'a> {
     wanted: &'a [PlatformName],
     /// Of all documents so far.
     bytes: usize,
+    /// The platforms that indexes name, those that nobody asked for as well.
+    there: Vec<PlatformName>,
 }
 
 impl Loader<'_> {
@@ -143,6 +171,7 @@ impl Loader<'_> {
         let mut kept = vec![false; parsed.manifests().len()];
         for (number, entry) in parsed.manifests().iter().enumerate() {
             let named = entry.platform().as_ref().map(PlatformName::of);
+            self.there.extend(named.clone());
             if named.as_ref().is_some_and(|named| !named.is_unknown() && !self.wants(named)) {
                 continue;
             }
@@ -150,7 +179,7 @@ impl Loader<'_> {
                 return Err(self.already_nydus(entry, ", as its index says".to_owned()));
             }
             let child = self.source.manifest(entry).await?;
-            let child = self.load(child, depth + 1).await?;
+            let child = Box::pin(self.load(child, depth + 1)).await?;
             // A nested index of which nothing was asked for, or an image whose config alone names the platform.
             let images = child.images();
             kept[number] = match &child {

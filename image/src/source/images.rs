@@ -6,7 +6,7 @@ use serde::Deserialize;
 
 use super::error::SourceError;
 use super::{Document, Source};
-use crate::platform::PlatformName;
+use crate::platform::{PlatformName, chosen, listed};
 use registry::nydus::nydus_entries;
 
 /// How deep indexes may lie in indexes.
@@ -49,6 +49,8 @@ impl Source {
         wanted: &[PlatformName],
     ) -> Result<Vec<SourceImage>, SourceError> {
         let mut images = Vec::new();
+        // All platforms that there are, those that nobody asked for as well.
+        let mut there = Vec::new();
         let mut todo = vec![(root, 0)];
         while let Some((document, depth)) = todo.pop() {
             if !is_index(&document) {
@@ -61,6 +63,8 @@ impl Source {
             let index: ImageIndex = self.parse(&document)?;
             // The last one pushed is the next one taken.
             let nydus = nydus_entries(&document.content).map_err(|error| self.wrong(&document, error))?;
+            let plain = index.manifests().iter().zip(&nydus).filter(|(_, is_nydus)| !**is_nydus);
+            there.extend(plain.filter_map(|(entry, _)| entry.platform().as_ref().map(PlatformName::of)));
             for (entry, is_nydus) in index.manifests().iter().zip(nydus).rev() {
                 let named = entry.platform().as_ref().map(PlatformName::of);
                 let fits = |named: &PlatformName| {
@@ -72,19 +76,16 @@ impl Source {
                 }
             }
         }
-        let found = images.iter().map(|image| image.platform.to_string()).collect::<Vec<_>>().join(", ");
-        if let Some(wanted) =
-            wanted.iter().find(|wanted| !images.iter().any(|image| wanted.matches(&image.platform)))
-        {
-            let found = if found.is_empty() { "no platform".to_owned() } else { found };
-            return Err(SourceError::NoSuchPlatform {
-                source_name: self.name(),
-                wanted: wanted.to_string(),
-                found,
-            });
-        }
-        images
-            .retain(|image| wanted.is_empty() || wanted.iter().any(|wanted| wanted.matches(&image.platform)));
+        let found: Vec<&PlatformName> = images.iter().map(|image: &SourceImage| &image.platform).collect();
+        let mut chosen = match chosen(wanted, &found) {
+            Ok(chosen) => chosen.into_iter(),
+            Err(wanted) => {
+                let found = listed(there.iter().chain(found));
+                let (source_name, wanted) = (self.name(), wanted.to_string());
+                return Err(SourceError::NoSuchPlatform { source_name, wanted, found });
+            }
+        };
+        images.retain(|_| chosen.next() == Some(true));
         Ok(images)
     }
 

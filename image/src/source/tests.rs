@@ -72,8 +72,8 @@ fn named(mut descriptor: Value, name: &str) -> Value {
 }
 
 fn on(mut descriptor: Value, platform: &str) -> Value {
-    let (os, architecture) = platform.split_once('/').unwrap();
-    descriptor["platform"] = json!({"os": os, "architecture": architecture});
+    let parts: Vec<&str> = platform.split('/').collect();
+    descriptor["platform"] = json!({"os": parts[0], "architecture": parts[1], "variant": parts.get(2)});
     descriptor
 }
 
@@ -148,6 +148,32 @@ async fn platforms_are_selected_and_attestations_and_nydus_images_are_no_images_
     assert_eq!(platforms(&["linux/arm64"]).await.unwrap(), ["linux/arm64"]);
     let error = platforms(&["linux/amd64", "linux/s390x"]).await.unwrap_err().to_string();
     assert!(error.contains("linux/s390x") && error.contains("linux/amd64"), "{error}");
+}
+
+#[tokio::test]
+async fn a_variant_left_open_is_the_best_there_is_and_a_stated_one_exact() {
+    let layout = Layout::new();
+    let index = ["linux/arm/v6", "linux/arm/v7", "linux/arm64/v8"]
+        .map(|platform| on(layout.image(platform.split('/').nth(1).unwrap(), platform.as_bytes()), platform));
+    let index = json!({"schemaVersion": 2, "manifests": index});
+    layout.index(&[layout.document(INDEX, &index)]);
+    let source = layout.open(None).await.unwrap();
+    for (wanted, found) in [
+        ("linux/arm", "linux/arm/v7"),
+        ("linux/arm/v7", "linux/arm/v7"),
+        ("linux/arm/v6", "linux/arm/v6"),
+        ("linux/arm64", "linux/arm64/v8"),
+        ("linux/arm64/v8", "linux/arm64/v8"),
+    ] {
+        let images = source.images(&[wanted.parse().unwrap()]).await.unwrap();
+        let images: Vec<String> = images.iter().map(|image| image.platform.to_string()).collect();
+        assert_eq!(images, [found], "{wanted}");
+    }
+    for wanted in ["linux/arm/v5", "linux/amd64"] {
+        let error = source.images(&[wanted.parse().unwrap()]).await.unwrap_err().to_string();
+        let there = format!("no image for {wanted}, but for linux/arm/v6, linux/arm/v7, linux/arm64/v8");
+        assert!(error.contains(&there), "{error}");
+    }
 }
 
 #[tokio::test]
