@@ -3,13 +3,15 @@
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
-use clap::{CommandFactory as _, Parser, Subcommand};
+use clap::{Args, CommandFactory as _, Parser, Subcommand};
 use clap_complete::Shell;
 
+use fuse_daemon::control::BlobId;
 use image::location::Location;
 use image::platform::PlatformName;
 use service::{TcpAddress, UnixAddress};
 
+use crate::config::Config;
 use crate::{cluster, logging};
 
 /// Build, distribute and lazily launch Kubernetes cluster images.
@@ -45,6 +47,9 @@ pub(crate) enum Command {
     /// The embedded OCI registry
     #[command(subcommand)]
     Registry(Registry),
+    /// What the daemon of this node has cached
+    #[command(subcommand)]
+    Cache(Cache),
     /// Work on images: convert them, look at them, check, compare, merge, mount, unpack
     #[command(subcommand)]
     Image(Image),
@@ -99,6 +104,58 @@ pub(crate) struct Daemon {
     /// Directory of the chunk cache
     #[arg(long, value_name = "DIR")]
     pub(crate) cache: Option<PathBuf>,
+}
+
+/// What the daemon of this node has cached
+#[derive(Debug, Subcommand)]
+pub(crate) enum Cache {
+    /// List the blobs, with the bytes on disk that they take
+    Ls {
+        /// Print JSON.
+        #[arg(long)]
+        json: bool,
+        #[command(flatten)]
+        socket: DaemonSocket,
+    },
+    /// Free all that no mount uses and that is not pinned
+    Prune {
+        #[command(flatten)]
+        socket: DaemonSocket,
+    },
+    /// Keep blobs from being pruned, and from giving way to others where the cache has a quota
+    Pin {
+        /// Blobs by digest.
+        #[arg(required = true, value_name = "BLOB")]
+        blobs: Vec<BlobId>,
+        /// No longer.
+        #[arg(long)]
+        undo: bool,
+        #[command(flatten)]
+        socket: DaemonSocket,
+    },
+    /// Verify cached chunks against their digests; what is bad is fetched again when it is read
+    Verify {
+        /// Blobs by digest [default: all]
+        #[arg(value_name = "BLOB")]
+        blobs: Vec<BlobId>,
+        #[command(flatten)]
+        socket: DaemonSocket,
+    },
+}
+
+/// Where the daemon listens.
+#[derive(Debug, Args)]
+pub(crate) struct DaemonSocket {
+    /// The daemon's control socket [default: as configured]
+    #[arg(long, value_name = "ADDRESS")]
+    socket: Option<UnixAddress>,
+}
+
+impl DaemonSocket {
+    /// The socket's path.
+    pub(crate) fn of(&self, config: &Config) -> PathBuf {
+        self.socket.as_ref().unwrap_or(&config.daemon.socket).path().to_owned()
+    }
 }
 
 /// The embedded OCI registry

@@ -1,6 +1,7 @@
 //! The `nydus-cluster` command: argument parsing and wiring, nothing else.
 
 mod args;
+mod cache;
 mod cluster;
 mod config;
 mod image;
@@ -39,6 +40,7 @@ fn run(arguments: Arguments, config: config::Config) -> anyhow::Result<ExitCode>
             Command::Snapshotter(flags) => roles::snapshotter(config, flags, arguments.config).await,
             Command::Daemon(flags) => roles::daemon(config, flags).await,
             Command::Registry(args::Registry::Serve(flags)) => roles::registry(config, flags).await,
+            Command::Cache(command) => cache::run(config, command).await,
             Command::Image(command) => image::run(config, command).await,
             Command::Cluster(command) => cluster::run(config, command).await,
             Command::Version => {

@@ -28,6 +28,9 @@ pub struct DaemonConfig {
     pub socket_group: Option<String>,
     /// Where blobs are cached. Default: `/var/lib/nydus-cluster/cache`.
     pub cache_dir: PathBuf,
+    /// Bytes on disk that the cache may take: what was used longest ago gives way, but nothing that mounts use or that is
+    /// pinned. 0: all that there are. Default: 0.
+    pub cache_quota_bytes: u64,
     /// How mounts read.
     pub read: ReadConfig,
     /// How registries are reached: of a section of its own in the configuration file, which all roles share.
@@ -42,6 +45,7 @@ impl Default for DaemonConfig {
             socket_mode: Mode::OWNER,
             socket_group: None,
             cache_dir: PathBuf::from("/var/lib/nydus-cluster/cache"),
+            cache_quota_bytes: 0,
             read: ReadConfig::default(),
             registry: ClientConfig::default(),
         }
@@ -135,7 +139,7 @@ pub async fn serve(config: DaemonConfig, shutdown: CancellationToken) -> Result<
     let client = Client::new(config.registry.clone())?;
     let access = Access { mode: config.socket_mode, group: config.socket_group.clone() };
     let server = Server::bind(&config.socket, &access)?;
-    let engine = engine(&config.cache_dir, &config.read)?;
+    let engine = engine(&config.cache_dir, config.cache_quota_bytes, &config.read)?;
     let table = Arc::new(Table::new(engine, client));
     let stop = CancellationToken::new();
     tracing::info!(socket = %config.socket, cache = %config.cache_dir.display(), "daemon serves");
@@ -178,7 +182,7 @@ pub async fn mount_foreground(
     mounted: impl FnOnce(),
     shutdown: CancellationToken,
 ) -> Result<(), DaemonError> {
-    let engine = engine(mount.cache_dir, mount.read)?;
+    let engine = engine(mount.cache_dir, 0, mount.read)?;
     let id = format!("foreground-{}", std::process::id());
     let image = Image {
         id: &id,
@@ -214,11 +218,11 @@ fn raise_open_files_limit() {
 }
 
 /// Cache, front and worker with these settings, on the runtime that this is called in.
-fn engine(cache_dir: &Path, read: &ReadConfig) -> Result<Engine, DaemonError> {
+fn engine(cache_dir: &Path, quota: u64, read: &ReadConfig) -> Result<Engine, DaemonError> {
     let config = engine_config(read)?;
     let boot =
         BootId::current().map_err(|source| DaemonError::System { action: "find out the boot id", source })?;
-    let cache = Cache::open(cache_dir, boot)?;
+    let cache = Cache::open_with_quota(cache_dir, boot, Some(quota).filter(|bytes| *bytes > 0))?;
     Engine::new(cache, config, Handle::current())
         .map_err(|source| DaemonError::System { action: "start threads", source })
 }

@@ -6,13 +6,16 @@ use std::ops::Range;
 use std::os::unix::fs::{FileExt, MetadataExt};
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering, fence};
-use std::sync::{Arc, Mutex, PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard};
+use std::sync::{Arc, Mutex, PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard, Weak};
+use std::time::SystemTime;
 
 use nix::unistd::{Whence, lseek};
+use rafs::blob::decode::verify;
 use rafs::blob::{Blob, Chunk, ChunkIndex};
 
 use super::description::{Admission, Described, Descriptions, Said, same_bytes};
-use super::{BootId, CacheError, ChunkMap, ChunkState, places};
+use super::quota::Quota;
+use super::{CacheError, ChunkMap, ChunkState, Inner, is_full, places};
 use crate::control::BlobId;
 
 /// Unit of `st_blocks`, whatever the file system's own block size.
@@ -43,6 +46,9 @@ pub struct CachedBlob {
     suspicion: Mutex<()>,
     /// Leases that were given out and not returned.
     leases: AtomicUsize,
+    quota: Arc<Quota>,
+    /// Who can make room.
+    cache: Weak<Inner>,
 }
 
 /// Why a chunk was not put into the cache.
@@ -58,20 +64,19 @@ pub enum StoreError {
 
 impl CachedBlob {
     pub(super) fn open(
-        dir: &Path,
+        cache: &Arc<Inner>,
         id: BlobId,
         variant: Variant,
-        boot: BootId,
         generation: Generation,
     ) -> Result<Self, CacheError> {
-        let [data_path, map_path, places_path] = paths(dir, id, variant);
+        let [data_path, map_path, places_path] = paths(&cache.dir, id, variant);
         if !data_path.exists() {
             // A map without its data would promise what is not there.
             remove_if_there(&map_path)?;
         }
         let data = open_or_create(&data_path)?;
         let map_file = open_or_create(&map_path)?;
-        let map = ChunkMap::open(map_file, boot).map_err(CacheError::io("load", &map_path))?;
+        let map = ChunkMap::open(map_file, cache.boot).map_err(CacheError::io("load", &map_path))?;
         let known = places::load(&places_path).map_err(CacheError::io("read", &places_path))?;
         let (known, length) = match known {
             Some((known, length)) => (known, Some(length)),
@@ -88,6 +93,8 @@ impl CachedBlob {
             length: AtomicU64::new(length.unwrap_or(0)),
             suspicion: Mutex::default(),
             leases: AtomicUsize::new(0),
+            quota: Arc::clone(&cache.quota),
+            cache: Arc::downgrade(cache),
         };
         if length.is_none() {
             // Nobody knows what its bits mean.
@@ -148,8 +155,14 @@ impl CachedBlob {
         }
         let grown = self.reserve(size.max(known.end()))?;
         if grown || !matches!(admission, Admission::Known) {
-            places::save(&self.places_path, &known, self.length.load(Ordering::Acquire))
-                .map_err(CacheError::io("write", &self.places_path))?;
+            match places::save(&self.places_path, &known, self.length.load(Ordering::Acquire)) {
+                Err(error) if is_full(&error) => {
+                    tracing::warn!(blob = %self.id, %error, "no room for what chunks are: the next daemon verifies them");
+                    // What is there does not say what bits mean that are set from now on.
+                    places::remove(&self.places_path).map_err(CacheError::io("delete", &self.places_path))?;
+                }
+                result => result.map_err(CacheError::io("write", &self.places_path))?,
+            }
         }
         Ok(None)
     }
@@ -240,6 +253,7 @@ impl CachedBlob {
     ///
     /// [`StoreError`]; the chunk does not become ready.
     pub fn store(&self, index: ChunkIndex, chunk: &Chunk, bytes: &[u8]) -> Result<(), StoreError> {
+        self.find_room(bytes.len() as u64)?;
         let known = self.known();
         if !known.known(index).is_some_and(|known| same_bytes(known, chunk)) {
             return Err(StoreError::Outdated);
@@ -248,8 +262,45 @@ impl CachedBlob {
         self.restore_length()?;
         self.data.write_all_at(bytes, chunk.uncompressed_offset)?;
         self.restore_length()?;
+        self.quota.took(bytes.len() as u64);
         self.set_ready(index);
         Ok(())
+    }
+
+    /// Before any lock of the blob is held: whoever makes room may hold the cache's.
+    fn find_room(&self, bytes: u64) -> io::Result<()> {
+        if self.quota.fits(bytes) {
+            return Ok(());
+        }
+        if let Some(cache) = self.cache.upgrade() {
+            cache.make_room(bytes);
+        }
+        if self.quota.fits(bytes) { Ok(()) } else { Err(io::ErrorKind::QuotaExceeded.into()) }
+    }
+
+    /// Notes that the blob was just used, for who makes room.
+    pub(super) fn touch(&self) {
+        if let Err(error) = self.data.set_modified(SystemTime::now()) {
+            tracing::debug!(blob = %self.id, %error, "cannot note the time of a blob's last use");
+        }
+    }
+
+    /// Verifies all chunks that the cache holds; how many there are, and how many were bad, which it holds no longer.
+    pub(super) fn verify(&self) -> (u64, u64) {
+        let (mut checked, mut bad) = (0, 0);
+        let Some(coding) = self.known().coding.clone() else { return (0, 0) };
+        let records = self.known().records().to_vec();
+        for record in records.iter().filter(|record| self.state(record.index) != ChunkState::Missing) {
+            checked += 1;
+            let content = self.claimed(&record.chunk);
+            if content.is_ok_and(|content| verify(&coding, &record.chunk, &content).is_ok()) {
+                self.confirm(record.index, &record.chunk);
+            } else {
+                bad += 1;
+                self.discard(record.index);
+            }
+        }
+        (checked, bad)
     }
 
     /// Records that the chunk, whose bytes are in the cache already, was verified as `chunk` says; whether it was.
@@ -361,9 +412,9 @@ pub(super) fn delete(dir: &Path, id: BlobId, variant: Variant) -> Result<bool, C
     let [data, map, places] = paths(dir, id, variant);
     // The map first: data without a map is garbage, a map without data would be a lie.
     let had_map = remove_if_there(&map)?;
-    let had_places = remove_if_there(&places)?;
+    let had_places = places.exists();
+    places::remove(&places).map_err(CacheError::io("delete", &places))?;
     let had_data = remove_if_there(&data)?;
-    remove_if_there(&places::temporary(&places))?;
     Ok(had_map || had_places || had_data)
 }
 

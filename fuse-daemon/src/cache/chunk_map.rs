@@ -22,6 +22,7 @@ use std::sync::{Mutex, OnceLock, PoisonError};
 use rafs::blob::ChunkIndex;
 
 use super::boot::BootId;
+use super::is_full;
 
 /// The number of chunks that a blob may have: the format's indexes have 24 bits.
 pub const CHUNK_LIMIT: u32 = 1 << 24;
@@ -88,7 +89,11 @@ impl ChunkMap {
         if !known {
             file.set_len(0)?;
             file.set_len(WORDS_START)?;
-            return file.write_all_at(&encode_header(boot), 0);
+            return match file.write_all_at(&encode_header(boot), 0) {
+                // A map for this process then, and an empty file for the next.
+                Err(error) if is_full(&error) => file.set_len(0),
+                result => result,
+            };
         }
         let same_boot = header[16..] == boot.0;
         let words = read_words(&file)?;

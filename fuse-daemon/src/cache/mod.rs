@@ -11,6 +11,7 @@ mod chunk_map;
 mod description;
 mod lease;
 mod places;
+mod quota;
 #[cfg(test)]
 mod tests;
 
@@ -19,6 +20,7 @@ use std::fs::File;
 use std::io;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
+use std::time::SystemTime;
 
 use nix::fcntl::{Flock, FlockArg};
 use rafs::blob::{Blob, ChunkIndex};
@@ -30,7 +32,8 @@ pub use chunk_map::{CHUNK_LIMIT, ChunkMap, ChunkState};
 pub use description::{CHUNK_BYTES_LIMIT, Described, Said};
 pub use lease::Lease;
 
-use crate::control::{BlobId, Kept, Removed};
+use crate::control::{BadChunks, BlobId, CachedStatus, Kept, Removed, Verified};
+use quota::Quota;
 
 /// Why the cache cannot be used.
 #[derive(Debug, thiserror::Error)]
@@ -67,6 +70,11 @@ impl CacheError {
     }
 }
 
+/// Whether an operation failed for lack of room, which may come back.
+pub(crate) fn is_full(error: &io::Error) -> bool {
+    matches!(error.kind(), io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded)
+}
+
 /// A directory of cached blobs.
 #[derive(Debug)]
 pub struct Cache {
@@ -79,6 +87,7 @@ struct Inner {
     dir: PathBuf,
     boot: BootId,
     blobs: Mutex<Blobs>,
+    quota: Arc<Quota>,
     /// Held as long as the cache is.
     _lock: Flock<File>,
 }
@@ -89,6 +98,8 @@ struct Blobs {
     open: BTreeMap<(BlobId, Variant), Weak<CachedBlob>>,
     /// Blobs that nobody wants to keep, to be deleted when their last lease ends.
     unwanted: HashSet<BlobId>,
+    /// Blobs that no quota, and no pruning, takes.
+    pinned: HashSet<BlobId>,
     opened: u64,
 }
 
@@ -111,6 +122,20 @@ impl Cache {
     ///
     /// [`CacheError`]: the directory is in use, or cannot be made or written.
     pub fn open(dir: impl Into<PathBuf>, boot: BootId) -> Result<Self, CacheError> {
+        Self::open_with_quota(dir, boot, None)
+    }
+
+    /// As [`open`](Self::open), for a cache that takes at most `quota` bytes on disk. What was used longest ago gives way,
+    /// but nothing that mounts use or that is pinned: where these fill it, chunks are served without being cached.
+    ///
+    /// # Errors
+    ///
+    /// As [`open`](Self::open).
+    pub fn open_with_quota(
+        dir: impl Into<PathBuf>,
+        boot: BootId,
+        quota: Option<u64>,
+    ) -> Result<Self, CacheError> {
         let dir = dir.into();
         std::fs::create_dir_all(&dir).map_err(CacheError::io("make directory", &dir))?;
         let path = dir.join("lock");
@@ -124,11 +149,15 @@ impl Cache {
             nix::errno::Errno::EAGAIN => CacheError::Locked { dir: dir.clone() },
             other => CacheError::io("lock", &path)(other.into()),
         })?;
-        let inner = Inner { dir, boot, blobs: Mutex::default(), _lock: lock };
+        let quota = Arc::new(Quota::new(quota));
+        let inner = Inner { dir, boot, blobs: Mutex::default(), quota, _lock: lock };
         // What only images needed that contradicted others: with the daemon that had them mounted, it is of no use.
         for (id, variant) in inner.files()?.into_iter().filter(|(_, variant)| *variant != Variant(0)) {
             blob::delete(&inner.dir, id, variant)?;
         }
+        inner.load_pins()?;
+        inner.count(&inner.lock());
+        inner.make_room(0);
         Ok(Self { inner: Arc::new(inner) })
     }
 
@@ -162,6 +191,8 @@ impl Cache {
             variant = Variant(mine);
         };
         blobs.unwanted.remove(&id);
+        // What says what chunks are takes room as well.
+        self.inner.count(&blobs);
         Ok(Lease::new(Arc::clone(&self.inner), blob, variant, said))
     }
 
@@ -176,9 +207,85 @@ impl Cache {
         }
         blobs.opened += 1;
         let generation = Generation(blobs.opened);
-        let blob = Arc::new(CachedBlob::open(&self.inner.dir, id, variant, self.inner.boot, generation)?);
+        let blob = Arc::new(CachedBlob::open(&self.inner, id, variant, generation)?);
         blobs.open.insert((id, variant), Arc::downgrade(&blob));
         Ok(blob)
+    }
+
+    /// What there is, in order of blobs.
+    ///
+    /// # Errors
+    ///
+    /// [`CacheError`]: the directory cannot be read.
+    pub fn list(&self) -> Result<Vec<CachedStatus>, CacheError> {
+        let held = self.held()?;
+        let blobs = self.inner.lock();
+        let status = |id| {
+            let since = self.inner.last_used(id).duration_since(SystemTime::UNIX_EPOCH);
+            CachedStatus {
+                blob: id,
+                bytes: self.inner.usage(&blobs, id),
+                mounted: blobs.is_leased(id),
+                pinned: blobs.pinned.contains(&id),
+                last_used: since.map_or(0, |since| since.as_secs()),
+            }
+        };
+        Ok(held.into_iter().map(status).collect())
+    }
+
+    /// Frees all that no mount uses and that is not pinned.
+    ///
+    /// # Errors
+    ///
+    /// [`CacheError`]: a file could not be deleted; those before it are.
+    pub fn prune(&self) -> Result<Kept, CacheError> {
+        let mut blobs = self.inner.lock();
+        let mut outcome = Kept::default();
+        for (_, id) in self.inner.evictable(&blobs) {
+            outcome.freed_bytes += self.inner.usage(&blobs, id);
+            self.inner.delete(&mut blobs, id)?;
+            outcome.freed.push(id);
+        }
+        self.inner.count(&blobs);
+        Ok(outcome)
+    }
+
+    /// Keeps blobs from giving way to others, or no longer, across restarts.
+    ///
+    /// # Errors
+    ///
+    /// [`CacheError`]: the file with the pins cannot be written.
+    pub fn pin(&self, ids: &[BlobId], pinned: bool) -> Result<(), CacheError> {
+        let mut blobs = self.inner.lock();
+        for id in ids {
+            if pinned {
+                blobs.pinned.insert(*id)
+            } else {
+                blobs.pinned.remove(id)
+            };
+        }
+        self.inner.save_pins(&blobs)
+    }
+
+    /// Verifies all cached chunks of these blobs, or of all if none are named. What is bad is fetched again when it is read.
+    ///
+    /// # Errors
+    ///
+    /// [`CacheError`]: the directory or a file cannot be read.
+    pub fn verify(&self, ids: &[BlobId]) -> Result<Verified, CacheError> {
+        let held = self.held()?;
+        let mut outcome = Verified::default();
+        for id in held.into_iter().filter(|id| ids.is_empty() || ids.contains(id)) {
+            // Read without the lock, so that nothing waits.
+            let blob = self.open_blob(&mut self.inner.lock(), id, Variant(0))?;
+            let (chunks, bad) = blob.verify();
+            outcome.chunks += chunks;
+            if bad > 0 {
+                tracing::warn!(blob = %id, chunks = bad, "cached chunks were bad: they will be fetched again");
+                outcome.bad.push(BadChunks { blob: id, chunks: bad });
+            }
+        }
+        Ok(outcome)
     }
 
     /// Bytes on disk that the blob takes; 0 if the cache does not have it.
@@ -214,7 +321,7 @@ impl Cache {
         Ok(outcome)
     }
 
-    /// Deletes all blobs but `wanted` and those that mounts have leases of. Of the latter, those that are not wanted go
+    /// Deletes all blobs but `wanted`, pinned ones, and those that mounts have leases of. Of the latter, those that are not wanted go
     /// when their last lease ends, unless they are wanted or leased again before.
     ///
     /// # Errors
@@ -226,7 +333,8 @@ impl Cache {
         blobs.open.retain(|_, blob| blob.strong_count() > 0);
         blobs.unwanted.clear();
         let mut outcome = Kept::default();
-        for id in self.held()?.into_iter().filter(|id| !wanted.contains(id)) {
+        let pinned = blobs.pinned.clone();
+        for id in self.held()?.into_iter().filter(|id| !wanted.contains(id) && !pinned.contains(id)) {
             if blobs.is_leased(id) {
                 blobs.unwanted.insert(id);
                 outcome.in_use.push(id);
@@ -278,6 +386,7 @@ impl Inner {
         let mut blobs = self.lock();
         end();
         let id = lease.blob.id();
+        lease.blob.touch();
         let freed = if lease.variant != Variant(0) && !lease.blob.is_leased() {
             self.delete_variant(&mut blobs, id, lease.variant).map(|_| ())
         } else {

@@ -62,8 +62,23 @@ pub(super) fn save(path: &Path, known: &Descriptions, length: u64) -> io::Result
     std::fs::rename(&temporary, path)
 }
 
+/// Deletes the file, if it is there.
+///
+/// # Errors
+///
+/// It cannot be deleted.
+pub(super) fn remove(path: &Path) -> io::Result<()> {
+    for path in [path, &temporary(path)] {
+        match std::fs::remove_file(path) {
+            Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
+            _ => {}
+        }
+    }
+    Ok(())
+}
+
 /// What the file is called until it is whole.
-pub(super) fn temporary(path: &Path) -> PathBuf {
+fn temporary(path: &Path) -> PathBuf {
     path.with_extension("places.new")
 }
 

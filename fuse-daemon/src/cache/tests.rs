@@ -175,6 +175,109 @@ fn what_is_not_kept_goes_at_once_or_with_its_last_lease_unless_it_is_leased_agai
     assert!(cache.held().unwrap().is_empty());
 }
 
+/// A cache of at most so many bytes, in which each named blob may have a chunk of 64 KiB.
+struct Small {
+    dir: tempfile::TempDir,
+    cache: Cache,
+}
+
+impl Small {
+    fn new(quota: u64) -> Self {
+        let dir = tempfile::tempdir().unwrap();
+        let cache = Cache::open_with_quota(dir.path(), FIRST_BOOT, Some(quota)).unwrap();
+        Self { dir, cache }
+    }
+
+    fn large() -> Chunk {
+        Chunk { uncompressed_size: 65_536, ..chunk(0, 0) }
+    }
+
+    fn lease(&self, name: &str) -> Lease {
+        self.cache.blob(blob_id(name), &coding(), 65_536, &[(ChunkIndex(0), Self::large())]).unwrap()
+    }
+
+    fn store(lease: &Lease) -> Result<(), StoreError> {
+        lease.blob().store(ChunkIndex(0), &Self::large(), &[7; 65_536])
+    }
+
+    /// Stores a chunk of a blob, which was used last at that second.
+    fn used_at(&self, name: &str, second: u64) {
+        let lease = self.lease(name);
+        Self::store(&lease).unwrap();
+        drop(lease);
+        let [data, ..] = blob::paths(self.dir.path(), blob_id(name), Variant(0));
+        let time = SystemTime::UNIX_EPOCH + std::time::Duration::from_secs(second);
+        File::options().write(true).open(data).unwrap().set_modified(time).unwrap();
+    }
+
+    fn held(&self) -> BTreeSet<BlobId> {
+        self.cache.held().unwrap()
+    }
+}
+
+#[test]
+fn over_the_quota_what_was_used_longest_ago_gives_way_but_nothing_open_or_pinned() {
+    // Four blobs and a half, each with what says what it has.
+    let small = Small::new(360 << 10);
+    let open = small.lease("open");
+    Small::store(&open).unwrap();
+    for (name, second) in [("second", 2), ("pinned", 1), ("third", 3)] {
+        small.used_at(name, second);
+    }
+    small.cache.pin(&[blob_id("pinned")], true).unwrap();
+    let new = small.lease("new");
+    Small::store(&new).unwrap();
+    let expected = BTreeSet::from(["open", "pinned", "third", "new"].map(blob_id));
+    assert_eq!(small.held(), expected);
+    let total: u64 = expected.iter().map(|id| small.cache.usage(*id)).sum();
+    assert!(total <= 360 << 10, "{total}");
+    // The next daemon knows what is pinned.
+    let Small { dir, cache } = small;
+    drop((open, new, cache));
+    let cache = Cache::open_with_quota(dir.path(), FIRST_BOOT, Some(65_536 * 3 / 2)).unwrap();
+    assert_eq!(cache.held().unwrap(), [blob_id("pinned")].into());
+    assert!(cache.prune().unwrap().freed.is_empty());
+    cache.pin(&[blob_id("pinned")], false).unwrap();
+    assert_eq!(cache.prune().unwrap().freed, [blob_id("pinned")]);
+}
+
+#[test]
+fn where_open_blobs_fill_the_quota_nothing_more_is_taken() {
+    let small = Small::new(180 << 10);
+    let leases = ["a", "b", "c"].map(|name| small.lease(name));
+    Small::store(&leases[0]).unwrap();
+    let refused = Small::store(&leases[1]).and_then(|()| Small::store(&leases[2])).unwrap_err();
+    assert!(matches!(&refused, StoreError::Io(error) if is_full(error)), "{refused}");
+    let [first, others @ ..] = leases;
+    drop(first);
+    Small::store(&others[1]).unwrap();
+}
+
+#[test]
+fn what_is_listed_and_verified_is_what_there_is() {
+    let dir = tempfile::tempdir().unwrap();
+    let cache = Cache::open(dir.path(), FIRST_BOOT).unwrap();
+    let content = b"chunk of 16 byte";
+    let good = Chunk { digest: DigestAlgorithm::Blake3.digest(content), ..chunk(0, 0) };
+    let bad = Chunk { digest: DigestAlgorithm::Blake3.digest(content), ..chunk(1, 0) };
+    let said = [(ChunkIndex(0), good.clone()), (ChunkIndex(1), bad.clone())];
+    let lease = cache.blob(blob_id("a"), &coding(), CHUNK, &said).unwrap();
+    lease.blob().store(ChunkIndex(0), &good, content).unwrap();
+    lease.blob().store(ChunkIndex(1), &bad, content).unwrap();
+    let file = File::options().write(true).open(data_file(dir.path())).unwrap();
+    std::os::unix::fs::FileExt::write_all_at(&file, b"x", CHUNK + 3).unwrap();
+    let expected = Verified { chunks: 2, bad: vec![BadChunks { blob: blob_id("a"), chunks: 1 }] };
+    assert_eq!(cache.verify(&[]).unwrap(), expected);
+    assert_eq!(cache.verify(&[blob_id("other")]).unwrap(), Verified::default());
+    assert_eq!([0, 1].map(|index| lease.blob().is_ready(ChunkIndex(index))), [true, false]);
+    let listed = cache.list().unwrap();
+    assert_eq!(
+        (listed.len(), listed[0].blob, listed[0].mounted, listed[0].pinned),
+        (1, blob_id("a"), true, false)
+    );
+    assert!(listed[0].bytes > 0 && listed[0].last_used > 0);
+}
+
 #[test]
 fn work_in_progress_does_not_keep_a_blob_and_what_it_writes_is_not_seen_by_the_next() {
     let dir = tempfile::tempdir().unwrap();

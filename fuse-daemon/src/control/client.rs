@@ -7,8 +7,8 @@ use tokio::io::{AsyncBufReadExt, AsyncReadExt, AsyncWriteExt, BufReader};
 use tokio::net::UnixStream;
 
 use super::protocol::{
-    Answer, BackendSpec, BlobId, Call, ErrorKind, Kept, LINE_LIMIT, MountRequest, OLDEST_VERSION, Removed,
-    Reply, Request, Status, VERSION,
+    Answer, BackendSpec, BlobId, CachedStatus, Call, ErrorKind, Kept, LINE_LIMIT, MountRequest,
+    OLDEST_VERSION, Removed, Reply, Request, Status, VERSION, Verified,
 };
 
 /// How long a request may take unless the caller says otherwise: longer than the daemon's own wait for a busy mount.
@@ -163,6 +163,51 @@ impl Client {
     pub async fn keep(&self, blobs: &[BlobId]) -> Result<Kept, ClientError> {
         match self.call(Request::Keep { blobs: blobs.to_vec() }).await? {
             Answer::Kept(kept) => Ok(kept),
+            other => Err(self.unexpected(&other)),
+        }
+    }
+
+    /// What the cache holds, in order of blobs.
+    ///
+    /// # Errors
+    ///
+    /// [`ClientError`].
+    pub async fn cached(&self) -> Result<Vec<CachedStatus>, ClientError> {
+        match self.call(Request::Cached).await? {
+            Answer::Cached { blobs } => Ok(blobs),
+            other => Err(self.unexpected(&other)),
+        }
+    }
+
+    /// Frees all of the cache that no mount uses and that is not pinned.
+    ///
+    /// # Errors
+    ///
+    /// [`ClientError`].
+    pub async fn prune(&self) -> Result<Kept, ClientError> {
+        match self.call(Request::Prune).await? {
+            Answer::Kept(kept) => Ok(kept),
+            other => Err(self.unexpected(&other)),
+        }
+    }
+
+    /// Keeps blobs from being pruned or giving way to others, or no longer.
+    ///
+    /// # Errors
+    ///
+    /// [`ClientError`].
+    pub async fn pin(&self, blobs: &[BlobId], pinned: bool) -> Result<(), ClientError> {
+        self.call_done(Request::Pin { blobs: blobs.to_vec(), pinned }).await
+    }
+
+    /// Verifies all cached chunks of blobs, or of all if none are named. Takes as long as it takes to read them.
+    ///
+    /// # Errors
+    ///
+    /// [`ClientError`].
+    pub async fn verify(&self, blobs: &[BlobId]) -> Result<Verified, ClientError> {
+        match self.call(Request::Verify { blobs: blobs.to_vec() }).await? {
+            Answer::Verified(verified) => Ok(verified),
             other => Err(self.unexpected(&other)),
         }
     }

@@ -9,4 +9,6 @@ pub mod protocol;
 pub(crate) mod server;
 
 pub use client::{Client, ClientError};
-pub use protocol::{BackendSpec, BlobId, Kept, MountRequest, MountStatus, Removed, Status};
+pub use protocol::{
+    BackendSpec, BadChunks, BlobId, CachedStatus, Kept, MountRequest, MountStatus, Removed, Status, Verified,
+};

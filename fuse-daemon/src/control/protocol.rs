@@ -93,10 +93,26 @@ pub enum Request {
         /// The blobs.
         digests: Vec<BlobId>,
     },
-    /// Free all of the cache but these blobs and those that mounts use; answered with [`Answer::Kept`]. What a mount
+    /// Free all of the cache but these blobs, pinned ones and those that mounts use; answered with [`Answer::Kept`]. What a mount
     /// uses that is not named goes when the last mount of it ends, unless it is named or mounted again before.
     Keep {
         /// The blobs.
+        blobs: Vec<BlobId>,
+    },
+    /// What the cache holds; answered with [`Answer::Cached`].
+    Cached,
+    /// Free all that no mount uses and that is not pinned; answered with [`Answer::Kept`].
+    Prune,
+    /// Keep blobs from being pruned or giving way to others, or no longer; answered with [`Answer::Done`].
+    Pin {
+        /// The blobs, which need not be there yet.
+        blobs: Vec<BlobId>,
+        /// `false`: no longer.
+        pinned: bool,
+    },
+    /// Verify what the cache holds; answered with [`Answer::Verified`].
+    Verify {
+        /// The blobs; none: all.
         blobs: Vec<BlobId>,
     },
     /// Unmount what is unused, then end the daemon if nothing is left; answered with [`Answer::Shutdown`].
@@ -183,6 +199,13 @@ pub enum Answer {
     Removed(Removed),
     /// What was freed.
     Kept(Kept),
+    /// What the cache holds.
+    Cached {
+        /// In order of blobs.
+        blobs: Vec<CachedStatus>,
+    },
+    /// What was verified.
+    Verified(Verified),
     /// The ids of mounts that are in use; the daemon ends only when there are none.
     Shutdown {
         /// Mount ids.
@@ -243,6 +266,39 @@ pub struct Kept {
     pub freed_bytes: u64,
     /// Not to be kept, but in use: deleted with the last mount that reads from them.
     pub in_use: Vec<BlobId>,
+}
+
+/// What the cache holds of a blob.
+#[derive(Clone, Debug, Deserialize, Eq, PartialEq, Serialize)]
+pub struct CachedStatus {
+    /// The blob.
+    pub blob: BlobId,
+    /// Bytes on disk.
+    pub bytes: u64,
+    /// Whether a mount reads from it.
+    pub mounted: bool,
+    /// Whether it is kept from being pruned and from giving way to others.
+    pub pinned: bool,
+    /// When it was used last, in seconds since 1970.
+    pub last_used: u64,
+}
+
+/// What verifying the cache came to.
+#[derive(Clone, Debug, Default, Deserialize, Eq, PartialEq, Serialize)]
+pub struct Verified {
+    /// Chunks that were verified.
+    pub chunks: u64,
+    /// Blobs with chunks that were bad, which are fetched again when they are read.
+    pub bad: Vec<BadChunks>,
+}
+
+/// Chunks of a blob that were bad.
+#[derive(Clone, Copy, Debug, Deserialize, Eq, PartialEq, Serialize)]
+pub struct BadChunks {
+    /// The blob.
+    pub blob: BlobId,
+    /// How many.
+    pub chunks: u64,
 }
 
 /// What kind of failure a request met.

@@ -131,6 +131,17 @@ async fn answer(request: Request, table: Arc<Table>) -> Answer {
         Request::Keep { blobs } => {
             on_thread(move || of_cache(table.engine().cache().keep(&blobs), Answer::Kept)).await
         }
+        Request::Cached => {
+            let cached = |blobs| Answer::Cached { blobs };
+            on_thread(move || of_cache(table.engine().cache().list(), cached)).await
+        }
+        Request::Prune => on_thread(move || of_cache(table.engine().cache().prune(), Answer::Kept)).await,
+        Request::Pin { blobs, pinned } => {
+            on_thread(move || of_cache(table.engine().cache().pin(&blobs, pinned), |()| Answer::Done)).await
+        }
+        Request::Verify { blobs } => {
+            on_thread(move || of_cache(table.engine().cache().verify(&blobs), Answer::Verified)).await
+        }
         Request::Shutdown => {
             on_thread(move || Answer::Shutdown { in_use: table.unmount_unused(UNMOUNT_PATIENCE) }).await
         }

@@ -1,5 +1,6 @@
 //! What becomes of a chunk that was ordered: verified and kept, ordered again, or given up.
 
+use std::sync::atomic::Ordering;
 use std::sync::{Arc, Weak};
 use std::time::Instant;
 
@@ -9,8 +10,8 @@ use rafs::blob::decode::verify;
 use super::Front;
 use super::message::{BackendName, ChunkError, ChunkKey, Content, Order, Responses};
 use super::read::ReadError;
-use super::wait::Waiter;
-use crate::cache::{CachedBlob, Described, StoreError};
+use super::wait::{Loose, Waiter};
+use crate::cache::{CachedBlob, Described, StoreError, is_full};
 use crate::describe;
 use crate::pool::Job;
 
@@ -39,8 +40,21 @@ impl Front {
 
     fn keep(&self, key: ChunkKey, blob: &CachedBlob, chunk: &Chunk, bytes: &[u8]) {
         match blob.store(key.chunk, chunk, bytes) {
-            Ok(()) => self.land(key, None),
+            Ok(()) => {
+                if self.is_full.swap(false, Ordering::Relaxed) {
+                    tracing::info!("the cache's disk has room again");
+                }
+                self.land(key, None);
+            }
             Err(StoreError::Outdated) => self.reorder(key),
+            Err(StoreError::Io(error)) if is_full(&error) => {
+                if !self.is_full.swap(true, Ordering::Relaxed) {
+                    tracing::warn!(%error, "the cache's disk is full: serving from the network without caching");
+                }
+                let loose = Loose { key, offset: chunk.uncompressed_offset, bytes: bytes.into() };
+                let waiters = self.flights().land(key, None);
+                waiters.iter().for_each(|waiter| waiter.arrived_loose(loose.clone()));
+            }
             Err(StoreError::Io(error)) => {
                 tracing::error!(blob = %key.blob, chunk = key.chunk.0, %error, "cannot write the cache");
                 self.land(key, Some(ChunkError::Cache(error.to_string())));

@@ -61,6 +61,12 @@ impl Order {
         start..end
     }
 
+    /// The index behind its last chunk.
+    pub fn end(&self) -> ChunkIndex {
+        let last = self.extents.back().and_then(|extent| extent.chunks.last());
+        ChunkIndex(last.map_or(0, |(last, _)| last.0 + 1))
+    }
+
     /// The key of one of its chunks.
     pub fn key(&self, chunk: ChunkIndex) -> ChunkKey {
         ChunkKey { blob: self.blob, generation: self.generation, chunk }

@@ -16,6 +16,7 @@
 //! what the cache knows of the chunk. It decides what is fetched, tried again, and given up; the worker has no state that
 //! its successor would miss.
 
+mod ahead;
 mod deadline;
 mod flight;
 mod keep;
@@ -26,6 +27,7 @@ mod read;
 mod tests;
 mod wait;
 
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock, Weak};
 use std::time::{Duration, Instant};
 
@@ -38,11 +40,15 @@ pub use wait::Want;
 use crate::cache::{CachedBlob, ChunkState};
 use crate::control::BlobId;
 use crate::pool::Pool;
+use ahead::{Further, Streams};
 use deadline::Deadlines;
 use flight::{Flight, Flights};
 use plan::Limits;
 use read::{Answer, read_now};
-use wait::{Done, Waiter};
+use wait::{Done, Loose, Waiter};
+
+/// Chunks that are looked at in search of what to read ahead.
+const PASSED_OVER_LIMIT: u32 = 1024;
 
 /// How the front works.
 #[derive(Clone, Debug)]
@@ -63,8 +69,11 @@ pub struct Front {
     config: FrontConfig,
     worker: RwLock<Arc<dyn Worker>>,
     flights: Mutex<Flights>,
+    streams: Mutex<Streams>,
     deadlines: Deadlines,
     pool: Pool,
+    /// Whether the last chunk found no room in the cache.
+    is_full: AtomicBool,
 }
 
 impl Front {
@@ -79,8 +88,10 @@ impl Front {
             me: Weak::clone(me),
             worker: RwLock::new(worker),
             flights: Mutex::new(Flights::new(config.failure_memory)),
+            streams: Mutex::default(),
             deadlines: Deadlines::new(config.deadline),
             pool,
+            is_full: AtomicBool::new(false),
             config,
         }))
     }
@@ -88,16 +99,19 @@ impl Front {
     /// Answers `answer` with the bytes of `pieces`, one after the other: before returning if all are in the cache, else
     /// from another thread.
     pub fn read(&self, pieces: Vec<Piece>, answer: impl FnOnce(Result<&[u8], ReadError>) + Send + 'static) {
-        self.read_until(pieces, Instant::now() + self.config.deadline, Box::new(answer));
+        self.read_until(pieces, Instant::now() + self.config.deadline, Vec::new(), Box::new(answer));
     }
 
-    fn read_until(&self, pieces: Vec<Piece>, until: Instant, answer: Answer) {
-        let Err((answer, missing)) = read_now(&pieces, answer) else { return };
+    fn read_until(&self, pieces: Vec<Piece>, until: Instant, mut loose: Vec<Loose>, answer: Answer) {
+        let Err((answer, missing)) = read_now(&pieces, &loose, answer) else { return };
         let front = Weak::clone(&self.me);
         let again = move |result| match (result, front.upgrade()) {
             // Looked at once more: what arrived may be gone again.
-            (Ok(()), Some(front)) => front.read_until(pieces, until, answer),
-            (Ok(()), None) => {}
+            (Ok(more), Some(front)) => {
+                loose.extend(more);
+                front.read_until(pieces, until, loose, answer);
+            }
+            (Ok(_), None) => {}
             (Err(error), _) => answer(Err(error)),
         };
         self.ensure_until(missing, until, Box::new(again));
@@ -105,6 +119,13 @@ impl Front {
 
     /// Brings chunks into the cache; `done` is called when all are there or one cannot be brought, within the deadline.
     pub fn ensure(&self, wanted: Vec<Want>, done: impl FnOnce(Result<(), ReadError>) + Send + 'static) {
+        let done = move |result: Result<Vec<Loose>, ReadError>| {
+            let no_room = |Loose { key, .. }: &Loose| ReadError::Chunk {
+                key: *key,
+                source: ChunkError::Cache("the disk is full".to_owned()),
+            };
+            done(result.and_then(|loose| loose.first().map_or(Ok(()), |first| Err(no_room(first)))));
+        };
         self.ensure_until(wanted, Instant::now() + self.config.deadline, Box::new(done));
     }
 
@@ -112,7 +133,7 @@ impl Front {
         wanted.sort_unstable_by_key(Want::key);
         wanted.dedup_by_key(|want| want.key());
         if wanted.is_empty() {
-            return done(Ok(()));
+            return done(Ok(Vec::new()));
         }
         let waiter = Arc::new(Waiter::new(wanted.len(), until, done));
         self.deadlines.watch(&waiter);
@@ -130,6 +151,7 @@ impl Front {
     fn enter(&self, flights: &mut Flights, wanted: &[Want], waiter: &Arc<Waiter>, todo: &mut Todo) {
         let Some(Want { blob, .. }) = wanted.first() else { return };
         let mut missing = Vec::new();
+        let mut caught_up = None;
         for want in wanted {
             let key = want.key();
             // Looked at again under the lock: an answer that came since the first look will not come again. One that
@@ -145,6 +167,7 @@ impl Front {
                 }
                 if flight.waiters.is_empty() {
                     todo.hurry.push(key);
+                    caught_up = Some(want.chunk);
                 }
                 flight.wait(waiter);
                 // Ordered for an image that is gone, which this one contradicts.
@@ -170,7 +193,51 @@ impl Front {
                 todo.failed = Some((key, ChunkError::Unknown));
             }
         }
-        todo.orders.extend(self.plan(flights, blob, &missing, waiter.until()));
+        let orders = self.plan(flights, blob, &missing, waiter.until());
+        // Where the reader is, and where what is ordered for it ends.
+        let last = orders.last().and_then(|order| Some((*order.demanded.first()?, order.end())));
+        todo.orders.extend(orders);
+        if let Some((chunk, end)) = last.or(caught_up.map(|chunk| (chunk, chunk))) {
+            todo.orders.extend(self.order_further(flights, blob, chunk, end));
+        }
+    }
+
+    /// Orders beyond what a reader of `chunk` waits for, which ends before `end`, if it goes through the blob in order.
+    fn order_further(
+        &self,
+        flights: &mut Flights,
+        blob: &Arc<CachedBlob>,
+        chunk: ChunkIndex,
+        end: ChunkIndex,
+    ) -> Vec<Order> {
+        if self.is_full.load(Ordering::Relaxed) {
+            return Vec::new();
+        }
+        let mut streams = self.streams.lock().unwrap_or_else(PoisonError::into_inner);
+        let Some(Further { from, requests }) = streams.waits(blob.generation(), chunk, end) else {
+            return Vec::new();
+        };
+        let until = Instant::now() + self.config.deadline;
+        let mut orders: Vec<Order> = Vec::new();
+        let mut at = from;
+        // What is there already is passed over, but not for ever.
+        let end = ChunkIndex(from.0.saturating_add(PASSED_OVER_LIMIT));
+        while orders.len() < requests as usize && at < end {
+            let Some(described) = blob.describe(at) else { break };
+            if blob.state(at) == ChunkState::Missing && flights.is_free(self.key(blob, at)) {
+                let planned = self.plan(flights, blob, &[(at, described.chunk)], until);
+                at = planned.last().map_or(at, Order::end).max(ChunkIndex(at.0 + 1));
+                orders.extend(planned);
+            } else {
+                at = ChunkIndex(at.0 + 1);
+            }
+        }
+        streams.ordered(blob.generation(), at);
+        orders
+    }
+
+    fn key(&self, blob: &CachedBlob, chunk: ChunkIndex) -> ChunkKey {
+        ChunkKey { blob: blob.id(), generation: blob.generation(), chunk }
     }
 
     /// Orders for chunks of a blob that are missing, and for what comes along with them.
@@ -184,7 +251,7 @@ impl Front {
         let Some(coding) = missing.first().and_then(|(first, _)| blob.describe(*first)) else {
             return Vec::new();
         };
-        let key = |chunk| ChunkKey { blob: blob.id(), generation: blob.generation(), chunk };
+        let key = |chunk| self.key(blob, chunk);
         let found = |chunk| flights.is_free(key(chunk)).then(|| blob.state(chunk));
         let describe = |chunk| blob.describe(chunk).map(|described| described.chunk);
         let requests = plan::plan(missing, describe, found, self.limits());
@@ -245,7 +312,8 @@ impl Front {
     }
 
     fn limits(&self) -> Limits {
-        let request_bytes = self.config.request_bytes;
+        // What there is no room for is not read ahead.
+        let request_bytes = if self.is_full.load(Ordering::Relaxed) { 1 } else { self.config.request_bytes };
         Limits { request_bytes, ahead_uncompressed_bytes: request_bytes.saturating_mul(4) }
     }
 

@@ -7,7 +7,7 @@ use std::time::Duration;
 use rafs::blob::ChunkIndex;
 
 use super::message::{ChunkError, ChunkKey};
-use super::wait::Want;
+use super::wait::{Loose, Want};
 use crate::cache::CachedBlob;
 
 /// Buffers larger than this are given back after use rather than kept by the thread: the kernel's largest read of
@@ -38,11 +38,18 @@ pub enum Piece {
 }
 
 impl Piece {
-    fn is_ready(&self) -> bool {
+    fn is_ready(&self, loose: &[Loose]) -> bool {
         match self {
-            Self::Chunk { blob, chunk, .. } => blob.is_ready(*chunk),
+            Self::Chunk { blob, chunk, .. } => blob.is_ready(*chunk) || self.is_in(loose).is_some(),
             Self::Zeros(_) => true,
         }
+    }
+
+    /// The piece's chunk, if the cache had no room for it.
+    fn is_in<'a>(&self, loose: &'a [Loose]) -> Option<&'a Loose> {
+        // The usual case: nothing is loose.
+        let key = if loose.is_empty() { return None } else { self.want()?.key() };
+        loose.iter().find(|loose| loose.key == key)
     }
 
     /// What has to be there for the piece to be read.
@@ -60,8 +67,18 @@ impl Piece {
     }
 
     /// Whether the buffer now has the piece: its chunk may cease to be ready at any time.
-    fn read(&self, buffer: &mut [u8]) -> Result<bool, ReadError> {
+    fn read(&self, buffer: &mut [u8], loose: &[Loose]) -> Result<bool, ReadError> {
         match self {
+            Self::Chunk { offset, .. } if self.is_in(loose).is_some() => {
+                let from = self.is_in(loose).and_then(|loose| {
+                    let start = usize::try_from(offset.checked_sub(loose.offset)?).ok()?;
+                    loose.bytes.get(start..start.checked_add(buffer.len())?)
+                });
+                if let Some(bytes) = from {
+                    buffer.copy_from_slice(bytes);
+                }
+                Ok(from.is_some())
+            }
             Self::Chunk { blob, chunk, offset, .. } => {
                 blob.read(*chunk, buffer, *offset).map_err(|error| ReadError::Chunk {
                     key: Want { blob: Arc::clone(blob), chunk: *chunk }.key(),
@@ -95,15 +112,15 @@ pub enum ReadError {
 /// How a read is answered.
 pub(super) type Answer = Box<dyn FnOnce(Result<&[u8], ReadError>) + Send>;
 
-/// Answers from the cache; what is missing, if something is: then nothing is answered yet.
-pub(super) fn read_now(pieces: &[Piece], answer: Answer) -> Result<(), (Answer, Vec<Want>)> {
+/// Answers from the cache and what it had no room for; what is missing, if something is: then nothing is answered yet.
+pub(super) fn read_now(pieces: &[Piece], loose: &[Loose], answer: Answer) -> Result<(), (Answer, Vec<Want>)> {
     let missing: Vec<Want> =
-        pieces.iter().filter(|piece| !piece.is_ready()).filter_map(Piece::want).collect();
+        pieces.iter().filter(|piece| !piece.is_ready(loose)).filter_map(Piece::want).collect();
     if !missing.is_empty() {
         return Err((answer, missing));
     }
     BUFFER.with_borrow_mut(|buffer| {
-        let result = match fill(pieces, buffer) {
+        let result = match fill(pieces, loose, buffer) {
             Ok(missing) if !missing.is_empty() => Err((answer, missing)),
             Ok(_) => {
                 answer(Ok(buffer.as_slice()));
@@ -122,7 +139,7 @@ pub(super) fn read_now(pieces: &[Piece], answer: Answer) -> Result<(), (Answer, 
 }
 
 /// Reads the pieces; those that turned out not to be there.
-fn fill(pieces: &[Piece], buffer: &mut Vec<u8>) -> Result<Vec<Want>, ReadError> {
+fn fill(pieces: &[Piece], loose: &[Loose], buffer: &mut Vec<u8>) -> Result<Vec<Want>, ReadError> {
     let total: usize = pieces.iter().map(Piece::len).sum();
     // Only what is beyond the last read's length is zeroed here; `read` overwrites all.
     buffer.resize(total, 0);
@@ -130,7 +147,7 @@ fn fill(pieces: &[Piece], buffer: &mut Vec<u8>) -> Result<Vec<Want>, ReadError> 
     let mut missing = Vec::new();
     for piece in pieces {
         let (part, behind) = rest.split_at_mut(piece.len());
-        if !piece.read(part)? {
+        if !piece.read(part, loose)? {
             missing.extend(piece.want());
         }
         rest = behind;

@@ -1,7 +1,7 @@
 //! Somebody who waits for chunks.
 
 use std::sync::atomic::{AtomicUsize, Ordering};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Instant;
 
 use rafs::blob::ChunkIndex;
@@ -25,21 +25,36 @@ impl Want {
     }
 }
 
-/// What is called once, when all chunks are there or one fails.
-pub(super) type Done = Box<dyn FnOnce(Result<(), ReadError>) + Send>;
+/// A chunk that was verified, and that the cache had no room for.
+#[derive(Clone, Debug)]
+pub(super) struct Loose {
+    pub(super) key: ChunkKey,
+    /// Where it starts in the uncompressed blob.
+    pub(super) offset: u64,
+    pub(super) bytes: Arc<[u8]>,
+}
+
+/// What is called once, when all chunks are there or one fails; with those that are not in the cache.
+pub(super) type Done = Box<dyn FnOnce(Result<Vec<Loose>, ReadError>) + Send>;
 
 /// Waits until all of some chunks are there, one fails, or its time is over.
 pub(super) struct Waiter {
     /// Chunks that are still missing.
     missing: AtomicUsize,
     until: Instant,
+    loose: Mutex<Vec<Loose>>,
     /// Taken by whoever answers first.
     done: Mutex<Option<Done>>,
 }
 
 impl Waiter {
     pub(super) fn new(missing: usize, until: Instant, done: Done) -> Self {
-        Self { missing: AtomicUsize::new(missing), until, done: Mutex::new(Some(done)) }
+        Self {
+            missing: AtomicUsize::new(missing),
+            until,
+            loose: Mutex::default(),
+            done: Mutex::new(Some(done)),
+        }
     }
 
     /// When its time is over.
@@ -52,8 +67,18 @@ impl Waiter {
         if self.missing.fetch_sub(1, Ordering::AcqRel) == 1
             && let Some(done) = self.take()
         {
-            done(Ok(()));
+            done(Ok(std::mem::take(&mut *self.loose())));
         }
+    }
+
+    /// One of the missing chunks is there, but not in the cache.
+    pub(super) fn arrived_loose(&self, loose: Loose) {
+        self.loose().push(loose);
+        self.arrived();
+    }
+
+    fn loose(&self) -> MutexGuard<'_, Vec<Loose>> {
+        self.loose.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// Answers with an error, unless that was done before.

@@ -3,6 +3,7 @@
 mod attributes;
 
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 
 use rafs::bootstrap::{Bootstrap, Nid, ReadError as BootstrapError};
 
@@ -60,6 +61,8 @@ pub struct FileSystem {
     /// In order of the image's blob indexes.
     blobs: Vec<Lease>,
     front: Arc<Front>,
+    /// Whether it was logged that the bootstrap is damaged.
+    damage_is_known: AtomicBool,
 }
 
 /// Offsets of a directory below this are those of `.` and `..`, which a bootstrap's listing leaves out.
@@ -68,7 +71,7 @@ const DOTS: u64 = 2;
 impl FileSystem {
     /// The file system of `bootstrap`, whose blobs are cached in `blobs`, in the same order.
     pub fn new(bootstrap: Arc<Bootstrap>, blobs: Vec<Lease>, front: Arc<Front>) -> Self {
-        Self { bootstrap, blobs, front }
+        Self { bootstrap, blobs, front, damage_is_known: AtomicBool::new(false) }
     }
 
     fn nid(&self, ino: Ino) -> Nid {
@@ -85,8 +88,10 @@ impl FileSystem {
     ///
     /// [`FsError`], as from all methods.
     pub fn lookup(&self, directory: Ino, name: &[u8]) -> Result<Option<Attributes>, FsError> {
-        let found = self.bootstrap.lookup(self.nid(directory), name)?;
-        found.map(|nid| self.attributes_of(nid)).transpose()
+        self.sound(|bootstrap| {
+            let found = bootstrap.lookup(self.nid(directory), name)?;
+            found.map(|nid| self.attributes_of(nid)).transpose()
+        })
     }
 
     /// The attributes of a file.
@@ -95,7 +100,7 @@ impl FileSystem {
     ///
     /// [`FsError`].
     pub fn attributes(&self, ino: Ino) -> Result<Attributes, FsError> {
-        self.attributes_of(self.nid(ino))
+        self.sound(|_| self.attributes_of(self.nid(ino)))
     }
 
     /// Where a symbolic link leads.
@@ -103,22 +108,32 @@ impl FileSystem {
     /// # Errors
     ///
     /// [`FsError`].
-    pub fn read_link(&self, ino: Ino) -> Result<&[u8], FsError> {
-        Ok(self.bootstrap.read_link(self.nid(ino))?)
+    pub fn read_link(&self, ino: Ino) -> Result<Box<[u8]>, FsError> {
+        // Copied before it is known to be right, rather than read by the kernel after that.
+        self.sound(|bootstrap| Ok(bootstrap.read_link(self.nid(ino))?.into()))
     }
 
     /// Shows the entries of a directory from `offset` on, `.` and `..` first, until `visit` says that it has enough.
     ///
     /// # Errors
     ///
-    /// [`FsError`].
+    /// [`FsError`]; then nothing that was shown counts.
     pub fn read_directory(
         &self,
         directory: Ino,
         offset: u64,
+        visit: impl FnMut(Entry<'_>) -> bool,
+    ) -> Result<(), FsError> {
+        self.sound(|bootstrap| self.show_directory(bootstrap, self.nid(directory), offset, visit))
+    }
+
+    fn show_directory(
+        &self,
+        bootstrap: &Bootstrap,
+        nid: Nid,
+        offset: u64,
         mut visit: impl FnMut(Entry<'_>) -> bool,
     ) -> Result<(), FsError> {
-        let nid = self.nid(directory);
         if offset < 1 {
             let attributes = self.attributes_of(nid)?;
             if visit(Entry { name: b".", attributes, next_offset: 1 }) {
@@ -126,12 +141,12 @@ impl FileSystem {
             }
         }
         if offset < DOTS {
-            let attributes = self.attributes_of(self.bootstrap.parent(nid)?)?;
+            let attributes = self.attributes_of(bootstrap.parent(nid)?)?;
             if visit(Entry { name: b"..", attributes, next_offset: DOTS }) {
                 return Ok(());
             }
         }
-        for entry in self.bootstrap.read_dir(nid, offset.saturating_sub(DOTS))? {
+        for entry in bootstrap.read_dir(nid, offset.saturating_sub(DOTS))? {
             let entry = entry?;
             let attributes = self.attributes_of(entry.nid)?;
             let next_offset = entry.next_offset.saturating_add(DOTS);
@@ -148,7 +163,7 @@ impl FileSystem {
     ///
     /// [`FsError::NoXattr`] and others.
     pub fn xattr(&self, ino: Ino, name: &[u8]) -> Result<Box<[u8]>, FsError> {
-        self.bootstrap.xattrs(self.nid(ino))?.remove(name).ok_or(FsError::NoXattr)
+        self.sound(|bootstrap| bootstrap.xattrs(self.nid(ino))?.remove(name).ok_or(FsError::NoXattr))
     }
 
     /// The names of all extended attributes, each ended by NUL.
@@ -157,8 +172,10 @@ impl FileSystem {
     ///
     /// [`FsError`].
     pub fn xattr_names(&self, ino: Ino) -> Result<Vec<u8>, FsError> {
-        let xattrs = self.bootstrap.xattrs(self.nid(ino))?;
-        Ok(xattrs.into_keys().flat_map(|name| name.into_vec().into_iter().chain([0])).collect())
+        self.sound(|bootstrap| {
+            let names = bootstrap.xattrs(self.nid(ino))?.into_keys();
+            Ok(names.flat_map(|name| name.into_vec().into_iter().chain([0])).collect())
+        })
     }
 
     /// Answers `done` with the bytes of a file from `offset` on: `size` of them, or fewer at its end. The answer may
@@ -170,18 +187,18 @@ impl FileSystem {
         size: u32,
         done: impl FnOnce(Result<&[u8], FsError>) + Send + 'static,
     ) {
-        match self.pieces(self.nid(ino), offset, size) {
+        match self.sound(|bootstrap| self.pieces(bootstrap, self.nid(ino), offset, size)) {
             Ok(pieces) => self.front.read(pieces, move |result| done(result.map_err(FsError::from))),
             Err(error) => done(Err(error)),
         }
     }
 
-    fn pieces(&self, nid: Nid, offset: u64, size: u32) -> Result<Vec<Piece>, FsError> {
+    fn pieces(&self, bootstrap: &Bootstrap, nid: Nid, offset: u64, size: u32) -> Result<Vec<Piece>, FsError> {
         let mut pieces = Vec::new();
-        for piece in self.bootstrap.chunks(nid, offset..offset.saturating_add(u64::from(size)))? {
+        for piece in bootstrap.chunks(nid, offset..offset.saturating_add(u64::from(size)))? {
             let piece = piece?;
             // Where the chunk is said to be, rather than the file's own address of it: the worker puts it there.
-            let chunk = self.bootstrap.chunk(piece.blob, piece.chunk)?;
+            let chunk = bootstrap.chunk(piece.blob, piece.chunk)?;
             let end = u64::from(piece.offset_in_chunk) + u64::from(piece.len);
             if end > u64::from(chunk.uncompressed_size) {
                 return Err(FsError::OutsideChunk { end, size: chunk.uncompressed_size });
@@ -195,6 +212,18 @@ impl FileSystem {
             });
         }
         Ok(pieces)
+    }
+
+    /// What `read` makes of the bootstrap, unless some of it could not be read by then: the rest may have been zeros.
+    fn sound<T>(&self, read: impl FnOnce(&Bootstrap) -> Result<T, FsError>) -> Result<T, FsError> {
+        let result = read(&self.bootstrap);
+        if let Err(damaged) = self.bootstrap.sound() {
+            if !self.damage_is_known.swap(true, Ordering::Relaxed) {
+                tracing::error!(%damaged, "an image cannot be read");
+            }
+            return Err(damaged.into());
+        }
+        result
     }
 
     /// Totals of the file system.

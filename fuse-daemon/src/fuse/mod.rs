@@ -93,7 +93,7 @@ impl<Held: Send + Sync + 'static> Filesystem for Adapter<Held> {
 
     fn readlink(&self, _: &Request, ino: INodeNo, reply: ReplyData) {
         match self.fs.read_link(Ino(ino.0)) {
-            Ok(target) => reply.data(target),
+            Ok(target) => reply.data(&target),
             Err(error) => reply.error(error_of(&error)),
         }
     }

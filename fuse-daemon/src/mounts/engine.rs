@@ -213,6 +213,7 @@ impl Engine {
                 |chunk: &Chunk| chunk.compressed_size.max(chunk.uncompressed_size) <= CHUNK_BYTES_LIMIT;
             let said = chunks.filter(|said| said.as_ref().map_or(true, |(_, chunk)| possible(chunk)));
             let said = said.collect::<Result<Vec<_>, _>>().map_err(broken(path))?;
+            bootstrap.sound().map_err(broken(path))?;
             let coding = Arc::new(Blob { chunks: Vec::new(), ..blob.clone() });
             let lease = self.cache.blob(id, &coding, blob.uncompressed_size, &said);
             cached.push(lease.map_err(|source| MountError::Cache { path: path.to_owned(), source })?);

@@ -63,7 +63,12 @@ impl Shared {
     /// the end of the runtime, are lost.
     pub(super) async fn fetch(self: Arc<Self>, order: Order, transfer: Transfer) {
         let transfer = Arc::new(transfer);
-        let sources = self.candidates(order.blob, &order.refused);
+        let sources = self.candidates(order.blob, &order.refused).and_then(|sources| match sources.first() {
+            Some(first) if order.demanded.is_empty() && !self.has_time(first, &order) => {
+                Err(ChunkError::Fetch(format!("{} is busy with what readers wait for", first.name)))
+            }
+            _ => Ok(sources),
+        });
         let error = match sources {
             Err(error) => error,
             Ok(sources) => match timeout_at(order.until.into(), self.run(&transfer, sources)).await {
@@ -157,6 +162,13 @@ impl Shared {
             stored,
             _memory: memory,
         });
+    }
+
+    /// Whether a backend can be asked for what nobody waits for yet: half of what may be under way is left to readers.
+    fn has_time(&self, source: &Source, order: &Order) -> bool {
+        let Range { start, end } = order.stored();
+        let wanted = self.sources.permits(end.saturating_sub(start)) as usize;
+        source.share.available_permits() >= wanted + self.sources.permits(u64::MAX) as usize / 2
     }
 
     /// Whom to ask for the blob: not those that delivered it corrupt, unless that was the only one, once.

@@ -23,6 +23,29 @@ pub(crate) struct Watched {
     reads: Mutex<Vec<Range<u64>>>,
     bytes: AtomicUsize,
     behaviour: Behaviour,
+    under_way: Arc<UnderWay>,
+}
+
+/// Requests that are being answered.
+#[derive(Default)]
+struct UnderWay {
+    now: AtomicUsize,
+    most: AtomicUsize,
+}
+
+impl UnderWay {
+    /// One more until the answer is over.
+    fn begin(self: &Arc<Self>) -> impl Drop + Send + use<> {
+        let now = self.now.fetch_add(1, Ordering::SeqCst) + 1;
+        self.most.fetch_max(now, Ordering::SeqCst);
+        struct End(Arc<UnderWay>);
+        impl Drop for End {
+            fn drop(&mut self) {
+                self.0.now.fetch_sub(1, Ordering::SeqCst);
+            }
+        }
+        End(Arc::clone(self))
+    }
 }
 
 #[derive(Clone)]
@@ -55,7 +78,13 @@ impl Watched {
             reads: Mutex::default(),
             bytes: AtomicUsize::new(0),
             behaviour,
+            under_way: Arc::default(),
         })
+    }
+
+    /// Requests that were under way at once, at most.
+    pub(crate) fn most_at_once(&self) -> usize {
+        self.under_way.most.load(Ordering::SeqCst)
     }
 
     pub(crate) fn reads(&self) -> usize {
@@ -82,10 +111,16 @@ impl Backend for Watched {
         match self.behaviour.clone() {
             Behaviour::Honest => answer,
             Behaviour::Stalled => futures::stream::pending().boxed(),
-            Behaviour::Slow(time) => futures::stream::once(async move { tokio::time::sleep(time).await })
-                .flat_map(move |()| futures::stream::empty())
-                .chain(answer)
-                .boxed(),
+            Behaviour::Slow(time) => {
+                let under_way = self.under_way.begin();
+                futures::stream::once(async move { tokio::time::sleep(time).await })
+                    .flat_map(|()| futures::stream::empty())
+                    .chain(answer)
+                    .inspect(move |_| {
+                        let _until_the_stream_ends = &under_way;
+                    })
+                    .boxed()
+            }
             Behaviour::Gated(mut gate) => futures::stream::once(async move {
                 gate.wait_for(|open| *open).await.unwrap();
             })

@@ -18,11 +18,19 @@ pub(crate) fn lines() -> Log {
 }
 
 impl Log {
+    /// How many lines `matches` likes.
+    pub(crate) fn count(&self, matches: impl Fn(&str) -> bool) -> usize {
+        LINES.lock().unwrap()[self.start..].iter().filter(|line| matches(line)).count()
+    }
+
     /// The first line that `matches` likes.
     pub(crate) fn find(&self, matches: impl Fn(&str) -> bool) -> String {
-        let lines = LINES.lock().unwrap();
-        let found = lines[self.start..].iter().find(|line| matches(line));
-        found.unwrap_or_else(|| panic!("no such line in {:#?}", &lines[self.start..])).clone()
+        let lines = LINES.lock().unwrap()[self.start..].to_vec();
+        lines
+            .iter()
+            .find(|line| matches(line))
+            .unwrap_or_else(|| panic!("no such line in {lines:#?}"))
+            .clone()
     }
 }
 

@@ -6,6 +6,7 @@
 #![allow(clippy::unwrap_used, reason = "helpers of tests are tests: what they cannot do fails the test")]
 
 mod control;
+mod disk;
 mod faults;
 mod image;
 mod kernel;

@@ -18,6 +18,7 @@ use crate::blob::meta::BlobMeta;
 use crate::blob::stream::Toc;
 use crate::blob::{Blob, BlobIndex, Chunk, ChunkIndex};
 use crate::digest::Digest;
+use crate::sys::Map;
 use crate::tree::Xattrs;
 use data::Data;
 use types::{Entries, FilePieces};
@@ -43,7 +44,8 @@ enum Format {
 }
 
 impl Bootstrap {
-    /// Maps a bootstrap file, which must not be changed or shortened as long as this lives.
+    /// Maps a bootstrap file, which must not be changed or shortened as long as this lives. Where that happens all the same,
+    /// or the disk cannot read a block of it, [`sound`](Self::sound) tells; what was read before it did may be wrong.
     ///
     /// # Errors
     ///
@@ -57,7 +59,14 @@ impl Bootstrap {
             return Err(ReadError::NotABootstrap);
         }
         let file = File::open(path).map_err(io)?;
-        Self::new(Data::Mapped(crate::sys::map(&file).map_err(io)?))
+        let data = match Map::new(&file).map_err(io)? {
+            Some(map) => Data::Mapped(map, path.to_owned()),
+            // Too many are mapped for one more to be guarded.
+            None => Data::Owned(std::fs::read(path).map_err(io)?),
+        };
+        let opened = Self::new(data)?;
+        opened.sound()?;
+        Ok(opened)
     }
 
     /// A bootstrap in memory.
@@ -80,6 +89,16 @@ impl Bootstrap {
         let metas = blobs.iter().map(|_| None).collect();
         let (blobs, chunk_counts) = blobs.into_iter().unzip();
         Ok(Self { data, format, blobs, chunk_counts, metas })
+    }
+
+    /// Fails if some of the bootstrap could not be read since it was opened. Whoever keeps one open for long asks after
+    /// reading from it, before believing what was read.
+    ///
+    /// # Errors
+    ///
+    /// [`ReadError::Damaged`], from then on.
+    pub fn sound(&self) -> Result<(), ReadError> {
+        self.data.sound()
     }
 
     /// RAFS version.

@@ -175,6 +175,9 @@ impl FakeDaemon {
                 let (in_use, removed) = digests.iter().copied().partition(|blob| used.contains(blob));
                 Answer::Removed(Removed { removed, in_use })
             }
+            Request::Cached | Request::Prune | Request::Pin { .. } | Request::Verify { .. } => {
+                Answer::Error { kind: ErrorKind::Invalid, message: "nobody asks for this".to_owned() }
+            }
             Request::Shutdown => Answer::Shutdown { in_use: Vec::new() },
         }
     }

@@ -1,16 +1,18 @@
 //! The bytes of a bootstrap, with every access checked.
 
 use std::ops::Deref;
+use std::path::PathBuf;
 
-use memmap2::Mmap;
 use zerocopy::{FromBytes, Immutable, KnownLayout, Unaligned};
 
 use super::ReadError;
+use crate::sys::Map;
 
 /// Bytes of a bootstrap.
 #[derive(Debug)]
 pub(super) enum Data {
-    Mapped(Mmap),
+    /// A file that is mapped, and where it is.
+    Mapped(Map, PathBuf),
     Owned(Vec<u8>),
 }
 
@@ -19,7 +21,7 @@ impl Deref for Data {
 
     fn deref(&self) -> &[u8] {
         match self {
-            Self::Mapped(map) => map,
+            Self::Mapped(map, _) => map,
             Self::Owned(bytes) => bytes,
         }
     }
@@ -28,6 +30,14 @@ impl Deref for Data {
 impl Data {
     pub(super) fn len(&self) -> u64 {
         self.deref().len() as u64
+    }
+
+    /// Fails if some of the bytes could not be read, since they were opened.
+    pub(super) fn sound(&self) -> Result<(), ReadError> {
+        match self {
+            Self::Mapped(map, path) if map.is_damaged() => Err(ReadError::Damaged { path: path.clone() }),
+            _ => Ok(()),
+        }
     }
 
     /// `len` bytes at `offset`.

@@ -13,6 +13,8 @@ use crate::blob::meta::MetaError;
 pub enum ReadError {
     #[error("cannot map bootstrap {}", path.display())]
     Io { path: PathBuf, source: io::Error },
+    #[error("bootstrap {} cannot be read any longer: the disk is bad, or somebody shortened the file", path.display())]
+    Damaged { path: PathBuf },
     #[error("not a RAFS bootstrap: no superblock of version 5 or 6")]
     NotABootstrap,
     #[error("not supported: {0}")]

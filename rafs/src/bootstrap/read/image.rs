@@ -29,6 +29,7 @@ impl Bootstrap {
             tree: Tree::new(),
         };
         let tree = reader.read()?;
+        self.sound()?;
         Ok(Image { tree, blobs })
     }
 

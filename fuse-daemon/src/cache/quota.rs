@@ -1,0 +1,121 @@
+//! How much the cache may hold, and what goes first when it is more: what was used longest ago. Blobs that mounts use and
+//! pinned ones never go.
+
+use std::collections::BTreeSet;
+use std::path::Path;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::SystemTime;
+
+use super::blob::{self, Variant};
+use super::{BlobId, Blobs, CacheError, Inner};
+
+/// Where pinned blobs are named, one a line.
+const PINS: &str = "pins";
+
+/// The part of the quota that is freed beyond what is needed, so that not each chunk frees something.
+const SPARE_FRACTION: u64 = 32;
+
+/// Bytes on disk that the cache may take, and takes.
+#[derive(Debug)]
+pub(super) struct Quota {
+    limit: u64,
+    /// What was counted last, and stored since.
+    used: AtomicU64,
+}
+
+impl Quota {
+    /// No limit where there is none.
+    pub(super) fn new(limit: Option<u64>) -> Self {
+        Self { limit: limit.unwrap_or(u64::MAX), used: AtomicU64::new(0) }
+    }
+
+    /// Whether so many bytes more fit.
+    pub(super) fn fits(&self, bytes: u64) -> bool {
+        self.used.load(Ordering::Relaxed).saturating_add(bytes) <= self.limit
+    }
+
+    pub(super) fn took(&self, bytes: u64) {
+        self.used.fetch_add(bytes, Ordering::Relaxed);
+    }
+}
+
+impl Inner {
+    /// Frees blobs that nobody has a lease of until there is room for `bytes` more, as far as there are such.
+    pub(super) fn make_room(&self, bytes: u64) {
+        let mut blobs = self.lock();
+        let evictable = self.evictable(&blobs);
+        if evictable.is_empty() || self.quota.limit == u64::MAX {
+            return;
+        }
+        self.count(&blobs);
+        let spare = self.quota.limit / SPARE_FRACTION;
+        let (mut freed, mut number) = (0, 0);
+        for (_, id) in evictable {
+            if self.quota.fits(bytes.saturating_add(spare)) {
+                break;
+            }
+            let usage = self.usage(&blobs, id);
+            if let Err(error) = self.delete(&mut blobs, id) {
+                tracing::warn!(blob = %id, %error, "cannot free a cached blob");
+                continue;
+            }
+            self.quota.used.fetch_sub(usage, Ordering::Relaxed);
+            (freed, number) = (freed + usage, number + 1);
+        }
+        if number > 0 {
+            tracing::info!(
+                blobs = number,
+                bytes = freed,
+                quota = self.quota.limit,
+                "freed blobs that were used longest ago"
+            );
+        }
+    }
+
+    /// Counts what there is, where there is a limit.
+    pub(super) fn count(&self, blobs: &Blobs) {
+        if self.quota.limit == u64::MAX {
+            return;
+        }
+        let files = self.files().unwrap_or_default();
+        let ids: BTreeSet<BlobId> = files.into_iter().map(|(id, _)| id).collect();
+        let used = ids.into_iter().map(|id| self.usage(blobs, id)).sum();
+        self.quota.used.store(used, Ordering::Relaxed);
+    }
+
+    /// Blobs that may go, those that were used longest ago first.
+    pub(super) fn evictable(&self, blobs: &Blobs) -> BTreeSet<(SystemTime, BlobId)> {
+        let free = |id: &BlobId| !blobs.pinned.contains(id) && !blobs.is_leased(*id);
+        let ids = self.files().unwrap_or_default().into_iter().map(|(id, _)| id).filter(free);
+        ids.map(|id| (self.last_used(id), id)).collect()
+    }
+
+    /// When the blob was used last: its data file is touched when the last lease ends.
+    pub(super) fn last_used(&self, id: BlobId) -> SystemTime {
+        let [data, ..] = blob::paths(&self.dir, id, Variant(0));
+        std::fs::metadata(data).and_then(|data| data.modified()).unwrap_or(SystemTime::UNIX_EPOCH)
+    }
+
+    pub(super) fn load_pins(&self) -> Result<(), CacheError> {
+        let path = self.dir.join(PINS);
+        let text = match std::fs::read_to_string(&path) {
+            Err(error) if error.kind() == std::io::ErrorKind::NotFound => return Ok(()),
+            text => text.map_err(CacheError::io("read", &path))?,
+        };
+        self.lock().pinned = text.lines().filter_map(|line| line.parse().ok()).collect();
+        Ok(())
+    }
+
+    pub(super) fn save_pins(&self, blobs: &Blobs) -> Result<(), CacheError> {
+        let pinned: BTreeSet<&BlobId> = blobs.pinned.iter().collect();
+        let text: String = pinned.into_iter().map(|blob| format!("{blob}\n")).collect();
+        write_whole(&self.dir.join(PINS), &text)
+    }
+}
+
+/// Replaces a file by one that is whole whatever happens.
+fn write_whole(path: &Path, text: &str) -> Result<(), CacheError> {
+    let temporary = path.with_extension("new");
+    std::fs::write(&temporary, text).map_err(CacheError::io("write", &temporary))?;
+    std::fs::rename(&temporary, path).map_err(CacheError::io("replace", path))
+}

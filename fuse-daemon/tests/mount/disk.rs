@@ -1,0 +1,95 @@
+//! Disks that are full, and bootstraps that cannot be read.
+
+use std::path::Path;
+
+use nix::mount::{MntFlags, MsFlags, mount, umount2};
+use rafs::build::BuildOptions;
+
+use crate::can_mount;
+use crate::faults::{EIO, Watched};
+use crate::image::{Node, Settings, TestImage, noise, tar_of};
+
+/// A small file system of its own, gone after the test.
+struct Disk(tempfile::TempDir);
+
+impl Disk {
+    fn new(bytes: usize) -> Self {
+        let dir = tempfile::tempdir().unwrap();
+        let size = format!("size={bytes}");
+        mount(Some("tmpfs"), dir.path(), Some("tmpfs"), MsFlags::empty(), Some(size.as_str())).unwrap();
+        Self(dir)
+    }
+
+    fn grow(&self, bytes: usize) {
+        let size = format!("size={bytes}");
+        let none = None::<&str>;
+        mount(none, self.0.path(), none, MsFlags::MS_REMOUNT, Some(size.as_str())).unwrap();
+    }
+}
+
+impl Drop for Disk {
+    fn drop(&mut self) {
+        let _ = umount2(self.0.path(), MntFlags::MNT_DETACH);
+    }
+}
+
+#[test]
+fn on_a_full_disk_images_are_read_without_being_cached_and_cached_when_there_is_room() {
+    if !can_mount() {
+        return;
+    }
+    let contents: Vec<_> = (80..84).map(|seed| noise(seed, 700_000)).collect();
+    let names = ["a", "b", "c", "d"];
+    let files: Vec<_> = names.into_iter().zip(&contents).collect();
+    let image =
+        TestImage::build(&tar_of(&files), &BuildOptions { chunk_size: 65_536, ..BuildOptions::default() });
+    let disk = Disk::new(1 << 20);
+    let node = Node::new(disk.0.path(), &Settings::default());
+    let log = crate::log::lines();
+    // Mounted anew each time, so that the kernel has none of it.
+    let reads = || {
+        let backend = Watched::over(&image);
+        let mount = node.mount_from(&image, backend.clone());
+        for (name, content) in &files {
+            assert!(mount.read(name).unwrap() == **content, "{name}");
+        }
+        backend.reads()
+    };
+    assert!(reads() > 0 && reads() > 0);
+    assert_eq!(log.count(|line| line.contains("the cache's disk is full")), 1);
+    disk.grow(64 << 20);
+    reads();
+    assert_eq!(log.count(|line| line.contains("disk has room again")), 1);
+    assert_eq!(reads(), 0);
+}
+
+/// Shortens a file without changing anything else about it.
+fn shorten(path: &Path) {
+    std::fs::File::options().write(true).open(path).unwrap().set_len(4096).unwrap();
+}
+
+#[test]
+fn a_bootstrap_that_cannot_be_read_costs_that_image_alone() {
+    if !can_mount() {
+        return;
+    }
+    let files: Vec<_> = (0..2000).map(|number| (format!("d/{number:04}"), noise(number, 100))).collect();
+    let images = [(); 3].map(|()| TestImage::build(&tar_of(&files), &BuildOptions::default()));
+    let cache = tempfile::tempdir().unwrap();
+    let node = Node::new(cache.path(), &Settings::default());
+    let mounts = [0, 1, 2].map(|image: usize| node.mount(&images[image]));
+    let log = crate::log::lines();
+    shorten(&images[1].bootstrap());
+    let listed =
+        std::fs::read_dir(mounts[1].path("d")).and_then(|entries| entries.collect::<Result<Vec<_>, _>>());
+    assert_eq!(listed.unwrap_err().raw_os_error(), EIO);
+    // Never "there is no such file", which the kernel would remember for ever.
+    assert_eq!(mounts[1].read("d/0007").unwrap_err().raw_os_error(), EIO);
+    let path = images[1].bootstrap();
+    log.find(|line| line.contains("cannot be read any longer") && line.contains(path.to_str().unwrap()));
+    for mount in [&mounts[0], &mounts[2]] {
+        for (name, content) in &files {
+            assert!(mount.read(name).unwrap() == *content, "{name}");
+        }
+    }
+}
