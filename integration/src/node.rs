@@ -49,7 +49,11 @@ impl Node {
         // Before it is there: our snapshotter asks it which image is meant where no label says it.
         let socket = containerd_dir(dir).join("containerd.sock");
         let NodeOptions { snapshotter, config, .. } = options;
-        let config = format!("[snapshotter]\ncontainerd = \"{}\"\n{snapshotter}\n{config}", socket.display());
+        let config = format!(
+            "[registry]\ncerts_dir = \"{}\"\n[snapshotter]\ncontainerd = \"{}\"\n{snapshotter}\n{config}",
+            containerd_dir(dir).join("certs.d").display(),
+            socket.display(),
+        );
         let snapshotter = Snapshotter::start(&dir.join("s"), &config)?;
         Self::start(peers, dir, sandbox_image, Snapshots::Ours(snapshotter), options)
     }

@@ -6,6 +6,7 @@
 mod beside_plain;
 mod build_cancelled;
 mod buildkit_absent;
+mod certs_dir;
 mod content_store;
 mod convert;
 mod corrupt_chunk;
@@ -80,6 +81,7 @@ const TESTS: &[(&str, Test)] = &[
     ("plain_images::both_registries_take_the_image", plain_images::both_registries),
     ("snapshots_suite::containerds_own_suite_passes", snapshots_suite::passes),
     ("names::all_names_of_an_image_are_read_from", names::all_are_read_from),
+    ("certs_dir::mirrors_of_containerd_are_read_from", certs_dir::mirrors_are_read_from),
     ("unmounted::an_image_that_somebody_unmounted_is_mounted_again", unmounted::is_mounted_again),
     ("restart::a_container_outlives_the_snapshotter", restart::snapshotter_restarts),
     ("remove_image::unmounts_and_frees_the_cache", remove_image::frees),
@@ -110,6 +112,7 @@ const ALSO_ON_2_4: &[&str] = &[
     "beside_plain::our_snapshotter_runs_the_nydus_image_if_told_to",
     "lazy_run::a_pull_reads_no_byte_of_a_blob_and_a_start_reads_little",
     "plain_images::a_plain_image_runs_with_our_snapshotter",
+    "certs_dir::mirrors_of_containerd_are_read_from",
     "restart::a_container_outlives_the_snapshotter",
     "remove_image::unmounts_and_frees_the_cache",
 ];

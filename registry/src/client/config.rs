@@ -9,11 +9,14 @@ use serde::{Deserialize, Serialize};
 use crate::reference::{api_host, is_loopback};
 
 /// How the client reaches registries.
-#[derive(Clone, Debug, Default, PartialEq, Deserialize, Serialize)]
+#[derive(Clone, Debug, PartialEq, Deserialize, Serialize)]
 #[serde(default, deny_unknown_fields)]
 pub struct ClientConfig {
     /// Settings of single registries, by `HOST[:PORT]` as in references.
     pub hosts: BTreeMap<String, HostConfig>,
+    /// Folder of containerd's settings of registries (`config_path` there): mirrors, certificates and headers, used for
+    /// reads of what `hosts` does not name. Empty: none. Default: `/etc/containerd/certs.d`.
+    pub certs_dir: PathBuf,
     /// Docker's `config.json` with the credentials. Default: `$DOCKER_CONFIG/config.json`, else
     /// `~/.docker/config.json`.
     pub docker_config: Option<PathBuf>,
@@ -23,6 +26,19 @@ pub struct ClientConfig {
     pub retries: Retries,
     /// How blobs are uploaded.
     pub upload: UploadConfig,
+}
+
+impl Default for ClientConfig {
+    fn default() -> Self {
+        Self {
+            hosts: BTreeMap::new(),
+            certs_dir: PathBuf::from("/etc/containerd/certs.d"),
+            docker_config: None,
+            timeouts: Timeouts::default(),
+            retries: Retries::default(),
+            upload: UploadConfig::default(),
+        }
+    }
 }
 
 /// Settings of one registry.

@@ -6,6 +6,7 @@
 
 mod auth;
 mod blobs;
+mod certs_dir;
 mod challenge;
 mod config;
 mod credentials;

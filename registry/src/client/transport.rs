@@ -1,7 +1,6 @@
 //! One request and its answer: connections, deadlines, authentication, redirects.
 
 use std::collections::HashMap;
-use std::path::PathBuf;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
@@ -12,8 +11,9 @@ use http::{HeaderMap, HeaderValue, Method, StatusCode};
 use reqwest::Url;
 
 use super::auth::{Authenticator, Request};
+use super::certs_dir::{CertsDir, Connection, Host};
 use super::challenge::{Challenge, Scopes};
-use super::config::{ClientConfig, HostConfig};
+use super::config::ClientConfig;
 use super::credentials::CredentialStore;
 use super::error::{Error, Target};
 use super::keyring::Keyring;
@@ -23,7 +23,7 @@ use super::redirects::Redirects;
 use super::response::Response;
 use super::retry::Retry;
 use super::tls;
-use crate::reference::{Repository, is_loopback};
+use crate::reference::{Repository, api_host, is_loopback};
 
 /// How many redirects are followed: registries use one, to an object store.
 const MAX_REDIRECTS: usize = 5;
@@ -44,14 +44,20 @@ pub(super) struct Endpoint {
     /// The host by which credentials and settings are looked up.
     pub(super) host: String,
     base: String,
+    /// The API's path there.
+    api: String,
     /// For a mirror, the registry it stands in for.
     mirrored: Option<String>,
+    /// Whether another is asked if this one fails.
+    has_next: bool,
+    /// How it is reached, where containerd's settings say it.
+    connection: Option<Arc<Connection>>,
 }
 
 impl Endpoint {
     /// The URL of `path` below the repository's API.
     pub(super) fn url(&self, target: &Target, repository: &Repository, path: &str) -> Result<Url, Error> {
-        let text = format!("{}/v2/{}/{path}", self.base, repository.name());
+        let text = format!("{}{}/{}/{path}", self.base, self.api, repository.name());
         let mut url = Url::parse(&text).map_err(|e| Error::protocol(target, format!("URL {text}: {e}")))?;
         self.name_registry(&mut url);
         Ok(url)
@@ -89,24 +95,27 @@ pub(super) struct Exchange {
     pub(super) body: Option<Bytes>,
     /// How long nothing may move, where that is more than the idle deadline.
     pub(super) patience: Option<Duration>,
+    /// How the host is reached, where containerd's settings say it.
+    pub(super) connection: Option<Arc<Connection>>,
 }
 
 impl Exchange {
     pub(super) fn new(method: Method, url: Url) -> Self {
-        Self { method, url, headers: HeaderMap::new(), body: None, patience: None }
+        Self { method, url, headers: HeaderMap::new(), body: None, patience: None, connection: None }
     }
 }
 
 impl Endpoint {
     /// Whether this stands in for a registry.
     pub(super) fn is_mirror(&self) -> bool {
-        self.mirrored.is_some()
+        self.has_next
     }
 }
 
 /// Clients by what makes their TLS differ, and what is known about authentication.
 pub(super) struct Transport {
     pub(super) config: ClientConfig,
+    certs: Option<Arc<CertsDir>>,
     auth: Authenticator,
     known: Arc<Known>,
 }
@@ -123,14 +132,15 @@ struct Known {
 struct ClientKey {
     secure: bool,
     loopback: bool,
-    ca_file: Option<PathBuf>,
-    insecure_skip_verify: bool,
+    tls: tls::Settings,
 }
 
 impl Transport {
     pub(super) fn new(config: ClientConfig) -> Self {
         let store = CredentialStore::new(config.docker_config.clone(), config.timeouts.credential_helper);
-        Self { config, auth: Authenticator::new(Some(store), None), known: Arc::default() }
+        let certs = Some(&config.certs_dir).filter(|root| !root.as_os_str().is_empty());
+        let certs = certs.map(|root| Arc::new(CertsDir::new(root.clone())));
+        Self { config, certs, auth: Authenticator::new(Some(store), None), known: Arc::default() }
     }
 
     /// The same connections, used with the credentials of `keyring`; where it has none, with the files' if `fall_back`.
@@ -138,31 +148,85 @@ impl Transport {
         let config = self.config.clone();
         let store = CredentialStore::new(config.docker_config.clone(), config.timeouts.credential_helper);
         let auth = Authenticator::new(fall_back.then_some(store), Some(keyring));
-        Self { config, auth, known: Arc::clone(&self.known) }
+        Self { config, certs: self.certs.clone(), auth, known: Arc::clone(&self.known) }
     }
 
     /// The registry itself.
     pub(super) fn origin(&self, host: &str) -> Endpoint {
-        Endpoint { host: host.to_owned(), base: self.config.base_url(host), mirrored: None }
+        Endpoint {
+            host: host.to_owned(),
+            base: self.config.base_url(host),
+            api: "/v2".to_owned(),
+            mirrored: None,
+            has_next: false,
+            connection: self.connection_to(host),
+        }
     }
 
     /// Where to read `target` from: mirrors in their order, then the registry. Left out are mirrors that failed, or
     /// did not have this, a short time ago.
     pub(super) fn readers(&self, target: &Target) -> Vec<Endpoint> {
         let host = &target.host;
-        let mirror = |mirror: String| {
-            let mirrored = Some(host.to_owned());
-            match mirror.split_once("://") {
-                Some((_, rest)) => {
-                    let host = rest.trim_end_matches('/').to_owned();
-                    Endpoint { host, base: mirror.trim_end_matches('/').to_owned(), mirrored }
-                }
-                None => Endpoint { base: self.config.base_url(&mirror), host: mirror, mirrored },
+        let mut endpoints: Vec<_> = match self.certs_of(host) {
+            Some(listed) if !listed.is_empty() => listed.iter().map(|at| self.listed(host, at)).collect(),
+            _ => {
+                let mirrors = self.config.host(host).mirrors.into_iter();
+                mirrors.map(|mirror| self.mirror(host, mirror)).chain([self.origin(host)]).collect()
             }
         };
-        let mirrors = self.config.host(host).mirrors.into_iter().map(mirror);
-        let asked = mirrors.filter(|mirror| self.known.mirrors.is_asked(&mirror.host, target));
-        asked.chain([self.origin(host)]).collect()
+        let last = endpoints.pop();
+        for endpoint in &mut endpoints {
+            endpoint.has_next = true;
+        }
+        endpoints.retain(|endpoint| self.known.mirrors.is_asked(&endpoint.host, target));
+        endpoints.into_iter().chain(last).collect()
+    }
+
+    /// A mirror of `host` out of our own settings.
+    fn mirror(&self, host: &str, mirror: String) -> Endpoint {
+        let mirrored = Some(host.to_owned());
+        match mirror.split_once("://") {
+            Some((_, rest)) => {
+                let host = rest.trim_end_matches('/');
+                Endpoint { base: mirror.trim_end_matches('/').to_owned(), mirrored, ..self.origin(host) }
+            }
+            None => Endpoint { mirrored, ..self.origin(&mirror) },
+        }
+    }
+
+    /// A place that containerd's settings of `host` list.
+    fn listed(&self, host: &str, at: &Host) -> Endpoint {
+        let connection = Some(Arc::new(at.connection.clone()));
+        let api = at.api.clone();
+        match &at.base {
+            None => Endpoint { connection, api, ..self.origin(host) },
+            Some(base) => {
+                let authority = base.split_once("://").map_or(base.as_str(), |(_, authority)| authority);
+                let mirrored = (authority != api_host(host)).then(|| host.to_owned());
+                // Credentials are those of the registry, also where its API is elsewhere.
+                let named = if mirrored.is_some() { authority } else { host };
+                Endpoint { base: base.clone(), api, mirrored, connection, ..self.origin(named) }
+            }
+        }
+    }
+
+    /// containerd's settings of `host`, where ours do not name it.
+    fn certs_of(&self, host: &str) -> Option<Arc<Vec<Host>>> {
+        if self.config.hosts.contains_key(host) {
+            return None;
+        }
+        self.certs.as_ref().map(|certs| certs.hosts(host))
+    }
+
+    /// How `host` itself is reached, as far as containerd's settings of it say that.
+    fn connection_to(&self, host: &str) -> Option<Arc<Connection>> {
+        let hosts = self.certs_of(host)?;
+        let is_itself = |at: &&Host| {
+            at.base
+                .as_ref()
+                .is_none_or(|base| base.split_once("://").is_some_and(|(_, at)| at == api_host(host)))
+        };
+        hosts.iter().find(is_itself).map(|at| Arc::new(at.connection.clone()))
     }
 
     /// Notes that the mirror `mirror` failed to serve `target` with `error`.
@@ -170,23 +234,27 @@ impl Transport {
         self.known.mirrors.failed(mirror, target, error);
     }
 
-    fn client(&self, target: &Target, host: &str, secure: bool) -> Result<reqwest::Client, Error> {
-        let settings = self.config.host(host);
-        let key = ClientKey {
-            secure,
-            loopback: is_loopback(host),
-            ca_file: settings.ca_file.clone(),
-            insecure_skip_verify: settings.insecure_skip_verify,
+    fn client(
+        &self,
+        target: &Target,
+        host: &str,
+        secure: bool,
+        connection: Option<&Connection>,
+    ) -> Result<reqwest::Client, Error> {
+        // Without HTTPS no certificate is looked at: reading the system's can be left out.
+        let tls = if secure {
+            tls::Settings::new(&self.config.host(host), connection)
+        } else {
+            tls::Settings::accepting_any()
         };
+        let key = ClientKey { secure, loopback: is_loopback(host), tls };
         let mut clients = self.known.clients.lock().unwrap_or_else(|poisoned| poisoned.into_inner());
         if let Some(client) = clients.get(&key) {
             return Ok(client.clone());
         }
-        // Without HTTPS no certificate is looked at: reading the system's can be left out.
-        let settings = if secure { settings } else { HostConfig { insecure_skip_verify: true, ..settings } };
         let mut builder = reqwest::Client::builder()
             .user_agent(concat!("nydus-cluster/", env!("CARGO_PKG_VERSION")))
-            .tls_backend_preconfigured(tls::config(&settings)?)
+            .tls_backend_preconfigured(tls::config(&key.tls)?)
             .http1_only()
             .redirect(reqwest::redirect::Policy::none())
             .retry(reqwest::retry::never())
@@ -207,7 +275,8 @@ impl Transport {
         let patience = exchange.patience.unwrap_or(idle);
         let url = &exchange.url;
         let host = authority(url);
-        let client = self.client(target, &host, url.scheme() == "https")?;
+        let connection = exchange.connection.clone().or_else(|| self.connection_to(&host));
+        let client = self.client(target, &host, url.scheme() == "https", connection.as_deref())?;
         let moved = Arc::new(AtomicU64::new(0));
         let mut request =
             client.request(exchange.method.clone(), url.clone()).headers(exchange.headers.clone());
@@ -283,6 +352,15 @@ impl Transport {
             exchange.url = shortcut.as_ref().unwrap_or(&exchange.url).clone();
             exchange.headers.remove(AUTHORIZATION);
             let at_registry = exchange.url.origin() == base.origin();
+            exchange.connection = endpoint.connection.clone().filter(|_| at_registry);
+            if let Some(connection) = &endpoint.connection {
+                for name in connection.headers.keys() {
+                    exchange.headers.remove(name);
+                }
+                if at_registry {
+                    exchange.headers.extend(connection.headers.clone());
+                }
+            }
             let response = if at_registry {
                 exchange.headers.extend(header.clone().map(|header| (AUTHORIZATION, header)));
                 self.exchange(target, &exchange).await

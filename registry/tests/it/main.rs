@@ -5,6 +5,7 @@
 #![allow(clippy::unwrap_used)]
 
 mod auth;
+mod certs_dir;
 mod contract;
 mod expiry;
 mod faults;

@@ -9,7 +9,7 @@ use registry::client::{Client, ClientConfig, HostConfig};
 use crate::support::{Registry, config, folder, have, noise, push_image};
 
 /// A key and a certificate `NAME.crt`, self-signed unless `more` says otherwise.
-fn make_certificate(dir: &Path, name: &str, more: &[&str]) -> PathBuf {
+pub(crate) fn make_certificate(dir: &Path, name: &str, more: &[&str]) -> PathBuf {
     let certificate = format!("{name}.crt");
     let made = Command::new("openssl")
         .current_dir(dir)

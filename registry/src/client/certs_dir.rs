@@ -1,0 +1,364 @@
+//! containerd's settings of registries: a folder with one folder a host, `HOST`, `HOST_PORT_` or `_default`, each with a file
+//! `hosts.toml`. They are read as containerd reads them, so that what it can pull can be read here.
+//!
+//! Of each host on the list there is used: its URL, `capabilities`, `ca`, `client`, `skip_verify`, `header`, `override_path`.
+//! `dial_timeout` is not: the client has deadlines of its own.
+
+use std::collections::{BTreeMap, HashMap};
+use std::fs;
+use std::io;
+use std::path::{Path, PathBuf};
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::{Duration, Instant};
+
+use http::{HeaderMap, HeaderName, HeaderValue};
+use reqwest::Url;
+use serde::Deserialize;
+use toml::Spanned;
+
+/// Files are read again after this: they are changed by hand, and each read of a blob asks for them.
+const KNOWN_FOR: Duration = Duration::from_secs(5);
+/// No such file is larger.
+const FILE_LIMIT_BYTES: u64 = 1 << 20;
+
+/// A folder of such settings.
+#[derive(Debug)]
+pub(super) struct CertsDir {
+    root: PathBuf,
+    known: Mutex<HashMap<String, (Instant, Arc<Hosts>)>>,
+}
+
+/// Where a registry's repositories are read, in order. Empty: from itself, by the defaults.
+pub(super) type Hosts = Vec<Host>;
+
+/// One place to read from.
+#[derive(Clone, Debug, PartialEq)]
+pub(super) struct Host {
+    /// Scheme and authority; `None` is the registry itself.
+    pub(super) base: Option<String>,
+    /// Path of the API there: `/v2`, unless it is overridden.
+    pub(super) api: String,
+    /// How it is reached.
+    pub(super) connection: Connection,
+}
+
+/// What is particular to a connection.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub(super) struct Connection {
+    /// Certificate authorities trusted beside the system's.
+    pub(super) ca_files: Vec<PathBuf>,
+    /// Certificates to show, each with its key, which may be in the same file.
+    pub(super) client: Vec<(PathBuf, Option<PathBuf>)>,
+    /// Whether to accept any certificate, if it is said.
+    pub(super) skip_verify: Option<bool>,
+    /// Sent with every request.
+    pub(super) headers: HeaderMap,
+}
+
+/// A file `hosts.toml`.
+#[derive(Deserialize)]
+struct HostsFile {
+    server: Option<String>,
+    #[serde(default)]
+    host: BTreeMap<String, Spanned<HostFile>>,
+    #[serde(flatten)]
+    itself: HostFile,
+}
+
+#[derive(Default, Deserialize)]
+#[serde(default)]
+struct HostFile {
+    capabilities: Vec<String>,
+    ca: OneOrMany,
+    client: Option<Client>,
+    skip_verify: Option<bool>,
+    header: BTreeMap<String, OneOrMany>,
+    override_path: bool,
+}
+
+#[derive(Default, Deserialize)]
+#[serde(untagged)]
+enum OneOrMany {
+    #[default]
+    None,
+    One(String),
+    Many(Vec<String>),
+}
+
+#[derive(Deserialize)]
+#[serde(untagged)]
+enum Client {
+    One(String),
+    Many(Vec<Pair>),
+}
+
+#[derive(Deserialize)]
+#[serde(untagged)]
+enum Pair {
+    Both(String),
+    Apart([String; 2]),
+}
+
+impl CertsDir {
+    pub(super) fn new(root: PathBuf) -> Self {
+        Self { root, known: Mutex::default() }
+    }
+
+    /// Where to read the repositories of `host`. Settings that cannot be read count as none, and are logged.
+    pub(super) fn hosts(&self, host: &str) -> Arc<Hosts> {
+        let mut known = self.known.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some((read, hosts)) = known.get(host)
+            && read.elapsed() < KNOWN_FOR
+        {
+            return Arc::clone(hosts);
+        }
+        let hosts = read(&self.root, host).unwrap_or_else(|(path, reason)| {
+            tracing::warn!(registry = host, path = %path.display(), reason, "settings of a registry are not used");
+            Hosts::new()
+        });
+        let hosts = Arc::new(hosts);
+        known.insert(host.to_owned(), (Instant::now(), Arc::clone(&hosts)));
+        hosts
+    }
+}
+
+/// What the first folder that is there for `host` says; nothing if none is.
+fn read(root: &Path, host: &str) -> Result<Hosts, (PathBuf, String)> {
+    let with_port = host.rsplit_once(':').map(|(name, port)| format!("{name}_{port}_"));
+    for folder in with_port.as_deref().into_iter().chain([host, "_default"]) {
+        let folder = root.join(folder);
+        let file = folder.join("hosts.toml");
+        let text = match fs::metadata(&file) {
+            Ok(metadata) if metadata.len() > FILE_LIMIT_BYTES => Err("larger than 1 MiB".to_owned()),
+            Ok(_) => fs::read_to_string(&file).map_err(|error| error.to_string()),
+            Err(error) if error.kind() == io::ErrorKind::NotFound && !folder.is_dir() => continue,
+            // Docker's layout of a folder: certificates alone.
+            Err(error) if error.kind() == io::ErrorKind::NotFound => {
+                return certificates(&folder).map_err(|error| (folder, error.to_string()));
+            }
+            Err(error) => Err(error.to_string()),
+        };
+        return text.and_then(|text| parse(&folder, &text)).map_err(|reason| (file, reason));
+    }
+    Ok(Hosts::new())
+}
+
+fn parse(folder: &Path, text: &str) -> Result<Hosts, String> {
+    let file: HostsFile = toml::from_str(text).map_err(|error| error.to_string())?;
+    // The order in the file is the order in which they are asked.
+    let mut listed: Vec<_> = file.host.into_iter().collect();
+    listed.sort_by_key(|(_, settings)| settings.span().start);
+    let listed = listed.into_iter().map(|(url, settings)| (Some(url), settings.into_inner()));
+    let itself = (file.server.filter(|server| !server.is_empty()), file.itself);
+    let mut hosts = Hosts::new();
+    for (url, settings) in listed.chain([itself]) {
+        if settings.can_pull()? {
+            hosts.push(settings.at(folder, url.as_deref())?);
+        }
+    }
+    Ok(hosts)
+}
+
+impl HostFile {
+    /// Whether blobs may be read there; without a list everything may be done.
+    fn can_pull(&self) -> Result<bool, String> {
+        for capability in &self.capabilities {
+            if !["pull", "resolve", "push", "referrers"].contains(&capability.to_lowercase().as_str()) {
+                return Err(format!("unknown capability {capability}"));
+            }
+        }
+        Ok(self.capabilities.is_empty()
+            || self.capabilities.iter().any(|each| each.eq_ignore_ascii_case("pull")))
+    }
+
+    fn at(self, folder: &Path, url: Option<&str>) -> Result<Host, String> {
+        let (base, api) = match url {
+            None => (None, "/v2".to_owned()),
+            Some(url) => {
+                let (base, api) = place(url, self.override_path)?;
+                (Some(base), api)
+            }
+        };
+        let client = match self.client {
+            None => Vec::new(),
+            Some(Client::One(both)) => vec![(folder.join(both), None)],
+            Some(Client::Many(pairs)) => pairs
+                .into_iter()
+                .map(|pair| match pair {
+                    Pair::Both(both) => (folder.join(both), None),
+                    Pair::Apart([certificate, key]) => (folder.join(certificate), Some(folder.join(key))),
+                })
+                .collect(),
+        };
+        let ca_files = self.ca.into_vec().into_iter().map(|path| folder.join(path)).collect();
+        let mut headers = HeaderMap::new();
+        for (name, values) in self.header {
+            let bad = |error: &dyn std::fmt::Display| format!("header {name}: {error}");
+            let key: HeaderName =
+                name.parse().map_err(|error: http::header::InvalidHeaderName| bad(&error))?;
+            for value in values.into_vec() {
+                let mut value = HeaderValue::from_str(&value).map_err(|error| bad(&error))?;
+                // It may be a credential.
+                value.set_sensitive(true);
+                headers.append(key.clone(), value);
+            }
+        }
+        let connection = Connection { ca_files, client, skip_verify: self.skip_verify, headers };
+        Ok(Host { base, api, connection })
+    }
+}
+
+impl OneOrMany {
+    fn into_vec(self) -> Vec<String> {
+        match self {
+            Self::None => Vec::new(),
+            Self::One(one) => vec![one],
+            Self::Many(many) => many,
+        }
+    }
+}
+
+/// Scheme and authority of `url`, and the API's path there: with `/v2` at its end unless that is overridden.
+fn place(url: &str, override_path: bool) -> Result<(String, String), String> {
+    let full = if url.starts_with("http") { url.to_owned() } else { format!("https://{url}") };
+    let parsed = Url::parse(&full).map_err(|error| format!("host {url}: {error}"))?;
+    let host = parsed.host_str().ok_or_else(|| format!("host {url}: no name of a host"))?;
+    let port = parsed.port().map(|port| format!(":{port}")).unwrap_or_default();
+    let mut api = parsed.path().trim_end_matches('/').to_owned();
+    if !override_path && !api.ends_with("/v2") {
+        api.push_str("/v2");
+    }
+    Ok((format!("{}://{host}{port}", parsed.scheme()), api))
+}
+
+/// Files `*.crt` are authorities; `*.cert` are certificates to show, with `*.key` beside them.
+fn certificates(folder: &Path) -> io::Result<Hosts> {
+    let mut paths = fs::read_dir(folder)?.map(|entry| Ok(entry?.path())).collect::<io::Result<Vec<_>>>()?;
+    paths.sort();
+    let has = |path: &&PathBuf, extension: &str| path.extension().is_some_and(|found| found == extension);
+    let ca_files: Vec<_> = paths.iter().filter(|path| has(path, "crt")).cloned().collect();
+    let pair = |path: &PathBuf| {
+        let key = path.with_extension("key");
+        (path.clone(), key.exists().then_some(key))
+    };
+    let client: Vec<_> = paths.iter().filter(|path| has(path, "cert")).map(pair).collect();
+    if ca_files.is_empty() && client.is_empty() {
+        return Ok(Hosts::new());
+    }
+    let connection = Connection { ca_files, client, ..Connection::default() };
+    Ok(vec![Host { base: None, api: "/v2".to_owned(), connection }])
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn settings(folders: &[(&str, &str)]) -> (tempfile::TempDir, CertsDir) {
+        let root = tempfile::tempdir().unwrap();
+        for (folder, text) in folders {
+            fs::create_dir(root.path().join(folder)).unwrap();
+            fs::write(root.path().join(folder).join("hosts.toml"), text).unwrap();
+        }
+        let certs = CertsDir::new(root.path().to_owned());
+        (root, certs)
+    }
+
+    fn bases(hosts: &Hosts) -> Vec<String> {
+        let base = |host: &Host| format!("{}{}", host.base.as_deref().unwrap_or("itself"), host.api);
+        hosts.iter().map(base).collect()
+    }
+
+    #[test]
+    fn mirrors_are_asked_in_the_order_of_the_file_and_then_the_registry() {
+        let text = r#"
+server = "https://registry.example"
+
+[host."https://zebra.example"]
+  capabilities = ["pull", "resolve"]
+
+[host."http://aardvark.example:5000/cache"]
+
+[host."https://push.example"]
+  capabilities = ["push"]
+
+[host."https://odd.example/api/registry/"]
+  capabilities = ["pull"]
+  override_path = true
+"#;
+        let (_root, certs) = settings(&[("registry.example", text)]);
+        let expected = [
+            "https://zebra.example/v2",
+            "http://aardvark.example:5000/cache/v2",
+            "https://odd.example/api/registry",
+            "https://registry.example/v2",
+        ];
+        assert_eq!(bases(&certs.hosts("registry.example")), expected);
+    }
+
+    #[test]
+    fn the_folder_is_that_of_host_and_port_or_of_the_host_or_the_default() {
+        let host = |name: &str| format!("[host.\"http://{name}\"]\n");
+        let (_root, certs) = settings(&[
+            ("a_5000_", &host("one")),
+            ("a:5000", &host("two")),
+            ("b:5000", &host("three")),
+            ("_default", &host("four")),
+        ]);
+        for (registry, mirror) in [("a:5000", "one"), ("b:5000", "three"), ("c", "four")] {
+            let expected = [format!("http://{mirror}/v2"), "itself/v2".to_owned()];
+            assert_eq!(bases(&certs.hosts(registry)), expected, "{registry}");
+        }
+        let (_root, certs) = settings(&[]);
+        assert_eq!(bases(&certs.hosts("a")), Vec::<String>::new());
+    }
+
+    #[test]
+    fn certificates_and_headers_are_those_of_their_host() {
+        let text = r#"
+ca = "/etc/own.pem"
+skip_verify = true
+
+[host."https://m"]
+  ca = ["one.pem", "/two.pem"]
+  client = [["client.cert", "client.key"], "both.pem"]
+  [host."https://m".header]
+    x-one = "1"
+    x-two = ["2", "3"]
+"#;
+        let (root, certs) = settings(&[("r", text)]);
+        let at = |name: &str| root.path().join("r").join(name);
+        let hosts = certs.hosts("r");
+        let mirror = &hosts[0].connection;
+        assert_eq!(mirror.ca_files, [at("one.pem"), PathBuf::from("/two.pem")]);
+        assert_eq!(mirror.client, [(at("client.cert"), Some(at("client.key"))), (at("both.pem"), None)]);
+        assert_eq!(mirror.skip_verify, None);
+        let two: Vec<_> =
+            mirror.headers.get_all("x-two").iter().map(|value| value.to_str().unwrap()).collect();
+        assert_eq!((mirror.headers["x-one"].to_str().unwrap(), two), ("1", vec!["2", "3"]));
+        let itself = &hosts[1];
+        assert_eq!((itself.base.as_deref(), itself.connection.skip_verify), (None, Some(true)));
+        assert_eq!(itself.connection.ca_files, [PathBuf::from("/etc/own.pem")]);
+    }
+
+    #[test]
+    fn certificates_alone_are_settings_too() {
+        let (root, certs) = settings(&[]);
+        fs::create_dir(root.path().join("r")).unwrap();
+        for name in ["ca.crt", "me.cert", "me.key", "note.txt"] {
+            fs::write(root.path().join("r").join(name), "").unwrap();
+        }
+        let at = |name: &str| root.path().join("r").join(name);
+        let hosts = certs.hosts("r");
+        assert_eq!(bases(&hosts), ["itself/v2"]);
+        assert_eq!(hosts[0].connection.ca_files, [at("ca.crt")]);
+        assert_eq!(hosts[0].connection.client, [(at("me.cert"), Some(at("me.key")))]);
+    }
+
+    #[test]
+    fn what_cannot_be_read_counts_as_nothing() {
+        for text in ["[host", "[host.\"https://m\"]\ncapabilities = [\"fly\"]", "[host.\"https://\"]"] {
+            let (_root, certs) = settings(&[("r", text)]);
+            assert_eq!(bases(&certs.hosts("r")), Vec::<String>::new(), "{text}");
+        }
+    }
+}
