@@ -1,20 +1,27 @@
 //! An HTTP proxy in front of a registry that fails on purpose.
 
+mod body;
+mod tokens;
+
 use std::net::SocketAddr;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
 
 use anyhow::{Context, Result};
 use bytes::Bytes;
 use http_body_util::combinators::UnsyncBoxBody;
 use http_body_util::{BodyExt, Full};
-use hyper::body::{Body, Frame, Incoming};
+use hyper::body::{Body, Incoming};
 use hyper::service::service_fn;
 use hyper::{Request, Response, StatusCode};
 use hyper_util::rt::TokioIo;
 use tokio::net::{TcpListener, TcpStream};
 use tokio::runtime::Runtime;
 use tokio::sync::watch;
+
+use body::{Altered, CutAfter, Paced, StallAfter};
+use tokens::Tokens;
 
 /// How a request is to fail.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -23,6 +30,14 @@ pub enum Failure {
     Status(u16),
     /// Take the request and never answer.
     Stall,
+    /// Ask the registry only after this time.
+    Delay(Duration),
+    /// Send the answer's body with this many bytes a second.
+    Bandwidth(u64),
+    /// Send nothing more once this many bytes of the answer's body have gone, and keep the connection open.
+    StallDownload(u64),
+    /// Change a byte in each piece of the answer's body.
+    WrongBytes,
     /// Close the connection once this many bytes of the request's body have come.
     CutUpload(u64),
     /// Close the connection once this many bytes of the answer's body have gone.
@@ -66,6 +81,8 @@ struct Shared {
     upstream: SocketAddr,
     rules: Mutex<Vec<Rule>>,
     failed: AtomicU64,
+    /// Whether it asks for tokens.
+    tokens: Option<Tokens>,
 }
 
 impl Shared {
@@ -94,11 +111,21 @@ pub struct FaultProxy {
 impl FaultProxy {
     /// Starts a proxy in front of `upstream` that at first lets everything through.
     pub fn start(upstream: SocketAddr) -> Result<Self> {
+        Self::start_with(upstream, None)
+    }
+
+    /// Starts a proxy that wants a bearer token with each request, and has a service that gives them to everybody.
+    pub fn start_with_tokens(upstream: SocketAddr) -> Result<Self> {
+        Self::start_with(upstream, Some(Tokens::new()))
+    }
+
+    fn start_with(upstream: SocketAddr, tokens: Option<Tokens>) -> Result<Self> {
         let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(1).enable_all().build()?;
         let listener =
             runtime.block_on(TcpListener::bind("127.0.0.1:0")).context("binding the fault proxy")?;
         let address = listener.local_addr()?;
-        let shared = Arc::new(Shared { upstream, rules: Mutex::default(), failed: AtomicU64::new(0) });
+        let shared = Shared { upstream, rules: Mutex::default(), failed: AtomicU64::new(0), tokens };
+        let shared = Arc::new(shared);
         runtime.spawn(accept(listener, shared.clone()));
         Ok(Self { address, shared, runtime: Some(runtime) })
     }
@@ -111,6 +138,18 @@ impl FaultProxy {
     /// Replaces the rules; the first that matches a request applies.
     pub fn set_rules(&self, rules: Vec<Rule>) {
         *self.shared.rules.lock().unwrap_or_else(PoisonError::into_inner) = rules;
+    }
+
+    /// All tokens that were given so far have expired: they are refused with this status.
+    pub fn expire_tokens(&self, refusal: u16) {
+        if let Some(tokens) = &self.shared.tokens {
+            tokens.expire(refusal);
+        }
+    }
+
+    /// How many tokens were given.
+    pub fn tokens(&self) -> u64 {
+        self.shared.tokens.as_ref().map_or(0, Tokens::issued)
     }
 
     /// How many requests have been made to fail.
@@ -152,9 +191,28 @@ async fn answer(
     shared: Arc<Shared>,
     cut: Arc<watch::Sender<bool>>,
 ) -> Result<Answer> {
+    if let Some(answer) = shared.tokens.as_ref().and_then(|tokens| tokens.answer(&request)) {
+        return answer;
+    }
     match shared.failure_for(&request) {
         Some(Failure::Status(status)) => refuse(status),
         Some(Failure::Stall) => std::future::pending().await,
+        Some(Failure::Delay(time)) => {
+            tokio::time::sleep(time).await;
+            forward(request, &shared).await
+        }
+        Some(Failure::Bandwidth(bytes_per_second)) => {
+            let answer = forward(request, &shared).await?;
+            Ok(answer.map(|body| Paced::new(body, bytes_per_second).boxed_unsync()))
+        }
+        Some(Failure::StallDownload(bytes)) => {
+            let answer = forward(request, &shared).await?;
+            Ok(answer.map(|body| StallAfter { body, left: bytes }.boxed_unsync()))
+        }
+        Some(Failure::WrongBytes) => {
+            let answer = forward(request, &shared).await?;
+            Ok(answer.map(|body| Altered { body }.boxed_unsync()))
+        }
         Some(Failure::CutUpload(bytes)) => {
             let limited = request.map(|body| CutAfter { body, left: bytes, cut });
             forward(limited, &shared).await
@@ -168,10 +226,19 @@ async fn answer(
 }
 
 fn refuse(status: u16) -> Result<Answer> {
-    let code = if status == 401 { "UNAUTHORIZED" } else { "DENIED" };
+    let code = match status {
+        401 => "UNAUTHORIZED",
+        404 => "BLOB_UNKNOWN",
+        429 => "TOOMANYREQUESTS",
+        _ => "DENIED",
+    };
     let body = format!(r#"{{"errors":[{{"code":"{code}","message":"refused on purpose"}}]}}"#);
+    plain(StatusCode::from_u16(status)?, body)
+}
+
+fn plain(status: StatusCode, body: String) -> Result<Answer> {
     let mut response = Response::new(Full::from(body).map_err(|never| match never {}).boxed_unsync());
-    *response.status_mut() = StatusCode::from_u16(status)?;
+    *response.status_mut() = status;
     Ok(response)
 }
 
@@ -187,40 +254,4 @@ where
     // The `Host` header stays the client's, so that locations in answers lead back through the proxy.
     let response = sender.send_request(request).await?;
     Ok(response.map(BodyExt::boxed_unsync))
-}
-
-/// A body that closes the client's connection after some bytes.
-struct CutAfter<B> {
-    body: B,
-    left: u64,
-    cut: Arc<watch::Sender<bool>>,
-}
-
-impl<B: Body<Data = Bytes> + Unpin> Body for CutAfter<B> {
-    type Data = Bytes;
-    type Error = B::Error;
-
-    fn poll_frame(
-        mut self: std::pin::Pin<&mut Self>,
-        context: &mut std::task::Context<'_>,
-    ) -> std::task::Poll<Option<Result<Frame<Bytes>, B::Error>>> {
-        use std::task::Poll;
-
-        if self.left == 0 {
-            self.cut.send_replace(true);
-            return Poll::Pending;
-        }
-        let frame = std::task::ready!(std::pin::Pin::new(&mut self.body).poll_frame(context));
-        Poll::Ready(match frame {
-            Some(Ok(frame)) => Some(Ok(match frame.into_data() {
-                Ok(mut data) => {
-                    let passed = usize::try_from(self.left).unwrap_or(usize::MAX).min(data.len());
-                    self.left -= passed as u64;
-                    Frame::data(data.split_to(passed))
-                }
-                Err(other) => other,
-            })),
-            other => other,
-        })
-    }
 }
