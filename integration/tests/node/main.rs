@@ -1,0 +1,48 @@
+//! The node's data plane as a black box: the daemon's process with real mounts, a real cache and real registries.
+//!
+//! Where something is missing, tests say `skipped: needs …`; with `CI=true` they fail instead.
+
+mod model;
+
+use std::path::Path;
+use std::process::ExitCode;
+use std::sync::Arc;
+
+use anyhow::{Result, bail};
+use integration::peers;
+use integration::suite::{Lazy, trial};
+use libtest_mimic::Arguments;
+
+use model::Lab;
+
+type Test = fn(&Lab) -> Result<()>;
+
+const TESTS: &[(&str, Test)] = &[("model::any_mix_of_images_reads_right", model::runs)];
+
+fn main() -> ExitCode {
+    let mut arguments = Arguments::from_args();
+    // They share registries, and make these fail.
+    arguments.test_threads.get_or_insert(1);
+    let missing = missing().err().map(|error| format!("{error:#}"));
+    let lab = Arc::new(Lazy::new());
+    let trials = TESTS.iter().map(|(name, test)| {
+        let lab = lab.clone();
+        trial(name, missing.as_deref(), move || test(lab.get(Lab::new)?))
+    });
+    let conclusion = libtest_mimic::run(&arguments, trials.collect());
+    // Servers end with it.
+    drop(lab);
+    conclusion.exit_code()
+}
+
+/// Fails with what the machine lacks.
+fn missing() -> Result<()> {
+    if !nix::unistd::Uid::effective().is_root() {
+        bail!("root");
+    }
+    if !Path::new("/dev/fuse").exists() {
+        bail!("/dev/fuse");
+    }
+    peers::nydus_cluster()?;
+    Ok(())
+}

@@ -1,0 +1,124 @@
+//! What the model knows of caches and registries: which chunks can be had, and so which errors are allowed.
+
+use std::collections::HashSet;
+use std::time::{Duration, Instant};
+
+use fuse_daemon::control::BlobId;
+use integration::fault_proxy::{Failure, Rule};
+
+use super::image::{ChunkKey, Home};
+use super::lab::Lab;
+use super::operation::{DEADLINE, is_harmless};
+use super::tamper::Lost;
+
+/// How long after a registry is well again what failed may not be asked for again (2 s), after what was under way then
+/// came to its end.
+const AFTER_FAULT: Duration = DEADLINE.saturating_mul(2).saturating_add(Duration::from_secs(3));
+
+/// What a registry does.
+#[derive(Clone, Copy, Debug)]
+struct Fault {
+    failure: Failure,
+    /// Of all blobs, if of none in particular.
+    blob: Option<BlobId>,
+}
+
+pub(super) struct Availability<'a> {
+    lab: &'a Lab,
+    faults: [Option<Fault>; Lab::REGISTRIES],
+    /// When each registry was last well again.
+    healed: [Option<Instant>; Lab::REGISTRIES],
+    /// Chunks that somebody has read since the cache may last have lost them.
+    cached: HashSet<ChunkKey>,
+}
+
+impl<'a> Availability<'a> {
+    pub(super) fn new(lab: &'a Lab) -> Self {
+        let mut this = Self {
+            lab,
+            faults: [None; Lab::REGISTRIES],
+            healed: [None; Lab::REGISTRIES],
+            cached: HashSet::new(),
+        };
+        this.heal();
+        // Faults of the run before are none of this one's.
+        this.healed = [None; Lab::REGISTRIES];
+        this
+    }
+
+    pub(super) fn fail(&mut self, registry: usize, failure: Failure, blob: Option<BlobId>) {
+        let path = blob.map_or_else(|| "/blobs/".to_owned(), |blob| format!("/blobs/{blob}"));
+        self.end_fault(registry);
+        self.lab.proxy(registry).set_rules(vec![Rule::always(&path, failure)]);
+        self.faults[registry] = Some(Fault { failure, blob });
+    }
+
+    pub(super) fn heal(&mut self) {
+        for registry in 0..Lab::REGISTRIES {
+            self.end_fault(registry);
+            self.lab.proxy(registry).set_rules(Vec::new());
+        }
+    }
+
+    fn end_fault(&mut self, registry: usize) {
+        let fault = self.faults[registry].take();
+        if fault.is_some_and(|fault| !is_harmless(fault.failure)) {
+            self.healed[registry] = Some(Instant::now());
+        }
+    }
+
+    /// An image came while something may have been looked for, in vain, where others have it.
+    pub(super) fn gained_a_home(&mut self) {
+        for (fault, healed) in self.faults.iter().zip(&mut self.healed) {
+            if fault.is_some_and(|fault| !is_harmless(fault.failure)) {
+                *healed = Some(Instant::now());
+            }
+        }
+    }
+
+    /// Whether anything is wrong with any registry, if only that it is slow.
+    pub(super) fn is_any_bad(&self) -> bool {
+        self.faults.iter().any(Option::is_some)
+    }
+
+    /// Whether one of these places can deliver the blob.
+    pub(super) fn can_deliver(&self, homes: &[Home], blob: BlobId) -> bool {
+        let can = |home: &Home| {
+            self.faults[home.registry].is_none_or(|fault| {
+                is_harmless(fault.failure) || fault.blob.is_some_and(|failing| failing != blob)
+            })
+        };
+        homes.iter().any(can)
+    }
+
+    /// Whether nothing is wrong with a registry.
+    pub(super) fn is_well(&self, home: &Home) -> bool {
+        self.faults[home.registry].is_none()
+    }
+
+    /// Until when an error may be the late consequence of a fault that is over.
+    pub(super) fn settles(&self) -> Option<Instant> {
+        self.healed.iter().flatten().max().map(|healed| *healed + AFTER_FAULT)
+    }
+
+    pub(super) fn is_cached(&self, chunk: &ChunkKey) -> bool {
+        self.cached.contains(chunk)
+    }
+
+    pub(super) fn was_read(&mut self, chunks: impl IntoIterator<Item = ChunkKey>) {
+        self.cached.extend(chunks);
+    }
+
+    /// The cache may have dropped all of the blobs that `keep` does not know.
+    pub(super) fn keep_only(&mut self, keep: impl Fn(BlobId) -> bool) {
+        self.cached.retain(|(blob, _)| keep(*blob));
+    }
+
+    pub(super) fn lose(&mut self, lost: &Lost) {
+        match lost {
+            Lost::Nothing => {}
+            Lost::One(blob) => self.keep_only(|kept| kept != *blob),
+            Lost::Everything => self.cached.clear(),
+        }
+    }
+}

@@ -1,0 +1,161 @@
+//! The daemon's process, as its clients and its administrator know it.
+
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::process::Command;
+use std::time::Duration;
+
+use anyhow::{Context, Result, bail, ensure};
+use fuse_daemon::control::{BackendSpec, BlobId, Client, ClientError, Kept, MountRequest};
+use integration::process::{Server, tail};
+use integration::servers::START_DEADLINE;
+use integration::{leftovers, peers};
+
+use super::image::{Home, Image};
+use super::lab::Lab;
+
+/// How long the daemon may take for a request of the control socket that needs no registry.
+const CONTROL_DEADLINE: Duration = Duration::from_secs(30);
+
+pub(super) struct Daemon<'a> {
+    lab: &'a Lab,
+    dir: PathBuf,
+    client: Client,
+    server: Option<Server>,
+}
+
+impl<'a> Daemon<'a> {
+    /// Starts a daemon with everything it has under `dir`; `config` is TOML.
+    pub(super) fn start(lab: &'a Lab, dir: &Path, config: &str) -> Result<Self> {
+        fs::create_dir_all(dir)?;
+        fs::write(dir.join("config.toml"), config)?;
+        let client = Client::new(dir.join("daemon.sock")).with_deadline(CONTROL_DEADLINE);
+        let mut daemon = Self { lab, dir: dir.to_owned(), client, server: None };
+        daemon.restart()?;
+        Ok(daemon)
+    }
+
+    /// Starts it again after its end.
+    pub(super) fn restart(&mut self) -> Result<()> {
+        let mut command = Command::new(peers::nydus_cluster()?);
+        command.arg("--config").arg(self.dir.join("config.toml")).arg("daemon");
+        command.arg("--socket").arg(self.client.socket()).arg("--cache").arg(self.cache());
+        let mut server = Server::spawn("daemon", command, self.dir.join("daemon.log"))?;
+        let answers = || self.lab.runtime.block_on(self.client.status()).is_ok();
+        server.wait_ready(START_DEADLINE, answers)?;
+        self.server = Some(server);
+        Ok(())
+    }
+
+    pub(super) fn cache(&self) -> PathBuf {
+        self.dir.join("cache")
+    }
+
+    fn server(&mut self) -> Result<&mut Server> {
+        self.server.as_mut().context("the daemon is not running")
+    }
+
+    /// Fails if it is dead, or wrote that it has a bug.
+    pub(super) fn check(&mut self) -> Result<()> {
+        if let Some(status) = self.server()?.exited()? {
+            bail!("the daemon ended: {status}");
+        }
+        let log = self.log();
+        ensure!(!log.contains("panicked at"), "the daemon panicked");
+        Ok(())
+    }
+
+    pub(super) fn log(&self) -> String {
+        fs::read_to_string(self.dir.join("daemon.log")).unwrap_or_default()
+    }
+
+    pub(super) fn log_tail(&self) -> String {
+        tail(&self.dir.join("daemon.log"))
+    }
+
+    /// As an administrator would, or as the kernel does when memory runs out.
+    pub(super) fn end(&mut self, kill: bool) -> Result<()> {
+        let mut server = self.server.take().context("the daemon is not running")?;
+        if kill {
+            return server.kill();
+        }
+        server.stop()?;
+        let left = leftovers::mounts(&self.dir)?;
+        ensure!(left.is_empty(), "a terminated daemon left {left:?}");
+        Ok(())
+    }
+
+    pub(super) fn mount(&self, id: &str, image: &Image, homes: &[Home]) -> Result<PathBuf, ClientError> {
+        let mountpoint = self.dir.join("mnt").join(id);
+        let request = MountRequest {
+            id: id.to_owned(),
+            bootstrap: image.bootstrap.clone(),
+            mountpoint: mountpoint.clone(),
+            image: image.name.clone(),
+            backends: homes.iter().map(|home| self.backend(home)).collect(),
+        };
+        self.lab.runtime.block_on(self.client.mount(&request))?;
+        Ok(mountpoint)
+    }
+
+    pub(super) fn add_backend(&self, id: &str, home: &Home) -> Result<()> {
+        Ok(self.lab.runtime.block_on(self.client.add_backends(id, &[self.backend(home)]))?)
+    }
+
+    fn backend(&self, home: &Home) -> BackendSpec {
+        BackendSpec::Registry { repository: self.lab.repository(home) }
+    }
+
+    pub(super) fn unmount(&self, id: &str) -> Result<()> {
+        self.lab.runtime.block_on(self.client.umount(id))?;
+        let mountpoint = self.dir.join("mnt").join(id);
+        ensure!(!leftovers::mounts(&mountpoint)?.contains(&mountpoint), "{id} is still mounted");
+        Ok(())
+    }
+
+    /// The ids of what is mounted.
+    pub(super) fn mounted(&self) -> Result<Vec<String>> {
+        let status = self.lab.runtime.block_on(self.client.status())?;
+        Ok(status.mounts.into_iter().map(|mount| mount.id).collect())
+    }
+
+    /// Has the daemon free all of its cache but these blobs, and those that mounts use.
+    pub(super) fn keep(&self, blobs: &[BlobId]) -> Result<Kept> {
+        Ok(self.lab.runtime.block_on(self.client.keep(blobs))?)
+    }
+
+    /// Threads by name, but for those of the runtime, which come and go as it likes; and open files that are no sockets.
+    pub(super) fn holds(&self) -> Result<(Vec<String>, Vec<String>)> {
+        let pid = self.server.as_ref().context("the daemon is not running")?.pid()?;
+        let mut threads = Vec::new();
+        for thread in fs::read_dir(format!("/proc/{pid}/task"))? {
+            let name = fs::read_to_string(thread?.path().join("comm")).unwrap_or_default();
+            if !name.starts_with("tokio") {
+                threads.push(name.trim_end().to_owned());
+            }
+        }
+        let mut files = Vec::new();
+        for file in fs::read_dir(format!("/proc/{pid}/fd"))? {
+            let Ok(target) = fs::read_link(file?.path()) else { continue };
+            let target = target.to_string_lossy().into_owned();
+            if !target.starts_with("socket:") {
+                files.push(target);
+            }
+        }
+        threads.sort();
+        files.sort();
+        Ok((threads, files))
+    }
+}
+
+impl Drop for Daemon<'_> {
+    fn drop(&mut self) {
+        // A killed daemon's mounts, and one that hangs, must not stay.
+        if let Some(mut server) = self.server.take() {
+            let _ = server.kill();
+        }
+        if let Err(error) = leftovers::clear(&self.dir) {
+            eprintln!("clearing {}: {error:#}", self.dir.display());
+        }
+    }
+}

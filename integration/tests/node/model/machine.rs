@@ -1,0 +1,359 @@
+//! Does operations to a node, and holds it against the model after each.
+
+mod reads;
+
+use std::collections::BTreeSet;
+use std::path::PathBuf;
+use std::time::Duration;
+
+use anyhow::{Context, Result, ensure};
+use fuse_daemon::control::BlobId;
+use integration::wait;
+use nix::mount::{MntFlags, umount2};
+
+use super::availability::Availability;
+use super::daemon::Daemon;
+use super::image::{Home, Image};
+use super::lab::Lab;
+use super::operation::{Choice, Homes, Operation, Part, SLOW_LINE};
+use super::tamper::{Lost, Tamper, blob_files};
+use super::world::World;
+
+/// Mounts at once: more than images that share a blob.
+const MOUNTS: usize = 12;
+/// Pause before what may still fail is tried again.
+const RETRY: Duration = Duration::from_millis(100);
+/// What anything may take that should come at once.
+const SOON: Duration = Duration::from_secs(20);
+
+struct Mount {
+    id: String,
+    image: usize,
+    homes: Vec<Home>,
+    at: PathBuf,
+}
+
+pub(super) struct Machine<'a> {
+    world: &'a World,
+    daemon: Daemon<'a>,
+    mounts: Vec<Mount>,
+    available: Availability<'a>,
+    /// Blobs that were in use when all others were freed: they go with their last mount.
+    unwanted: BTreeSet<BlobId>,
+    /// What the daemon holds while nothing is mounted.
+    idle: (Vec<String>, Vec<String>),
+    /// Number of mounts so far: each gets an id of its own.
+    count: usize,
+}
+
+impl<'a> Machine<'a> {
+    pub(super) fn new(lab: &'a Lab, world: &'a World, daemon: Daemon<'a>) -> Result<Self> {
+        let idle = daemon.holds()?;
+        let available = Availability::new(lab);
+        Ok(Self { world, daemon, mounts: Vec::new(), available, unwanted: BTreeSet::new(), idle, count: 0 })
+    }
+
+    pub(super) fn log_tail(&self) -> String {
+        self.daemon.log_tail()
+    }
+
+    /// Does one thing; an error is a fault of the node. `false`: there was nothing to do it to.
+    pub(super) fn step(&mut self, operation: &Operation) -> Result<bool> {
+        let done = self.perform(operation)?;
+        self.daemon.check()?;
+        Ok(done)
+    }
+
+    fn perform(&mut self, operation: &Operation) -> Result<bool> {
+        match operation {
+            Operation::Mount { image, homes } => self.mount(*image, *homes),
+            Operation::AddBackend { mount, home } => {
+                let Some(mount) = self.pick(*mount) else { return Ok(false) };
+                self.add_backend(mount, *home)
+            }
+            Operation::Read { mount, parts } => {
+                let Some(mount) = self.pick(*mount) else { return Ok(false) };
+                self.read_parts(mount, parts)
+            }
+            Operation::ReadAll { mount, cold } => {
+                let Some(mount) = self.pick(*mount) else { return Ok(false) };
+                self.read_all(mount, *cold)?;
+                Ok(true)
+            }
+            Operation::ReadTogether { readers, meanwhile } => {
+                self.read_together(readers, meanwhile.as_deref())
+            }
+            Operation::Unmount { mount } => {
+                let Some(mount) = self.pick(*mount) else { return Ok(false) };
+                self.unmount(mount)?;
+                Ok(true)
+            }
+            Operation::HostileGuest { image, part } => self.hostile_guest(*image, part),
+            Operation::CleanUp { keep } => {
+                let images = keep.iter().map(|image| (image % self.world.images.len() as u64) as usize);
+                self.clean_up(&images.collect::<Vec<_>>())?;
+                Ok(true)
+            }
+            Operation::RemoveAndMountAgain { mount, before, after, slow } => {
+                self.remove_and_mount_again(*mount, before, after, *slow)
+            }
+            Operation::Fail { registry, failure, blob } => {
+                let blobs: Vec<BlobId> = self.blobs_in_use().into_iter().collect();
+                let blob = blob.filter(|_| !blobs.is_empty());
+                let blob = blob.map(|blob| blobs[(blob % blobs.len() as u64) as usize]);
+                let registries = match registry {
+                    Some(one) => vec![(one % Lab::REGISTRIES as u64) as usize],
+                    None => (0..Lab::REGISTRIES).collect(),
+                };
+                for registry in registries {
+                    self.available.fail(registry, *failure, blob);
+                }
+                Ok(true)
+            }
+            Operation::Heal => {
+                self.available.heal();
+                Ok(true)
+            }
+            Operation::Restart { kill, tamper } => {
+                self.restart(*kill, tamper.as_ref())?;
+                Ok(true)
+            }
+        }
+    }
+
+    fn pick(&self, number: u64) -> Option<usize> {
+        (!self.mounts.is_empty()).then(|| (number % self.mounts.len() as u64) as usize)
+    }
+
+    fn image(&self, mount: usize) -> &'a Image {
+        &self.world.images[self.mounts[mount].image]
+    }
+
+    fn blobs_in_use(&self) -> BTreeSet<BlobId> {
+        (0..self.mounts.len()).flat_map(|mount| &self.image(mount).blobs).copied().collect()
+    }
+
+    fn mount(&mut self, image: Choice, homes: Homes) -> Result<bool> {
+        let Some(number) = self.choose(image).filter(|_| self.mounts.len() < MOUNTS) else {
+            return Ok(false);
+        };
+        let all = &self.world.images[number].homes;
+        let homes = match homes {
+            Homes::One(home) => vec![all[(home % all.len() as u64) as usize].clone()],
+            Homes::All => all.clone(),
+        };
+        let id = self.new_id();
+        self.try_mount(id, number, homes)
+    }
+
+    fn hostile_guest(&mut self, image: u64, part: &Part) -> Result<bool> {
+        let guest = self.choose(Choice::Hostile(image)).filter(|_| self.mounts.len() < MOUNTS);
+        let Some(guest) = guest else { return Ok(false) };
+        let Image { homes, hostile_to: Some(victim), .. } = &self.world.images[guest] else {
+            return Ok(false);
+        };
+        let id = self.new_id();
+        if self.try_mount(id, guest, homes.clone())? {
+            self.unmount(self.mounts.len() - 1)?;
+        }
+        let id = self.new_id();
+        if self.try_mount(id, *victim, homes.clone())? {
+            self.read_parts(self.mounts.len() - 1, std::slice::from_ref(part))?;
+        }
+        Ok(true)
+    }
+
+    fn add_backend(&mut self, mount: usize, home: u64) -> Result<bool> {
+        let all = &self.image(mount).homes;
+        let home = all[(home % all.len() as u64) as usize].clone();
+        self.daemon.add_backend(&self.mounts[mount].id, &home)?;
+        let homes = &mut self.mounts[mount].homes;
+        if !homes.contains(&home) {
+            homes.push(home);
+            self.available.gained_a_home();
+        }
+        Ok(true)
+    }
+
+    fn choose(&self, choice: Choice) -> Option<usize> {
+        let used = self.blobs_in_use();
+        let suits = |image: &Image| match choice {
+            Choice::Any(_) => true,
+            Choice::Hostile(_) => image.is_hostile(),
+            Choice::Related(_) => !image.is_hostile() && image.blobs.iter().any(|blob| used.contains(blob)),
+        };
+        let images: Vec<usize> =
+            (0..self.world.images.len()).filter(|&image| suits(&self.world.images[image])).collect();
+        let (Choice::Any(number) | Choice::Hostile(number) | Choice::Related(number)) = choice;
+        (!images.is_empty()).then(|| images[(number % images.len() as u64) as usize])
+    }
+
+    /// Mounts an image. It may be refused if it is hostile, if a hostile one that is mounted contradicts it, or if what is
+    /// missing in its bootstrap cannot be had.
+    fn try_mount(&mut self, id: String, number: usize, homes: Vec<Home>) -> Result<bool> {
+        let image = &self.world.images[number];
+        if image.is_hostile() {
+            // What its claims are held against, if no image is mounted that says otherwise, is forgotten.
+            let used = self.blobs_in_use();
+            self.available.keep_only(|blob| used.contains(&blob) || !image.blobs.contains(&blob));
+        }
+        loop {
+            let error = match self.daemon.mount(&id, image, &homes) {
+                Ok(at) => {
+                    self.unwanted.retain(|blob| !image.blobs.contains(blob));
+                    self.mounts.push(Mount { id, image: number, homes, at });
+                    self.available.gained_a_home();
+                    return Ok(true);
+                }
+                Err(error) => error,
+            };
+            let contradicted = (0..self.mounts.len())
+                .any(|other| self.image(other).is_hostile() && shares_blob(self.image(other), image));
+            // Several answers, one after the other: a registry that is slow may be too slow.
+            let fetched = image.fetches_to_mount && !homes.iter().any(|home| self.available.is_well(home));
+            if image.is_hostile() || contradicted || fetched {
+                return Ok(false);
+            }
+            if !image.fetches_to_mount || !self.may_settle() {
+                return Err(error).with_context(|| format!("mounting {} as {id}", image.name));
+            }
+            std::thread::sleep(RETRY);
+        }
+    }
+
+    fn unmount(&mut self, mount: usize) -> Result<()> {
+        let Mount { id, image, .. } = self.mounts.swap_remove(mount);
+        self.daemon.unmount(&id)?;
+        let image = &self.world.images[image];
+        if image.is_hostile() {
+            // The next honest image may find what it says contradicted by what was cached for this one.
+            let used = self.honest_blobs();
+            self.available.keep_only(|blob| used.contains(&blob) || !image.blobs.contains(&blob));
+        }
+        let used = self.blobs_in_use();
+        let (kept, freed) = self.unwanted.iter().copied().partition(|blob| used.contains(blob));
+        self.unwanted = kept;
+        let freed: BTreeSet<BlobId> = freed;
+        self.available.keep_only(|blob| !freed.contains(&blob));
+        self.expect_freed(|blob| freed.contains(&blob)).context("freed with the last mount")
+    }
+
+    /// Fails unless the cache has no file of any of these blobs.
+    fn expect_freed(&self, is_freed: impl Fn(BlobId) -> bool) -> Result<()> {
+        for (path, blob) in blob_files(&self.daemon.cache())? {
+            ensure!(!is_freed(blob), "the cache still has {}", path.display());
+        }
+        Ok(())
+    }
+
+    fn honest_blobs(&self) -> BTreeSet<BlobId> {
+        let honest = (0..self.mounts.len()).filter(|&mount| !self.image(mount).is_hostile());
+        honest.flat_map(|mount| &self.image(mount).blobs).copied().collect()
+    }
+
+    fn clean_up(&mut self, images: &[usize]) -> Result<()> {
+        let images = images.iter().map(|image| &self.world.images[*image]);
+        let keep: BTreeSet<BlobId> = images.flat_map(|image| &image.blobs).copied().collect();
+        let kept = self.daemon.keep(&keep.iter().copied().collect::<Vec<_>>())?;
+        let used = self.blobs_in_use();
+        self.unwanted = used.difference(&keep).copied().collect();
+        let in_use: BTreeSet<BlobId> = kept.in_use.into_iter().collect();
+        ensure!(in_use == self.unwanted, "clean-up found {in_use:?} in use, not {:?}", self.unwanted);
+        let stays = |blob: BlobId| used.contains(&blob) || keep.contains(&blob);
+        self.available.keep_only(stays);
+        self.expect_freed(|blob| !stays(blob)).context("freed by clean-up")
+    }
+
+    fn remove_and_mount_again(
+        &mut self,
+        mount: u64,
+        before: &Part,
+        after: &[Part],
+        slow: bool,
+    ) -> Result<bool> {
+        let Some(mount) = self.pick(mount) else { return Ok(false) };
+        let (number, homes) = (self.mounts[mount].image, self.mounts[mount].homes.clone());
+        for home in homes.iter().filter(|_| slow) {
+            if self.available.is_well(home) {
+                self.available.fail(home.registry, SLOW_LINE, None);
+            }
+        }
+        self.read_parts(mount, std::slice::from_ref(before))?;
+        let image = &self.world.images[number];
+        while let Some(related) = (0..self.mounts.len()).find(|&other| shares_blob(self.image(other), image))
+        {
+            self.unmount(related)?;
+        }
+        self.clean_up(&[])?;
+        let id = self.new_id();
+        if self.try_mount(id, number, homes)? {
+            self.read_parts(self.mounts.len() - 1, after)?;
+        }
+        Ok(true)
+    }
+
+    fn new_id(&mut self) -> String {
+        self.count += 1;
+        format!("m{}", self.count)
+    }
+
+    fn restart(&mut self, kill: bool, tamper: Option<&Tamper>) -> Result<()> {
+        self.daemon.end(kill)?;
+        let lost = tamper.map_or(Ok(Lost::Nothing), |tamper| tamper.apply(&self.daemon.cache()))?;
+        self.available.lose(&lost);
+        // What hostile images said is on disk, and whoever is mounted first may find it wrong.
+        let claimed: BTreeSet<BlobId> = (0..self.mounts.len())
+            .filter(|&mount| self.image(mount).is_hostile())
+            .flat_map(|mount| &self.image(mount).blobs)
+            .copied()
+            .collect();
+        self.available.keep_only(|blob| !claimed.contains(&blob));
+        self.daemon.restart()?;
+        // Its clients ask for all that they need, as the snapshotter does.
+        // What is not to stay once it is unused, its clients say again.
+        self.unwanted.clear();
+        for Mount { id, image, homes, at } in std::mem::take(&mut self.mounts) {
+            if !self.try_mount(id, image, homes)? {
+                // What a killed daemon left there is for whoever asked for it to clear away.
+                while let Ok(()) = umount2(&at, MntFlags::MNT_DETACH) {}
+            }
+        }
+        Ok(())
+    }
+
+    /// What must hold in the end: everything reads right once registries are well, and nothing stays when all is gone.
+    pub(super) fn finish(&mut self) -> Result<()> {
+        self.available.heal();
+        let mounted: BTreeSet<String> = self.daemon.mounted()?.into_iter().collect();
+        let expected: BTreeSet<String> = self.mounts.iter().map(|mount| mount.id.clone()).collect();
+        ensure!(mounted == expected, "mounted are {mounted:?}, not {expected:?}");
+        for mount in 0..self.mounts.len() {
+            self.read_all(mount, true)?;
+        }
+        while !self.mounts.is_empty() {
+            self.unmount(0)?;
+        }
+        self.clean_up(&[])?;
+        self.expect_freed(|_| true).context("all images are removed")?;
+        self.daemon.check()?;
+        let mut held = self.idle.clone();
+        let idle = || {
+            held = self.daemon.holds().unwrap_or_default();
+            within(&held.0, &self.idle.0) && within(&held.1, &self.idle.1)
+        };
+        let ended = wait::until_true("no more threads and files than at the start", SOON, idle);
+        ended.with_context(|| format!("it holds {held:?}; at the start it held {:?}", self.idle))?;
+        self.daemon.end(false)
+    }
+}
+
+/// Whether all of `some` is in `all`, a name as often as it is there. A thread for deadlines goes when it has nothing to do.
+fn within(some: &[String], all: &[String]) -> bool {
+    let count = |list: &[String], name: &String| list.iter().filter(|other| *other == name).count();
+    some.iter().all(|name| count(some, name) <= count(all, name))
+}
+
+/// Of an image with itself too, though it may have no blob.
+fn shares_blob(one: &Image, other: &Image) -> bool {
+    std::ptr::eq(one, other) || one.blobs.iter().any(|blob| other.blobs.contains(blob))
+}

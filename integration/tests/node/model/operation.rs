@@ -1,0 +1,202 @@
+//! What happens to a node, one thing after the other. Numbers choose among what there is when the operation's turn comes, so
+//! that a list of operations stays one when some are taken out.
+
+use std::time::Duration;
+
+use integration::fault_proxy::Failure;
+
+use super::random::Random;
+use super::tamper::Tamper;
+
+/// Deadline of reads in the runs.
+pub(super) const DEADLINE: Duration = Duration::from_secs(4);
+/// A registry that takes so long is slow, but every read can be answered in time: only once before a read has to wait for
+/// another answer.
+const SLOW: Duration = Duration::from_millis(1300);
+
+/// A line on which what is fetched at once takes up to two seconds.
+pub(super) const SLOW_LINE: Failure = Failure::Bandwidth(600_000);
+
+#[derive(Clone, Debug)]
+pub(super) enum Operation {
+    Mount {
+        image: Choice,
+        homes: Homes,
+    },
+    /// The daemon hears of another place that has a mounted image's blobs.
+    AddBackend {
+        mount: u64,
+        home: u64,
+    },
+    /// Parts of files, one after the other.
+    Read {
+        mount: u64,
+        parts: Vec<Part>,
+    },
+    /// All that the mount shows.
+    ReadAll {
+        mount: u64,
+        cold: bool,
+    },
+    /// Readers side by side, each of a mount of its own choice, and meanwhile something else.
+    ReadTogether {
+        readers: Vec<(u64, Vec<Part>)>,
+        meanwhile: Option<Box<Operation>>,
+    },
+    Unmount {
+        mount: u64,
+    },
+    /// A hostile image comes and goes; then one comes that it lied about.
+    HostileGuest {
+        image: u64,
+        part: Part,
+    },
+    /// Nothing stays in the cache but what mounts use, and the blobs of these images.
+    CleanUp {
+        keep: Vec<u64>,
+    },
+    /// An image is removed, with all that share a blob with it, while what was read ahead of somebody may be on its way
+    /// over a slow line; and comes back.
+    RemoveAndMountAgain {
+        mount: u64,
+        before: Part,
+        after: Vec<Part>,
+        slow: bool,
+    },
+    /// A registry goes bad, or all of them; for all blobs or one.
+    Fail {
+        registry: Option<u64>,
+        failure: Failure,
+        blob: Option<u64>,
+    },
+    /// All registries are well again.
+    Heal,
+    Restart {
+        kill: bool,
+        tamper: Option<Tamper>,
+    },
+}
+
+/// From where to mount an image.
+#[derive(Clone, Copy, Debug)]
+pub(super) enum Homes {
+    One(u64),
+    All,
+}
+
+/// Which image to mount.
+#[derive(Clone, Copy, Debug)]
+pub(super) enum Choice {
+    Any(u64),
+    Hostile(u64),
+    /// One that shares a blob with a mounted one.
+    Related(u64),
+}
+
+/// A part of a file.
+#[derive(Clone, Debug)]
+pub(super) struct Part {
+    pub(super) file: u64,
+    /// Where it starts, in thousandths of the file.
+    pub(super) from: u64,
+    /// Bytes at most.
+    pub(super) len: u64,
+    /// The page cache forgets the file before.
+    pub(super) cold: bool,
+}
+
+impl Part {
+    fn random(random: &mut Random) -> Self {
+        Self {
+            file: random.next(),
+            from: if random.chance(30) { 0 } else { random.within(0..1000) },
+            len: *random.one_of(&[1, 4096, 20_000, 131_072, u64::MAX]),
+            cold: random.chance(40),
+        }
+    }
+
+    fn several(random: &mut Random, most: u64) -> Vec<Self> {
+        (0..random.within(1..most)).map(|_| Self::random(random)).collect()
+    }
+}
+
+impl Operation {
+    /// The operations of a run.
+    pub(super) fn list(random: &mut Random, count: usize) -> Vec<Self> {
+        // Some mounts first: what follows is about several images.
+        let start = (0..4).map(|_| Self::mount(random)).collect::<Vec<_>>();
+        start.into_iter().chain((4..count.max(4)).map(|_| Self::random(random)).collect::<Vec<_>>()).collect()
+    }
+
+    fn mount(random: &mut Random) -> Self {
+        let image = match random.within(0..10) {
+            0 | 1 => Choice::Hostile(random.next()),
+            2..6 => Choice::Related(random.next()),
+            _ => Choice::Any(random.next()),
+        };
+        let homes = if random.chance(30) { Homes::All } else { Homes::One(random.next()) };
+        Self::Mount { image, homes }
+    }
+
+    fn random(random: &mut Random) -> Self {
+        let mount = random.next();
+        match random.within(0..100) {
+            0..22 => Self::mount(random),
+            22..26 => Self::HostileGuest { image: random.next(), part: Part::random(random) },
+            26..44 => Self::Read { mount, parts: Part::several(random, 5) },
+            44..50 => Self::ReadAll { mount, cold: random.chance(50) },
+            50..60 => Self::ReadTogether {
+                readers: (0..random.within(2..5))
+                    .map(|_| (random.next(), Part::several(random, 4)))
+                    .collect(),
+                meanwhile: match random.within(0..4) {
+                    0 => Some(Box::new(Self::mount(random))),
+                    1 => Some(Box::new(Self::Unmount { mount: random.next() })),
+                    2 => Some(Box::new(Self::clean_up(random))),
+                    _ => None,
+                },
+            },
+            60..70 => Self::Unmount { mount },
+            70..75 => Self::clean_up(random),
+            75 => Self::AddBackend { mount, home: random.next() },
+            76..81 => Self::RemoveAndMountAgain {
+                mount,
+                before: Part { len: 1, ..Part::random(random) },
+                after: Part::several(random, 6),
+                slow: random.chance(60),
+            },
+            81..90 => Self::fail(random),
+            90..96 => Self::Heal,
+            _ => Self::Restart {
+                kill: random.chance(50),
+                tamper: random.chance(60).then(|| Tamper::random(random)),
+            },
+        }
+    }
+
+    fn clean_up(random: &mut Random) -> Self {
+        Self::CleanUp { keep: (0..random.within(0..3)).map(|_| random.next()).collect() }
+    }
+
+    fn fail(random: &mut Random) -> Self {
+        let failure = match random.within(0..10) {
+            0 | 1 => Failure::Delay(SLOW),
+            2 | 3 => SLOW_LINE,
+            4 => Failure::Stall,
+            5 => Failure::StallDownload(random.within(0..100_000)),
+            6 => Failure::CutDownload(random.within(0..100_000)),
+            7 => Failure::WrongBytes,
+            _ => Failure::Status(*random.one_of(&[401, 403, 404, 429, 500, 502, 503])),
+        };
+        // A registry that is slow with one blob alone would be a strange one.
+        let one = !is_harmless(failure) && random.chance(40);
+        let blob = one.then(|| random.next());
+        let all = is_harmless(failure) && random.chance(50);
+        Self::Fail { registry: (!all).then(|| random.next()), failure, blob }
+    }
+}
+
+/// Whether all can be had in time from a registry that fails so.
+pub(super) fn is_harmless(failure: Failure) -> bool {
+    matches!(failure, Failure::Delay(_) | Failure::Bandwidth(_))
+}

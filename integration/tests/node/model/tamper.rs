@@ -1,0 +1,137 @@
+//! What happens to cache files while the daemon is not there: disks fill, people delete, power goes.
+
+use std::fs::{self, File};
+use std::os::unix::fs::FileExt;
+use std::path::{Path, PathBuf};
+
+use anyhow::{Context, Result};
+use fuse_daemon::control::BlobId;
+
+use super::random::Random;
+
+/// The suffixes of a blob's files.
+const DATA: &str = ".blob.data";
+const MAP: &str = ".chunk_map";
+/// Where a map has the boot in which it was written, and how many bytes that are.
+const BOOT_OFFSET: u64 = 16;
+const BOOT_SIZE: usize = 16;
+/// Where a map's bits begin.
+const WORDS_OFFSET: u64 = 4096;
+const PAGE: u64 = 4096;
+
+#[derive(Clone, Debug)]
+pub(super) enum Tamper {
+    /// A blob's data file is shorter: to this many thousandths.
+    Shorten { blob: u64, thousandths: u64 },
+    /// A blob loses one of its files.
+    Delete { file: u64 },
+    /// One of a blob's files, other than its data, is cut short or filled with something else.
+    Spoil { file: u64, cut: bool },
+    /// The machine starts anew. With a power cut, pages that were not written are lost.
+    Reboot { lost_pages: u64, seed: u64 },
+}
+
+/// Of which blobs nobody can say any more what the cache holds.
+pub(super) enum Lost {
+    Nothing,
+    One(BlobId),
+    Everything,
+}
+
+impl Tamper {
+    pub(super) fn random(random: &mut Random) -> Self {
+        match random.within(0..6) {
+            0 => Self::Shorten { blob: random.next(), thousandths: random.within(0..1000) },
+            1 => Self::Delete { file: random.next() },
+            2 => Self::Spoil { file: random.next(), cut: random.chance(50) },
+            3 => Self::Reboot { lost_pages: 0, seed: 0 },
+            _ => Self::Reboot { lost_pages: random.within(1..200), seed: random.next() },
+        }
+    }
+
+    pub(super) fn apply(&self, cache: &Path) -> Result<Lost> {
+        let files = blob_files(cache)?;
+        let of = |kind: &str| -> Vec<&(PathBuf, BlobId)> {
+            files.iter().filter(|(path, _)| path.to_string_lossy().ends_with(kind)).collect()
+        };
+        let pick = |among: &[&(PathBuf, BlobId)], number: u64| {
+            (!among.is_empty()).then(|| among[(number % among.len() as u64) as usize].clone())
+        };
+        let all: Vec<_> = files.iter().collect();
+        let others: Vec<_> =
+            all.iter().filter(|(path, _)| !path.to_string_lossy().ends_with(DATA)).copied().collect();
+        Ok(match *self {
+            Self::Shorten { blob, thousandths } => match pick(&of(DATA), blob) {
+                Some((path, id)) => {
+                    let file = File::options().write(true).open(&path)?;
+                    file.set_len(file.metadata()?.len() * thousandths / 1000)?;
+                    Lost::One(id)
+                }
+                None => Lost::Nothing,
+            },
+            Self::Delete { file } => match pick(&all, file) {
+                Some((path, id)) => {
+                    fs::remove_file(path)?;
+                    Lost::One(id)
+                }
+                None => Lost::Nothing,
+            },
+            Self::Spoil { file, cut } => match pick(&others, file) {
+                Some((path, id)) => {
+                    let length = fs::metadata(&path)?.len();
+                    match cut {
+                        true => File::options().write(true).open(&path)?.set_len(length / 2)?,
+                        false => fs::write(&path, vec![0xa5; length as usize])?,
+                    }
+                    Lost::One(id)
+                }
+                None => Lost::Nothing,
+            },
+            Self::Reboot { lost_pages, seed } => {
+                for (path, _) in of(MAP) {
+                    let map = File::options().write(true).open(path)?;
+                    map.write_all_at(&[0xb0; BOOT_SIZE], BOOT_OFFSET)?;
+                }
+                let data = of(DATA);
+                let mut random = Random::new(seed);
+                for _ in 0..lost_pages {
+                    let Some((path, _)) = pick(&data, random.next()) else { break };
+                    lose_page(&path, 0, &mut random)?;
+                }
+                // In any order: a map may be older than the data.
+                for (path, _) in of(MAP) {
+                    if lost_pages > 0 && random.chance(30) {
+                        lose_page(path, WORDS_OFFSET, &mut random)?;
+                    }
+                }
+                if lost_pages > 0 { Lost::Everything } else { Lost::Nothing }
+            }
+        })
+    }
+}
+
+/// A page from `start` on holds zeros, as one that was never written.
+fn lose_page(path: &Path, start: u64, random: &mut Random) -> Result<()> {
+    let file = File::options().write(true).open(path)?;
+    let length = file.metadata()?.len();
+    if length > start {
+        let page = start + random.within(0..(length - start).div_ceil(PAGE)) * PAGE;
+        file.write_all_at(&vec![0; PAGE.min(length - page) as usize], page)?;
+    }
+    Ok(())
+}
+
+/// The files in a cache that belong to a blob, in order.
+pub(super) fn blob_files(cache: &Path) -> Result<Vec<(PathBuf, BlobId)>> {
+    let mut files = Vec::new();
+    for entry in fs::read_dir(cache).with_context(|| format!("listing {}", cache.display()))? {
+        let path = entry?.path();
+        let name = path.file_name().unwrap_or_default().to_string_lossy().into_owned();
+        let id = name.split('.').next().unwrap_or_default().parse::<BlobId>();
+        if let Ok(id) = id {
+            files.push((path, id));
+        }
+    }
+    files.sort();
+    Ok(files)
+}
