@@ -45,13 +45,19 @@ pub fn random_files(peers: &Peers, dir: &Path, files: &[(&str, u64)]) -> Result<
     link_or_copy(&peers.pause_rootfs()?, &dir.join("busybox.tar"))?;
     let mut dockerfile = "FROM scratch\nADD busybox.tar /\n".to_owned();
     for (name, size) in files {
-        let mut source = File::open("/dev/urandom")?.take(*size);
-        io::copy(&mut source, &mut File::create(dir.join(name))?)?;
+        random_file(&dir.join(name), *size)?;
         dockerfile += &format!("COPY {name} /{name}\n");
     }
     dockerfile += "CMD [\"/bin/sleep\", \"infinity\"]\n";
     fs::write(dir.join("Dockerfile"), dockerfile)?;
     Ok(dir.to_owned())
+}
+
+/// Makes a file of bytes that do not compress.
+pub fn random_file(path: &Path, size: u64) -> Result<()> {
+    let mut source = File::open("/dev/urandom")?.take(size);
+    io::copy(&mut source, &mut File::create(path)?)?;
+    Ok(())
 }
 
 /// Large tars are not copied where the file system can share them. (buildctl does not follow symbolic links.)

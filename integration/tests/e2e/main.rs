@@ -12,6 +12,7 @@ mod convert;
 mod corrupt_chunk;
 mod ctr;
 mod dead_registry;
+mod expired_token;
 mod fixture;
 mod image_commands;
 mod image_diff;
@@ -20,6 +21,7 @@ mod image_interrupted;
 mod image_merge;
 mod image_source;
 mod lazy_run;
+mod many_containers;
 mod names;
 mod parallel_unpack;
 mod plain_images;
@@ -28,6 +30,7 @@ mod registry_conformance;
 mod remove_image;
 mod restart;
 mod same_tree;
+mod shared_layers;
 mod snapshots_suite;
 mod unmounted;
 mod upstream;
@@ -87,6 +90,10 @@ const TESTS: &[(&str, Test)] = &[
     ("remove_image::unmounts_and_frees_the_cache", remove_image::frees),
     ("corrupt_chunk::gives_an_error_on_that_file_alone", corrupt_chunk::one_file),
     ("dead_registry::a_read_fails_within_the_deadline", dead_registry::fails_in_time),
+    ("expired_token::is_renewed_while_a_container_runs", expired_token::is_renewed),
+    ("shared_layers::a_new_version_leaves_the_old_one_alone", shared_layers::rolled_out),
+    ("shared_layers::an_image_comes_back_whose_layers_another_uses", shared_layers::pulled_again),
+    ("many_containers::outlive_restarts_of_the_snapshotter", many_containers::outlive_restarts),
     ("build_cancelled::an_interrupted_build_ends_and_pushes_nothing", build_cancelled::ends),
     ("content_store::layers_are_converted_while_buildkitd_makes_them", content_store::ahead),
     ("content_store::builds_side_by_side_keep_their_layers_apart", content_store::side_by_side),
