@@ -12,7 +12,7 @@ use image::platform::PlatformName;
 use service::{TcpAddress, UnixAddress};
 
 use crate::config::Config;
-use crate::{cluster, logging};
+use crate::{cluster, logging, status, stdout};
 
 /// Build, distribute and lazily launch Kubernetes cluster images.
 ///
@@ -21,7 +21,7 @@ use crate::{cluster, logging};
 /// `snapshotter`, which starts `daemon`; that one serves files and loads chunks when they are first read.
 /// `registry serve` is an OCI registry for where there is none.
 #[derive(Debug, Parser)]
-#[command(name = "nydus-cluster", version, propagate_version = true, max_term_width = 110)]
+#[command(name = "nydus-cluster", version, propagate_version = true, max_term_width = 110, after_help = status::HELP)]
 pub(crate) struct Arguments {
     /// Configuration file (TOML); flags override it [default: /etc/nydus-cluster/config.toml if it exists]
     #[arg(long, global = true, env = "NYDUS_CLUSTER_CONFIG", value_name = "FILE")]
@@ -181,7 +181,7 @@ pub(crate) struct RegistryServe {
 /// Which image a command works on.
 #[derive(Debug, clap::Args)]
 pub(crate) struct Source {
-    /// A reference in a registry (`registry.example/app:v1`), `oci:DIR[:IMAGE]`,
+    /// A reference in a registry (`registry.example/app:v1`), `oci:DIR[:IMAGE]`, `oci-archive:FILE[:IMAGE]`,
     /// `files:DIR`, or the path of a bootstrap file
     pub(crate) image: String,
     /// With a bootstrap file: the directory that holds its blobs, each under its digest
@@ -289,13 +289,17 @@ pub(crate) enum Image {
         #[arg(long, value_name = "PATH")]
         file: Option<PathBuf>,
     },
-    /// Check structure and every digest; exit 0 sound, 1 with a finding, 2 when it cannot tell
+    /// Check structure and every digest, each blob in one transfer
     ///
     /// With --source, also that every path is what it is in the image that this one was made from: type, mode, owner, mtime,
     /// size, extended attributes, link target, device, content, hard links. Nothing is mounted, and nothing is kept.
+    #[command(after_help = status::HELP)]
     Check {
         #[command(flatten)]
         source: Source,
+        /// Print JSON
+        #[arg(long)]
+        json: bool,
         /// Check the bootstrap alone, fetch no blob
         #[arg(long)]
         metadata_only: bool,
@@ -308,6 +312,7 @@ pub(crate) enum Image {
     ///
     /// A node keeps chunks by blob: what both images have in the same blob is not fetched again. Content of B that A has in
     /// another blob is, and the last line says how much of it there is.
+    #[command(after_help = status::HELP)]
     Diff {
         /// The image that a node has: a reference in a registry, or the path of a bootstrap file
         a: String,
@@ -331,6 +336,9 @@ pub(crate) enum Image {
         /// The layers, the lowest first
         #[arg(required = true, value_name = "LAYER")]
         layers: Vec<PathBuf>,
+        /// Print JSON
+        #[arg(long)]
+        json: bool,
         /// The bootstrap to write
         #[arg(long, short, value_name = "FILE")]
         output: PathBuf,
@@ -361,9 +369,11 @@ pub(crate) enum Image {
 }
 
 /// Prints the completions of `shell`.
-pub(crate) fn completions(shell: Shell) -> ExitCode {
-    clap_complete::generate(shell, &mut Arguments::command(), "nydus-cluster", &mut std::io::stdout());
-    ExitCode::SUCCESS
+pub(crate) fn completions(shell: Shell) -> anyhow::Result<ExitCode> {
+    let mut text = Vec::new();
+    clap_complete::generate(shell, &mut Arguments::command(), "nydus-cluster", &mut text);
+    stdout::print(&String::from_utf8_lossy(&text))?;
+    Ok(ExitCode::SUCCESS)
 }
 
 /// Writes a manual page for each subcommand into `directory`.

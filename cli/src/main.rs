@@ -8,6 +8,8 @@ mod image;
 mod logging;
 mod roles;
 mod shutdown;
+mod status;
+mod stdout;
 
 use std::io::Write;
 use std::process::ExitCode;
@@ -21,7 +23,12 @@ fn main() -> ExitCode {
     let started = config::Config::load(arguments.config.as_deref())
         .and_then(|config| Ok((logging::start(&arguments.log, &config.log)?, config)));
     match started {
-        Ok((mut log, config)) => run(arguments, config).unwrap_or_else(|error| failed(&mut log, &error)),
+        Ok((mut log, config)) => {
+            run(arguments, config).unwrap_or_else(|error| match stdout::is_closed(&error) {
+                true => status::closed(),
+                false => failed(&mut log, &error),
+            })
+        }
         Err(error) => failed(&mut std::io::stderr(), &error),
     }
 }
@@ -29,7 +36,7 @@ fn main() -> ExitCode {
 /// Says why, to whoever still reads: that nobody does changes nothing about how the command ended.
 fn failed(output: &mut dyn Write, error: &anyhow::Error) -> ExitCode {
     let _ = output.write_all(format!("nydus-cluster: {error:#}\n").as_bytes());
-    ExitCode::FAILURE
+    status::failed()
 }
 
 fn run(arguments: Arguments, config: config::Config) -> anyhow::Result<ExitCode> {
@@ -44,10 +51,10 @@ fn run(arguments: Arguments, config: config::Config) -> anyhow::Result<ExitCode>
             Command::Image(command) => image::run(config, command).await,
             Command::Cluster(command) => cluster::run(config, command).await,
             Command::Version => {
-                println!("nydus-cluster {}", env!("CARGO_PKG_VERSION"));
+                stdout::print(&format!("nydus-cluster {}\n", env!("CARGO_PKG_VERSION")))?;
                 Ok(ExitCode::SUCCESS)
             }
-            Command::Completions { shell } => Ok(args::completions(shell)),
+            Command::Completions { shell } => args::completions(shell),
             Command::Man { directory } => args::man_pages(&directory),
         }
     });

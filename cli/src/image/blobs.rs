@@ -6,6 +6,7 @@ use std::ops::Range;
 use std::sync::{Arc, Mutex, PoisonError};
 
 use bytes::Bytes;
+use image::source::{BlobFile, Source};
 use rafs::blob::Blob;
 use rafs::blob::source::{BlobDirectory, BlobSource};
 use registry::client::Client;
@@ -13,6 +14,7 @@ use registry::{Digest, Repository};
 use tokio::runtime::Handle;
 use tokio_util::sync::CancellationToken;
 
+use super::progress::Task;
 use super::source::Located;
 
 /// Readers go through a blob mostly forwards: this much is fetched at once, so that a blob of many small chunks is no
@@ -24,11 +26,14 @@ const WINDOW_BYTES: u64 = 4 << 20;
 pub(super) struct Blobs {
     place: Place,
     stop: CancellationToken,
+    /// Shows how much was read.
+    task: Option<Task>,
 }
 
 enum Place {
     Directory(BlobDirectory),
     Registry(RegistryBlobs),
+    Archive(ArchiveBlobs),
 }
 
 impl Blobs {
@@ -41,11 +46,34 @@ impl Blobs {
                 let repository = reference.repository().clone();
                 Place::Registry(RegistryBlobs::new(client.clone(), repository, stop.clone()))
             }
+            super::source::Blobs::Archive(source) => {
+                Place::Archive(ArchiveBlobs { source: source.clone(), known: Mutex::default() })
+            }
             super::source::Blobs::Unknown => {
-                anyhow::bail!("{}: say where its blobs are with --blobs DIR", located.bootstrap.display())
+                anyhow::bail!("{}: say where its blobs are with --blobs DIR", located.name)
             }
         };
-        Ok(Self { place, stop: stop.clone() })
+        Ok(Self { place, stop: stop.clone(), task: None })
+    }
+
+    /// Shows what is read as `task`.
+    pub(super) fn shown(self, task: Task) -> Self {
+        Self { task: Some(task), ..self }
+    }
+
+    fn source(&self) -> &dyn BlobSource {
+        match &self.place {
+            Place::Directory(directory) => directory,
+            Place::Registry(registry) => registry,
+            Place::Archive(archive) => archive,
+        }
+    }
+
+    fn count(&self, bytes: Vec<u8>) -> Vec<u8> {
+        if let Some(task) = &self.task {
+            task.advance(bytes.len() as u64);
+        }
+        bytes
     }
 
     fn check(&self) -> io::Result<()> {
@@ -61,19 +89,53 @@ fn interrupted() -> io::Error {
 impl BlobSource for Blobs {
     fn size(&self, blob: &Blob) -> io::Result<u64> {
         self.check()?;
-        match &self.place {
-            Place::Directory(directory) => directory.size(blob),
-            Place::Registry(registry) => registry.size(blob),
-        }
+        self.source().size(blob)
     }
 
     fn read(&self, blob: &Blob, range: Range<u64>) -> io::Result<Vec<u8>> {
         self.check()?;
-        match &self.place {
-            Place::Directory(directory) => directory.read(blob, range),
-            Place::Registry(registry) => registry.read(blob, range),
-        }
+        self.source().read(blob, range).map(|bytes| self.count(bytes))
     }
+
+    fn read_once(&self, blob: &Blob, range: Range<u64>) -> io::Result<Vec<u8>> {
+        self.check()?;
+        self.source().read_once(blob, range).map(|bytes| self.count(bytes))
+    }
+}
+
+/// Blobs in an archive.
+struct ArchiveBlobs {
+    source: Source,
+    known: Mutex<HashMap<String, BlobFile>>,
+}
+
+impl ArchiveBlobs {
+    fn file(&self, blob: &Blob) -> io::Result<BlobFile> {
+        let digest = digest(blob)?;
+        let mut known = self.known.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(file) = known.get(digest.as_ref()) {
+            return Ok(file.clone());
+        }
+        let file =
+            self.source.blob_file(&digest).map_err(|error| io::Error::new(io::ErrorKind::NotFound, error))?;
+        Ok(known.entry(digest.to_string()).or_insert(file).clone())
+    }
+}
+
+impl BlobSource for ArchiveBlobs {
+    fn size(&self, blob: &Blob) -> io::Result<u64> {
+        Ok(self.file(blob)?.size())
+    }
+
+    fn read(&self, blob: &Blob, range: Range<u64>) -> io::Result<Vec<u8>> {
+        self.file(blob)?.read(range)
+    }
+}
+
+/// The digest by which a blob is found.
+fn digest(blob: &Blob) -> io::Result<Digest> {
+    let id = blob.id.ok_or_else(|| io::Error::new(io::ErrorKind::NotFound, "the blob's id is not known"))?;
+    Digest::try_from(format!("sha256:{id}")).map_err(io::Error::other)
 }
 
 /// Blobs in a repository.
@@ -115,16 +177,34 @@ impl RegistryBlobs {
         done.ok_or_else(interrupted)?.map_err(io::Error::other)
     }
 
-    fn digest(blob: &Blob) -> io::Result<Digest> {
-        let id =
-            blob.id.ok_or_else(|| io::Error::new(io::ErrorKind::NotFound, "the blob's id is not known"))?;
-        Digest::try_from(format!("sha256:{id}")).map_err(io::Error::other)
+    /// Fetches a range, which has to be in the blob.
+    fn fetch(&self, digest: &Digest, range: &Range<u64>) -> io::Result<Bytes> {
+        let fetch = self.client.blob_range(&self.repository, digest, range.start, range.end - range.start);
+        let bytes = self.wait(fetch)?;
+        if bytes.len() as u64 != range.end - range.start {
+            return Err(io::Error::new(
+                io::ErrorKind::UnexpectedEof,
+                "the registry sent fewer bytes than asked for",
+            ));
+        }
+        Ok(bytes)
+    }
+
+    fn check_range(&self, blob: &Blob, range: &Range<u64>) -> io::Result<u64> {
+        let size = self.size(blob)?;
+        if range.start > range.end || range.end > size {
+            return Err(io::Error::new(
+                io::ErrorKind::UnexpectedEof,
+                "the blob ends before what is to be read",
+            ));
+        }
+        Ok(size)
     }
 }
 
 impl BlobSource for RegistryBlobs {
     fn size(&self, blob: &Blob) -> io::Result<u64> {
-        let digest = Self::digest(blob)?;
+        let digest = digest(blob)?;
         let mut sizes = self.sizes.lock().unwrap_or_else(PoisonError::into_inner);
         if let Some(size) = sizes.get(digest.as_ref()) {
             return Ok(*size);
@@ -138,26 +218,21 @@ impl BlobSource for RegistryBlobs {
     }
 
     fn read(&self, blob: &Blob, range: Range<u64>) -> io::Result<Vec<u8>> {
-        let digest = Self::digest(blob)?;
+        let digest = digest(blob)?;
         let latest = self.window.lock().unwrap_or_else(PoisonError::into_inner).clone();
         if let Some(bytes) = latest.as_deref().and_then(|window| window.slice(digest.as_ref(), &range)) {
             return Ok(bytes.to_vec());
         }
-        let size = self.size(blob)?;
-        if range.start > range.end || range.end > size {
-            return Err(io::Error::new(
-                io::ErrorKind::UnexpectedEof,
-                "the blob ends before what is to be read",
-            ));
-        }
+        let size = self.check_range(blob, &range)?;
         let end = range.end.max(range.start.saturating_add(WINDOW_BYTES)).min(size);
-        let fetch = self.client.blob_range(&self.repository, &digest, range.start, end - range.start);
-        let bytes = self.wait(fetch)?;
+        let bytes = self.fetch(&digest, &(range.start..end))?;
         let window = Arc::new(Window { blob: digest.to_string(), offset: range.start, bytes });
         *self.window.lock().unwrap_or_else(PoisonError::into_inner) = Some(Arc::clone(&window));
-        let found = window.slice(digest.as_ref(), &range).map(<[u8]>::to_vec);
-        found.ok_or_else(|| {
-            io::Error::new(io::ErrorKind::UnexpectedEof, "the registry sent fewer bytes than asked for")
-        })
+        Ok(window.bytes[..(range.end - range.start) as usize].to_vec())
+    }
+
+    fn read_once(&self, blob: &Blob, range: Range<u64>) -> io::Result<Vec<u8>> {
+        self.check_range(blob, &range)?;
+        Ok(self.fetch(&digest(blob)?, &range)?.into())
     }
 }

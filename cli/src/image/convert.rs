@@ -26,7 +26,7 @@ use tokio_util::sync::CancellationToken;
 use super::blobs::Blobs;
 use super::progress::Task;
 use super::{Context, source};
-use crate::args;
+use crate::{args, stdout};
 
 /// How often bars move: not for each megabyte.
 const REFRESH: Duration = Duration::from_millis(100);
@@ -75,15 +75,15 @@ pub(super) async fn run(context: &Context, flags: args::Convert) -> anyhow::Resu
     shown.await?;
     let converted = converted?;
     let platforms: Vec<_> = converted.platforms.iter().map(ToString::to_string).collect();
-    eprintln!(
+    stdout::note(&format!(
         "{} for {}: {} layers, {} of blobs",
         flags.destination,
         platforms.join(", "),
         converted.layers,
         HumanBytes(converted.bytes),
-    );
+    ));
     if let Some(digest) = converted.digest {
-        println!("{digest}");
+        stdout::print(&format!("{digest}\n"))?;
     }
     Ok(ExitCode::SUCCESS)
 }
@@ -181,7 +181,8 @@ async fn load_dictionary(
             let location = Location::Registry(place.as_ref().1.clone());
             DictionaryBlobs::Registry(Box::new(Source::open(&location, client).await?))
         }
-        source::Blobs::Unknown => DictionaryBlobs::Unknown,
+        // What only an archive has is not copied from there.
+        source::Blobs::Archive(_) | source::Blobs::Unknown => DictionaryBlobs::Unknown,
     };
     let stop = context.stop.clone();
     let image = tokio::task::spawn_blocking(move || {

@@ -1,20 +1,22 @@
 //! `image diff`: what differs between two images, and what a node that has one fetches for the other.
 
+use std::fmt::Write as _;
 use std::process::ExitCode;
 
 use anyhow::Context as _;
 use indicatif::HumanBytes;
 use oci_spec::image::Descriptor;
 use rafs::blob::source::load_chunk_info;
-use rafs::bootstrap::Bootstrap;
 use rafs::diff::{self, Change, ContentReader, Fetch, What};
 use serde::Serialize;
 use tokio_util::sync::CancellationToken;
 
-use super::Context;
 use super::blobs::Blobs;
+use super::progress::Progress;
 use super::source::{Located, bootstrap_layer};
+use super::{Context, json};
 use crate::args::Source;
+use crate::{status, stdout};
 
 /// Everything `image diff --json` prints. Sizes are in bytes.
 #[derive(Debug, Serialize)]
@@ -38,7 +40,7 @@ struct Summary {
 #[derive(Debug, Default, Serialize)]
 struct Counted {
     files: u64,
-    bytes: u64,
+    content_bytes: u64,
 }
 
 #[derive(Debug, Serialize)]
@@ -47,8 +49,8 @@ struct ChangeReport {
     change: &'static str,
     /// The type of what was added or removed.
     #[serde(skip_serializing_if = "Option::is_none")]
-    kind: Option<String>,
-    bytes: u64,
+    kind: Option<&'static str>,
+    content_bytes: u64,
     #[serde(skip_serializing_if = "Vec::is_empty")]
     differences: Vec<DifferenceReport>,
 }
@@ -72,9 +74,9 @@ struct FetchReport {
     chunk_info_bytes: u64,
     chunks: u64,
     content_bytes: u64,
-    blob_bytes: u64,
-    /// `blob_bytes` if B referred to A's blobs for all content that these have.
-    blob_bytes_new_content: u64,
+    stored_bytes: u64,
+    /// `stored_bytes` if B referred to A's blobs for all content that these have.
+    new_stored_bytes: u64,
     blobs: Vec<BlobReport>,
 }
 
@@ -84,27 +86,34 @@ struct BlobReport {
     shared: bool,
     chunks: u64,
     stored_bytes: u64,
-    new_content_chunks: u64,
-    new_content_stored_bytes: u64,
+    /// Of `chunks`, those with content that A has nowhere.
+    new_chunks: u64,
+    new_stored_bytes: u64,
 }
 
 /// Compares `a` with `b` and prints what differs.
 pub(super) async fn run(context: &Context, a: &Source, b: &Source, json: bool) -> anyhow::Result<ExitCode> {
     let (a, b) = (context.locate(a).await?, context.locate(b).await?);
-    let stop = context.stop.clone();
-    let report = tokio::task::spawn_blocking(move || compare(&a, &b, &stop)).await??;
+    let (progress, stop) = (context.progress.clone(), context.stop.clone());
+    let report = tokio::task::spawn_blocking(move || compare(&a, &b, &progress, &stop)).await??;
     if json {
-        println!("{}", serde_json::to_string_pretty(&report)?);
+        stdout::print_json(&report)?
     } else {
-        print(&report);
+        stdout::print(&text(&report))?
     }
-    Ok(ExitCode::SUCCESS)
+    Ok(if report.changes.is_empty() { ExitCode::SUCCESS } else { status::found() })
 }
 
-fn compare(a: &Located, b: &Located, stop: &CancellationToken) -> anyhow::Result<Report> {
+fn compare(
+    a: &Located,
+    b: &Located,
+    progress: &Progress,
+    stop: &CancellationToken,
+) -> anyhow::Result<Report> {
     let open = |located: &Located| -> anyhow::Result<_> {
-        let mut bootstrap = Bootstrap::open(&located.bootstrap)?;
-        let source = Blobs::of(located, stop);
+        let mut bootstrap = located.open()?;
+        let source = Blobs::of(located, stop)
+            .map(|blobs| blobs.shown(progress.task(format!("read {}", located.name), 0)));
         // Most bootstraps say all there is to know, so blobs need not be at hand.
         if diff::chunk_info_bytes(&bootstrap) > 0 {
             match &source {
@@ -112,7 +121,7 @@ fn compare(a: &Located, b: &Located, stop: &CancellationToken) -> anyhow::Result
                 Err(error) => anyhow::bail!("chunks of this image are described in its blobs: {error:#}"),
             }
         }
-        let image = bootstrap.to_image().with_context(|| located.bootstrap.display().to_string())?;
+        let image = bootstrap.to_image().with_context(|| located.name.clone())?;
         Ok((bootstrap, image, source))
     };
     let (bootstrap_a, image_a, source_a) = open(a)?;
@@ -164,7 +173,7 @@ impl Summary {
                 What::Changed(_) => (&mut summary.metadata, 0),
             };
             counted.files += 1;
-            counted.bytes += bytes;
+            counted.content_bytes += bytes;
         }
         summary
     }
@@ -180,8 +189,7 @@ fn content_bytes(differences: &[diff::Difference]) -> u64 {
 
 impl ChangeReport {
     fn of(change: &Change) -> Self {
-        let side =
-            |side: &diff::Side| (Some(format!("{:?}", side.kind).to_lowercase()), side.bytes, Vec::new());
+        let side = |side: &diff::Side| (Some(side.kind.word()), side.bytes, Vec::new());
         let (name, (kind, bytes, differences)) = match &change.what {
             What::Added(added) => ("added", side(added)),
             What::Removed(removed) => ("removed", side(removed)),
@@ -190,7 +198,7 @@ impl ChangeReport {
                 ("changed", (None, content_bytes(differences), reports))
             }
         };
-        Self { path: change.shown(), change: name, kind, bytes, differences }
+        Self { path: change.shown(), change: name, kind, content_bytes: bytes, differences }
     }
 }
 
@@ -204,12 +212,12 @@ impl DifferenceReport {
 impl FetchReport {
     fn of(fetch: &Fetch, bootstrap_bytes: u64, chunk_info_bytes: u64) -> Self {
         let blobs = fetch.blobs.iter().map(|blob| BlobReport {
-            id: blob.id.map_or_else(|| "unknown".to_owned(), |id| id.to_string()),
+            id: json::id(blob.id),
             shared: blob.shared,
             chunks: blob.chunks,
             stored_bytes: blob.stored_bytes,
-            new_content_chunks: blob.new_chunks,
-            new_content_stored_bytes: blob.new_stored_bytes,
+            new_chunks: blob.new_chunks,
+            new_stored_bytes: blob.new_stored_bytes,
         });
         Self {
             total_bytes: bootstrap_bytes + chunk_info_bytes + fetch.stored_bytes(),
@@ -217,14 +225,15 @@ impl FetchReport {
             chunk_info_bytes,
             chunks: fetch.blobs.iter().map(|blob| blob.chunks).sum(),
             content_bytes: fetch.blobs.iter().map(|blob| blob.content_bytes).sum(),
-            blob_bytes: fetch.stored_bytes(),
-            blob_bytes_new_content: fetch.new_stored_bytes(),
+            stored_bytes: fetch.stored_bytes(),
+            new_stored_bytes: fetch.new_stored_bytes(),
             blobs: blobs.collect(),
         }
     }
 }
 
-fn print(report: &Report) {
+fn text(report: &Report) -> String {
+    let mut text = String::new();
     for change in &report.changes {
         let sign = match change.change {
             "added" => '+',
@@ -236,11 +245,11 @@ fn print(report: &Report) {
             _ => difference.what.clone(),
         });
         let details = match &change.kind {
-            Some(kind) if change.bytes > 0 => format!("{kind}, {}", HumanBytes(change.bytes)),
-            Some(kind) => kind.clone(),
+            Some(kind) if change.content_bytes > 0 => format!("{kind}, {}", HumanBytes(change.content_bytes)),
+            Some(kind) => (*kind).to_owned(),
             None => differences.collect::<Vec<_>>().join(", "),
         };
-        println!("{sign} {}  {details}", change.path);
+        let _ = writeln!(text, "{sign} {}  {details}", change.path);
     }
     let summary = &report.summary;
     let rows = [
@@ -249,23 +258,40 @@ fn print(report: &Report) {
         ("content changed", &summary.content),
         ("metadata changed", &summary.metadata),
     ];
-    println!("\n{:18} {:>8} {:>12}", "", "files", "bytes");
+    let _ = writeln!(text, "\n{:18} {:>8} {:>12}", "", "files", "bytes");
     for (name, counted) in rows {
-        println!("{name:18} {:>8} {:>12}", counted.files, HumanBytes(counted.bytes).to_string());
+        let _ = writeln!(
+            text,
+            "{name:18} {:>8} {:>12}",
+            counted.files,
+            HumanBytes(counted.content_bytes).to_string()
+        );
     }
     let fetch = &report.fetch;
-    println!("\na node that has read all of A fetches for all of B:");
-    println!("{:27} {:>12}", "bootstrap", HumanBytes(fetch.bootstrap_bytes).to_string());
+    let _ = writeln!(text, "\na node that has read all of A fetches for all of B:");
+    let _ = writeln!(text, "{:27} {:>12}", "bootstrap", HumanBytes(fetch.bootstrap_bytes).to_string());
     if fetch.chunk_info_bytes > 0 {
-        println!("{:27} {:>12}", "chunk information", HumanBytes(fetch.chunk_info_bytes).to_string());
+        let _ = writeln!(
+            text,
+            "{:27} {:>12}",
+            "chunk information",
+            HumanBytes(fetch.chunk_info_bytes).to_string()
+        );
     }
-    println!("{:27} {:>12}", format!("{} chunks", fetch.chunks), HumanBytes(fetch.blob_bytes).to_string());
-    println!("{:27} {:>12}", "in all", HumanBytes(fetch.total_bytes).to_string());
-    let elsewhere = fetch.blob_bytes - fetch.blob_bytes_new_content;
+    let _ = writeln!(
+        text,
+        "{:27} {:>12}",
+        format!("{} chunks", fetch.chunks),
+        HumanBytes(fetch.stored_bytes).to_string()
+    );
+    let _ = writeln!(text, "{:27} {:>12}", "in all", HumanBytes(fetch.total_bytes).to_string());
+    let elsewhere = fetch.stored_bytes - fetch.new_stored_bytes;
     if elsewhere > 0 {
-        println!(
+        let _ = writeln!(
+            text,
             "of that, {} is content that A has in blobs that B does not refer to",
             HumanBytes(elsewhere)
         );
     }
+    text
 }

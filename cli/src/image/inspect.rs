@@ -4,44 +4,46 @@ mod chunks;
 mod survey;
 
 use std::collections::{BTreeMap, HashSet};
+use std::fmt::Write as _;
 use std::path::PathBuf;
 use std::process::ExitCode;
 
+use anyhow::Context as _;
 use indicatif::HumanBytes;
 use rafs::blob::source::load_chunk_info;
 use rafs::blob::{Blob, BlobIndex};
 use rafs::bootstrap::{Bootstrap, Version};
-use rafs::compress::Compressor;
 use rafs::diff::chunk_info_bytes;
-use rafs::digest::DigestAlgorithm;
 use rafs::tree::{ChunkRef, Image};
 use serde::Serialize;
 use tokio_util::sync::CancellationToken;
 
-use super::Context;
 use super::blobs::Blobs;
+use super::progress::Progress;
 use super::source::{self, Located};
+use super::{Context, json};
 use crate::args::Source;
+use crate::stdout;
 use survey::{Sized, Survey};
 
 /// Everything `image inspect --json` prints. Sizes are in bytes.
 #[derive(Debug, Serialize)]
 struct Inspection {
     rafs_version: u8,
-    bootstrap_size: u64,
-    chunk_size: u32,
+    bootstrap_bytes: u64,
+    chunk_size_bytes: u32,
     files: BTreeMap<&'static str, u64>,
     /// What the files hold, hard links counted once.
-    content_size: u64,
+    content_bytes: u64,
     /// Chunks that files refer to, each counted as often as that happens.
     chunk_uses: u64,
     /// The same chunks, each counted once, and their content.
     chunks: u64,
-    chunks_size: u64,
-    /// `content_size` by `chunks_size`: what is saved by storing equal chunks once.
-    dedup_ratio: f64,
+    chunk_content_bytes: u64,
+    /// `content_bytes` by `chunk_content_bytes`: what is saved by storing equal chunks once.
+    deduplication: f64,
     /// The content of chunks by what is stored of it.
-    compression_ratio: f64,
+    compression: f64,
     blobs: Vec<BlobInspection>,
     /// The media types and sizes of the layers, if the image comes from a registry.
     layers: Vec<LayerInspection>,
@@ -57,12 +59,13 @@ struct BlobInspection {
     chunks: u32,
     /// The chunks that files refer to, and their content.
     used_chunks: u64,
-    used_size: u64,
+    used_content_bytes: u64,
     /// What is stored of these; not known of blobs with batches whose chunk information is not at hand.
-    used_stored_size: Option<u64>,
-    stored_size: u64,
-    compressed_size: u64,
-    uncompressed_size: u64,
+    used_stored_bytes: Option<u64>,
+    /// All of the blob, and its chunks alone.
+    stored_bytes: u64,
+    chunk_stored_bytes: u64,
+    uncompressed_bytes: u64,
     compressor: &'static str,
     digester: &'static str,
 }
@@ -71,7 +74,7 @@ struct BlobInspection {
 struct LayerInspection {
     digest: String,
     media_type: String,
-    size: u64,
+    stored_bytes: u64,
     /// `blob` or `bootstrap`, where the layer says so.
     role: Option<&'static str>,
 }
@@ -84,17 +87,17 @@ pub(super) async fn run(
     file: Option<PathBuf>,
 ) -> anyhow::Result<ExitCode> {
     let located = context.locate(source).await?;
-    let stop = context.stop.clone();
+    let (progress, stop) = (context.progress.clone(), context.stop.clone());
     tokio::task::spawn_blocking(move || -> anyhow::Result<()> {
-        let bootstrap = open(&located, &stop)?;
+        let bootstrap = open(&located, &progress, &stop)?;
         match file {
             Some(file) => {
                 let chunks = chunks::of(&bootstrap, &file)?;
-                if json { print_json(&chunks)? } else { chunks::print(&chunks) }
+                if json { stdout::print_json(&chunks)? } else { stdout::print(&chunks::text(&chunks))? }
             }
             None => {
                 let inspection = inspect(&bootstrap, &located)?;
-                if json { print_json(&inspection)? } else { print(&inspection) }
+                if json { stdout::print_json(&inspection)? } else { stdout::print(&text(&inspection))? }
             }
         }
         Ok(())
@@ -104,39 +107,34 @@ pub(super) async fn run(
 }
 
 /// Opens the bootstrap, with what only the blobs say of its chunks, if these are at hand.
-fn open(located: &Located, stop: &CancellationToken) -> anyhow::Result<Bootstrap> {
-    let mut bootstrap = Bootstrap::open(&located.bootstrap)?;
+fn open(located: &Located, progress: &Progress, stop: &CancellationToken) -> anyhow::Result<Bootstrap> {
+    let mut bootstrap = located.open()?;
     if chunk_info_bytes(&bootstrap) > 0
         && let Ok(blobs) = Blobs::of(located, stop)
     {
-        load_chunk_info(&mut bootstrap, &blobs)?;
+        load_chunk_info(&mut bootstrap, &blobs.shown(progress.task("read chunk information", 0)))?;
     }
     Ok(bootstrap)
 }
 
-fn print_json(value: &impl Serialize) -> anyhow::Result<()> {
-    println!("{}", serde_json::to_string_pretty(value)?);
-    Ok(())
-}
-
 fn inspect(bootstrap: &Bootstrap, located: &Located) -> anyhow::Result<Inspection> {
-    let image = bootstrap.to_image()?;
+    let image = bootstrap.to_image().with_context(|| located.name.clone())?;
     let mut survey = Survey::of(&image);
     let blobs: Vec<_> = (0..)
         .zip(&image.blobs)
         .map(|(index, blob)| BlobInspection::of(bootstrap, BlobIndex(index), blob, &survey.chunks))
         .collect();
-    let chunks_size = blobs.iter().map(|blob| blob.used_size).sum();
+    let chunk_content_bytes = blobs.iter().map(|blob| blob.used_content_bytes).sum();
     Ok(Inspection {
         rafs_version: if bootstrap.version() == Version::V5 { 5 } else { 6 },
-        bootstrap_size: bootstrap.size(),
-        chunk_size: bootstrap.chunk_size(),
-        content_size: survey.content_size,
+        bootstrap_bytes: bootstrap.size(),
+        chunk_size_bytes: bootstrap.chunk_size(),
+        content_bytes: survey.content_bytes,
         chunk_uses: survey.chunk_uses,
         chunks: survey.chunks.len() as u64,
-        chunks_size,
-        dedup_ratio: ratio(survey.content_size, chunks_size),
-        compression_ratio: compression_ratio(&image, &blobs),
+        chunk_content_bytes,
+        deduplication: ratio(survey.content_bytes, chunk_content_bytes),
+        compression: compression(&image, &blobs),
         blobs,
         layers: located
             .manifest
@@ -152,14 +150,14 @@ fn inspect(bootstrap: &Bootstrap, located: &Located) -> anyhow::Result<Inspectio
 }
 
 /// Content of chunks by what is stored of them: of those that files use, or where that is not known of all.
-fn compression_ratio(image: &Image, blobs: &[BlobInspection]) -> f64 {
-    let used_stored: Option<u64> = blobs.iter().map(|blob| blob.used_stored_size).sum();
+fn compression(image: &Image, blobs: &[BlobInspection]) -> f64 {
+    let used_stored: Option<u64> = blobs.iter().map(|blob| blob.used_stored_bytes).sum();
     match used_stored {
-        Some(stored) => ratio(blobs.iter().map(|blob| blob.used_size).sum(), stored),
+        Some(stored) => ratio(blobs.iter().map(|blob| blob.used_content_bytes).sum(), stored),
         None => {
             let chunks = image.blobs.iter().flat_map(|blob| &blob.chunks);
             let content = chunks.map(|chunk| u64::from(chunk.uncompressed_size)).sum();
-            ratio(content, blobs.iter().map(|blob| blob.compressed_size).sum())
+            ratio(content, blobs.iter().map(|blob| blob.chunk_stored_bytes).sum())
         }
     }
 }
@@ -180,23 +178,16 @@ impl BlobInspection {
             }
         }
         Self {
-            id: blob.id.map_or_else(|| "unknown".to_owned(), |id| id.to_string()),
+            id: json::id(blob.id),
             chunks: bootstrap.chunk_count(index),
             used_chunks,
-            used_size,
-            used_stored_size: stored,
-            stored_size: blob.stored_size,
-            compressed_size: blob.compressed_size,
-            uncompressed_size: blob.uncompressed_size,
-            compressor: match blob.compressor {
-                Compressor::None => "none",
-                Compressor::Lz4 => "lz4",
-                Compressor::Zstd { .. } => "zstd",
-            },
-            digester: match blob.digester {
-                DigestAlgorithm::Blake3 => "blake3",
-                DigestAlgorithm::Sha256 => "sha256",
-            },
+            used_content_bytes: used_size,
+            used_stored_bytes: stored,
+            stored_bytes: blob.stored_size,
+            chunk_stored_bytes: blob.compressed_size,
+            uncompressed_bytes: blob.uncompressed_size,
+            compressor: blob.compressor.word(),
+            digester: blob.digester.word(),
         }
     }
 }
@@ -206,57 +197,72 @@ impl LayerInspection {
         Self {
             digest: layer.digest().to_string(),
             media_type: layer.media_type().to_string(),
-            size: layer.size(),
+            stored_bytes: layer.size(),
             role: source::role(layer),
         }
     }
 }
 
-fn print(image: &Inspection) {
-    println!("RAFS v{}, chunks of {}", image.rafs_version, HumanBytes(image.chunk_size.into()));
-    println!("bootstrap      {}", HumanBytes(image.bootstrap_size));
+fn text(image: &Inspection) -> String {
+    let mut text = String::new();
+    let _ = writeln!(
+        text,
+        "RAFS v{}, chunks of {}",
+        image.rafs_version,
+        HumanBytes(image.chunk_size_bytes.into())
+    );
+    let _ = writeln!(text, "bootstrap      {}", HumanBytes(image.bootstrap_bytes));
     let files: Vec<_> = image.files.iter().map(|(kind, count)| format!("{count} {kind}")).collect();
-    println!("files          {}", files.join(", "));
-    println!("content        {}", HumanBytes(image.content_size));
-    println!(
+    let _ = writeln!(text, "files          {}", files.join(", "));
+    let _ = writeln!(text, "content        {}", HumanBytes(image.content_bytes));
+    let _ = writeln!(
+        text,
         "chunks         {}, used {} times, {} of content",
         image.chunks,
         image.chunk_uses,
-        HumanBytes(image.chunks_size)
+        HumanBytes(image.chunk_content_bytes)
     );
-    println!("deduplication  {:.2}x", image.dedup_ratio);
-    println!("compression    {:.2}x", image.compression_ratio);
-    println!("blobs");
+    let _ = writeln!(text, "deduplication  {:.2}x", image.deduplication);
+    let _ = writeln!(text, "compression    {:.2}x", image.compression);
+    let _ = writeln!(text, "blobs");
     for blob in &image.blobs {
-        println!(
+        let _ = writeln!(
+            text,
             "  {}  {} chunks, {} of them used, {}, {}",
             blob.id,
             blob.chunks,
             blob.used_chunks,
-            HumanBytes(blob.compressed_size),
+            HumanBytes(blob.chunk_stored_bytes),
             blob.compressor
         );
     }
     if !image.layers.is_empty() {
-        println!("layers");
+        let _ = writeln!(text, "layers");
     }
     for layer in &image.layers {
-        println!("  {}  {:>12}  {}", layer.digest, HumanBytes(layer.size).to_string(), layer.media_type);
+        let _ = writeln!(
+            text,
+            "  {}  {:>12}  {}",
+            layer.digest,
+            HumanBytes(layer.stored_bytes).to_string(),
+            layer.media_type
+        );
     }
     for (title, entries) in
         [("largest files", &image.largest_files), ("largest directories", &image.largest_directories)]
     {
-        println!("{title}");
+        let _ = writeln!(text, "{title}");
         for entry in entries {
-            println!("  {:>12}  {}", HumanBytes(entry.size).to_string(), entry.path);
+            let _ = writeln!(text, "  {:>12}  {}", HumanBytes(entry.content_bytes).to_string(), entry.path);
         }
     }
     if !image.prefetch.is_empty() {
-        println!("prefetch");
+        let _ = writeln!(text, "prefetch");
     }
     for path in &image.prefetch {
-        println!("  {path}");
+        let _ = writeln!(text, "  {path}");
     }
+    text
 }
 
 fn ratio(uncompressed: u64, compressed: u64) -> f64 {

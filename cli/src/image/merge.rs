@@ -7,22 +7,55 @@ use anyhow::Context as _;
 use indicatif::HumanBytes;
 use rafs::bootstrap::{self, WriteOptions};
 use rafs::merge;
+use serde::Serialize;
 use tokio_util::sync::CancellationToken;
 
 use super::output::Output;
 use super::progress::Progress;
-use super::{Context, Interrupted};
+use super::{Context, Interrupted, json};
+use crate::stdout;
 
-/// Merges the layers in these files, the lowest first, and writes the image's bootstrap to `output`.
-pub(super) async fn run(
-    context: &Context,
-    layers: Vec<PathBuf>,
-    output: PathBuf,
-    prefetch: Vec<PathBuf>,
-) -> anyhow::Result<ExitCode> {
+/// What is to be merged.
+pub(super) struct Wanted {
+    /// Files, the lowest layer first.
+    pub(super) layers: Vec<PathBuf>,
+    pub(super) output: PathBuf,
+    pub(super) prefetch: Vec<PathBuf>,
+    pub(super) json: bool,
+}
+
+/// Everything `image merge --json` prints.
+#[derive(Debug, Serialize)]
+struct MergeReport {
+    bootstrap: String,
+    bootstrap_bytes: u64,
+    layers: usize,
+    /// The ids of the blobs that the image uses.
+    blobs: Vec<String>,
+}
+
+/// Merges the layers and writes the image's bootstrap.
+pub(super) async fn run(context: &Context, wanted: Wanted) -> anyhow::Result<ExitCode> {
     let (progress, stop) = (context.progress.clone(), context.stop.clone());
-    tokio::task::spawn_blocking(move || merge(&layers, &output, &prefetch, &progress, &stop)).await??;
+    let as_json = wanted.json;
+    let report = tokio::task::spawn_blocking(move || {
+        merge(&wanted.layers, &wanted.output, &wanted.prefetch, &progress, &stop)
+    });
+    let report = report.await??;
+    if as_json {
+        stdout::print_json(&report)?
+    } else {
+        stdout::print(&report.text())?
+    }
     Ok(ExitCode::SUCCESS)
+}
+
+impl MergeReport {
+    fn text(&self) -> String {
+        let (written, blobs) = (HumanBytes(self.bootstrap_bytes), self.blobs.len());
+        let blob_lines: String = self.blobs.iter().map(|id| format!("  {id}\n")).collect();
+        format!("{}: {written}, {} layers, {blobs} blobs\n{blob_lines}", self.bootstrap, self.layers)
+    }
 }
 
 fn merge(
@@ -31,7 +64,7 @@ fn merge(
     prefetch: &[PathBuf],
     progress: &Progress,
     stop: &CancellationToken,
-) -> anyhow::Result<()> {
+) -> anyhow::Result<MergeReport> {
     let sizes = files.iter().map(|file| size(file)).collect::<anyhow::Result<Vec<_>>>()?;
     let task = progress.task("read layers", sizes.iter().sum());
     let mut layers = Vec::with_capacity(files.len());
@@ -56,12 +89,12 @@ fn merge(
         return Err(Interrupted.into());
     }
     out.finish()?;
-    let written = HumanBytes(size(output)?);
-    println!("{}: {written}, {} layers, {} blobs", output.display(), files.len(), image.blobs.len());
-    for blob in &image.blobs {
-        println!("  {}", blob.id.map_or_else(|| "unknown".to_owned(), |id| id.to_string()));
-    }
-    Ok(())
+    Ok(MergeReport {
+        bootstrap: output.display().to_string(),
+        bootstrap_bytes: size(output)?,
+        layers: files.len(),
+        blobs: image.blobs.iter().map(|blob| json::id(blob.id)).collect(),
+    })
 }
 
 fn size(file: &Path) -> anyhow::Result<u64> {

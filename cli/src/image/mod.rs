@@ -5,6 +5,7 @@ mod check;
 mod convert;
 mod diff;
 mod inspect;
+mod json;
 mod merge;
 mod mount;
 mod original;
@@ -19,11 +20,8 @@ use tokio_util::sync::CancellationToken;
 
 use crate::args::{Image, Source};
 use crate::config::Config;
-use crate::shutdown;
+use crate::{shutdown, status, stdout};
 use progress::Progress;
-
-/// What a shell says of a command that SIGINT ended.
-const INTERRUPTED: u8 = 130;
 
 /// Why an interrupted command has no result.
 #[derive(Debug, thiserror::Error)]
@@ -41,7 +39,7 @@ struct Context {
 
 impl Context {
     async fn locate(&self, source: &Source) -> anyhow::Result<source::Located> {
-        let located = source::locate(source, &self.config.registry);
+        let located = source::locate(source, &self.config.registry, &self.progress);
         self.stop.run_until_cancelled(located).await.ok_or(Interrupted)?
     }
 }
@@ -52,8 +50,8 @@ pub(crate) async fn run(config: Config, command: Image) -> anyhow::Result<ExitCo
     let outcome = dispatch(&context, command).await;
     // Whatever failed then, it failed because of that.
     if context.stop.is_cancelled() && outcome.is_err() {
-        eprintln!("nydus-cluster: {Interrupted}");
-        return Ok(ExitCode::from(INTERRUPTED));
+        stdout::note(&format!("nydus-cluster: {Interrupted}"));
+        return Ok(status::interrupted());
     }
     outcome
 }
@@ -62,14 +60,16 @@ async fn dispatch(context: &Context, command: Image) -> anyhow::Result<ExitCode>
     match command {
         Image::Convert(flags) => convert::run(context, *flags).await,
         Image::Inspect { source, json, file } => inspect::run(context, &source, json, file).await,
-        Image::Check { source, metadata_only, original } => {
-            check::run(context, &source, check::Wanted { metadata_only, original }).await
+        Image::Check { source, json, metadata_only, original } => {
+            check::run(context, &source, check::Wanted { metadata_only, original, json }).await
         }
         Image::Diff { a, b, blobs, platform, json } => {
             let a = Source { image: a, blobs: blobs.clone(), platform: platform.clone() };
             diff::run(context, &a, &Source { image: b, blobs, platform }, json).await
         }
-        Image::Merge { layers, output, prefetch } => merge::run(context, layers, output, prefetch).await,
+        Image::Merge { layers, json, output, prefetch } => {
+            merge::run(context, merge::Wanted { layers, output, prefetch, json }).await
+        }
         Image::Mount { source, mountpoint, cache } => {
             let located = context.locate(&source).await?;
             mount::run(&located, &mountpoint, cache, &context.config.daemon.read, context.stop.clone()).await

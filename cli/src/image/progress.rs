@@ -7,6 +7,8 @@ use std::time::{Duration, Instant};
 
 use indicatif::{HumanBytes, MultiProgress, ProgressBar, ProgressStyle};
 
+use crate::stdout;
+
 /// How often a task says in plain lines how far it is: often enough to tell slow from dead, and no flood in a log.
 const LINE_INTERVAL: Duration = Duration::from_secs(5);
 
@@ -93,7 +95,7 @@ impl Task {
             Shown::Lines(lines) => {
                 let lines = lines.lock().unwrap_or_else(PoisonError::into_inner);
                 let seconds = lines.started.elapsed().as_secs_f64();
-                eprintln!("{}: {} in {seconds:.1} s", self.name, HumanBytes(lines.done));
+                stdout::note(&format!("{}: {} in {seconds:.1} s", self.name, HumanBytes(lines.done)));
             }
         }
     }
@@ -103,7 +105,7 @@ impl Task {
         change(&mut lines);
         if lines.shown.elapsed() >= LINE_INTERVAL {
             lines.shown = Instant::now();
-            eprintln!("{}: {}", self.name, lines.text());
+            stdout::note(&format!("{}: {}", self.name, lines.text()));
         }
     }
 }

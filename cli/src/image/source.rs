@@ -8,6 +8,7 @@ use image::location::Location;
 use image::platform::{PlatformName, listed};
 use image::source::Source;
 use oci_spec::image::{Descriptor, ImageIndex, ImageManifest, MediaType};
+use rafs::bootstrap::Bootstrap;
 use rafs::source::tar::TarSource;
 use rafs::source::{EntryKind, Source as _};
 use registry::client::Client;
@@ -15,10 +16,13 @@ use registry::nydus;
 use registry::reference::Reference;
 use tempfile::TempDir;
 
+use super::progress::{Progress, Task};
 use crate::args;
 
 /// A bootstrap on disk and the place that its blobs are in.
 pub(super) struct Located {
+    /// The image as the user named it, for messages.
+    pub(super) name: String,
     /// The bootstrap's file.
     pub(super) bootstrap: PathBuf,
     /// Where the blobs are.
@@ -29,12 +33,21 @@ pub(super) struct Located {
     _directory: Option<TempDir>,
 }
 
+impl Located {
+    /// Opens the bootstrap. Errors name the image, for the file may be a temporary one.
+    pub(super) fn open(&self) -> anyhow::Result<Bootstrap> {
+        Bootstrap::open(&self.bootstrap).with_context(|| self.name.clone())
+    }
+}
+
 /// Where an image's blobs are.
 pub(super) enum Blobs {
     /// In the repository of this reference.
     Registry(Box<(Client, Reference)>),
     /// In a directory, each under its hexadecimal digest.
     Directory(PathBuf),
+    /// In an archive, read where they lie.
+    Archive(Source),
     /// Not said.
     Unknown,
 }
@@ -50,12 +63,13 @@ const BLOBS_FOLDER: &str = "blobs";
 pub(super) async fn locate(
     source: &args::Source,
     client: &registry::client::ClientConfig,
+    progress: &Progress,
 ) -> anyhow::Result<Located> {
-    let path = Path::new(&source.image);
+    let (path, name) = (Path::new(&source.image), source.image.clone());
     let given = source.blobs.clone().map(Blobs::Directory);
     if path.is_file() {
         let blobs = given.unwrap_or(Blobs::Unknown);
-        return Ok(Located { bootstrap: path.to_owned(), blobs, manifest: None, _directory: None });
+        return Ok(Located { name, bootstrap: path.to_owned(), blobs, manifest: None, _directory: None });
     }
     if path.is_absolute() || source.image.starts_with("./") || source.image.starts_with("../") {
         bail!(
@@ -67,7 +81,7 @@ pub(super) async fn locate(
     if let Location::Files(folder) = &location {
         let blobs = given.unwrap_or_else(|| Blobs::Directory(folder.join(BLOBS_FOLDER)));
         let bootstrap = folder.join(BOOTSTRAP_FILE);
-        return Ok(Located { bootstrap, blobs, manifest: None, _directory: None });
+        return Ok(Located { name, bootstrap, blobs, manifest: None, _directory: None });
     }
     let client = Client::new(client.clone())?;
     let image = Source::open(&location, &client).await?;
@@ -77,17 +91,20 @@ pub(super) async fn locate(
     })?;
     let directory = tempfile::tempdir().context("making a temporary directory")?;
     let bootstrap = directory.path().join(BOOTSTRAP_FILE);
-    fetch_bootstrap(&image, layer, &bootstrap)
+    let task = progress.task("fetch bootstrap", layer.size());
+    fetch_bootstrap(&image, layer, &bootstrap, &task)
         .await
         .with_context(|| format!("{location}: bootstrap layer {}", layer.digest()))?;
+    // Small ones are there before anybody asks.
+    drop(task);
     let blobs = match (given, location) {
         (Some(given), _) => given,
         (None, Location::Registry(reference)) => Blobs::Registry(Box::new((client, reference))),
         (None, Location::Oci(layout)) => Blobs::Directory(layout.path.join("blobs/sha256")),
-        // Blobs in archives have no files of their own.
+        (None, Location::OciArchive(_)) => Blobs::Archive(image),
         (None, _) => Blobs::Unknown,
     };
-    Ok(Located { bootstrap, blobs, manifest: Some(manifest), _directory: Some(directory) })
+    Ok(Located { name, bootstrap, blobs, manifest: Some(manifest), _directory: Some(directory) })
 }
 
 /// The manifest of the nydus image that this leads to, by way of an index if it is one.
@@ -155,10 +172,16 @@ fn copy_content(archive: &mut impl rafs::source::Source, file: &mut impl Write) 
 }
 
 /// Fetches the bootstrap layer and unpacks `image/image.boot` to `target`.
-async fn fetch_bootstrap(image: &Source, layer: &Descriptor, target: &Path) -> anyhow::Result<()> {
+async fn fetch_bootstrap(
+    image: &Source,
+    layer: &Descriptor,
+    target: &Path,
+    task: &Task,
+) -> anyhow::Result<()> {
     let mut packed = tempfile::tempfile()?;
     let mut reader = image.blob(layer).await?;
     while let Some(bytes) = reader.next().await? {
+        task.advance(bytes.len() as u64);
         packed.write_all(&bytes)?;
     }
     std::io::Seek::rewind(&mut packed)?;

@@ -1,6 +1,8 @@
 //! The files of a layout: in a directory, or in an archive.
 
 use std::fs::File;
+use std::io;
+use std::ops::Range;
 use std::os::unix::fs::FileExt as _;
 use std::path::PathBuf;
 use std::sync::Arc;
@@ -18,9 +20,9 @@ pub(super) enum Files {
     Archive(Arc<Archive>),
 }
 
-/// A part of a file.
+/// A file of a layout, or of an archive: a part of a file on disk.
 #[derive(Clone, Debug)]
-pub(super) struct Part {
+pub struct Part {
     /// What it is, for messages.
     pub(super) place: String,
     pub(super) file: Arc<File>,
@@ -57,6 +59,28 @@ impl Files {
 }
 
 impl Part {
+    /// Its size in bytes.
+    pub fn size(&self) -> u64 {
+        self.size
+    }
+
+    /// The bytes of a range. Not verified. Blocks on the disk.
+    ///
+    /// # Errors
+    ///
+    /// When the range goes beyond it, or the disk fails.
+    pub fn read(&self, range: Range<u64>) -> io::Result<Vec<u8>> {
+        // Before memory is taken for it.
+        if range.start > range.end || range.end > self.size {
+            let problem =
+                format!("{}: it has {} bytes; expected at least {}", self.place, self.size, range.end);
+            return Err(io::Error::new(io::ErrorKind::UnexpectedEof, problem));
+        }
+        let mut bytes = vec![0; (range.end - range.start) as usize];
+        self.file.read_exact_at(&mut bytes, self.offset + range.start)?;
+        Ok(bytes)
+    }
+
     /// All of it, if it is no larger than a document may be.
     pub(super) fn document(&self) -> Result<Vec<u8>, SourceError> {
         let limit = MANIFEST_LIMIT_BYTES as u64;

@@ -26,6 +26,7 @@ use oci_spec::image::Descriptor;
 
 pub use self::blob::BlobStream;
 pub use self::error::SourceError;
+pub use self::files::Part as BlobFile;
 pub use self::images::SourceImage;
 pub use self::oci::{INDEX as OCI_INDEX_FILE, REF_NAME, blob_path};
 
@@ -150,6 +151,20 @@ impl Source {
                 Ok(tokio::task::spawn_blocking(move || layout.document(&wanted)).await??.into())
             }
             Kind::Docker(archive) => Ok(archive.document(descriptor.digest())?.into()),
+        }
+    }
+
+    /// The file that a layout has of a blob, to be read where it lies, in any order. Blocks on the disk.
+    ///
+    /// # Errors
+    ///
+    /// When there is none, or the image is not in an OCI image layout.
+    pub fn blob_file(&self, digest: &registry::digest::Digest) -> Result<BlobFile, SourceError> {
+        match &self.kind {
+            Kind::Oci(layout) => layout.part(digest),
+            Kind::Registry { .. } | Kind::Docker(_) => {
+                Err(SourceError::Missing { place: format!("a file of blob {digest} of {}", self.name()) })
+            }
         }
     }
 

@@ -43,7 +43,7 @@ impl OciLayout {
         Ok(Self { name, files, root })
     }
 
-    fn part(&self, digest: &Digest) -> Result<Part, SourceError> {
+    pub(super) fn part(&self, digest: &Digest) -> Result<Part, SourceError> {
         self.files.part(&blob_path(digest))
     }
 

@@ -38,7 +38,7 @@ pub(crate) fn inspect(fixture: &Fixture) -> Result<()> {
     let chunks = process::run(image("inspect", &demo.name)?.args(["--json", "--file", "/srv/app/app.py"]))?;
     let chunks: Value = serde_json::from_str(&chunks.stdout)?;
     let size = fs::metadata(demo.context.join("app.py"))?.len();
-    ensure!(chunks[0]["uncompressed_size"] == size && chunks[1].is_null(), "one chunk of {size}: {chunks}");
+    ensure!(chunks[0]["content_bytes"] == size && chunks[1].is_null(), "one chunk of {size}: {chunks}");
     Ok(())
 }
 

@@ -7,13 +7,13 @@ use std::time::Duration;
 
 use anyhow::{Context as _, Result, ensure};
 use integration::access_log::bytes_sent;
-use integration::process::{self, Server};
+use integration::process::Server;
 use integration::{demo, wait};
 use nix::sys::signal::{Signal, kill};
 use serde_json::Value;
 
 use crate::fixture::{Built, Fixture, nydus_layers};
-use crate::image_commands::image;
+use crate::image_commands::{expect_exit, image};
 use crate::same_tree::list_image_tree;
 
 const MOUNT_DEADLINE: Duration = Duration::from_secs(30);
@@ -25,22 +25,22 @@ pub(crate) fn fetched(fixture: &Fixture) -> Result<()> {
     let context = demo::three_layers(fixture.peers(), &dir.join("context"))?;
     OpenOptions::new().append(true).open(context.join("app.py"))?.write_all(b"# another version\n")?;
     let second = fixture.build(&context, "demo:v2")?;
-    let report = process::run(image("diff", &first.name)?.args([&second.name, "--json"]))?;
+    let report = expect_exit(1, image("diff", &first.name)?.args([&second.name, "--json"]))?;
     let report: Value = serde_json::from_str(&report.stdout)?;
 
     let changes = report["changes"].as_array().context("changes")?;
     let app = changes.iter().find(|change| change["path"] == "/srv/app/app.py").context("app.py")?;
-    ensure!(app["change"] == "changed" && app["bytes"] != 0, "{app}");
+    ensure!(app["change"] == "changed" && app["content_bytes"] != 0, "{app}");
     let other = changes
         .iter()
-        .find(|change| *change != app && (change["change"] != "changed" || change["bytes"] != 0));
+        .find(|change| *change != app && (change["change"] != "changed" || change["content_bytes"] != 0));
     ensure!(other.is_none(), "only the application has other content: {other:?}");
     let shared = report["fetch"]["blobs"].as_array().context("blobs")?.iter();
     ensure!(
         shared.filter(|blob| blob["shared"] == true).count() == 2,
         "the lower layers are shared: {report}"
     );
-    let for_people = process::run(image("diff", &first.name)?.arg(&second.name))?.stdout;
+    let for_people = expect_exit(1, image("diff", &first.name)?.arg(&second.name))?.stdout;
     ensure!(for_people.contains("M /srv/app/app.py  size"), "{for_people}");
 
     let cache = dir.join("cache");
@@ -56,7 +56,7 @@ pub(crate) fn fetched(fixture: &Fixture) -> Result<()> {
         bytes_sent(&of.cloned().collect::<Vec<_>>())
     };
     let fetch = &report["fetch"];
-    ensure!(fetch["blob_bytes"] == sent(&blobs), "{} bytes of blobs were sent: {fetch}", sent(&blobs));
+    ensure!(fetch["stored_bytes"] == sent(&blobs), "{} bytes of blobs were sent: {fetch}", sent(&blobs));
     let bootstrap = sent(&[bootstrap]);
     ensure!(fetch["bootstrap_bytes"] == bootstrap, "{bootstrap} bytes of bootstrap were sent: {fetch}");
     Ok(())

@@ -1,11 +1,14 @@
 //! The chunks of one file.
 
+use std::fmt::Write as _;
 use std::os::unix::ffi::OsStrExt as _;
 use std::path::Path;
 
 use anyhow::Context as _;
 use rafs::bootstrap::Bootstrap;
 use serde::Serialize;
+
+use super::super::json;
 
 /// One chunk of a file. Sizes and offsets are in bytes.
 #[derive(Debug, Serialize)]
@@ -15,9 +18,9 @@ pub(super) struct FileChunk {
     chunk: u32,
     digest: String,
     /// Where the stored bytes are in the blob: of a batch member, those of the whole batch.
-    compressed_offset: u64,
-    compressed_size: u32,
-    uncompressed_size: u32,
+    stored_offset: u64,
+    stored_bytes: u32,
+    content_bytes: u32,
     /// Where the chunk begins in its batch, if it is in one.
     #[serde(skip_serializing_if = "Option::is_none")]
     offset_in_batch: Option<u32>,
@@ -37,32 +40,34 @@ pub(super) fn of(bootstrap: &Bootstrap, file: &Path) -> anyhow::Result<Vec<FileC
             let blob = bootstrap.blobs().get(usize::from(piece.blob.0)).and_then(|blob| blob.id);
             Ok(FileChunk {
                 file_offset: piece.file_offset,
-                blob: blob.map_or_else(|| "unknown".to_owned(), |id| id.to_string()),
+                blob: json::id(blob),
                 chunk: piece.chunk.0,
                 digest: chunk.digest.to_string(),
-                compressed_offset: chunk.compressed_offset,
-                compressed_size: chunk.compressed_size,
-                uncompressed_size: chunk.uncompressed_size,
+                stored_offset: chunk.compressed_offset,
+                stored_bytes: chunk.compressed_size,
+                content_bytes: chunk.uncompressed_size,
                 offset_in_batch: chunk.batch.map(|member| member.offset),
             })
         })
         .collect()
 }
 
-/// Prints them as a table.
-pub(super) fn print(chunks: &[FileChunk]) {
-    println!("file offset  blob          chunk  stored at    size     unpacked  digest");
+/// A table of them.
+pub(super) fn text(chunks: &[FileChunk]) -> String {
+    let mut text = "file offset  blob          chunk  stored at    size     content  digest\n".to_owned();
     for chunk in chunks {
-        println!(
+        let _ = writeln!(
+            text,
             "{:>11}  {:.12}  {:>5}  {:>9}  {:>6}  {:>8}  {}{}",
             chunk.file_offset,
             chunk.blob,
             chunk.chunk,
-            chunk.compressed_offset,
-            chunk.compressed_size,
-            chunk.uncompressed_size,
+            chunk.stored_offset,
+            chunk.stored_bytes,
+            chunk.content_bytes,
             chunk.digest,
             chunk.offset_in_batch.map_or_else(String::new, |offset| format!("  at {offset} of its batch"))
         );
     }
+    text
 }

@@ -14,7 +14,7 @@ const LARGEST: usize = 10;
 #[derive(Debug, Serialize)]
 pub(super) struct Sized {
     pub(super) path: String,
-    pub(super) size: u64,
+    pub(super) content_bytes: u64,
 }
 
 /// Everything that the tree tells.
@@ -23,7 +23,7 @@ pub(super) struct Survey {
     /// How many files there are, by type.
     pub(super) files: BTreeMap<&'static str, u64>,
     /// What the files hold, hard links counted once.
-    pub(super) content_size: u64,
+    pub(super) content_bytes: u64,
     /// Chunks that files refer to, each counted as often as that happens.
     pub(super) chunk_uses: u64,
     /// Chunks that files refer to, each counted once.
@@ -50,7 +50,7 @@ impl Survey {
             match step {
                 Step::Leave { path, parent } => {
                     let size = open.pop().unwrap_or_default();
-                    survey.directories.push(Sized { path: format!("{path}/"), size });
+                    survey.directories.push(Sized { path: format!("{path}/"), content_bytes: size });
                     open[parent] += size;
                 }
                 Step::Enter { node, path, parent } => {
@@ -96,25 +96,22 @@ impl Survey {
         }
         match kind {
             Kind::Regular { size, chunks } => {
-                self.count("regular");
-                self.content_size += size;
+                self.count(FileType::Regular.word());
+                self.content_bytes += size;
                 self.chunk_uses += chunks.len() as u64;
                 self.chunks.extend(chunks);
-                self.sizes.push(Sized { path, size: *size });
+                self.sizes.push(Sized { path, content_bytes: *size });
                 return *size;
             }
             Kind::Directory(_) => {}
-            Kind::Symlink(_) => self.count("symlink"),
-            Kind::CharDevice(_) | Kind::BlockDevice(_) => self.count("device"),
-            Kind::Fifo => self.count("fifo"),
-            Kind::Socket => self.count("socket"),
+            other => self.count(other.file_type().word()),
         }
         0
     }
 }
 
 fn largest(mut all: Vec<Sized>) -> Vec<Sized> {
-    all.sort_by(|a, b| b.size.cmp(&a.size).then_with(|| a.path.cmp(&b.path)));
+    all.sort_by(|a, b| b.content_bytes.cmp(&a.content_bytes).then_with(|| a.path.cmp(&b.path)));
     all.truncate(LARGEST);
     all
 }
