@@ -10,8 +10,8 @@ use hyper_util::rt::TokioIo;
 use k8s_cri::v1::image_service_client::ImageServiceClient;
 use k8s_cri::v1::runtime_service_client::RuntimeServiceClient;
 use k8s_cri::v1::{
-    ContainerConfig, ContainerMetadata, ContainerState, ContainerStatusRequest, CreateContainerRequest,
-    ExecSyncRequest, ImageSpec, ImageStatusRequest, KeyValue, LinuxPodSandboxConfig,
+    AuthConfig, ContainerConfig, ContainerMetadata, ContainerState, ContainerStatusRequest,
+    CreateContainerRequest, ExecSyncRequest, ImageSpec, ImageStatusRequest, KeyValue, LinuxPodSandboxConfig,
     LinuxSandboxSecurityContext, ListContainersRequest, ListImagesRequest, ListPodSandboxRequest,
     NamespaceMode, NamespaceOption, PodSandboxConfig, PodSandboxMetadata, PullImageRequest,
     RemoveContainerRequest, RemoveImageRequest, RemovePodSandboxRequest, RunPodSandboxRequest,
@@ -134,7 +134,18 @@ impl Cri {
 
     /// Pulls an image; returns its id in containerd.
     pub fn pull(&self, image: &str) -> Result<String> {
-        let message = PullImageRequest { image: Some(image_spec(image)), auth: None, sandbox_config: None };
+        self.pull_with(image, None)
+    }
+
+    /// Pulls an image with the credentials of a pod (`imagePullSecrets`).
+    pub fn pull_as(&self, image: &str, user: &str, password: &str) -> Result<String> {
+        let auth =
+            AuthConfig { username: user.to_owned(), password: password.to_owned(), ..AuthConfig::default() };
+        self.pull_with(image, Some(auth))
+    }
+
+    fn pull_with(&self, image: &str, auth: Option<AuthConfig>) -> Result<String> {
+        let message = PullImageRequest { image: Some(image_spec(image)), auth, sandbox_config: None };
         let request = with_deadline!(PULL_DEADLINE, message);
         let answer = self.runtime.block_on(self.images.clone().pull_image(request));
         Ok(answer.with_context(|| format!("pulling {image}"))?.into_inner().image_ref)

@@ -25,6 +25,8 @@ pub struct NodeOptions {
     pub containerd: ContainerdVersion,
     /// Lines of our configuration's section `[snapshotter]`, beyond the harness's own.
     pub snapshotter: String,
+    /// Lines of our configuration's section `[registry]`, beyond the harness's own.
+    pub registry: String,
     /// Further sections of our configuration.
     pub config: String,
     /// Whether containerd keeps from our snapshotter which image a layer is of.
@@ -48,9 +50,9 @@ impl Node {
     pub fn ours(peers: &Peers, dir: &Path, sandbox_image: &str, options: &NodeOptions) -> Result<Self> {
         // Before it is there: our snapshotter asks it which image is meant where no label says it.
         let socket = containerd_dir(dir).join("containerd.sock");
-        let NodeOptions { snapshotter, config, .. } = options;
+        let NodeOptions { snapshotter, registry, config, .. } = options;
         let config = format!(
-            "[registry]\ncerts_dir = \"{}\"\n[snapshotter]\ncontainerd = \"{}\"\n{snapshotter}\n{config}",
+            "[registry]\ncerts_dir = \"{}\"\n{registry}\n[snapshotter]\ncontainerd = \"{}\"\n{snapshotter}\n{config}",
             containerd_dir(dir).join("certs.d").display(),
             socket.display(),
         );

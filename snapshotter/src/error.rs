@@ -128,6 +128,19 @@ pub enum Error {
         /// The registry's answer.
         message: String,
     },
+    /// A container's ids are to be mapped by its mounts, and the kernel cannot do that for a nydus image.
+    #[error(
+        "snapshot {key:?} is to have its ids mapped on a nydus image, which needs Linux {needed}, and this is Linux {found}: \
+         take remap-ids out of this snapshotter's capabilities in containerd's configuration"
+    )]
+    IdMappingUnsupported {
+        /// The snapshot.
+        key: String,
+        /// The kernel that can.
+        needed: &'static str,
+        /// The kernel that runs.
+        found: String,
+    },
     /// An image could not be mounted.
     #[error("cannot mount image {image}: {failure}")]
     Mount {

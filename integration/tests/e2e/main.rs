@@ -10,10 +10,12 @@ mod certs_dir;
 mod content_store;
 mod convert;
 mod corrupt_chunk;
+mod credentials;
 mod ctr;
 mod dead_registry;
 mod expired_token;
 mod fixture;
+mod id_mapped;
 mod image_commands;
 mod image_diff;
 mod image_formats;
@@ -85,6 +87,7 @@ const TESTS: &[(&str, Test)] = &[
     ("snapshots_suite::containerds_own_suite_passes", snapshots_suite::passes),
     ("names::all_names_of_an_image_are_read_from", names::all_are_read_from),
     ("certs_dir::mirrors_of_containerd_are_read_from", certs_dir::mirrors_are_read_from),
+    ("credentials::a_pull_is_refused_without_credentials_of_the_node", credentials::of_the_node),
     ("unmounted::an_image_that_somebody_unmounted_is_mounted_again", unmounted::is_mounted_again),
     ("restart::a_container_outlives_the_snapshotter", restart::snapshotter_restarts),
     ("remove_image::unmounts_and_frees_the_cache", remove_image::frees),
@@ -110,6 +113,7 @@ const TESTS: &[(&str, Test)] = &[
 const TESTS_ON_2_4: &[(&str, Test)] = &[
     ("ctr::runs_an_image_that_containerd_is_asked_about", ctr::without_annotations),
     ("ctr::runs_an_image_that_containerd_tells_about", ctr::with_annotations),
+    ("id_mapped::a_container_sees_its_own_ids", id_mapped::sees_its_own_ids),
     ("parallel_unpack::layers_keep_their_parents", parallel_unpack::layers_keep_their_parents),
 ];
 
@@ -120,6 +124,7 @@ const ALSO_ON_2_4: &[&str] = &[
     "lazy_run::a_pull_reads_no_byte_of_a_blob_and_a_start_reads_little",
     "plain_images::a_plain_image_runs_with_our_snapshotter",
     "certs_dir::mirrors_of_containerd_are_read_from",
+    "credentials::a_pull_is_refused_without_credentials_of_the_node",
     "restart::a_container_outlives_the_snapshotter",
     "remove_image::unmounts_and_frees_the_cache",
 ];

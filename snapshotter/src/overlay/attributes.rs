@@ -72,6 +72,11 @@ impl RootAttributes {
     }
 }
 
+/// Whether a snapshot's ids are to be mapped.
+pub(super) fn is_mapped(labels: &Labels) -> bool {
+    [UID_MAPPING, GID_MAPPING].iter().any(|label| labels.contains_key(*label))
+}
+
 /// Options of a mount whose ids are to be mapped.
 pub(super) fn mapping_options(labels: &Labels) -> Vec<String> {
     let option = |name: &str, label| labels.get(label).map(|map| format!("{name}={map}"));

@@ -12,6 +12,7 @@
 
 mod attributes;
 mod directories;
+mod id_mapping;
 mod mounts;
 mod options;
 mod usage;
@@ -21,6 +22,7 @@ mod tests;
 
 pub(crate) use attributes::RootAttributes;
 pub(crate) use directories::Directories;
+pub(crate) use id_mapping::check_kernel;
 pub(crate) use mounts::{Layers, Mount, mounts};
 pub(crate) use options::overlay_options;
 pub(crate) use usage::disk_usage;

@@ -27,6 +27,7 @@ fn code(error: &Error) -> Code {
         | Error::NoBootstrap { .. }
         | Error::BootstrapMissing { .. }
         | Error::BlobRefused { .. }
+        | Error::IdMappingUnsupported { .. }
         | Error::NoImageReference { .. } => Code::FailedPrecondition,
         Error::ParentNotCommitted { .. }
         | Error::ParentChanged { .. }

@@ -12,7 +12,7 @@ use super::{Snapshotter, beneath_of, check_labels};
 use crate::containerd::Caller;
 use crate::error::Error;
 use crate::nydus::{self, Beneath, Fetched, Layer};
-use crate::overlay::{Mount, RootAttributes};
+use crate::overlay::{self, Mount, RootAttributes};
 use crate::state::{Creation, Kind, Labels, Record};
 use crate::tasks::blocking;
 
@@ -175,6 +175,9 @@ impl Snapshotter {
             self.on_state(move |state| state.parents_for(&key, parent.as_deref())).await?
         };
         let beneath = beneath_of(&key, &labels, parents)?;
+        if beneath.image.is_some() {
+            overlay::check_kernel(&key, &labels)?;
+        }
         let attributes = self.attributes(caller, &beneath).await?.mapped(&labels)?;
         let record = self
             .create_on_disk(Creation { id: self.new_id(), kind, key, parent, labels }, attributes)

@@ -125,7 +125,7 @@ async fn a_pull_is_refused_if_the_registry_does_not_give_a_blob() {
 
 #[tokio::test]
 async fn a_pull_is_refused_if_credentials_are_missing() {
-    // The bcrypt hash of `secret`.
+    // Nobody shows a password.
     let registry =
         Registry::start(Some("user:$2y$05$c4WoMPo3SXsafkva.HHa6uXQZWr7oboPiC2bT/r7q1BB8I2s0BRqC\n")).await;
     let harness = Harness::start().await;
@@ -146,4 +146,30 @@ async fn a_registry_that_is_away_refuses_nothing() {
     let blob = registry.push("one").await;
     registry.stop().await;
     pull(&harness, &registry.image(), &[blob], 2).await.unwrap();
+}
+
+/// It is asked in the background, and holds up nobody but its own image.
+#[tokio::test]
+async fn a_registry_that_does_not_answer_holds_up_nobody_else() {
+    let silent = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+    let address = silent.local_addr().unwrap();
+    let harness = Harness::start().await;
+    let image = format!("{address}/i:1");
+    let blobs = [sha256(b"one")];
+    let waiting = pull(&harness, &image, &blobs, 2);
+    let others = async {
+        let mut connected = tokio::task::spawn_blocking(move || silent.accept().unwrap());
+        // The registry has been asked, and does not answer: from here on the pull waits.
+        let _connection = (&mut connected).await.unwrap();
+        harness.prepare("plain", "").await.unwrap();
+        harness.commit("committed", "plain").await.unwrap();
+        harness.stat("committed").await.unwrap();
+        harness.cleanup().await.unwrap();
+        harness.remove("committed").await.unwrap();
+    };
+    tokio::select! {
+        biased;
+        pulled = waiting => panic!("the pull did not wait: {pulled:?}"),
+        () = others => {}
+    }
 }
