@@ -149,6 +149,11 @@ pub enum BackendSpec {
         /// The directory.
         path: PathBuf,
     },
+    /// The same on an HTTP server that answers ranged requests, such as upstream's nydus-backend-proxy.
+    HttpDirectory {
+        /// Its URL, `http://…` or `https://…`. Certificate authorities are those of the registry settings for its host.
+        url: String,
+    },
 }
 
 impl BackendSpec {
@@ -169,6 +174,7 @@ impl fmt::Display for BackendSpec {
         match self {
             Self::Registry { repository } => write!(f, "repository {repository}"),
             Self::Directory { path } => write!(f, "directory {}", path.display()),
+            Self::HttpDirectory { url } => write!(f, "HTTP directory {url}"),
         }
     }
 }

@@ -185,9 +185,11 @@ async fn on_thread(work: impl FnOnce() -> Answer + Send + 'static) -> Answer {
 fn done(result: Result<(), TableError>) -> Answer {
     let Err(error) = result else { return Answer::Done };
     let kind = match &error {
-        TableError::Id(_) | TableError::Path(_) | TableError::NoBackend | TableError::Reference(_) => {
-            ErrorKind::Invalid
-        }
+        TableError::Id(_)
+        | TableError::Path(_)
+        | TableError::NoBackend
+        | TableError::Backend(_)
+        | TableError::Reference(_) => ErrorKind::Invalid,
         TableError::Unknown(_) => ErrorKind::Unknown,
         TableError::Conflict { .. } => ErrorKind::Conflict,
         TableError::Mount { source: MountError::Bootstrap { .. } | MountError::NoBlobId { .. }, .. } => {

@@ -10,7 +10,7 @@ use registry::reference::InvalidReference;
 
 use super::{Engine, Image, MountError, Mounted, Prepared};
 use crate::control::{BackendSpec, MountRequest, MountStatus};
-use crate::worker::{Backend, DirectoryBackend, RegistryBackend};
+use crate::worker::{Backend, BackendError, DirectoryBackend, HttpDirectoryBackend, RegistryBackend};
 
 /// Characters that an id may have: it is shown in `/proc/mounts`, where others would be escaped.
 const ID_LENGTH_MAX: usize = 128;
@@ -30,6 +30,9 @@ pub enum TableError {
     /// There is no such mount.
     #[error("there is no mount {0}")]
     Unknown(String),
+    /// A backend is none.
+    #[error(transparent)]
+    Backend(#[from] BackendError),
     /// A backend's repository is none.
     #[error(transparent)]
     Reference(#[from] InvalidReference),
@@ -291,6 +294,7 @@ fn connect(client: &Client, spec: &BackendSpec) -> Result<Arc<dyn Backend>, Tabl
             check_path(path)?;
             Ok(Arc::new(DirectoryBackend::new(path)))
         }
+        BackendSpec::HttpDirectory { url } => Ok(Arc::new(HttpDirectoryBackend::new(client, url)?)),
     }
 }
 

@@ -23,7 +23,7 @@ use std::time::Duration;
 
 use tokio::runtime::Handle;
 
-pub use backend::{Backend, BackendError, DirectoryBackend, RegistryBackend};
+pub use backend::{Backend, BackendError, DirectoryBackend, HttpDirectoryBackend, RegistryBackend};
 pub use sources::Place;
 
 use crate::control::BlobId;

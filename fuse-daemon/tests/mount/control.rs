@@ -282,6 +282,69 @@ async fn a_backend_that_is_added_to_a_mounted_image_is_read_from() {
     daemon.end().await;
 }
 
+/// Serves files of a directory over HTTP, whole (HEAD) or by range (GET), until the task is dropped.
+async fn http_directory(dir: PathBuf) -> (String, JoinHandle<()>) {
+    let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let url = format!("http://{}/blobs", listener.local_addr().unwrap());
+    let serve = async move {
+        loop {
+            let (mut stream, _) = listener.accept().await.unwrap();
+            let dir = dir.clone();
+            tokio::spawn(async move {
+                let mut head = Vec::new();
+                while !head.ends_with(b"\r\n\r\n") {
+                    head.push(stream.read_u8().await?);
+                }
+                let head = String::from_utf8(head).unwrap().to_ascii_lowercase();
+                let name = head.split_whitespace().nth(1).unwrap().strip_prefix("/blobs/").unwrap();
+                let Ok(bytes) = std::fs::read(dir.join(name)) else {
+                    let missing = b"HTTP/1.1 404 Not Found\r\ncontent-length: 0\r\nconnection: close\r\n\r\n";
+                    return stream.write_all(missing).await;
+                };
+                let total = bytes.len();
+                let range = head.split_once("range: bytes=").map(|(_, range)| range.lines().next().unwrap());
+                let (status, from, to) = match range.and_then(|range| range.split_once('-')) {
+                    Some((from, to)) => {
+                        ("206 Partial Content", from.parse().unwrap(), to.parse::<usize>().unwrap() + 1)
+                    }
+                    None => ("200 OK", 0, total),
+                };
+                let answer = format!(
+                    "HTTP/1.1 {status}\r\ncontent-length: {}\r\ncontent-range: bytes {from}-{}/{total}\r\nconnection: close\r\n\r\n",
+                    to - from,
+                    to - 1
+                );
+                stream.write_all(answer.as_bytes()).await?;
+                if head.starts_with("get") { stream.write_all(&bytes[from..to]).await } else { Ok(()) }
+            });
+        }
+    };
+    (url, tokio::spawn(serve))
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn blobs_are_read_from_a_directory_on_an_http_server() {
+    if !can_mount() {
+        return;
+    }
+    let files = crate::image::small_files();
+    // With batches, so that the blob's size is asked for as well.
+    let options = BuildOptions { batch_size: Some(65_536), ..BuildOptions::default() };
+    let image = TestImage::build(&tar_of(&files), &options);
+    let (url, server) = http_directory(image.blobs()).await;
+    let daemon = Daemon::start().await;
+    let mut request = daemon.request("demo", &image.bootstrap(), "127.0.0.1:1/demo:v1");
+    request.backends = vec![BackendSpec::HttpDirectory { url: "ftp://127.0.0.1/".to_owned() }];
+    assert_eq!(kind(daemon.client.mount(&request).await), Some(ErrorKind::Invalid));
+    request.backends = vec![BackendSpec::HttpDirectory { url }];
+    daemon.client.mount(&request).await.unwrap();
+    for (name, content) in &files {
+        assert_eq!(read(request.mountpoint.join(name)).await.unwrap(), *content, "{name}");
+    }
+    daemon.end().await;
+    server.abort();
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn what_nobody_keeps_is_freed_and_what_is_mounted_with_its_last_mount() {
     if !can_mount() {

@@ -1,5 +1,6 @@
 //! Several images on the same blobs: each reads all its files, whatever else is, was or comes to be mounted.
 
+use std::process::{Command, Stdio};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
@@ -80,20 +81,22 @@ fn a_fetch_for_files_that_were_removed_does_not_reach_the_image_that_is_pulled_a
     let (open, gate) = watch::channel(false);
     let slow = Watched::with(&image, Behaviour::Gated(gate));
     let mount = node.mount_from(&image, slow.clone());
-    let path = mount.path("a");
-    let early = std::thread::spawn(move || std::fs::read(path));
+    // A reader in a process of its own, which goes away in the middle.
+    let mut reader = Command::new("cat").arg(mount.path("a")).stdout(Stdio::null()).spawn().unwrap();
     eventually("the fetch is under way", || slow.reads() > 0);
-    // The image is removed. Its reader goes away with the daemon's own patience, so the mount is detached and forgotten.
-    assert!(!mount.mounted.unmount(Duration::ZERO).unwrap());
-    eventually("its blobs are free", || {
-        node.engine.cache().remove(&ids).unwrap().removed == ids || {
-            // The reader keeps it until it is answered; what is read is right, and nobody else's.
-            open.send_replace(true);
-            false
-        }
+    reader.kill().unwrap();
+    reader.wait().unwrap();
+    assert!(mount.mounted.unmount(crate::SOON).unwrap(), "nobody uses it");
+    assert_eq!(node.engine.cache().remove(&ids).unwrap().removed, ids);
+
+    let again = node.mount_from(&image, slow.clone());
+    let before = slow.reads();
+    std::thread::scope(|scope| {
+        let early = scope.spawn(|| again.read("a"));
+        eventually("it is fetched for the new files", || slow.reads() > before);
+        open.send_replace(true);
+        assert!(early.join().unwrap().unwrap() == contents[0]);
     });
-    let _ = early.join().unwrap();
-    let again = node.mount_from(&image, Watched::over(&image));
     for (name, content) in NAMES.into_iter().zip(&contents) {
         assert!(again.read(name).unwrap() == *content, "{name}");
     }

@@ -32,6 +32,12 @@ impl Target {
         Self { method, host, repository: name, item: item.into(), redirected_to: None }
     }
 
+    /// Whatever is asked of a host.
+    pub(super) fn host(host: &str) -> Self {
+        let (repository, item) = (String::new(), String::new());
+        Self { method: Method::GET, host: host.to_owned(), repository, item, redirected_to: None }
+    }
+
     /// The same request as sent on by the registry to `host`.
     pub(super) fn redirected(&self, host: String) -> Self {
         Self { redirected_to: Some(host), ..self.clone() }

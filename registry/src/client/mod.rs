@@ -71,6 +71,16 @@ impl Client {
         &self.transport.config
     }
 
+    /// An HTTP client with the connection settings of `host` (`HOST[:PORT]`), for what is no registry: it follows no
+    /// redirects, sends no credentials and repeats nothing.
+    ///
+    /// # Errors
+    ///
+    /// [`Error`]: the settings are not valid.
+    pub fn http(&self, host: &str, secure: bool) -> Result<reqwest::Client, Error> {
+        self.transport.http(host, secure)
+    }
+
     /// Sends a small request to the registry itself, with retries under the deadline of small operations.
     async fn small(
         &self,

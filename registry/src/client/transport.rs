@@ -234,6 +234,11 @@ impl Transport {
         self.known.mirrors.failed(mirror, target, error);
     }
 
+    /// A client for what is no registry.
+    pub(super) fn http(&self, host: &str, secure: bool) -> Result<reqwest::Client, Error> {
+        self.client(&Target::host(host), host, secure, self.connection_to(host).as_deref())
+    }
+
     fn client(
         &self,
         target: &Target,

@@ -1,5 +1,7 @@
 //! Where stored bytes of blobs come from.
 
+mod http;
+
 use std::fs::File;
 use std::io;
 use std::ops::Range;
@@ -12,6 +14,8 @@ use futures::stream::BoxStream;
 use futures::{FutureExt, StreamExt};
 use registry::Repository;
 use registry::client::Client;
+
+pub use http::HttpDirectoryBackend;
 
 use crate::control::{BackendSpec, BlobId};
 
@@ -28,6 +32,22 @@ pub enum BackendError {
         repository: String,
         /// The blob.
         blob: BlobId,
+    },
+    /// That is no place on an HTTP server.
+    #[error("{url:?} is no directory on an HTTP server: {reason}")]
+    Url {
+        /// What was given.
+        url: String,
+        /// What is wrong with it.
+        reason: String,
+    },
+    /// The HTTP server did not deliver.
+    #[error("{url}: {reason}")]
+    Http {
+        /// The blob's URL.
+        url: String,
+        /// Why not.
+        reason: String,
     },
     /// The blob's file did not.
     #[error("blob file {}, bytes {} to {}: {source}", path.display(), range.start, range.end)]

@@ -1,0 +1,125 @@
+//! A directory of blobs on an HTTP server, each named by its 64 hexadecimal digits, as upstream's nydus-backend-proxy has it.
+
+use std::ops::Range;
+use std::time::Duration;
+
+use bytes::Bytes;
+use futures::future::BoxFuture;
+use futures::stream::BoxStream;
+use futures::{FutureExt, StreamExt, TryStreamExt};
+use registry::client::Client;
+use reqwest::header::{CONTENT_RANGE, RANGE};
+use reqwest::{Method, RequestBuilder, Response, StatusCode, Url};
+
+use super::{Backend, BackendError};
+use crate::control::{BackendSpec, BlobId};
+
+/// How often a request is sent that the server could not take or answer.
+const ATTEMPTS: u32 = 3;
+
+/// Before the second attempt; twice as long before the third.
+const FIRST_PAUSE: Duration = Duration::from_millis(200);
+
+/// See the module.
+#[derive(Clone, Debug)]
+pub struct HttpDirectoryBackend {
+    /// Ends in a slash.
+    url: Url,
+    client: reqwest::Client,
+}
+
+impl HttpDirectoryBackend {
+    /// Reads what is under `url`, with the connection settings that `client` has for its host.
+    ///
+    /// # Errors
+    ///
+    /// [`BackendError`]: that is no URL of `http` or `https`, or the settings for its host are not valid.
+    pub fn new(client: &Client, url: &str) -> Result<Self, BackendError> {
+        let invalid = |reason| BackendError::Url { url: url.to_owned(), reason };
+        let directory = format!("{}/", url.trim_end_matches('/'));
+        let parsed = Url::parse(&directory).map_err(|error| invalid(error.to_string()))?;
+        let secure = match parsed.scheme() {
+            "https" => true,
+            "http" => false,
+            other => return Err(invalid(format!("scheme {other:?}; expected http or https"))),
+        };
+        let host = parsed.host_str().ok_or_else(|| invalid("it names no host".to_owned()))?;
+        let host = parsed.port().map_or_else(|| host.to_owned(), |port| format!("{host}:{port}"));
+        Ok(Self { client: client.http(&host, secure)?, url: parsed })
+    }
+
+    /// The answer with the status `good`; what may go away by itself is tried again.
+    async fn ask(
+        &self,
+        method: Method,
+        blob: BlobId,
+        good: StatusCode,
+        with: impl Fn(RequestBuilder) -> RequestBuilder,
+    ) -> Result<Response, BackendError> {
+        let invalid = |error: &dyn std::fmt::Display| self.failed(blob, &error.to_string());
+        let url = self.url.join(&blob.0.to_string()).map_err(|error| invalid(&error))?;
+        let mut pause = FIRST_PAUSE;
+        for attempt in 1.. {
+            let request = with(self.client.request(method.clone(), url.clone()));
+            let (error, may_pass) = match request.send().await {
+                Ok(response) if response.status() == good => return Ok(response),
+                Ok(response) => {
+                    let status = response.status();
+                    let may_pass = status.is_server_error() || status == StatusCode::TOO_MANY_REQUESTS;
+                    (self.failed(blob, &format!("{status}; expected {good}")), may_pass)
+                }
+                Err(error) => (invalid(&error.without_url()), true),
+            };
+            if !may_pass || attempt >= ATTEMPTS {
+                return Err(error);
+            }
+            tokio::time::sleep(pause).await;
+            pause *= 2;
+        }
+        unreachable!("the loop has no end")
+    }
+
+    fn failed(&self, blob: BlobId, reason: &str) -> BackendError {
+        BackendError::Http { url: format!("{}{}", self.url, blob.0), reason: reason.to_owned() }
+    }
+
+    async fn open(
+        self,
+        blob: BlobId,
+        range: Range<u64>,
+    ) -> Result<BoxStream<'static, Result<Bytes, BackendError>>, BackendError> {
+        let wanted = format!("bytes={}-{}", range.start, range.end.saturating_sub(1));
+        let with = |request: RequestBuilder| request.header(RANGE, wanted.as_str());
+        let response = self.ask(Method::GET, blob, StatusCode::PARTIAL_CONTENT, with).await?;
+        let expected = format!("bytes {}-{}/", range.start, range.end.saturating_sub(1));
+        let found = response.headers().get(CONTENT_RANGE).and_then(|range| range.to_str().ok());
+        if !found.is_some_and(|found| found.starts_with(&expected)) {
+            return Err(self.failed(blob, &format!("Content-Range {found:?}; expected {expected}…")));
+        }
+        let broken = move |error: reqwest::Error| self.failed(blob, &error.without_url().to_string());
+        Ok(response.bytes_stream().map_err(broken).boxed())
+    }
+}
+
+impl Backend for HttpDirectoryBackend {
+    fn name(&self) -> String {
+        BackendSpec::HttpDirectory { url: self.url.to_string() }.to_string()
+    }
+
+    fn size(&self, blob: BlobId) -> BoxFuture<'_, Result<u64, BackendError>> {
+        let size = async move {
+            let response = self.ask(Method::HEAD, blob, StatusCode::OK, |request| request).await?;
+            let length = response.headers().get(reqwest::header::CONTENT_LENGTH);
+            let length = length.and_then(|length| length.to_str().ok()?.parse().ok());
+            length.ok_or_else(|| self.failed(blob, "no Content-Length"))
+        };
+        size.boxed()
+    }
+
+    fn read(&self, blob: BlobId, range: Range<u64>) -> BoxStream<'static, Result<Bytes, BackendError>> {
+        if range.is_empty() {
+            return futures::stream::empty().boxed();
+        }
+        futures::stream::once(self.clone().open(blob, range)).try_flatten().boxed()
+    }
+}
