@@ -6,5 +6,5 @@
 mod read;
 mod write;
 
-pub use read::{Bootstrap, ChunkUse, Directory, DirectoryEntry, Inode, Nid, Pieces, ReadError, Version};
+pub use read::{At, Bootstrap, ChunkUse, Directory, DirectoryEntry, Inode, Nid, Pieces, ReadError, Version};
 pub use write::{WriteError, WriteOptions, write, write_layer};

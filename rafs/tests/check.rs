@@ -260,3 +260,34 @@ fn what_cannot_be_read_is_no_finding_and_hides_none() {
     assert!(!report.findings.iter().any(|finding| finding.subject.contains(&ids[2].to_string())));
     assert_eq!(source.read.lock().unwrap()[&ids[2]], source.streams[&ids[2]].len() as u64);
 }
+
+#[test]
+fn an_error_of_a_bootstrap_says_which_where_and_what_was_found() {
+    let (layer, _) = sample(Format::default()).finish();
+    let bytes = written(&layer, &WriteOptions::default());
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("image.boot");
+    // The chunk size in the extension superblock.
+    let mut broken = bytes.clone();
+    broken[1152 + 20..1152 + 24].copy_from_slice(&5000_u32.to_le_bytes());
+    std::fs::write(&path, &broken).unwrap();
+    let expected = format!(
+        "bootstrap {}: corrupt superblock at byte 1024: expected a chunk size that is a power of two from 4 KiB to 16 MiB, \
+         found 5000; fetch or make it again",
+        path.display()
+    );
+    assert_eq!(Bootstrap::open(&path).unwrap_err().to_string(), expected);
+    let named = Bootstrap::open_as(&path, "registry.example/app:v1").unwrap_err().to_string();
+    assert!(named.starts_with("registry.example/app:v1: corrupt"), "{named}");
+    // What shows only when all of it is read has the name too, with inode and offset.
+    let bootstrap = Bootstrap::from_bytes(bytes.clone()).unwrap();
+    let nid = bootstrap.lookup_path(b"etc/passwd").unwrap().unwrap();
+    let meta = u32::from_le_bytes(bytes[1024 + 40..1024 + 44].try_into().unwrap()) as usize * 4096;
+    let at = meta + nid.0 as usize * 32;
+    let mut broken = bytes;
+    broken[at + 4..at + 6].copy_from_slice(&0o170_644_u16.to_le_bytes());
+    std::fs::write(&path, &broken).unwrap();
+    let error = Bootstrap::open(&path).unwrap().to_image().unwrap_err().to_string();
+    let expected = format!("corrupt inode {nid} at byte {at}: expected a known file type, found mode 170644");
+    assert!(error.contains(&expected) && error.contains("image.boot"), "{error}");
+}

@@ -92,7 +92,8 @@ fn version_6_with_batches_has_its_content() {
 fn an_encrypted_image_is_refused_by_name() {
     let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/data/v6-encrypted.boot");
     let error = Bootstrap::open(&path).unwrap_err();
-    assert_eq!(error.to_string(), "not supported: an encrypted image (AES-128-XTS)");
+    let expected = format!("bootstrap {}: not supported: an encrypted image (AES-128-XTS)", path.display());
+    assert_eq!(error.to_string(), expected);
 }
 
 #[test]

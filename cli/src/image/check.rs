@@ -97,7 +97,7 @@ fn examine(
     progress: &Progress,
     stop: &CancellationToken,
 ) -> anyhow::Result<(Report, Option<Bootstrap>)> {
-    let mut bootstrap = match Bootstrap::open(&located.bootstrap) {
+    let mut bootstrap = match Bootstrap::open_as(&located.bootstrap, &located.name) {
         Ok(bootstrap) => bootstrap,
         Err(error) => return Ok((broken(&error), None)),
     };

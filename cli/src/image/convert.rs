@@ -16,7 +16,6 @@ use image::progress::Progress;
 use image::source::Source;
 use indicatif::HumanBytes;
 use rafs::blob::source::load_chunk_info;
-use rafs::bootstrap::Bootstrap;
 use rafs::build::{BuildOptions, Dictionary};
 use rafs::compress;
 use rafs::digest::DigestAlgorithm;
@@ -186,7 +185,7 @@ async fn load_dictionary(
     };
     let stop = context.stop.clone();
     let image = tokio::task::spawn_blocking(move || {
-        let mut bootstrap = Bootstrap::open(&located.bootstrap)?;
+        let mut bootstrap = located.open()?;
         // Where the bootstrap says everything, its blobs need not be at hand.
         if let Ok(blobs) = Blobs::of(&located, &stop) {
             load_chunk_info(&mut bootstrap, &blobs)?;

@@ -3,7 +3,6 @@
 use std::fmt::Write as _;
 use std::process::ExitCode;
 
-use anyhow::Context as _;
 use indicatif::HumanBytes;
 use oci_spec::image::Descriptor;
 use rafs::blob::source::load_chunk_info;
@@ -121,7 +120,7 @@ fn compare(
                 Err(error) => anyhow::bail!("chunks of this image are described in its blobs: {error:#}"),
             }
         }
-        let image = bootstrap.to_image().with_context(|| located.name.clone())?;
+        let image = bootstrap.to_image()?;
         Ok((bootstrap, image, source))
     };
     let (bootstrap_a, image_a, source_a) = open(a)?;

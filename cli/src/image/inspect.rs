@@ -8,7 +8,6 @@ use std::fmt::Write as _;
 use std::path::PathBuf;
 use std::process::ExitCode;
 
-use anyhow::Context as _;
 use indicatif::HumanBytes;
 use rafs::blob::source::load_chunk_info;
 use rafs::blob::{Blob, BlobIndex};
@@ -118,7 +117,7 @@ fn open(located: &Located, progress: &Progress, stop: &CancellationToken) -> any
 }
 
 fn inspect(bootstrap: &Bootstrap, located: &Located) -> anyhow::Result<Inspection> {
-    let image = bootstrap.to_image().with_context(|| located.name.clone())?;
+    let image = bootstrap.to_image()?;
     let mut survey = Survey::of(&image);
     let blobs: Vec<_> = (0..)
         .zip(&image.blobs)

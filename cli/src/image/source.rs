@@ -36,7 +36,7 @@ pub(super) struct Located {
 impl Located {
     /// Opens the bootstrap. Errors name the image, for the file may be a temporary one.
     pub(super) fn open(&self) -> anyhow::Result<Bootstrap> {
-        Bootstrap::open(&self.bootstrap).with_context(|| self.name.clone())
+        Ok(Bootstrap::open_as(&self.bootstrap, &self.name)?)
     }
 }
 

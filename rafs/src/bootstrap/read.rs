@@ -23,7 +23,7 @@ use crate::tree::Xattrs;
 use data::Data;
 use types::{Entries, FilePieces};
 
-pub use error::ReadError;
+pub use error::{At, ReadError};
 pub use types::{ChunkUse, Directory, DirectoryEntry, Inode, Nid, Pieces, Version};
 
 /// A bootstrap, mapped or in memory. Cheap to open and to read from any number of threads.
@@ -35,6 +35,8 @@ pub struct Bootstrap {
     /// How many chunks each blob has.
     chunk_counts: Vec<u32>,
     metas: Vec<Option<BlobMeta>>,
+    /// What it is called in errors, if it was opened from a file.
+    name: Option<String>,
 }
 
 #[derive(Debug)]
@@ -49,14 +51,23 @@ impl Bootstrap {
     ///
     /// # Errors
     ///
-    /// When the file cannot be mapped or is no bootstrap that this crate reads.
+    /// When the file cannot be mapped or is no bootstrap that this crate reads; the message names it.
     pub fn open(path: &Path) -> Result<Self, ReadError> {
+        Self::open_as(path, &format!("bootstrap {}", path.display()))
+    }
+
+    /// [`open`](Self::open), where errors are of `name`: a bootstrap may lie in a file that says nothing to anybody.
+    ///
+    /// # Errors
+    ///
+    /// As there.
+    pub fn open_as(path: &Path, name: &str) -> Result<Self, ReadError> {
         let io = |source| ReadError::Io { path: path.to_owned(), source };
         // Looked at before it is opened: an image may have a named pipe or a device in the bootstrap's place, and to open
         // these may wait for ever, or do something. An empty file cannot be mapped, and is no bootstrap either.
         let metadata = std::fs::metadata(path).map_err(io)?;
         if !metadata.is_file() || metadata.len() == 0 {
-            return Err(ReadError::NotABootstrap);
+            return Err(ReadError::NotABootstrap.of(name));
         }
         let file = File::open(path).map_err(io)?;
         let data = match Map::new(&file).map_err(io)? {
@@ -64,8 +75,9 @@ impl Bootstrap {
             // Too many are mapped for one more to be guarded.
             None => Data::Owned(std::fs::read(path).map_err(io)?),
         };
-        let opened = Self::new(data)?;
+        let mut opened = Self::new(data).map_err(|error| error.of(name))?;
         opened.sound()?;
+        opened.name = Some(name.to_owned());
         Ok(opened)
     }
 
@@ -88,7 +100,15 @@ impl Bootstrap {
         };
         let metas = blobs.iter().map(|_| None).collect();
         let (blobs, chunk_counts) = blobs.into_iter().unzip();
-        Ok(Self { data, format, blobs, chunk_counts, metas })
+        Ok(Self { data, format, blobs, chunk_counts, metas, name: None })
+    }
+
+    /// An error of this bootstrap, with its name.
+    fn named(&self, error: ReadError) -> ReadError {
+        match &self.name {
+            Some(name) => error.of(name),
+            None => error,
+        }
     }
 
     /// Fails if some of the bootstrap could not be read since it was opened. Whoever keeps one open for long asks after
@@ -306,8 +326,7 @@ impl Bootstrap {
     ///
     /// When `directory` is none, or is broken.
     pub fn parent(&self, directory: Nid) -> Result<Nid, ReadError> {
-        let missing =
-            ReadError::Corrupt { what: "directory", at: directory.0, expected: "an entry named '..'" };
+        let missing = ReadError::corrupt("directory", At::Number(directory.0), "an entry named '..'");
         self.lookup(directory, b"..")?.ok_or(missing)
     }
 

@@ -145,13 +145,18 @@ fn chain<'a>(error: &'a (dyn Error + 'static)) -> impl Iterator<Item = &'a (dyn 
 /// What an error says, without its causes. The kind of an [`io::Error`] counts only where it is that of a source: a
 /// decompressor has such errors too, and means the image.
 fn of_image(error: &(dyn Error + 'static)) -> Says {
+    if let Some(ReadError::Of { error, .. }) = error.downcast_ref() {
+        return of_image(&**error);
+    }
     let unknown = match error.downcast_ref::<BlobError>() {
         Some(BlobError::Io { source, .. }) => return of_source(source),
         Some(BlobError::Bootstrap(error)) => return of_image(error),
         Some(BlobError::TooMuchChunkInfo { .. }) => true,
         _ => {
-            matches!(error.downcast_ref(), Some(ReadError::Io { .. } | ReadError::Unsupported(_)))
-                || matches!(error.downcast_ref(), Some(MetaError::Unsupported { .. }))
+            matches!(
+                error.downcast_ref(),
+                Some(ReadError::Io { .. } | ReadError::Damaged { .. } | ReadError::Unsupported(_))
+            ) || matches!(error.downcast_ref(), Some(MetaError::Unsupported { .. }))
         }
     };
     if unknown { Says::Unknown } else { Says::Damaged }

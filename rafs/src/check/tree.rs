@@ -5,7 +5,7 @@ use std::collections::HashMap;
 use super::Report;
 use crate::blob::source::name as blob_name;
 use crate::blob::{BlobIndex, Chunk};
-use crate::bootstrap::{Bootstrap, Inode, Nid, ReadError, Version};
+use crate::bootstrap::{At, Bootstrap, Inode, Nid, ReadError, Version};
 use crate::layout::BLOCK_SIZE;
 use crate::layout::v6::FileType;
 
@@ -148,7 +148,7 @@ impl Check<'_> {
     fn spend(&mut self, nid: Nid, size: u64) -> Result<(), ReadError> {
         let expected = "inodes, directories and chunk addresses that do not overlap";
         let left = self.budget.checked_sub(size);
-        self.budget = left.ok_or(ReadError::Corrupt { what: "inode", at: nid.0, expected })?;
+        self.budget = left.ok_or(ReadError::corrupt("inode", At::Number(nid.0), expected))?;
         Ok(())
     }
 

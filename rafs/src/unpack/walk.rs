@@ -2,7 +2,7 @@
 
 use std::collections::{HashMap, HashSet};
 
-use crate::bootstrap::{Bootstrap, Inode, Nid, ReadError};
+use crate::bootstrap::{At, Bootstrap, Inode, Nid, ReadError};
 use crate::layout::v6::FileType;
 
 /// The longest path in bytes: what a system call takes. A small bootstrap of nested directories would make a huge archive
@@ -145,5 +145,5 @@ impl Walk<'_> {
 }
 
 fn corrupt(nid: Nid, expected: &'static str) -> ReadError {
-    ReadError::Corrupt { what: "directory", at: nid.0, expected }
+    ReadError::corrupt("directory", At::Number(nid.0), expected)
 }

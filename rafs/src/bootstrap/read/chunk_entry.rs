@@ -1,6 +1,6 @@
 //! Chunk-table entries, which both versions have.
 
-use super::ReadError;
+use super::{At, ReadError};
 use crate::blob::{BatchMember, Blob, Chunk, ChunkIndex};
 use crate::digest::Digest;
 use crate::layout::chunk_table::ChunkEntry;
@@ -11,8 +11,9 @@ use crate::layout::{BLOCK_SIZE, MAX_CHUNK_SIZE};
 /// What an entry says, if it is possible in its blob. Of a batch member, index and offset in the batch are not known
 /// here and are 0; so is its offset in the blob, where nydus-image wrote the entry.
 pub(super) fn decode(entry: &ChunkEntry, blob: &Blob, index: ChunkIndex) -> Result<Chunk, ReadError> {
-    let corrupt =
-        |expected| Err(ReadError::Corrupt { what: "chunk table entry", at: u64::from(index.0), expected });
+    let corrupt = |expected, found: String| {
+        Err(ReadError::corrupt("chunk table entry", At::Number(u64::from(index.0)), expected).found(found))
+    };
     let bits = entry.flags.get();
     if bits & flags::ENCRYPTED != 0 {
         return Err(ReadError::Unsupported("an encrypted chunk (AES-128-XTS)"));
@@ -30,21 +31,30 @@ pub(super) fn decode(entry: &ChunkEntry, blob: &Blob, index: ChunkIndex) -> Resu
         batch: is_member.then_some(BatchMember { index: 0, offset: 0 }),
     };
     if chunk.uncompressed_size == 0 || chunk.uncompressed_size > blob.chunk_size {
-        return corrupt("an uncompressed size from 1 to the chunk size");
+        return corrupt("an uncompressed size from 1 to the chunk size", chunk.uncompressed_size.to_string());
     }
     if chunk.compressed_size > MAX_CHUNK_SIZE {
-        return corrupt("a stored size of at most 2^24 bytes");
+        return corrupt("a stored size of at most 2^24 bytes", chunk.compressed_size.to_string());
     }
     if !chunk.compressed && chunk.batch.is_none() && chunk.compressed_size != chunk.uncompressed_size {
-        return corrupt("equal sizes, for it is not compressed");
+        return corrupt(
+            "equal sizes, for it is not compressed",
+            format!("{} and {}", chunk.compressed_size, chunk.uncompressed_size),
+        );
     }
     let end = chunk.compressed_offset.checked_add(u64::from(chunk.compressed_size));
     if end.is_none_or(|end| end > blob.compressed_size) {
-        return corrupt("stored bytes within the blob's chunk data");
+        return corrupt(
+            "stored bytes within the blob's chunk data",
+            format!("{} bytes at {}", chunk.compressed_size, chunk.compressed_offset),
+        );
     }
     let end = chunk.uncompressed_offset.checked_add(u64::from(chunk.uncompressed_size));
     if end.is_none_or(|end| end > blob.uncompressed_size.next_multiple_of(BLOCK_SIZE)) {
-        return corrupt("uncompressed bytes within the uncompressed blob");
+        return corrupt(
+            "uncompressed bytes within the uncompressed blob",
+            format!("{} bytes at {}", chunk.uncompressed_size, chunk.uncompressed_offset),
+        );
     }
     Ok(chunk)
 }

@@ -5,7 +5,7 @@ use std::path::PathBuf;
 
 use zerocopy::{FromBytes, Immutable, KnownLayout, Unaligned};
 
-use super::ReadError;
+use super::{At, ReadError};
 use crate::sys::Map;
 
 /// Bytes of a bootstrap.
@@ -63,6 +63,6 @@ impl Data {
     {
         let bytes = self.bytes(what, offset, len)?;
         let expected = "a whole number of entries";
-        <[T]>::ref_from_bytes(bytes).map_err(|_| ReadError::Corrupt { what, at: offset, expected })
+        <[T]>::ref_from_bytes(bytes).map_err(|_| ReadError::corrupt(what, At::Byte(offset), expected))
     }
 }

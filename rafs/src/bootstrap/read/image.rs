@@ -2,7 +2,7 @@
 
 use std::collections::{BTreeMap, HashMap};
 
-use super::{Bootstrap, ChunkUse, Nid, ReadError};
+use super::{At, Bootstrap, ChunkUse, Nid, ReadError};
 use crate::blob::{Blob, BlobIndex, Chunk, ChunkIndex};
 use crate::digest::Digest;
 use crate::layout::v6::FileType;
@@ -20,6 +20,10 @@ impl Bootstrap {
     ///
     /// When anything in it is broken; directories with two names and overlapping directories count as broken.
     pub fn to_image(&self) -> Result<Image, ReadError> {
+        self.read_image().map_err(|error| self.named(error))
+    }
+
+    fn read_image(&self) -> Result<Image, ReadError> {
         let blobs = self.blobs_with_chunks()?;
         let reader = TreeReader {
             bootstrap: self,
@@ -103,7 +107,7 @@ impl Bootstrap {
         let claimed: u64 = self.chunk_counts.iter().map(|&count| u64::from(count)).sum();
         if claimed > FREE_CHUNKS + CHUNKS_PER_ENTRY * known {
             let expected = "not many times more chunks in blobs than the bootstrap describes";
-            return Err(ReadError::Corrupt { what: "blob table", at: 0, expected });
+            return Err(ReadError::corrupt("blob table", At::Byte(0), expected));
         }
         Ok(())
     }
@@ -147,7 +151,7 @@ impl TreeReader<'_> {
                 let entry = entry?;
                 if last.is_some_and(|last| last >= entry.name) {
                     let expected = "names in ascending order";
-                    return Err(ReadError::Corrupt { what: "directory", at: nid.0, expected });
+                    return Err(ReadError::corrupt("directory", At::Number(nid.0), expected));
                 }
                 last = Some(entry.name);
                 let known = self.seen.get(&entry.nid).copied();
@@ -158,7 +162,7 @@ impl TreeReader<'_> {
                 if self.tree.entries(node).is_some() {
                     if known.is_some() {
                         let expected = "directories with one name each";
-                        return Err(ReadError::Corrupt { what: "directory", at: nid.0, expected });
+                        return Err(ReadError::corrupt("directory", At::Number(nid.0), expected));
                     }
                     pending.push((entry.nid, node));
                 }
@@ -172,7 +176,7 @@ impl TreeReader<'_> {
     fn spend(&mut self, nid: Nid, size: u64) -> Result<(), ReadError> {
         let expected = "inodes that do not overlap";
         let left = self.budget.checked_sub(size);
-        self.budget = left.ok_or(ReadError::Corrupt { what: "inode", at: nid.0, expected })?;
+        self.budget = left.ok_or(ReadError::corrupt("inode", At::Number(nid.0), expected))?;
         Ok(())
     }
 

@@ -1,6 +1,6 @@
 //! What a bootstrap says about its files.
 
-use super::{ReadError, v5, v6};
+use super::{At, ReadError, v5, v6};
 use crate::blob::{BlobIndex, ChunkIndex};
 use crate::layout::v6::FileType;
 use crate::tree::{DeviceNumber, Time};
@@ -85,7 +85,7 @@ impl ChunkUse {
         let start = self.offset_in_chunk as usize;
         let found = content.get(start..).and_then(|rest| rest.get(..self.len as usize));
         let expected = "as many bytes as the file has of it";
-        found.ok_or(ReadError::Corrupt { what: "chunk", at: u64::from(self.chunk.0), expected })
+        found.ok_or(ReadError::corrupt("chunk", At::Number(u64::from(self.chunk.0)), expected))
     }
 }
 

@@ -15,7 +15,7 @@ pub(super) use directory::Directory;
 use zerocopy::little_endian::U32;
 
 use super::data::Data;
-use super::{Nid, ReadError};
+use super::{At, Nid, ReadError};
 use crate::blob::Blob;
 use crate::layout::flags::superblock as flags;
 use crate::layout::v5::{MAGIC, SUPERBLOCK_SIZE, Superblock, VERSION};
@@ -46,9 +46,9 @@ impl Layout {
     /// Reads the superblock and the blob tables: blobs and their numbers of chunks.
     pub(super) fn new(data: &Data) -> Result<(Self, Vec<(Blob, u32)>), ReadError> {
         let sb: &Superblock = data.view("superblock", 0)?;
-        let corrupt = |expected| ReadError::Corrupt { what: "superblock", at: 0, expected };
+        let corrupt = |expected| ReadError::corrupt("superblock", At::Byte(0), expected);
         if sb.superblock_size.get() != SUPERBLOCK_SIZE {
-            return Err(corrupt("a superblock of 8,192 bytes"));
+            return Err(corrupt("a superblock of 8,192 bytes").found(sb.superblock_size));
         }
         if sb.flags.get() & flags::ENCRYPTION_AES_128_XTS != 0 {
             return Err(ReadError::Unsupported("an encrypted image (AES-128-XTS)"));
@@ -58,7 +58,7 @@ impl Layout {
         }
         let chunk_size = sb.chunk_size.get();
         if !is_chunk_size(chunk_size) {
-            return Err(corrupt(CHUNK_SIZES));
+            return Err(corrupt(CHUNK_SIZES).found(chunk_size));
         }
         let blobs = blobs::read(data, sb)?;
         let layout = Self {

@@ -10,7 +10,7 @@ pub(super) use directory::Directory;
 pub(super) use file::Pieces;
 
 use super::data::Data;
-use super::{Nid, ReadError};
+use super::{At, Nid, ReadError};
 use crate::blob::Blob;
 use crate::layout::flags::superblock as flags;
 use crate::layout::v6::{
@@ -45,9 +45,9 @@ impl Layout {
         let extension: &ExtensionSuperblock = data.view("extension superblock", EXTENSION_OFFSET)?;
         let bits = extension.flags.get();
         refuse_unsupported(sb, bits)?;
-        let corrupt = |expected| ReadError::Corrupt { what: "superblock", at: SUPERBLOCK_OFFSET, expected };
+        let corrupt = |expected| ReadError::corrupt("superblock", At::Byte(SUPERBLOCK_OFFSET), expected);
         if u64::from(sb.block_bits) != u64::from(BLOCK_SIZE.trailing_zeros()) {
-            return Err(corrupt("blocks of 4,096 bytes"));
+            return Err(corrupt("blocks of 4,096 bytes").found(format_args!("2^{}", sb.block_bits)));
         }
         let incompatible = sb.feature_incompat.get() & !(INCOMPAT_CHUNKED_FILE | INCOMPAT_DEVICE_TABLE);
         if incompatible != 0 {
@@ -55,7 +55,7 @@ impl Layout {
         }
         let chunk_size = extension.chunk_size.get();
         if !is_chunk_size(chunk_size) {
-            return Err(corrupt(CHUNK_SIZES));
+            return Err(corrupt(CHUNK_SIZES).found(chunk_size));
         }
         let blobs = blobs::read(data, sb, extension)?;
         let layout = Self {

@@ -1,7 +1,7 @@
 //! The blob tables.
 
-use super::super::ReadError;
 use super::super::data::Data;
+use super::super::{At, ReadError};
 use crate::blob::{Blob, BlobIndex};
 use crate::compress::Compressor;
 use crate::digest::DigestAlgorithm;
@@ -15,7 +15,7 @@ pub(super) fn read(data: &Data, sb: &Superblock) -> Result<Vec<(Blob, u32)>, Rea
     let size = u64::from(sb.blob_table_size.get());
     let offset = if size == 0 { 0 } else { sb.blob_table_offset.get() };
     let ids = ids(data.bytes(WHAT, offset, size)?);
-    let corrupt = |expected| ReadError::Corrupt { what: WHAT, at: offset, expected };
+    let corrupt = |expected| ReadError::corrupt(WHAT, At::Byte(offset), expected);
     let ids = ids.ok_or(corrupt("ids of 64 hexadecimal digits"))?;
     if ids.len() > BlobIndex::LIMIT {
         return Err(corrupt("at most 254 entries"));
@@ -77,10 +77,10 @@ fn blob(id: crate::digest::Digest, details: &BlobDetails, sb: &Superblock) -> Re
         || details.compressed_size.get() > MAX_STORED_BYTES
     {
         let expected = "at most 2^40 stored and 2^44 uncompressed bytes";
-        return Err(ReadError::Corrupt { what: WHAT, at: 0, expected });
+        return Err(ReadError::corrupt(WHAT, At::Byte(0), expected));
     }
     if details.chunk_count.get() > MAX_CHUNKS {
-        return Err(ReadError::Corrupt { what: WHAT, at: 0, expected: "at most 2^24 chunks" });
+        return Err(ReadError::corrupt(WHAT, At::Byte(0), "at most 2^24 chunks"));
     }
     let blob = Blob {
         id: Some(id),

@@ -5,7 +5,7 @@ use std::sync::OnceLock;
 
 use super::super::chunk_entry::decode;
 use super::super::data::Data;
-use super::super::{ChunkUse, Nid, ReadError};
+use super::super::{At, ChunkUse, Nid, ReadError};
 use super::Layout;
 use crate::blob::{Blob, BlobIndex, Chunk, ChunkIndex};
 use crate::layout::chunk_table::ChunkEntry;
@@ -25,7 +25,7 @@ impl Layout {
     fn locations(&self, data: &Data) -> Result<&[Location], ReadError> {
         let table = self.chunks.0.get_or_init(|| self.collect(data).ok());
         let expected = "inodes whose chunks do not overlap";
-        table.as_deref().ok_or(ReadError::Corrupt { what: "inode table", at: 0, expected })
+        table.as_deref().ok_or(ReadError::corrupt("inode table", At::Byte(0), expected))
     }
 
     fn collect(&self, data: &Data) -> Result<Vec<Location>, ReadError> {
@@ -124,7 +124,7 @@ impl Pieces<'_> {
     }
 
     fn step(&mut self) -> Result<ChunkUse, ReadError> {
-        let corrupt = |expected| ReadError::Corrupt { what: "chunk of inode", at: self.nid.0, expected };
+        let corrupt = |expected| ReadError::corrupt("chunk of inode", At::Number(self.nid.0), expected);
         let chunk_size = u64::from(self.chunk_size);
         // In range, for there is a chunk for each part of the file.
         let entry = &self.chunks[(self.at / chunk_size) as usize];

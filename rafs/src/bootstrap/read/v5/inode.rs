@@ -1,7 +1,7 @@
 //! Inode records.
 
 use super::super::data::Data;
-use super::super::{Inode, Nid, ReadError};
+use super::super::{At, Inode, Nid, ReadError};
 use super::Layout;
 use crate::layout::chunk_table::ChunkEntry;
 use crate::layout::v5::{ALIGNMENT, Inode as RawInode, inode_flags};
@@ -25,7 +25,7 @@ fn aligned(size: impl Into<u64>) -> u64 {
 
 impl<'a> Record<'a> {
     pub(super) fn corrupt(&self, expected: &'static str) -> ReadError {
-        ReadError::Corrupt { what: "inode", at: self.index, expected }
+        ReadError::corrupt("inode", At::Number(self.index), expected)
     }
 
     pub(super) fn expect_directory(self) -> Result<Self, ReadError> {
@@ -85,7 +85,7 @@ impl<'a> Record<'a> {
 impl Layout {
     /// The record of an index, counted from 1.
     pub(super) fn record<'a>(&self, data: &'a Data, index: u64) -> Result<Record<'a>, ReadError> {
-        let corrupt = |expected| ReadError::Corrupt { what: "inode", at: index, expected };
+        let corrupt = |expected| ReadError::corrupt("inode", At::Number(index), expected);
         let position = index.checked_sub(1).and_then(|position| usize::try_from(position).ok());
         let entry = position.and_then(|position| self.inode_table(data).ok()?.get(position));
         let entry = entry.ok_or(corrupt("an index in the inode table"))?;

@@ -1,7 +1,7 @@
 //! The blob table.
 
-use super::super::ReadError;
 use super::super::data::Data;
+use super::super::{At, ReadError};
 use crate::blob::{Blob, BlobIndex, MetaLocation};
 use crate::compress::Compressor;
 use crate::digest::{Digest, DigestAlgorithm};
@@ -19,19 +19,23 @@ pub(super) fn read(
 ) -> Result<Vec<(Blob, u32)>, ReadError> {
     let offset = extension.blob_table_offset.get();
     let table: &[BlobEntry] = data.table(WHAT, offset, u64::from(extension.blob_table_size.get()))?;
-    let corrupt = |expected| ReadError::Corrupt { what: WHAT, at: offset, expected };
+    let corrupt = |expected| ReadError::corrupt(WHAT, At::Byte(offset), expected);
     if table.len() > BlobIndex::LIMIT {
-        return Err(corrupt("at most 254 entries"));
+        return Err(corrupt("at most 254 entries").found(table.len()));
     }
     if table.len() != usize::from(sb.extra_devices.get()) {
-        return Err(corrupt("as many entries as there are devices"));
+        return Err(corrupt("as many entries as there are devices").found(format_args!(
+            "{} entries and {} devices",
+            table.len(),
+            sb.extra_devices
+        )));
     }
     table.iter().enumerate().map(|(index, entry)| blob(index, entry, extension.chunk_size.get())).collect()
 }
 
 /// A blob, and how many chunks it has.
 fn blob(index: usize, entry: &BlobEntry, chunk_size: u32) -> Result<(Blob, u32), ReadError> {
-    let corrupt = |expected| ReadError::Corrupt { what: "blob table entry", at: index as u64, expected };
+    let corrupt = |expected| ReadError::corrupt("blob table entry", At::Number(index as u64), expected);
     let bits = entry.features.get();
     let unsupported = [
         (features::ENCRYPTED, "an encrypted blob (AES-128-XTS)"),
@@ -49,18 +53,19 @@ fn blob(index: usize, entry: &BlobEntry, chunk_size: u32) -> Result<(Blob, u32),
         return Err(ReadError::Unsupported("an encrypted blob (AES-128-XTS)"));
     }
     if entry.blob_index.get() as usize != index {
-        return Err(corrupt("the entry's own index"));
+        return Err(corrupt("the entry's own index").found(entry.blob_index));
     }
     if entry.chunk_size.get() != chunk_size {
-        return Err(corrupt("the image's chunk size"));
+        return Err(corrupt("the image's chunk size").found(entry.chunk_size));
     }
     if entry.chunk_count.get() > MAX_CHUNKS {
-        return Err(corrupt("at most 2^24 chunks"));
+        return Err(corrupt("at most 2^24 chunks").found(entry.chunk_count));
     }
     if entry.uncompressed_size.get() > MAX_UNCOMPRESSED_BYTES
         || entry.compressed_size.get() > MAX_STORED_BYTES
     {
-        return Err(corrupt("at most 2^40 stored and 2^44 uncompressed bytes"));
+        return Err(corrupt("at most 2^40 stored and 2^44 uncompressed bytes")
+            .found(format_args!("{} and {}", entry.compressed_size, entry.uncompressed_size)));
     }
     let compressor = Compressor::from_number(entry.compressor.get()).map_err(ReadError::Unsupported)?;
     let digester =

@@ -2,9 +2,9 @@
 
 use std::sync::OnceLock;
 
-use super::super::ReadError;
 use super::super::chunk_entry::decode;
 use super::super::data::Data;
+use super::super::{At, ReadError};
 use super::Layout;
 use crate::blob::{Blob, BlobIndex, Chunk, ChunkIndex};
 use crate::layout::chunk_table::ChunkEntry;
@@ -24,7 +24,7 @@ impl ChunkTable {
         let table = this.entries(data)?;
         if u32::try_from(table.len()).is_err() {
             let expected = "at most 2^32 entries";
-            return Err(ReadError::Corrupt { what: "chunk table", at: offset, expected });
+            return Err(ReadError::corrupt("chunk table", At::Byte(offset), expected));
         }
         Ok(this)
     }

@@ -3,7 +3,7 @@
 use std::cmp::Ordering;
 
 use super::super::data::Data;
-use super::super::{DirectoryEntry, Nid, ReadError};
+use super::super::{At, DirectoryEntry, Nid, ReadError};
 use super::Layout;
 use super::inode::RawInode;
 use crate::layout::v6::{DirectoryEntry as RawEntry, FileType};
@@ -21,7 +21,7 @@ struct Block<'a> {
 
 impl<'a> Block<'a> {
     fn new(data: &'a Data, directory: &RawInode, nid: Nid, index: u64) -> Result<Self, ReadError> {
-        let corrupt = |expected| ReadError::Corrupt { what: "directory", at: nid.0, expected };
+        let corrupt = |expected| ReadError::corrupt("directory", At::Number(nid.0), expected);
         let start = index.checked_mul(BLOCK_SIZE).filter(|start| *start < directory.size);
         let start = start.ok_or(corrupt("a block within the directory"))?;
         let bytes = directory.content(data, start, (directory.size - start).min(BLOCK_SIZE))?;
@@ -36,7 +36,7 @@ impl<'a> Block<'a> {
     }
 
     fn corrupt(&self, expected: &'static str) -> ReadError {
-        ReadError::Corrupt { what: "directory", at: self.directory.0, expected }
+        ReadError::corrupt("directory", At::Number(self.directory.0), expected)
     }
 
     /// The name of an entry of this block.

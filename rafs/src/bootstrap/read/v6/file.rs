@@ -3,7 +3,7 @@
 use std::ops::Range;
 
 use super::super::data::Data;
-use super::super::{ChunkUse, Nid, ReadError};
+use super::super::{At, ChunkUse, Nid, ReadError};
 use super::Layout;
 use crate::blob::{BlobIndex, ChunkIndex};
 use crate::layout::BLOCK_SIZE;
@@ -63,7 +63,7 @@ impl Pieces<'_> {
         let blob = address.device.checked_sub(1).filter(|blob| usize::from(*blob) < self.blobs);
         let expected = "a chunk in one of the image's blobs";
         let blob =
-            blob.ok_or(ReadError::Corrupt { what: "chunk address of inode", at: self.nid.0, expected })?;
+            blob.ok_or(ReadError::corrupt("chunk address of inode", At::Number(self.nid.0), expected))?;
         let offset_in_chunk = self.at % chunk_size;
         // Both less than a chunk, which is less than 2^32.
         let len = (chunk_size - offset_in_chunk).min(self.end - self.at) as u32;

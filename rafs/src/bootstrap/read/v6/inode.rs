@@ -1,7 +1,7 @@
 //! Inodes, extended attributes and symbolic links.
 
 use super::super::data::Data;
-use super::super::{Inode, Nid, ReadError};
+use super::super::{At, Inode, Nid, ReadError};
 use super::Layout;
 use crate::layout::v6::{
     CompactInode, ExtendedInode, FORMAT_EXTENDED, FileType, LAYOUT_INLINE, LAYOUT_PLAIN, SLOT_SIZE,
@@ -18,6 +18,7 @@ pub(in super::super) struct RawInode {
     xattrs: u64,
     /// Size in bytes of its extended attributes.
     xattrs_size: u64,
+    format: u16,
     layout: u16,
     mode: u16,
     kind: FileType,
@@ -45,7 +46,12 @@ impl RawInode {
     }
 
     pub(super) fn corrupt(&self, expected: &'static str) -> ReadError {
-        ReadError::Corrupt { what: "inode", at: self.nid.0, expected }
+        let header = if self.format & FORMAT_EXTENDED != 0 {
+            size_of::<ExtendedInode>()
+        } else {
+            size_of::<CompactInode>()
+        };
+        ReadError::corrupt("inode", At::Inode(self.nid.0, self.xattrs - header as u64), expected)
     }
 
     pub(super) fn expect_directory(self) -> Result<Self, ReadError> {
@@ -85,9 +91,9 @@ impl RawInode {
 
 impl Layout {
     pub(in super::super) fn inode(&self, data: &Data, nid: Nid) -> Result<RawInode, ReadError> {
-        let corrupt = |expected| ReadError::Corrupt { what: "inode", at: nid.0, expected };
         let offset = nid.0.checked_mul(SLOT_SIZE).and_then(|offset| offset.checked_add(self.meta));
-        let offset = offset.ok_or(corrupt("an offset below 2^64"))?;
+        let offset = offset.ok_or(ReadError::corrupt("inode", At::Number(nid.0), "an offset below 2^64"))?;
+        let corrupt = |expected| ReadError::corrupt("inode", At::Inode(nid.0, offset), expected);
         let compact: &CompactInode = data.view("inode", offset)?;
         let (format, mode) = (compact.format.get(), compact.mode.get());
         let xattrs_size = match compact.xattr_count.get() {
@@ -98,9 +104,11 @@ impl Layout {
             nid,
             xattrs: offset + size_of::<CompactInode>() as u64,
             xattrs_size,
+            format,
             layout: (format >> 1) & 0x7,
             mode,
-            kind: FileType::of_mode(mode).ok_or(corrupt("a known file type"))?,
+            kind: FileType::of_mode(mode)
+                .ok_or_else(|| corrupt("a known file type").found(format_args!("mode {mode:o}")))?,
             size: u64::from(compact.size.get()),
             union: compact.union.get(),
             uid: u32::from(compact.uid.get()),
@@ -119,7 +127,7 @@ impl Layout {
             inode.links = extended.links.get();
         }
         if inode.mtime.nanoseconds >= 1_000_000_000 {
-            return Err(corrupt("fewer than 1,000,000,000 nanoseconds"));
+            return Err(corrupt("fewer than 1,000,000,000 nanoseconds").found(inode.mtime.nanoseconds));
         }
         Ok(inode)
     }
@@ -130,7 +138,7 @@ impl Layout {
             return Err(ReadError::NotASymlink(nid));
         }
         if inode.size > MAX_PATH_BYTES as u64 {
-            return Err(inode.corrupt("a symbolic link's target of at most 4,095 bytes"));
+            return Err(inode.corrupt("a symbolic link's target of at most 4,095 bytes").found(inode.size));
         }
         let target = inode.content(data, 0, inode.size)?;
         if target.contains(&0) {
