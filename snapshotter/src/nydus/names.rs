@@ -54,9 +54,10 @@ impl Images {
         let learning = async move {
             let names = containerd::images_unpacked_to(&containerd, &caller, &chain_ids).await;
             let learnt = match names {
-                // Nothing was asked for that has to be there.
+                // It need not be there; the next container asks again.
                 Err(error @ LookupError::Connect(..)) => {
-                    return debug!(error = describe(&error), "containerd is not asked for names");
+                    debug!(error = describe(&error), "containerd cannot be asked for names");
+                    Ok(())
                 }
                 Err(error) => Err(describe(&error)),
                 Ok(names) => images.add_names(&image, names).await.map_err(|error| describe(&error)),

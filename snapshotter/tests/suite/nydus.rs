@@ -441,3 +441,27 @@ async fn images_are_unmounted_four_at_a_time() {
     assert!(node.harness.mountpoints().is_empty());
     assert_eq!(fake_daemon::most_unmounting(node.harness.dir.path()), 4);
 }
+
+#[tokio::test]
+async fn containerd_is_asked_for_names_again_if_it_was_away() {
+    needs_root!();
+    let mut socket = PathBuf::new();
+    let harness = Harness::start_with(|dir, config| {
+        socket = dir.join("containerd.sock");
+        config.daemon = fake_daemon::config(dir);
+        config.containerd = socket.clone().try_into().unwrap();
+    })
+    .await;
+    let node = Node { harness };
+    let image = node.pull("r/i:1", 'a', &node.content("i")).await;
+    node.harness.prepare("c", &image).await.unwrap();
+    let containerd = std::os::unix::net::UnixListener::bind(&socket).unwrap();
+    containerd.set_nonblocking(true).unwrap();
+    let mut number = 0;
+    crate::harness::eventually("containerd is asked", async || {
+        number += 1;
+        node.harness.prepare(&format!("c{number}"), &image).await.unwrap();
+        containerd.accept().ok()
+    })
+    .await;
+}
