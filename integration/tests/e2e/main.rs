@@ -96,6 +96,7 @@ const TESTS: &[(&str, Test)] = &[
     ("expired_token::is_renewed_while_a_container_runs", expired_token::is_renewed),
     ("shared_layers::a_new_version_leaves_the_old_one_alone", shared_layers::rolled_out),
     ("shared_layers::an_image_comes_back_whose_layers_another_uses", shared_layers::pulled_again),
+    ("shared_layers::nothing_stays_cached_of_images_that_are_gone", shared_layers::freed),
     ("many_containers::outlive_restarts_of_the_snapshotter", many_containers::outlive_restarts),
     ("build_cancelled::an_interrupted_build_ends_and_pushes_nothing", build_cancelled::ends),
     ("content_store::layers_are_converted_while_buildkitd_makes_them", content_store::ahead),

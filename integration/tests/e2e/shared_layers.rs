@@ -3,15 +3,18 @@
 use std::fs::{self, OpenOptions};
 use std::io::Write;
 use std::path::Path;
+use std::time::Duration;
 
-use anyhow::{Result, ensure};
+use anyhow::{Context, Result, ensure};
 use integration::cri::{ContainerSpec, Cri};
-use integration::demo;
 use integration::node::Node;
 use integration::tree::content_digest;
+use integration::{demo, wait};
 
 use crate::fixture::{Built, Fixture};
 
+/// containerd collects what nothing refers to any more in the background.
+const FREED_DEADLINE: Duration = Duration::from_secs(30);
 const FILE_SIZE: u64 = 3 << 20;
 const FILES: [&str; 3] = ["replaced", "removed", "kept"];
 
@@ -50,6 +53,40 @@ pub(crate) fn pulled_again(fixture: &Fixture) -> Result<()> {
     }
     read_right(node.cri(), &stays, "kept", &v2.context.join("data/kept"))?;
     read_right(node.cri(), &stays, "replaced", &v2.context.join("replacement"))
+}
+
+/// Nothing stays in the cache of images that are gone, though the last of them never ran.
+pub(crate) fn freed(fixture: &Fixture) -> Result<()> {
+    let (v1, v2) = versions(fixture, "freed")?;
+    let mut node = fixture.new_node("freed-node", "")?;
+    let cache = node.snapshotter()?.dir().join("root/cache");
+    let pod = node.pod("freed")?;
+    node.cri().pull(&v2.name)?;
+    let container = run(&node, &pod, "ran", &v1.name)?;
+    for file in FILES {
+        read_right(node.cri(), &container, file, &v1.context.join("data").join(file))?;
+    }
+    ensure!(!blobs_in(&cache)?.is_empty(), "what was read was not cached");
+    node.cri().remove_container(&container)?;
+    node.cri().remove_image(&v1.name)?;
+    node.cri().remove_image(&v2.name)?;
+    let freed = wait::until_true("the cache has no blob", FREED_DEADLINE, || {
+        blobs_in(&cache).is_ok_and(|blobs| blobs.is_empty())
+    });
+    freed.with_context(|| format!("{:?}", blobs_in(&cache)))
+}
+
+/// The files in a cache that belong to a blob: their names begin with its digest.
+fn blobs_in(cache: &Path) -> Result<Vec<String>> {
+    let mut blobs = Vec::new();
+    for entry in fs::read_dir(cache)? {
+        let name = entry?.file_name().to_string_lossy().into_owned();
+        let digits = name.split('.').next().unwrap_or_default();
+        if digits.len() == 64 && digits.bytes().all(|digit| digit.is_ascii_hexdigit()) {
+            blobs.push(name);
+        }
+    }
+    Ok(blobs)
 }
 
 /// Two versions of an image: the second replaces and removes files of the first.

@@ -30,6 +30,9 @@ pub(super) struct Availability<'a> {
     healed: [Option<Instant>; Lab::REGISTRIES],
     /// Chunks that somebody has read since the cache may last have lost them.
     cached: HashSet<ChunkKey>,
+    /// Blobs that a hostile image was mounted of: who contradicts somebody has a cache apart, and who that is depends on
+    /// who came first, and after a restart on who comes first then.
+    apart: HashSet<BlobId>,
 }
 
 impl<'a> Availability<'a> {
@@ -39,6 +42,7 @@ impl<'a> Availability<'a> {
             faults: [None; Lab::REGISTRIES],
             healed: [None; Lab::REGISTRIES],
             cached: HashSet::new(),
+            apart: HashSet::new(),
         };
         this.heal();
         // Faults of the run before are none of this one's.
@@ -102,7 +106,12 @@ impl<'a> Availability<'a> {
     }
 
     pub(super) fn is_cached(&self, chunk: &ChunkKey) -> bool {
-        self.cached.contains(chunk)
+        self.cached.contains(chunk) && !self.apart.contains(&chunk.0)
+    }
+
+    /// Chunks of these blobs may be in the cache of others alone.
+    pub(super) fn set_apart(&mut self, blobs: &[BlobId]) {
+        self.apart.extend(blobs);
     }
 
     pub(super) fn was_read(&mut self, chunks: impl IntoIterator<Item = ChunkKey>) {
@@ -112,12 +121,13 @@ impl<'a> Availability<'a> {
     /// The cache may have dropped all of the blobs that `keep` does not know.
     pub(super) fn keep_only(&mut self, keep: impl Fn(BlobId) -> bool) {
         self.cached.retain(|(blob, _)| keep(*blob));
+        self.apart.retain(|blob| keep(*blob));
     }
 
     pub(super) fn lose(&mut self, lost: &Lost) {
         match lost {
             Lost::Nothing => {}
-            Lost::One(blob) => self.keep_only(|kept| kept != *blob),
+            Lost::One(lost) => self.cached.retain(|(blob, _)| blob != lost),
             Lost::Everything => self.cached.clear(),
         }
     }

@@ -188,30 +188,25 @@ impl<'a> Machine<'a> {
         (!images.is_empty()).then(|| images[(number % images.len() as u64) as usize])
     }
 
-    /// Mounts an image. It may be refused if it is hostile, if a hostile one that is mounted contradicts it, or if what is
-    /// missing in its bootstrap cannot be had.
+    /// Mounts an image. It may be refused if it is hostile, or if what is missing in its bootstrap cannot be had.
     fn try_mount(&mut self, id: String, number: usize, homes: Vec<Home>) -> Result<bool> {
         let image = &self.world.images[number];
-        if image.is_hostile() {
-            // What its claims are held against, if no image is mounted that says otherwise, is forgotten.
-            let used = self.blobs_in_use();
-            self.available.keep_only(|blob| used.contains(&blob) || !image.blobs.contains(&blob));
-        }
         loop {
             let error = match self.daemon.mount(&id, image, &homes) {
                 Ok(at) => {
                     self.unwanted.retain(|blob| !image.blobs.contains(blob));
+                    if image.is_hostile() {
+                        self.available.set_apart(&image.blobs);
+                    }
                     self.mounts.push(Mount { id, image: number, homes, at });
                     self.available.gained_a_home();
                     return Ok(true);
                 }
                 Err(error) => error,
             };
-            let contradicted = (0..self.mounts.len())
-                .any(|other| self.image(other).is_hostile() && shares_blob(self.image(other), image));
             // Several answers, one after the other: a registry that is slow may be too slow.
             let fetched = image.fetches_to_mount && !homes.iter().any(|home| self.available.is_well(home));
-            if image.is_hostile() || contradicted || fetched {
+            if image.is_hostile() || fetched {
                 return Ok(false);
             }
             if !image.fetches_to_mount || !self.may_settle() {
@@ -222,14 +217,8 @@ impl<'a> Machine<'a> {
     }
 
     fn unmount(&mut self, mount: usize) -> Result<()> {
-        let Mount { id, image, .. } = self.mounts.swap_remove(mount);
+        let Mount { id, .. } = self.mounts.swap_remove(mount);
         self.daemon.unmount(&id)?;
-        let image = &self.world.images[image];
-        if image.is_hostile() {
-            // The next honest image may find what it says contradicted by what was cached for this one.
-            let used = self.honest_blobs();
-            self.available.keep_only(|blob| used.contains(&blob) || !image.blobs.contains(&blob));
-        }
         let used = self.blobs_in_use();
         let (kept, freed) = self.unwanted.iter().copied().partition(|blob| used.contains(blob));
         self.unwanted = kept;
@@ -244,11 +233,6 @@ impl<'a> Machine<'a> {
             ensure!(!is_freed(blob), "the cache still has {}", path.display());
         }
         Ok(())
-    }
-
-    fn honest_blobs(&self) -> BTreeSet<BlobId> {
-        let honest = (0..self.mounts.len()).filter(|&mount| !self.image(mount).is_hostile());
-        honest.flat_map(|mount| &self.image(mount).blobs).copied().collect()
     }
 
     fn clean_up(&mut self, images: &[usize]) -> Result<()> {
@@ -301,17 +285,13 @@ impl<'a> Machine<'a> {
         self.daemon.end(kill)?;
         let lost = tamper.map_or(Ok(Lost::Nothing), |tamper| tamper.apply(&self.daemon.cache()))?;
         self.available.lose(&lost);
-        // What hostile images said is on disk, and whoever is mounted first may find it wrong.
-        let claimed: BTreeSet<BlobId> = (0..self.mounts.len())
-            .filter(|&mount| self.image(mount).is_hostile())
-            .flat_map(|mount| &self.image(mount).blobs)
-            .copied()
-            .collect();
-        self.available.keep_only(|blob| !claimed.contains(&blob));
         self.daemon.restart()?;
         // Its clients ask for all that they need, as the snapshotter does.
-        // What is not to stay once it is unused, its clients say again.
-        self.unwanted.clear();
+        // What goes with its last mount went with a daemon that unmounted all; a killed one's successor is told again.
+        let unwanted = std::mem::take(&mut self.unwanted);
+        if !kill {
+            self.available.keep_only(|blob| !unwanted.contains(&blob));
+        }
         for Mount { id, image, homes, at } in std::mem::take(&mut self.mounts) {
             if !self.try_mount(id, image, homes)? {
                 // What a killed daemon left there is for whoever asked for it to clear away.
@@ -339,7 +319,8 @@ impl<'a> Machine<'a> {
         let mut held = self.idle.clone();
         let idle = || {
             held = self.daemon.holds().unwrap_or_default();
-            within(&held.0, &self.idle.0) && within(&held.1, &self.idle.1)
+            // Threads by number: one that has just begun has no name yet.
+            held.0.len() <= self.idle.0.len() && within(&held.1, &self.idle.1)
         };
         let ended = wait::until_true("no more threads and files than at the start", SOON, idle);
         ended.with_context(|| format!("it holds {held:?}; at the start it held {:?}", self.idle))?;
@@ -347,7 +328,7 @@ impl<'a> Machine<'a> {
     }
 }
 
-/// Whether all of `some` is in `all`, a name as often as it is there. A thread for deadlines goes when it has nothing to do.
+/// Whether all of `some` is in `all`, a name as often as it is there.
 fn within(some: &[String], all: &[String]) -> bool {
     let count = |list: &[String], name: &String| list.iter().filter(|other| *other == name).count();
     some.iter().all(|name| count(some, name) <= count(all, name))
