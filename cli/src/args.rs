@@ -44,7 +44,7 @@ pub(crate) enum Command {
     Snapshotter(Snapshotter),
     /// Serve the file systems of images; the snapshotter starts it
     Daemon(Daemon),
-    /// The embedded OCI registry
+    /// Copy images from registry to registry, and serve an OCI registry
     #[command(subcommand)]
     Registry(Registry),
     /// What the daemon of this node has cached
@@ -158,11 +158,48 @@ impl DaemonSocket {
     }
 }
 
-/// The embedded OCI registry
+/// Images from registry to registry, and an OCI registry for where there is none
 #[derive(Debug, Subcommand)]
 pub(crate) enum Registry {
     /// Serve a directory in the storage layout of CNCF distribution
     Serve(RegistryServe),
+    /// Copy an image, all its platforms, from one registry to another
+    ///
+    /// Digests stay as they are. What is there already is not sent.
+    Copy {
+        /// The image, such as registry.example/app:v1
+        from: String,
+        /// The name that it is to have
+        to: String,
+        /// Copy what refers to it as well: signatures, attestations
+        #[arg(long)]
+        referrers: bool,
+    },
+    /// Copy all images of a registry, or of one repository, to another
+    ///
+    /// Whatever fails is named at the end; the rest is copied. A second run sends only what has changed.
+    Sync {
+        /// HOST[:PORT], or HOST[:PORT]/REPOSITORY
+        from: String,
+        /// HOST[:PORT], or for a repository HOST[:PORT]/REPOSITORY
+        to: String,
+        /// Images under way at a time
+        #[arg(long, value_name = "NUMBER", default_value_t = 2)]
+        jobs: usize,
+        /// Copy what refers to the images as well: signatures, attestations
+        #[arg(long)]
+        referrers: bool,
+    },
+    /// Give a user a password, which is read from standard input
+    Passwd {
+        /// The file of users, as `htpasswd -B` makes it; created if missing
+        file: PathBuf,
+        /// The user
+        user: String,
+        /// Take the user out of the file instead
+        #[arg(long)]
+        remove: bool,
+    },
 }
 
 #[derive(Debug, clap::Args)]
@@ -176,6 +213,15 @@ pub(crate) struct RegistryServe {
     /// File that gets one JSON object a request
     #[arg(long, value_name = "FILE")]
     pub(crate) access_log: Option<PathBuf>,
+    /// File of the users that are let in; `registry passwd` makes it
+    #[arg(long, value_name = "FILE")]
+    pub(crate) htpasswd: Option<PathBuf>,
+    /// Certificate for HTTPS (PEM)
+    #[arg(long, value_name = "FILE", requires = "tls_key")]
+    pub(crate) tls_certificate: Option<PathBuf>,
+    /// The certificate's private key (PEM)
+    #[arg(long, value_name = "FILE", requires = "tls_certificate")]
+    pub(crate) tls_key: Option<PathBuf>,
 }
 
 /// Which image a command works on.

@@ -93,6 +93,12 @@ pub(crate) async fn registry(config: Config, flags: args::RegistryServe) -> anyh
     if let Some(file) = flags.access_log {
         settings.access_log = Some(file);
     }
+    if let Some(file) = flags.htpasswd {
+        settings.htpasswd = Some(file);
+    }
+    if let (Some(certificate), Some(key)) = (flags.tls_certificate, flags.tls_key) {
+        settings.tls = Some(registry::server::TlsConfig { certificate, key });
+    }
     registry::server::serve(settings, shutdown::on_signal()?).await?.stopped().await;
     Ok(ExitCode::SUCCESS)
 }

@@ -1,12 +1,13 @@
 //! The processes of the roles as an operating system sees them: their logs, sockets, signals and deaths.
 //!
-//! Needs root and `/dev/fuse`. Where these are missing, tests say `skipped: needs …`; with `CI=true` they fail instead.
+//! Most need root and `/dev/fuse`. Where these are missing, tests say `skipped: needs …`; with `CI=true` they fail instead.
 
 #![allow(clippy::unwrap_used, reason = "helpers of tests are tests: what they cannot do fails the test")]
 
 mod addresses;
 mod log;
 mod node;
+mod registry;
 
 use std::path::Path;
 use std::time::{Duration, Instant};

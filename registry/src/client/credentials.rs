@@ -101,7 +101,7 @@ pub struct CredentialStore {
 /// `config.json`. Docker writes it and everybody edits it: `null` and empty text stand for nothing everywhere.
 #[derive(Default, Deserialize)]
 #[serde(default, rename_all = "camelCase")]
-struct DockerConfig {
+pub(super) struct DockerConfig {
     #[serde(deserialize_with = "or_default")]
     auths: BTreeMap<String, Option<DockerAuth>>,
     #[serde(deserialize_with = "or_default")]
@@ -129,7 +129,7 @@ fn or_default<'de, D: Deserializer<'de>, T: Default + Deserialize<'de>>(input: D
 }
 
 impl DockerConfig {
-    fn parse(text: &[u8]) -> Result<Self, serde_json::Error> {
+    pub(super) fn parse(text: &[u8]) -> Result<Self, serde_json::Error> {
         if text.trim_ascii().is_empty() {
             return Ok(Self::default());
         }
@@ -137,10 +137,15 @@ impl DockerConfig {
     }
 
     /// The helper to ask about `host`: its own, else the one for all.
-    fn helper(&self, host: &str, repository: &str) -> Option<&str> {
+    pub(super) fn helper(&self, host: &str, repository: &str) -> Option<&str> {
         let own = best_match(&self.cred_helpers, host, repository).and_then(Option::as_deref);
         // An empty name says that this host's credentials are in the file.
         own.or(self.creds_store.as_deref()).filter(|name| !name.is_empty())
+    }
+
+    /// The credentials that the file itself has for `repository` of `host`.
+    pub(super) fn entry(&self, host: &str, repository: &str) -> Option<Result<Credentials, String>> {
+        best_match(&self.auths, host, repository).and_then(Option::as_ref).map(decode)
     }
 }
 
@@ -193,10 +198,10 @@ impl CredentialStore {
                 Err(error) => failure = Some(error),
             }
         }
-        let entry = best_match(&config.auths, host, repository).and_then(Option::as_ref);
+        let entry = config.entry(host, repository);
         match (entry, failure) {
-            (Some(auth), failure) => {
-                let credentials = decode(auth).map_err(|reason| CredentialsError::File {
+            (Some(entry), failure) => {
+                let credentials = entry.map_err(|reason| CredentialsError::File {
                     path: path.clone(),
                     reason: format!("entry for {host}: {reason}"),
                 })?;

@@ -182,6 +182,46 @@ impl Client {
     }
 }
 
+impl Client {
+    /// All repositories of the registry `host`, which many registries show only to some or to nobody.
+    pub async fn repositories(&self, host: &str) -> Result<Vec<Repository>, Error> {
+        #[derive(Deserialize)]
+        struct Page {
+            repositories: Option<Vec<String>>,
+        }
+        let target = Target {
+            method: Method::GET,
+            host: host.to_owned(),
+            repository: String::new(),
+            item: "list of repositories".to_owned(),
+            redirected_to: None,
+        };
+        let scopes = Scopes::parse("registry:catalog:*");
+        let mut all = Vec::new();
+        let mut query: Option<String> = None;
+        loop {
+            let call = self.small(&target, &scopes, &[StatusCode::OK], |endpoint| {
+                Ok(Exchange::new(Method::GET, endpoint.catalog(&target, query.as_deref())?))
+            });
+            let response = call.await?;
+            let next = next_query(response.headers());
+            let body = response.body(MANIFEST_LIMIT_BYTES).await?;
+            let page: Page = serde_json::from_slice(&body)
+                .map_err(|e| Error::protocol(&target, format!("the list of repositories: {e}")))?;
+            let names = page.repositories.unwrap_or_default();
+            let last = names.is_empty() || next.is_none() || next == query;
+            for name in names {
+                let repository = Repository::parse(&format!("{host}/{name}"));
+                all.push(repository.map_err(|e| Error::protocol(&target, e.to_string()))?);
+            }
+            if last {
+                return Ok(all);
+            }
+            query = next;
+        }
+    }
+}
+
 /// The query of `Link: <…?QUERY>; rel="next"`: pages stay on the endpoint that gave the first.
 pub(super) fn next_query(headers: &HeaderMap) -> Option<String> {
     let link = headers.get_all(LINK).iter().filter_map(|value| value.to_str().ok()).find(|link| {

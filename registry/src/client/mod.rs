@@ -9,8 +9,11 @@ mod blobs;
 mod certs_dir;
 mod challenge;
 mod config;
+mod copy;
 mod credentials;
 mod error;
+#[cfg(test)]
+mod hostile;
 mod keyring;
 mod manifests;
 mod mirrors;
@@ -27,6 +30,7 @@ mod upload;
 use std::sync::Arc;
 
 pub use config::{ClientConfig, HostConfig, Retries, Timeouts, UploadConfig};
+pub use copy::Copied;
 pub use credentials::{CredentialStore, Credentials, CredentialsError, Found};
 pub use error::{Error, RegistryMessage, Target};
 pub use keyring::{Keyring, Token, TokenRequest};

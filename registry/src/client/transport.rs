@@ -63,6 +63,14 @@ impl Endpoint {
         Ok(url)
     }
 
+    /// The URL of the list of all repositories, or of a further page of it.
+    pub(super) fn catalog(&self, target: &Target, query: Option<&str>) -> Result<Url, Error> {
+        let text = format!("{}/v2/_catalog", self.base);
+        let mut url = Url::parse(&text).map_err(|e| Error::protocol(target, format!("URL {text}: {e}")))?;
+        url.set_query(query);
+        Ok(url)
+    }
+
     /// The URL of a further page of the list `path`, as the query that came with the page before names it.
     pub(super) fn page(
         &self,

@@ -17,7 +17,7 @@ const INLINE_BYTES: u64 = 1 << 20;
 
 /// What part of a blob is asked for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Part {
+pub(super) enum Part {
     Whole,
     Range { first: u64, last: u64 },
     Unsatisfiable,
@@ -92,7 +92,7 @@ pub(super) async fn delete(state: &State, name: String, digest: Digest) -> Resul
 
 /// The part that `Range: TEXT` asks for of `size` bytes. Several ranges, and forms that are none, are answered with
 /// everything, as HTTP allows.
-fn part(text: &str, size: u64) -> Part {
+pub(super) fn part(text: &str, size: u64) -> Part {
     let Some((first, last)) = text.strip_prefix("bytes=").and_then(|range| range.trim().split_once('-'))
     else {
         return Part::Whole;

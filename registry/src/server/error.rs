@@ -28,6 +28,14 @@ pub enum ServerError {
         /// The failure.
         source: std::io::Error,
     },
+    /// The certificate or its key cannot be used.
+    #[error("registry: tls {}: {reason}", path.display())]
+    Tls {
+        /// The file.
+        path: PathBuf,
+        /// What is wrong with it.
+        reason: String,
+    },
     /// The password file holds something else.
     #[error("registry: htpasswd {}, line {line}: {reason}", path.display())]
     Htpasswd {

@@ -157,7 +157,7 @@ fn checked(digest: &Digest, content: &[u8]) -> Result<Digest, Failure> {
     Err(Failure::new(Code::DigestInvalid, format!("expected {digest}, the manifest received has {actual}")))
 }
 
-fn parse(content: &[u8], announced: Option<&str>) -> Result<Manifest, Failure> {
+pub(super) fn parse(content: &[u8], announced: Option<&str>) -> Result<Manifest, Failure> {
     let invalid = |reason: String| Failure::new(Code::ManifestInvalid, reason);
     let manifest: Manifest = serde_json::from_slice(content).map_err(|e| invalid(e.to_string()))?;
     let old = |kind: &str| kind == DOCKER_SCHEMA_1 || kind == DOCKER_SCHEMA_1_PLAIN;

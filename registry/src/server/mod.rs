@@ -8,6 +8,9 @@ mod access;
 mod blobs;
 mod body;
 mod error;
+#[cfg(test)]
+mod hostile;
+pub mod htpasswd;
 mod lists;
 mod manifests;
 mod password;
@@ -17,6 +20,7 @@ mod request;
 mod routes;
 mod stall;
 mod storage;
+mod tls;
 mod uploads;
 
 use std::convert::Infallible;
@@ -32,17 +36,20 @@ use hyper::body::Incoming;
 use hyper::server::conn::http1;
 use hyper::service::service_fn;
 use hyper_util::rt::{TokioIo, TokioTimer};
-use hyper_util::server::graceful::GracefulShutdown;
+use hyper_util::server::graceful::{GracefulShutdown, Watcher};
 use serde::{Deserialize, Serialize};
+use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::Semaphore;
 use tokio::task::JoinHandle;
 use tokio::time::MissedTickBehavior;
+use tokio_rustls::TlsAcceptor;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::AbortOnDropHandle;
 
 pub use self::access::AccessRecord;
 pub use self::error::ServerError;
+pub use self::tls::TlsConfig;
 
 use self::access::{AccessLog, Logged, Pending};
 use self::error::{Code, Failure};
@@ -83,6 +90,8 @@ pub struct ServerConfig {
     pub delete: bool,
     /// A file of users and bcrypt hashes, as `htpasswd -B` makes it. Default: everyone may do everything.
     pub htpasswd: Option<PathBuf>,
+    /// Certificate and key for HTTPS. Default: plain HTTP.
+    pub tls: Option<TlsConfig>,
     /// Seconds without a byte moving after which a connection is closed. Default: 60.
     pub idle_seconds: u64,
     /// Seconds that requests get to finish at shutdown. Default: 10.
@@ -100,6 +109,7 @@ impl Default for ServerConfig {
             access_log: None,
             delete: true,
             htpasswd: None,
+            tls: None,
             idle_seconds: 60,
             drain_seconds: 10,
             stale_upload_seconds: 7 * 86_400,
@@ -123,6 +133,9 @@ impl ServerConfig {
             let what = if self.delete { "push, overwrite and delete" } else { "push and overwrite" };
             let advice = "name users with htpasswd, or listen on a loopback address";
             warnings.push(format!("whoever reaches {address} may {what} everything here: {advice}"));
+        } else if self.tls.is_none() {
+            let advice = "set tls, or let a proxy that speaks HTTPS reach it on a loopback address";
+            warnings.push(format!("passwords for {address} cross the network in the clear: {advice}"));
         }
         warnings
     }
@@ -159,6 +172,7 @@ pub async fn serve(config: ServerConfig, shutdown: CancellationToken) -> Result<
     let log_path = config.access_log.clone().unwrap_or_default();
     let log = AccessLog::open(config.access_log.as_deref()).map_err(at("access_log", &log_path))?;
     let passwords = config.htpasswd.as_deref().map(Passwords::read).transpose()?.map(Arc::new);
+    let tls = config.tls.as_ref().map(tls::acceptor).transpose()?;
     let listener = TcpListener::bind(config.listen).await;
     let listen_failed = |source| ServerError::Listen { address: config.listen, source };
     let listener = listener.map_err(listen_failed)?;
@@ -181,7 +195,7 @@ pub async fn serve(config: ServerConfig, shutdown: CancellationToken) -> Result<
     }
     let drain = Duration::from_secs(config.drain_seconds);
     let task = tokio::spawn(async move {
-        accept(listener, state, shutdown, drain).await;
+        accept(listener, tls, state, shutdown, drain).await;
         drop(purge);
     });
     Ok(Server { address, task })
@@ -202,7 +216,13 @@ async fn purge_uploads(storage: Storage, stale: Duration) {
     }
 }
 
-async fn accept(listener: TcpListener, state: Arc<State>, shutdown: CancellationToken, drain: Duration) {
+async fn accept(
+    listener: TcpListener,
+    tls: Option<TlsAcceptor>,
+    state: Arc<State>,
+    shutdown: CancellationToken,
+    drain: Duration,
+) {
     let graceful = GracefulShutdown::new();
     // Cancelled when connections have had their time.
     let abort = CancellationToken::new();
@@ -218,7 +238,14 @@ async fn accept(listener: TcpListener, state: Arc<State>, shutdown: Cancellation
                 }
             },
         };
-        connection(stream, state.clone(), &graceful, abort.clone());
+        let served = connection(stream, tls.clone(), state.clone(), graceful.watcher());
+        let abort = abort.clone();
+        tokio::spawn(async move {
+            tokio::select! {
+                () = served => {}
+                () = abort.cancelled() => {}
+            }
+        });
     }
     drop(listener);
     if tokio::time::timeout(drain, graceful.shutdown()).await.is_err() {
@@ -227,11 +254,25 @@ async fn accept(listener: TcpListener, state: Arc<State>, shutdown: Cancellation
     abort.cancel();
 }
 
-fn connection(stream: TcpStream, state: Arc<State>, graceful: &GracefulShutdown, abort: CancellationToken) {
+async fn connection(stream: TcpStream, tls: Option<TlsAcceptor>, state: Arc<State>, watcher: Watcher) {
     if let Err(error) = stream.set_nodelay(true) {
         tracing::debug!(%error, "connection without TCP_NODELAY");
     }
-    let io = TokioIo::new(StallGuard::new(stream, state.idle));
+    let stream = StallGuard::new(stream, state.idle);
+    let Some(tls) = tls else { return requests(stream, state, watcher).await };
+    match tokio::time::timeout(state.idle, tls.accept(stream)).await {
+        Ok(Ok(stream)) => requests(stream, state, watcher).await,
+        Ok(Err(error)) => tracing::debug!(%error, "connection without TLS"),
+        Err(_) => tracing::debug!("connection closed: no TLS handshake came"),
+    }
+}
+
+/// Answers the requests of one connection.
+async fn requests(
+    stream: impl AsyncRead + AsyncWrite + Unpin + Send + 'static,
+    state: Arc<State>,
+    watcher: Watcher,
+) {
     let idle = state.idle;
     let service = service_fn(move |request| {
         let state = state.clone();
@@ -241,18 +282,10 @@ fn connection(stream: TcpStream, state: Arc<State>, graceful: &GracefulShutdown,
         .timer(TokioTimer::new())
         .header_read_timeout(idle)
         .max_buf_size(READ_BUFFER_BYTES)
-        .serve_connection(io, service);
-    let connection = graceful.watch(connection);
-    tokio::spawn(async move {
-        tokio::select! {
-            result = connection => {
-                if let Err(error) = result {
-                    tracing::debug!(%error, "connection ended");
-                }
-            }
-            () = abort.cancelled() => {}
-        }
-    });
+        .serve_connection(TokioIo::new(stream), service);
+    if let Err(error) = watcher.watch(connection).await {
+        tracing::debug!(%error, "connection ended");
+    }
 }
 
 /// What all requests share.
@@ -381,6 +414,9 @@ mod tests {
             "{warning}"
         );
         let users = ServerConfig { htpasswd: Some("/htpasswd".into()), ..config };
-        assert!(users.warnings(open).is_empty());
+        let warning = users.warnings(open).concat();
+        assert!(warning.contains("in the clear") && users.warnings(local).is_empty(), "{warning}");
+        let tls = Some(TlsConfig { certificate: "/c".into(), key: "/k".into() });
+        assert!(ServerConfig { tls, ..users }.warnings(open).is_empty());
     }
 }

@@ -294,7 +294,7 @@ pub(super) async fn cancel(state: &State, name: String, id: String) -> Result<Re
 }
 
 /// Whether the request's `Content-Range`, if any, goes on at `size` and is as long as its body.
-fn check_range(head: &Head, size: u64) -> Result<(), Failure> {
+pub(super) fn check_range(head: &Head, size: u64) -> Result<(), Failure> {
     let Some(text) = head.header(CONTENT_RANGE) else { return Ok(()) };
     let invalid =
         || Failure::new(Code::RangeInvalid, format!("Content-Range {text}: the upload has {size} bytes"));
@@ -307,7 +307,7 @@ fn check_range(head: &Head, size: u64) -> Result<(), Failure> {
         return Err(invalid());
     }
     let length = head.header(CONTENT_LENGTH).and_then(|length| length.parse::<u64>().ok());
-    if length.is_some_and(|length| length != last - first + 1) {
+    if length.is_some_and(|length| (last - first).checked_add(1) != Some(length)) {
         return Err(Failure::new(
             Code::SizeInvalid,
             format!("Content-Range {text} and Content-Length differ"),

@@ -7,6 +7,7 @@
 mod auth;
 mod certs_dir;
 mod contract;
+mod copies;
 mod expiry;
 mod faults;
 mod handover;

@@ -9,6 +9,8 @@ use reqwest::Url;
 use tokio_util::task::AbortOnDropHandle;
 
 use self::session::Session;
+#[cfg(test)]
+pub(super) use self::session::received_bytes;
 use super::{Client, Error, Target};
 use crate::digest::Digest;
 use crate::reference::Repository;

@@ -318,14 +318,18 @@ fn is_lost(error: &Error) -> bool {
     }
 }
 
-/// The number of bytes that `Range: 0-LAST` says have arrived.
+/// The number of bytes that the answer's `Range` says have arrived.
 fn received(target: &Target, response: &Response) -> Result<Option<u64>, Error> {
     let Some(text) = response.header(RANGE) else { return Ok(None) };
-    let range = text.strip_prefix("bytes=").unwrap_or(text);
-    let end =
-        range.split_once('-').and_then(|(first, last)| (first == "0").then(|| last.parse::<u64>().ok())?);
-    match end.and_then(|last| last.checked_add(1)) {
+    match received_bytes(text) {
         Some(len) => Ok(Some(len)),
         None => Err(Error::protocol(target, format!("upload status with Range {text:?}"))),
     }
+}
+
+/// The number of bytes that `0-LAST` means.
+pub(in crate::client) fn received_bytes(text: &str) -> Option<u64> {
+    let range = text.strip_prefix("bytes=").unwrap_or(text);
+    let (first, last) = range.split_once('-')?;
+    if first == "0" { last.parse::<u64>().ok()?.checked_add(1) } else { None }
 }
