@@ -47,6 +47,11 @@ async fn the_socket_goes_with_the_service_and_one_left_by_a_crash_is_replaced() 
     assert!(!harness.config.listen.path().exists());
     drop(std::os::unix::net::UnixListener::bind(harness.config.listen.path()).unwrap());
     assert!(harness.config.listen.path().exists());
+    // A child that another test has just forked holds the listener until it becomes another program.
+    crate::harness::eventually("nobody listens any longer", async || {
+        std::os::unix::net::UnixStream::connect(harness.config.listen.path()).is_err().then_some(())
+    })
+    .await;
     let config = harness.config.clone();
     let shutdown = tokio_util::sync::CancellationToken::new();
     let service = tokio::spawn(snapshotter::serve(config.clone(), shutdown.clone()));
