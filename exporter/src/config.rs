@@ -27,6 +27,11 @@ pub struct ExporterConfig {
     /// Push with the credentials of Docker's `config.json` (`registry.docker_config`) where the BuildKit client has none for
     /// a registry: whoever may build then pushes as the exporter. Never with `registry.insecure=true`. Default: true.
     pub own_credentials: bool,
+    /// Seconds within which a registry has to answer anything at all before a build's layers are taken: until then they
+    /// hold buildkitd's few slots for exports, which other builds need as well. Default: 20.
+    pub registry_answer_seconds: u64,
+    /// Seconds that builds under way get to end after a shutdown was asked for. Default: 300.
+    pub drain_seconds: u64,
     /// Layers converted at once, over all builds; at least 1. Each takes about 40 MB. Default: 2.
     pub conversions: usize,
     /// Worker threads of one conversion; 0: one a core, four at most. Default: 0.
@@ -45,6 +50,8 @@ impl Default for ExporterConfig {
             content_store: None,
             registry: ClientConfig::default(),
             own_credentials: true,
+            registry_answer_seconds: 20,
+            drain_seconds: 300,
             conversions: 2,
             threads: 0,
             layer_cache_bytes: 32 << 20,

@@ -8,8 +8,10 @@ use std::collections::BTreeSet;
 use std::path::Path;
 use std::time::{Duration, Instant};
 
-use registry::client::{ClientConfig, Retries};
+use exporter::ExporterConfig;
+use registry::client::{Client, ClientConfig, Retries};
 use registry::nydus;
+use registry::reference::Reference;
 use serde_json::Value;
 use support::{Stack, noise, run, wait_for};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
@@ -37,6 +39,8 @@ async fn a_build_becomes_a_nydus_image_and_a_rebuild_moves_only_new_layers() {
     assert!(text.contains(&digest), "{text}");
     let reported: Value = serde_json::from_slice(&std::fs::read(&metadata).unwrap()).unwrap();
     assert_eq!(reported["containerimage.digest"], digest.as_str());
+    assert_eq!(reported["containerimage.config.digest"], manifest["config"]["digest"]);
+    assert_eq!(reported["containerimage.descriptor"]["digest"], digest.as_str());
     let found = layers(&manifest);
     let types: Vec<&str> = found.iter().map(|(media_type, _)| media_type.as_str()).collect();
     assert_eq!(types, [nydus::MEDIA_TYPE_BLOB, nydus::MEDIA_TYPE_BLOB, nydus::MEDIA_TYPE_BOOTSTRAP]);
@@ -139,9 +143,16 @@ async fn several_outputs_of_one_build_and_several_builds_go_side_by_side() {
 async fn platforms_and_attestations_become_an_index() {
     let Some(stack) = Stack::start().await else { return };
     let context = stack.context("context", TWO_LAYERS, &[("base", b"base"), ("app", b"one")]);
+    for artifact in [false, true] {
+        check_attestations(&stack, &context, artifact).await;
+    }
+    stack.stop().await;
+}
+
+async fn check_attestations(stack: &Stack, context: &Path, artifact: bool) {
     let args = ["--opt=platform=linux/amd64,linux/arm64", "--opt=attest:provenance=mode=min"];
-    let output = stack.output("index:v1");
-    stack.build(&context, &[&args[..], &["--output", &output]].concat()).await.success();
+    let output = format!("{},oci-artifact={artifact}", stack.output("index:v1"));
+    stack.build(context, &[&args[..], &["--output", &output]].concat()).await.success();
     let (_, index) = stack.manifest("index:v1").await;
     let entries = index["manifests"].as_array().unwrap();
     assert_eq!(entries.len(), 4, "{index}");
@@ -152,9 +163,65 @@ async fn platforms_and_attestations_become_an_index() {
         assert_eq!(attestation["annotations"]["vnd.docker.reference.digest"], image["digest"]);
         let (_, kept) = stack.manifest(&format!("index@{}", attestation["digest"].as_str().unwrap())).await;
         assert_eq!(kept["layers"][0]["mediaType"], "application/vnd.in-toto+json");
+        let statement = stack.blob("index:v1", kept["layers"][0]["digest"].as_str().unwrap()).await;
+        let statement: Value = serde_json::from_slice(&statement).unwrap();
+        let hex = image["digest"].as_str().unwrap().strip_prefix("sha256:").unwrap();
+        assert_eq!(statement["subject"][0]["digest"]["sha256"], hex, "{statement}");
+        let architecture = image["platform"]["architecture"].as_str().unwrap();
+        let name = format!("pkg:docker/{}/index@v1?platform=linux%2F{architecture}", stack.registry);
+        assert_eq!(statement["subject"][0]["name"], name);
+        assert_eq!(
+            kept.get("subject").map(|subject| &subject["digest"]),
+            artifact.then_some(&image["digest"])
+        );
         let (_, converted) = stack.manifest(&format!("index@{}", image["digest"].as_str().unwrap())).await;
         assert_eq!(layers(&converted).last().unwrap().0, nydus::MEDIA_TYPE_BOOTSTRAP);
+        if artifact {
+            let reference = Reference::parse(&format!("{}/index:v1", stack.registry)).unwrap();
+            let digest = image["digest"].as_str().unwrap().parse().unwrap();
+            let client = Client::new(ClientConfig::default()).unwrap();
+            let found = client.referrers(reference.repository(), &digest, None).await.unwrap();
+            assert_eq!(found.len(), 1);
+        }
     }
+    // No tag stands for a manifest that is not there.
+    assert_eq!(stack.tags("index"), ["v1"]);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_cache_export_beside_ours_is_compressed_as_without_us() {
+    let Some(stack) = Stack::start().await else { return };
+    for (attrs, expected) in [("", "tar+gzip"), (",compression=zstd", "tar+zstd")] {
+        // A layer keeps the form in which it was handed over first.
+        let base = expected.repeat(10_000);
+        let context = stack.context("context", TWO_LAYERS, &[("base", base.as_bytes()), ("app", b"one")]);
+        let cache = stack.path(&format!("cache{}", attrs.len()));
+        let export = format!("type=local,mode=max,dest={}{attrs}", cache.display());
+        let output = stack.output("cached:v1");
+        stack.build(&context, &["--output", &output, "--export-cache", &export]).await.success();
+        let index: Value = serde_json::from_slice(&std::fs::read(cache.join("index.json")).unwrap()).unwrap();
+        let digest = index["manifests"][0]["digest"].as_str().unwrap().replace("sha256:", "blobs/sha256/");
+        let manifest: Value = serde_json::from_slice(&std::fs::read(cache.join(digest)).unwrap()).unwrap();
+        let text = manifest.to_string();
+        assert!(text.contains(expected), "{text}");
+    }
+    stack.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_push_by_digest_leaves_no_tag() {
+    let Some(stack) = Stack::start().await else { return };
+    let context = stack.context("context", TWO_LAYERS, &[("base", b"base"), ("app", b"one")]);
+    let metadata = stack.path("metadata.json");
+    let file = format!("--metadata-file={}", metadata.display());
+    let output = stack.output("by-digest") + ",push-by-digest=true";
+    stack.build(&context, &["--output", &output, &file]).await.success();
+    let reported: Value = serde_json::from_slice(&std::fs::read(&metadata).unwrap()).unwrap();
+    let digest = reported["containerimage.digest"].as_str().unwrap();
+    let name = format!("by-digest@{digest}");
+    assert_eq!(reported["image.name"], format!("{}/{name}", stack.registry));
+    assert_eq!(stack.manifest(&name).await.0, digest);
+    assert_eq!(stack.tags("by-digest"), [""; 0]);
     stack.stop().await;
 }
 
@@ -194,7 +261,7 @@ async fn buildkitd_absent_is_an_error_that_names_the_socket() {
     stack.stop().await;
 }
 
-/// A registry that answers every request alike, or never.
+/// A registry that answers every request alike, or has no blob and never answers an upload.
 async fn answering(answer: Option<&'static str>) -> (String, tokio::sync::mpsc::Receiver<()>) {
     let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
     let address = listener.local_addr().unwrap().to_string();
@@ -205,6 +272,9 @@ async fn answering(answer: Option<&'static str>) -> (String, tokio::sync::mpsc::
             tokio::spawn(async move {
                 let mut buffer = [0; 65536];
                 while let Ok(1..) = stream.read(&mut buffer).await {
+                    if answer.is_none() && buffer.starts_with(b"HEAD") {
+                        let _ = stream.write_all(b"HTTP/1.1 404 No\r\nContent-Length: 0\r\n\r\n").await;
+                    }
                     if let Some(answer) = answer {
                         let body = r#"{"errors":[{"code":"X","message":"because of the moon"}]}"#;
                         let head = format!(
@@ -241,6 +311,30 @@ async fn a_refused_push_fails_the_build_with_the_registry_s_reason() {
         assert!(text.contains(code) && text.contains(&registry), "{answer}: {text}");
         assert!(text.contains("ERROR: ") && text.contains("because of the moon"), "{answer}: {text}");
     }
+    stack.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_silent_registry_fails_its_build_soon_and_holds_up_no_other() {
+    let Some(stack) = Stack::start().await else { return };
+    let listen = stack.path("impatient.sock");
+    let config = ExporterConfig { registry_answer_seconds: 1, ..ExporterConfig::default() };
+    stack.serve(&stack.path("buildkitd.sock"), &listen, config);
+    wait_for("exporter", || listen.exists()).await;
+    // Connections are taken by the kernel, and nobody reads from them.
+    let silent = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let registry = silent.local_addr().unwrap();
+    let many = "FROM scratch\nCOPY app /a\nCOPY app /b\nCOPY app /c\nCOPY app /d\nCOPY app /e\n";
+    let context = stack.context("context", many, &[("app", &noise(9, 1 << 20))]);
+    let output = format!("type=nydus-cluster,name={registry}/silent:v1");
+    let stuck = run(stack.buildctl(&listen, &context, &["--output", &output]));
+    let other = stack.output("other:v1");
+    let free = run(stack.buildctl(&listen, &context, &["--output", &other]));
+    let (stuck, free) = tokio::join!(stuck, free);
+    free.success();
+    let text = stuck.failure();
+    assert!(text.contains(&format!("registry {registry} gave no usable answer within 1 s")), "{text}");
+    drop(silent);
     stack.stop().await;
 }
 

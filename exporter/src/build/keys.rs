@@ -3,7 +3,9 @@
 
 use std::collections::BTreeMap;
 
+use registry::digest::Digest;
 use registry::reference::{InvalidReference, Reference};
+use serde_json::Value;
 
 /// The exporter type that is ours.
 pub(crate) const EXPORTER_TYPE: &str = "nydus-cluster";
@@ -11,20 +13,33 @@ pub(crate) const EXPORTER_TYPE: &str = "nydus-cluster";
 mod key {
     pub(super) const NAME: &str = "name";
     pub(super) const PUSH: &str = "push";
+    pub(super) const PUSH_BY_DIGEST: &str = "push-by-digest";
+    pub(super) const NAME_CANONICAL: &str = "name-canonical";
     pub(super) const INSECURE: &str = "registry.insecure";
     pub(super) const OCI_MEDIA_TYPES: &str = "oci-mediatypes";
     pub(super) const LAYER_COMPRESSION: &str = "layer-compression";
 }
 
 /// The keys that are ours, as errors list them.
-const OWN_KEYS: [&str; 5] =
-    [key::NAME, key::PUSH, key::INSECURE, key::OCI_MEDIA_TYPES, key::LAYER_COMPRESSION];
+const OWN_KEYS: [&str; 7] = [
+    key::NAME,
+    key::PUSH,
+    key::PUSH_BY_DIGEST,
+    key::NAME_CANONICAL,
+    key::INSECURE,
+    key::OCI_MEDIA_TYPES,
+    key::LAYER_COMPRESSION,
+];
 
 /// Keys that BuildKit itself acts on while it makes the image that we convert.
-const PASSED_KEYS: [&str; 3] = ["oci-artifact", "rewrite-timestamp", "source-date-epoch"];
+const PASSED_KEYS: [&str; 5] =
+    ["attestation-inline", "oci-artifact", "prefer-nondist-layers", "rewrite-timestamp", "source-date-epoch"];
 
 /// `annotation.KEY`, `annotation-manifest.KEY`, `annotation[PLATFORM].KEY` and so on: BuildKit's as well.
-const PASSED_PREFIX: &str = "annotation";
+const ANNOTATION: &str = "annotation";
+
+/// What an annotation may be put on, where that is not said to be the manifest.
+const ANNOTATED: [&str; 4] = ["manifest", "manifest-descriptor", "index", "index-descriptor"];
 
 /// What is wrong with an output's keys.
 #[derive(Clone, Debug, Eq, PartialEq, thiserror::Error)]
@@ -44,6 +59,10 @@ pub(crate) enum AttrError {
         "type={EXPORTER_TYPE}: name={name} has a digest; a name to push to has a tag or nothing after it"
     )]
     NameWithDigest { name: String },
+    #[error(
+        "type={EXPORTER_TYPE}: name={name} has a tag, and push-by-digest=true pushes none: write the name without"
+    )]
+    TagByDigest { name: String },
     #[error("type={EXPORTER_TYPE}: a name is needed to push to: name=HOST[:PORT]/NAME[:TAG], or push=false")]
     NoName,
     #[error(
@@ -82,6 +101,10 @@ pub(crate) struct Attrs {
     pub(crate) names: Vec<Reference>,
     /// Whether anything leaves this machine.
     pub(crate) push: bool,
+    /// Whether it is pushed under its digest alone.
+    pub(crate) push_by_digest: bool,
+    /// Whether the name with the digest is reported as well.
+    pub(crate) name_canonical: bool,
     /// Whether the registry may be spoken to without TLS or with any certificate.
     pub(crate) insecure: bool,
     /// OCI's media types, or Docker's.
@@ -98,6 +121,8 @@ impl Attrs {
         let mut parsed = Self {
             names: Vec::new(),
             push: true,
+            push_by_digest: false,
+            name_canonical: false,
             insecure: false,
             oci_media_types: true,
             layer_compression: None,
@@ -107,10 +132,12 @@ impl Attrs {
             match name.as_str() {
                 key::NAME => parsed.names = names(value)?,
                 key::PUSH => parsed.push = boolean(key::PUSH, value)?,
+                key::PUSH_BY_DIGEST => parsed.push_by_digest = boolean(key::PUSH_BY_DIGEST, value)?,
+                key::NAME_CANONICAL => parsed.name_canonical = boolean(key::NAME_CANONICAL, value)?,
                 key::INSECURE => parsed.insecure = boolean(key::INSECURE, value)?,
                 key::OCI_MEDIA_TYPES => parsed.oci_media_types = boolean(key::OCI_MEDIA_TYPES, value)?,
                 key::LAYER_COMPRESSION => parsed.layer_compression = Some(compression(value)?),
-                passed if PASSED_KEYS.contains(&passed) || passed.starts_with(PASSED_PREFIX) => {
+                passed if PASSED_KEYS.contains(&passed) || is_annotation(passed) => {
                     parsed.passed.insert(name.clone(), value.clone());
                 }
                 _ => return Err(AttrError::UnknownKey { key: name.clone() }),
@@ -119,13 +146,75 @@ impl Attrs {
         if parsed.push && parsed.names.is_empty() {
             return Err(AttrError::NoName);
         }
+        let names = attrs.get(key::NAME).map(String::as_str).unwrap_or_default();
+        if let Some(name) = names.split(',').find(|name| parsed.push_by_digest && has_tag(name)) {
+            return Err(AttrError::TagByDigest { name: name.to_owned() });
+        }
         Ok(parsed)
+    }
+
+    /// The names of the image `digest`, as they are reported.
+    pub(crate) fn names_of(&self, digest: &Digest) -> Vec<String> {
+        let canonical = |name: &Reference| name.repository().with_digest(digest.clone()).to_string();
+        let mut names: Vec<String> = match self.push_by_digest {
+            true => Vec::new(),
+            false => self.names.iter().map(ToString::to_string).collect(),
+        };
+        if let Some(first) = self.names.first().filter(|_| self.name_canonical || self.push_by_digest) {
+            names.push(canonical(first));
+        }
+        names
+    }
+
+    /// The names as package URLs, by which attestations call what they are about; `platform` is as an index says it.
+    pub(crate) fn package_urls(&self, platform: Option<&Value>) -> Vec<String> {
+        let part = |name: &str| platform.and_then(|platform| platform.get(name)).and_then(Value::as_str);
+        let platform: Vec<&str> =
+            ["os", "architecture", "variant"].iter().filter_map(|name| part(name)).collect();
+        let qualifier = match &platform[..] {
+            [] => String::new(),
+            platform => format!("?platform={}", platform.join("%2F")),
+        };
+        let url = |name: &Reference| {
+            let full = format!("{}/{}", name.repository().host(), name.repository().name());
+            // As Docker shows names, and so BuildKit.
+            let short = full.strip_prefix("docker.io/library/").or_else(|| full.strip_prefix("docker.io/"));
+            let tag = name.tag().map(|tag| format!("@{tag}")).unwrap_or_default();
+            format!("pkg:docker/{}{tag}{qualifier}", short.unwrap_or(&full))
+        };
+        self.names.iter().map(url).collect()
     }
 
     /// The name that stands for the image in progress output.
     pub(crate) fn title(&self) -> String {
         self.names.first().map_or_else(|| "unnamed image".to_owned(), ToString::to_string)
     }
+}
+
+/// `annotation.KEY`, `annotation-manifest.KEY`, `annotation[PLATFORM].KEY` and so on.
+fn is_annotation(key: &str) -> bool {
+    let Some(rest) = key.strip_prefix(ANNOTATION) else { return false };
+    let rest = match rest.strip_prefix('-') {
+        None => rest,
+        Some(typed) => {
+            let end = typed.find(['[', '.']).unwrap_or(typed.len());
+            if !ANNOTATED.contains(&&typed[..end]) {
+                return false;
+            }
+            &typed[end..]
+        }
+    };
+    let rest = match rest.strip_prefix('[').map(|platform| platform.split_once(']')) {
+        None => rest,
+        Some(Some((_, rest))) => rest,
+        Some(None) => return false,
+    };
+    rest.strip_prefix('.').is_some_and(|key| !key.is_empty())
+}
+
+/// Whether a name as people write it has a tag.
+fn has_tag(name: &str) -> bool {
+    name.rsplit('/').next().is_some_and(|last| last.contains(':'))
 }
 
 /// Names separated by commas, as BuildKit's image exporter takes them.
@@ -192,6 +281,50 @@ mod tests {
         let attrs =
             parse(&[("name", "h:1/demo"), ("annotation.a", "b"), ("source-date-epoch", "0")]).unwrap();
         assert_eq!(attrs.passed.len(), 2);
+    }
+
+    #[test]
+    fn what_only_begins_like_an_annotation_is_no_key() {
+        for key in
+            ["annotation.a", "annotation-index.a", "annotation[linux/amd64].a", "annotation-manifest[x].a"]
+        {
+            assert!(parse(&[("name", "h:1/demo"), (key, "b")]).is_ok(), "{key}");
+        }
+        for key in [
+            "annotation",
+            "annotationfoo",
+            "annotation.",
+            "annotation-x.a",
+            "annotation[x.a",
+            "annotations.a",
+        ] {
+            assert!(
+                matches!(parse(&[("name", "h:1/demo"), (key, "b")]), Err(AttrError::UnknownKey { .. })),
+                "{key}"
+            );
+        }
+    }
+
+    #[test]
+    fn a_push_by_digest_has_no_tag_and_reports_the_digest() {
+        let tagged = [("name", "h:1/demo:v1"), ("push-by-digest", "true")];
+        assert!(matches!(parse(&tagged), Err(AttrError::TagByDigest { .. })));
+        let attrs = parse(&[("name", "h:1/demo"), ("push-by-digest", "true")]).unwrap();
+        let digest = registry::digest::sha256(b"");
+        assert_eq!(attrs.names_of(&digest), [format!("h:1/demo@{digest}")]);
+        let attrs = parse(&[("name", "h:1/demo:v1"), ("name-canonical", "true")]).unwrap();
+        assert_eq!(attrs.names_of(&digest), ["h:1/demo:v1".to_owned(), format!("h:1/demo@{digest}")]);
+    }
+
+    #[test]
+    fn attestations_call_the_image_by_package_urls() {
+        let attrs = parse(&[("name", "h:1/team/demo:v1")]).unwrap();
+        let platform = serde_json::json!({"os": "linux", "architecture": "arm", "variant": "v7"});
+        assert_eq!(
+            attrs.package_urls(Some(&platform)),
+            ["pkg:docker/h:1/team/demo@v1?platform=linux%2Farm%2Fv7"]
+        );
+        assert_eq!(parse(&[("name", "busybox")]).unwrap().package_urls(None), ["pkg:docker/busybox@latest"]);
     }
 
     #[test]

@@ -1,9 +1,11 @@
 //! What a Solve of ours consists of, found by its session and by its ref.
 //!
+//! - [`documents`]: the JSON documents of an output.
 //! - [`keys`]: what a user writes behind `--output type=nydus-cluster,…`.
 //! - [`output`]: what has come for one output, and what is made of it.
 //! - [`target`]: where it goes.
 
+pub(crate) mod documents;
 pub(crate) mod keys;
 mod output;
 pub(crate) mod target;

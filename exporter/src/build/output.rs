@@ -10,17 +10,15 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use bytes::Bytes;
 use registry::digest::Digest;
 
+use super::documents::{Document, Documents, DocumentsError};
 use super::keys::Attrs;
-use super::target::Target;
+use super::target::{Target, TargetError};
 use image::assemble::{AssembleError, AssembleOptions, assemble};
 use image::describe;
 use image::destination::{Destination, StoreError};
-use image::document::{DocumentError, Index, Manifest, MediaTypes, Stored, parse};
+use image::document::{Attestation, DocumentError, Index, Manifest, MediaTypes, Stored, Subject, parse};
 use image::layer::{ConvertError, ConvertedLayer, Converter, LayerConversion, ReadConversion};
 use image::progress::{Progress, Task};
-
-/// The most that JSON documents of one output may take in memory: manifests, configs, attestations.
-const DOCUMENTS_LIMIT_BYTES: usize = 48 << 20;
 
 /// How deep indexes may lie in indexes.
 const DEPTH_LIMIT: usize = 4;
@@ -43,16 +41,16 @@ pub(crate) enum OutputError {
     Blob { digest: Digest, reason: String },
     #[error("OCI layout from buildkitd: {reason}")]
     Layout { reason: String },
-    #[error(
-        "document {digest} from buildkitd: the documents of an image take more than {DOCUMENTS_LIMIT_BYTES} bytes"
-    )]
-    Documents { digest: Digest },
+    #[error("document {digest} from buildkitd: {error}")]
+    Documents { digest: Digest, error: DocumentsError },
     #[error("{title}: {what} {digest} did not come from buildkitd before what names it")]
     Missing { title: String, what: &'static str, digest: Digest },
     #[error("{title}: {}", describe(error.as_ref()))]
     Assemble { title: String, error: Box<AssembleError> },
     #[error("{title}: cannot push {what}: {}", describe(error.as_ref()))]
     Push { title: String, what: String, error: Box<StoreError> },
+    #[error("{title}: cannot push: {}", describe(error.as_ref()))]
+    Target { title: String, error: Box<TargetError> },
     #[error("{title}: {error}")]
     Document { title: String, error: DocumentError },
     #[error("{title}: buildkitd reported success but handed over no image")]
@@ -68,6 +66,7 @@ pub(crate) struct Output {
     target: Target,
     converter: Converter,
     progress: Arc<Progress>,
+    documents: Documents,
     received: Mutex<Received>,
 }
 
@@ -78,8 +77,6 @@ struct Received {
     writing: HashSet<Digest>,
     /// Converted layers by the digest of their source.
     layers: HashMap<Digest, Arc<ConvertedLayer>>,
-    documents: HashMap<Digest, Bytes>,
-    documents_bytes: usize,
     /// Stored manifests and indexes by the digest of their source.
     stored: HashMap<Digest, Stored>,
     /// Manifests that an index names.
@@ -96,7 +93,8 @@ impl Output {
         converter: Converter,
         progress: Arc<Progress>,
     ) -> Self {
-        Self { index, way, attrs, target, converter, progress, received: Mutex::default() }
+        let (documents, received) = (Documents::default(), Mutex::default());
+        Self { index, way, attrs, target, converter, progress, documents, received }
     }
 
     /// Its place among the build's outputs.
@@ -114,9 +112,9 @@ impl Output {
         self.attrs.title()
     }
 
-    /// The names that it gets.
-    pub(crate) fn names(&self) -> Vec<String> {
-        self.attrs.names.iter().map(ToString::to_string).collect()
+    /// The names that it gets, given its digest.
+    pub(crate) fn names(&self, digest: &Digest) -> Vec<String> {
+        self.attrs.names_of(digest)
     }
 
     /// Begins to report a part of the export.
@@ -126,7 +124,8 @@ impl Output {
 
     /// Where everything goes.
     async fn destination(&self) -> Result<&Destination, OutputError> {
-        self.target.destination().await.map_err(|error| self.push_error("anything", error))
+        let destination = self.target.destination().await;
+        destination.map_err(|error| OutputError::Target { title: self.title(), error: Box::new(error) })
     }
 
     fn received(&self) -> MutexGuard<'_, Received> {
@@ -191,24 +190,24 @@ impl Output {
         OutputError::Document { title: self.title(), error }
     }
 
-    /// Fails when `size` more bytes of documents are too much.
-    pub(crate) fn check_document_size(&self, digest: &Digest, size: usize) -> Result<(), OutputError> {
-        if self.received().documents_bytes + size > DOCUMENTS_LIMIT_BYTES {
-            return Err(OutputError::Documents { digest: digest.clone() });
-        }
-        Ok(())
+    /// Begins to take a document.
+    pub(crate) fn begin_document(&self) -> Document {
+        Document::new(self.target.spool_dir())
+    }
+
+    /// The error for a document that cannot be kept.
+    pub(crate) fn documents_error(&self, digest: &Digest, error: DocumentsError) -> OutputError {
+        OutputError::Documents { digest: digest.clone(), error }
     }
 
     /// A document has come. With blobs coming one by one, children come before those who name them.
-    pub(crate) async fn add_document(&self, digest: &Digest, content: Bytes) -> Result<(), OutputError> {
-        self.check_document_size(digest, content.len())?;
-        {
-            let mut received = self.received();
-            received.documents_bytes += content.len();
-            received.documents.insert(digest.clone(), content.clone());
-        }
+    pub(crate) async fn add_document(&self, digest: &Digest, document: Document) -> Result<(), OutputError> {
+        self.documents.insert(digest.clone(), document);
         match self.way {
-            Way::Store => self.convert_document(digest, &content, 0).await,
+            Way::Store => {
+                let content = self.document("document", digest).await?;
+                self.convert_document(digest, &content, 0).await
+            }
             Way::Tar => Ok(()),
         }
     }
@@ -231,7 +230,7 @@ impl Output {
         if self.received().stored.contains_key(digest) {
             return Ok(());
         }
-        let content = self.document(what, digest)?;
+        let content = self.document(what, digest).await?;
         Box::pin(self.convert_document(digest, &content, depth)).await
     }
 
@@ -253,6 +252,9 @@ impl Output {
             let source = Manifest::parse(content).map_err(|error| self.document_error(error))?;
             if source.is_image() {
                 self.convert_image(&source, content).await?
+            } else if Attestation::parse(content).map_err(|error| self.document_error(error))?.is_some() {
+                // It waits for its index, which says what it is about.
+                return Ok(());
             } else {
                 self.keep(&source, content).await?
             }
@@ -268,10 +270,15 @@ impl Output {
         for manifest in &source.manifests {
             self.convert_digest("manifest", manifest, depth + 1).await?;
         }
+        let mut attested = HashMap::new();
+        for (attestation, about, platform) in source.attestations() {
+            let stored = self.attest(&attestation, &about, platform).await?;
+            attested.insert((attestation, about), stored);
+        }
         let converted = {
             let mut received = self.received();
             received.named.extend(source.manifests.iter().cloned());
-            source.convert(&received.stored, self.attrs.oci_media_types)
+            source.convert_attested(&received.stored, &attested, self.attrs.oci_media_types)
         };
         let put =
             self.destination().await?.put_manifest(&converted.media_type, converted.content.clone()).await;
@@ -287,7 +294,7 @@ impl Output {
             let found = self.received().layers.get(&layer.digest).cloned().filter(|_| here);
             layers.push(found.ok_or_else(|| self.missing("layer", &layer.digest))?);
         }
-        let config = self.document("image config", &source.config)?;
+        let config = self.document("image config", &source.config).await?;
         let task = self.task(format!("pushing bootstrap and manifest of {} layers", layers.len()), 0);
         let media_types = if self.attrs.oci_media_types { MediaTypes::Oci } else { MediaTypes::Docker };
         let options = AssembleOptions { media_types, ..AssembleOptions::default() };
@@ -301,21 +308,53 @@ impl Output {
         Ok(assembled.into())
     }
 
-    /// Stores an attestation or artifact as it is.
+    /// Stores the attestation `digest` of what the manifest `about` became.
+    async fn attest(
+        &self,
+        digest: &Digest,
+        about: &Digest,
+        platform: Option<&serde_json::Value>,
+    ) -> Result<Stored, OutputError> {
+        let content = self.document("attestation", digest).await?;
+        let attestation = Attestation::parse(&content).map_err(|error| self.document_error(error))?;
+        let stored = self.received().stored.get(about).cloned();
+        let (Some(attestation), Some(stored)) = (attestation, stored) else {
+            let source = Manifest::parse(&content).map_err(|error| self.document_error(error))?;
+            return self.keep(&source, &content).await;
+        };
+        let mut blobs = HashMap::new();
+        for blob in attestation.statements.iter().chain([&attestation.config]) {
+            blobs.insert(blob.clone(), self.document("blob", blob).await?);
+        }
+        let names = self.attrs.package_urls(platform);
+        let subject = Subject { source: about, stored: &stored, names: &names };
+        let attested = attestation.about(&subject, &blobs).map_err(|error| self.document_error(error))?;
+        for blob in attested.blobs {
+            let put = self.destination().await?.put_blob(blob).await;
+            put.map_err(|error| self.push_error("an attestation's blob", error))?;
+        }
+        let Stored { media_type, content, .. } = &attested.manifest;
+        let put = self.destination().await?.put_manifest(media_type, content.clone()).await;
+        put.map_err(|error| self.push_error("an attestation", error))?;
+        Ok(attested.manifest)
+    }
+
+    /// Stores an artifact as it is.
     async fn keep(&self, source: &Manifest, content: &Bytes) -> Result<Stored, OutputError> {
         for digest in source.layers.iter().map(|layer| &layer.digest).chain([&source.config]) {
-            let blob = self.document("blob", digest)?;
+            let blob = self.document("blob", digest).await?;
             let put = self.destination().await?.put_blob(blob).await;
             put.map_err(|error| self.push_error(format!("blob {digest}"), error))?;
         }
         let media_type = source.media_type().to_owned();
         let put = self.destination().await?.put_manifest(&media_type, content.clone()).await;
-        let digest = put.map_err(|error| self.push_error("an attestation", error))?;
+        let digest = put.map_err(|error| self.push_error("an artifact", error))?;
         Ok(Stored { media_type, content: content.clone(), digest })
     }
 
-    fn document(&self, what: &'static str, digest: &Digest) -> Result<Bytes, OutputError> {
-        let document = self.received().documents.get(digest).cloned();
+    async fn document(&self, what: &'static str, digest: &Digest) -> Result<Bytes, OutputError> {
+        let document = self.documents.get(digest).await;
+        let document = document.map_err(|error| self.documents_error(digest, error))?;
         document.ok_or_else(|| self.missing(what, digest))
     }
 
@@ -330,10 +369,11 @@ impl Output {
         roots.next().map(|(_, stored)| stored.clone())
     }
 
-    /// buildkitd is done: gives the image its names and returns its digest.
-    pub(crate) async fn publish(&self) -> Result<String, OutputError> {
+    /// buildkitd is done: gives the image its names and returns it.
+    pub(crate) async fn publish(&self) -> Result<Stored, OutputError> {
         let root = self.root().ok_or_else(|| OutputError::NoImage { title: self.title() })?;
-        for name in self.attrs.names.iter().filter(|_| self.attrs.push) {
+        // Under its digest it is there already.
+        for name in self.attrs.names.iter().filter(|_| self.attrs.push && !self.attrs.push_by_digest) {
             let step = self.progress.step(self.index, format!("pushing {name}@{}", root.digest));
             let tagged = self.destination().await?.tag(name, &root.media_type, root.content.clone()).await;
             if let Err(error) = tagged {
@@ -343,7 +383,7 @@ impl Output {
             }
             step.finish();
         }
-        Ok(root.digest.to_string())
+        Ok(root)
     }
 }
 

@@ -4,12 +4,14 @@
 //! seconds of its client's first call for it.
 
 use std::fmt;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 
 use registry::client::{Client, ClientConfig, Error, Keyring};
 use registry::reference::Repository;
 use tokio::sync::OnceCell;
+use tokio::time::timeout;
 
 use super::keys::Attrs;
 use image::destination::Destination;
@@ -20,6 +22,9 @@ const PROBE_DEADLINE: Duration = Duration::from_secs(5);
 /// Where an output goes.
 pub(crate) struct Target {
     kind: Kind,
+    /// How long the registry may be silent.
+    answer_within: Duration,
+    spool_dir: PathBuf,
     destination: OnceCell<Destination>,
 }
 
@@ -27,6 +32,15 @@ enum Kind {
     Nowhere,
     Registry { client: Client, repository: Repository },
     Insecure { config: Box<ClientConfig>, builder: Arc<dyn Keyring>, repository: Repository },
+}
+
+/// Why nothing can go there.
+#[derive(Debug, thiserror::Error)]
+pub(crate) enum TargetError {
+    #[error(transparent)]
+    Registry(#[from] Error),
+    #[error("registry {host} gave no usable answer within {} s", after.as_secs())]
+    Silent { host: String, after: Duration },
 }
 
 impl fmt::Debug for Target {
@@ -48,6 +62,7 @@ impl Target {
         client: &Client,
         builder: Arc<dyn Keyring>,
         own_credentials: bool,
+        answer_within: Duration,
     ) -> Self {
         let repository = attrs.names.first().filter(|_| attrs.push).map(|name| name.repository().clone());
         let kind = match repository {
@@ -59,15 +74,37 @@ impl Target {
                 Kind::Registry { client: client.with_keyring(builder, own_credentials), repository }
             }
         };
-        Self { kind, destination: OnceCell::new() }
+        Self {
+            kind,
+            answer_within,
+            spool_dir: client.config().upload.spool_dir.clone(),
+            destination: OnceCell::new(),
+        }
+    }
+
+    /// Where what does not fit into memory is kept.
+    pub(crate) fn spool_dir(&self) -> &Path {
+        &self.spool_dir
     }
 
     /// The destination.
-    pub(crate) async fn destination(&self) -> Result<&Destination, Error> {
+    pub(crate) async fn destination(&self) -> Result<&Destination, TargetError> {
         self.destination.get_or_try_init(|| self.find_out()).await
     }
 
-    async fn find_out(&self) -> Result<Destination, Error> {
+    async fn find_out(&self) -> Result<Destination, TargetError> {
+        let found = self.reach().await?;
+        let Destination::Registry { client, repository } = &found else { return Ok(found) };
+        // Whatever it answers; what that means shows when something is sent.
+        let any = registry::digest::sha256(b"");
+        if timeout(self.answer_within, client.has_blob(repository, &any)).await.is_err() {
+            let (host, after) = (repository.host().to_owned(), self.answer_within);
+            return Err(TargetError::Silent { host, after });
+        }
+        Ok(found)
+    }
+
+    async fn reach(&self) -> Result<Destination, Error> {
         Ok(match &self.kind {
             Kind::Nowhere => Destination::Nowhere,
             Kind::Registry { client, repository } => {

@@ -5,6 +5,7 @@
 //! | SolveRequest | 1 | `Ref`, the build's name |
 //! | | 3, 4 | exporter type and attributes before v0.13; later a mirror of the first exporter |
 //! | | 5 | `Session` |
+//! | | 8 | `CacheOptions`, of which 4 are the repeated exports, with the fields of Exporter |
 //! | | 13 | repeated `Exporter`, from v0.13 |
 //! | Exporter | 1, 2 | `Type`, map `Attrs` |
 //! | SolveResponse | 1 | map `ExporterResponse` |
@@ -22,8 +23,12 @@ mod solve_request {
     pub(super) const EXPORTER_TYPE: u64 = 3;
     pub(super) const EXPORTER_ATTRS: u64 = 4;
     pub(super) const SESSION: u64 = 5;
+    pub(super) const CACHE: u64 = 8;
     pub(super) const EXPORTERS: u64 = 13;
 }
+
+/// Of CacheOptions: its entries have the fields of an exporter.
+const CACHE_EXPORTS: u64 = 4;
 
 mod exporter {
     pub(super) const TYPE: u64 = 1;
@@ -53,19 +58,20 @@ pub(crate) struct SolveRequest {
     pub(crate) session: String,
     /// The outputs in order: a response's exporter index counts these.
     pub(crate) exports: Vec<Export>,
+    /// The `--export-cache`s.
+    pub(crate) caches: Vec<Export>,
 }
 
 impl SolveRequest {
     /// Reads a request.
     pub(crate) fn parse(message: &[u8]) -> Result<Self, WireError> {
-        let mut exports = Vec::new();
+        let (mut exports, mut caches) = (Vec::new(), Vec::new());
         for field in Fields::of(message) {
             let field = field?;
-            if let (solve_request::EXPORTERS, Some(bytes)) = (field.number, field.bytes()) {
-                exports.push(Export {
-                    kind: field::string(bytes, exporter::TYPE)?,
-                    attrs: map::entries(bytes, exporter::ATTRS)?,
-                });
+            match (field.number, field.bytes()) {
+                (solve_request::EXPORTERS, Some(bytes)) => exports.push(Export::parse(bytes)?),
+                (solve_request::CACHE, Some(bytes)) => caches.extend(cache_exports(bytes)?),
+                _ => {}
             }
         }
         if exports.is_empty() {
@@ -78,8 +84,28 @@ impl SolveRequest {
             reference: field::string(message, solve_request::REF)?,
             session: field::string(message, solve_request::SESSION)?,
             exports,
+            caches,
         })
     }
+}
+
+impl Export {
+    fn parse(message: &[u8]) -> Result<Self, WireError> {
+        let (kind, attrs) =
+            (field::string(message, exporter::TYPE)?, map::entries(message, exporter::ATTRS)?);
+        Ok(Self { kind, attrs })
+    }
+}
+
+fn cache_exports(message: &[u8]) -> Result<Vec<Export>, WireError> {
+    let mut found = Vec::new();
+    for field in Fields::of(message) {
+        let field = field?;
+        if let (CACHE_EXPORTS, Some(bytes)) = (field.number, field.bytes()) {
+            found.push(Export::parse(bytes)?);
+        }
+    }
+    Ok(found)
 }
 
 /// The request with the exports at the given indices replaced, all else byte for byte as it was.
@@ -127,6 +153,11 @@ fn replace_export(message: &[u8], export: &Export, kind: u64, attrs: u64) -> Res
         map::put_entry(attrs, key, value, &mut out);
     }
     Ok(out)
+}
+
+/// The entries of a Solve response.
+pub(crate) fn exporter_response(message: &[u8]) -> Result<BTreeMap<String, String>, WireError> {
+    map::entries(message, SOLVE_RESPONSE_EXPORTER)
 }
 
 /// A Solve response with one entry set.

@@ -3,11 +3,15 @@
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
+use base64::Engine as _;
+use base64::engine::general_purpose::STANDARD;
 use bytes::Bytes;
 use h2::client::SendRequest;
 use h2::server::SendResponse;
 use h2::{Reason, SendStream};
 use http::{HeaderMap, Request, Response, request, response};
+use image::document::Stored;
+use serde_json::Value;
 
 use super::Rpc;
 use super::message::{self, Export, SolveRequest};
@@ -31,6 +35,10 @@ const OUTPUTS_LIMIT: usize = 4;
 
 /// The entry of a Solve response with the digest of what was exported.
 const IMAGE_DIGEST: &str = "containerimage.digest";
+/// The entry with the digest of the image's config, of images for one platform.
+const CONFIG_DIGEST: &str = "containerimage.config.digest";
+/// The entry with the descriptor of what was exported: JSON in base64.
+const DESCRIPTOR: &str = "containerimage.descriptor";
 /// The entry with the image's names, as BuildKit's own image exporter reports them.
 const IMAGE_NAME: &str = "image.name";
 
@@ -101,7 +109,7 @@ fn plan(message: &[u8]) -> Result<Option<Plan>, Status> {
     for (index, export) in request.exports.iter().enumerate().filter(|(_, export)| ours(export)) {
         let attrs = Attrs::parse(&export.attrs)
             .map_err(|error| Status::new(Code::InvalidArgument, error.to_string()))?;
-        replacements.insert(index, oci_export(&attrs, way, &request.exports));
+        replacements.insert(index, oci_export(&attrs, way, &request.exports, &request.caches));
         outputs.push((index, attrs, way));
     }
     let message = message::replace_exports(message, &replacements).map_err(malformed)?;
@@ -115,16 +123,18 @@ fn is_store_export(export: &Export) -> bool {
 }
 
 /// What buildkitd is to make instead of an output of ours.
-fn oci_export(attrs: &Attrs, way: Way, all: &[Export]) -> Export {
+fn oci_export(attrs: &Attrs, way: Way, all: &[Export], caches: &[Export]) -> Export {
     let mut oci = attrs.passed.clone();
     oci.insert("tar".to_owned(), (way == Way::Tar).to_string());
     oci.insert("oci-mediatypes".to_owned(), "true".to_owned());
-    let image = all.iter().find(|export| matches!(export.kind.as_str(), "image" | "oci" | "docker"));
-    match (attrs.layer_compression, image) {
-        // Layers as another output wants them anyway: a second form would cost time and space.
-        (None, Some(image)) => {
+    let images = all.iter().filter(|export| matches!(export.kind.as_str(), "image" | "oci" | "docker"));
+    // Inline caches have no layers of their own.
+    let caches = caches.iter().filter(|cache| cache.kind != "inline");
+    match (attrs.layer_compression, images.chain(caches).next()) {
+        // Layers as an image output or a cache export wants them anyway: a second form would cost time and space.
+        (None, Some(other)) => {
             for key in ["compression", "compression-level", "force-compression"] {
-                if let Some(value) = image.attrs.get(key) {
+                if let Some(value) = other.attrs.get(key) {
                     oci.insert(key.to_owned(), value.clone());
                 }
             }
@@ -143,7 +153,13 @@ fn begin<'a>(exporter: &Exporter, builds: &'a Builds, plan: Plan) -> Result<Regi
     let keyring = exporter.keyring(&plan.request.session);
     let mut outputs = Vec::with_capacity(plan.outputs.len());
     for (index, attrs, way) in plan.outputs {
-        let target = Target::new(&attrs, &exporter.client, Arc::clone(&keyring), exporter.own_credentials());
+        let target = Target::new(
+            &attrs,
+            &exporter.client,
+            Arc::clone(&keyring),
+            exporter.own_credentials(),
+            exporter.registry_answer(),
+        );
         let converter = exporter.converter.clone();
         let output = Output::new(index, way, attrs, target, converter, Arc::clone(&progress));
         outputs.push(Arc::new(output));
@@ -245,18 +261,18 @@ async fn finish(
     };
     let response = answer.message.take().unwrap_or_default();
     let published = async {
-        let mut digests = Vec::new();
+        let mut images = Vec::new();
         for output in &build.outputs {
-            digests.push(output.publish().await.map_err(|error| error.to_string())?);
+            images.push(output.publish().await.map_err(|error| error.to_string())?);
         }
-        Ok::<_, String>(digests)
+        Ok::<_, String>(images)
     };
-    let digests = match until_reset(downstream, published).await {
-        Ok(Ok(digests)) => digests,
+    let images = match until_reset(downstream, published).await {
+        Ok(Ok(images)) => images,
         Ok(Err(reason)) => return Err(fail(build, reason)),
         Err(error) => return Err(Failed::Cancelled(error.reason())),
     };
-    answer.message = Some(report(build, &digests, response)?);
+    answer.message = Some(report(build, &images, response)?);
     Ok(answer)
 }
 
@@ -265,23 +281,51 @@ fn fail(build: &Build, reason: String) -> Failed {
     Failed::Ours(Status::new(Code::Unknown, reason))
 }
 
-/// The response with our image's digest, where no other output has put one there.
-fn report(build: &Build, digests: &[String], response: Bytes) -> Result<Bytes, Failed> {
-    for digest in digests {
-        tracing::info!(build = build.reference, digest, "export done");
+/// The response with what our image is, where no other output has put that there.
+fn report(build: &Build, images: &[Stored], response: Bytes) -> Result<Bytes, Failed> {
+    for image in images {
+        tracing::info!(build = build.reference, digest = %image.digest, "export done");
     }
-    let ([digest], [output], true) = (digests, build.outputs.as_slice(), build.sole) else {
+    let ([image], [output], true) = (images, build.outputs.as_slice(), build.sole) else {
         return Ok(response);
     };
-    let mut entries = vec![(IMAGE_DIGEST, digest.clone())];
-    if !output.names().is_empty() {
-        entries.push((IMAGE_NAME, output.names().join(",")));
+    let malformed = |error| Failed::Ours(Status::new(Code::Internal, format!("Solve response: {error}")));
+    let theirs = message::exporter_response(&response).map_err(malformed)?;
+    let mut entries = vec![(IMAGE_DIGEST, image.digest.to_string())];
+    let names = output.names(&image.digest);
+    if !names.is_empty() {
+        entries.push((IMAGE_NAME, names.join(",")));
+    }
+    let config = config_of(image);
+    entries.extend(config.clone().map(|config| (CONFIG_DIGEST, config)));
+    if let Some(descriptor) = theirs.get(DESCRIPTOR).and_then(|text| descriptor_of(text, image, config)) {
+        entries.push((DESCRIPTOR, descriptor));
     }
     let changed = entries.into_iter().try_fold(response.to_vec(), |message, (key, value)| {
         message::set_exporter_response(&message, key, &value)
     });
-    let malformed = |error| Failed::Ours(Status::new(Code::Internal, format!("Solve response: {error}")));
     changed.map(Bytes::from).map_err(malformed)
+}
+
+/// The digest of an image's config; an index has none.
+fn config_of(image: &Stored) -> Option<String> {
+    let manifest: Value = serde_json::from_slice(&image.content).ok()?;
+    Some(manifest.pointer("/config/digest")?.as_str()?.to_owned())
+}
+
+/// The descriptor that buildkitd reports, of our image instead of the one that it handed over.
+fn descriptor_of(theirs: &str, image: &Stored, config: Option<String>) -> Option<String> {
+    let mut descriptor: Value = serde_json::from_slice(&STANDARD.decode(theirs).ok()?).ok()?;
+    let object = descriptor.as_object_mut()?;
+    object.insert("mediaType".to_owned(), image.media_type.clone().into());
+    object.insert("digest".to_owned(), image.digest.to_string().into());
+    object.insert("size".to_owned(), image.content.len().into());
+    if let (Some(Value::Object(annotations)), Some(config)) = (object.get_mut("annotations"), config)
+        && annotations.contains_key(CONFIG_DIGEST)
+    {
+        annotations.insert(CONFIG_DIGEST.to_owned(), config.into());
+    }
+    Some(STANDARD.encode(descriptor.to_string()))
 }
 
 /// Answers the caller.

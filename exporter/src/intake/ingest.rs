@@ -3,6 +3,7 @@
 use bytes::{Bytes, BytesMut};
 use registry::digest::{Digest, Hasher};
 
+use crate::build::documents::Document;
 use crate::build::{Output, OutputError};
 use image::layer::LayerConversion;
 use image::progress::Task;
@@ -28,7 +29,7 @@ pub(crate) struct Ingest<'a> {
 enum Kind {
     /// Too little has come to tell.
     Unknown(BytesMut),
-    Document(BytesMut),
+    Document(Document),
     Layer(LayerConversion, Task),
     /// A layer that was converted before.
     Known,
@@ -64,9 +65,8 @@ impl<'a> Ingest<'a> {
                 Ok(())
             }
             Kind::Document(document) => {
-                self.output.check_document_size(&self.expected, document.len() + data.len())?;
-                document.extend_from_slice(&data);
-                Ok(())
+                let written = document.write(&data).await;
+                written.map_err(|error| self.output.documents_error(&self.expected, error))
             }
             Kind::Layer(conversion, task) => {
                 task.advance(data.len() as u64);
@@ -79,7 +79,10 @@ impl<'a> Ingest<'a> {
     /// Decides what the blob is by its first bytes.
     async fn decide(&mut self, begin: BytesMut) -> Result<(), OutputError> {
         if is_document(&begin) {
-            self.kind = Kind::Document(begin);
+            let mut document = self.output.begin_document();
+            let written = document.write(&begin).await;
+            written.map_err(|error| self.output.documents_error(&self.expected, error))?;
+            self.kind = Kind::Document(document);
         } else if self.output.has(&self.expected).await? {
             self.kind = Kind::Known;
         } else {
@@ -108,7 +111,7 @@ impl<'a> Ingest<'a> {
         }
         match self.kind {
             Kind::Unknown(_) | Kind::Known => {}
-            Kind::Document(document) => self.output.add_document(&self.expected, document.freeze()).await?,
+            Kind::Document(document) => self.output.add_document(&self.expected, document).await?,
             Kind::Layer(conversion, task) => {
                 let layer = conversion.finish().await;
                 match layer {

@@ -1,7 +1,6 @@
 //! One client's connection, and which of its streams are ours to look into.
 
 use std::sync::Arc;
-use std::time::Duration;
 
 use bytes::Bytes;
 use h2::RecvStream;
@@ -17,9 +16,6 @@ use crate::grpc::{Status, respond};
 use crate::http2::forward::forward;
 use crate::http2::settings;
 use crate::http2::upstream::Upstream;
-
-/// How long builds may go on after a shutdown was asked for, before they are cancelled.
-const DRAIN_DEADLINE: Duration = Duration::from_secs(10);
 
 /// Serves a client until it leaves or, after `shutdown`, its streams have ended.
 pub(crate) async fn serve_connection(
@@ -40,7 +36,7 @@ pub(crate) async fn serve_connection(
             accepted = connection.accept() => accepted,
             () = shutdown.cancelled(), if deadline.is_none() => {
                 connection.graceful_shutdown();
-                deadline = Some(tokio::time::Instant::now() + DRAIN_DEADLINE);
+                deadline = Some(tokio::time::Instant::now() + exporter.drain());
                 continue;
             }
             () = until(deadline) => break,

@@ -8,6 +8,7 @@ mod listen;
 
 use std::path::Path;
 use std::sync::Arc;
+use std::time::Duration;
 
 use rafs::build::BuildOptions;
 use registry::client::{Client, Error, Keyring};
@@ -57,6 +58,16 @@ impl Exporter {
     /// The credentials of the client of `session`.
     pub(crate) fn keyring(&self, session: &str) -> Arc<dyn Keyring> {
         Arc::new(SessionKeyring::new(Arc::clone(&self.sessions), session.to_owned()))
+    }
+
+    /// How long builds may go on after a shutdown was asked for, before they are cancelled.
+    pub(crate) fn drain(&self) -> Duration {
+        Duration::from_secs(self.config.drain_seconds)
+    }
+
+    /// How long a registry may be silent before anything is sent to it.
+    pub(crate) fn registry_answer(&self) -> Duration {
+        Duration::from_secs(self.config.registry_answer_seconds)
     }
 
     /// Whether our own credentials may stand in for those that a client lacks.

@@ -176,6 +176,13 @@ impl Stack {
         (descriptor.digest().to_string(), serde_json::from_slice(&content).unwrap())
     }
 
+    /// The tags of a repository of the registry, from its storage.
+    pub(crate) fn tags(&self, repository: &str) -> Vec<String> {
+        let dir = format!("registry/docker/registry/v2/repositories/{repository}/_manifests/tags");
+        let Ok(entries) = std::fs::read_dir(self.path(&dir)) else { return Vec::new() };
+        entries.map(|entry| entry.unwrap().file_name().into_string().unwrap()).collect()
+    }
+
     /// A blob of the registry.
     pub(crate) async fn blob(&self, name: &str, digest: &str) -> Vec<u8> {
         let reference = Reference::parse(&format!("{}/{name}", self.registry)).unwrap();

@@ -100,8 +100,9 @@ pub async fn convert(
     let (source, tree) = cancel.run_until_cancelled(opening).await.ok_or(ConversionError::Cancelled)??;
     let images = tree.images();
     target.check(&images, options.also_oci)?;
-    let layers = job.convert_layers(&source, tree::distinct_layers(&images)).await?;
-    job.publish(&source, &tree, &layers, target).await
+    // Boxed: each holds all that a push needs, and would lie on the stack several times.
+    let layers = Box::pin(job.convert_layers(&source, tree::distinct_layers(&images))).await?;
+    Box::pin(job.publish(&source, &tree, &layers, target)).await
 }
 
 /// A digest as short as people compare them, and as a progress bar has room for.

@@ -88,6 +88,17 @@ impl Index {
             self.entries().filter_map(|entry| entry.get("digest")?.as_str()?.parse().ok()).collect();
     }
 
+    /// The attestations among its entries, each with the digest of what it is about and what that is for.
+    pub fn attestations(&self) -> Vec<(Digest, Digest, Option<&Value>)> {
+        let found = |entry: &Value| {
+            let (digest, about) = attestation(entry.as_object()?)?;
+            let subject =
+                self.entries().find(|other| digest_of(other.get("digest")).as_ref() == Some(&about));
+            Some((digest, about, subject.and_then(|subject| subject.get("platform"))))
+        };
+        self.entries().filter_map(found).collect()
+    }
+
     /// The entries' descriptors.
     pub fn entries(&self) -> impl Iterator<Item = &Value> {
         self.object.get("manifests").and_then(Value::as_array).into_iter().flatten()
@@ -111,18 +122,50 @@ impl Index {
 
     /// The index with `replaced`, by the digests of what they stand for.
     pub fn convert(&self, replaced: &HashMap<Digest, Stored>, oci_media_types: bool) -> Stored {
+        self.convert_attested(replaced, &HashMap::new(), oci_media_types)
+    }
+
+    /// The same, with attestations by their own digests and by those of what they are about: two that say nothing of what
+    /// that is may be the same document.
+    pub fn convert_attested(
+        &self,
+        replaced: &HashMap<Digest, Stored>,
+        attested: &HashMap<(Digest, Digest), Stored>,
+        oci_media_types: bool,
+    ) -> Stored {
         let media_type = if oci_media_types { OCI_INDEX } else { DOCKER_INDEX };
         let mut index = self.object.clone();
         index.insert("mediaType".to_owned(), json!(media_type));
         if let Some(Value::Array(entries)) = index.get_mut("manifests") {
             for entry in entries.iter_mut().filter_map(Value::as_object_mut) {
+                let attestation = attestation(entry).and_then(|key| attested.get(&key));
                 replace(entry, replaced);
+                if let Some(stored) = attestation {
+                    put(entry, stored);
+                }
             }
         }
         let content = serialise(&index);
         let digest = registry::digest::sha256(&content);
         Stored { media_type: media_type.to_owned(), content, digest }
     }
+}
+
+fn digest_of(value: Option<&Value>) -> Option<Digest> {
+    value?.as_str()?.parse().ok()
+}
+
+/// The digests of an attestation's entry and of what it is about.
+fn attestation(entry: &Object) -> Option<(Digest, Digest)> {
+    let about = digest_of(entry.get("annotations").and_then(|annotations| annotations.get(ATTESTED)))?;
+    Some((digest_of(entry.get("digest"))?, about))
+}
+
+/// Has an entry name `stored`.
+fn put(entry: &mut Object, stored: &Stored) {
+    entry.insert("mediaType".to_owned(), json!(stored.media_type));
+    entry.insert("digest".to_owned(), json!(stored.digest.as_ref()));
+    entry.insert("size".to_owned(), json!(stored.content.len()));
 }
 
 /// The entry of a nydus image beside a plain one: marked for those who know artifact types, and for those who do not.
@@ -145,14 +188,9 @@ fn beside(image: &Beside) -> Value {
 }
 
 fn replace(entry: &mut Object, replaced: &HashMap<Digest, Stored>) {
-    let find = |value: Option<&Value>| {
-        let digest: Digest = value?.as_str()?.parse().ok()?;
-        replaced.get(&digest)
-    };
+    let find = |value: Option<&Value>| digest_of(value).and_then(|digest| replaced.get(&digest));
     if let Some(stored) = find(entry.get("digest")) {
-        entry.insert("mediaType".to_owned(), json!(stored.media_type));
-        entry.insert("digest".to_owned(), json!(stored.digest.as_ref()));
-        entry.insert("size".to_owned(), json!(stored.content.len()));
+        put(entry, stored);
     }
     if let Some(Value::Object(annotations)) = entry.get_mut("annotations")
         && let Some(stored) = find(annotations.get(ATTESTED))

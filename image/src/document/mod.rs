@@ -3,11 +3,14 @@
 //! - `manifest`: of one platform's image, or of something that is kept as it is.
 //! - `index`: of several platforms, attestations, and plain images with their nydus images.
 //! - `config`: the image config.
+//! - `attestation`: statements about another manifest.
 
+mod attestation;
 mod config;
 mod index;
 mod manifest;
 
+pub use attestation::{Attestation, Attested, Subject};
 pub(crate) use config::convert as convert_config;
 pub use index::{Beside, Index, Stored};
 pub use manifest::{Described, Manifest, ManifestLayer, MediaTypes};
@@ -18,6 +21,8 @@ pub const OCI_MANIFEST: &str = "application/vnd.oci.image.manifest.v1+json";
 pub const OCI_INDEX: &str = "application/vnd.oci.image.index.v1+json";
 /// OCI's media type of an image's config.
 pub const OCI_CONFIG: &str = "application/vnd.oci.image.config.v1+json";
+/// Media type of a config that says nothing.
+pub const EMPTY_CONFIG: &str = "application/vnd.oci.empty.v1+json";
 /// Docker's media type of a manifest.
 pub const DOCKER_MANIFEST: &str = "application/vnd.docker.distribution.manifest.v2+json";
 /// Docker's media type of an index.

@@ -356,7 +356,8 @@ impl Transport {
             .map_err(|e| Error::protocol(target, format!("registry address {}: {e}", endpoint.base)))?;
         let secure = base.scheme() == "https";
         let request = Request { host: &endpoint.host, secure, repository: &target.repository, scopes };
-        let mut header = self.auth.authorization(self, request).await?;
+        // Boxed: asking for credentials is rare, and would make the future of every request as large as itself.
+        let mut header = Box::pin(self.auth.authorization(self, request)).await?;
         let mut tries = Tries::default();
         // Signed URLs are good for the method they were given for.
         let mut shortcut =
@@ -404,7 +405,7 @@ impl Transport {
                 continue;
             }
             if at_registry {
-                match self.renewed(request, &response, header.as_ref(), &mut tries).await? {
+                match Box::pin(self.renewed(request, &response, header.as_ref(), &mut tries)).await? {
                     Some(new) => header = Some(new),
                     None => return Ok(response),
                 }

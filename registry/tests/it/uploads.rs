@@ -152,3 +152,25 @@ async fn a_failing_registry_is_retried_and_then_an_error() {
     let puts = fake.seen().iter().filter(|seen| seen.method == "PUT").count();
     assert_eq!(puts, 4, "as often as configured");
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn an_upload_that_is_dropped_is_given_up_at_the_registry() {
+    let fake = Fake::start(|seen, _| match seen.method.as_str() {
+        "POST" => answer(202, &[("location", "/v2/app/blobs/uploads/1")], ""),
+        "PATCH" => answer(202, &[("location", "/v2/app/blobs/uploads/2"), ("range", "0-99999")], ""),
+        _ => answer(204, &[], ""),
+    })
+    .await;
+    let upload = UploadConfig { piece_bytes: 100_000, ..config().upload };
+    let client = Client::new(registry::client::ClientConfig { upload, ..config() }).unwrap();
+    let mut upload = client.begin_upload(&fake.repository("app")).await.unwrap();
+    upload.write(noise(11, 150_000)).await.unwrap();
+    drop(upload);
+    let given_up = || fake.seen().iter().any(|seen| seen.method == "DELETE");
+    let wait = async {
+        while !given_up() {
+            tokio::time::sleep(std::time::Duration::from_millis(10)).await;
+        }
+    };
+    tokio::time::timeout(std::time::Duration::from_secs(20), wait).await.expect("the upload is given up");
+}

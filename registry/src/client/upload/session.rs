@@ -37,6 +37,21 @@ pub(super) struct Session {
     /// Bytes that the registry has.
     offset: u64,
     keep: Keep,
+    /// Whether the registry still holds what came.
+    open: bool,
+}
+
+impl Drop for Session {
+    /// Whoever leaves without a word, such as a build that is cancelled, leaves nothing at the registry.
+    fn drop(&mut self) {
+        if self.open
+            && let Ok(runtime) = tokio::runtime::Handle::try_current()
+        {
+            let (client, repository) = (self.client.clone(), self.repository.clone());
+            let location = self.location.clone();
+            runtime.spawn(async move { abandon(&client, &repository, location).await });
+        }
+    }
 }
 
 /// Whether bytes are kept after the registry acknowledged them.
@@ -52,7 +67,16 @@ impl Session {
     pub(super) async fn begin(client: Client, repository: Repository) -> Result<Self, Error> {
         let scopes = Scopes::push(repository.name());
         let Begun { location, piece_bytes } = start(&client, &repository, &scopes).await?;
-        Ok(Self { client, repository, scopes, location, piece_bytes, offset: 0, keep: Keep::Undecided })
+        Ok(Self {
+            client,
+            repository,
+            scopes,
+            location,
+            piece_bytes,
+            offset: 0,
+            keep: Keep::Undecided,
+            open: true,
+        })
     }
 
     /// How many bytes each piece but the last is to have.
@@ -93,7 +117,10 @@ impl Session {
                 self.advance(start, &rest, &mut retry).await?;
             }
             let body = if whole { rest.clone() } else { Bytes::new() };
-            let Err(error) = self.commit(&target, digest, body).await else { return Ok(()) };
+            let Err(error) = self.commit(&target, digest, body).await else {
+                self.open = false;
+                return Ok(());
+            };
             let lost = is_lost(&error);
             if !lost && !error.is_transient() {
                 return Err(error);
@@ -101,14 +128,16 @@ impl Session {
             retry.again(error).await?;
             // The answer may have been lost, not the request.
             if self.client.has_blob(&self.repository, digest).await? {
+                self.open = false;
                 return Ok(());
             }
             self.recover(start, false).await?;
         }
     }
 
-    pub(super) async fn abandon(&self) {
+    pub(super) async fn abandon(mut self: Box<Self>) {
         abandon(&self.client, &self.repository, self.location.clone()).await;
+        self.open = false;
     }
 
     fn target(&self, method: Method) -> Target {
