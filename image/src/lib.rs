@@ -12,6 +12,7 @@
 //! - [`document`]: manifest, index, config: each parsed in one place, unknown members kept.
 //! - [`assemble`]: converted layers become an image.
 //! - [`convert`]: a whole image, by all of these.
+//! - [`files`]: some files of an image, in a directory.
 //! - [`progress`]: what of it is done, for whoever shows it.
 
 #![forbid(unsafe_code)]
@@ -21,6 +22,7 @@ pub mod convert;
 pub mod destination;
 pub mod document;
 mod error;
+pub mod files;
 pub mod layer;
 pub mod location;
 pub mod platform;

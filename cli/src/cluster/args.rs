@@ -27,7 +27,7 @@ pub(crate) enum Cluster {
 /// Where images are looked for, and how.
 #[derive(Debug, clap::Args)]
 pub(crate) struct Discovery {
-    /// The directory of the cluster image
+    /// The cluster image: its directory, `[docker://]REF`, `oci:DIR[:IMAGE]` or `oci-archive:FILE[:IMAGE]`, plain or nydus
     pub(crate) source: String,
     /// Leave out what fits this pattern, in the syntax of .gitignore; may be given several times
     #[arg(long, value_name = "PATTERN", allow_hyphen_values = true)]

@@ -1,13 +1,13 @@
 //! `cluster images`: which container images a cluster image asks for.
 
-use std::path::Path;
 use std::process::ExitCode;
 use std::time::Duration;
 
-use anyhow::{Context as _, bail};
+use anyhow::Context as _;
 use cluster::discover::{self, Archive, Discovery, Layout, Options, Origin, Problem};
 use serde::Serialize;
 
+use super::opened::Opened;
 use super::{args, lock};
 use crate::config::Config;
 
@@ -32,7 +32,8 @@ struct ImageReport<'a> {
 
 /// Finds the images and prints them.
 pub(super) async fn run(config: &Config, flags: args::Images) -> anyhow::Result<ExitCode> {
-    let found = discover(config, &flags.discovery).await?;
+    let opened = Opened::open(config, &flags.discovery.source, flags.platform.first()).await?;
+    let found = discover(config, &flags.discovery, &opened).await?;
     for warning in &found.warnings {
         eprintln!("warning: {warning}");
     }
@@ -41,10 +42,10 @@ pub(super) async fn run(config: &Config, flags: args::Images) -> anyhow::Result<
     }
     let code = if found.problems.is_empty() { ExitCode::SUCCESS } else { ExitCode::FAILURE };
     if let Some(path) = &flags.lock {
-        return lock::write(config, &flags, &found, path).await;
+        return lock::write(config, &flags, &opened, &found, path).await;
     }
     if let Some(path) = &flags.check {
-        return lock::check(config, &flags, &found, path).await;
+        return lock::check(config, &flags, &opened, &found, path).await;
     }
     if let Some(image) = &flags.why {
         return why(&found, image, code);
@@ -58,21 +59,25 @@ pub(super) async fn run(config: &Config, flags: args::Images) -> anyhow::Result<
     Ok(code)
 }
 
-/// Looks for images in the directory that is named.
-pub(super) async fn discover(config: &Config, flags: &args::Discovery) -> anyhow::Result<Discovery> {
-    let dir = Path::new(&flags.source);
-    if !dir.is_dir() {
-        bail!("{}: no such directory", flags.source);
-    }
+/// Looks for images in what was opened. The command line's environment comes before the image's own.
+pub(super) async fn discover(
+    config: &Config,
+    flags: &args::Discovery,
+    opened: &Opened,
+) -> anyhow::Result<Discovery> {
+    let mut environment = opened.environment.clone();
+    environment.extend(flags.environment.iter().cloned());
     let options = Options {
-        environment: flags.environment.iter().cloned().collect(),
+        environment,
         ignore: flags.ignore.clone(),
         values: flags.values.clone(),
         kube_version: flags.kube_version.clone(),
         helm: flags.helm.clone().or_else(|| config.cluster.helm.clone()),
         helm_deadline: Duration::from_secs(config.cluster.helm_seconds),
     };
-    discover::discover(dir, &options).await.with_context(|| format!("looking for images in {}", flags.source))
+    discover::discover(&opened.dir, &options)
+        .await
+        .with_context(|| format!("looking for images in {}", flags.source))
 }
 
 fn report(found: &Discovery) -> Report<'_> {

@@ -8,19 +8,21 @@ use cluster::lock::{self, Lock, ResolveOptions, Resolved};
 use registry::client::Client;
 
 use super::args;
+use super::opened::Opened;
 use crate::config::Config;
 
 /// Looks up the images and writes the lock `path`, unless one of them is not there.
 pub(super) async fn write(
     config: &Config,
     flags: &args::Images,
+    opened: &Opened,
     found: &Discovery,
     path: &Path,
 ) -> anyhow::Result<ExitCode> {
     let before = if path.exists() { Some(Lock::read(path)?) } else { None };
     let obeyed = before.as_ref().filter(|_| !flags.update);
     let options = options(flags, flags.platform.clone());
-    let resolved = resolve(config, flags, found, &options, obeyed).await?;
+    let resolved = resolve(config, opened, found, &options, obeyed).await?;
     if !found.problems.is_empty() || !resolved.problems.is_empty() {
         eprintln!("{} is not written: images may be missing", path.display());
         return Ok(ExitCode::FAILURE);
@@ -37,12 +39,13 @@ pub(super) async fn write(
 pub(super) async fn check(
     config: &Config,
     flags: &args::Images,
+    opened: &Opened,
     found: &Discovery,
     path: &Path,
 ) -> anyhow::Result<ExitCode> {
     let locked = Lock::read(path)?;
     let platforms = if flags.platform.is_empty() { locked.platforms.clone() } else { flags.platform.clone() };
-    let resolved = resolve(config, flags, found, &options(flags, platforms), None).await?;
+    let resolved = resolve(config, opened, found, &options(flags, platforms), None).await?;
     let changes = lock::changes(&locked, &resolved.lock);
     for change in &changes {
         println!("{change}");
@@ -58,14 +61,13 @@ fn options(flags: &args::Images, platforms: Vec<image::platform::PlatformName>) 
 /// Looks up the images, and says which are not there.
 async fn resolve(
     config: &Config,
-    flags: &args::Images,
+    opened: &Opened,
     found: &Discovery,
     options: &ResolveOptions,
     obeyed: Option<&Lock>,
 ) -> anyhow::Result<Resolved> {
     let client = Client::new(config.registry.clone())?;
-    let root = Path::new(&flags.discovery.source);
-    let resolved = lock::resolve(found, root, &client, options, obeyed).await?;
+    let resolved = lock::resolve(found, &opened.dir, &client, options, obeyed).await?;
     for warning in &resolved.warnings {
         eprintln!("warning: {warning}");
     }

@@ -3,6 +3,7 @@
 mod args;
 mod images;
 mod lock;
+mod opened;
 mod save;
 
 use std::process::ExitCode;

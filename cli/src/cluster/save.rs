@@ -1,6 +1,5 @@
 //! `cluster save`: the images of a cluster image, brought to a directory or a repository.
 
-use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
 use anyhow::{Context as _, bail};
@@ -10,6 +9,7 @@ use indicatif::HumanBytes;
 use registry::Reference;
 use registry::client::Client;
 
+use super::opened::Opened;
 use super::{args, images};
 use crate::config::Config;
 
@@ -23,13 +23,14 @@ pub(super) async fn run(config: &Config, flags: args::Save) -> anyhow::Result<Ex
         bail!("images are saved as they are: say so with --plain");
     }
     let client = Client::new(config.registry.clone())?;
-    let root = Path::new(&flags.discovery.source);
-    let Some(lock) = lock(config, &flags, &client).await? else { return Ok(ExitCode::FAILURE) };
+    let opened = Opened::open(config, &flags.discovery.source, flags.platform.first()).await?;
     let destination = match &flags.to {
         Some(reference) => Destination::Repository(reference.clone()),
-        None => Destination::Directory(root.join(REGISTRY)),
+        None if opened.is_directory() => Destination::Directory(opened.dir.join(REGISTRY)),
+        None => bail!("{} is no directory: say with --to where its images go", flags.discovery.source),
     };
-    let saved = save::save(&lock, root, &client, &destination, &SaveOptions::default(), &say).await;
+    let Some(lock) = lock(config, &flags, &opened, &client).await? else { return Ok(ExitCode::FAILURE) };
+    let saved = save::save(&lock, &opened.dir, &client, &destination, &SaveOptions::default(), &say).await;
     match saved {
         Ok(()) => Ok(ExitCode::SUCCESS),
         Err(NotSaved::Images(failed)) => {
@@ -49,8 +50,13 @@ fn say(report: &Report) {
 }
 
 /// The lock that is named or that the image has; without one, what is asked for now. `None`: images may be missing.
-async fn lock(config: &Config, flags: &args::Save, client: &Client) -> anyhow::Result<Option<Lock>> {
-    let own: PathBuf = Path::new(&flags.discovery.source).join(LOCK);
+async fn lock(
+    config: &Config,
+    flags: &args::Save,
+    opened: &Opened,
+    client: &Client,
+) -> anyhow::Result<Option<Lock>> {
+    let own = opened.dir.join(LOCK);
     let path = flags.lock.clone().or_else(|| own.is_file().then_some(own));
     if let Some(path) = path {
         if !flags.platform.is_empty() {
@@ -58,10 +64,10 @@ async fn lock(config: &Config, flags: &args::Save, client: &Client) -> anyhow::R
         }
         return Ok(Some(Lock::read(&path)?));
     }
-    let found = images::discover(config, &flags.discovery).await?;
-    let root = Path::new(&flags.discovery.source);
+    let found = images::discover(config, &flags.discovery, opened).await?;
     let options = ResolveOptions { platforms: flags.platform.clone(), ..ResolveOptions::default() };
-    let resolved = lock::resolve(&found, root, client, &options, None).await.context("looking up images")?;
+    let resolved =
+        lock::resolve(&found, &opened.dir, client, &options, None).await.context("looking up images")?;
     for warning in found.warnings.iter().chain(&resolved.warnings) {
         eprintln!("warning: {warning}");
     }

@@ -95,6 +95,26 @@ pub enum DiscoverError {
     Panicked(#[from] tokio::task::JoinError),
 }
 
+/// Whether a file, by its path in a cluster image, says what the image is or which images it asks for. Of what it stands in
+/// only the folders are needed, by which layouts are told apart. Archives of images are large, and are not among them.
+pub fn matters(path: &[u8]) -> bool {
+    let folders: &[&[u8]] = &[b"manifests", b"charts", b"application", b"images/shim"];
+    let files: &[&[u8]] = &[
+        b"imageList",
+        b"Metadata",
+        b".sealignore",
+        b"images.lock",
+        b"images",
+        b"images/skopeo",
+        b"images/skopeo/tar.txt",
+    ];
+    let marks: &[&[u8]] = &[b"plugins", b"cri", b"statics", b"opt"];
+    let within = |folder: &&[u8]| {
+        path.strip_prefix(*folder).is_some_and(|rest| rest.is_empty() || rest.starts_with(b"/"))
+    };
+    folders.iter().any(within) || files.contains(&path) || marks.contains(&path)
+}
+
 /// What in the tree `dir` asks for images.
 ///
 /// # Errors

@@ -10,14 +10,14 @@ const PIECE_BYTES: usize = 256 << 10;
 
 /// Reads what is sent; an empty message is the end, a closed channel before it an error, so that input that broke off is
 /// never taken for complete.
-pub(super) struct InputReader {
+pub(crate) struct InputReader {
     receiver: mpsc::Receiver<Bytes>,
     current: Bytes,
     ended: bool,
 }
 
 impl InputReader {
-    pub(super) fn new(receiver: mpsc::Receiver<Bytes>) -> Self {
+    pub(crate) fn new(receiver: mpsc::Receiver<Bytes>) -> Self {
         Self { receiver, current: Bytes::new(), ended: false }
     }
 }

@@ -27,7 +27,7 @@ use tokio_util::sync::CancellationToken;
 
 use crate::destination::Destination;
 
-pub(crate) use bridge::OutputWriter;
+pub(crate) use bridge::{InputReader, OutputWriter};
 pub use cache::LayerCache;
 pub use conversion::{BuiltLayer, ConvertError, ConvertedLayer, LayerConversion, ReadConversion};
 pub use dictionary::DictionaryBlobs;

@@ -1,0 +1,156 @@
+//! Some files of an image, plain or nydus, in memory and from there in a directory: those that say what it is and what it needs.
+//!
+//! A nydus image is read where the files are; of a plain one every layer has to come by. Links are written as they are, so that
+//! whoever reads the directory decides where they may lead.
+
+mod collected;
+mod layers;
+mod nydus;
+
+use std::io;
+use std::path::{Path, PathBuf};
+
+use oci_spec::image::{Descriptor, ImageIndex, ImageManifest};
+use rafs::blob::source::BlobError;
+use rafs::bootstrap::ReadError;
+use registry::client::Client;
+use registry::nydus::{ANNOTATION_BOOTSTRAP, TRUE, nydus_entries};
+use serde::Deserialize;
+use thiserror::Error;
+
+use crate::location::Location;
+use crate::platform::PlatformName;
+use crate::source::{Document, Source, SourceError};
+
+/// Which files are wanted, by their paths from the root without a slash before.
+pub type Wanted = fn(&[u8]) -> bool;
+
+/// Why the files of an image cannot be had.
+#[derive(Debug, Error)]
+#[non_exhaustive]
+pub enum FilesError {
+    /// The image cannot be read.
+    #[error(transparent)]
+    Source(#[from] SourceError),
+    /// A layer is no tar.
+    #[error("layer {layer}: {error}")]
+    Layer {
+        /// The layer's digest.
+        layer: String,
+        /// What is wrong.
+        error: rafs::source::SourceError,
+    },
+    /// The bootstrap is broken.
+    #[error("the image's bootstrap: {0}")]
+    Bootstrap(#[from] ReadError),
+    /// There is no bootstrap in the layer that should hold it.
+    #[error("layer {0} holds no bootstrap")]
+    NoBootstrap(String),
+    /// A blob cannot be read.
+    #[error(transparent)]
+    Blob(#[from] BlobError),
+    /// A document is none.
+    #[error("{place}: {error}")]
+    Document {
+        /// Which one.
+        place: String,
+        /// What is wrong with it.
+        error: serde_json::Error,
+    },
+    /// There is no image for the platform.
+    #[error("{image} has no image for {platform}")]
+    NoPlatform {
+        /// The image.
+        image: String,
+        /// The platform.
+        platform: String,
+    },
+    /// The files are more than such files are.
+    #[error("the image has more than {limit} {what} that are wanted")]
+    TooMuch {
+        /// What there is so much of.
+        what: &'static str,
+        /// The most that is kept.
+        limit: u64,
+    },
+    /// The directory cannot be written.
+    #[error("{}: {error}", path.display())]
+    Io {
+        /// The file.
+        path: PathBuf,
+        /// Why.
+        error: io::Error,
+    },
+    /// The thread that reads is gone.
+    #[error("reading ended unexpectedly: {0}")]
+    Panicked(#[from] tokio::task::JoinError),
+}
+
+/// What the config of an image says of the image.
+#[derive(Clone, Debug, Default, Deserialize)]
+#[serde(default, rename_all = "PascalCase")]
+pub struct Configured {
+    /// Its environment, `NAME=VALUE` each.
+    pub env: Option<Vec<String>>,
+    /// Its labels.
+    pub labels: Option<std::collections::BTreeMap<String, String>>,
+}
+
+/// Writes the wanted files of the image at `location` for `platform` to the empty directory `to`; returns what its config says.
+///
+/// # Errors
+///
+/// When the image cannot be read, or the files are more than 256 MiB.
+pub async fn extract(
+    location: &Location,
+    client: &Client,
+    platform: &PlatformName,
+    wanted: Wanted,
+    to: &Path,
+) -> Result<Configured, FilesError> {
+    let source = &Source::open(location, client).await?;
+    let manifest = manifest(source, platform).await?;
+    let config = source.document(manifest.config()).await?;
+    let is_bootstrap = |layer: &&Descriptor| {
+        let annotations = layer.annotations().as_ref();
+        annotations.and_then(|all| all.get(ANNOTATION_BOOTSTRAP)).is_some_and(|value| value == TRUE)
+    };
+    let collected = match manifest.layers().iter().find(is_bootstrap) {
+        Some(layer) => nydus::collect(source, location, layer, wanted).await?,
+        None => layers::collect(source, manifest.layers(), wanted).await?,
+    };
+    let to = to.to_owned();
+    tokio::task::spawn_blocking(move || collected.write(&to)).await??;
+    #[derive(Deserialize)]
+    struct Config {
+        config: Option<Configured>,
+    }
+    let wrong = |error| FilesError::Document { place: format!("config of {}", source.name()), error };
+    let config: Config = serde_json::from_slice(&config).map_err(wrong)?;
+    Ok(config.config.unwrap_or_default())
+}
+
+/// The manifest of the nydus image for `platform`, or that of the plain one where there is none.
+async fn manifest(source: &Source, platform: &PlatformName) -> Result<ImageManifest, FilesError> {
+    let root = source.root().await?;
+    let parse = |document: &Document| {
+        let place = || format!("manifest {} of {}", document.descriptor.digest(), source.name());
+        serde_json::from_slice(&document.content)
+            .map_err(|error| FilesError::Document { place: place(), error })
+    };
+    if let Ok(index) = serde_json::from_slice::<ImageIndex>(&root.content) {
+        let nydus = nydus_entries(&root.content).unwrap_or_default();
+        for (entry, is_nydus) in index.manifests().iter().zip(nydus) {
+            let found = entry.platform().as_ref().map(PlatformName::of);
+            if is_nydus && found.is_some_and(|found| platform.matches(&found)) {
+                return parse(&source.manifest(entry).await?);
+            }
+        }
+    }
+    let images = source.images_in(root, std::slice::from_ref(platform)).await?;
+    let Some(image) = images.iter().min_by_key(|image| platform.rank(&image.platform).unwrap_or(usize::MAX))
+    else {
+        return Err(FilesError::NoPlatform { image: source.name(), platform: platform.to_string() });
+    };
+    parse(&Document { descriptor: image.descriptor.clone(), content: image.manifest.clone() })
+}

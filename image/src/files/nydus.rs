@@ -1,0 +1,182 @@
+//! The files of a nydus image: its bootstrap says where they are, and their chunks alone are fetched.
+
+use std::io::{self, Write as _};
+use std::ops::Range;
+use std::path::Path;
+
+use oci_spec::image::Descriptor;
+use rafs::blob::Blob;
+use rafs::blob::source::{BlobDirectory, BlobSource, ChunkReader, load_chunk_info};
+use rafs::bootstrap::Bootstrap;
+use rafs::source::tar::TarSource;
+use rafs::source::{EntryKind, Source as _};
+use rafs::tree::{Kind, NodeId, Tree};
+use registry::client::Client;
+use registry::{Digest, Repository};
+use tokio::runtime::Handle;
+
+use super::collected::{Collected, Item};
+use super::{FilesError, Wanted};
+use crate::location::Location;
+use crate::source::Source;
+
+/// Where the bootstrap is in its layer.
+const BOOTSTRAP: &[u8] = b"image/image.boot";
+
+/// A bootstrap may have this many bytes: some 200 for each of 20 million files.
+const BOOTSTRAP_LIMIT_BYTES: u64 = 4 << 30;
+
+pub(super) async fn collect(
+    source: &Source,
+    location: &Location,
+    layer: &Descriptor,
+    wanted: Wanted,
+) -> Result<Collected, FilesError> {
+    let failed = |error| FilesError::Io { path: std::env::temp_dir(), error };
+    let mut packed = tempfile::tempfile().map_err(failed)?;
+    let mut stream = source.blob(layer).await?;
+    while let Some(piece) = stream.next().await? {
+        packed.write_all(&piece).map_err(failed)?;
+    }
+    io::Seek::rewind(&mut packed).map_err(failed)?;
+    let blobs = Blobs::of(source, location);
+    let layer = layer.digest().to_string();
+    let work = move || {
+        let directory = tempfile::tempdir().map_err(failed)?;
+        let path = directory.path().join("image.boot");
+        unpack(packed, &path, &layer)?;
+        let mut bootstrap = Bootstrap::open(&path)?;
+        load_chunk_info(&mut bootstrap, &blobs)?;
+        let image = bootstrap.to_image()?;
+        let mut collected = Collected::default();
+        let mut chunks = ChunkReader::new(&bootstrap, &blobs);
+        walk(&image.tree, wanted, &mut chunks, &mut collected)?;
+        Ok(collected)
+    };
+    tokio::task::spawn_blocking(work).await?
+}
+
+/// Has the bootstrap at `target`.
+fn unpack(packed: std::fs::File, target: &Path, layer: &str) -> Result<(), FilesError> {
+    let tar = |error| FilesError::Layer { layer: layer.to_owned(), error };
+    let io = |error| FilesError::Io { path: target.to_owned(), error };
+    let mut archive = TarSource::new(packed);
+    while let Some(entry) = archive.next_entry().map_err(tar)? {
+        let EntryKind::Regular { size } = entry.kind else { continue };
+        if entry.path != BOOTSTRAP || size > BOOTSTRAP_LIMIT_BYTES {
+            continue;
+        }
+        let mut file = std::fs::File::create_new(target).map_err(io)?;
+        let mut buffer = vec![0; 256 << 10];
+        loop {
+            match archive.read(&mut buffer).map_err(tar)? {
+                0 => return Ok(()),
+                read => file.write_all(&buffer[..read]).map_err(io)?,
+            }
+        }
+    }
+    Err(FilesError::NoBootstrap(layer.to_owned()))
+}
+
+fn walk(
+    tree: &Tree,
+    wanted: Wanted,
+    chunks: &mut ChunkReader<'_, Blobs>,
+    collected: &mut Collected,
+) -> Result<(), FilesError> {
+    let mut todo: Vec<(Vec<u8>, NodeId)> = vec![(Vec::new(), Tree::ROOT)];
+    while let Some((path, id)) = todo.pop() {
+        let item = match &tree.node(id).kind {
+            Kind::Directory(entries) => {
+                let within = |name: &[u8]| {
+                    if path.is_empty() { name.to_vec() } else { [path.as_slice(), b"/", name].concat() }
+                };
+                todo.extend(entries.iter().map(|(name, id)| (within(name), *id)));
+                Item::Directory
+            }
+            Kind::Symlink(target) => Item::Symlink(target.to_vec()),
+            Kind::Regular { size, chunks: pieces } if wanted(&path) => {
+                if *size > collected.left() {
+                    return Err(FilesError::TooMuch { what: "bytes", limit: collected.left() });
+                }
+                let mut content = Vec::new();
+                for piece in pieces {
+                    content.extend_from_slice(&chunks.read(piece.blob, piece.chunk)?);
+                }
+                content.truncate(usize::try_from(*size).unwrap_or(usize::MAX));
+                Item::File(content)
+            }
+            _ => continue,
+        };
+        if wanted(&path) {
+            collected.put(path, item)?;
+        }
+    }
+    Ok(())
+}
+
+/// An image's blobs. Calls block: for threads outside of asynchronous tasks.
+enum Blobs {
+    Registry {
+        client: Client,
+        repository: Repository,
+        runtime: Handle,
+    },
+    Directory(BlobDirectory),
+    /// In archives blobs have no files of their own.
+    Nowhere,
+}
+
+impl Blobs {
+    fn of(source: &Source, location: &Location) -> Self {
+        match (source.registry(), location) {
+            (Some((client, reference)), _) => {
+                let (client, repository) = (client.clone(), reference.repository().clone());
+                Self::Registry { client, repository, runtime: Handle::current() }
+            }
+            (None, Location::Oci(place)) => {
+                Self::Directory(BlobDirectory::new(place.path.join("blobs/sha256")))
+            }
+            (None, _) => Self::Nowhere,
+        }
+    }
+
+    fn digest(blob: &Blob) -> io::Result<Digest> {
+        let unknown = || io::Error::new(io::ErrorKind::NotFound, "the blob's id is not known");
+        Digest::try_from(format!("sha256:{}", blob.id.ok_or_else(unknown)?)).map_err(io::Error::other)
+    }
+
+    fn nowhere() -> io::Error {
+        io::Error::other("the blobs of a nydus image in an archive cannot be read: unpack the archive")
+    }
+}
+
+impl BlobSource for Blobs {
+    fn size(&self, blob: &Blob) -> io::Result<u64> {
+        match self {
+            Self::Registry { client, repository, runtime } => {
+                let digest = Self::digest(blob)?;
+                let size =
+                    runtime.block_on(client.blob_size(repository, &digest)).map_err(io::Error::other)?;
+                let missing =
+                    || io::Error::new(io::ErrorKind::NotFound, format!("{repository}: no blob {digest}"));
+                size.ok_or_else(missing)
+            }
+            Self::Directory(directory) => directory.size(blob),
+            Self::Nowhere => Err(Self::nowhere()),
+        }
+    }
+
+    fn read(&self, blob: &Blob, range: Range<u64>) -> io::Result<Vec<u8>> {
+        match self {
+            Self::Registry { client, repository, runtime } => {
+                let digest = Self::digest(blob)?;
+                let length = range.end.saturating_sub(range.start);
+                let bytes = client.blob_range(repository, &digest, range.start, length);
+                Ok(runtime.block_on(bytes).map_err(io::Error::other)?.to_vec())
+            }
+            Self::Directory(directory) => directory.read(blob, range),
+            Self::Nowhere => Err(Self::nowhere()),
+        }
+    }
+}
