@@ -293,6 +293,18 @@ pub(crate) enum Compressor {
     None,
 }
 
+/// What a mount may do.
+#[derive(Clone, Copy, Debug, Eq, PartialEq, clap::ValueEnum)]
+pub(crate) enum MountOption {
+    /// Set-uid programs work
+    Suid,
+    /// Device files work
+    Dev,
+    /// Other users see it
+    #[value(name = "allow_other")]
+    AllowOther,
+}
+
 /// Digests of chunks.
 #[derive(Clone, Copy, Debug, clap::ValueEnum)]
 pub(crate) enum Digester {
@@ -393,6 +405,9 @@ pub(crate) enum Image {
         prefetch: Vec<PathBuf>,
     },
     /// Mount an image in the foreground until interrupted
+    ///
+    /// Read-only, without devices, without set-uid programs, and for the user who mounts alone, unless --options says
+    /// otherwise. A mountpoint that is made for it is removed afterwards.
     Mount {
         #[command(flatten)]
         source: Source,
@@ -401,6 +416,9 @@ pub(crate) enum Image {
         /// Directory of the chunk cache [default: a temporary one]
         #[arg(long, value_name = "DIR")]
         cache: Option<PathBuf>,
+        /// What the mount may do beyond showing files to the user who mounts
+        #[arg(long, short, value_enum, value_name = "OPTION", value_delimiter = ',')]
+        options: Vec<MountOption>,
     },
     /// Unpack an image to a tar or a directory
     Unpack {

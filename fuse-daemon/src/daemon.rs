@@ -13,6 +13,7 @@ use tokio_util::sync::CancellationToken;
 use crate::cache::{BootId, Cache, CacheError};
 use crate::control::server::Server;
 use crate::front::FrontConfig;
+use crate::fuse::Rights;
 use crate::mounts::{Engine, EngineConfig, Image, MountError, Table};
 use crate::worker::{Backend, WorkerConfig};
 
@@ -129,13 +130,14 @@ pub enum DaemonError {
 }
 
 /// Runs the daemon until `shutdown` is cancelled or a client has it end. Then all mounts are taken away, those in use
-/// lazily.
+/// lazily; but those whose descriptors somebody else has asked for stay, for the next daemon.
 ///
 /// # Errors
 ///
 /// [`DaemonError`]: it could not start.
 pub async fn serve(config: DaemonConfig, shutdown: CancellationToken) -> Result<(), DaemonError> {
     raise_open_files_limit();
+    crate::sys::keep_large_buffers_mapped();
     let client = Client::new(config.registry.clone())?;
     let access = Access { mode: config.socket_mode, group: config.socket_group.clone() };
     let server = Server::bind(&config.socket, &access)?;
@@ -149,7 +151,7 @@ pub async fn serve(config: DaemonConfig, shutdown: CancellationToken) -> Result<
     }
     stop.cancel();
     drop(server);
-    let detached = tokio::task::spawn_blocking(move || table.detach_all()).await;
+    let detached = tokio::task::spawn_blocking(move || table.leave()).await;
     if let Err(panic) = detached {
         tracing::error!(%panic, "unmounting ended in a bug");
     }
@@ -162,6 +164,8 @@ pub struct ForegroundMount<'a> {
     pub bootstrap: &'a Path,
     /// Where to mount.
     pub mountpoint: &'a Path,
+    /// What it may do, and who may look.
+    pub rights: Rights,
     /// Who has its blobs: a [`RegistryBackend`](crate::worker::RegistryBackend) or a
     /// [`DirectoryBackend`](crate::worker::DirectoryBackend).
     pub backend: Arc<dyn Backend>,
@@ -182,12 +186,14 @@ pub async fn mount_foreground(
     mounted: impl FnOnce(),
     shutdown: CancellationToken,
 ) -> Result<(), DaemonError> {
+    crate::sys::keep_large_buffers_mapped();
     let engine = engine(mount.cache_dir, 0, mount.read)?;
     let id = format!("foreground-{}", std::process::id());
     let image = Image {
         id: &id,
         bootstrap: mount.bootstrap,
         mountpoint: mount.mountpoint,
+        rights: mount.rights,
         backends: vec![mount.backend],
     };
     let session = tokio::task::block_in_place(|| engine.mount(&image))?;

@@ -20,9 +20,11 @@ pub mod fs;
 mod fuse;
 pub mod mounts;
 mod pool;
+mod sys;
 pub mod worker;
 
 pub use daemon::{DaemonConfig, DaemonError, ForegroundMount, ReadConfig, mount_foreground, serve};
+pub use fuse::Rights;
 
 /// An error with its causes.
 fn describe(error: &dyn std::error::Error) -> String {

@@ -8,6 +8,7 @@ mod inspect;
 mod json;
 mod merge;
 mod mount;
+mod mountpoint;
 mod original;
 mod output;
 mod progress;
@@ -70,9 +71,10 @@ async fn dispatch(context: &Context, command: Image) -> anyhow::Result<ExitCode>
         Image::Merge { layers, json, output, prefetch } => {
             merge::run(context, merge::Wanted { layers, output, prefetch, json }).await
         }
-        Image::Mount { source, mountpoint, cache } => {
+        Image::Mount { source, mountpoint, cache, options } => {
             let located = context.locate(&source).await?;
-            mount::run(&located, &mountpoint, cache, &context.config.daemon.read, context.stop.clone()).await
+            let place = mount::Place { mountpoint: &mountpoint, rights: mount::rights(&options), cache };
+            mount::run(&located, place, &context.config.daemon.read, context.stop.clone()).await
         }
         Image::Unpack { source, destination, directory } => {
             unpack::run(context, &source, destination, directory).await

@@ -5,6 +5,10 @@
 #![allow(clippy::unwrap_used, reason = "helpers of tests are tests: what they cannot do fails the test")]
 
 mod addresses;
+mod image_mount;
+mod kill;
+mod limits;
+mod load;
 mod log;
 mod node;
 mod registry;

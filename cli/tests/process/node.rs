@@ -1,10 +1,11 @@
 //! Images, a registry that has them, and processes of the real binary.
 
 use std::fs::{self, File};
+use std::os::fd::{AsFd, OwnedFd};
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 
-use fuse_daemon::control::{BackendSpec, Client, MountRequest};
+use fuse_daemon::control::{BackendSpec, Client, ClientError, Handover, MountRequest, MountStatus};
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 use rafs::bootstrap::Bootstrap;
@@ -65,6 +66,8 @@ impl Node {
         let mut file = File::create(&bootstrap).unwrap();
         rafs::bootstrap::write(&image, &rafs::bootstrap::WriteOptions::default(), &mut file).unwrap();
 
+        fs::create_dir_all(self.blobs()).unwrap();
+        fs::write(self.blobs().join(&id), &blob).unwrap();
         let repository = format!("{}/{name}", self.registry.address());
         let client = registry::client::Client::new(registry::client::ClientConfig::default()).unwrap();
         let place = Repository::parse(&repository).unwrap();
@@ -75,6 +78,11 @@ impl Node {
             reference: format!("{repository}:v1"),
             blob: root.join(&id[..2]).join(&id).join("data"),
         }
+    }
+
+    /// A directory of the blobs of all images, as `--blobs` wants it.
+    pub(crate) fn blobs(&self) -> PathBuf {
+        self.path("blobs")
     }
 
     /// A client of the daemon that listens at this node's socket.
@@ -119,6 +127,9 @@ impl Drop for Node {
         let mounts = fs::read_to_string("/proc/self/mounts").unwrap_or_default();
         let places = mounts.lines().rev().filter_map(|line| line.split(' ').nth(1));
         for place in places.filter(|place| Path::new(place).starts_with(self.dir.path())) {
+            // Readers that still wait fail first: as long as this process holds a mount's descriptor, not even its own
+            // end would end them.
+            let _ = nix::mount::umount2(place, nix::mount::MntFlags::MNT_FORCE);
             let _ = nix::mount::umount2(place, nix::mount::MntFlags::MNT_DETACH);
         }
     }
@@ -149,8 +160,27 @@ impl Daemon<'_> {
         eventually("the daemon answers", status);
     }
 
+    /// What it serves.
+    pub(crate) fn mounts(&self) -> Vec<MountStatus> {
+        self.node.runtime.block_on(self.client.status()).unwrap().mounts
+    }
+
+    /// What another daemon needs to go on with a mount.
+    pub(crate) fn handover(&self, id: &str) -> (Handover, OwnedFd) {
+        self.node.runtime.block_on(self.client.handover(id)).unwrap()
+    }
+
+    /// Has a mount taken over.
+    pub(crate) fn adopt(&self, handover: &Handover, descriptor: &OwnedFd) -> Result<(), ClientError> {
+        self.node.runtime.block_on(self.client.adopt(handover, descriptor.as_fd()))
+    }
+
     /// Mounts an image; where it is.
     pub(crate) fn mount(&self, id: &str, image: &Image) -> PathBuf {
+        self.try_mount(id, image).unwrap()
+    }
+
+    pub(crate) fn try_mount(&self, id: &str, image: &Image) -> Result<PathBuf, ClientError> {
         let request = MountRequest {
             id: id.to_owned(),
             bootstrap: image.bootstrap.clone(),
@@ -158,8 +188,8 @@ impl Daemon<'_> {
             image: image.reference.clone(),
             backends: vec![BackendSpec::of_image(&image.reference).unwrap()],
         };
-        self.node.runtime.block_on(self.client.mount(&request)).unwrap();
-        request.mountpoint
+        self.node.runtime.block_on(self.client.mount(&request))?;
+        Ok(request.mountpoint)
     }
 }
 

@@ -1,15 +1,16 @@
 //! The client of the control socket.
 
+use std::os::fd::{BorrowedFd, OwnedFd};
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
-use tokio::io::{AsyncBufReadExt, AsyncReadExt, AsyncWriteExt, BufReader};
 use tokio::net::UnixStream;
 
 use super::protocol::{
-    Answer, BackendSpec, BlobId, CachedStatus, Call, ErrorKind, Kept, LINE_LIMIT, MountRequest,
-    OLDEST_VERSION, Removed, Reply, Request, Status, VERSION, Verified,
+    Answer, BackendSpec, BlobId, CachedStatus, Call, ErrorKind, Handover, Kept, MountRequest, OLDEST_VERSION,
+    Removed, Reply, Request, Status, VERSION, Verified,
 };
+use super::wire::{read_line, write_line};
 
 /// How long a request may take unless the caller says otherwise: longer than the daemon's own wait for a busy mount.
 const DEADLINE: Duration = Duration::from_secs(30);
@@ -212,6 +213,31 @@ impl Client {
         }
     }
 
+    /// What another daemon needs to go on serving a mount, should this one end; and the mount's descriptor, which keeps it
+    /// alive until then.
+    ///
+    /// # Errors
+    ///
+    /// [`ClientError`].
+    pub async fn handover(&self, id: &str) -> Result<(Handover, OwnedFd), ClientError> {
+        match self.call_with(Request::Handover { id: id.to_owned() }, None).await? {
+            (Answer::Handover(handover), Some(descriptor)) => Ok((handover, descriptor)),
+            (other, _) => Err(self.unexpected(&other)),
+        }
+    }
+
+    /// Has the daemon go on serving a mount of one that has ended. Repeating the call is harmless.
+    ///
+    /// # Errors
+    ///
+    /// [`ClientError`].
+    pub async fn adopt(&self, handover: &Handover, descriptor: BorrowedFd<'_>) -> Result<(), ClientError> {
+        match self.call_with(Request::Adopt(handover.clone()), Some(descriptor)).await? {
+            (Answer::Done, _) => Ok(()),
+            (other, _) => Err(self.unexpected(&other)),
+        }
+    }
+
     /// Asks the daemon to end. It does so only if the returned list, of mounts that are in use, is empty.
     ///
     /// # Errors
@@ -232,33 +258,43 @@ impl Client {
     }
 
     async fn call(&self, request: Request) -> Result<Answer, ClientError> {
-        let exchange = self.exchange(request);
+        self.call_with(request, None).await.map(|(answer, _)| answer)
+    }
+
+    async fn call_with(
+        &self,
+        request: Request,
+        descriptor: Option<BorrowedFd<'_>>,
+    ) -> Result<(Answer, Option<OwnedFd>), ClientError> {
+        let exchange = self.exchange(request, descriptor);
         let timed_out = |_| ClientError::Deadline { socket: self.socket.clone(), deadline: self.deadline };
         match tokio::time::timeout(self.deadline, exchange).await.map_err(timed_out)?? {
-            Answer::Error { kind, message } => Err(ClientError::Daemon { kind, message }),
-            answer => Ok(answer),
+            (Answer::Error { kind, message }, _) => Err(ClientError::Daemon { kind, message }),
+            answered => Ok(answered),
         }
     }
 
-    async fn exchange(&self, request: Request) -> Result<Answer, ClientError> {
+    async fn exchange(
+        &self,
+        request: Request,
+        descriptor: Option<BorrowedFd<'_>>,
+    ) -> Result<(Answer, Option<OwnedFd>), ClientError> {
         let mut line = serde_json::to_vec(&Call { version: VERSION, oldest: Some(OLDEST_VERSION), request })
             .map_err(|error| self.protocol(format!("the request cannot be written as JSON: {error}")))?;
         line.push(b'\n');
         let broken = |source| ClientError::Broken { socket: self.socket.clone(), source };
-        let mut stream = UnixStream::connect(&self.socket)
+        let stream = UnixStream::connect(&self.socket)
             .await
             .map_err(|source| ClientError::Connect { socket: self.socket.clone(), source })?;
-        stream.write_all(&line).await.map_err(broken)?;
-        let mut answer = Vec::new();
-        let limited = (&mut stream).take(LINE_LIMIT as u64);
-        BufReader::new(limited).read_until(b'\n', &mut answer).await.map_err(broken)?;
+        write_line(&stream, &line, descriptor).await.map_err(broken)?;
+        let (answer, descriptor) = read_line(&stream).await.map_err(broken)?;
         if answer.last() != Some(&b'\n') {
             return Err(self.protocol(format!("{} bytes without an end of line", answer.len())));
         }
         let reply: Reply =
             serde_json::from_slice(&answer).map_err(|error| self.protocol(error.to_string()))?;
         match reply.version {
-            OLDEST_VERSION..=VERSION => Ok(reply.answer),
+            OLDEST_VERSION..=VERSION => Ok((reply.answer, descriptor)),
             other => Err(self.protocol(format!("version {other}, expected {OLDEST_VERSION} to {VERSION}"))),
         }
     }

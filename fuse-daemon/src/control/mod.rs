@@ -7,8 +7,11 @@
 pub mod client;
 pub mod protocol;
 pub(crate) mod server;
+mod wire;
 
+pub use crate::fuse::Negotiated;
 pub use client::{Client, ClientError};
 pub use protocol::{
-    BackendSpec, BadChunks, BlobId, CachedStatus, Kept, MountRequest, MountStatus, Removed, Status, Verified,
+    BackendSpec, BadChunks, BlobId, CachedStatus, Handover, Kept, MountRequest, MountStatus, Removed, Status,
+    Verified,
 };

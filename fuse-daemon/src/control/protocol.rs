@@ -9,6 +9,8 @@ use registry::Reference;
 use registry::reference::InvalidReference;
 use serde::{Deserialize, Serialize};
 
+use crate::fuse::Negotiated;
+
 /// The newest version of the messages that this end speaks.
 pub const VERSION: u32 = 2;
 
@@ -115,6 +117,15 @@ pub enum Request {
         /// The blobs; none: all.
         blobs: Vec<BlobId>,
     },
+    /// What another daemon needs to go on serving a mount; answered with [`Answer::Handover`], and a descriptor. From
+    /// then on the mount is left in place when this daemon ends.
+    Handover {
+        /// The mount's id.
+        id: String,
+    },
+    /// Go on serving a mount whose daemon has ended; comes with its descriptor. Answered with [`Answer::Done`], also if it
+    /// is served already.
+    Adopt(Handover),
     /// Unmount what is unused, then end the daemon if nothing is left; answered with [`Answer::Shutdown`].
     Shutdown,
 }
@@ -179,6 +190,19 @@ impl fmt::Display for BackendSpec {
     }
 }
 
+/// A mount, as another daemon can go on serving it. Together with its FUSE descriptor, which keeps the mount alive: while
+/// somebody holds that, who reads from a mount without a daemon waits.
+#[derive(Clone, Debug, Deserialize, Eq, PartialEq, Serialize)]
+#[serde(deny_unknown_fields)]
+pub struct Handover {
+    /// What was mounted, and who had its blobs when this was asked for.
+    pub mount: MountRequest,
+    /// The mount's device number.
+    pub device: u64,
+    /// What kernel and daemon agreed on.
+    pub negotiated: Negotiated,
+}
+
 /// What the daemon answers: one line.
 #[derive(Clone, Debug, Deserialize, PartialEq, Serialize)]
 pub struct Reply {
@@ -196,6 +220,8 @@ pub enum Answer {
     Done,
     /// What the daemon is and serves.
     Status(Status),
+    /// What another daemon needs.
+    Handover(Handover),
     /// Bytes on disk of each blob asked about, in that order.
     Usage {
         /// Bytes, 0 for blobs the cache does not hold.

@@ -1,17 +1,17 @@
 //! The daemon's end of the control socket.
 
-use std::io;
+use std::os::fd::{AsFd, OwnedFd};
 use std::sync::Arc;
 use std::time::Duration;
 
 use service::{Access, BindError, SocketFile, UnixAddress, bind_private};
-use tokio::io::{AsyncBufReadExt, AsyncReadExt, AsyncWriteExt, BufReader};
 use tokio::net::{UnixListener, UnixStream};
 use tokio_util::sync::CancellationToken;
 
 use super::protocol::{
-    Answer, Call, ErrorKind, LINE_LIMIT, MountRequest, OLDEST_VERSION, Reply, Request, Status, VERSION,
+    Answer, Call, ErrorKind, Handover, MountRequest, OLDEST_VERSION, Reply, Request, Status, VERSION,
 };
+use super::wire::{read_line, write_line};
 use crate::cache::CacheError;
 use crate::describe;
 use crate::mounts::{MountError, Table, TableError};
@@ -58,34 +58,32 @@ impl Server {
     }
 }
 
-async fn serve_client(mut stream: UnixStream, table: Arc<Table>, stop: CancellationToken) {
-    let line = match tokio::time::timeout(CLIENT_DEADLINE, read_line(&mut stream)).await {
-        Ok(Ok(line)) if line.is_empty() => return,
+async fn serve_client(stream: UnixStream, table: Arc<Table>, stop: CancellationToken) {
+    let (line, descriptor) = match tokio::time::timeout(CLIENT_DEADLINE, read_line(&stream)).await {
+        Ok(Ok((line, _))) if line.is_empty() => return,
         Ok(Ok(line)) => line,
         Ok(Err(error)) => return tracing::debug!(%error, "control client went away"),
         Err(_) => return tracing::debug!("control client sent no request"),
     };
-    let (version, answer) = match parse(&line) {
-        Ok((version, request)) => (version, answer(request, table).await),
-        Err((kind, message)) => (VERSION, Answer::Error { kind, message }),
+    let (version, (answer, descriptor)) = match parse(&line) {
+        Ok((version, request)) => (version, with_descriptor(request, descriptor, table).await),
+        Err((kind, message)) => (VERSION, (Answer::Error { kind, message }, None)),
     };
     let ends = matches!(&answer, Answer::Shutdown { in_use } if in_use.is_empty());
     let mut reply = serde_json::to_vec(&Reply { version, answer })
         .expect("a reply holds nothing that JSON cannot express: strings, numbers, lists");
     reply.push(b'\n');
-    let written = tokio::time::timeout(CLIENT_DEADLINE, stream.write_all(&reply)).await;
+    let written = tokio::time::timeout(
+        CLIENT_DEADLINE,
+        write_line(&stream, &reply, descriptor.as_ref().map(AsFd::as_fd)),
+    )
+    .await;
     if !matches!(written, Ok(Ok(()))) {
         tracing::debug!("control client did not take its answer");
     }
     if ends {
         stop.cancel();
     }
-}
-
-async fn read_line(stream: &mut UnixStream) -> io::Result<Vec<u8>> {
-    let mut line = Vec::new();
-    BufReader::new(stream.take(LINE_LIMIT as u64)).read_until(b'\n', &mut line).await?;
-    Ok(line)
 }
 
 /// The request, and the version to answer in.
@@ -112,8 +110,26 @@ fn parse(line: &[u8]) -> Result<(u32, Request), (ErrorKind, String)> {
     Ok((common, call.request))
 }
 
-async fn answer(request: Request, table: Arc<Table>) -> Answer {
+/// An answer, and the descriptor that belongs to it.
+type Answered = (Answer, Option<OwnedFd>);
+
+async fn with_descriptor(request: Request, descriptor: Option<OwnedFd>, table: Arc<Table>) -> Answered {
     match request {
+        Request::Handover { id } => match blocking(move || table.handover(&id)).await {
+            Ok((handover, descriptor)) => (Answer::Handover(handover), Some(descriptor)),
+            Err(error) => (done(Err(error)), None),
+        },
+        request => (answer(request, descriptor, table).await, None),
+    }
+}
+
+async fn answer(request: Request, descriptor: Option<OwnedFd>, table: Arc<Table>) -> Answer {
+    match request {
+        Request::Adopt(handover) => match descriptor {
+            Some(descriptor) => done(adopt(handover, descriptor, table).await),
+            None => invalid("it comes without the mount's descriptor"),
+        },
+        Request::Handover { .. } => invalid("its answer has a descriptor"),
         Request::Mount(mount) => done(mount_image(mount, table).await),
         Request::AddBackends { id, backends } => {
             on_thread(move || done(table.add_backends(&id, &backends))).await
@@ -157,6 +173,19 @@ fn of_cache<T>(result: Result<T, CacheError>, answer: impl FnOnce(T) -> Answer) 
         Ok(outcome) => answer(outcome),
         Err(error) => Answer::Error { kind: ErrorKind::Failed, message: describe(&error) },
     }
+}
+
+fn invalid(why: &str) -> Answer {
+    Answer::Error { kind: ErrorKind::Invalid, message: format!("the request cannot be answered: {why}") }
+}
+
+async fn adopt(handover: Handover, descriptor: OwnedFd, table: Arc<Table>) -> Result<(), TableError> {
+    let (request, of) = (handover.mount.clone(), Arc::clone(&table));
+    if blocking(move || of.mount_again(&request)).await? {
+        return Ok(());
+    }
+    let prepared = table.prepare(&handover.mount).await?;
+    blocking(move || table.adopt(handover, descriptor, prepared)).await
 }
 
 /// What may have to be fetched before the mount is waited for without a thread, and without a lock.

@@ -1,12 +1,14 @@
 //! The adapter to `fuser`: translates requests and replies, and decides nothing.
 
 mod attributes;
+mod connection;
 mod failures;
+mod negotiated;
 mod session;
 
 use std::ffi::OsStr;
 use std::os::unix::ffi::OsStrExt;
-use std::sync::Arc;
+use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
 use fuser::{
@@ -15,8 +17,10 @@ use fuser::{
     ReplyEntry, ReplyIoctl, ReplyLseek, ReplyOpen, ReplyStatfs, ReplyXattr, Request,
 };
 
+pub use connection::Rights;
 use failures::Failures;
-pub(crate) use session::{Options, Session, SessionError};
+pub use negotiated::Negotiated;
+pub(crate) use session::{HandedOver, Options, Session, SessionError};
 
 use crate::errno;
 use crate::fs::{FileSystem, FsError, Ino};
@@ -41,13 +45,15 @@ pub(crate) struct Adapter<Held> {
     no_open: bool,
     no_opendir: bool,
     failures: Arc<Failures>,
+    /// What the kernel offered, for who serves this after us.
+    negotiated: Arc<OnceLock<Negotiated>>,
     /// Kept until the kernel has let go of the file system.
     _held: Held,
 }
 
 impl<Held> Adapter<Held> {
-    pub(crate) fn new(fs: FileSystem, held: Held) -> Self {
-        Self { fs, no_open: false, no_opendir: false, failures: Arc::default(), _held: held }
+    fn new(fs: FileSystem, held: Held, negotiated: Arc<OnceLock<Negotiated>>) -> Self {
+        Self { fs, no_open: false, no_opendir: false, failures: Arc::default(), negotiated, _held: held }
     }
 }
 
@@ -66,8 +72,11 @@ impl<Held: Send + Sync + 'static> Filesystem for Adapter<Held> {
             | InitFlags::FUSE_EXPLICIT_INVAL_DATA
             | InitFlags::FUSE_ALLOW_IDMAP;
         let offered = config.capabilities() & wanted;
-        self.no_open = offered.contains(InitFlags::FUSE_NO_OPEN_SUPPORT);
-        self.no_opendir = offered.contains(InitFlags::FUSE_NO_OPENDIR_SUPPORT);
+        let negotiated = Negotiated::of(config);
+        self.no_open = negotiated.offers(InitFlags::FUSE_NO_OPEN_SUPPORT);
+        self.no_opendir = negotiated.offers(InitFlags::FUSE_NO_OPENDIR_SUPPORT);
+        // A session begins once.
+        let _ = self.negotiated.set(negotiated);
         // The remaining errors name the nearest value that can be had; each is within its bounds.
         let _ = config.add_capabilities(offered);
         let _ = config.set_max_write(READ_BYTES_MAX);

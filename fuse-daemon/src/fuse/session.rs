@@ -1,28 +1,27 @@
-//! A FUSE mount and the threads that serve it.
+//! The threads that serve a mount.
 
-use std::fs::File;
 use std::io;
-use std::os::fd::{AsRawFd, OwnedFd};
-use std::os::unix::fs::MetadataExt;
+use std::os::fd::{AsFd, OwnedFd};
 use std::path::{Path, PathBuf};
-use std::sync::{Mutex, PoisonError, mpsc};
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex, OnceLock, PoisonError, mpsc};
 use std::time::{Duration, Instant};
 
 use fuser::{BackgroundSession, Config, SessionACL};
-use nix::errno::Errno;
-use nix::mount::{MntFlags, MsFlags, mount, umount2};
 use nix::sys::statfs::statfs;
 
 use super::Adapter;
+use super::connection::{Connection, Rights};
+use super::negotiated::Negotiated;
 use crate::fs::FileSystem;
-
-/// The file system's type in `/proc/mounts`.
-const TYPE: &str = "fuse.nydus-cluster";
 
 /// How long to wait between attempts to unmount what is busy.
 const RETRY: Duration = Duration::from_millis(20);
 
-/// Why a file system cannot be mounted or unmounted.
+/// `FUSE_NOTIFY_RESEND` of `linux/fuse.h`, known from Linux 6.9 on.
+const NOTIFY_RESEND: i32 = 7;
+
+/// Why a file system cannot be mounted, taken over or unmounted.
 #[derive(Debug, thiserror::Error)]
 #[error("cannot {action} {}", path.display())]
 pub struct SessionError {
@@ -31,27 +30,36 @@ pub struct SessionError {
     source: io::Error,
 }
 
-fn failed(action: &'static str, path: &Path) -> impl FnOnce(io::Error) -> SessionError {
+pub(super) fn failed(action: &'static str, path: &Path) -> impl FnOnce(io::Error) -> SessionError {
     move |source| SessionError { action, path: path.to_owned(), source }
 }
 
-/// How to mount.
+/// How to mount and serve.
 pub(crate) struct Options<'a> {
     /// The mount's source in `/proc/mounts`.
     pub(crate) source: &'a str,
     pub(crate) mountpoint: &'a Path,
+    pub(crate) rights: Rights,
     /// Threads that take requests from the kernel. None of them waits for a registry.
     pub(crate) threads: usize,
     /// What the kernel reads ahead of a program, in KiB; `None` leaves its default of 128.
     pub(crate) read_ahead_kib: Option<u32>,
 }
 
+/// What another daemon needs to serve a mount after this one.
+pub(crate) struct HandedOver {
+    /// A duplicate of its descriptor.
+    pub(crate) descriptor: OwnedFd,
+    /// Its device number.
+    pub(crate) device: u64,
+    pub(crate) negotiated: Negotiated,
+}
+
 /// A file system that is mounted and served. Dropped without [`unmount`](Session::unmount), it goes on until somebody
 /// else unmounts it.
 pub(crate) struct Session {
-    mountpoint: PathBuf,
-    /// The mount's device number, to tell it from what else may get mounted there.
-    device: u64,
+    connection: Arc<Connection>,
+    negotiated: Negotiated,
     /// Disconnected when the last thread has let go of the file system.
     ended: Mutex<mpsc::Receiver<()>>,
     _threads: BackgroundSession,
@@ -61,7 +69,24 @@ pub(crate) struct Session {
 struct EndMark<Held> {
     // Dropped in this order: who hears of the end finds everything else released.
     _held: Held,
+    _abort: AbortOnDrop,
     _sender: Mutex<mpsc::Sender<()>>,
+}
+
+/// Has those who still wait for the file system fail: without this they would wait for good, as its descriptor is open.
+struct AbortOnDrop {
+    connection: Arc<Connection>,
+    /// Not before it was to be served: what cannot be taken over at all is as it was, for another attempt.
+    armed: Arc<AtomicBool>,
+}
+
+impl Drop for AbortOnDrop {
+    fn drop(&mut self) {
+        if self.armed.load(Ordering::Relaxed) && self.connection.is_mounted() {
+            tracing::error!(mountpoint = %self.connection.mountpoint().display(), "nobody serves this mount any more: reads fail");
+            self.connection.abort();
+        }
+    }
 }
 
 impl Session {
@@ -71,63 +96,112 @@ impl Session {
         held: Held,
         options: &Options<'_>,
     ) -> Result<Self, SessionError> {
-        let at = options.mountpoint;
-        prepare(at)?;
-        let device = Path::new("/dev/fuse");
-        let file = File::options().read(true).write(true).open(device).map_err(failed("open", device))?;
-        let data = format!(
-            "fd={},rootmode=40000,user_id=0,group_id=0,default_permissions,allow_other",
-            file.as_raw_fd()
-        );
-        // Devices and set-uid programs work as in any root file system.
-        let flags = MsFlags::MS_RDONLY | MsFlags::MS_NOATIME;
-        mount(Some(options.source), at, Some(TYPE), flags, Some(data.as_str()))
-            .map_err(|errno| failed("mount on", at)(errno.into()))?;
-        Self::serve(fs, held, options, file).inspect_err(|_| {
-            let _ = umount2(at, MntFlags::MNT_DETACH);
+        let connection = Arc::new(Connection::mount(options.source, options.mountpoint, options.rights)?);
+        let descriptor = connection.duplicate();
+        let served = descriptor
+            .and_then(|descriptor| Self::start(fs, held, options, &connection, descriptor, |_| Ok(())));
+        served.inspect_err(|_| {
+            if connection.is_mounted() {
+                let _ = connection.detach();
+            }
         })
     }
 
-    fn serve<Held: Send + Sync + 'static>(
+    /// Serves a file system that another daemon has mounted, and what it had not answered. On an error the mount is as it
+    /// was, for another attempt.
+    pub(crate) fn adopt<Held: Send + Sync + 'static>(
         fs: FileSystem,
         held: Held,
         options: &Options<'_>,
-        file: File,
+        handed: HandedOver,
+    ) -> Result<Self, SessionError> {
+        let at = options.mountpoint;
+        let connection = Arc::new(Connection::adopt(handed.descriptor, at, handed.device)?);
+        let (told, answered) = handed.negotiated.told_again().map_err(failed("take over", at))?;
+        let session = Self::start(fs, held, options, &connection, told, |place| {
+            // The session has heard what it wanted; from here on it hears the kernel.
+            crate::sys::replace(connection.as_fd(), place)
+        })?;
+        drop(answered);
+        if let Err(error) = session.resend() {
+            tracing::warn!(mountpoint = %at.display(), %error,
+                "the kernel (before 6.9) does not repeat what the last daemon had not answered: who waits for that, waits on");
+        }
+        Ok(session)
+    }
+
+    /// `descriptor` is what the session hears first; `then` may put another in its place.
+    fn start<Held: Send + Sync + 'static>(
+        fs: FileSystem,
+        held: Held,
+        options: &Options<'_>,
+        connection: &Arc<Connection>,
+        descriptor: OwnedFd,
+        then: impl FnOnce(std::os::fd::BorrowedFd<'_>) -> io::Result<()>,
     ) -> Result<Self, SessionError> {
         let at = options.mountpoint;
         let (sender, ended) = mpsc::channel();
-        let held = EndMark { _held: held, _sender: Mutex::new(sender) };
+        let armed = Arc::new(AtomicBool::new(false));
+        let abort = AbortOnDrop { connection: Arc::clone(connection), armed: Arc::clone(&armed) };
+        let held = EndMark { _held: held, _abort: abort, _sender: Mutex::new(sender) };
         let mut config = Config::default();
         config.n_threads = Some(options.threads.max(1));
-        config.clone_fd = true;
-        let session =
-            fuser::Session::from_fd(Adapter::new(fs, held), OwnedFd::from(file), SessionACL::All, config)
-                .map_err(failed("serve", at))?;
+        // See `Connection::duplicate`.
+        config.clone_fd = false;
+        let negotiated = Arc::new(OnceLock::new());
+        let adapter = Adapter::new(fs, held, Arc::clone(&negotiated));
+        let session = fuser::Session::from_fd(adapter, descriptor, SessionACL::All, config)
+            .map_err(failed("serve", at))?;
+        then(session.as_fd()).map_err(failed("take over", at))?;
+        armed.store(true, Ordering::Relaxed);
         let threads = session.spawn().map_err(failed("start threads for", at))?;
-        let device = std::fs::metadata(at).map_err(failed("examine", at))?.dev();
+        // Always asks: it answers if a thread serves, and fails if none could be started.
+        statfs(at).map_err(|errno| failed("serve", at)(errno.into()))?;
+        if threads.guard.is_finished() {
+            tracing::warn!(mountpoint = %at.display(), "served with fewer threads than configured: no more are left");
+        }
         if let Some(kib) = options.read_ahead_kib
-            && let Err(error) = set_read_ahead(device, kib)
+            && let Err(error) = set_read_ahead(connection.device(), kib)
         {
             tracing::info!(mountpoint = %at.display(), %error, "cannot set the kernel's read-ahead, its default is used");
         }
-        Ok(Self { mountpoint: at.to_owned(), device, ended: Mutex::new(ended), _threads: threads })
+        let negotiated = negotiated.get().copied();
+        let silent = || io::Error::other("the session began without FUSE_INIT");
+        Ok(Self {
+            connection: Arc::clone(connection),
+            negotiated: negotiated.ok_or_else(silent).map_err(failed("serve", at))?,
+            ended: Mutex::new(ended),
+            _threads: threads,
+        })
+    }
+
+    /// Has the kernel send again what was read and not answered.
+    fn resend(&self) -> io::Result<()> {
+        // `struct fuse_out_header`: length, code, and 0 for what answers no request.
+        let mut notification = [0; 16];
+        notification[..4].copy_from_slice(&16_u32.to_ne_bytes());
+        notification[4..8].copy_from_slice(&NOTIFY_RESEND.to_ne_bytes());
+        nix::unistd::write(&*self.connection, &notification)?;
+        Ok(())
+    }
+
+    /// What another daemon needs to go on after this one.
+    pub(crate) fn hand_over(&self) -> Result<HandedOver, SessionError> {
+        Ok(HandedOver {
+            descriptor: self.connection.duplicate()?,
+            device: self.connection.device(),
+            negotiated: self.negotiated,
+        })
     }
 
     /// Whether the mount still is at its place.
     pub(crate) fn is_mounted(&self) -> bool {
-        std::fs::metadata(&self.mountpoint).is_ok_and(|metadata| metadata.dev() == self.device)
+        self.connection.is_mounted()
     }
 
     /// Unmounts unless it is in use; whether it is unmounted.
     pub(crate) fn try_unmount(&self) -> Result<bool, SessionError> {
-        if !self.is_mounted() {
-            return Ok(true);
-        }
-        match umount2(&self.mountpoint, MntFlags::UMOUNT_NOFOLLOW) {
-            Ok(()) => Ok(true),
-            Err(Errno::EBUSY) => Ok(false),
-            Err(errno) => Err(failed("unmount", &self.mountpoint)(errno.into())),
-        }
+        self.connection.try_unmount()
     }
 
     /// Unmounts; if it is still in use after `patience`, it is detached, and ends with its last user. Waits until all
@@ -136,9 +210,7 @@ impl Session {
         let end = Instant::now() + patience;
         while !self.try_unmount()? {
             if Instant::now() >= end {
-                let flags = MntFlags::MNT_DETACH | MntFlags::UMOUNT_NOFOLLOW;
-                umount2(&self.mountpoint, flags)
-                    .map_err(|errno| failed("detach", &self.mountpoint)(errno.into()))?;
+                self.connection.detach()?;
                 return Ok(false);
             }
             std::thread::sleep(RETRY);
@@ -147,16 +219,6 @@ impl Session {
         let ended = self.ended.lock().unwrap_or_else(PoisonError::into_inner);
         Ok(ended.recv_timeout(left) == Err(mpsc::RecvTimeoutError::Disconnected))
     }
-}
-
-/// Makes the mountpoint; dead mounts there, whose daemon is gone, are cleared away.
-fn prepare(at: &Path) -> Result<(), SessionError> {
-    // Not by `stat`, which the kernel answers for a dead mount from what it was told to remember forever.
-    while statfs(at).is_err_and(|errno| errno == Errno::ENOTCONN) {
-        tracing::info!(mountpoint = %at.display(), "clearing away a mount whose daemon is gone");
-        umount2(at, MntFlags::MNT_DETACH).map_err(|errno| failed("detach", at)(errno.into()))?;
-    }
-    std::fs::create_dir_all(at).map_err(failed("make directory", at))
 }
 
 fn set_read_ahead(device: u64, kib: u32) -> io::Result<()> {

@@ -14,7 +14,7 @@ use crate::cache::{CHUNK_BYTES_LIMIT, Cache, CacheError, Lease};
 use crate::control::BlobId;
 use crate::front::{Front, FrontConfig, Responses};
 use crate::fs::FileSystem;
-use crate::fuse::{Options, Session, SessionError};
+use crate::fuse::{HandedOver, Options, Rights, Session, SessionError};
 use crate::worker::{Backend, LocalWorker, Place, Registration, WorkerConfig};
 
 /// Settings of what all mounts share.
@@ -47,6 +47,8 @@ pub struct Image<'a> {
     pub bootstrap: &'a Path,
     /// Where to mount.
     pub mountpoint: &'a Path,
+    /// What it may do, and who may look.
+    pub rights: Rights,
     /// Who has its blobs: at least one, in the order in which they are asked.
     pub backends: Vec<Arc<dyn Backend>>,
 }
@@ -179,6 +181,34 @@ impl Engine {
     ///
     /// [`MountError`].
     pub fn mount_prepared(&self, image: &Image<'_>, prepared: Prepared) -> Result<Mounted, MountError> {
+        let mounted = self.serve(image, prepared, Session::mount)?;
+        tracing::info!(image = image.id, mountpoint = %image.mountpoint.display(), "mounted");
+        Ok(mounted)
+    }
+
+    /// Goes on serving an image that another process has mounted, and answers what that one had not.
+    ///
+    /// # Errors
+    ///
+    /// [`MountError`]; the mount is as it was then.
+    pub(crate) fn adopt(
+        &self,
+        image: &Image<'_>,
+        prepared: Prepared,
+        handed: HandedOver,
+    ) -> Result<Mounted, MountError> {
+        let mounted =
+            self.serve(image, prepared, |fs, held, options| Session::adopt(fs, held, options, handed))?;
+        tracing::info!(image = image.id, mountpoint = %image.mountpoint.display(), "taken over");
+        Ok(mounted)
+    }
+
+    fn serve(
+        &self,
+        image: &Image<'_>,
+        prepared: Prepared,
+        start: impl FnOnce(FileSystem, Held, &Options<'_>) -> Result<Session, SessionError>,
+    ) -> Result<Mounted, MountError> {
         let bootstrap = Arc::new(prepared.bootstrap);
         let cached = self.cached_blobs(image.bootstrap, &bootstrap)?;
         let blobs = cached.iter().map(|lease| lease.blob().id()).collect();
@@ -188,11 +218,11 @@ impl Engine {
         let options = Options {
             source: &format!("nydus-cluster:{}", image.id),
             mountpoint: image.mountpoint,
+            rights: image.rights,
             threads: self.config.fuse_threads,
             read_ahead_kib: self.config.read_ahead_kib,
         };
-        let session = Session::mount(fs, held, &options)?;
-        tracing::info!(image = image.id, mountpoint = %image.mountpoint.display(), "mounted");
+        let session = start(fs, held, &options)?;
         Ok(Mounted {
             session,
             blobs,
@@ -250,6 +280,11 @@ impl Mounted {
     /// Whether it still is at its place; somebody else may have unmounted it.
     pub fn is_mounted(&self) -> bool {
         self.session.is_mounted()
+    }
+
+    /// What another process needs to go on after this one.
+    pub(crate) fn hand_over(&self) -> Result<HandedOver, MountError> {
+        Ok(self.session.hand_over()?)
     }
 
     /// Unmounts unless it is in use; whether it is unmounted. Blocks shortly.

@@ -1,6 +1,7 @@
 //! The daemon's mounts by id. Each has a lock of its own, so a mount that is slow to come or go holds up no other.
 
 use std::collections::BTreeMap;
+use std::os::fd::OwnedFd;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
@@ -9,7 +10,8 @@ use registry::client::Client;
 use registry::reference::InvalidReference;
 
 use super::{Engine, Image, MountError, Mounted, Prepared};
-use crate::control::{BackendSpec, MountRequest, MountStatus};
+use crate::control::{BackendSpec, Handover, MountRequest, MountStatus};
+use crate::fuse::{HandedOver, Rights};
 use crate::worker::{Backend, BackendError, DirectoryBackend, HttpDirectoryBackend, RegistryBackend};
 
 /// Characters that an id may have: it is shown in `/proc/mounts`, where others would be escaped.
@@ -61,6 +63,8 @@ pub enum TableError {
 struct Slot {
     request: MountRequest,
     mounted: Mounted,
+    /// Somebody else can have it served after this process.
+    handed_over: bool,
 }
 
 impl Slot {
@@ -145,6 +149,7 @@ impl Table {
             id: &request.id,
             bootstrap: &request.bootstrap,
             mountpoint: &request.mountpoint,
+            rights: Rights::CONTAINER,
             backends: backends.collect::<Result<_, _>>()?,
         })
     }
@@ -155,15 +160,57 @@ impl Table {
     ///
     /// [`TableError`].
     pub fn mount(&self, request: &MountRequest, prepared: Prepared) -> Result<(), TableError> {
+        self.fill(request, false, |image| self.engine.mount_prepared(image, prepared))
+    }
+
+    /// What another daemon needs to go on serving a mount, with its descriptor. It stays when this daemon ends.
+    ///
+    /// # Errors
+    ///
+    /// [`TableError::Unknown`], or the descriptor cannot be duplicated.
+    pub fn handover(&self, id: &str) -> Result<(Handover, OwnedFd), TableError> {
+        let unknown = || TableError::Unknown(id.to_owned());
+        let shared = self.lock_slots().get(id).cloned().ok_or_else(unknown)?;
+        let mut slot = lock(&shared);
+        let slot = slot.as_mut().ok_or_else(unknown)?;
+        let handed = slot.mounted.hand_over();
+        let HandedOver { descriptor, device, negotiated } =
+            handed.map_err(|source| TableError::Mount { id: id.to_owned(), source })?;
+        slot.handed_over = true;
+        Ok((Handover { mount: slot.request.clone(), device, negotiated }, descriptor))
+    }
+
+    /// Goes on serving a prepared image that a daemon has mounted which has ended, unless it is served already.
+    ///
+    /// # Errors
+    ///
+    /// [`TableError`]; the mount is as it was then.
+    pub fn adopt(
+        &self,
+        handover: Handover,
+        descriptor: OwnedFd,
+        prepared: Prepared,
+    ) -> Result<(), TableError> {
+        let Handover { mount, device, negotiated } = handover;
+        let handed = HandedOver { descriptor, device, negotiated };
+        self.fill(&mount, true, |image| self.engine.adopt(image, prepared, handed))
+    }
+
+    fn fill(
+        &self,
+        request: &MountRequest,
+        handed_over: bool,
+        mount: impl FnOnce(&Image<'_>) -> Result<Mounted, MountError>,
+    ) -> Result<(), TableError> {
         let image = self.image(request)?;
         let shared = self.slot(&request.id);
         let mut slot = lock(&shared);
         if self.add_to_existing(&mut slot, request)? {
             return Ok(());
         }
-        let result = self.engine.mount_prepared(&image, prepared);
-        let mounted = result.map_err(|source| TableError::Mount { id: request.id.clone(), source });
-        let result = mounted.map(|mounted| *slot = Some(Slot { request: request.clone(), mounted }));
+        let mounted = mount(&image).map_err(|source| TableError::Mount { id: request.id.clone(), source });
+        let result =
+            mounted.map(|mounted| *slot = Some(Slot { request: request.clone(), mounted, handed_over }));
         drop(slot);
         self.forget_if_empty(&request.id, &shared);
         result
@@ -230,9 +277,15 @@ impl Table {
         in_use
     }
 
-    /// Unmounts everything, at once where it is in use.
-    pub fn detach_all(&self) {
+    /// Before the process ends: leaves what somebody else can have served on, and unmounts the rest, at once where it is
+    /// in use.
+    pub fn leave(&self) {
         for id in self.ids() {
+            let shared = self.lock_slots().get(&id).cloned();
+            if shared.is_some_and(|shared| lock(&shared).as_ref().is_some_and(|slot| slot.handed_over)) {
+                tracing::info!(image = id, "left in place for the next daemon");
+                continue;
+            }
             if let Err(error) = self.unmount(&id, Duration::ZERO) {
                 tracing::warn!(image = id, %error, "cannot unmount");
             }
@@ -244,7 +297,7 @@ impl Table {
         let slots: Vec<SharedSlot> = self.lock_slots().values().cloned().collect();
         let known = slots.iter().filter_map(|shared| {
             let slot = shared.try_lock().ok()?;
-            let Slot { request, mounted } = slot.as_ref()?;
+            let Slot { request, mounted, .. } = slot.as_ref()?;
             Some(MountStatus {
                 id: request.id.clone(),
                 bootstrap: request.bootstrap.clone(),

@@ -6,6 +6,7 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 
+use fuse_daemon::Rights;
 use fuse_daemon::cache::{BootId, Cache};
 use fuse_daemon::control::BlobId;
 use fuse_daemon::front::FrontConfig;
@@ -188,6 +189,7 @@ impl Node {
             id: "test",
             bootstrap: &image.bootstrap(),
             mountpoint: &mountpoint,
+            rights: Rights::CONTAINER,
             backends,
         })?;
         Ok(TestMount { mounted, mountpoint, _dir: dir })

@@ -6,6 +6,7 @@ use std::path::Path;
 use std::process::{Command, Stdio};
 use std::time::Duration;
 
+use fuse_daemon::Rights;
 use fuse_daemon::mounts::Image;
 use fuse_daemon::worker::DirectoryBackend;
 use rafs::build::BuildOptions;
@@ -115,6 +116,7 @@ fn serves_until_it_is_killed() {
         id: "killed",
         bootstrap: &dir.join("image.boot"),
         mountpoint: &dir.join("mnt"),
+        rights: Rights::CONTAINER,
         backends: vec![std::sync::Arc::new(DirectoryBackend::new(dir.join("blobs")))],
     };
     let _mounted = node.engine.mount(&image).unwrap();
@@ -151,6 +153,7 @@ fn after_a_kill_the_dead_mount_is_cleared_away_and_the_cache_is_used() {
         id: "successor",
         bootstrap: &image.bootstrap(),
         mountpoint: &dir.join("mnt"),
+        rights: Rights::CONTAINER,
         backends: vec![image.backend()],
     });
     let mounted = mounted.unwrap();

@@ -178,6 +178,11 @@ impl FakeDaemon {
             Request::Cached | Request::Prune | Request::Pin { .. } | Request::Verify { .. } => {
                 Answer::Error { kind: ErrorKind::Invalid, message: "nobody asks for this".to_owned() }
             }
+            // It has no descriptors: what it has mounted ends with it.
+            Request::Handover { .. } | Request::Adopt(_) => Answer::Error {
+                kind: ErrorKind::Invalid,
+                message: "mounts of this daemon cannot be handed over".to_owned(),
+            },
             Request::Shutdown => Answer::Shutdown { in_use: Vec::new() },
         }
     }

@@ -1,0 +1,63 @@
+//! `image mount`: what it lets others do, and what it leaves behind.
+
+use std::fs;
+use std::process::Stdio;
+
+use nix::sys::signal::Signal;
+use nix::sys::statvfs::{FsFlags, statvfs};
+
+use crate::node::{Node, Process, noise};
+use crate::{can_mount, eventually};
+
+#[test]
+fn a_mount_is_for_looking_unless_asked_for_and_leaves_nothing() {
+    if !can_mount() {
+        return;
+    }
+    let node = Node::new();
+    let content = noise(1, 100_000);
+    let image = node.image("i", &[("f", &content)]);
+    let temporary = node.path("tmp");
+    fs::create_dir(&temporary).unwrap();
+    for asked in [false, true] {
+        let place = node.path("made/on/demand");
+        let mut command = node.role(&["image", "mount"]);
+        command.arg(&image.bootstrap).arg(&place).arg("--blobs").arg(node.blobs()).env("TMPDIR", &temporary);
+        if asked {
+            command.args(["-o", "suid,dev,allow_other"]);
+        }
+        // Nobody reads what it says.
+        let (reader, writer) = nix::unistd::pipe2(nix::fcntl::OFlag::O_CLOEXEC).unwrap();
+        drop(reader);
+        let mut process = Process::spawn(command.stdout(writer).stderr(Stdio::null()));
+        eventually("it serves", || fs::read(place.join("f")).ok().filter(|read| *read == content));
+        let flags = statvfs(&place).unwrap().flags();
+        assert_eq!(flags.contains(FsFlags::ST_NOSUID), !asked);
+        assert_eq!(flags.contains(FsFlags::ST_NODEV), !asked);
+        assert!(flags.contains(FsFlags::ST_RDONLY));
+        let mounts = fs::read_to_string("/proc/self/mounts").unwrap();
+        let line = mounts.lines().find(|line| line.contains(place.to_str().unwrap())).unwrap();
+        assert_eq!(line.contains("allow_other"), asked, "{line}");
+        process.signal(Signal::SIGTERM);
+        assert!(process.ended().success());
+        assert!(!node.path("made").exists());
+        assert_eq!(fs::read_dir(&temporary).unwrap().count(), 0);
+    }
+}
+
+#[test]
+fn a_mount_that_would_hide_files_is_refused() {
+    if !can_mount() {
+        return;
+    }
+    let node = Node::new();
+    let image = node.image("i", &[("f", b"")]);
+    let place = node.path("used");
+    fs::create_dir(&place).unwrap();
+    fs::write(place.join("precious"), "").unwrap();
+    let mut command = node.role(&["image", "mount"]);
+    let output = command.arg(&image.bootstrap).arg(&place).arg("--blobs").arg(node.blobs()).output().unwrap();
+    let text = String::from_utf8_lossy(&output.stderr);
+    assert!(!output.status.success() && text.contains("is not empty"), "{text}");
+    assert!(place.join("precious").exists());
+}

@@ -1,0 +1,114 @@
+//! kill -9 of the daemon: who reads waits, and then has right bytes from the next one.
+
+use std::fs;
+use std::net::TcpListener;
+use std::process::{Command, Stdio};
+use std::time::Duration;
+
+use fuse_daemon::control::BackendSpec;
+use nix::sys::signal::Signal;
+
+use crate::load::{Load, files};
+use crate::node::{Node, Process, noise};
+use crate::{can_mount, eventually};
+
+fn start(node: &Node) -> Process {
+    let daemon = Process::spawn(node.daemon_command().stdout(Stdio::null()).stderr(Stdio::null()));
+    node.daemon().wait();
+    daemon
+}
+
+/// Ends a daemon as a crash would, and waits until it is gone.
+fn kill(mut daemon: Process) {
+    daemon.signal(Signal::SIGKILL);
+    daemon.ended();
+}
+
+#[test]
+fn what_the_dead_daemon_had_taken_and_not_answered_is_answered_by_the_next() {
+    if !can_mount() {
+        return;
+    }
+    let node = Node::new();
+    let content = noise(1, 500_000);
+    let mut image = node.image("i", &[("f", &content)]);
+    let good = BackendSpec::of_image(&image.reference).unwrap();
+    // Takes connections, and is silent.
+    let silent = TcpListener::bind("127.0.0.1:0").unwrap();
+    image.reference = format!("{}/i:v1", silent.local_addr().unwrap());
+
+    let daemon = start(&node);
+    let place = node.daemon().mount("i", &image);
+    let (mut handover, descriptor) = node.daemon().handover("i");
+    let read = node.path("read");
+    let mut command = Command::new("cat");
+    let output = fs::File::create(&read).unwrap();
+    let mut reader = Process::spawn(command.arg(place.join("f")).stdin(Stdio::null()).stdout(output));
+    // It asks the registry: the kernel's request is taken.
+    silent.set_nonblocking(true).unwrap();
+    let _asked = eventually("the daemon asks the registry", || silent.accept().ok());
+    kill(daemon);
+    handover.mount.backends = vec![good];
+    let mut next = start(&node);
+    node.daemon().adopt(&handover, &descriptor).unwrap();
+    node.daemon().adopt(&handover, &descriptor).expect("a repetition changes nothing");
+    assert!(reader.ended().success());
+    assert!(fs::read(&read).unwrap() == content);
+    // Told to end, it leaves the mount to the next as well.
+    next.signal(Signal::SIGTERM);
+    assert!(next.ended().success());
+    let _last = start(&node);
+    node.daemon().adopt(&handover, &descriptor).unwrap();
+    assert!(fs::read(node.path("mnt/i/f")).unwrap() == content);
+}
+
+#[test]
+fn a_mount_that_cannot_be_taken_over_is_refused_and_stays_for_another_attempt() {
+    if !can_mount() {
+        return;
+    }
+    let node = Node::new();
+    let content = noise(2, 100_000);
+    let image = node.image("i", &[("f", &content)]);
+    let daemon = start(&node);
+    let place = node.daemon().mount("i", &image);
+    let (handover, descriptor) = node.daemon().handover("i");
+    kill(daemon);
+    let _next = start(&node);
+    let mut wrong = handover.clone();
+    wrong.mount.bootstrap = node.path("no such.boot");
+    node.daemon().adopt(&wrong, &descriptor).unwrap_err();
+    let mut wrong = handover.clone();
+    wrong.device += 1;
+    let error = node.daemon().adopt(&wrong, &descriptor).unwrap_err().to_string();
+    assert!(error.contains("not mounted there any more"), "{error}");
+    let file = fs::File::open(&image.bootstrap).unwrap();
+    let error = node.daemon().adopt(&handover, &file.into()).unwrap_err().to_string();
+    assert!(error.contains("none of /dev/fuse"), "{error}");
+    node.daemon().adopt(&handover, &descriptor).unwrap();
+    assert!(fs::read(place.join("f")).unwrap() == content);
+}
+
+#[test]
+fn twenty_kills_under_load_show_no_error_and_no_wrong_byte() {
+    if !can_mount() {
+        return;
+    }
+    let node = Node::new();
+    let files = files();
+    let image = node
+        .image("i", &files.iter().map(|(name, content)| (name.as_str(), &content[..])).collect::<Vec<_>>());
+    let mut daemon = start(&node);
+    let place = node.daemon().mount("i", &image);
+    let (handover, descriptor) = node.daemon().handover("i");
+    let mut load = Load::start(&place);
+    for round in 0..20 {
+        load.wait_for_reads(200);
+        // At another moment of whatever it is doing each time.
+        std::thread::sleep(Duration::from_millis(round * 3 % 17));
+        kill(daemon);
+        daemon = start(&node);
+        node.daemon().adopt(&handover, &descriptor).unwrap();
+    }
+    load.wait_for_reads(200);
+}
