@@ -79,13 +79,13 @@ impl Progress {
         Task { progress: Arc::clone(self), id }
     }
 
-    fn change(&self, id: usize, change: impl FnOnce(&Update) -> Update) {
+    /// `change` gives what became of the task, or `None` if that is nothing new.
+    fn change(&self, id: usize, change: impl FnOnce(&Update) -> Option<Update>) {
         let mut tasks = self.lock();
+        let Some(new) = tasks.tasks.get(&id).and_then(|(_, update)| change(update)) else { return };
         tasks.version += 1;
         let version = tasks.version;
-        if let Some(new) = tasks.tasks.get(&id).map(|(_, update)| change(update)) {
-            tasks.tasks.insert(id, (version, new));
-        }
+        tasks.tasks.insert(id, (version, new));
         drop(tasks);
         self.changed.send_replace(version);
     }
@@ -103,7 +103,10 @@ impl Progress {
     }
 }
 
-/// A piece of work that reports. Dropped without [`Task::finish`] or [`Task::fail`] it stays open, as cancelled work does.
+/// Why work that was dropped ended, in the words by which BuildKit's clients tell cancelled steps from failed ones.
+const CANCELLED: &str = "context canceled";
+
+/// A piece of work that reports. Dropped without [`Task::finish`] or [`Task::fail`] it was cancelled.
 #[derive(Debug)]
 pub struct Task {
     progress: Arc<Progress>,
@@ -113,21 +116,33 @@ pub struct Task {
 impl Task {
     /// So many more bytes are done.
     pub fn advance(&self, bytes: u64) {
-        self.progress.change(self.id, |old| Update { current: old.current + bytes, ..old.clone() });
+        self.progress.change(self.id, |old| Some(Update { current: old.current + bytes, ..old.clone() }));
     }
 
     /// All is done.
     pub fn finish(self) {
         let now = Some(SystemTime::now());
         let current = |old: &Update| if old.total > 0 { old.total } else { old.current };
-        self.progress.change(self.id, |old| Update { current: current(old), completed: now, ..old.clone() });
+        self.progress
+            .change(self.id, |old| Some(Update { current: current(old), completed: now, ..old.clone() }));
     }
 
     /// It failed for this reason.
     pub fn fail(self, error: &str) {
         let now = Some(SystemTime::now());
         let error = Some(error.to_owned());
-        self.progress.change(self.id, |old| Update { error, completed: now, ..old.clone() });
+        self.progress.change(self.id, |old| Some(Update { error, completed: now, ..old.clone() }));
+    }
+}
+
+impl Drop for Task {
+    /// A part that stayed open would keep a client from showing how its step ended: buildctl leaves out the error then.
+    fn drop(&mut self) {
+        let now = Some(SystemTime::now());
+        let error = Some(CANCELLED.to_owned());
+        self.progress.change(self.id, |old| {
+            old.completed.is_none().then(|| Update { error, completed: now, ..old.clone() })
+        });
     }
 }
 
@@ -149,6 +164,17 @@ mod tests {
         assert_eq!(progress.since(version).0, []);
         task.finish();
         assert!(progress.since(version).0[0].completed.is_some());
+    }
+
+    #[test]
+    fn work_that_is_dropped_was_cancelled_and_work_that_ended_stays_as_it_ended() {
+        let progress = Progress::new();
+        drop(progress.task(0, "dropped", 0));
+        progress.task(0, "done", 0).finish();
+        progress.task(0, "failed", 0).fail("no");
+        let ends = progress.since(0).0.into_iter().map(|update| (update.completed.is_some(), update.error));
+        let expected = [Some(CANCELLED), None, Some("no")];
+        assert_eq!(ends.collect::<Vec<_>>(), expected.map(|error| (true, error.map(str::to_owned))));
     }
 
     #[test]
