@@ -179,9 +179,9 @@ pub(crate) enum Registry {
     ///
     /// Whatever fails is named at the end; the rest is copied. A second run sends only what has changed.
     Sync {
-        /// HOST[:PORT], or HOST[:PORT]/REPOSITORY
+        /// `HOST[:PORT]`, or `HOST[:PORT]/REPOSITORY`
         from: String,
-        /// HOST[:PORT], or for a repository HOST[:PORT]/REPOSITORY
+        /// `HOST[:PORT]`, or for a repository `HOST[:PORT]/REPOSITORY`
         to: String,
         /// Images under way at a time
         #[arg(long, value_name = "NUMBER", default_value_t = 2)]
