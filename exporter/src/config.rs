@@ -21,6 +21,10 @@ pub struct ExporterConfig {
     /// The directory of buildkitd's content store, if the exporter may read it: layers are then read from there, while
     /// buildkitd still writes them, instead of coming over the session. Default: none.
     pub content_store: Option<PathBuf>,
+    /// Bytes on disk, under `registry.upload.spool_dir`, for blobs of layers that buildkitd still writes: nothing is sent
+    /// before buildkitd says that a layer is of the build. What does not fit is converted when it is complete; with 0,
+    /// everything is. Default: 16 GiB.
+    pub ahead_bytes: u64,
     /// How registries are reached: of a section of its own in the configuration file, which all roles share.
     #[serde(skip)]
     pub registry: ClientConfig,
@@ -32,7 +36,8 @@ pub struct ExporterConfig {
     pub registry_answer_seconds: u64,
     /// Seconds that builds under way get to end after a shutdown was asked for. Default: 300.
     pub drain_seconds: u64,
-    /// Layers converted at once, over all builds; at least 1. Each takes about 40 MB. Default: 2.
+    /// Layers converted at once, over all builds; at least 1. With `content_store` up to as many again, while buildkitd still
+    /// writes them. Each takes about 40 MB. Default: 2.
     pub conversions: usize,
     /// Worker threads of one conversion; 0: one a core, four at most. Default: 0.
     pub threads: usize,
@@ -48,6 +53,7 @@ impl Default for ExporterConfig {
             listen_mode: Mode::OWNER,
             listen_group: None,
             content_store: None,
+            ahead_bytes: 16 << 30,
             registry: ClientConfig::default(),
             own_credentials: true,
             registry_answer_seconds: 20,

@@ -15,7 +15,7 @@ use super::keys::Attrs;
 use super::target::{Target, TargetError};
 use image::assemble::{AssembleError, AssembleOptions, assemble};
 use image::describe;
-use image::destination::{Destination, StoreError};
+use image::destination::{Destination, SpoolSpace, StoreError};
 use image::document::{Attestation, DocumentError, Index, Manifest, MediaTypes, Stored, Subject, parse};
 use image::layer::{ConvertError, ConvertedLayer, Converter, LayerConversion, ReadConversion};
 use image::progress::{Progress, Task};
@@ -123,7 +123,7 @@ impl Output {
     }
 
     /// Where everything goes.
-    async fn destination(&self) -> Result<&Destination, OutputError> {
+    pub(crate) async fn destination(&self) -> Result<&Destination, OutputError> {
         let destination = self.target.destination().await;
         destination.map_err(|error| OutputError::Target { title: self.title(), error: Box::new(error) })
     }
@@ -166,6 +166,15 @@ impl Output {
         input: R,
     ) -> Result<ReadConversion<R>, OutputError> {
         Ok(self.converter.convert_read(input, self.destination().await?))
+    }
+
+    /// Begins to convert what may be a layer of this output; what is made of it stays in `space`.
+    pub(crate) fn convert_ahead<R: Read + Send + 'static>(
+        &self,
+        input: R,
+        space: &Arc<SpoolSpace>,
+    ) -> ReadConversion<R> {
+        self.converter.convert_ahead(input, space)
     }
 
     /// A layer is converted and its blob stored.

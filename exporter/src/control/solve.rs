@@ -18,7 +18,7 @@ use super::message::{self, Export, SolveRequest};
 use crate::build::keys::{Attrs, EXPORTER_TYPE};
 use crate::build::target::Target;
 use crate::build::{Build, Builds, Output, Registered, Way};
-use crate::follow::{LocalStore, convert_ahead};
+use crate::follow::convert_ahead;
 use crate::grpc::frame::{self, MessageReader};
 use crate::grpc::{Code, Status, respond, status};
 use crate::http2::forward::{lost, open, until_reset};
@@ -165,7 +165,7 @@ fn begin<'a>(exporter: &Exporter, builds: &'a Builds, plan: Plan) -> Result<Regi
         outputs.push(Arc::new(output));
     }
     let sole = plan.request.exports.len() == 1;
-    let local = exporter.content_store().map(LocalStore::new);
+    let local = exporter.content_store();
     let build = Build::new(plan.request.reference, plan.request.session, sole, outputs, local, progress);
     builds.register(build).map_err(|error| Status::new(Code::FailedPrecondition, error.to_string()))
 }

@@ -2,7 +2,7 @@
 //!
 //! buildkitd makes the blob of a new layer on one core and hands it over when it is complete. Here the file is followed
 //! while it grows. Which blob it is shows only in the end: by the file's identity when the blob is announced, and by the digest
-//! of what was read. Until then its blob is sent, but not stored: it may be of another client's build.
+//! of what was read. Until then its blob stays on this machine: it may be of another client's build.
 
 use std::collections::HashSet;
 use std::ffi::OsString;
@@ -11,20 +11,15 @@ use std::io;
 use std::os::unix::fs::FileExt as _;
 use std::path::Path;
 use std::sync::Arc;
-use std::time::Duration;
 
 use futures::future::join_all;
 use registry::digest::Hasher;
-use tokio::time::timeout;
 
 use super::reader::{BlobReader, Writing};
 use super::watch::Watch;
-use super::{Conversion, FileId, LocalStore};
+use super::{Conversion, FileId, LocalStore, open_regular};
 use crate::build::{Build, Builds};
 use crate::intake::ingest::{SNIFF_BYTES, is_tar};
-
-/// How long a registry has to take back what was sent in vain. Conversions keep others waiting until then.
-const GIVE_UP_DEADLINE: Duration = Duration::from_secs(1);
 
 /// Converts the layers of `build` as buildkitd makes them, until the build is over.
 pub(crate) async fn convert_ahead(build: Arc<Build>, builds: Arc<Builds>) {
@@ -39,10 +34,7 @@ pub(crate) async fn convert_ahead(build: Arc<Build>, builds: Arc<Builds>) {
     }
     // Those that were never announced; readers fail once the build is over.
     let ahead = std::mem::take(&mut *store.ahead());
-    let given_up = join_all(ahead.into_values().map(Conversion::cancel));
-    if timeout(GIVE_UP_DEADLINE, given_up).await.is_err() {
-        tracing::debug!(build = build.reference, "uploads are left to the registry to purge");
-    }
+    join_all(ahead.into_values().map(Conversion::cancel)).await;
 }
 
 /// Looks for blobs that buildkitd begins to write.
@@ -90,37 +82,35 @@ fn entries(dir: &Path) -> io::Result<HashSet<OsString>> {
 async fn follow_blob(dir: &Path, build: &Build, builds: &Builds) -> io::Result<()> {
     let mut watch = Watch::new(dir)?;
     let path = dir.join("data");
-    let Some(file) = begin_of_tar(&path, &mut watch).await? else { return Ok(()) };
+    let Some(store) = &build.local else { return Ok(()) };
+    let Some(file) = begin_of_tar(&store.dir, &path, &mut watch).await? else { return Ok(()) };
     // The layers of two builds cannot be told apart before they are announced.
-    let (Some(store), Some(output), true) = (&build.local, build.store_output(), builds.is_alone()) else {
+    let (Some(output), true) = (build.store_output(), builds.is_alone()) else { return Ok(()) };
+    if store.space.left() == 0 {
         return Ok(());
-    };
+    }
     let id = FileId::of(&file.metadata()?);
     let writing = Writing::new(path, id, watch);
     let reader = BlobReader::new(file, Some(writing), Hasher::sha256(), build.over.clone());
-    tracing::debug!(build = build.reference, blob = %dir.display(), "converting ahead");
-    let conversion = Conversion::start(output, reader).await.map_err(io::Error::other)?;
+    tracing::info!(build = build.reference, blob = %dir.display(), "converting ahead what buildkitd writes");
+    let conversion = Conversion::start_ahead(output, reader, &store.space);
     store.ahead().insert(id, conversion);
     Ok(())
 }
 
-/// Waits until the file at `path` has begun, and opens it if that is the begin of a tar.
-async fn begin_of_tar(path: &Path, watch: &mut Watch) -> io::Result<Option<File>> {
+/// Waits until the file at `path`, below `store`, has begun, and opens it if that is the begin of a tar.
+async fn begin_of_tar(store: &Path, path: &Path, watch: &mut Watch) -> io::Result<Option<File>> {
+    let name = path.strip_prefix(store).map_err(io::Error::other)?;
     loop {
-        let opened = File::open(path);
-        match opened {
-            Ok(file) => {
+        match open_regular(store, name)? {
+            Some(file) => {
                 let mut begin = [0; SNIFF_BYTES];
                 if file.read_at(&mut begin, 0)? == SNIFF_BYTES {
                     return Ok(is_tar(&begin).then_some(file));
                 }
             }
-            Err(error) if error.kind() == io::ErrorKind::NotFound => {
-                if !path.parent().is_some_and(Path::exists) {
-                    return Ok(None);
-                }
-            }
-            Err(error) => return Err(error),
+            None if !path.parent().is_some_and(Path::exists) => return Ok(None),
+            None => {}
         }
         watch.changed().await?;
     }

@@ -20,9 +20,12 @@ use std::fs::{File, Metadata};
 use std::io::{self, BufReader};
 use std::os::unix::fs::{FileExt as _, MetadataExt as _};
 use std::path::{Path, PathBuf};
-use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
+use image::destination::{SpoolSpace, StoreError};
 use registry::digest::{Digest, Hasher};
+use rustix::fs::{Mode, OFlags, ResolveFlags, openat2};
+use rustix::io::Errno;
 use tokio::sync::watch as channel;
 use tokio_util::sync::CancellationToken;
 
@@ -30,7 +33,7 @@ pub(crate) use self::ahead::convert_ahead;
 use self::reader::BlobReader;
 use crate::build::{Output, OutputError};
 use crate::intake::ingest::{SNIFF_BYTES, is_document, short};
-use image::layer::{ConvertError, ConvertedLayer, ReadConversion};
+use image::layer::{BuiltLayer, ConvertError, ConvertedLayer, ReadConversion};
 use image::progress::Task;
 
 /// Read from a file at once.
@@ -39,7 +42,9 @@ const READ_BYTES: usize = 1 << 20;
 /// buildkitd's content store as one build sees it.
 pub(crate) struct LocalStore {
     dir: PathBuf,
-    /// Conversions of blobs that buildkitd has not announced yet.
+    /// Room for what is made of blobs that buildkitd has not announced yet.
+    space: Arc<SpoolSpace>,
+    /// The conversions of those.
     ahead: Mutex<HashMap<FileId, Conversion>>,
 }
 
@@ -80,8 +85,8 @@ impl fmt::Debug for LocalStore {
 
 impl LocalStore {
     /// The store in the directory `dir`.
-    pub(crate) fn new(dir: &Path) -> Self {
-        Self { dir: dir.to_owned(), ahead: Mutex::default() }
+    pub(crate) fn new(dir: &Path, space: Arc<SpoolSpace>) -> Self {
+        Self { dir: dir.to_owned(), space, ahead: Mutex::default() }
     }
 
     fn ahead(&self) -> MutexGuard<'_, HashMap<FileId, Conversion>> {
@@ -97,8 +102,9 @@ impl LocalStore {
         total: u64,
         stop: &CancellationToken,
     ) -> Result<Option<ConvertedLayer>, OutputError> {
-        let path = self.dir.join("blobs").join(digest.algorithm().as_ref()).join(digest.digest());
-        let (file, id) = match open_layer(&path, total) {
+        let name = Path::new("blobs").join(digest.algorithm().as_ref()).join(digest.digest());
+        let path = self.dir.join(&name);
+        let (file, id) = match open_layer(&self.dir, &name, total) {
             Ok(Some(opened)) => opened,
             Ok(None) => return Ok(None),
             Err(error) => {
@@ -107,22 +113,37 @@ impl LocalStore {
             }
         };
         let task = output.task(format!("converting {}", short(digest)), total);
-        let begun = self.ahead().remove(&id);
-        let ahead = begun.is_some();
-        let conversion = match begun {
-            Some(conversion) => conversion,
+        // One that waits for a slot may wait for what another client never completes: its file is read now.
+        let begun = self.ahead().remove(&id).filter(|ahead| ahead.conversion.has_begun());
+        let destination = output.destination().await?;
+        let mut built = None;
+        if let Some(conversion) = begun {
+            match conversion.built(digest, total, &task).await {
+                Ok(layer) => built = Some(layer),
+                Err(error) => {
+                    tracing::warn!(%error, layer = %digest, "not converted ahead; its file is read now")
+                }
+            }
+        }
+        let ahead = built.is_some();
+        let converted = match built {
+            Some(built) => built.store(destination).await.map_err(LocalError::from),
             None => {
                 let Ok(hasher) = Hasher::like(digest) else { return Ok(None) };
-                Conversion::start(output, BlobReader::new(file, None, hasher, stop.clone())).await?
+                let reader = BlobReader::new(file, None, hasher, stop.clone());
+                match Conversion::start(output, reader).await?.built(digest, total, &task).await {
+                    Ok(built) => built.store(destination).await.map_err(LocalError::from),
+                    Err(error) => Err(error),
+                }
             }
         };
-        match conversion.finish(digest, total, &task).await {
+        match converted {
             Ok(layer) => {
                 tracing::info!(layer = %digest, ahead, "layer was read from buildkitd's content store");
                 task.finish();
                 Ok(Some(layer))
             }
-            Err(LocalError::Convert(error @ ConvertError::Push(_))) => {
+            Err(LocalError::Convert(error @ ConvertError::Push(StoreError::Registry(_)))) => {
                 let error = output.layer_error(digest, error);
                 task.fail(&error.to_string());
                 Err(error)
@@ -144,13 +165,20 @@ impl Conversion {
         Ok(Self { conversion: output.convert_read(reader).await?, position })
     }
 
+    /// Begins to convert what `reader` reads, of which it is not known whose it is.
+    fn start_ahead(output: &Output, reader: BlobReader, space: &Arc<SpoolSpace>) -> Self {
+        let position = reader.position();
+        let reader = BufReader::with_capacity(READ_BYTES, reader);
+        Self { conversion: output.convert_ahead(reader, space), position }
+    }
+
     /// Waits for the layer, which has to be made of the blob `digest` of `total` bytes, and shows how far it is.
-    async fn finish(
+    async fn built(
         mut self,
         digest: &Digest,
         total: u64,
         task: &Task,
-    ) -> Result<ConvertedLayer, LocalError> {
+    ) -> Result<BuiltLayer<BufReader<BlobReader>>, LocalError> {
         let mut shown = 0;
         let built = self.conversion.built();
         tokio::pin!(built);
@@ -169,11 +197,14 @@ impl Conversion {
             built.cancel().await;
             return Err(LocalError::Content { found, size });
         }
-        Ok(built.store().await?)
+        Ok(built)
     }
 
-    /// Nobody wants the layer: gives up what was sent of it.
+    /// Nobody wants the layer: gives up what was made of it.
     async fn cancel(self) {
+        if !self.conversion.has_begun() {
+            return;
+        }
         match self.conversion.built().await {
             Ok(built) => built.cancel().await,
             // What fails has given it up itself.
@@ -182,13 +213,22 @@ impl Conversion {
     }
 }
 
-/// Opens the file of a layer; `None` if it is not there, or no layer of that size.
-fn open_layer(path: &Path, total: u64) -> io::Result<Option<(File, FileId)>> {
-    let file = match File::open(path) {
-        Ok(file) => file,
-        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
-        Err(error) => return Err(error),
+/// Opens the regular file `name` in the directory `dir`, without following any link in `name`; `None` if there is none.
+fn open_regular(dir: &Path, name: &Path) -> io::Result<Option<File>> {
+    // Opening a pipe would wait for its other end.
+    let flags = OFlags::RDONLY | OFlags::CLOEXEC | OFlags::NONBLOCK;
+    let resolve = ResolveFlags::BENEATH | ResolveFlags::NO_SYMLINKS;
+    let file = match openat2(File::open(dir)?, name, flags, Mode::empty(), resolve) {
+        Ok(file) => File::from(file),
+        Err(Errno::NOENT) => return Ok(None),
+        Err(error) => return Err(error.into()),
     };
+    Ok(file.metadata()?.is_file().then_some(file))
+}
+
+/// Opens the file of a layer; `None` if it is not there, or no layer of that size.
+fn open_layer(dir: &Path, name: &Path, total: u64) -> io::Result<Option<(File, FileId)>> {
+    let Some(file) = open_regular(dir, name)? else { return Ok(None) };
     let metadata = file.metadata()?;
     let mut begin = [0; SNIFF_BYTES];
     if metadata.len() != total || total < SNIFF_BYTES as u64 {
@@ -197,3 +237,6 @@ fn open_layer(path: &Path, total: u64) -> io::Result<Option<(File, FileId)>> {
     file.read_exact_at(&mut begin, 0)?;
     Ok((!is_document(&begin)).then(|| (file, FileId::of(&metadata))))
 }
+
+#[cfg(test)]
+mod tests;

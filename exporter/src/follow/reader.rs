@@ -111,7 +111,7 @@ impl Writing {
 
     /// Whether nothing will be added to the file; an error if it was deleted instead of moved.
     fn is_complete(&self, file: &File) -> io::Result<bool> {
-        match fs::metadata(&self.path) {
+        match fs::symlink_metadata(&self.path) {
             Ok(metadata) if FileId::of(&metadata) == self.id => return Ok(false),
             Ok(_) => {}
             Err(error) if error.kind() == io::ErrorKind::NotFound => {}

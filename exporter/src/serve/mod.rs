@@ -17,7 +17,9 @@ use tokio_util::sync::CancellationToken;
 
 use crate::build::Builds;
 use crate::config::ExporterConfig;
+use crate::follow::LocalStore;
 use crate::session::{SessionKeyring, Sessions};
+use image::destination::SpoolSpace;
 use image::layer::Converter;
 
 /// The most threads that one conversion takes unless told otherwise: at about 250 MB/s each they outrun what buildkitd sends,
@@ -44,6 +46,8 @@ pub(crate) struct Exporter {
     pub(crate) sessions: Arc<Sessions>,
     /// Converts layers.
     pub(crate) converter: Converter,
+    /// Room for blobs of which it is not known yet whose they are.
+    space: Arc<SpoolSpace>,
 }
 
 impl Exporter {
@@ -52,7 +56,8 @@ impl Exporter {
         let client = Client::new(config.registry.clone())?;
         let options = BuildOptions { threads: threads(config.threads), ..BuildOptions::default() };
         let converter = Converter::new(options, config.conversions.max(1), config.layer_cache_bytes);
-        Ok(Self { config, client, builds: Arc::default(), sessions: Arc::default(), converter })
+        let space = SpoolSpace::new(&config.registry.upload.spool_dir, config.ahead_bytes);
+        Ok(Self { config, client, builds: Arc::default(), sessions: Arc::default(), converter, space })
     }
 
     /// The credentials of the client of `session`.
@@ -80,9 +85,9 @@ impl Exporter {
         self.config.upstream.path()
     }
 
-    /// Directory of buildkitd's content store, if it can be read here.
-    pub(crate) fn content_store(&self) -> Option<&Path> {
-        self.config.content_store.as_deref()
+    /// buildkitd's content store, if it can be read here.
+    pub(crate) fn content_store(&self) -> Option<LocalStore> {
+        self.config.content_store.as_deref().map(|dir| LocalStore::new(dir, Arc::clone(&self.space)))
     }
 
     /// Our socket.

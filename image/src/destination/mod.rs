@@ -1,9 +1,11 @@
 //! Where blobs and manifests go.
 //!
 //! - `staging`: files of this machine on their way to their names.
+//! - `spool`: blobs that stay on this machine until it is known whose they are.
 //! - `copy`: blobs that are kept as they are.
 
 mod copy;
+mod spool;
 mod staging;
 
 use std::path::PathBuf;
@@ -16,6 +18,7 @@ use registry::reference::{Reference, Repository};
 
 pub(crate) use self::copy::at_destination;
 pub use self::copy::{CopyError, copy_blob, copy_file};
+pub use self::spool::{SpoolSpace, SpooledBlob};
 use self::staging::StagedBlob;
 pub use self::staging::{Shape, Staging};
 
@@ -58,6 +61,14 @@ pub enum StoreError {
         path: PathBuf,
         /// What is there, and what was expected.
         reason: String,
+    },
+    /// There is no room for blobs that nobody has asked for yet.
+    #[error("blobs that nobody has asked for yet would take more than {limit} bytes in {}", path.display())]
+    SpoolFull {
+        /// The folder.
+        path: PathBuf,
+        /// What they may take there, in bytes.
+        limit: u64,
     },
     /// The thread that writes is gone.
     #[error("writing ended unexpectedly: {0}")]

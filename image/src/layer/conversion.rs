@@ -3,6 +3,7 @@
 use std::io::{self, Read, Write as _};
 use std::path::PathBuf;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 
 use bytes::Bytes;
 use rafs::build::{BuildError, BuildOptions, build_directory, build_layer};
@@ -13,7 +14,7 @@ use tokio_util::sync::CancellationToken;
 use tokio_util::task::AbortOnDropHandle;
 
 use super::bridge::{InputReader, OutputWriter};
-use crate::destination::{BlobWriter, Destination, StoreError};
+use crate::destination::{BlobWriter, Destination, SpoolSpace, SpooledBlob, StoreError};
 
 /// Messages of up to 1 MiB between buildkitd and the builder.
 const INPUT_QUEUE: usize = 2;
@@ -63,7 +64,7 @@ impl LayerConversion {
         let task = tokio::spawn(async move {
             let _slot = slots.acquire_owned().await.expect("the semaphore is never closed");
             let build = move |output| build(&options, InputReader::new(receiver), output);
-            build_blob(&destination, build).await?.store().await
+            build_blob(&Sink::At(destination.clone()), build).await?.store(&destination).await
         });
         Self { input: Some(input), task: AbortOnDropHandle::new(task) }
     }
@@ -122,23 +123,73 @@ impl LayerConversion {
     }
 }
 
+/// Where a blob goes while it is made.
+pub(super) enum Sink {
+    /// Where it belongs.
+    At(Destination),
+    /// Nowhere yet: it is not known whose it is.
+    Spool(Arc<SpoolSpace>),
+}
+
+impl Sink {
+    async fn begin(&self) -> Result<Written, StoreError> {
+        Ok(match self {
+            Self::At(destination) => Written::Blob(destination.begin().await?),
+            Self::Spool(space) => Written::Spooled(space.begin().await?),
+        })
+    }
+}
+
+/// A blob that is being made.
+enum Written {
+    Blob(BlobWriter),
+    Spooled(SpooledBlob),
+}
+
+impl Written {
+    async fn write(&mut self, piece: Bytes) -> Result<(), StoreError> {
+        match self {
+            Self::Blob(writer) => writer.write(piece).await,
+            Self::Spooled(blob) => blob.write(&piece).await,
+        }
+    }
+
+    /// All has been written: a file that could not be is no blob.
+    async fn complete(&mut self) -> Result<(), StoreError> {
+        match self {
+            Self::Blob(_) => Ok(()),
+            Self::Spooled(blob) => blob.flush().await,
+        }
+    }
+
+    async fn cancel(self) {
+        if let Self::Blob(writer) = self {
+            writer.cancel().await;
+        }
+    }
+}
+
 /// A conversion under way of what is read rather than sent; dropping it cancels it.
 pub struct ReadConversion<R> {
+    begun: Arc<AtomicBool>,
     task: AbortOnDropHandle<Result<BuiltLayer<R>, ConvertError>>,
 }
 
 impl<R: Read + Send + 'static> ReadConversion<R> {
-    pub(super) fn start(
-        options: Arc<BuildOptions>,
-        slots: Arc<Semaphore>,
-        destination: Destination,
-        input: R,
-    ) -> Self {
+    pub(super) fn start(options: Arc<BuildOptions>, slots: Arc<Semaphore>, sink: Sink, input: R) -> Self {
+        let begun = Arc::new(AtomicBool::new(false));
+        let has_slot = Arc::clone(&begun);
         let task = tokio::spawn(async move {
             let _slot = slots.acquire_owned().await.expect("the semaphore is never closed");
-            build_blob(&destination, move |output| build(&options, input, output)).await
+            has_slot.store(true, Ordering::Relaxed);
+            build_blob(&sink, move |output| build(&options, input, output)).await
         });
-        Self { task: AbortOnDropHandle::new(task) }
+        Self { begun, task: AbortOnDropHandle::new(task) }
+    }
+
+    /// Whether it has a slot; until then it waits for others to end.
+    pub fn has_begun(&self) -> bool {
+        self.begun.load(Ordering::Relaxed)
     }
 
     /// Waits until the input has ended.
@@ -147,9 +198,9 @@ impl<R: Read + Send + 'static> ReadConversion<R> {
     }
 }
 
-/// A layer as converted, its blob sent but not yet one of the destination's.
+/// A layer as converted, its blob sent or spooled, but not yet one of the destination's.
 pub struct BuiltLayer<R> {
-    writer: BlobWriter,
+    writer: Written,
     layer: Layer,
     input: R,
 }
@@ -160,13 +211,16 @@ impl<R> BuiltLayer<R> {
         &self.input
     }
 
-    /// Has the blob stored.
-    pub async fn store(self) -> Result<ConvertedLayer, ConvertError> {
+    /// Has the blob stored at `destination`, which is the one that it was made for if there was one.
+    pub async fn store(self, destination: &Destination) -> Result<ConvertedLayer, ConvertError> {
         let Self { writer, layer, .. } = self;
         let id = layer.blobs.first().and_then(|blob| blob.id).ok_or(ConvertError::NoDigest)?;
         let digest: Digest =
             format!("sha256:{id}").parse().expect("64 hexadecimal digits behind sha256: are a digest");
-        let size = writer.finish(&digest).await?;
+        let size = match writer {
+            Written::Blob(writer) => writer.finish(&digest).await?,
+            Written::Spooled(blob) => blob.send(destination, &digest).await?,
+        };
         Ok(ConvertedLayer { layer, digest, size })
     }
 
@@ -190,7 +244,7 @@ pub(super) async fn convert_directory(
         output.flush()?;
         Ok((layer, ()))
     };
-    build_blob(destination, build).await?.store().await
+    build_blob(&Sink::At(destination.clone()), build).await?.store(destination).await
 }
 
 /// Output that is refused when nobody wants it any more.
@@ -214,11 +268,11 @@ impl io::Write for Stoppable {
 
 /// Has a blob built on a thread that may block, and sends it meanwhile.
 async fn build_blob<R: Send + 'static>(
-    destination: &Destination,
+    sink: &Sink,
     build: impl FnOnce(mpsc::Sender<Bytes>) -> Result<(Layer, R), ConvertError> + Send + 'static,
 ) -> Result<BuiltLayer<R>, ConvertError> {
     // Before anything is converted: a registry that refuses does so at once.
-    let writer = destination.begin().await?;
+    let writer = sink.begin().await?;
     let (sender, pieces) = mpsc::channel(OUTPUT_QUEUE);
     let building = tokio::task::spawn_blocking(move || build(sender));
     let (uploaded, built) = tokio::join!(upload(writer, pieces), building);
@@ -247,9 +301,10 @@ fn build<R: Read + Send>(
     Ok((layer, input))
 }
 
-async fn upload(mut writer: BlobWriter, mut pieces: mpsc::Receiver<Bytes>) -> Result<BlobWriter, StoreError> {
+async fn upload(mut writer: Written, mut pieces: mpsc::Receiver<Bytes>) -> Result<Written, StoreError> {
     while let Some(piece) = pieces.recv().await {
         writer.write(piece).await?;
     }
+    writer.complete().await?;
     Ok(writer)
 }

@@ -25,7 +25,8 @@ use registry::digest::Digest;
 use tokio::sync::Semaphore;
 use tokio_util::sync::CancellationToken;
 
-use crate::destination::Destination;
+use self::conversion::Sink;
+use crate::destination::{Destination, SpoolSpace};
 
 pub(crate) use bridge::{InputReader, OutputWriter};
 pub use cache::LayerCache;
@@ -37,6 +38,8 @@ pub use dictionary::DictionaryBlobs;
 pub struct Converter {
     options: Arc<BuildOptions>,
     slots: Arc<Semaphore>,
+    /// For layers of which it is not known yet whose they are: they must not keep others waiting.
+    ahead_slots: Arc<Semaphore>,
     cache: Arc<LayerCache>,
 }
 
@@ -46,6 +49,7 @@ impl Converter {
         Self {
             options: Arc::new(options),
             slots: Arc::new(Semaphore::new(conversions)),
+            ahead_slots: Arc::new(Semaphore::new(conversions)),
             cache: Arc::new(LayerCache::new(cache_bytes)),
         }
     }
@@ -67,7 +71,17 @@ impl Converter {
         destination: &Destination,
     ) -> ReadConversion<R> {
         let (options, slots) = (Arc::clone(&self.options), Arc::clone(&self.slots));
-        ReadConversion::start(options, slots, destination.clone(), input)
+        ReadConversion::start(options, slots, Sink::At(destination.clone()), input)
+    }
+
+    /// Begins to convert the layer that `input` is, of which it is not known yet whose it is: its blob stays in `space`.
+    pub fn convert_ahead<R: Read + Send + 'static>(
+        &self,
+        input: R,
+        space: &Arc<SpoolSpace>,
+    ) -> ReadConversion<R> {
+        let (options, slots) = (Arc::clone(&self.options), Arc::clone(&self.ahead_slots));
+        ReadConversion::start(options, slots, Sink::Spool(Arc::clone(space)), input)
     }
 
     /// Converts the files of the directory at `path`, the blob going to `destination`, unless `stop` is cancelled.

@@ -1,0 +1,203 @@
+use std::os::unix::fs::symlink;
+use std::time::Duration;
+
+use image::layer::Converter;
+use image::progress::Progress;
+use rafs::build::BuildOptions;
+use registry::client::{Client, ClientConfig};
+use tempfile::TempDir;
+use tokio::net::TcpListener;
+use tokio::task::JoinHandle;
+use tokio::time::{sleep, timeout};
+
+use super::*;
+use crate::build::keys::Attrs;
+use crate::build::target::Target;
+use crate::build::{Build, Builds, Way};
+use crate::session::{SessionKeyring, Sessions};
+
+const DEADLINE: Duration = Duration::from_secs(60);
+
+/// How often a condition is looked at.
+const LOOK: Duration = Duration::from_millis(20);
+
+/// Room that is enough.
+const ROOM: u64 = 1 << 30;
+
+/// A build that follows what is written to a content store, with one slot for that.
+struct Lab {
+    content: TempDir,
+    spool: TempDir,
+    space: Arc<SpoolSpace>,
+    builds: Arc<Builds>,
+}
+
+impl Lab {
+    fn new(room: u64) -> Self {
+        let (content, spool) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
+        for name in ["ingest", "blobs/sha256"] {
+            std::fs::create_dir_all(content.path().join(name)).unwrap();
+        }
+        let space = SpoolSpace::new(spool.path(), room);
+        Self { content, spool, space, builds: Arc::default() }
+    }
+
+    /// The build, with an output of these keys.
+    fn build(&self, keys: &[(&str, &str)]) -> Build {
+        let keys = keys.iter().map(|&(key, value)| (key.to_owned(), value.to_owned())).collect();
+        let attrs = Attrs::parse(&keys).unwrap();
+        let keyring = Arc::new(SessionKeyring::new(Arc::new(Sessions::default()), "s".to_owned()));
+        let client = Client::new(ClientConfig::default()).unwrap();
+        let target = Target::new(&attrs, &client, keyring, false, DEADLINE);
+        let (progress, options) = (Progress::new(), BuildOptions { threads: 1, ..BuildOptions::default() });
+        let converter = Converter::new(options, 1, 0);
+        let output = Output::new(0, Way::Store, attrs, target, converter, Arc::clone(&progress));
+        let store = LocalStore::new(self.content.path(), Arc::clone(&self.space));
+        let outputs = vec![Arc::new(output)];
+        Build::new("r".to_owned(), "s".to_owned(), true, outputs, Some(store), progress)
+    }
+
+    fn follow(&self, build: &Arc<Build>) -> JoinHandle<()> {
+        tokio::spawn(convert_ahead(Arc::clone(build), Arc::clone(&self.builds)))
+    }
+
+    /// Begins to write blobs that begin with `content` until one of them is followed, and returns its file.
+    async fn write(&self, build: &Build, name: &str, content: &[u8]) -> PathBuf {
+        let followed = async {
+            // Until the store is watched, what is there is none of this build's.
+            for number in 0.. {
+                let dir = self.content.path().join(format!("ingest/{name}-{number}"));
+                std::fs::create_dir(&dir).unwrap();
+                let path = dir.join("data");
+                std::fs::write(&path, content).unwrap();
+                let id = FileId::of(&path.metadata().unwrap());
+                for _ in 0..20 {
+                    if build.local.as_ref().unwrap().ahead().contains_key(&id) {
+                        return path;
+                    }
+                    sleep(LOOK).await;
+                }
+            }
+            unreachable!("there are numbers enough")
+        };
+        timeout(DEADLINE, followed).await.expect("the layer is followed")
+    }
+
+    /// Waits until something has been made of what another client stalls in.
+    async fn something_is_kept(&self) {
+        let kept = async {
+            while self.space.left() > ROOM - (1 << 20) {
+                sleep(LOOK).await;
+            }
+        };
+        timeout(DEADLINE, kept).await.expect("what is made of it is kept");
+    }
+
+    /// The blob at `path` is complete and announced.
+    async fn announce(&self, build: &Build, path: &Path, content: &[u8]) -> Option<ConvertedLayer> {
+        let digest = registry::digest::sha256(content);
+        std::fs::rename(path, self.content.path().join("blobs/sha256").join(digest.digest())).unwrap();
+        let (store, output) = (build.local.as_ref().unwrap(), build.store_output().unwrap());
+        let total = content.len() as u64;
+        let converted = timeout(DEADLINE, store.convert(output, &digest, total, &build.over)).await;
+        converted.expect("an announced layer does not wait for others").unwrap()
+    }
+}
+
+/// A tar with a file of `content`, which is to have `size` bytes.
+fn tar_of(content: &[u8], size: u64) -> Vec<u8> {
+    let mut header = tar::Header::new_ustar();
+    header.set_size(size);
+    header.set_mode(0o644);
+    header.set_path("secret").unwrap();
+    header.set_cksum();
+    let mut bytes = header.as_bytes().to_vec();
+    bytes.extend(content);
+    bytes
+}
+
+/// The begin of a tar with a large file that does not compress.
+fn foreign_layer() -> Vec<u8> {
+    let mut state = 1_u64;
+    let mut noise = Vec::new();
+    while noise.len() < 8 << 20 {
+        state = state.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1);
+        noise.extend_from_slice(&state.to_be_bytes());
+    }
+    tar_of(&noise, noise.len() as u64 + 512)
+}
+
+/// A layer of one small file.
+fn own_layer() -> Vec<u8> {
+    let mut bytes = tar_of(&[7; 512], 512);
+    bytes.extend([0; 1024]);
+    bytes
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_another_client_has_buildkitd_write_never_leaves_the_machine() {
+    let lab = Lab::new(ROOM);
+    let registry = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let name = format!("{}/app:v1", registry.local_addr().unwrap());
+    let registered = lab.builds.register(lab.build(&[("name", &name)])).unwrap();
+    let following = lab.follow(&registered.build);
+    lab.write(&registered.build, "foreign", &foreign_layer()).await;
+    lab.something_is_kept().await;
+    assert_eq!(std::fs::read_dir(lab.spool.path()).unwrap().count(), 0, "a crash would leave a file");
+    drop(registered);
+    timeout(DEADLINE, following).await.expect("following ends with the build").unwrap();
+    assert_eq!(lab.space.left(), ROOM);
+    let spoken_to = timeout(Duration::from_millis(1), registry.accept()).await;
+    assert!(spoken_to.is_err(), "the registry was spoken to");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_another_client_stalls_in_keeps_no_announced_layer_waiting() {
+    let lab = Lab::new(ROOM);
+    let registered = lab.builds.register(lab.build(&[("name", "localhost/app"), ("push", "false")])).unwrap();
+    let build = &registered.build;
+    let following = lab.follow(build);
+    lab.write(build, "foreign", &foreign_layer()).await;
+    lab.something_is_kept().await;
+    let own = own_layer();
+    let path = lab.write(build, "own", &own).await;
+    assert!(lab.announce(build, &path, &own).await.is_some(), "the layer came over the session");
+    drop(registered);
+    timeout(DEADLINE, following).await.expect("following ends with the build").unwrap();
+    assert_eq!(lab.space.left(), ROOM);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_layer_that_does_not_fit_is_converted_when_it_is_complete() {
+    let lab = Lab::new(1);
+    let registered = lab.builds.register(lab.build(&[("name", "localhost/app"), ("push", "false")])).unwrap();
+    let build = &registered.build;
+    let following = lab.follow(build);
+    let own = own_layer();
+    let path = lab.write(build, "own", &own).await;
+    assert!(lab.announce(build, &path, &own).await.is_some(), "the layer came over the session");
+    drop(registered);
+    timeout(DEADLINE, following).await.expect("following ends with the build").unwrap();
+    assert_eq!(lab.space.left(), 1);
+}
+
+#[test]
+fn links_and_what_is_no_regular_file_are_not_opened() {
+    let dir = tempfile::tempdir().unwrap();
+    let path = |name: &str| dir.path().join(name);
+    std::fs::write(path("file"), "content").unwrap();
+    std::fs::create_dir(path("folder")).unwrap();
+    symlink("file", path("link")).unwrap();
+    symlink("folder", path("folder-link")).unwrap();
+    std::fs::write(path("folder/file"), "content").unwrap();
+    let pipe = std::process::Command::new("mkfifo").arg(path("pipe")).status().unwrap();
+    assert!(pipe.success());
+    let open = |name: &str| open_regular(dir.path(), Path::new(name));
+    assert!(open("file").unwrap().is_some() && open("folder/file").unwrap().is_some());
+    for name in ["folder", "pipe", "absent"] {
+        assert!(open(name).unwrap().is_none(), "{name}");
+    }
+    for name in ["link", "folder-link/file", "../file"] {
+        assert!(open(name).is_err(), "{name}");
+    }
+}
