@@ -136,7 +136,8 @@ pub enum DaemonError {
 ///
 /// [`DaemonError`]: it could not start.
 pub async fn serve(config: DaemonConfig, shutdown: CancellationToken) -> Result<(), DaemonError> {
-    raise_open_files_limit();
+    // Each mount takes some descriptors and each cached blob two.
+    service::limits::raise_open_files();
     crate::sys::keep_large_buffers_mapped();
     let client = Client::new(config.registry.clone())?;
     let access = Access { mode: config.socket_mode, group: config.socket_group.clone() };
@@ -210,16 +211,6 @@ pub async fn mount_foreground(
 async fn unmounted(session: &crate::mounts::Mounted) {
     while session.is_mounted() {
         tokio::time::sleep(Duration::from_millis(500)).await;
-    }
-}
-
-/// Each mount takes some descriptors and each cached blob two; the usual soft limit of 1024 is soon reached.
-fn raise_open_files_limit() {
-    use nix::sys::resource::{Resource, getrlimit, setrlimit};
-    let raised = getrlimit(Resource::RLIMIT_NOFILE)
-        .and_then(|(_, hard)| setrlimit(Resource::RLIMIT_NOFILE, hard, hard));
-    if let Err(error) = raised {
-        tracing::warn!(%error, "cannot raise the limit of open files; many mounts may not fit");
     }
 }
 

@@ -2,11 +2,13 @@
 //!
 //! - [`log`]: where log lines go without ever holding up or ending the process;
 //! - [`address`]: how addresses are written, on the command line and in the configuration;
+//! - [`limits`]: limits of the process;
 //! - [`socket`]: local sockets that only those may connect to who are meant to.
 
 #![forbid(unsafe_code)]
 
 pub mod address;
+pub mod limits;
 pub mod log;
 pub mod socket;
 

@@ -50,6 +50,8 @@ use snapshots::Snapshotter;
 ///
 /// If the root cannot be used, another process uses it, or the socket cannot be served.
 pub async fn serve(config: SnapshotterConfig, shutdown: CancellationToken) -> Result<(), Error> {
+    // One for each mount.
+    ::service::limits::raise_open_files();
     let daemon = Arc::new(Daemon::new(config.daemon.clone()));
     let snapshotter = {
         let (config, daemon) = (config.clone(), Arc::clone(&daemon));
@@ -59,8 +61,8 @@ pub async fn serve(config: SnapshotterConfig, shutdown: CancellationToken) -> Re
     let running = shutdown.child_token();
     let _stop = running.clone().drop_guard();
     tokio::spawn({
-        let running = running.clone();
-        async move { daemon.supervise(&running).await }
+        let (ours, running) = (snapshotter.mount_directory().to_owned(), running.clone());
+        async move { daemon.supervise(&ours, &running).await }
     });
     tokio::spawn({
         let (snapshotter, running) = (Arc::clone(&snapshotter), running.clone());

@@ -7,8 +7,8 @@ use std::time::Duration;
 use tokio::net::UnixStream;
 
 use super::protocol::{
-    Answer, BackendSpec, BlobId, CachedStatus, Call, ErrorKind, Handover, Kept, MountRequest, OLDEST_VERSION,
-    Removed, Reply, Request, Status, VERSION, Verified,
+    Answer, BackendSpec, BlobId, CachedStatus, Call, ErrorKind, Handover, Kept, LINE_LIMIT, MountRequest,
+    OLDEST_VERSION, Removed, Reply, Request, Status, VERSION, Verified,
 };
 use super::wire::{read_line, write_line};
 
@@ -288,6 +288,10 @@ impl Client {
             .map_err(|source| ClientError::Connect { socket: self.socket.clone(), source })?;
         write_line(&stream, &line, descriptor).await.map_err(broken)?;
         let (answer, descriptor) = read_line(&stream).await.map_err(broken)?;
+        if answer.last() != Some(&b'\n') && answer.len() < LINE_LIMIT {
+            // The daemon ended.
+            return Err(broken(std::io::ErrorKind::UnexpectedEof.into()));
+        }
         if answer.last() != Some(&b'\n') {
             return Err(self.protocol(format!("{} bytes without an end of line", answer.len())));
         }

@@ -1,11 +1,22 @@
-//! Running containers outlive a restart and a crash of the snapshotter.
+//! Running containers outlive a restart and a crash of the snapshotter, and crashes of the daemon.
 
-use anyhow::{Result, ensure};
-use integration::cri::ContainerSpec;
-use integration::demo;
+use std::path::Path;
+use std::time::Duration;
+
+use anyhow::{Context, Result, ensure};
+use integration::cri::{ContainerSpec, Cri};
+use integration::node::Node;
 use integration::tree::content_digest;
+use integration::{demo, wait};
+use nix::sys::signal::{Signal, kill};
+use nix::unistd::Pid;
 
 use crate::fixture::Fixture;
+
+/// Kills of the daemon before that of the snapshotter.
+const KILLS: usize = 5;
+/// How long a container may wait for its next right answer.
+const PATIENCE: Duration = Duration::from_secs(60);
 
 pub(crate) fn snapshotter_restarts(fixture: &Fixture) -> Result<()> {
     let files = [("first", 2 << 20), ("second", 2 << 20), ("third", 2 << 20)];
@@ -36,12 +47,78 @@ pub(crate) fn snapshotter_restarts(fixture: &Fixture) -> Result<()> {
     read_right(node.cri(), &second, "first", &context)
 }
 
-fn read_right(
-    cri: &integration::cri::Cri,
-    container: &str,
-    file: &str,
-    context: &std::path::Path,
-) -> Result<()> {
+/// It reads and checks files all the time, directly, which asks the daemon each time.
+pub(crate) fn daemon_is_killed(fixture: &Fixture) -> Result<()> {
+    let sizes = [("one", 6 << 20), ("two", 6 << 20)];
+    let fresh: Vec<_> = (0..=KILLS).map(|round| format!("fresh-{round}")).collect();
+    let files: Vec<_> = sizes.into_iter().chain(fresh.iter().map(|name| (name.as_str(), 1 << 20))).collect();
+    let context = demo::random_files(fixture.peers(), &fixture.subdir("killed")?, &files)?;
+    let image = fixture.build(&context, "killed:v1")?;
+    let mut node = fixture.new_node("killed-node", "")?;
+    node.cri().pull(&image.name)?;
+    let pod = node.pod("killed")?;
+    let sum = |file: &str| content_digest(&context.join(file));
+    // Directly, since the page cache would answer otherwise. Whatever is written besides `right` is an error.
+    let script = format!(
+        "while :; do for pair in one:{} two:{}; do \
+         s=$(dd if=/${{pair%%:*}} bs=64k iflag=direct 2>/error | sha256sum); \
+         [ \"${{s%% *}}\" = \"${{pair##*:}}\" ] || {{ echo wrong $pair $s; cat /error; exit 7; }}; \
+         stat /bin/busybox >/dev/null && ls -l / >/dev/null || exit 7; done; echo right; done",
+        sum("one")?,
+        sum("two")?
+    );
+    let spec = ContainerSpec::new("reader", &image.name, &["/bin/busybox", "sh", "-c", &script]);
+    let reader = node.cri().run_container(&pod, &spec)?;
+    let mounts = node.snapshotter()?.dir().join("root/mounts");
+    let mounted = mount_lines(&mounts)?;
+    for name in &fresh[..KILLS] {
+        reads_on(node.cri(), &reader)?;
+        kill_daemon(&mut node)?;
+        read_right(node.cri(), &reader, name, &context)?;
+    }
+    reads_on(node.cri(), &reader)?;
+    node.snapshotter()?.server().kill()?;
+    node.snapshotter()?.restart()?;
+    // Serving containerd, it has all that the daemon serves.
+    let second = node.cri().run_container(&pod, &ContainerSpec::new("second", &image.name, &[]))?;
+    reads_on(node.cri(), &reader)?;
+    kill_daemon(&mut node)?;
+    for container in [&reader, &second] {
+        read_right(node.cri(), container, &fresh[KILLS], &context)?;
+    }
+    reads_on(node.cri(), &reader)?;
+    ensure!(mount_lines(&mounts)? == mounted, "the image was mounted again");
+    node.cri().remove_pod(&pod.id)
+}
+
+/// What the kernel says of the mounts under `dir`, with their device numbers.
+fn mount_lines(dir: &Path) -> Result<Vec<String>> {
+    let text = std::fs::read_to_string("/proc/self/mountinfo").context("reading the table of mounts")?;
+    let under = |line: &&str| line.split(' ').nth(4).is_some_and(|at| Path::new(at).starts_with(dir));
+    Ok(text.lines().filter(under).map(ToOwned::to_owned).collect())
+}
+
+/// Kills the daemon as a crash would, and waits for the next.
+fn kill_daemon(node: &mut Node) -> Result<Pid> {
+    let old = node.snapshotter()?.daemon_pid()?;
+    kill(old, Signal::SIGKILL).context("killing the daemon")?;
+    wait::until("another daemon runs", PATIENCE, || {
+        Ok(node.snapshotter()?.daemon_pid().ok().filter(|pid| *pid != old))
+    })
+}
+
+/// Waits until the container has read everything twice more: once may have begun before.
+fn reads_on(cri: &Cri, reader: &str) -> Result<()> {
+    let count = || -> Result<usize> {
+        let text = cri.logs(reader)?;
+        ensure!(text.lines().all(|line| line == "right"), "the container says: {text}");
+        Ok(text.lines().count())
+    };
+    let enough = count()? + 2;
+    wait::until("the container reads on", PATIENCE, || Ok((count()? >= enough).then_some(())))
+}
+
+fn read_right(cri: &Cri, container: &str, file: &str, context: &Path) -> Result<()> {
     let sum = cri.exec(container, &["/bin/busybox", "sha256sum", &format!("/{file}")])?.success()?;
     let expected = content_digest(&context.join(file))?;
     ensure!(sum.starts_with(&expected), "{file}: {sum}, expected {expected}");

@@ -2,11 +2,14 @@
 //!
 //! The daemon is a process in a session of its own and outlives the snapshotter: containers read through it. A
 //! snapshotter that starts looks for it on its control socket first, and starts one only if nobody answers. A daemon that
-//! ends is replaced, with growing pauses if that keeps happening.
+//! ends is replaced, with growing pauses if that keeps happening, and the next one goes on with its mounts: this process
+//! holds their descriptors meanwhile.
 
+mod held;
 mod process;
 mod supervise;
 
+use std::sync::Arc;
 use std::time::Duration;
 
 use fuse_daemon::control::Client;
@@ -15,6 +18,7 @@ use tokio::sync::watch;
 pub(crate) use supervise::describe;
 
 use crate::config::DaemonConfig;
+use held::Held;
 
 /// How the daemon is.
 #[derive(Clone, Debug, Eq, PartialEq)]
@@ -32,13 +36,15 @@ pub(crate) struct Daemon {
     config: DaemonConfig,
     client: Client,
     condition: watch::Sender<Condition>,
+    /// Apart from the daemon's process, which may end at any time.
+    held: Arc<Held>,
 }
 
 impl Daemon {
     /// Nothing happens until [`Self::supervise`] runs.
     pub(crate) fn new(config: DaemonConfig) -> Self {
         let client = Client::new(config.socket.path());
-        Self { config, client, condition: watch::Sender::new(Condition::Starting) }
+        Self { config, client, condition: watch::Sender::new(Condition::Starting), held: Arc::default() }
     }
 
     /// A client whose requests have a deadline.

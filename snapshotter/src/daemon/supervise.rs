@@ -1,7 +1,9 @@
 //! Finding, starting and replacing the daemon.
 
+use std::path::Path;
 use std::time::{Duration, Instant};
 
+use fuse_daemon::control::Status;
 use tokio_util::sync::CancellationToken;
 use tracing::{info, warn};
 
@@ -15,20 +17,24 @@ const READY_POLL: Duration = Duration::from_millis(20);
 const FIRST_PAUSE: Duration = Duration::from_millis(100);
 /// … up to this.
 const LONGEST_PAUSE: Duration = Duration::from_secs(10);
+/// … or this, while somebody may be waiting for a daemon that has answered before.
+const LONGEST_PAUSE_FOR_MOUNTS: Duration = Duration::from_secs(1);
 /// A daemon that ran so long did not fail to start; it is replaced at once.
 const HEALTHY: Duration = Duration::from_secs(10);
 
 impl Daemon {
-    /// Keeps a daemon running until `shutdown`, which leaves it running.
-    pub(crate) async fn supervise(&self, shutdown: &CancellationToken) {
-        shutdown.run_until_cancelled(self.keep_running()).await;
+    /// Keeps a daemon running until `shutdown`, which leaves it running. Our mounts are those under `ours`.
+    pub(crate) async fn supervise(&self, ours: &Path, shutdown: &CancellationToken) {
+        shutdown.run_until_cancelled(self.keep_running(ours)).await;
     }
 
-    async fn keep_running(&self) {
+    async fn keep_running(&self, ours: &Path) {
         let mut pause = FIRST_PAUSE;
         let mut generation = 0;
         loop {
-            match self.find_or_start().await {
+            let found = self.find_or_start(ours).await;
+            let answered = found.is_ok();
+            match found {
                 Ok(pid) => {
                     generation += 1;
                     let since = Instant::now();
@@ -48,24 +54,27 @@ impl Daemon {
                     self.condition.send_replace(Condition::Failed(problem));
                 }
             }
-            tokio::time::sleep(pause).await;
+            let waited_for = answered || !self.held.is_empty();
+            tokio::time::sleep(if waited_for { pause.min(LONGEST_PAUSE_FOR_MOUNTS) } else { pause }).await;
             pause = (pause * 2).min(LONGEST_PAUSE);
         }
     }
 
-    /// The process id of a daemon that answers.
-    async fn find_or_start(&self) -> Result<u32, String> {
-        match self.client(STATUS_DEADLINE).status().await {
+    /// The process id of a daemon that answers, and serves what an earlier one did.
+    async fn find_or_start(&self, ours: &Path) -> Result<u32, String> {
+        let status = match self.client(STATUS_DEADLINE).status().await {
             Ok(status) => {
                 info!(pid = status.pid, mounts = status.mounts.len(), "found the nydus daemon");
-                Ok(status.pid)
+                status
             }
-            Err(error) if error.is_not_running() && self.config.spawn => self.start().await,
-            Err(error) => Err(describe(&error)),
-        }
+            Err(error) if error.is_not_running() && self.config.spawn => self.start().await?,
+            Err(error) => return Err(describe(&error)),
+        };
+        self.take_over(ours, &status.mounts).await?;
+        Ok(status.pid)
     }
 
-    async fn start(&self) -> Result<u32, String> {
+    async fn start(&self) -> Result<Status, String> {
         let mut child = process::start(&self.config).map_err(|error| describe(&error))?;
         let deadline = tokio::time::Instant::now() + self.config.ready_timeout();
         let problem = loop {
@@ -73,7 +82,7 @@ impl Daemon {
                 info!(pid = status.pid, "started the nydus daemon");
                 // The child is reaped when it ends, by whoever runs then.
                 tokio::spawn(async move { child.wait().await });
-                return Ok(status.pid);
+                return Ok(status);
             }
             match child.try_wait() {
                 Ok(None) => {}

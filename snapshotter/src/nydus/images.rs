@@ -123,6 +123,8 @@ impl Images {
             // Were the attempt to go on, the mount would come back. How it ends does not matter.
             let _ = tokio::time::timeout(self.timeout, attempt.wait_for(Option::is_some)).await;
         }
+        // First, so that no daemon that comes up meanwhile is given what is to go.
+        self.daemon.release(&mount_id(id));
         match self.daemon.client(self.timeout).umount(&mount_id(id)).await {
             Err(error) if !error.is_not_running() => {
                 return Err(Error::Daemon { problem: describe(&error) });
@@ -226,6 +228,7 @@ impl Images {
             }
             result => result.map_err(failure)?,
         }
+        self.daemon.hold(&client, &request.id).await;
         self.remember(image, names, &client).await
     }
 

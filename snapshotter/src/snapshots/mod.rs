@@ -6,7 +6,7 @@ mod pending;
 mod restore;
 
 use std::io::ErrorKind;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
@@ -50,6 +50,11 @@ pub(crate) struct Snapshotter {
 }
 
 impl Snapshotter {
+    /// Where images are mounted.
+    pub(crate) fn mount_directory(&self) -> &Path {
+        self.directories.mounts()
+    }
+
     /// Opens what is under the configured root. Blocks on the disk, for a moment.
     pub(crate) fn open(config: &SnapshotterConfig, daemon: Arc<Daemon>) -> Result<Self, Error> {
         let directories = Directories::open(&config.root)?;

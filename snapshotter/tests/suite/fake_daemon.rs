@@ -5,7 +5,8 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs::{self, File};
-use std::io::{BufRead, BufReader, Write};
+use std::io::{IoSlice, IoSliceMut, Write};
+use std::os::fd::{AsRawFd, RawFd};
 use std::os::unix::net::{UnixListener, UnixStream};
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicUsize, Ordering};
@@ -13,9 +14,10 @@ use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
 use fuse_daemon::control::protocol::{Answer, Call, ErrorKind, Reply, Request, VERSION};
-use fuse_daemon::control::{BlobId, Kept, MountRequest, MountStatus, Removed, Status};
+use fuse_daemon::control::{BlobId, Handover, Kept, MountRequest, MountStatus, Negotiated, Removed, Status};
 use nix::errno::Errno;
 use nix::mount::{MntFlags, MsFlags, mount, umount2};
+use nix::sys::socket::{ControlMessage, ControlMessageOwned, MsgFlags, recvmsg, sendmsg};
 use serde::{Deserialize, Serialize};
 use snapshotter::DaemonConfig;
 
@@ -40,6 +42,12 @@ pub(crate) struct Bootstrap {
     pub(crate) umounts_with: usize,
     /// Whether mounting fails.
     pub(crate) broken: bool,
+    /// Whether another daemon can go on with it.
+    pub(crate) hands_over: bool,
+    /// How many adoptions are refused before one succeeds, by all daemons together.
+    pub(crate) refused_adoptions: usize,
+    /// How many adoptions end their daemon before one succeeds.
+    pub(crate) fatal_adoptions: usize,
 }
 
 impl Bootstrap {
@@ -80,6 +88,17 @@ pub(crate) fn most_unmounting(dir: &Path) -> usize {
     text.lines().map(|line| line.parse().unwrap()).max().unwrap_or(0)
 }
 
+/// Whether anybody has the descriptor of a mount that was handed over by a daemon in `dir`.
+pub(crate) fn is_held(dir: &Path, id: &str) -> bool {
+    let Ok(file) = File::open(descriptor(dir, id)) else { return false };
+    file.try_lock().is_err()
+}
+
+/// The file whose descriptor stands for that of a mount: locked as long as it is open anywhere.
+fn descriptor(dir: &Path, id: &str) -> PathBuf {
+    dir.join(format!("descriptor-{id}"))
+}
+
 /// The daemon itself. As a test among others it has nothing to do.
 #[test]
 fn process() {
@@ -113,17 +132,29 @@ struct FakeDaemon {
 
 impl FakeDaemon {
     fn answer(&self, stream: UnixStream) {
-        let mut line = String::new();
-        BufReader::new(&stream).read_line(&mut line).unwrap();
+        let (line, adopted) = read_line(&stream);
         // Somebody who only looked whether the socket answers.
-        let Ok(call) = serde_json::from_str::<Call>(&line) else { return };
+        let Ok(call) = serde_json::from_slice::<Call>(&line) else { return };
         if call.request != Request::Status {
             self.record("requests", &call.request);
         }
-        let answer = self.perform(call.request);
+        let (answer, descriptor) = match call.request {
+            Request::Handover { id } => self.hand_over(&id),
+            Request::Adopt(handover) => (self.adopt(handover, adopted), None),
+            request => (self.perform(request), None),
+        };
         let mut line = serde_json::to_vec(&Reply { version: VERSION, answer }).unwrap();
         line.push(b'\n');
-        let _ = (&stream).write_all(&line);
+        match descriptor {
+            Some(file) => {
+                let rights = [file.as_raw_fd()];
+                let message = [ControlMessage::ScmRights(&rights)];
+                let socket = stream.as_raw_fd();
+                // It is short enough to be sent at once.
+                sendmsg::<()>(socket, &[IoSlice::new(&line)], &message, MsgFlags::empty(), None).unwrap();
+            }
+            None => drop((&stream).write_all(&line)),
+        }
     }
 
     fn record(&self, file: &str, value: &impl Serialize) {
@@ -178,13 +209,38 @@ impl FakeDaemon {
             Request::Cached | Request::Prune | Request::Pin { .. } | Request::Verify { .. } => {
                 Answer::Error { kind: ErrorKind::Invalid, message: "nobody asks for this".to_owned() }
             }
-            // It has no descriptors: what it has mounted ends with it.
-            Request::Handover { .. } | Request::Adopt(_) => Answer::Error {
-                kind: ErrorKind::Invalid,
-                message: "mounts of this daemon cannot be handed over".to_owned(),
-            },
+            Request::Handover { .. } | Request::Adopt(_) => unreachable!("they have descriptors"),
             Request::Shutdown => Answer::Shutdown { in_use: Vec::new() },
         }
+    }
+
+    fn hand_over(&self, id: &str) -> (Answer, Option<File>) {
+        let mounts = self.mounts.lock().unwrap();
+        let Some((mount, _)) = mounts.get(id).filter(|(_, bootstrap)| bootstrap.hands_over) else {
+            // As a daemon answers that is older than this request.
+            let message = "the request is not known".to_owned();
+            return (Answer::Error { kind: ErrorKind::Invalid, message }, None);
+        };
+        let file = File::create(descriptor(&self.dir, id)).unwrap();
+        file.lock_shared().unwrap();
+        let negotiated = Negotiated { minor: 0, flags: 0, max_readahead: 0 };
+        (Answer::Handover(Handover { mount: mount.clone(), device: 0, negotiated }), Some(file))
+    }
+
+    fn adopt(&self, handover: Handover, descriptor: Option<PathBuf>) -> Answer {
+        let request = handover.mount;
+        assert_eq!(descriptor, Some(self::descriptor(&self.dir, &request.id)));
+        let bootstrap: Bootstrap = serde_json::from_slice(&fs::read(&request.bootstrap).unwrap()).unwrap();
+        let adoptions =
+            requests(&self.dir).iter().filter(|request| matches!(request, Request::Adopt(_))).count();
+        if adoptions <= bootstrap.fatal_adoptions {
+            std::process::exit(1);
+        }
+        if adoptions <= bootstrap.refused_adoptions || !is_mounted(&request.mountpoint) {
+            return Answer::Error { kind: ErrorKind::Failed, message: "cannot be taken over".to_owned() };
+        }
+        self.mounts.lock().unwrap().insert(request.id.clone(), (request, bootstrap));
+        Answer::Done
     }
 
     fn mount(&self, request: MountRequest) -> Answer {
@@ -229,4 +285,29 @@ impl FakeDaemon {
             mounts: mounts.values().map(mount).collect(),
         }
     }
+}
+
+/// A line, and which file's descriptor came with it.
+fn read_line(stream: &UnixStream) -> (Vec<u8>, Option<PathBuf>) {
+    let (mut line, mut file) = (Vec::new(), None);
+    while line.last() != Some(&b'\n') {
+        let mut bytes = [0; 4096];
+        let mut space = nix::cmsg_space!(RawFd);
+        let mut buffers = [IoSliceMut::new(&mut bytes)];
+        let flags = MsgFlags::MSG_CMSG_CLOEXEC;
+        let received = recvmsg::<()>(stream.as_raw_fd(), &mut buffers, Some(&mut space), flags).unwrap();
+        for message in received.cmsgs().unwrap() {
+            let ControlMessageOwned::ScmRights(descriptors) = message else { continue };
+            for descriptor in descriptors {
+                file = Some(fs::read_link(format!("/proc/self/fd/{descriptor}")).unwrap());
+                nix::unistd::close(descriptor).unwrap();
+            }
+        }
+        let count = received.bytes;
+        if count == 0 {
+            break;
+        }
+        line.extend_from_slice(&bytes[..count]);
+    }
+    (line, file)
 }

@@ -12,6 +12,7 @@ mod crash;
 mod daemon;
 mod fake_daemon;
 mod harness;
+mod held;
 mod layers;
 mod lifecycle;
 mod nydus;
