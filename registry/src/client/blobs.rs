@@ -5,9 +5,10 @@ use http::header::{CONTENT_RANGE, RANGE};
 use http::{HeaderValue, Method, StatusCode};
 
 use super::challenge::Scopes;
+use super::endpoint::Endpoint;
 use super::reader::{BlobReader, ReadFrom, Reading, content_range};
 use super::retry::Retry;
-use super::transport::{Endpoint, Exchange};
+use super::transport::Exchange;
 use super::{Client, Error, Target};
 use crate::digest::{self, Digest};
 use crate::reference::Repository;

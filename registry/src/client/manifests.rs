@@ -7,8 +7,9 @@ use oci_spec::image::{Descriptor, MediaType};
 use serde::Deserialize;
 
 use super::challenge::Scopes;
+use super::endpoint::Endpoint;
 use super::reader::ReadFrom;
-use super::transport::{Endpoint, Exchange, header_value};
+use super::transport::{Exchange, header_value};
 use super::{Client, Error, Target};
 use crate::digest::{self, Digest};
 use crate::reference::{Reference, Repository};

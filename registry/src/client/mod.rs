@@ -11,6 +11,7 @@ mod challenge;
 mod config;
 mod copy;
 mod credentials;
+mod endpoint;
 mod error;
 #[cfg(test)]
 mod hostile;
@@ -40,9 +41,10 @@ pub use reader::BlobReader;
 pub use upload::Upload;
 
 use bytes::Bytes;
+use endpoint::Endpoint;
 use http::{HeaderMap, StatusCode};
 use response::Response;
-use transport::{Endpoint, Exchange, Transport};
+use transport::{Exchange, Transport};
 
 use challenge::Scopes;
 use reader::{ReadFrom, Reading};

@@ -9,10 +9,11 @@ use http::header::{CONTENT_RANGE, RANGE};
 use http::{Method, StatusCode};
 
 use super::challenge::Scopes;
+use super::endpoint::Endpoint;
 use super::error::{Error, Target};
 use super::response::Response;
 use super::retry::Retry;
-use super::transport::{Endpoint, Exchange, Transport, header_value};
+use super::transport::{Exchange, Transport, header_value};
 use crate::digest::{Digest, Hasher};
 use crate::reference::Repository;
 

@@ -6,9 +6,10 @@ use oci_spec::image::{Descriptor, ImageIndex, ImageIndexBuilder, MediaType};
 use serde::Deserialize;
 
 use super::challenge::Scopes;
+use super::endpoint::Endpoint;
 use super::manifests::{MANIFEST_LIMIT_BYTES, next_query};
 use super::reader::ReadFrom;
-use super::transport::{Endpoint, Exchange};
+use super::transport::Exchange;
 use super::{Client, Error, Target};
 use crate::digest::Digest;
 use crate::reference::{Reference, Repository};

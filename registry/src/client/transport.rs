@@ -15,6 +15,7 @@ use super::certs_dir::{CertsDir, Connection, Host};
 use super::challenge::{Challenge, Scopes};
 use super::config::ClientConfig;
 use super::credentials::CredentialStore;
+use super::endpoint::Endpoint;
 use super::error::{Error, Target};
 use super::keyring::Keyring;
 use super::mirrors::MirrorState;
@@ -23,7 +24,7 @@ use super::redirects::Redirects;
 use super::response::Response;
 use super::retry::Retry;
 use super::tls;
-use crate::reference::{Repository, api_host, is_loopback};
+use crate::reference::{api_host, is_loopback};
 
 /// How many redirects are followed: registries use one, to an object store.
 const MAX_REDIRECTS: usize = 5;
@@ -31,69 +32,9 @@ const MAX_REDIRECTS: usize = 5;
 /// How often a request is repeated with new credentials after a 401.
 const MAX_CHALLENGES: usize = 2;
 
-/// By this parameter containerd tells a mirror whose content it asks for.
-const REGISTRY_PARAMETER: &str = "ns";
-
 /// Connections without use are closed after this: shorter than the idle limits of common registries
 /// and load balancers, so that a request seldom meets a connection that is just being closed.
 const POOL_IDLE: Duration = Duration::from_secs(30);
-
-/// A place that serves a repository: the registry itself or a mirror of it.
-#[derive(Clone, Debug)]
-pub(super) struct Endpoint {
-    /// The host by which credentials and settings are looked up.
-    pub(super) host: String,
-    base: String,
-    /// The API's path there.
-    api: String,
-    /// For a mirror, the registry it stands in for.
-    mirrored: Option<String>,
-    /// Whether another is asked if this one fails.
-    has_next: bool,
-    /// How it is reached, where containerd's settings say it.
-    connection: Option<Arc<Connection>>,
-}
-
-impl Endpoint {
-    /// The URL of `path` below the repository's API.
-    pub(super) fn url(&self, target: &Target, repository: &Repository, path: &str) -> Result<Url, Error> {
-        let text = format!("{}{}/{}/{path}", self.base, self.api, repository.name());
-        let mut url = Url::parse(&text).map_err(|e| Error::protocol(target, format!("URL {text}: {e}")))?;
-        self.name_registry(&mut url);
-        Ok(url)
-    }
-
-    /// The URL of the list of all repositories, or of a further page of it.
-    pub(super) fn catalog(&self, target: &Target, query: Option<&str>) -> Result<Url, Error> {
-        let text = format!("{}/v2/_catalog", self.base);
-        let mut url = Url::parse(&text).map_err(|e| Error::protocol(target, format!("URL {text}: {e}")))?;
-        url.set_query(query);
-        Ok(url)
-    }
-
-    /// The URL of a further page of the list `path`, as the query that came with the page before names it.
-    pub(super) fn page(
-        &self,
-        target: &Target,
-        repository: &Repository,
-        path: &str,
-        query: &str,
-    ) -> Result<Url, Error> {
-        let mut url = self.url(target, repository, path)?;
-        url.set_query(Some(query));
-        // Most mirrors leave out of their links what they do not know.
-        if !url.query_pairs().any(|(name, _)| name == REGISTRY_PARAMETER) {
-            self.name_registry(&mut url);
-        }
-        Ok(url)
-    }
-
-    fn name_registry(&self, url: &mut Url) {
-        if let Some(registry) = &self.mirrored {
-            url.query_pairs_mut().append_pair(REGISTRY_PARAMETER, registry);
-        }
-    }
-}
 
 /// A request as it goes out, without credentials.
 pub(super) struct Exchange {
@@ -110,13 +51,6 @@ pub(super) struct Exchange {
 impl Exchange {
     pub(super) fn new(method: Method, url: Url) -> Self {
         Self { method, url, headers: HeaderMap::new(), body: None, patience: None, connection: None }
-    }
-}
-
-impl Endpoint {
-    /// Whether this stands in for a registry.
-    pub(super) fn is_mirror(&self) -> bool {
-        self.has_next
     }
 }
 
