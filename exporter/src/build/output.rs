@@ -123,7 +123,7 @@ impl Output {
     }
 
     /// Where everything goes.
-    pub(crate) async fn destination(&self) -> Result<&Destination, OutputError> {
+    pub(crate) async fn destination(&self) -> Result<&Arc<dyn Destination>, OutputError> {
         let destination = self.target.destination().await;
         destination.map_err(|error| OutputError::Target { title: self.title(), error: Box::new(error) })
     }
@@ -146,10 +146,10 @@ impl Output {
             return Ok(true);
         }
         let destination = self.destination().await?;
-        let cached = self.converter.cached(digest, destination).await;
+        let cached = self.converter.cached(digest, destination.as_ref()).await;
         let Some(layer) = cached.map_err(|error| self.push_error("a blob", error))? else { return Ok(false) };
         self.task(format!("reusing {}", crate::intake::ingest::short(digest)), 0).finish();
-        self.converter.remember(digest, Arc::clone(&layer), destination);
+        self.converter.remember(digest, Arc::clone(&layer), destination.as_ref());
         self.received().layers.insert(digest.clone(), layer);
         Ok(true)
     }
@@ -181,7 +181,7 @@ impl Output {
     pub(crate) async fn add_layer(&self, digest: &Digest, layer: ConvertedLayer) -> Result<(), OutputError> {
         tracing::info!(image = self.title(), layer = %digest, blob = %layer.digest, size = layer.size, "layer converted");
         let layer = Arc::new(layer);
-        self.converter.remember(digest, Arc::clone(&layer), self.destination().await?);
+        self.converter.remember(digest, Arc::clone(&layer), self.destination().await?.as_ref());
         self.received().layers.insert(digest.clone(), layer);
         Ok(())
     }
@@ -307,9 +307,9 @@ impl Output {
         let task = self.task(format!("pushing bootstrap and manifest of {} layers", layers.len()), 0);
         let media_types = if self.attrs.oci_media_types { MediaTypes::Oci } else { MediaTypes::Docker };
         let options = AssembleOptions { media_types, ..AssembleOptions::default() };
+        let destination = self.destination().await?.as_ref();
         let assembled =
-            assemble(content, &config, layers, self.converter.options(), &options, self.destination().await?)
-                .await;
+            assemble(content, &config, layers, self.converter.options(), &options, destination).await;
         let assembled = assembled
             .map_err(|error| OutputError::Assemble { title: self.title(), error: Box::new(error) })?;
         task.finish();
@@ -384,8 +384,9 @@ impl Output {
         // Under its digest it is there already.
         for name in self.attrs.names.iter().filter(|_| self.attrs.push && !self.attrs.push_by_digest) {
             let step = self.progress.step(self.index, format!("pushing {name}@{}", root.digest));
-            let tagged = self.destination().await?.tag(name, &root.media_type, root.content.clone()).await;
-            if let Err(error) = tagged {
+            let named = std::slice::from_ref(name);
+            let published = self.destination().await?.publish(named, Some(&root)).await;
+            if let Err(error) = published {
                 let error = self.push_error(name.to_string(), error);
                 step.fail(&error.to_string());
                 return Err(error);

@@ -14,7 +14,7 @@ use tokio::sync::OnceCell;
 use tokio::time::timeout;
 
 use super::keys::Attrs;
-use image::destination::Destination;
+use image::destination::{Destination, InRegistry, Nowhere};
 
 /// For finding out whether a registry speaks TLS.
 const PROBE_DEADLINE: Duration = Duration::from_secs(5);
@@ -25,7 +25,7 @@ pub(crate) struct Target {
     /// How long the registry may be silent.
     answer_within: Duration,
     spool_dir: PathBuf,
-    destination: OnceCell<Destination>,
+    destination: OnceCell<Arc<dyn Destination>>,
 }
 
 enum Kind {
@@ -88,13 +88,13 @@ impl Target {
     }
 
     /// The destination.
-    pub(crate) async fn destination(&self) -> Result<&Destination, TargetError> {
+    pub(crate) async fn destination(&self) -> Result<&Arc<dyn Destination>, TargetError> {
         self.destination.get_or_try_init(|| self.find_out()).await
     }
 
-    async fn find_out(&self) -> Result<Destination, TargetError> {
+    async fn find_out(&self) -> Result<Arc<dyn Destination>, TargetError> {
         let found = self.reach().await?;
-        let Destination::Registry { client, repository } = &found else { return Ok(found) };
+        let Some((client, repository)) = found.repository() else { return Ok(found) };
         // Whatever it answers; what that means shows when something is sent.
         let any = registry::digest::sha256(b"");
         if timeout(self.answer_within, client.has_blob(repository, &any)).await.is_err() {
@@ -104,15 +104,15 @@ impl Target {
         Ok(found)
     }
 
-    async fn reach(&self) -> Result<Destination, Error> {
+    async fn reach(&self) -> Result<Arc<dyn Destination>, Error> {
         Ok(match &self.kind {
-            Kind::Nowhere => Destination::Nowhere,
+            Kind::Nowhere => Arc::new(Nowhere),
             Kind::Registry { client, repository } => {
-                Destination::Registry { client: client.clone(), repository: repository.clone() }
+                Arc::new(InRegistry::new(client.clone(), repository.clone()))
             }
             Kind::Insecure { config, builder, repository } => {
                 let client = insecure_client(config.as_ref().clone(), builder, repository).await?;
-                Destination::Registry { client, repository: repository.clone() }
+                Arc::new(InRegistry::new(client, repository.clone()))
             }
         })
     }

@@ -127,12 +127,12 @@ impl LocalStore {
         }
         let ahead = built.is_some();
         let converted = match built {
-            Some(built) => built.store(destination).await.map_err(LocalError::from),
+            Some(built) => built.store(destination.as_ref()).await.map_err(LocalError::from),
             None => {
                 let Ok(hasher) = Hasher::like(digest) else { return Ok(None) };
                 let reader = BlobReader::new(file, None, hasher, stop.clone());
                 match Conversion::start(output, reader).await?.built(digest, total, &task).await {
-                    Ok(built) => built.store(destination).await.map_err(LocalError::from),
+                    Ok(built) => built.store(destination.as_ref()).await.map_err(LocalError::from),
                     Err(error) => Err(error),
                 }
             }

@@ -104,7 +104,7 @@ pub async fn assemble(
     layers: Vec<Arc<ConvertedLayer>>,
     build: &BuildOptions,
     options: &AssembleOptions,
-    destination: &Destination,
+    destination: &dyn Destination,
 ) -> Result<Assembled, AssembleError> {
     let source = Manifest::parse(source_manifest)?;
     if source.layers.len() != layers.len() {
@@ -142,7 +142,7 @@ pub(crate) async fn assemble_files(
         layers.iter().map(|layer| Described { digest: layer.digest.clone(), size: layer.size }).collect();
     let made = tokio::task::spawn_blocking(move || bootstrap::build(&layers, &write, inline)).await??;
     for digest in outside(&made.blobs, &own) {
-        options.dictionary.provide(&digest, &Destination::Local(Arc::clone(staging))).await?;
+        options.dictionary.provide(&digest, staging).await?;
     }
     for (name, content) in made.files {
         let put = staging.put_file(&name, content).await;
@@ -176,7 +176,7 @@ async fn push_bootstrap(
     layers: Vec<Arc<ConvertedLayer>>,
     build: &BuildOptions,
     options: &AssembleOptions,
-    destination: &Destination,
+    destination: &dyn Destination,
 ) -> Result<(Packed, u64), AssembleError> {
     let push = |error| AssembleError::Push { what: "the bootstrap", error };
     let (write, inline) = (write_options(build, options), options.inline_chunk_info);

@@ -67,7 +67,7 @@ pub struct Converted {
 /// What all parts of a conversion share.
 struct Job<'a> {
     converter: &'a Converter,
-    destination: Destination,
+    destination: Arc<dyn Destination>,
     options: &'a ConversionOptions,
     progress: &'a Arc<Progress>,
     cancel: &'a CancellationToken,

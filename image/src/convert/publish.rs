@@ -173,7 +173,7 @@ impl Job<'_> {
             layers,
             self.converter.options(),
             &options,
-            &self.destination,
+            self.destination.as_ref(),
         );
         let assembled = assembled
             .await
@@ -218,7 +218,7 @@ impl Job<'_> {
     ) -> Result<Stored, ConversionError> {
         for blob in blobs {
             let task = self.progress.task(0, format!("copy {}", short(blob.digest())), blob.size());
-            let copied = copy_blob(source, blob, &self.destination).await;
+            let copied = copy_blob(source, blob, self.destination.as_ref()).await;
             copied.map_err(|error| {
                 let (name, digest) = (self.name.clone(), blob.digest().clone());
                 ConversionError::Copy { name, digest, error: Box::new(error) }

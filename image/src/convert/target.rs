@@ -5,67 +5,56 @@ use std::sync::Arc;
 use crate::location::Location;
 use registry::client::Client;
 use registry::reference::Reference;
-use serde_json::json;
 
 use super::error::ConversionError;
 use super::tree::ImageNode;
-use crate::destination::{Destination, Shape, Staging, StoreError};
+use crate::destination::{Destination, InRegistry, Shape, Staging};
 use crate::document::Stored;
 
 /// Where an image goes.
 pub(super) struct Target {
     location: String,
-    kind: Kind,
-}
-
-enum Kind {
-    Registry { client: Client, name: Reference },
-    Local(Arc<Staging>),
+    names: Vec<Reference>,
+    destination: Arc<dyn Destination>,
+    /// Where the parts of a nydus image are gathered, if those are to be made.
+    files: Option<Arc<Staging>>,
 }
 
 impl Target {
     /// The target at `location`; what is there already is not touched before [`Target::publish`].
     pub(super) fn new(location: &Location, client: &Client) -> Result<Self, ConversionError> {
         let text = location.to_string();
-        let stage = |path, shape| {
-            let staging = Staging::new(path, shape);
-            let staging = staging
-                .map_err(|error| ConversionError::Store { what: text.clone(), error: Box::new(error) })?;
-            Ok::<_, ConversionError>(Kind::Local(Arc::new(staging)))
-        };
-        let kind = match location {
+        let shape = match location {
             Location::Registry(name) if name.digest().is_some() => {
                 return Err(ConversionError::NameWithDigest { location: text });
             }
-            Location::Registry(name) => Kind::Registry { client: client.clone(), name: name.clone() },
-            Location::Oci(place) => stage(&place.path, Shape::Oci { name: place.image.clone() })?,
-            Location::OciArchive(place) => {
-                stage(&place.path, Shape::OciArchive { name: place.image.clone() })?
+            Location::Registry(name) => {
+                let destination = Arc::new(InRegistry::new(client.clone(), name.repository().clone()));
+                return Ok(Self { location: text, names: vec![name.clone()], destination, files: None });
             }
-            Location::Files(path) => stage(path, Shape::Files)?,
+            Location::Oci(place) => (&place.path, Shape::Oci { name: place.image.clone() }),
+            Location::OciArchive(place) => (&place.path, Shape::OciArchive { name: place.image.clone() }),
+            Location::Files(path) => (path, Shape::Files),
             Location::DockerArchive(_) | Location::Directory(_) => {
                 return Err(ConversionError::NotWritable { location: text });
             }
         };
-        Ok(Self { location: text, kind })
+        let is_files = shape.1 == Shape::Files;
+        let staging = Staging::new(shape.0, shape.1).map(Arc::new);
+        let staging =
+            staging.map_err(|error| ConversionError::Store { what: text.clone(), error: Box::new(error) })?;
+        let files = is_files.then(|| Arc::clone(&staging));
+        Ok(Self { location: text, names: Vec::new(), destination: Arc::new(staging), files })
     }
 
     /// Where blobs and manifests go.
-    pub(super) fn destination(&self) -> Destination {
-        match &self.kind {
-            Kind::Registry { client, name } => {
-                Destination::Registry { client: client.clone(), repository: name.repository().clone() }
-            }
-            Kind::Local(staging) => Destination::Local(Arc::clone(staging)),
-        }
+    pub(super) fn destination(&self) -> Arc<dyn Destination> {
+        Arc::clone(&self.destination)
     }
 
     /// The folder of a nydus image's parts, if that is what is to be made.
     pub(super) fn files(&self) -> Option<&Arc<Staging>> {
-        match &self.kind {
-            Kind::Local(staging) if *staging.shape() == Shape::Files => Some(staging),
-            _ => None,
-        }
+        self.files.as_ref()
     }
 
     /// Whether these images can go there.
@@ -86,25 +75,7 @@ impl Target {
 
     /// Gives the image its name.
     pub(super) async fn publish(self, root: Option<&Stored>) -> Result<(), ConversionError> {
-        let published = match self.kind {
-            Kind::Registry { client, name } => match root {
-                Some(root) => {
-                    let put = client.put_manifest(&name, &root.media_type, root.content.clone()).await;
-                    put.map(drop).map_err(StoreError::from)
-                }
-                None => Ok(()),
-            },
-            Kind::Local(staging) => {
-                let descriptor = root.map(|root| {
-                    json!({
-                        "mediaType": root.media_type,
-                        "digest": root.digest.as_ref(),
-                        "size": root.content.len(),
-                    })
-                });
-                staging.commit(descriptor).await
-            }
-        };
+        let published = self.destination.publish(&self.names, root).await;
         published.map_err(|error| ConversionError::Store { what: self.location, error: Box::new(error) })
     }
 }

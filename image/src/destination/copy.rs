@@ -50,13 +50,13 @@ pub enum CopyError {
 pub async fn copy_blob(
     source: &Source,
     descriptor: &Descriptor,
-    destination: &Destination,
+    destination: &dyn Destination,
 ) -> Result<u64, CopyError> {
     let digest = descriptor.digest();
     if destination.has_blob(digest).await? {
         return Ok(0);
     }
-    if let (Destination::Registry { client, repository }, Some(from)) = (destination, source.repository())
+    if let (Some((client, repository)), Some(from)) = (destination.repository(), source.repository())
         && repository != from
     {
         match client.mount_blob(repository, from, digest).await {
@@ -85,15 +85,19 @@ pub async fn copy_blob(
 }
 
 /// The size in bytes of a blob that has to be at `destination` already.
-pub(crate) async fn at_destination(destination: &Destination, digest: &Digest) -> Result<u64, CopyError> {
+pub(crate) async fn at_destination(destination: &dyn Destination, digest: &Digest) -> Result<u64, CopyError> {
     let missing = || CopyError::Missing { digest: digest.clone() };
-    let Destination::Registry { client, repository } = destination else { return Err(missing()) };
+    let (client, repository) = destination.repository().ok_or_else(missing)?;
     let size = client.blob_size(repository, digest).await.map_err(StoreError::from)?;
     size.ok_or_else(missing)
 }
 
 /// Has the file at `path`, whose content has the digest `digest`, at `destination`. Returns its size in bytes.
-pub async fn copy_file(path: PathBuf, digest: &Digest, destination: &Destination) -> Result<u64, CopyError> {
+pub async fn copy_file(
+    path: PathBuf,
+    digest: &Digest,
+    destination: &dyn Destination,
+) -> Result<u64, CopyError> {
     let failed = |error| CopyError::File { path: path.clone(), error };
     let mut file = tokio::fs::File::open(&path).await.map_err(failed)?;
     if destination.has_blob(digest).await? {

@@ -1,41 +1,86 @@
 //! Where blobs and manifests go.
 //!
-//! - `staging`: files of this machine on their way to their names.
+//! - `registry`: a repository of a registry.
+//! - `staging`: files of this machine on their way to their names: OCI layouts, tars of them, the parts of a nydus image.
+//! - `nowhere`: for the digest alone.
 //! - `spool`: blobs that stay on this machine until it is known whose they are.
 //! - `copy`: blobs that are kept as they are.
+//!
+//! A further one, the disk of a BuildKit client, is the exporter's: only BuildKit's session leads there.
 
 mod copy;
+mod nowhere;
+mod registry;
 mod spool;
 mod staging;
 
+use std::fmt::Debug;
 use std::path::PathBuf;
-use std::sync::Arc;
 
+use ::registry::client::Client;
+use ::registry::digest::{self, Digest};
+use ::registry::reference::{Reference, Repository};
 use bytes::Bytes;
-use registry::client::{Client, Upload};
-use registry::digest::{self, Digest};
-use registry::reference::{Reference, Repository};
+use futures::FutureExt as _;
+use futures::future::BoxFuture;
 
 pub(crate) use self::copy::at_destination;
 pub use self::copy::{CopyError, copy_blob, copy_file};
+pub use self::nowhere::Nowhere;
+pub use self::registry::InRegistry;
 pub use self::spool::{SpoolSpace, SpooledBlob};
-use self::staging::StagedBlob;
 pub use self::staging::{Shape, Staging};
+use crate::document::Stored;
 
-/// Where an image goes.
-#[derive(Clone, Debug)]
-pub enum Destination {
-    /// A repository of a registry.
-    Registry {
-        /// The client to reach it with.
-        client: Client,
-        /// The repository.
-        repository: Repository,
-    },
-    /// Files of this machine, which get their names when all are there.
-    Local(Arc<Staging>),
-    /// Nowhere: the image is made for its digest alone (`push=false`).
-    Nowhere,
+/// What a destination's methods return.
+pub type Storing<'a, T> = BoxFuture<'a, Result<T, StoreError>>;
+
+/// Where an image goes: its blobs and manifests in any order, its name last.
+pub trait Destination: Debug + Send + Sync {
+    /// Begins a blob.
+    fn begin(&self) -> Storing<'_, Box<dyn BlobWriter>>;
+
+    /// Whether the blob is there already.
+    fn has_blob<'a>(&'a self, digest: &'a Digest) -> Storing<'a, bool>;
+
+    /// Stores a small blob, and returns its digest.
+    fn put_blob(&self, data: Bytes) -> Storing<'_, Digest> {
+        async move {
+            let digest = digest::sha256(&data);
+            let mut writer = self.begin().await?;
+            writer.write(data).await?;
+            writer.finish(&digest).await?;
+            Ok(digest)
+        }
+        .boxed()
+    }
+
+    /// Stores a manifest or index under its digest, and returns that.
+    fn put_manifest<'a>(&'a self, _media_type: &'a str, manifest: Bytes) -> Storing<'a, Digest> {
+        self.put_blob(manifest)
+    }
+
+    /// All is there: gives the image `root` its names, where a destination has any. Before this, whoever looks there by a
+    /// name finds what was there. The parts of a nydus image have no root.
+    fn publish<'a>(&'a self, names: &'a [Reference], root: Option<&'a Stored>) -> Storing<'a, ()>;
+
+    /// The repository that this is, with a client to reach it: its blobs can be mounted from others of the same host.
+    fn repository(&self) -> Option<(&Client, &Repository)> {
+        None
+    }
+}
+
+/// A blob on its way.
+pub trait BlobWriter: Send + 'static {
+    /// Adds `data`, waiting while too much is on its way.
+    fn write(&mut self, data: Bytes) -> Storing<'_, ()>;
+
+    /// Has the blob stored under its digest, and returns its size in bytes. Whether a registry or a client checks the
+    /// digest is its own affair; a file's is the caller's word.
+    fn finish<'a>(self: Box<Self>, digest: &'a Digest) -> Storing<'a, u64>;
+
+    /// Gives the blob up.
+    fn cancel(self: Box<Self>) -> BoxFuture<'static, ()>;
 }
 
 /// Why something was not stored.
@@ -43,7 +88,7 @@ pub enum Destination {
 pub enum StoreError {
     /// The registry did not take it.
     #[error(transparent)]
-    Registry(#[from] registry::client::Error),
+    Registry(#[from] ::registry::client::Error),
     /// A file cannot be written.
     #[error("cannot {doing} {}: {error}", path.display())]
     File {
@@ -70,107 +115,15 @@ pub enum StoreError {
         /// What they may take there, in bytes.
         limit: u64,
     },
+    /// Whoever takes it on another machine did not.
+    #[error("{receiver} did not take it: {reason}")]
+    Refused {
+        /// Who should have.
+        receiver: &'static str,
+        /// What was said.
+        reason: String,
+    },
     /// The thread that writes is gone.
     #[error("writing ended unexpectedly: {0}")]
     Panicked(#[from] tokio::task::JoinError),
-}
-
-/// A blob on its way.
-pub enum BlobWriter {
-    /// To a registry.
-    Registry(Box<Upload>),
-    /// To a file.
-    Local(StagedBlob),
-    /// Nowhere; counts the bytes.
-    Nowhere(u64),
-}
-
-impl Destination {
-    /// Begins a blob.
-    pub async fn begin(&self) -> Result<BlobWriter, StoreError> {
-        match self {
-            Self::Registry { client, repository } => {
-                Ok(BlobWriter::Registry(Box::new(client.begin_upload(repository).await?)))
-            }
-            Self::Local(staging) => Ok(BlobWriter::Local(staging.begin().await?)),
-            Self::Nowhere => Ok(BlobWriter::Nowhere(0)),
-        }
-    }
-
-    /// Stores a small blob.
-    pub async fn put_blob(&self, data: Bytes) -> Result<Digest, StoreError> {
-        match self {
-            Self::Registry { client, repository } => Ok(client.push_blob(repository, data).await?),
-            Self::Local(staging) => {
-                let digest = digest::sha256(&data);
-                let mut blob = staging.begin().await?;
-                blob.write(&data).await?;
-                blob.finish(&digest).await?;
-                Ok(digest)
-            }
-            Self::Nowhere => Ok(digest::sha256(&data)),
-        }
-    }
-
-    /// Whether the blob is there already.
-    pub async fn has_blob(&self, digest: &Digest) -> Result<bool, StoreError> {
-        match self {
-            Self::Registry { client, repository } => Ok(client.has_blob(repository, digest).await?),
-            Self::Local(staging) => Ok(staging.has(digest)),
-            Self::Nowhere => Ok(true),
-        }
-    }
-
-    /// Stores a manifest under its digest.
-    pub async fn put_manifest(&self, media_type: &str, manifest: Bytes) -> Result<Digest, StoreError> {
-        let digest = digest::sha256(&manifest);
-        match self {
-            Self::Registry { client, repository } => {
-                let reference = repository.with_digest(digest.clone());
-                client.put_manifest(&reference, media_type, manifest).await?;
-            }
-            Self::Local(_) => drop(self.put_blob(manifest).await?),
-            Self::Nowhere => {}
-        }
-        Ok(digest)
-    }
-
-    /// Stores a manifest under a name. Files get theirs by [`Staging::commit`].
-    pub async fn tag(&self, name: &Reference, media_type: &str, manifest: Bytes) -> Result<(), StoreError> {
-        if let Self::Registry { client, .. } = self {
-            client.put_manifest(name, media_type, manifest).await?;
-        }
-        Ok(())
-    }
-}
-
-impl BlobWriter {
-    /// Adds `data`, waiting while too much is on its way.
-    pub async fn write(&mut self, data: Bytes) -> Result<(), StoreError> {
-        match self {
-            Self::Registry(upload) => Ok(upload.write(data).await?),
-            Self::Local(blob) => blob.write(&data).await,
-            Self::Nowhere(size) => {
-                *size += data.len() as u64;
-                Ok(())
-            }
-        }
-    }
-
-    /// Has the blob stored under its digest, and returns its size in bytes. A registry checks the digest; a file's is
-    /// the caller's word.
-    pub async fn finish(self, digest: &Digest) -> Result<u64, StoreError> {
-        match self {
-            Self::Registry(upload) => Ok(upload.finish(digest).await?),
-            Self::Local(blob) => blob.finish(digest).await,
-            Self::Nowhere(size) => Ok(size),
-        }
-    }
-
-    /// Gives the blob up.
-    pub async fn cancel(self) {
-        if let Self::Registry(upload) = self {
-            upload.cancel().await;
-        }
-    }
 }

@@ -72,7 +72,7 @@ impl SpooledBlob {
     }
 
     /// Has the blob, whose digest is `digest`, stored at `destination`, and returns its size in bytes.
-    pub async fn send(mut self, destination: &Destination, digest: &Digest) -> Result<u64, StoreError> {
+    pub async fn send(mut self, destination: &dyn Destination, digest: &Digest) -> Result<u64, StoreError> {
         if destination.has_blob(digest).await? {
             return Ok(self.size);
         }
@@ -103,6 +103,7 @@ impl Drop for SpooledBlob {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::destination::Nowhere;
 
     #[tokio::test]
     async fn what_does_not_fit_is_refused_and_room_is_given_back() {
@@ -114,7 +115,7 @@ mod tests {
         assert_eq!(space.left(), 2);
         assert_eq!(std::fs::read_dir(dir.path()).unwrap().count(), 0);
         let digest = registry::digest::sha256(b"12345678");
-        assert_eq!(blob.send(&Destination::Nowhere, &digest).await.unwrap(), 8);
+        assert_eq!(blob.send(&Nowhere, &digest).await.unwrap(), 8);
         assert_eq!(space.left(), 10);
     }
 }

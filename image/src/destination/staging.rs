@@ -4,15 +4,21 @@
 use std::fs::{self, File};
 use std::io;
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
+use crate::document::Stored;
 use crate::source::{OCI_INDEX_FILE, REF_NAME};
+use bytes::Bytes;
+use futures::FutureExt as _;
+use futures::future::{BoxFuture, ready};
 use registry::digest::Digest;
+use registry::reference::Reference;
 use serde_json::{Value, json};
 use tempfile::TempDir;
 use tokio::io::AsyncWriteExt as _;
 
-use super::StoreError;
+use super::{BlobWriter, Destination, StoreError, Storing};
 
 /// The document that makes a folder an OCI layout, and what is in it.
 const MARKER: &str = "oci-layout";
@@ -50,7 +56,7 @@ pub struct Staging {
 }
 
 /// A blob being written.
-pub struct StagedBlob {
+struct StagedBlob {
     file: tokio::fs::File,
     path: PathBuf,
     blobs: PathBuf,
@@ -91,30 +97,14 @@ impl Staging {
         self.folder.path().join(if self.shape == Shape::Files { FILES_BLOBS } else { OCI_BLOBS })
     }
 
-    /// Whether the blob is complete here.
-    pub(super) fn has(&self, digest: &Digest) -> bool {
-        self.blobs().join(digest.digest()).exists()
-    }
-
-    pub(super) async fn begin(&self) -> Result<StagedBlob, StoreError> {
-        let number = self.next.fetch_add(1, Ordering::Relaxed);
-        let path = self.folder.path().join(format!("blob-{number}"));
-        let file = tokio::fs::File::create_new(&path).await.map_err(failed("create", &path))?;
-        Ok(StagedBlob { file, path, blobs: self.blobs(), size: 0 })
-    }
-
     /// Writes the file `name` beside the blobs' folder.
     pub async fn put_file(&self, name: &str, content: Vec<u8>) -> Result<(), StoreError> {
         let path = self.folder.path().join(name);
         tokio::task::spawn_blocking(move || write_durably(&path, &content)).await?
     }
 
-    /// All is there: gives it its name. For a layout, `root` is the descriptor of its image.
-    pub async fn commit(self: std::sync::Arc<Self>, root: Option<Value>) -> Result<(), StoreError> {
-        tokio::task::spawn_blocking(move || self.publish(root)).await?
-    }
-
-    fn publish(&self, root: Option<Value>) -> Result<(), StoreError> {
+    /// Gives what is there its name. For a layout, `root` is the descriptor of its image.
+    fn commit(&self, root: Option<Value>) -> Result<(), StoreError> {
         let folder = self.folder.path();
         match &self.shape {
             Shape::Files => self.rename(folder),
@@ -227,18 +217,51 @@ impl Staging {
     }
 }
 
-impl StagedBlob {
-    pub(super) async fn write(&mut self, data: &[u8]) -> Result<(), StoreError> {
-        self.size += data.len() as u64;
-        self.file.write_all(data).await.map_err(failed("write", &self.path))
+impl Destination for Arc<Staging> {
+    fn begin(&self) -> Storing<'_, Box<dyn BlobWriter>> {
+        async move {
+            let number = self.next.fetch_add(1, Ordering::Relaxed);
+            let path = self.folder.path().join(format!("blob-{number}"));
+            let file = tokio::fs::File::create_new(&path).await.map_err(failed("create", &path))?;
+            Ok(Box::new(StagedBlob { file, path, blobs: self.blobs(), size: 0 }) as Box<dyn BlobWriter>)
+        }
+        .boxed()
     }
 
-    pub(super) async fn finish(mut self, digest: &Digest) -> Result<u64, StoreError> {
-        self.file.flush().await.map_err(failed("write", &self.path))?;
-        self.file.sync_all().await.map_err(failed("write", &self.path))?;
-        let target = self.blobs.join(digest.digest());
-        tokio::fs::rename(&self.path, &target).await.map_err(failed("rename a blob to", &target))?;
-        Ok(self.size)
+    fn has_blob<'a>(&'a self, digest: &'a Digest) -> Storing<'a, bool> {
+        ready(Ok(self.blobs().join(digest.digest()).exists())).boxed()
+    }
+
+    /// The name is the one that the shape says, of one kind of files or another.
+    fn publish<'a>(&'a self, _names: &'a [Reference], root: Option<&'a Stored>) -> Storing<'a, ()> {
+        let (staging, root) = (Self::clone(self), root.map(Stored::descriptor));
+        async move { tokio::task::spawn_blocking(move || staging.commit(root)).await? }.boxed()
+    }
+}
+
+impl BlobWriter for StagedBlob {
+    fn write(&mut self, data: Bytes) -> Storing<'_, ()> {
+        async move {
+            self.size += data.len() as u64;
+            self.file.write_all(&data).await.map_err(failed("write", &self.path))
+        }
+        .boxed()
+    }
+
+    fn finish<'a>(mut self: Box<Self>, digest: &'a Digest) -> Storing<'a, u64> {
+        async move {
+            self.file.flush().await.map_err(failed("write", &self.path))?;
+            self.file.sync_all().await.map_err(failed("write", &self.path))?;
+            let target = self.blobs.join(digest.digest());
+            tokio::fs::rename(&self.path, &target).await.map_err(failed("rename a blob to", &target))?;
+            Ok(self.size)
+        }
+        .boxed()
+    }
+
+    fn cancel(self: Box<Self>) -> BoxFuture<'static, ()> {
+        // It goes with its folder.
+        ready(()).boxed()
     }
 }
 
@@ -307,14 +330,11 @@ fn sync_folder(path: &Path) -> Result<(), StoreError> {
 
 #[cfg(test)]
 mod tests {
-    use std::sync::Arc;
-
     use super::*;
-    use crate::destination::Destination;
 
     async fn staged(target: &Path, shape: Shape, content: &'static [u8]) -> Arc<Staging> {
         let staging = Arc::new(Staging::new(target, shape).unwrap());
-        Destination::Local(Arc::clone(&staging)).put_blob(content.into()).await.unwrap();
+        staging.put_blob(content.into()).await.unwrap();
         staging
     }
 
@@ -340,7 +360,7 @@ mod tests {
         drop(staging);
         assert_eq!(names(folder.path()), [""; 0]);
 
-        staged(&target, oci("a"), b"one").await.commit(Some(json!({"digest": "d:1"}))).await.unwrap();
+        staged(&target, oci("a"), b"one").await.commit(Some(json!({"digest": "d:1"}))).unwrap();
         assert_eq!(names(folder.path()), ["layout"]);
         assert_eq!(names(&target), ["blobs", "index.json", "oci-layout"]);
     }
@@ -352,11 +372,7 @@ mod tests {
         for (name, content, digest) in
             [("a", &b"one"[..], "d:1"), ("b", b"two", "d:2"), ("a", b"three", "d:3")]
         {
-            staged(&target, oci(name), content)
-                .await
-                .commit(Some(json!({ "digest": digest })))
-                .await
-                .unwrap();
+            staged(&target, oci(name), content).await.commit(Some(json!({ "digest": digest }))).unwrap();
         }
         let index: Value = serde_json::from_slice(&fs::read(target.join("index.json")).unwrap()).unwrap();
         let digests: Vec<_> =
@@ -372,7 +388,8 @@ mod tests {
         let target = folder.path().join("image.tar");
         fs::write(&target, "old").unwrap();
         let staging = staged(&target, Shape::OciArchive { name: None }, b"one").await;
-        staging.commit(Some(json!({"digest": "d:1"}))).await.unwrap();
+        staging.commit(Some(json!({"digest": "d:1"}))).unwrap();
+        drop(staging);
         let mut tar = tar::Archive::new(File::open(&target).unwrap());
         let found: Vec<_> = tar
             .entries()

@@ -22,6 +22,13 @@ pub struct Stored {
     pub digest: Digest,
 }
 
+impl Stored {
+    /// Its descriptor, without anything that only an index says of it.
+    pub fn descriptor(&self) -> Value {
+        json!({ "mediaType": self.media_type, "digest": self.digest.as_ref(), "size": self.content.len() })
+    }
+}
+
 /// An index whose entries may be replaced.
 #[derive(Clone, Debug)]
 pub struct Index {

@@ -55,10 +55,10 @@ impl LayerCache {
     pub(super) async fn find(
         &self,
         source: &Digest,
-        destination: &Destination,
+        destination: &dyn Destination,
     ) -> Result<Option<Arc<ConvertedLayer>>, Error> {
         let Some((layer, repositories)) = self.get(source) else { return Ok(None) };
-        let Destination::Registry { client, repository } = destination else { return Ok(Some(layer)) };
+        let Some((client, repository)) = destination.repository() else { return Ok(Some(layer)) };
         if client.has_blob(repository, &layer.digest).await? {
             return Ok(Some(layer));
         }
@@ -88,7 +88,7 @@ impl LayerCache {
     }
 
     /// Keeps `layer`, which was made of `source` and put to `destination`.
-    pub(super) fn insert(&self, source: Digest, layer: Arc<ConvertedLayer>, destination: &Destination) {
+    pub(super) fn insert(&self, source: Digest, layer: Arc<ConvertedLayer>, destination: &dyn Destination) {
         let chunks: usize = layer.layer.blobs.iter().map(|blob| blob.chunks.len()).sum();
         let bytes = layer.layer.tree.node_count() * NODE_BYTES + chunks * CHUNK_BYTES;
         if bytes > self.limit_bytes {
@@ -105,7 +105,7 @@ impl LayerCache {
                 repositories = old.repositories;
             }
         }
-        if let Destination::Registry { repository, .. } = destination {
+        if let Some((_, repository)) = destination.repository() {
             repositories.insert(repository.clone());
         }
         entries.bytes += bytes;
@@ -124,6 +124,7 @@ mod tests {
     use rafs::tree::{Layer, Tree};
 
     use super::*;
+    use crate::destination::Nowhere;
 
     fn digest(number: u8) -> Digest {
         registry::digest::sha256(&[number])
@@ -137,19 +138,18 @@ mod tests {
     #[tokio::test]
     async fn the_least_recently_used_layer_makes_room() {
         let cache = LayerCache::new(2 * NODE_BYTES);
-        let found =
-            async |number| cache.find(&digest(number), &Destination::Nowhere).await.unwrap().is_some();
-        cache.insert(digest(1), layer(), &Destination::Nowhere);
-        cache.insert(digest(2), layer(), &Destination::Nowhere);
+        let found = async |number| cache.find(&digest(number), &Nowhere).await.unwrap().is_some();
+        cache.insert(digest(1), layer(), &Nowhere);
+        cache.insert(digest(2), layer(), &Nowhere);
         assert!(found(1).await);
-        cache.insert(digest(3), layer(), &Destination::Nowhere);
+        cache.insert(digest(3), layer(), &Nowhere);
         assert!(found(1).await && !found(2).await && found(3).await);
     }
 
     #[tokio::test]
     async fn a_layer_larger_than_the_cache_is_not_kept() {
         let cache = LayerCache::new(NODE_BYTES - 1);
-        cache.insert(digest(1), layer(), &Destination::Nowhere);
-        assert!(cache.find(&digest(1), &Destination::Nowhere).await.unwrap().is_none());
+        cache.insert(digest(1), layer(), &Nowhere);
+        assert!(cache.find(&digest(1), &Nowhere).await.unwrap().is_none());
     }
 }

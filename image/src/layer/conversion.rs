@@ -59,12 +59,16 @@ pub struct LayerConversion {
 }
 
 impl LayerConversion {
-    pub(super) fn start(options: Arc<BuildOptions>, slots: Arc<Semaphore>, destination: Destination) -> Self {
+    pub(super) fn start(
+        options: Arc<BuildOptions>,
+        slots: Arc<Semaphore>,
+        destination: Arc<dyn Destination>,
+    ) -> Self {
         let (input, receiver) = mpsc::channel(INPUT_QUEUE);
         let task = tokio::spawn(async move {
             let _slot = slots.acquire_owned().await.expect("the semaphore is never closed");
             let build = move |output| build(&options, InputReader::new(receiver), output);
-            build_blob(&Sink::At(destination.clone()), build).await?.store(&destination).await
+            build_blob(&Sink::At(Arc::clone(&destination)), build).await?.store(destination.as_ref()).await
         });
         Self { input: Some(input), task: AbortOnDropHandle::new(task) }
     }
@@ -126,7 +130,7 @@ impl LayerConversion {
 /// Where a blob goes while it is made.
 pub(super) enum Sink {
     /// Where it belongs.
-    At(Destination),
+    At(Arc<dyn Destination>),
     /// Nowhere yet: it is not known whose it is.
     Spool(Arc<SpoolSpace>),
 }
@@ -142,7 +146,7 @@ impl Sink {
 
 /// A blob that is being made.
 enum Written {
-    Blob(BlobWriter),
+    Blob(Box<dyn BlobWriter>),
     Spooled(SpooledBlob),
 }
 
@@ -212,7 +216,7 @@ impl<R> BuiltLayer<R> {
     }
 
     /// Has the blob stored at `destination`, which is the one that it was made for if there was one.
-    pub async fn store(self, destination: &Destination) -> Result<ConvertedLayer, ConvertError> {
+    pub async fn store(self, destination: &dyn Destination) -> Result<ConvertedLayer, ConvertError> {
         let Self { writer, layer, .. } = self;
         let id = layer.blobs.first().and_then(|blob| blob.id).ok_or(ConvertError::NoDigest)?;
         let digest: Digest =
@@ -235,7 +239,7 @@ impl<R> BuiltLayer<R> {
 pub(super) async fn convert_directory(
     options: Arc<BuildOptions>,
     path: PathBuf,
-    destination: &Destination,
+    destination: &Arc<dyn Destination>,
     stop: CancellationToken,
 ) -> Result<ConvertedLayer, ConvertError> {
     let build = move |output| {
@@ -244,7 +248,7 @@ pub(super) async fn convert_directory(
         output.flush()?;
         Ok((layer, ()))
     };
-    build_blob(&Sink::At(destination.clone()), build).await?.store(destination).await
+    build_blob(&Sink::At(Arc::clone(destination)), build).await?.store(destination.as_ref()).await
 }
 
 /// Output that is refused when nobody wants it any more.

@@ -21,7 +21,11 @@ pub enum DictionaryBlobs {
 
 impl DictionaryBlobs {
     /// Has the blob at `destination`, and returns its size in bytes.
-    pub(crate) async fn provide(&self, digest: &Digest, destination: &Destination) -> Result<u64, CopyError> {
+    pub(crate) async fn provide(
+        &self,
+        digest: &Digest,
+        destination: &dyn Destination,
+    ) -> Result<u64, CopyError> {
         let missing = || CopyError::Missing { digest: digest.clone() };
         match self {
             Self::Registry(source) => {

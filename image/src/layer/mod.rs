@@ -60,18 +60,18 @@ impl Converter {
     }
 
     /// Begins to convert a layer, its blob going to `destination`.
-    pub fn convert(&self, destination: &Destination) -> LayerConversion {
-        LayerConversion::start(Arc::clone(&self.options), Arc::clone(&self.slots), destination.clone())
+    pub fn convert(&self, destination: &Arc<dyn Destination>) -> LayerConversion {
+        LayerConversion::start(Arc::clone(&self.options), Arc::clone(&self.slots), Arc::clone(destination))
     }
 
     /// Begins to convert the layer that `input` is, its blob going to `destination`.
     pub fn convert_read<R: Read + Send + 'static>(
         &self,
         input: R,
-        destination: &Destination,
+        destination: &Arc<dyn Destination>,
     ) -> ReadConversion<R> {
         let (options, slots) = (Arc::clone(&self.options), Arc::clone(&self.slots));
-        ReadConversion::start(options, slots, Sink::At(destination.clone()), input)
+        ReadConversion::start(options, slots, Sink::At(Arc::clone(destination)), input)
     }
 
     /// Begins to convert the layer that `input` is, of which it is not known yet whose it is: its blob stays in `space`.
@@ -88,7 +88,7 @@ impl Converter {
     pub async fn convert_directory(
         &self,
         path: PathBuf,
-        destination: &Destination,
+        destination: &Arc<dyn Destination>,
         stop: CancellationToken,
     ) -> Result<ConvertedLayer, ConvertError> {
         conversion::convert_directory(Arc::clone(&self.options), path, destination, stop).await
@@ -99,13 +99,13 @@ impl Converter {
     pub async fn cached(
         &self,
         source: &Digest,
-        destination: &Destination,
+        destination: &dyn Destination,
     ) -> Result<Option<Arc<ConvertedLayer>>, registry::client::Error> {
         self.cache.find(source, destination).await
     }
 
     /// Keeps what was made of `source`.
-    pub fn remember(&self, source: &Digest, layer: Arc<ConvertedLayer>, destination: &Destination) {
+    pub fn remember(&self, source: &Digest, layer: Arc<ConvertedLayer>, destination: &dyn Destination) {
         self.cache.insert(source.clone(), layer, destination);
     }
 }
