@@ -7,7 +7,7 @@ peers_dir=$cache_dir/peers
 rootfs_dir=$cache_dir/rootfs
 export NYDUS_CLUSTER_CACHE=$cache_dir
 # The oldest Go that builds the peers.
-go_version=1.26
+go_version=1.26.8
 
 say() { printf '\033[1m==>\033[0m %s\n' "$*" >&2; }
 fail() {
