@@ -1,4 +1,4 @@
-//! What a Solve of ours consists of, found by its session and by its ref.
+//! What a Solve of ours consists of, found by its ref.
 //!
 //! - [`documents`]: the JSON documents of an output.
 //! - [`keys`]: what a user writes behind `--output type=nydus-cluster,…`.
@@ -24,7 +24,7 @@ use image::progress::Progress;
 pub(crate) struct Build {
     /// The build's name, by which Status asks.
     pub(crate) reference: String,
-    /// The session by which buildkitd reaches us.
+    /// The session by which buildkitd reaches us: the build's own, beside its client's.
     pub(crate) session: String,
     /// Whether the build has no output but one of ours.
     pub(crate) sole: bool,
@@ -75,14 +75,11 @@ impl Build {
     }
 }
 
-/// A second build of ours in one session: what buildkitd sends could belong to either.
+/// Two builds of one name: Status could not tell them apart.
 #[derive(Debug, thiserror::Error)]
-#[error(
-    "session {session} is exporting a type=nydus-cluster output of another build; \
-     builds that share a session (as of `buildx bake`) must export one after the other"
-)]
-pub(crate) struct SessionBusy {
-    session: String,
+#[error("build {reference:?} is under way already: a build's reference is given once")]
+pub(crate) struct ReferenceTaken {
+    reference: String,
 }
 
 /// All builds under way.
@@ -97,10 +94,10 @@ impl Builds {
     }
 
     /// Adds a build until the result is dropped.
-    pub(crate) fn register(&self, build: Build) -> Result<Registered<'_>, SessionBusy> {
+    pub(crate) fn register(&self, build: Build) -> Result<Registered<'_>, ReferenceTaken> {
         let mut live = self.lock();
-        if live.iter().any(|other| other.session == build.session) {
-            return Err(SessionBusy { session: build.session });
+        if live.iter().any(|other| other.reference == build.reference) {
+            return Err(ReferenceTaken { reference: build.reference });
         }
         let build = Arc::new(build);
         live.push(Arc::clone(&build));
@@ -110,11 +107,6 @@ impl Builds {
     /// Whether there is but one build.
     pub(crate) fn is_alone(&self) -> bool {
         self.lock().len() == 1
-    }
-
-    /// The build of this session.
-    pub(crate) fn by_session(&self, session: &str) -> Option<Arc<Build>> {
-        self.lock().iter().find(|build| build.session == session).cloned()
     }
 
     /// The build of this ref.
@@ -150,16 +142,16 @@ mod tests {
         let builds = Builds::default();
         let registered = builds.register(build("r", "s")).unwrap();
         let over = registered.build.over.clone();
-        assert!(builds.by_ref("r").is_some() && builds.by_session("s").is_some());
+        assert!(builds.by_ref("r").is_some());
         drop(registered);
         assert!(builds.by_ref("r").is_none() && over.is_cancelled());
     }
 
     #[test]
-    fn two_builds_of_a_session_are_refused_and_of_two_are_not() {
+    fn two_builds_of_one_name_are_refused() {
         let builds = Builds::default();
         let _first = builds.register(build("a", "s")).unwrap();
-        assert!(builds.register(build("b", "s")).is_err());
+        assert!(builds.register(build("a", "t")).is_err());
         assert!(builds.register(build("b", "t")).is_ok());
     }
 

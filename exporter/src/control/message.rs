@@ -139,6 +139,11 @@ pub(crate) fn replace_exports(
     }
 }
 
+/// The request as of another session.
+pub(crate) fn set_session(message: &[u8], session: &str) -> Result<Vec<u8>, WireError> {
+    with_text(message, solve_request::SESSION, session)
+}
+
 /// A message with its fields `kind` and `attrs` replaced by those of `export`.
 fn replace_export(message: &[u8], export: &Export, kind: u64, attrs: u64) -> Result<Vec<u8>, WireError> {
     let mut out = Vec::with_capacity(message.len() + 64);
@@ -181,7 +186,7 @@ pub(crate) fn rename_vertexes(
         let field = field?;
         match new_name(&field, &mut rename)? {
             Some((bytes, name)) => {
-                put_bytes(STATUS_VERTEXES, &with_name(bytes, &name)?, &mut out);
+                put_bytes(STATUS_VERTEXES, &with_text(bytes, vertex::NAME, &name)?, &mut out);
                 renamed = true;
             }
             None => out.extend_from_slice(field.raw),
@@ -198,15 +203,16 @@ fn new_name<'a>(
     Ok(rename(&field::string(bytes, vertex::DIGEST)?).map(|name| (bytes, name)))
 }
 
-fn with_name(message: &[u8], name: &str) -> Result<Vec<u8>, WireError> {
-    let mut out = Vec::with_capacity(message.len() + name.len());
+/// The message with `text` as its field `number`.
+fn with_text(message: &[u8], number: u64, text: &str) -> Result<Vec<u8>, WireError> {
+    let mut out = Vec::with_capacity(message.len() + text.len());
     for field in Fields::of(message) {
         let field = field?;
-        if field.number != vertex::NAME {
+        if field.number != number {
             out.extend_from_slice(field.raw);
         }
     }
-    put_bytes(vertex::NAME, name.as_bytes(), &mut out);
+    put_bytes(number, text.as_bytes(), &mut out);
     Ok(out)
 }
 
@@ -271,6 +277,15 @@ mod tests {
         let message =
             replace_export(b"", &ours, solve_request::EXPORTER_TYPE, solve_request::EXPORTER_ATTRS).unwrap();
         assert_eq!(SolveRequest::parse(&message).unwrap().exports, [ours]);
+    }
+
+    #[test]
+    fn another_session_changes_nothing_else() {
+        let changed = set_session(&request(&[export("local", &[("a", "b")])]), "other").unwrap();
+        let parsed = SolveRequest::parse(&changed).unwrap();
+        assert_eq!((parsed.reference.as_str(), parsed.session.as_str()), ("ref", "other"));
+        assert_eq!(parsed.exports, [export("local", &[("a", "b")])]);
+        assert!(holds(&changed, b"unknown inside") && holds(&changed, b"unknown"));
     }
 
     #[test]

@@ -17,14 +17,17 @@ use super::Rpc;
 use super::message::{self, Export, SolveRequest};
 use crate::build::keys::{Attrs, EXPORTER_TYPE};
 use crate::build::target::Target;
-use crate::build::{Build, Builds, Output, Registered, Way};
+use crate::build::{Build, Output, Registered, Way};
 use crate::follow::convert_ahead;
 use crate::grpc::frame::{self, MessageReader};
+use crate::grpc::wire::WireError;
 use crate::grpc::{Code, Status, respond, status};
 use crate::http2::forward::{lost, open, until_reset};
 use crate::http2::pump::{self, PumpError};
 use crate::serve::Exporter;
+use crate::session::{self, SessionKeyring, open_own};
 use image::progress::Progress;
+use registry::client::Keyring;
 
 /// The largest Solve request taken: four times what buildkitd takes.
 const REQUEST_LIMIT_BYTES: usize = 64 << 20;
@@ -67,9 +70,9 @@ pub(crate) async fn handle(mut rpc: Rpc<'_>) {
         let ended = call(parts, &message, rpc.upstream, rpc.peer, &mut rpc.downstream).await;
         return deliver(&mut rpc.downstream, ended).await;
     };
-    let message = plan.message.clone();
-    let ended = match begin(rpc.exporter, &rpc.exporter.builds, plan) {
-        Ok(registered) => {
+    let begun = begin(rpc.exporter, plan, rpc.upstream.clone(), rpc.peer);
+    let ended = match until_reset(&mut rpc.downstream, begun).await {
+        Ok(Ok((registered, message))) => {
             let build = &registered.build;
             tracing::info!(build = build.reference, outputs = build.outputs.len(), "export begins");
             if build.store_output().is_some() {
@@ -81,14 +84,14 @@ pub(crate) async fn handle(mut rpc: Rpc<'_>) {
             drop(registered);
             ended
         }
-        Err(status) => Err(Failed::Ours(status)),
+        Ok(Err(status)) => Err(Failed::Ours(status)),
+        Err(error) => Err(Failed::Cancelled(error.reason())),
     };
     deliver(&mut rpc.downstream, ended).await;
 }
 
 /// What a request needs; `None` if no output is ours.
 fn plan(message: &[u8]) -> Result<Option<Plan>, Status> {
-    let malformed = |error| Status::new(Code::InvalidArgument, format!("Solve request: {error}"));
     let request = SolveRequest::parse(message).map_err(malformed)?;
     let ours = |export: &&Export| export.kind == EXPORTER_TYPE;
     let count = request.exports.iter().filter(ours).count();
@@ -147,10 +150,19 @@ fn oci_export(attrs: &Attrs, way: Way, all: &[Export], caches: &[Export]) -> Exp
     Export { kind: "oci".to_owned(), attrs: oci }
 }
 
-/// Makes the plan's build known, so that what buildkitd sends for it is taken.
-fn begin<'a>(exporter: &Exporter, builds: &'a Builds, plan: Plan) -> Result<Registered<'a>, Status> {
+/// Makes the plan's build known, so that what buildkitd sends for it is taken, in a session of the build's own. Returns the
+/// request for buildkitd as well.
+async fn begin<'a>(
+    exporter: &'a Exporter,
+    plan: Plan,
+    upstream: SendRequest<Bytes>,
+    peer: &str,
+) -> Result<(Registered<'a>, Vec<u8>), Status> {
+    let client = exporter.sessions.client(&plan.request.session).await?;
+    let session = session::id_for(&plan.request.session, &plan.request.reference);
+    let message = message::set_session(&plan.message, &session).map_err(malformed)?;
     let progress = Progress::new();
-    let keyring = exporter.keyring(&plan.request.session);
+    let keyring: Arc<dyn Keyring> = Arc::new(SessionKeyring::new(client.streams.clone()));
     let mut outputs = Vec::with_capacity(plan.outputs.len());
     for (index, attrs, way) in plan.outputs {
         let target = Target::new(
@@ -166,8 +178,15 @@ fn begin<'a>(exporter: &Exporter, builds: &'a Builds, plan: Plan) -> Result<Regi
     }
     let sole = plan.request.exports.len() == 1;
     let local = exporter.content_store();
-    let build = Build::new(plan.request.reference, plan.request.session, sole, outputs, local, progress);
-    builds.register(build).map_err(|error| Status::new(Code::FailedPrecondition, error.to_string()))
+    let build = Build::new(plan.request.reference, session, sole, outputs, local, progress);
+    let registered = exporter.builds.register(build);
+    let registered = registered.map_err(|error| Status::new(Code::FailedPrecondition, error.to_string()))?;
+    open_own(Arc::clone(&registered.build), client, upstream, peer).await?;
+    Ok((registered, message))
+}
+
+fn malformed(error: WireError) -> Status {
+    Status::new(Code::InvalidArgument, format!("Solve request: {error}"))
 }
 
 /// A response as it came: head, message, trailers.

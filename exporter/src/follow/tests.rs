@@ -1,10 +1,12 @@
 use std::os::unix::fs::symlink;
 use std::time::Duration;
 
+use futures::FutureExt as _;
+use futures::future::{BoxFuture, ready};
 use image::layer::Converter;
 use image::progress::Progress;
 use rafs::build::BuildOptions;
-use registry::client::{Client, ClientConfig};
+use registry::client::{Client, ClientConfig, Credentials, CredentialsError, Keyring, Token, TokenRequest};
 use tempfile::TempDir;
 use tokio::net::TcpListener;
 use tokio::task::JoinHandle;
@@ -14,7 +16,6 @@ use super::*;
 use crate::build::keys::Attrs;
 use crate::build::target::Target;
 use crate::build::{Build, Builds, Way};
-use crate::session::{SessionKeyring, Sessions};
 
 const DEADLINE: Duration = Duration::from_secs(60);
 
@@ -32,6 +33,23 @@ struct Lab {
     builds: Arc<Builds>,
 }
 
+/// A client without credentials.
+struct Nobody;
+
+impl Keyring for Nobody {
+    fn credentials<'a>(&'a self, _host: &'a str) -> BoxFuture<'a, Result<Credentials, CredentialsError>> {
+        ready(Ok(Credentials::Anonymous)).boxed()
+    }
+
+    fn token(&self, _request: TokenRequest) -> BoxFuture<'_, Result<Option<Token>, CredentialsError>> {
+        ready(Ok(None)).boxed()
+    }
+
+    fn name(&self) -> String {
+        "nobody's credentials".to_owned()
+    }
+}
+
 impl Lab {
     fn new(room: u64) -> Self {
         let (content, spool) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
@@ -46,9 +64,8 @@ impl Lab {
     fn build(&self, keys: &[(&str, &str)]) -> Build {
         let keys = keys.iter().map(|&(key, value)| (key.to_owned(), value.to_owned())).collect();
         let attrs = Attrs::parse(&keys).unwrap();
-        let keyring = Arc::new(SessionKeyring::new(Arc::new(Sessions::default()), "s".to_owned()));
         let client = Client::new(ClientConfig::default()).unwrap();
-        let target = Target::new(&attrs, &client, keyring, false, DEADLINE);
+        let target = Target::new(&attrs, &client, Arc::new(Nobody), false, DEADLINE);
         let (progress, options) = (Progress::new(), BuildOptions { threads: 1, ..BuildOptions::default() });
         let converter = Converter::new(options, 1, 0);
         let output = Output::new(0, Way::Store, attrs, target, converter, Arc::clone(&progress));

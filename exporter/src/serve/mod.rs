@@ -11,14 +11,14 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use rafs::build::BuildOptions;
-use registry::client::{Client, Error, Keyring};
+use registry::client::{Client, Error};
 use service::{BindError, UnixAddress};
 use tokio_util::sync::CancellationToken;
 
 use crate::build::Builds;
 use crate::config::ExporterConfig;
 use crate::follow::LocalStore;
-use crate::session::{SessionKeyring, Sessions};
+use crate::session::Sessions;
 use image::destination::SpoolSpace;
 use image::layer::Converter;
 
@@ -43,7 +43,7 @@ pub(crate) struct Exporter {
     /// Builds under way.
     pub(crate) builds: Arc<Builds>,
     /// Sessions of clients that are open.
-    pub(crate) sessions: Arc<Sessions>,
+    pub(crate) sessions: Sessions,
     /// Converts layers.
     pub(crate) converter: Converter,
     /// Room for blobs of which it is not known yet whose they are.
@@ -57,12 +57,7 @@ impl Exporter {
         let options = BuildOptions { threads: threads(config.threads), ..BuildOptions::default() };
         let converter = Converter::new(options, config.conversions.max(1), config.layer_cache_bytes);
         let space = SpoolSpace::new(&config.registry.upload.spool_dir, config.ahead_bytes);
-        Ok(Self { config, client, builds: Arc::default(), sessions: Arc::default(), converter, space })
-    }
-
-    /// The credentials of the client of `session`.
-    pub(crate) fn keyring(&self, session: &str) -> Arc<dyn Keyring> {
-        Arc::new(SessionKeyring::new(Arc::clone(&self.sessions), session.to_owned()))
+        Ok(Self { config, client, builds: Arc::default(), sessions: Sessions::default(), converter, space })
     }
 
     /// How long builds may go on after a shutdown was asked for, before they are cancelled.

@@ -1,16 +1,16 @@
 //! The BuildKit client's credentials, by the service `moby.filesync.v1.Auth` that it serves in its session: what is pushed
 //! is pushed as whoever builds, as in BuildKit's own push.
 
-use std::sync::Arc;
 use std::time::Duration;
 
+use bytes::Bytes;
 use futures::FutureExt as _;
 use futures::future::BoxFuture;
+use h2::client::SendRequest;
 use prost::Message;
 use registry::client::{Credentials, CredentialsError, Keyring, Token, TokenRequest};
 use tokio::sync::OnceCell;
 
-use super::Sessions;
 use super::call::unary;
 use crate::grpc::{Code, Status};
 
@@ -77,20 +77,19 @@ struct TokenAuthorityRequest {
 
 /// The credentials of the client of one session.
 pub(crate) struct SessionKeyring {
-    sessions: Arc<Sessions>,
-    session: String,
+    client: SendRequest<Bytes>,
     /// Whether the client fetches tokens itself.
     fetches: OnceCell<bool>,
 }
 
 impl SessionKeyring {
-    /// Those of `session`, whose client need not have connected yet.
-    pub(crate) fn new(sessions: Arc<Sessions>, session: String) -> Self {
-        Self { sessions, session, fetches: OnceCell::new() }
+    /// Those of the client that `client` opens streams to.
+    pub(crate) fn new(client: SendRequest<Bytes>) -> Self {
+        Self { client, fetches: OnceCell::new() }
     }
 
-    async fn call(&self, path: &'static str, request: &impl Message) -> Result<bytes::Bytes, Status> {
-        unary(self.sessions.client(&self.session).await?, path, &request.encode_to_vec()).await
+    async fn call(&self, path: &'static str, request: &impl Message) -> Result<Bytes, Status> {
+        unary(self.client.clone(), path, &request.encode_to_vec()).await
     }
 
     /// Asks for the client's user and password. A client without the service has none.

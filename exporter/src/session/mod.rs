@@ -1,6 +1,8 @@
 //! Inside the session: the tunnel as a connection, and which of its streams are ours.
 //!
 //! - [`tunnel`]: byte messages as a byte stream, for HTTP/2 inside HTTP/2.
+//! - [`inner`]: the connection that it carries, in which buildkitd calls.
+//! - [`own`]: a session of a build's own beside its client's.
 //! - [`route`]: a stream of buildkitd's goes to the client, or to an output of ours.
 //! - [`sessions`]: the sessions that are open.
 //! - [`call`]: one call of ours to a session's client.
@@ -8,11 +10,15 @@
 
 mod auth;
 mod call;
+pub(crate) mod inner;
+mod own;
 mod route;
 mod sessions;
 mod tunnel;
 
 pub(crate) use auth::SessionKeyring;
-pub(crate) use route::route;
-pub(crate) use sessions::Sessions;
+pub(crate) use own::{SESSION_ID, id_for, open_own};
+pub(crate) use route::CLIENT;
+use route::route;
+pub(crate) use sessions::{SessionClient, Sessions};
 pub(crate) use tunnel::Tunnel;

@@ -8,8 +8,7 @@ use h2::client::SendRequest;
 use h2::server::SendResponse;
 use http::{HeaderMap, Request};
 
-use crate::build::Output;
-use crate::build::{Build, Builds};
+use crate::build::{Build, Output};
 use crate::http2::forward::forward;
 use crate::intake;
 
@@ -20,6 +19,9 @@ const EXPORT_STORE: &str = "export";
 /// Header with the index of the export that a tar stream is for; absent before v0.13, when there was but one.
 const EXPORTER_ID: &str = "buildkit-attachable-exporter-id";
 
+/// What is at the other end of a client's session, for errors.
+pub(crate) const CLIENT: &str = "the BuildKit client's session";
+
 /// A stream that is ours.
 enum Ours {
     /// A call to the content store.
@@ -28,20 +30,18 @@ enum Ours {
     Tar(Arc<Output>),
 }
 
-/// Serves one stream that buildkitd opened in `session`.
-pub(crate) async fn route(
-    session: String,
+/// Serves one stream that buildkitd opened in the session of `build`.
+pub(super) async fn route(
+    build: Arc<Build>,
     request: Request<RecvStream>,
     respond: SendResponse<Bytes>,
     client: SendRequest<Bytes>,
-    builds: Arc<Builds>,
 ) {
-    tracing::trace!(session, call = request.uri().path(), "begins");
-    let build = builds.by_session(&session);
-    match build.as_ref().and_then(|build| Some((build, ours(build, &request)?))) {
-        Some((build, Ours::Store(output))) => intake::store::serve(request, respond, build, &output).await,
-        Some((build, Ours::Tar(output))) => intake::tar::serve(request, respond, build, &output).await,
-        None => forward(request, respond, client, "the BuildKit client's session").await,
+    tracing::trace!(build = build.reference, call = request.uri().path(), "begins");
+    match ours(&build, &request) {
+        Some(Ours::Store(output)) => intake::store::serve(request, respond, &build, &output).await,
+        Some(Ours::Tar(output)) => intake::tar::serve(request, respond, &build, &output).await,
+        None => forward(request, respond, client, CLIENT).await,
     }
 }
 

@@ -7,8 +7,10 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use h2::client::SendRequest;
+use http::Request;
 use tokio::sync::watch;
 use tokio::time::timeout;
+use tokio_util::sync::CancellationToken;
 
 use crate::grpc::{Code, Status};
 
@@ -18,24 +20,35 @@ const ARRIVAL_DEADLINE: Duration = Duration::from_secs(5);
 /// All open sessions, by their ids.
 #[derive(Debug, Default)]
 pub(crate) struct Sessions {
-    open: Mutex<HashMap<String, SendRequest<Bytes>>>,
+    open: Mutex<HashMap<String, SessionClient>>,
     changed: watch::Sender<()>,
+}
+
+/// The BuildKit client of a session.
+#[derive(Clone, Debug)]
+pub(crate) struct SessionClient {
+    /// Opens streams to it.
+    pub(crate) streams: SendRequest<Bytes>,
+    /// The request by which it opened the session: its headers say what it serves.
+    pub(crate) request: Request<()>,
+    /// Set when it has left.
+    pub(crate) gone: CancellationToken,
 }
 
 impl Sessions {
     /// Makes a session known until the result is dropped.
-    pub(crate) fn register(&self, id: &str, client: SendRequest<Bytes>) -> OpenSession<'_> {
+    pub(crate) fn register(&self, id: &str, client: SessionClient) -> OpenSession<'_> {
         self.open.lock().unwrap_or_else(PoisonError::into_inner).insert(id.to_owned(), client);
         self.changed.send_replace(());
         OpenSession { sessions: self, id: id.to_owned() }
     }
 
-    fn find(&self, id: &str) -> Option<SendRequest<Bytes>> {
+    fn find(&self, id: &str) -> Option<SessionClient> {
         self.open.lock().unwrap_or_else(PoisonError::into_inner).get(id).cloned()
     }
 
-    /// The way to the client of session `id`, which may be about to open it.
-    pub(super) async fn client(&self, id: &str) -> Result<SendRequest<Bytes>, Status> {
+    /// The client of session `id`, which may be about to open it.
+    pub(crate) async fn client(&self, id: &str) -> Result<SessionClient, Status> {
         let mut changed = self.changed.subscribe();
         let wait = async {
             loop {
@@ -60,6 +73,9 @@ pub(crate) struct OpenSession<'a> {
 
 impl Drop for OpenSession<'_> {
     fn drop(&mut self) {
-        self.sessions.open.lock().unwrap_or_else(PoisonError::into_inner).remove(&self.id);
+        let client = self.sessions.open.lock().unwrap_or_else(PoisonError::into_inner).remove(&self.id);
+        if let Some(client) = client {
+            client.gone.cancel();
+        }
     }
 }

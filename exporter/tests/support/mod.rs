@@ -19,13 +19,13 @@ use tokio_util::sync::CancellationToken;
 const DEADLINE: Duration = Duration::from_secs(120);
 
 /// Where a BuildKit program is: below `$NYDUS_CLUSTER_PEERS`, or where `scripts/deps` puts it.
-fn peer(program: &str) -> Option<PathBuf> {
+fn peer(name: &str, program: &str) -> Option<PathBuf> {
     let folder = |name: &str| std::env::var_os(name).filter(|value| !value.is_empty()).map(PathBuf::from);
     let peers = folder("NYDUS_CLUSTER_PEERS")
         .or_else(|| Some(folder("NYDUS_CLUSTER_CACHE")?.join("peers")))
         .or_else(|| Some(folder("XDG_CACHE_HOME")?.join("nydus-cluster/peers")))
         .or_else(|| Some(folder("HOME")?.join(".cache/nydus-cluster/peers")))?;
-    Some(peers.join("buildkit/bin").join(program)).filter(|path| path.exists())
+    Some(peers.join(name).join("bin").join(program)).filter(|path| path.exists())
 }
 
 /// One stack at a time: a machine that runs a dozen buildkitds misses their deadlines.
@@ -71,7 +71,9 @@ impl Stack {
     pub(crate) async fn start() -> Option<Self> {
         let root =
             std::fs::read_to_string("/proc/self/status").is_ok_and(|status| status.contains("\nUid:\t0\t"));
-        let (Some(buildkitd), Some(buildctl), true) = (peer("buildkitd"), peer("buildctl"), root) else {
+        let (Some(buildkitd), Some(buildctl), true) =
+            (peer("buildkit", "buildkitd"), peer("buildkit", "buildctl"), root)
+        else {
             println!("skipped: needs buildkitd, buildctl and root");
             assert!(std::env::var_os("CI").is_none(), "CI must run this");
             return None;
@@ -138,6 +140,14 @@ impl Stack {
         context
     }
 
+    /// `buildctl` through the socket of this name.
+    pub(crate) fn buildctl_command(&self, socket: &str, args: &[&str]) -> Command {
+        let mut command = Command::new(&self.buildctl);
+        let address = format!("unix://{}", self.path(socket).display());
+        command.arg("--addr").arg(address).args(args).stdin(Stdio::null()).kill_on_drop(true);
+        command
+    }
+
     /// `buildctl build` of `context`, through `socket`.
     pub(crate) fn buildctl(&self, socket: &Path, context: &Path, args: &[&str]) -> Command {
         let mut command = Command::new(&self.buildctl);
@@ -151,6 +161,34 @@ impl Stack {
             .stdin(Stdio::null())
             .kill_on_drop(true);
         command
+    }
+
+    /// `shared-session`, which runs a build of each `TARGET:OUTPUT` of `context` at once, in one session.
+    pub(crate) fn shared_session(&self, context: &Path, builds: &[String]) -> Command {
+        let mut command = Command::new(self.buildctl.with_file_name("shared-session"));
+        let address = format!("unix://{}", self.path("exporter.sock").display());
+        command.arg(address).arg(context).args(builds).stdin(Stdio::null()).kill_on_drop(true);
+        command
+    }
+
+    /// `buildx` with the exporter as its builder, in which it connects to it as to any remote buildkitd; `None` if buildx is
+    /// not here, which CI does not allow.
+    pub(crate) async fn buildx(&self) -> Option<impl Fn(&[&str]) -> Command + use<>> {
+        let Some(program) = peer("buildx", "buildx") else {
+            println!("skipped: needs buildx");
+            assert!(std::env::var_os("CI").is_none(), "CI must run this");
+            return None;
+        };
+        let config = self.path("buildx");
+        let buildx = move |args: &[&str]| {
+            let mut command = Command::new(&program);
+            command.env("BUILDX_CONFIG", &config).env("DOCKER_CONFIG", &config).env_remove("BUILDX_BUILDER");
+            command.args(args).stdin(Stdio::null()).kill_on_drop(true);
+            command
+        };
+        let address = format!("unix://{}", self.path("exporter.sock").display());
+        run(buildx(&["create", "--name=exporter", "--driver=remote", "--use", &address])).await.success();
+        Some(buildx)
     }
 
     /// Builds through the exporter.

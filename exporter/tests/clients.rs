@@ -1,0 +1,111 @@
+//! Clients of BuildKit other than `buildctl build`: buildx with its remote driver, programs that use BuildKit's client as a
+//! library, and buildctl's other commands.
+
+#![allow(clippy::unwrap_used, reason = "in a test a panic is the report")]
+
+mod support;
+
+use serde_json::{Value, json};
+use support::{Stack, noise, run};
+
+const TWO_TARGETS: &str = "FROM scratch AS one\nCOPY base /base\n\
+    FROM one AS two\nCOPY app /app\n";
+
+#[tokio::test(flavor = "multi_thread")]
+async fn builds_that_share_a_session_keep_their_outputs_apart() {
+    let Some(stack) = Stack::start().await else { return };
+    let context = stack.context("context", TWO_TARGETS, &[("base", &noise(1, 2 << 20)), ("app", b"one")]);
+    let builds = [
+        format!("one:{}", stack.output("shared:one")),
+        format!("two:{}", stack.output("shared:two")),
+        // In a repository of its own and without a push.
+        format!("two:{}", stack.output("other:two")),
+        format!("one:{},push=false", stack.output("shared:nothing")),
+    ];
+    let text = run(stack.shared_session(&context, &builds)).await.success();
+    let (one, two, other) = (
+        stack.manifest("shared:one").await,
+        stack.manifest("shared:two").await,
+        stack.manifest("other:two").await,
+    );
+    let layers = |manifest: &Value| manifest["layers"].as_array().unwrap().len();
+    assert_eq!((layers(&one.1), layers(&two.1)), (2, 3));
+    assert_eq!(two.0, other.0);
+    for line in [format!("one {}", one.0), format!("two {}", two.0)] {
+        assert_eq!(text.matches(&line).count(), 2, "{line} in {text}");
+    }
+    assert_eq!(stack.tags("shared"), ["one", "two"]);
+
+    // A build that fails leaves the others of its session alone.
+    let builds = [
+        format!("absent:{}", stack.output("shared:absent")),
+        format!("two:{}", stack.output("shared:again")),
+    ];
+    run(stack.shared_session(&context, &builds)).await.failure();
+    stack.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn buildx_bakes_several_targets_for_several_platforms_with_attestations() {
+    let Some(stack) = Stack::start().await else { return };
+    let Some(buildx) = stack.buildx().await else { return stack.stop().await };
+    let context = stack.context("context", TWO_TARGETS, &[("base", &noise(2, 2 << 20)), ("app", b"one")]);
+    let target = |name: &str| {
+        json!({
+            "context": context, "target": name, "output": [stack.output(&format!("baked:{name}"))],
+            "platforms": ["linux/amd64", "linux/arm64"], "attest": ["type=provenance,mode=max"],
+        })
+    };
+    let file = stack.path("docker-bake.json");
+    let bake = json!({
+        "group": {"default": {"targets": ["one", "two"]}},
+        "target": {"one": target("one"), "two": target("two")},
+    });
+    std::fs::write(&file, bake.to_string()).unwrap();
+    let metadata = stack.path("metadata.json");
+    let metadata_file = format!("--metadata-file={}", metadata.display());
+    let bake = ["bake", "--progress=plain", &metadata_file, "--allow=fs=*", "--file", file.to_str().unwrap()];
+    run(buildx(&bake)).await.success();
+
+    let reported: Value = serde_json::from_slice(&std::fs::read(&metadata).unwrap()).unwrap();
+    for name in ["one", "two"] {
+        let (digest, index) = stack.manifest(&format!("baked:{name}")).await;
+        assert_eq!(reported[name]["containerimage.digest"], digest.as_str());
+        assert_eq!(index["manifests"].as_array().unwrap().len(), 4);
+        let image = format!("{}/baked:{name}", stack.registry);
+        let shown = run(buildx(&["imagetools", "inspect", &image])).await.success();
+        for word in [&digest, "linux/amd64", "linux/arm64", "attestation-manifest"] {
+            assert!(shown.contains(word), "{word} in {shown}");
+        }
+        let format = "--format={{json .Provenance}}";
+        let shown = run(buildx(&["imagetools", "inspect", &image, format])).await.success();
+        let shown: Value = serde_json::from_str(&shown).unwrap();
+        assert!(
+            shown["linux/amd64"]["SLSA"].is_object() && shown["linux/arm64"]["SLSA"].is_object(),
+            "{shown}"
+        );
+    }
+    for command in [&["inspect"][..], &["du"], &["ls"], &["history", "ls"]] {
+        run(buildx(command)).await.success();
+    }
+    stack.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn the_other_commands_of_buildctl_say_what_they_say_to_buildkitd() {
+    let Some(stack) = Stack::start().await else { return };
+    let context = stack.context("context", TWO_TARGETS, &[("base", &noise(3, 1 << 20)), ("app", b"one")]);
+    stack.build(&context, &["--output", &stack.output("any:v1")]).await.success();
+    for command in
+        [&["debug", "workers"][..], &["debug", "info"], &["du", "--verbose"], &["debug", "histories"]]
+    {
+        let [through, past] =
+            ["exporter.sock", "buildkitd.sock"].map(|socket| stack.buildctl_command(socket, command));
+        assert_eq!(run(through).await.success(), run(past).await.success(), "{command:?}");
+    }
+    let pruned = run(stack.buildctl_command("exporter.sock", &["prune", "--all"])).await.success();
+    assert!(pruned.contains("Total"), "{pruned}");
+    let left = run(stack.buildctl_command("buildkitd.sock", &["du"])).await.success();
+    assert!(left.contains("Total:\t0B") || left.contains("Total:\t\t0B"), "{left}");
+    stack.stop().await;
+}
