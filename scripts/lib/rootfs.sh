@@ -65,6 +65,23 @@ make_pause_rootfs() {
     rm -rf root busybox-static_*.deb
 }
 
+# What a bare node of a cluster has of Debian: an init, ssh, and what the kubelet and kube-proxy call. Nothing that a
+# cluster image brings.
+node_packages=conntrack,dbus,ethtool,fuse3,iproute2,iptables,kmod,nftables,openssh-server,socat,systemd,systemd-sysv
+
+# A directory: nodes are booted with it as the lower layer of their root.
+make_node_root() {
+    make_rootfs "$1/root" "$node_packages"
+    # Each node gets its own.
+    as_root rm -f root/etc/ssh/ssh_host_* root/etc/machine-id root/etc/resolv.conf
+    as_root rm -rf root/var/lib/apt root/var/cache root/var/log root/usr/share/doc root/usr/share/locale
+    as_root mkdir -p root/var/cache root/var/log
+}
+
+part_node_root() {
+    make_once "$rootfs_dir/node" "$rootfs_suite-1" make_node_root
+}
+
 part_rootfs() {
     make_once "$rootfs_dir/pause" "$rootfs_suite-1" make_pause_rootfs
     make_once "$rootfs_dir/demo" "$rootfs_suite-1" make_demo_rootfs
