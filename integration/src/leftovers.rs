@@ -96,7 +96,7 @@ pub fn end(pid: Pid) -> Result<()> {
 }
 
 /// Whether a process is gone, or is a zombie that its parent has not collected.
-fn has_ended(pid: Pid) -> bool {
+pub fn has_ended(pid: Pid) -> bool {
     if !process::is_running(pid) {
         return true;
     }

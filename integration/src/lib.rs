@@ -3,7 +3,7 @@
 //! The library holds what tests, benchmarks and the quick start share: guards that start a real server under a
 //! directory of its own and stop it again ([`servers`]), a CRI client that does what the kubelet does ([`cri`]),
 //! a listing of everything a file system tree shows ([`tree`]), layers with everything that may be in one
-//! ([`corpus`]), images as files ([`image_files`]), a proxy that breaks connections on purpose ([`fault_proxy`]), and
+//! ([`corpus`]), whole machines that boot ([`machines`]), images as files ([`image_files`]), a proxy that breaks connections on purpose ([`fault_proxy`]), and
 //! what the test programs do alike ([`suite`]).
 
 pub mod access_log;
@@ -16,6 +16,7 @@ pub mod fault_proxy;
 pub mod gnu_tar;
 pub mod image_files;
 pub mod leftovers;
+pub mod machines;
 pub mod node;
 pub mod nydus_image;
 pub mod oci_layout;

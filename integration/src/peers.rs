@@ -112,6 +112,16 @@ impl Peers {
         existing(self.cache.join("rootfs/demo").join(format!("{name}.tar")))
     }
 
+    /// A program of Kubernetes, etcd or CoreDNS.
+    pub fn kubernetes(&self, program: &str) -> Result<PathBuf> {
+        self.built("kubernetes", program)
+    }
+
+    /// The root directory of a bare node.
+    pub fn node_root(&self) -> Result<PathBuf> {
+        existing(self.cache.join("rootfs/node/root"))
+    }
+
     /// The large root file system of the benchmarks.
     pub fn big_rootfs(&self) -> Result<PathBuf> {
         existing(self.cache.join("rootfs/big/big.tar"))
@@ -140,12 +150,20 @@ pub fn nydus_cluster() -> Result<PathBuf> {
     if let Some(path) = env::var_os("NYDUS_CLUSTER_BIN") {
         return existing(path.into());
     }
-    let this = env::current_exe().context("finding this program")?;
-    let beside = this.ancestors().skip(1).take(2).map(|folder| folder.join("nydus-cluster"));
-    beside
-        .into_iter()
-        .find(|candidate| candidate.is_file())
+    beside("nydus-cluster")?
         .ok_or_else(|| anyhow!("the nydus-cluster binary (run cargo build -p cli in the same profile)"))
+}
+
+/// A program of this package.
+pub fn of_integration(program: &str) -> Result<PathBuf> {
+    beside(program)?.ok_or_else(|| anyhow!("the program {program} (run cargo build -p integration --bins)"))
+}
+
+/// A program in this one's folder, or in the folder above it, as it is for tests.
+fn beside(program: &str) -> Result<Option<PathBuf>> {
+    let this = env::current_exe().context("finding this program")?;
+    let mut folders = this.ancestors().skip(1).take(2).map(|folder| folder.join(program));
+    Ok(folders.find(|candidate| candidate.is_file()))
 }
 
 /// Files of the demonstration that are part of the source: the Dockerfile and the application.

@@ -1,0 +1,156 @@
+//! Booted machines, on which clusters are launched: that they are what they are taken for, and leave nothing.
+//!
+//! Where something is missing, tests say `skipped: needs …`; with `CI=true` they fail instead.
+
+use std::fs;
+use std::path::Path;
+use std::process::{Command, ExitCode};
+use std::time::Duration;
+
+use anyhow::{Context, Result, ensure};
+use integration::machines::{Machines, MachinesOptions};
+use integration::peers::Peers;
+use integration::suite::trial;
+use integration::{leftovers, process, wait};
+use libtest_mimic::Arguments;
+use nix::sys::signal::{Signal, kill};
+use nix::unistd::Pid;
+use tempfile::TempDir;
+
+type Test = fn(&Peers) -> Result<()>;
+
+const TESTS: &[(&str, Test)] = &[
+    ("machines_boot_see_each_other_and_reboot", boot_and_reboot),
+    ("two_sets_of_machines_do_not_see_each_other", two_sets),
+    ("a_killed_keeper_takes_its_machines_along", killed_keeper),
+];
+
+fn main() -> ExitCode {
+    let arguments = Arguments::from_args();
+    let peers = Peers::of_user();
+    let missing = match &peers {
+        Ok(peers) => Machines::require(peers).err().map(|error| format!("{error:#}")),
+        Err(error) => Some(format!("{error:#}")),
+    };
+    let trials = TESTS.iter().map(|&(name, test)| {
+        let peers = peers.as_ref().ok().cloned();
+        trial(name, missing.as_deref(), move || test(&peers.context("no peers")?))
+    });
+    let trials = trials.collect();
+    libtest_mimic::run(&arguments, trials).exit_code()
+}
+
+/// A directory on a real file system: an overlay cannot lie on every one.
+fn directory(peers: &Peers) -> Result<TempDir> {
+    Ok(tempfile::Builder::new().prefix("machines-").tempdir_in(peers.cache())?)
+}
+
+fn boot_and_reboot(peers: &Peers) -> Result<()> {
+    let dir = directory(peers)?;
+    let shown = dir.path().join("shown");
+    fs::create_dir(&shown)?;
+    fs::write(shown.join("file"), "of the host")?;
+    let options = MachinesOptions { shown: vec![(shown, "/opt/shown".into())], ..MachinesOptions::default() };
+    let mut machines = Machines::boot(peers, dir.path(), &options)?;
+    let name = machines.name();
+    let key = machines.key();
+    for machine in machines.all() {
+        ensure!(machine.run("hostname")?.stdout.trim() == machine.name());
+        ensure!(machine.run("systemctl --failed --quiet")?.stdout.is_empty(), "{}", machine.name());
+        ensure!(machine.run("cat /opt/shown/file")?.stdout == "of the host");
+        for other in ["n1", "n2", "n3"] {
+            machine.wait_for(
+                other,
+                Duration::from_secs(10),
+                &format!("timeout 5 bash -c '</dev/tcp/{other}/22'"),
+            )?;
+        }
+        let mut ssh = Command::new("ssh");
+        ssh.args([
+            "-o",
+            "BatchMode=yes",
+            "-o",
+            "StrictHostKeyChecking=no",
+            "-o",
+            "UserKnownHostsFile=/dev/null",
+        ]);
+        ssh.arg("-i").arg(&key).arg(format!("root@{}", machine.address())).arg("hostname");
+        ensure!(process::run(&mut ssh)?.stdout.trim() == machine.name());
+    }
+    let [first, second, _] = machines.all() else { anyhow::bail!("not three machines") };
+    // A cgroup of its own in each hierarchy, in which it may make more.
+    first.run("for h in /sys/fs/cgroup/*/; do mkdir \"$h/mine\"; done")?;
+    ensure!(second.run("ls -d /sys/fs/cgroup/*/mine 2>/dev/null || true")?.stdout.is_empty());
+
+    first.run("echo kept >/etc/mine; echo kept >/var/lib/mine; ip link add cni0 type bridge")?;
+    first.reboot()?;
+    ensure!(first.run("cat /etc/mine /var/lib/mine")?.stdout == "kept\nkept\n");
+    ensure!(
+        first.run("ls -d /sys/fs/cgroup/*/mine /sys/class/net/cni0 2>/dev/null || true")?.stdout.is_empty()
+    );
+
+    second.power_off()?;
+    first.wait_for(
+        "the second is off",
+        Duration::from_secs(10),
+        "! timeout 1 bash -c '</dev/tcp/n2/22' 2>/dev/null",
+    )?;
+    second.power_on()?;
+    second.wait_booted(2)?;
+    first.wait_for("the second is back", Duration::from_secs(10), "timeout 1 bash -c '</dev/tcp/n2/22'")?;
+
+    machines.end()?;
+    nothing_is_left(dir.path(), &name)
+}
+
+fn two_sets(peers: &Peers) -> Result<()> {
+    let (one_dir, other_dir) = (directory(peers)?, directory(peers)?);
+    let options = MachinesOptions { count: 1, ..MachinesOptions::default() };
+    let mut one = Machines::boot(peers, one_dir.path(), &options)?;
+    let other = Machines::boot(peers, other_dir.path(), &options)?;
+    ensure!(one.name() != other.name() && one.host() != other.host());
+    let (alone, there) = (&one.all()[0], &other.all()[0]);
+    let address = there.address();
+    alone.run(&format!("! timeout 2 bash -c '</dev/tcp/{address}/22' 2>/dev/null"))?;
+    // The end of one set is none of the other's.
+    one.end()?;
+    nothing_is_left(one_dir.path(), &one.name())?;
+    there.run("systemctl is-active multi-user.target")?;
+    Ok(())
+}
+
+fn killed_keeper(peers: &Peers) -> Result<()> {
+    let dir = directory(peers)?;
+    let options = MachinesOptions { count: 2, ..MachinesOptions::default() };
+    let machines = Machines::boot(peers, dir.path(), &options)?;
+    let name = machines.name();
+    let inits: Vec<i32> =
+        machines.all().iter().filter_map(|machine| machine.running()).map(|on| on.init).collect();
+    ensure!(inits.len() == 2);
+    kill(Pid::from_raw(i32::try_from(machines.keeper())?), Signal::SIGKILL)?;
+    wait::until_true("the machines ended", Duration::from_secs(10), || {
+        inits.iter().all(|&init| leftovers::has_ended(Pid::from_raw(init)))
+    })?;
+    drop(machines);
+    ensure!(leftovers::processes(dir.path())?.is_empty());
+    // What is left goes when the next machines come.
+    let next_dir = directory(peers)?;
+    let mut next = Machines::boot(peers, next_dir.path(), &MachinesOptions { count: 1, ..options })?;
+    nothing_is_left(dir.path(), &name)?;
+    let name = next.name();
+    next.end()?;
+    nothing_is_left(next_dir.path(), &name)
+}
+
+/// No process, mount, cgroup or interface.
+fn nothing_is_left(dir: &Path, name: &str) -> Result<()> {
+    let processes = leftovers::processes(dir)?;
+    ensure!(processes.is_empty(), "left: {processes:?}");
+    ensure!(leftovers::mounts(dir)?.is_empty(), "mounts are left");
+    ensure!(!Path::new("/sys/class/net").join(name).exists(), "{name} is left");
+    let mut find = Command::new("find");
+    find.args(["/sys/fs/cgroup", "-maxdepth", "2", "-name"]).arg(format!("{name}-*"));
+    let cgroups = process::run(&mut find)?.stdout;
+    ensure!(cgroups.is_empty(), "cgroups are left:\n{cgroups}");
+    Ok(())
+}
