@@ -11,6 +11,7 @@
 
 #![deny(unsafe_code)]
 
+mod access;
 pub mod cache;
 pub mod control;
 pub mod daemon;

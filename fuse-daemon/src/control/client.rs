@@ -7,8 +7,8 @@ use std::time::Duration;
 use tokio::net::UnixStream;
 
 use super::protocol::{
-    Answer, BackendSpec, BlobId, CachedStatus, Call, ErrorKind, Handover, Kept, LINE_LIMIT, MountRequest,
-    OLDEST_VERSION, Removed, Reply, Request, Status, VERSION, Verified,
+    Answer, BackendSpec, BlobId, CachedStatus, Call, ErrorKind, HandedOut, Handover, Kept, LINE_LIMIT,
+    MountRequest, OLDEST_VERSION, Removed, Reply, Request, Status, VERSION, Verified,
 };
 use super::wire::{read_line, write_line};
 
@@ -235,6 +235,28 @@ impl Client {
         match self.call_with(Request::Adopt(handover.clone()), Some(descriptor)).await? {
             (Answer::Done, _) => Ok(()),
             (other, _) => Err(self.unexpected(&other)),
+        }
+    }
+
+    /// Has repositories read so from now on.
+    ///
+    /// # Errors
+    ///
+    /// [`ClientError`].
+    pub async fn hand_out(&self, accesses: &[HandedOut]) -> Result<(), ClientError> {
+        self.call_done(Request::HandOut { accesses: accesses.to_vec() }).await
+    }
+
+    /// The repositories whose credentials were refused, as soon as there are some; none after `wait`, which is to be shorter
+    /// than the client's deadline.
+    ///
+    /// # Errors
+    ///
+    /// [`ClientError`].
+    pub async fn renewals(&self, wait: Duration) -> Result<Vec<String>, ClientError> {
+        match self.call(Request::Renewals { wait_seconds: wait.as_secs() }).await? {
+            Answer::Renewals { repositories } => Ok(repositories),
+            other => Err(self.unexpected(&other)),
         }
     }
 

@@ -6,6 +6,7 @@ use std::str::FromStr;
 
 use rafs::digest::{Digest, ParseDigestError};
 use registry::Reference;
+use registry::client::RepositoryAccess;
 use registry::reference::InvalidReference;
 use serde::{Deserialize, Serialize};
 
@@ -126,6 +127,17 @@ pub enum Request {
     /// Go on serving a mount whose daemon has ended; comes with its descriptor. Answered with [`Answer::Done`], also if it
     /// is served already.
     Adopt(Handover),
+    /// Read repositories so from now on, instead of as our own files say; answered with [`Answer::Done`].
+    HandOut {
+        /// Where they are read, and with which credentials.
+        accesses: Vec<HandedOut>,
+    },
+    /// Which repositories' credentials were refused, to be handed out again; answered with [`Answer::Renewals`] as soon as
+    /// there are some, or with none after a while. Whoever asks is the broker as long as it asks again.
+    Renewals {
+        /// The while, in seconds: a minute at most.
+        wait_seconds: u64,
+    },
     /// Unmount what is unused, then end the daemon if nothing is left; answered with [`Answer::Shutdown`].
     Shutdown,
 }
@@ -190,6 +202,16 @@ impl fmt::Display for BackendSpec {
     }
 }
 
+/// How a repository is read.
+#[derive(Clone, Debug, Deserialize, Eq, PartialEq, Serialize)]
+#[serde(deny_unknown_fields)]
+pub struct HandedOut {
+    /// `HOST[:PORT]/NAME`, as in [`BackendSpec::Registry`].
+    pub repository: String,
+    /// Where, and with which credentials.
+    pub access: RepositoryAccess,
+}
+
 /// A mount, as another daemon can go on serving it. Together with its FUSE descriptor, which keeps the mount alive: while
 /// somebody holds that, who reads from a mount without a daemon waits.
 #[derive(Clone, Debug, Deserialize, Eq, PartialEq, Serialize)]
@@ -238,6 +260,11 @@ pub enum Answer {
     },
     /// What was verified.
     Verified(Verified),
+    /// Repositories whose credentials were refused.
+    Renewals {
+        /// As they were handed out.
+        repositories: Vec<String>,
+    },
     /// The ids of mounts that are in use; the daemon ends only when there are none.
     Shutdown {
         /// Mount ids.

@@ -19,6 +19,9 @@ use crate::mounts::{MountError, Table, TableError};
 /// How long a client may take to send its request, and to take the answer: it is one line.
 const CLIENT_DEADLINE: Duration = Duration::from_secs(5);
 
+/// How long a broker may wait for something to do before it asks again.
+const RENEWALS_WAIT_LIMIT: Duration = Duration::from_secs(60);
+
 /// How long a mount may be busy before it is detached: programs that are just ending let go of it within that.
 const UNMOUNT_PATIENCE: Duration = Duration::from_secs(2);
 
@@ -66,6 +69,15 @@ async fn serve_client(stream: UnixStream, table: Arc<Table>, stop: CancellationT
         Err(_) => return tracing::debug!("control client sent no request"),
     };
     let (version, (answer, descriptor)) = match parse(&line) {
+        Ok((version, Request::Renewals { wait_seconds })) => {
+            let wait = Duration::from_secs(wait_seconds).min(RENEWALS_WAIT_LIMIT);
+            // A broker that ended must not be taken for one that waits.
+            let repositories = tokio::select! {
+                repositories = table.renewals(wait) => repositories,
+                () = hung_up(&stream) => return,
+            };
+            (version, (Answer::Renewals { repositories }, None))
+        }
         Ok((version, request)) => (version, with_descriptor(request, descriptor, table).await),
         Err((kind, message)) => (VERSION, (Answer::Error { kind, message }, None)),
     };
@@ -83,6 +95,18 @@ async fn serve_client(stream: UnixStream, table: Arc<Table>, stop: CancellationT
     }
     if ends {
         stop.cancel();
+    }
+}
+
+/// Waits until the client goes away. It has sent its request, and sends nothing more.
+async fn hung_up(stream: &UnixStream) {
+    let mut rest = [0; 64];
+    loop {
+        match stream.readable().await.and_then(|()| stream.try_read(&mut rest)) {
+            Ok(1..) => {}
+            Err(error) if error.kind() == std::io::ErrorKind::WouldBlock => {}
+            Ok(0) | Err(_) => return,
+        }
     }
 }
 
@@ -130,8 +154,11 @@ async fn answer(request: Request, descriptor: Option<OwnedFd>, table: Arc<Table>
             None => invalid("it comes without the mount's descriptor"),
         },
         Request::Handover { .. } => invalid("its answer has a descriptor"),
+        Request::Renewals { .. } => invalid("it is answered later"),
+        Request::HandOut { accesses } => done(table.hand_out(accesses)),
         Request::Mount(mount) => done(mount_image(mount, table).await),
         Request::AddBackends { id, backends } => {
+            table.look_up(&backends).await;
             on_thread(move || done(table.add_backends(&id, &backends))).await
         }
         Request::Umount { id } => on_thread(move || done(table.unmount(&id, UNMOUNT_PATIENCE))).await,
@@ -180,6 +207,7 @@ fn invalid(why: &str) -> Answer {
 }
 
 async fn adopt(handover: Handover, descriptor: OwnedFd, table: Arc<Table>) -> Result<(), TableError> {
+    table.look_up(&handover.mount.backends).await;
     let (request, of) = (handover.mount.clone(), Arc::clone(&table));
     if blocking(move || of.mount_again(&request)).await? {
         return Ok(());
@@ -190,6 +218,7 @@ async fn adopt(handover: Handover, descriptor: OwnedFd, table: Arc<Table>) -> Re
 
 /// What may have to be fetched before the mount is waited for without a thread, and without a lock.
 async fn mount_image(mount: MountRequest, table: Arc<Table>) -> Result<(), TableError> {
+    table.look_up(&mount.backends).await;
     let (request, of) = (mount.clone(), Arc::clone(&table));
     if blocking(move || of.mount_again(&request)).await? {
         return Ok(());

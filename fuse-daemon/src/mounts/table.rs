@@ -6,11 +6,12 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use registry::Repository;
-use registry::client::Client;
+use registry::client::{AccessSource, Client};
 use registry::reference::InvalidReference;
 
 use super::{Engine, Image, MountError, Mounted, Prepared};
-use crate::control::{BackendSpec, Handover, MountRequest, MountStatus};
+use crate::access::Accesses;
+use crate::control::{BackendSpec, HandedOut, Handover, MountRequest, MountStatus};
 use crate::fuse::{HandedOver, Rights};
 use crate::worker::{Backend, BackendError, DirectoryBackend, HttpDirectoryBackend, RegistryBackend};
 
@@ -73,10 +74,10 @@ impl Slot {
         self.request.bootstrap == request.bootstrap && self.request.mountpoint == request.mountpoint
     }
 
-    fn add(&mut self, client: &Client, backends: &[BackendSpec]) -> Result<(), TableError> {
+    fn add(&mut self, clients: &Clients, backends: &[BackendSpec]) -> Result<(), TableError> {
         for spec in backends {
             if !self.request.backends.contains(spec) {
-                self.mounted.add_backend(&connect(client, spec)?);
+                self.mounted.add_backend(&clients.connect(spec)?);
                 self.request.backends.push(spec.clone());
             }
         }
@@ -89,14 +90,72 @@ type SharedSlot = Arc<Mutex<Option<Slot>>>;
 /// See the module. Its methods block for as long as the operating system takes.
 pub struct Table {
     engine: Engine,
-    client: Client,
+    accesses: Arc<Accesses>,
+    clients: Clients,
     slots: Mutex<BTreeMap<String, SharedSlot>>,
 }
 
+/// What backends are reached with.
+struct Clients {
+    /// By our own settings.
+    own: Client,
+    /// As the broker says.
+    brokered: Client,
+}
+
+impl Clients {
+    /// The backend that a specification names. Nobody is asked yet.
+    fn connect(&self, spec: &BackendSpec) -> Result<Arc<dyn Backend>, TableError> {
+        match spec {
+            BackendSpec::Registry { repository } => {
+                let repository = Repository::parse(repository)?;
+                Ok(Arc::new(RegistryBackend::new(self.brokered.clone(), repository)))
+            }
+            BackendSpec::Directory { path } => {
+                check_path(path)?;
+                Ok(Arc::new(DirectoryBackend::new(path)))
+            }
+            BackendSpec::HttpDirectory { url } => Ok(Arc::new(HttpDirectoryBackend::new(&self.own, url)?)),
+        }
+    }
+}
+
 impl Table {
-    /// A table of no mounts, whose images come through `client`.
+    /// A table of no mounts. Registries are reached as somebody says by [`Self::hand_out`], or as `client` does it.
     pub fn new(engine: Engine, client: Client) -> Self {
-        Self { engine, client, slots: Mutex::default() }
+        let accesses = Arc::new(Accesses::new(client.clone()));
+        let brokered = client.with_access(Arc::clone(&accesses) as Arc<dyn AccessSource>);
+        let clients = Clients { own: client, brokered };
+        Self { engine, accesses, clients, slots: Mutex::default() }
+    }
+
+    /// Has repositories read so from now on, by mounts that there are as well.
+    ///
+    /// # Errors
+    ///
+    /// [`TableError::Reference`]: one is none; those before it count.
+    pub fn hand_out(&self, accesses: Vec<HandedOut>) -> Result<(), TableError> {
+        for HandedOut { repository, access } in accesses {
+            self.accesses.hand_out(&Repository::parse(&repository)?, access);
+        }
+        Ok(())
+    }
+
+    /// The repositories whose credentials were refused, as soon as there are some; none after `wait`.
+    pub async fn renewals(&self, wait: Duration) -> Vec<String> {
+        self.accesses.renewals(wait).await
+    }
+
+    /// Finds out how the registries among backends are reached, where nobody has said it.
+    pub async fn look_up(&self, backends: &[BackendSpec]) {
+        for spec in backends {
+            // What is no repository is an error of who uses it.
+            if let BackendSpec::Registry { repository } = spec
+                && let Ok(repository) = Repository::parse(repository)
+            {
+                self.accesses.ensure(&repository).await;
+            }
+        }
     }
 
     /// What all mounts share.
@@ -125,7 +184,7 @@ impl Table {
     fn add_to_existing(&self, slot: &mut Option<Slot>, request: &MountRequest) -> Result<bool, TableError> {
         let Some(existing) = slot.as_mut().filter(|slot| slot.mounted.is_mounted()) else { return Ok(false) };
         if existing.is_same(request) {
-            existing.add(&self.client, &request.backends)?;
+            existing.add(&self.clients, &request.backends)?;
             return Ok(true);
         }
         let existing = Box::new(existing.request.clone());
@@ -144,7 +203,7 @@ impl Table {
     }
 
     fn image<'a>(&self, request: &'a MountRequest) -> Result<Image<'a>, TableError> {
-        let backends = request.backends.iter().map(|spec| connect(&self.client, spec));
+        let backends = request.backends.iter().map(|spec| self.clients.connect(spec));
         Ok(Image {
             id: &request.id,
             bootstrap: &request.bootstrap,
@@ -225,7 +284,7 @@ impl Table {
         let unknown = || TableError::Unknown(id.to_owned());
         let shared = self.lock_slots().get(id).cloned().ok_or_else(unknown)?;
         let mut slot = lock(&shared);
-        slot.as_mut().ok_or_else(unknown)?.add(&self.client, backends)
+        slot.as_mut().ok_or_else(unknown)?.add(&self.clients, backends)
     }
 
     /// Unmounts; what is in use for longer than `patience` is detached. An unknown id is no error.
@@ -334,21 +393,6 @@ impl Table {
 
 fn lock(slot: &SharedSlot) -> MutexGuard<'_, Option<Slot>> {
     slot.lock().unwrap_or_else(PoisonError::into_inner)
-}
-
-/// The backend that a specification names. Nobody is asked yet.
-fn connect(client: &Client, spec: &BackendSpec) -> Result<Arc<dyn Backend>, TableError> {
-    match spec {
-        BackendSpec::Registry { repository } => {
-            let repository = Repository::parse(repository)?;
-            Ok(Arc::new(RegistryBackend::new(client.clone(), repository)))
-        }
-        BackendSpec::Directory { path } => {
-            check_path(path)?;
-            Ok(Arc::new(DirectoryBackend::new(path)))
-        }
-        BackendSpec::HttpDirectory { url } => Ok(Arc::new(HttpDirectoryBackend::new(client, url)?)),
-    }
 }
 
 fn check_path(path: &std::path::Path) -> Result<(), TableError> {

@@ -2,37 +2,29 @@
 
 use std::collections::HashMap;
 use std::sync::{Arc, Mutex};
-use std::time::{Duration, Instant};
 
-use base64::Engine as _;
-use base64::engine::general_purpose::STANDARD;
-use http::header::{ACCEPT, AUTHORIZATION, CONTENT_TYPE};
-use http::{HeaderMap, HeaderValue, Method, StatusCode};
-use reqwest::Url;
-use serde::Deserialize;
+use futures::FutureExt as _;
+use http::HeaderValue;
 
+use super::access::{AccessSource, Connection, Place};
 use super::challenge::{Challenge, Scopes};
 use super::credentials::{CredentialStore, Credentials, Found};
-use super::error::{Error, Target};
-use super::keyring::{Keyring, TokenRequest};
-use super::transport::{Exchange, Transport};
-
-/// What the token specification says a token without `expires_in` lasts.
-const DEFAULT_TOKEN_LIFE: Duration = Duration::from_secs(60);
-
-/// A token is renewed this long before its end, so that no request arrives with a dead one.
-const RENEWAL_MARGIN: Duration = Duration::from_secs(10);
+use super::error::Error;
+use super::keyring::Keyring;
+use super::token::{Known, fetched, make};
+use super::transport::Transport;
 
 /// How many headers of a host are kept before old ones are looked for.
 const SLOTS_BEFORE_SWEEP: usize = 1024;
 
-/// The longest answer read from a token service.
-const TOKEN_ANSWER_LIMIT_BYTES: usize = 1 << 20;
-
 /// Who asks for what: one host's API on behalf of one repository.
 #[derive(Clone, Copy)]
 pub(super) struct Request<'a> {
+    /// The registry that the repository is in, for which the host may stand in.
+    pub(super) registry: &'a str,
     pub(super) host: &'a str,
+    /// How a token service is reached, where settings of it are not looked at.
+    pub(super) connection: Option<&'a Arc<Connection>>,
     /// Where the registry is reached: its scheme decides whether a token may be fetched in the clear.
     pub(super) secure: bool,
     pub(super) repository: &'a str,
@@ -45,6 +37,8 @@ pub(super) struct Authenticator {
     store: Option<CredentialStore>,
     /// Asked first.
     keyring: Option<Arc<dyn Keyring>>,
+    /// Asked alone.
+    source: Option<Arc<dyn AccessSource>>,
     hosts: Mutex<HashMap<String, Arc<Host>>>,
 }
 
@@ -67,22 +61,6 @@ struct Purpose {
 /// The header for one purpose. Locked while it is fetched, so that requests which need the same one wait for one
 /// fetch, and no others.
 type Slot = tokio::sync::Mutex<Option<Known>>;
-
-struct Known {
-    header: HeaderValue,
-    /// When it must be renewed.
-    expires: Option<Instant>,
-    /// Whether the registry has taken it: only then does a refusal with 403 mean that it has ended since.
-    worked: bool,
-    /// Whether a keyring's holder fetched it: if it is no good, that need not be for want of credentials.
-    fetched: bool,
-}
-
-impl Known {
-    fn is_fresh(&self) -> bool {
-        self.expires.is_none_or(|at| at > Instant::now())
-    }
-}
 
 impl Host {
     fn challenge(&self) -> Option<Challenge> {
@@ -112,8 +90,12 @@ impl Purpose {
 }
 
 impl Authenticator {
-    pub(super) fn new(store: Option<CredentialStore>, keyring: Option<Arc<dyn Keyring>>) -> Self {
-        Self { store, keyring, hosts: Mutex::default() }
+    pub(super) fn new(
+        store: Option<CredentialStore>,
+        keyring: Option<Arc<dyn Keyring>>,
+        source: Option<Arc<dyn AccessSource>>,
+    ) -> Self {
+        Self { store, keyring, source, hosts: Mutex::default() }
     }
 
     fn host(&self, host: &str) -> Arc<Host> {
@@ -143,7 +125,8 @@ impl Authenticator {
     ) -> Result<Option<HeaderValue>, Error> {
         let host = self.host(request.host);
         *lock(&host.challenge) = Some(challenge.clone());
-        let header = self.satisfy(transport, &host, request, &challenge, rejected).await?;
+        let refusal = rejected.map(|header| Refusal { header, is_forbidden: false });
+        let header = self.satisfy(transport, &host, request, &challenge, refusal).await?;
         Ok(header.filter(|header| Some(header) != rejected))
     }
 
@@ -167,7 +150,8 @@ impl Authenticator {
         if never_worked {
             return Ok(None);
         }
-        let header = self.satisfy(transport, &host, request, &challenge, Some(rejected)).await?;
+        let refusal = Refusal { header: rejected, is_forbidden: true };
+        let header = self.satisfy(transport, &host, request, &challenge, Some(refusal)).await?;
         Ok(header.filter(|header| header != rejected))
     }
 
@@ -195,8 +179,9 @@ impl Authenticator {
         host: &Host,
         request: Request<'_>,
         challenge: &Challenge,
-        rejected: Option<&HeaderValue>,
+        refusal: Option<Refusal<'_>>,
     ) -> Result<Option<HeaderValue>, Error> {
+        let rejected = refusal.map(|refusal| refusal.header);
         let slot = host.slot(request);
         let mut slot = slot.lock().await;
         if let Some(known) = slot.as_ref().filter(|known| known.is_fresh() && Some(&known.header) != rejected)
@@ -223,37 +208,27 @@ impl Authenticator {
                 Err(error) => failure = Some(error),
             }
         }
-        let found = self.find(request, is_refused, failure).await?;
-        *lock(&host.origin) = found.origin;
-        if is_refused && found.credentials == Credentials::Anonymous {
-            return Ok(None);
-        }
-        let known = match (challenge, found.credentials) {
-            (_, Credentials::RegistryToken(token)) => {
-                // Read again for every request: whoever hands it out renews it in the file.
-                let header = secret_header(&format!("Bearer {token}"), request)?;
-                Known { header, expires: Some(Instant::now()), worked: true, fetched: false }
+        let made = match &self.source {
+            Some(source) => {
+                let never_worked = |known: &Known| Some(&known.header) == rejected && !known.worked;
+                let hopeless = refusal.is_some_and(|refusal| refusal.is_forbidden)
+                    || slot.as_ref().is_some_and(never_worked);
+                // Without its type: what calls this is deep in others already.
+                let answer = |credentials| make(transport, request, challenge, credentials).boxed();
+                supplied(source.as_ref(), host, request, answer, rejected, hopeless).await?
             }
-            (Challenge::Basic, Credentials::Basic { user, password }) => Known {
-                header: basic_header(&user, &password, request)?,
-                expires: None,
-                worked: false,
-                fetched: false,
-            },
-            (Challenge::Basic, _) => {
-                *slot = None;
-                return Ok(None);
-            }
-            (Challenge::Bearer { realm, service, scopes }, credentials) => {
-                let wanted = request.scopes.clone().and(scopes);
-                let question =
-                    Question { request, realm, service: service.as_deref(), scopes: wanted, credentials };
-                question.ask(transport).await?
+            None => {
+                let found = self.find(request, is_refused, failure).await?;
+                lock(&host.origin).clone_from(&found.origin);
+                if is_refused && found.credentials == Credentials::Anonymous {
+                    return Ok(None);
+                }
+                make(transport, request, challenge, found.credentials).boxed().await?
             }
         };
-        let header = known.header.clone();
-        *slot = Some(known);
-        Ok(Some(header))
+        let header = made.as_ref().map(|known| known.header.clone());
+        *slot = made;
+        Ok(header)
     }
 
     /// The credentials to use: the keyring's, or where it has none those of files. `failure` is why the keyring's holder
@@ -284,153 +259,51 @@ impl Authenticator {
     }
 }
 
-/// A token that the holder of `keyring` fetches, if it does that.
-async fn fetched(
-    keyring: &dyn Keyring,
+/// What is made of the credentials that `source` has, of others if these are refused. `hopeless`: what was made of them last
+/// has been refused in a way that says that.
+async fn supplied<F: Future<Output = Result<Option<Known>, Error>>>(
+    source: &dyn AccessSource,
+    host: &Host,
     request: Request<'_>,
-    realm: &str,
-    service: Option<&str>,
-    scopes: &Scopes,
+    make: impl Fn(Credentials) -> F,
+    rejected: Option<&HeaderValue>,
+    hopeless: bool,
 ) -> Result<Option<Known>, Error> {
-    // Whoever is on the way would read what the holder shows the token service; asking it ourselves fails for that.
-    if request.secure && !realm.starts_with("https://") {
-        return Ok(None);
-    }
-    let question = TokenRequest {
-        host: request.host.to_owned(),
-        realm: realm.to_owned(),
-        service: service.unwrap_or_default().to_owned(),
-        scopes: scopes.iter().map(|scope| scope.to_string()).collect(),
+    let find = || {
+        let access = source.access(request.registry, request.repository);
+        let is_asked = |place: &&Place| place.host == request.host;
+        let found = access.iter().flat_map(|access| &access.places).find(is_asked);
+        let nobody = "no credentials were handed out".to_owned();
+        let found = found.map(|place| place.credentials.clone());
+        let found = found.unwrap_or(Found { credentials: Credentials::Anonymous, origin: nobody });
+        lock(&host.origin).clone_from(&found.origin);
+        found.credentials
     };
-    let Some(token) = keyring.token(question).await? else { return Ok(None) };
-    let header = secret_header(&format!("Bearer {}", token.token), request)?;
-    Ok(Some(Known {
-        header,
-        expires: Some(end_of(Instant::now(), token.life)),
-        worked: false,
-        fetched: true,
-    }))
+    if hopeless {
+        source.renew(request.registry, request.repository).await;
+    }
+    let found = find();
+    let made = make(found.clone()).await;
+    let is_no_good = match &made {
+        Ok(known) => known.as_ref().is_none_or(|known| Some(&known.header) == rejected),
+        Err(error) => error.is_denied(),
+    };
+    if hopeless || !is_no_good {
+        return made;
+    }
+    source.renew(request.registry, request.repository).await;
+    let others = find();
+    if others == found { made } else { make(others).await }
 }
 
-/// When a token must be renewed that was asked for at `started` and lasts `life`.
-fn end_of(started: Instant, life: Duration) -> Instant {
-    // A short-lived token keeps half of its life; a later 401 renews it anyway.
-    let usable = life.saturating_sub(RENEWAL_MARGIN).max(life / 2);
-    started.checked_add(usable).unwrap_or(started + DEFAULT_TOKEN_LIFE)
+/// A header that was refused.
+#[derive(Clone, Copy)]
+struct Refusal<'a> {
+    header: &'a HeaderValue,
+    /// By 403: another token for the same credentials would be refused alike.
+    is_forbidden: bool,
 }
 
 fn lock<T>(mutex: &Mutex<T>) -> std::sync::MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(|poisoned| poisoned.into_inner())
-}
-
-/// A request to a token service.
-struct Question<'a> {
-    request: Request<'a>,
-    realm: &'a str,
-    service: Option<&'a str>,
-    scopes: Scopes,
-    credentials: Credentials,
-}
-
-#[derive(Deserialize)]
-struct Answer {
-    token: Option<String>,
-    access_token: Option<String>,
-    expires_in: Option<f64>,
-}
-
-impl Question<'_> {
-    async fn ask(&self, transport: &Transport) -> Result<Known, Error> {
-        let mut target = Target {
-            method: Method::GET,
-            host: self.request.host.to_owned(),
-            repository: self.request.repository.to_owned(),
-            item: format!("token for {} from {}", self.scopes, self.realm),
-            redirected_to: None,
-        };
-        let realm = Url::parse(self.realm)
-            .map_err(|e| Error::protocol(&target, format!("the registry's token realm is no URL: {e}")))?;
-        if self.request.secure && realm.scheme() != "https" {
-            let reason = "the registry is reached by HTTPS and names a token realm without it: refused, credentials \
-                          would travel in the clear";
-            return Err(Error::protocol(&target, reason));
-        }
-        let exchange = match &self.credentials {
-            Credentials::IdentityToken(token) => {
-                self.post(&realm, &[("grant_type", "refresh_token"), ("refresh_token", token)])
-            }
-            Credentials::Basic { user, password } => {
-                self.get(&realm, Some((user, basic_header(user, password, self.request)?)))
-            }
-            _ => self.get(&realm, None),
-        };
-        target.method = exchange.method.clone();
-        let started = Instant::now();
-        let mut response = transport.exchange_retrying(&target, &exchange).await?;
-        if let Credentials::Basic { user, password } = &self.credentials
-            && matches!(response.status(), StatusCode::NOT_FOUND | StatusCode::METHOD_NOT_ALLOWED)
-        {
-            let form =
-                [("grant_type", "password"), ("username", user.as_str()), ("password", password.as_str())];
-            let exchange = self.post(&realm, &form);
-            target.method = Method::POST;
-            response = transport.exchange_retrying(&target, &exchange).await?;
-        }
-        let response = response.expect(&[StatusCode::OK], "").await?;
-        let body = response.body(TOKEN_ANSWER_LIMIT_BYTES).await?;
-        let answer: Answer = serde_json::from_slice(&body)
-            .map_err(|e| Error::protocol(&target, format!("the token service's answer: {e}")))?;
-        let token = answer.token.or(answer.access_token).filter(|token| !token.is_empty());
-        let token =
-            token.ok_or_else(|| Error::protocol(&target, "the token service's answer has no token"))?;
-        let life =
-            answer.expires_in.and_then(|s| Duration::try_from_secs_f64(s).ok()).unwrap_or(DEFAULT_TOKEN_LIFE);
-        let expires = end_of(started, life);
-        let header = secret_header(&format!("Bearer {token}"), self.request)?;
-        Ok(Known { header, expires: Some(expires), worked: false, fetched: false })
-    }
-
-    fn get(&self, realm: &Url, basic: Option<(&str, HeaderValue)>) -> Exchange {
-        let mut url = realm.clone();
-        {
-            let mut query = url.query_pairs_mut();
-            query.extend_pairs(self.service.map(|service| ("service", service)));
-            query.extend_pairs(self.scopes.iter().map(|scope| ("scope", scope)));
-            query.extend_pairs(basic.as_ref().map(|(user, _)| ("account", *user)));
-        }
-        let mut exchange = Exchange::new(Method::GET, url);
-        exchange.headers.extend(basic.map(|(_, header)| (AUTHORIZATION, header)));
-        exchange
-    }
-
-    fn post(&self, realm: &Url, secret: &[(&str, &str)]) -> Exchange {
-        // A URL's query has the form encoding that the body needs.
-        let mut form = realm.clone();
-        form.set_query(None);
-        {
-            let mut pairs = form.query_pairs_mut();
-            pairs.extend_pairs(secret);
-            pairs.append_pair("client_id", "nydus-cluster");
-            pairs.extend_pairs(self.service.map(|service| ("service", service)));
-            pairs.append_pair("scope", &self.scopes.to_string());
-        }
-        let mut headers = HeaderMap::new();
-        headers.insert(CONTENT_TYPE, HeaderValue::from_static("application/x-www-form-urlencoded"));
-        headers.insert(ACCEPT, HeaderValue::from_static("application/json"));
-        let body = form.query().unwrap_or_default().to_owned().into();
-        Exchange { headers, body: Some(body), ..Exchange::new(Method::POST, realm.clone()) }
-    }
-}
-
-fn basic_header(user: &str, password: &str, request: Request<'_>) -> Result<HeaderValue, Error> {
-    secret_header(&format!("Basic {}", STANDARD.encode(format!("{user}:{password}"))), request)
-}
-
-fn secret_header(text: &str, request: Request<'_>) -> Result<HeaderValue, Error> {
-    let mut header = HeaderValue::from_str(text).map_err(|_| Error::Config {
-        what: format!("credentials for {}", request.host),
-        reason: "they cannot be put into a header".to_owned(),
-    })?;
-    header.set_sensitive(true);
-    Ok(header)
 }

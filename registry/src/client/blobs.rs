@@ -35,7 +35,7 @@ impl Client {
     ) -> Result<Option<u64>, Error> {
         let target = Target::blob(Method::HEAD, repository, digest);
         let retry = Retry::within(&self.config().retries, &target, self.config().timeouts.operation);
-        let mut reading = Reading::new(self.transport.clone(), target, from, retry);
+        let mut reading = Reading::new(self.transport.clone(), target, from, retry)?;
         loop {
             let attempt = self.size_at(reading.endpoint(), reading.target(), repository, digest, scopes);
             match reading.retry.bound(attempt).await {

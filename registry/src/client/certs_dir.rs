@@ -11,13 +11,15 @@ use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
-use http::{HeaderMap, HeaderName, HeaderValue};
+use http::{HeaderName, HeaderValue};
 use reqwest::Url;
 use serde::Deserialize;
 use toml::Spanned;
 
+use super::access::{ClientCertificate, Connection, Pem};
+
 /// Files are read again after this: they are changed by hand, and each read of a blob asks for them.
-const KNOWN_FOR: Duration = Duration::from_secs(5);
+pub(super) const KNOWN_FOR: Duration = Duration::from_secs(5);
 /// No such file is larger.
 const FILE_LIMIT_BYTES: u64 = 1 << 20;
 
@@ -39,20 +41,7 @@ pub(super) struct Host {
     /// Path of the API there: `/v2`, unless it is overridden.
     pub(super) api: String,
     /// How it is reached.
-    pub(super) connection: Connection,
-}
-
-/// What is particular to a connection.
-#[derive(Clone, Debug, Default, PartialEq)]
-pub(super) struct Connection {
-    /// Certificate authorities trusted beside the system's.
-    pub(super) ca_files: Vec<PathBuf>,
-    /// Certificates to show, each with its key, which may be in the same file.
-    pub(super) client: Vec<(PathBuf, Option<PathBuf>)>,
-    /// Whether to accept any certificate, if it is said.
-    pub(super) skip_verify: Option<bool>,
-    /// Sent with every request.
-    pub(super) headers: HeaderMap,
+    pub(super) connection: Arc<Connection>,
 }
 
 /// A file `hosts.toml`.
@@ -179,32 +168,30 @@ impl HostFile {
                 (Some(base), api)
             }
         };
+        let read = |path: String| Pem::read(&folder.join(path));
+        let both = |path| ClientCertificate { chain: read(path), key: None };
         let client = match self.client {
-            None => Vec::new(),
-            Some(Client::One(both)) => vec![(folder.join(both), None)],
-            Some(Client::Many(pairs)) => pairs
-                .into_iter()
-                .map(|pair| match pair {
-                    Pair::Both(both) => (folder.join(both), None),
-                    Pair::Apart([certificate, key]) => (folder.join(certificate), Some(folder.join(key))),
-                })
-                .collect(),
+            None => None,
+            Some(Client::One(path)) => Some(both(path)),
+            // A registry has one authority: of several certificates containerd too shows the first that fits.
+            Some(Client::Many(pairs)) => pairs.into_iter().next().map(|pair| match pair {
+                Pair::Both(path) => both(path),
+                Pair::Apart([chain, key]) => ClientCertificate { chain: read(chain), key: Some(read(key)) },
+            }),
         };
-        let ca_files = self.ca.into_vec().into_iter().map(|path| folder.join(path)).collect();
-        let mut headers = HeaderMap::new();
+        let authorities = self.ca.into_vec().into_iter().map(read).collect();
+        let mut headers = Vec::new();
         for (name, values) in self.header {
             let bad = |error: &dyn std::fmt::Display| format!("header {name}: {error}");
-            let key: HeaderName =
-                name.parse().map_err(|error: http::header::InvalidHeaderName| bad(&error))?;
+            name.parse::<HeaderName>().map_err(|error| bad(&error))?;
             for value in values.into_vec() {
-                let mut value = HeaderValue::from_str(&value).map_err(|error| bad(&error))?;
-                // It may be a credential.
-                value.set_sensitive(true);
-                headers.append(key.clone(), value);
+                HeaderValue::from_str(&value).map_err(|error| bad(&error))?;
+                headers.push((name.clone(), value));
             }
         }
-        let connection = Connection { ca_files, client, skip_verify: self.skip_verify, headers };
-        Ok(Host { base, api, connection })
+        let skip_verify = self.skip_verify.unwrap_or(false);
+        let connection = Connection { authorities, client, skip_verify, headers };
+        Ok(Host { base, api, connection: Arc::new(connection) })
     }
 }
 
@@ -236,17 +223,18 @@ fn certificates(folder: &Path) -> io::Result<Hosts> {
     let mut paths = fs::read_dir(folder)?.map(|entry| Ok(entry?.path())).collect::<io::Result<Vec<_>>>()?;
     paths.sort();
     let has = |path: &&PathBuf, extension: &str| path.extension().is_some_and(|found| found == extension);
-    let ca_files: Vec<_> = paths.iter().filter(|path| has(path, "crt")).cloned().collect();
+    let authorities: Vec<_> =
+        paths.iter().filter(|path| has(path, "crt")).map(|path| Pem::read(path)).collect();
     let pair = |path: &PathBuf| {
         let key = path.with_extension("key");
-        (path.clone(), key.exists().then_some(key))
+        ClientCertificate { chain: Pem::read(path), key: key.exists().then(|| Pem::read(&key)) }
     };
-    let client: Vec<_> = paths.iter().filter(|path| has(path, "cert")).map(pair).collect();
-    if ca_files.is_empty() && client.is_empty() {
+    let client = paths.iter().find(|path| has(path, "cert")).map(pair);
+    if authorities.is_empty() && client.is_none() {
         return Ok(Hosts::new());
     }
-    let connection = Connection { ca_files, client, ..Connection::default() };
-    Ok(vec![Host { base: None, api: "/v2".to_owned(), connection }])
+    let connection = Connection { authorities, client, ..Connection::default() };
+    Ok(vec![Host { base: None, api: "/v2".to_owned(), connection: Arc::new(connection) }])
 }
 
 #[cfg(test)]
@@ -326,18 +314,20 @@ skip_verify = true
     x-two = ["2", "3"]
 "#;
         let (root, certs) = settings(&[("r", text)]);
-        let at = |name: &str| root.path().join("r").join(name);
+        let at = |name: &str| root.path().join("r").join(name).display().to_string();
         let hosts = certs.hosts("r");
         let mirror = &hosts[0].connection;
-        assert_eq!(mirror.ca_files, [at("one.pem"), PathBuf::from("/two.pem")]);
-        assert_eq!(mirror.client, [(at("client.cert"), Some(at("client.key"))), (at("both.pem"), None)]);
-        assert_eq!(mirror.skip_verify, None);
-        let two: Vec<_> =
-            mirror.headers.get_all("x-two").iter().map(|value| value.to_str().unwrap()).collect();
-        assert_eq!((mirror.headers["x-one"].to_str().unwrap(), two), ("1", vec!["2", "3"]));
+        let names = |pems: &[Pem]| pems.iter().map(|pem| pem.name.clone()).collect::<Vec<_>>();
+        assert_eq!(names(&mirror.authorities), [at("one.pem"), "/two.pem".to_owned()]);
+        let client = mirror.client.as_ref().unwrap();
+        assert_eq!(names(&[client.chain.clone()]), [at("client.cert")]);
+        assert_eq!(names(client.key.as_slice()), [at("client.key")]);
+        assert!(!mirror.skip_verify);
+        let headers = [("x-one", "1"), ("x-two", "2"), ("x-two", "3")];
+        assert_eq!(mirror.headers, headers.map(|(name, value)| (name.to_owned(), value.to_owned())));
         let itself = &hosts[1];
-        assert_eq!((itself.base.as_deref(), itself.connection.skip_verify), (None, Some(true)));
-        assert_eq!(itself.connection.ca_files, [PathBuf::from("/etc/own.pem")]);
+        assert_eq!((itself.base.as_deref(), itself.connection.skip_verify), (None, true));
+        assert_eq!(names(&itself.connection.authorities), ["/etc/own.pem"]);
     }
 
     #[test]
@@ -347,11 +337,12 @@ skip_verify = true
         for name in ["ca.crt", "me.cert", "me.key", "note.txt"] {
             fs::write(root.path().join("r").join(name), "").unwrap();
         }
-        let at = |name: &str| root.path().join("r").join(name);
+        let at = |name: &str| Pem::read(&root.path().join("r").join(name));
         let hosts = certs.hosts("r");
         assert_eq!(bases(&hosts), ["itself/v2"]);
-        assert_eq!(hosts[0].connection.ca_files, [at("ca.crt")]);
-        assert_eq!(hosts[0].connection.client, [(at("me.cert"), Some(at("me.key")))]);
+        assert_eq!(hosts[0].connection.authorities, [at("ca.crt")]);
+        let own = ClientCertificate { chain: at("me.cert"), key: Some(at("me.key")) };
+        assert_eq!(hosts[0].connection.client, Some(own));
     }
 
     #[test]

@@ -8,7 +8,7 @@ use std::time::Duration;
 
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
-use serde::{Deserialize, Deserializer};
+use serde::{Deserialize, Deserializer, Serialize};
 use thiserror::Error;
 use tokio::io::AsyncWriteExt as _;
 
@@ -54,7 +54,8 @@ pub enum CredentialsError {
 }
 
 /// What to show a registry.
-#[derive(Clone, PartialEq, Eq)]
+#[derive(Clone, Deserialize, Eq, PartialEq, Serialize)]
+#[serde(rename_all = "snake_case")]
 pub enum Credentials {
     /// Nothing.
     Anonymous,
@@ -83,7 +84,8 @@ impl fmt::Debug for Credentials {
 }
 
 /// Credentials and where they come from, for error messages.
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, Deserialize, Eq, PartialEq, Serialize)]
+#[serde(deny_unknown_fields)]
 pub struct Found {
     /// The credentials.
     pub credentials: Credentials,

@@ -4,7 +4,7 @@ use std::sync::Arc;
 
 use reqwest::Url;
 
-use super::certs_dir::Connection;
+use super::access::Connection;
 use super::error::{Error, Target};
 use crate::reference::Repository;
 
@@ -23,8 +23,8 @@ pub(super) struct Endpoint {
     pub(super) mirrored: Option<String>,
     /// Whether another is asked if this one fails.
     pub(super) has_next: bool,
-    /// How it is reached, where containerd's settings say it.
-    pub(super) connection: Option<Arc<Connection>>,
+    /// How it is reached.
+    pub(super) connection: Arc<Connection>,
 }
 
 impl Endpoint {
@@ -59,6 +59,11 @@ impl Endpoint {
             self.name_registry(&mut url);
         }
         Ok(url)
+    }
+
+    /// The registry whose content it serves, as in references.
+    pub(super) fn registry(&self) -> &str {
+        self.mirrored.as_deref().unwrap_or(&self.host)
     }
 
     fn name_registry(&self, url: &mut Url) {

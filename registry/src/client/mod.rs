@@ -4,6 +4,7 @@
 //! Every wait has a deadline ([`Timeouts`]); what may go away by itself is retried ([`Retries`]); reads
 //! go to mirrors first; content is verified against its digest.
 
+mod access;
 mod auth;
 mod blobs;
 mod certs_dir;
@@ -19,17 +20,20 @@ mod keyring;
 mod manifests;
 mod mirrors;
 mod outgoing;
+mod places;
 mod reader;
 mod redirects;
 mod referrers;
 mod response;
 mod retry;
 mod tls;
+mod token;
 mod transport;
 mod upload;
 
 use std::sync::Arc;
 
+pub use access::{AccessSource, ClientCertificate, Connection, Pem, Place, RepositoryAccess};
 pub use config::{ClientConfig, HostConfig, Retries, Timeouts, UploadConfig};
 pub use copy::Copied;
 pub use credentials::{CredentialStore, Credentials, CredentialsError, Found};
@@ -49,6 +53,8 @@ use transport::{Exchange, Transport};
 use challenge::Scopes;
 use reader::{ReadFrom, Reading};
 use retry::Retry;
+
+use crate::reference::Repository;
 
 /// A client of any number of registries.
 #[derive(Clone)]
@@ -70,6 +76,24 @@ impl Client {
     /// of files are used if `fall_back`.
     pub fn with_keyring(&self, keyring: Arc<dyn Keyring>, fall_back: bool) -> Self {
         Self { transport: Arc::new(self.transport.with_keyring(keyring, fall_back)) }
+    }
+
+    /// The same client for repositories as `source` says that they are read: it reads no files of registries, for want of
+    /// which a process without a file system can use it. It is for reads alone.
+    pub fn with_access(&self, source: Arc<dyn AccessSource>) -> Self {
+        Self { transport: Arc::new(self.transport.with_source(source)) }
+    }
+
+    /// How a repository is read now: by our settings and containerd's, with the credentials of Docker's file and helpers.
+    /// Where those for the registry itself cannot be read it is without any, and with the reason.
+    pub async fn access(&self, repository: &Repository) -> (RepositoryAccess, Option<CredentialsError>) {
+        self.transport.access(repository).await
+    }
+
+    /// Reads the certificate authorities of the system now, rather than when they are needed first. It is done once for a
+    /// client and all that are made of it.
+    pub fn load_system_roots(&self) {
+        self.transport.load_system_roots();
     }
 
     /// The configuration in use.
@@ -120,7 +144,7 @@ impl Client {
     ) -> Result<T, Error> {
         let config = self.config();
         let retry = Retry::within(&config.retries, target, config.timeouts.operation);
-        let mut reading = Reading::new(self.transport.clone(), target.clone(), from, retry);
+        let mut reading = Reading::new(self.transport.clone(), target.clone(), from, retry)?;
         loop {
             let attempt = async {
                 let (endpoint, target) = (reading.endpoint(), reading.target());

@@ -36,14 +36,19 @@ pub(super) struct Reading {
 }
 
 impl Reading {
-    pub(super) fn new(transport: Arc<Transport>, target: Target, from: ReadFrom, retry: Retry) -> Self {
+    pub(super) fn new(
+        transport: Arc<Transport>,
+        target: Target,
+        from: ReadFrom,
+        retry: Retry,
+    ) -> Result<Self, Error> {
         let endpoints = match from {
-            ReadFrom::Mirrors => transport.readers(&target),
+            ReadFrom::Mirrors => transport.readers(&target)?,
             ReadFrom::Registry => Vec::new(),
         };
         let mut next = endpoints.into_iter();
         let endpoint = next.next().unwrap_or_else(|| transport.origin(&target.host));
-        Self { transport, target, endpoint, next, retry }
+        Ok(Self { transport, target, endpoint, next, retry })
     }
 
     pub(super) fn endpoint(&self) -> &Endpoint {
@@ -98,7 +103,7 @@ impl BlobReader {
         let hasher = if part.is_none() { Some(Hasher::like(digest)?) } else { None };
         let target = Target::blob(Method::GET, repository, digest);
         Ok(Self {
-            reading: Reading::new(transport, target, ReadFrom::Mirrors, retry),
+            reading: Reading::new(transport, target, ReadFrom::Mirrors, retry)?,
             repository: repository.clone(),
             digest: digest.clone(),
             scopes: Scopes::pull(repository.name()),

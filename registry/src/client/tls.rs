@@ -1,6 +1,5 @@
 //! TLS towards registries: the system's roots, a registry's own authority, or none at all.
 
-use std::path::PathBuf;
 use std::sync::Arc;
 
 use rustls::client::danger::{HandshakeSignatureValid, ServerCertVerified, ServerCertVerifier};
@@ -9,62 +8,46 @@ use rustls::pki_types::pem::PemObject as _;
 use rustls::pki_types::{CertificateDer, PrivateKeyDer, ServerName, UnixTime};
 use rustls::{ClientConfig, DigitallySignedStruct, RootCertStore, SignatureScheme};
 
-use super::certs_dir::Connection;
-use super::config::HostConfig;
+use super::access::{ClientCertificate, Connection, Pem};
 use super::error::Error;
 
-/// What makes one host's TLS differ from another's.
-#[derive(Clone, Debug, Default, PartialEq, Eq, Hash)]
-pub(super) struct Settings {
-    /// Authorities trusted beside the system's.
-    ca_files: Vec<PathBuf>,
-    /// The certificate to show, and its key unless that is in the same file.
-    client: Option<(PathBuf, Option<PathBuf>)>,
-    /// Accept any certificate.
-    accept_any: bool,
+/// The system's certificate authorities.
+pub(super) fn system_roots() -> RootCertStore {
+    let mut roots = RootCertStore::empty();
+    let native = rustls_native_certs::load_native_certs();
+    for error in native.errors {
+        tracing::debug!(%error, "a system certificate cannot be read");
+    }
+    roots.add_parsable_certificates(native.certs);
+    roots
 }
 
-impl Settings {
-    /// No certificate is looked at.
-    pub(super) fn accepting_any() -> Self {
-        Self { accept_any: true, ..Self::default() }
-    }
-
-    /// Our own settings of a host with those of containerd.
-    pub(super) fn new(host: &HostConfig, connection: Option<&Connection>) -> Self {
-        let theirs = connection.cloned().unwrap_or_default();
-        Self {
-            ca_files: host.ca_file.iter().cloned().chain(theirs.ca_files).collect(),
-            // A registry has one authority: of several certificates containerd too shows the first that fits.
-            client: theirs.client.into_iter().next(),
-            accept_any: theirs.skip_verify.unwrap_or(host.insecure_skip_verify),
-        }
-    }
-}
-
-/// The TLS settings for hosts with `config`. `ring` is named explicitly so that nothing depends on a
+/// The TLS settings for hosts with `config`; `system` is asked for where certificates are looked at. `ring` is named explicitly so that nothing depends on a
 /// process-wide default that another library may or may not have installed.
-pub(super) fn config(config: &Settings) -> Result<ClientConfig, Error> {
+pub(super) fn config(
+    config: &Connection,
+    system: impl FnOnce() -> RootCertStore,
+) -> Result<ClientConfig, Error> {
     let provider = Arc::new(rustls::crypto::ring::default_provider());
     let builder = ClientConfig::builder_with_provider(provider.clone())
         .with_safe_default_protocol_versions()
         .map_err(|e| Error::Config { what: "TLS".to_owned(), reason: e.to_string() })?;
-    let builder = if config.accept_any {
+    let builder = if config.skip_verify {
         builder.dangerous().with_custom_certificate_verifier(Arc::new(AcceptAny(provider)))
     } else {
-        builder.with_root_certificates(roots(config)?)
+        builder.with_root_certificates(roots(config, system())?)
     };
     let mut tls = match &config.client {
         None => builder.with_no_client_auth(),
-        Some((certificate, key)) => {
-            let failed = |reason: String| Error::Config {
-                what: format!("client certificate {}", certificate.display()),
-                reason,
-            };
-            let chain = CertificateDer::pem_file_iter(certificate).map_err(|e| failed(e.to_string()))?;
+        Some(ClientCertificate { chain, key }) => {
+            let failed =
+                |reason: String| Error::Config { what: format!("client certificate {}", chain.name), reason };
+            let key = key.as_ref().unwrap_or(chain);
+            let chain = CertificateDer::pem_slice_iter(text(chain).map_err(failed)?);
             let chain = chain.collect::<Result<Vec<_>, _>>().map_err(|e| failed(e.to_string()))?;
-            let key = PrivateKeyDer::from_pem_file(key.as_ref().unwrap_or(certificate))
-                .map_err(|e| failed(format!("its key: {e}")))?;
+            let of_key = |reason: String| failed(format!("its key {}: {reason}", key.name));
+            let key = PrivateKeyDer::from_pem_slice(text(key).map_err(of_key)?)
+                .map_err(|e| of_key(e.to_string()))?;
             builder.with_client_auth_cert(chain, key).map_err(|e| failed(e.to_string()))?
         }
     };
@@ -72,17 +55,15 @@ pub(super) fn config(config: &Settings) -> Result<ClientConfig, Error> {
     Ok(tls)
 }
 
-fn roots(config: &Settings) -> Result<RootCertStore, Error> {
-    let mut roots = RootCertStore::empty();
-    let native = rustls_native_certs::load_native_certs();
-    for error in native.errors {
-        tracing::debug!(%error, "a system certificate cannot be read");
-    }
-    roots.add_parsable_certificates(native.certs);
-    for path in &config.ca_files {
-        let failed = |reason: String| Error::Config { what: format!("ca_file {}", path.display()), reason };
+fn text(pem: &Pem) -> Result<&[u8], String> {
+    pem.text.as_ref().map(String::as_bytes).map_err(String::clone)
+}
+
+fn roots(config: &Connection, mut roots: RootCertStore) -> Result<RootCertStore, Error> {
+    for pem in &config.authorities {
+        let failed = |reason: String| Error::Config { what: format!("ca_file {}", pem.name), reason };
         let mut any = false;
-        for certificate in CertificateDer::pem_file_iter(path).map_err(|e| failed(e.to_string()))? {
+        for certificate in CertificateDer::pem_slice_iter(text(pem).map_err(failed)?) {
             roots.add(certificate.map_err(|e| failed(e.to_string()))?).map_err(|e| failed(e.to_string()))?;
             any = true;
         }

@@ -1,17 +1,20 @@
 //! One request and its answer: connections, deadlines, authentication, redirects.
 
 use std::collections::HashMap;
+use std::path::PathBuf;
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::{Arc, Mutex};
-use std::time::Duration;
+use std::sync::{Arc, Mutex, OnceLock};
+use std::time::{Duration, Instant};
 
 use bytes::Bytes;
 use http::header::{AUTHORIZATION, CONTENT_LENGTH};
 use http::{HeaderMap, HeaderValue, Method, StatusCode};
 use reqwest::Url;
+use rustls::RootCertStore;
 
+use super::access::{AccessSource, Connection, Pem};
 use super::auth::{Authenticator, Request};
-use super::certs_dir::{CertsDir, Connection, Host};
+use super::certs_dir::CertsDir;
 use super::challenge::{Challenge, Scopes};
 use super::config::ClientConfig;
 use super::credentials::CredentialStore;
@@ -20,11 +23,12 @@ use super::error::{Error, Target};
 use super::keyring::Keyring;
 use super::mirrors::MirrorState;
 use super::outgoing::Watched;
+use super::places::headers_of;
 use super::redirects::Redirects;
 use super::response::Response;
 use super::retry::Retry;
 use super::tls;
-use crate::reference::{api_host, is_loopback};
+use crate::reference::is_loopback;
 
 /// How many redirects are followed: registries use one, to an object store.
 const MAX_REDIRECTS: usize = 5;
@@ -44,7 +48,7 @@ pub(super) struct Exchange {
     pub(super) body: Option<Bytes>,
     /// How long nothing may move, where that is more than the idle deadline.
     pub(super) patience: Option<Duration>,
-    /// How the host is reached, where containerd's settings say it.
+    /// How the host is reached, where that is not what the settings say of it.
     pub(super) connection: Option<Arc<Connection>>,
 }
 
@@ -57,118 +61,56 @@ impl Exchange {
 /// Clients by what makes their TLS differ, and what is known about authentication.
 pub(super) struct Transport {
     pub(super) config: ClientConfig,
-    certs: Option<Arc<CertsDir>>,
+    pub(super) certs: Option<Arc<CertsDir>>,
+    /// Who says how repositories are read, in the place of files.
+    pub(super) source: Option<Arc<dyn AccessSource>>,
     auth: Authenticator,
-    known: Arc<Known>,
+    pub(super) known: Arc<Known>,
 }
 
 /// What is known about registries, whoever asks.
 #[derive(Default)]
-struct Known {
+pub(super) struct Known {
     clients: Mutex<HashMap<ClientKey, reqwest::Client>>,
-    mirrors: MirrorState,
+    pub(super) mirrors: MirrorState,
     redirects: Redirects,
+    system_roots: OnceLock<RootCertStore>,
+    /// Files of certificates that our own settings name, and when they were read.
+    pub(super) pems: Mutex<HashMap<PathBuf, (Instant, Pem)>>,
 }
 
 #[derive(Clone, PartialEq, Eq, Hash)]
 struct ClientKey {
     secure: bool,
     loopback: bool,
-    tls: tls::Settings,
+    connection: Arc<Connection>,
 }
+
+/// Connections that differ are kept up to this number: those to one host differ when its certificates are replaced.
+const CLIENTS_KEPT: usize = 256;
 
 impl Transport {
     pub(super) fn new(config: ClientConfig) -> Self {
         let store = CredentialStore::new(config.docker_config.clone(), config.timeouts.credential_helper);
         let certs = Some(&config.certs_dir).filter(|root| !root.as_os_str().is_empty());
         let certs = certs.map(|root| Arc::new(CertsDir::new(root.clone())));
-        Self { config, certs, auth: Authenticator::new(Some(store), None), known: Arc::default() }
+        let auth = Authenticator::new(Some(store), None, None);
+        Self { config, certs, source: None, auth, known: Arc::default() }
+    }
+
+    /// The same connections, for what `source` says and no file.
+    pub(super) fn with_source(&self, source: Arc<dyn AccessSource>) -> Self {
+        let auth = Authenticator::new(None, None, Some(Arc::clone(&source)));
+        let config = self.config.clone();
+        Self { config, certs: None, source: Some(source), auth, known: Arc::clone(&self.known) }
     }
 
     /// The same connections, used with the credentials of `keyring`; where it has none, with the files' if `fall_back`.
     pub(super) fn with_keyring(&self, keyring: Arc<dyn Keyring>, fall_back: bool) -> Self {
         let config = self.config.clone();
         let store = CredentialStore::new(config.docker_config.clone(), config.timeouts.credential_helper);
-        let auth = Authenticator::new(fall_back.then_some(store), Some(keyring));
-        Self { config, certs: self.certs.clone(), auth, known: Arc::clone(&self.known) }
-    }
-
-    /// The registry itself.
-    pub(super) fn origin(&self, host: &str) -> Endpoint {
-        Endpoint {
-            host: host.to_owned(),
-            base: self.config.base_url(host),
-            api: "/v2".to_owned(),
-            mirrored: None,
-            has_next: false,
-            connection: self.connection_to(host),
-        }
-    }
-
-    /// Where to read `target` from: mirrors in their order, then the registry. Left out are mirrors that failed, or
-    /// did not have this, a short time ago.
-    pub(super) fn readers(&self, target: &Target) -> Vec<Endpoint> {
-        let host = &target.host;
-        let mut endpoints: Vec<_> = match self.certs_of(host) {
-            Some(listed) if !listed.is_empty() => listed.iter().map(|at| self.listed(host, at)).collect(),
-            _ => {
-                let mirrors = self.config.host(host).mirrors.into_iter();
-                mirrors.map(|mirror| self.mirror(host, mirror)).chain([self.origin(host)]).collect()
-            }
-        };
-        let last = endpoints.pop();
-        for endpoint in &mut endpoints {
-            endpoint.has_next = true;
-        }
-        endpoints.retain(|endpoint| self.known.mirrors.is_asked(&endpoint.host, target));
-        endpoints.into_iter().chain(last).collect()
-    }
-
-    /// A mirror of `host` out of our own settings.
-    fn mirror(&self, host: &str, mirror: String) -> Endpoint {
-        let mirrored = Some(host.to_owned());
-        match mirror.split_once("://") {
-            Some((_, rest)) => {
-                let host = rest.trim_end_matches('/');
-                Endpoint { base: mirror.trim_end_matches('/').to_owned(), mirrored, ..self.origin(host) }
-            }
-            None => Endpoint { mirrored, ..self.origin(&mirror) },
-        }
-    }
-
-    /// A place that containerd's settings of `host` list.
-    fn listed(&self, host: &str, at: &Host) -> Endpoint {
-        let connection = Some(Arc::new(at.connection.clone()));
-        let api = at.api.clone();
-        match &at.base {
-            None => Endpoint { connection, api, ..self.origin(host) },
-            Some(base) => {
-                let authority = base.split_once("://").map_or(base.as_str(), |(_, authority)| authority);
-                let mirrored = (authority != api_host(host)).then(|| host.to_owned());
-                // Credentials are those of the registry, also where its API is elsewhere.
-                let named = if mirrored.is_some() { authority } else { host };
-                Endpoint { base: base.clone(), api, mirrored, connection, ..self.origin(named) }
-            }
-        }
-    }
-
-    /// containerd's settings of `host`, where ours do not name it.
-    fn certs_of(&self, host: &str) -> Option<Arc<Vec<Host>>> {
-        if self.config.hosts.contains_key(host) {
-            return None;
-        }
-        self.certs.as_ref().map(|certs| certs.hosts(host))
-    }
-
-    /// How `host` itself is reached, as far as containerd's settings of it say that.
-    fn connection_to(&self, host: &str) -> Option<Arc<Connection>> {
-        let hosts = self.certs_of(host)?;
-        let is_itself = |at: &&Host| {
-            at.base
-                .as_ref()
-                .is_none_or(|base| base.split_once("://").is_some_and(|(_, at)| at == api_host(host)))
-        };
-        hosts.iter().find(is_itself).map(|at| Arc::new(at.connection.clone()))
+        let auth = Authenticator::new(fall_back.then_some(store), Some(keyring), None);
+        Self { config, certs: self.certs.clone(), source: None, auth, known: Arc::clone(&self.known) }
     }
 
     /// Notes that the mirror `mirror` failed to serve `target` with `error`.
@@ -178,7 +120,16 @@ impl Transport {
 
     /// A client for what is no registry.
     pub(super) fn http(&self, host: &str, secure: bool) -> Result<reqwest::Client, Error> {
-        self.client(&Target::host(host), host, secure, self.connection_to(host).as_deref())
+        self.client(&Target::host(host), host, secure, self.connection_to(host))
+    }
+
+    /// Reads what the system trusts now rather than when it is needed first.
+    pub(super) fn load_system_roots(&self) {
+        self.system_roots();
+    }
+
+    fn system_roots(&self) -> RootCertStore {
+        self.known.system_roots.get_or_init(tls::system_roots).clone()
     }
 
     fn client(
@@ -186,22 +137,19 @@ impl Transport {
         target: &Target,
         host: &str,
         secure: bool,
-        connection: Option<&Connection>,
+        connection: Arc<Connection>,
     ) -> Result<reqwest::Client, Error> {
         // Without HTTPS no certificate is looked at: reading the system's can be left out.
-        let tls = if secure {
-            tls::Settings::new(&self.config.host(host), connection)
-        } else {
-            tls::Settings::accepting_any()
-        };
-        let key = ClientKey { secure, loopback: is_loopback(host), tls };
+        let any = || Arc::new(Connection { skip_verify: true, ..Connection::default() });
+        let connection = if secure { connection } else { any() };
+        let key = ClientKey { secure, loopback: is_loopback(host), connection };
         let mut clients = self.known.clients.lock().unwrap_or_else(|poisoned| poisoned.into_inner());
         if let Some(client) = clients.get(&key) {
             return Ok(client.clone());
         }
         let mut builder = reqwest::Client::builder()
             .user_agent(concat!("nydus-cluster/", env!("CARGO_PKG_VERSION")))
-            .tls_backend_preconfigured(tls::config(&key.tls)?)
+            .tls_backend_preconfigured(tls::config(&key.connection, || self.system_roots())?)
             .http1_only()
             .redirect(reqwest::redirect::Policy::none())
             .retry(reqwest::retry::never())
@@ -212,6 +160,9 @@ impl Transport {
             builder = builder.no_proxy();
         }
         let client = builder.build().map_err(|e| Error::connection(target, e))?;
+        if clients.len() >= CLIENTS_KEPT {
+            clients.clear();
+        }
         clients.insert(key, client.clone());
         Ok(client)
     }
@@ -222,8 +173,8 @@ impl Transport {
         let patience = exchange.patience.unwrap_or(idle);
         let url = &exchange.url;
         let host = authority(url);
-        let connection = exchange.connection.clone().or_else(|| self.connection_to(&host));
-        let client = self.client(target, &host, url.scheme() == "https", connection.as_deref())?;
+        let connection = exchange.connection.clone().unwrap_or_else(|| self.connection_to(&host));
+        let client = self.client(target, &host, url.scheme() == "https", connection)?;
         let moved = Arc::new(AtomicU64::new(0));
         let mut request =
             client.request(exchange.method.clone(), url.clone()).headers(exchange.headers.clone());
@@ -289,7 +240,15 @@ impl Transport {
         let base = Url::parse(&endpoint.base)
             .map_err(|e| Error::protocol(target, format!("registry address {}: {e}", endpoint.base)))?;
         let secure = base.scheme() == "https";
-        let request = Request { host: &endpoint.host, secure, repository: &target.repository, scopes };
+        let headers = headers_of(&endpoint.connection);
+        let request = Request {
+            registry: endpoint.registry(),
+            host: &endpoint.host,
+            connection: self.source.as_ref().map(|_| &endpoint.connection),
+            secure,
+            repository: &target.repository,
+            scopes,
+        };
         // Boxed: asking for credentials is rare, and would make the future of every request as large as itself.
         let mut header = Box::pin(self.auth.authorization(self, request)).await?;
         let mut tries = Tries::default();
@@ -300,14 +259,14 @@ impl Transport {
             exchange.url = shortcut.as_ref().unwrap_or(&exchange.url).clone();
             exchange.headers.remove(AUTHORIZATION);
             let at_registry = exchange.url.origin() == base.origin();
-            exchange.connection = endpoint.connection.clone().filter(|_| at_registry);
-            if let Some(connection) = &endpoint.connection {
-                for name in connection.headers.keys() {
-                    exchange.headers.remove(name);
-                }
-                if at_registry {
-                    exchange.headers.extend(connection.headers.clone());
-                }
+            // Without settings of its own, where it is redirected to is reached as the registry is, as containerd does.
+            let alike = at_registry || self.source.is_some();
+            exchange.connection = alike.then(|| Arc::clone(&endpoint.connection));
+            for name in headers.keys() {
+                exchange.headers.remove(name);
+            }
+            if at_registry {
+                exchange.headers.extend(headers.clone());
             }
             let response = if at_registry {
                 exchange.headers.extend(header.clone().map(|header| (AUTHORIZATION, header)));

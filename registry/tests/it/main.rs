@@ -18,6 +18,7 @@ mod reads;
 mod redirects;
 mod server;
 mod skopeo;
+mod supplied;
 mod support;
 mod tls;
 mod uploads;

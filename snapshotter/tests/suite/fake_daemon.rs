@@ -174,6 +174,11 @@ impl FakeDaemon {
                 request.backends.extend(backends);
                 Answer::Done
             }
+            Request::HandOut { .. } => Answer::Done,
+            Request::Renewals { wait_seconds } => {
+                std::thread::sleep(Duration::from_secs(wait_seconds));
+                Answer::Renewals { repositories: Vec::new() }
+            }
             Request::Keep { .. } => Answer::Kept(Kept::default()),
             Request::Umount { id } => {
                 let mounted = self.mounts.lock().unwrap().remove(&id);
