@@ -46,8 +46,10 @@ pub struct Place {
 #[derive(Clone, Default, Deserialize, Eq, Hash, PartialEq, Serialize)]
 #[serde(default, deny_unknown_fields)]
 pub struct Connection {
-    /// Certificate authorities trusted beside the system's.
+    /// Certificate authorities that are trusted, beside the system's.
     pub authorities: Vec<Pem>,
+    /// Trust those alone.
+    pub without_system: bool,
     /// What is shown to who asks for a certificate.
     pub client: Option<ClientCertificate>,
     /// Accept any certificate.

@@ -190,7 +190,7 @@ impl HostFile {
             }
         }
         let skip_verify = self.skip_verify.unwrap_or(false);
-        let connection = Connection { authorities, client, skip_verify, headers };
+        let connection = Connection { authorities, client, skip_verify, headers, without_system: false };
         Ok(Host { base, api, connection: Arc::new(connection) })
     }
 }
@@ -320,7 +320,7 @@ skip_verify = true
         let names = |pems: &[Pem]| pems.iter().map(|pem| pem.name.clone()).collect::<Vec<_>>();
         assert_eq!(names(&mirror.authorities), [at("one.pem"), "/two.pem".to_owned()]);
         let client = mirror.client.as_ref().unwrap();
-        assert_eq!(names(&[client.chain.clone()]), [at("client.cert")]);
+        assert_eq!(names(std::slice::from_ref(&client.chain)), [at("client.cert")]);
         assert_eq!(names(client.key.as_slice()), [at("client.key")]);
         assert!(!mirror.skip_verify);
         let headers = [("x-one", "1"), ("x-two", "2"), ("x-two", "3")];

@@ -130,6 +130,16 @@ impl Default for UploadConfig {
 }
 
 impl ClientConfig {
+    /// The file with Docker's credentials, if it is known which one that is; it need not exist.
+    pub fn docker_config_file(&self) -> Option<PathBuf> {
+        let env = |name: &str| std::env::var_os(name).filter(|value| !value.is_empty()).map(PathBuf::from);
+        let of_user = || {
+            let of_variable = env("DOCKER_CONFIG").map(|dir| dir.join("config.json"));
+            of_variable.or_else(|| env("HOME").map(|home| home.join(".docker/config.json")))
+        };
+        self.docker_config.clone().or_else(of_user)
+    }
+
     /// The settings of `host`, defaults if none are given.
     pub(super) fn host(&self, host: &str) -> HostConfig {
         self.hosts.get(host).cloned().unwrap_or_default()

@@ -105,7 +105,7 @@ pub struct CredentialStore {
 #[serde(default, rename_all = "camelCase")]
 pub(super) struct DockerConfig {
     #[serde(deserialize_with = "or_default")]
-    auths: BTreeMap<String, Option<DockerAuth>>,
+    pub(super) auths: BTreeMap<String, Option<DockerAuth>>,
     #[serde(deserialize_with = "or_default")]
     cred_helpers: BTreeMap<String, Option<String>>,
     creds_store: Option<String>,
@@ -113,7 +113,7 @@ pub(super) struct DockerConfig {
 
 #[derive(Default, Deserialize)]
 #[serde(default)]
-struct DockerAuth {
+pub(super) struct DockerAuth {
     #[serde(deserialize_with = "or_default")]
     auth: String,
     #[serde(deserialize_with = "or_default")]
@@ -161,12 +161,8 @@ enum Asked {
 }
 
 impl CredentialStore {
-    /// The store in `path`, else `$DOCKER_CONFIG/config.json`, else `~/.docker/config.json`.
+    /// The store in `path`; `None`: nobody knows where it would be.
     pub fn new(path: Option<PathBuf>, helper_deadline: Duration) -> Self {
-        let env = |name: &str| std::env::var_os(name).filter(|value| !value.is_empty()).map(PathBuf::from);
-        let path = path
-            .or_else(|| env("DOCKER_CONFIG").map(|dir| dir.join("config.json")))
-            .or_else(|| env("HOME").map(|home| home.join(".docker/config.json")));
         Self { path, helper_deadline }
     }
 
@@ -290,14 +286,6 @@ impl CredentialStore {
 /// The entry whose key names `host` and the longest prefix of `repository`.
 fn best_match<'a, T>(entries: &'a BTreeMap<String, T>, host: &str, repository: &str) -> Option<&'a T> {
     let full = format!("{host}/{repository}/");
-    let normalised = |key: &str| {
-        let key = key.trim_start_matches("https://").trim_start_matches("http://").trim_end_matches('/');
-        let key = key.strip_suffix("/v1").or_else(|| key.strip_suffix("/v2")).unwrap_or(key);
-        match key {
-            "index.docker.io" | "registry-1.docker.io" => "docker.io".to_owned(),
-            _ => key.to_owned(),
-        }
-    };
     let matching = entries.iter().map(|(key, value)| (normalised(key), value));
     let (_, value) = matching
         .filter(|(key, _)| !key.is_empty() && full.starts_with(&format!("{key}/")))
@@ -305,7 +293,17 @@ fn best_match<'a, T>(entries: &'a BTreeMap<String, T>, host: &str, repository: &
     Some(value)
 }
 
-fn decode(auth: &DockerAuth) -> Result<Credentials, String> {
+/// `HOST[/PATH]` of a key as people write it.
+pub(super) fn normalised(key: &str) -> String {
+    let key = key.trim_start_matches("https://").trim_start_matches("http://").trim_end_matches('/');
+    let key = key.strip_suffix("/v1").or_else(|| key.strip_suffix("/v2")).unwrap_or(key);
+    match key {
+        "index.docker.io" | "registry-1.docker.io" => "docker.io".to_owned(),
+        _ => key.to_owned(),
+    }
+}
+
+pub(super) fn decode(auth: &DockerAuth) -> Result<Credentials, String> {
     if !auth.registrytoken.is_empty() {
         return Ok(Credentials::RegistryToken(auth.registrytoken.clone()));
     }

@@ -12,6 +12,7 @@ mod challenge;
 mod config;
 mod copy;
 mod credentials;
+mod docker_auths;
 mod endpoint;
 mod error;
 #[cfg(test)]
@@ -37,6 +38,7 @@ pub use access::{AccessSource, ClientCertificate, Connection, Pem, Place, Reposi
 pub use config::{ClientConfig, HostConfig, Retries, Timeouts, UploadConfig};
 pub use copy::Copied;
 pub use credentials::{CredentialStore, Credentials, CredentialsError, Found};
+pub use docker_auths::DockerAuths;
 pub use error::{Error, RegistryMessage, Target};
 pub use keyring::{Keyring, Token, TokenRequest};
 pub use manifests::MANIFEST_LIMIT_BYTES;
@@ -109,6 +111,15 @@ impl Client {
     /// [`Error`]: the settings are not valid.
     pub fn http(&self, host: &str, secure: bool) -> Result<reqwest::Client, Error> {
         self.transport.http(host, secure)
+    }
+
+    /// An HTTP client like that of [`Self::http`] for `url`, reached over `connection` alone, without its headers.
+    ///
+    /// # Errors
+    ///
+    /// [`Error`]: the connection's settings are not valid, or the URL is none.
+    pub fn http_over(&self, url: &str, connection: Connection) -> Result<reqwest::Client, Error> {
+        self.transport.http_over(url, connection)
     }
 
     /// Sends a small request to the registry itself, with retries under the deadline of small operations.

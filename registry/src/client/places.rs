@@ -59,7 +59,7 @@ impl Transport {
         repository: &Repository,
     ) -> (RepositoryAccess, Option<CredentialsError>) {
         let store =
-            CredentialStore::new(self.config.docker_config.clone(), self.config.timeouts.credential_helper);
+            CredentialStore::new(self.config.docker_config_file(), self.config.timeouts.credential_helper);
         let (mut places, mut failure) = (Vec::new(), None);
         for endpoint in self.configured(repository.host()) {
             let found = store.find(&endpoint.host, repository.name()).await;

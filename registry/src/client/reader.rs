@@ -44,6 +44,10 @@ impl Reading {
     ) -> Result<Self, Error> {
         let endpoints = match from {
             ReadFrom::Mirrors => transport.readers(&target)?,
+            // Whoever hands out how a repository is read names the registry itself last.
+            ReadFrom::Registry if transport.source.is_some() => {
+                transport.readers(&target)?.pop().into_iter().collect()
+            }
             ReadFrom::Registry => Vec::new(),
         };
         let mut next = endpoints.into_iter();

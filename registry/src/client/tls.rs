@@ -35,7 +35,10 @@ pub(super) fn config(
     let builder = if config.skip_verify {
         builder.dangerous().with_custom_certificate_verifier(Arc::new(AcceptAny(provider)))
     } else {
-        builder.with_root_certificates(roots(config, system())?)
+        builder.with_root_certificates(roots(
+            config,
+            if config.without_system { RootCertStore::empty() } else { system() },
+        )?)
     };
     let mut tls = match &config.client {
         None => builder.with_no_client_auth(),

@@ -91,7 +91,7 @@ const CLIENTS_KEPT: usize = 256;
 
 impl Transport {
     pub(super) fn new(config: ClientConfig) -> Self {
-        let store = CredentialStore::new(config.docker_config.clone(), config.timeouts.credential_helper);
+        let store = CredentialStore::new(config.docker_config_file(), config.timeouts.credential_helper);
         let certs = Some(&config.certs_dir).filter(|root| !root.as_os_str().is_empty());
         let certs = certs.map(|root| Arc::new(CertsDir::new(root.clone())));
         let auth = Authenticator::new(Some(store), None, None);
@@ -108,7 +108,7 @@ impl Transport {
     /// The same connections, used with the credentials of `keyring`; where it has none, with the files' if `fall_back`.
     pub(super) fn with_keyring(&self, keyring: Arc<dyn Keyring>, fall_back: bool) -> Self {
         let config = self.config.clone();
-        let store = CredentialStore::new(config.docker_config.clone(), config.timeouts.credential_helper);
+        let store = CredentialStore::new(config.docker_config_file(), config.timeouts.credential_helper);
         let auth = Authenticator::new(fall_back.then_some(store), Some(keyring), None);
         Self { config, certs: self.certs.clone(), source: None, auth, known: Arc::clone(&self.known) }
     }
@@ -121,6 +121,13 @@ impl Transport {
     /// A client for what is no registry.
     pub(super) fn http(&self, host: &str, secure: bool) -> Result<reqwest::Client, Error> {
         self.client(&Target::host(host), host, secure, self.connection_to(host))
+    }
+
+    pub(super) fn http_over(&self, url: &str, connection: Connection) -> Result<reqwest::Client, Error> {
+        let invalid = |reason: String| Error::Config { what: format!("URL {url}"), reason };
+        let parsed = Url::parse(url).map_err(|error| invalid(error.to_string()))?;
+        let host = authority(&parsed);
+        self.client(&Target::host(&host), &host, parsed.scheme() == "https", Arc::new(connection))
     }
 
     /// Reads what the system trusts now rather than when it is needed first.
