@@ -8,10 +8,10 @@ use clap_complete::Shell;
 
 use fuse_daemon::control::BlobId;
 use image::location::Location;
-use image::platform::PlatformName;
 use service::{TcpAddress, UnixAddress};
 
 use crate::config::Config;
+use crate::words::{ForConvert, ForMerge, Words};
 use crate::{cluster, logging, status, stdout};
 
 /// Build, distribute and lazily launch Kubernetes cluster images.
@@ -247,50 +247,8 @@ pub(crate) struct Convert {
     /// Where the nydus image goes: `[docker://]REF`, `oci:DIR[:IMAGE]`, `oci-archive:FILE[:IMAGE]`, or `files:DIR` for
     /// image.boot and blobs/ alone
     pub(crate) destination: Location,
-    /// Convert these images of an index [default: all]
-    #[arg(long, value_name = "OS/ARCH[/VARIANT]", value_delimiter = ',')]
-    pub(crate) platform: Vec<PlatformName>,
-    /// Keep the plain image beside the nydus image, in one index, so that clients without nydus run it too
-    #[arg(long)]
-    pub(crate) also_oci: bool,
-    /// How chunks are compressed
-    #[arg(long, value_enum, default_value = "zstd")]
-    pub(crate) compressor: Compressor,
-    /// zstd's level [default: 3]
-    #[arg(long = "level", value_name = "LEVEL", allow_negative_numbers = true)]
-    pub(crate) zstd_level: Option<i32>,
-    /// What chunk digests are made with
-    #[arg(long, value_enum, default_value = "blake3")]
-    pub(crate) digester: Digester,
-    /// Size of a chunk: a power of two from 4K to 16M
-    #[arg(long, value_name = "BYTES", default_value = "1M", value_parser = size)]
-    pub(crate) chunk_size: u32,
-    /// Compress files smaller than half of this together in batches of this size
-    #[arg(long, value_name = "BYTES", value_parser = size)]
-    pub(crate) batch_size: Option<u32>,
-    /// A file that nodes are to fetch first, or a directory with all in it; may be given several times
-    #[arg(long, value_name = "PATH")]
-    pub(crate) prefetch: Vec<PathBuf>,
-    /// A file with such paths, one a line (`-`: standard input)
-    #[arg(long, value_name = "FILE")]
-    pub(crate) prefetch_list: Option<PathBuf>,
-    /// Do not store what this nydus image has: `[docker://]REF`, `oci:DIR[:IMAGE]`, `files:DIR`, or a bootstrap beside its blobs/
-    #[arg(long, value_name = "IMAGE")]
-    pub(crate) chunk_dict: Option<String>,
-    /// Put the blobs' chunk information into the bootstrap layer, which saves a node a request for each
-    #[arg(long)]
-    pub(crate) inline_chunk_info: bool,
-}
-
-/// Chunk compressors.
-#[derive(Clone, Copy, Debug, clap::ValueEnum)]
-pub(crate) enum Compressor {
-    /// Zstandard.
-    Zstd,
-    /// LZ4.
-    Lz4,
-    /// Stored as they are.
-    None,
+    #[command(flatten)]
+    pub(crate) options: Words<ForConvert>,
 }
 
 /// What a mount may do.
@@ -303,29 +261,6 @@ pub(crate) enum MountOption {
     /// Other users see it
     #[value(name = "allow_other")]
     AllowOther,
-}
-
-/// Digests of chunks.
-#[derive(Clone, Copy, Debug, clap::ValueEnum)]
-pub(crate) enum Digester {
-    /// BLAKE3.
-    Blake3,
-    /// SHA-256.
-    Sha256,
-}
-
-/// A size in bytes: a number, hexadecimal with 0x before it, or with K or M (powers of 1024) behind it.
-fn size(text: &str) -> Result<u32, String> {
-    let wrong = || format!("{text:?} is no size: expected bytes, such as 1048576, 0x100000, 1024K or 1M");
-    let lower = text.to_ascii_lowercase();
-    if let Some(hex) = lower.strip_prefix("0x") {
-        return u32::from_str_radix(hex, 16).map_err(|_| wrong());
-    }
-    let (digits, factor) = [("kib", 1 << 10), ("mib", 1 << 20), ("k", 1 << 10), ("m", 1 << 20)]
-        .into_iter()
-        .find_map(|(unit, factor)| Some((lower.strip_suffix(unit)?, factor)))
-        .unwrap_or((&lower, 1));
-    digits.parse().ok().and_then(|number: u32| number.checked_mul(factor)).ok_or_else(wrong)
 }
 
 /// Work on one image
@@ -400,9 +335,8 @@ pub(crate) enum Image {
         /// The bootstrap to write
         #[arg(long, short, value_name = "FILE")]
         output: PathBuf,
-        /// A file or directory that daemons fetch first; may be given several times
-        #[arg(long, value_name = "PATH")]
-        prefetch: Vec<PathBuf>,
+        #[command(flatten)]
+        options: Words<ForMerge>,
     },
     /// Mount an image in the foreground until interrupted
     ///
@@ -458,19 +392,19 @@ mod tests {
 
     #[test]
     fn a_compression_level_is_none_of_the_log() {
-        let words = ["nydus-cluster", "--log-level", "warn", "image", "convert", "a", "b", "--level", "-1"];
+        let words = [
+            "nydus-cluster",
+            "--log-level",
+            "warn",
+            "image",
+            "convert",
+            "a",
+            "b",
+            "--compression-level",
+            "-1",
+        ];
         let arguments = Arguments::try_parse_from(words).unwrap();
         let Command::Image(Image::Convert(convert)) = arguments.command else { panic!("another command") };
-        assert_eq!(convert.zstd_level, Some(-1));
-    }
-
-    #[test]
-    fn sizes_have_units_or_not() {
-        for text in ["1048576", "0x100000", "1024K", "1M", "1MiB"] {
-            assert_eq!(size(text), Ok(1 << 20), "{text}");
-        }
-        for text in ["", "1G", "M", "-1", "5000M", "0x"] {
-            assert!(size(text).is_err(), "{text}");
-        }
+        assert_eq!(convert.options.0.compression_level, Some(-1));
     }
 }

@@ -11,6 +11,7 @@ mod roles;
 mod shutdown;
 mod status;
 mod stdout;
+mod words;
 
 use std::io::Write;
 use std::process::ExitCode;

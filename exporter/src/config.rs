@@ -1,5 +1,6 @@
 //! What a user can set about the exporter, and every default.
 
+use std::collections::BTreeMap;
 use std::path::PathBuf;
 
 use registry::client::ClientConfig;
@@ -41,6 +42,9 @@ pub struct ExporterConfig {
     pub conversions: usize,
     /// Worker threads of one conversion; 0: one a core, four at most. Default: 0.
     pub threads: usize,
+    /// What is taken for what the keys of an output do not choose about its image: those keys with their values, such as
+    /// `chunk-size = "512K"`. Default: empty.
+    pub options: BTreeMap<String, String>,
     /// Bytes of memory for what is known of converted layers, so that a rebuild moves only new ones. Default: 32 MiB.
     pub layer_cache_bytes: usize,
 }
@@ -60,6 +64,7 @@ impl Default for ExporterConfig {
             drain_seconds: 300,
             conversions: 2,
             threads: 0,
+            options: BTreeMap::new(),
             layer_cache_bytes: 32 << 20,
         }
     }

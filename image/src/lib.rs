@@ -6,6 +6,7 @@
 //! ```
 //!
 //! - [`location`], [`platform`]: where images are and what for, as people name them.
+//! - [`options`]: what can be chosen about an image, by the words of keys and flags.
 //! - [`mod@source`]: an image to be read, wherever it is.
 //! - [`destination`]: where blobs and manifests go.
 //! - [`layer`]: one layer on its way to a blob; what was converted before.
@@ -25,6 +26,7 @@ mod error;
 pub mod files;
 pub mod layer;
 pub mod location;
+pub mod options;
 pub mod platform;
 pub mod progress;
 pub mod source;

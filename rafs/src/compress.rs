@@ -127,8 +127,13 @@ impl Encoder {
     }
 }
 
+/// The levels that zstd has.
+pub fn zstd_levels() -> std::ops::RangeInclusive<i32> {
+    zstd::compression_level_range()
+}
+
 fn zstd_context(level: i32) -> Result<CCtx<'static>, CompressError> {
-    let levels = zstd::compression_level_range();
+    let levels = zstd_levels();
     if !levels.contains(&level) {
         return Err(CompressError::Level { level, least: *levels.start(), most: *levels.end() });
     }

@@ -2,23 +2,20 @@
 
 use std::collections::HashMap;
 use std::io::Read as _;
-use std::os::unix::ffi::OsStrExt as _;
 use std::path::Path;
 use std::process::ExitCode;
 use std::sync::Arc;
 use std::time::Duration;
 
 use anyhow::Context as _;
-use image::convert::{self, ConversionOptions};
-use image::layer::{Converter, DictionaryBlobs};
+use image::convert;
+use image::layer::{ChunkDict, Converter, DictionaryBlobs};
 use image::location::Location;
+use image::options::{Pattern, Recipe};
 use image::progress::Progress;
 use image::source::Source;
 use indicatif::HumanBytes;
 use rafs::blob::source::load_chunk_info;
-use rafs::build::{BuildOptions, Dictionary};
-use rafs::compress;
-use rafs::digest::DigestAlgorithm;
 use registry::client::Client;
 use tokio_util::sync::CancellationToken;
 
@@ -37,39 +34,29 @@ const LIST_LIMIT_BYTES: u64 = 64 << 20;
 pub(super) async fn run(context: &Context, flags: args::Convert) -> anyhow::Result<ExitCode> {
     let config = &context.config;
     let client = Client::new(config.registry.clone())?;
-    let prefetch = prefetch(&flags)?;
-    let mut build = build_options(&flags, exporter::threads(config.exporter.threads))?;
-    let mut dictionary = DictionaryBlobs::Unknown;
-    if let Some(image) = &flags.chunk_dict {
-        let (chunks, blobs) = load_dictionary(image, context, &client)
-            .await
-            .with_context(|| format!("chunk dictionary {image}"))?;
-        (build.dictionary, dictionary) = (Some(Arc::new(chunks)), blobs);
-    }
-    let conversions = config.exporter.conversions.max(1);
-    // Every layer is converted once, so there is nothing to remember.
-    let converter = Converter::new(build, conversions, 0);
-    let options = ConversionOptions {
-        platforms: flags.platform,
-        also_oci: flags.also_oci,
-        prefetch,
-        inline_chunk_info: flags.inline_chunk_info,
-        dictionary,
-        conversions,
+    let options = flags.options.0;
+    let listed = match &options.prefetch_list {
+        Some(list) => {
+            Pattern::list(&read_list(Path::new(list)).with_context(|| format!("list of paths {list}"))?)
+        }
+        None => Vec::new(),
     };
+    let dictionary = match &options.chunk_dict {
+        Some(image) => {
+            let loaded = load_dictionary(image, context, &client).await;
+            Some(loaded.with_context(|| format!("chunk dictionary {image}"))?)
+        }
+        None => None,
+    };
+    let recipe = Recipe::new(options, dictionary, listed, exporter::threads(config.exporter.threads))?;
+    // Every layer is converted once, so there is nothing to remember.
+    let converter = Converter::new(recipe, config.exporter.conversions, 0);
     let progress = Progress::new();
     let over = CancellationToken::new();
     let shown = tokio::spawn(show(Arc::clone(&progress), context.progress.clone(), over.clone()));
-    let converted = convert::convert(
-        &flags.source,
-        &flags.destination,
-        &client,
-        &converter,
-        &options,
-        &progress,
-        &context.stop,
-    )
-    .await;
+    let converted =
+        convert::convert(&flags.source, &flags.destination, &client, &converter, &progress, &context.stop)
+            .await;
     over.cancel();
     shown.await?;
     let converted = converted?;
@@ -118,40 +105,6 @@ async fn show(from: Arc<Progress>, to: super::progress::Progress, over: Cancella
     }
 }
 
-fn build_options(flags: &args::Convert, threads: usize) -> anyhow::Result<BuildOptions> {
-    let compressor = match (flags.compressor, flags.zstd_level) {
-        (args::Compressor::Zstd, Some(level)) => compress::Compressor::Zstd { level },
-        (args::Compressor::Zstd, None) => compress::Compressor::default(),
-        (_, Some(_)) => anyhow::bail!("--level is zstd's: the other compressors have none"),
-        (args::Compressor::Lz4, None) => compress::Compressor::Lz4,
-        (args::Compressor::None, None) => compress::Compressor::None,
-    };
-    let digester = match flags.digester {
-        args::Digester::Blake3 => DigestAlgorithm::Blake3,
-        args::Digester::Sha256 => DigestAlgorithm::Sha256,
-    };
-    Ok(BuildOptions {
-        compressor,
-        digester,
-        chunk_size: flags.chunk_size,
-        batch_size: flags.batch_size,
-        threads,
-        dictionary: None,
-    })
-}
-
-/// The paths to be fetched first, from the command line and from a list.
-fn prefetch(flags: &args::Convert) -> anyhow::Result<Vec<Box<[u8]>>> {
-    let mut paths: Vec<Box<[u8]>> = Vec::new();
-    paths.extend(flags.prefetch.iter().map(|path| Box::from(path.as_os_str().as_bytes())));
-    if let Some(list) = &flags.prefetch_list {
-        let lines = read_list(list).with_context(|| format!("list of paths {}", list.display()))?;
-        let lines = lines.split(|&byte| byte == b'\n').map(<[u8]>::trim_ascii);
-        paths.extend(lines.filter(|line| !line.is_empty()).map(Box::from));
-    }
-    Ok(paths)
-}
-
 fn read_list(list: &Path) -> anyhow::Result<Vec<u8>> {
     let mut content = Vec::new();
     let mut input: Box<dyn std::io::Read> = match list == Path::new("-") {
@@ -164,11 +117,7 @@ fn read_list(list: &Path) -> anyhow::Result<Vec<u8>> {
 }
 
 /// The chunks of an image, and where its blobs are.
-async fn load_dictionary(
-    image: &str,
-    context: &Context,
-    client: &Client,
-) -> anyhow::Result<(Dictionary, DictionaryBlobs)> {
+async fn load_dictionary(image: &str, context: &Context, client: &Client) -> anyhow::Result<ChunkDict> {
     // A bootstrap alone says nothing of where its blobs are; everything else does.
     let file = Path::new(image);
     let beside = || file.parent().map(|folder| folder.join("blobs")).filter(|blobs| blobs.is_dir());
@@ -193,5 +142,5 @@ async fn load_dictionary(
         anyhow::Ok(bootstrap.to_image()?)
     })
     .await??;
-    Ok((Dictionary::new(image), places))
+    Ok(ChunkDict::new(image, places))
 }

@@ -4,6 +4,7 @@ use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
 use anyhow::Context as _;
+use image::options::{Options, expand};
 use indicatif::HumanBytes;
 use rafs::bootstrap::{self, WriteOptions};
 use rafs::merge;
@@ -20,7 +21,7 @@ pub(super) struct Wanted {
     /// Files, the lowest layer first.
     pub(super) layers: Vec<PathBuf>,
     pub(super) output: PathBuf,
-    pub(super) prefetch: Vec<PathBuf>,
+    pub(super) options: Options,
     pub(super) json: bool,
 }
 
@@ -39,7 +40,7 @@ pub(super) async fn run(context: &Context, wanted: Wanted) -> anyhow::Result<Exi
     let (progress, stop) = (context.progress.clone(), context.stop.clone());
     let as_json = wanted.json;
     let report = tokio::task::spawn_blocking(move || {
-        merge(&wanted.layers, &wanted.output, &wanted.prefetch, &progress, &stop)
+        merge(&wanted.layers, &wanted.output, &wanted.options, &progress, &stop)
     });
     let report = report.await??;
     if as_json {
@@ -61,7 +62,7 @@ impl MergeReport {
 fn merge(
     files: &[PathBuf],
     output: &Path,
-    prefetch: &[PathBuf],
+    options: &Options,
     progress: &Progress,
     stop: &CancellationToken,
 ) -> anyhow::Result<MergeReport> {
@@ -81,7 +82,7 @@ fn merge(
         || files.iter().enumerate().map(|(layer, file)| format!("\n  layer {layer}: {}", file.display()));
     let image =
         merge::merge(layers).with_context(|| format!("cannot merge{}", named().collect::<String>()))?;
-    let prefetch = prefetch.iter().map(|path| path_bytes(path)).collect();
+    let prefetch = expand(&options.prefetch, &image.tree);
     let options = WriteOptions { prefetch, ..WriteOptions::default() };
     let mut out = Output::create(output)?;
     bootstrap::write(&image, &options, &mut out)?;
@@ -99,9 +100,4 @@ fn merge(
 
 fn size(file: &Path) -> anyhow::Result<u64> {
     Ok(std::fs::metadata(file).with_context(|| format!("cannot read {}", file.display()))?.len())
-}
-
-fn path_bytes(path: &Path) -> Box<[u8]> {
-    use std::os::unix::ffi::OsStrExt as _;
-    path.as_os_str().as_bytes().into()
 }

@@ -68,8 +68,8 @@ async fn dispatch(context: &Context, command: Image) -> anyhow::Result<ExitCode>
             let a = Source { image: a, blobs: blobs.clone(), platform: platform.clone() };
             diff::run(context, &a, &Source { image: b, blobs, platform }, json).await
         }
-        Image::Merge { layers, json, output, prefetch } => {
-            merge::run(context, merge::Wanted { layers, output, prefetch, json }).await
+        Image::Merge { layers, json, output, options } => {
+            merge::run(context, merge::Wanted { layers, output, options: options.0, json }).await
         }
         Image::Mount { source, mountpoint, cache, options } => {
             let located = context.locate(&source).await?;

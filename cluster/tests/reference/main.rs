@@ -12,7 +12,7 @@ use std::io::Write as _;
 use std::path::Path;
 
 use cluster::discover::{self, Options};
-use image::convert::{self, ConversionOptions};
+use image::convert;
 use image::files::{FilesError, extract};
 use image::layer::Converter;
 use image::location::Location;
@@ -133,20 +133,11 @@ async fn plain_and_nydus_give_the_same_files() {
     assert_eq!(names, ["library/a", "library/c", "library/d"]);
 
     let nydus_name = format!("{}/cluster:v1-nydus", registry.host());
-    let options = ConversionOptions {
-        platforms: Vec::new(),
-        also_oci: false,
-        prefetch: Vec::new(),
-        inline_chunk_info: false,
-        dictionary: image::layer::DictionaryBlobs::Unknown,
-        conversions: 1,
-    };
     convert::convert(
         &plain_name.parse().unwrap(),
         &nydus_name.parse().unwrap(),
         &client,
         &Converter::new(Default::default(), 1, 0),
-        &options,
         &Progress::new(),
         &CancellationToken::new(),
     )

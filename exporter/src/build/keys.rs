@@ -3,6 +3,7 @@
 
 use std::collections::BTreeMap;
 
+use image::options::{Options, OptionsError, Used, Word, boolean};
 use registry::digest::Digest;
 use registry::reference::{InvalidReference, Reference};
 use serde_json::Value;
@@ -20,7 +21,7 @@ mod key {
     pub(super) const LAYER_COMPRESSION: &str = "layer-compression";
 }
 
-/// The keys that are ours, as errors list them.
+/// The keys that are about the output. Those about the image that is made are [`image::options::WORDS`].
 const OWN_KEYS: [&str; 7] = [
     key::NAME,
     key::PUSH,
@@ -45,14 +46,12 @@ const ANNOTATED: [&str; 4] = ["manifest", "manifest-descriptor", "index", "index
 #[derive(Clone, Debug, Eq, PartialEq, thiserror::Error)]
 pub(crate) enum AttrError {
     #[error(
-        "type={EXPORTER_TYPE}: unknown key {key:?}; known are {}, {} and annotation.* keys",
-        OWN_KEYS.join(", "), PASSED_KEYS.join(", ")
+        "type={EXPORTER_TYPE}: unknown key {key:?}; known are {} and annotation.* keys",
+        known_keys().collect::<Vec<_>>().join(", ")
     )]
     UnknownKey { key: String },
-    #[error("type={EXPORTER_TYPE}: {key}={value:?} is no boolean; expected true or false")]
-    NoBoolean { key: &'static str, value: String },
-    #[error("type={EXPORTER_TYPE}: layer-compression={value:?}; expected uncompressed, gzip or zstd")]
-    Compression { value: String },
+    #[error("type={EXPORTER_TYPE}: {0}")]
+    Value(#[from] OptionsError),
     #[error("type={EXPORTER_TYPE}: name: {0}")]
     Name(#[from] InvalidReference),
     #[error(
@@ -111,13 +110,15 @@ pub(crate) struct Attrs {
     pub(crate) oci_media_types: bool,
     /// The user's choice; none: what goes best with the other outputs.
     pub(crate) layer_compression: Option<LayerCompression>,
+    /// What can be chosen about the image.
+    pub(crate) options: Options,
     /// What BuildKit is to see.
     pub(crate) passed: BTreeMap<String, String>,
 }
 
 impl Attrs {
-    /// Checks the keys of one output.
-    pub(crate) fn parse(attrs: &BTreeMap<String, String>) -> Result<Self, AttrError> {
+    /// Checks the keys of one output. What they do not choose about the image is as `defaults` say.
+    pub(crate) fn parse(attrs: &BTreeMap<String, String>, defaults: &Options) -> Result<Self, AttrError> {
         let mut parsed = Self {
             names: Vec::new(),
             push: true,
@@ -126,23 +127,26 @@ impl Attrs {
             insecure: false,
             oci_media_types: true,
             layer_compression: None,
+            options: defaults.clone(),
             passed: BTreeMap::new(),
         };
         for (name, value) in attrs {
             match name.as_str() {
                 key::NAME => parsed.names = names(value)?,
-                key::PUSH => parsed.push = boolean(key::PUSH, value)?,
-                key::PUSH_BY_DIGEST => parsed.push_by_digest = boolean(key::PUSH_BY_DIGEST, value)?,
-                key::NAME_CANONICAL => parsed.name_canonical = boolean(key::NAME_CANONICAL, value)?,
-                key::INSECURE => parsed.insecure = boolean(key::INSECURE, value)?,
-                key::OCI_MEDIA_TYPES => parsed.oci_media_types = boolean(key::OCI_MEDIA_TYPES, value)?,
+                key::PUSH => parsed.push = switch(key::PUSH, value)?,
+                key::PUSH_BY_DIGEST => parsed.push_by_digest = switch(key::PUSH_BY_DIGEST, value)?,
+                key::NAME_CANONICAL => parsed.name_canonical = switch(key::NAME_CANONICAL, value)?,
+                key::INSECURE => parsed.insecure = switch(key::INSECURE, value)?,
+                key::OCI_MEDIA_TYPES => parsed.oci_media_types = switch(key::OCI_MEDIA_TYPES, value)?,
                 key::LAYER_COMPRESSION => parsed.layer_compression = Some(compression(value)?),
                 passed if PASSED_KEYS.contains(&passed) || is_annotation(passed) => {
                     parsed.passed.insert(name.clone(), value.clone());
                 }
+                word if parsed.options.set(Used::Build, word, value)? => {}
                 _ => return Err(AttrError::UnknownKey { key: name.clone() }),
             }
         }
+        parsed.options.check()?;
         if parsed.push && parsed.names.is_empty() {
             return Err(AttrError::NoName);
         }
@@ -235,21 +239,25 @@ fn names(value: &str) -> Result<Vec<Reference>, AttrError> {
     Ok(names)
 }
 
-/// A boolean as Go's `strconv.ParseBool`, which BuildKit uses, takes it; an empty value is true as in BuildKit.
-fn boolean(key: &'static str, value: &str) -> Result<bool, AttrError> {
-    match value {
-        "" | "1" | "t" | "T" | "true" | "TRUE" | "True" => Ok(true),
-        "0" | "f" | "F" | "false" | "FALSE" | "False" => Ok(false),
-        _ => Err(AttrError::NoBoolean { key, value: value.to_owned() }),
-    }
+/// All keys that are known by name, as errors list them.
+fn known_keys() -> impl Iterator<Item = &'static str> {
+    OWN_KEYS.into_iter().chain(Word::all(Used::Build).map(|word| word.name)).chain(PASSED_KEYS)
 }
 
-fn compression(value: &str) -> Result<LayerCompression, AttrError> {
+fn wrong(word: &'static str, value: &str, reason: impl Into<String>) -> OptionsError {
+    OptionsError::Value { word, value: value.to_owned(), reason: reason.into() }
+}
+
+fn switch(key: &'static str, value: &str) -> Result<bool, OptionsError> {
+    boolean(value).map_err(|reason| wrong(key, value, reason))
+}
+
+fn compression(value: &str) -> Result<LayerCompression, OptionsError> {
     match value {
         "uncompressed" => Ok(LayerCompression::Uncompressed),
         "gzip" => Ok(LayerCompression::Gzip),
         "zstd" => Ok(LayerCompression::Zstd),
-        _ => Err(AttrError::Compression { value: value.to_owned() }),
+        _ => Err(wrong(key::LAYER_COMPRESSION, value, "expected uncompressed, gzip or zstd")),
     }
 }
 
@@ -258,7 +266,8 @@ mod tests {
     use super::*;
 
     fn parse(attrs: &[(&str, &str)]) -> Result<Attrs, AttrError> {
-        Attrs::parse(&attrs.iter().map(|(key, value)| ((*key).to_owned(), (*value).to_owned())).collect())
+        let attrs = attrs.iter().map(|(key, value)| ((*key).to_owned(), (*value).to_owned())).collect();
+        Attrs::parse(&attrs, &Options::default())
     }
 
     #[test]
@@ -271,7 +280,7 @@ mod tests {
     #[test]
     fn an_unknown_key_is_named_together_with_all_known_ones() {
         let error = parse(&[("name", "h:1/demo"), ("compresion", "zstd")]).unwrap_err().to_string();
-        for word in OWN_KEYS.iter().chain(&PASSED_KEYS).chain(&["\"compresion\"", "annotation"]) {
+        for word in known_keys().chain(["\"compresion\"", "annotation", "chunk-size"]) {
             assert!(error.contains(word), "{word} in {error}");
         }
     }
@@ -343,9 +352,28 @@ mod tests {
 
     #[test]
     fn values_that_mean_nothing_are_refused() {
-        for (key, value) in [("push", "yes"), ("oci-mediatypes", "2"), ("layer-compression", "lz4")] {
+        for (key, value) in [
+            ("push", "yes"),
+            ("oci-mediatypes", "2"),
+            ("layer-compression", "lz4"),
+            ("compressor", "gzip"),
+            ("chunk-size", "5K"),
+        ] {
             let error = parse(&[("name", "h:1/demo"), (key, value)]).unwrap_err().to_string();
-            assert!(error.contains(key) && error.contains(value), "{error}");
+            let expected = format!("type=nydus-cluster: {key}={value:?}: expected ");
+            assert!(error.starts_with(&expected), "{error}");
         }
+        let both = [("name", "h:1/demo"), ("compression-level", "3"), ("compressor", "lz4")];
+        let error = parse(&both).unwrap_err().to_string();
+        assert!(error.contains("compression-level=3") && error.contains("compressor=lz4"), "{error}");
+    }
+
+    #[test]
+    fn what_keys_do_not_choose_is_as_configured() {
+        let defaults = Options { chunk_size: 1 << 16, inline_chunk_info: true, ..Options::default() };
+        let keys = [("name", "h:1/demo"), ("inline-chunk-info", "false")];
+        let keys = keys.map(|(key, value)| (key.to_owned(), value.to_owned()));
+        let options = Attrs::parse(&BTreeMap::from(keys), &defaults).unwrap().options;
+        assert_eq!(options, Options { chunk_size: 1 << 16, ..Options::default() });
     }
 }

@@ -13,7 +13,7 @@ use registry::digest::Digest;
 use super::documents::{Document, Documents, DocumentsError};
 use super::keys::Attrs;
 use super::target::{Target, TargetError};
-use image::assemble::{AssembleError, AssembleOptions, assemble};
+use image::assemble::{AssembleError, Form, assemble};
 use image::describe;
 use image::destination::{Destination, SpoolSpace, StoreError};
 use image::document::{Attestation, DocumentError, Index, Manifest, MediaTypes, Stored, Subject, parse};
@@ -306,10 +306,9 @@ impl Output {
         let config = self.document("image config", &source.config).await?;
         let task = self.task(format!("pushing bootstrap and manifest of {} layers", layers.len()), 0);
         let media_types = if self.attrs.oci_media_types { MediaTypes::Oci } else { MediaTypes::Docker };
-        let options = AssembleOptions { media_types, ..AssembleOptions::default() };
+        let form = Form { media_types, annotations: Vec::new() };
         let destination = self.destination().await?.as_ref();
-        let assembled =
-            assemble(content, &config, layers, self.converter.options(), &options, destination).await;
+        let assembled = assemble(content, &config, layers, self.converter.recipe(), &form, destination).await;
         let assembled = assembled
             .map_err(|error| OutputError::Assemble { title: self.title(), error: Box::new(error) })?;
         task.finish();

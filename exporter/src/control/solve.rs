@@ -11,6 +11,7 @@ use h2::server::SendResponse;
 use h2::{Reason, SendStream};
 use http::{HeaderMap, Request, Response, request, response};
 use image::document::Stored;
+use image::options::{Options, Recipe};
 use serde_json::Value;
 
 use super::Rpc;
@@ -59,7 +60,7 @@ pub(crate) async fn handle(mut rpc: Rpc<'_>) {
     let prepared = read.and_then(|message| {
         let message =
             message.ok_or_else(|| Status::new(Code::Internal, "Solve without a request message"))?;
-        let plan = plan(&message)?;
+        let plan = plan(&message, rpc.exporter.defaults())?;
         Ok((message, plan))
     });
     let (message, plan) = match prepared {
@@ -91,7 +92,7 @@ pub(crate) async fn handle(mut rpc: Rpc<'_>) {
 }
 
 /// What a request needs; `None` if no output is ours.
-fn plan(message: &[u8]) -> Result<Option<Plan>, Status> {
+fn plan(message: &[u8], defaults: &Options) -> Result<Option<Plan>, Status> {
     let request = SolveRequest::parse(message).map_err(malformed)?;
     let ours = |export: &&Export| export.kind == EXPORTER_TYPE;
     let count = request.exports.iter().filter(ours).count();
@@ -110,7 +111,7 @@ fn plan(message: &[u8]) -> Result<Option<Plan>, Status> {
     let mut outputs = Vec::new();
     let mut replacements = BTreeMap::new();
     for (index, export) in request.exports.iter().enumerate().filter(|(_, export)| ours(export)) {
-        let attrs = Attrs::parse(&export.attrs)
+        let attrs = Attrs::parse(&export.attrs, defaults)
             .map_err(|error| Status::new(Code::InvalidArgument, error.to_string()))?;
         replacements.insert(index, oci_export(&attrs, way, &request.exports, &request.caches));
         outputs.push((index, attrs, way));
@@ -172,7 +173,9 @@ async fn begin<'a>(
             exporter.own_credentials(),
             exporter.registry_answer(),
         );
-        let converter = exporter.converter.clone();
+        let recipe = Recipe::new(attrs.options.clone(), None, Vec::new(), exporter.threads())
+            .map_err(|error| Status::new(Code::InvalidArgument, error.to_string()))?;
+        let converter = exporter.converter.with(recipe);
         let output = Output::new(index, way, attrs, target, converter, Arc::clone(&progress));
         outputs.push(Arc::new(output));
     }

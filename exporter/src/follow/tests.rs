@@ -4,8 +4,8 @@ use std::time::Duration;
 use futures::FutureExt as _;
 use futures::future::{BoxFuture, ready};
 use image::layer::Converter;
+use image::options::{Options, Recipe};
 use image::progress::Progress;
-use rafs::build::BuildOptions;
 use registry::client::{Client, ClientConfig, Credentials, CredentialsError, Keyring, Token, TokenRequest};
 use tempfile::TempDir;
 use tokio::net::TcpListener;
@@ -63,11 +63,12 @@ impl Lab {
     /// The build, with an output of these keys.
     fn build(&self, keys: &[(&str, &str)]) -> Build {
         let keys = keys.iter().map(|&(key, value)| (key.to_owned(), value.to_owned())).collect();
-        let attrs = Attrs::parse(&keys).unwrap();
+        let attrs = Attrs::parse(&keys, &Options::default()).unwrap();
         let client = Client::new(ClientConfig::default()).unwrap();
         let target = Target::new(&attrs, &client, Arc::new(Nobody), false, DEADLINE);
-        let (progress, options) = (Progress::new(), BuildOptions { threads: 1, ..BuildOptions::default() });
-        let converter = Converter::new(options, 1, 0);
+        let progress = Progress::new();
+        let recipe = Recipe::new(attrs.options.clone(), None, Vec::new(), 1).unwrap();
+        let converter = Converter::new(recipe, 1, 0);
         let output = Output::new(0, Way::Store, attrs, target, converter, Arc::clone(&progress));
         let store = LocalStore::new(self.content.path(), Arc::clone(&self.space));
         let outputs = vec![Arc::new(output)];

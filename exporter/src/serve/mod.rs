@@ -6,12 +6,13 @@
 mod connection;
 mod listen;
 
+use std::collections::BTreeMap;
 use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
 
-use rafs::build::BuildOptions;
-use registry::client::{Client, Error};
+use image::options::{Options, OptionsError, Recipe, Used, Word};
+use registry::client::Client;
 use service::{BindError, UnixAddress};
 use tokio_util::sync::CancellationToken;
 
@@ -44,6 +45,8 @@ pub(crate) struct Exporter {
     pub(crate) builds: Arc<Builds>,
     /// Sessions of clients that are open.
     pub(crate) sessions: Sessions,
+    /// What is taken for what an output's keys do not choose.
+    defaults: Options,
     /// Converts layers.
     pub(crate) converter: Converter,
     /// Room for blobs of which it is not known yet whose they are.
@@ -52,12 +55,23 @@ pub(crate) struct Exporter {
 
 impl Exporter {
     /// An exporter with nothing to do.
-    pub(crate) fn new(config: ExporterConfig) -> Result<Self, Error> {
+    pub(crate) fn new(config: ExporterConfig) -> Result<Self, ServeError> {
+        let defaults = defaults(&config.options)?;
         let client = Client::new(config.registry.clone())?;
-        let options = BuildOptions { threads: threads(config.threads), ..BuildOptions::default() };
-        let converter = Converter::new(options, config.conversions.max(1), config.layer_cache_bytes);
+        let converter = Converter::new(Recipe::default(), config.conversions, config.layer_cache_bytes);
         let space = SpoolSpace::new(&config.registry.upload.spool_dir, config.ahead_bytes);
-        Ok(Self { config, client, builds: Arc::default(), sessions: Sessions::default(), converter, space })
+        let (builds, sessions) = (Arc::default(), Sessions::default());
+        Ok(Self { config, client, builds, sessions, defaults, converter, space })
+    }
+
+    /// What is taken for what an output's keys do not choose about its image.
+    pub(crate) fn defaults(&self) -> &Options {
+        &self.defaults
+    }
+
+    /// Worker threads of one conversion.
+    pub(crate) fn threads(&self) -> usize {
+        threads(self.config.threads)
     }
 
     /// How long builds may go on after a shutdown was asked for, before they are cancelled.
@@ -91,12 +105,38 @@ impl Exporter {
     }
 }
 
+/// The options that a configuration makes the defaults.
+fn defaults(configured: &BTreeMap<String, String>) -> Result<Options, ServeError> {
+    let mut options = Options::default();
+    for (key, value) in configured {
+        if !options.set(Used::Build, key, value)? {
+            let known = Word::all(Used::Build).map(|word| word.name).collect::<Vec<_>>().join(", ");
+            return Err(ServeError::UnknownOption { key: key.clone(), known });
+        }
+    }
+    options.check()?;
+    Ok(options)
+}
+
 /// Why the exporter does not run.
 #[derive(Debug, thiserror::Error)]
 pub enum ServeError {
     /// The socket cannot be listened on.
     #[error(transparent)]
     Listen(#[from] BindError),
+    /// The settings of what is chosen about images are wrong.
+    #[error("[exporter.options]: {0}")]
+    Options(#[from] OptionsError),
+    /// There is no such choice.
+    #[error(
+        "[exporter.options]: unknown key {key:?}; known are the keys of an output about its image: {known}"
+    )]
+    UnknownOption {
+        /// The key.
+        key: String,
+        /// Those that there are.
+        known: String,
+    },
     /// The settings for registries are wrong.
     #[error("registry settings: {0}")]
     Registry(#[from] registry::client::Error),
@@ -112,4 +152,23 @@ pub async fn serve(config: ExporterConfig, shutdown: CancellationToken) -> Resul
     tracing::info!(listen = %exporter.listen(), %upstream, "exporter ready");
     listener.serve(exporter, shutdown).await;
     Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn configured_defaults_are_checked_at_the_start() {
+        let defaults = |pairs: &[(&str, &str)]| {
+            let pairs = pairs.iter().map(|&(key, value)| (key.to_owned(), value.to_owned()));
+            defaults(&pairs.collect()).map_err(|error| error.to_string())
+        };
+        assert_eq!(defaults(&[("chunk-size", "64K")]).unwrap().chunk_size, 1 << 16);
+        let error = defaults(&[("chunk-size", "5K")]).unwrap_err();
+        assert!(error.starts_with("[exporter.options]: chunk-size=\"5K\": expected"), "{error}");
+        let error = defaults(&[("chunksize", "64K")]).unwrap_err();
+        assert!(error.contains("chunksize") && error.contains("chunk-size"), "{error}");
+        assert!(defaults(&[("batch-size", "64K"), ("compressor", "none")]).is_err());
+    }
 }

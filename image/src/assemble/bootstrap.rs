@@ -6,11 +6,12 @@ use std::sync::Arc;
 use flate2::write::GzEncoder;
 use flate2::{Compression, GzBuilder};
 use rafs::blob::meta::{EncodeError, encode};
-use rafs::bootstrap::{WriteError, WriteOptions};
+use rafs::bootstrap::WriteError;
 use rafs::merge::MergeError;
 use registry::digest::{Digest, Hasher};
 
 use crate::layer::ConvertedLayer;
+use crate::options::Recipe;
 
 const DIRECTORY: &str = "image/";
 /// The bootstrap, in that directory.
@@ -57,16 +58,12 @@ pub(super) struct Made {
     pub(super) blobs: Vec<Digest>,
 }
 
-/// Merges `layers` and makes their bootstrap; with the chunk information of its blobs beside it if `inline_chunk_info`.
-pub(super) fn build(
-    layers: &[Arc<ConvertedLayer>],
-    options: &WriteOptions,
-    inline_chunk_info: bool,
-) -> Result<Made, BootstrapError> {
+/// Merges `layers` and makes their bootstrap, with what else belongs beside it.
+pub(super) fn build(layers: &[Arc<ConvertedLayer>], recipe: &Recipe) -> Result<Made, BootstrapError> {
     let layers = layers.iter().map(|layer| layer.layer.clone()).collect();
     let image = rafs::merge::merge(layers)?;
     let mut boot = Vec::new();
-    rafs::bootstrap::write(&image, options, &mut boot)?;
+    rafs::bootstrap::write(&image, &recipe.write_options(&image.tree), &mut boot)?;
     let mut files = vec![(FILE.to_owned(), boot)];
     let mut blobs = Vec::with_capacity(image.blobs.len());
     for blob in image.blobs {
@@ -75,7 +72,7 @@ pub(super) fn build(
         let digest =
             format!("sha256:{id}").parse().expect("64 hexadecimal digits behind sha256: are a digest");
         blobs.push(digest);
-        if let Some(location) = blob.meta.filter(|_| inline_chunk_info) {
+        if let Some(location) = blob.meta.filter(|_| recipe.options().inline_chunk_info) {
             let encoded = encode(&blob, location.offset)
                 .map_err(|error| BootstrapError::ChunkInfo { blob: id.to_string(), error })?;
             files.push((format!("{id}.blob.meta"), encoded.to_file()));
@@ -87,11 +84,10 @@ pub(super) fn build(
 /// Merges `layers` and writes their bootstrap layer to `out`. The same layers give the same bytes.
 pub(crate) fn pack(
     layers: &[Arc<ConvertedLayer>],
-    options: &WriteOptions,
-    inline_chunk_info: bool,
+    recipe: &Recipe,
     out: impl Write,
 ) -> Result<Packed, BootstrapError> {
-    let Made { files, blobs } = build(layers, options, inline_chunk_info)?;
+    let Made { files, blobs } = build(layers, recipe)?;
     Ok(pack_files(&files, blobs, out)?)
 }
 

@@ -9,8 +9,6 @@ pub use self::bootstrap::BootstrapError;
 use std::sync::Arc;
 
 use bytes::Bytes;
-use rafs::bootstrap::WriteOptions;
-use rafs::build::BuildOptions;
 use registry::digest::Digest;
 use tokio::sync::mpsc;
 
@@ -18,35 +16,18 @@ use self::bootstrap::Packed;
 use crate::destination::{CopyError, Destination, Staging, StoreError};
 use crate::document::{Described, DocumentError, Manifest, MediaTypes, Stored, convert_config};
 use crate::layer::{ConvertedLayer, DictionaryBlobs, OutputWriter};
+use crate::options::Recipe;
 
 /// Pieces of 256 KiB between the writer and the upload.
 const QUEUE: usize = 4;
 
-/// What can be chosen about an image.
+/// What the manifest of an image is like.
 #[derive(Clone, Debug)]
-pub struct AssembleOptions {
+pub struct Form {
     /// The media types of the manifest and what it names.
     pub media_types: MediaTypes,
     /// Annotations of the manifest.
     pub annotations: Vec<(&'static str, String)>,
-    /// Paths whose files a daemon should fetch first.
-    pub prefetch: Vec<Box<[u8]>>,
-    /// Put the blobs' chunk information beside the bootstrap, which saves a node a request for each.
-    pub inline_chunk_info: bool,
-    /// Where the blobs are that only a chunk dictionary has.
-    pub dictionary: DictionaryBlobs,
-}
-
-impl Default for AssembleOptions {
-    fn default() -> Self {
-        Self {
-            media_types: MediaTypes::Oci,
-            annotations: Vec::new(),
-            prefetch: Vec::new(),
-            inline_chunk_info: false,
-            dictionary: DictionaryBlobs::Unknown,
-        }
-    }
 }
 
 /// Why an image was not put together.
@@ -102,8 +83,8 @@ pub async fn assemble(
     source_manifest: &[u8],
     source_config: &[u8],
     layers: Vec<Arc<ConvertedLayer>>,
-    build: &BuildOptions,
-    options: &AssembleOptions,
+    recipe: &Arc<Recipe>,
+    form: &Form,
     destination: &dyn Destination,
 ) -> Result<Assembled, AssembleError> {
     let source = Manifest::parse(source_manifest)?;
@@ -112,9 +93,9 @@ pub async fn assemble(
     }
     let mut blobs: Vec<Described> =
         layers.iter().map(|layer| Described { digest: layer.digest.clone(), size: layer.size }).collect();
-    let (packed, size) = push_bootstrap(layers, build, options, destination).await?;
+    let (packed, size) = push_bootstrap(layers, recipe, destination).await?;
     for digest in outside(&packed.blobs, &blobs) {
-        let size = options.dictionary.provide(&digest, destination).await?;
+        let size = dictionary(recipe).provide(&digest, destination).await?;
         blobs.push(Described { digest, size });
     }
     let digests: Vec<&Digest> = blobs.iter().map(|blob| &blob.digest).collect();
@@ -124,7 +105,7 @@ pub async fn assemble(
     let described = Described { digest: config_digest.clone(), size: config.len() as u64 };
     let bootstrap = Described { digest: packed.digest, size };
     let (manifest, media_type) =
-        source.convert(&described, &blobs, &bootstrap, options.media_types, &options.annotations);
+        source.convert(&described, &blobs, &bootstrap, form.media_types, &form.annotations);
     let digest =
         destination.put_manifest(media_type, manifest.clone()).await.map_err(push("the manifest"))?;
     Ok(Assembled { media_type: media_type.to_owned(), manifest, digest, config: config_digest })
@@ -133,16 +114,15 @@ pub async fn assemble(
 /// Stores the bootstrap of `layers` itself as a file, beside their blobs and those that only a chunk dictionary has.
 pub(crate) async fn assemble_files(
     layers: Vec<Arc<ConvertedLayer>>,
-    build: &BuildOptions,
-    options: &AssembleOptions,
+    recipe: &Arc<Recipe>,
     staging: &Arc<Staging>,
 ) -> Result<(), AssembleError> {
-    let (write, inline) = (write_options(build, options), options.inline_chunk_info);
+    let making = Arc::clone(recipe);
     let own: Vec<Described> =
         layers.iter().map(|layer| Described { digest: layer.digest.clone(), size: layer.size }).collect();
-    let made = tokio::task::spawn_blocking(move || bootstrap::build(&layers, &write, inline)).await??;
+    let made = tokio::task::spawn_blocking(move || bootstrap::build(&layers, &making)).await??;
     for digest in outside(&made.blobs, &own) {
-        options.dictionary.provide(&digest, staging).await?;
+        dictionary(recipe).provide(&digest, staging).await?;
     }
     for (name, content) in made.files {
         let put = staging.put_file(&name, content).await;
@@ -156,13 +136,9 @@ fn outside(used: &[Digest], own: &[Described]) -> Vec<Digest> {
     used.iter().filter(|digest| !own.iter().any(|blob| blob.digest == **digest)).cloned().collect()
 }
 
-fn write_options(build: &BuildOptions, options: &AssembleOptions) -> WriteOptions {
-    WriteOptions {
-        prefetch: options.prefetch.clone(),
-        chunk_size: build.chunk_size,
-        compressor: build.compressor,
-        digester: build.digester,
-    }
+/// Where the blobs are that only a chunk dictionary has.
+fn dictionary(recipe: &Recipe) -> &DictionaryBlobs {
+    recipe.dictionary().map_or(&DictionaryBlobs::Unknown, |dictionary| &dictionary.blobs)
 }
 
 impl From<Assembled> for Stored {
@@ -174,16 +150,14 @@ impl From<Assembled> for Stored {
 /// Writes the bootstrap layer on a thread of its own and stores it while it is written.
 async fn push_bootstrap(
     layers: Vec<Arc<ConvertedLayer>>,
-    build: &BuildOptions,
-    options: &AssembleOptions,
+    recipe: &Arc<Recipe>,
     destination: &dyn Destination,
 ) -> Result<(Packed, u64), AssembleError> {
     let push = |error| AssembleError::Push { what: "the bootstrap", error };
-    let (write, inline) = (write_options(build, options), options.inline_chunk_info);
+    let making = Arc::clone(recipe);
     let (sender, mut pieces) = mpsc::channel::<Bytes>(QUEUE);
-    let packing = tokio::task::spawn_blocking(move || {
-        bootstrap::pack(&layers, &write, inline, OutputWriter::new(sender))
-    });
+    let packing =
+        tokio::task::spawn_blocking(move || bootstrap::pack(&layers, &making, OutputWriter::new(sender)));
     let upload = async move {
         // Begun when there is something: merging takes its time, and uploads may expire.
         let first = pieces.recv().await.unwrap_or_default();

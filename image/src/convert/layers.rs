@@ -27,7 +27,7 @@ impl Job<'_> {
     ) -> Result<Layers, ConversionError> {
         let stop = self.cancel.child_token();
         let conversions = layers.iter().map(|layer| self.convert_layer(source, layer, &stop));
-        let mut running = stream::iter(conversions).buffer_unordered(self.options.conversions.max(1));
+        let mut running = stream::iter(conversions).buffer_unordered(self.converter.conversions());
         let mut converted = Layers::new();
         let mut failure = None;
         while let Some(result) = running.next().await {

@@ -31,25 +31,9 @@ pub use self::error::ConversionError;
 use self::target::Target;
 use self::tree::{ImageNode, Tree};
 use crate::destination::Destination;
-use crate::layer::{Converter, DictionaryBlobs};
+use crate::layer::Converter;
+use crate::options::Options;
 use crate::progress::Progress;
-
-/// What can be chosen about a conversion, beside how layers are built.
-#[derive(Clone, Debug)]
-pub struct ConversionOptions {
-    /// Which images of an index; empty: all.
-    pub platforms: Vec<PlatformName>,
-    /// Keep the plain images beside the nydus images, for clients that know nothing of those.
-    pub also_oci: bool,
-    /// Paths whose files a daemon should fetch first.
-    pub prefetch: Vec<Box<[u8]>>,
-    /// Put the blobs' chunk information into the bootstrap layer, which saves a node a request for each.
-    pub inline_chunk_info: bool,
-    /// Where the blobs of the chunk dictionary are, if layers are built with one.
-    pub dictionary: DictionaryBlobs,
-    /// Layers read at once.
-    pub conversions: usize,
-}
 
 /// What was made.
 #[derive(Clone, Debug)]
@@ -68,24 +52,24 @@ pub struct Converted {
 struct Job<'a> {
     converter: &'a Converter,
     destination: Arc<dyn Destination>,
-    options: &'a ConversionOptions,
+    options: &'a Options,
     progress: &'a Arc<Progress>,
     cancel: &'a CancellationToken,
     /// The source, as people named it.
     name: String,
 }
 
-/// Converts the image at `from` to `to`. The destination's name is given last, so whatever ends before leaves the name as
+/// Converts the image at `from` to `to` by the converter's recipe. The destination's name is given last, so whatever ends before leaves the name as
 /// it was; `cancel` ends it in good order, with what was stored so far given up.
 pub async fn convert(
     from: &Location,
     to: &Location,
     client: &Client,
     converter: &Converter,
-    options: &ConversionOptions,
     progress: &Arc<Progress>,
     cancel: &CancellationToken,
 ) -> Result<Converted, ConversionError> {
+    let options = converter.recipe().options();
     let target = Target::new(to, client)?;
     let destination = target.destination();
     let job = Job { converter, destination, options, progress, cancel, name: from.to_string() };

@@ -14,7 +14,7 @@ use super::layers::Layers;
 use super::target::Target;
 use super::tree::{ImageNode, IndexNode, KeptNode, Tree};
 use super::{Converted, Job, short};
-use crate::assemble::{AssembleOptions, assemble, assemble_files};
+use crate::assemble::{Form, assemble, assemble_files};
 use crate::destination::copy_blob;
 use crate::document::{Beside, Index, MediaTypes, Stored};
 use crate::layer::ConvertedLayer;
@@ -63,7 +63,7 @@ impl Job<'_> {
             self.publish_files(image, vec![layer], target).await?;
             None
         } else {
-            let root = self.assemble(image, vec![layer], self.options(None, MediaTypes::Oci)).await?;
+            let root = self.assemble(image, vec![layer], self.form(None, MediaTypes::Oci)).await?;
             target.publish(Some(&root)).await?;
             Some(root.digest)
         };
@@ -79,8 +79,7 @@ impl Job<'_> {
     ) -> Result<(), ConversionError> {
         let Some(staging) = target.files() else { return Ok(()) };
         let task = self.progress.task(0, format!("image {}", image.platform), 0);
-        let options = self.options(None, MediaTypes::Oci);
-        assemble_files(layers, self.converter.options(), &options, staging)
+        assemble_files(layers, self.converter.recipe(), staging)
             .await
             .map_err(|error| ConversionError::Assemble { name: self.name.clone(), error: Box::new(error) })?;
         task.finish();
@@ -112,8 +111,8 @@ impl Job<'_> {
                 self.put(Index::of(&descriptor).with_nydus(&[beside], &HashMap::new())).await
             }
             Tree::Image(image) => {
-                let options = self.options(Some((source, image)), MediaTypes::Oci);
-                self.assemble(image, layers_of(image, layers), options).await
+                let form = self.form(Some((source, image)), MediaTypes::Oci);
+                self.assemble(image, layers_of(image, layers), form).await
             }
         }
     }
@@ -153,8 +152,8 @@ impl Job<'_> {
     ) -> Result<Beside, ConversionError> {
         let blobs = image.layers.iter().chain([&image.config_descriptor]);
         self.copy(source, &image.document, blobs).await?;
-        let options = self.options(Some((source, image)), MediaTypes::BesidePlain);
-        let nydus = self.assemble(image, layers_of(image, layers), options).await?;
+        let form = self.form(Some((source, image)), MediaTypes::BesidePlain);
+        let nydus = self.assemble(image, layers_of(image, layers), form).await?;
         let (plain, platform) = (image.document.descriptor.digest().clone(), image.platform_json());
         Ok(Beside { plain, nydus, platform })
     }
@@ -163,7 +162,7 @@ impl Job<'_> {
         &self,
         image: &ImageNode,
         layers: Vec<Arc<ConvertedLayer>>,
-        options: AssembleOptions,
+        form: Form,
     ) -> Result<Stored, ConversionError> {
         let name = format!("image {}", image.platform);
         let task = self.progress.task(0, name, 0);
@@ -171,8 +170,8 @@ impl Job<'_> {
             &image.document.content,
             &image.config,
             layers,
-            self.converter.options(),
-            &options,
+            self.converter.recipe(),
+            &form,
             self.destination.as_ref(),
         );
         let assembled = assembled
@@ -183,8 +182,8 @@ impl Job<'_> {
         Ok(assembled.into())
     }
 
-    /// How the image is put together, which states where it comes from.
-    fn options(&self, from: Option<(&Source, &ImageNode)>, media_types: MediaTypes) -> AssembleOptions {
+    /// What the manifest is like, which states where the image comes from.
+    fn form(&self, from: Option<(&Source, &ImageNode)>, media_types: MediaTypes) -> Form {
         let mut annotations = vec![
             (nydus::ANNOTATION_FS_VERSION, nydus::FS_VERSION.to_owned()),
             (nydus::ANNOTATION_BUILDER_VERSION, BUILDER.to_owned()),
@@ -196,13 +195,7 @@ impl Job<'_> {
                 annotations.push((nydus::ANNOTATION_SOURCE_REFERENCE, reference.to_string()));
             }
         }
-        AssembleOptions {
-            media_types,
-            annotations,
-            prefetch: self.options.prefetch.clone(),
-            inline_chunk_info: self.options.inline_chunk_info,
-            dictionary: self.options.dictionary.clone(),
-        }
+        Form { media_types, annotations }
     }
 
     async fn keep(&self, source: &Source, kept: &KeptNode) -> Result<Stored, ConversionError> {

@@ -1,8 +1,8 @@
 use std::fs;
 use std::path::{Path, PathBuf};
 
+use crate::options::Recipe;
 use crate::source::blob_path;
-use rafs::build::BuildOptions;
 use registry::client::ClientConfig;
 use registry::digest::sha256;
 use serde_json::{Value, json};
@@ -70,7 +70,7 @@ impl Bench {
         index
     }
 
-    async fn convert(&self, options: ConversionOptions) -> Result<Converted, ConversionError> {
+    async fn convert(&self, options: Options) -> Result<Converted, ConversionError> {
         self.convert_from(&format!("oci:{}", self.path("in").display()), options, &CancellationToken::new())
             .await
     }
@@ -78,13 +78,13 @@ impl Bench {
     async fn convert_from(
         &self,
         from: &str,
-        options: ConversionOptions,
+        options: Options,
         cancel: &CancellationToken,
     ) -> Result<Converted, ConversionError> {
         let to = format!("oci:{}", self.path("out").display()).parse().unwrap();
         let client = Client::new(ClientConfig::default()).unwrap();
-        let converter = Converter::new(BuildOptions { threads: 1, ..BuildOptions::default() }, 2, 0);
-        convert(&from.parse().unwrap(), &to, &client, &converter, &options, &Progress::new(), cancel).await
+        let converter = Converter::new(Recipe::new(options, None, Vec::new(), 1).unwrap(), 2, 0);
+        convert(&from.parse().unwrap(), &to, &client, &converter, &Progress::new(), cancel).await
     }
 
     /// A document of the result.
@@ -112,15 +112,9 @@ fn tar_of(name: &str, content: &[u8]) -> Vec<u8> {
     tar.into_inner().unwrap()
 }
 
-fn options(platforms: &[&str], also_oci: bool) -> ConversionOptions {
-    ConversionOptions {
-        platforms: platforms.iter().map(|text| text.parse().unwrap()).collect(),
-        also_oci,
-        prefetch: Vec::new(),
-        inline_chunk_info: false,
-        dictionary: DictionaryBlobs::Unknown,
-        conversions: 2,
-    }
+fn options(platforms: &[&str], also_oci: bool) -> Options {
+    let platforms = platforms.iter().map(|text| text.parse().unwrap()).collect();
+    Options { platforms, also_oci, ..Options::default() }
 }
 
 fn text(value: &Value) -> &str {

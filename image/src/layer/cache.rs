@@ -1,7 +1,7 @@
-//! What was converted before in this process's life, by digest of the source layer: a rebuild moves only new layers.
+//! What was converted before in this process's life: a rebuild moves only new layers.
 //!
-//! Kept are the trees, not the blobs; those are where they were pushed to. A converter has one set of options for its
-//! life, so the digest is all the key there is.
+//! Kept are the trees, not the blobs; those are where they were pushed to. The key is the source's digest and the
+//! fingerprint of the options.
 
 use std::collections::{HashMap, HashSet};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -12,6 +12,7 @@ use registry::reference::Repository;
 
 use super::conversion::ConvertedLayer;
 use crate::destination::Destination;
+use crate::options::Fingerprint;
 
 /// What a node of a tree takes in memory, about: itself, its name, its place in a directory.
 const NODE_BYTES: usize = 320;
@@ -25,9 +26,18 @@ pub struct LayerCache {
     entries: Mutex<Entries>,
 }
 
+/// What a converted layer is kept under.
+#[derive(Clone, Debug, Eq, Hash, PartialEq)]
+pub struct LayerKey {
+    /// Digest of the layer that it was made of.
+    pub source: Digest,
+    /// Of the options that it was made with.
+    pub fingerprint: Fingerprint,
+}
+
 #[derive(Debug, Default)]
 struct Entries {
-    layers: HashMap<Digest, Entry>,
+    layers: HashMap<LayerKey, Entry>,
     bytes: usize,
     clock: u64,
 }
@@ -51,13 +61,13 @@ impl LayerCache {
         self.entries.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// The layer made of `source`, if its blob is at `destination`.
+    /// The layer kept under `key`, if its blob is at `destination`.
     pub(super) async fn find(
         &self,
-        source: &Digest,
+        key: &LayerKey,
         destination: &dyn Destination,
     ) -> Result<Option<Arc<ConvertedLayer>>, Error> {
-        let Some((layer, repositories)) = self.get(source) else { return Ok(None) };
+        let Some((layer, repositories)) = self.get(key) else { return Ok(None) };
         let Some((client, repository)) = destination.repository() else { return Ok(Some(layer)) };
         if client.has_blob(repository, &layer.digest).await? {
             return Ok(Some(layer));
@@ -78,17 +88,17 @@ impl LayerCache {
         Ok(None)
     }
 
-    fn get(&self, source: &Digest) -> Option<(Arc<ConvertedLayer>, Vec<Repository>)> {
+    fn get(&self, key: &LayerKey) -> Option<(Arc<ConvertedLayer>, Vec<Repository>)> {
         let mut entries = self.lock();
         entries.clock += 1;
         let now = entries.clock;
-        let entry = entries.layers.get_mut(source)?;
+        let entry = entries.layers.get_mut(key)?;
         entry.used = now;
         Some((Arc::clone(&entry.layer), entry.repositories.iter().cloned().collect()))
     }
 
-    /// Keeps `layer`, which was made of `source` and put to `destination`.
-    pub(super) fn insert(&self, source: Digest, layer: Arc<ConvertedLayer>, destination: &dyn Destination) {
+    /// Keeps `layer` under `key`; its blob was put to `destination`.
+    pub(super) fn insert(&self, key: LayerKey, layer: Arc<ConvertedLayer>, destination: &dyn Destination) {
         let chunks: usize = layer.layer.blobs.iter().map(|blob| blob.chunks.len()).sum();
         let bytes = layer.layer.tree.node_count() * NODE_BYTES + chunks * CHUNK_BYTES;
         if bytes > self.limit_bytes {
@@ -97,7 +107,7 @@ impl LayerCache {
         let mut entries = self.lock();
         entries.clock += 1;
         let used = entries.clock;
-        let old = entries.layers.remove(&source);
+        let old = entries.layers.remove(&key);
         let mut repositories = HashSet::new();
         if let Some(old) = old {
             entries.bytes -= old.bytes;
@@ -109,7 +119,7 @@ impl LayerCache {
             repositories.insert(repository.clone());
         }
         entries.bytes += bytes;
-        entries.layers.insert(source, Entry { layer, bytes, used, repositories });
+        entries.layers.insert(key, Entry { layer, bytes, used, repositories });
         while entries.bytes > self.limit_bytes {
             let oldest =
                 entries.layers.iter().min_by_key(|(_, entry)| entry.used).map(|(key, _)| key.clone());
@@ -125,9 +135,14 @@ mod tests {
 
     use super::*;
     use crate::destination::Nowhere;
+    use crate::options::{Options, Recipe, Used};
 
     fn digest(number: u8) -> Digest {
         registry::digest::sha256(&[number])
+    }
+
+    fn key(number: u8) -> LayerKey {
+        LayerKey { source: digest(number), fingerprint: Recipe::default().fingerprint().clone() }
     }
 
     fn layer() -> Arc<ConvertedLayer> {
@@ -138,18 +153,30 @@ mod tests {
     #[tokio::test]
     async fn the_least_recently_used_layer_makes_room() {
         let cache = LayerCache::new(2 * NODE_BYTES);
-        let found = async |number| cache.find(&digest(number), &Nowhere).await.unwrap().is_some();
-        cache.insert(digest(1), layer(), &Nowhere);
-        cache.insert(digest(2), layer(), &Nowhere);
+        let found = async |number| cache.find(&key(number), &Nowhere).await.unwrap().is_some();
+        cache.insert(key(1), layer(), &Nowhere);
+        cache.insert(key(2), layer(), &Nowhere);
         assert!(found(1).await);
-        cache.insert(digest(3), layer(), &Nowhere);
+        cache.insert(key(3), layer(), &Nowhere);
         assert!(found(1).await && !found(2).await && found(3).await);
+    }
+
+    #[tokio::test]
+    async fn a_layer_is_found_by_the_options_that_it_was_made_with() {
+        let cache = LayerCache::new(10 * NODE_BYTES);
+        cache.insert(key(1), layer(), &Nowhere);
+        let mut options = Options::default();
+        options.set(Used::Build, "chunk-size", "64K").unwrap();
+        let other = Recipe::new(options, None, Vec::new(), 0).unwrap().fingerprint().clone();
+        let other = LayerKey { fingerprint: other, ..key(1) };
+        assert!(cache.find(&other, &Nowhere).await.unwrap().is_none());
+        assert!(cache.find(&key(1), &Nowhere).await.unwrap().is_some());
     }
 
     #[tokio::test]
     async fn a_layer_larger_than_the_cache_is_not_kept() {
         let cache = LayerCache::new(NODE_BYTES - 1);
-        cache.insert(digest(1), layer(), &Nowhere);
-        assert!(cache.find(&digest(1), &Nowhere).await.unwrap().is_none());
+        cache.insert(key(1), layer(), &Nowhere);
+        assert!(cache.find(&key(1), &Nowhere).await.unwrap().is_none());
     }
 }

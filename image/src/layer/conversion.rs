@@ -15,6 +15,7 @@ use tokio_util::task::AbortOnDropHandle;
 
 use super::bridge::{InputReader, OutputWriter};
 use crate::destination::{BlobWriter, Destination, SpoolSpace, SpooledBlob, StoreError};
+use crate::options::Recipe;
 
 /// Messages of up to 1 MiB between buildkitd and the builder.
 const INPUT_QUEUE: usize = 2;
@@ -60,14 +61,14 @@ pub struct LayerConversion {
 
 impl LayerConversion {
     pub(super) fn start(
-        options: Arc<BuildOptions>,
+        recipe: Arc<Recipe>,
         slots: Arc<Semaphore>,
         destination: Arc<dyn Destination>,
     ) -> Self {
         let (input, receiver) = mpsc::channel(INPUT_QUEUE);
         let task = tokio::spawn(async move {
             let _slot = slots.acquire_owned().await.expect("the semaphore is never closed");
-            let build = move |output| build(&options, InputReader::new(receiver), output);
+            let build = move |output| build(recipe.build(), InputReader::new(receiver), output);
             build_blob(&Sink::At(Arc::clone(&destination)), build).await?.store(destination.as_ref()).await
         });
         Self { input: Some(input), task: AbortOnDropHandle::new(task) }
@@ -180,13 +181,13 @@ pub struct ReadConversion<R> {
 }
 
 impl<R: Read + Send + 'static> ReadConversion<R> {
-    pub(super) fn start(options: Arc<BuildOptions>, slots: Arc<Semaphore>, sink: Sink, input: R) -> Self {
+    pub(super) fn start(recipe: Arc<Recipe>, slots: Arc<Semaphore>, sink: Sink, input: R) -> Self {
         let begun = Arc::new(AtomicBool::new(false));
         let has_slot = Arc::clone(&begun);
         let task = tokio::spawn(async move {
             let _slot = slots.acquire_owned().await.expect("the semaphore is never closed");
             has_slot.store(true, Ordering::Relaxed);
-            build_blob(&sink, move |output| build(&options, input, output)).await
+            build_blob(&sink, move |output| build(recipe.build(), input, output)).await
         });
         Self { begun, task: AbortOnDropHandle::new(task) }
     }
@@ -237,14 +238,14 @@ impl<R> BuiltLayer<R> {
 /// Converts the files of a directory, as a layer of their own. Once `stop` is cancelled it fails, after what was stored is
 /// given up.
 pub(super) async fn convert_directory(
-    options: Arc<BuildOptions>,
+    recipe: Arc<Recipe>,
     path: PathBuf,
     destination: &Arc<dyn Destination>,
     stop: CancellationToken,
 ) -> Result<ConvertedLayer, ConvertError> {
     let build = move |output| {
         let mut output = Stoppable { inner: OutputWriter::new(output), stop };
-        let layer = build_directory(&path, &mut output, &options)?;
+        let layer = build_directory(&path, &mut output, recipe.build())?;
         output.flush()?;
         Ok((layer, ()))
     };

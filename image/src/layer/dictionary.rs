@@ -1,12 +1,34 @@
 //! Where the blobs of a chunk dictionary are: an image names those that it uses, so its repository has to have them.
 
 use std::path::PathBuf;
+use std::sync::Arc;
 
 use oci_spec::image::{Descriptor, MediaType};
-use registry::digest::Digest;
+use rafs::build::Dictionary;
+use rafs::tree::Image;
+use registry::digest::{Digest, sha256};
 
 use crate::destination::{CopyError, Destination, StoreError, at_destination, copy_blob, copy_file};
 use crate::source::Source;
+
+/// The chunks that a nydus image has, for layers to refer to.
+#[derive(Clone, Debug)]
+pub struct ChunkDict {
+    /// The chunks.
+    pub(crate) chunks: Arc<Dictionary>,
+    /// Where their blobs are.
+    pub(crate) blobs: DictionaryBlobs,
+    /// Over the ids of the blobs, which say all of their chunks.
+    pub(crate) digest: Digest,
+}
+
+impl ChunkDict {
+    /// The chunks of `image`, whose blobs are at `blobs`.
+    pub fn new(image: Image, blobs: DictionaryBlobs) -> Self {
+        let ids: String = image.blobs.iter().filter_map(|blob| blob.id).map(|id| format!("{id}\n")).collect();
+        Self { chunks: Arc::new(Dictionary::new(image)), blobs, digest: sha256(ids.as_bytes()) }
+    }
+}
 
 /// Where the blobs of a chunk dictionary are.
 #[derive(Clone, Debug)]

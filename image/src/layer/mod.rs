@@ -20,23 +20,24 @@ use std::io::Read;
 use std::path::PathBuf;
 use std::sync::Arc;
 
-use rafs::build::BuildOptions;
 use registry::digest::Digest;
 use tokio::sync::Semaphore;
 use tokio_util::sync::CancellationToken;
 
 use self::conversion::Sink;
 use crate::destination::{Destination, SpoolSpace};
+use crate::options::Recipe;
 
 pub(crate) use bridge::{InputReader, OutputWriter};
-pub use cache::LayerCache;
+pub use cache::{LayerCache, LayerKey};
 pub use conversion::{BuiltLayer, ConvertError, ConvertedLayer, LayerConversion, ReadConversion};
-pub use dictionary::DictionaryBlobs;
+pub use dictionary::{ChunkDict, DictionaryBlobs};
 
-/// Converts layers, a bounded number at a time.
+/// Converts layers by a recipe, a bounded number at a time.
 #[derive(Clone, Debug)]
 pub struct Converter {
-    options: Arc<BuildOptions>,
+    recipe: Arc<Recipe>,
+    conversions: usize,
     slots: Arc<Semaphore>,
     /// For layers of which it is not known yet whose they are: they must not keep others waiting.
     ahead_slots: Arc<Semaphore>,
@@ -44,24 +45,36 @@ pub struct Converter {
 }
 
 impl Converter {
-    /// One that converts up to `conversions` layers at once and keeps what it did in `cache_bytes` of memory.
-    pub fn new(options: BuildOptions, conversions: usize, cache_bytes: usize) -> Self {
+    /// One that converts up to `conversions` layers at once (at least one) and keeps what it did in `cache_bytes` of memory.
+    pub fn new(recipe: Recipe, conversions: usize, cache_bytes: usize) -> Self {
+        let conversions = conversions.max(1);
         Self {
-            options: Arc::new(options),
+            recipe: Arc::new(recipe),
+            conversions,
             slots: Arc::new(Semaphore::new(conversions)),
             ahead_slots: Arc::new(Semaphore::new(conversions)),
             cache: Arc::new(LayerCache::new(cache_bytes)),
         }
     }
 
-    /// How layers are built.
-    pub fn options(&self) -> &BuildOptions {
-        &self.options
+    /// One for another recipe, which shares bounds and cache with this one.
+    pub fn with(&self, recipe: Recipe) -> Self {
+        Self { recipe: Arc::new(recipe), ..self.clone() }
+    }
+
+    /// How layers are converted and put together.
+    pub fn recipe(&self) -> &Arc<Recipe> {
+        &self.recipe
+    }
+
+    /// Layers converted at once.
+    pub fn conversions(&self) -> usize {
+        self.conversions
     }
 
     /// Begins to convert a layer, its blob going to `destination`.
     pub fn convert(&self, destination: &Arc<dyn Destination>) -> LayerConversion {
-        LayerConversion::start(Arc::clone(&self.options), Arc::clone(&self.slots), Arc::clone(destination))
+        LayerConversion::start(Arc::clone(&self.recipe), Arc::clone(&self.slots), Arc::clone(destination))
     }
 
     /// Begins to convert the layer that `input` is, its blob going to `destination`.
@@ -70,8 +83,8 @@ impl Converter {
         input: R,
         destination: &Arc<dyn Destination>,
     ) -> ReadConversion<R> {
-        let (options, slots) = (Arc::clone(&self.options), Arc::clone(&self.slots));
-        ReadConversion::start(options, slots, Sink::At(Arc::clone(destination)), input)
+        let (recipe, slots) = (Arc::clone(&self.recipe), Arc::clone(&self.slots));
+        ReadConversion::start(recipe, slots, Sink::At(Arc::clone(destination)), input)
     }
 
     /// Begins to convert the layer that `input` is, of which it is not known yet whose it is: its blob stays in `space`.
@@ -80,8 +93,8 @@ impl Converter {
         input: R,
         space: &Arc<SpoolSpace>,
     ) -> ReadConversion<R> {
-        let (options, slots) = (Arc::clone(&self.options), Arc::clone(&self.ahead_slots));
-        ReadConversion::start(options, slots, Sink::Spool(Arc::clone(space)), input)
+        let (recipe, slots) = (Arc::clone(&self.recipe), Arc::clone(&self.ahead_slots));
+        ReadConversion::start(recipe, slots, Sink::Spool(Arc::clone(space)), input)
     }
 
     /// Converts the files of the directory at `path`, the blob going to `destination`, unless `stop` is cancelled.
@@ -91,21 +104,25 @@ impl Converter {
         destination: &Arc<dyn Destination>,
         stop: CancellationToken,
     ) -> Result<ConvertedLayer, ConvertError> {
-        conversion::convert_directory(Arc::clone(&self.options), path, destination, stop).await
+        conversion::convert_directory(Arc::clone(&self.recipe), path, destination, stop).await
     }
 
-    /// The layer that was made of `source` before, if its blob is at `destination` too (or can be put there without
+    /// The layer that was made of `source` before by the same fingerprint, if its blob is at `destination` too (or can be put there without
     /// sending it).
     pub async fn cached(
         &self,
         source: &Digest,
         destination: &dyn Destination,
     ) -> Result<Option<Arc<ConvertedLayer>>, registry::client::Error> {
-        self.cache.find(source, destination).await
+        self.cache.find(&self.key(source), destination).await
     }
 
     /// Keeps what was made of `source`.
     pub fn remember(&self, source: &Digest, layer: Arc<ConvertedLayer>, destination: &dyn Destination) {
-        self.cache.insert(source.clone(), layer, destination);
+        self.cache.insert(self.key(source), layer, destination);
+    }
+
+    fn key(&self, source: &Digest) -> LayerKey {
+        LayerKey { source: source.clone(), fingerprint: self.recipe.fingerprint().clone() }
     }
 }

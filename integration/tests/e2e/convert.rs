@@ -264,7 +264,7 @@ pub(crate) fn options(fixture: &Fixture) -> Result<()> {
     let list = list.display().to_string();
     let sets: [&[&str]; 3] = [
         &["--compressor", "lz4", "--digester", "sha256", "--chunk-size", "64K", "--prefetch", "/bin/sh"],
-        &["--level", "1", "--batch-size", "0x40000", "--inline-chunk-info"],
+        &["--compression-level", "1", "--batch-size", "0x40000", "--inline-chunk-info"],
         &["--compressor", "none", "--prefetch-list", &list],
     ];
     for (number, set) in sets.iter().enumerate() {

@@ -44,8 +44,12 @@ impl Default for BuildOptions {
 }
 
 impl BuildOptions {
-    /// Checks sizes.
-    pub(super) fn check(&self) -> Result<(), BuildError> {
+    /// Whether a layer can be built so: sizes, and the dictionary's properties.
+    ///
+    /// # Errors
+    ///
+    /// When it cannot; a build ends with the same error.
+    pub fn check(&self) -> Result<(), BuildError> {
         let chunk_size = self.chunk_size;
         if !is_chunk_size(chunk_size) {
             return Err(BuildError::ChunkSize { chunk_size });
