@@ -6,11 +6,13 @@
 //! | `oci:DIR[:IMAGE]` | an OCI image layout in a directory | yes | yes |
 //! | `oci-archive:FILE[:IMAGE]` | an OCI image layout in a tar | yes | yes |
 //! | `docker-archive:FILE[:IMAGE]` | what `docker save` writes | yes | |
+//! | `package:PATH[:IMAGE]` | a package of a cluster image, a registry's directory, or a tar of one | yes | |
 //! | `directory:DIR` | a file system tree | yes | |
 //! | `files:DIR` | a nydus image as its parts: `image.boot` and `blobs/` | | yes |
 //!
 //! The names are those of skopeo. As there, the path ends at the first colon. `IMAGE` is a name that the layout or archive
-//! has for the image, or `@DIGEST` for one without a name (in a docker-archive `@NUMBER`, from 0).
+//! has for the image, or `@DIGEST` for one without a name (in a docker-archive `@NUMBER`, from 0). Without it a package's is the
+//! cluster image.
 
 use std::fmt;
 use std::path::{Path, PathBuf};
@@ -28,8 +30,8 @@ pub enum InvalidLocation {
     Reference(#[from] InvalidReference),
     /// It is a path, of which nobody knows what is there.
     #[error(
-        "{text:?} is a path: say what is there with oci:, oci-archive:, docker-archive:, directory: or files: \
-         before it"
+        "{text:?} is a path: say what is there with oci:, oci-archive:, docker-archive:, package:, directory: or \
+         files: before it"
     )]
     Path {
         /// The text as given.
@@ -60,6 +62,8 @@ pub enum Location {
     OciArchive(InFile),
     /// In a tar as of `docker save`.
     DockerArchive(InFile),
+    /// Among what a registry stores, in a directory or a tar.
+    Package(InFile),
     /// The tree of files in a directory.
     Directory(PathBuf),
     /// A nydus image as its parts in a directory.
@@ -98,7 +102,10 @@ impl Location {
     pub fn path(&self) -> Option<&Path> {
         match self {
             Self::Registry(_) => None,
-            Self::Oci(place) | Self::OciArchive(place) | Self::DockerArchive(place) => Some(&place.path),
+            Self::Oci(place)
+            | Self::OciArchive(place)
+            | Self::DockerArchive(place)
+            | Self::Package(place) => Some(&place.path),
             Self::Directory(path) | Self::Files(path) => Some(path),
         }
     }
@@ -115,6 +122,7 @@ impl FromStr for Location {
             Some(("oci", rest)) => InFile::parse(text, rest).map(Self::Oci),
             Some(("oci-archive", rest)) => InFile::parse(text, rest).map(Self::OciArchive),
             Some(("docker-archive", rest)) => InFile::parse(text, rest).map(Self::DockerArchive),
+            Some(("package", rest)) => InFile::parse(text, rest).map(Self::Package),
             Some(("directory", rest)) => path_of(text, rest).map(Self::Directory),
             Some(("files", rest)) => path_of(text, rest).map(Self::Files),
             _ if text.starts_with(['/', '.']) => Err(InvalidLocation::Path { text: text.to_owned() }),
@@ -132,6 +140,7 @@ impl fmt::Display for Location {
             Self::Oci(place) => ("oci", place),
             Self::OciArchive(place) => ("oci-archive", place),
             Self::DockerArchive(place) => ("docker-archive", place),
+            Self::Package(place) => ("package", place),
         };
         write!(f, "{way}:{}", place.path.display())?;
         place.image.as_ref().map_or(Ok(()), |image| write!(f, ":{image}"))
@@ -150,6 +159,8 @@ mod tests {
             "oci:layout:v1",
             "oci-archive:a.tar:docker.io/library/app:v1",
             "docker-archive:/a/b.tar.gz:@0",
+            "package:cluster.tar",
+            "package:/srv/cluster:k8s.gcr.io/pause:3.9",
             "directory:/srv/root:with colon",
             "files:out",
         ] {

@@ -3,6 +3,7 @@
 //! - [`mod@reference`]: image references as people type them, and repositories.
 //! - [`digest`]: content digests and hashing while data flows.
 //! - [`nydus`]: media types, annotations and labels of nydus images.
+//! - [`layout`]: stored content, on CNCF distribution's storage layout, in a directory or a tar.
 //! - [`client`]: pull, ranged reads, resumable push, tokens, mirrors.
 //! - [`server`]: a registry in this process, on CNCF distribution's storage layout.
 
@@ -10,6 +11,7 @@
 
 pub mod client;
 pub mod digest;
+pub mod layout;
 pub mod nydus;
 pub mod reference;
 pub mod server;

@@ -101,7 +101,7 @@ pub(super) async fn locate(
         (Some(given), _) => given,
         (None, Location::Registry(reference)) => Blobs::Registry(Box::new((client, reference))),
         (None, Location::Oci(layout)) => Blobs::Directory(layout.path.join("blobs/sha256")),
-        (None, Location::OciArchive(_)) => Blobs::Archive(image),
+        (None, Location::OciArchive(_) | Location::Package(_)) => Blobs::Archive(image),
         (None, _) => Blobs::Unknown,
     };
     Ok(Located { name, bootstrap, blobs, manifest: Some(manifest), _directory: Some(directory) })

@@ -35,7 +35,7 @@ impl Target {
             Location::Oci(place) => (&place.path, Shape::Oci { name: place.image.clone() }),
             Location::OciArchive(place) => (&place.path, Shape::OciArchive { name: place.image.clone() }),
             Location::Files(path) => (path, Shape::Files),
-            Location::DockerArchive(_) | Location::Directory(_) => {
+            Location::DockerArchive(_) | Location::Package(_) | Location::Directory(_) => {
                 return Err(ConversionError::NotWritable { location: text });
             }
         };

@@ -116,7 +116,7 @@ pub async fn extract(
         annotations.and_then(|all| all.get(ANNOTATION_BOOTSTRAP)).is_some_and(|value| value == TRUE)
     };
     let collected = match manifest.layers().iter().find(is_bootstrap) {
-        Some(layer) => nydus::collect(source, location, layer, wanted).await?,
+        Some(layer) => nydus::collect(source, layer, wanted).await?,
         None => layers::collect(source, manifest.layers(), wanted).await?,
     };
     let to = to.to_owned();

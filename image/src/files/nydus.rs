@@ -6,7 +6,7 @@ use std::path::Path;
 
 use oci_spec::image::Descriptor;
 use rafs::blob::Blob;
-use rafs::blob::source::{BlobDirectory, BlobSource, ChunkReader, load_chunk_info};
+use rafs::blob::source::{BlobSource, ChunkReader, load_chunk_info};
 use rafs::bootstrap::Bootstrap;
 use rafs::source::tar::TarSource;
 use rafs::source::{EntryKind, Source as _};
@@ -17,8 +17,7 @@ use tokio::runtime::Handle;
 
 use super::collected::{Collected, Item};
 use super::{FilesError, Wanted};
-use crate::location::Location;
-use crate::source::Source;
+use crate::source::{BlobFile, Source};
 
 /// Where the bootstrap is in its layer.
 const BOOTSTRAP: &[u8] = b"image/image.boot";
@@ -28,7 +27,6 @@ const BOOTSTRAP_LIMIT_BYTES: u64 = 4 << 30;
 
 pub(super) async fn collect(
     source: &Source,
-    location: &Location,
     layer: &Descriptor,
     wanted: Wanted,
 ) -> Result<Collected, FilesError> {
@@ -39,7 +37,7 @@ pub(super) async fn collect(
         packed.write_all(&piece).map_err(failed)?;
     }
     io::Seek::rewind(&mut packed).map_err(failed)?;
-    let blobs = Blobs::of(source, location);
+    let blobs = Blobs::of(source);
     let layer = layer.digest().to_string();
     let work = move || {
         let directory = tempfile::tempdir().map_err(failed)?;
@@ -122,22 +120,18 @@ enum Blobs {
         repository: Repository,
         runtime: Handle,
     },
-    Directory(BlobDirectory),
-    /// In archives blobs have no files of their own.
-    Nowhere,
+    /// Files of this machine, or parts of such.
+    Files(Source),
 }
 
 impl Blobs {
-    fn of(source: &Source, location: &Location) -> Self {
-        match (source.registry(), location) {
-            (Some((client, reference)), _) => {
+    fn of(source: &Source) -> Self {
+        match source.registry() {
+            Some((client, reference)) => {
                 let (client, repository) = (client.clone(), reference.repository().clone());
                 Self::Registry { client, repository, runtime: Handle::current() }
             }
-            (None, Location::Oci(place)) => {
-                Self::Directory(BlobDirectory::new(place.path.join("blobs/sha256")))
-            }
-            (None, _) => Self::Nowhere,
+            None => Self::Files(source.clone()),
         }
     }
 
@@ -146,8 +140,8 @@ impl Blobs {
         Digest::try_from(format!("sha256:{}", blob.id.ok_or_else(unknown)?)).map_err(io::Error::other)
     }
 
-    fn nowhere() -> io::Error {
-        io::Error::other("the blobs of a nydus image in an archive cannot be read: unpack the archive")
+    fn file(source: &Source, blob: &Blob) -> io::Result<BlobFile> {
+        source.blob_file(&Self::digest(blob)?).map_err(io::Error::other)
     }
 }
 
@@ -162,8 +156,7 @@ impl BlobSource for Blobs {
                     || io::Error::new(io::ErrorKind::NotFound, format!("{repository}: no blob {digest}"));
                 size.ok_or_else(missing)
             }
-            Self::Directory(directory) => directory.size(blob),
-            Self::Nowhere => Err(Self::nowhere()),
+            Self::Files(source) => Ok(Self::file(source, blob)?.size()),
         }
     }
 
@@ -175,8 +168,7 @@ impl BlobSource for Blobs {
                 let bytes = client.blob_range(repository, &digest, range.start, length);
                 Ok(runtime.block_on(bytes).map_err(io::Error::other)?.to_vec())
             }
-            Self::Directory(directory) => directory.read(blob, range),
-            Self::Nowhere => Err(Self::nowhere()),
+            Self::Files(source) => Self::file(source, blob)?.read(range),
         }
     }
 }

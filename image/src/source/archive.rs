@@ -12,6 +12,7 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use flate2::read::MultiGzDecoder;
+use registry::layout::Members;
 
 use super::error::SourceError;
 use super::files::Part;
@@ -65,6 +66,20 @@ impl Archive {
         };
         let entries = scan::entries(path, &file)?;
         Ok(Self { path: path.to_owned(), file: Arc::new(file), entries })
+    }
+
+    /// The tar.
+    pub(super) fn path(&self) -> &Path {
+        &self.path
+    }
+
+    /// All files, and where they lie. Links stand for what they lead to.
+    pub(super) fn members(&self) -> Members {
+        let parts = self.entries.keys().filter_map(|name| {
+            let part = self.part(name).ok()?;
+            Some((name.clone(), (part.offset, part.size)))
+        });
+        Members::new(self.path.clone(), Arc::clone(&self.file), parts.collect())
     }
 
     /// Whether there is a file of this name.

@@ -9,7 +9,9 @@ use std::sync::Arc;
 
 use super::archive::Archive;
 use super::error::SourceError;
+use oci_spec::image::Descriptor;
 use registry::client::MANIFEST_LIMIT_BYTES;
+use registry::digest::{Digest, Hasher};
 
 /// Where a layout's files are. Everything here blocks on the disk.
 #[derive(Clone, Debug)]
@@ -92,12 +94,43 @@ impl Part {
         Ok(content)
     }
 
+    /// Whether it has the size that `descriptor` says.
+    pub(super) fn check_size(&self, descriptor: &Descriptor) -> Result<(), SourceError> {
+        if self.size == descriptor.size() {
+            return Ok(());
+        }
+        Err(SourceError::Size { place: self.place.clone(), expected: descriptor.size(), found: self.size })
+    }
+
+    /// The document that `descriptor` names, verified.
+    pub(super) fn verified(&self, descriptor: &Descriptor) -> Result<Vec<u8>, SourceError> {
+        self.check_size(descriptor)?;
+        let content = self.document()?;
+        verify(&content, descriptor.digest(), || self.place.clone())?;
+        Ok(content)
+    }
+
     /// What it begins with: up to `buffer`'s size.
     pub(super) fn begin(&self, buffer: &mut [u8]) -> Result<usize, SourceError> {
         let length = buffer.len().min(usize::try_from(self.size).unwrap_or(usize::MAX));
         let read = self.file.read_at(&mut buffer[..length], self.offset);
         read.map_err(SourceError::io(self.place.clone()))
     }
+}
+
+/// Whether the content of `place` has the digest.
+pub(super) fn verify(
+    content: &[u8],
+    expected: &Digest,
+    place: impl FnOnce() -> String,
+) -> Result<(), SourceError> {
+    let mut hasher = Hasher::like(expected)?;
+    hasher.update(content);
+    let found = hasher.finish();
+    if found == *expected {
+        return Ok(());
+    }
+    Err(SourceError::Digest { place: place(), expected: expected.clone(), found })
 }
 
 /// A part, read from its beginning to its end.

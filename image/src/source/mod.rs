@@ -7,7 +7,7 @@
 //!
 //! - `archive`: a tar, scanned once and read where its files lie.
 //! - `files`: a layout's files, in a directory or such a tar.
-//! - `oci`, `docker`: what these files mean.
+//! - `oci`, `docker`, `stored`: what these files mean.
 //! - `blob`: a blob as it is read.
 //! - `images`: the images of an index.
 
@@ -18,6 +18,7 @@ mod error;
 mod files;
 mod images;
 mod oci;
+mod stored;
 
 use std::sync::Arc;
 
@@ -28,12 +29,14 @@ pub use self::blob::BlobStream;
 pub use self::error::SourceError;
 pub use self::files::Part as BlobFile;
 pub use self::images::SourceImage;
+pub use self::stored::{PACKAGE_FILE, StoredImages};
 pub use self::oci::{INDEX as OCI_INDEX_FILE, REF_NAME, blob_path};
 
 use self::archive::Archive;
 use self::docker::DockerArchive;
 use self::files::Files;
 use self::oci::OciLayout;
+use self::stored::StoredImage;
 use crate::location::Location;
 use registry::client::{Client, MANIFEST_LIMIT_BYTES};
 use registry::reference::{Reference, Repository};
@@ -58,6 +61,7 @@ enum Kind {
     Registry { client: Client, reference: Reference },
     Oci(Arc<OciLayout>),
     Docker(Arc<DockerArchive>),
+    Stored(Arc<StoredImage>),
 }
 
 impl Source {
@@ -82,6 +86,7 @@ impl Source {
             Kind::Registry { reference, .. } => reference.to_string(),
             Kind::Oci(layout) => layout.name().to_owned(),
             Kind::Docker(archive) => archive.name().to_owned(),
+            Kind::Stored(image) => image.name().to_owned(),
         }
     }
 
@@ -89,7 +94,7 @@ impl Source {
     pub fn registry(&self) -> Option<(&Client, &Reference)> {
         match &self.kind {
             Kind::Registry { client, reference } => Some((client, reference)),
-            Kind::Oci(_) | Kind::Docker(_) => None,
+            Kind::Oci(_) | Kind::Docker(_) | Kind::Stored(_) => None,
         }
     }
 
@@ -110,6 +115,10 @@ impl Source {
                 let content = Bytes::from(archive.manifest.clone());
                 Ok(Document { descriptor: docker::descriptor(&content), content })
             }
+            Kind::Stored(image) => {
+                let image = Arc::clone(image);
+                tokio::task::spawn_blocking(move || image.root()).await?
+            }
         }
     }
 
@@ -121,6 +130,10 @@ impl Source {
                 client.manifest(&reference).await?.1
             }
             Kind::Oci(_) | Kind::Docker(_) => self.document(descriptor).await?,
+            Kind::Stored(image) => {
+                let (image, wanted) = (Arc::clone(image), descriptor.clone());
+                tokio::task::spawn_blocking(move || image.manifest(&wanted)).await??.into()
+            }
         };
         Ok(Document { descriptor: descriptor.clone(), content })
     }
@@ -151,17 +164,22 @@ impl Source {
                 Ok(tokio::task::spawn_blocking(move || layout.document(&wanted)).await??.into())
             }
             Kind::Docker(archive) => Ok(archive.document(descriptor.digest())?.into()),
+            Kind::Stored(image) => {
+                let image = Arc::clone(image);
+                Ok(tokio::task::spawn_blocking(move || image.document(&wanted)).await??.into())
+            }
         }
     }
 
-    /// The file that a layout has of a blob, to be read where it lies, in any order. Blocks on the disk.
+    /// The file, or the part of one, that a blob is, to be read where it lies, in any order. Blocks on the disk.
     ///
     /// # Errors
     ///
-    /// When there is none, or the image is not in an OCI image layout.
+    /// When there is none, or the image is in a registry or as of `docker save`.
     pub fn blob_file(&self, digest: &registry::digest::Digest) -> Result<BlobFile, SourceError> {
         match &self.kind {
             Kind::Oci(layout) => layout.part(digest),
+            Kind::Stored(image) => image.part(digest),
             Kind::Registry { .. } | Kind::Docker(_) => {
                 Err(SourceError::Missing { place: format!("a file of blob {digest} of {}", self.name()) })
             }
@@ -182,6 +200,10 @@ impl Source {
                 tokio::task::spawn_blocking(move || layout.blob(&wanted)).await?
             }
             Kind::Docker(archive) => archive.blob(descriptor.digest()),
+            Kind::Stored(image) => {
+                let image = Arc::clone(image);
+                tokio::task::spawn_blocking(move || image.blob(&wanted)).await?
+            }
         }
     }
 }
@@ -202,6 +224,10 @@ impl Kind {
             Location::DockerArchive(place) => {
                 let archive = Archive::open(&place.path, spool)?;
                 Ok(Self::Docker(Arc::new(DockerArchive::open(name, &archive, place.image.as_deref())?)))
+            }
+            Location::Package(place) => {
+                let all = StoredImages::open(&place.path, spool)?;
+                Ok(Self::Stored(Arc::new(StoredImage::open(name, all, place.image.as_deref())?)))
             }
             Location::Registry(_) | Location::Directory(_) | Location::Files(_) => {
                 Err(SourceError::NoImage { location: name })

@@ -5,7 +5,7 @@ use oci_spec::image::{Descriptor, ImageIndex};
 use super::blob::BlobStream;
 use super::error::SourceError;
 use super::files::{Files, Part};
-use registry::digest::{self, Digest};
+use registry::digest::Digest;
 
 /// The annotation that names an image in `index.json`.
 pub const REF_NAME: &str = "org.opencontainers.image.ref.name";
@@ -49,26 +49,13 @@ impl OciLayout {
 
     /// The document that `descriptor` names, verified.
     pub(super) fn document(&self, descriptor: &Descriptor) -> Result<Vec<u8>, SourceError> {
-        let part = self.part(descriptor.digest())?;
-        check_size(&part, descriptor)?;
-        let content = part.document()?;
-        let mut hasher = digest::Hasher::like(descriptor.digest())?;
-        hasher.update(&content);
-        let found = hasher.finish();
-        if found != *descriptor.digest() {
-            return Err(SourceError::Digest {
-                place: part.place,
-                expected: descriptor.digest().clone(),
-                found,
-            });
-        }
-        Ok(content)
+        self.part(descriptor.digest())?.verified(descriptor)
     }
 
     /// The blob that `descriptor` names.
     pub(super) fn blob(&self, descriptor: &Descriptor) -> Result<BlobStream, SourceError> {
         let part = self.part(descriptor.digest())?;
-        check_size(&part, descriptor)?;
+        part.check_size(descriptor)?;
         let size = part.size;
         BlobStream::file(part, false, descriptor.digest(), size)
     }
@@ -82,13 +69,6 @@ impl OciLayout {
 /// Where a layout has a blob. A digest's parts have no slash and are not `..`, so this stays in the layout.
 pub fn blob_path(digest: &Digest) -> String {
     format!("blobs/{}/{}", digest.algorithm(), digest.digest())
-}
-
-fn check_size(part: &Part, descriptor: &Descriptor) -> Result<(), SourceError> {
-    if part.size == descriptor.size() {
-        return Ok(());
-    }
-    Err(SourceError::Size { place: part.place.clone(), expected: descriptor.size(), found: part.size })
 }
 
 fn choose<'a>(

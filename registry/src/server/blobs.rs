@@ -33,7 +33,7 @@ pub(super) async fn get(state: &State, head: &Head, name: String, digest: Digest
         head.header(RANGE).filter(|_| head.header(IF_RANGE).is_none_or(|tag| tag == etag)).map(str::to_owned);
     let unchanged = head.header(IF_NONE_MATCH).is_some_and(|tags| tags == "*" || tags.contains(&etag));
     let opened = blocking(move || {
-        let Some(blob) = storage.open_blob(&name, &wanted)? else {
+        let Some(blob) = storage.layout.blob(&name, &wanted)? else {
             return Err(Failure::new(Code::BlobUnknown, wanted.as_ref()));
         };
         let size = blob.size;
@@ -46,13 +46,13 @@ pub(super) async fn get(state: &State, head: &Head, name: String, digest: Digest
         let body = if !send || unchanged {
             Body::Bytes(Default::default())
         } else if len <= INLINE_BYTES {
-            let bytes = read_at(&blob.file, offset, usize::try_from(len).unwrap_or_default());
+            let bytes = read_at(&blob.file, blob.offset + offset, usize::try_from(len).unwrap_or_default());
             Body::Bytes(bytes.map_err(|source| {
                 let path = wanted.as_ref().into();
                 Failure::Storage { doing: "reading blob", path, source }
             })?)
         } else {
-            Body::File(FileBody::new(blob.file, offset, len))
+            Body::File(FileBody::new(blob.file, blob.offset + offset, len))
         };
         Ok((size, part, len, body))
     });

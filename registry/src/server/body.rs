@@ -33,8 +33,8 @@ pub(super) struct FileBody {
 }
 
 impl FileBody {
-    pub(super) fn new(file: File, offset: u64, len: u64) -> Self {
-        Self { file: Arc::new(file), offset, unread: len, unsent: len, reading: None }
+    pub(super) fn new(file: Arc<File>, offset: u64, len: u64) -> Self {
+        Self { file, offset, unread: len, unsent: len, reading: None }
     }
 
     fn read_ahead(&mut self) {

@@ -17,10 +17,10 @@ pub(super) async fn tags(state: &State, head: &Head, name: String) -> Result<Rep
     let storage = state.storage.clone();
     let repository = name.clone();
     let tags = blocking(move || {
-        if !storage.has_repository(&repository)? {
+        if !storage.layout.has_repository(&repository)? {
             return Err(Failure::new(Code::NameUnknown, repository));
         }
-        storage.tags(&repository)
+        Ok(storage.layout.tags(&repository)?)
     });
     let page = Page::of(head, tags.await?, &format!("/v2/{name}/tags/list"))?;
     Ok(page.reply("tags", Some(&name)))
@@ -29,7 +29,7 @@ pub(super) async fn tags(state: &State, head: &Head, name: String) -> Result<Rep
 /// GET of all repositories.
 pub(super) async fn catalog(state: &State, head: &Head) -> Result<Reply, Failure> {
     let storage = state.storage.clone();
-    let names = blocking(move || storage.repositories()).await?;
+    let names = blocking(move || Ok(storage.layout.repositories()?)).await?;
     Ok(Page::of(head, names, "/v2/_catalog")?.reply("repositories", None))
 }
 

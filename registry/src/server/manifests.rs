@@ -9,9 +9,10 @@ use super::error::{Code, Failure};
 use super::reply::Reply;
 use super::request::{Head, RequestBody};
 use super::routes::ManifestName;
-use super::storage::{Storage, StoredManifest};
+use super::storage::Storage;
 use super::{State, blocking};
 use crate::digest::{self, Digest, Hasher};
+use crate::layout;
 
 /// The largest manifest taken: what the specification asks for at least, and what others take at most.
 const LIMIT_BYTES: usize = 4 << 20;
@@ -73,27 +74,31 @@ pub(super) async fn get(
 ) -> Result<Reply, Failure> {
     let storage = state.storage.clone();
     let found = blocking(move || find(&storage, &name, &reference)).await?;
-    let etag = format!("\"{}\"", found.digest);
+    let (digest, content) = found;
+    let etag = format!("\"{digest}\"");
     if head.header(IF_NONE_MATCH).is_some_and(|tags| tags.contains(&etag)) {
-        return Ok(Reply::empty(StatusCode::NOT_MODIFIED).header(ETAG, &etag).digest(&found.digest));
+        return Ok(Reply::empty(StatusCode::NOT_MODIFIED).header(ETAG, &etag).digest(&digest));
     }
-    let manifest: Manifest = serde_json::from_slice(&found.content).unwrap_or_default();
-    let length = found.content.len() as u64;
+    let manifest: Manifest = serde_json::from_slice(&content).unwrap_or_default();
+    let length = content.len() as u64;
     let send = *head.method() == Method::GET;
-    let body = Body::Bytes(if send { found.content.into() } else { Default::default() });
+    let body = Body::Bytes(if send { content.into() } else { Default::default() });
     let reply = Reply::empty(StatusCode::OK).header(CONTENT_TYPE, manifest.kind()).header(ETAG, &etag);
-    Ok(reply.digest(&found.digest).body(body).length(length))
+    Ok(reply.digest(&digest).body(body).length(length))
 }
 
-fn find(storage: &Storage, name: &str, reference: &ManifestName) -> Result<StoredManifest, Failure> {
+fn find(storage: &Storage, name: &str, reference: &ManifestName) -> Result<(Digest, Vec<u8>), Failure> {
     let digest = match reference {
         ManifestName::Digest(digest) => Some(digest.clone()),
-        ManifestName::Tag(tag) => storage.tagged(name, tag)?,
+        ManifestName::Tag(tag) => storage.layout.tagged(name, tag)?,
     };
-    let found = digest.map(|digest| storage.manifest(name, &digest)).transpose()?.flatten();
-    match found {
+    let content = match &digest {
+        Some(digest) => storage.layout.manifest(name, digest)?,
+        None => None,
+    };
+    match digest.zip(content) {
         Some(found) => Ok(found),
-        None if storage.has_repository(name)? => {
+        None if storage.layout.has_repository(name)? => {
             Err(Failure::new(Code::ManifestUnknown, described(reference)))
         }
         None => Err(Failure::new(Code::NameUnknown, name)),
@@ -177,20 +182,19 @@ pub(super) fn parse(content: &[u8], announced: Option<&str>) -> Result<Manifest,
 /// Whether the repository has everything that the manifest names. The subject may come later.
 fn check_contents(storage: &Storage, name: &str, manifest: &Manifest) -> Result<(), Failure> {
     let digest_of = |content: &Content| {
-        super::routes::checked_digest(&content.digest)
-            .map_err(|failure| Failure::new(Code::ManifestInvalid, failure.to_string()))
+        layout::checked_digest(&content.digest).map_err(|reason| Failure::new(Code::ManifestInvalid, reason))
     };
     let unknown = |content: &Content| Failure::new(Code::ManifestBlobUnknown, content.digest.as_str());
     let blobs = manifest.layers.iter().chain(&manifest.blobs).flatten();
     for blob in manifest.config.iter().chain(blobs) {
         let digest = digest_of(blob)?;
         let elsewhere = blob.urls.as_ref().is_some_and(|urls| !urls.is_empty());
-        if !elsewhere && !storage.has_blob(name, &digest)? {
+        if !elsewhere && !storage.layout.content_of(name, &digest)?.is_some() {
             return Err(unknown(blob));
         }
     }
     for child in manifest.manifests.iter().flatten() {
-        if !storage.has_manifest(name, &digest_of(child)?)? {
+        if !storage.layout.has_manifest(name, &digest_of(child)?)? {
             return Err(unknown(child));
         }
     }

@@ -25,7 +25,7 @@ mod uploads;
 
 use std::convert::Infallible;
 use std::net::SocketAddr;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::AtomicU64;
 use std::time::{Duration, Instant};
@@ -61,6 +61,7 @@ use self::routes::Route;
 use self::stall::StallGuard;
 use self::storage::Storage;
 use self::uploads::Uploads;
+use crate::layout::Layout;
 
 /// How much of an unwanted request body is read so that the client gets to see the answer: a piece of
 /// an upload of common clients.
@@ -123,14 +124,18 @@ impl ServerConfig {
         Self { root: root.into(), ..Self::default() }
     }
 
-    /// What somebody who lets others reach `address` should know.
-    fn warnings(&self, address: SocketAddr) -> Vec<String> {
+    /// What somebody who lets others reach `address` should know. `read_only`: nothing can be pushed.
+    fn warnings(&self, address: SocketAddr, read_only: bool) -> Vec<String> {
         let mut warnings = Vec::new();
         if address.ip().is_loopback() {
             return warnings;
         }
         if self.htpasswd.is_none() {
-            let what = if self.delete { "push, overwrite and delete" } else { "push and overwrite" };
+            let what = match (read_only, self.delete) {
+                (true, _) => "read",
+                (false, true) => "push, overwrite and delete",
+                (false, false) => "push and overwrite",
+            };
             let advice = "name users with htpasswd, or listen on a loopback address";
             warnings.push(format!("whoever reaches {address} may {what} everything here: {advice}"));
         } else if self.tls.is_none() {
@@ -164,11 +169,31 @@ impl Server {
 
 /// Serves the registry until `shutdown` is cancelled; then requests get [`ServerConfig::drain_seconds`] to finish.
 pub async fn serve(config: ServerConfig, shutdown: CancellationToken) -> Result<Server, ServerError> {
-    let at = |what, path: &PathBuf| {
-        let path = path.clone();
-        move |source| ServerError::Path { what, path, source }
-    };
     std::fs::create_dir_all(&config.root).map_err(at("root", &config.root))?;
+    let layout = Layout::directory(&config.root);
+    listen(config, layout, false, shutdown).await
+}
+
+/// Serves `layout` as [`serve`] does, but nothing can be written. `config.root` is only named in the log.
+pub async fn serve_read_only(
+    config: ServerConfig,
+    layout: Layout,
+    shutdown: CancellationToken,
+) -> Result<Server, ServerError> {
+    listen(config, layout, true, shutdown).await
+}
+
+fn at(what: &'static str, path: &Path) -> impl FnOnce(std::io::Error) -> ServerError {
+    let path = path.to_owned();
+    move |source| ServerError::Path { what, path, source }
+}
+
+async fn listen(
+    config: ServerConfig,
+    layout: Layout,
+    read_only: bool,
+    shutdown: CancellationToken,
+) -> Result<Server, ServerError> {
     let log_path = config.access_log.clone().unwrap_or_default();
     let log = AccessLog::open(config.access_log.as_deref()).map_err(at("access_log", &log_path))?;
     let passwords = config.htpasswd.as_deref().map(Passwords::read).transpose()?.map(Arc::new);
@@ -178,19 +203,21 @@ pub async fn serve(config: ServerConfig, shutdown: CancellationToken) -> Result<
     let listener = listener.map_err(listen_failed)?;
     let address = listener.local_addr().map_err(listen_failed)?;
     let state = Arc::new(State {
-        storage: Storage::new(&config.root),
+        storage: Storage::new(layout),
         uploads: Uploads::default(),
         disk: Arc::new(Semaphore::new(uploads::WRITERS)),
         referrers: Arc::default(),
         log: Arc::new(log),
         passwords,
+        read_only,
         delete: config.delete,
         idle: Duration::from_secs(config.idle_seconds.max(1)),
     });
     let stale = Duration::from_secs(config.stale_upload_seconds.max(1));
-    let purge = AbortOnDropHandle::new(tokio::spawn(purge_uploads(state.storage.clone(), stale)));
+    let purge = (!read_only)
+        .then(|| AbortOnDropHandle::new(tokio::spawn(purge_uploads(state.storage.clone(), stale))));
     tracing::info!(%address, root = %config.root.display(), "registry listens");
-    for warning in config.warnings(address) {
+    for warning in config.warnings(address, read_only) {
         tracing::warn!("{warning}");
     }
     let drain = Duration::from_secs(config.drain_seconds);
@@ -297,6 +324,7 @@ struct State {
     referrers: Arc<Referrers>,
     log: Arc<AccessLog>,
     passwords: Option<Arc<Passwords>>,
+    read_only: bool,
     delete: bool,
     idle: Duration,
 }
@@ -354,6 +382,9 @@ impl State {
             return Ok(Reply::method_not_allowed(route.methods()));
         }
         let read = head.is_read();
+        if self.read_only && !read {
+            return Err(Failure::new(Code::Unsupported, "this registry can only be read"));
+        }
         match route {
             Route::Base => Ok(Reply::json(&serde_json::json!({}))),
             Route::Catalog => lists::catalog(self, head).await,
@@ -405,18 +436,20 @@ mod tests {
     fn an_open_listener_is_warned_of_unless_only_this_machine_reaches_it() {
         let (open, local) = (([0, 0, 0, 0], 5000).into(), ([127, 0, 0, 1], 5000).into());
         let config = ServerConfig::new("/x");
-        assert!(config.warnings(local).is_empty());
-        let warning = config.warnings(open).concat();
+        assert!(config.warnings(local, false).is_empty());
+        let warning = config.warnings(open, false).concat();
         assert!(warning.contains("0.0.0.0:5000 may push, overwrite and delete"), "{warning}");
-        let warning = ServerConfig { delete: false, ..config.clone() }.warnings(open).concat();
+        let warning = ServerConfig { delete: false, ..config.clone() }.warnings(open, false).concat();
         assert!(
             warning.contains("push and overwrite everything") && !warning.contains("delete"),
             "{warning}"
         );
+        let warning = config.warnings(open, true).concat();
+        assert!(warning.contains("may read everything here"), "{warning}");
         let users = ServerConfig { htpasswd: Some("/htpasswd".into()), ..config };
-        let warning = users.warnings(open).concat();
-        assert!(warning.contains("in the clear") && users.warnings(local).is_empty(), "{warning}");
+        let warning = users.warnings(open, false).concat();
+        assert!(warning.contains("in the clear") && users.warnings(local, true).is_empty(), "{warning}");
         let tls = Some(TlsConfig { certificate: "/c".into(), key: "/k".into() });
-        assert!(ServerConfig { tls, ..users }.warnings(open).is_empty());
+        assert!(ServerConfig { tls, ..users }.warnings(open, false).is_empty());
     }
 }

@@ -121,7 +121,7 @@ impl Referrers {
 
     fn of(&self, storage: &Storage, name: &str, subject: &Digest) -> Result<Vec<Referrer>, Failure> {
         // Names that somebody made up leave nothing behind. The specification has no 404 here: an empty list it is.
-        if !storage.has_repository(name)? {
+        if !storage.layout.has_repository(name)? {
             return Ok(Vec::new());
         }
         let list = lock(&self.0).get_or_insert(name);
@@ -141,10 +141,10 @@ impl Referrers {
 
 fn read(storage: &Storage, name: &str) -> Result<BySubject, Failure> {
     let mut subjects = BySubject::new();
-    for digest in storage.revisions(name)? {
-        let Some(stored) = storage.manifest(name, &digest)? else { continue };
-        if let Ok(manifest) = serde_json::from_slice::<Manifest>(&stored.content) {
-            note(&mut subjects, &digest, stored.content.len(), &manifest);
+    for digest in storage.layout.revisions(name)? {
+        let Some(content) = storage.layout.manifest(name, &digest)? else { continue };
+        if let Ok(manifest) = serde_json::from_slice::<Manifest>(&content) {
+            note(&mut subjects, &digest, content.len(), &manifest);
         }
     }
     Ok(subjects)
@@ -196,7 +196,7 @@ mod tests {
     #[test]
     fn only_repositories_that_exist_are_kept_and_only_so_many() {
         let dir = tempfile::tempdir().unwrap();
-        let storage = Storage::new(dir.path());
+        let storage = Storage::new(crate::layout::Layout::directory(dir.path()));
         let (referrers, subject) = (Referrers::default(), sha256(b"subject"));
         for number in 0..1000 {
             assert!(referrers.of(&storage, &format!("made-up/{number}"), &subject).unwrap().is_empty());

@@ -3,7 +3,8 @@
 use http::Method;
 
 use super::error::{Code, Failure};
-use crate::digest::{Digest, DigestAlgorithm};
+use crate::digest::Digest;
+use crate::layout;
 use crate::reference::{is_name, is_tag};
 
 /// What a path names.
@@ -86,14 +87,9 @@ fn checked_name(parts: &[&str]) -> Result<String, Failure> {
     if is_name(&name) { Ok(name) } else { Err(Failure::new(Code::NameInvalid, name)) }
 }
 
-/// A digest that can be computed, and so is of letters and digits of a known number.
+/// A digest that can be computed.
 pub(super) fn checked_digest(text: &str) -> Result<Digest, Failure> {
-    let digest =
-        text.parse::<Digest>().map_err(|e| Failure::new(Code::DigestInvalid, format!("{text}: {e}")))?;
-    match digest.algorithm() {
-        DigestAlgorithm::Sha256 | DigestAlgorithm::Sha512 => Ok(digest),
-        _ => Err(Failure::new(Code::DigestInvalid, format!("{text}: expected sha256 or sha512"))),
-    }
+    layout::checked_digest(text).map_err(|reason| Failure::new(Code::DigestInvalid, reason))
 }
 
 fn checked_id(id: &str) -> Result<String, Failure> {

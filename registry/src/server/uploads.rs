@@ -207,8 +207,8 @@ pub(super) async fn begin(
 fn mount(storage: &Storage, to: &str, from: Option<&str>, digest: &Digest) -> Result<bool, Failure> {
     // Stored under its SHA-256, whatever digest it goes by.
     let content = match from {
-        Some(from) if is_name(from) => storage.content_of(from, digest)?,
-        None if *digest.algorithm() == DigestAlgorithm::Sha256 && storage.has_data(digest)? => {
+        Some(from) if is_name(from) => storage.layout.content_of(from, digest)?,
+        None if *digest.algorithm() == DigestAlgorithm::Sha256 && storage.layout.has_data(digest)? => {
             Some(digest.clone())
         }
         _ => None,

@@ -1,20 +1,11 @@
 //! Files and folders that appear whole or not at all.
 
 use std::fs::{self, File};
-use std::io::{self, Read as _, Write as _};
+use std::io::{Read as _, Write as _};
 use std::path::{Path, PathBuf};
 
 use super::failed;
 use crate::server::error::Failure;
-
-/// `None` instead of the error that something does not exist.
-pub(super) fn present<T>(result: io::Result<T>) -> io::Result<Option<T>> {
-    match result {
-        Ok(value) => Ok(Some(value)),
-        Err(e) if matches!(e.kind(), io::ErrorKind::NotFound | io::ErrorKind::NotADirectory) => Ok(None),
-        Err(e) => Err(e),
-    }
-}
 
 /// Writes a small file under another name, and moves it to `path` when it is on the disk. It is found there after a
 /// loss of power.
@@ -72,22 +63,6 @@ pub(super) fn random_id() -> Result<String, Failure> {
     bytes[8] = bytes[8] & 0x3f | 0x80;
     let text = hex::encode(bytes);
     Ok([&text[..8], &text[8..12], &text[12..16], &text[16..20], &text[20..]].join("-"))
-}
-
-/// The names of the folders in `path`, none if it does not exist.
-pub(super) fn folders(path: &Path) -> Result<Vec<String>, Failure> {
-    let Some(entries) = present(fs::read_dir(path)).map_err(failed("listing", path))? else {
-        return Ok(Vec::new());
-    };
-    let mut names = Vec::new();
-    for entry in entries {
-        let entry = entry.map_err(failed("listing", path))?;
-        let folder = entry.file_type().map_err(failed("listing", path))?.is_dir();
-        if folder && let Ok(name) = entry.file_name().into_string() {
-            names.push(name);
-        }
-    }
-    Ok(names)
 }
 
 #[cfg(test)]

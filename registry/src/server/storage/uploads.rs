@@ -5,9 +5,10 @@ use std::io::{Read as _, Seek as _, SeekFrom, Write as _};
 use std::path::PathBuf;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
-use super::files::{create_parent, folders, present, random_id, sync_folders};
+use super::files::{create_parent, random_id, sync_folders};
 use super::{Storage, failed};
 use crate::digest::{Digest, Hasher};
+use crate::layout::{folders, present};
 use crate::server::error::Failure;
 
 /// How much of a file is hashed at a time.
@@ -63,7 +64,7 @@ impl Storage {
     /// Begins an upload and returns its id.
     pub(in crate::server) fn create_upload(&self, name: &str) -> Result<String, Failure> {
         let id = random_id()?;
-        let folder = self.paths.upload(name, &id);
+        let folder = self.paths().upload(name, &id);
         fs::create_dir_all(&folder).map_err(failed("creating folder", &folder))?;
         let data = folder.join("data");
         File::create_new(&data).map_err(failed("creating", &data))?;
@@ -75,7 +76,7 @@ impl Storage {
 
     /// The upload's file, `None` if there is no such upload.
     pub(in crate::server) fn open_upload(&self, name: &str, id: &str) -> Result<Option<UploadFile>, Failure> {
-        let path = self.paths.upload(name, id).join("data");
+        let path = self.paths().upload(name, id).join("data");
         let opened =
             present(OpenOptions::new().append(true).open(&path)).map_err(failed("opening", &path))?;
         let Some(file) = opened else { return Ok(None) };
@@ -92,10 +93,10 @@ impl Storage {
         content: &Digest,
         digest: &Digest,
     ) -> Result<(), Failure> {
-        let path = self.paths.data(content);
+        let path = self.paths().data(content);
         // Data, then its name, then the link: what a 201 has said is found after a loss of power.
         let changed = create_parent(&path)?;
-        if !self.has_data(content)? {
+        if !self.layout.has_data(content)? {
             upload.file.sync_all().map_err(failed("writing to disk", &upload.path))?;
             fs::rename(&upload.path, &path).map_err(failed("moving an upload to", &path))?;
         }
@@ -107,7 +108,7 @@ impl Storage {
 
     /// Forgets the upload. `false`: there is none.
     pub(in crate::server) fn remove_upload(&self, name: &str, id: &str) -> Result<bool, Failure> {
-        let folder = self.paths.upload(name, id);
+        let folder = self.paths().upload(name, id);
         Ok(present(fs::remove_dir_all(&folder)).map_err(failed("removing", &folder))?.is_some())
     }
 
@@ -115,8 +116,8 @@ impl Storage {
     pub(in crate::server) fn purge_uploads(&self, age: Duration) -> Result<usize, Failure> {
         let mut purged = 0;
         for name in self.repositories_with_uploads()? {
-            for id in folders(&self.paths.repository(&name).join("_uploads"))? {
-                let data = self.paths.upload(&name, &id).join("data");
+            for id in folders(&self.paths().repository(&name).join("_uploads"))? {
+                let data = self.paths().upload(&name, &id).join("data");
                 let written = fs::metadata(&data).and_then(|data| data.modified());
                 let stale =
                     written.ok().and_then(|at| at.elapsed().ok()).is_some_and(|elapsed| elapsed > age);
@@ -132,7 +133,7 @@ impl Storage {
         let mut found = Vec::new();
         let mut parents = vec![String::new()];
         while let Some(parent) = parents.pop() {
-            for entry in folders(&self.paths.repositories().join(&parent))? {
+            for entry in folders(&self.paths().repositories().join(&parent))? {
                 if entry == "_uploads" {
                     found.push(parent.clone());
                 } else if !entry.starts_with('_') {
@@ -164,6 +165,7 @@ fn rfc3339(time: SystemTime) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::layout::Layout;
 
     #[test]
     fn times_are_rfc_3339() {
@@ -182,9 +184,9 @@ mod tests {
     #[test]
     fn only_uploads_without_recent_writes_are_purged() {
         let dir = tempfile::tempdir().unwrap();
-        let storage = Storage::new(dir.path());
+        let storage = Storage::new(Layout::directory(dir.path()));
         let (old, new) = (storage.create_upload("a/b").unwrap(), storage.create_upload("a/b").unwrap());
-        let data = storage.paths.upload("a/b", &old).join("data");
+        let data = storage.paths().upload("a/b", &old).join("data");
         let day = Duration::from_secs(86_400);
         File::options().write(true).open(data).unwrap().set_modified(SystemTime::now() - 8 * day).unwrap();
         assert_eq!(storage.purge_uploads(7 * day).unwrap(), 1);

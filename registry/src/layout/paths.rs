@@ -19,59 +19,59 @@ use crate::digest::Digest;
 
 /// File names below a root.
 #[derive(Clone, Debug)]
-pub(in crate::server) struct Paths {
+pub(crate) struct Paths {
     base: PathBuf,
 }
 
 impl Paths {
-    pub(super) fn new(root: &Path) -> Self {
+    pub(crate) fn new(root: &Path) -> Self {
         Self { base: root.join("docker/registry/v2") }
     }
 
-    pub(super) fn repositories(&self) -> PathBuf {
+    pub(crate) fn repositories(&self) -> PathBuf {
         self.base.join("repositories")
     }
 
-    pub(super) fn repository(&self, name: &str) -> PathBuf {
+    pub(crate) fn repository(&self, name: &str) -> PathBuf {
         self.repositories().join(name)
     }
 
-    pub(super) fn data(&self, digest: &Digest) -> PathBuf {
+    pub(crate) fn data(&self, digest: &Digest) -> PathBuf {
         let hex = digest.digest();
         // A digest has far more than two digits: its form was checked when it was parsed.
         let shelf = hex.get(..2).unwrap_or(hex);
         self.base.join("blobs").join(digest.algorithm().as_ref()).join(shelf).join(hex).join("data")
     }
 
-    pub(super) fn layer(&self, name: &str, digest: &Digest) -> PathBuf {
+    pub(crate) fn layer(&self, name: &str, digest: &Digest) -> PathBuf {
         link(self.repository(name).join("_layers"), digest)
     }
 
-    pub(super) fn revisions(&self, name: &str) -> PathBuf {
+    pub(crate) fn revisions(&self, name: &str) -> PathBuf {
         self.repository(name).join("_manifests/revisions")
     }
 
-    pub(super) fn revision(&self, name: &str, digest: &Digest) -> PathBuf {
+    pub(crate) fn revision(&self, name: &str, digest: &Digest) -> PathBuf {
         link(self.revisions(name), digest)
     }
 
-    pub(super) fn tags(&self, name: &str) -> PathBuf {
+    pub(crate) fn tags(&self, name: &str) -> PathBuf {
         self.repository(name).join("_manifests/tags")
     }
 
-    pub(super) fn tag(&self, name: &str, tag: &str) -> PathBuf {
+    pub(crate) fn tag(&self, name: &str, tag: &str) -> PathBuf {
         self.tags(name).join(tag)
     }
 
-    pub(super) fn tag_current(&self, name: &str, tag: &str) -> PathBuf {
+    pub(crate) fn tag_current(&self, name: &str, tag: &str) -> PathBuf {
         self.tag(name, tag).join("current/link")
     }
 
-    pub(super) fn tag_index(&self, name: &str, tag: &str, digest: &Digest) -> PathBuf {
+    pub(crate) fn tag_index(&self, name: &str, tag: &str, digest: &Digest) -> PathBuf {
         link(self.tag(name, tag).join("index"), digest)
     }
 
-    pub(super) fn upload(&self, name: &str, id: &str) -> PathBuf {
+    pub(crate) fn upload(&self, name: &str, id: &str) -> PathBuf {
         self.repository(name).join("_uploads").join(id)
     }
 }
