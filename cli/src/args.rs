@@ -161,13 +161,13 @@ impl DaemonSocket {
 /// Images from registry to registry, and an OCI registry for where there is none
 #[derive(Debug, Subcommand)]
 pub(crate) enum Registry {
-    /// Serve a directory in the storage layout of CNCF distribution
+    /// Serve a directory in the storage layout of CNCF distribution, or a package
     Serve(RegistryServe),
     /// Copy an image, all its platforms, from one registry to another
     ///
     /// Digests stay as they are. What is there already is not sent.
     Copy {
-        /// The image, such as registry.example/app:v1
+        /// The image, such as registry.example/app:v1; or `package:PATH[:IMAGE]`, `oci:DIR[:IMAGE]`, `oci-archive:FILE[:IMAGE]`
         from: String,
         /// The name that it is to have
         to: String,
@@ -175,13 +175,13 @@ pub(crate) enum Registry {
         #[arg(long)]
         referrers: bool,
     },
-    /// Copy all images of a registry, or of one repository, to another
+    /// Copy all images of a registry, of one repository, or of a package to another registry
     ///
     /// Whatever fails is named at the end; the rest is copied. A second run sends only what has changed.
     Sync {
-        /// `HOST[:PORT]`, or `HOST[:PORT]/REPOSITORY`
+        /// `HOST[:PORT]`, or `HOST[:PORT]/REPOSITORY`, or the file or directory of a package
         from: String,
-        /// `HOST[:PORT]`, or for a repository `HOST[:PORT]/REPOSITORY`
+        /// `HOST[:PORT]`, or for a repository `HOST[:PORT]/REPOSITORY`, for a package `HOST[:PORT]/FOLDER`
         to: String,
         /// Images under way at a time
         #[arg(long, value_name = "NUMBER", default_value_t = 2)]
@@ -207,6 +207,9 @@ pub(crate) struct RegistryServe {
     /// Directory that holds `docker/registry/v2`
     #[arg(long, value_name = "DIR")]
     pub(crate) root: Option<PathBuf>,
+    /// Serve what is in this package instead; nothing can be pushed then
+    #[arg(long, value_name = "FILE|DIR", conflicts_with = "root")]
+    pub(crate) package: Option<PathBuf>,
     /// Address to listen on, such as 127.0.0.1:5000; port 0 takes a free one
     #[arg(long, value_name = "ADDRESS")]
     pub(crate) listen: Option<TcpAddress>,

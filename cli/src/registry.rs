@@ -1,9 +1,12 @@
 //! `nydus-cluster registry`: copies between registries, and the users of the embedded one.
 
+mod package;
+
 use std::io::{BufRead as _, IsTerminal as _};
 use std::path::Path;
 use std::process::ExitCode;
 
+use ::image::location::Location;
 use anyhow::{Context as _, bail, ensure};
 use indicatif::HumanBytes;
 use registry::client::{Client, Copied};
@@ -12,6 +15,7 @@ use registry::{Reference, Repository};
 use tokio::task::JoinSet;
 
 use crate::config::Config;
+use crate::stdout::note;
 use crate::{args, roles, shutdown};
 
 /// Runs one of them.
@@ -35,8 +39,12 @@ async fn until_stopped(work: impl Future<Output = anyhow::Result<()>>) -> anyhow
 }
 
 async fn copy(config: &Config, from: &str, to: &str, referrers: bool) -> anyhow::Result<()> {
-    let (from, to) = (Reference::parse(from)?, Reference::parse(to)?);
+    let (location, to) = (from.parse::<Location>()?, Reference::parse(to)?);
     let client = Client::new(config.registry.clone())?;
+    let Location::Registry(from) = location else {
+        ensure!(!referrers, "{from}: --referrers is for images of a registry");
+        return package::copy(&client, &location, &to).await;
+    };
     let copied = client.copy_image(&from, &to, referrers).await?;
     said(&from, &to, copied);
     Ok(())
@@ -66,6 +74,10 @@ impl Place {
 
 async fn sync(config: &Config, from: &str, to: &str, jobs: usize, referrers: bool) -> anyhow::Result<()> {
     let client = Client::new(config.registry.clone())?;
+    if Path::new(from).exists() {
+        ensure!(!referrers, "{from}: --referrers is for images of a registry");
+        return package::sync(&client, Path::new(from), to, jobs).await;
+    }
     let pairs: Vec<(Repository, Repository)> = match (Place::parse(from)?, Place::parse(to)?) {
         (Place::Repository(from), Place::Repository(to)) => vec![(from, to)],
         (Place::Repository(from), Place::Registry(host)) => {
@@ -115,12 +127,12 @@ async fn sync(config: &Config, from: &str, to: &str, jobs: usize, referrers: boo
                 total.add(copied);
             }
             (from, _, Err(error)) => {
-                eprintln!("{from}: failed: {error}");
+                note(&format!("{from}: failed: {error}"));
                 failed.push(from.to_string());
             }
         }
     }
-    eprintln!("{count} images, {} sent", HumanBytes(total.bytes));
+    note(&format!("{count} images, {} sent", HumanBytes(total.bytes)));
     ensure!(failed.is_empty(), "{} of {count} images were not copied: {}", failed.len(), failed.join(", "));
     Ok(())
 }
@@ -129,9 +141,9 @@ async fn sync(config: &Config, from: &str, to: &str, jobs: usize, referrers: boo
 fn said(from: &Reference, to: &Reference, copied: Copied) {
     let Copied { blobs, bytes, mounted, manifests, .. } = copied;
     if manifests == 0 {
-        eprintln!("{from} -> {to}: there already");
+        note(&format!("{from} -> {to}: there already"));
     } else {
-        eprintln!("{from} -> {to}: {blobs} blobs sent ({}), {mounted} mounted", HumanBytes(bytes));
+        note(&format!("{from} -> {to}: {blobs} blobs sent ({}), {mounted} mounted", HumanBytes(bytes)));
     }
 }
 

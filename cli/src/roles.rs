@@ -3,6 +3,8 @@
 use std::path::PathBuf;
 use std::process::ExitCode;
 
+use ::image::source::StoredImages;
+
 use crate::args;
 use crate::config::Config;
 use crate::shutdown;
@@ -99,6 +101,17 @@ pub(crate) async fn registry(config: Config, flags: args::RegistryServe) -> anyh
     if let (Some(certificate), Some(key)) = (flags.tls_certificate, flags.tls_key) {
         settings.tls = Some(registry::server::TlsConfig { certificate, key });
     }
-    registry::server::serve(settings, shutdown::on_signal()?).await?.stopped().await;
+    let stop = shutdown::on_signal()?;
+    let server = match flags.package {
+        None => registry::server::serve(settings, stop).await?,
+        Some(path) => {
+            let spool = config.registry.upload.spool_dir;
+            let opened = path.clone();
+            let images = tokio::task::spawn_blocking(move || StoredImages::open(&opened, &spool)).await??;
+            settings.root = path;
+            registry::server::serve_read_only(settings, images.layout().clone(), stop).await?
+        }
+    };
+    server.stopped().await;
     Ok(ExitCode::SUCCESS)
 }

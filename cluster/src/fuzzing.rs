@@ -7,6 +7,7 @@ use crate::discover::chart::{archive, metadata::Metadata};
 use crate::discover::list::{self, List};
 use crate::discover::manifest::{self, Context, kustomize::Kustomization};
 use crate::discover::{Way, ask::Requests};
+use crate::package::Package;
 
 /// Reads `text` as every kind of manifest.
 pub fn manifest(text: &str) {
@@ -37,4 +38,27 @@ pub fn list(text: &str) {
     for list in [List::References, List::Shim, List::Archives] {
         let _ = list::read(list, "file", text).finish(None);
     }
+}
+
+/// Opens `bytes` as a package, and reads all that it says is in it.
+pub fn package(bytes: &[u8]) {
+    let Ok(directory) = tempfile::tempdir() else { return };
+    let path = directory.path().join("package.tar");
+    if std::fs::write(&path, bytes).is_err() {
+        return;
+    }
+    let Ok(package) = Package::open(&path, directory.path()) else { return };
+    let layout = package.images().layout();
+    for repository in layout.repositories().unwrap_or_default() {
+        let _ = layout.tags(&repository);
+        for digest in layout.revisions(&repository).unwrap_or_default() {
+            let _ = layout.manifest(&repository, &digest);
+            let _ = layout.blob(&repository, &digest);
+            let _ = package.blob(&digest);
+        }
+    }
+    for (repository, tag) in package.images().names().unwrap_or_default() {
+        let _ = package.images().image(Some(&format!("{repository}:{tag}")));
+    }
+    let _ = package.images().image(None);
 }

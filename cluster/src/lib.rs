@@ -4,6 +4,8 @@
 //! - [`mod@lock`]: what these images are: digests, platforms, sizes.
 //! - [`mod@describe`]: what a cluster image says of itself, in the words of sealer and sealos.
 //! - [`mod@save`]: the images of a lock, brought to a directory or a repository.
+//! - [`inspect`]: what a cluster image is made of, and what its container images have in common.
+//! - [`package`]: a cluster image and its container images, in one file or a directory.
 
 pub mod config;
 pub mod describe;
@@ -11,7 +13,9 @@ pub mod discover;
 #[cfg(feature = "fuzzing")]
 pub mod fuzzing;
 mod helm;
+pub mod inspect;
 pub mod lock;
+pub mod package;
 pub mod save;
 mod sys;
 mod yaml;

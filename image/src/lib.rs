@@ -13,6 +13,7 @@
 //! - [`document`]: manifest, index, config: each parsed in one place, unknown members kept.
 //! - [`assemble`]: converted layers become an image.
 //! - [`convert`]: a whole image, by all of these.
+//! - [`copy`]: a whole image as it is.
 //! - [`files`]: some files of an image, in a directory.
 //! - [`progress`]: what of it is done, for whoever shows it.
 
@@ -20,6 +21,7 @@
 
 pub mod assemble;
 pub mod convert;
+pub mod copy;
 pub mod destination;
 pub mod document;
 mod error;

@@ -16,18 +16,23 @@ pub(crate) enum Cluster {
     /// it could not, so that images may be missing. With --lock or --check the images are looked up too: then it is also 1
     /// if one that is asked for outright is not there, or if the lock says something else.
     Images(Images),
+    /// Show what a cluster image or a package is made of: components, container images, and what these have in common
+    ///
+    /// The container images are those of the lock in the image or package; of packages of other systems all that are there. Exit 1
+    /// if one of them cannot be read.
+    Inspect(Inspect),
     /// Bring all container images of a cluster image to a directory or a repository
     ///
     /// What they are says images.lock in the directory, or --lock; without one they are looked up. Without --to they go to
-    /// DIR/registry, in the storage layout of CNCF distribution, which a registry serves as it is. What is there already is not
-    /// fetched again, so an interrupted save goes on where it was. Exit 1 if an image is not saved; the others are.
+    /// DIR/registry, in the storage layout of CNCF distribution, which a registry serves as it is; with --output to a package, which
+    /// the cluster image is in as well. What is there already is not fetched again, so an interrupted save goes on where it was. Exit 1 if an image is not saved; the others are.
     Save(Save),
 }
 
 /// Where images are looked for, and how.
 #[derive(Debug, clap::Args)]
 pub(crate) struct Discovery {
-    /// The cluster image: its directory, `[docker://]REF`, `oci:DIR[:IMAGE]` or `oci-archive:FILE[:IMAGE]`, plain or nydus
+    /// The cluster image: its directory, a package (file or directory), `[docker://]REF`, `oci:DIR[:IMAGE]` or `oci-archive:FILE[:IMAGE]`, plain or nydus
     pub(crate) source: String,
     /// Leave out what fits this pattern, in the syntax of .gitignore; may be given several times
     #[arg(long, value_name = "PATTERN", allow_hyphen_values = true)]
@@ -74,6 +79,19 @@ pub(crate) struct Images {
 }
 
 #[derive(Debug, clap::Args)]
+pub(crate) struct Inspect {
+    /// The cluster image: its directory, a package (file or directory), `[docker://]REF`, `oci:DIR[:IMAGE]` or
+    /// `oci-archive:FILE[:IMAGE]`, plain or nydus
+    pub(crate) source: String,
+    /// Print JSON
+    #[arg(long)]
+    pub(crate) json: bool,
+    /// Read the files of the image for this platform [default: this machine's]
+    #[arg(long, value_name = "OS/ARCH[/VARIANT]")]
+    pub(crate) platform: Option<PlatformName>,
+}
+
+#[derive(Debug, clap::Args)]
 pub(crate) struct Save {
     #[command(flatten)]
     pub(crate) discovery: Discovery,
@@ -86,7 +104,11 @@ pub(crate) struct Save {
     /// Save to this repository, under this tag
     #[arg(long, value_name = "REPOSITORY:TAG", value_parser = super::save::target)]
     pub(crate) to: Option<Reference>,
-    /// Without a lock: save the images of these platforms [default: all]
+    /// Write a package to this file, or to this directory if it is there or its name ends in `/`: the cluster image, if it is in
+    /// a registry, and all container images
+    #[arg(long, short, value_name = "FILE|DIR", conflicts_with = "to")]
+    pub(crate) output: Option<PathBuf>,
+    /// Save the images of these platforms: without a lock, or of one to a package [default: all]
     #[arg(long, value_name = "OS/ARCH[/VARIANT]", value_delimiter = ',')]
     pub(crate) platform: Vec<PlatformName>,
 }

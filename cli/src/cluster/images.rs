@@ -10,6 +10,7 @@ use serde::Serialize;
 use super::opened::Opened;
 use super::{args, lock};
 use crate::config::Config;
+use crate::stdout::{self, note};
 
 /// Everything `cluster images --json` prints.
 #[derive(Debug, Serialize)]
@@ -35,10 +36,10 @@ pub(super) async fn run(config: &Config, flags: args::Images) -> anyhow::Result<
     let opened = Opened::open(config, &flags.discovery.source, flags.platform.first()).await?;
     let found = discover(config, &flags.discovery, &opened).await?;
     for warning in &found.warnings {
-        eprintln!("warning: {warning}");
+        note(&format!("warning: {warning}"));
     }
     for problem in &found.problems {
-        eprintln!("error: {problem}");
+        note(&format!("error: {problem}"));
     }
     let code = if found.problems.is_empty() { ExitCode::SUCCESS } else { ExitCode::FAILURE };
     if let Some(path) = &flags.lock {
@@ -51,10 +52,9 @@ pub(super) async fn run(config: &Config, flags: args::Images) -> anyhow::Result<
         return why(&found, image, code);
     }
     if flags.json {
-        serde_json::to_writer_pretty(std::io::stdout().lock(), &report(&found))?;
-        println!();
+        stdout::print_json(&report(&found))?;
     } else {
-        table(&found);
+        stdout::print(&table(&found))?;
     }
     Ok(code)
 }
@@ -95,10 +95,10 @@ fn report(found: &Discovery) -> Report<'_> {
     }
 }
 
-fn table(found: &Discovery) {
+fn table(found: &Discovery) -> String {
     let names: Vec<String> = found.images.iter().map(|image| image.reference.to_string()).collect();
     let width = names.iter().map(String::len).chain(["IMAGE".len()]).max().unwrap_or(0);
-    println!("{:width$}  ASKED BY", "IMAGE");
+    let mut text = format!("{:width$}  ASKED BY\n", "IMAGE");
     for (name, image) in names.iter().zip(&found.images) {
         let first = image.origins.first().map(Origin::to_string).unwrap_or_default();
         let more = match image.origins.len() {
@@ -106,21 +106,20 @@ fn table(found: &Discovery) {
             count => format!(", and {} more", count - 1),
         };
         let candidate = if image.certain { "" } else { " (candidate)" };
-        println!("{name:width$}  {first}{more}{candidate}");
+        text += &format!("{name:width$}  {first}{more}{candidate}\n");
     }
+    text
 }
 
 /// Prints who asks for `image`; nobody is a failure.
 fn why(found: &Discovery, image: &str, code: ExitCode) -> anyhow::Result<ExitCode> {
     let images = found.why(image)?;
     for image in &images {
-        println!("{}", image.reference);
-        for origin in &image.origins {
-            println!("  {origin}");
-        }
+        let origins: String = image.origins.iter().map(|origin| format!("  {origin}\n")).collect();
+        stdout::print(&format!("{}\n{origins}", image.reference))?;
     }
     if images.is_empty() {
-        eprintln!("nothing asks for {image}");
+        note(&format!("nothing asks for {image}"));
         return Ok(ExitCode::FAILURE);
     }
     Ok(code)

@@ -10,6 +10,7 @@ use registry::client::Client;
 use super::args;
 use super::opened::Opened;
 use crate::config::Config;
+use crate::stdout::{self, note};
 
 /// Looks up the images and writes the lock `path`, unless one of them is not there.
 pub(super) async fn write(
@@ -24,14 +25,14 @@ pub(super) async fn write(
     let options = options(flags, flags.platform.clone());
     let resolved = resolve(config, opened, found, &options, obeyed).await?;
     if !found.problems.is_empty() || !resolved.problems.is_empty() {
-        eprintln!("{} is not written: images may be missing", path.display());
+        note(&format!("{} is not written: images may be missing", path.display()));
         return Ok(ExitCode::FAILURE);
     }
     resolved.lock.write(path)?;
     for change in before.iter().flat_map(|before| lock::changes(before, &resolved.lock)) {
-        eprintln!("{change}");
+        note(&format!("{change}"));
     }
-    eprintln!("{}: {} images", path.display(), resolved.lock.images.len());
+    note(&format!("{}: {} images", path.display(), resolved.lock.images.len()));
     Ok(ExitCode::SUCCESS)
 }
 
@@ -48,7 +49,7 @@ pub(super) async fn check(
     let resolved = resolve(config, opened, found, &options(flags, platforms), None).await?;
     let changes = lock::changes(&locked, &resolved.lock);
     for change in &changes {
-        println!("{change}");
+        stdout::print(&format!("{change}\n"))?;
     }
     let same = changes.is_empty() && found.problems.is_empty() && resolved.problems.is_empty();
     Ok(if same { ExitCode::SUCCESS } else { ExitCode::FAILURE })
@@ -69,10 +70,10 @@ async fn resolve(
     let client = Client::new(config.registry.clone())?;
     let resolved = lock::resolve(found, &opened.dir, &client, options, obeyed).await?;
     for warning in &resolved.warnings {
-        eprintln!("warning: {warning}");
+        note(&format!("warning: {warning}"));
     }
     for problem in &resolved.problems {
-        eprintln!("error: {problem}");
+        note(&format!("error: {problem}"));
     }
     Ok(resolved)
 }

@@ -2,8 +2,10 @@
 
 mod args;
 mod images;
+mod inspect;
 mod lock;
 mod opened;
+mod package;
 mod save;
 
 use std::process::ExitCode;
@@ -12,6 +14,7 @@ pub(crate) use args::Cluster;
 
 use crate::config::Config;
 use crate::shutdown;
+use crate::stdout::note;
 
 /// What a shell says of a command that SIGINT ended.
 const INTERRUPTED: u8 = 130;
@@ -22,11 +25,12 @@ pub(crate) async fn run(config: Config, command: Cluster) -> anyhow::Result<Exit
     let ended = stop.run_until_cancelled(async {
         match command {
             Cluster::Images(flags) => images::run(&config, flags).await,
+            Cluster::Inspect(flags) => inspect::run(&config, flags).await,
             Cluster::Save(flags) => save::run(&config, flags).await,
         }
     });
     ended.await.unwrap_or_else(|| {
-        eprintln!("nydus-cluster: interrupted");
+        note("nydus-cluster: interrupted");
         Ok(ExitCode::from(INTERRUPTED))
     })
 }

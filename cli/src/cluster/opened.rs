@@ -5,8 +5,9 @@ use std::path::{Path, PathBuf};
 
 use anyhow::{Context as _, bail};
 use cluster::discover;
+use cluster::package::Package;
 use image::files;
-use image::location::Location;
+use image::location::{InFile, Location};
 use image::platform::PlatformName;
 use registry::client::Client;
 use tempfile::TempDir;
@@ -19,30 +20,42 @@ pub(super) struct Opened {
     pub(super) dir: PathBuf,
     /// The image's environment.
     pub(super) environment: BTreeMap<String, String>,
+    /// Its labels.
+    pub(super) labels: BTreeMap<String, String>,
+    /// The annotations of its manifest.
+    pub(super) annotations: BTreeMap<String, String>,
+    /// The image that they are of; `None` for a directory of the user's.
+    pub(super) location: Option<Location>,
     /// Goes with this, where the files were fetched.
-    fetched: Option<TempDir>,
+    _fetched: Option<TempDir>,
 }
 
 impl Opened {
     /// Whether this is a directory of the user's.
     pub(super) fn is_directory(&self) -> bool {
-        self.fetched.is_none()
+        self.location.is_none()
     }
 
-    /// Opens the directory, or else the image, that `source` names.
+    /// Opens the directory, or else the package or image, that `source` names.
     pub(super) async fn open(
         config: &Config,
         source: &str,
         platform: Option<&PlatformName>,
     ) -> anyhow::Result<Self> {
         let path = Path::new(source);
-        if path.is_dir() {
-            return Ok(Self { dir: path.to_owned(), environment: BTreeMap::new(), fetched: None });
-        }
-        if source.starts_with(['/', '.']) {
-            bail!("{source}: no such directory");
-        }
-        let location: Location = source.parse()?;
+        let location = match located(source)? {
+            Some(location) => location,
+            None => {
+                return Ok(Self {
+                    dir: path.to_owned(),
+                    environment: BTreeMap::new(),
+                    labels: BTreeMap::new(),
+                    annotations: BTreeMap::new(),
+                    location: None,
+                    _fetched: None,
+                });
+            }
+        };
         let client = Client::new(config.registry.clone())?;
         let directory = tempfile::tempdir().context("making a temporary directory")?;
         let platform = platform.cloned().unwrap_or_else(PlatformName::host);
@@ -52,6 +65,30 @@ impl Opened {
         let pairs = configured.env.unwrap_or_default();
         let pairs = pairs.iter().filter_map(|pair| pair.split_once('='));
         let environment = pairs.map(|(name, value)| (name.to_owned(), value.to_owned())).collect();
-        Ok(Self { dir: directory.path().to_owned(), environment, fetched: Some(directory) })
+        let dir = directory.path().to_owned();
+        let (labels, annotations) = (configured.labels.unwrap_or_default(), configured.annotations);
+        Ok(Self {
+            dir,
+            environment,
+            labels,
+            annotations,
+            location: Some(location),
+            _fetched: Some(directory),
+        })
     }
+}
+
+/// Which image `source` names: what is at a path says itself whether it is a package. `None` for a root file system's directory.
+pub(super) fn located(source: &str) -> anyhow::Result<Option<Location>> {
+    let path = Path::new(source);
+    if path.is_file() || Package::is_directory(path) {
+        return Ok(Some(Location::Package(InFile { path: path.to_owned(), image: None })));
+    }
+    if path.is_dir() {
+        return Ok(None);
+    }
+    if source.starts_with(['/', '.']) {
+        bail!("{source}: no such file or directory");
+    }
+    Ok(Some(source.parse()?))
 }

@@ -10,8 +10,9 @@ use registry::Reference;
 use registry::client::Client;
 
 use super::opened::Opened;
-use super::{args, images};
+use super::{args, images, package};
 use crate::config::Config;
+use crate::stdout::{self, note};
 
 /// Where a cluster image has its lock, and where `COPY registry` expects its images.
 const LOCK: &str = "images.lock";
@@ -24,29 +25,41 @@ pub(super) async fn run(config: &Config, flags: args::Save) -> anyhow::Result<Ex
     }
     let client = Client::new(config.registry.clone())?;
     let opened = Opened::open(config, &flags.discovery.source, flags.platform.first()).await?;
+    if let Some(output) = &flags.output {
+        let Some(lock) = lock(config, &flags, &opened, &client).await? else { return Ok(ExitCode::FAILURE) };
+        return package::run(&flags, &opened, &client, lock, output).await;
+    }
     let destination = match &flags.to {
         Some(reference) => Destination::Repository(reference.clone()),
         None if opened.is_directory() => Destination::Directory(opened.dir.join(REGISTRY)),
-        None => bail!("{} is no directory: say with --to where its images go", flags.discovery.source),
+        None => {
+            bail!("{} is no directory: say with --to or --output where its images go", flags.discovery.source)
+        }
     };
     let Some(lock) = lock(config, &flags, &opened, &client).await? else { return Ok(ExitCode::FAILURE) };
     let saved = save::save(&lock, &opened.dir, &client, &destination, &SaveOptions::default(), &say).await;
+    ended(saved, lock.images.len())
+}
+
+/// How the command ends: images that are not saved are named.
+pub(super) fn ended(saved: Result<(), NotSaved>, images: usize) -> anyhow::Result<ExitCode> {
     match saved {
         Ok(()) => Ok(ExitCode::SUCCESS),
         Err(NotSaved::Images(failed)) => {
             for failed in &failed {
-                eprintln!("error: {failed}");
+                note(&format!("error: {failed}"));
             }
-            eprintln!("{} of {} images are not saved", failed.len(), lock.images.len());
+            note(&format!("{} of {images} images are not saved", failed.len()));
             Ok(ExitCode::FAILURE)
         }
-        Err(error) => Err(error).with_context(|| format!("saving {} images", lock.images.len())),
+        Err(error) => Err(error).with_context(|| format!("saving {images} images")),
     }
 }
 
-fn say(report: &Report) {
+/// A line an image. That nobody reads them is no reason to stop saving.
+pub(super) fn say(report: &Report) {
     let Report { image, bytes, fetched } = report;
-    println!("{image}  {}, {} fetched", HumanBytes(*bytes), HumanBytes(*fetched));
+    let _ = stdout::print(&format!("{image}  {}, {} fetched\n", HumanBytes(*bytes), HumanBytes(*fetched)));
 }
 
 /// The lock that is named or that the image has; without one, what is asked for now. `None`: images may be missing.
@@ -59,7 +72,7 @@ async fn lock(
     let own = opened.dir.join(LOCK);
     let path = flags.lock.clone().or_else(|| own.is_file().then_some(own));
     if let Some(path) = path {
-        if !flags.platform.is_empty() {
+        if !flags.platform.is_empty() && flags.output.is_none() {
             bail!("{} says for which platforms: --platform is for where there is no lock", path.display());
         }
         return Ok(Some(Lock::read(&path)?));
@@ -69,14 +82,14 @@ async fn lock(
     let resolved =
         lock::resolve(&found, &opened.dir, client, &options, None).await.context("looking up images")?;
     for warning in found.warnings.iter().chain(&resolved.warnings) {
-        eprintln!("warning: {warning}");
+        note(&format!("warning: {warning}"));
     }
     let problems: Vec<_> = found.problems.iter().chain(&resolved.problems).collect();
     for problem in &problems {
-        eprintln!("error: {problem}");
+        note(&format!("error: {problem}"));
     }
     if !problems.is_empty() {
-        eprintln!("nothing is saved: images may be missing");
+        note("nothing is saved: images may be missing");
         return Ok(None);
     }
     Ok(Some(resolved.lock))

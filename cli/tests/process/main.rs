@@ -11,6 +11,7 @@ mod limits;
 mod load;
 mod log;
 mod node;
+mod packages;
 mod registry;
 
 use std::path::Path;

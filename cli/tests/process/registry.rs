@@ -21,23 +21,33 @@ fn command(dir: &Path) -> Command {
     command
 }
 
+/// A pipe whose reader is gone.
+pub(crate) fn closed() -> Stdio {
+    let (reader, writer) = nix::unistd::pipe().unwrap();
+    drop(reader);
+    File::from(writer).into()
+}
+
 fn run(command: &mut Command) -> (bool, String) {
     let Output { status, stderr, .. } = command.output().unwrap();
     (status.success(), String::from_utf8(stderr).unwrap())
 }
 
 /// A registry that runs until this is dropped.
-struct Serving {
+pub(crate) struct Serving {
     child: Child,
-    address: String,
+    pub(crate) address: String,
 }
 
 impl Serving {
-    fn start(dir: &Path, name: &str, more: &[&str]) -> Self {
+    pub(crate) fn start(dir: &Path, name: &str, more: &[&str]) -> Self {
         let log = dir.join(format!("{name}.log"));
         let output = File::create(&log).unwrap();
         let mut serve = command(dir);
-        serve.args(["serve", "--listen", "127.0.0.1:0", "--root"]).arg(dir.join(name)).args(more);
+        serve.current_dir(dir).args(["serve", "--listen", "127.0.0.1:0"]).args(more);
+        if !more.contains(&"--package") {
+            serve.arg("--root").arg(dir.join(name));
+        }
         serve.stdout(output.try_clone().unwrap()).stderr(output).stdin(Stdio::null());
         let child = serve.spawn().unwrap();
         // The port is any free one; the log says which.

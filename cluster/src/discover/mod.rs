@@ -2,7 +2,7 @@
 //!
 //! | folder, file | finds |
 //! |---|---|
-//! | [`layout`] | which system's conventions a tree follows |
+//! | [`mod@layout`] | which system's conventions a tree follows |
 //! | `tree` | files, never beyond the tree; `ignore`: not those that nobody wants read |
 //! | `list` | lists that people wrote: `imageList`, `images/shim`, `images/skopeo/tar.txt` |
 //! | `manifest` | images in Kubernetes' objects, wherever a pod is described |
@@ -113,6 +113,11 @@ pub fn matters(path: &[u8]) -> bool {
         path.strip_prefix(*folder).is_some_and(|rest| rest.is_empty() || rest.starts_with(b"/"))
     };
     folders.iter().any(within) || files.contains(&path) || marks.contains(&path)
+}
+
+/// Whose conventions the tree `dir` follows; `None` if it shows none, or cannot be read.
+pub fn layout(dir: &Path) -> Option<Layout> {
+    Tree::open(dir).ok().and_then(|tree| Layout::detect(&tree))
 }
 
 /// What in the tree `dir` asks for images.

@@ -126,6 +126,14 @@ pub fn source(locked: &Locked, root: &Path) -> Location {
     location(&locked.reference, locked.archive.as_ref(), root)
 }
 
+/// The image as it was locked: from its registry by digest, or from its archive in the tree `root`, which knows it by name.
+pub fn locked_source(locked: &Locked, root: &Path) -> Location {
+    match locked.archive {
+        None => Location::Registry(locked.reference.at_digest(locked.digest.clone())),
+        Some(_) => source(locked, root),
+    }
+}
+
 fn location(reference: &registry::Reference, archive: Option<&Archive>, root: &Path) -> Location {
     let Some(archive) = archive else { return Location::Registry(reference.clone()) };
     let place = InFile { path: root.join(&archive.path), image: Some(reference.to_string()) };

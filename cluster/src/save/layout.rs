@@ -151,7 +151,7 @@ impl Layout {
 }
 
 /// Without host, two names may be one.
-fn no_conflict(lock: &Lock) -> Result<(), LayoutError> {
+pub(crate) fn no_conflict(lock: &Lock) -> Result<(), LayoutError> {
     let mut names: HashMap<String, &Locked> = HashMap::new();
     for image in &lock.images {
         let Some(tag) = image.reference.tag() else { continue };

@@ -10,8 +10,8 @@
 //! What is there already is not fetched, so an interrupted save goes on where it was, and a second one fetches what changed. An
 //! image gets its name when all of it is there.
 
-mod layout;
-mod plan;
+pub(crate) mod layout;
+pub(crate) mod plan;
 mod repository;
 mod transfer;
 

@@ -29,6 +29,7 @@ pub(crate) struct Stored {
     pub(crate) content: Vec<u8>,
     platform: String,
     /// Of config and layers.
+    #[allow(dead_code, reason = "not every test program counts them")]
     pub(crate) bytes: u64,
 }
 

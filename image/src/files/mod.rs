@@ -7,6 +7,7 @@ mod collected;
 mod layers;
 mod nydus;
 
+use std::collections::BTreeMap;
 use std::io;
 use std::path::{Path, PathBuf};
 
@@ -86,14 +87,17 @@ pub enum FilesError {
     Panicked(#[from] tokio::task::JoinError),
 }
 
-/// What the config of an image says of the image.
+/// What the config of an image says of the image, and its manifest.
 #[derive(Clone, Debug, Default, Deserialize)]
 #[serde(default, rename_all = "PascalCase")]
 pub struct Configured {
     /// Its environment, `NAME=VALUE` each.
     pub env: Option<Vec<String>>,
     /// Its labels.
-    pub labels: Option<std::collections::BTreeMap<String, String>>,
+    pub labels: Option<BTreeMap<String, String>>,
+    /// The annotations of its manifest.
+    #[serde(skip)]
+    pub annotations: BTreeMap<String, String>,
 }
 
 /// Writes the wanted files of the image at `location` for `platform` to the empty directory `to`; returns what its config says.
@@ -127,7 +131,8 @@ pub async fn extract(
     }
     let wrong = |error| FilesError::Document { place: format!("config of {}", source.name()), error };
     let config: Config = serde_json::from_slice(&config).map_err(wrong)?;
-    Ok(config.config.unwrap_or_default())
+    let annotations = manifest.annotations().clone().unwrap_or_default().into_iter().collect();
+    Ok(Configured { annotations, ..config.config.unwrap_or_default() })
 }
 
 /// The manifest of the nydus image for `platform`, or that of the plain one where there is none.

@@ -29,8 +29,8 @@ pub use self::blob::BlobStream;
 pub use self::error::SourceError;
 pub use self::files::Part as BlobFile;
 pub use self::images::SourceImage;
-pub use self::stored::{PACKAGE_FILE, StoredImages};
 pub use self::oci::{INDEX as OCI_INDEX_FILE, REF_NAME, blob_path};
+pub use self::stored::{PACKAGE_FILE, StoredImages};
 
 use self::archive::Archive;
 use self::docker::DockerArchive;

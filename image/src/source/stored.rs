@@ -118,12 +118,10 @@ impl StoredImages {
                 Some(part) => self.part(part, file),
                 None => return Ok(None),
             },
-            Files::Directory(path) => {
-                match super::files::Files::Directory(path.clone()).part(file) {
-                    Err(SourceError::Missing { .. }) => return Ok(None),
-                    part => part?,
-                }
-            }
+            Files::Directory(path) => match super::files::Files::Directory(path.clone()).part(file) {
+                Err(SourceError::Missing { .. }) => return Ok(None),
+                part => part?,
+            },
         };
         part.document().map(Some)
     }
@@ -146,8 +144,8 @@ impl StoredImages {
 
     /// The image of this name.
     pub fn named(&self, wanted: &str) -> Result<Option<(String, Digest)>, SourceError> {
-        let reference = Reference::parse(wanted)
-            .map_err(|error| SourceError::document(self.name.clone(), error))?;
+        let reference =
+            Reference::parse(wanted).map_err(|error| SourceError::document(self.name.clone(), error))?;
         let (host, path) = (reference.host(), reference.repository().name());
         // As it is written, with its host, and as sealer and sealos save it: without.
         let written = wanted.split('@').next().unwrap_or(wanted);
@@ -175,9 +173,10 @@ impl StoredImages {
         let head: Head =
             serde_json::from_slice(&content).map_err(|error| SourceError::document(place.clone(), error))?;
         let Some(image) = head.image else { return Ok(None) };
-        let digest = image.digest.parse().map_err(|_| {
-            SourceError::document(place, format!("{:?} is no digest", image.digest))
-        })?;
+        let digest = image
+            .digest
+            .parse()
+            .map_err(|_| SourceError::document(place, format!("{:?} is no digest", image.digest)))?;
         Ok(Some((image.repository, digest)))
     }
 

@@ -112,9 +112,7 @@ impl Files {
     pub(super) fn exists(&self, path: &Path) -> Result<bool, LayoutError> {
         match self {
             Self::Archive(members) => Ok(members.has(&name(path))),
-            Self::Directory => {
-                path.try_exists().map_err(|error| self.failed("looking for", path, error))
-            }
+            Self::Directory => path.try_exists().map_err(|error| self.failed("looking for", path, error)),
         }
     }
 

@@ -1,10 +1,10 @@
-//! Content in the storage layout of CNCF distribution (see [`paths`]), read from a directory or from a tar. The
+//! Content in the storage layout of CNCF distribution (see [`Paths`]), read from a directory or from a tar. The
 //! [server](crate::server) serves it, and writes it where it is a directory. All calls block on the disk.
 //!
 //! Names of repositories are those of a [`crate::Repository`], and tags those of a [`crate::Reference`]: such are safe in paths.
 
 mod files;
-pub(crate) mod paths;
+mod paths;
 
 use std::io;
 use std::path::{Path, PathBuf};
@@ -14,9 +14,9 @@ use thiserror::Error;
 
 pub use self::files::{Members, Part};
 pub(crate) use self::files::{folders, present};
+pub use self::paths::Paths;
 
 use self::files::Files;
-use self::paths::Paths;
 use crate::client::MANIFEST_LIMIT_BYTES;
 use crate::digest::{Digest, DigestAlgorithm};
 use crate::reference::is_name;

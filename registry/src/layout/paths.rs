@@ -19,59 +19,71 @@ use crate::digest::Digest;
 
 /// File names below a root.
 #[derive(Clone, Debug)]
-pub(crate) struct Paths {
+pub struct Paths {
     base: PathBuf,
 }
 
 impl Paths {
-    pub(crate) fn new(root: &Path) -> Self {
+    /// The names below `root`.
+    pub fn new(root: &Path) -> Self {
         Self { base: root.join("docker/registry/v2") }
     }
 
-    pub(crate) fn repositories(&self) -> PathBuf {
+    /// The folder of all repositories.
+    pub fn repositories(&self) -> PathBuf {
         self.base.join("repositories")
     }
 
-    pub(crate) fn repository(&self, name: &str) -> PathBuf {
+    /// A repository's folder.
+    pub fn repository(&self, name: &str) -> PathBuf {
         self.repositories().join(name)
     }
 
-    pub(crate) fn data(&self, digest: &Digest) -> PathBuf {
+    /// Content.
+    pub fn data(&self, digest: &Digest) -> PathBuf {
         let hex = digest.digest();
         // A digest has far more than two digits: its form was checked when it was parsed.
         let shelf = hex.get(..2).unwrap_or(hex);
         self.base.join("blobs").join(digest.algorithm().as_ref()).join(shelf).join(hex).join("data")
     }
 
-    pub(crate) fn layer(&self, name: &str, digest: &Digest) -> PathBuf {
+    /// The link that says that the repository has a blob.
+    pub fn layer(&self, name: &str, digest: &Digest) -> PathBuf {
         link(self.repository(name).join("_layers"), digest)
     }
 
-    pub(crate) fn revisions(&self, name: &str) -> PathBuf {
+    /// The folder of a repository's manifests.
+    pub fn revisions(&self, name: &str) -> PathBuf {
         self.repository(name).join("_manifests/revisions")
     }
 
-    pub(crate) fn revision(&self, name: &str, digest: &Digest) -> PathBuf {
+    /// The link that says that the repository has a manifest.
+    pub fn revision(&self, name: &str, digest: &Digest) -> PathBuf {
         link(self.revisions(name), digest)
     }
 
-    pub(crate) fn tags(&self, name: &str) -> PathBuf {
+    /// The folder of a repository's tags.
+    pub fn tags(&self, name: &str) -> PathBuf {
         self.repository(name).join("_manifests/tags")
     }
 
-    pub(crate) fn tag(&self, name: &str, tag: &str) -> PathBuf {
+    /// A tag's folder.
+    pub fn tag(&self, name: &str, tag: &str) -> PathBuf {
         self.tags(name).join(tag)
     }
 
-    pub(crate) fn tag_current(&self, name: &str, tag: &str) -> PathBuf {
+    /// The link to what a tag names.
+    pub fn tag_current(&self, name: &str, tag: &str) -> PathBuf {
         self.tag(name, tag).join("current/link")
     }
 
-    pub(crate) fn tag_index(&self, name: &str, tag: &str, digest: &Digest) -> PathBuf {
+    /// The link to what a tag names or has named.
+    pub fn tag_index(&self, name: &str, tag: &str, digest: &Digest) -> PathBuf {
         link(self.tag(name, tag).join("index"), digest)
     }
 
-    pub(crate) fn upload(&self, name: &str, id: &str) -> PathBuf {
+    /// The folder of an upload on its way.
+    pub fn upload(&self, name: &str, id: &str) -> PathBuf {
         self.repository(name).join("_uploads").join(id)
     }
 }

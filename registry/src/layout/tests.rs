@@ -40,7 +40,7 @@ fn check(layout: &Layout) {
         assert_eq!(layout.tagged(&name, "v1").unwrap(), Some(manifest.clone()));
         assert_eq!(layout.tagged(&name, "v2").unwrap(), None);
         assert_eq!(layout.manifest(&name, &manifest).unwrap().unwrap(), b"manifest");
-        assert_eq!(layout.revisions(&name).unwrap(), [manifest.clone()]);
+        assert_eq!(layout.revisions(&name).unwrap(), std::slice::from_ref(&manifest));
         let part = layout.blob(&name, &blob).unwrap().unwrap();
         let mut content = vec![0; part.size as usize];
         part.file.read_exact_at(&mut content, part.offset).unwrap();

@@ -189,7 +189,7 @@ fn check_contents(storage: &Storage, name: &str, manifest: &Manifest) -> Result<
     for blob in manifest.config.iter().chain(blobs) {
         let digest = digest_of(blob)?;
         let elsewhere = blob.urls.as_ref().is_some_and(|urls| !urls.is_empty());
-        if !elsewhere && !storage.layout.content_of(name, &digest)?.is_some() {
+        if !elsewhere && storage.layout.content_of(name, &digest)?.is_none() {
             return Err(unknown(blob));
         }
     }

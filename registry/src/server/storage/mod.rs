@@ -13,8 +13,7 @@ pub(super) use uploads::UploadFile;
 use self::files::write_atomically;
 use super::error::Failure;
 use crate::digest::Digest;
-use crate::layout::paths::Paths;
-use crate::layout::{Layout, LayoutError, present};
+use crate::layout::{Layout, LayoutError, Paths, present};
 
 /// Content that is served. It is written only where it is a directory's.
 #[derive(Clone, Debug)]

@@ -1,0 +1,7 @@
+//! Packages of any bytes.
+
+#![no_main]
+
+use libfuzzer_sys::fuzz_target;
+
+fuzz_target!(|bytes: &[u8]| cluster::fuzzing::package(bytes));

@@ -1,0 +1,175 @@
+//! An image as it is, from anywhere to anywhere: digest for digest, with all that its name leads to.
+
+use std::collections::{HashMap, HashSet};
+
+use futures::StreamExt as _;
+use futures::future::BoxFuture;
+use oci_spec::image::{Descriptor, ImageIndex, MediaType};
+use registry::digest::Digest;
+use serde::Deserialize;
+
+use crate::destination::{CopyError, Destination, copy_blob};
+use crate::document::{Index, Stored};
+use crate::source::{Document, Source, SourceError};
+
+/// How many blobs of an image are under way at a time.
+const PARALLEL_BLOBS: usize = 3;
+
+/// How deep indexes may lie in indexes.
+const DEPTH_LIMIT: usize = 8;
+
+/// What a copy came to.
+#[derive(Clone, Debug, Default)]
+pub struct CopiedImage {
+    /// Manifests and indexes that were put.
+    pub manifests: u64,
+    /// Blobs that were sent.
+    pub blobs: u64,
+    /// Their bytes.
+    pub bytes: u64,
+    /// Manifests that an index names and the source does not have, as in a package for one platform.
+    pub left_out: Vec<Digest>,
+    /// All that is at the destination now.
+    pub known: HashSet<Digest>,
+}
+
+/// What a manifest names.
+#[derive(Default, Deserialize)]
+#[serde(default)]
+struct Named {
+    config: Option<Descriptor>,
+    layers: Option<Vec<Descriptor>>,
+    /// Of an artifact manifest.
+    blobs: Option<Vec<Descriptor>>,
+}
+
+/// Has `source` with all that it names at `destination`; returns what its name is to lead to there. An index that names manifests
+/// which the source does not have is put without these, since registries take only what is whole: then its digest is another.
+///
+/// # Errors
+///
+/// When something cannot be read or stored.
+pub async fn copy_image(
+    source: &Source,
+    destination: &dyn Destination,
+) -> Result<(Stored, CopiedImage), CopyError> {
+    let mut job = Job { source, destination, copied: CopiedImage::default() };
+    let root = source.root().await?;
+    let root = job.document(root, 0).await?;
+    Ok((root, job.copied))
+}
+
+struct Job<'a> {
+    source: &'a Source,
+    destination: &'a dyn Destination,
+    copied: CopiedImage,
+}
+
+impl Job<'_> {
+    fn document(&mut self, document: Document, depth: usize) -> BoxFuture<'_, Result<Stored, CopyError>> {
+        Box::pin(async move {
+            let index = match document.descriptor.media_type() {
+                MediaType::ImageIndex => Some(parse::<ImageIndex>(self.source, &document)?),
+                MediaType::ImageManifest => None,
+                _ => serde_json::from_slice(&document.content).ok(),
+            };
+            let stored = match index {
+                Some(_) if depth == DEPTH_LIMIT => {
+                    let error = SourceError::TooDeep { source_name: self.source.name(), limit: DEPTH_LIMIT };
+                    return Err(error.into());
+                }
+                Some(index) => self.index(&document, &index, depth).await?,
+                None => {
+                    self.blobs(&parse(self.source, &document)?).await?;
+                    stored(&document)
+                }
+            };
+            let put = self.destination.put_manifest(&stored.media_type, stored.content.clone());
+            put.await?;
+            self.copied.manifests += 1;
+            self.copied.known.extend([document.descriptor.digest().clone(), stored.digest.clone()]);
+            Ok(stored)
+        })
+    }
+
+    /// Copies what an index names; returns it, without what the source does not have.
+    async fn index(
+        &mut self,
+        document: &Document,
+        index: &ImageIndex,
+        depth: usize,
+    ) -> Result<Stored, CopyError> {
+        let (mut replaced, mut missing) = (HashMap::new(), Vec::new());
+        for (number, entry) in index.manifests().iter().enumerate() {
+            let child = match self.source.manifest(entry).await {
+                Err(SourceError::Missing { .. }) => {
+                    missing.push(number);
+                    self.copied.left_out.push(entry.digest().clone());
+                    continue;
+                }
+                child => child?,
+            };
+            let child = self.document(child, depth + 1).await?;
+            if child.digest != *entry.digest() {
+                replaced.insert(entry.digest().clone(), child);
+            }
+        }
+        if missing.is_empty() && replaced.is_empty() {
+            return Ok(stored(document));
+        }
+        let wrong = |error| SourceError::Document {
+            place: format!("index {} of {}", document.descriptor.digest(), self.source.name()),
+            reason: format!("{error}"),
+        };
+        let mut cut = Index::parse(&document.content).map_err(wrong)?;
+        cut.retain(|number| !missing.contains(&number));
+        Ok(cut.convert(&replaced, *document.descriptor.media_type() == MediaType::ImageIndex))
+    }
+
+    async fn blobs(&mut self, named: &Named) -> Result<(), CopyError> {
+        let blobs = named.config.iter().chain(named.layers.iter().chain(&named.blobs).flatten());
+        let mut seen = HashSet::new();
+        let blobs: Vec<Descriptor> = blobs
+            // What lies elsewhere is in no registry.
+            .filter(|blob| blob.urls().as_ref().is_none_or(Vec::is_empty))
+            .filter(|blob| seen.insert(blob.digest().clone()))
+            .cloned()
+            .collect();
+        let (source, destination) = (self.source, self.destination);
+        let copies = blobs.into_iter().map(|blob| async move { copy_blob(source, &blob, destination).await });
+        let copies: Vec<_> = copies.collect();
+        let mut copies = futures::stream::iter(copies).buffer_unordered(PARALLEL_BLOBS);
+        while let Some(bytes) = copies.next().await {
+            let bytes = bytes?;
+            self.copied.blobs += u64::from(bytes > 0);
+            self.copied.bytes += bytes;
+        }
+        Ok(())
+    }
+}
+
+fn stored(document: &Document) -> Stored {
+    Stored {
+        media_type: document.descriptor.media_type().to_string(),
+        content: document.content.clone(),
+        digest: document.descriptor.digest().clone(),
+    }
+}
+
+fn parse<'a, T: Deserialize<'a>>(source: &Source, document: &'a Document) -> Result<T, CopyError> {
+    serde_json::from_slice(&document.content).map_err(|error| {
+        let place = format!("manifest {} of {}", document.descriptor.digest(), source.name());
+        CopyError::from(SourceError::Document { place, reason: error.to_string() })
+    })
+}
+
+impl CopiedImage {
+    /// Adds what another copy came to.
+    pub fn add(&mut self, other: Self) {
+        self.manifests += other.manifests;
+        self.blobs += other.blobs;
+        self.bytes += other.bytes;
+        self.left_out.extend(other.left_out);
+        self.known.extend(other.known);
+    }
+}
