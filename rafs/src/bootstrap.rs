@@ -4,7 +4,9 @@
 //! driver read; [`Bootstrap`] reads such bytes where they lie.
 
 mod read;
+mod walk;
 mod write;
 
 pub use read::{At, Bootstrap, ChunkUse, Directory, DirectoryEntry, Inode, Nid, Pieces, ReadError, Version};
+pub use walk::{Found, Visitor, walk};
 pub use write::{WriteError, WriteOptions, write, write_layer};

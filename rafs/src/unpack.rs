@@ -4,7 +4,6 @@ mod directory;
 mod error;
 mod staging;
 mod tar;
-mod walk;
 
 use std::io::Write;
 use std::ops::ControlFlow;
@@ -13,11 +12,11 @@ use std::path::Path;
 pub use error::UnpackError;
 
 use crate::blob::source::BlobSource;
-use crate::bootstrap::{Bootstrap, Nid, ReadError};
+use crate::bootstrap::{Bootstrap, Found, Nid, ReadError, Visitor, walk};
 use crate::layout::v6::FileType;
+use crate::limits::Limits;
 use crate::tree::Xattrs;
 use crate::xattr;
-use walk::{Met, Visitor, walk};
 
 /// Is told of every so many bytes of content that are written (0 between files), and may end the work.
 pub type Watch<'a> = &'a dyn Fn(u64) -> ControlFlow<()>;
@@ -123,7 +122,7 @@ pub fn to_directory(
 /// When the image is broken.
 pub fn content_size(bootstrap: &Bootstrap) -> Result<u64, UnpackError> {
     let mut sum = ContentSize(0);
-    walk(bootstrap, &mut sum)?;
+    walk(bootstrap, Limits::DEFAULT, &mut sum)?;
     Ok(sum.0)
 }
 
@@ -132,9 +131,9 @@ struct ContentSize(u64);
 impl Visitor for ContentSize {
     type Error = ReadError;
 
-    fn enter(&mut self, met: &Met<'_>) -> Result<(), ReadError> {
-        if met.inode.kind == FileType::Regular && met.link_to.is_none() {
-            self.0 = self.0.saturating_add(met.inode.size);
+    fn enter(&mut self, found: &Found<'_>) -> Result<(), ReadError> {
+        if found.inode.kind == FileType::Regular && found.link_to.is_none() {
+            self.0 = self.0.saturating_add(found.inode.size);
         }
         Ok(())
     }

@@ -9,11 +9,11 @@ use rustix::fs::{self, AtFlags, FileType as Type, Mode, OFlags, Timespec, Timest
 
 use super::error::shown;
 use super::staging::Staging;
-use super::walk::{Met, Visitor, walk};
 use super::{Unpack, UnpackError};
 use crate::blob::source::{BlobSource, ChunkReader};
-use crate::bootstrap::{Inode, Nid};
+use crate::bootstrap::{Found, Inode, Nid, Visitor, walk};
 use crate::layout::v6::FileType;
+use crate::limits::Limits;
 
 /// Directories nested deeper than this are refused: no path names what is in them (`PATH_MAX` is 4,096 bytes), and an open
 /// directory is held for each level.
@@ -41,7 +41,7 @@ fn fill<S: BlobSource>(image: Unpack<'_, S>, target: &Path) -> Result<(), Unpack
     let chunks = ChunkReader::new(image.bootstrap, image.source);
     let is_root = nix::unistd::geteuid().is_root();
     let file_system = root.try_clone().map_err(|error| io_error(b"", "open the directory", error))?;
-    walk(image.bootstrap, &mut Target { image, chunks, directories: vec![root], is_root })?;
+    walk(image.bootstrap, Limits::DEFAULT, &mut Target { image, chunks, directories: vec![root], is_root })?;
     fs::syncfs(file_system).map_err(io("write to disk"))
 }
 
@@ -59,20 +59,20 @@ struct Target<'a, S> {
 impl<S: BlobSource> Visitor for Target<'_, S> {
     type Error = UnpackError;
 
-    fn enter(&mut self, met: &Met<'_>) -> Result<(), UnpackError> {
-        if met.path.is_empty() {
+    fn enter(&mut self, found: &Found<'_>) -> Result<(), UnpackError> {
+        if found.path.is_empty() {
             return Ok(());
         }
         self.image.watch(0)?;
-        let name = name(met.path);
-        let io = |action| move |source: rustix::io::Errno| io_error(met.path, action, source.into());
-        if let Some(first) = &met.link_to {
-            return self.hard_link(first, met);
+        let name = name(found.path);
+        let io = |action| move |source: rustix::io::Errno| io_error(found.path, action, source.into());
+        if let Some(first) = &found.link_to {
+            return self.hard_link(first, found);
         }
         let parent = self.parent();
-        match met.inode.kind {
+        match found.inode.kind {
             FileType::Directory if self.directories.len() > MAX_DEPTH => {
-                return Err(UnpackError::TooDeep { path: shown(met.path), limit: MAX_DEPTH });
+                return Err(UnpackError::TooDeep { path: shown(found.path), limit: MAX_DEPTH });
             }
             FileType::Directory => {
                 fs::mkdirat(parent, name, Mode::RWXU).map_err(io("make the directory"))?;
@@ -82,23 +82,23 @@ impl<S: BlobSource> Visitor for Target<'_, S> {
                 // Its own metadata comes last: files that are made in it change its time.
                 return Ok(());
             }
-            FileType::Regular => return self.regular(met),
+            FileType::Regular => return self.regular(found),
             FileType::Symlink => {
-                let target = self.image.bootstrap.read_link(met.nid)?;
+                let target = self.image.bootstrap.read_link(found.nid)?;
                 fs::symlinkat(target, parent, name).map_err(io("make the symbolic link"))?;
             }
             FileType::CharDevice | FileType::BlockDevice if !self.is_root => {
-                tracing::warn!(path = %shown(met.path), "device left out: only root can make devices");
+                tracing::warn!(path = %shown(found.path), "device left out: only root can make devices");
                 return Ok(());
             }
             FileType::CharDevice | FileType::BlockDevice | FileType::Fifo | FileType::Socket => {
-                let rdev = fs::makedev(met.inode.rdev.major, met.inode.rdev.minor);
-                fs::mknodat(parent, name, node_type(met.inode.kind), Mode::RUSR | Mode::WUSR, rdev)
+                let rdev = fs::makedev(found.inode.rdev.major, found.inode.rdev.minor);
+                fs::mknodat(parent, name, node_type(found.inode.kind), Mode::RUSR | Mode::WUSR, rdev)
                     .map_err(io("make the special file"))?;
             }
         }
         // A path through /proc names the file itself, for extended attributes cannot be set by parent and name.
-        self.metadata(met.path, &met.inode, met.nid)
+        self.metadata(found.path, &found.inode, found.nid)
     }
 
     fn leave(&mut self, path: &[u8], nid: Nid) -> Result<(), UnpackError> {
@@ -113,34 +113,34 @@ impl<S: BlobSource> Target<'_, S> {
         self.directories.last().expect("the target is open until the walk ends")
     }
 
-    fn regular(&mut self, met: &Met<'_>) -> Result<(), UnpackError> {
+    fn regular(&mut self, found: &Found<'_>) -> Result<(), UnpackError> {
         let flags = OFlags::WRONLY | OFlags::CREATE | OFlags::EXCL | OFlags::NOFOLLOW | OFlags::CLOEXEC;
-        let file = fs::openat(self.parent(), name(met.path), flags, Mode::RUSR | Mode::WUSR)
-            .map_err(|source| io_error(met.path, "make the file", source.into()))?;
+        let file = fs::openat(self.parent(), name(found.path), flags, Mode::RUSR | Mode::WUSR)
+            .map_err(|source| io_error(found.path, "make the file", source.into()))?;
         let file = std::fs::File::from(file);
-        for piece in self.image.bootstrap.chunks(met.nid, 0..met.inode.size)? {
+        for piece in self.image.bootstrap.chunks(found.nid, 0..found.inode.size)? {
             let piece = piece?;
             let content = self.chunks.read(piece.blob, piece.chunk);
             let content = content
-                .map_err(|error| UnpackError::Content { path: shown(met.path), source: Box::new(error) })?;
+                .map_err(|error| UnpackError::Content { path: shown(found.path), source: Box::new(error) })?;
             file.write_all_at(piece.of(&content)?, piece.file_offset)
-                .map_err(|source| io_error(met.path, "write the file", source))?;
+                .map_err(|source| io_error(found.path, "write the file", source))?;
             self.image.watch(piece.len.into())?;
         }
-        self.open_metadata(met.path, &met.inode, met.nid, &file)
+        self.open_metadata(found.path, &found.inode, found.nid, &file)
     }
 
     /// Links to an earlier name, which is reached step by step from the target without following symbolic links.
-    fn hard_link(&self, first: &[u8], met: &Met<'_>) -> Result<(), UnpackError> {
-        let io = |source: rustix::io::Errno| io_error(met.path, "make the hard link", source.into());
+    fn hard_link(&self, first: &[u8], found: &Found<'_>) -> Result<(), UnpackError> {
+        let io = |source: rustix::io::Errno| io_error(found.path, "make the hard link", source.into());
         let mut steps: Vec<&[u8]> = first.split(|&byte| byte == b'/').collect();
         let first_name = steps.pop().unwrap_or_default();
         let mut at = fs::openat(&self.directories[0], ".", DIRECTORY, Mode::empty()).map_err(io)?;
         for step in steps {
             at = fs::openat(&at, step, DIRECTORY, Mode::empty()).map_err(io)?;
         }
-        match fs::linkat(&at, first_name, self.parent(), name(met.path), AtFlags::empty()) {
-            Err(rustix::io::Errno::NOENT) if !self.is_root && met.inode.kind != FileType::Regular => Ok(()),
+        match fs::linkat(&at, first_name, self.parent(), name(found.path), AtFlags::empty()) {
+            Err(rustix::io::Errno::NOENT) if !self.is_root && found.inode.kind != FileType::Regular => Ok(()),
             result => result.map_err(io),
         }
     }

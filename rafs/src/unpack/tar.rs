@@ -3,11 +3,11 @@
 use std::io::Write;
 
 use super::error::shown;
-use super::walk::{Met, Visitor, walk};
 use super::{Unpack, UnpackError};
 use crate::blob::source::{BlobSource, ChunkReader};
-use crate::bootstrap::Nid;
+use crate::bootstrap::{Found, Nid, Visitor, walk};
 use crate::layout::v6::FileType;
+use crate::limits::Limits;
 use crate::tree::{Time, Xattrs};
 
 const BLOCK: usize = 512;
@@ -15,7 +15,7 @@ const BLOCK: usize = 512;
 /// See [`Unpack::to_tar`].
 pub(super) fn unpack<S: BlobSource>(image: Unpack<'_, S>, out: &mut impl Write) -> Result<(), UnpackError> {
     let chunks = ChunkReader::new(image.bootstrap, image.source);
-    walk(image.bootstrap, &mut Archive { image, chunks, out })?;
+    walk(image.bootstrap, Limits::DEFAULT, &mut Archive { image, chunks, out })?;
     let end = |source| UnpackError::Io { path: shown(b""), action: "write the end of the archive", source };
     out.write_all(&[0; 2 * BLOCK]).and_then(|()| out.flush()).map_err(end)
 }
@@ -29,28 +29,28 @@ struct Archive<'a, S, W> {
 impl<S: BlobSource, W: Write> Visitor for Archive<'_, S, W> {
     type Error = UnpackError;
 
-    fn enter(&mut self, met: &Met<'_>) -> Result<(), UnpackError> {
+    fn enter(&mut self, found: &Found<'_>) -> Result<(), UnpackError> {
         self.image.watch(0)?;
-        if met.inode.kind == FileType::Socket {
-            tracing::warn!(path = %shown(met.path), "socket left out: tar has no sockets");
+        if found.inode.kind == FileType::Socket {
+            tracing::warn!(path = %shown(found.path), "socket left out: tar has no sockets");
             return Ok(());
         }
         let io =
-            |source| UnpackError::Io { path: shown(met.path), action: "write it to the archive", source };
-        let (typeflag, target, size) = self.type_and_target(met)?;
-        let xattrs = match met.link_to {
+            |source| UnpackError::Io { path: shown(found.path), action: "write it to the archive", source };
+        let (typeflag, target, size) = self.type_and_target(found)?;
+        let xattrs = match found.link_to {
             Some(_) => Xattrs::new(),
-            None => self.image.xattrs(met.path, met.inode.kind, met.nid)?,
+            None => self.image.xattrs(found.path, found.inode.kind, found.nid)?,
         };
-        self.out.write_all(&headers(met, typeflag, &target, size, &xattrs)).map_err(io)?;
+        self.out.write_all(&headers(found, typeflag, &target, size, &xattrs)).map_err(io)?;
         if size == 0 {
             return Ok(());
         }
-        for piece in self.image.bootstrap.chunks(met.nid, 0..size)? {
+        for piece in self.image.bootstrap.chunks(found.nid, 0..size)? {
             let piece = piece?;
             let content = self.chunks.read(piece.blob, piece.chunk);
             let content = content
-                .map_err(|error| UnpackError::Content { path: shown(met.path), source: Box::new(error) })?;
+                .map_err(|error| UnpackError::Content { path: shown(found.path), source: Box::new(error) })?;
             self.out.write_all(piece.of(&content)?).map_err(io)?;
             self.image.watch(piece.len.into())?;
         }
@@ -64,13 +64,13 @@ impl<S: BlobSource, W: Write> Visitor for Archive<'_, S, W> {
 }
 
 impl<S: BlobSource, W> Archive<'_, S, W> {
-    fn type_and_target(&self, met: &Met<'_>) -> Result<(u8, Vec<u8>, u64), UnpackError> {
-        if let Some(target) = &met.link_to {
+    fn type_and_target(&self, found: &Found<'_>) -> Result<(u8, Vec<u8>, u64), UnpackError> {
+        if let Some(target) = &found.link_to {
             return Ok((b'1', target.clone(), 0));
         }
-        Ok(match met.inode.kind {
-            FileType::Regular | FileType::Socket => (b'0', Vec::new(), met.inode.size),
-            FileType::Symlink => (b'2', self.image.bootstrap.read_link(met.nid)?.to_vec(), 0),
+        Ok(match found.inode.kind {
+            FileType::Regular | FileType::Socket => (b'0', Vec::new(), found.inode.size),
+            FileType::Symlink => (b'2', self.image.bootstrap.read_link(found.nid)?.to_vec(), 0),
             FileType::CharDevice => (b'3', Vec::new(), 0),
             FileType::BlockDevice => (b'4', Vec::new(), 0),
             FileType::Directory => (b'5', Vec::new(), 0),
@@ -80,12 +80,12 @@ impl<S: BlobSource, W> Archive<'_, S, W> {
 }
 
 /// The header of a file, behind a PAX header where one is needed.
-fn headers(met: &Met<'_>, typeflag: u8, target: &[u8], size: u64, xattrs: &Xattrs) -> Vec<u8> {
-    let mut path = met.path.to_vec();
-    if met.inode.kind == FileType::Directory {
+fn headers(found: &Found<'_>, typeflag: u8, target: &[u8], size: u64, xattrs: &Xattrs) -> Vec<u8> {
+    let mut path = found.path.to_vec();
+    if found.inode.kind == FileType::Directory {
         path.extend_from_slice(if path.is_empty() { b"./" } else { b"/" });
     }
-    let inode = &met.inode;
+    let inode = &found.inode;
     let mut header = Header::new(typeflag);
     let mut pax = Vec::new();
     header.bytes(&mut pax, 0..100, "path", &path);

@@ -4,8 +4,10 @@ use std::collections::{BTreeMap, HashMap};
 
 use super::{At, Bootstrap, ChunkUse, Nid, ReadError};
 use crate::blob::{Blob, BlobIndex, Chunk, ChunkIndex};
+use crate::bootstrap::{Found, Visitor, walk};
 use crate::digest::Digest;
 use crate::layout::v6::FileType;
+use crate::limits::Limits;
 use crate::tree::{ChunkRef, Image, Kind, Layer, Metadata, Node, NodeId, Tree};
 
 /// Chunks that are counted but not described cost memory, 72 bytes each; this many are allowed beside a number of them
@@ -25,14 +27,15 @@ impl Bootstrap {
 
     fn read_image(&self) -> Result<Image, ReadError> {
         let blobs = self.blobs_with_chunks()?;
-        let reader = TreeReader {
+        let mut reader = TreeReader {
             bootstrap: self,
             blobs: &blobs,
-            budget: 2 * self.size(),
             seen: HashMap::new(),
+            open: Vec::new(),
             tree: Tree::new(),
         };
-        let tree = reader.read()?;
+        walk(self, Limits::DEFAULT, &mut reader)?;
+        let tree = reader.tree;
         self.sound()?;
         Ok(Image { tree, blobs })
     }
@@ -129,57 +132,42 @@ struct TreeReader<'a> {
     bootstrap: &'a Bootstrap,
     /// The blobs with their chunks.
     blobs: &'a [Blob],
-    /// Bytes that inodes and their content may still take. No two of them overlap, so together they are no larger than
-    /// the bootstrap (in version 5, directories consist of inodes, so these count twice). Without this limit, a small
-    /// bootstrap could make a huge tree.
-    budget: u64,
     seen: HashMap<Nid, NodeId>,
+    /// The directory that is being read, behind those that it is in.
+    open: Vec<NodeId>,
     tree: Tree,
 }
 
-impl TreeReader<'_> {
-    fn read(mut self) -> Result<Tree, ReadError> {
-        let root = self.bootstrap.root();
-        self.tree.node_mut(Tree::ROOT).metadata = self.metadata(root)?;
-        self.seen.insert(root, Tree::ROOT);
-        let mut pending = vec![(root, Tree::ROOT)];
-        while let Some((nid, directory)) = pending.pop() {
-            self.spend(nid, self.bootstrap.directory_size(nid)?)?;
-            let mut last: Option<&[u8]> = None;
-            let mut entries = BTreeMap::new();
-            for entry in self.bootstrap.read_dir(nid, 0)? {
-                let entry = entry?;
-                if last.is_some_and(|last| last >= entry.name) {
-                    let expected = "names in ascending order";
-                    return Err(ReadError::corrupt("directory", At::Number(nid.0), expected));
-                }
-                last = Some(entry.name);
-                let known = self.seen.get(&entry.nid).copied();
-                let node = match known {
-                    Some(node) => node,
-                    None => self.node(entry.nid)?,
-                };
-                if self.tree.entries(node).is_some() {
-                    if known.is_some() {
-                        let expected = "directories with one name each";
-                        return Err(ReadError::corrupt("directory", At::Number(nid.0), expected));
-                    }
-                    pending.push((entry.nid, node));
-                }
-                entries.insert(entry.name.into(), node);
-            }
-            self.tree.node_mut(directory).kind = Kind::Directory(entries);
-        }
-        Ok(self.tree)
-    }
+impl Visitor for TreeReader<'_> {
+    type Error = ReadError;
 
-    fn spend(&mut self, nid: Nid, size: u64) -> Result<(), ReadError> {
-        let expected = "inodes that do not overlap";
-        let left = self.budget.checked_sub(size);
-        self.budget = left.ok_or(ReadError::corrupt("inode", At::Number(nid.0), expected))?;
+    fn enter(&mut self, found: &Found<'_>) -> Result<(), ReadError> {
+        let Some(directory) = self.open.last().copied() else {
+            self.tree.node_mut(Tree::ROOT).metadata = self.metadata(found)?;
+            self.open.push(Tree::ROOT);
+            return Ok(());
+        };
+        let node = match self.seen.get(&found.nid) {
+            Some(node) => *node,
+            None => self.node(found)?,
+        };
+        let name = found.path.rsplit(|byte| *byte == b'/').next().unwrap_or_default();
+        if let Some(entries) = self.tree.entries_mut(directory) {
+            entries.insert(name.into(), node);
+        }
+        if found.inode.kind == FileType::Directory {
+            self.open.push(node);
+        }
         Ok(())
     }
 
+    fn leave(&mut self, _path: &[u8], _nid: Nid) -> Result<(), ReadError> {
+        self.open.pop();
+        Ok(())
+    }
+}
+
+impl TreeReader<'_> {
     /// The chunk of a file, which must be known: only chunks that nothing refers to may be unknown.
     fn chunk(&self, piece: ChunkUse) -> Result<ChunkRef, ReadError> {
         let (blob, chunk) = (piece.blob, piece.chunk);
@@ -190,39 +178,32 @@ impl TreeReader<'_> {
         }
     }
 
-    fn metadata(&mut self, nid: Nid) -> Result<Metadata, ReadError> {
-        self.spend(nid, self.bootstrap.inode_size(nid)?)?;
-        let inode = self.bootstrap.inode(nid)?;
+    fn metadata(&self, Found { nid, inode, .. }: &Found<'_>) -> Result<Metadata, ReadError> {
         Ok(Metadata {
             permissions: inode.permissions,
             uid: inode.uid,
             gid: inode.gid,
             mtime: inode.mtime,
-            xattrs: self.bootstrap.xattrs(nid)?,
+            xattrs: self.bootstrap.xattrs(*nid)?,
         })
     }
 
-    fn node(&mut self, nid: Nid) -> Result<NodeId, ReadError> {
-        let inode = self.bootstrap.inode(nid)?;
+    fn node(&mut self, found: &Found<'_>) -> Result<NodeId, ReadError> {
+        let (nid, inode) = (found.nid, &found.inode);
         let kind = match inode.kind {
             FileType::Directory => Kind::Directory(BTreeMap::new()),
             FileType::Regular => {
                 let pieces = self.bootstrap.chunks(nid, 0..inode.size)?;
-                self.spend(nid, pieces.stored_size())?;
                 let chunks = pieces.map(|piece| self.chunk(piece?));
                 Kind::Regular { size: inode.size, chunks: chunks.collect::<Result<_, _>>()? }
             }
-            FileType::Symlink => {
-                self.spend(nid, inode.size)?;
-                Kind::Symlink(self.bootstrap.read_link(nid)?.into())
-            }
+            FileType::Symlink => Kind::Symlink(self.bootstrap.read_link(nid)?.into()),
             FileType::CharDevice => Kind::CharDevice(inode.rdev),
             FileType::BlockDevice => Kind::BlockDevice(inode.rdev),
             FileType::Fifo => Kind::Fifo,
             FileType::Socket => Kind::Socket,
         };
-        let metadata = self.metadata(nid)?;
-        let node = self.tree.add(Node { metadata, kind });
+        let node = self.tree.add(Node { metadata: self.metadata(found)?, kind });
         self.seen.insert(nid, node);
         Ok(node)
     }

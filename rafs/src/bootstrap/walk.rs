@@ -1,37 +1,51 @@
-//! Walking an image in the order in which it is unpacked.
+//! Walking through all files of an image, within bounds that a hostile bootstrap cannot exceed.
 
 use std::collections::{HashMap, HashSet};
 
-use crate::bootstrap::{At, Bootstrap, Inode, Nid, ReadError};
+use super::{At, Bootstrap, Inode, Nid, ReadError};
 use crate::layout::v6::FileType;
+use crate::limits::Limits;
 
-/// The longest path in bytes: what a system call takes. A small bootstrap of nested directories would make a huge archive
-/// otherwise, where each entry has the whole path.
-const MAX_PATH: usize = 4095;
-
-/// A file that is met.
-pub(super) struct Met<'a> {
+/// A file, as it is found under one of its names.
+#[derive(Debug)]
+pub struct Found<'a> {
     /// Names from the root, without a leading `/`; empty for the root.
-    pub(super) path: &'a [u8],
-    pub(super) nid: Nid,
-    pub(super) inode: Inode,
-    /// The path under which the same file was met before.
-    pub(super) link_to: Option<Vec<u8>>,
+    pub path: &'a [u8],
+    /// Its inode's number.
+    pub nid: Nid,
+    /// Its inode.
+    pub inode: Inode,
+    /// The path under which the same file was found before.
+    pub link_to: Option<Vec<u8>>,
 }
 
 /// What is done while walking.
-pub(super) trait Visitor {
+pub trait Visitor {
+    /// What ends the walk.
     type Error: From<ReadError>;
 
     /// For every file, directories before what is in them, names in byte order.
-    fn enter(&mut self, met: &Met<'_>) -> Result<(), Self::Error>;
+    ///
+    /// # Errors
+    ///
+    /// The walk ends with it.
+    fn enter(&mut self, found: &Found<'_>) -> Result<(), Self::Error>;
 
     /// For every directory, after all that is in it.
+    ///
+    /// # Errors
+    ///
+    /// The walk ends with it.
     fn leave(&mut self, path: &[u8], nid: Nid) -> Result<(), Self::Error>;
 }
 
-/// Walks all of an image. Directories with two names are refused, so it ends.
-pub(super) fn walk<V: Visitor>(bootstrap: &Bootstrap, visitor: &mut V) -> Result<(), V::Error> {
+/// Walks through all of an image. Directories with two names and paths longer than `limits` allow are refused, and so are
+/// inodes that overlap: the work is in proportion to the bootstrap's size.
+///
+/// # Errors
+///
+/// The visitor's own, or that the bootstrap is broken.
+pub fn walk<V: Visitor>(bootstrap: &Bootstrap, limits: Limits, visitor: &mut V) -> Result<(), V::Error> {
     let mut walk = Walk { bootstrap, budget: 2 * bootstrap.size(), names: Vec::new(), first: HashMap::new() };
     let mut directories = HashSet::new();
     let mut path = Vec::new();
@@ -50,15 +64,16 @@ pub(super) fn walk<V: Visitor>(bootstrap: &Bootstrap, visitor: &mut V) -> Result
             path.push(b'/');
         }
         path.extend_from_slice(&name);
-        if path.len() > MAX_PATH {
-            return Err(corrupt(nid, "a path of at most 4,095 bytes").into());
+        // A small bootstrap of nested directories would make a huge archive otherwise, where each entry has the whole path.
+        if path.len() > limits.path_bytes {
+            return Err(corrupt(nid, "paths that a system call takes").into());
         }
         let inode = bootstrap.inode(nid)?;
         let link_to = walk.first_path(nid);
         if link_to.is_none() {
             walk.spend_inode(nid, &inode)?;
         }
-        visitor.enter(&Met { path: &path, nid, inode, link_to })?;
+        visitor.enter(&Found { path: &path, nid, inode, link_to })?;
         if inode.kind != FileType::Directory {
             path.truncate(above);
             // A link count that lies must not turn one file into two, so every file is remembered.
@@ -82,7 +97,7 @@ enum Step {
 
 struct Walk<'a> {
     bootstrap: &'a Bootstrap,
-    /// Bytes that inodes, the content of directories and chunk addresses may still take. They do not overlap (but in
+    /// Bytes that inodes, the content of directories, link targets and chunk addresses may still take. They do not overlap (but in
     /// version 5, where directories consist of inodes, these count twice), so together they are no larger than the
     /// bootstrap.
     budget: u64,
@@ -117,10 +132,11 @@ impl Walk<'_> {
     /// Counts an inode that is met for the first time, with its extended attributes and chunk addresses.
     fn spend_inode(&mut self, nid: Nid, inode: &Inode) -> Result<(), ReadError> {
         self.spend(nid, self.bootstrap.inode_size(nid)?)?;
-        if inode.kind == FileType::Regular {
-            self.spend(nid, self.bootstrap.chunks(nid, 0..0)?.stored_size())?;
+        match inode.kind {
+            FileType::Regular => self.spend(nid, self.bootstrap.chunks(nid, 0..0)?.stored_size()),
+            FileType::Symlink => self.spend(nid, inode.size),
+            _ => Ok(()),
         }
-        Ok(())
     }
 
     fn spend(&mut self, nid: Nid, size: u64) -> Result<(), ReadError> {
