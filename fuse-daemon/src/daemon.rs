@@ -15,6 +15,7 @@ use crate::control::server::Server;
 use crate::front::FrontConfig;
 use crate::fuse::Rights;
 use crate::mounts::{Engine, EngineConfig, Image, MountError, Table};
+use crate::prefetch::PrefetchConfig;
 use crate::worker::{Backend, WorkerConfig};
 
 /// Settings of the daemon.
@@ -34,6 +35,8 @@ pub struct DaemonConfig {
     pub cache_quota_bytes: u64,
     /// How mounts read.
     pub read: ReadConfig,
+    /// What is fetched before somebody reads it.
+    pub prefetch: PrefetchSettings,
     /// How registries are reached: of a section of its own in the configuration file, which all roles share.
     #[serde(skip)]
     pub registry: ClientConfig,
@@ -48,6 +51,7 @@ impl Default for DaemonConfig {
             cache_dir: PathBuf::from("/var/lib/nydus-cluster/cache"),
             cache_quota_bytes: 0,
             read: ReadConfig::default(),
+            prefetch: PrefetchSettings::default(),
             registry: ClientConfig::default(),
         }
     }
@@ -83,6 +87,32 @@ impl Default for ReadConfig {
             buffer_bytes: 16 << 20,
             read_ahead_kib: 1024,
         }
+    }
+}
+
+/// What is fetched before somebody reads it. Readers go before.
+#[derive(Clone, Copy, Debug, Deserialize, PartialEq, Serialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct PrefetchSettings {
+    /// Files that an image's prefetch table names, when it is mounted. Default: true.
+    pub table: bool,
+    /// Programs that are read nearly whole, those of Go, when they start. Default: true.
+    pub programs: bool,
+    /// Everything, so many seconds after the mount: then an image needs no registry any more. 0: not. Default: 0.
+    pub complete_after_seconds: u64,
+}
+
+impl Default for PrefetchSettings {
+    fn default() -> Self {
+        Self { table: true, programs: true, complete_after_seconds: 0 }
+    }
+}
+
+impl From<PrefetchSettings> for PrefetchConfig {
+    fn from(settings: PrefetchSettings) -> Self {
+        let PrefetchSettings { table, programs, complete_after_seconds: seconds } = settings;
+        let complete_after = (seconds > 0).then(|| Duration::from_secs(seconds));
+        Self { table, programs, complete_after }
     }
 }
 
@@ -142,7 +172,7 @@ pub async fn serve(config: DaemonConfig, shutdown: CancellationToken) -> Result<
     let client = Client::new(config.registry.clone())?;
     let access = Access { mode: config.socket_mode, group: config.socket_group.clone() };
     let server = Server::bind(&config.socket, &access)?;
-    let engine = engine(&config.cache_dir, config.cache_quota_bytes, &config.read)?;
+    let engine = engine(&config.cache_dir, config.cache_quota_bytes, &config.read, config.prefetch)?;
     let table = Arc::new(Table::new(engine, client));
     let stop = CancellationToken::new();
     tracing::info!(socket = %config.socket, cache = %config.cache_dir.display(), "daemon serves");
@@ -188,7 +218,7 @@ pub async fn mount_foreground(
     shutdown: CancellationToken,
 ) -> Result<(), DaemonError> {
     crate::sys::keep_large_buffers_mapped();
-    let engine = engine(mount.cache_dir, 0, mount.read)?;
+    let engine = engine(mount.cache_dir, 0, mount.read, PrefetchSettings::default())?;
     let id = format!("foreground-{}", std::process::id());
     let image = Image {
         id: &id,
@@ -215,8 +245,13 @@ async fn unmounted(session: &crate::mounts::Mounted) {
 }
 
 /// Cache, front and worker with these settings, on the runtime that this is called in.
-fn engine(cache_dir: &Path, quota: u64, read: &ReadConfig) -> Result<Engine, DaemonError> {
-    let config = engine_config(read)?;
+fn engine(
+    cache_dir: &Path,
+    quota: u64,
+    read: &ReadConfig,
+    prefetch: PrefetchSettings,
+) -> Result<Engine, DaemonError> {
+    let config = engine_config(read, prefetch)?;
     let boot =
         BootId::current().map_err(|source| DaemonError::System { action: "find out the boot id", source })?;
     let cache = Cache::open_with_quota(cache_dir, boot, Some(quota).filter(|bytes| *bytes > 0))?;
@@ -224,7 +259,7 @@ fn engine(cache_dir: &Path, quota: u64, read: &ReadConfig) -> Result<Engine, Dae
         .map_err(|source| DaemonError::System { action: "start threads", source })
 }
 
-fn engine_config(read: &ReadConfig) -> Result<EngineConfig, DaemonError> {
+fn engine_config(read: &ReadConfig, prefetch: PrefetchSettings) -> Result<EngineConfig, DaemonError> {
     let invalid = |expected| DaemonError::Setting {
         name: "read.deadline_seconds",
         value: read.deadline_seconds.to_string(),
@@ -240,6 +275,7 @@ fn engine_config(read: &ReadConfig) -> Result<EngineConfig, DaemonError> {
     Ok(EngineConfig {
         fuse_threads: read.fuse_threads,
         read_ahead_kib: Some(read.read_ahead_kib).filter(|kib| *kib > 0),
+        prefetch: prefetch.into(),
         front: FrontConfig {
             deadline,
             request_bytes: read.request_bytes,

@@ -21,10 +21,13 @@ pub mod fs;
 mod fuse;
 pub mod mounts;
 mod pool;
+pub mod prefetch;
 mod sys;
 pub mod worker;
 
-pub use daemon::{DaemonConfig, DaemonError, ForegroundMount, ReadConfig, mount_foreground, serve};
+pub use daemon::{
+    DaemonConfig, DaemonError, ForegroundMount, PrefetchSettings, ReadConfig, mount_foreground, serve,
+};
 pub use fuse::Rights;
 
 /// An error with its causes.

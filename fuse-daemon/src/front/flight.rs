@@ -19,7 +19,7 @@ pub(super) struct Flight {
     pub(super) described: Described,
     /// Who waits for it; nobody, if it comes along with others.
     pub(super) waiters: Vec<Arc<Waiter>>,
-    /// Since when somebody waits.
+    /// Since when a reader waits.
     awaited_since: Option<Instant>,
     /// Backends that delivered it corrupt, and how the last one did.
     pub(super) refused: Vec<BackendName>,
@@ -46,20 +46,28 @@ impl Flight {
 
     /// Somebody waits for it from now on.
     pub(super) fn wait(&mut self, waiter: &Arc<Waiter>) {
-        self.awaited_since.get_or_insert_with(Instant::now);
+        if waiter.is_reader() {
+            self.awaited_since.get_or_insert_with(Instant::now);
+        }
         self.waiters.push(Arc::clone(waiter));
     }
 
-    /// Whether somebody's time, which is `limit` for all, was over less than `memory` ago, though others still wait.
+    /// Whether a reader waits for it.
+    pub(super) fn is_demanded(&self) -> bool {
+        self.waiters.iter().any(|waiter| waiter.is_reader())
+    }
+
+    /// Whether some reader's time, which is `limit` for all, was over less than `memory` ago, though others still wait.
     pub(super) fn has_failed(&self, limit: Duration, memory: Duration) -> bool {
         let since = self.awaited_since.map_or(Duration::ZERO, |since| since.elapsed());
         (limit..limit + memory).contains(&since)
     }
 
-    /// The order for it alone; `None` if nobody waits for it any longer.
+    /// The order for it alone; `None` if no reader waits for it any longer.
     pub(super) fn order_alone(&mut self, key: ChunkKey) -> Option<Order> {
         self.waiters.retain(|waiter| !waiter.is_answered());
-        let until = self.waiters.iter().map(|waiter| waiter.until()).max()?;
+        let readers = self.waiters.iter().filter(|waiter| waiter.is_reader());
+        let until = readers.map(|waiter| waiter.until()).max()?;
         self.alone = true;
         let chunk = self.described.chunk.clone();
         let end = chunk.compressed_offset.saturating_add(chunk.compressed_size.into());
@@ -124,7 +132,7 @@ impl Flights {
     pub(super) fn land(&mut self, key: ChunkKey, error: Option<&ChunkError>) -> Vec<Arc<Waiter>> {
         let Some(flight) = self.flying.remove(&key) else { return Vec::new() };
         // A failure ahead of any reader is no reason to refuse the first one.
-        if let (Some(error), false) = (error, flight.waiters.is_empty()) {
+        if let (Some(error), true) = (error, flight.is_demanded()) {
             if self.failed.len() >= FAILURES_LIMIT {
                 self.failed.clear();
             }

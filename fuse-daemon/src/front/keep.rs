@@ -111,10 +111,10 @@ impl Front {
             flight.waiters.append(&mut late);
         }
         let reason = flight.corrupt.clone();
-        let awaited = !flight.waiters.is_empty();
+        let demanded = flight.is_demanded();
         drop(flights);
         fail(late, key, &error);
-        if order.is_none() && awaited {
+        if order.is_none() && demanded {
             let (blob, chunk) = (key.blob, key.chunk.0);
             match &reason {
                 Some(reason) => tracing::error!(%blob, chunk, reason, "corrupt chunk, reads of it fail"),
@@ -158,7 +158,7 @@ impl Front {
     }
 
     /// Verifies a chunk that the cache claims to hold; has it fetched if it does not.
-    pub(super) fn verify_claim(&self, key: ChunkKey) {
+    pub(super) fn verify_claim(&self, key: ChunkKey, demanded: bool) {
         let Some((blob, described)) = self.ordered(key) else { return };
         // Dropped without being told that it is over, it has the chunk ordered.
         let lost = OnLoss { front: Weak::clone(&self.me), key, over: false };
@@ -178,7 +178,7 @@ impl Front {
             front.fetch_unclaimed(key);
             lost.over = true;
         };
-        self.pool.submit(Job { chunks: vec![key], run: Box::new(run) }, true);
+        self.pool.submit(Job { chunks: vec![key], run: Box::new(run) }, demanded);
     }
 }
 

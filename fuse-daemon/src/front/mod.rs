@@ -45,7 +45,7 @@ use deadline::Deadlines;
 use flight::{Flight, Flights};
 use plan::Limits;
 use read::{Answer, read_now};
-use wait::{Done, Loose, Waiter};
+use wait::{Done, Loose, Urgency, Waiter};
 
 /// Chunks that are looked at in search of what to read ahead.
 const PASSED_OVER_LIMIT: u32 = 1024;
@@ -114,11 +114,26 @@ impl Front {
             (Ok(_), None) => {}
             (Err(error), _) => answer(Err(error)),
         };
-        self.ensure_until(missing, until, Box::new(again));
+        self.ensure_until(missing, until, Urgency::Reader, Box::new(again));
     }
 
     /// Brings chunks into the cache; `done` is called when all are there or one cannot be brought, within the deadline.
     pub fn ensure(&self, wanted: Vec<Want>, done: impl FnOnce(Result<(), ReadError>) + Send + 'static) {
+        self.ensure_cached(wanted, Urgency::Reader, done);
+    }
+
+    /// The same for what no program waits for yet. Readers go before: while a backend is busy with what they wait for, this
+    /// fails, and nothing is tried again.
+    pub fn ensure_idle(&self, wanted: Vec<Want>, done: impl FnOnce(Result<(), ReadError>) + Send + 'static) {
+        self.ensure_cached(wanted, Urgency::Idle, done);
+    }
+
+    fn ensure_cached(
+        &self,
+        wanted: Vec<Want>,
+        urgency: Urgency,
+        done: impl FnOnce(Result<(), ReadError>) + Send + 'static,
+    ) {
         let done = move |result: Result<Vec<Loose>, ReadError>| {
             let no_room = |Loose { key, .. }: &Loose| ReadError::Chunk {
                 key: *key,
@@ -126,16 +141,16 @@ impl Front {
             };
             done(result.and_then(|loose| loose.first().map_or(Ok(()), |first| Err(no_room(first)))));
         };
-        self.ensure_until(wanted, Instant::now() + self.config.deadline, Box::new(done));
+        self.ensure_until(wanted, Instant::now() + self.config.deadline, urgency, Box::new(done));
     }
 
-    fn ensure_until(&self, mut wanted: Vec<Want>, until: Instant, done: Done) {
+    fn ensure_until(&self, mut wanted: Vec<Want>, until: Instant, urgency: Urgency, done: Done) {
         wanted.sort_unstable_by_key(Want::key);
         wanted.dedup_by_key(|want| want.key());
         if wanted.is_empty() {
             return done(Ok(Vec::new()));
         }
-        let waiter = Arc::new(Waiter::new(wanted.len(), until, done));
+        let waiter = Arc::new(Waiter::new(wanted.len(), until, urgency, done));
         self.deadlines.watch(&waiter);
         let mut todo = Todo::default();
         let mut flights = self.flights();
@@ -160,12 +175,12 @@ impl Front {
             if state == ChunkState::Ready {
                 todo.ready += 1;
             } else if let Some(flight) = flights.get(key) {
-                if flight.has_failed(self.config.deadline, self.config.failure_memory) {
+                if waiter.is_reader() && flight.has_failed(self.config.deadline, self.config.failure_memory) {
                     // As if it had failed for all: a program that retries at once does not wait as long again.
                     todo.failed = Some((key, ChunkError::Late("others have waited for it".to_owned())));
                     continue;
                 }
-                if flight.waiters.is_empty() {
+                if waiter.is_reader() && !flight.is_demanded() {
                     todo.hurry.push(key);
                     caught_up = Some(want.chunk);
                 }
@@ -197,6 +212,9 @@ impl Front {
         // Where the reader is, and where what is ordered for it ends.
         let last = orders.last().and_then(|order| Some((*order.demanded.first()?, order.end())));
         todo.orders.extend(orders);
+        if !waiter.is_reader() {
+            return;
+        }
         if let Some((chunk, end)) = last.or(caught_up.map(|chunk| (chunk, chunk))) {
             todo.orders.extend(self.order_further(flights, blob, chunk, end));
         }
@@ -270,8 +288,11 @@ impl Front {
             let mut demanded = Vec::new();
             for (chunk, described) in order.extents.iter().flat_map(|extent| &extent.chunks) {
                 if let Some(flight) = flights.get(key(*chunk)) {
-                    flight.alone = alone;
-                    demanded.push(*chunk);
+                    // What was ordered for nobody may be given up for that: not a reason to fail who joins.
+                    flight.alone = alone && flight.is_demanded();
+                    if flight.is_demanded() {
+                        demanded.push(*chunk);
+                    }
                 } else {
                     let described = crate::cache::Described {
                         coding: Arc::clone(&order.coding),
@@ -291,9 +312,12 @@ impl Front {
             waiter.fail(ReadError::Chunk { key, source });
         }
         (0..todo.ready).for_each(|_| waiter.arrived());
-        todo.claimed.into_iter().for_each(|key| self.verify_claim(key));
+        todo.claimed.into_iter().for_each(|key| self.verify_claim(key, waiter.is_reader()));
         let worker = self.worker();
-        todo.hurry.into_iter().for_each(|key| worker.hurry(key));
+        for key in todo.hurry {
+            self.pool.promote(key);
+            worker.hurry(key);
+        }
         if !todo.orders.is_empty() {
             worker.fetch(todo.orders);
         }

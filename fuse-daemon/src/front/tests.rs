@@ -200,6 +200,49 @@ fn chunks_can_be_brought_without_being_read() {
     assert!(bench.blob().is_ready(ChunkIndex(3)));
 }
 
+impl Bench {
+    /// Brings chunks that nobody reads.
+    fn bring(&self, chunks: &[u32]) -> mpsc::Receiver<bool> {
+        let (sender, outcome) = mpsc::channel();
+        let wanted = chunks.iter().map(|chunk| Want { blob: self.blob(), chunk: ChunkIndex(*chunk) });
+        self.front.ensure_idle(wanted.collect(), move |result| sender.send(result.is_ok()).unwrap());
+        outcome
+    }
+}
+
+#[test]
+fn what_nobody_reads_is_ordered_as_such_and_hurried_by_the_first_reader() {
+    let bench = Bench::new(SOON);
+    let brought = bench.bring(&[1]);
+    assert!(bench.worker.last().demanded.is_empty());
+    let reads = [bench.read(&[1]), bench.read(&[1])];
+    assert_eq!(bench.worker.ordered(), [1], "it is on its way");
+    assert_eq!(*bench.worker.hurried.lock().unwrap(), [1], "once");
+    bench.deliver(1);
+    assert!(brought.recv_timeout(SOON).unwrap());
+    for read in reads {
+        assert_eq!(answered(&read).unwrap(), content(1));
+    }
+}
+
+#[test]
+fn what_nobody_reads_fails_at_once_and_is_no_reason_to_refuse_a_reader() {
+    let bench = Bench::with(SOON, SOON, 100);
+    let busy = || ChunkError::Fetch("busy with what readers wait for".to_owned());
+    let brought = bench.bring(&[1]);
+    bench.answer(1, Err(busy()));
+    assert!(!brought.recv_timeout(SOON).unwrap());
+    assert_eq!(bench.worker.ordered(), [1], "nothing is tried again for it");
+    // And a failure while a reader has joined is tried again for the reader.
+    let brought = bench.bring(&[1, 2, 3]);
+    let read = bench.read(&[2]);
+    bench.answer(2, Err(busy()));
+    assert_eq!(bench.worker.last().demanded, [ChunkIndex(2)]);
+    [1, 2, 3].map(|chunk| bench.deliver(chunk));
+    assert_eq!(answered(&read).unwrap(), content(2));
+    assert!(brought.recv_timeout(SOON).unwrap());
+}
+
 #[test]
 fn a_failed_chunk_fails_its_readers_and_no_others() {
     let bench = Bench::new(SOON);

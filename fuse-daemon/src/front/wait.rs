@@ -37,21 +37,32 @@ pub(super) struct Loose {
 /// What is called once, when all chunks are there or one fails; with those that are not in the cache.
 pub(super) type Done = Box<dyn FnOnce(Result<Vec<Loose>, ReadError>) + Send>;
 
+/// Who waits: readers go before all else.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+pub(super) enum Urgency {
+    /// A program stands still meanwhile.
+    Reader,
+    /// Nobody does: it gives way to readers, and nothing is tried again for it alone.
+    Idle,
+}
+
 /// Waits until all of some chunks are there, one fails, or its time is over.
 pub(super) struct Waiter {
     /// Chunks that are still missing.
     missing: AtomicUsize,
     until: Instant,
+    urgency: Urgency,
     loose: Mutex<Vec<Loose>>,
     /// Taken by whoever answers first.
     done: Mutex<Option<Done>>,
 }
 
 impl Waiter {
-    pub(super) fn new(missing: usize, until: Instant, done: Done) -> Self {
+    pub(super) fn new(missing: usize, until: Instant, urgency: Urgency, done: Done) -> Self {
         Self {
             missing: AtomicUsize::new(missing),
             until,
+            urgency,
             loose: Mutex::default(),
             done: Mutex::new(Some(done)),
         }
@@ -60,6 +71,11 @@ impl Waiter {
     /// When its time is over.
     pub(super) fn until(&self) -> Instant {
         self.until
+    }
+
+    /// Whether a program stands still meanwhile.
+    pub(super) fn is_reader(&self) -> bool {
+        self.urgency == Urgency::Reader
     }
 
     /// One of the missing chunks is there; the last one answers.

@@ -1,16 +1,25 @@
 //! The file system of an image, without FUSE: from inode numbers to attributes, names and bytes.
 
 mod attributes;
+mod first_reads;
+mod names;
+mod program;
 
+use std::ops::Range;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
-use rafs::bootstrap::{Bootstrap, Nid, ReadError as BootstrapError};
+use rafs::blob::{BlobIndex, ChunkIndex};
+use rafs::bootstrap::{Bootstrap, Inode, Nid, ReadError as BootstrapError};
+use rafs::layout::v6::FileType;
+use serde::{Deserialize, Serialize};
+use tokio::sync::mpsc;
 
 pub use attributes::{Attributes, Ino};
 
-use crate::cache::Lease;
-use crate::front::{Front, Piece, ReadError};
+use crate::cache::{CachedBlob, Lease};
+use crate::front::{Front, Piece, ReadError, Want};
+use first_reads::FirstReads;
 
 /// Why an operation fails.
 #[derive(Debug, thiserror::Error)]
@@ -61,17 +70,39 @@ pub struct FileSystem {
     /// In order of the image's blob indexes.
     blobs: Vec<Lease>,
     front: Arc<Front>,
+    first_reads: FirstReads,
+    /// Who is told of programs that are read nearly whole, when they start.
+    programs: mpsc::Sender<Nid>,
     /// Whether it was logged that the bootstrap is damaged.
     damage_is_known: AtomicBool,
 }
+
+/// Chunks of an image, counted.
+#[derive(Clone, Copy, Debug, Default, Deserialize, Eq, PartialEq, Serialize)]
+pub struct Completeness {
+    /// Those that are in the cache.
+    pub ready: u64,
+    /// All that the image's bootstrap describes.
+    pub all: u64,
+}
+
+/// Smaller programs come with their first read, or the second.
+const PROGRAM_BYTES_MIN: u64 = 2 << 20;
 
 /// Offsets of a directory below this are those of `.` and `..`, which a bootstrap's listing leaves out.
 const DOTS: u64 = 2;
 
 impl FileSystem {
-    /// The file system of `bootstrap`, whose blobs are cached in `blobs`, in the same order.
-    pub fn new(bootstrap: Arc<Bootstrap>, blobs: Vec<Lease>, front: Arc<Front>) -> Self {
-        Self { bootstrap, blobs, front, damage_is_known: AtomicBool::new(false) }
+    /// The file system of `bootstrap`, whose blobs are cached in `blobs`, in the same order. `programs` is told of files that
+    /// had better be fetched whole.
+    pub fn new(
+        bootstrap: Arc<Bootstrap>,
+        blobs: Vec<Lease>,
+        front: Arc<Front>,
+        programs: mpsc::Sender<Nid>,
+    ) -> Self {
+        let first_reads = FirstReads::default();
+        Self { bootstrap, blobs, front, first_reads, programs, damage_is_known: AtomicBool::new(false) }
     }
 
     fn nid(&self, ino: Ino) -> Nid {
@@ -187,15 +218,33 @@ impl FileSystem {
         size: u32,
         done: impl FnOnce(Result<&[u8], FsError>) + Send + 'static,
     ) {
-        match self.sound(|bootstrap| self.pieces(bootstrap, self.nid(ino), offset, size)) {
-            Ok(pieces) => self.front.read(pieces, move |result| done(result.map_err(FsError::from))),
-            Err(error) => done(Err(error)),
-        }
+        let nid = self.nid(ino);
+        let range = offset..offset.saturating_add(u64::from(size));
+        let read = self.sound(|bootstrap| {
+            let starts = offset == 0 && size as usize >= program::HEAD_BYTES;
+            let may_be_program = starts && is_large_program(&bootstrap.inode(nid)?);
+            Ok((self.pieces(bootstrap, nid, range)?, may_be_program))
+        });
+        let (pieces, may_be_program) = match read {
+            Ok(read) => read,
+            Err(error) => return done(Err(error)),
+        };
+        self.first_reads.note(nid);
+        let programs = may_be_program.then(|| self.programs.clone());
+        self.front.read(pieces, move |result| {
+            if let (Some(programs), Ok(bytes)) = (programs, &result)
+                && program::is_read_whole(bytes)
+            {
+                // If so many start at once that they wait in line, this one is read as it goes.
+                let _ = programs.try_send(nid);
+            }
+            done(result.map_err(FsError::from));
+        });
     }
 
-    fn pieces(&self, bootstrap: &Bootstrap, nid: Nid, offset: u64, size: u32) -> Result<Vec<Piece>, FsError> {
+    fn pieces(&self, bootstrap: &Bootstrap, nid: Nid, range: Range<u64>) -> Result<Vec<Piece>, FsError> {
         let mut pieces = Vec::new();
-        for piece in bootstrap.chunks(nid, offset..offset.saturating_add(u64::from(size)))? {
+        for piece in bootstrap.chunks(nid, range)? {
             let piece = piece?;
             // Where the chunk is said to be, rather than the file's own address of it: the worker puts it there.
             let chunk = bootstrap.chunk(piece.blob, piece.chunk)?;
@@ -203,15 +252,102 @@ impl FileSystem {
             if end > u64::from(chunk.uncompressed_size) {
                 return Err(FsError::OutsideChunk { end, size: chunk.uncompressed_size });
             }
-            let blob = self.blobs.get(usize::from(piece.blob.0));
             pieces.push(Piece::Chunk {
-                blob: Arc::clone(blob.ok_or(BootstrapError::NoSuchBlob(piece.blob.0))?.blob()),
+                blob: Arc::clone(self.blob(piece.blob)?),
                 chunk: piece.chunk,
                 offset: chunk.uncompressed_offset.saturating_add(u64::from(piece.offset_in_chunk)),
                 len: piece.len as usize,
             });
         }
         Ok(pieces)
+    }
+
+    fn blob(&self, index: BlobIndex) -> Result<&Arc<CachedBlob>, FsError> {
+        let lease = self.blobs.get(usize::from(index.0));
+        Ok(lease.ok_or(BootstrapError::NoSuchBlob(index.0))?.blob())
+    }
+
+    /// The chunks of a file that are not in the cache.
+    ///
+    /// # Errors
+    ///
+    /// [`FsError::Bootstrap`].
+    pub fn missing_of_file(&self, nid: Nid) -> Result<Vec<Want>, FsError> {
+        self.sound(|bootstrap| {
+            let mut missing = Vec::new();
+            for piece in bootstrap.chunks(nid, 0..u64::MAX)? {
+                let piece = piece?;
+                let blob = self.blob(piece.blob)?;
+                if !blob.is_ready(piece.chunk) {
+                    missing.push(Want { blob: Arc::clone(blob), chunk: piece.chunk });
+                }
+            }
+            Ok(missing)
+        })
+    }
+
+    /// The first chunks of the image that are not in the cache, at most `limit`, and where those behind them begin. From
+    /// `(0, 0)` on it comes to all: then there are none, and no place.
+    pub fn missing_from(
+        &self,
+        from: (usize, ChunkIndex),
+        limit: usize,
+    ) -> (Vec<Want>, Option<(usize, ChunkIndex)>) {
+        let mut missing = Vec::new();
+        let (first, mut start) = from;
+        for (index, lease) in self.blobs.iter().enumerate().skip(first) {
+            for chunk in (start.0..self.chunk_count(index)).map(ChunkIndex) {
+                if missing.len() == limit {
+                    return (missing, Some((index, chunk)));
+                }
+                let blob = lease.blob();
+                if !blob.is_ready(chunk) && blob.describe(chunk).is_some() {
+                    missing.push(Want { blob: Arc::clone(blob), chunk });
+                }
+            }
+            start = ChunkIndex(0);
+        }
+        (missing, None)
+    }
+
+    /// How much of the image is in the cache.
+    pub fn completeness(&self) -> Completeness {
+        let mut sum = Completeness::default();
+        for (index, lease) in self.blobs.iter().enumerate() {
+            let described = (0..self.chunk_count(index)).map(ChunkIndex);
+            for chunk in described.filter(|chunk| lease.blob().describe(*chunk).is_some()) {
+                sum.all += 1;
+                sum.ready += u64::from(lease.blob().is_ready(chunk));
+            }
+        }
+        sum
+    }
+
+    fn chunk_count(&self, blob: usize) -> u32 {
+        u8::try_from(blob).map_or(0, |index| self.bootstrap.chunk_count(BlobIndex(index)))
+    }
+
+    /// Brings chunks into the cache that nobody waits for: see [`Front::ensure_idle`].
+    pub fn ensure_idle(&self, wanted: Vec<Want>, done: impl FnOnce(Result<(), ReadError>) + Send + 'static) {
+        self.front.ensure_idle(wanted, done);
+    }
+
+    /// The regular files that the image's prefetch table names, and those in directories that it names, in order.
+    ///
+    /// # Errors
+    ///
+    /// [`FsError::Bootstrap`].
+    pub fn prefetch_table(&self) -> Result<Vec<Nid>, FsError> {
+        self.sound(|bootstrap| Ok(names::regular_files(bootstrap, &bootstrap.prefetch()?)?))
+    }
+
+    /// The paths of the files that were read, in the order in which each was first: what a next start reads first.
+    ///
+    /// # Errors
+    ///
+    /// [`FsError::Bootstrap`].
+    pub fn trace(&self) -> Result<Vec<Box<[u8]>>, FsError> {
+        self.sound(|bootstrap| Ok(names::paths(bootstrap, &self.first_reads.files())?))
     }
 
     /// What `read` makes of the bootstrap, unless some of it could not be read by then: the rest may have been zeros.
@@ -231,4 +367,9 @@ impl FileSystem {
         let sizes = self.bootstrap.blobs().iter().map(|blob| blob.uncompressed_size);
         Totals { bytes: sizes.fold(0, u64::saturating_add), files: self.bootstrap.inode_count() }
     }
+}
+
+/// Whether a file may be a program that is worth more than one request.
+fn is_large_program(inode: &Inode) -> bool {
+    inode.kind == FileType::Regular && inode.permissions & 0o111 != 0 && inode.size >= PROGRAM_BYTES_MIN
 }

@@ -40,7 +40,7 @@ const NAME_BYTES_MAX: u32 = 255;
 
 /// One image as `fuser` wants it.
 pub(crate) struct Adapter<Held> {
-    fs: FileSystem,
+    fs: Arc<FileSystem>,
     /// Whether the kernel understands that files need not be opened.
     no_open: bool,
     no_opendir: bool,
@@ -52,7 +52,7 @@ pub(crate) struct Adapter<Held> {
 }
 
 impl<Held> Adapter<Held> {
-    fn new(fs: FileSystem, held: Held, negotiated: Arc<OnceLock<Negotiated>>) -> Self {
+    fn new(fs: Arc<FileSystem>, held: Held, negotiated: Arc<OnceLock<Negotiated>>) -> Self {
         Self { fs, no_open: false, no_opendir: false, failures: Arc::default(), negotiated, _held: held }
     }
 }

@@ -92,7 +92,7 @@ impl Drop for AbortOnDrop {
 impl Session {
     /// Mounts a file system and serves it; `held` is kept until the kernel has let go of it.
     pub(crate) fn mount<Held: Send + Sync + 'static>(
-        fs: FileSystem,
+        fs: Arc<FileSystem>,
         held: Held,
         options: &Options<'_>,
     ) -> Result<Self, SessionError> {
@@ -110,7 +110,7 @@ impl Session {
     /// Serves a file system that another daemon has mounted, and what it had not answered. On an error the mount is as it
     /// was, for another attempt.
     pub(crate) fn adopt<Held: Send + Sync + 'static>(
-        fs: FileSystem,
+        fs: Arc<FileSystem>,
         held: Held,
         options: &Options<'_>,
         handed: HandedOver,
@@ -132,7 +132,7 @@ impl Session {
 
     /// `descriptor` is what the session hears first; `then` may put another in its place.
     fn start<Held: Send + Sync + 'static>(
-        fs: FileSystem,
+        fs: Arc<FileSystem>,
         held: Held,
         options: &Options<'_>,
         connection: &Arc<Connection>,

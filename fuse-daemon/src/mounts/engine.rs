@@ -13,8 +13,9 @@ use tokio::runtime::Handle;
 use crate::cache::{CHUNK_BYTES_LIMIT, Cache, CacheError, Lease};
 use crate::control::BlobId;
 use crate::front::{Front, FrontConfig, Responses};
-use crate::fs::FileSystem;
+use crate::fs::{Completeness, FileSystem, FsError};
 use crate::fuse::{HandedOver, Options, Rights, Session, SessionError};
+use crate::prefetch::{self, PrefetchConfig};
 use crate::worker::{Backend, LocalWorker, Place, Registration, WorkerConfig};
 
 /// Settings of what all mounts share.
@@ -24,6 +25,8 @@ pub struct EngineConfig {
     pub fuse_threads: usize,
     /// What the kernel reads ahead of a program, in KiB.
     pub read_ahead_kib: Option<u32>,
+    /// What is fetched ahead of readers.
+    pub prefetch: PrefetchConfig,
     /// How reads are answered.
     pub front: FrontConfig,
     /// Settings of the worker.
@@ -96,6 +99,8 @@ pub enum MountError {
 /// An image that is mounted. Dropped, it stays so: see [`Mounted::unmount`].
 pub struct Mounted {
     session: Session,
+    /// Gone when the kernel has let go of it.
+    fs: Weak<FileSystem>,
     blobs: Vec<BlobId>,
     /// Gone when the kernel has let go of the file system.
     sources: Weak<Sources>,
@@ -207,14 +212,15 @@ impl Engine {
         &self,
         image: &Image<'_>,
         prepared: Prepared,
-        start: impl FnOnce(FileSystem, Held, &Options<'_>) -> Result<Session, SessionError>,
+        start: impl FnOnce(Arc<FileSystem>, Held, &Options<'_>) -> Result<Session, SessionError>,
     ) -> Result<Mounted, MountError> {
         let bootstrap = Arc::new(prepared.bootstrap);
         let cached = self.cached_blobs(image.bootstrap, &bootstrap)?;
         let blobs = cached.iter().map(|lease| lease.blob().id()).collect();
         let sources = Arc::new(Mutex::new(prepared.sources));
         let held: Held = (Arc::clone(&sources), self.worker.clone());
-        let fs = FileSystem::new(bootstrap, cached, self.front.clone());
+        let (program_starts, programs) = prefetch::programs();
+        let fs = Arc::new(FileSystem::new(bootstrap, cached, self.front.clone(), program_starts));
         let options = Options {
             source: &format!("nydus-cluster:{}", image.id),
             mountpoint: image.mountpoint,
@@ -222,9 +228,11 @@ impl Engine {
             threads: self.config.fuse_threads,
             read_ahead_kib: self.config.read_ahead_kib,
         };
-        let session = start(fs, held, &options)?;
+        let session = start(Arc::clone(&fs), held, &options)?;
+        prefetch::start(&self.runtime, &fs, programs, &self.config.prefetch);
         Ok(Mounted {
             session,
+            fs: Arc::downgrade(&fs),
             blobs,
             sources: Arc::downgrade(&sources),
             worker: Arc::clone(&self.worker),
@@ -267,6 +275,20 @@ impl Mounted {
     /// The blobs that it reads from.
     pub fn blobs(&self) -> &[BlobId] {
         &self.blobs
+    }
+
+    /// How much of it is in the cache.
+    pub fn completeness(&self) -> Completeness {
+        self.fs.upgrade().map(|fs| fs.completeness()).unwrap_or_default()
+    }
+
+    /// The paths of the files that were read, in the order in which each was first.
+    ///
+    /// # Errors
+    ///
+    /// The bootstrap is broken.
+    pub fn trace(&self) -> Result<Vec<Box<[u8]>>, FsError> {
+        self.fs.upgrade().map_or(Ok(Vec::new()), |fs| fs.trace())
     }
 
     /// Has its blobs read from `backend` as well, if the others do not have them.

@@ -11,6 +11,7 @@ use fuse_daemon::cache::{BootId, Cache};
 use fuse_daemon::control::BlobId;
 use fuse_daemon::front::FrontConfig;
 use fuse_daemon::mounts::{Engine, EngineConfig, Image, MountError, Mounted};
+use fuse_daemon::prefetch::PrefetchConfig;
 use fuse_daemon::worker::{Backend, DirectoryBackend, WorkerConfig};
 use rafs::bootstrap::Bootstrap;
 use rafs::build::{BuildOptions, build_layer};
@@ -28,6 +29,11 @@ impl TestImage {
     }
 
     pub(crate) fn build_layers(tars: &[&[u8]], options: &BuildOptions) -> Self {
+        Self::build_layers_with(tars, options, &[])
+    }
+
+    /// Builds an image whose prefetch table names these paths.
+    pub(crate) fn build_layers_with(tars: &[&[u8]], options: &BuildOptions, prefetch: &[&str]) -> Self {
         let image = Self { dir: tempfile::tempdir().unwrap() };
         std::fs::create_dir(image.blobs()).unwrap();
         let layers = tars.iter().map(|tar| {
@@ -39,7 +45,9 @@ impl TestImage {
         });
         let merged = rafs::merge::merge(layers.collect()).unwrap();
         let mut bootstrap = File::create(image.bootstrap()).unwrap();
-        rafs::bootstrap::write(&merged, &rafs::bootstrap::WriteOptions::default(), &mut bootstrap).unwrap();
+        let prefetch = prefetch.iter().map(|path| path.as_bytes().into()).collect();
+        let options = rafs::bootstrap::WriteOptions { prefetch, ..Default::default() };
+        rafs::bootstrap::write(&merged, &options, &mut bootstrap).unwrap();
         image
     }
 
@@ -126,11 +134,13 @@ pub(crate) struct Settings {
     pub(crate) deadline: Duration,
     pub(crate) request_bytes: u64,
     pub(crate) boot: BootId,
+    pub(crate) prefetch: PrefetchConfig,
 }
 
 impl Default for Settings {
     fn default() -> Self {
-        Self { deadline: super::SOON, request_bytes: 1 << 20, boot: FIRST_BOOT }
+        let prefetch = PrefetchConfig { table: true, programs: true, complete_after: None };
+        Self { deadline: super::SOON, request_bytes: 1 << 20, boot: FIRST_BOOT, prefetch }
     }
 }
 
@@ -148,6 +158,7 @@ impl Node {
         let config = EngineConfig {
             fuse_threads: 2,
             read_ahead_kib: Some(1024),
+            prefetch: settings.prefetch.clone(),
             front: FrontConfig {
                 deadline: settings.deadline,
                 request_bytes: settings.request_bytes,
