@@ -47,6 +47,9 @@ pub(crate) enum Command {
     /// Copy images from registry to registry, and serve an OCI registry
     #[command(subcommand)]
     Registry(Registry),
+    /// What this node serves, and what was read of it
+    #[command(subcommand)]
+    Node(Node),
     /// What the daemon of this node has cached
     #[command(subcommand)]
     Cache(Cache),
@@ -104,6 +107,29 @@ pub(crate) struct Daemon {
     /// Directory of the chunk cache
     #[arg(long, value_name = "DIR")]
     pub(crate) cache: Option<PathBuf>,
+}
+
+/// What this node serves, and what was read of it
+#[derive(Debug, Subcommand)]
+pub(crate) enum Node {
+    /// List the mounted images, with how much of each is cached and where the rest comes from
+    Status {
+        /// Print JSON
+        #[arg(long)]
+        json: bool,
+        #[command(flatten)]
+        socket: DaemonSocket,
+    },
+    /// Print which files of a mounted image were read, in the order in which each was first
+    ///
+    /// In the form that `image convert --prefetch-list` takes, so that the next start of the image is faster.
+    Trace {
+        /// The image's name, or the mount's id, as `node status` shows them
+        #[arg(value_name = "IMAGE")]
+        image: String,
+        #[command(flatten)]
+        socket: DaemonSocket,
+    },
 }
 
 /// What the daemon of this node has cached

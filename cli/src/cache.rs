@@ -1,13 +1,13 @@
 //! `cache`: what a node's daemon has of blobs, and what becomes of it.
 
-use std::io::Write as _;
+use std::fmt::Write as _;
 use std::process::ExitCode;
 use std::time::Duration;
 
 use fuse_daemon::control::{BlobId, Client};
 
-use crate::args;
 use crate::config::Config;
+use crate::{args, stdout};
 
 /// Verifying reads all of the cache.
 const VERIFY_DEADLINE: Duration = Duration::from_secs(24 * 3600);
@@ -19,7 +19,7 @@ pub(crate) async fn run(config: Config, command: args::Cache) -> anyhow::Result<
         args::Cache::Ls { json, socket } => list(&client(socket), json).await,
         args::Cache::Prune { socket } => {
             let freed = client(socket).prune().await?;
-            println!("freed {} blobs, {} bytes", freed.freed.len(), freed.freed_bytes);
+            stdout::print(&format!("freed {} blobs, {} bytes\n", freed.freed.len(), freed.freed_bytes))?;
             Ok(ExitCode::SUCCESS)
         }
         args::Cache::Pin { blobs, undo, socket } => {
@@ -34,26 +34,26 @@ pub(crate) async fn run(config: Config, command: args::Cache) -> anyhow::Result<
 
 async fn list(client: &Client, json: bool) -> anyhow::Result<ExitCode> {
     let blobs = client.cached().await?;
-    let mut output = std::io::stdout().lock();
     if json {
-        serde_json::to_writer_pretty(&mut output, &blobs)?;
-        writeln!(output)?;
+        stdout::print_json(&blobs)?;
         return Ok(ExitCode::SUCCESS);
     }
-    writeln!(output, "{:<71}  {:>14}  STATE", "BLOB", "BYTES")?;
+    let mut text = format!("{:<71}  {:>14}  STATE\n", "BLOB", "BYTES");
     for blob in blobs {
         let states = [(blob.mounted, "mounted"), (blob.pinned, "pinned")];
         let states: Vec<_> = states.into_iter().filter(|(is, _)| *is).map(|(_, state)| state).collect();
-        writeln!(output, "{:<71}  {:>14}  {}", blob.blob, blob.bytes, states.join(", "))?;
+        let _ = writeln!(text, "{:<71}  {:>14}  {}", blob.blob, blob.bytes, states.join(", "));
     }
+    stdout::print(&text)?;
     Ok(ExitCode::SUCCESS)
 }
 
 async fn verify(client: &Client, blobs: &[BlobId]) -> anyhow::Result<ExitCode> {
     let verified = client.verify(blobs).await?;
-    println!("verified {} chunks", verified.chunks);
+    let mut text = format!("verified {} chunks\n", verified.chunks);
     for bad in &verified.bad {
-        println!("{}: {} chunks were bad and will be fetched again", bad.blob, bad.chunks);
+        let _ = writeln!(text, "{}: {} chunks were bad and will be fetched again", bad.blob, bad.chunks);
     }
+    stdout::print(&text)?;
     Ok(if verified.bad.is_empty() { ExitCode::SUCCESS } else { ExitCode::FAILURE })
 }

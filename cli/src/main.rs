@@ -6,6 +6,7 @@ mod cluster;
 mod config;
 mod image;
 mod logging;
+mod node;
 mod registry;
 mod roles;
 mod shutdown;
@@ -49,6 +50,7 @@ fn run(arguments: Arguments, config: config::Config) -> anyhow::Result<ExitCode>
             Command::Snapshotter(flags) => roles::snapshotter(config, flags, arguments.config).await,
             Command::Daemon(flags) => roles::daemon(config, flags).await,
             Command::Registry(command) => registry::run(config, command).await,
+            Command::Node(command) => node::run(config, command).await,
             Command::Cache(command) => cache::run(config, command).await,
             Command::Image(command) => image::run(config, command).await,
             Command::Cluster(command) => cluster::run(config, command).await,

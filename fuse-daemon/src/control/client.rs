@@ -131,6 +131,18 @@ impl Client {
         }
     }
 
+    /// The paths of the files of a mount that were read, in the order in which each was first.
+    ///
+    /// # Errors
+    ///
+    /// [`ClientError`].
+    pub async fn trace(&self, id: &str) -> Result<Vec<String>, ClientError> {
+        match self.call(Request::Trace { id: id.to_owned() }).await? {
+            Answer::Trace { paths } => Ok(paths),
+            other => Err(self.unexpected(&other)),
+        }
+    }
+
     /// Bytes on disk that the cache holds of each blob, in the order asked; 0 for unknown ones.
     ///
     /// # Errors

@@ -10,6 +10,7 @@ use registry::client::RepositoryAccess;
 use registry::reference::InvalidReference;
 use serde::{Deserialize, Serialize};
 
+use crate::fs::Completeness;
 use crate::fuse::Negotiated;
 
 /// The newest version of the messages that this end speaks.
@@ -117,6 +118,11 @@ pub enum Request {
     Verify {
         /// The blobs; none: all.
         blobs: Vec<BlobId>,
+    },
+    /// Which files of a mount were read; answered with [`Answer::Trace`].
+    Trace {
+        /// The mount's id.
+        id: String,
     },
     /// What another daemon needs to go on serving a mount; answered with [`Answer::Handover`], and a descriptor. From
     /// then on the mount is left in place when this daemon ends.
@@ -265,6 +271,11 @@ pub enum Answer {
         /// As they were handed out.
         repositories: Vec<String>,
     },
+    /// The files that were read.
+    Trace {
+        /// Their paths, in the order in which each was read first. Those that are not UTF-8 are left out.
+        paths: Vec<String>,
+    },
     /// The ids of mounts that are in use; the daemon ends only when there are none.
     Shutdown {
         /// Mount ids.
@@ -305,6 +316,9 @@ pub struct MountStatus {
     pub backends: Vec<BackendSpec>,
     /// The blobs it reads from.
     pub blobs: Vec<BlobId>,
+    /// How much of it is in the cache.
+    #[serde(default)]
+    pub chunks: Completeness,
 }
 
 /// What became of blobs that were to be removed from the cache. Those not named were not there.

@@ -9,7 +9,8 @@ use tokio::net::{UnixListener, UnixStream};
 use tokio_util::sync::CancellationToken;
 
 use super::protocol::{
-    Answer, Call, ErrorKind, Handover, MountRequest, OLDEST_VERSION, Reply, Request, Status, VERSION,
+    Answer, Call, ErrorKind, Handover, LINE_LIMIT, MountRequest, OLDEST_VERSION, Reply, Request, Status,
+    VERSION,
 };
 use super::wire::{read_line, write_line};
 use crate::cache::CacheError;
@@ -162,6 +163,10 @@ async fn answer(request: Request, descriptor: Option<OwnedFd>, table: Arc<Table>
             on_thread(move || done(table.add_backends(&id, &backends))).await
         }
         Request::Umount { id } => on_thread(move || done(table.unmount(&id, UNMOUNT_PATIENCE))).await,
+        Request::Trace { id } => {
+            let traced = blocking(move || table.trace(&id)).await;
+            traced.map_or_else(|error| done(Err(error)), |paths| Answer::Trace { paths: shown(paths) })
+        }
         Request::Status => on_thread(move || Answer::Status(status(&table))).await,
         Request::Usage { blobs } => {
             let usage =
@@ -189,6 +194,19 @@ async fn answer(request: Request, descriptor: Option<OwnedFd>, table: Arc<Table>
             on_thread(move || Answer::Shutdown { in_use: table.unmount_unused(UNMOUNT_PATIENCE) }).await
         }
     }
+}
+
+/// The paths, as many as go into one line.
+fn shown(paths: Vec<Box<[u8]>>) -> Vec<String> {
+    let mut room = LINE_LIMIT / 2;
+    let texts = paths.into_iter().filter_map(|path| String::from_utf8(path.into_vec()).ok());
+    // What JSON escapes takes up to six times its length; names of that kind are rare, and cut the list short.
+    texts
+        .map_while(|path| {
+            room = room.checked_sub(path.escape_default().count() + 3)?;
+            Some(path)
+        })
+        .collect()
 }
 
 fn status(table: &Table) -> Status {
@@ -253,7 +271,7 @@ fn done(result: Result<(), TableError>) -> Answer {
         TableError::Mount { source: MountError::Bootstrap { .. } | MountError::NoBlobId { .. }, .. } => {
             ErrorKind::Bootstrap
         }
-        TableError::Mount { .. } | TableError::Bug(_) => ErrorKind::Failed,
+        TableError::Mount { .. } | TableError::Trace { .. } | TableError::Bug(_) => ErrorKind::Failed,
     };
     let message = describe(&error);
     tracing::warn!(message, "request failed");

@@ -48,6 +48,14 @@ pub enum TableError {
         /// What it stands for.
         existing: Box<MountRequest>,
     },
+    /// What was read cannot be named.
+    #[error("mount {id}")]
+    Trace {
+        /// The mount.
+        id: String,
+        /// Why.
+        source: crate::fs::FsError,
+    },
     /// The request ended in a bug of the daemon.
     #[error("the request ended in a bug of the daemon: {0}")]
     Bug(String),
@@ -275,6 +283,19 @@ impl Table {
         result
     }
 
+    /// The paths of the files that were read, in the order in which each was first.
+    ///
+    /// # Errors
+    ///
+    /// [`TableError::Unknown`] and [`TableError::Trace`].
+    pub fn trace(&self, id: &str) -> Result<Vec<Box<[u8]>>, TableError> {
+        let unknown = || TableError::Unknown(id.to_owned());
+        let shared = self.lock_slots().get(id).cloned().ok_or_else(unknown)?;
+        let slot = lock(&shared);
+        let trace = slot.as_ref().ok_or_else(unknown)?.mounted.trace();
+        trace.map_err(|source| TableError::Trace { id: id.to_owned(), source })
+    }
+
     /// Adds backends to a mount, behind those that it has.
     ///
     /// # Errors
@@ -364,6 +385,7 @@ impl Table {
                 image: request.image.clone(),
                 backends: request.backends.clone(),
                 blobs: mounted.blobs().to_vec(),
+                chunks: mounted.completeness(),
             })
         });
         known.collect()

@@ -199,6 +199,13 @@ impl Snapshotter {
         daemon.map(|process| process.pid).ok_or_else(|| anyhow!("no daemon runs for {}", self.dir.display()))
     }
 
+    /// A command that asks the daemon, such as `node status`.
+    pub fn ask(&self, arguments: &[&str]) -> Result<Command> {
+        let mut command = Command::new(peers::nydus_cluster()?);
+        command.args(arguments).arg("--socket").arg(self.dir.join("daemon.sock"));
+        Ok(command)
+    }
+
     /// What the daemon has written so far.
     pub fn daemon_log(&self) -> String {
         String::from_utf8_lossy(&fs::read(self.dir.join("daemon.log")).unwrap_or_default()).into_owned()

@@ -25,6 +25,7 @@ mod image_source;
 mod lazy_run;
 mod many_containers;
 mod names;
+mod node_commands;
 mod parallel_unpack;
 mod plain_images;
 mod push_refused;
@@ -81,6 +82,7 @@ const TESTS: &[(&str, Test)] = &[
     ("beside_plain::our_snapshotter_runs_the_nydus_image_if_told_to", beside_plain::lazily),
     ("lazy_run::a_pull_reads_no_byte_of_a_blob_and_a_start_reads_little", lazy_run::byte_counts),
     ("lazy_run::many_readers_of_a_chunk_cause_one_fetch", lazy_run::one_fetch),
+    ("node_commands::a_complete_image_needs_no_registry_and_was_traced", node_commands::complete_and_traced),
     ("plain_images::a_plain_image_runs_with_our_snapshotter", plain_images::runs),
     ("plain_images::other_builds_pass_through_the_exporter", plain_images::passes_through),
     ("plain_images::both_registries_take_the_image", plain_images::both_registries),
