@@ -211,7 +211,11 @@ impl FakeDaemon {
                 let (in_use, removed) = digests.iter().copied().partition(|blob| used.contains(blob));
                 Answer::Removed(Removed { removed, in_use })
             }
-            Request::Cached | Request::Prune | Request::Pin { .. } | Request::Verify { .. } => {
+            Request::Cached
+            | Request::Prune
+            | Request::Pin { .. }
+            | Request::Verify { .. }
+            | Request::Trace { .. } => {
                 Answer::Error { kind: ErrorKind::Invalid, message: "nobody asks for this".to_owned() }
             }
             Request::Handover { .. } | Request::Adopt(_) => unreachable!("they have descriptors"),
@@ -282,6 +286,7 @@ impl FakeDaemon {
             image: request.image.clone(),
             backends: request.backends.clone(),
             blobs: bootstrap.blobs(),
+            chunks: Default::default(),
         };
         let mounts = self.mounts.lock().unwrap();
         Status {
