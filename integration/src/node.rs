@@ -60,9 +60,9 @@ impl Node {
         Self::start(peers, dir, sandbox_image, Snapshots::Ours(snapshotter), options)
     }
 
-    /// A node with upstream's nydus-snapshotter and nydusd.
-    pub fn upstream(peers: &Peers, dir: &Path, sandbox_image: &str) -> Result<Self> {
-        let snapshotter = UpstreamSnapshotter::start(peers, &dir.join("s"))?;
+    /// A node with upstream's nydus-snapshotter and nydusd, which fetch all of an image ahead of readers with `prefetch`.
+    pub fn upstream(peers: &Peers, dir: &Path, sandbox_image: &str, prefetch: bool) -> Result<Self> {
+        let snapshotter = UpstreamSnapshotter::start(peers, &dir.join("s"), prefetch)?;
         Self::start(peers, dir, sandbox_image, Snapshots::Upstream(snapshotter), &NodeOptions::default())
     }
 

@@ -105,8 +105,8 @@ pub struct UpstreamSnapshotter {
 }
 
 impl UpstreamSnapshotter {
-    /// Starts it with everything under `dir`.
-    pub fn start(peers: &Peers, dir: &Path) -> Result<Self> {
+    /// Starts it with everything under `dir`. With `prefetch`, its daemons fetch all of an image from the mount on.
+    pub fn start(peers: &Peers, dir: &Path, prefetch: bool) -> Result<Self> {
         fs::create_dir_all(dir)?;
         let socket = dir.join("nydus-snapshotter.sock");
         let daemon_config = dir.join("nydusd.json");
@@ -118,7 +118,7 @@ impl UpstreamSnapshotter {
                 "cache": {"type": "blobcache", "config": {"work_dir": dir.join("cache")}},
             },
             "mode": "direct", "digest_validate": false, "enable_xattr": true, "iostats_files": false,
-            "fs_prefetch": {"enable": false},
+            "fs_prefetch": {"enable": prefetch, "prefetch_all": prefetch, "threads_count": 8, "merging_size": 1 << 20},
         });
         fs::write(&daemon_config, text.to_string())?;
         // Without CAP_SYS_RESOURCE nydusd cannot raise its limit of open files, and ends.

@@ -36,7 +36,8 @@ impl Runs {
         self.0.push(value);
     }
 
-    fn median(&self) -> f64 {
+    /// The middle one; of an even number the middle of the middle two.
+    pub(crate) fn median(&self) -> f64 {
         let mut sorted = self.0.clone();
         sorted.sort_by(f64::total_cmp);
         let middle = sorted.len() / 2;

@@ -9,6 +9,9 @@ use integration::peers::Peers;
 use integration::servers::{Buildctl, Buildkitd, EmbeddedRegistry, Exporter};
 use tempfile::TempDir;
 
+/// More than the page cache of what is read in a run.
+const TOUCHED_BYTES: usize = 2 << 30;
+
 /// Fields are dropped in this order: users before what they use.
 pub(crate) struct Lab {
     /// Reads layers from buildkitd's content store.
@@ -60,6 +63,14 @@ impl Lab {
         fs::create_dir_all(&path).with_context(|| format!("creating {}", path.display()))?;
         Ok(path)
     }
+}
+
+/// Takes memory and gives it back, so that no side is the one that takes it from the host of a virtual machine for the
+/// first time.
+pub(crate) fn touch_memory() {
+    let mut memory = vec![0_u8; TOUCHED_BYTES];
+    memory.iter_mut().step_by(4096).for_each(|byte| *byte = 1);
+    std::hint::black_box(&memory);
 }
 
 /// Writes what was written, and makes the kernel forget what it read, so that no side finds the other's files warm.

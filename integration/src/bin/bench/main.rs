@@ -3,6 +3,7 @@
 mod figure;
 mod lab;
 mod main_job;
+mod node;
 mod rafs;
 
 use std::fs;
@@ -39,6 +40,8 @@ struct Arguments {
 enum Group {
     /// The main job: export of a large image, cold start from it
     Main,
+    /// The node: starts and whole reads from near and far registries, cold and warm
+    Node,
     /// The image format: building, sizes, memory, merging and opening
     Rafs,
 }
@@ -55,6 +58,7 @@ fn main() -> Result<ExitCode> {
     for group in groups {
         figures.extend(match group {
             Group::Main => main_job::measure(&Lab::new(&peers)?, arguments.runs)?,
+            Group::Node => node::measure(&Lab::new(&peers)?, arguments.runs)?,
             Group::Rafs => rafs::measure(&peers, arguments.runs)?,
         });
     }

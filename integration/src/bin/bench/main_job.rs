@@ -25,26 +25,32 @@ const EXPORTER_LIMIT_MB: f64 = 200.0;
 const DAEMON_LIMIT_MB: f64 = 60.0;
 /// What BuildKit does by itself.
 const PUSHED_IMAGE: &str = "image,push=true,registry.insecure=true";
-const PROGRAM: [&str; 3] = ["python3", "-c", "import numpy"];
+pub(crate) const PROGRAM: [&str; 3] = ["python3", "-c", "import numpy"];
 const PROGRAM_DEADLINE: Duration = Duration::from_secs(180);
 /// Proof that both sides read the same: every byte of the package.
 const HASH_PACKAGE: &str = "cd /usr/lib/python3/dist-packages/numpy && find . -type f | LC_ALL=C sort | xargs -d '\\n' sha256sum | sha256sum";
 
 /// Measures all figures of the group.
 pub(crate) fn measure(lab: &Lab, runs: u16) -> Result<Vec<Figure>> {
-    let context = lab.subdir("big")?;
-    let tar = lab.peers.big_rootfs()?;
-    if fs::hard_link(&tar, context.join("big.tar")).is_err() {
-        fs::copy(&tar, context.join("big.tar"))?;
-    }
+    let context = big_context(lab)?;
     let mut figures = export(lab, &context, runs)?;
     figures.extend(start(lab, &context, runs)?);
     Ok(figures)
 }
 
+/// A build context with the large root file system.
+pub(crate) fn big_context(lab: &Lab) -> Result<PathBuf> {
+    let context = lab.subdir("big")?;
+    let tar = lab.peers.big_rootfs()?;
+    if fs::hard_link(&tar, context.join("big.tar")).is_err() {
+        fs::copy(&tar, context.join("big.tar"))?;
+    }
+    Ok(context)
+}
+
 /// A Dockerfile whose only layer is the large root file system, below `place`: another place is another layer, which
 /// no earlier run has left exported.
-fn dockerfile(context: &Path, place: &str) -> Result<()> {
+pub(crate) fn dockerfile(context: &Path, place: &str) -> Result<()> {
     let text = format!("FROM scratch\nADD big.tar {place}\n");
     fs::write(context.join("Dockerfile"), text).context("writing the Dockerfile")
 }
@@ -146,7 +152,7 @@ fn cold_start(lab: &Lab, side: Side, image: &str, run: u16) -> Result<ColdStart>
     let dir: PathBuf = lab.subdir(&format!("{side:?}-{run}").to_lowercase())?;
     let mut node = match side {
         Side::Ours => Node::ours(&lab.peers, &dir, &lab.pause, &NodeOptions::default())?,
-        Side::Upstream => Node::upstream(&lab.peers, &dir, &lab.pause)?,
+        Side::Upstream => Node::upstream(&lab.peers, &dir, &lab.pause, false)?,
         Side::Overlayfs => Node::overlayfs(&lab.peers, &dir, &lab.pause)?,
     };
     let pod = node.pod("bench")?;

@@ -1,0 +1,245 @@
+//! A node beside upstream's nydus-snapshotter and nydusd, with their prefetch and without: starts of a program and reads of
+//! the whole large image, from a registry on this machine and from one that takes 50 ms to answer.
+
+use std::fs;
+use std::path::PathBuf;
+use std::time::{Duration, Instant};
+
+use anyhow::{Context, Result, ensure};
+use integration::access_log::bytes_sent;
+use integration::cri::{ContainerSpec, Pod};
+use integration::fault_proxy::{Failure, FaultProxy, Rule};
+use integration::node::{Node, NodeOptions};
+
+use crate::figure::{Figure, Runs};
+use crate::lab::{Lab, forget_page_cache, touch_memory};
+use crate::main_job::{PROGRAM, big_context, dockerfile};
+
+const GROUP: &str = "node";
+const ROUND_TRIP: Duration = Duration::from_millis(50);
+const DEADLINE: Duration = Duration::from_secs(600);
+/// Containers that start at once.
+const AT_ONCE: usize = 8;
+/// Every byte of the image, and proof that all sides read the same.
+const READ_ALL: &str = "find / -xdev -type f -print0 | LC_ALL=C sort -z | xargs -0 cat | sha256sum";
+const STAT_ALL: &str = "find / -xdev -printf '%s\\n' | sha256sum";
+
+/// Who runs containers.
+#[derive(Clone, Copy, Debug, PartialEq)]
+enum Side {
+    Ours,
+    Upstream,
+    UpstreamPrefetch,
+}
+
+const SIDES: [Side; 3] = [Side::Ours, Side::Upstream, Side::UpstreamPrefetch];
+
+impl Side {
+    fn name(self) -> &'static str {
+        match self {
+            Self::Ours => "ours",
+            Self::Upstream => "nydusd",
+            Self::UpstreamPrefetch => "nydusd, prefetch",
+        }
+    }
+}
+
+/// What is measured, with the goal beside the better of the peers.
+#[derive(Clone, Copy, Debug, PartialEq)]
+enum What {
+    Start,
+    StartFar,
+    StartBytes,
+    ReadAll,
+    ReadAllFar,
+    PullAndReadAll,
+    ReadWarm,
+    StatAll,
+    AtOnce,
+}
+
+const FIGURES: [(What, &str, &str, f64); 9] = [
+    (What::Start, "cold import numpy, CRI in all", "s", 0.55),
+    (What::StartFar, "the same, 50 ms round trip", "s", 0.6),
+    (What::StartBytes, "bytes fetched until numpy ends", "MB", 0.8),
+    (What::ReadAll, "whole tree, cache cold", "s", 0.6),
+    (What::ReadAllFar, "the same, 50 ms round trip", "s", 1.0),
+    (What::PullAndReadAll, "pull and read everything", "s", 0.9),
+    (What::ReadWarm, "whole tree, cache warm, page cache cold", "s", 0.7),
+    (What::StatAll, "find -printf %s, cold", "s", 0.75),
+    (What::AtOnce, "8 containers of one image at once", "s", 0.6),
+];
+
+/// Measures all figures of the group.
+pub(crate) fn measure(lab: &Lab, runs: u16) -> Result<Vec<Figure>> {
+    let context = big_context(lab)?;
+    dockerfile(&context, "/")?;
+    let near = lab.registry.address();
+    lab.buildctl()?.build(&context, &[&format!("type=nydus-cluster,name={near}/node:v1")])?;
+    let proxy = FaultProxy::start(near)?;
+    proxy.set_rules(vec![Rule::always("/", Failure::Delay(ROUND_TRIP))]);
+    let (near, far) = (format!("{near}/node:v1"), format!("{}/node:v1", proxy.address()));
+
+    let mut bench = Bench { lab, results: Vec::new(), trees: Vec::new() };
+    for run in 0..runs {
+        // In alternating order: what the machine does by itself falls on all sides.
+        let mut sides = SIDES;
+        sides.rotate_left(usize::from(run) % SIDES.len());
+        for side in sides {
+            bench.start(side, &near, What::Start)?;
+            bench.start(side, &far, What::StartFar)?;
+            bench.whole_tree(side, &near)?;
+            bench.whole_tree_far(side, &far)?;
+            bench.at_once(side, &near)?;
+        }
+    }
+    ensure!(
+        bench.trees.windows(2).all(|pair| pair[0] == pair[1]),
+        "the sides did not read the same bytes: {:?}",
+        bench.trees
+    );
+    Ok(FIGURES.into_iter().map(|figure| bench.figure(figure)).collect())
+}
+
+struct Bench<'a> {
+    lab: &'a Lab,
+    results: Vec<(Side, What, f64)>,
+    /// Hashes of all that was read.
+    trees: Vec<String>,
+}
+
+/// A node that has never seen the image, gone with all it had when dropped.
+struct Fresh {
+    /// Before the directory.
+    node: Option<Node>,
+    pod: Pod,
+    dir: PathBuf,
+}
+
+impl Fresh {
+    fn node(&self) -> Result<&Node> {
+        self.node.as_ref().context("the node has ended")
+    }
+
+    /// Runs a shell command in a container of its own; what it printed, and how long it took from the request on.
+    fn run(&self, name: &str, image: &str, command: &str) -> Result<(String, f64)> {
+        let start = Instant::now();
+        let output = self.run_all(&[ContainerSpec::new(name, image, &["sh", "-c", command])])?;
+        Ok((output, start.elapsed().as_secs_f64()))
+    }
+
+    /// Runs containers at once to their ends; what they printed.
+    fn run_all(&self, containers: &[ContainerSpec]) -> Result<String> {
+        let cri = self.node()?.cri();
+        let started: Vec<_> =
+            containers.iter().map(|spec| cri.run_container(&self.pod, spec)).collect::<Result<_>>()?;
+        let mut output = String::new();
+        for container in started {
+            let code = cri.wait_exit(&container, DEADLINE)?;
+            let printed = cri.logs(&container)?;
+            ensure!(code == 0, "a container ended with {code}: {printed}");
+            output.push_str(&printed);
+        }
+        Ok(output.trim().to_owned())
+    }
+}
+
+impl Drop for Fresh {
+    fn drop(&mut self) {
+        self.node = None;
+        let _ = fs::remove_dir_all(&self.dir);
+    }
+}
+
+impl Bench<'_> {
+    fn fresh(&self, side: Side) -> Result<Fresh> {
+        let dir = self.lab.subdir(&format!("node-{}", self.results.len()))?;
+        let (peers, pause) = (&self.lab.peers, &self.lab.pause);
+        let node = match side {
+            Side::Ours => Node::ours(peers, &dir, pause, &NodeOptions::default())?,
+            Side::Upstream | Side::UpstreamPrefetch => {
+                Node::upstream(peers, &dir, pause, side == Side::UpstreamPrefetch)?
+            }
+        };
+        let pod = node.pod("bench")?;
+        touch_memory();
+        forget_page_cache()?;
+        Ok(Fresh { node: Some(node), pod, dir })
+    }
+
+    fn note(&mut self, side: Side, what: What, value: f64) {
+        eprintln!("{value:8.2}  {what:?}, {}", side.name());
+        self.results.push((side, what, value));
+    }
+
+    fn start(&mut self, side: Side, image: &str, what: What) -> Result<()> {
+        let fresh = self.fresh(side)?;
+        let log = self.lab.registry.access_log();
+        let mark = log.mark()?;
+        let start = Instant::now();
+        fresh.node()?.cri().pull(image)?;
+        fresh.run_all(&[ContainerSpec::new("program", image, &PROGRAM)])?;
+        let seconds = start.elapsed().as_secs_f64();
+        if what == What::Start {
+            self.note(side, What::StartBytes, bytes_sent(&log.since(mark)?) as f64 / 1e6);
+        }
+        self.note(side, what, seconds);
+        Ok(())
+    }
+
+    fn whole_tree(&mut self, side: Side, image: &str) -> Result<()> {
+        let fresh = self.fresh(side)?;
+        let start = Instant::now();
+        fresh.node()?.cri().pull(image)?;
+        let pull = start.elapsed().as_secs_f64();
+        let (tree, seconds) = fresh.run("cold", image, READ_ALL)?;
+        self.trees.push(tree);
+        self.note(side, What::ReadAll, seconds);
+        self.note(side, What::PullAndReadAll, pull + seconds);
+        touch_memory();
+        forget_page_cache()?;
+        let (tree, seconds) = fresh.run("warm", image, READ_ALL)?;
+        self.trees.push(tree);
+        self.note(side, What::ReadWarm, seconds);
+        forget_page_cache()?;
+        let (_, seconds) = fresh.run("stat", image, STAT_ALL)?;
+        self.note(side, What::StatAll, seconds);
+        Ok(())
+    }
+
+    fn whole_tree_far(&mut self, side: Side, image: &str) -> Result<()> {
+        let fresh = self.fresh(side)?;
+        fresh.node()?.cri().pull(image)?;
+        let (tree, seconds) = fresh.run("far", image, READ_ALL)?;
+        self.trees.push(tree);
+        self.note(side, What::ReadAllFar, seconds);
+        Ok(())
+    }
+
+    fn at_once(&mut self, side: Side, image: &str) -> Result<()> {
+        let fresh = self.fresh(side)?;
+        fresh.node()?.cri().pull(image)?;
+        let containers: Vec<_> = (0..AT_ONCE)
+            .map(|index| ContainerSpec::new(&format!("program-{index}"), image, &PROGRAM))
+            .collect();
+        let start = Instant::now();
+        fresh.run_all(&containers)?;
+        self.note(side, What::AtOnce, start.elapsed().as_secs_f64());
+        Ok(())
+    }
+
+    fn runs(&self, side: Side, what: What) -> Runs {
+        let mut runs = Runs::default();
+        let of = self.results.iter().filter(|(of, measured, _)| (*of, *measured) == (side, what));
+        of.for_each(|(_, _, value)| runs.push(*value));
+        runs
+    }
+
+    /// Beside the better of the peers.
+    fn figure(&self, (what, name, unit, goal): (What, &str, &'static str, f64)) -> Figure {
+        let peers = [Side::Upstream, Side::UpstreamPrefetch].map(|side| (side.name(), self.runs(side, what)));
+        let [without, with] = &peers;
+        let (peer, runs) = if with.1.median() < without.1.median() { with } else { without };
+        Figure::new(GROUP, name, unit, (&self.runs(Side::Ours, what), (peer, runs)), goal)
+    }
+}
