@@ -238,7 +238,7 @@ fn what_nobody_reads_fails_at_once_and_is_no_reason_to_refuse_a_reader() {
     let read = bench.read(&[2]);
     bench.answer(2, Err(busy()));
     assert_eq!(bench.worker.last().demanded, [ChunkIndex(2)]);
-    [1, 2, 3].map(|chunk| bench.deliver(chunk));
+    (1..=3).for_each(|chunk| bench.deliver(chunk));
     assert_eq!(answered(&read).unwrap(), content(2));
     assert!(brought.recv_timeout(SOON).unwrap());
 }

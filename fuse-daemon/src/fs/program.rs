@@ -46,7 +46,8 @@ mod tests {
             note.extend(word.to_le_bytes());
         }
         note.extend(name);
-        note.resize(note.len().next_multiple_of(4) + if name.len() % 4 == 0 { 4 } else { 0 }, 0);
+        note.push(0);
+        note.resize(note.len().next_multiple_of(4), 0);
         note.extend(b"body");
         let mut bytes = b"\x7fELF\x02\x01\x01".to_vec();
         bytes.resize(16, 0);
