@@ -6,6 +6,7 @@
 //! - [`mod@save`]: the images of a lock, brought to a directory or a repository.
 //! - [`inspect`]: what a cluster image is made of, and what its container images have in common.
 //! - [`package`]: a cluster image and its container images, in one file or a directory.
+//! - [`mod@launch`]: a cluster of an image: its nodes prepared, joined, launched.
 
 pub mod config;
 pub mod describe;
@@ -14,6 +15,7 @@ pub mod discover;
 pub mod fuzzing;
 mod helm;
 pub mod inspect;
+pub mod launch;
 pub mod lock;
 pub mod package;
 pub mod save;

@@ -3,6 +3,7 @@
 use std::path::PathBuf;
 
 use clap::Subcommand;
+use cluster::launch::Place;
 use image::platform::PlatformName;
 use registry::Reference;
 
@@ -27,6 +28,24 @@ pub(crate) enum Cluster {
     /// DIR/registry, in the storage layout of CNCF distribution, which a registry serves as it is; with --output to a package, which
     /// the cluster image is in as well. What is there already is not fetched again, so an interrupted save goes on where it was. Exit 1 if an image is not saved; the others are.
     Save(Save),
+    /// Run a cluster of an image: prepare its nodes, begin on the first, let the others join, launch
+    ///
+    /// Nodes need systemd, ssh and root. On each, nydus-cluster mounts the image, installs what the node lacks of it (containerd,
+    /// runc, kubeadm, kubelet, network plugins, units) as links into the mount, and kubeadm makes the cluster. Without --masters
+    /// this machine is the first node. What was done is not done again: a second run changes nothing, one that was interrupted
+    /// goes on. The administrator's kubeconfig is written, and its path printed.
+    Run(Run),
+    /// Show the clusters that were run from here, and how their nodes are
+    Ps(Ps),
+    /// Show what the nodes of a cluster said while it was run
+    Logs(Logs),
+    /// Take a cluster away from its nodes
+    ///
+    /// kubeadm resets each node, everything that was put there goes, and files that were there before come back.
+    Rm(Rm),
+    /// Do a task of `cluster run` on a node
+    #[command(hide = true)]
+    Node,
 }
 
 /// Where images are looked for, and how.
@@ -111,6 +130,83 @@ pub(crate) struct Save {
     /// Save the images of these platforms: without a lock, or of one to a package [default: all]
     #[arg(long, value_name = "OS/ARCH[/VARIANT]", value_delimiter = ',')]
     pub(crate) platform: Vec<PlatformName>,
+}
+
+#[derive(Debug, clap::Args)]
+pub(crate) struct Run {
+    /// The cluster image: a nydus image in a registry, or on this machine a directory
+    pub(crate) source: String,
+    /// The cluster's name
+    #[arg(long, default_value = "default", value_parser = cluster_name)]
+    pub(crate) name: String,
+    /// Nodes with the control plane, as HOST or HOST:PORT; one so far [default: this machine]
+    #[arg(long, value_name = "HOST", value_delimiter = ',')]
+    pub(crate) masters: Vec<Place>,
+    /// The other nodes
+    #[arg(long, value_name = "HOST", value_delimiter = ',')]
+    pub(crate) nodes: Vec<Place>,
+    #[command(flatten)]
+    pub(crate) login: Login,
+    /// Where nodes ask for the images of all hosts that the lock names, and for the cluster image: HOST is added to it, such as
+    /// http://10.0.0.1:5000/v2/HOST. Without it they ask the hosts themselves
+    #[arg(long, value_name = "URL")]
+    pub(crate) registry: Option<String>,
+    /// How long each command that launches the image may take, in seconds
+    #[arg(long, value_name = "SECONDS", default_value_t = 600)]
+    pub(crate) launch_timeout: u64,
+}
+
+/// How nodes are logged in to.
+#[derive(Debug, clap::Args)]
+pub(crate) struct Login {
+    /// Log in as this user, who may use sudo if it is not root [default: ssh's own choice]
+    #[arg(long)]
+    pub(crate) user: Option<String>,
+    /// Log in with this private key
+    #[arg(long, value_name = "FILE")]
+    pub(crate) key: Option<PathBuf>,
+    /// Log in with this password
+    #[arg(long, env = "NYDUS_CLUSTER_SSH_PASSWORD", hide_env_values = true, conflicts_with = "key")]
+    pub(crate) password: Option<String>,
+}
+
+#[derive(Debug, clap::Args)]
+pub(crate) struct Ps {
+    /// Print JSON
+    #[arg(long)]
+    pub(crate) json: bool,
+    #[command(flatten)]
+    pub(crate) login: Login,
+}
+
+#[derive(Debug, clap::Args)]
+pub(crate) struct Logs {
+    /// The cluster's name
+    #[arg(default_value = "default", value_parser = cluster_name)]
+    pub(crate) name: String,
+    /// Of this node alone
+    #[arg(long, value_name = "HOST")]
+    pub(crate) node: Option<String>,
+}
+
+#[derive(Debug, clap::Args)]
+pub(crate) struct Rm {
+    /// The cluster's name
+    #[arg(default_value = "default", value_parser = cluster_name)]
+    pub(crate) name: String,
+    #[command(flatten)]
+    pub(crate) login: Login,
+}
+
+/// A name of which a directory can be made.
+fn cluster_name(text: &str) -> Result<String, String> {
+    let fits = |c: char| c.is_ascii_lowercase() || c.is_ascii_digit() || c == '-';
+    match text.starts_with(|c: char| c.is_ascii_lowercase()) && text.chars().all(fits) && text.len() <= 63 {
+        true => Ok(text.to_owned()),
+        false => {
+            Err(format!("{text:?}: expected up to 63 lower-case letters, digits and `-`, a letter first"))
+        }
+    }
 }
 
 fn pair(text: &str) -> Result<(String, String), String> {

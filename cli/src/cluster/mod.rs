@@ -6,6 +6,7 @@ mod inspect;
 mod lock;
 mod opened;
 mod package;
+mod run;
 mod save;
 
 use std::process::ExitCode;
@@ -27,6 +28,11 @@ pub(crate) async fn run(config: Config, command: Cluster) -> anyhow::Result<Exit
             Cluster::Images(flags) => images::run(&config, flags).await,
             Cluster::Inspect(flags) => inspect::run(&config, flags).await,
             Cluster::Save(flags) => save::run(&config, flags).await,
+            Cluster::Run(flags) => run::run(&config, flags).await,
+            Cluster::Ps(flags) => run::ps(flags).await,
+            Cluster::Logs(flags) => run::logs(&flags),
+            Cluster::Rm(flags) => run::rm(flags).await,
+            Cluster::Node => run::node(),
         }
     });
     ended.await.unwrap_or_else(|| {

@@ -24,6 +24,8 @@ pub(super) struct Opened {
     pub(super) labels: BTreeMap<String, String>,
     /// The annotations of its manifest.
     pub(super) annotations: BTreeMap<String, String>,
+    /// What is run of it: its entry point, and its command.
+    pub(super) command: [Vec<String>; 2],
     /// The image that they are of; `None` for a directory of the user's.
     pub(super) location: Option<Location>,
     /// Goes with this, where the files were fetched.
@@ -51,6 +53,7 @@ impl Opened {
                     environment: BTreeMap::new(),
                     labels: BTreeMap::new(),
                     annotations: BTreeMap::new(),
+                    command: [Vec::new(), Vec::new()],
                     location: None,
                     _fetched: None,
                 });
@@ -62,16 +65,18 @@ impl Opened {
         let configured = files::extract(&location, &client, &platform, discover::matters, directory.path())
             .await
             .with_context(|| format!("reading the files of {location}"))?;
-        let pairs = configured.env.unwrap_or_default();
-        let pairs = pairs.iter().filter_map(|pair| pair.split_once('='));
+        let pairs = configured.env.iter().flatten();
+        let pairs = pairs.filter_map(|pair| pair.split_once('='));
         let environment = pairs.map(|(name, value)| (name.to_owned(), value.to_owned())).collect();
         let dir = directory.path().to_owned();
+        let command = [configured.entrypoint, configured.cmd].map(Option::unwrap_or_default);
         let (labels, annotations) = (configured.labels.unwrap_or_default(), configured.annotations);
         Ok(Self {
             dir,
             environment,
             labels,
             annotations,
+            command,
             location: Some(location),
             _fetched: Some(directory),
         })

@@ -95,6 +95,10 @@ pub struct Configured {
     pub env: Option<Vec<String>>,
     /// Its labels.
     pub labels: Option<BTreeMap<String, String>>,
+    /// What is run.
+    pub entrypoint: Option<Vec<String>>,
+    /// What is run, or given to the entry point.
+    pub cmd: Option<Vec<String>>,
     /// The annotations of its manifest.
     #[serde(skip)]
     pub annotations: BTreeMap<String, String>,

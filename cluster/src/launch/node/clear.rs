@@ -1,0 +1,65 @@
+//! What programs that we brought have made on a node, and nobody else knows of.
+
+use std::fs;
+use std::io;
+use std::path::{Path, PathBuf};
+
+use nix::errno::Errno;
+use nix::mount::{MntFlags, umount2};
+use nix::sys::signal::{Signal, kill};
+use nix::unistd::Pid;
+
+use crate::launch::error::LaunchError;
+
+/// A shim's name, as far as the kernel keeps it. Shims outlive containerd on purpose.
+const SHIM: &str = "containerd-shim";
+/// Where containerd and the kubelet keep things and mount file systems.
+const OF_CONTAINERD: [&str; 5] =
+    ["/run/containerd", "/var/lib/containerd", "/var/lib/kubelet", "/etc/cni/net.d", "/opt/containerd"];
+const OF_KUBEADM: [&str; 2] = ["/etc/kubernetes", "/var/lib/etcd"];
+
+/// Ends the shims of a containerd that has stopped, and removes all that it and the kubelet kept.
+pub(super) fn containerd() -> Result<(), LaunchError> {
+    for entry in fs::read_dir("/proc").map_err(LaunchError::io("/proc"))?.flatten() {
+        let Some(pid) = entry.file_name().to_str().and_then(|name| name.parse().ok()) else { continue };
+        // A process may end while we look.
+        let name = fs::read_to_string(entry.path().join("comm")).unwrap_or_default();
+        if name.trim_end() == SHIM {
+            _ = kill(Pid::from_raw(pid), Signal::SIGKILL);
+        }
+    }
+    remove(&OF_CONTAINERD)
+}
+
+/// Removes what kubeadm leaves of a node's membership.
+pub(super) fn kubeadm() -> Result<(), LaunchError> {
+    remove(&OF_KUBEADM)
+}
+
+fn remove(directories: &[&str]) -> Result<(), LaunchError> {
+    for directory in directories.iter().map(Path::new) {
+        for mount in mounts_below(directory)? {
+            match umount2(&mount, MntFlags::MNT_DETACH) {
+                // Gone with the one that it lay on.
+                Ok(()) | Err(Errno::EINVAL | Errno::ENOENT) => {}
+                Err(error) => return Err(LaunchError::io(mount)(error.into())),
+            }
+        }
+        match fs::remove_dir_all(directory) {
+            Err(error) if error.kind() != io::ErrorKind::NotFound => {
+                return Err(LaunchError::io(directory)(error));
+            }
+            _ => {}
+        }
+    }
+    Ok(())
+}
+
+/// Mount points in a directory, the last mounted first.
+fn mounts_below(directory: &Path) -> Result<Vec<PathBuf>, LaunchError> {
+    let table = fs::read_to_string("/proc/self/mounts").map_err(LaunchError::io("/proc/self/mounts"))?;
+    let points = table.lines().filter_map(|line| line.split(' ').nth(1)).map(PathBuf::from);
+    let mut found: Vec<_> = points.filter(|point| point.starts_with(directory)).collect();
+    found.reverse();
+    Ok(found)
+}

@@ -1,0 +1,71 @@
+//! The cluster image on a node: a tree that scripts may write to.
+//!
+//! A nydus image is mounted by a unit of its own, lazily, and the writable tree is an overlay on it.
+
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use super::commands::systemctl;
+use super::ledger::Ledger;
+use crate::launch::error::LaunchError;
+use crate::launch::task::Image;
+
+/// The unit that mounts the image.
+pub(super) const UNIT: &str = "nydus-cluster-image.service";
+const UNITS: &str = "/etc/systemd/system";
+/// Within it the image's files can be read, or there is something wrong.
+const MOUNT_DEADLINE: Duration = Duration::from_secs(60);
+
+/// Brings the image under `dir`, and returns its tree.
+pub(super) fn bring(
+    ledger: &mut Ledger,
+    dir: &Path,
+    program: &Path,
+    image: &Image,
+) -> Result<PathBuf, LaunchError> {
+    let reference = match image {
+        Image::Directory(tree) => return Ok(tree.clone()),
+        Image::Mounted(reference) => reference,
+    };
+    let tree = tree(dir);
+    for place in ["lower", "upper", "work", "tree", "cache"] {
+        let place = dir.join(place);
+        std::fs::create_dir_all(&place).map_err(LaunchError::io(place))?;
+    }
+    let before = ledger.changed();
+    ledger.file(&Path::new(UNITS).join(UNIT), &unit(dir, program, reference))?;
+    if ledger.changed() > before {
+        systemctl(&["daemon-reload"])?;
+    }
+    systemctl(&["enable", "--now", UNIT])?;
+    Ok(tree)
+}
+
+/// The tree of the image under `dir`.
+pub(super) fn tree(dir: &Path) -> PathBuf {
+    dir.join("tree")
+}
+
+fn unit(dir: &Path, program: &Path, reference: &str) -> String {
+    let (dir, program, seconds) = (dir.display(), program.display(), MOUNT_DEADLINE.as_secs());
+    format!(
+        "# Written by nydus-cluster cluster run.
+[Unit]
+Description=The cluster image {reference}
+After=network-online.target local-fs.target
+Before=containerd.service kubelet.service
+
+[Service]
+ExecStart={program} image mount --options suid,dev,allow_other --cache {dir}/cache {reference} {dir}/lower
+ExecStartPost=/bin/sh -c 'until mountpoint -q {dir}/lower; do sleep 0.05; done'
+ExecStartPost=/bin/mount -t overlay -o lowerdir={dir}/lower,upperdir={dir}/upper,workdir={dir}/work overlay {dir}/tree
+ExecStopPost=-/bin/umount -l {dir}/tree
+TimeoutStartSec={seconds}
+Restart=on-failure
+OOMScoreAdjust=-999
+
+[Install]
+WantedBy=multi-user.target
+"
+    )
+}

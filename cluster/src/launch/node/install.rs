@@ -1,0 +1,121 @@
+//! What of the image's tree a node's system gets: programs as links into the tree, units and configuration as files.
+//!
+//! | in the image | on the node |
+//! |---|---|
+//! | `bin/NAME` | `/usr/bin/NAME`, where the node has no program of this name |
+//! | `opt/cni/bin/NAME` | `/opt/cni/bin/NAME` |
+//! | `etc/systemd/system/…` | the same, where the node has no unit of this name |
+//! | `etc/containerd/…` | the same |
+//!
+//! A node that has containerd keeps its own: then none of `bin/containerd*`, `bin/ctr` and `bin/runc`, nothing of
+//! `etc/containerd/` and no `containerd.service` of the image's is used.
+
+use std::env;
+use std::ffi::OsStr;
+use std::fs;
+use std::io;
+use std::path::{Path, PathBuf};
+
+use super::commands::systemctl;
+use super::image;
+use super::ledger::Ledger;
+use crate::launch::error::LaunchError;
+
+const UNITS: &str = "etc/systemd/system";
+const CONTAINERD: &str = "etc/containerd";
+/// How deep units and configuration may lie, and how large a file of them may be.
+const DEPTH_LIMIT: usize = 4;
+const FILE_LIMIT_BYTES: u64 = 1 << 20;
+/// Services that need the image's tree.
+const SERVICES: [&str; 2] = ["containerd.service", "kubelet.service"];
+
+/// Installs what is missing. Returns whether containerd is ours.
+pub(super) fn install(ledger: &mut Ledger, tree: &Path, mounted: bool) -> Result<bool, LaunchError> {
+    let own_containerd = foreign(ledger, OsStr::new("containerd")).is_none();
+    let before = ledger.changed();
+    for name in names(&tree.join("bin"))? {
+        if (own_containerd || !is_runtime(&name)) && foreign(ledger, &name).is_none() {
+            ledger.link(&Path::new("/usr/bin").join(&name), &tree.join("bin").join(&name))?;
+        }
+    }
+    for name in names(&tree.join("opt/cni/bin"))? {
+        let (here, there) = (Path::new("/opt/cni/bin").join(&name), tree.join("opt/cni/bin").join(&name));
+        if ledger.has(&here) || !here.exists() {
+            ledger.link(&here, &there)?;
+        }
+    }
+    let mut files = Vec::new();
+    find(tree, Path::new(UNITS), DEPTH_LIMIT, &mut files)?;
+    if own_containerd {
+        find(tree, Path::new(CONTAINERD), DEPTH_LIMIT, &mut files)?;
+    }
+    for file in files {
+        let there = Path::new("/").join(&file);
+        let of_containerd = file.file_name() == Some(OsStr::new(SERVICES[0]));
+        if (own_containerd || !of_containerd) && (ledger.has(&there) || !there.exists()) {
+            ledger.file(&there, &read(&tree.join(&file))?)?;
+        }
+    }
+    if mounted {
+        for service in SERVICES {
+            let dropin = Path::new("/").join(UNITS).join(format!("{service}.d/10-nydus-cluster.conf"));
+            let text = format!("[Unit]\nRequires={0}\nAfter={0}\n", image::UNIT);
+            ledger.file(&dropin, &text)?;
+        }
+    }
+    if ledger.changed() > before {
+        systemctl(&["daemon-reload"])?;
+    }
+    Ok(own_containerd)
+}
+
+fn is_runtime(name: &OsStr) -> bool {
+    name.to_string_lossy().starts_with("containerd") || name == "ctr" || name == "runc"
+}
+
+/// A program of this name that the node has from elsewhere.
+fn foreign(ledger: &Ledger, name: &OsStr) -> Option<PathBuf> {
+    let path = env::var_os("PATH").unwrap_or_default();
+    let usual = ["/usr/bin", "/usr/sbin", "/usr/local/bin", "/usr/local/sbin"].map(PathBuf::from);
+    let found = env::split_paths(&path).chain(usual).map(|folder| folder.join(name));
+    // What `/bin` shows is ours too where it is a link to `/usr/bin`.
+    let ours =
+        |program: &Path| fs::read_link(program).is_ok() && ledger.has(&Path::new("/usr/bin").join(name));
+    found.into_iter().find(|program| program.exists() && !ours(program))
+}
+
+/// The names in a directory, in order; none if it is not there.
+fn names(directory: &Path) -> Result<Vec<std::ffi::OsString>, LaunchError> {
+    let entries = match fs::read_dir(directory) {
+        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(Vec::new()),
+        entries => entries.map_err(LaunchError::io(directory))?,
+    };
+    let names = entries.map(|entry| Ok(entry?.file_name())).collect::<io::Result<Vec<_>>>();
+    let mut names = names.map_err(LaunchError::io(directory))?;
+    names.sort();
+    Ok(names)
+}
+
+/// All files below `directory` of `tree`.
+fn find(tree: &Path, directory: &Path, depth: usize, found: &mut Vec<PathBuf>) -> Result<(), LaunchError> {
+    for name in names(&tree.join(directory))? {
+        let path = directory.join(name);
+        let kind = fs::symlink_metadata(tree.join(&path)).map_err(LaunchError::io(&path))?.file_type();
+        if kind.is_dir() && depth > 0 {
+            find(tree, &path, depth - 1, found)?;
+        } else if kind.is_file() {
+            found.push(path);
+        }
+    }
+    Ok(())
+}
+
+/// A file of the image that is copied.
+pub(super) fn read(file: &Path) -> Result<String, LaunchError> {
+    let size = fs::metadata(file).map_err(LaunchError::io(file))?.len();
+    if size > FILE_LIMIT_BYTES {
+        let reason = format!("it has {size} bytes: at most {FILE_LIMIT_BYTES} are expected");
+        return Err(LaunchError::wrong(file.display().to_string(), reason));
+    }
+    fs::read_to_string(file).map_err(LaunchError::io(file))
+}

@@ -1,0 +1,96 @@
+//! A node as a member of a cluster that kubeadm makes.
+
+use std::fs;
+use std::path::Path;
+use std::process::Command;
+use std::time::Duration;
+
+use serde_json::{Value, json};
+
+use super::commands::{LONG, run, say, systemctl};
+use super::{State, clear, install, ledger};
+use crate::launch::error::LaunchError;
+use crate::launch::kubeadm::{Documents, OVERLAY};
+use crate::launch::task::{Begun, Init, Join, Launch};
+
+const ADMIN: &str = "/etc/kubernetes/admin.conf";
+const AUTHORITY: &str = "/etc/kubernetes/pki/ca.crt";
+/// Within it a cluster that is up answers.
+const ANSWER_DEADLINE: Duration = Duration::from_secs(60);
+
+/// Makes this node the first, unless it is; returns what the others join with.
+pub(super) fn init(state: &mut State, init: &Init) -> Result<Begun, LaunchError> {
+    if state.role().is_empty() {
+        state.began()?;
+        let documents = documents(&state.tree())?;
+        let config = state.dir.join("kubeadm-init.yaml");
+        ledger::write(&config, documents.init(init.address.as_deref()).as_bytes(), 0o600)?;
+        systemctl(&["enable", "kubelet.service"])?;
+        run(Command::new("kubeadm").arg("init").arg("--config").arg(&config), LONG)?;
+        state.joined("master")?;
+    }
+    let mut token = Command::new("kubeadm");
+    // Right after a start the cluster may not answer yet.
+    run(kubectl().args(["wait", "--for=create", "--timeout=60s", "namespace/kube-system"]), ANSWER_DEADLINE)?;
+    let token = say(token.args(["--kubeconfig", ADMIN, "token", "create"]))?.trim().to_owned();
+    let kubeconfig = fs::read_to_string(ADMIN).map_err(LaunchError::io(ADMIN))?;
+    Ok(Begun { join: Join { discovery: discovery(&kubeconfig)?, token }, kubeconfig })
+}
+
+/// Lets this node join, unless it has.
+pub(super) fn join(state: &mut State, join: &Join) -> Result<(), LaunchError> {
+    if !state.role().is_empty() {
+        return Ok(());
+    }
+    state.began()?;
+    let documents = documents(&state.tree())?;
+    let (discovery, config) = (state.dir.join("discovery.json"), state.dir.join("kubeadm-join.yaml"));
+    ledger::write(&discovery, join.discovery.to_string().as_bytes(), 0o600)?;
+    let text = documents.join(&discovery.to_string_lossy(), &join.token);
+    ledger::write(&config, text.as_bytes(), 0o600)?;
+    systemctl(&["enable", "kubelet.service"])?;
+    run(Command::new("kubeadm").arg("join").arg("--config").arg(&config), LONG)?;
+    state.joined("node")
+}
+
+/// Runs the image's commands, unless they have been run.
+pub(super) fn launch(state: &mut State, launch: &Launch) -> Result<(), LaunchError> {
+    for (done, command) in launch.commands.iter().enumerate() {
+        if done < state.launched() {
+            continue;
+        }
+        eprintln!("running: {command}");
+        run(state.shell(command).env("KUBECONFIG", ADMIN), Duration::from_secs(launch.seconds))?;
+        state.has_launched(done + 1)?;
+    }
+    Ok(())
+}
+
+/// Takes a node out of its cluster, or what an interrupted step left of it.
+pub(super) fn leave() -> Result<(), LaunchError> {
+    run(Command::new("kubeadm").args(["reset", "--force"]), LONG)?;
+    clear::kubeadm()
+}
+
+fn kubectl() -> Command {
+    let mut command = Command::new("kubectl");
+    command.args(["--kubeconfig", ADMIN]);
+    command
+}
+
+fn documents(tree: &Path) -> Result<Documents, LaunchError> {
+    let file = tree.join(OVERLAY);
+    if file.exists() { Documents::parse(&install::read(&file)?) } else { Ok(Documents::default()) }
+}
+
+/// A kubeconfig that says where the cluster is and what its authority is, and nothing of who asks.
+fn discovery(kubeconfig: &str) -> Result<Value, LaunchError> {
+    let server = kubeconfig.lines().find_map(|line| line.trim().strip_prefix("server: "));
+    let server = server.ok_or_else(|| LaunchError::wrong(ADMIN, "expected the address of a server"))?;
+    let authority = say(Command::new("base64").args(["--wrap=0", AUTHORITY]))?;
+    Ok(json!({
+        "apiVersion": "v1",
+        "kind": "Config",
+        "clusters": [{"name": "", "cluster": {"server": server, "certificate-authority-data": authority}}],
+    }))
+}

@@ -1,0 +1,290 @@
+//! The side of the node: does one task, by the machine's own tools.
+//!
+//! Everything is under one directory, and what lies elsewhere is in its [`ledger`]. A task that was interrupted is done again and
+//! goes on; one that was done changes nothing.
+
+mod clear;
+mod commands;
+mod image;
+mod install;
+mod ledger;
+mod member;
+mod mirrors;
+
+use std::collections::BTreeMap;
+use std::fs::{self, File};
+use std::io::{self, BufRead as _};
+use std::path::{Path, PathBuf};
+use std::process::Command;
+use std::thread;
+use std::time::{Duration, Instant};
+
+use nix::fcntl::{Flock, FlockArg};
+use serde::{Deserialize, Serialize};
+use serde_json::{Value, json};
+
+use super::error::LaunchError;
+use super::task::{Image, Prepare, Status, Task};
+use commands::{LONG, run, systemctl};
+use ledger::Ledger;
+
+/// Where a node keeps what it has of a cluster.
+pub const NODE_DIR: &str = "/var/lib/nydus-cluster/cluster";
+
+/// How long a task waits for one that is ending.
+const LOCK_DEADLINE: Duration = Duration::from_secs(20);
+
+/// Reads a task from standard input, does it, and returns what came of it.
+///
+/// # Errors
+///
+/// When it is none, or cannot be done.
+pub fn work(dir: &Path) -> Result<Value, LaunchError> {
+    let mut line = String::new();
+    io::stdin().lock().read_line(&mut line).map_err(LaunchError::io("standard input"))?;
+    let task: Task = serde_json::from_str(&line)
+        .map_err(|error| LaunchError::wrong("standard input", error.to_string()))?;
+    end_with_input();
+    if !nix::unistd::geteuid().is_root() {
+        return Err(LaunchError::wrong("user", "expected root"));
+    }
+    if task == Task::Status {
+        return Ok(json!(status(dir)));
+    }
+    fs::create_dir_all(dir).map_err(LaunchError::io(dir))?;
+    let _lock = lock(dir)?;
+    if let Task::Prepare(wanted) = &task {
+        return prepare(dir, wanted);
+    }
+    if task == Task::Remove {
+        return remove(dir).map(|()| Value::Null);
+    }
+    let mut state = State::read(dir)?.ok_or_else(|| {
+        LaunchError::wrong(dir.display().to_string(), "there is no cluster image on this node")
+    })?;
+    match &task {
+        Task::Init(init) => member::init(&mut state, init).map(|begun| json!(begun)),
+        Task::Join(join) => member::join(&mut state, join).map(|()| Value::Null),
+        Task::Launch(launch) => member::launch(&mut state, launch).map(|()| Value::Null),
+        Task::Prepare(_) | Task::Status | Task::Remove => Ok(Value::Null),
+    }
+}
+
+/// One task at a time. One whose caller was killed may be ending still.
+fn lock(dir: &Path) -> Result<Flock<File>, LaunchError> {
+    let path = dir.join("lock");
+    let start = Instant::now();
+    loop {
+        let file = File::options().create(true).append(true).open(&path).map_err(LaunchError::io(&path))?;
+        match Flock::lock(file, FlockArg::LockExclusiveNonblock) {
+            Ok(lock) => return Ok(lock),
+            Err(_) if start.elapsed() < LOCK_DEADLINE => thread::sleep(Duration::from_millis(100)),
+            Err(_) => {
+                return Err(LaunchError::wrong(
+                    dir.display().to_string(),
+                    "another run is at work on this node",
+                ));
+            }
+        }
+    }
+}
+
+/// Ends this process, and what it runs, when whoever waits has gone.
+fn end_with_input() {
+    thread::spawn(|| {
+        _ = io::copy(&mut io::stdin().lock(), &mut io::sink());
+        eprintln!("nobody waits any more: ending");
+        // Our process group: all that was started for the task.
+        _ = nix::sys::signal::kill(nix::unistd::Pid::from_raw(0), nix::sys::signal::Signal::SIGTERM);
+    });
+}
+
+fn prepare(dir: &Path, wanted: &Prepare) -> Result<Value, LaunchError> {
+    let mut state = match State::read(dir)? {
+        Some(state) if state.saved.prepare.cluster != wanted.cluster => {
+            let reason = format!("this node belongs to the cluster {}", state.saved.prepare.cluster);
+            return Err(LaunchError::wrong(&wanted.cluster, reason));
+        }
+        Some(mut state) => {
+            if state.saved.prepare.image != wanted.image && !state.role().is_empty() {
+                let reason = "this node runs another image of this cluster; there is no upgrade yet";
+                return Err(LaunchError::wrong(&wanted.cluster, reason));
+            }
+            state.saved.prepare = wanted.clone();
+            state
+        }
+        None => State::new(dir, wanted),
+    };
+    state.save()?;
+    let mut ledger = Ledger::open(dir)?;
+    mirrors::put(&mut ledger, &wanted.mirrors)?;
+    let program = std::env::current_exe().map_err(LaunchError::io("this program"))?;
+    eprintln!("bringing the image");
+    image::bring(&mut ledger, dir, &program, &wanted.image)?;
+    state.hook("check")?;
+    eprintln!("installing what is missing");
+    let mounted = matches!(wanted.image, Image::Mounted(_));
+    state.saved.own_containerd = install::install(&mut ledger, &state.tree(), mounted)?;
+    state.save()?;
+    systemctl(&["enable", "--now", "containerd.service"])?;
+    for hook in ["init-cri", "init"] {
+        if !state.saved.hooks_done.iter().any(|done| done == hook) {
+            state.hook(hook)?;
+            state.saved.hooks_done.push(hook.to_owned());
+            state.save()?;
+        }
+    }
+    Ok(json!({"changed": ledger.changed()}))
+}
+
+fn remove(dir: &Path) -> Result<(), LaunchError> {
+    let Some(state) = State::read(dir)? else { return Ok(()) };
+    if state.saved.role.is_some() {
+        eprintln!("leaving the cluster");
+        member::leave()?;
+    }
+    state.hook("clean")?;
+    let mut services = vec!["kubelet.service"];
+    if state.saved.own_containerd {
+        services.push("containerd.service");
+    }
+    services.push(image::UNIT);
+    for service in services {
+        // One that is not there, since it never came that far, cannot be disabled.
+        if let Err(error) = systemctl(&["disable", "--now", service]) {
+            eprintln!("{error}");
+        }
+    }
+    if state.saved.own_containerd {
+        clear::containerd()?;
+    }
+    Ledger::open(dir)?.undo()?;
+    systemctl(&["daemon-reload"])?;
+    fs::remove_dir_all(dir).map_err(LaunchError::io(dir))
+}
+
+fn status(dir: &Path) -> Status {
+    let Ok(Some(state)) = State::read(dir) else { return Status::default() };
+    let services = [image::UNIT, "containerd.service", "kubelet.service"];
+    let active = |service: &str| {
+        let said = Command::new("systemctl").args(["is-active", service]).output();
+        said.map_or_else(
+            |error| error.to_string(),
+            |said| String::from_utf8_lossy(&said.stdout).trim().to_owned(),
+        )
+    };
+    let services = services.map(|service| (service.to_owned(), active(service)));
+    let role = state.role().to_owned();
+    Status { cluster: state.saved.prepare.cluster, role, services: BTreeMap::from(services) }
+}
+
+/// What this node has of a cluster, and how far it has come.
+#[derive(Debug)]
+struct State {
+    dir: PathBuf,
+    saved: Saved,
+}
+
+#[derive(Clone, Debug, Deserialize, PartialEq, Eq, Serialize)]
+struct Saved {
+    prepare: Prepare,
+    own_containerd: bool,
+    hooks_done: Vec<String>,
+    /// Its part in the cluster: absent before it begins to join, empty while it does.
+    role: Option<String>,
+    /// How many of the image's commands were run here.
+    launched: usize,
+}
+
+impl State {
+    fn new(dir: &Path, prepare: &Prepare) -> Self {
+        let saved = Saved {
+            prepare: prepare.clone(),
+            own_containerd: false,
+            hooks_done: Vec::new(),
+            role: None,
+            launched: 0,
+        };
+        Self { dir: dir.to_owned(), saved }
+    }
+
+    fn file(dir: &Path) -> PathBuf {
+        dir.join("state.json")
+    }
+
+    fn read(dir: &Path) -> Result<Option<Self>, LaunchError> {
+        let file = Self::file(dir);
+        let text = match fs::read(&file) {
+            Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
+            text => text.map_err(LaunchError::io(&file))?,
+        };
+        let saved = serde_json::from_slice(&text)
+            .map_err(|error| LaunchError::wrong(file.display().to_string(), error.to_string()))?;
+        Ok(Some(Self { dir: dir.to_owned(), saved }))
+    }
+
+    fn save(&self) -> Result<(), LaunchError> {
+        let file = Self::file(&self.dir);
+        let text = serde_json::to_vec_pretty(&self.saved).map_err(io::Error::other);
+        let text = text.map_err(LaunchError::io(&file))?;
+        if fs::read(&file).is_ok_and(|found| found == text) {
+            return Ok(());
+        }
+        ledger::write(&file, &text, 0o600)
+    }
+
+    /// The image's tree.
+    fn tree(&self) -> PathBuf {
+        match &self.saved.prepare.image {
+            Image::Mounted(_) => image::tree(&self.dir),
+            Image::Directory(tree) => tree.clone(),
+        }
+    }
+
+    /// `master` or `node`; empty if it has not joined.
+    fn role(&self) -> &str {
+        self.saved.role.as_deref().unwrap_or_default()
+    }
+
+    /// From now on there may be parts of a cluster here. What an interrupted step left goes first.
+    fn began(&mut self) -> Result<(), LaunchError> {
+        if self.saved.role.is_some() {
+            eprintln!("an earlier run did not come to its end: beginning again");
+            member::leave()?;
+        }
+        self.saved.role = Some(String::new());
+        self.save()
+    }
+
+    fn joined(&mut self, role: &str) -> Result<(), LaunchError> {
+        self.saved.role = Some(role.to_owned());
+        self.save()
+    }
+
+    fn launched(&self) -> usize {
+        self.saved.launched
+    }
+
+    fn has_launched(&mut self, commands: usize) -> Result<(), LaunchError> {
+        self.saved.launched = commands;
+        self.save()
+    }
+
+    /// Runs a hook, if the image has it.
+    fn hook(&self, name: &str) -> Result<(), LaunchError> {
+        let Some(command) = self.saved.prepare.hooks.get(name) else { return Ok(()) };
+        eprintln!("running the hook {name}: {command}");
+        run(&mut self.shell(command), LONG)
+    }
+
+    /// A shell's command in the image's tree, with the image's environment.
+    fn shell(&self, command: &str) -> Command {
+        let mut shell = Command::new("/bin/sh");
+        shell.args(["-ec", command]).current_dir(self.tree()).envs(&self.saved.prepare.environment);
+        // The node's own, with the image's programs behind it.
+        let path = std::env::var("PATH").unwrap_or_else(|_| "/usr/sbin:/usr/bin:/sbin:/bin".to_owned());
+        shell.env("PATH", format!("{path}:{}/bin", self.tree().display()));
+        shell.env("CLUSTER_NAME", &self.saved.prepare.cluster).env("CLUSTER_ROOT", self.tree());
+        shell
+    }
+}

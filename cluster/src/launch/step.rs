@@ -1,0 +1,180 @@
+//! One step on one node: what it says is shown as it comes, kept in a file, and its last lines are in the error.
+
+use std::collections::VecDeque;
+use std::fs::File;
+use std::io::Write as _;
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use serde_json::Value;
+use tokio::io::{AsyncBufReadExt as _, AsyncRead, AsyncReadExt as _, AsyncWriteExt as _, BufReader};
+
+use super::error::LaunchError;
+use super::place::{Place, Ssh, quoted};
+use super::task::Task;
+
+/// Where our program goes on a node.
+const PROGRAM: &str = "/var/lib/nydus-cluster/bin/nydus-cluster";
+/// How many of the last lines are in an error.
+const LAST_LINES: usize = 12;
+/// The most that a node answers.
+const ANSWER_LIMIT_BYTES: u64 = 4 << 20;
+/// A line longer than this is cut.
+const LINE_LIMIT_BYTES: u64 = 64 << 10;
+
+/// Who is told what nodes say: the node's name, and a line.
+pub type Say<'a> = &'a (dyn Fn(&str, &str) + Sync);
+
+/// A node, and the way to it.
+pub(super) struct Node<'a> {
+    pub(super) place: Place,
+    pub(super) ssh: &'a Ssh,
+    pub(super) logs: &'a Path,
+    pub(super) say: Say<'a>,
+}
+
+impl Node<'_> {
+    /// Brings our program, if the node does not have this very one.
+    pub(super) async fn bring_program(&self, program: &Path, digest: &str) -> Result<(), LaunchError> {
+        let step = "bringing nydus-cluster";
+        let check = format!("sha256sum {PROGRAM} 2>/dev/null || true");
+        let there = self.run(step, &check, Input::Nothing, Duration::from_secs(60)).await?;
+        if there.starts_with(digest) {
+            return Ok(());
+        }
+        (self.say)(self.place.name(), step);
+        let bring = format!(
+            "set -e; mkdir -p \"$(dirname {PROGRAM})\"; cat >{PROGRAM}.new; chmod 755 {PROGRAM}.new; mv {PROGRAM}.new {PROGRAM}"
+        );
+        self.run(step, &bring, Input::File(program), Duration::from_secs(600)).await.map(drop)
+    }
+
+    /// Has a task done, and returns what came of it.
+    pub(super) async fn work(
+        &self,
+        step: &'static str,
+        task: &Task,
+        deadline: Duration,
+    ) -> Result<Value, LaunchError> {
+        let line =
+            serde_json::to_string(task).map_err(|error| LaunchError::wrong(step, error.to_string()))?;
+        let script = format!("exec {} cluster node", quoted(PROGRAM));
+        let answer = self.run(step, &script, Input::Line(line), deadline).await?;
+        // Commands that the task ran may have written before it.
+        let last = answer.lines().last().unwrap_or("null");
+        serde_json::from_str(last).map_err(|error| self.failed(step, error.to_string(), Vec::new()))
+    }
+
+    /// Whether the node has our program.
+    pub(super) async fn has_program(&self) -> Result<bool, LaunchError> {
+        let check = format!("test ! -x {PROGRAM} || echo there");
+        let said = self.run("looking", &check, Input::Nothing, Duration::from_secs(60)).await?;
+        Ok(!said.is_empty())
+    }
+
+    /// Removes our program.
+    pub(super) async fn remove_program(&self) -> Result<(), LaunchError> {
+        let script = format!("rm -f {PROGRAM}; rmdir \"$(dirname {PROGRAM})\" 2>/dev/null || true");
+        self.run("removing", &script, Input::Nothing, Duration::from_secs(60)).await.map(drop)
+    }
+
+    fn failed(&self, step: &'static str, reason: String, last: Vec<String>) -> LaunchError {
+        LaunchError::Step { node: self.place.name().to_owned(), step, reason, last }
+    }
+
+    async fn run(
+        &self,
+        step: &'static str,
+        script: &str,
+        input: Input<'_>,
+        deadline: Duration,
+    ) -> Result<String, LaunchError> {
+        let mut last = VecDeque::new();
+        let run = self.run_on(script, input, &mut last);
+        let reason = match tokio::time::timeout(deadline, run).await {
+            Ok(Ok(answer)) => return Ok(answer),
+            Ok(Err(reason)) => reason,
+            Err(_) => format!("did not end within {} seconds", deadline.as_secs()),
+        };
+        Err(self.failed(step, reason, last.into()))
+    }
+
+    async fn run_on(
+        &self,
+        script: &str,
+        input: Input<'_>,
+        last: &mut VecDeque<String>,
+    ) -> Result<String, String> {
+        let mut command = self.ssh.command(&self.place, script);
+        match &input {
+            Input::File(path) => {
+                let file = File::open(path).map_err(|error| format!("{}: {error}", path.display()))?;
+                command.stdin(file);
+            }
+            Input::Line(_) => _ = command.stdin(std::process::Stdio::piped()),
+            Input::Nothing => _ = command.stdin(std::process::Stdio::null()),
+        }
+        let text = |error: std::io::Error| error.to_string();
+        let mut child = command.spawn().map_err(|error| format!("ssh: {error}"))?;
+        // Open until the end, which tells the node that we are still there.
+        let mut stdin = child.stdin.take();
+        if let (Some(stdin), Input::Line(line)) = (&mut stdin, &input) {
+            stdin.write_all(format!("{line}\n").as_bytes()).await.map_err(text)?;
+        }
+        let (stdout, stderr) = (child.stdout.take(), child.stderr.take());
+        let answer = async {
+            let mut answer = String::new();
+            match stdout {
+                Some(stdout) => {
+                    stdout.take(ANSWER_LIMIT_BYTES).read_to_string(&mut answer).await.map(|_| answer)
+                }
+                None => Ok(answer),
+            }
+        };
+        let lines = async {
+            match stderr {
+                Some(stderr) => self.follow(stderr, last).await,
+                None => Ok(()),
+            }
+        };
+        let (answer, lines) = tokio::join!(answer, lines);
+        let status = child.wait().await.map_err(text)?;
+        drop(stdin);
+        lines.map_err(text)?;
+        if !status.success() {
+            return Err(status.to_string());
+        }
+        answer.map_err(text)
+    }
+
+    /// Shows and keeps what comes, line by line.
+    async fn follow(&self, from: impl AsyncRead + Unpin, last: &mut VecDeque<String>) -> std::io::Result<()> {
+        let mut log = File::options().create(true).append(true).open(self.log())?;
+        let mut from = BufReader::new(from);
+        loop {
+            let mut line = Vec::new();
+            if (&mut from).take(LINE_LIMIT_BYTES).read_until(b'\n', &mut line).await? == 0 {
+                return Ok(());
+            }
+            let line = String::from_utf8_lossy(&line).trim_end().to_owned();
+            writeln!(log, "{line}")?;
+            (self.say)(self.place.name(), &line);
+            if last.len() == LAST_LINES {
+                last.pop_front();
+            }
+            last.push_back(line);
+        }
+    }
+
+    fn log(&self) -> PathBuf {
+        self.logs.join(format!("{}.log", self.place.name().replace(['/', ' '], "_")))
+    }
+}
+
+/// What a command reads.
+enum Input<'a> {
+    Nothing,
+    /// A line, and no end before its own.
+    Line(String),
+    File(&'a Path),
+}

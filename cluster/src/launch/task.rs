@@ -1,0 +1,108 @@
+//! What a node is told to do, and what it says: the words between `cluster run` and itself on the node.
+//!
+//! A task comes as one line of JSON on standard input, which then stays open: its end means that whoever waits has gone, and
+//! ends the task. What is done is said on standard error as it happens, what came of it is one line of JSON on standard output.
+
+use std::collections::BTreeMap;
+use std::path::PathBuf;
+
+use serde::{Deserialize, Serialize};
+use serde_json::Value;
+
+/// Something to do on a node.
+#[derive(Clone, Debug, Deserialize, PartialEq, Serialize)]
+#[serde(rename_all = "snake_case", deny_unknown_fields)]
+pub enum Task {
+    /// Bring the image, and install what is in it.
+    Prepare(Prepare),
+    /// Make this node the first of the cluster.
+    Init(Init),
+    /// Let this node join.
+    Join(Join),
+    /// Run what launches the image.
+    Launch(Launch),
+    /// Say what runs.
+    Status,
+    /// Take everything away again.
+    Remove,
+}
+
+/// What every node gets.
+#[derive(Clone, Debug, Deserialize, PartialEq, Eq, Serialize)]
+pub struct Prepare {
+    /// The cluster's name.
+    pub cluster: String,
+    /// The cluster image.
+    pub image: Image,
+    /// Where the hosts of images are answered.
+    pub mirrors: Vec<Mirror>,
+    /// Commands that are run in the image's tree: `check` before anything is installed, `init` afterwards, `clean` at the end.
+    pub hooks: BTreeMap<String, String>,
+    /// The image's environment.
+    pub environment: BTreeMap<String, String>,
+}
+
+/// Where a node finds the cluster image.
+#[derive(Clone, Debug, Deserialize, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Image {
+    /// A nydus image in a registry, which is mounted.
+    Mounted(String),
+    /// A directory of the node's.
+    Directory(PathBuf),
+}
+
+/// A host whose images somebody else answers.
+#[derive(Clone, Debug, Deserialize, PartialEq, Eq, Serialize)]
+pub struct Mirror {
+    /// The host, as names of images begin with it.
+    pub host: String,
+    /// The place of the distribution API for it.
+    pub url: String,
+}
+
+/// How the first node begins.
+#[derive(Clone, Debug, Deserialize, PartialEq, Eq, Serialize)]
+pub struct Init {
+    /// The address on which the others reach it; kubeadm chooses if absent.
+    pub address: Option<String>,
+}
+
+/// What the first node says when it is up.
+#[derive(Clone, Debug, Deserialize, PartialEq, Eq, Serialize)]
+pub struct Begun {
+    /// The credentials of the cluster's administrator.
+    pub kubeconfig: String,
+    /// What other nodes join with.
+    pub join: Join,
+}
+
+/// What a node joins with.
+#[derive(Clone, Debug, Deserialize, PartialEq, Eq, Serialize)]
+pub struct Join {
+    /// Where the cluster is and which authority it has: a kubeconfig without credentials.
+    pub discovery: Value,
+    /// A token for a day.
+    pub token: String,
+}
+
+/// What launches the image.
+#[derive(Clone, Debug, Deserialize, PartialEq, Eq, Serialize)]
+pub struct Launch {
+    /// Commands of a shell, one after the other.
+    pub commands: Vec<String>,
+    /// How long each may take, in seconds.
+    pub seconds: u64,
+}
+
+/// How a node is.
+#[derive(Clone, Debug, Default, Deserialize, PartialEq, Eq, Serialize)]
+#[serde(default)]
+pub struct Status {
+    /// The cluster that it belongs to; empty if to none.
+    pub cluster: String,
+    /// Its part in it: `master`, `node`, or empty if it has not joined.
+    pub role: String,
+    /// The services and what systemd says of them.
+    pub services: BTreeMap<String, String>,
+}
