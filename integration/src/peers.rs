@@ -112,6 +112,11 @@ impl Peers {
         existing(self.cache.join("rootfs/demo").join(format!("{name}.tar")))
     }
 
+    /// The program helm.
+    pub fn helm(&self) -> Result<PathBuf> {
+        self.built("helm", "helm")
+    }
+
     /// A program of Kubernetes, etcd or CoreDNS.
     pub fn kubernetes(&self, program: &str) -> Result<PathBuf> {
         self.built("kubernetes", program)

@@ -152,7 +152,12 @@ pub struct Output {
 
 /// Runs a command to its end; an error if it fails, with all it said.
 pub fn run(command: &mut Command) -> Result<Output> {
-    let (status, output) = run_any(command)?;
+    run_within(command, COMMAND_DEADLINE)
+}
+
+/// [`run`] for what may take longer than most.
+pub fn run_within(command: &mut Command, deadline: Duration) -> Result<Output> {
+    let (status, output) = run_any_within(command, deadline)?;
     if !status.success() {
         bail!("{command:?}: {status}\n{}{}", output.stdout, output.stderr);
     }
@@ -170,6 +175,10 @@ pub fn run_failing(command: &mut Command) -> Result<Output> {
 
 /// Runs a command to its end, however that is; returns its status and what it said.
 pub fn run_any(command: &mut Command) -> Result<(ExitStatus, Output)> {
+    run_any_within(command, COMMAND_DEADLINE)
+}
+
+fn run_any_within(command: &mut Command, deadline: Duration) -> Result<(ExitStatus, Output)> {
     // To files, for a command may write more than a pipe holds while we wait for its end.
     let (stdout, stderr) = (tempfile::tempfile()?, tempfile::tempfile()?);
     let mut child = command
@@ -178,7 +187,7 @@ pub fn run_any(command: &mut Command) -> Result<(ExitStatus, Output)> {
         .stderr(stderr.try_clone()?)
         .spawn()
         .with_context(|| format!("running {command:?}"))?;
-    let ended = wait::until("the command ended", COMMAND_DEADLINE, || Ok(child.try_wait()?));
+    let ended = wait::until("the command ended", deadline, || Ok(child.try_wait()?));
     if ended.is_err() {
         child.kill()?;
         child.wait()?;

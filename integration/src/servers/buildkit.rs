@@ -21,6 +21,11 @@ pub struct Buildkitd {
 impl Buildkitd {
     /// Starts buildkitd with everything under `dir`.
     pub fn start(peers: &Peers, dir: &Path) -> Result<Self> {
+        Self::start_with_root(peers, dir, &dir.join("root"))
+    }
+
+    /// Starts buildkitd with its state at `root`, and all else under `dir`.
+    pub fn start_with_root(peers: &Peers, dir: &Path, root: &Path) -> Result<Self> {
         fs::create_dir_all(dir)?;
         let socket = dir.join("buildkitd.sock");
         let config = dir.join("buildkitd.toml");
@@ -30,7 +35,7 @@ impl Buildkitd {
             .arg("--config")
             .arg(config)
             .arg("--root")
-            .arg(dir.join("root"))
+            .arg(root)
             .arg("--addr")
             .arg(format!("unix://{}", socket.display()))
             .args(["--oci-worker=true", "--containerd-worker=false", "--oci-worker-net=host"])
@@ -42,7 +47,7 @@ impl Buildkitd {
         }
         let mut server = Server::spawn("buildkitd", command, dir.join("buildkitd.log"))?;
         server.wait_ready(START_DEADLINE, || accepts_unix(&socket))?;
-        let content_store = dir.join("root/runc-overlayfs/content");
+        let content_store = root.join("runc-overlayfs/content");
         Ok(Self { server, socket, content_store })
     }
 

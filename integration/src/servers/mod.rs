@@ -9,7 +9,7 @@ mod docker_registry;
 mod ours;
 mod upstream;
 
-use std::net::{Ipv4Addr, SocketAddr, TcpListener, TcpStream};
+use std::net::{IpAddr, Ipv4Addr, SocketAddr, TcpListener, TcpStream};
 use std::os::unix::net::UnixStream;
 use std::path::Path;
 use std::time::Duration;
@@ -27,7 +27,13 @@ pub const START_DEADLINE: Duration = Duration::from_secs(60);
 
 /// An address on the loopback interface that nothing listens on at the moment.
 pub fn free_address() -> Result<SocketAddr> {
-    Ok(TcpListener::bind((Ipv4Addr::LOCALHOST, 0))?.local_addr()?)
+    let address = IpAddr::V4(Ipv4Addr::LOCALHOST);
+    Ok(SocketAddr::new(address, free_port(address)?))
+}
+
+/// A port of this host's address that nothing listens on at the moment.
+pub fn free_port(address: IpAddr) -> Result<u16> {
+    Ok(TcpListener::bind((address, 0))?.local_addr()?.port())
 }
 
 /// Whether something accepts connections at `address`.

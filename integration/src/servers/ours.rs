@@ -1,14 +1,14 @@
 //! The roles of our own binary.
 
 use std::fs;
-use std::net::SocketAddr;
+use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
 use anyhow::{Result, anyhow};
 use nix::unistd::Pid;
 
-use super::{ProxySnapshotter, START_DEADLINE, accepts, accepts_unix, free_address, is_mountpoint};
+use super::{ProxySnapshotter, START_DEADLINE, accepts, accepts_unix, free_port, is_mountpoint};
 use crate::access_log::AccessLog;
 use crate::image_files::ImageFiles;
 use crate::leftovers;
@@ -43,8 +43,13 @@ pub struct EmbeddedRegistry {
 impl EmbeddedRegistry {
     /// Starts the registry with storage and logs under `dir`.
     pub fn start(dir: &Path) -> Result<Self> {
-        let address = free_address()?;
-        let root = dir.join("storage");
+        Self::serve(dir, &dir.join("storage"), Ipv4Addr::LOCALHOST.into())
+    }
+
+    /// Serves the storage directory `root` on an address of this host, with logs under `dir`.
+    pub fn serve(dir: &Path, root: &Path, address: IpAddr) -> Result<Self> {
+        let address = SocketAddr::new(address, free_port(address)?);
+        let root = root.to_owned();
         let access_log = AccessLog::new(dir.join("access.log"));
         let mut command = role(dir, "")?;
         command

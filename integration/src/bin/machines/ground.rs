@@ -78,7 +78,8 @@ pub(crate) fn prepare(dir: &Path, plan: &Plan, subnet: Subnet, index: usize) -> 
     etc("hostname", &format!("{}\n", plan::name(index)))?;
     etc("hosts", &hosts(plan, subnet))?;
     etc("machine-id", &identity()?)?;
-    etc("resolv.conf", "")?;
+    // Nobody answers there, but without a server CoreDNS does not start.
+    etc("resolv.conf", &format!("nameserver {}\n", subnet.host()))?;
     etc("systemd/system.conf.d/stop-timeout.conf", STOP_TIMEOUT)?;
     let units = upper.join("etc/systemd/system");
     fs::create_dir_all(units.join("sysinit.target.wants"))?;

@@ -1,0 +1,170 @@
+//! The build: container images first, then their lock, then the cluster image with the lock in it.
+
+use std::fs;
+use std::net::{IpAddr, Ipv4Addr};
+use std::path::{Path, PathBuf};
+use std::process::Command;
+use std::time::Duration;
+
+use anyhow::{Context, Result};
+use sha2::{Digest, Sha256};
+
+use super::Services;
+use crate::peers::{self, ContainerdVersion, Peers};
+use crate::process;
+use crate::servers::{Buildctl, Buildkitd, EmbeddedRegistry, Exporter};
+
+const KUBERNETES: [&str; 11] = [
+    "coredns",
+    "etcd",
+    "etcdctl",
+    "kube-apiserver",
+    "kube-controller-manager",
+    "kube-proxy",
+    "kube-scheduler",
+    "kubeadm",
+    "kubectl",
+    "kubelet",
+    "pause",
+];
+const CNI_DIR: &str = "/usr/lib/cni";
+const CNI: [&str; 4] = ["bridge", "host-local", "loopback", "portmap"];
+
+/// What the builds' context has beside the files of the source: a file here, and its path there.
+pub(super) fn inputs(peers: &Peers) -> Result<Vec<(PathBuf, PathBuf)>> {
+    let mut inputs = vec![
+        (peers.demo_layer("base")?, "base.tar".into()),
+        (peers.pause_rootfs()?, "busybox.tar".into()),
+        (peers.helm()?, "tools/helm".into()),
+        (peers::system("runc")?, "tools/runc".into()),
+    ];
+    for program in KUBERNETES {
+        inputs.push((peers.kubernetes(program)?, Path::new("kubernetes").join(program)));
+    }
+    for program in ["containerd", "containerd-shim-runc-v2", "ctr"] {
+        let file = peers.containerd(ContainerdVersion::V1_7, program)?;
+        inputs.push((file, Path::new("containerd").join(program)));
+    }
+    for plugin in CNI {
+        let file = Path::new(CNI_DIR).join(plugin);
+        anyhow::ensure!(file.exists(), "{} (run scripts/deps)", file.display());
+        inputs.push((file, Path::new("cni").join(plugin)));
+    }
+    Ok(inputs)
+}
+
+/// What tells one state of everything that goes in from another.
+pub(super) fn stamp(peers: &Peers, services: Services) -> Result<String> {
+    let mut hash = Sha256::new();
+    hash.update(services.values());
+    for (file, _) in inputs(peers)? {
+        let found = fs::metadata(&file)?;
+        hash.update(format!("{} {} {:?}\n", file.display(), found.len(), found.modified()?));
+    }
+    for (path, file) in sources(&peers::demo_sources().join("cluster"), Path::new(""))? {
+        hash.update(path.as_os_str().as_encoded_bytes());
+        hash.update(fs::read(file)?);
+    }
+    Ok(hex::encode(hash.finalize()))
+}
+
+/// The files of the source: their paths in it, and where they are.
+fn sources(root: &Path, directory: &Path) -> Result<Vec<(PathBuf, PathBuf)>> {
+    let mut names = fs::read_dir(root.join(directory))?
+        .map(|entry| Ok(entry?.file_name()))
+        .collect::<Result<Vec<_>>>()?;
+    names.sort();
+    let mut found = Vec::new();
+    for name in names {
+        let path = directory.join(name);
+        if root.join(&path).is_dir() {
+            found.extend(sources(root, &path)?);
+        } else {
+            found.push((path.clone(), root.join(&path)));
+        }
+    }
+    Ok(found)
+}
+
+/// Builds all that is not in buildkitd's cache, and pushes it.
+pub(super) fn all(peers: &Peers, services: Services, dir: &Path) -> Result<()> {
+    let context = dir.join("context");
+    stage(peers, services, &context)?;
+    // Sockets have to have short paths.
+    let run = tempfile::tempdir()?;
+    let loopback = IpAddr::V4(Ipv4Addr::LOCALHOST);
+    let registry = EmbeddedRegistry::serve(&run.path().join("registry"), &dir.join("registry"), loopback)?;
+    let buildkitd = Buildkitd::start_with_root(peers, &run.path().join("b"), &dir.join("buildkit"))?;
+    let buildctl = Buildctl::new(peers, buildkitd.address())?;
+    for (stage, image) in services.images() {
+        eprintln!("building {image}");
+        let name = format!("{}/{image}", registry.address());
+        let gzip = "compression=gzip,force-compression=true,oci-mediatypes=true";
+        let output = format!("type=image,name={name},push=true,registry.insecure=true,{gzip}");
+        build(&buildctl, &context, &context.join("images"), Some(stage), &output)?;
+    }
+    eprintln!("locking the images");
+    lock(peers, &registry, run.path(), &context)?;
+    eprintln!("building {}", services.image());
+    let store = buildkitd.content_store();
+    let exporter = Exporter::start_with_store(&run.path().join("e"), &buildkitd.address(), store)?;
+    let buildctl = Buildctl::new(peers, exporter.address())?;
+    let output = format!("type=nydus-cluster,name={}/{}", registry.address(), services.image());
+    build(&buildctl, &context, &context, None, &output)
+}
+
+fn build(
+    buildctl: &Buildctl,
+    context: &Path,
+    dockerfile: &Path,
+    stage: Option<&str>,
+    output: &str,
+) -> Result<()> {
+    let mut command = buildctl.command();
+    command.args(["build", "--progress=plain", "--frontend=dockerfile.v0", "--output", output]);
+    command.arg("--local").arg(format!("context={}", context.display()));
+    command.arg("--local").arg(format!("dockerfile={}", dockerfile.display()));
+    command.args(stage.map(|stage| ["--opt".to_owned(), format!("target={stage}")]).iter().flatten());
+    process::run_within(&mut command, BUILD_DEADLINE).map(drop)
+}
+
+/// Packages are downloaded and installed, and hundreds of megabytes compressed, on a loaded host.
+const BUILD_DEADLINE: Duration = Duration::from_secs(900);
+
+/// Makes the context of all builds at `context`.
+fn stage(peers: &Peers, services: Services, context: &Path) -> Result<()> {
+    match fs::remove_dir_all(context) {
+        Err(error) if error.kind() != std::io::ErrorKind::NotFound => return Err(error.into()),
+        _ => {}
+    }
+    let files = sources(&peers::demo_sources().join("cluster"), Path::new(""))?.into_iter();
+    let inputs = inputs(peers)?.into_iter().map(|(file, path)| (path, file));
+    for (path, file) in files.chain(inputs) {
+        let target = context.join(path);
+        fs::create_dir_all(target.parent().unwrap_or(context))?;
+        // Programs are large, and not copied where the file system can share them.
+        if fs::hard_link(&file, &target).is_err() {
+            fs::copy(&file, &target).with_context(|| format!("copying {}", file.display()))?;
+        }
+    }
+    fs::write(context.join("rootfs/charts/services.values.yaml"), services.values())?;
+    Ok(())
+}
+
+/// Finds and locks the images of the tree, which only this registry has.
+fn lock(peers: &Peers, registry: &EmbeddedRegistry, run: &Path, context: &Path) -> Result<()> {
+    let certs = run.join("certs.d");
+    for host in ["registry.k8s.io", "registry.example"] {
+        fs::create_dir_all(certs.join(host))?;
+        let url = format!("http://{}/v2/{host}", registry.address());
+        let text = format!("[host.\"{url}\"]\n  override_path = true\n");
+        fs::write(certs.join(host).join("hosts.toml"), text)?;
+    }
+    let config = run.join("config.toml");
+    fs::write(&config, format!("[registry]\ncerts_dir = \"{}\"\n", certs.display()))?;
+    let mut command = Command::new(peers::nydus_cluster()?);
+    command.arg("--config").arg(config).args(["cluster", "images"]).arg(context.join("rootfs"));
+    command.args(["--platform", "linux/amd64", "--lock"]).arg(context.join("images.lock"));
+    command.arg("--helm").arg(peers.helm()?);
+    process::run(&mut command).map(drop)
+}
