@@ -11,7 +11,13 @@ use serde_json::Value;
 /// The exporter type that is ours.
 pub(crate) const EXPORTER_TYPE: &str = "nydus-cluster";
 
+/// The key by which an output `type=oci` is ours: buildctl and buildx open files and directories of their users for types
+/// that they know, and for no others.
+pub(crate) const CLIENT_KEY: &str = "nydus-cluster";
+
 mod key {
+    pub(super) const DEST: &str = "dest";
+    pub(super) const TAR: &str = "tar";
     pub(super) const NAME: &str = "name";
     pub(super) const PUSH: &str = "push";
     pub(super) const PUSH_BY_DIGEST: &str = "push-by-digest";
@@ -42,6 +48,20 @@ const ANNOTATION: &str = "annotation";
 /// What an annotation may be put on, where that is not said to be the manifest.
 const ANNOTATED: [&str; 4] = ["manifest", "manifest-descriptor", "index", "index-descriptor"];
 
+/// Keys that mean nothing on the client's disk.
+const PUSH_KEYS: [&str; 4] = [key::PUSH, key::PUSH_BY_DIGEST, key::NAME_CANONICAL, key::INSECURE];
+
+/// What takes an output's image.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+pub(crate) enum Receiver {
+    /// A registry, or nothing.
+    Registry,
+    /// A file of the client's.
+    ClientArchive,
+    /// A directory of the client's.
+    ClientStore,
+}
+
 /// What is wrong with an output's keys.
 #[derive(Clone, Debug, Eq, PartialEq, thiserror::Error)]
 pub(crate) enum AttrError {
@@ -52,6 +72,17 @@ pub(crate) enum AttrError {
     UnknownKey { key: String },
     #[error("type={EXPORTER_TYPE}: {0}")]
     Value(#[from] OptionsError),
+    #[error(
+        "type={EXPORTER_TYPE}: it has the key {key:?}, and pushes to a registry; for the client's disk write \
+         type=oci,{CLIENT_KEY}=true,dest=FILE, or type=oci,{CLIENT_KEY}=true,tar=false,dest=DIRECTORY"
+    )]
+    Disk { key: &'static str },
+    #[error("type=oci,{CLIENT_KEY}=true: {key} is of type={EXPORTER_TYPE}, which pushes to a registry")]
+    Push { key: &'static str },
+    #[error(
+        "type={kind}: the key {CLIENT_KEY} is of type=oci; write type=oci, or type={EXPORTER_TYPE} to push"
+    )]
+    NotOfType { kind: String },
     #[error("type={EXPORTER_TYPE}: name: {0}")]
     Name(#[from] InvalidReference),
     #[error(
@@ -112,13 +143,45 @@ pub(crate) struct Attrs {
     pub(crate) layer_compression: Option<LayerCompression>,
     /// What can be chosen about the image.
     pub(crate) options: Options,
+    /// What takes the image.
+    pub(crate) receiver: Receiver,
     /// What BuildKit is to see.
     pub(crate) passed: BTreeMap<String, String>,
 }
 
+/// Whether an output of type `kind` is ours.
+pub(crate) fn is_ours(kind: &str, attrs: &BTreeMap<String, String>) -> Result<bool, AttrError> {
+    match (kind, attrs.get(CLIENT_KEY)) {
+        (EXPORTER_TYPE, _) => Ok(true),
+        (_, None) => Ok(false),
+        ("oci", Some(value)) => Ok(switch(CLIENT_KEY, value)?),
+        (kind, Some(_)) => Err(AttrError::NotOfType { kind: kind.to_owned() }),
+    }
+}
+
 impl Attrs {
-    /// Checks the keys of one output. What they do not choose about the image is as `defaults` say.
-    pub(crate) fn parse(attrs: &BTreeMap<String, String>, defaults: &Options) -> Result<Self, AttrError> {
+    /// Checks the keys of one output of ours, whose type is `kind`. What they do not choose about the image is as `defaults` say.
+    pub(crate) fn of(
+        kind: &str,
+        attrs: &BTreeMap<String, String>,
+        defaults: &Options,
+    ) -> Result<Self, AttrError> {
+        if kind == EXPORTER_TYPE {
+            return Self::parse(attrs, defaults);
+        }
+        if let Some(key) = PUSH_KEYS.into_iter().find(|key| attrs.contains_key(*key)) {
+            return Err(AttrError::Push { key });
+        }
+        let mut own = attrs.clone();
+        own.remove(CLIENT_KEY);
+        own.insert(key::PUSH.to_owned(), false.to_string());
+        let as_tar = own.remove(key::TAR).map_or(Ok(true), |value| switch(key::TAR, &value))?;
+        let receiver = if as_tar { Receiver::ClientArchive } else { Receiver::ClientStore };
+        Ok(Self { receiver, ..Self::parse(&own, defaults)? })
+    }
+
+    /// Checks the keys of one output.
+    fn parse(attrs: &BTreeMap<String, String>, defaults: &Options) -> Result<Self, AttrError> {
         let mut parsed = Self {
             names: Vec::new(),
             push: true,
@@ -128,6 +191,7 @@ impl Attrs {
             oci_media_types: true,
             layer_compression: None,
             options: defaults.clone(),
+            receiver: Receiver::Registry,
             passed: BTreeMap::new(),
         };
         for (name, value) in attrs {
@@ -139,6 +203,8 @@ impl Attrs {
                 key::INSECURE => parsed.insecure = switch(key::INSECURE, value)?,
                 key::OCI_MEDIA_TYPES => parsed.oci_media_types = switch(key::OCI_MEDIA_TYPES, value)?,
                 key::LAYER_COMPRESSION => parsed.layer_compression = Some(compression(value)?),
+                key::DEST => return Err(AttrError::Disk { key: key::DEST }),
+                key::TAR => return Err(AttrError::Disk { key: key::TAR }),
                 passed if PASSED_KEYS.contains(&passed) || is_annotation(passed) => {
                     parsed.passed.insert(name.clone(), value.clone());
                 }
@@ -342,6 +408,34 @@ mod tests {
         assert!(parse(&[("push", "false")]).is_ok());
         let digest = format!("h:1/demo@sha256:{}", "a".repeat(64));
         assert!(matches!(parse(&[("name", &digest)]), Err(AttrError::NameWithDigest { .. })));
+    }
+
+    fn attrs(pairs: &[(&str, &str)]) -> BTreeMap<String, String> {
+        pairs.iter().map(|(key, value)| ((*key).to_owned(), (*value).to_owned())).collect()
+    }
+
+    #[test]
+    fn an_image_for_the_client_s_disk_is_an_oci_output_with_a_key() {
+        let ours = |kind, pairs: &[(&str, &str)]| is_ours(kind, &attrs(pairs));
+        assert_eq!(ours("oci", &[("nydus-cluster", "true")]), Ok(true));
+        assert_eq!(ours("oci", &[("nydus-cluster", "false")]), Ok(false));
+        assert_eq!((ours("oci", &[]), ours("nydus-cluster", &[])), (Ok(false), Ok(true)));
+        assert!(matches!(ours("docker", &[("nydus-cluster", "true")]), Err(AttrError::NotOfType { .. })));
+
+        let of = |pairs: &[(&str, &str)]| Attrs::of("oci", &attrs(pairs), &Options::default());
+        let archive = of(&[("nydus-cluster", "true"), ("name", "demo:v1,demo:v2")]).unwrap();
+        assert_eq!(
+            (archive.receiver, archive.push, archive.names.len()),
+            (Receiver::ClientArchive, false, 2)
+        );
+        let store = of(&[("nydus-cluster", "true"), ("tar", "false")]).unwrap();
+        assert_eq!(store.receiver, Receiver::ClientStore);
+        assert_eq!(
+            of(&[("nydus-cluster", "true"), ("push", "true")]).unwrap_err(),
+            AttrError::Push { key: "push" }
+        );
+        let error = parse(&[("name", "h:1/demo"), ("dest", "image.tar")]).unwrap_err().to_string();
+        assert!(error.contains("write type=oci,nydus-cluster=true,dest=FILE"), "{error}");
     }
 
     #[test]

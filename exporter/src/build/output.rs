@@ -9,9 +9,10 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use bytes::Bytes;
 use registry::digest::Digest;
+use registry::reference::Reference;
 
 use super::documents::{Document, Documents, DocumentsError};
-use super::keys::Attrs;
+use super::keys::{Attrs, Receiver};
 use super::target::{Target, TargetError};
 use image::assemble::{AssembleError, Form, assemble};
 use image::describe;
@@ -110,6 +111,11 @@ impl Output {
     /// What to call the image.
     pub(crate) fn title(&self) -> String {
         self.attrs.title()
+    }
+
+    /// Whether it goes to a directory of the client's, of which the client writes the index by our answer.
+    pub(crate) fn is_client_store(&self) -> bool {
+        self.attrs.receiver == Receiver::ClientStore
     }
 
     /// The names that it gets, given its digest.
@@ -377,16 +383,28 @@ impl Output {
         roots.next().map(|(_, stored)| stored.clone())
     }
 
+    /// The steps in which the image gets its names: what each is called, and the names.
+    fn naming(&self, root: &Stored) -> Vec<(String, &[Reference])> {
+        let names = &self.attrs.names;
+        match self.attrs.receiver {
+            Receiver::Registry if self.attrs.push && !self.attrs.push_by_digest => {
+                let step = |name: &'_ Reference| format!("pushing {name}@{}", root.digest);
+                names.iter().map(|name| (step(name), std::slice::from_ref(name))).collect()
+            }
+            // Under its digest it is there already.
+            Receiver::Registry | Receiver::ClientStore => Vec::new(),
+            Receiver::ClientArchive => vec![(format!("sending {} to the client", root.digest), names)],
+        }
+    }
+
     /// buildkitd is done: gives the image its names and returns it.
     pub(crate) async fn publish(&self) -> Result<Stored, OutputError> {
         let root = self.root().ok_or_else(|| OutputError::NoImage { title: self.title() })?;
-        // Under its digest it is there already.
-        for name in self.attrs.names.iter().filter(|_| self.attrs.push && !self.attrs.push_by_digest) {
-            let step = self.progress.step(self.index, format!("pushing {name}@{}", root.digest));
-            let named = std::slice::from_ref(name);
-            let published = self.destination().await?.publish(named, Some(&root)).await;
+        for (title, names) in self.naming(&root) {
+            let step = self.progress.step(self.index, title);
+            let published = self.destination().await?.publish(names, Some(&root)).await;
             if let Err(error) = published {
-                let error = self.push_error(name.to_string(), error);
+                let error = self.push_error(self.title(), error);
                 step.fail(&error.to_string());
                 return Err(error);
             }

@@ -82,6 +82,16 @@ impl Target {
         }
     }
 
+    /// A target that need not be found out.
+    pub(crate) fn ready(destination: Arc<dyn Destination>, spool_dir: &Path) -> Self {
+        Self {
+            kind: Kind::Nowhere,
+            answer_within: Duration::ZERO,
+            spool_dir: spool_dir.to_owned(),
+            destination: OnceCell::new_with(Some(destination)),
+        }
+    }
+
     /// Where what does not fit into memory is kept.
     pub(crate) fn spool_dir(&self) -> &Path {
         &self.spool_dir

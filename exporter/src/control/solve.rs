@@ -16,7 +16,7 @@ use serde_json::Value;
 
 use super::Rpc;
 use super::message::{self, Export, SolveRequest};
-use crate::build::keys::{Attrs, EXPORTER_TYPE};
+use crate::build::keys::{AttrError, Attrs, EXPORTER_TYPE, Receiver, is_ours};
 use crate::build::target::Target;
 use crate::build::{Build, Output, Registered, Way};
 use crate::follow::convert_ahead;
@@ -26,9 +26,10 @@ use crate::grpc::{Code, Status, respond, status};
 use crate::http2::forward::{lost, open, until_reset};
 use crate::http2::pump::{self, PumpError};
 use crate::serve::Exporter;
-use crate::session::{self, SessionKeyring, open_own};
+use crate::session::disk::{ClientArchive, ClientStore};
+use crate::session::{self, SessionClient, SessionKeyring, open_own};
+use image::destination::StoreError;
 use image::progress::Progress;
-use registry::client::Keyring;
 
 /// The largest Solve request taken: four times what buildkitd takes.
 const REQUEST_LIMIT_BYTES: usize = 64 << 20;
@@ -94,8 +95,10 @@ pub(crate) async fn handle(mut rpc: Rpc<'_>) {
 /// What a request needs; `None` if no output is ours.
 fn plan(message: &[u8], defaults: &Options) -> Result<Option<Plan>, Status> {
     let request = SolveRequest::parse(message).map_err(malformed)?;
-    let ours = |export: &&Export| export.kind == EXPORTER_TYPE;
-    let count = request.exports.iter().filter(ours).count();
+    let invalid = |error: AttrError| Status::new(Code::InvalidArgument, error.to_string());
+    let ours = request.exports.iter().map(|export| is_ours(&export.kind, &export.attrs));
+    let ours = ours.collect::<Result<Vec<bool>, _>>().map_err(invalid)?;
+    let count = ours.iter().filter(|ours| **ours).count();
     if count == 0 {
         return Ok(None);
     }
@@ -106,14 +109,16 @@ fn plan(message: &[u8], defaults: &Options) -> Result<Option<Plan>, Status> {
         return Err(Status::new(Code::InvalidArgument, message));
     }
     // All exports to the session's content store share one name there: only one may use it.
-    let store_taken = request.exports.iter().any(is_store_export);
+    let (own, others): (Vec<_>, Vec<_>) =
+        request.exports.iter().enumerate().partition(|(index, _)| ours[*index]);
+    let others: Vec<&Export> = others.into_iter().map(|(_, export)| export).collect();
+    let store_taken = others.iter().any(|export| is_store_export(export));
     let way = if count > 1 || store_taken { Way::Tar } else { Way::Store };
     let mut outputs = Vec::new();
     let mut replacements = BTreeMap::new();
-    for (index, export) in request.exports.iter().enumerate().filter(|(_, export)| ours(export)) {
-        let attrs = Attrs::parse(&export.attrs, defaults)
-            .map_err(|error| Status::new(Code::InvalidArgument, error.to_string()))?;
-        replacements.insert(index, oci_export(&attrs, way, &request.exports, &request.caches));
+    for (index, export) in own {
+        let attrs = Attrs::of(&export.kind, &export.attrs, defaults).map_err(invalid)?;
+        replacements.insert(index, oci_export(&attrs, way, &others, &request.caches));
         outputs.push((index, attrs, way));
     }
     let message = message::replace_exports(message, &replacements).map_err(malformed)?;
@@ -127,11 +132,12 @@ fn is_store_export(export: &Export) -> bool {
 }
 
 /// What buildkitd is to make instead of an output of ours.
-fn oci_export(attrs: &Attrs, way: Way, all: &[Export], caches: &[Export]) -> Export {
+fn oci_export(attrs: &Attrs, way: Way, others: &[&Export], caches: &[Export]) -> Export {
     let mut oci = attrs.passed.clone();
     oci.insert("tar".to_owned(), (way == Way::Tar).to_string());
     oci.insert("oci-mediatypes".to_owned(), "true".to_owned());
-    let images = all.iter().filter(|export| matches!(export.kind.as_str(), "image" | "oci" | "docker"));
+    let is_image = |export: &&Export| matches!(export.kind.as_str(), "image" | "oci" | "docker");
+    let images = others.iter().copied().filter(is_image);
     // Inline caches have no layers of their own.
     let caches = caches.iter().filter(|cache| cache.kind != "inline");
     match (attrs.layer_compression, images.chain(caches).next()) {
@@ -163,16 +169,9 @@ async fn begin<'a>(
     let session = session::id_for(&plan.request.session, &plan.request.reference);
     let message = message::set_session(&plan.message, &session).map_err(malformed)?;
     let progress = Progress::new();
-    let keyring: Arc<dyn Keyring> = Arc::new(SessionKeyring::new(client.streams.clone()));
     let mut outputs = Vec::with_capacity(plan.outputs.len());
     for (index, attrs, way) in plan.outputs {
-        let target = Target::new(
-            &attrs,
-            &exporter.client,
-            Arc::clone(&keyring),
-            exporter.own_credentials(),
-            exporter.registry_answer(),
-        );
+        let target = target(exporter, &attrs, index, &client, &session)?;
         let recipe = Recipe::new(attrs.options.clone(), None, Vec::new(), exporter.threads())
             .map_err(|error| Status::new(Code::InvalidArgument, error.to_string()))?;
         let converter = exporter.converter.with(recipe);
@@ -186,6 +185,34 @@ async fn begin<'a>(
     let registered = registered.map_err(|error| Status::new(Code::FailedPrecondition, error.to_string()))?;
     open_own(Arc::clone(&registered.build), client, upstream, peer).await?;
     Ok((registered, message))
+}
+
+/// Where output `index` of the build with this session goes.
+fn target(
+    exporter: &Exporter,
+    attrs: &Attrs,
+    index: usize,
+    client: &SessionClient,
+    session: &str,
+) -> Result<Target, Status> {
+    let spool_dir = &exporter.client.config().upload.spool_dir;
+    let streams = client.streams.clone();
+    Ok(match attrs.receiver {
+        Receiver::Registry => {
+            let keyring = Arc::new(SessionKeyring::new(streams));
+            let (own, answer) = (exporter.own_credentials(), exporter.registry_answer());
+            Target::new(attrs, &exporter.client, keyring, own, answer)
+        }
+        Receiver::ClientArchive => {
+            let archive = ClientArchive::new(streams, index, spool_dir).map_err(unusable)?;
+            Target::ready(Arc::new(archive), spool_dir)
+        }
+        Receiver::ClientStore => Target::ready(Arc::new(ClientStore::new(streams, session)), spool_dir),
+    })
+}
+
+fn unusable(error: StoreError) -> Status {
+    Status::new(Code::FailedPrecondition, error.to_string())
 }
 
 fn malformed(error: WireError) -> Status {
@@ -308,18 +335,23 @@ fn report(build: &Build, images: &[Stored], response: Bytes) -> Result<Bytes, Fa
     for image in images {
         tracing::info!(build = build.reference, digest = %image.digest, "export done");
     }
-    let ([image], [output], true) = (images, build.outputs.as_slice(), build.sole) else {
+    let mut stored = build.outputs.iter().zip(images);
+    let Some((output, image)) = stored.find(|(output, _)| build.sole || output.is_client_store()) else {
         return Ok(response);
     };
     let malformed = |error| Failed::Ours(Status::new(Code::Internal, format!("Solve response: {error}")));
     let theirs = message::exporter_response(&response).map_err(malformed)?;
-    let mut entries = vec![(IMAGE_DIGEST, image.digest.to_string())];
+    let mut entries = Vec::new();
     let names = output.names(&image.digest);
     if !names.is_empty() {
         entries.push((IMAGE_NAME, names.join(",")));
     }
     let config = config_of(image);
-    entries.extend(config.clone().map(|config| (CONFIG_DIGEST, config)));
+    // What a client writes the index of its directory by is of the image there, whatever else was made.
+    if build.sole {
+        entries.push((IMAGE_DIGEST, image.digest.to_string()));
+        entries.extend(config.clone().map(|config| (CONFIG_DIGEST, config)));
+    }
     if let Some(descriptor) = theirs.get(DESCRIPTOR).and_then(|text| descriptor_of(text, image, config)) {
         entries.push((DESCRIPTOR, descriptor));
     }

@@ -13,7 +13,7 @@ use tokio::task::JoinHandle;
 use tokio::time::{sleep, timeout};
 
 use super::*;
-use crate::build::keys::Attrs;
+use crate::build::keys::{Attrs, EXPORTER_TYPE};
 use crate::build::target::Target;
 use crate::build::{Build, Builds, Way};
 
@@ -63,7 +63,7 @@ impl Lab {
     /// The build, with an output of these keys.
     fn build(&self, keys: &[(&str, &str)]) -> Build {
         let keys = keys.iter().map(|&(key, value)| (key.to_owned(), value.to_owned())).collect();
-        let attrs = Attrs::parse(&keys, &Options::default()).unwrap();
+        let attrs = Attrs::of(EXPORTER_TYPE, &keys, &Options::default()).unwrap();
         let client = Client::new(ClientConfig::default()).unwrap();
         let target = Target::new(&attrs, &client, Arc::new(Nobody), false, DEADLINE);
         let progress = Progress::new();

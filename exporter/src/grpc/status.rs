@@ -16,12 +16,31 @@ pub(crate) enum Code {
     Cancelled = 1,
     Unknown = 2,
     InvalidArgument = 3,
+    NotFound = 5,
     AlreadyExists = 6,
     ResourceExhausted = 8,
     FailedPrecondition = 9,
     Unimplemented = 12,
     Internal = 13,
     Unavailable = 14,
+    DataLoss = 15,
+}
+
+impl Code {
+    const ALL: [Self; 12] = [
+        Self::Ok,
+        Self::Cancelled,
+        Self::Unknown,
+        Self::InvalidArgument,
+        Self::NotFound,
+        Self::AlreadyExists,
+        Self::ResourceExhausted,
+        Self::FailedPrecondition,
+        Self::Unimplemented,
+        Self::Internal,
+        Self::Unavailable,
+        Self::DataLoss,
+    ];
 }
 
 /// A code and the reason for it.
@@ -62,12 +81,8 @@ pub(crate) fn of(trailers: &HeaderMap) -> Result<(), Status> {
         return Ok(());
     }
     let text = |name| trailers.get(name).and_then(|value| value.to_str().ok());
-    let code = match text(STATUS) {
-        Some("1") => Code::Cancelled,
-        Some("12") => Code::Unimplemented,
-        Some("14") => Code::Unavailable,
-        _ => Code::Unknown,
-    };
+    let number = text(STATUS).and_then(|number| number.parse::<u16>().ok());
+    let code = Code::ALL.into_iter().find(|code| number == Some(*code as u16)).unwrap_or(Code::Unknown);
     let message = text(MESSAGE).map_or_else(|| format!("{code:?}"), percent_decode);
     Err(Status::new(code, message))
 }

@@ -6,7 +6,7 @@
 //! - [`message`]: the messages of containerd's content service.
 
 pub(crate) mod ingest;
-mod message;
+pub(crate) mod message;
 pub(crate) mod store;
 pub(crate) mod tar;
 

@@ -22,7 +22,7 @@ use crate::http2::pump::until_reset;
 
 /// The service, with the slash after it.
 pub(crate) const SERVICE: &str = "/containerd.services.content.v1.Content/";
-const WRITE: &str = "/containerd.services.content.v1.Content/Write";
+pub(crate) const WRITE: &str = "/containerd.services.content.v1.Content/Write";
 
 /// The largest message taken. buildkitd writes 1 MiB at once; its gRPC sends 16 MiB at most.
 const MESSAGE_LIMIT_BYTES: usize = 16 << 20;

@@ -33,9 +33,9 @@ const INDEX: &str = "index.json";
 const INDEX_LIMIT_BYTES: u64 = 1 << 20;
 
 #[derive(Clone, PartialEq, Message)]
-struct BytesMessage {
+pub(crate) struct BytesMessage {
     #[prost(bytes = "bytes", tag = "1")]
-    data: Bytes,
+    pub(crate) data: Bytes,
 }
 
 /// Serves one stream.

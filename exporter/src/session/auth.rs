@@ -89,7 +89,7 @@ impl SessionKeyring {
     }
 
     async fn call(&self, path: &'static str, request: &impl Message) -> Result<Bytes, Status> {
-        unary(self.client.clone(), path, &request.encode_to_vec()).await
+        unary(self.client.clone(), path, &[], &request.encode_to_vec()).await
     }
 
     /// Asks for the client's user and password. A client without the service has none.

@@ -1,10 +1,11 @@
-//! One call to a service that the BuildKit client serves in its session.
+//! Calls of ours to services that the BuildKit client serves in its session.
 
 use std::time::Duration;
 
 use bytes::Bytes;
-use h2::client::SendRequest;
-use http::{HeaderValue, Method, Request, header};
+use h2::SendStream;
+use h2::client::{ResponseFuture, SendRequest};
+use http::{HeaderMap, HeaderName, HeaderValue, Method, Request, header};
 use tokio::time::timeout;
 
 use crate::grpc::frame::{self, MessageReader};
@@ -13,7 +14,7 @@ use crate::http2::forward::{lost, open};
 use crate::http2::pump;
 use crate::session::CLIENT;
 
-/// As BuildKit waits: the client may have to ask its user's key store.
+/// As BuildKit waits: the client may have to ask its user's key store, or its disk be slow.
 const DEADLINE: Duration = Duration::from_secs(60);
 
 /// The largest answer taken.
@@ -23,16 +24,87 @@ const ANSWER_LIMIT_BYTES: usize = 1 << 20;
 pub(super) async fn unary(
     client: SendRequest<Bytes>,
     path: &'static str,
+    headers: &[(&'static str, String)],
     message: &[u8],
 ) -> Result<Bytes, Status> {
-    let late = |_| {
-        let message = format!("{CLIENT} did not answer {path} within {} s", DEADLINE.as_secs());
-        Status::new(Code::Unavailable, message)
-    };
-    timeout(DEADLINE, exchange(client, path, message)).await.map_err(late)?
+    let mut call = Call::open(client, path, headers).await?;
+    // Where that fails, the answer says why.
+    let _ = call.send(message).await;
+    call.close();
+    let answer = call.receive().await?;
+    let nothing = || Status::new(Code::Internal, format!("{CLIENT} answered {path} with nothing"));
+    let answer = answer.ok_or_else(nothing)?;
+    call.receive().await?;
+    Ok(answer)
 }
 
-async fn exchange(client: SendRequest<Bytes>, path: &'static str, message: &[u8]) -> Result<Bytes, Status> {
+/// A call under way; dropping it resets its stream.
+pub(super) struct Call {
+    path: &'static str,
+    send: SendStream<Bytes>,
+    answer: Answer,
+}
+
+enum Answer {
+    Coming(ResponseFuture),
+    Begun(MessageReader),
+    Ended,
+}
+
+impl Call {
+    /// Begins a call of `path`.
+    pub(super) async fn open(
+        client: SendRequest<Bytes>,
+        path: &'static str,
+        headers: &[(&'static str, String)],
+    ) -> Result<Self, Status> {
+        let opened = timeout(DEADLINE, open(request(path, headers)?, false, client)).await;
+        let (response, send) = opened.map_err(|_| late(path))?.map_err(|error| lost(CLIENT, &error))?;
+        Ok(Self { path, send, answer: Answer::Coming(response) })
+    }
+
+    /// Sends a message.
+    pub(super) async fn send(&mut self, message: &[u8]) -> Result<(), Status> {
+        let sent = timeout(DEADLINE, pump::send(&mut self.send, frame::encode(message))).await;
+        sent.map_err(|_| late(self.path))?.map_err(|error| error.status())
+    }
+
+    /// Says that nothing more is sent.
+    pub(super) fn close(&mut self) {
+        // An early answer ends the request; it says what there is to say.
+        let _ = self.send.send_data(Bytes::new(), true);
+    }
+
+    /// The next message; `None` when the call has ended well.
+    pub(super) async fn receive(&mut self) -> Result<Option<Bytes>, Status> {
+        timeout(DEADLINE, self.next()).await.map_err(|_| late(self.path))?
+    }
+
+    async fn next(&mut self) -> Result<Option<Bytes>, Status> {
+        if let Answer::Coming(response) = &mut self.answer {
+            let (head, body) = response.await.map_err(|error| lost(CLIENT, &error))?.into_parts();
+            if body.is_end_stream() {
+                self.answer = Answer::Ended;
+                return status::of(&head.headers).map(|()| None);
+            }
+            self.answer = Answer::Begun(MessageReader::new(body, ANSWER_LIMIT_BYTES));
+        }
+        let Answer::Begun(reader) = &mut self.answer else { return Ok(None) };
+        if let Some(message) = reader.message().await? {
+            return Ok(Some(message));
+        }
+        let trailers = reader.trailers().await?.unwrap_or_default();
+        self.answer = Answer::Ended;
+        status::of(&trailers).map(|()| None)
+    }
+}
+
+fn late(path: &str) -> Status {
+    let message = format!("{CLIENT} did not answer {path} within {} s", DEADLINE.as_secs());
+    Status::new(Code::Unavailable, message)
+}
+
+fn request(path: &'static str, headers: &[(&'static str, String)]) -> Result<Request<()>, Status> {
     let mut request = Request::new(());
     *request.method_mut() = Method::POST;
     *request.uri_mut() = http::Uri::builder()
@@ -41,22 +113,15 @@ async fn exchange(client: SendRequest<Bytes>, path: &'static str, message: &[u8]
         .path_and_query(path)
         .build()
         .expect("the paths of calls are valid");
-    let headers = request.headers_mut();
-    headers.insert(header::CONTENT_TYPE, HeaderValue::from_static("application/grpc"));
-    headers.insert(header::TE, HeaderValue::from_static("trailers"));
-    let gone = |error: h2::Error| lost(CLIENT, &error);
-    let (response, mut send) = open(request, false, client).await.map_err(gone)?;
-    if pump::send(&mut send, frame::encode(message)).await.is_ok() {
-        // An early answer ends the request; it says what there is to say.
-        let _ = send.send_data(Bytes::new(), true);
+    let fixed = [(header::CONTENT_TYPE, "application/grpc"), (header::TE, "trailers")];
+    let mut all: HeaderMap =
+        fixed.into_iter().map(|(name, value)| (name, HeaderValue::from_static(value))).collect();
+    for (name, value) in headers {
+        let value = HeaderValue::try_from(value).map_err(|error| {
+            Status::new(Code::InvalidArgument, format!("{path}: {name}={value:?}: {error}"))
+        })?;
+        all.insert(HeaderName::from_static(name), value);
     }
-    let (head, body) = response.await.map_err(gone)?.into_parts();
-    if body.is_end_stream() {
-        status::of(&head.headers)?;
-        return Err(Status::new(Code::Internal, format!("{CLIENT} answered {path} with nothing")));
-    }
-    let mut reader = MessageReader::new(body, ANSWER_LIMIT_BYTES);
-    let answer = reader.message().await?;
-    status::of(&reader.trailers().await?.unwrap_or_default())?;
-    answer.ok_or_else(|| Status::new(Code::Internal, format!("{CLIENT} answered {path} with nothing")))
+    *request.headers_mut() = all;
+    Ok(request)
 }

@@ -6,10 +6,12 @@
 //! - [`route`]: a stream of buildkitd's goes to the client, or to an output of ours.
 //! - [`sessions`]: the sessions that are open.
 //! - [`call`]: one call of ours to a session's client.
+//! - [`disk`]: the client's disk as a destination.
 //! - [`auth`]: the client's credentials.
 
 mod auth;
 mod call;
+pub(crate) mod disk;
 pub(crate) mod inner;
 mod own;
 mod route;

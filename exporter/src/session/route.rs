@@ -13,11 +13,11 @@ use crate::http2::forward::forward;
 use crate::intake;
 
 /// Header that names one of the client's content stores.
-const STORE_ID: &str = "buildkit-attachable-store-id";
+pub(super) const STORE_ID: &str = "buildkit-attachable-store-id";
 /// The store that all image exports of a build go to.
-const EXPORT_STORE: &str = "export";
+pub(super) const EXPORT_STORE: &str = "export";
 /// Header with the index of the export that a tar stream is for; absent before v0.13, when there was but one.
-const EXPORTER_ID: &str = "buildkit-attachable-exporter-id";
+pub(super) const EXPORTER_ID: &str = "buildkit-attachable-exporter-id";
 
 /// What is at the other end of a client's session, for errors.
 pub(crate) const CLIENT: &str = "the BuildKit client's session";

@@ -2,12 +2,14 @@
 //!
 //! - `registry`: a repository of a registry.
 //! - `staging`: files of this machine on their way to their names: OCI layouts, tars of them, the parts of a nydus image.
+//! - `archive`: the tar of an OCI layout.
 //! - `nowhere`: for the digest alone.
 //! - `spool`: blobs that stay on this machine until it is known whose they are.
 //! - `copy`: blobs that are kept as they are.
 //!
 //! A further one, the disk of a BuildKit client, is the exporter's: only BuildKit's session leads there.
 
+mod archive;
 mod copy;
 mod nowhere;
 mod registry;
@@ -24,6 +26,7 @@ use bytes::Bytes;
 use futures::FutureExt as _;
 use futures::future::BoxFuture;
 
+pub use self::archive::LayoutStream;
 pub(crate) use self::copy::at_destination;
 pub use self::copy::{CopyError, copy_blob, copy_file};
 pub use self::nowhere::Nowhere;

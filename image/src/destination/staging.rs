@@ -18,14 +18,15 @@ use serde_json::{Value, json};
 use tempfile::TempDir;
 use tokio::io::AsyncWriteExt as _;
 
+use super::archive::{self, LayoutStream};
 use super::{BlobWriter, Destination, StoreError, Storing};
 
 /// The document that makes a folder an OCI layout, and what is in it.
-const MARKER: &str = "oci-layout";
-const MARKER_CONTENT: &[u8] = br#"{"imageLayoutVersion":"1.0.0"}"#;
+pub(super) const MARKER: &str = "oci-layout";
+pub(super) const MARKER_CONTENT: &[u8] = br#"{"imageLayoutVersion":"1.0.0"}"#;
 
 /// Where blobs are in an OCI layout.
-const OCI_BLOBS: &str = "blobs/sha256";
+pub(super) const OCI_BLOBS: &str = "blobs/sha256";
 /// Where blobs are beside a bootstrap.
 const FILES_BLOBS: &str = "blobs";
 
@@ -112,11 +113,11 @@ impl Staging {
                 self.join(root.map(|root| named(root, name.as_deref())))
             }
             Shape::Oci { name } => {
-                write_layout(folder, root.map(|root| named(root, name.as_deref())))?;
+                write_layout(folder, root.map(|root| named(root, name.as_deref())).into_iter().collect())?;
                 self.rename(folder)
             }
             Shape::OciArchive { name } => {
-                write_layout(folder, root.map(|root| named(root, name.as_deref())))?;
+                write_layout(folder, root.map(|root| named(root, name.as_deref())).into_iter().collect())?;
                 let tar = self.pack()?;
                 fs::rename(&tar, &self.target).map_err(failed("rename the tar to", &self.target))?;
                 self.sync_parent()
@@ -175,45 +176,25 @@ impl Staging {
         sync_folder(&self.target)
     }
 
-    /// Packs the layout, small documents first, so that readers of a stream learn early what is in it.
+    /// Packs the layout into a file.
     fn pack(&self) -> Result<PathBuf, StoreError> {
         let path = self.folder.path().join("layout.tar");
-        let failed = || failed("write", &path);
-        let mut tar = tar::Builder::new(io::BufWriter::with_capacity(
-            1 << 20,
-            File::create_new(&path).map_err(failed())?,
-        ));
-        let mut add = |name: &str, kind| -> io::Result<()> {
-            let mut header = tar::Header::new_ustar();
-            header.set_entry_type(kind);
-            header.set_mode(if kind == tar::EntryType::Directory { 0o755 } else { 0o644 });
-            if kind == tar::EntryType::Directory {
-                header.set_size(0);
-                return tar.append_data(&mut header, format!("{name}/"), io::empty());
-            }
-            let file = File::open(self.folder.path().join(name))?;
-            header.set_size(file.metadata()?.len());
-            tar.append_data(&mut header, name, file)
+        let write = || {
+            let out = io::BufWriter::with_capacity(1 << 20, File::create_new(&path)?);
+            archive::pack(self.folder.path(), out)?.into_inner()?.sync_all()
         };
-        let mut blobs: Vec<_> = fs::read_dir(self.blobs())
-            .and_then(Iterator::collect::<io::Result<Vec<fs::DirEntry>>>)
-            .map_err(failed())?
-            .iter()
-            .map(|entry| format!("{OCI_BLOBS}/{}", entry.file_name().to_string_lossy()))
-            .collect();
-        // The same image gives the same tar.
-        blobs.sort();
-        for (name, kind) in [MARKER, OCI_INDEX_FILE]
-            .map(|name| (name, tar::EntryType::Regular))
-            .into_iter()
-            .chain(["blobs", OCI_BLOBS].map(|name| (name, tar::EntryType::Directory)))
-            .chain(blobs.iter().map(|name| (name.as_str(), tar::EntryType::Regular)))
-        {
-            add(name, kind).map_err(failed())?;
-        }
-        let file = tar.into_inner().and_then(|out| Ok(out.into_inner()?)).map_err(failed())?;
-        file.sync_all().map_err(failed())?;
+        write().map_err(failed("write", &path))?;
         Ok(path)
+    }
+
+    /// The layout as a tar, in which the image `root` has these names, while it is packed. Nothing more may be added.
+    pub fn stream(self: &Arc<Self>, names: &[Reference], root: &Stored) -> LayoutStream {
+        let (staging, entries) = (Arc::clone(self), archive::entries(names, root));
+        LayoutStream::new(move |out| {
+            let folder = staging.folder.path();
+            write_layout(folder, entries)?;
+            archive::pack(folder, out).map(drop).map_err(failed("pack", folder))
+        })
     }
 }
 
@@ -288,12 +269,12 @@ fn check_target(target: &Path, shape: &Shape) -> Result<(), StoreError> {
     }
 }
 
-fn write_layout(folder: &Path, root: Option<Value>) -> Result<(), StoreError> {
+fn write_layout(folder: &Path, manifests: Vec<Value>) -> Result<(), StoreError> {
     write_durably(&folder.join(MARKER), MARKER_CONTENT)?;
     let index = json!({
         "schemaVersion": 2,
         "mediaType": crate::document::OCI_INDEX,
-        "manifests": root.into_iter().collect::<Vec<_>>(),
+        "manifests": manifests,
     });
     write_durably(&folder.join(OCI_INDEX_FILE), index.to_string().as_bytes())
 }

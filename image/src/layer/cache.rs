@@ -6,12 +6,11 @@
 use std::collections::{HashMap, HashSet};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
-use registry::client::Error;
 use registry::digest::Digest;
 use registry::reference::Repository;
 
 use super::conversion::ConvertedLayer;
-use crate::destination::Destination;
+use crate::destination::{Destination, StoreError};
 use crate::options::Fingerprint;
 
 /// What a node of a tree takes in memory, about: itself, its name, its place in a directory.
@@ -66,12 +65,12 @@ impl LayerCache {
         &self,
         key: &LayerKey,
         destination: &dyn Destination,
-    ) -> Result<Option<Arc<ConvertedLayer>>, Error> {
+    ) -> Result<Option<Arc<ConvertedLayer>>, StoreError> {
         let Some((layer, repositories)) = self.get(key) else { return Ok(None) };
-        let Some((client, repository)) = destination.repository() else { return Ok(Some(layer)) };
-        if client.has_blob(repository, &layer.digest).await? {
+        if destination.has_blob(&layer.digest).await? {
             return Ok(Some(layer));
         }
+        let Some((client, repository)) = destination.repository() else { return Ok(None) };
         for from in repositories.iter().filter(|from| from.host() == repository.host() && *from != repository)
         {
             match client.mount_blob(repository, from, &layer.digest).await {
@@ -81,7 +80,7 @@ impl LayerCache {
                 Err(error) if error.is_denied() || error.is_not_found() => {
                     tracing::debug!(%error, %from, "blob not mounted");
                 }
-                Err(error) => return Err(error),
+                Err(error) => return Err(error.into()),
             }
         }
         // Deleted from the registry since: it has to be made again.

@@ -25,7 +25,7 @@ use tokio::sync::Semaphore;
 use tokio_util::sync::CancellationToken;
 
 use self::conversion::Sink;
-use crate::destination::{Destination, SpoolSpace};
+use crate::destination::{Destination, SpoolSpace, StoreError};
 use crate::options::Recipe;
 
 pub(crate) use bridge::{InputReader, OutputWriter};
@@ -113,7 +113,7 @@ impl Converter {
         &self,
         source: &Digest,
         destination: &dyn Destination,
-    ) -> Result<Option<Arc<ConvertedLayer>>, registry::client::Error> {
+    ) -> Result<Option<Arc<ConvertedLayer>>, StoreError> {
         self.cache.find(&self.key(source), destination).await
     }
 

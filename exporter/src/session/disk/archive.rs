@@ -1,0 +1,80 @@
+//! A file of the client's. A tar needs sizes before contents, so the layout is gathered on this machine first, under
+//! `registry.upload.spool_dir`, and packed while it is sent.
+
+use std::path::Path;
+use std::sync::Arc;
+
+use bytes::Bytes;
+use futures::FutureExt as _;
+use h2::client::SendRequest;
+use image::destination::{BlobWriter, Destination, Shape, Staging, StoreError, Storing};
+use image::document::Stored;
+use prost::Message;
+use registry::digest::Digest;
+use registry::reference::Reference;
+
+use super::refused;
+use crate::intake::tar::{BytesMessage, DIFF_COPY};
+use crate::session::call::Call;
+use crate::session::route::EXPORTER_ID;
+
+/// A file that the client opened for its output number `index`.
+pub(crate) struct ClientArchive {
+    staging: Arc<Staging>,
+    client: SendRequest<Bytes>,
+    index: usize,
+}
+
+impl std::fmt::Debug for ClientArchive {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("ClientArchive").field("index", &self.index).finish_non_exhaustive()
+    }
+}
+
+impl ClientArchive {
+    /// The file of output `index`; the layout is gathered in `spool_dir`.
+    pub(crate) fn new(
+        client: SendRequest<Bytes>,
+        index: usize,
+        spool_dir: &Path,
+    ) -> Result<Self, StoreError> {
+        let staging =
+            Staging::new(&spool_dir.join("nydus-cluster-image.tar"), Shape::OciArchive { name: None })?;
+        Ok(Self { staging: Arc::new(staging), client, index })
+    }
+
+    async fn send(&self, names: &[Reference], root: &Stored) -> Result<(), StoreError> {
+        let headers = [(EXPORTER_ID, self.index.to_string())];
+        let mut call = Call::open(self.client.clone(), DIFF_COPY, &headers).await.map_err(refused)?;
+        let mut stream = self.staging.stream(names, root);
+        while let Some(data) = stream.next().await? {
+            if call.send(&BytesMessage { data }.encode_to_vec()).await.is_err() {
+                // The answer says why.
+                break;
+            }
+        }
+        call.close();
+        while call.receive().await.map_err(refused)?.is_some() {}
+        Ok(())
+    }
+}
+
+impl Destination for ClientArchive {
+    fn begin(&self) -> Storing<'_, Box<dyn BlobWriter>> {
+        self.staging.begin()
+    }
+
+    fn has_blob<'a>(&'a self, digest: &'a Digest) -> Storing<'a, bool> {
+        self.staging.has_blob(digest)
+    }
+
+    fn publish<'a>(&'a self, names: &'a [Reference], root: Option<&'a Stored>) -> Storing<'a, ()> {
+        async move {
+            match root {
+                Some(root) => self.send(names, root).await,
+                None => Ok(()),
+            }
+        }
+        .boxed()
+    }
+}
