@@ -12,6 +12,7 @@ use rafs::bootstrap::Bootstrap;
 use rafs::source::tar::TarSource;
 use rafs::source::{EntryKind, Source as _};
 use registry::client::Client;
+use registry::media_types::DOCKER_MANIFEST;
 use registry::nydus;
 use registry::reference::Reference;
 use tempfile::TempDir;
@@ -141,7 +142,7 @@ async fn nydus_manifest(image: &Source, platform: Option<&str>) -> anyhow::Resul
 }
 
 fn is_manifest(media_type: &MediaType) -> bool {
-    media_type.to_string() == "application/vnd.docker.distribution.manifest.v2+json"
+    media_type.to_string() == DOCKER_MANIFEST
 }
 
 /// The layer with the bootstrap.

@@ -7,6 +7,7 @@ use crate::source::{Document, Source, SourceError};
 use bytes::Bytes;
 use oci_spec::image::{Descriptor, ImageIndex, ImageManifest};
 use registry::digest::{self, Digest};
+use registry::media_types::OCI_LAYER;
 use registry::nydus::nydus_entries;
 use serde_json::{Value, json};
 
@@ -239,7 +240,7 @@ impl ImageNode {
             Descriptor::new(media_type.into(), size as u64, digest)
         };
         let config_descriptor = descriptor(OCI_CONFIG, config.len(), digest::sha256(&config));
-        let layers = vec![descriptor("application/vnd.oci.image.layer.v1.tar", 0, layer.clone())];
+        let layers = vec![descriptor(OCI_LAYER, 0, layer.clone())];
         let manifest = json!({
             "schemaVersion": 2,
             "mediaType": OCI_MANIFEST,

@@ -15,20 +15,9 @@ pub(crate) use config::convert as convert_config;
 pub use index::{Beside, Index, Stored};
 pub use manifest::{Described, Manifest, ManifestLayer, MediaTypes};
 
-/// OCI's media type of a manifest.
-pub const OCI_MANIFEST: &str = "application/vnd.oci.image.manifest.v1+json";
-/// OCI's media type of an index.
-pub const OCI_INDEX: &str = "application/vnd.oci.image.index.v1+json";
-/// OCI's media type of an image's config.
-pub const OCI_CONFIG: &str = "application/vnd.oci.image.config.v1+json";
-/// Media type of a config that says nothing.
-pub const EMPTY_CONFIG: &str = "application/vnd.oci.empty.v1+json";
-/// Docker's media type of a manifest.
-pub const DOCKER_MANIFEST: &str = "application/vnd.docker.distribution.manifest.v2+json";
-/// Docker's media type of an index.
-pub const DOCKER_INDEX: &str = "application/vnd.docker.distribution.manifest.list.v2+json";
-/// Docker's media type of an image's config.
-pub const DOCKER_CONFIG: &str = "application/vnd.docker.container.image.v1+json";
+pub use registry::media_types::{
+    DOCKER_CONFIG, DOCKER_INDEX, DOCKER_MANIFEST, EMPTY_CONFIG, OCI_CONFIG, OCI_INDEX, OCI_MANIFEST,
+};
 
 /// A JSON object.
 pub type Object = serde_json::Map<String, serde_json::Value>;

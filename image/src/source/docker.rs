@@ -15,6 +15,7 @@ use super::blob::BlobStream;
 use super::error::SourceError;
 use super::files::{Part, PartReader};
 use registry::digest::{self, Digest, Hasher};
+use registry::media_types::{OCI_CONFIG, OCI_LAYER, OCI_MANIFEST};
 use registry::reference::Reference;
 
 const MANIFEST: &str = "manifest.json";
@@ -173,7 +174,7 @@ fn manifest(
         .iter()
         .map(|diff_id| {
             json!({
-                "mediaType": "application/vnd.oci.image.layer.v1.tar",
+                "mediaType": OCI_LAYER,
                 "digest": diff_id.as_ref(),
                 "size": layers.get(diff_id).map_or(0, |layer| layer.size),
             })
@@ -181,9 +182,9 @@ fn manifest(
         .collect();
     let manifest = json!({
         "schemaVersion": 2,
-        "mediaType": "application/vnd.oci.image.manifest.v1+json",
+        "mediaType": OCI_MANIFEST,
         "config": {
-            "mediaType": "application/vnd.oci.image.config.v1+json",
+            "mediaType": OCI_CONFIG,
             "digest": config.as_ref(),
             "size": config_size,
         },

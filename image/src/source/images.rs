@@ -7,6 +7,7 @@ use serde::Deserialize;
 use super::error::SourceError;
 use super::{Document, Source};
 use crate::platform::{PlatformName, chosen, listed};
+use registry::media_types::DOCKER_CONFIG;
 use registry::nydus::nydus_entries;
 
 /// How deep indexes may lie in indexes.
@@ -93,7 +94,7 @@ impl Source {
     async fn image(&self, document: Document) -> Result<Option<SourceImage>, SourceError> {
         let manifest: ImageManifest = self.parse(&document)?;
         let is_config = matches!(manifest.config().media_type(), MediaType::ImageConfig)
-            || manifest.config().media_type().to_string() == "application/vnd.docker.container.image.v1+json";
+            || manifest.config().media_type().to_string() == DOCKER_CONFIG;
         if !is_config {
             return Ok(None);
         }

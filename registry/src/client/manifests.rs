@@ -12,6 +12,7 @@ use super::reader::ReadFrom;
 use super::transport::{Exchange, header_value};
 use super::{Client, Error, Target};
 use crate::digest::{self, Digest};
+use crate::media_types::{DOCKER_SCHEMA_1, DOCKER_SCHEMA_1_PLAIN};
 use crate::reference::{Reference, Repository};
 
 /// Every kind of manifest there is.
@@ -19,10 +20,7 @@ const ACCEPTED: &str = "application/vnd.oci.image.manifest.v1+json, application/
     application/vnd.docker.distribution.manifest.v2+json, application/vnd.docker.distribution.manifest.list.v2+json, */*";
 
 /// Docker's manifests before 2016: signed inside, without a config, layers named in reverse.
-const SCHEMA_1: [&str; 2] = [
-    "application/vnd.docker.distribution.manifest.v1+prettyjws",
-    "application/vnd.docker.distribution.manifest.v1+json",
-];
+const SCHEMA_1: [&str; 2] = [DOCKER_SCHEMA_1, DOCKER_SCHEMA_1_PLAIN];
 
 /// Registries take manifests up to 4 MiB (the specification's advice); four times that is read.
 pub const MANIFEST_LIMIT_BYTES: usize = 16 << 20;

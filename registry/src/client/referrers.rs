@@ -12,6 +12,7 @@ use super::reader::ReadFrom;
 use super::transport::Exchange;
 use super::{Client, Error, Target};
 use crate::digest::Digest;
+use crate::media_types::OCI_INDEX;
 use crate::reference::{Reference, Repository};
 
 /// By this header a registry says that it has noted a manifest's subject itself.
@@ -19,8 +20,6 @@ pub(super) const SUBJECT_HEADER: &str = "oci-subject";
 
 /// By this header a registry says that it has filtered the list.
 const FILTERS_HEADER: &str = "oci-filters-applied";
-
-const INDEX: &str = "application/vnd.oci.image.index.v1+json";
 
 /// What a manifest says about its subject, and what the list of referrers repeats of it.
 #[derive(Deserialize)]
@@ -130,7 +129,7 @@ impl Client {
             Target::new(Method::PUT, repository, format!("list of referrers {}", reference.identifier()));
         let text = serde_json::to_vec(&empty_index(manifests, &target)?)
             .map_err(|e| Error::protocol(&target, e.to_string()))?;
-        Box::pin(self.put_manifest(&reference, INDEX, Bytes::from(text))).await?;
+        Box::pin(self.put_manifest(&reference, OCI_INDEX, Bytes::from(text))).await?;
         Ok(())
     }
 

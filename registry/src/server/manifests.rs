@@ -13,18 +13,13 @@ use super::storage::Storage;
 use super::{State, blocking};
 use crate::digest::{self, Digest, Hasher};
 use crate::layout;
+use crate::media_types::{DOCKER_SCHEMA_1, DOCKER_SCHEMA_1_PLAIN, OCI_INDEX, OCI_MANIFEST};
 
 /// The largest manifest taken: what the specification asks for at least, and what others take at most.
 const LIMIT_BYTES: usize = 4 << 20;
 
 /// Says that the manifest's subject was noted.
 const SUBJECT: HeaderName = HeaderName::from_static("oci-subject");
-
-const OCI_MANIFEST: &str = "application/vnd.oci.image.manifest.v1+json";
-const OCI_INDEX: &str = "application/vnd.oci.image.index.v1+json";
-const DOCKER_SCHEMA_1: &str = "application/vnd.docker.distribution.manifest.v1+prettyjws";
-/// What it is called without its signatures.
-const DOCKER_SCHEMA_1_PLAIN: &str = "application/vnd.docker.distribution.manifest.v1+json";
 
 /// What is looked at in a manifest of any kind.
 #[derive(Debug, Default, Deserialize)]

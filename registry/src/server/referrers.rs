@@ -17,10 +17,9 @@ use super::request::Head;
 use super::storage::Storage;
 use super::{State, blocking};
 use crate::digest::Digest;
+use crate::media_types::OCI_INDEX;
 
 const FILTERS: HeaderName = HeaderName::from_static("oci-filters-applied");
-
-const OCI_INDEX: &str = "application/vnd.oci.image.index.v1+json";
 
 /// An entry of the list.
 #[derive(Clone, Debug, Serialize)]

@@ -119,37 +119,7 @@ fn timestamp(nanoseconds: i128) -> Timestamp {
 
 /// Nanoseconds since 1970 of a time as Go writes it, `2026-01-02T03:04:05.678Z` or with an offset `+01:00`.
 pub(super) fn parse_rfc3339(text: &str) -> Option<i128> {
-    let number = |range: std::ops::Range<usize>| text.get(range)?.parse::<i64>().ok();
-    let (year, month, day) = (number(0..4)?, number(5..7)?, number(8..10)?);
-    let (hour, minute, second) = (number(11..13)?, number(14..16)?, number(17..19)?);
-    if !(1..=12).contains(&month) || !(1..=31).contains(&day) {
-        return None;
-    }
-    let rest = text.get(19..)?;
-    let digits = rest
-        .strip_prefix('.')
-        .map_or("", |rest| &rest[..rest.find(|c: char| !c.is_ascii_digit()).unwrap_or(rest.len())]);
-    let zone = if digits.is_empty() { rest } else { &rest[1 + digits.len()..] };
-    let fraction: i128 = format!("{:0<9.9}", digits).parse().ok()?;
-    let offset = match zone.as_bytes() {
-        b"Z" => 0,
-        [sign @ (b'+' | b'-'), ..] => {
-            let minutes = zone.get(1..3)?.parse::<i64>().ok()? * 60 + zone.get(4..6)?.parse::<i64>().ok()?;
-            if *sign == b'+' { minutes } else { -minutes }
-        }
-        _ => return None,
-    };
-    let seconds = days(year, month, day) * 86_400 + hour * 3_600 + (minute - offset) * 60 + second;
-    Some(i128::from(seconds) * NANOSECONDS_A_SECOND + fraction)
-}
-
-/// Days since 1970-01-01 of a day of the Gregorian calendar.
-fn days(year: i64, month: i64, day: i64) -> i64 {
-    // Years from March on, so that the leap day is the last of its year.
-    let year = if month <= 2 { year - 1 } else { year };
-    let (era, of_era) = (year.div_euclid(400), year.rem_euclid(400));
-    let of_year = (153 * ((month + 9) % 12) + 2) / 5 + day - 1;
-    era * 146_097 + of_era * 365 + of_era / 4 - of_era / 100 + of_year - 719_468
+    text.parse::<jiff::Timestamp>().ok().map(jiff::Timestamp::as_nanosecond)
 }
 
 #[cfg(test)]
