@@ -5,7 +5,7 @@ use std::path::PathBuf;
 
 use registry::client::ClientConfig;
 use serde::{Deserialize, Serialize};
-use service::{Access, Mode, UnixAddress};
+use service::{Access, Mode, TcpAddress, UnixAddress};
 
 /// How the exporter runs.
 #[derive(Clone, Debug, Deserialize, PartialEq, Serialize)]
@@ -32,6 +32,8 @@ pub struct ExporterConfig {
     /// Push with the credentials of Docker's `config.json` (`registry.docker_config`) where the BuildKit client has none for
     /// a registry: whoever may build then pushes as the exporter. Never with `registry.insecure=true`. Default: true.
     pub own_credentials: bool,
+    /// Where `GET /metrics` is answered, over plain HTTP. Default: nowhere.
+    pub metrics_listen: Option<TcpAddress>,
     /// Seconds within which a registry has to answer anything at all before a build's layers are taken: until then they
     /// hold buildkitd's few slots for exports, which other builds need as well. Default: 20.
     pub registry_answer_seconds: u64,
@@ -60,6 +62,7 @@ impl Default for ExporterConfig {
             ahead_bytes: 16 << 30,
             registry: ClientConfig::default(),
             own_credentials: true,
+            metrics_listen: None,
             registry_answer_seconds: 20,
             drain_seconds: 300,
             conversions: 2,

@@ -25,6 +25,7 @@ mod follow;
 mod grpc;
 mod http2;
 mod intake;
+mod metrics;
 mod serve;
 mod session;
 

@@ -3,6 +3,8 @@
 //! - [`log`]: where log lines go without ever holding up or ending the process;
 //! - [`address`]: how addresses are written, on the command line and in the configuration;
 //! - [`limits`]: limits of the process;
+//! - [`metrics`]: what a process counts, for Prometheus;
+//! - [`manager`]: what the service manager is told;
 //! - [`socket`]: local sockets that only those may connect to who are meant to.
 
 #![forbid(unsafe_code)]
@@ -10,6 +12,8 @@
 pub mod address;
 pub mod limits;
 pub mod log;
+pub mod manager;
+pub mod metrics;
 pub mod socket;
 
 pub use address::{InvalidAddress, SocketAddress, TcpAddress, UnixAddress};

@@ -10,6 +10,7 @@ mod kill;
 mod limits;
 mod load;
 mod log;
+mod manager;
 mod node;
 mod packages;
 mod registry;

@@ -13,10 +13,12 @@ pub(crate) mod target;
 pub(crate) use output::{BlobLock, Output, OutputError, Way};
 
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Instant;
 
 use tokio_util::sync::CancellationToken;
 
 use crate::follow::LocalStore;
+use crate::metrics::Tally;
 use image::progress::Progress;
 
 /// A Solve with outputs of ours, from its request to its response.
@@ -36,6 +38,8 @@ pub(crate) struct Build {
     pub(crate) progress: Arc<Progress>,
     /// Set when the build is over, for whatever reason: all that works for it stops.
     pub(crate) over: CancellationToken,
+    /// When its request came.
+    pub(crate) started: Instant,
     failure: Mutex<Option<String>>,
 }
 
@@ -49,8 +53,8 @@ impl Build {
         local: Option<LocalStore>,
         progress: Arc<Progress>,
     ) -> Self {
-        let over = CancellationToken::new();
-        Self { reference, session, sole, outputs, local, progress, over, failure: Mutex::default() }
+        let (over, started) = (CancellationToken::new(), Instant::now());
+        Self { reference, session, sole, outputs, local, progress, over, started, failure: Mutex::default() }
     }
 
     /// The output that takes blobs by the session's content store.
@@ -61,6 +65,11 @@ impl Build {
     /// The output that takes a tar stream as exporter `index`.
     pub(crate) fn tar_output(&self, index: usize) -> Option<&Arc<Output>> {
         self.outputs.iter().find(|output| !output.takes_blobs() && output.index() == index)
+    }
+
+    /// What came for all its outputs so far.
+    pub(crate) fn tally(&self) -> Tally {
+        self.outputs.iter().map(|output| output.tally()).fold(Tally::default(), Tally::plus)
     }
 
     /// Notes why the build fails; the first reason counts, the others follow from it.

@@ -14,6 +14,7 @@ use registry::reference::Reference;
 use super::documents::{Document, Documents, DocumentsError};
 use super::keys::{Attrs, Receiver};
 use super::target::{Target, TargetError};
+use crate::metrics::Tally;
 use image::assemble::{AssembleError, Form, assemble};
 use image::describe;
 use image::destination::{Destination, SpoolSpace, StoreError};
@@ -82,6 +83,8 @@ struct Received {
     stored: HashMap<Digest, Stored>,
     /// Manifests that an index names.
     named: HashSet<Digest>,
+    /// Layers that were converted for this output, and the bytes of their blobs.
+    converted: (u64, u64),
 }
 
 impl Output {
@@ -132,6 +135,13 @@ impl Output {
     pub(crate) async fn destination(&self) -> Result<&Arc<dyn Destination>, OutputError> {
         let destination = self.target.destination().await;
         destination.map_err(|error| OutputError::Target { title: self.title(), error: Box::new(error) })
+    }
+
+    /// What came so far.
+    pub(crate) fn tally(&self) -> Tally {
+        let received = self.received();
+        let (converted, bytes) = received.converted;
+        Tally { layers: received.layers.len() as u64, converted, bytes }
     }
 
     fn received(&self) -> MutexGuard<'_, Received> {
@@ -188,7 +198,10 @@ impl Output {
         tracing::info!(image = self.title(), layer = %digest, blob = %layer.digest, size = layer.size, "layer converted");
         let layer = Arc::new(layer);
         self.converter.remember(digest, Arc::clone(&layer), self.destination().await?.as_ref());
-        self.received().layers.insert(digest.clone(), layer);
+        let mut received = self.received();
+        received.converted.0 += 1;
+        received.converted.1 += layer.size;
+        received.layers.insert(digest.clone(), layer);
         Ok(())
     }
 

@@ -8,8 +8,6 @@ use base64::engine::general_purpose::STANDARD;
 use bytes::Bytes;
 use h2::client::SendRequest;
 use h2::server::SendResponse;
-use h2::{Reason, SendStream};
-use http::{HeaderMap, Request, Response, request, response};
 use image::document::Stored;
 use image::options::{Options, Recipe};
 use serde_json::Value;
@@ -20,11 +18,12 @@ use crate::build::keys::{AttrError, Attrs, EXPORTER_TYPE, Receiver, is_ours};
 use crate::build::target::Target;
 use crate::build::{Build, Output, Registered, Way};
 use crate::follow::convert_ahead;
-use crate::grpc::frame::{self, MessageReader};
+use crate::grpc::frame::MessageReader;
 use crate::grpc::wire::WireError;
-use crate::grpc::{Code, Status, respond, status};
-use crate::http2::forward::{lost, open, until_reset};
-use crate::http2::pump::{self, PumpError};
+use crate::grpc::{Code, Status, respond};
+use crate::http2::forward::until_reset;
+use crate::http2::unary::{Answer, Failed, call, deliver};
+use crate::metrics::Outcome;
 use crate::serve::Exporter;
 use crate::session::disk::{ClientArchive, ClientStore};
 use crate::session::{self, SessionClient, SessionKeyring, open_own};
@@ -76,12 +75,14 @@ pub(crate) async fn handle(mut rpc: Rpc<'_>) {
     let ended = match until_reset(&mut rpc.downstream, begun).await {
         Ok(Ok((registered, message))) => {
             let build = &registered.build;
+            let _counted = rpc.exporter.metrics.build();
             tracing::info!(build = build.reference, outputs = build.outputs.len(), "export begins");
             if build.store_output().is_some() {
                 tokio::spawn(convert_ahead(Arc::clone(build), Arc::clone(&rpc.exporter.builds)));
             }
             let ended = call(parts, &message, rpc.upstream, rpc.peer, &mut rpc.downstream).await;
             let ended = finish(build, ended, &mut rpc.downstream).await;
+            record(rpc.exporter, build, &ended);
             // Status may end now; the response follows at once.
             drop(registered);
             ended
@@ -219,84 +220,6 @@ fn malformed(error: WireError) -> Status {
     Status::new(Code::InvalidArgument, format!("Solve request: {error}"))
 }
 
-/// A response as it came: head, message, trailers.
-struct Answer {
-    head: response::Parts,
-    message: Option<Bytes>,
-    trailers: Option<HeaderMap>,
-}
-
-impl Answer {
-    fn is_ok(&self) -> bool {
-        status::is_ok(self.trailers.as_ref().unwrap_or(&self.head.headers))
-    }
-}
-
-/// Why there is no answer.
-enum Failed {
-    /// The caller gave up.
-    Cancelled(Reason),
-    /// buildkitd reset the stream.
-    Reset(Reason),
-    /// We say no.
-    Ours(Status),
-}
-
-/// Sends a request of one message and takes its answer.
-async fn call(
-    parts: request::Parts,
-    message: &[u8],
-    upstream: SendRequest<Bytes>,
-    peer: &str,
-    downstream: &mut SendResponse<Bytes>,
-) -> Result<Answer, Failed> {
-    let gone = |error: &h2::Error| match error.reason() {
-        Some(reason) if error.is_reset() => Failed::Reset(reason),
-        _ => Failed::Ours(lost(peer, error)),
-    };
-    let opened = open(Request::from_parts(parts, ()), false, upstream).await;
-    let (response, mut send) = opened.map_err(|error| gone(&error))?;
-    let answer = async {
-        send_request(&mut send, message).await?;
-        let response = response.await.map_err(|error| gone(&error))?;
-        read_answer(response, peer).await
-    };
-    match until_reset(downstream, answer).await {
-        Ok(Err(Failed::Ours(status))) if status.code == Code::Cancelled => {
-            Err(Failed::Reset(Reason::INTERNAL_ERROR))
-        }
-        Ok(answer) => answer,
-        Err(error) => {
-            send.send_reset(error.reason());
-            Err(Failed::Cancelled(error.reason()))
-        }
-    }
-}
-
-async fn send_request(send: &mut SendStream<Bytes>, message: &[u8]) -> Result<(), Failed> {
-    let sent = match pump::send(send, frame::encode(message)).await {
-        Ok(()) => send.send_data(Bytes::new(), true).map_err(PumpError::Sink),
-        failed => failed,
-    };
-    match sent {
-        // An early answer ends the request; it says what there is to say.
-        Ok(()) | Err(PumpError::Stopped(Reason::NO_ERROR)) => Ok(()),
-        Err(error) => Err(Failed::Ours(error.status())),
-    }
-}
-
-async fn read_answer(response: Response<h2::RecvStream>, peer: &str) -> Result<Answer, Failed> {
-    let (head, body) = response.into_parts();
-    if body.is_end_stream() {
-        return Ok(Answer { head, message: None, trailers: None });
-    }
-    let mut reader = MessageReader::new(body, REQUEST_LIMIT_BYTES);
-    let lost = |status: Status| Failed::Ours(status.told_by(peer));
-    let message = reader.message().await.map_err(lost)?;
-    let trailers = reader.trailers().await.map_err(lost)?;
-    Ok(Answer { head, message, trailers })
-}
-
 /// Our part after buildkitd's: names for what was pushed, and the digest into the response.
 async fn finish(
     build: &Build,
@@ -323,6 +246,28 @@ async fn finish(
     };
     answer.message = Some(report(build, &images, response)?);
     Ok(answer)
+}
+
+/// Counts a build that has ended, and says in a line of the log what became of it.
+fn record(exporter: &Exporter, build: &Build, ended: &Result<Answer, Failed>) {
+    let outcome = match ended {
+        Ok(answer) if answer.is_ok() => Outcome::Done,
+        Ok(_) | Err(Failed::Ours(_) | Failed::Reset(_)) => Outcome::Failed,
+        Err(Failed::Cancelled(_)) => Outcome::Cancelled,
+    };
+    let (seconds, tally) = (build.started.elapsed().as_secs_f64(), build.tally());
+    exporter.metrics.ended(outcome, seconds, tally);
+    let images: Vec<String> = build.outputs.iter().map(|output| output.title()).collect();
+    tracing::info!(
+        build = build.reference,
+        image = images.join(","),
+        layers = tally.layers,
+        converted = tally.converted,
+        bytes = tally.bytes,
+        seconds = (seconds * 1000.0).round() / 1000.0,
+        outcome = outcome.as_str(),
+        "build ended"
+    );
 }
 
 fn fail(build: &Build, reason: String) -> Failed {
@@ -380,33 +325,4 @@ fn descriptor_of(theirs: &str, image: &Stored, config: Option<String>) -> Option
         annotations.insert(CONFIG_DIGEST.to_owned(), config.into());
     }
     Some(STANDARD.encode(descriptor.to_string()))
-}
-
-/// Answers the caller.
-async fn deliver(downstream: &mut SendResponse<Bytes>, ended: Result<Answer, Failed>) {
-    let answer = match ended {
-        Ok(answer) => answer,
-        Err(Failed::Ours(status)) => return respond::refuse(downstream, &status),
-        Err(Failed::Reset(reason)) => return downstream.send_reset(reason),
-        Err(Failed::Cancelled(reason)) => {
-            tracing::info!(%reason, "build cancelled by its client");
-            return downstream.send_reset(reason);
-        }
-    };
-    let bare = answer.message.is_none() && answer.trailers.is_none();
-    let sent = async {
-        let mut send =
-            downstream.send_response(Response::from_parts(answer.head, ()), bare).map_err(PumpError::Sink)?;
-        if let Some(message) = &answer.message {
-            pump::send(&mut send, frame::encode(message)).await?;
-        }
-        match answer.trailers {
-            Some(trailers) => send.send_trailers(trailers).map_err(PumpError::Sink),
-            None if !bare => send.send_data(Bytes::new(), true).map_err(PumpError::Sink),
-            None => Ok(()),
-        }
-    };
-    if let Err(error) = sent.await {
-        tracing::debug!(%error, "the caller left before the answer");
-    }
 }

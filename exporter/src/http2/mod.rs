@@ -2,12 +2,14 @@
 //!
 //! - [`upstream`]: the connection to buildkitd that goes with it.
 //! - [`forward`]: a stream that passes through untouched.
+//! - [`unary`]: a call of one message, with something done before or after.
 //! - [`pump`]: one direction of a stream, with flow control.
 //! - [`settings`]: windows and limits of all HTTP/2 connections here.
 
 pub(crate) mod forward;
 pub(crate) mod pump;
 pub(crate) mod settings;
+pub(crate) mod unary;
 pub(crate) mod upstream;
 
 #[cfg(test)]

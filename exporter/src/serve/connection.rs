@@ -10,7 +10,7 @@ use tokio::net::UnixStream;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
-use super::Exporter;
+use super::{Exporter, health};
 use crate::control;
 use crate::grpc::{Status, respond};
 use crate::http2::forward::forward;
@@ -27,6 +27,7 @@ pub(crate) async fn serve_connection(
         Ok(connection) => connection,
         Err(error) => return tracing::warn!(%error, "a client did not speak HTTP/2"),
     };
+    let _counted = exporter.metrics.client();
     let gone = CancellationToken::new();
     let upstream = Arc::new(Upstream::new(exporter.upstream(), gone.clone()));
     let streams = TaskTracker::new();
@@ -78,6 +79,9 @@ async fn route(
     upstream: Arc<Upstream>,
     exporter: Arc<Exporter>,
 ) {
+    if request.uri().path() == health::CHECK {
+        return health::check(request, downstream, &upstream).await;
+    }
     let connection = match upstream.get().await {
         Ok(connection) => connection,
         Err(error) => {

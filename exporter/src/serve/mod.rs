@@ -1,9 +1,11 @@
 //! Serving BuildKit clients, and what all their connections share.
 //!
 //! - `listen`: the socket that clients connect to.
+//! - `health`: whether the exporter takes builds.
 //! - `connection`: one client's connection, and which of its streams are ours to look into.
 
 mod connection;
+mod health;
 mod listen;
 
 use std::collections::BTreeMap;
@@ -13,12 +15,14 @@ use std::time::Duration;
 
 use image::options::{Options, OptionsError, Recipe, Used, Word};
 use registry::client::Client;
-use service::{BindError, UnixAddress};
+use service::metrics::{MetricsError, MetricsListener};
+use service::{BindError, UnixAddress, manager};
 use tokio_util::sync::CancellationToken;
 
 use crate::build::Builds;
 use crate::config::ExporterConfig;
 use crate::follow::LocalStore;
+use crate::metrics::Metrics;
 use crate::session::Sessions;
 use image::destination::SpoolSpace;
 use image::layer::Converter;
@@ -49,6 +53,8 @@ pub(crate) struct Exporter {
     defaults: Options,
     /// Converts layers.
     pub(crate) converter: Converter,
+    /// What is counted.
+    pub(crate) metrics: Metrics,
     /// Room for blobs of which it is not known yet whose they are.
     space: Arc<SpoolSpace>,
 }
@@ -60,8 +66,16 @@ impl Exporter {
         let client = Client::new(config.registry.clone())?;
         let converter = Converter::new(Recipe::default(), config.conversions, config.layer_cache_bytes);
         let space = SpoolSpace::new(&config.registry.upload.spool_dir, config.ahead_bytes);
-        let (builds, sessions) = (Arc::default(), Sessions::default());
-        Ok(Self { config, client, builds, sessions, defaults, converter, space })
+        Ok(Self {
+            config,
+            client,
+            builds: Arc::default(),
+            sessions: Sessions::default(),
+            defaults,
+            converter,
+            metrics: Metrics::default(),
+            space,
+        })
     }
 
     /// What is taken for what an output's keys do not choose about its image.
@@ -137,6 +151,9 @@ pub enum ServeError {
         /// Those that there are.
         known: String,
     },
+    /// Metrics cannot be served.
+    #[error(transparent)]
+    Metrics(#[from] MetricsError),
     /// The settings for registries are wrong.
     #[error("registry settings: {0}")]
     Registry(#[from] registry::client::Error),
@@ -147,9 +164,24 @@ pub enum ServeError {
 /// buildkitd need not run yet: it is connected to for each client, and its absence is the client's error.
 pub async fn serve(config: ExporterConfig, shutdown: CancellationToken) -> Result<(), ServeError> {
     let (upstream, access) = (config.upstream.clone(), config.access());
+    let (metrics_listen, drain) = (config.metrics_listen, config.drain_seconds);
     let exporter = Arc::new(Exporter::new(config)?);
     let listener = listen::Listener::bind(exporter.listen(), &access)?;
+    // Scraped as long as builds are under way.
+    let ended = CancellationToken::new();
+    let _ends_scrapes = ended.clone().drop_guard();
+    if let Some(address) = metrics_listen {
+        let scrapes = MetricsListener::bind(address).await?;
+        tracing::info!(address = %scrapes.address(), "metrics are served");
+        tokio::spawn(scrapes.serve(Arc::new(exporter.metrics.registry(&exporter.space)), ended));
+    }
     tracing::info!(listen = %exporter.listen(), %upstream, "exporter ready");
+    manager::ready();
+    let told = shutdown.clone();
+    tokio::spawn(async move {
+        told.cancelled().await;
+        manager::stopping(&format!("waiting up to {drain} s for builds under way"));
+    });
     listener.serve(exporter, shutdown).await;
     Ok(())
 }
