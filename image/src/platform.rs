@@ -123,6 +123,11 @@ impl PlatformName {
         Self { os: platform.os().to_string(), architecture: platform.architecture().to_string(), variant }
     }
 
+    /// The platform that the image config `config` states, which does so as an index does, among all else.
+    pub fn of_config(config: &[u8]) -> Result<Self, serde_json::Error> {
+        serde_json::from_slice(config).map(|platform: Platform| Self::of(&platform))
+    }
+
     /// The operating system.
     pub fn os(&self) -> &str {
         &self.os
@@ -136,6 +141,15 @@ impl PlatformName {
     /// The architecture's variant.
     pub fn variant(&self) -> Option<&str> {
         self.variant.as_deref()
+    }
+
+    /// The platform as an index's entry says it.
+    pub fn to_json(&self) -> serde_json::Value {
+        let mut platform = serde_json::json!({ "architecture": self.architecture(), "os": self.os() });
+        if let Some(variant) = self.variant() {
+            platform["variant"] = serde_json::json!(variant);
+        }
+        platform
     }
 
     /// Whether this is what builders call what is for no platform, such as attestations: `unknown/unknown`.

@@ -25,10 +25,11 @@ mod key {
     pub(super) const INSECURE: &str = "registry.insecure";
     pub(super) const OCI_MEDIA_TYPES: &str = "oci-mediatypes";
     pub(super) const LAYER_COMPRESSION: &str = "layer-compression";
+    pub(super) const MERGE_MANIFEST: &str = "merge-manifest";
 }
 
 /// The keys that are about the output. Those about the image that is made are [`image::options::WORDS`].
-const OWN_KEYS: [&str; 7] = [
+const OWN_KEYS: [&str; 8] = [
     key::NAME,
     key::PUSH,
     key::PUSH_BY_DIGEST,
@@ -36,6 +37,7 @@ const OWN_KEYS: [&str; 7] = [
     key::INSECURE,
     key::OCI_MEDIA_TYPES,
     key::LAYER_COMPRESSION,
+    key::MERGE_MANIFEST,
 ];
 
 /// Keys that BuildKit itself acts on while it makes the image that we convert.
@@ -49,7 +51,8 @@ const ANNOTATION: &str = "annotation";
 const ANNOTATED: [&str; 4] = ["manifest", "manifest-descriptor", "index", "index-descriptor"];
 
 /// Keys that mean nothing on the client's disk.
-const PUSH_KEYS: [&str; 4] = [key::PUSH, key::PUSH_BY_DIGEST, key::NAME_CANONICAL, key::INSECURE];
+const PUSH_KEYS: [&str; 5] =
+    [key::PUSH, key::PUSH_BY_DIGEST, key::NAME_CANONICAL, key::INSECURE, key::MERGE_MANIFEST];
 
 /// What takes an output's image.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
@@ -83,6 +86,11 @@ pub(crate) enum AttrError {
         "type={kind}: the key {CLIENT_KEY} is of type=oci; write type=oci, or type={EXPORTER_TYPE} to push"
     )]
     NotOfType { kind: String },
+    #[error(
+        "type={EXPORTER_TYPE}: merge-manifest=true puts the image into the index that its name has, so it goes with \
+         push=true, without push-by-digest, and with OCI's media types"
+    )]
+    Merge,
     #[error("type={EXPORTER_TYPE}: name: {0}")]
     Name(#[from] InvalidReference),
     #[error(
@@ -137,6 +145,8 @@ pub(crate) struct Attrs {
     pub(crate) name_canonical: bool,
     /// Whether the registry may be spoken to without TLS or with any certificate.
     pub(crate) insecure: bool,
+    /// Whether the image is to stand beside the plain one that its name has.
+    pub(crate) merge_manifest: bool,
     /// OCI's media types, or Docker's.
     pub(crate) oci_media_types: bool,
     /// The user's choice; none: what goes best with the other outputs.
@@ -188,6 +198,7 @@ impl Attrs {
             push_by_digest: false,
             name_canonical: false,
             insecure: false,
+            merge_manifest: false,
             oci_media_types: true,
             layer_compression: None,
             options: defaults.clone(),
@@ -202,6 +213,7 @@ impl Attrs {
                 key::NAME_CANONICAL => parsed.name_canonical = switch(key::NAME_CANONICAL, value)?,
                 key::INSECURE => parsed.insecure = switch(key::INSECURE, value)?,
                 key::OCI_MEDIA_TYPES => parsed.oci_media_types = switch(key::OCI_MEDIA_TYPES, value)?,
+                key::MERGE_MANIFEST => parsed.merge_manifest = switch(key::MERGE_MANIFEST, value)?,
                 key::LAYER_COMPRESSION => parsed.layer_compression = Some(compression(value)?),
                 key::DEST => return Err(AttrError::Disk { key: key::DEST }),
                 key::TAR => return Err(AttrError::Disk { key: key::TAR }),
@@ -215,6 +227,9 @@ impl Attrs {
         parsed.options.check()?;
         if parsed.push && parsed.names.is_empty() {
             return Err(AttrError::NoName);
+        }
+        if parsed.merge_manifest && (!parsed.push || parsed.push_by_digest || !parsed.oci_media_types) {
+            return Err(AttrError::Merge);
         }
         let names = attrs.get(key::NAME).map(String::as_str).unwrap_or_default();
         if let Some(name) = names.split(',').find(|name| parsed.push_by_digest && has_tag(name)) {
@@ -436,6 +451,15 @@ mod tests {
         );
         let error = parse(&[("name", "h:1/demo"), ("dest", "image.tar")]).unwrap_err().to_string();
         assert!(error.contains("write type=oci,nydus-cluster=true,dest=FILE"), "{error}");
+    }
+
+    #[test]
+    fn a_merged_image_needs_a_name_that_has_an_index() {
+        let merged = [("name", "h:1/demo"), ("merge-manifest", "true")];
+        assert!(parse(&merged).unwrap().merge_manifest);
+        for other in [("push", "false"), ("push-by-digest", "true"), ("oci-mediatypes", "false")] {
+            assert_eq!(parse(&[merged[0], merged[1], other]).unwrap_err(), AttrError::Merge, "{other:?}");
+        }
     }
 
     #[test]

@@ -8,17 +8,20 @@ use std::io::Read;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use bytes::Bytes;
-use registry::digest::Digest;
+use image::platform::PlatformName;
+use registry::digest::{self, Digest};
 use registry::reference::Reference;
 
 use super::documents::{Document, Documents, DocumentsError};
 use super::keys::{Attrs, Receiver};
 use super::target::{Target, TargetError};
 use crate::metrics::Tally;
-use image::assemble::{AssembleError, Form, assemble};
+use image::assemble::{AssembleError, Form, MergeError, NydusImage, assemble, merge};
 use image::describe;
 use image::destination::{Destination, SpoolSpace, StoreError};
-use image::document::{Attestation, DocumentError, Index, Manifest, MediaTypes, Stored, Subject, parse};
+use image::document::{
+    Attestation, DocumentError, Index, Manifest, MediaTypes, Stored, Subject, diff_ids, parse,
+};
 use image::layer::{ConvertError, ConvertedLayer, Converter, LayerConversion, ReadConversion};
 use image::progress::{Progress, Task};
 
@@ -55,6 +58,11 @@ pub(crate) enum OutputError {
     Target { title: String, error: Box<TargetError> },
     #[error("{title}: {error}")]
     Document { title: String, error: DocumentError },
+    #[error(
+        "{title}: merge-manifest: {error}; push the plain image in the same build (one more --output \
+         type=image,push=true with this name), or before"
+    )]
+    Merge { title: String, error: Box<MergeError> },
     #[error("{title}: buildkitd reported success but handed over no image")]
     NoImage { title: String },
 }
@@ -83,6 +91,8 @@ struct Received {
     stored: HashMap<Digest, Stored>,
     /// Manifests that an index names.
     named: HashSet<Digest>,
+    /// Images that are to stand beside plain ones, by the digest of their source.
+    beside: HashMap<Digest, NydusImage>,
     /// Layers that were converted for this output, and the bytes of their blobs.
     converted: (u64, u64),
 }
@@ -301,6 +311,9 @@ impl Output {
         let mut attested = HashMap::new();
         for (attestation, about, platform) in source.attestations() {
             let stored = self.attest(&attestation, &about, platform).await?;
+            if let Some(image) = self.received().beside.get_mut(&about) {
+                image.attested.push(stored.clone());
+            }
             attested.insert((attestation, about), stored);
         }
         let converted = {
@@ -308,9 +321,12 @@ impl Output {
             received.named.extend(source.manifests.iter().cloned());
             source.convert_attested(&received.stored, &attested, self.attrs.oci_media_types)
         };
-        let put =
-            self.destination().await?.put_manifest(&converted.media_type, converted.content.clone()).await;
-        put.map_err(|error| self.push_error("the index", error))?;
+        // One that is merged into what a name has is nowhere itself.
+        if !self.attrs.merge_manifest {
+            let Stored { media_type, content, .. } = &converted;
+            let put = self.destination().await?.put_manifest(media_type, content.clone()).await;
+            put.map_err(|error| self.push_error("the index", error))?;
+        }
         Ok(converted)
     }
 
@@ -324,7 +340,11 @@ impl Output {
         }
         let config = self.document("image config", &source.config).await?;
         let task = self.task(format!("pushing bootstrap and manifest of {} layers", layers.len()), 0);
-        let media_types = if self.attrs.oci_media_types { MediaTypes::Oci } else { MediaTypes::Docker };
+        let media_types = match (self.attrs.merge_manifest, self.attrs.oci_media_types) {
+            (true, _) => MediaTypes::BesidePlain,
+            (false, true) => MediaTypes::Oci,
+            (false, false) => MediaTypes::Docker,
+        };
         let form = Form { media_types, annotations: Vec::new() };
         let destination = self.destination().await?.as_ref();
         let assembled = assemble(content, &config, layers, self.converter.recipe(), &form, destination).await;
@@ -332,7 +352,20 @@ impl Output {
             .map_err(|error| OutputError::Assemble { title: self.title(), error: Box::new(error) })?;
         task.finish();
         tracing::info!(image = self.title(), digest = %assembled.digest, "image assembled");
-        Ok(assembled.into())
+        let stored = Stored::from(assembled);
+        if self.attrs.merge_manifest {
+            let image = self.beside(&config, stored.clone())?;
+            self.received().beside.insert(digest::sha256(content), image);
+        }
+        Ok(stored)
+    }
+
+    /// The image `nydus`, whose source has this config, to be merged into what a name has.
+    fn beside(&self, config: &[u8], nydus: Stored) -> Result<NydusImage, OutputError> {
+        let platform = PlatformName::of_config(config)
+            .map_err(|error| self.document_error(DocumentError::new("image config", error)))?;
+        let diff_ids = diff_ids(config).map_err(|error| self.document_error(error))?;
+        Ok(NydusImage { platform, diff_ids, nydus, attested: Vec::new() })
     }
 
     /// Stores the attestation `digest` of what the manifest `about` became.
@@ -412,6 +445,9 @@ impl Output {
 
     /// buildkitd is done: gives the image its names and returns it.
     pub(crate) async fn publish(&self) -> Result<Stored, OutputError> {
+        if self.attrs.merge_manifest {
+            return self.publish_merged().await;
+        }
         let root = self.root().ok_or_else(|| OutputError::NoImage { title: self.title() })?;
         for (title, names) in self.naming(&root) {
             let step = self.progress.step(self.index, title);
@@ -424,6 +460,43 @@ impl Output {
             step.finish();
         }
         Ok(root)
+    }
+}
+
+impl Output {
+    /// Puts the images into the index of each name, and returns the first of those.
+    async fn publish_merged(&self) -> Result<Stored, OutputError> {
+        let mut images: Vec<NydusImage> = self.received().beside.values().cloned().collect();
+        images.sort_by_key(|image| image.platform.to_string());
+        let destination = self.destination().await?;
+        let Some((client, _)) = destination.repository().filter(|_| !images.is_empty()) else {
+            return Err(OutputError::NoImage { title: self.title() });
+        };
+        let mut first = None;
+        for name in &self.attrs.names {
+            let step = self.progress.step(self.index, format!("pushing beside the plain image at {name}"));
+            let merged = async {
+                let merged = merge(client, name, &images)
+                    .await
+                    .map_err(|error| OutputError::Merge { title: self.title(), error: Box::new(error) })?;
+                let named = std::slice::from_ref(name);
+                let published = destination.publish(named, Some(&merged)).await;
+                published.map_err(|error| self.push_error(name.to_string(), error))?;
+                Ok(merged)
+            };
+            match merged.await {
+                Ok(merged) => {
+                    first.get_or_insert(merged);
+                }
+                Err(error) => {
+                    let error: OutputError = error;
+                    step.fail(&error.to_string());
+                    return Err(error);
+                }
+            }
+            step.finish();
+        }
+        first.ok_or_else(|| OutputError::NoImage { title: self.title() })
     }
 }
 

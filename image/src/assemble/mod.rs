@@ -1,10 +1,13 @@
 //! One platform's image: its layers merged into a bootstrap, and bootstrap, config and manifest stored.
 //!
 //! - `bootstrap`: the bootstrap layer, a gzip tar.
+//! - `merge`: nydus images beside the plain ones that a name has.
 
 mod bootstrap;
+mod merge;
 
 pub use self::bootstrap::BootstrapError;
+pub use self::merge::{MergeError, NydusImage, merge};
 
 use std::sync::Arc;
 

@@ -105,7 +105,7 @@ impl Job<'_> {
                     "mediaType": plain.media_type().to_string(),
                     "digest": plain.digest().as_ref(),
                     "size": plain.size(),
-                    "platform": image.platform_json(),
+                    "platform": image.platform.to_json(),
                 });
                 let beside = self.beside(source, image, layers).await?;
                 self.put(Index::of(&descriptor).with_nydus(&[beside], &HashMap::new())).await
@@ -154,8 +154,8 @@ impl Job<'_> {
         self.copy(source, &image.document, blobs).await?;
         let form = self.form(Some((source, image)), MediaTypes::BesidePlain);
         let nydus = self.assemble(image, layers_of(image, layers), form).await?;
-        let (plain, platform) = (image.document.descriptor.digest().clone(), image.platform_json());
-        Ok(Beside { plain, nydus, platform })
+        let (plain, platform) = (image.document.descriptor.digest().clone(), image.platform.to_json());
+        Ok(Beside { plain, nydus, platform, attested: Vec::new() })
     }
 
     async fn assemble(

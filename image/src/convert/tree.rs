@@ -252,13 +252,4 @@ impl ImageNode {
         let document = Document { descriptor, content };
         Ok(Self { document, config_descriptor, config, layers, platform: platform.clone() })
     }
-
-    /// What it is for, as an index's entry says it.
-    pub(super) fn platform_json(&self) -> Value {
-        let mut platform = json!({ "architecture": self.platform.architecture(), "os": self.platform.os() });
-        if let Some(variant) = self.platform.variant() {
-            platform["variant"] = json!(variant);
-        }
-        platform
-    }
 }

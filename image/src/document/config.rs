@@ -24,6 +24,14 @@ pub(crate) fn convert(
     Ok(serialise(&config))
 }
 
+/// The diff ids of an image config's layers, the lowest first.
+pub fn diff_ids(config: &[u8]) -> Result<Vec<String>, DocumentError> {
+    let config = Value::Object(parse("image config", config)?);
+    let ids = config.pointer("/rootfs/diff_ids").and_then(Value::as_array);
+    let ids = ids.ok_or_else(|| DocumentError::new("image config", "it has no rootfs.diff_ids"))?;
+    Ok(ids.iter().filter_map(Value::as_str).map(str::to_owned).collect())
+}
+
 /// The source's history, so that there is one entry that is not empty for each layer, and the bootstrap's.
 fn history(config: &Object, layers: usize) -> Vec<Value> {
     let mut history = config.get("history").and_then(Value::as_array).cloned().unwrap_or_default();

@@ -11,6 +11,10 @@ use super::{DOCKER_INDEX, DocumentError, OCI_INDEX, Object, parse, serialise};
 /// Annotation by which an attestation names the manifest that it is about.
 const ATTESTED: &str = "vnd.docker.reference.digest";
 
+/// Annotation by which an entry says that it is an attestation, and how.
+const ATTESTATION_TYPE: &str = "vnd.docker.reference.type";
+const ATTESTATION_MANIFEST: &str = "attestation-manifest";
+
 /// A manifest or index as stored.
 #[derive(Clone, Debug)]
 pub struct Stored {
@@ -46,6 +50,8 @@ pub struct Beside {
     pub nydus: Stored,
     /// What both are for, as an index's entry says it.
     pub platform: Value,
+    /// Attestations about the nydus manifest.
+    pub attested: Vec<Stored>,
 }
 
 impl Index {
@@ -111,8 +117,14 @@ impl Index {
         self.object.get("manifests").and_then(Value::as_array).into_iter().flatten()
     }
 
+    /// Takes out the nydus images that stand beside plain ones, and what attests them.
+    pub fn leave_out_nydus(&mut self) {
+        let nydus = nydus::nydus_entries(&serialise(&self.object)).unwrap_or_default();
+        self.retain(|number| nydus.get(number) != Some(&true));
+    }
+
     /// The index with the nydus images of its plain ones behind those, so that clients that take the first for their
-    /// platform take a plain one; nested indexes are replaced.
+    /// platform take a plain one; nested indexes, and attestations of plain images, are replaced.
     pub fn with_nydus(&self, nydus: &[Beside], replaced: &HashMap<Digest, Stored>) -> Stored {
         let mut index = self.object.clone();
         index.insert("mediaType".to_owned(), json!(OCI_INDEX));
@@ -121,6 +133,7 @@ impl Index {
                 replace(entry, replaced);
             }
             entries.extend(nydus.iter().map(beside));
+            entries.extend(nydus.iter().flat_map(attestations_of));
         }
         let content = serialise(&index);
         let digest = registry::digest::sha256(&content);
@@ -194,6 +207,17 @@ fn beside(image: &Beside) -> Value {
     })
 }
 
+/// The entries of the attestations of a nydus image beside a plain one.
+fn attestations_of(image: &Beside) -> impl Iterator<Item = Value> + '_ {
+    image.attested.iter().map(|attestation| {
+        let mut entry = attestation.descriptor();
+        entry["annotations"] =
+            json!({ ATTESTED: image.nydus.digest.as_ref(), ATTESTATION_TYPE: ATTESTATION_MANIFEST });
+        entry["platform"] = json!({ "architecture": "unknown", "os": "unknown" });
+        entry
+    })
+}
+
 fn replace(entry: &mut Object, replaced: &HashMap<Digest, Stored>) {
     let find = |value: Option<&Value>| digest_of(value).and_then(|digest| replaced.get(&digest));
     if let Some(stored) = find(entry.get("digest")) {
@@ -248,9 +272,15 @@ mod tests {
             "platform": {"os": "linux", "architecture": "amd64"}});
         let content = bytes::Bytes::from_static(b"nydus");
         let nydus = Stored { media_type: "m".to_owned(), digest: sha256(&content), content };
-        let beside = Beside { plain: sha256(b"plain"), nydus, platform: plain["platform"].clone() };
-        let index = Index::of(&plain).with_nydus(&[beside], &HashMap::new());
-        let index: Value = serde_json::from_slice(&index.content).unwrap();
+        let attested = vec![Stored { digest: sha256(b"about nydus"), ..nydus.clone() }];
+        let platform = plain["platform"].clone();
+        let beside = Beside { plain: sha256(b"plain"), nydus, platform, attested };
+        let stored = Index::of(&plain).with_nydus(&[beside], &HashMap::new());
+        let index: Value = serde_json::from_slice(&stored.content).unwrap();
+        assert_eq!(index["manifests"][2]["annotations"][ATTESTED], index["manifests"][1]["digest"]);
+        let mut again = Index::parse(&stored.content).unwrap();
+        again.leave_out_nydus();
+        assert_eq!(again.entries().collect::<Vec<_>>(), [&plain]);
         assert_eq!(index["manifests"][0], plain);
         let entry = &index["manifests"][1];
         assert_eq!(entry["platform"]["os.features"], json!([nydus::OS_FEATURE]));

@@ -12,6 +12,7 @@ mod manifest;
 
 pub use attestation::{Attestation, Attested, Subject};
 pub(crate) use config::convert as convert_config;
+pub use config::diff_ids;
 pub use index::{Beside, Index, Stored};
 pub use manifest::{Described, Manifest, ManifestLayer, MediaTypes};
 

@@ -1,7 +1,7 @@
 //! The images of an index: one a platform.
 
 use bytes::Bytes;
-use oci_spec::image::{Descriptor, ImageIndex, ImageManifest, MediaType, Platform};
+use oci_spec::image::{Descriptor, ImageIndex, ImageManifest, MediaType};
 use serde::Deserialize;
 
 use super::error::SourceError;
@@ -115,11 +115,9 @@ impl Source {
     /// The platform that the config `descriptor` states.
     pub async fn platform_of(&self, descriptor: &Descriptor) -> Result<PlatformName, SourceError> {
         let content = self.document(descriptor).await?;
-        // The config states it as an index does, among all else.
-        let platform: Platform = serde_json::from_slice(&content).map_err(|error| {
+        PlatformName::of_config(&content).map_err(|error| {
             SourceError::document(format!("image config {} of {}", descriptor.digest(), self.name()), error)
-        })?;
-        Ok(PlatformName::of(&platform))
+        })
     }
 
     fn parse<'a, T: Deserialize<'a>>(&self, document: &'a Document) -> Result<T, SourceError> {
