@@ -18,6 +18,7 @@ pub mod digest;
 pub mod layout;
 pub mod limits;
 pub mod merge;
+pub mod share;
 pub mod source;
 mod sys;
 pub mod tree;
