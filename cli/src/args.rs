@@ -58,7 +58,7 @@ pub(crate) enum Command {
     Image(Image),
     /// Work on cluster images: the container images that they ask for
     #[command(subcommand)]
-    Cluster(cluster::Cluster),
+    Cluster(Box<cluster::Cluster>),
     /// Print the version
     Version,
     /// Print completions for a shell

@@ -53,7 +53,7 @@ fn run(arguments: Arguments, config: config::Config) -> anyhow::Result<ExitCode>
             Command::Node(command) => node::run(config, command).await,
             Command::Cache(command) => cache::run(config, command).await,
             Command::Image(command) => image::run(config, command).await,
-            Command::Cluster(command) => cluster::run(config, command).await,
+            Command::Cluster(command) => cluster::run(config, *command).await,
             Command::Version => {
                 stdout::print(&format!("nydus-cluster {}\n", env!("CARGO_PKG_VERSION")))?;
                 Ok(ExitCode::SUCCESS)

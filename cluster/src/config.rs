@@ -12,10 +12,13 @@ pub struct ClusterConfig {
     pub helm: Option<PathBuf>,
     /// What the rendering of one chart may take, in seconds. Default: 60.
     pub helm_seconds: u64,
+    /// How many bytes of layers `cluster save` has waiting on this machine at once, until it is known which chunks they share.
+    /// Default: 16 GiB.
+    pub save_spool_bytes: u64,
 }
 
 impl Default for ClusterConfig {
     fn default() -> Self {
-        Self { helm: None, helm_seconds: 60 }
+        Self { helm: None, helm_seconds: 60, save_spool_bytes: 16 << 30 }
     }
 }

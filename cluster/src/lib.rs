@@ -4,6 +4,7 @@
 //! - [`mod@lock`]: what these images are: digests, platforms, sizes.
 //! - [`mod@describe`]: what a cluster image says of itself, in the words of sealer and sealos.
 //! - [`mod@save`]: the images of a lock, brought to a directory or a repository.
+//! - [`mod@saved`]: what was saved, to be read.
 //! - [`inspect`]: what a cluster image is made of, and what its container images have in common.
 //! - [`package`]: a cluster image and its container images, in one file or a directory.
 //! - [`mod@launch`]: a cluster of an image: its nodes prepared, joined, launched.
@@ -19,6 +20,7 @@ pub mod launch;
 pub mod lock;
 pub mod package;
 pub mod save;
+pub mod saved;
 mod sys;
 mod yaml;
 

@@ -24,9 +24,11 @@ pub(crate) enum Cluster {
     Inspect(Inspect),
     /// Bring all container images of a cluster image to a directory or a repository
     ///
-    /// What they are says images.lock in the directory, or --lock; without one they are looked up. Without --to they go to
-    /// DIR/registry, in the storage layout of CNCF distribution, which a registry serves as it is; with --output to a package, which
-    /// the cluster image is in as well. What is there already is not fetched again, so an interrupted save goes on where it was. Exit 1 if an image is not saved; the others are.
+    /// They are saved as RAFS, chunks that several of them have stored once; with --plain as they are, too. What they are says
+    /// images.lock in the directory, or --lock; without one they are looked up. Without --to they go to DIR/registry, in the
+    /// storage layout of CNCF distribution, which a registry serves as it is; with --output to a package, which the cluster image is
+    /// in as well. What is there already is not fetched again, so an interrupted save goes on where it was. Exit 1 if an image is
+    /// not saved.
     Save(Save),
     /// Run a cluster of an image: prepare its nodes, begin on the first, let the others join, launch
     ///
@@ -114,9 +116,15 @@ pub(crate) struct Inspect {
 pub(crate) struct Save {
     #[command(flatten)]
     pub(crate) discovery: Discovery,
-    /// Save the images as they are, layers and all
+    /// Save the images as they are too, layers and all
     #[arg(long)]
     pub(crate) plain: bool,
+    /// With --plain: save them as they are alone
+    #[arg(long, requires = "plain")]
+    pub(crate) no_rafs: bool,
+    /// Use what was saved before under this tag of the same repository: what is in there is not stored again
+    #[arg(long, value_name = "REPOSITORY:TAG", value_parser = super::save::target, requires = "to")]
+    pub(crate) base: Option<Reference>,
     /// The lock [default: images.lock in the directory, if it is there]
     #[arg(long, value_name = "FILE")]
     pub(crate) lock: Option<PathBuf>,

@@ -4,7 +4,7 @@ use std::process::ExitCode;
 
 use anyhow::{Context as _, bail};
 use cluster::lock::{self, Lock, ResolveOptions};
-use cluster::save::{self, Destination, NotSaved, Report, SaveOptions};
+use cluster::save::{self, Destination, Forms, NotSaved, Report, SaveOptions};
 use indicatif::HumanBytes;
 use registry::Reference;
 use registry::client::Client;
@@ -20,12 +20,12 @@ const REGISTRY: &str = "registry";
 
 /// Saves all images, with a line for each.
 pub(super) async fn run(config: &Config, flags: args::Save) -> anyhow::Result<ExitCode> {
-    if !flags.plain {
-        bail!("images are saved as they are: say so with --plain");
-    }
     let client = Client::new(config.registry.clone())?;
     let opened = Opened::open(config, &flags.discovery.source, flags.platform.first()).await?;
     if let Some(output) = &flags.output {
+        if !flags.plain {
+            bail!("a package holds images as they are: say so with --plain");
+        }
         let Some(lock) = lock(config, &flags, &opened, &client).await? else { return Ok(ExitCode::FAILURE) };
         return package::run(&flags, &opened, &client, lock, output).await;
     }
@@ -37,7 +37,14 @@ pub(super) async fn run(config: &Config, flags: args::Save) -> anyhow::Result<Ex
         }
     };
     let Some(lock) = lock(config, &flags, &opened, &client).await? else { return Ok(ExitCode::FAILURE) };
-    let saved = save::save(&lock, &opened.dir, &client, &destination, &SaveOptions::default(), &say).await;
+    let forms = Forms { rafs: !flags.no_rafs, plain: flags.plain };
+    let options = SaveOptions {
+        forms,
+        spool_bytes: config.cluster.save_spool_bytes,
+        base: flags.base.clone(),
+        ..SaveOptions::default()
+    };
+    let saved = save::save(&lock, &opened.dir, &client, &destination, &options, &say).await;
     ended(saved, lock.images.len())
 }
 

@@ -5,26 +5,32 @@
 //! docker/registry/v2/repositories/NAME/_layers/sha256/HEX/link
 //! docker/registry/v2/repositories/NAME/_manifests/revisions/sha256/HEX/link
 //! docker/registry/v2/repositories/NAME/_manifests/tags/TAG/{current,index/sha256/HEX}/link
-//! .nydus-cluster-save/                                     blobs on their way
+//! .nydus-cluster-save/                                     blobs on their way, and converted layers
 //! ```
 //!
 //! Repositories have no host in their names, as nodes ask mirrors. Two images of different hosts that would have the same name
-//! and mean different things are a conflict.
+//! and mean different things are a conflict. The repository `nydus-cluster/images` names all that was saved.
 
 use std::collections::HashMap;
 use std::fs::{self, File};
 use std::io;
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 
+use bytes::Bytes;
+use image::destination::BlobFolder;
 use image::source::Source;
 use oci_spec::image::Descriptor;
-use registry::Digest;
+use registry::media_types::OCI_INDEX;
+use registry::{Digest, digest};
+use serde_json::json;
 use thiserror::Error;
-use tokio::io::AsyncWriteExt as _;
 
-use super::SaveError;
 use super::plan::Plan;
+use super::set::{Set, nydus_entry};
+use super::{SaveError, Saved};
 use crate::lock::{Lock, Locked};
+use crate::saved::{DIRECTORY_REPOSITORY, DIRECTORY_TAG, REPOSITORIES};
 
 /// Where blobs are written before they are complete.
 const PARTIAL: &str = ".nydus-cluster-save";
@@ -65,6 +71,7 @@ pub enum LayoutError {
 /// The directory, ours alone while this lives.
 pub(crate) struct Layout {
     root: PathBuf,
+    blobs: Arc<BlobFolder>,
     /// Locked, until it is closed.
     _lock: File,
 }
@@ -84,69 +91,134 @@ impl Layout {
         }
         // What an interrupted save left. Blobs that were complete have their names.
         for entry in fs::read_dir(&partial).map_err(failed)? {
-            fs::remove_file(entry.map_err(failed)?.path()).map_err(failed)?;
+            let entry = entry.map_err(failed)?;
+            // Converted layers are of use to this one.
+            if entry.file_type().map_err(failed)?.is_file() {
+                fs::remove_file(entry.path()).map_err(failed)?;
+            }
         }
-        Ok(Self { root: root.to_owned(), _lock: file })
+        let blobs = Arc::new(BlobFolder::new(root, &partial));
+        Ok(Self { root: root.to_owned(), blobs, _lock: file })
+    }
+
+    /// Its blobs.
+    pub(crate) fn blobs(&self) -> &Arc<BlobFolder> {
+        &self.blobs
+    }
+
+    /// Where converted layers stay until it is known what they share.
+    pub(crate) fn spool(&self) -> PathBuf {
+        self.root.join(PARTIAL).join("layers")
     }
 
     /// Has the blob here; returns the bytes that were fetched.
     pub(crate) async fn bring(&self, source: &Source, blob: &Descriptor) -> Result<u64, SaveError> {
-        let target = self.data(blob.digest())?;
-        let has = fs::metadata(&target).is_ok_and(|metadata| metadata.len() == blob.size());
-        if has {
+        let digest = blob.digest();
+        self.data(digest)?;
+        if self.blobs.size(digest) == Some(blob.size()) {
             return Ok(0);
         }
-        let partial = self.root.join(PARTIAL).join(blob.digest().digest());
-        let failed = |error| LayoutError::Io { path: partial.clone(), error };
-        let mut file = tokio::fs::File::create(&partial).await.map_err(failed)?;
         // Ends with an error if the content does not have the digest.
         let mut stream = source.blob(blob).await?;
-        let mut bytes = 0;
+        let mut file = self.blobs.begin_as(digest.digest()).await?;
         while let Some(piece) = stream.next().await? {
-            file.write_all(&piece).await.map_err(failed)?;
-            bytes += piece.len() as u64;
+            file.write(&piece).await?;
         }
-        file.flush().await.map_err(failed)?;
-        // Under its name it counts as complete for ever: it must not be lost with the power.
-        file.sync_data().await.map_err(failed)?;
-        drop(file);
-        blocking(move || rename(&partial, &target)).await?;
-        Ok(bytes)
+        Ok(file.finish(digest).await?)
     }
 
     /// Makes the image, all of whose blobs are here, known under its name.
     pub(crate) async fn name(&self, locked: &Locked, plan: &Plan) -> Result<(), LayoutError> {
-        let repository =
-            self.root.join("docker/registry/v2/repositories").join(locked.reference.repository().name());
-        let mut files: Vec<(PathBuf, Vec<u8>)> = Vec::new();
-        for document in plan.manifests.iter().chain(&plan.indexes) {
-            files.push((self.data(document.descriptor.digest())?, document.content.to_vec()));
+        let mut names = self.repository(locked.reference.repository().name());
+        for document in plan.plain.iter().chain(&plan.indexes) {
+            names.document(self.data(document.descriptor.digest())?, &document.content);
         }
-        let link = |folder: &str, digest: &Digest| {
-            let path = repository.join(folder).join("sha256").join(digest.digest()).join("link");
-            (path, digest.to_string().into_bytes())
-        };
-        files.extend(plan.blobs.iter().map(|blob| link("_layers", blob.digest())));
-        for document in plan.manifests.iter().chain(&plan.indexes) {
-            files.push(link("_manifests/revisions", document.descriptor.digest()));
+        plan.blobs.iter().for_each(|blob| names.layer(blob.digest()));
+        for document in plan.plain.iter().chain(&plan.indexes) {
+            names.revision(document.descriptor.digest());
         }
         if let (Some(tag), Some(root)) = (locked.reference.tag(), plan.root()) {
-            let digest = root.descriptor.digest();
-            files.push(link(&format!("_manifests/tags/{tag}/index"), digest));
-            // Last: from here on it can be pulled.
-            let current = repository.join(format!("_manifests/tags/{tag}/current/link"));
-            files.push((current, digest.to_string().into_bytes()));
+            names.tag(tag, root.descriptor.digest());
         }
-        blocking(move || files.iter().try_for_each(|(path, content)| write(path, content))).await
+        names.write().await
+    }
+
+    /// Makes the nydus images of an image, all of whose parts are here, known under its name, by an index of their own.
+    pub(crate) async fn name_nydus(&self, image: &Saved) -> Result<(), LayoutError> {
+        let reference = &image.locked.reference;
+        let mut names = self.repository(reference.repository().name());
+        let manifests: Vec<_> = image.nydus.iter().map(|nydus| nydus_entry(image, nydus)).collect();
+        let index = json!({"schemaVersion": 2, "mediaType": OCI_INDEX, "manifests": manifests});
+        let index = Bytes::from(index.to_string());
+        let digest = digest::sha256(&index);
+        names.document(self.data(&digest)?, &index);
+        for nydus in &image.nydus {
+            nydus.parts().iter().for_each(|blob| names.layer(blob));
+            names.revision(&nydus.manifest);
+        }
+        names.revision(&digest);
+        if let Some(tag) = reference.tag() {
+            names.tag(tag, &digest);
+        }
+        names.write().await
+    }
+
+    /// Names all that was saved.
+    pub(crate) async fn name_set(&self, set: &Set) -> Result<(), LayoutError> {
+        let mut names = self.repository(DIRECTORY_REPOSITORY);
+        let digest = digest::sha256(&set.index);
+        names.document(self.data(&digest)?, &set.index);
+        set.blobs.iter().for_each(|blob| names.layer(blob));
+        set.manifests.iter().for_each(|manifest| names.revision(manifest));
+        names.revision(&digest);
+        names.tag(DIRECTORY_TAG, &digest);
+        names.write().await
+    }
+
+    fn repository(&self, name: &str) -> Names {
+        Names { repository: self.root.join(REPOSITORIES).join(name), files: Vec::new() }
     }
 
     fn data(&self, digest: &Digest) -> Result<PathBuf, LayoutError> {
-        let hex = digest.digest();
-        if digest.algorithm().as_ref() != "sha256" {
-            return Err(LayoutError::Algorithm(digest.clone()));
-        }
-        let blobs = self.root.join("docker/registry/v2/blobs/sha256");
-        Ok(blobs.join(hex.get(..2).unwrap_or(hex)).join(hex).join("data"))
+        self.blobs.path(digest).ok_or_else(|| LayoutError::Algorithm(digest.clone()))
+    }
+}
+
+/// The files that make documents and blobs known in a repository, in the order in which they are written.
+struct Names {
+    repository: PathBuf,
+    files: Vec<(PathBuf, Vec<u8>)>,
+}
+
+impl Names {
+    fn document(&mut self, path: PathBuf, content: &[u8]) {
+        self.files.push((path, content.to_vec()));
+    }
+
+    fn link(&mut self, folder: &str, digest: &Digest) {
+        let path = self.repository.join(folder).join("sha256").join(digest.digest()).join("link");
+        self.files.push((path, digest.to_string().into_bytes()));
+    }
+
+    fn layer(&mut self, digest: &Digest) {
+        self.link("_layers", digest);
+    }
+
+    fn revision(&mut self, digest: &Digest) {
+        self.link("_manifests/revisions", digest);
+    }
+
+    /// Last: from here on it can be pulled.
+    fn tag(&mut self, tag: &str, digest: &Digest) {
+        self.link(&format!("_manifests/tags/{tag}/index"), digest);
+        let current = self.repository.join(format!("_manifests/tags/{tag}/current/link"));
+        self.files.push((current, digest.to_string().into_bytes()));
+    }
+
+    async fn write(self) -> Result<(), LayoutError> {
+        let files = self.files;
+        tokio::task::spawn_blocking(move || files.iter().try_for_each(|(path, content)| write(path, content)))
+            .await?
     }
 }
 
@@ -165,21 +237,6 @@ pub(crate) fn no_conflict(lock: &Lock) -> Result<(), LayoutError> {
         names.insert(name, image);
     }
     Ok(())
-}
-
-async fn blocking(
-    work: impl FnOnce() -> Result<(), LayoutError> + Send + 'static,
-) -> Result<(), LayoutError> {
-    tokio::task::spawn_blocking(work).await?
-}
-
-/// Gives a complete file its name.
-fn rename(from: &Path, to: &Path) -> Result<(), LayoutError> {
-    let failed = |error| LayoutError::Io { path: to.to_owned(), error };
-    let folder = to.parent().unwrap_or(to);
-    fs::create_dir_all(folder).map_err(failed)?;
-    fs::rename(from, to).map_err(failed)?;
-    File::open(folder).and_then(|folder| folder.sync_all()).map_err(failed)
 }
 
 /// Writes a small file, whole or not at all; not if it says the same already.

@@ -1,36 +1,46 @@
-//! The images of a lock, brought to where a cluster finds them: as they are, each blob once.
+//! The images of a lock, brought to where a cluster finds them: as RAFS with shared chunks, or as they are, each blob once.
 //!
 //! | file | does |
 //! |---|---|
 //! | `plan` | which documents and blobs an image of the lock is made of |
-//! | `transfer` | blobs on their way: several at once, none twice |
+//! | `transfer` | blobs on their way as they are: several at once, none twice |
+//! | `rafs` | images as RAFS |
 //! | `layout` | to a directory, in the storage layout of CNCF distribution |
-//! | `repository` | to one repository of a registry, under an index that names all of them |
+//! | `repository` | to one repository of a registry |
+//! | `set` | the index that names all of them |
 //!
 //! What is there already is not fetched, so an interrupted save goes on where it was, and a second one fetches what changed. An
-//! image gets its name when all of it is there.
+//! image gets its name when all of it is there. What is saved is read by [`crate::saved`].
 
 pub(crate) mod layout;
 pub(crate) mod plan;
+mod rafs;
 mod repository;
+mod set;
 mod transfer;
 
 use std::path::Path;
 use std::sync::Arc;
 
+use ::rafs::share::StoredError;
 use futures::StreamExt as _;
+use image::assemble::AssembleError;
+use image::destination::StoreError;
+use image::layer::{ConvertError, FileError};
+use image::options::{Options, OptionsError, Recipe};
 use image::source::{Source, SourceError};
 use registry::client::Client;
-use registry::{Digest, Reference};
+use registry::{Digest, Reference, digest};
 use thiserror::Error;
 
 use crate::lock::{self, Lock, Locked};
+use crate::saved::{BlobStore, SavedAt, SavedError, SavedImages, Table};
 
 pub use layout::LayoutError;
 
 use layout::Layout;
 use plan::Plan;
-use repository::Saved;
+use rafs::{Known, NydusImage, Rafs, Spool};
 use transfer::Transfers;
 
 /// Where images go.
@@ -42,18 +52,52 @@ pub enum Destination {
     Repository(Reference),
 }
 
+/// As what images are saved. What is neither image nor for Linux is saved as it is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Forms {
+    /// As RAFS, chunks that several have stored once.
+    pub rafs: bool,
+    /// As they are.
+    pub plain: bool,
+}
+
+impl Forms {
+    /// As RAFS alone.
+    pub const RAFS: Self = Self { rafs: true, plain: false };
+    /// As they are alone.
+    pub const PLAIN: Self = Self { rafs: false, plain: true };
+}
+
 /// How images are saved.
 #[derive(Clone, Debug)]
 pub struct SaveOptions {
+    /// As what. Default: as RAFS alone.
+    pub forms: Forms,
     /// How many images are looked at at once. Default: 8.
     pub images: usize,
     /// How many blobs are on their way at once. Default: 6.
     pub blobs: usize,
+    /// How many layers are converted at once. Default: 4.
+    pub conversions: usize,
+    /// How images are converted. Batches and chunk dictionaries are left out, platforms are the lock's.
+    pub image: Options,
+    /// How many bytes of layers, as they are fetched, wait on this machine until it is known what they share. Default: 16 GiB.
+    pub spool_bytes: u64,
+    /// What was saved before, in the same repository under another tag: its blobs are used where they hold the same.
+    pub base: Option<Reference>,
 }
 
 impl Default for SaveOptions {
     fn default() -> Self {
-        Self { images: 8, blobs: 6 }
+        Self {
+            forms: Forms::RAFS,
+            images: 8,
+            blobs: 6,
+            conversions: 4,
+            image: Options::default(),
+            spool_bytes: 16 << 30,
+            base: None,
+        }
     }
 }
 
@@ -83,6 +127,14 @@ pub enum SaveError {
     /// The lock names a platform's image that the index does not.
     #[error("the index does not name manifest {0}, which the lock does")]
     NotInIndex(Digest),
+    /// A manifest and its config do not go together.
+    #[error("manifest {digest}: {reason}")]
+    NoImage {
+        /// The manifest.
+        digest: Digest,
+        /// What is wrong.
+        reason: String,
+    },
     /// Indexes lie in indexes without end.
     #[error("indexes are nested more than {0} deep")]
     TooDeep(usize),
@@ -92,7 +144,48 @@ pub enum SaveError {
     /// It cannot be pushed.
     #[error(transparent)]
     Push(#[from] registry::client::Error),
-    /// A blob was to come with another image, and did not.
+    /// It cannot be stored.
+    #[error(transparent)]
+    Store(Box<StoreError>),
+    /// A layer cannot be converted.
+    #[error(transparent)]
+    Convert(#[from] Box<FileError>),
+    /// A converted layer cannot be stored.
+    #[error(transparent)]
+    Share(#[from] Box<ConvertError>),
+    /// A converted layer, or a blob at the destination, is broken.
+    #[error(transparent)]
+    Stored(#[from] Box<StoredError>),
+    /// The nydus image cannot be made.
+    #[error(transparent)]
+    Assemble(#[from] Box<AssembleError>),
+    /// What an earlier save left cannot be read.
+    #[error(transparent)]
+    Saved(#[from] Box<SavedError>),
+    /// Converted layers cannot wait.
+    #[error("cannot keep converted layers: {}: {error}", path.display())]
+    Spool {
+        /// The file or folder.
+        path: std::path::PathBuf,
+        /// Why.
+        error: std::io::Error,
+    },
+    /// The base is in another repository, or the images go to a directory.
+    #[error("{base} is not in the repository that images are saved to: its blobs cannot be used there")]
+    Base {
+        /// The base.
+        base: Reference,
+    },
+    /// The options do not go together.
+    #[error(transparent)]
+    Options(#[from] OptionsError),
+    /// A thread is gone.
+    #[error("saving ended unexpectedly: {0}")]
+    Panicked(#[from] tokio::task::JoinError),
+    /// This cannot be.
+    #[error("{0}: this is an error in nydus-cluster")]
+    Internal(&'static str),
+    /// A blob did not come, or is not what it should be.
     #[error("blob {digest}: {reason}")]
     Blob {
         /// The blob.
@@ -100,6 +193,24 @@ pub enum SaveError {
         /// Why it did not.
         reason: String,
     },
+}
+
+macro_rules! boxed {
+    ($($error:ty),*) => {
+        $(impl From<$error> for SaveError {
+            fn from(error: $error) -> Self {
+                Box::new(error).into()
+            }
+        })*
+    };
+}
+
+boxed!(FileError, ConvertError, StoredError, AssembleError, SavedError);
+
+impl From<StoreError> for SaveError {
+    fn from(error: StoreError) -> Self {
+        Self::Store(Box::new(error))
+    }
 }
 
 /// An image that could not be saved.
@@ -134,6 +245,9 @@ pub struct Report {
     pub fetched: u64,
 }
 
+/// Who is told of images.
+pub type Done<'a> = dyn Fn(&Report) + Send + Sync + 'a;
+
 /// Saves all images of `lock`, made of the tree `root`, and calls `done` for each when it is saved.
 ///
 /// # Errors
@@ -145,50 +259,133 @@ pub async fn save(
     client: &Client,
     destination: &Destination,
     options: &SaveOptions,
-    done: &(dyn Fn(&Report) + Send + Sync),
+    done: &Done<'_>,
 ) -> Result<(), NotSaved> {
-    let target = match destination {
-        Destination::Directory(path) => {
-            let layout = Layout::open(path, lock).map_err(|error| NotSaved::Destination(error.into()))?;
-            Target::Layout(Arc::new(layout))
-        }
-        Destination::Repository(reference) => {
-            Target::Repository { client: client.clone(), repository: reference.repository().clone() }
-        }
-    };
+    let (target, spool) = Target::open(lock, destination, client).map_err(NotSaved::Destination)?;
     let transfers = Transfers::new(target.clone(), options.blobs);
+    let forms = options.forms;
     let one = |locked: &Locked| {
         let (locked, transfers, target) = (locked.clone(), &transfers, &target);
         async move {
-            let saved = image(&locked, root, client, transfers, target).await;
-            match saved {
-                Ok((saved, fetched)) => {
-                    done(&Report { image: locked.reference.clone(), bytes: saved.bytes, fetched });
-                    Ok(saved)
-                }
-                Err(error) => Err(Failed { image: locked.reference.clone(), error }),
-            }
+            let saved = image(&locked, root, client, transfers, target, forms).await;
+            saved.map_err(|error| Failed { image: locked.reference.clone(), error })
         }
     };
     let jobs: Vec<_> = lock.images.iter().map(one).collect();
-    let results: Vec<_> = futures::stream::iter(jobs).buffer_unordered(options.images.max(1)).collect().await;
+    let mut results = futures::stream::iter(jobs).buffer_unordered(options.images.max(1));
     let (mut saved, mut failed) = (Vec::new(), Vec::new());
-    for result in results {
+    while let Some(result) = results.next().await {
         match result {
-            Ok(image) => saved.push(image),
+            Ok(image) => {
+                // Of RAFS nothing has been said yet.
+                if image.plan.rafs.is_empty() {
+                    done(&image.report());
+                }
+                saved.push(image);
+            }
             Err(error) => failed.push(error),
         }
     }
+    drop(results);
     // In the order of their names, whichever was done first.
     saved.sort_by_cached_key(|image| image.locked.reference.to_string());
+    let mut table = None;
+    if forms.rafs {
+        let work = Work { target: &target, destination, client, options, complete: failed.is_empty() };
+        let work = work.rafs(spool, &mut saved, done);
+        match work.await.map_err(NotSaved::Destination)? {
+            Ok(made) => table = Some(made),
+            Err(errors) => failed.extend(errors),
+        }
+    }
     failed.sort_by_cached_key(|failed| failed.image.to_string());
     if !failed.is_empty() {
         return Err(NotSaved::Images(failed));
     }
-    if let Destination::Repository(reference) = destination {
-        repository::name(client, reference, lock, &saved).await.map_err(NotSaved::Destination)?;
+    target.name(destination, lock, table.as_ref(), &saved).await.map_err(NotSaved::Destination)
+}
+
+/// What making nydus images needs to know.
+struct Work<'a> {
+    target: &'a Target,
+    destination: &'a Destination,
+    client: &'a Client,
+    options: &'a SaveOptions,
+    /// Whether no image has failed yet.
+    complete: bool,
+}
+
+impl Work<'_> {
+    /// Makes the nydus images of `saved`, and returns their table; or says which cannot be made.
+    async fn rafs(
+        &self,
+        spool: std::path::PathBuf,
+        saved: &mut [Saved],
+        done: &Done<'_>,
+    ) -> Result<Result<Table, Vec<Failed>>, SaveError> {
+        let store = self.target.store();
+        // Chunks that are shared are stored one by one.
+        let image = Options { batch_size: None, chunk_dict: None, ..self.options.image.clone() };
+        let recipe = Arc::new(Recipe::new(image, None, Vec::new(), 0)?);
+        let spool = Spool::open(spool, recipe.fingerprint())?;
+        let mut tables: Vec<Table> = spool.table().into_iter().collect();
+        for place in before(self.destination, self.options)? {
+            let found = SavedImages::find(&place, self.client).await?;
+            tables.extend(found.and_then(|found| found.table().cloned()));
+        }
+        let known = Known::of(tables, &store, recipe.build()).await?;
+        let work = Rafs { store, spool, known, recipe, options: self.options.clone() };
+        let converted = match work.convert(saved, self.complete, done).await {
+            Ok(converted) => converted,
+            Err(mut errors) => {
+                if let Some(error) = errors.remove(&usize::MAX) {
+                    return Err(error);
+                }
+                let name = |number: usize| saved.get(number).map(|image| image.locked.reference.clone());
+                let failed = errors.into_iter().filter_map(|(number, error)| Some((name(number)?, error)));
+                return Ok(Err(failed.map(|(image, error)| Failed { image, error }).collect()));
+            }
+        };
+        for (image, nydus) in saved.iter_mut().zip(converted.nydus) {
+            image.nydus = nydus;
+        }
+        Ok(Ok(converted.table))
     }
-    Ok(())
+}
+
+/// What earlier saves left at the destination.
+fn before(destination: &Destination, options: &SaveOptions) -> Result<Vec<SavedAt>, SaveError> {
+    let outside = |base: &Reference| SaveError::Base { base: base.clone() };
+    match (destination, &options.base) {
+        (Destination::Directory(path), None) => Ok(vec![SavedAt::Directory(path.clone())]),
+        (Destination::Directory(_), Some(base)) => Err(outside(base)),
+        (Destination::Repository(to), Some(base)) if base.repository() != to.repository() => {
+            Err(outside(base))
+        }
+        (Destination::Repository(to), base) => {
+            Ok([to].into_iter().chain(base).cloned().map(SavedAt::Repository).collect())
+        }
+    }
+}
+
+/// An image all of whose parts are at the destination.
+#[derive(Clone, Debug)]
+pub(crate) struct Saved {
+    pub(crate) locked: Locked,
+    pub(crate) source: Source,
+    pub(crate) plan: Plan,
+    /// Of its blobs.
+    pub(crate) bytes: u64,
+    /// Those of them that were fetched for it.
+    pub(crate) fetched: u64,
+    /// Its nydus images, those of `plan.rafs`.
+    pub(crate) nydus: Vec<NydusImage>,
+}
+
+impl Saved {
+    fn report(&self) -> Report {
+        Report { image: self.locked.reference.clone(), bytes: self.bytes, fetched: self.fetched }
+    }
 }
 
 /// Where blobs and documents go.
@@ -198,27 +395,93 @@ pub(crate) enum Target {
     Repository { client: Client, repository: registry::Repository },
 }
 
-/// Saves one image; returns what it is made of, and the bytes that were fetched.
+impl Target {
+    /// Opens it; returns where converted layers wait, too.
+    fn open(
+        lock: &Lock,
+        destination: &Destination,
+        client: &Client,
+    ) -> Result<(Self, std::path::PathBuf), SaveError> {
+        match destination {
+            Destination::Directory(path) => {
+                let layout = Arc::new(Layout::open(path, lock)?);
+                let spool = layout.spool();
+                Ok((Self::Layout(layout), spool))
+            }
+            Destination::Repository(reference) => {
+                let repository = reference.repository().clone();
+                let name = digest::sha256(repository.to_string().as_bytes());
+                let name = format!("nydus-cluster-save-{}", name.digest().get(..16).unwrap_or_default());
+                let spool = client.config().upload.spool_dir.join(name);
+                Ok((Self::Repository { client: client.clone(), repository }, spool))
+            }
+        }
+    }
+
+    fn store(&self) -> BlobStore {
+        match self {
+            Self::Layout(layout) => BlobStore::Folder(Arc::clone(layout.blobs())),
+            Self::Repository { client, repository } => {
+                BlobStore::Repository { client: client.clone(), repository: repository.clone() }
+            }
+        }
+    }
+
+    /// Names all of `saved`, and each image where they have names of their own.
+    async fn name(
+        &self,
+        destination: &Destination,
+        lock: &Lock,
+        table: Option<&Table>,
+        saved: &[Saved],
+    ) -> Result<(), SaveError> {
+        if matches!(self, Self::Layout(_)) && table.is_none() {
+            // Whoever wants plain images of a directory asks for them by their names.
+            return Ok(());
+        }
+        let set = set::put(self.store().destination().as_ref(), lock, table, saved).await?;
+        match (self, destination) {
+            (Self::Layout(layout), _) => {
+                for image in saved.iter().filter(|image| image.plan.plain.is_empty()) {
+                    layout.name_nydus(image).await?;
+                }
+                layout.name_set(&set).await?;
+            }
+            (Self::Repository { client, .. }, Destination::Repository(reference)) => {
+                client.put_manifest(reference, registry::media_types::OCI_INDEX, set.index).await?;
+            }
+            (Self::Repository { .. }, Destination::Directory(_)) => {}
+        }
+        Ok(())
+    }
+}
+
+/// Has those parts of an image at the target that are saved as they are.
 async fn image(
     locked: &Locked,
     root: &Path,
     client: &Client,
     transfers: &Transfers,
     target: &Target,
-) -> Result<(Saved, u64), SaveError> {
+    forms: Forms,
+) -> Result<Saved, SaveError> {
     let pinned = Locked { reference: pinned(locked), ..locked.clone() };
     let source = Source::open(&lock::source(&pinned, root), client).await?;
-    let plan = Plan::of(locked, &source).await?;
+    let plan = Plan::of(locked, &source, forms).await?;
     let mut fetched = 0;
     for blob in transfers.all(&source, &plan.blobs).await {
         fetched += blob?;
     }
-    match target {
-        Target::Layout(layout) => layout.name(locked, &plan).await?,
-        Target::Repository { client, repository } => repository::push(client, repository, &plan).await?,
+    if !plan.plain.is_empty() {
+        match target {
+            Target::Layout(layout) => layout.name(locked, &plan).await?,
+            Target::Repository { client, repository } => {
+                repository::push(client, repository, &plan).await?;
+            }
+        }
     }
     let bytes = plan.blobs.iter().fold(0_u64, |sum, blob| sum.saturating_add(blob.size()));
-    Ok((Saved { locked: locked.clone(), plan, bytes }, fetched))
+    Ok(Saved { locked: locked.clone(), source, plan, bytes, fetched, nydus: Vec::new() })
 }
 
 /// The reference by digest; an archive knows its image by name.

@@ -1,10 +1,14 @@
 //! What an image of the lock is made of.
 
+use image::document::Manifest;
+use image::platform::PlatformName;
 use image::source::{Document, Source};
 use oci_spec::image::{Descriptor, ImageIndex, ImageManifest, MediaType};
+use registry::Digest;
+use registry::digest::sha256;
 use serde::Deserialize;
 
-use super::SaveError;
+use super::{Forms, SaveError};
 use crate::lock::Locked;
 
 /// How deep indexes may lie in indexes.
@@ -17,13 +21,49 @@ pub(crate) struct Plan {
     pub(crate) indexes: Vec<Document>,
     /// The manifests that the lock names.
     pub(crate) manifests: Vec<Document>,
+    /// The configs of these.
+    pub(crate) configs: Vec<Descriptor>,
+    /// Those of the manifests that are saved as they are, layers and all.
+    pub(crate) plain: Vec<Document>,
     /// The configs and layers of these, each once.
     pub(crate) blobs: Vec<Descriptor>,
+    /// Those of the manifests that are saved as RAFS.
+    pub(crate) rafs: Vec<RafsPlan>,
+}
+
+/// An image of one platform that is saved as RAFS.
+#[derive(Clone, Debug)]
+pub(crate) struct RafsPlan {
+    pub(crate) manifest: Document,
+    pub(crate) config: Document,
+    pub(crate) platform: PlatformName,
+    /// The lowest first.
+    pub(crate) layers: Vec<PlannedLayer>,
+}
+
+/// A layer of it.
+#[derive(Clone, Debug)]
+pub(crate) struct PlannedLayer {
+    pub(crate) descriptor: Descriptor,
+    pub(crate) diff_id: Digest,
+    /// Of the chain that it is the top of.
+    pub(crate) chain: Digest,
+}
+
+/// What is read of a config.
+#[derive(Deserialize)]
+struct Config {
+    rootfs: RootFs,
+}
+
+#[derive(Deserialize)]
+struct RootFs {
+    diff_ids: Vec<Digest>,
 }
 
 impl Plan {
     /// Reads the documents of `locked`.
-    pub(crate) async fn of(locked: &Locked, source: &Source) -> Result<Self, SaveError> {
+    pub(crate) async fn of(locked: &Locked, source: &Source, forms: Forms) -> Result<Self, SaveError> {
         let root = source.root().await?;
         if *root.descriptor.digest() != locked.digest {
             let found = root.descriptor.digest().clone();
@@ -35,7 +75,7 @@ impl Plan {
         let mut todo = vec![(root, 0)];
         while let Some((document, depth)) = todo.pop() {
             if !is_index(&document) {
-                plan.manifest(document)?;
+                plan.add_manifest(document, source, forms).await?;
                 continue;
             }
             if depth == DEPTH_LIMIT {
@@ -57,15 +97,24 @@ impl Plan {
         }
     }
 
-    fn manifest(&mut self, document: Document) -> Result<(), SaveError> {
+    async fn add_manifest(
+        &mut self,
+        document: Document,
+        source: &Source,
+        forms: Forms,
+    ) -> Result<(), SaveError> {
         let manifest: ImageManifest = parse(&document)?;
-        for blob in [manifest.config()].into_iter().chain(manifest.layers()) {
-            // Such layers are fetched from where they say, by whoever runs the image.
-            let is_foreign = blob.urls().as_ref().is_some_and(|urls| !urls.is_empty());
-            if !is_foreign && !self.blobs.iter().any(|other| other.digest() == blob.digest()) {
-                self.blobs.push(blob.clone());
+        let rafs = if forms.rafs { RafsPlan::of(&document, &manifest, source).await? } else { None };
+        if forms.plain || rafs.is_none() {
+            for blob in [manifest.config()].into_iter().chain(manifest.layers()) {
+                if !is_foreign(blob) && !self.blobs.iter().any(|other| other.digest() == blob.digest()) {
+                    self.blobs.push(blob.clone());
+                }
             }
+            self.plain.push(document.clone());
         }
+        self.configs.push(manifest.config().clone());
+        self.rafs.extend(rafs);
         self.manifests.push(document);
         Ok(())
     }
@@ -74,6 +123,53 @@ impl Plan {
     pub(crate) fn root(&self) -> Option<&Document> {
         self.indexes.first().or(self.manifests.first())
     }
+}
+
+impl RafsPlan {
+    /// `None` for what is kept as it is: artifacts, nydus images, images of other systems than Linux or without layers.
+    async fn of(
+        document: &Document,
+        manifest: &ImageManifest,
+        source: &Source,
+    ) -> Result<Option<Self>, SaveError> {
+        let digest = || document.descriptor.digest().clone();
+        let known = Manifest::parse(&document.content)
+            .map_err(|error| SaveError::NoImage { digest: digest(), reason: error.to_string() })?;
+        let layers = manifest.layers();
+        if !known.is_image() || known.nydus_layer().is_some() || layers.iter().any(is_foreign) {
+            return Ok(None);
+        }
+        let platform = source.platform_of(manifest.config()).await?;
+        if platform.os() != "linux" || layers.is_empty() {
+            return Ok(None);
+        }
+        let content = source.document(manifest.config()).await?;
+        let config = Document { descriptor: manifest.config().clone(), content };
+        let Config { rootfs: RootFs { diff_ids } } = parse(&config)?;
+        if diff_ids.len() != layers.len() {
+            let (found, expected) = (diff_ids.len(), layers.len());
+            let reason = format!("its config has {found} diff ids for {expected} layers");
+            return Err(SaveError::NoImage { digest: digest(), reason });
+        }
+        if let Some(diff_id) = diff_ids.iter().find(|diff_id| diff_id.algorithm().as_ref() != "sha256") {
+            let reason = format!("diff id {diff_id}: expected a digest by sha256");
+            return Err(SaveError::NoImage { digest: digest(), reason });
+        }
+        let mut planned: Vec<PlannedLayer> = Vec::with_capacity(layers.len());
+        for (layer, diff_id) in layers.iter().zip(diff_ids) {
+            let chain = match planned.last() {
+                None => diff_id.clone(),
+                Some(below) => sha256(format!("{} {diff_id}", below.chain).as_bytes()),
+            };
+            planned.push(PlannedLayer { descriptor: layer.clone(), diff_id, chain });
+        }
+        Ok(Some(Self { manifest: document.clone(), config, platform, layers: planned }))
+    }
+}
+
+/// Such layers are fetched from where they say, by whoever runs the image.
+fn is_foreign(blob: &Descriptor) -> bool {
+    blob.urls().as_ref().is_some_and(|urls| !urls.is_empty())
 }
 
 fn parse<T: for<'a> Deserialize<'a>>(document: &Document) -> Result<T, SaveError> {

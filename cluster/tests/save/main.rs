@@ -8,6 +8,7 @@ mod support;
 #[path = "../../../registry/tests/it/support/mod.rs"]
 #[allow(dead_code, reason = "these tests need some of it")]
 mod peers;
+mod rafs;
 mod registries;
 
 use std::fs;
@@ -16,7 +17,7 @@ use std::sync::Mutex;
 
 use cluster::discover::{self, Options};
 use cluster::lock::{Lock, ResolveOptions, resolve};
-use cluster::save::{Destination, Failed, NotSaved, Report, SaveOptions, save};
+use cluster::save::{Destination, Failed, Forms, NotSaved, Report, SaveOptions, save};
 use registry::client::Client;
 use registry::server::{ServerConfig, serve};
 use registry::{Reference, Repository};
@@ -46,9 +47,24 @@ async fn saved(lock: &Lock, root: &Path, to: &Destination) -> (Vec<Report>, Vec<
 }
 
 async fn saved_as(client: &Client, lock: &Lock, root: &Path, to: &Destination) -> (Vec<Report>, Vec<Failed>) {
+    saved_in(client, lock, root, to, &plain()).await
+}
+
+/// Images as they are alone.
+fn plain() -> SaveOptions {
+    SaveOptions { forms: Forms::PLAIN, ..SaveOptions::default() }
+}
+
+async fn saved_in(
+    client: &Client,
+    lock: &Lock,
+    root: &Path,
+    to: &Destination,
+    options: &SaveOptions,
+) -> (Vec<Report>, Vec<Failed>) {
     let reports = Mutex::new(Vec::new());
     let done = |report: &Report| reports.lock().unwrap().push(report.clone());
-    let failed = match save(lock, root, client, to, &SaveOptions::default(), &done).await {
+    let failed = match save(lock, root, client, to, options, &done).await {
         Ok(()) => Vec::new(),
         Err(NotSaved::Images(failed)) => failed,
         Err(error) => panic!("{error}"),
@@ -61,7 +77,7 @@ async fn saved_as(client: &Client, lock: &Lock, root: &Path, to: &Destination) -
 /// Why nothing of the lock can be saved to `registry` in `dir`.
 async fn refused(lock: &Lock, dir: &TempDir) -> String {
     let to = Destination::Directory(dir.path().join("registry"));
-    let error = save(lock, dir.path(), &client(), &to, &SaveOptions::default(), &|_| {}).await.unwrap_err();
+    let error = save(lock, dir.path(), &client(), &to, &plain(), &|_| {}).await.unwrap_err();
     assert!(matches!(error, NotSaved::Destination(_)), "{error}");
     error.to_string()
 }

@@ -9,27 +9,24 @@ use std::time::{Duration, Instant};
 
 use base64::Engine as _;
 use cluster::lock::Lock;
-use cluster::save::Destination;
+use cluster::save::{Destination, SaveOptions};
+use cluster::saved::{SavedAt, SavedImages};
 use registry::Reference;
-use registry::client::{Client, ClientConfig, Retries, Timeouts};
+use registry::client::{Client, ClientConfig, Retries, Timeouts, UploadConfig};
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::net::{TcpListener, TcpStream};
 use tokio_util::task::AbortOnDropHandle;
 
 use crate::peers::proxy::{Proxy, Way};
 use crate::peers::{self, have, noise, token};
-use crate::support::{self, Registry};
-use crate::{check_image_as, fetched, locked, saved, saved_as};
+use crate::support::{self, Registry, layer};
+use crate::{check_image_as, client, fetched, locked, saved, saved_as, saved_in};
 
 const LARGE: usize = 4 << 20;
 
-#[tokio::test(flavor = "multi_thread")]
-async fn a_registry_that_wants_tokens_gets_them() {
-    if !have("docker-registry") || !have("openssl") {
-        return;
-    }
-    let dir = tempfile::tempdir().unwrap();
-    let key = token::Key::make(dir.path());
+/// CNCF distribution's registry, where alice may do everything and others nothing.
+async fn registry_with_tokens(dir: &Path) -> (peers::Registry, peers::fake::Fake) {
+    let key = token::Key::make(dir);
     let certificate = key.certificate.clone();
     let service = token::service(key).await;
     let auth = format!(
@@ -39,7 +36,24 @@ async fn a_registry_that_wants_tokens_gets_them() {
         token::ISSUER,
         certificate.display()
     );
-    let to = peers::Registry::docker(dir.path(), &auth);
+    (peers::Registry::docker(dir, &auth), service)
+}
+
+/// A configuration of Docker's with what alice says to `host`.
+fn credentials(dir: &Path, host: &str) -> std::path::PathBuf {
+    let path = dir.join("config.json");
+    let word = base64::engine::general_purpose::STANDARD.encode("alice:secret");
+    fs::write(&path, serde_json::json!({"auths": {host: {"auth": word}}}).to_string()).unwrap();
+    path
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_registry_that_wants_tokens_gets_them() {
+    if !have("docker-registry") || !have("openssl") {
+        return;
+    }
+    let dir = tempfile::tempdir().unwrap();
+    let (to, _service) = registry_with_tokens(dir.path()).await;
     let from = Registry::start().await;
     for (name, layer) in [("app", noise(1, 300_000)), ("db", noise(2, 700_000))] {
         let image = from.image(name, "linux/amd64", &[&layer, b"shared"]).await;
@@ -53,10 +67,8 @@ async fn a_registry_that_wants_tokens_gets_them() {
     let (_, failed) = saved(&lock, dir.path(), &destination).await;
     assert_eq!(failed.len(), 2);
     assert!(failed[0].to_string().starts_with(&format!("{}/app:v1: ", from.host())), "{}", failed[0]);
-    let config = dir.path().join("config.json");
-    let word = base64::engine::general_purpose::STANDARD.encode("alice:secret");
-    fs::write(&config, serde_json::json!({"auths": {to.host(): {"auth": word}}}).to_string()).unwrap();
-    let alice = Client::new(ClientConfig { docker_config: Some(config), ..support::config() }).unwrap();
+    let docker_config = Some(credentials(dir.path(), &to.host()));
+    let alice = Client::new(ClientConfig { docker_config, ..support::config() }).unwrap();
     let (_, failed) = saved_as(&alice, &lock, dir.path(), &destination).await;
     assert!(failed.is_empty(), "{failed:?}");
     assert!(alice.head_manifest(&name).await.unwrap().is_some());
@@ -65,6 +77,73 @@ async fn a_registry_that_wants_tokens_gets_them() {
     }
     let (reports, _) = saved_as(&alice, &lock, dir.path(), &destination).await;
     assert_eq!(fetched(&reports), 0);
+}
+
+/// An image with a layer of this many bytes that do not compress.
+async fn image_of(registry: &Registry, name: &str, seed: u64, length: usize) -> Vec<u8> {
+    let content = layer(&[("file", &noise(seed, length))]);
+    let image = registry.image(name, "linux/amd64", &[&content]).await;
+    registry.tag(name, "v1", image.content).await;
+    content
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn images_as_rafs_go_to_a_registry_that_wants_tokens() {
+    if !have("docker-registry") || !have("openssl") {
+        return;
+    }
+    let dir = tempfile::tempdir().unwrap();
+    let (to, _service) = registry_with_tokens(dir.path()).await;
+    let from = Registry::start().await;
+    image_of(&from, "app", 1, 300_000).await;
+    image_of(&from, "db", 2, 700_000).await;
+    let lock = locked(&dir, &format!("{0}/app:v1\n{0}/db:v1\n", from.host()), &[]).await;
+    let name = Reference::parse(&format!("{}/team/cluster:images", to.host())).unwrap();
+    let destination = Destination::Repository(name.clone());
+    let upload = || UploadConfig { spool_dir: dir.path().to_owned(), ..UploadConfig::default() };
+    let nobody = Client::new(ClientConfig { upload: upload(), ..support::config() }).unwrap();
+    let options = SaveOptions::default();
+    let refused = cluster::save::save(&lock, dir.path(), &nobody, &destination, &options, &|_| {}).await;
+    assert!(refused.unwrap_err().to_string().contains(&to.host()));
+    let docker_config = Some(credentials(dir.path(), &to.host()));
+    let alice = Client::new(ClientConfig { docker_config, upload: upload(), ..support::config() }).unwrap();
+    let (_, failed) = saved_in(&alice, &lock, dir.path(), &destination, &options).await;
+    assert!(failed.is_empty(), "{failed:?}");
+    let images = SavedImages::open(&SavedAt::Repository(name.clone()), &alice).await.unwrap();
+    for image in images.table().unwrap().images.values() {
+        check_image_as(&alice, name.repository(), image.manifest.as_ref()).await;
+    }
+    let (reports, _) = saved_in(&alice, &lock, dir.path(), &destination, &options).await;
+    assert_eq!((reports.len(), fetched(&reports)), (2, 0));
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn as_rafs_cuts_are_taken_up_and_a_stall_names_its_image() {
+    let registry = Registry::start().await;
+    let good = image_of(&registry, "good", 1, 200_000).await;
+    let large = image_of(&registry, "large", 2, LARGE).await;
+    let dir = tempfile::tempdir().unwrap();
+    let proxy = Proxy::start(registry.host(), Way::ToClient, vec![1 << 20, 3 << 20]).await;
+    let lock = locked(&dir, &format!("{}/large:v1\n", proxy.host), &[]).await;
+    let cut = Destination::Directory(dir.path().join("cut"));
+    let (reports, failed) = saved_in(&client(), &lock, dir.path(), &cut, &SaveOptions::default()).await;
+    assert!(failed.is_empty(), "{failed:?}");
+    assert_eq!((proxy.cuts(), fetched(&reports)), (2, large.len() as u64));
+
+    let held = Held::start(registry.host()).await;
+    let lock = locked(&dir, &format!("{0}/good:v1\n{0}/large:v1\n", held.host), &[]).await;
+    held.let_through(2 << 20);
+    let short = Timeouts { idle: Duration::from_millis(300), ..Timeouts::default() };
+    let retries = Retries { attempts: 2, ..Retries::default() };
+    let impatient = Client::new(ClientConfig { timeouts: short, retries, ..support::config() }).unwrap();
+    let to = Destination::Directory(dir.path().join("stalled"));
+    let (_, failed) = saved_in(&impatient, &lock, dir.path(), &to, &SaveOptions::default()).await;
+    let named: Vec<String> = failed.iter().map(ToString::to_string).collect();
+    assert!(named.iter().any(|text| text.starts_with(&format!("{}/large:v1: ", held.host))), "{named:?}");
+    held.let_through(u64::MAX);
+    let (reports, failed) = saved_in(&client(), &lock, dir.path(), &to, &SaveOptions::default()).await;
+    assert!(failed.is_empty(), "{failed:?}");
+    assert!(fetched(&reports) <= (good.len() + large.len()) as u64);
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -84,14 +163,19 @@ async fn a_connection_that_is_cut_is_taken_up_where_it_was() {
 }
 
 /// Passes everything on to a server, and no more than a number of bytes back.
-struct Held {
-    host: String,
+pub(crate) struct Held {
+    pub(crate) host: String,
     left: Arc<AtomicU64>,
     _task: AbortOnDropHandle<()>,
 }
 
 impl Held {
-    async fn start(server: String) -> Self {
+    /// Lets this many bytes more through.
+    pub(crate) fn let_through(&self, bytes: u64) {
+        self.left.store(bytes, Ordering::SeqCst);
+    }
+
+    pub(crate) async fn start(server: String) -> Self {
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let host = listener.local_addr().unwrap().to_string();
         let left = Arc::new(AtomicU64::new(u64::MAX));
@@ -131,14 +215,14 @@ async fn a_registry_that_says_no_more_fails_its_images_in_time() {
     let held = Held::start(registry.host()).await;
     let dir = tempfile::tempdir().unwrap();
     let lock = locked(&dir, &format!("{}/app:v1\n", held.host), &[]).await;
-    held.left.store(2 << 20, Ordering::SeqCst);
+    held.let_through(2 << 20);
     let short = Timeouts { idle: Duration::from_millis(300), ..Timeouts::default() };
     let retries = Retries { attempts: 2, ..Retries::default() };
     let impatient = Client::new(ClientConfig { timeouts: short, retries, ..support::config() }).unwrap();
     let to = Destination::Directory(dir.path().join("registry"));
     let (_, failed) = saved_as(&impatient, &lock, dir.path(), &to).await;
     assert!(failed[0].to_string().starts_with(&format!("{}/app:v1: ", held.host)), "{failed:?}");
-    held.left.store(u64::MAX, Ordering::SeqCst);
+    held.let_through(u64::MAX);
     let (_, failed) = saved(&lock, dir.path(), &to).await;
     assert!(failed.is_empty(), "{failed:?}");
 }
@@ -167,7 +251,7 @@ async fn a_save_that_is_killed_goes_on_where_it_was() {
     let lock = locked(&dir, &format!("{0}/small:v1\n{0}/large:v1\n", held.host), &[]).await;
     lock.write(&dir.path().join("images.lock")).unwrap();
     // Enough for all but the end of the large layer.
-    held.left.store(3 << 20, Ordering::SeqCst);
+    held.let_through(3 << 20);
     let mut child = Command::new(std::env::current_exe().unwrap())
         .args(["--exact", "registries::saves_as_a_child"])
         .env(CHILD, dir.path())
@@ -187,7 +271,7 @@ async fn a_save_that_is_killed_goes_on_where_it_was() {
     child.kill().unwrap();
     child.wait().unwrap();
     assert!(!target.join("docker/registry/v2/repositories/large").exists());
-    held.left.store(u64::MAX, Ordering::SeqCst);
+    held.let_through(u64::MAX);
     let (reports, failed) = saved(&lock, dir.path(), &Destination::Directory(target.clone())).await;
     assert!(failed.is_empty(), "{failed:?}");
     // By name: large, small.

@@ -86,6 +86,38 @@ impl Registry {
         Stored { digest, content, platform: platform.to_owned(), bytes }
     }
 
+    /// Stores an image whose config says that its layers have these diff ids.
+    #[allow(dead_code, reason = "not every test program needs wrong ones")]
+    pub(crate) async fn image_with(
+        &self,
+        repository: &str,
+        layers: &[&[u8]],
+        diff_ids: &[registry::Digest],
+    ) -> Stored {
+        let mut stored = Vec::new();
+        for layer in layers {
+            stored.push(self.blob(repository, layer).await);
+        }
+        let diff_ids: Vec<String> = diff_ids.iter().map(ToString::to_string).collect();
+        let config = json!({"os": "linux", "architecture": "amd64", "rootfs": {"type": "layers", "diff_ids": diff_ids}});
+        let config = self.blob(repository, config.to_string().as_bytes()).await;
+        let content = manifest(&config, CONFIG, &stored);
+        let digest = self.put(repository, None, &content).await;
+        Stored { digest, content, platform: "linux/amd64".to_owned(), bytes: 0 }
+    }
+
+    /// Makes an image of one repository known in another.
+    #[allow(dead_code, reason = "not every test program has several names")]
+    pub(crate) async fn copy(&self, from: &str, to: &str, image: &Stored) {
+        let value: Value = serde_json::from_slice(&image.content).unwrap();
+        for blob in [&value["config"]].into_iter().chain(value["layers"].as_array().unwrap()) {
+            let digest = blob["digest"].as_str().unwrap().parse().unwrap();
+            let mounted = self.client.mount_blob(&self.repository(to), &self.repository(from), &digest).await;
+            assert!(mounted.unwrap());
+        }
+        self.put(to, None, &image.content).await;
+    }
+
     /// Stores a manifest or index under a tag; returns its digest.
     pub(crate) async fn tag(&self, repository: &str, tag: &str, content: Vec<u8>) -> String {
         self.put(repository, Some(tag), &content).await
@@ -140,6 +172,19 @@ pub(crate) fn index(images: &[&Stored]) -> Vec<u8> {
     };
     let manifests: Vec<Value> = images.iter().map(entry).collect();
     serde_json::to_vec(&json!({"schemaVersion": 2, "mediaType": INDEX, "manifests": manifests})).unwrap()
+}
+
+/// A layer: a tar of these files.
+#[allow(dead_code, reason = "not every test program has layers")]
+pub(crate) fn layer(files: &[(&str, &[u8])]) -> Vec<u8> {
+    let mut tar = tar::Builder::new(Vec::new());
+    for (path, content) in files {
+        let mut header = tar::Header::new_gnu();
+        header.set_size(content.len() as u64);
+        header.set_mode(0o644);
+        tar.append_data(&mut header, path, *content).unwrap();
+    }
+    tar.into_inner().unwrap()
 }
 
 /// Writes an OCI layout in a tar with one image of that name; returns its manifest's digest.

@@ -86,10 +86,8 @@ pub async fn copy_blob(
 
 /// The size in bytes of a blob that has to be at `destination` already.
 pub(crate) async fn at_destination(destination: &dyn Destination, digest: &Digest) -> Result<u64, CopyError> {
-    let missing = || CopyError::Missing { digest: digest.clone() };
-    let (client, repository) = destination.repository().ok_or_else(missing)?;
-    let size = client.blob_size(repository, digest).await.map_err(StoreError::from)?;
-    size.ok_or_else(missing)
+    let size = destination.blob_size(digest).await?;
+    size.ok_or_else(|| CopyError::Missing { digest: digest.clone() })
 }
 
 /// Has the file at `path`, whose content has the digest `digest`, at `destination`. Returns its size in bytes.

@@ -3,6 +3,7 @@
 //! - `registry`: a repository of a registry.
 //! - `staging`: files of this machine on their way to their names: OCI layouts, tars of them, the parts of a nydus image.
 //! - `archive`: the tar of an OCI layout.
+//! - `folder`: the blobs of a directory that a registry can serve.
 //! - `nowhere`: for the digest alone.
 //! - `spool`: blobs that stay on this machine until it is known whose they are.
 //! - `copy`: blobs that are kept as they are.
@@ -11,6 +12,7 @@
 
 mod archive;
 mod copy;
+mod folder;
 mod nowhere;
 mod registry;
 mod spool;
@@ -24,11 +26,12 @@ use ::registry::digest::{self, Digest};
 use ::registry::reference::{Reference, Repository};
 use bytes::Bytes;
 use futures::FutureExt as _;
-use futures::future::BoxFuture;
+use futures::future::{BoxFuture, ready};
 
 pub use self::archive::LayoutStream;
 pub(crate) use self::copy::at_destination;
 pub use self::copy::{CopyError, copy_blob, copy_file};
+pub use self::folder::{BlobFolder, FolderBlob};
 pub use self::nowhere::Nowhere;
 pub use self::registry::InRegistry;
 pub use self::spool::{SpoolSpace, SpooledBlob};
@@ -45,6 +48,11 @@ pub trait Destination: Debug + Send + Sync {
 
     /// Whether the blob is there already.
     fn has_blob<'a>(&'a self, digest: &'a Digest) -> Storing<'a, bool>;
+
+    /// The size in bytes of a blob that is there; `None` if it is not, or nobody can say.
+    fn blob_size<'a>(&'a self, _digest: &'a Digest) -> Storing<'a, Option<u64>> {
+        ready(Ok(None)).boxed()
+    }
 
     /// Stores a small blob, and returns its digest.
     fn put_blob(&self, data: Bytes) -> Storing<'_, Digest> {

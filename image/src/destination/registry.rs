@@ -34,6 +34,10 @@ impl Destination for InRegistry {
         async move { Ok(self.client.has_blob(&self.repository, digest).await?) }.boxed()
     }
 
+    fn blob_size<'a>(&'a self, digest: &'a Digest) -> Storing<'a, Option<u64>> {
+        async move { Ok(self.client.blob_size(&self.repository, digest).await?) }.boxed()
+    }
+
     fn put_blob(&self, data: Bytes) -> Storing<'_, Digest> {
         async move { Ok(self.client.push_blob(&self.repository, data).await?) }.boxed()
     }

@@ -7,6 +7,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 
 use bytes::Bytes;
 use rafs::build::{BuildError, BuildOptions, build_directory, build_layer};
+use rafs::share::WriteSharedError;
 use rafs::tree::Layer;
 use registry::digest::Digest;
 use tokio::sync::{Semaphore, mpsc};
@@ -39,6 +40,9 @@ pub enum ConvertError {
     /// The layer cannot be built.
     #[error("cannot convert: {0}")]
     Build(#[from] BuildError),
+    /// What was converted cannot be written as the blobs that layers share.
+    #[error("cannot write a blob: {0}")]
+    Share(#[from] WriteSharedError),
     /// The blob cannot be stored.
     #[error("cannot push: {0}")]
     Push(#[from] StoreError),
@@ -269,6 +273,20 @@ impl io::Write for Stoppable {
     fn flush(&mut self) -> io::Result<()> {
         self.inner.flush()
     }
+}
+
+/// Has a blob stored at `destination` while `write`, on a thread that may block, writes it.
+pub async fn store_written(
+    destination: &Arc<dyn Destination>,
+    write: impl FnOnce(&mut dyn io::Write) -> Result<Layer, WriteSharedError> + Send + 'static,
+) -> Result<ConvertedLayer, ConvertError> {
+    let build = move |output| {
+        let mut output = OutputWriter::new(output);
+        let layer = write(&mut output)?;
+        output.flush()?;
+        Ok((layer, ()))
+    };
+    build_blob(&Sink::At(Arc::clone(destination)), build).await?.store(destination.as_ref()).await
 }
 
 /// Has a blob built on a thread that may block, and sends it meanwhile.

@@ -10,11 +10,13 @@
 //! - `bridge`: between asynchronous tasks and the blocking thread.
 //! - `cache`: what was converted before in this process's life.
 //! - `dictionary`: where the blobs of a chunk dictionary are.
+//! - `file`: layers that stay on this machine, as files, until it is known what they share.
 
 mod bridge;
 mod cache;
 mod conversion;
 mod dictionary;
+mod file;
 
 use std::io::Read;
 use std::path::PathBuf;
@@ -30,8 +32,11 @@ use crate::options::Recipe;
 
 pub(crate) use bridge::{InputReader, OutputWriter};
 pub use cache::{LayerCache, LayerKey};
-pub use conversion::{BuiltLayer, ConvertError, ConvertedLayer, LayerConversion, ReadConversion};
+pub use conversion::{
+    BuiltLayer, ConvertError, ConvertedLayer, LayerConversion, ReadConversion, store_written,
+};
 pub use dictionary::{ChunkDict, DictionaryBlobs};
+pub use file::{FileError, convert_to_file};
 
 /// Converts layers by a recipe, a bounded number at a time.
 #[derive(Clone, Debug)]

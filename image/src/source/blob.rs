@@ -53,6 +53,23 @@ impl BlobStream {
         Ok(Self { input: Input::File(Some(Box::new(input))), place, size, received: 0, done: false })
     }
 
+    /// The content of the file at `path`, which has `size` bytes and this digest.
+    ///
+    /// # Errors
+    ///
+    /// When it cannot be opened.
+    pub fn of_file(path: &std::path::Path, expected: &Digest, size: u64) -> Result<Self, SourceError> {
+        let place = path.display().to_string();
+        let file = std::fs::File::open(path).map_err(SourceError::io(place.clone()))?;
+        let found = file.metadata().map_err(SourceError::io(place.clone()))?.len();
+        Self::file(
+            Part { place, file: std::sync::Arc::new(file), offset: 0, size: found },
+            false,
+            expected,
+            size,
+        )
+    }
+
     /// The size in bytes that the descriptor says, and that the whole stream has.
     pub fn size(&self) -> u64 {
         self.size

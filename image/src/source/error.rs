@@ -134,7 +134,7 @@ impl SourceError {
         Self::Document { place: place.into(), reason: reason.to_string() }
     }
 
-    pub(super) fn io(place: impl Into<String>) -> impl FnOnce(io::Error) -> Self {
+    pub(crate) fn io(place: impl Into<String>) -> impl FnOnce(io::Error) -> Self {
         let place = place.into();
         move |error| match error.kind() {
             io::ErrorKind::NotFound => Self::Missing { place },

@@ -7,6 +7,7 @@ mod beside_plain;
 mod build_cancelled;
 mod buildkit_absent;
 mod certs_dir;
+mod cluster_save;
 mod content_store;
 mod convert;
 mod corrupt_chunk;
@@ -78,6 +79,7 @@ const TESTS: &[(&str, Test)] = &[
     ("convert::a_chunk_dictionary_is_shared", convert::dictionary),
     ("convert::an_interrupted_conversion_leaves_nothing", convert::interrupted),
     ("convert::what_cannot_be_converted_is_named_and_leaves_nothing", convert::refused),
+    ("cluster_save::images_as_rafs_are_what_they_were", cluster_save::as_rafs),
     ("beside_plain::a_plain_client_runs_the_plain_image", beside_plain::plain_client),
     ("beside_plain::our_snapshotter_runs_the_nydus_image_if_told_to", beside_plain::lazily),
     ("lazy_run::a_pull_reads_no_byte_of_a_blob_and_a_start_reads_little", lazy_run::byte_counts),

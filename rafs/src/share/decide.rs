@@ -70,6 +70,11 @@ impl Holders {
         &self.blobs
     }
 
+    /// The blobs, for more to be added.
+    pub fn into_blobs(self) -> Vec<Blob> {
+        self.blobs
+    }
+
     /// The blob that holds it, as its place in [`blobs`](Self::blobs), and the chunk in it.
     fn find(&self, content: &Content) -> Option<(usize, ChunkIndex)> {
         self.chunks.get(content).map(|&(blob, chunk)| (blob as usize, chunk))

@@ -14,7 +14,7 @@ use registry::{Digest, Reference};
 use super::REGISTRY;
 use crate::lock::{self, Lock, Locked};
 use crate::save::plan::Plan;
-use crate::save::{Failed, NotSaved, SaveError};
+use crate::save::{Failed, Forms, NotSaved, SaveError};
 
 /// A blob, and where it comes from.
 #[derive(Clone)]
@@ -54,7 +54,7 @@ impl Gathered {
         let plan = |locked: Locked| async move {
             let planned = async {
                 let source = Source::open(&lock::locked_source(&locked, root), client).await?;
-                let plan = Plan::of(&locked, &source).await?;
+                let plan = Plan::of(&locked, &source, Forms::PLAIN).await?;
                 Ok((source, plan))
             };
             let planned: Result<(Source, Plan), SaveError> = planned.await;

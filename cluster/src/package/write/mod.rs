@@ -22,7 +22,7 @@ use super::about::About;
 use super::{ClusterImage, LOCK_FILE, Package, PackageError};
 use crate::lock::{Lock, Locked};
 use crate::save::layout::no_conflict;
-use crate::save::{self, Destination, Failed, NotSaved, Report, SaveError, SaveOptions};
+use crate::save::{self, Destination, Failed, Forms, NotSaved, Report, SaveError, SaveOptions};
 use image::source::PACKAGE_FILE;
 
 /// The folder of a package that a registry serves.
@@ -120,7 +120,8 @@ async fn directory(
         return Err(PackageError::Occupied(path.to_owned()).into());
     }
     let destination = Destination::Directory(path.join(REGISTRY));
-    save::save(all, contents.root, client, &destination, options, done).await?;
+    let options = SaveOptions { forms: Forms::PLAIN, ..options.clone() };
+    save::save(all, contents.root, client, &destination, &options, done).await?;
     contents.lock.write(&path.join(LOCK_FILE)).map_err(PackageError::from)?;
     archive::replace(&path.join(PACKAGE_FILE), contents.about().text().as_bytes())?;
     Ok(())
