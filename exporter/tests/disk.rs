@@ -112,7 +112,9 @@ async fn an_image_on_the_client_s_disk_is_the_one_that_would_be_pushed() {
     stack.build(&context, &["--output", &output]).await.success();
     let first = Layout::of_directory(&directory);
     assert_eq!(first.blobs.len(), first.holds(&digest));
-    assert_eq!(first.entries(), [(digest.as_str(), Some("v1"))]);
+    // The client writes that: old ones the whole name.
+    let (found, name) = first.entries()[0];
+    assert!(found == digest && name.is_some_and(|name| name.ends_with("v1")), "{name:?}");
     let blobs = || fs::read_dir(directory.join("blobs/sha256")).unwrap().count();
     let before = blobs();
     let context = stack.context("context", TWO_LAYERS, &[("app", b"two")]);
