@@ -313,12 +313,11 @@ async fn a_layer_that_is_not_what_its_config_says_fails_its_image_and_nothing_is
     fs::remove_file(world.from.data(&gone.digest.parse().unwrap())).unwrap();
     let name = repository_of(&to, "images");
     let (_, failed) = saved(&lock, &dir, &Destination::Repository(name.clone())).await;
-    assert_eq!(failed.len(), 1);
-    assert!(
-        failed[0].to_string().starts_with(&format!("{}/broken:v1: ", world.from.host())),
-        "{}",
-        failed[0]
-    );
+    assert_eq!(failed.len(), 2);
+    for (failed, image) in failed.iter().zip(["broken", "gone"]) {
+        let start = format!("{}/{image}:v1: ", world.from.host());
+        assert!(failed.to_string().starts_with(&start), "{failed}");
+    }
     assert!(client().head_manifest(&name).await.unwrap().is_none());
     let lock = locked(&dir, &format!("{}/bad:v1\n", world.from.host()), &[]).await;
     let (_, failed) = saved(&lock, &dir, &Destination::Repository(name.clone())).await;
@@ -340,13 +339,18 @@ async fn saves_rafs_as_a_child() {
     let dir = Path::new(&dir);
     let lock = Lock::read(&dir.join("images.lock")).unwrap();
     let to = Destination::Directory(dir.join("registry"));
-    let _ = saved_in(&client(), &lock, dir, &to, &SaveOptions::default()).await;
+    let options = SaveOptions { conversions: 1, ..SaveOptions::default() };
+    let _ = saved_in(&client(), &lock, dir, &to, &options).await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_save_that_is_killed_fetches_no_complete_layer_again() {
     let registry = Registry::start().await;
-    let (small, large) = (layer(&[("small", &noise(1, 100_000))]), layer(&[("large", &noise(2, 4 << 20))]));
+    let digest = |layer: &Vec<u8>| sha256(layer).digest().to_owned();
+    let large = layer(&[("large", &noise(1, 4 << 20))]);
+    // One that comes before it: layers are converted in the order of their diff ids.
+    let mut small = (2..).map(|seed| layer(&[("small", &noise(seed, 100_000))]));
+    let small = small.find(|small| digest(small) < digest(&large)).unwrap();
     for (name, layers) in [("small", vec![&small]), ("large", vec![&small, &large])] {
         let layers: Vec<&[u8]> = layers.into_iter().map(Vec::as_slice).collect();
         let image = registry.image(name, "linux/amd64", &layers).await;
@@ -367,7 +371,6 @@ async fn a_save_that_is_killed_fetches_no_complete_layer_again() {
         .unwrap();
     let target = dir.path().join("registry");
     let layers = target.join(".nydus-cluster-save/layers");
-    let digest = |layer: &Vec<u8>| sha256(layer).digest().to_owned();
     let complete = layers.join(format!("{0}-{0}", digest(&small)));
     let partial = layers.join(format!("{0}-{0}.partial", digest(&large)));
     let started = Instant::now();
