@@ -49,6 +49,11 @@ pub struct ExporterConfig {
     pub options: BTreeMap<String, String>,
     /// Bytes of memory for what is known of converted layers, so that a rebuild moves only new ones. Default: 32 MiB.
     pub layer_cache_bytes: usize,
+    /// The directory where that is kept as well, so that it outlives the process; exporters of one machine may share it. Who
+    /// can write there decides what is in images. Empty: nowhere. Default: `/var/cache/nydus-cluster/layers`.
+    pub layer_cache_dir: PathBuf,
+    /// Bytes that it takes there at most. Default: 1 GiB.
+    pub layer_cache_disk_bytes: u64,
 }
 
 impl Default for ExporterConfig {
@@ -69,6 +74,8 @@ impl Default for ExporterConfig {
             threads: 0,
             options: BTreeMap::new(),
             layer_cache_bytes: 32 << 20,
+            layer_cache_dir: PathBuf::from("/var/cache/nydus-cluster/layers"),
+            layer_cache_disk_bytes: 1 << 30,
         }
     }
 }

@@ -9,7 +9,7 @@ use std::time::Duration;
 
 use anyhow::Context as _;
 use image::convert;
-use image::layer::{ChunkDict, Converter, DictionaryBlobs};
+use image::layer::{ChunkDict, Converter, DictionaryBlobs, LayerCache};
 use image::location::Location;
 use image::options::{Pattern, Recipe};
 use image::progress::Progress;
@@ -50,7 +50,7 @@ pub(super) async fn run(context: &Context, flags: args::Convert) -> anyhow::Resu
     };
     let recipe = Recipe::new(options, dictionary, listed, exporter::threads(config.exporter.threads))?;
     // Every layer is converted once, so there is nothing to remember.
-    let converter = Converter::new(recipe, config.exporter.conversions, 0);
+    let converter = Converter::new(recipe, config.exporter.conversions, LayerCache::new(0));
     let progress = Progress::new();
     let over = CancellationToken::new();
     let shown = tokio::spawn(show(Arc::clone(&progress), context.progress.clone(), over.clone()));

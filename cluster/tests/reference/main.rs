@@ -14,7 +14,7 @@ use std::path::Path;
 use cluster::discover::{self, Options};
 use image::convert;
 use image::files::{FilesError, extract};
-use image::layer::Converter;
+use image::layer::{Converter, LayerCache};
 use image::location::Location;
 use image::platform::PlatformName;
 use image::progress::Progress;
@@ -137,7 +137,7 @@ async fn plain_and_nydus_give_the_same_files() {
         &plain_name.parse().unwrap(),
         &nydus_name.parse().unwrap(),
         &client,
-        &Converter::new(Default::default(), 1, 0),
+        &Converter::new(Default::default(), 1, LayerCache::new(0)),
         &Progress::new(),
         &CancellationToken::new(),
     )

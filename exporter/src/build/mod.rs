@@ -10,7 +10,7 @@ pub(crate) mod keys;
 mod output;
 pub(crate) mod target;
 
-pub(crate) use output::{BlobLock, Output, OutputError, Way};
+pub(crate) use output::{BlobLock, Claim, Output, OutputError, Way};
 
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Instant;

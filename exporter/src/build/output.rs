@@ -22,7 +22,9 @@ use image::destination::{Destination, SpoolSpace, StoreError};
 use image::document::{
     Attestation, DocumentError, Index, Manifest, MediaTypes, Stored, Subject, diff_ids, parse,
 };
-use image::layer::{ConvertError, ConvertedLayer, Converter, LayerConversion, ReadConversion};
+use image::layer::{
+    Claimed, ConvertError, ConvertedLayer, Converter, Flight, LayerConversion, ReadConversion,
+};
 use image::progress::{Progress, Task};
 
 /// How deep indexes may lie in indexes.
@@ -65,6 +67,15 @@ pub(crate) enum OutputError {
     Merge { title: String, error: Box<MergeError> },
     #[error("{title}: buildkitd reported success but handed over no image")]
     NoImage { title: String },
+}
+
+/// What there is of a layer.
+#[derive(Debug)]
+pub(crate) enum Claim {
+    /// It is converted and stored.
+    Here,
+    /// It has to be converted, unless it turns out to be none.
+    Absent(Option<Flight>),
 }
 
 /// One output of ours.
@@ -166,18 +177,22 @@ impl Output {
             .then(|| BlobLock { output: self, digest: digest.clone() })
     }
 
-    /// Whether the layer `digest` is here, now or from an earlier build.
-    pub(crate) async fn has(&self, digest: &Digest) -> Result<bool, OutputError> {
+    /// What there is of the layer `digest`: here, now or from an earlier build, or still to be converted, by this output alone
+    /// of all that want it. Waits while another converts it.
+    pub(crate) async fn claim(&self, digest: &Digest) -> Result<Claim, OutputError> {
         if self.received().layers.contains_key(digest) {
-            return Ok(true);
+            return Ok(Claim::Here);
         }
         let destination = self.destination().await?;
-        let cached = self.converter.cached(digest, destination.as_ref()).await;
-        let Some(layer) = cached.map_err(|error| self.push_error("a blob", error))? else { return Ok(false) };
-        self.task(format!("reusing {}", crate::intake::ingest::short(digest)), 0).finish();
-        self.converter.remember(digest, Arc::clone(&layer), destination.as_ref());
-        self.received().layers.insert(digest.clone(), layer);
-        Ok(true)
+        let claimed = self.converter.claim(digest, destination.as_ref()).await;
+        match claimed.map_err(|error| self.push_error("a blob", error))? {
+            Claimed::Absent(flight) => Ok(Claim::Absent(flight)),
+            Claimed::Known(layer) => {
+                self.task(format!("reusing {}", crate::intake::ingest::short(digest)), 0).finish();
+                self.received().layers.insert(digest.clone(), layer);
+                Ok(Claim::Here)
+            }
+        }
     }
 
     /// Begins to convert the layer `digest`.
@@ -203,11 +218,16 @@ impl Output {
         self.converter.convert_ahead(input, space)
     }
 
-    /// A layer is converted and its blob stored.
-    pub(crate) async fn add_layer(&self, digest: &Digest, layer: ConvertedLayer) -> Result<(), OutputError> {
+    /// A layer is converted and its blob stored: those who wait for `flight` get it as well.
+    pub(crate) async fn add_layer(
+        &self,
+        digest: &Digest,
+        layer: ConvertedLayer,
+        flight: Option<Flight>,
+    ) -> Result<(), OutputError> {
         tracing::info!(image = self.title(), layer = %digest, blob = %layer.digest, size = layer.size, "layer converted");
-        let layer = Arc::new(layer);
-        self.converter.remember(digest, Arc::clone(&layer), self.destination().await?.as_ref());
+        let layer = Arc::new(layer.made_of(digest));
+        self.converter.remember(&layer, flight, self.destination().await?.as_ref());
         let mut received = self.received();
         received.converted.0 += 1;
         received.converted.1 += layer.size;
@@ -334,7 +354,8 @@ impl Output {
         let mut layers = Vec::with_capacity(source.layers.len());
         for layer in &source.layers {
             // A layer that came with an earlier manifest may not be announced again.
-            let here = self.has(&layer.digest).await?;
+            let claim = self.claim(&layer.digest).await?;
+            let here = matches!(claim, Claim::Here);
             let found = self.received().layers.get(&layer.digest).cloned().filter(|_| here);
             layers.push(found.ok_or_else(|| self.missing("layer", &layer.digest))?);
         }

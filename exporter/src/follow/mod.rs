@@ -33,7 +33,7 @@ pub(crate) use self::ahead::convert_ahead;
 use self::reader::BlobReader;
 use crate::build::{Output, OutputError};
 use crate::intake::ingest::{SNIFF_BYTES, is_document, short};
-use image::layer::{BuiltLayer, ConvertError, ConvertedLayer, ReadConversion};
+use image::layer::{BuiltLayer, ConvertError, ConvertedLayer, Flight, ReadConversion};
 use image::progress::Task;
 
 /// Read from a file at once.
@@ -93,13 +93,14 @@ impl LocalStore {
         self.ahead.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Converts the layer `digest` of `total` bytes, if its blob is here. `None` means that it has to come over the session:
+    /// Converts the layer `digest` of `total` bytes, which `flight` tells others, if its blob is here. `None` means that it has to come over the session:
     /// it is not here, is no layer, or is not what its name says.
     pub(crate) async fn convert(
         &self,
         output: &Output,
         digest: &Digest,
         total: u64,
+        flight: Option<&Flight>,
         stop: &CancellationToken,
     ) -> Result<Option<ConvertedLayer>, OutputError> {
         let name = Path::new("blobs").join(digest.algorithm().as_ref()).join(digest.digest());
@@ -118,7 +119,7 @@ impl LocalStore {
         let destination = output.destination().await?;
         let mut built = None;
         if let Some(conversion) = begun {
-            match conversion.built(digest, total, &task).await {
+            match conversion.built(digest, total, flight, &task).await {
                 Ok(layer) => built = Some(layer),
                 Err(error) => {
                     tracing::warn!(%error, layer = %digest, "not converted ahead; its file is read now")
@@ -131,7 +132,7 @@ impl LocalStore {
             None => {
                 let Ok(hasher) = Hasher::like(digest) else { return Ok(None) };
                 let reader = BlobReader::new(file, None, hasher, stop.clone());
-                match Conversion::start(output, reader).await?.built(digest, total, &task).await {
+                match Conversion::start(output, reader).await?.built(digest, total, flight, &task).await {
                     Ok(built) => built.store(destination.as_ref()).await.map_err(LocalError::from),
                     Err(error) => Err(error),
                 }
@@ -177,6 +178,7 @@ impl Conversion {
         mut self,
         digest: &Digest,
         total: u64,
+        flight: Option<&Flight>,
         task: &Task,
     ) -> Result<BuiltLayer<BufReader<BlobReader>>, LocalError> {
         let mut shown = 0;
@@ -188,6 +190,7 @@ impl Conversion {
                 Ok(()) = self.position.changed() => {
                     let position = *self.position.borrow_and_update();
                     task.advance(position - shown);
+                    flight.into_iter().for_each(Flight::progress);
                     shown = position;
                 }
             }

@@ -3,7 +3,7 @@ use std::time::Duration;
 
 use futures::FutureExt as _;
 use futures::future::{BoxFuture, ready};
-use image::layer::Converter;
+use image::layer::{Converter, LayerCache};
 use image::options::{Options, Recipe};
 use image::progress::Progress;
 use registry::client::{Client, ClientConfig, Credentials, CredentialsError, Keyring, Token, TokenRequest};
@@ -68,7 +68,7 @@ impl Lab {
         let target = Target::new(&attrs, &client, Arc::new(Nobody), false, DEADLINE);
         let progress = Progress::new();
         let recipe = Recipe::new(attrs.options.clone(), None, Vec::new(), 1).unwrap();
-        let converter = Converter::new(recipe, 1, 0);
+        let converter = Converter::new(recipe, 1, LayerCache::new(0));
         let output = Output::new(0, Way::Store, attrs, target, converter, Arc::clone(&progress));
         let store = LocalStore::new(self.content.path(), Arc::clone(&self.space));
         let outputs = vec![Arc::new(output)];
@@ -117,7 +117,7 @@ impl Lab {
         std::fs::rename(path, self.content.path().join("blobs/sha256").join(digest.digest())).unwrap();
         let (store, output) = (build.local.as_ref().unwrap(), build.store_output().unwrap());
         let total = content.len() as u64;
-        let converted = timeout(DEADLINE, store.convert(output, &digest, total, &build.over)).await;
+        let converted = timeout(DEADLINE, store.convert(output, &digest, total, None, &build.over)).await;
         converted.expect("an announced layer does not wait for others").unwrap()
     }
 }

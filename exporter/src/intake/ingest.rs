@@ -4,8 +4,8 @@ use bytes::{Bytes, BytesMut};
 use registry::digest::{Digest, Hasher};
 
 use crate::build::documents::Document;
-use crate::build::{Output, OutputError};
-use image::layer::LayerConversion;
+use crate::build::{Claim, Output, OutputError};
+use image::layer::{Flight, LayerConversion};
 use image::progress::Task;
 
 /// Bytes by which layers and documents are told apart: where tar has its magic.
@@ -27,20 +27,26 @@ pub(crate) struct Ingest<'a> {
 }
 
 enum Kind {
-    /// Too little has come to tell.
-    Unknown(BytesMut),
+    /// Too little has come to tell; what was claimed before, if it is a layer.
+    Unknown(BytesMut, Option<Claim>),
     Document(Document),
-    Layer(LayerConversion, Task),
+    Layer(LayerConversion, Option<Flight>, Task),
     /// A layer that was converted before.
     Known,
 }
 
 impl<'a> Ingest<'a> {
-    /// Begins to take the blob `expected` of `total` bytes.
-    pub(crate) fn new(output: &'a Output, expected: Digest, total: u64) -> Result<Self, OutputError> {
+    /// Begins to take the blob `expected` of `total` bytes, of which `claim` says what there is if that was asked already.
+    pub(crate) fn new(
+        output: &'a Output,
+        expected: Digest,
+        total: u64,
+        claim: Option<Claim>,
+    ) -> Result<Self, OutputError> {
         let hasher = Hasher::like(&expected)
             .map_err(|error| OutputError::Blob { digest: expected.clone(), reason: error.to_string() })?;
-        Ok(Self { output, expected, total, received: 0, hasher, kind: Kind::Unknown(BytesMut::new()) })
+        let kind = Kind::Unknown(BytesMut::new(), claim);
+        Ok(Self { output, expected, total, received: 0, hasher, kind })
     }
 
     /// The bytes taken so far.
@@ -56,11 +62,11 @@ impl<'a> Ingest<'a> {
             return Err(self.wrong(format!("has more than the announced {} bytes", self.total)));
         }
         match &mut self.kind {
-            Kind::Unknown(begin) => {
+            Kind::Unknown(begin, claim) => {
                 begin.extend_from_slice(&data);
                 if begin.len() >= SNIFF_BYTES {
-                    let begin = begin.split();
-                    self.decide(begin).await?;
+                    let (begin, claim) = (begin.split(), claim.take());
+                    self.decide(begin, claim).await?;
                 }
                 Ok(())
             }
@@ -68,31 +74,40 @@ impl<'a> Ingest<'a> {
                 let written = document.write(&data).await;
                 written.map_err(|error| self.output.documents_error(&self.expected, error))
             }
-            Kind::Layer(conversion, task) => {
+            Kind::Layer(conversion, flight, task) => {
                 task.advance(data.len() as u64);
-                conversion.write(data).await.map_err(|error| self.output.layer_error(&self.expected, error))
+                let written = conversion.write(data).await;
+                written.map_err(|error| self.output.layer_error(&self.expected, error))?;
+                flight.iter().for_each(Flight::progress);
+                Ok(())
             }
             Kind::Known => Ok(()),
         }
     }
 
     /// Decides what the blob is by its first bytes.
-    async fn decide(&mut self, begin: BytesMut) -> Result<(), OutputError> {
+    async fn decide(&mut self, begin: BytesMut, claim: Option<Claim>) -> Result<(), OutputError> {
         if is_document(&begin) {
             let mut document = self.output.begin_document();
             let written = document.write(&begin).await;
             written.map_err(|error| self.output.documents_error(&self.expected, error))?;
             self.kind = Kind::Document(document);
-        } else if self.output.has(&self.expected).await? {
-            self.kind = Kind::Known;
-        } else {
-            let mut conversion = self.output.convert(&self.expected).await?;
-            let task = self.output.task(format!("converting {}", short(&self.expected)), self.total);
-            task.advance(begin.len() as u64);
-            let written = conversion.write(begin.freeze()).await;
-            written.map_err(|error| self.output.layer_error(&self.expected, error))?;
-            self.kind = Kind::Layer(conversion, task);
+            return Ok(());
         }
+        let claim = match claim {
+            Some(claim) => claim,
+            None => self.output.claim(&self.expected).await?,
+        };
+        let Claim::Absent(flight) = claim else {
+            self.kind = Kind::Known;
+            return Ok(());
+        };
+        let mut conversion = self.output.convert(&self.expected).await?;
+        let task = self.output.task(format!("converting {}", short(&self.expected)), self.total);
+        task.advance(begin.len() as u64);
+        let written = conversion.write(begin.freeze()).await;
+        written.map_err(|error| self.output.layer_error(&self.expected, error))?;
+        self.kind = Kind::Layer(conversion, flight, task);
         Ok(())
     }
 
@@ -105,17 +120,17 @@ impl<'a> Ingest<'a> {
         if found != self.expected {
             return Err(self.wrong(format!("has digest {found}")));
         }
-        if let Kind::Unknown(begin) = &mut self.kind {
-            let begin = begin.split();
-            self.decide(begin).await?;
+        if let Kind::Unknown(begin, claim) = &mut self.kind {
+            let (begin, claim) = (begin.split(), claim.take());
+            self.decide(begin, claim).await?;
         }
         match self.kind {
-            Kind::Unknown(_) | Kind::Known => {}
+            Kind::Unknown(..) | Kind::Known => {}
             Kind::Document(document) => self.output.add_document(&self.expected, document).await?,
-            Kind::Layer(conversion, task) => {
+            Kind::Layer(conversion, flight, task) => {
                 let layer = conversion.finish().await;
                 match layer {
-                    Ok(layer) => self.output.add_layer(&self.expected, layer).await?,
+                    Ok(layer) => self.output.add_layer(&self.expected, layer, flight).await?,
                     Err(error) => {
                         let error = self.output.layer_error(&self.expected, error);
                         task.fail(&error.to_string());

@@ -14,8 +14,7 @@ use registry::digest::Digest;
 
 use super::ingest::Ingest;
 use super::message::{WriteContentRequest, WriteContentResponse, action};
-use crate::build::Build;
-use crate::build::Output;
+use crate::build::{Build, Claim, Output};
 use crate::grpc::frame::MessageReader;
 use crate::grpc::{Code, Status, respond};
 use crate::http2::pump::until_reset;
@@ -118,20 +117,21 @@ impl<'a> Blob<'a> {
         let lock = output.lock(&expected).ok_or_else(|| {
             Status::new(Code::Unavailable, format!("ref {} locked: it is being written", request.r#ref))
         })?;
-        if output.has(&expected).await.map_err(|error| super::fail(build, &error))? {
+        let claim = output.claim(&expected).await.map_err(|error| super::fail(build, &error))?;
+        let Claim::Absent(mut flight) = claim else {
             tracing::debug!(build = build.reference, digest = %expected, "layer is here already");
             return Err(exists(&expected));
-        }
+        };
         if let Some(local) = &build.local {
-            let layer = local.convert(output, &expected, total, &build.over).await;
+            let layer = local.convert(output, &expected, total, flight.as_ref(), &build.over).await;
             if let Some(layer) = layer.map_err(|error| super::fail(build, &error))? {
-                let added = output.add_layer(&expected, layer).await;
+                let added = output.add_layer(&expected, layer, flight.take()).await;
                 added.map_err(|error| super::fail(build, &error))?;
                 return Err(exists(&expected));
             }
         }
-        let ingest =
-            Ingest::new(output, expected.clone(), total).map_err(|error| super::fail(build, &error))?;
+        let ingest = Ingest::new(output, expected.clone(), total, Some(Claim::Absent(flight)))
+            .map_err(|error| super::fail(build, &error))?;
         let (started, ingest) = (SystemTime::now(), Some(ingest));
         Ok(Self { build, expected, total: request.total, started, ingest, _lock: lock })
     }

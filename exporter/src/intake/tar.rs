@@ -121,7 +121,7 @@ impl<'a> Layout<'a> {
                 let digest: Digest = format!("sha256:{hex}").parse().map_err(|_| OutputError::Layout {
                     reason: format!("{name:?} is not named after a digest"),
                 })?;
-                Current::Blob(Box::new(Ingest::new(self.output, digest, size)?))
+                Current::Blob(Box::new(Ingest::new(self.output, digest, size, None)?))
             }
             None if name == INDEX && size <= INDEX_LIMIT_BYTES => Current::Index,
             None if name == INDEX => {

@@ -25,7 +25,7 @@ use crate::follow::LocalStore;
 use crate::metrics::Metrics;
 use crate::session::Sessions;
 use image::destination::SpoolSpace;
-use image::layer::Converter;
+use image::layer::{Converter, LayerCache};
 
 /// The most threads that one conversion takes unless told otherwise: at about 250 MB/s each they outrun what buildkitd sends,
 /// and every one costs some 5 MB of buffers.
@@ -64,7 +64,11 @@ impl Exporter {
     pub(crate) fn new(config: ExporterConfig) -> Result<Self, ServeError> {
         let defaults = defaults(&config.options)?;
         let client = Client::new(config.registry.clone())?;
-        let converter = Converter::new(Recipe::default(), config.conversions, config.layer_cache_bytes);
+        let mut cache = LayerCache::new(config.layer_cache_bytes);
+        if !config.layer_cache_dir.as_os_str().is_empty() {
+            cache = cache.on_disk(&config.layer_cache_dir, config.layer_cache_disk_bytes);
+        }
+        let converter = Converter::new(Recipe::default(), config.conversions, cache);
         let space = SpoolSpace::new(&config.registry.upload.spool_dir, config.ahead_bytes);
         Ok(Self {
             config,
@@ -182,7 +186,8 @@ pub async fn serve(config: ExporterConfig, shutdown: CancellationToken) -> Resul
         told.cancelled().await;
         manager::stopping(&format!("waiting up to {drain} s for builds under way"));
     });
-    listener.serve(exporter, shutdown).await;
+    listener.serve(Arc::clone(&exporter), shutdown).await;
+    exporter.converter.settled().await;
     Ok(())
 }
 

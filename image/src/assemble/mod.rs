@@ -2,13 +2,16 @@
 //!
 //! - `bootstrap`: the bootstrap layer, a gzip tar.
 //! - `merge`: nydus images beside the plain ones that a name has.
+//! - `send`: it on its way, unless it is there already.
 
 mod bootstrap;
 mod merge;
+mod send;
 
 pub use self::bootstrap::BootstrapError;
 pub use self::merge::{MergeError, NydusImage, merge};
 
+use std::collections::HashSet;
 use std::sync::Arc;
 
 use bytes::Bytes;
@@ -16,9 +19,10 @@ use registry::digest::Digest;
 use tokio::sync::mpsc;
 
 use self::bootstrap::Packed;
+use self::send::{Held, Sent};
 use crate::destination::{CopyError, Destination, Staging, StoreError};
-use crate::document::{Described, DocumentError, Manifest, MediaTypes, Stored, convert_config};
-use crate::layer::{ConvertedLayer, DictionaryBlobs, OutputWriter};
+use crate::document::{BlobLayer, Described, DocumentError, Manifest, MediaTypes, Stored, convert_config};
+use crate::layer::{ConvertedLayer, DictionaryBlobs, OutputWriter, announcement};
 use crate::options::Recipe;
 
 /// Pieces of 256 KiB between the writer and the upload.
@@ -94,14 +98,13 @@ pub async fn assemble(
     if source.layers.len() != layers.len() {
         return Err(AssembleError::Layers { expected: source.layers.len(), found: layers.len() });
     }
-    let mut blobs: Vec<Described> =
-        layers.iter().map(|layer| Described { digest: layer.digest.clone(), size: layer.size }).collect();
+    let mut blobs: Vec<BlobLayer> = layers.iter().map(|layer| blob_layer(layer, recipe)).collect();
     let (packed, size) = push_bootstrap(layers, recipe, destination).await?;
-    for digest in outside(&packed.blobs, &blobs) {
+    for digest in outside(&packed.blobs, blobs.iter().map(|blob| &blob.described.digest)) {
         let size = dictionary(recipe).provide(&digest, destination).await?;
-        blobs.push(Described { digest, size });
+        blobs.push(BlobLayer { described: Described { digest, size }, annotations: Vec::new() });
     }
-    let digests: Vec<&Digest> = blobs.iter().map(|blob| &blob.digest).collect();
+    let digests: Vec<&Digest> = blobs.iter().map(|blob| &blob.described.digest).collect();
     let config = convert_config(source_config, &digests, &packed.diff_id)?;
     let push = |what| move |error| AssembleError::Push { what, error };
     let config_digest = destination.put_blob(config.clone()).await.map_err(push("the image config"))?;
@@ -121,10 +124,9 @@ pub(crate) async fn assemble_files(
     staging: &Arc<Staging>,
 ) -> Result<(), AssembleError> {
     let making = Arc::clone(recipe);
-    let own: Vec<Described> =
-        layers.iter().map(|layer| Described { digest: layer.digest.clone(), size: layer.size }).collect();
+    let own: Vec<Digest> = layers.iter().map(|layer| layer.digest.clone()).collect();
     let made = tokio::task::spawn_blocking(move || bootstrap::build(&layers, &making)).await??;
-    for digest in outside(&made.blobs, &own) {
+    for digest in outside(&made.blobs, own.iter()) {
         dictionary(recipe).provide(&digest, staging).await?;
     }
     for (name, content) in made.files {
@@ -135,8 +137,17 @@ pub(crate) async fn assemble_files(
 }
 
 /// Those of the blobs in use that are not the layers' own.
-fn outside(used: &[Digest], own: &[Described]) -> Vec<Digest> {
-    used.iter().filter(|digest| !own.iter().any(|blob| blob.digest == **digest)).cloned().collect()
+fn outside<'a>(used: &[Digest], own: impl Iterator<Item = &'a Digest>) -> Vec<Digest> {
+    let own: HashSet<&Digest> = own.collect();
+    used.iter().filter(|digest| !own.contains(digest)).cloned().collect()
+}
+
+/// The layer of a manifest that a converted layer's blob is.
+fn blob_layer(layer: &ConvertedLayer, recipe: &Recipe) -> BlobLayer {
+    BlobLayer {
+        described: Described { digest: layer.digest.clone(), size: layer.size },
+        annotations: announcement(layer, recipe.fingerprint()),
+    }
 }
 
 /// Where the blobs are that only a chunk dictionary has.
@@ -162,24 +173,25 @@ async fn push_bootstrap(
     let packing =
         tokio::task::spawn_blocking(move || bootstrap::pack(&layers, &making, OutputWriter::new(sender)));
     let upload = async move {
-        // Begun when there is something: merging takes its time, and uploads may expire.
-        let first = pieces.recv().await.unwrap_or_default();
-        let mut writer = destination.begin().await?;
-        writer.write(first).await?;
+        let mut held = Held::default();
         while let Some(piece) = pieces.recv().await {
-            writer.write(piece).await?;
+            if held.push(piece) {
+                // Begun when there is something: merging takes its time, and uploads may expire.
+                return Ok(Sent::Partly(held.send(&mut pieces, destination).await?));
+            }
         }
-        Ok::<_, StoreError>(writer)
+        Ok::<_, StoreError>(Sent::Nothing(held))
     };
     let (uploaded, packed) = tokio::join!(upload, packing);
-    let (writer, packed) = match (uploaded, packed?) {
-        (Ok(writer), Ok(packed)) => (writer, packed),
-        (Err(error), _) => return Err(push(error)),
-        (Ok(writer), Err(error)) => {
-            writer.cancel().await;
-            return Err(error.into());
+    match (uploaded, packed?) {
+        (Ok(sent), Ok(packed)) => {
+            let size = sent.finish(&packed.digest, destination).await.map_err(push)?;
+            Ok((packed, size))
         }
-    };
-    let size = writer.finish(&packed.digest).await.map_err(push)?;
-    Ok((packed, size))
+        (Err(error), _) => Err(push(error)),
+        (Ok(sent), Err(error)) => {
+            sent.cancel().await;
+            Err(error.into())
+        }
+    }
 }

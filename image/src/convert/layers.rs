@@ -4,7 +4,7 @@ use std::collections::HashMap;
 use std::path::Path;
 use std::sync::Arc;
 
-use crate::source::{BlobStream, Source};
+use bytes::Bytes;
 use futures::{StreamExt as _, stream};
 use oci_spec::image::Descriptor;
 use registry::digest::Digest;
@@ -12,8 +12,10 @@ use tokio_util::sync::CancellationToken;
 
 use super::error::ConversionError;
 use super::{Job, short};
-use crate::layer::{ConvertedLayer, LayerConversion};
+use crate::destination::{BlobWriter, CopyError, StoreError, begin_copy};
+use crate::layer::{Claimed, ConvertError, ConvertedLayer, Flight, LayerConversion};
 use crate::progress::Task;
+use crate::source::{BlobStream, Source, SourceError};
 
 /// Converted layers by the digests of their sources.
 pub(super) type Layers = HashMap<Digest, Arc<ConvertedLayer>>;
@@ -32,7 +34,7 @@ impl Job<'_> {
         let mut failure = None;
         while let Some(result) = running.next().await {
             match result {
-                Ok((digest, layer)) => drop(converted.insert(digest, Arc::new(layer))),
+                Ok((digest, layer)) => drop(converted.insert(digest, layer)),
                 Err(error) => {
                     // What the others say after this follows from it.
                     stop.cancel();
@@ -48,17 +50,17 @@ impl Job<'_> {
         source: &Source,
         layer: &Descriptor,
         stop: &CancellationToken,
-    ) -> Result<(Digest, ConvertedLayer), ConversionError> {
+    ) -> Result<(Digest, Arc<ConvertedLayer>), ConversionError> {
         let digest = layer.digest();
-        let (name, layer_digest) = (self.name.clone(), digest.clone());
-        let opened = stop.run_until_cancelled(source.blob(layer)).await.ok_or(ConversionError::Cancelled)?;
-        let blob = opened.map_err(|error| ConversionError::Read {
-            name,
-            layer: layer_digest,
-            error: Box::new(error),
-        })?;
         let task = self.progress.task(0, format!("layer {}", short(digest)), layer.size());
-        match self.feed(blob, digest, stop, &task).await {
+        let claimed = stop.run_until_cancelled(self.converter.claim(digest, self.destination.as_ref()));
+        let claimed = claimed.await.ok_or(ConversionError::Cancelled)?;
+        let converted = match claimed.map_err(|error| self.layer_error(digest, error.into())) {
+            Ok(Claimed::Known(layer)) => Ok(layer),
+            Ok(Claimed::Absent(flight)) => self.convert_absent(source, layer, flight, stop, &task).await,
+            Err(error) => Err(error),
+        };
+        match converted {
             Ok(converted) => {
                 task.finish();
                 tracing::debug!(image = self.name, layer = %digest, blob = %converted.digest, size = converted.size, "layer converted");
@@ -71,17 +73,65 @@ impl Job<'_> {
         }
     }
 
+    async fn convert_absent(
+        &self,
+        source: &Source,
+        layer: &Descriptor,
+        flight: Option<Flight>,
+        stop: &CancellationToken,
+        task: &Task,
+    ) -> Result<Arc<ConvertedLayer>, ConversionError> {
+        let digest = layer.digest();
+        let mut feed =
+            Feed { digest, flight, plain: self.begin_plain(source, layer, stop).await?, stop, task };
+        let opened = stop.run_until_cancelled(source.blob(layer)).await;
+        let converted = match opened {
+            None => Err(ConversionError::Cancelled),
+            Some(Err(error)) => Err(self.read_error(digest, error)),
+            Some(Ok(blob)) => self.feed(blob, &mut feed).await,
+        };
+        match (converted, feed.plain.take()) {
+            (Ok(converted), plain) => {
+                if let Some(plain) = plain {
+                    let stored = stop.run_until_cancelled(plain.finish(digest)).await;
+                    let stored = stored.ok_or(ConversionError::Cancelled)?;
+                    stored.map_err(|error| self.copy_error(digest, error))?;
+                }
+                let converted = Arc::new(converted.made_of(digest));
+                self.converter.remember(&converted, feed.flight.take(), self.destination.as_ref());
+                Ok(converted)
+            }
+            (Err(error), plain) => {
+                if let Some(plain) = plain {
+                    plain.cancel().await;
+                }
+                Err(error)
+            }
+        }
+    }
+
+    /// Begins to store the layer as it is, where that is asked for and it is not there: what is read goes both ways.
+    async fn begin_plain(
+        &self,
+        source: &Source,
+        layer: &Descriptor,
+        stop: &CancellationToken,
+    ) -> Result<Option<Box<dyn BlobWriter>>, ConversionError> {
+        if !self.options.also_oci {
+            return Ok(None);
+        }
+        let begun = stop.run_until_cancelled(begin_copy(source, layer, self.destination.as_ref())).await;
+        let begun = begun.ok_or(ConversionError::Cancelled)?;
+        begun.map_err(|error| self.copy_error(layer.digest(), error))
+    }
+
+    /// Converts what `blob` reads, unless it stops.
     async fn feed(
         &self,
         mut blob: BlobStream,
-        digest: &Digest,
-        stop: &CancellationToken,
-        task: &Task,
+        feed: &mut Feed<'_>,
     ) -> Result<ConvertedLayer, ConversionError> {
-        let layer_error = |error| {
-            let (name, layer) = (self.name.clone(), digest.clone());
-            ConversionError::Layer { name, layer, error: Box::new(error) }
-        };
+        let (digest, stop) = (feed.digest, feed.stop);
         let mut conversion = self.converter.convert(&self.destination);
         loop {
             let piece = match stop.run_until_cancelled(blob.next()).await {
@@ -90,26 +140,46 @@ impl Job<'_> {
                 Some(Ok(None)) => break,
                 Some(Err(error)) => {
                     conversion.cancel().await;
-                    let (name, layer) = (self.name.clone(), digest.clone());
-                    return Err(ConversionError::Read { name, layer, error: Box::new(error) });
+                    return Err(self.read_error(digest, error));
                 }
                 None => return Err(give_up(conversion).await),
             };
-            let size = piece.len() as u64;
-            match stop.run_until_cancelled(conversion.write(piece)).await {
-                Some(written) => written.map_err(layer_error)?,
+            match stop.run_until_cancelled(conversion.write(piece.clone())).await {
+                Some(written) => written.map_err(|error| self.layer_error(digest, error))?,
                 None => return Err(give_up(conversion).await),
             }
-            task.advance(size);
+            match stop.run_until_cancelled(feed.keep(piece)).await {
+                Some(Ok(())) => {}
+                Some(Err(error)) => {
+                    conversion.cancel().await;
+                    return Err(self.copy_error(digest, error));
+                }
+                None => return Err(give_up(conversion).await),
+            }
         }
         // A blob that is being stored now is whole: whoever does not want it any more need not wait until it is checked.
         match stop.run_until_cancelled(conversion.end()).await {
-            Some(finished) => finished.map_err(layer_error),
+            Some(finished) => finished.map_err(|error| self.layer_error(digest, error)),
             None => {
                 conversion.abort().await;
                 Err(ConversionError::Cancelled)
             }
         }
+    }
+
+    fn layer_error(&self, layer: &Digest, error: ConvertError) -> ConversionError {
+        let (name, layer) = (self.name.clone(), layer.clone());
+        ConversionError::Layer { name, layer, error: Box::new(error) }
+    }
+
+    fn read_error(&self, layer: &Digest, error: SourceError) -> ConversionError {
+        let (name, layer) = (self.name.clone(), layer.clone());
+        ConversionError::Read { name, layer, error: Box::new(error) }
+    }
+
+    fn copy_error(&self, digest: &Digest, error: impl Into<CopyError>) -> ConversionError {
+        let (name, digest) = (self.name.clone(), digest.clone());
+        ConversionError::Copy { name, digest, error: Box::new(error.into()) }
     }
 
     /// Converts the files of a directory.
@@ -128,6 +198,30 @@ impl Job<'_> {
                 task.fail(&error.to_string());
                 Err(error)
             }
+        }
+    }
+}
+
+/// A layer on its way from where it is read.
+struct Feed<'a> {
+    digest: &'a Digest,
+    flight: Option<Flight>,
+    /// Where it is stored as it is, too.
+    plain: Option<Box<dyn BlobWriter>>,
+    stop: &'a CancellationToken,
+    task: &'a Task,
+}
+
+impl Feed<'_> {
+    /// A piece has gone to the conversion.
+    async fn keep(&mut self, piece: Bytes) -> Result<(), StoreError> {
+        self.task.advance(piece.len() as u64);
+        if let Some(flight) = &self.flight {
+            flight.progress();
+        }
+        match &mut self.plain {
+            Some(plain) => plain.write(piece).await,
+            None => Ok(()),
         }
     }
 }

@@ -1,4 +1,5 @@
 use std::fs;
+use std::io::Write as _;
 use std::path::{Path, PathBuf};
 
 use crate::options::Recipe;
@@ -9,6 +10,7 @@ use serde_json::{Value, json};
 use tempfile::TempDir;
 
 use super::*;
+use crate::layer::LayerCache;
 
 const MANIFEST: &str = "application/vnd.oci.image.manifest.v1+json";
 const INDEX: &str = "application/vnd.oci.image.index.v1+json";
@@ -83,7 +85,8 @@ impl Bench {
     ) -> Result<Converted, ConversionError> {
         let to = format!("oci:{}", self.path("out").display()).parse().unwrap();
         let client = Client::new(ClientConfig::default()).unwrap();
-        let converter = Converter::new(Recipe::new(options, None, Vec::new(), 1).unwrap(), 2, 0);
+        let recipe = Recipe::new(options, None, Vec::new(), 1).unwrap();
+        let converter = Converter::new(recipe, 2, LayerCache::new(0));
         convert(&from.parse().unwrap(), &to, &client, &converter, &Progress::new(), cancel).await
     }
 
@@ -175,6 +178,36 @@ async fn all_platforms_are_converted_and_attestations_kept() {
     assert_eq!(entries[2]["annotations"]["vnd.docker.reference.digest"], entries[0]["digest"]);
     let statement = bench.result(text(&entries[2]["digest"]))["layers"][0]["digest"].clone();
     assert_eq!(bench.result(text(&statement)), json!({"statement": true}));
+}
+
+#[tokio::test]
+async fn a_blob_says_what_it_was_made_of_and_how() {
+    let bench = Bench::new();
+    let plain = tar_of("a/file", b"content");
+    let mut gzip = flate2::write::GzEncoder::new(Vec::new(), flate2::Compression::fast());
+    gzip.write_all(&plain).unwrap();
+    let gzip = gzip.finish().unwrap();
+    let layers = [bench.blob(&format!("{LAYER}+gzip"), &gzip), bench.blob(LAYER, &tar_of("b", b""))];
+    bench.root(&bench.image("amd64", &layers));
+    let converted = bench.convert(options(&[], false)).await.unwrap();
+    let manifest = bench.result(converted.digest.unwrap().as_ref());
+    let annotation = |number: usize, name: &str| {
+        text(&manifest["layers"][number]["annotations"][format!("vnd.nydus-cluster.layer.{name}")]).to_owned()
+    };
+    assert_eq!(annotation(0, "source"), sha256(&gzip).as_ref());
+    assert_eq!(annotation(0, "diff-id"), sha256(&plain).as_ref());
+    assert_eq!(annotation(0, "implied"), r#"["","a"]"#);
+    assert_eq!(annotation(0, "fingerprint"), Recipe::default().fingerprint().as_str());
+    assert_eq!(annotation(1, "diff-id"), annotation(1, "source"));
+    // The table of contents is what the blob ends with.
+    let path = bench.path("out").join(blob_path(&text(&manifest["layers"][0]["digest"]).parse().unwrap()));
+    let blob = fs::read(path).unwrap();
+    let toc = rafs::blob::stream::Toc::parse(
+        &blob[usize::try_from(rafs::blob::stream::Toc::range(blob.len() as u64).start).unwrap()..],
+        blob.len() as u64,
+        None,
+    );
+    assert_eq!(annotation(0, "toc"), format!("sha256:{}", toc.unwrap().digest));
 }
 
 #[tokio::test]

@@ -4,10 +4,12 @@ use std::path::PathBuf;
 
 use crate::source::{Source, SourceError};
 use oci_spec::image::Descriptor;
+use registry::client::Client;
 use registry::digest::Digest;
+use registry::reference::Repository;
 use tokio::io::AsyncReadExt as _;
 
-use super::{Destination, StoreError};
+use super::{BlobWriter, Destination, StoreError};
 
 /// Bytes of a file handed on at once.
 const PIECE_BYTES: usize = 1 << 20;
@@ -52,35 +54,61 @@ pub async fn copy_blob(
     descriptor: &Descriptor,
     destination: &dyn Destination,
 ) -> Result<u64, CopyError> {
-    let digest = descriptor.digest();
-    if destination.has_blob(digest).await? {
-        return Ok(0);
-    }
-    if let (Some((client, repository)), Some(from)) = (destination.repository(), source.repository())
-        && repository != from
-    {
-        match client.mount_blob(repository, from, digest).await {
-            Ok(true) => return Ok(0),
-            Ok(false) => {}
-            // Who may push here need not be allowed to read there in this way.
-            Err(error) if error.is_denied() || error.is_not_found() => {
-                tracing::debug!(%error, %from, "blob not mounted");
-            }
-            Err(error) => return Err(StoreError::from(error).into()),
+    let Some(mut writer) = begin_copy(source, descriptor, destination).await? else { return Ok(0) };
+    let mut blob = match source.blob(descriptor).await {
+        Ok(blob) => blob,
+        Err(error) => {
+            writer.cancel().await;
+            return Err(error.into());
         }
-    }
-    let mut blob = source.blob(descriptor).await?;
-    let mut writer = destination.begin().await?;
+    };
     loop {
         let piece = match blob.next().await {
             Ok(Some(piece)) => piece,
-            Ok(None) => return Ok(writer.finish(digest).await?),
+            Ok(None) => return Ok(writer.finish(descriptor.digest()).await?),
             Err(error) => {
                 writer.cancel().await;
                 return Err(error.into());
             }
         };
         writer.write(piece).await?;
+    }
+}
+
+/// Begins to copy the blob `descriptor` of `source` to `destination`; `None` if it is there now without being sent.
+pub(crate) async fn begin_copy(
+    source: &Source,
+    descriptor: &Descriptor,
+    destination: &dyn Destination,
+) -> Result<Option<Box<dyn BlobWriter>>, CopyError> {
+    let digest = descriptor.digest();
+    if destination.has_blob(digest).await? {
+        return Ok(None);
+    }
+    if let (Some((client, repository)), Some(from)) = (destination.repository(), source.repository())
+        && repository != from
+        && mounted(client, repository, from, digest).await?
+    {
+        return Ok(None);
+    }
+    Ok(Some(destination.begin().await?))
+}
+
+/// Whether the registry made the blob of its repository `from` part of `repository`.
+pub(crate) async fn mounted(
+    client: &Client,
+    repository: &Repository,
+    from: &Repository,
+    digest: &Digest,
+) -> Result<bool, StoreError> {
+    match client.mount_blob(repository, from, digest).await {
+        Ok(mounted) => Ok(mounted),
+        // Who may push here need not be allowed to read there in this way.
+        Err(error) if error.is_denied() || error.is_not_found() => {
+            tracing::debug!(%error, %from, "blob not mounted");
+            Ok(false)
+        }
+        Err(error) => Err(error.into()),
     }
 }
 

@@ -29,8 +29,8 @@ use futures::FutureExt as _;
 use futures::future::{BoxFuture, ready};
 
 pub use self::archive::LayoutStream;
-pub(crate) use self::copy::at_destination;
 pub use self::copy::{CopyError, copy_blob, copy_file};
+pub(crate) use self::copy::{at_destination, begin_copy, mounted};
 pub use self::folder::{BlobFolder, FolderBlob};
 pub use self::nowhere::Nowhere;
 pub use self::registry::InRegistry;

@@ -29,6 +29,15 @@ pub struct Described {
     pub size: u64,
 }
 
+/// A blob as a manifest names it.
+#[derive(Clone, Debug)]
+pub struct BlobLayer {
+    /// The blob.
+    pub described: Described,
+    /// What else its layer says.
+    pub annotations: Vec<(&'static str, String)>,
+}
+
 /// A source manifest, as far as it matters here.
 #[derive(Clone, Debug)]
 pub struct Manifest {
@@ -98,7 +107,7 @@ impl Manifest {
     pub fn convert(
         &self,
         config: &Described,
-        blobs: &[Described],
+        blobs: &[BlobLayer],
         bootstrap: &Described,
         types: MediaTypes,
         annotations: &[(&'static str, String)],
@@ -111,8 +120,11 @@ impl Manifest {
         let mut layers: Vec<Value> = blobs
             .iter()
             .map(|blob| {
-                let annotations = json!({ nydus::ANNOTATION_BLOB: nydus::TRUE });
-                descriptor(nydus::MEDIA_TYPE_BLOB, blob, Some(annotations))
+                let mut annotations = json!({ nydus::ANNOTATION_BLOB: nydus::TRUE });
+                for (name, value) in &blob.annotations {
+                    annotations[*name] = json!(value);
+                }
+                descriptor(nydus::MEDIA_TYPE_BLOB, &blob.described, Some(annotations))
             })
             .collect();
         let mut of_bootstrap = json!({
@@ -121,7 +133,8 @@ impl Manifest {
         });
         if blobs.len() > self.layers.len() {
             // Those behind the layers' own.
-            let ids: Vec<&str> = blobs[self.layers.len()..].iter().map(|blob| blob.digest.digest()).collect();
+            let dictionary = blobs[self.layers.len()..].iter();
+            let ids: Vec<&str> = dictionary.map(|blob| blob.described.digest.digest()).collect();
             of_bootstrap[nydus::ANNOTATION_REFERENCE_BLOB_IDS] = json!(json!(ids).to_string());
         }
         layers.push(descriptor(bootstrap_type, bootstrap, Some(of_bootstrap)));
@@ -191,13 +204,17 @@ mod tests {
         Described { digest: sha256(content), size: content.len() as u64 }
     }
 
+    fn blob(content: &[u8]) -> BlobLayer {
+        BlobLayer { described: described(content), annotations: vec![("own", "annotation".to_owned())] }
+    }
+
     #[test]
     fn blobs_come_first_and_the_bootstrap_last_with_their_annotations() {
         let source = source(OCI_CONFIG, "application/vnd.oci.image.layer.v1.tar+gzip");
         assert!(source.is_image());
         let (manifest, media_type) = source.convert(
             &described(b"new"),
-            &[described(b"blob")],
+            &[blob(b"blob")],
             &described(b"bootstrap"),
             MediaTypes::Oci,
             &[],
@@ -206,7 +223,8 @@ mod tests {
         assert_eq!((media_type, &manifest["mediaType"]), (OCI_MANIFEST, &json!(OCI_MANIFEST)));
         assert_eq!(manifest["config"]["digest"], sha256(b"new").as_ref());
         assert_eq!(manifest["layers"][0]["mediaType"], nydus::MEDIA_TYPE_BLOB);
-        assert_eq!(manifest["layers"][0]["annotations"][nydus::ANNOTATION_BLOB], "true");
+        let annotations = json!({nydus::ANNOTATION_BLOB: "true", "own": "annotation"});
+        assert_eq!(manifest["layers"][0]["annotations"], annotations);
         assert_eq!(manifest["layers"][1]["annotations"][nydus::ANNOTATION_BOOTSTRAP], "true");
         assert_eq!(manifest["layers"][1]["annotations"][nydus::ANNOTATION_FS_VERSION], "6");
         assert_eq!((&manifest["annotations"]["a"], &manifest["x-unknown"]), (&json!("b"), &json!([1])));
@@ -227,7 +245,7 @@ mod tests {
     fn beside_a_plain_manifest_it_has_types_that_plain_clients_skip() {
         let source = source(OCI_CONFIG, "application/vnd.oci.image.layer.v1.tar");
         let annotations = vec![(nydus::ANNOTATION_SOURCE_DIGEST, "sha256:x".to_owned())];
-        let blobs = [described(b"blob"), described(b"dictionary")];
+        let blobs = [blob(b"blob"), blob(b"dictionary")];
         let bootstrap = described(b"bootstrap");
         let (manifest, _) =
             source.convert(&described(b"new"), &blobs, &bootstrap, MediaTypes::BesidePlain, &annotations);
@@ -237,7 +255,7 @@ mod tests {
         assert_eq!(manifest["annotations"][nydus::ANNOTATION_SOURCE_DIGEST], "sha256:x");
         assert_eq!(manifest["annotations"]["a"], "b");
         let reference = &manifest["layers"][2]["annotations"][nydus::ANNOTATION_REFERENCE_BLOB_IDS];
-        assert_eq!(*reference, json!([blobs[1].digest.digest()]).to_string());
+        assert_eq!(*reference, json!([blobs[1].described.digest.digest()]).to_string());
     }
 
     #[test]

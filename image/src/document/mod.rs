@@ -14,7 +14,7 @@ pub use attestation::{Attestation, Attested, Subject};
 pub(crate) use config::convert as convert_config;
 pub use config::diff_ids;
 pub use index::{Beside, Index, Stored};
-pub use manifest::{Described, Manifest, ManifestLayer, MediaTypes};
+pub use manifest::{BlobLayer, Described, Manifest, ManifestLayer, MediaTypes};
 
 pub use registry::media_types::{
     DOCKER_CONFIG, DOCKER_INDEX, DOCKER_MANIFEST, EMPTY_CONFIG, OCI_CONFIG, OCI_INDEX, OCI_MANIFEST,

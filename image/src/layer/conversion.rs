@@ -6,15 +6,17 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
 use bytes::Bytes;
-use rafs::build::{BuildError, BuildOptions, build_directory, build_layer};
+use rafs::build::{BuildError, BuildOptions, build_directory, build_source};
 use rafs::share::WriteSharedError;
+use rafs::source::tar::TarSource;
 use rafs::tree::Layer;
-use registry::digest::Digest;
+use registry::digest::{Digest, DigestAlgorithm};
 use tokio::sync::{Semaphore, mpsc};
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::AbortOnDropHandle;
 
 use super::bridge::{InputReader, OutputWriter};
+use super::plain::Plain;
 use crate::destination::{BlobWriter, Destination, SpoolSpace, SpooledBlob, StoreError};
 use crate::options::Recipe;
 
@@ -32,6 +34,23 @@ pub struct ConvertedLayer {
     pub digest: Digest,
     /// Size of the blob stream in bytes.
     pub size: u64,
+    /// Digest of the layer that it was made of; none where that is a directory.
+    pub source: Option<Digest>,
+    /// Digest of that layer when nothing is compressed.
+    pub diff_id: Option<Digest>,
+    /// Digest of the table of contents at the end of the blob stream.
+    pub toc: Option<Digest>,
+}
+
+impl ConvertedLayer {
+    /// Says that it was made of the layer `source`, which was found to have this digest.
+    pub fn made_of(mut self, source: &Digest) -> Self {
+        // What was not compressed has its digest by itself.
+        let is_sha256 = *source.algorithm() == DigestAlgorithm::Sha256;
+        self.diff_id = self.diff_id.or_else(|| is_sha256.then(|| source.clone()));
+        self.source = Some(source.clone());
+        self
+    }
 }
 
 /// Why a layer was not converted.
@@ -210,33 +229,46 @@ impl<R: Read + Send + 'static> ReadConversion<R> {
 /// A layer as converted, its blob sent or spooled, but not yet one of the destination's.
 pub struct BuiltLayer<R> {
     writer: Written,
+    built: Built<R>,
+}
+
+/// A layer as built.
+struct Built<R> {
     layer: Layer,
     input: R,
+    /// Digest of the input without its compression, if it had one.
+    diff_id: Option<Digest>,
 }
 
 impl<R> BuiltLayer<R> {
     /// What it was made of, read to its end.
     pub fn input(&self) -> &R {
-        &self.input
+        &self.built.input
     }
 
     /// Has the blob stored at `destination`, which is the one that it was made for if there was one.
     pub async fn store(self, destination: &dyn Destination) -> Result<ConvertedLayer, ConvertError> {
-        let Self { writer, layer, .. } = self;
-        let id = layer.blobs.first().and_then(|blob| blob.id).ok_or(ConvertError::NoDigest)?;
-        let digest: Digest =
-            format!("sha256:{id}").parse().expect("64 hexadecimal digits behind sha256: are a digest");
+        let Self { writer, built: Built { layer, diff_id, .. } } = self;
+        let own = layer.blobs.first();
+        let id = own.and_then(|blob| blob.id).ok_or(ConvertError::NoDigest)?;
+        let (digest, toc) =
+            (sha256_digest(id), own.and_then(|blob| blob.toc).map(|(toc, _)| sha256_digest(toc)));
         let size = match writer {
             Written::Blob(writer) => writer.finish(&digest).await?,
             Written::Spooled(blob) => blob.send(destination, &digest).await?,
         };
-        Ok(ConvertedLayer { layer, digest, size })
+        Ok(ConvertedLayer { layer, digest, size, source: None, diff_id, toc })
     }
 
     /// Gives up what was sent.
     pub async fn cancel(self) {
         self.writer.cancel().await;
     }
+}
+
+/// A digest of the image format as registries have it.
+pub(super) fn sha256_digest(digest: rafs::digest::Digest) -> Digest {
+    format!("sha256:{digest}").parse().expect("64 hexadecimal digits behind sha256: are a digest")
 }
 
 /// Converts the files of a directory, as a layer of their own. Once `stop` is cancelled it fails, after what was stored is
@@ -251,7 +283,7 @@ pub(super) async fn convert_directory(
         let mut output = Stoppable { inner: OutputWriter::new(output), stop };
         let layer = build_directory(&path, &mut output, recipe.build())?;
         output.flush()?;
-        Ok((layer, ()))
+        Ok(Built { layer, input: (), diff_id: None })
     };
     build_blob(&Sink::At(Arc::clone(destination)), build).await?.store(destination.as_ref()).await
 }
@@ -284,7 +316,7 @@ pub async fn store_written(
         let mut output = OutputWriter::new(output);
         let layer = write(&mut output)?;
         output.flush()?;
-        Ok((layer, ()))
+        Ok(Built { layer, input: (), diff_id: None })
     };
     build_blob(&Sink::At(Arc::clone(destination)), build).await?.store(destination.as_ref()).await
 }
@@ -292,7 +324,7 @@ pub async fn store_written(
 /// Has a blob built on a thread that may block, and sends it meanwhile.
 async fn build_blob<R: Send + 'static>(
     sink: &Sink,
-    build: impl FnOnce(mpsc::Sender<Bytes>) -> Result<(Layer, R), ConvertError> + Send + 'static,
+    build: impl FnOnce(mpsc::Sender<Bytes>) -> Result<Built<R>, ConvertError> + Send + 'static,
 ) -> Result<BuiltLayer<R>, ConvertError> {
     // Before anything is converted: a registry that refuses does so at once.
     let writer = sink.begin().await?;
@@ -302,7 +334,7 @@ async fn build_blob<R: Send + 'static>(
     // The builder fails as well when the upload does; the upload's reason is the one.
     let writer = uploaded?;
     match built.map_err(ConvertError::from).and_then(|built| built) {
-        Ok((layer, input)) => Ok(BuiltLayer { writer, layer, input }),
+        Ok(built) => Ok(BuiltLayer { writer, built }),
         Err(error) => {
             writer.cancel().await;
             Err(error)
@@ -315,13 +347,16 @@ fn build<R: Read + Send>(
     options: &BuildOptions,
     mut input: R,
     output: mpsc::Sender<Bytes>,
-) -> Result<(Layer, R), ConvertError> {
+) -> Result<Built<R>, ConvertError> {
     let mut output = OutputWriter::new(output);
-    let layer = build_layer(&mut input, &mut output, options)?;
+    let mut plain = Plain::new(&mut input);
+    let layer = build_source(&mut TarSource::plain(&mut plain), &mut output, options)?;
     output.flush()?;
     // A tar may end before its stream does.
+    io::copy(&mut plain, &mut io::sink())?;
+    let diff_id = plain.diff_id();
     io::copy(&mut input, &mut io::sink())?;
-    Ok((layer, input))
+    Ok(Built { layer, input, diff_id })
 }
 
 async fn upload(mut writer: Written, mut pieces: mpsc::Receiver<Bytes>) -> Result<Written, StoreError> {

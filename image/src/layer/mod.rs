@@ -8,35 +8,53 @@
 //!
 //! - `conversion`: one conversion.
 //! - `bridge`: between asynchronous tasks and the blocking thread.
-//! - `cache`: what was converted before in this process's life.
+//! - `plain`: what comes without its compression, and its diff id.
+//! - `key`: what a converted layer is known by.
+//! - `cache`: what was converted before.
+//! - `flight`: what is being converted, so that nobody does it twice.
+//! - `provide`: blobs that are somewhere else, mounted or copied.
+//! - `implied`: directories that a layer has no entry for.
+//! - `announce`: what a manifest says of its blobs, so that others need not make them again.
 //! - `dictionary`: where the blobs of a chunk dictionary are.
 //! - `file`: layers that stay on this machine, as files, until it is known what they share.
 
+mod announce;
 mod bridge;
 mod cache;
 mod conversion;
 mod dictionary;
 mod file;
+mod flight;
+mod implied;
+mod key;
+mod plain;
+mod provide;
 
 use std::io::Read;
 use std::path::PathBuf;
 use std::sync::Arc;
 
 use registry::digest::Digest;
+use registry::reference::Repository;
 use tokio::sync::Semaphore;
 use tokio_util::sync::CancellationToken;
 
+use self::cache::Known;
 use self::conversion::Sink;
+use self::flight::{Claim, Flights, STALLED_AFTER, Waited};
+use self::key::Key;
 use crate::destination::{Destination, SpoolSpace, StoreError};
 use crate::options::Recipe;
 
+pub(crate) use announce::announcement;
 pub(crate) use bridge::{InputReader, OutputWriter};
-pub use cache::{LayerCache, LayerKey};
+pub use cache::LayerCache;
 pub use conversion::{
     BuiltLayer, ConvertError, ConvertedLayer, LayerConversion, ReadConversion, store_written,
 };
 pub use dictionary::{ChunkDict, DictionaryBlobs};
 pub use file::{FileError, convert_to_file};
+pub use flight::Flight;
 
 /// Converts layers by a recipe, a bounded number at a time.
 #[derive(Clone, Debug)]
@@ -47,22 +65,33 @@ pub struct Converter {
     /// For layers of which it is not known yet whose they are: they must not keep others waiting.
     ahead_slots: Arc<Semaphore>,
     cache: Arc<LayerCache>,
+    flights: Arc<Flights>,
+}
+
+/// What is known of a layer that has to be converted.
+#[derive(Debug)]
+pub enum Claimed {
+    /// It was converted before, and its blob is at the destination.
+    Known(Arc<ConvertedLayer>),
+    /// It is to be converted, and others who want it wait for that as long as the flight is held.
+    Absent(Option<Flight>),
 }
 
 impl Converter {
-    /// One that converts up to `conversions` layers at once (at least one) and keeps what it did in `cache_bytes` of memory.
-    pub fn new(recipe: Recipe, conversions: usize, cache_bytes: usize) -> Self {
+    /// One that converts up to `conversions` layers at once (at least one) and keeps what it did in `cache`.
+    pub fn new(recipe: Recipe, conversions: usize, cache: LayerCache) -> Self {
         let conversions = conversions.max(1);
         Self {
             recipe: Arc::new(recipe),
             conversions,
             slots: Arc::new(Semaphore::new(conversions)),
             ahead_slots: Arc::new(Semaphore::new(conversions)),
-            cache: Arc::new(LayerCache::new(cache_bytes)),
+            cache: Arc::new(cache),
+            flights: Arc::default(),
         }
     }
 
-    /// One for another recipe, which shares bounds and cache with this one.
+    /// One for another recipe, which shares all but that with this one.
     pub fn with(&self, recipe: Recipe) -> Self {
         Self { recipe: Arc::new(recipe), ..self.clone() }
     }
@@ -112,22 +141,80 @@ impl Converter {
         conversion::convert_directory(Arc::clone(&self.recipe), path, destination, stop).await
     }
 
-    /// The layer that was made of `source` before by the same fingerprint, if its blob is at `destination` too (or can be put there without
-    /// sending it).
-    pub async fn cached(
+    fn key(&self, source: &Digest) -> Key {
+        Key::new(self.recipe.fingerprint(), source)
+    }
+
+    /// What there is of the layer `source`: made before, with its blob at `destination` or put there without making it again,
+    /// or being made by somebody else, which this waits for. Else the caller is to convert it.
+    pub async fn claim(&self, source: &Digest, destination: &dyn Destination) -> Result<Claimed, StoreError> {
+        let key = self.key(source);
+        loop {
+            let known = self.cache.find(&key, &self.recipe).await;
+            let unknown = known.is_none();
+            if let Some(layer) = self.provided(&key, known, destination).await? {
+                return Ok(Claimed::Known(layer));
+            }
+            match self.flights.claim(&key) {
+                // Somebody may have ended just now.
+                Claim::Ours(_) if unknown && self.cache.is_in_memory(&key) => {}
+                Claim::Ours(flight) => return Ok(Claimed::Absent(Some(flight))),
+                Claim::Others(waiting) => {
+                    tracing::debug!(layer = %source, "another export converts this layer: waiting for it");
+                    let is_busy = || self.slots.available_permits() == 0;
+                    match waiting.ended(STALLED_AFTER, is_busy).await {
+                        Waited::Landed(layer, repository) => {
+                            let known = Known { layer, repositories: repository.into_iter().collect() };
+                            let layer = self.provided(&key, Some(known), destination).await?;
+                            return Ok(layer.map_or(Claimed::Absent(None), Claimed::Known));
+                        }
+                        Waited::GivenUp => {}
+                        Waited::Stalled => {
+                            tracing::info!(layer = %source, "another export of this layer is stalled: converting it here");
+                            return Ok(Claimed::Absent(None));
+                        }
+                    }
+                }
+            }
+        }
+    }
+
+    /// A known layer, if its blob can be had at `destination`.
+    async fn provided(
         &self,
-        source: &Digest,
+        key: &Key,
+        known: Option<Known>,
         destination: &dyn Destination,
     ) -> Result<Option<Arc<ConvertedLayer>>, StoreError> {
-        self.cache.find(&self.key(source), destination).await
+        let Some(known) = known else { return Ok(None) };
+        if !provide::provide(&known, destination).await? {
+            return Ok(None);
+        }
+        self.cache.used(key, &known.layer, repository_of(destination));
+        Ok(Some(known.layer))
     }
 
-    /// Keeps what was made of `source`.
-    pub fn remember(&self, source: &Digest, layer: Arc<ConvertedLayer>, destination: &dyn Destination) {
-        self.cache.insert(self.key(source), layer, destination);
+    /// Keeps what was made of a layer, whose blob is at `destination`, and tells those who wait for it.
+    pub fn remember(
+        &self,
+        layer: &Arc<ConvertedLayer>,
+        flight: Option<Flight>,
+        destination: &dyn Destination,
+    ) {
+        if let Some(source) = &layer.source {
+            self.cache.insert(&self.key(source), layer, repository_of(destination));
+        }
+        if let Some(flight) = flight {
+            flight.land(Arc::clone(layer), destination);
+        }
     }
 
-    fn key(&self, source: &Digest) -> LayerKey {
-        LayerKey { source: source.clone(), fingerprint: self.recipe.fingerprint().clone() }
+    /// Waits until what was kept so far is where it stays after this process.
+    pub async fn settled(&self) {
+        self.cache.settled().await;
     }
+}
+
+fn repository_of(destination: &dyn Destination) -> Option<&Repository> {
+    destination.repository().map(|(_, repository)| repository)
 }

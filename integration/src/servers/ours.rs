@@ -96,6 +96,15 @@ impl EmbeddedRegistry {
     }
 }
 
+/// How the exporter is to run.
+#[derive(Debug, Clone, Default)]
+pub struct ExporterOptions {
+    /// buildkitd's content store, if it may be read.
+    pub content_store: Option<PathBuf>,
+    /// Where it keeps what it knows of layers; by default under its own directory.
+    pub layer_cache: Option<PathBuf>,
+}
+
 /// `nydus-cluster exporter`.
 #[derive(Debug)]
 pub struct Exporter {
@@ -107,21 +116,25 @@ pub struct Exporter {
 impl Exporter {
     /// Starts the exporter under `dir` in front of the buildkitd at `upstream` (`unix://…`), which need not run.
     pub fn start(dir: &Path, upstream: &str) -> Result<Self> {
-        Self::spawn(dir, upstream, None)
+        Self::start_with(dir, upstream, &ExporterOptions::default())
     }
 
     /// Starts it so that it reads layers from the directory `content_store` where it can.
     pub fn start_with_store(dir: &Path, upstream: &str, content_store: &Path) -> Result<Self> {
-        Self::spawn(dir, upstream, Some(content_store))
+        let content_store = Some(content_store.to_owned());
+        Self::start_with(dir, upstream, &ExporterOptions { content_store, ..ExporterOptions::default() })
     }
 
-    fn spawn(dir: &Path, upstream: &str, content_store: Option<&Path>) -> Result<Self> {
+    /// Starts it as `options` say.
+    pub fn start_with(dir: &Path, upstream: &str, options: &ExporterOptions) -> Result<Self> {
         let socket = dir.join("exporter.sock");
-        let mut command = role(dir, "")?;
+        // Its own: what another test's exporter knows would be nothing new here.
+        let layer_cache = options.layer_cache.clone().unwrap_or_else(|| dir.join("layers"));
+        let mut command = role(dir, &format!("[exporter]\nlayer_cache_dir = {layer_cache:?}\n"))?;
         command
             .args(["exporter", "--upstream", upstream, "--listen"])
             .arg(format!("unix://{}", socket.display()));
-        if let Some(content_store) = content_store {
+        if let Some(content_store) = &options.content_store {
             command.arg("--content-store").arg(content_store);
         }
         let log = dir.join("exporter.log");

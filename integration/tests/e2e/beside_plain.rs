@@ -38,6 +38,13 @@ pub(crate) fn plain_client(fixture: &Fixture) -> Result<()> {
     let read = registry.access_log().since(start)?;
     let reads = read.iter().filter(|request| request.reads_blob(&layer)).count();
     ensure!(reads == 1, "the layer was read {reads} times: {read:#?}");
+    // Nor read twice where it has to be sent.
+    let (start, both) = (registry.access_log().mark()?, dir.join("both"));
+    process::run(convert(&plain, &oci(&both))?.arg("--also-oci"))?;
+    let read = registry.access_log().since(start)?;
+    let reads = read.iter().filter(|request| request.reads_blob(&layer)).count();
+    ensure!(reads == 1, "the layer was read {reads} times: {read:#?}");
+    ensure!(both.join("blobs").join(layer.replace(':', "/")).is_file(), "the plain layer is missing");
 
     // Ours finds the nydus image in the index, another client runs the plain one.
     process::run(Command::new(peers::nydus_cluster()?).args(["image", "check", &name]))?;

@@ -184,6 +184,8 @@ pub(crate) fn several_outputs(fixture: &Fixture) -> Result<()> {
     lab.buildctl(&lab.exporter)?.build(&context, &[&outputs[0], &outputs[1]])?;
     let log = lab.exporter.log();
     ensure!(count(&log, AHEAD) + count(&log, COMPLETE) == 0, "layers were read from files:\n{log}");
+    let converted = count(&log, "layer converted");
+    ensure!(converted == LAYERS, "{converted} conversions of {LAYERS} layers:\n{log}");
     let session = lab.over_the_session(&context, "several-outputs/session")?;
     for name in names {
         ensure!(manifest(&lab.name(name)?)? == session, "{name} is another image");

@@ -23,6 +23,7 @@ mod image_formats;
 mod image_interrupted;
 mod image_merge;
 mod image_source;
+mod layer_cache;
 mod lazy_run;
 mod many_containers;
 mod names;
@@ -110,6 +111,11 @@ const TESTS: &[(&str, Test)] = &[
     ("content_store::several_outputs_of_a_build_come_over_the_session", content_store::several_outputs),
     ("content_store::a_wrong_content_store_costs_nothing_but_time", content_store::wrong),
     ("content_store::an_interrupted_build_ends_and_the_next_succeeds", content_store::interrupted),
+    ("layer_cache::a_restarted_exporter_pushes_nothing_but_manifests", layer_cache::restarted),
+    ("layer_cache::blobs_are_mounted_or_copied_from_where_they_are_or_made_again", layer_cache::elsewhere),
+    ("layer_cache::builds_side_by_side_convert_shared_layers_once", layer_cache::side_by_side),
+    ("layer_cache::an_exporter_killed_while_it_pushes_leaves_nothing_wrong", layer_cache::killed),
+    ("layer_cache::a_full_disk_costs_nothing_but_time", layer_cache::full_disk),
     ("push_refused::the_reason_fails_the_build", push_refused::by_status),
     ("registry_conformance::the_specifications_own_suite_passes", registry_conformance::passes),
     ("push_refused::a_connection_cut_within_a_blob_is_retried", push_refused::cut_is_retried),

@@ -29,6 +29,11 @@ impl Dictionary {
         Self { blobs, chunks }
     }
 
+    /// The blobs that hold them.
+    pub fn blobs(&self) -> &[Blob] {
+        &self.blobs
+    }
+
     /// Where content of this digest and size in bytes is.
     pub(super) fn find(&self, digest: &Digest, size: u32) -> Option<ChunkRef> {
         let (found_size, found) = self.chunks.get(digest)?;

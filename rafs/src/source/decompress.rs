@@ -62,6 +62,17 @@ impl<R: Read> Decompressor<R> {
     pub fn new(reader: R) -> Self {
         Self { state: State::Start(Some(reader)) }
     }
+
+    /// Undoes nothing, whatever the first bytes are.
+    pub(crate) fn plain(reader: R) -> Self {
+        let start = [0; MAGIC_BYTES];
+        Self { state: State::Plain(Rewound { start, start_length: 0, offset: 0, reader, failed: false }) }
+    }
+
+    /// Whether there is something to undo, as far as was read: before the first call of `read`, nothing is known.
+    pub fn is_compressed(&self) -> bool {
+        matches!(self.state, State::Gzip(_) | State::Zstd(_))
+    }
 }
 
 impl<R: Read> Read for Decompressor<R> {

@@ -111,7 +111,14 @@ impl Rafs {
             let blob = self.known.blob(&entry.blob).ok_or_else(unknown)?;
             let tree = read_layer(&self.store, &entry.blob, blob).await?;
             let (digest, size) = (entry.blob.clone(), blob.size);
-            layers.push(Arc::new(ConvertedLayer { layer: tree, digest, size }));
+            layers.push(Arc::new(ConvertedLayer {
+                layer: tree,
+                digest,
+                size,
+                source: None,
+                diff_id: None,
+                toc: None,
+            }));
         }
         let form = Form {
             media_types: MediaTypes::BesidePlain,

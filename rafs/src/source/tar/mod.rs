@@ -124,9 +124,17 @@ impl<R: Read> TarSource<R> {
     ///
     /// [`decompress`]: super::decompress
     pub fn new(reader: R) -> Self {
-        let input = Input::new(Decompressor::new(reader));
+        Self::of(Decompressor::new(reader))
+    }
+
+    /// Reads an archive from its start that is not compressed, or not any more.
+    pub fn plain(reader: R) -> Self {
+        Self::of(Decompressor::plain(reader))
+    }
+
+    fn of(input: Decompressor<R>) -> Self {
         Self {
-            input,
+            input: Input::new(input),
             global: Numbers::default(),
             content: Content::default(),
             name: Vec::new(),

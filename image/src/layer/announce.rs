@@ -1,0 +1,55 @@
+//! What a manifest says of its blobs, so that whoever builds the same layers again need not convert them.
+//!
+//! | annotation of a blob's layer | is |
+//! |---|---|
+//! | `vnd.nydus-cluster.layer.source` | digest of the layer that the blob was made of |
+//! | `vnd.nydus-cluster.layer.diff-id` | its digest without compression |
+//! | `vnd.nydus-cluster.layer.fingerprint` | the options that it was made with |
+//! | `vnd.nydus-cluster.layer.toc` | digest of the table of contents at the blob's end, which has those of the layer's tree |
+//! | `vnd.nydus-cluster.layer.implied` | JSON list of the directories that the layer has no entry for; the root is `""` |
+
+use serde_json::json;
+
+use super::conversion::ConvertedLayer;
+use super::implied::implied;
+use crate::options::Fingerprint;
+
+/// Digest of the layer that the blob was made of.
+const SOURCE: &str = "vnd.nydus-cluster.layer.source";
+/// Digest of that layer without its compression.
+const DIFF_ID: &str = "vnd.nydus-cluster.layer.diff-id";
+/// The options that it was made with.
+const FINGERPRINT: &str = "vnd.nydus-cluster.layer.fingerprint";
+/// Digest of the blob's table of contents.
+const TOC: &str = "vnd.nydus-cluster.layer.toc";
+/// Directories that have no entry of their own: a blob's own bootstrap does not tell them from others.
+const IMPLIED: &str = "vnd.nydus-cluster.layer.implied";
+
+/// A layer with more bytes of such directories is not announced: manifests are to stay small.
+const IMPLIED_LIMIT_BYTES: usize = 4096;
+
+/// The annotations of the blob of `layer`, which was built with options of this fingerprint; none where it could not be
+/// used again by them.
+pub(crate) fn announcement(layer: &ConvertedLayer, fingerprint: &Fingerprint) -> Vec<(&'static str, String)> {
+    let implied = text(&implied(&layer.layer.tree));
+    let (Some(source), Some(diff_id), Some(toc), Some(implied)) =
+        (&layer.source, &layer.diff_id, &layer.toc, implied)
+    else {
+        return Vec::new();
+    };
+    vec![
+        (SOURCE, source.to_string()),
+        (DIFF_ID, diff_id.to_string()),
+        (FINGERPRINT, fingerprint.as_str().to_owned()),
+        (TOC, toc.to_string()),
+        (IMPLIED, implied),
+    ]
+}
+
+/// Paths as an annotation, if they are text and not too long.
+fn text(paths: &[Vec<u8>]) -> Option<String> {
+    let paths: Vec<&str> =
+        paths.iter().map(|path| std::str::from_utf8(path)).collect::<Result<_, _>>().ok()?;
+    let text = json!(paths).to_string();
+    (text.len() <= IMPLIED_LIMIT_BYTES).then_some(text)
+}

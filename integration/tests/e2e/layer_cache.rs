@@ -1,0 +1,252 @@
+//! What was converted once is not sent, converted or pushed again: after a restart, for other names and registries, and in
+//! builds side by side.
+
+use std::collections::HashMap;
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::process::Command;
+use std::thread;
+use std::time::Duration;
+
+use anyhow::{Context, Result, anyhow, ensure};
+use integration::access_log::Request;
+use integration::servers::{Buildctl, Buildkitd, EmbeddedRegistry, Exporter, ExporterOptions};
+use integration::{demo, peers, process, wait};
+use nix::mount::{MntFlags, MsFlags, mount, umount2};
+
+use crate::fixture::{Fixture, manifest, nydus_layers};
+
+/// How long a step of another party may take on a loaded machine.
+const DEADLINE: Duration = Duration::from_secs(60);
+
+/// What the exporter says of each layer that it converts.
+const CONVERTED: &str = "layer converted";
+
+/// The memory that eight builds at once may take.
+const MEMORY_KIB: u64 = 200 << 10;
+
+/// A buildkitd of its own, and exporters in front of it that share what they know of layers.
+struct Lab<'a> {
+    fixture: &'a Fixture,
+    buildkitd: Buildkitd,
+    dir: PathBuf,
+}
+
+impl<'a> Lab<'a> {
+    fn new(fixture: &'a Fixture, name: &str) -> Result<Self> {
+        let dir = fixture.subdir(name)?;
+        let buildkitd = Buildkitd::start(fixture.peers(), &dir.join("b"))?;
+        Ok(Self { fixture, buildkitd, dir })
+    }
+
+    fn exporter(&self, name: &str, content_store: bool) -> Result<Exporter> {
+        let options = ExporterOptions {
+            content_store: content_store.then(|| self.buildkitd.content_store().to_owned()),
+            layer_cache: Some(self.dir.join("layers")),
+        };
+        Exporter::start_with(&self.dir.join(name), &self.buildkitd.address(), &options)
+    }
+
+    fn build(&self, exporter: &Exporter, context: &Path, name: &str) -> Result<()> {
+        let buildctl = Buildctl::new(self.fixture.peers(), exporter.address())?;
+        buildctl.build(context, &[&format!("type=nydus-cluster,name={name}")])?;
+        Ok(())
+    }
+
+    /// A context whose image has a base that is compressed, and layers of its own.
+    fn context(&self, name: &str) -> Result<PathBuf> {
+        let files = [("data", 8 << 20), ("more", 1 << 20)];
+        let context = demo::random_files(self.fixture.peers(), &self.dir.join(name), &files)?;
+        let path = context.join("Dockerfile");
+        let text = fs::read_to_string(&path)?;
+        fs::write(&path, text.replace("FROM scratch", &format!("FROM {}", self.fixture.pause()?)))?;
+        Ok(context)
+    }
+}
+
+/// Those of `requests` that change something and are not for manifests.
+fn uploads(requests: Vec<Request>) -> Vec<Request> {
+    let changes = |request: &Request| !matches!(request.method.as_str(), "GET" | "HEAD");
+    requests.into_iter().filter(|request| changes(request) && !request.path.contains("/manifests/")).collect()
+}
+
+fn conversions(exporter: &Exporter) -> usize {
+    exporter.log().matches(CONVERTED).count()
+}
+
+pub(crate) fn restarted(fixture: &Fixture) -> Result<()> {
+    let lab = Lab::new(fixture, "lc1")?;
+    let registry = fixture.registry()?;
+    let context = lab.context("c")?;
+    for (way, content_store) in [("session", false), ("store", true)] {
+        let name = format!("{}/layer-cache/{way}:v1", registry.address());
+        let mut first = lab.exporter(&format!("{way}-1"), content_store)?;
+        lab.build(&first, &context, &name)?;
+        let made = manifest(&name)?;
+        first.server().stop()?;
+
+        let again = lab.exporter(&format!("{way}-2"), content_store)?;
+        let start = registry.access_log().mark()?;
+        lab.build(&again, &context, &name)?;
+        let sent = uploads(registry.access_log().since(start)?);
+        ensure!(sent.is_empty(), "something was pushed again: {sent:#?}");
+        ensure!(conversions(&again) == 0, "a layer was converted again:\n{}", again.log());
+        ensure!(manifest(&name)? == made, "the image is another one");
+
+        // A new layer alone is converted and pushed.
+        fs::write(context.join("more"), way)?;
+        let start = registry.access_log().mark()?;
+        lab.build(&again, &context, &name)?;
+        ensure!(conversions(&again) == 1, "not one layer was converted:\n{}", again.log());
+        let sent = uploads(registry.access_log().since(start)?);
+        let stored = sent.iter().filter(|request| request.method == "PUT").count();
+        ensure!(stored == 3, "not just a blob, a bootstrap and a config were stored: {sent:#?}");
+        process::run(Command::new(peers::nydus_cluster()?).args(["image", "check", &name]))?;
+    }
+    Ok(())
+}
+
+pub(crate) fn elsewhere(fixture: &Fixture) -> Result<()> {
+    let lab = Lab::new(fixture, "lc2")?;
+    let registry = fixture.registry()?;
+    let other = EmbeddedRegistry::start(&lab.dir.join("registry"))?;
+    let context = lab.context("c")?;
+    let first = format!("{}/layer-cache/first:v1", registry.address());
+    lab.exporter("x1", false).and_then(|mut exporter| {
+        lab.build(&exporter, &context, &first)?;
+        exporter.server().stop()
+    })?;
+    let made = manifest(&first)?;
+    let (blobs, _) = nydus_layers(&made)?;
+
+    let exporter = lab.exporter("x2", false)?;
+    let start = registry.access_log().mark()?;
+    let mounted = format!("{}/layer-cache/mounted:v1", registry.address());
+    lab.build(&exporter, &context, &mounted)?;
+    ensure!(manifest(&mounted)? == made, "the image is another one");
+    let requests = registry.access_log().since(start)?;
+    // A mount is a POST that is answered as done.
+    let mounts = requests.iter().filter(|request| request.method == "POST" && request.status == 201).count();
+    ensure!(mounts == blobs.len(), "{mounts} of {} blobs were mounted: {requests:#?}", blobs.len());
+
+    let start = registry.access_log().mark()?;
+    let copied = format!("{}/layer-cache/copied:v1", other.address());
+    lab.build(&exporter, &context, &copied)?;
+    ensure!(manifest(&copied)? == made, "the image is another one");
+    let requests = registry.access_log().since(start)?;
+    let read = |blob: &String| requests.iter().filter(|request| request.reads_blob(blob)).count();
+    ensure!(blobs.iter().all(|blob| read(blob) == 1), "not each blob was copied once: {requests:#?}");
+    ensure!(conversions(&exporter) == 0, "a layer was converted again:\n{}", exporter.log());
+
+    // One is nowhere any more: that one is made again.
+    let hex = blobs[1].trim_start_matches("sha256:");
+    for registry in [registry, &other] {
+        let repositories = registry.root().join("docker/registry/v2/repositories/layer-cache");
+        for repository in fs::read_dir(&repositories)? {
+            let link = repository?.path().join("_layers/sha256").join(hex);
+            if link.exists() {
+                fs::remove_dir_all(link)?;
+            }
+        }
+    }
+    let again = format!("{}/layer-cache/again:v1", registry.address());
+    lab.build(&exporter, &context, &again)?;
+    ensure!(manifest(&again)? == made, "the image is another one");
+    ensure!(conversions(&exporter) == 1, "not one layer was converted again:\n{}", exporter.log());
+    process::run(Command::new(peers::nydus_cluster()?).args(["image", "check", &again]))?;
+    Ok(())
+}
+
+pub(crate) fn side_by_side(fixture: &Fixture) -> Result<()> {
+    let lab = Lab::new(fixture, "lc3")?;
+    let exporter = lab.exporter("x", true)?;
+    let registry = fixture.registry()?.address();
+    let shared = lab.context("shared")?;
+    let mut builds = Vec::new();
+    for number in 0..8 {
+        let context = lab.dir.join(format!("c{number}"));
+        fs::create_dir(&context)?;
+        for file in ["busybox.tar", "data", "more"] {
+            fs::hard_link(shared.join(file), context.join(file))?;
+        }
+        fs::write(context.join("own"), format!("of build {number}"))?;
+        let dockerfile = fs::read_to_string(shared.join("Dockerfile"))?;
+        fs::write(context.join("Dockerfile"), format!("{dockerfile}COPY own /own\n"))?;
+        let output = format!("type=nydus-cluster,name={registry}/layer-cache/build-{number}:v1");
+        let buildctl = Buildctl::new(fixture.peers(), exporter.address())?;
+        builds.push(thread::spawn(move || buildctl.build(&context, &[&output])));
+    }
+    for build in builds {
+        build.join().map_err(|_| anyhow!("a build panicked"))??;
+    }
+    let log = exporter.log();
+    let mut counts: HashMap<&str, usize> = HashMap::new();
+    for line in log.lines().filter(|line| line.contains(CONVERTED)) {
+        let layer = line.split("layer=").nth(1).and_then(|rest| rest.split(' ').next());
+        *counts.entry(layer.context("a line without a layer")?).or_default() += 1;
+    }
+    ensure!(counts.len() == 4 + 8, "{} layers were converted:\n{log}", counts.len());
+    ensure!(counts.values().all(|count| *count == 1), "a layer was converted twice: {counts:#?}\n{log}");
+    for number in 0..8 {
+        let name = format!("{registry}/layer-cache/build-{number}:v1");
+        process::run(Command::new(peers::nydus_cluster()?).args(["image", "check", &name]))?;
+    }
+    let status = fs::read_to_string(format!("/proc/{}/status", exporter.pid()?))?;
+    let peak = status.lines().find_map(|line| line.strip_prefix("VmHWM:")).context("no peak")?;
+    let peak: u64 = peak.trim().trim_end_matches(" kB").parse()?;
+    ensure!(peak <= MEMORY_KIB, "eight builds took {peak} KiB of memory");
+    Ok(())
+}
+
+pub(crate) fn killed(fixture: &Fixture) -> Result<()> {
+    let lab = Lab::new(fixture, "lc4")?;
+    let registry = fixture.registry()?;
+    let context =
+        demo::random_files(fixture.peers(), &lab.dir.join("c"), &[("a", 64 << 20), ("b", 64 << 20)])?;
+    let name = format!("{}/layer-cache/killed:v1", registry.address());
+    for round in 0..3 {
+        let mut exporter = lab.exporter(&format!("x{round}"), false)?;
+        let start = registry.access_log().mark()?;
+        let buildctl = Buildctl::new(fixture.peers(), exporter.address())?;
+        let (context, output) = (context.clone(), format!("type=nydus-cluster,name={name}"));
+        let build = thread::spawn(move || buildctl.build(&context, &[&output]));
+        // Each time a little later: a layer more is stored.
+        wait::until_true("something was pushed", DEADLINE, || {
+            let sent = registry.access_log().since(start).map(uploads).unwrap_or_default();
+            sent.iter().filter(|request| request.method == "PATCH").count() > round || build.is_finished()
+        })?;
+        exporter.server().kill()?;
+        // What was cut off fails; what was through before is there.
+        let _ = build.join().map_err(|_| anyhow!("the build panicked"))?;
+    }
+    let exporter = lab.exporter("last", false)?;
+    lab.build(&exporter, &context, &name)?;
+    process::run(Command::new(peers::nydus_cluster()?).args(["image", "check", &name]))?;
+    let unknown = Exporter::start(&lab.dir.join("unknown"), &lab.buildkitd.address())?;
+    let fresh = format!("{}/layer-cache/fresh:v1", registry.address());
+    lab.build(&unknown, &context, &fresh)?;
+    ensure!(manifest(&name)? == manifest(&fresh)?, "the image is not what a new exporter makes");
+    Ok(())
+}
+
+pub(crate) fn full_disk(fixture: &Fixture) -> Result<()> {
+    let lab = Lab::new(fixture, "lc5")?;
+    let cache = lab.dir.join("layers");
+    fs::create_dir(&cache)?;
+    mount(Some("tmpfs"), &cache, Some("tmpfs"), MsFlags::empty(), Some("size=16k"))?;
+    let built = (|| {
+        let exporter = lab.exporter("x", false)?;
+        let context = lab.context("c")?;
+        let name = format!("{}/layer-cache/full:v1", fixture.registry()?.address());
+        lab.build(&exporter, &context, &name)?;
+        process::run(Command::new(peers::nydus_cluster()?).args(["image", "check", &name]))?;
+        wait::until_true("the full disk was told of", DEADLINE, || {
+            exporter.log().contains("the layer cache")
+        })?;
+        let told = exporter.log().matches("WARN image::layer").count();
+        ensure!(told == 1, "it was told {told} times:\n{}", exporter.log());
+        Ok(())
+    })();
+    umount2(&cache, MntFlags::MNT_DETACH)?;
+    built
+}
