@@ -54,6 +54,9 @@ pub struct ExporterConfig {
     pub layer_cache_dir: PathBuf,
     /// Bytes that it takes there at most. Default: 1 GiB.
     pub layer_cache_disk_bytes: u64,
+    /// Use blobs again of which the image at the name that is pushed to says what they were made of: whoever may push there
+    /// is believed. Default: true.
+    pub reuse_from_registry: bool,
 }
 
 impl Default for ExporterConfig {
@@ -76,6 +79,7 @@ impl Default for ExporterConfig {
             layer_cache_bytes: 32 << 20,
             layer_cache_dir: PathBuf::from("/var/cache/nydus-cluster/layers"),
             layer_cache_disk_bytes: 1 << 30,
+            reuse_from_registry: true,
         }
     }
 }

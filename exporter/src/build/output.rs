@@ -23,7 +23,7 @@ use image::document::{
     Attestation, DocumentError, Index, Manifest, MediaTypes, Stored, Subject, diff_ids, parse,
 };
 use image::layer::{
-    Claimed, ConvertError, ConvertedLayer, Converter, Flight, LayerConversion, ReadConversion,
+    Claimed, ConvertError, ConvertedLayer, Converter, Flight, LayerConversion, Present, ReadConversion,
 };
 use image::progress::{Progress, Task};
 
@@ -86,6 +86,8 @@ pub(crate) struct Output {
     attrs: Attrs,
     target: Target,
     converter: Converter,
+    /// What is at its names already, as far as that is to be believed.
+    present: Present,
     progress: Arc<Progress>,
     documents: Documents,
     received: Mutex<Received>,
@@ -118,8 +120,17 @@ impl Output {
         converter: Converter,
         progress: Arc<Progress>,
     ) -> Self {
-        let (documents, received) = (Documents::default(), Mutex::default());
-        Self { index, way, attrs, target, converter, progress, documents, received }
+        let (present, documents, received) = (Present::default(), Documents::default(), Mutex::default());
+        Self { index, way, attrs, target, converter, present, progress, documents, received }
+    }
+
+    /// The same, which uses again what is at its names already.
+    pub(crate) fn reusing(self) -> Self {
+        let names = match self.attrs.push && !self.attrs.push_by_digest {
+            true => self.attrs.names.clone(),
+            false => Vec::new(),
+        };
+        Self { present: Present::new(names), ..self }
     }
 
     /// Its place among the build's outputs.
@@ -184,7 +195,7 @@ impl Output {
             return Ok(Claim::Here);
         }
         let destination = self.destination().await?;
-        let claimed = self.converter.claim(digest, destination.as_ref()).await;
+        let claimed = self.converter.claim(digest, &self.present, destination.as_ref()).await;
         match claimed.map_err(|error| self.push_error("a blob", error))? {
             Claimed::Absent(flight) => Ok(Claim::Absent(flight)),
             Claimed::Known(layer) => {

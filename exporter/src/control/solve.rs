@@ -177,7 +177,7 @@ async fn begin<'a>(
             .map_err(|error| Status::new(Code::InvalidArgument, error.to_string()))?;
         let converter = exporter.converter.with(recipe);
         let output = Output::new(index, way, attrs, target, converter, Arc::clone(&progress));
-        outputs.push(Arc::new(output));
+        outputs.push(Arc::new(if exporter.reuses() { output.reusing() } else { output }));
     }
     let sole = plan.request.exports.len() == 1;
     let local = exporter.content_store();

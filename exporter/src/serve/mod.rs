@@ -107,6 +107,11 @@ impl Exporter {
         self.config.own_credentials
     }
 
+    /// Whether layers are used again that a manifest at the image's name announces.
+    pub(crate) fn reuses(&self) -> bool {
+        self.config.reuse_from_registry
+    }
+
     /// buildkitd's socket.
     pub(crate) fn upstream(&self) -> &Path {
         self.config.upstream.path()

@@ -13,7 +13,7 @@ use tokio_util::sync::CancellationToken;
 use super::error::ConversionError;
 use super::{Job, short};
 use crate::destination::{BlobWriter, CopyError, StoreError, begin_copy};
-use crate::layer::{Claimed, ConvertError, ConvertedLayer, Flight, LayerConversion};
+use crate::layer::{Claimed, ConvertError, ConvertedLayer, Flight, LayerConversion, Present};
 use crate::progress::Task;
 use crate::source::{BlobStream, Source, SourceError};
 
@@ -53,7 +53,10 @@ impl Job<'_> {
     ) -> Result<(Digest, Arc<ConvertedLayer>), ConversionError> {
         let digest = layer.digest();
         let task = self.progress.task(0, format!("layer {}", short(digest)), layer.size());
-        let claimed = stop.run_until_cancelled(self.converter.claim(digest, self.destination.as_ref()));
+        // Whoever converts an image anew wants it made, not believed.
+        let nothing = Present::default();
+        let claimed =
+            stop.run_until_cancelled(self.converter.claim(digest, &nothing, self.destination.as_ref()));
         let claimed = claimed.await.ok_or(ConversionError::Cancelled)?;
         let converted = match claimed.map_err(|error| self.layer_error(digest, error.into())) {
             Ok(Claimed::Known(layer)) => Ok(layer),

@@ -11,13 +11,10 @@ use rafs::bootstrap::Bootstrap;
 use rafs::source::tar::TarSource;
 use rafs::source::{EntryKind, Source as _};
 use rafs::tree::{Kind, NodeId, Tree};
-use registry::client::Client;
-use registry::{Digest, Repository};
-use tokio::runtime::Handle;
 
 use super::collected::{Collected, Item};
 use super::{FilesError, Wanted};
-use crate::source::{BlobFile, Source};
+use crate::source::{BlobFile, RegistryBlobs, Source, blob_digest};
 
 /// Where the bootstrap is in its layer.
 const BOOTSTRAP: &[u8] = b"image/image.boot";
@@ -115,11 +112,7 @@ fn walk(
 
 /// An image's blobs. Calls block: for threads outside of asynchronous tasks.
 enum Blobs {
-    Registry {
-        client: Client,
-        repository: Repository,
-        runtime: Handle,
-    },
+    Registry(RegistryBlobs),
     /// Files of this machine, or parts of such.
     Files(Source),
 }
@@ -129,45 +122,28 @@ impl Blobs {
         match source.registry() {
             Some((client, reference)) => {
                 let (client, repository) = (client.clone(), reference.repository().clone());
-                Self::Registry { client, repository, runtime: Handle::current() }
+                Self::Registry(RegistryBlobs::new(client, repository))
             }
             None => Self::Files(source.clone()),
         }
     }
 
-    fn digest(blob: &Blob) -> io::Result<Digest> {
-        let unknown = || io::Error::new(io::ErrorKind::NotFound, "the blob's id is not known");
-        Digest::try_from(format!("sha256:{}", blob.id.ok_or_else(unknown)?)).map_err(io::Error::other)
-    }
-
     fn file(source: &Source, blob: &Blob) -> io::Result<BlobFile> {
-        source.blob_file(&Self::digest(blob)?).map_err(io::Error::other)
+        source.blob_file(&blob_digest(blob)?).map_err(io::Error::other)
     }
 }
 
 impl BlobSource for Blobs {
     fn size(&self, blob: &Blob) -> io::Result<u64> {
         match self {
-            Self::Registry { client, repository, runtime } => {
-                let digest = Self::digest(blob)?;
-                let size =
-                    runtime.block_on(client.blob_size(repository, &digest)).map_err(io::Error::other)?;
-                let missing =
-                    || io::Error::new(io::ErrorKind::NotFound, format!("{repository}: no blob {digest}"));
-                size.ok_or_else(missing)
-            }
+            Self::Registry(registry) => registry.size(blob),
             Self::Files(source) => Ok(Self::file(source, blob)?.size()),
         }
     }
 
     fn read(&self, blob: &Blob, range: Range<u64>) -> io::Result<Vec<u8>> {
         match self {
-            Self::Registry { client, repository, runtime } => {
-                let digest = Self::digest(blob)?;
-                let length = range.end.saturating_sub(range.start);
-                let bytes = client.blob_range(repository, &digest, range.start, length);
-                Ok(runtime.block_on(bytes).map_err(io::Error::other)?.to_vec())
-            }
+            Self::Registry(registry) => registry.read(blob, range),
             Self::Files(source) => Self::file(source, blob)?.read(range),
         }
     }

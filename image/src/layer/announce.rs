@@ -10,6 +10,9 @@
 
 use serde_json::json;
 
+use registry::digest::Digest;
+use serde_json::Value;
+
 use super::conversion::ConvertedLayer;
 use super::implied::implied;
 use crate::options::Fingerprint;
@@ -52,4 +55,38 @@ fn text(paths: &[Vec<u8>]) -> Option<String> {
         paths.iter().map(|path| std::str::from_utf8(path)).collect::<Result<_, _>>().ok()?;
     let text = json!(paths).to_string();
     (text.len() <= IMPLIED_LIMIT_BYTES).then_some(text)
+}
+
+/// What a manifest says of a blob.
+#[derive(Clone, Debug, Eq, PartialEq)]
+pub(super) struct Announcement {
+    pub(super) blob: Digest,
+    /// Size of the blob in bytes.
+    pub(super) size: u64,
+    pub(super) source: Digest,
+    pub(super) diff_id: Digest,
+    pub(super) toc: Digest,
+    pub(super) implied: Vec<String>,
+}
+
+/// What a manifest says of its blobs, as far as they were made with options of this fingerprint.
+pub(super) fn announcements(manifest: &Value, fingerprint: &Fingerprint) -> Vec<Announcement> {
+    let layers = manifest.get("layers").and_then(Value::as_array).into_iter().flatten();
+    layers.filter_map(|layer| read(layer, fingerprint)).collect()
+}
+
+fn read(layer: &Value, fingerprint: &Fingerprint) -> Option<Announcement> {
+    let annotation = |name: &str| layer.get("annotations")?.get(name)?.as_str();
+    if annotation(FINGERPRINT)? != fingerprint.as_str() {
+        return None;
+    }
+    let digest = |name: &str| annotation(name)?.parse().ok();
+    Some(Announcement {
+        blob: layer.get("digest")?.as_str()?.parse().ok()?,
+        size: layer.get("size")?.as_u64()?,
+        source: digest(SOURCE)?,
+        diff_id: digest(DIFF_ID)?,
+        toc: digest(TOC)?,
+        implied: serde_json::from_str(annotation(IMPLIED)?).ok()?,
+    })
 }

@@ -15,6 +15,7 @@
 //! - `provide`: blobs that are somewhere else, mounted or copied.
 //! - `implied`: directories that a layer has no entry for.
 //! - `announce`: what a manifest says of its blobs, so that others need not make them again.
+//! - `present`: layers that are at the image's name already, as others announced them.
 //! - `dictionary`: where the blobs of a chunk dictionary are.
 //! - `file`: layers that stay on this machine, as files, until it is known what they share.
 
@@ -28,6 +29,7 @@ mod flight;
 mod implied;
 mod key;
 mod plain;
+mod present;
 mod provide;
 
 use std::io::Read;
@@ -41,7 +43,7 @@ use tokio_util::sync::CancellationToken;
 
 use self::cache::Known;
 use self::conversion::Sink;
-use self::flight::{Claim, Flights, STALLED_AFTER, Waited};
+use self::flight::{Claim, Flights, STALLED_AFTER, Waited, Waiting};
 use self::key::Key;
 use crate::destination::{Destination, SpoolSpace, StoreError};
 use crate::options::Recipe;
@@ -55,6 +57,7 @@ pub use conversion::{
 pub use dictionary::{ChunkDict, DictionaryBlobs};
 pub use file::{FileError, convert_to_file};
 pub use flight::Flight;
+pub use present::Present;
 
 /// Converts layers by a recipe, a bounded number at a time.
 #[derive(Clone, Debug)]
@@ -146,8 +149,13 @@ impl Converter {
     }
 
     /// What there is of the layer `source`: made before, with its blob at `destination` or put there without making it again,
-    /// or being made by somebody else, which this waits for. Else the caller is to convert it.
-    pub async fn claim(&self, source: &Digest, destination: &dyn Destination) -> Result<Claimed, StoreError> {
+    /// or being made by somebody else, which this waits for, or in `present`. Else the caller is to convert it.
+    pub async fn claim(
+        &self,
+        source: &Digest,
+        present: &Present,
+        destination: &dyn Destination,
+    ) -> Result<Claimed, StoreError> {
         let key = self.key(source);
         loop {
             let known = self.cache.find(&key, &self.recipe).await;
@@ -158,25 +166,65 @@ impl Converter {
             match self.flights.claim(&key) {
                 // Somebody may have ended just now.
                 Claim::Ours(_) if unknown && self.cache.is_in_memory(&key) => {}
-                Claim::Ours(flight) => return Ok(Claimed::Absent(Some(flight))),
+                Claim::Ours(flight) => {
+                    let found = self.found(&key, present, destination).await?;
+                    return Ok(found.map_or(Claimed::Absent(Some(flight)), Claimed::Known));
+                }
                 Claim::Others(waiting) => {
-                    tracing::debug!(layer = %source, "another export converts this layer: waiting for it");
-                    let is_busy = || self.slots.available_permits() == 0;
-                    match waiting.ended(STALLED_AFTER, is_busy).await {
-                        Waited::Landed(layer, repository) => {
-                            let known = Known { layer, repositories: repository.into_iter().collect() };
-                            let layer = self.provided(&key, Some(known), destination).await?;
-                            return Ok(layer.map_or(Claimed::Absent(None), Claimed::Known));
-                        }
-                        Waited::GivenUp => {}
-                        Waited::Stalled => {
-                            tracing::info!(layer = %source, "another export of this layer is stalled: converting it here");
-                            return Ok(Claimed::Absent(None));
-                        }
+                    if let Some(claimed) = self.wait(&key, waiting, destination).await? {
+                        return Ok(claimed);
                     }
                 }
             }
         }
+    }
+
+    /// Waits for a layer that somebody else converts; `None` if that was given up.
+    async fn wait(
+        &self,
+        key: &Key,
+        waiting: Waiting,
+        destination: &dyn Destination,
+    ) -> Result<Option<Claimed>, StoreError> {
+        let layer = key.source();
+        tracing::debug!(%layer, "another export converts this layer: waiting for it");
+        let is_busy = || self.slots.available_permits() == 0;
+        Ok(match waiting.ended(STALLED_AFTER, is_busy).await {
+            Waited::Landed(layer, repository) => {
+                let known = Known { layer, repositories: repository.into_iter().collect() };
+                let layer = self.provided(key, Some(known), destination).await?;
+                Some(layer.map_or(Claimed::Absent(None), Claimed::Known))
+            }
+            Waited::GivenUp => None,
+            Waited::Stalled => {
+                tracing::info!(%layer, "another export of this layer is stalled: converting it here");
+                Some(Claimed::Absent(None))
+            }
+        })
+    }
+
+    /// The layer as the repository that `destination` is has it: known from before, or from what is `present`.
+    async fn found(
+        &self,
+        key: &Key,
+        present: &Present,
+        destination: &dyn Destination,
+    ) -> Result<Option<Arc<ConvertedLayer>>, StoreError> {
+        let Some((client, repository)) = destination.repository() else { return Ok(None) };
+        let key = key.within(repository);
+        let known = self.cache.find(&key, &self.recipe).await;
+        if let Some(layer) = self.provided(&key, known, destination).await? {
+            return Ok(Some(layer));
+        }
+        let Some(layer) = present.layer(key.source(), &self.recipe, (client, repository)).await else {
+            return Ok(None);
+        };
+        let layer = Arc::new(layer);
+        if !destination.has_blob(&layer.digest).await? {
+            return Ok(None);
+        }
+        self.cache.insert(&key.of_layer(&layer), &layer, Some(repository));
+        Ok(Some(layer))
     }
 
     /// A known layer, if its blob can be had at `destination`.

@@ -10,6 +10,7 @@
 //! - `oci`, `docker`, `stored`: what these files mean.
 //! - `blob`: a blob as it is read.
 //! - `images`: the images of an index.
+//! - `ranges`: the blobs of a nydus image.
 
 mod archive;
 mod blob;
@@ -18,6 +19,7 @@ mod error;
 mod files;
 mod images;
 mod oci;
+mod ranges;
 mod stored;
 
 use std::sync::Arc;
@@ -31,6 +33,8 @@ pub use self::files::Part as BlobFile;
 pub use self::images::SourceImage;
 pub use self::oci::{INDEX as OCI_INDEX_FILE, REF_NAME, blob_path};
 pub use self::stored::{PACKAGE_FILE, StoredImages};
+
+pub(crate) use self::ranges::{RegistryBlobs, blob_digest};
 
 use self::archive::Archive;
 use self::docker::DockerArchive;

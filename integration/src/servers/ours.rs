@@ -103,6 +103,8 @@ pub struct ExporterOptions {
     pub content_store: Option<PathBuf>,
     /// Where it keeps what it knows of layers; by default under its own directory.
     pub layer_cache: Option<PathBuf>,
+    /// Whether it believes what the image at a name says of its blobs; by default not, so that tests stay apart.
+    pub reuse_from_registry: bool,
 }
 
 /// `nydus-cluster exporter`.
@@ -130,7 +132,10 @@ impl Exporter {
         let socket = dir.join("exporter.sock");
         // Its own: what another test's exporter knows would be nothing new here.
         let layer_cache = options.layer_cache.clone().unwrap_or_else(|| dir.join("layers"));
-        let mut command = role(dir, &format!("[exporter]\nlayer_cache_dir = {layer_cache:?}\n"))?;
+        let reuse = options.reuse_from_registry;
+        let config =
+            format!("[exporter]\nlayer_cache_dir = {layer_cache:?}\nreuse_from_registry = {reuse}\n");
+        let mut command = role(dir, &config)?;
         command
             .args(["exporter", "--upstream", upstream, "--listen"])
             .arg(format!("unix://{}", socket.display()));

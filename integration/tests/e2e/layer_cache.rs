@@ -3,6 +3,7 @@
 
 use std::collections::HashMap;
 use std::fs;
+use std::io::{Read as _, Seek as _, SeekFrom, Write as _};
 use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::thread;
@@ -43,6 +44,7 @@ impl<'a> Lab<'a> {
         let options = ExporterOptions {
             content_store: content_store.then(|| self.buildkitd.content_store().to_owned()),
             layer_cache: Some(self.dir.join("layers")),
+            reuse_from_registry: false,
         };
         Exporter::start_with(&self.dir.join(name), &self.buildkitd.address(), &options)
     }
@@ -226,6 +228,58 @@ pub(crate) fn killed(fixture: &Fixture) -> Result<()> {
     let fresh = format!("{}/layer-cache/fresh:v1", registry.address());
     lab.build(&unknown, &context, &fresh)?;
     ensure!(manifest(&name)? == manifest(&fresh)?, "the image is not what a new exporter makes");
+    Ok(())
+}
+
+/// Each exporter is a machine of its own: nothing is known but what is at the image's name.
+pub(crate) fn announced(fixture: &Fixture) -> Result<()> {
+    let lab = Lab::new(fixture, "lc6")?;
+    let registry = fixture.registry()?;
+    let machine = |name: &str, reuse_from_registry| {
+        let options = ExporterOptions { reuse_from_registry, ..ExporterOptions::default() };
+        Exporter::start_with(&lab.dir.join(name), &lab.buildkitd.address(), &options)
+    };
+    let context = lab.context("c")?;
+
+    let name = format!("{}/layer-cache/announced:v1", registry.address());
+    lab.build(&machine("m1", true)?, &context, &name)?;
+    let made = manifest(&name)?;
+    let (blobs, _) = nydus_layers(&made)?;
+    let size = |blob: &str| Ok::<_, anyhow::Error>(fs::metadata(registry.blob_file(blob))?.len());
+    let stored: u64 = blobs.iter().map(|blob| size(blob)).sum::<Result<_>>()?;
+
+    let second = machine("m2", true)?;
+    let start = registry.access_log().mark()?;
+    lab.build(&second, &context, &name)?;
+    let requests = registry.access_log().since(start)?;
+    ensure!(conversions(&second) == 0, "a layer was converted again:\n{}", second.log());
+    ensure!(manifest(&name)? == made, "the image is another one");
+    let read: Vec<&Request> =
+        requests.iter().filter(|request| blobs.iter().any(|blob| request.reads_blob(blob))).collect();
+    ensure!(read.iter().all(|request| request.range.is_some()), "a blob was read as a whole: {read:#?}");
+    let bytes: u64 = read.iter().map(|request| request.bytes_sent).sum();
+    ensure!(bytes < stored / 10, "{bytes} of {stored} bytes were read");
+    ensure!(uploads(requests).is_empty(), "something was pushed again");
+
+    // What one repository says is not believed of another, nor where that is turned off.
+    let other = format!("{}/layer-cache/not-announced:v1", registry.address());
+    lab.build(&second, &context, &other)?;
+    ensure!(conversions(&second) == blobs.len(), "layers were taken from elsewhere:\n{}", second.log());
+    let third = machine("m3", false)?;
+    lab.build(&third, &context, &name)?;
+    ensure!(conversions(&third) == blobs.len(), "the manifest was believed:\n{}", third.log());
+
+    // A blob that is not what the manifest says: its layer is converted.
+    let mut file = fs::OpenOptions::new().read(true).write(true).open(registry.blob_file(&blobs[1]))?;
+    let at = file.seek(SeekFrom::End(-600))?;
+    let mut byte = [0];
+    file.read_exact(&mut byte)?;
+    file.seek(SeekFrom::Start(at))?;
+    file.write_all(&[byte[0] ^ 1])?;
+    let fourth = machine("m4", true)?;
+    lab.build(&fourth, &context, &name)?;
+    ensure!(conversions(&fourth) == 1, "not one layer was converted:\n{}", fourth.log());
+    ensure!(fourth.log().contains("a blob is not what the manifest says"), "{}", fourth.log());
     Ok(())
 }
 

@@ -115,6 +115,7 @@ const TESTS: &[(&str, Test)] = &[
     ("layer_cache::blobs_are_mounted_or_copied_from_where_they_are_or_made_again", layer_cache::elsewhere),
     ("layer_cache::builds_side_by_side_convert_shared_layers_once", layer_cache::side_by_side),
     ("layer_cache::an_exporter_killed_while_it_pushes_leaves_nothing_wrong", layer_cache::killed),
+    ("layer_cache::a_new_machine_finds_layers_at_the_name", layer_cache::announced),
     ("layer_cache::a_full_disk_costs_nothing_but_time", layer_cache::full_disk),
     ("push_refused::the_reason_fails_the_build", push_refused::by_status),
     ("registry_conformance::the_specifications_own_suite_passes", registry_conformance::passes),

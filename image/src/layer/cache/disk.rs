@@ -112,7 +112,7 @@ impl DiskCache {
 
     /// Keeps a layer, which replaces what has its key.
     pub(super) fn write(&self, key: &Key, layer: &ConvertedLayer, repository: Option<&Repository>) {
-        let content = match entry::encode(layer, key.fingerprint()) {
+        let content = match entry::encode(layer, key) {
             Ok(content) => content,
             Err(error) => {
                 tracing::debug!(%error, blob = %layer.digest, "layer not kept on disk");
@@ -124,7 +124,7 @@ impl DiskCache {
             return;
         }
         let path = self.path(key);
-        let alias = layer.diff_id.as_ref().map(|diff_id| self.path(&Key::new(key.fingerprint(), diff_id)));
+        let alias = layer.diff_id.as_ref().map(|diff_id| self.path(&key.with(diff_id)));
         let written = self.locked(|cache| {
             cache.make_room(bytes, &path)?;
             cache.put(&path, &content)?;

@@ -23,7 +23,7 @@ use serde::{Deserialize, Serialize};
 use crate::layer::conversion::ConvertedLayer;
 use crate::layer::implied::{implied, set_implied};
 use crate::layer::key::Key;
-use crate::options::{Fingerprint, Recipe};
+use crate::options::Recipe;
 
 const MAGIC: &[u8; 8] = b"NCLAYER1";
 const LENGTH_BYTES: usize = 4;
@@ -35,6 +35,8 @@ struct Header {
     source: Digest,
     diff_id: Option<Digest>,
     fingerprint: String,
+    /// The repository that the layer is known for, if it is that alone.
+    within: Option<String>,
     blob: Digest,
     size: u64,
     toc: Option<Digest>,
@@ -42,6 +44,16 @@ struct Header {
     chunk_info_bytes: u64,
     digests_bytes: u64,
     implied_bytes: u64,
+}
+
+impl Header {
+    /// Whether it is that of the layer of this key.
+    fn is_of(&self, key: &Key) -> bool {
+        let within = key.repository().map(ToString::to_string);
+        self.fingerprint == key.fingerprint().as_str()
+            && self.within == within
+            && (self.source == *key.source() || self.diff_id.as_ref() == Some(key.source()))
+    }
 }
 
 /// Why a layer is not written to a file.
@@ -76,8 +88,8 @@ pub(super) enum DecodeEntryError {
     ChunkInfo(#[from] MetaError),
 }
 
-/// The file of a layer.
-pub(super) fn encode(layer: &ConvertedLayer, fingerprint: &Fingerprint) -> Result<Vec<u8>, EncodeEntryError> {
+/// The file of a layer, which has this key.
+pub(super) fn encode(layer: &ConvertedLayer, key: &Key) -> Result<Vec<u8>, EncodeEntryError> {
     let mut bootstrap = Vec::new();
     write_layer(&layer.layer, &write_options(&layer.layer.blobs), &mut bootstrap)?;
     let (mut chunk_info, mut digests) = (Vec::new(), Vec::new());
@@ -92,7 +104,8 @@ pub(super) fn encode(layer: &ConvertedLayer, fingerprint: &Fingerprint) -> Resul
     let header = Header {
         source: layer.source.clone().ok_or(EncodeEntryError::NoSource)?,
         diff_id: layer.diff_id.clone(),
-        fingerprint: fingerprint.as_str().to_owned(),
+        fingerprint: key.fingerprint().as_str().to_owned(),
+        within: key.repository().map(ToString::to_string),
         blob: layer.digest.clone(),
         size: layer.size,
         toc: layer.toc.clone(),
@@ -121,7 +134,7 @@ pub(super) fn decode(file: &[u8], key: &Key, recipe: &Recipe) -> Result<Converte
     let length = parts.take(LENGTH_BYTES as u64)?.try_into().map(u32::from_le_bytes);
     let length = length.map_err(|_| DecodeEntryError::Broken("a header's size"))?;
     let header: Header = serde_json::from_slice(parts.take(length.into())?)?;
-    if !key.is_of(&header.fingerprint, &header.source, header.diff_id.as_ref()) {
+    if !header.is_of(key) {
         return Err(DecodeEntryError::Other);
     }
     let mut bootstrap = Bootstrap::from_bytes(parts.take(header.bootstrap_bytes)?.to_vec())?;

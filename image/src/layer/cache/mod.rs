@@ -19,6 +19,7 @@ use tokio::sync::Semaphore;
 use tokio_util::task::TaskTracker;
 
 use self::disk::DiskCache;
+pub(super) use self::entry::complete;
 use self::memory::MemoryCache;
 use super::conversion::ConvertedLayer;
 use super::key::Key;
@@ -93,7 +94,7 @@ impl LayerCache {
     }
 
     fn keep_in_memory(&self, layer: &Arc<ConvertedLayer>, repository: Option<&Repository>, key: &Key) {
-        let alias = layer.diff_id.as_ref().map(|diff_id| Key::new(key.fingerprint(), diff_id));
+        let alias = layer.diff_id.as_ref().map(|diff_id| key.with(diff_id));
         self.memory.insert(key.of_layer(layer), alias, Arc::clone(layer), repository);
     }
 

@@ -124,12 +124,28 @@ fn a_blob_s_places_are_remembered_whatever_the_layer_is_called() {
 }
 
 #[test]
+fn what_a_repository_says_of_a_layer_holds_there_alone() {
+    let dir = tempfile::tempdir().unwrap();
+    let recipe = recipe(None);
+    let layer = layer(1, &recipe);
+    let key = key(recipe.fingerprint(), &layer);
+    let disk = DiskCache::new(dir.path(), 1 << 20);
+    let within = key.within(&repository("host:1/a"));
+    disk.write(&within, &layer, None);
+    for (key, found) in [(&within, true), (&key, false), (&key.within(&repository("host:1/b")), false)] {
+        assert_eq!(disk.read(key, &recipe).is_some(), found);
+        let by_diff_id = key.with(layer.diff_id.as_ref().unwrap());
+        assert_eq!(disk.read(&by_diff_id, &recipe).is_some(), found);
+    }
+}
+
+#[test]
 fn what_was_used_longest_ago_makes_room_with_all_its_names() {
     let dir = tempfile::tempdir().unwrap();
     let recipe = recipe(None);
     let fingerprint = recipe.fingerprint();
     let layers: Vec<_> = (0..4).map(|number| layer(number, &recipe)).collect();
-    let bytes = entry::encode(&layers[0], fingerprint).unwrap().len() as u64;
+    let bytes = entry::encode(&layers[0], &key(fingerprint, &layers[0])).unwrap().len() as u64;
     // Three fit: what files take beyond their content is counted.
     let disk = DiskCache::new(dir.path(), 3 * bytes + 4 * 4096);
     let found = |number: usize| disk.read(&key(fingerprint, &layers[number]), &recipe).is_some();
@@ -154,7 +170,7 @@ fn a_broken_file_is_deleted_and_the_layer_can_be_kept_again() {
     let layer = layer(1, &recipe);
     let key = key(fingerprint, &layer);
     let disk = DiskCache::new(dir.path(), 1 << 20);
-    let whole = entry::encode(&layer, fingerprint).unwrap();
+    let whole = entry::encode(&layer, &key).unwrap();
     let path = dir.path().join(key.file_name());
     let cuts = [0, 7, 8, 12, 300, whole.len() - 65, whole.len() - 1].map(|length| whole[..length].to_vec());
     let changes = [0, 9, 200, whole.len() / 2, whole.len() - 1].map(|at| {
@@ -168,7 +184,9 @@ fn a_broken_file_is_deleted_and_the_layer_can_be_kept_again() {
         assert!(disk.read(&key, &recipe).is_none() && !path.exists());
     }
     // Whole, but of another layer.
-    std::fs::write(&path, entry::encode(&super::tests::layer(2, &recipe), fingerprint).unwrap()).unwrap();
+    let other = super::tests::layer(2, &recipe);
+    let other = entry::encode(&other, &super::tests::key(fingerprint, &other));
+    std::fs::write(&path, other.unwrap()).unwrap();
     assert!(disk.read(&key, &recipe).is_none());
     disk.write(&key, &layer, None);
     assert!(disk.read(&key, &recipe).is_some());
@@ -179,7 +197,7 @@ fn churn(dir: &Path, seed: usize) {
     let recipe = recipe(None);
     let fingerprint = recipe.fingerprint();
     let layers: Vec<_> = (0..LAYERS).map(|number| layer(number, &recipe)).collect();
-    let bytes = entry::encode(&layers[0], fingerprint).unwrap().len() as u64 + 4096;
+    let bytes = entry::encode(&layers[0], &key(fingerprint, &layers[0])).unwrap().len() as u64 + 4096;
     let disk = DiskCache::new(dir, bytes * u64::from(LAYERS) / 2);
     println!("ready");
     for turn in seed.. {
