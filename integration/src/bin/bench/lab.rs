@@ -57,6 +57,16 @@ impl Lab {
         Buildctl::new(&self.peers, self.buildkitd.address())
     }
 
+    /// The directory of buildkitd's content store.
+    pub(crate) fn content_store(&self) -> &Path {
+        self.buildkitd.content_store()
+    }
+
+    /// Where buildkitd listens.
+    pub(crate) fn buildkitd_address(&self) -> String {
+        self.buildkitd.address()
+    }
+
     /// A directory for one use.
     pub(crate) fn subdir(&self, name: &str) -> Result<PathBuf> {
         let path = self.dir.path().join(name);

@@ -1,5 +1,6 @@
 //! The figures of the project, each measured beside its peer in the same run, interleaved.
 
+mod exporter;
 mod figure;
 mod lab;
 mod main_job;
@@ -42,6 +43,8 @@ enum Group {
     Main,
     /// The node: starts and whole reads from near and far registries, cold and warm
     Node,
+    /// The exporter when it knows most of an image already, and eight builds at once
+    Exporter,
     /// The image format: building, sizes, memory, merging and opening
     Rafs,
 }
@@ -59,6 +62,7 @@ fn main() -> Result<ExitCode> {
         figures.extend(match group {
             Group::Main => main_job::measure(&Lab::new(&peers)?, arguments.runs)?,
             Group::Node => node::measure(&Lab::new(&peers)?, arguments.runs)?,
+            Group::Exporter => exporter::measure(&Lab::new(&peers)?, arguments.runs)?,
             Group::Rafs => rafs::measure(&peers, arguments.runs)?,
         });
     }
