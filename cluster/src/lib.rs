@@ -22,6 +22,5 @@ pub mod package;
 pub mod save;
 pub mod saved;
 mod sys;
-mod yaml;
 
 pub use config::ClusterConfig;

@@ -32,6 +32,10 @@ pub struct SnapshotterConfig {
     /// not on the node then, so another plain image that is built on the same lowest layers and has no nydus image beside
     /// it cannot be pulled as long as the first is there. Needs `containerd`. Default false.
     pub nydus_beside_plain: bool,
+    /// Kubeconfig with which pull secrets of this node's pods are read; a kubelet's own is enough. Default: none.
+    pub kubeconfig: Option<PathBuf>,
+    /// What the node is called in Kubernetes. Default: the machine's name in small letters, as a kubelet has it.
+    pub node_name: Option<String>,
     /// How registries are reached: of a section of its own in the configuration file, which all roles share.
     #[serde(skip)]
     pub registry: registry::client::ClientConfig,
@@ -52,6 +56,8 @@ impl Default for SnapshotterConfig {
             restore_concurrency: 4,
             containerd: UnixAddress::fixed("/run/containerd/containerd.sock"),
             nydus_beside_plain: false,
+            kubeconfig: None,
+            node_name: None,
             registry: registry::client::ClientConfig::default(),
             overlay_options: Vec::new(),
             daemon: DaemonConfig::default(),

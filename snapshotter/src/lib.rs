@@ -9,17 +9,20 @@
 //!   overlay  their directories and mounts
 //!   nydus    what layers are; mounted images  → daemon  finding, starting and watching it
 //! filter     containerd's filter language
+//! broker     how registries are read, for the daemon  → kubernetes  pull secrets of the node's pods
 //! containerd questions to containerd itself
 //! ```
 //!
 //! Plain images behave as with containerd's overlayfs snapshotter. Of a nydus image only the bootstrap is unpacked; the
 //! daemon serves it, once for all its containers, and each container's overlay lies on that.
 
+mod broker;
 mod config;
 mod containerd;
 mod daemon;
 mod error;
 mod filter;
+mod kubernetes;
 mod nydus;
 mod overlay;
 mod service;
@@ -38,7 +41,9 @@ pub use error::{Error, MountFailure};
 pub use filter::FilterError;
 pub use state::Kind;
 
+use broker::Broker;
 use daemon::{Daemon, describe};
+use kubernetes::Kubernetes;
 use snapshots::Snapshotter;
 
 /// Serves snapshots until `shutdown`. The daemon, its mounts and all containers go on after that.
@@ -52,10 +57,18 @@ use snapshots::Snapshotter;
 pub async fn serve(config: SnapshotterConfig, shutdown: CancellationToken) -> Result<(), Error> {
     // One for each mount.
     ::service::limits::raise_open_files();
-    let daemon = Arc::new(Daemon::new(config.daemon.clone()));
+    let kubernetes = |client| {
+        let kubeconfig = config.kubeconfig.clone()?;
+        Some(Kubernetes::new(kubeconfig, config.node_name.clone().unwrap_or_else(sys::host_name), client))
+    };
+    let broker = Broker::new(config.registry.clone(), kubernetes);
+    let broker =
+        broker.map_err(|error| Error::Internal(format!("registry settings: {}", describe(&error))))?;
+    let broker = Arc::new(broker);
+    let daemon = Arc::new(Daemon::new(config.daemon.clone(), Arc::clone(&broker)));
     let snapshotter = {
         let (config, daemon) = (config.clone(), Arc::clone(&daemon));
-        Arc::new(tasks::blocking(move || Snapshotter::open(&config, daemon)).await?)
+        Arc::new(tasks::blocking(move || Snapshotter::open(&config, daemon, broker)).await?)
     };
     // Ends the tasks below also if serving fails.
     let running = shutdown.child_token();

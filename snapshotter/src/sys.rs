@@ -35,3 +35,9 @@ fn pidfd_open(pid: u32) -> io::Result<OwnedFd> {
     // SAFETY: the call succeeded, so `fd` is a new descriptor that nobody else owns.
     Ok(unsafe { OwnedFd::from_raw_fd(fd) })
 }
+
+/// What the machine calls itself, in small letters, as a kubelet names its node unless it is told otherwise.
+pub(crate) fn host_name() -> String {
+    let name = std::fs::read_to_string("/proc/sys/kernel/hostname").unwrap_or_default();
+    name.trim().to_lowercase()
+}

@@ -3,7 +3,7 @@
 use serde_json::{Map, Value, json};
 
 use super::error::LaunchError;
-use crate::yaml::{self, Value as Yaml};
+use yaml::Value as Yaml;
 
 /// Where an image has its documents.
 pub(super) const OVERLAY: &str = "etc/kubeadm.yaml";

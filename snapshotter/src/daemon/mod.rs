@@ -17,6 +17,7 @@ use tokio::sync::watch;
 
 pub(crate) use supervise::describe;
 
+use crate::broker::Broker;
 use crate::config::DaemonConfig;
 use held::Held;
 
@@ -35,6 +36,7 @@ pub(crate) enum Condition {
 pub(crate) struct Daemon {
     config: DaemonConfig,
     client: Client,
+    broker: Arc<Broker>,
     condition: watch::Sender<Condition>,
     /// Apart from the daemon's process, which may end at any time.
     held: Arc<Held>,
@@ -42,9 +44,10 @@ pub(crate) struct Daemon {
 
 impl Daemon {
     /// Nothing happens until [`Self::supervise`] runs.
-    pub(crate) fn new(config: DaemonConfig) -> Self {
+    pub(crate) fn new(config: DaemonConfig, broker: Arc<Broker>) -> Self {
         let client = Client::new(config.socket.path());
-        Self { config, client, condition: watch::Sender::new(Condition::Starting), held: Arc::default() }
+        let condition = watch::Sender::new(Condition::Starting);
+        Self { config, client, broker, condition, held: Arc::default() }
     }
 
     /// A client whose requests have a deadline.

@@ -39,7 +39,11 @@ impl Daemon {
                     generation += 1;
                     let since = Instant::now();
                     self.condition.send_replace(Condition::Ready(generation));
-                    if let Err(error) = process::ended(pid).await {
+                    let ended = tokio::select! {
+                        ended = process::ended(pid) => ended,
+                        never = self.broker.serve(self.client.clone()) => match never {},
+                    };
+                    if let Err(error) = ended {
                         warn!(pid, %error, "cannot watch the nydus daemon");
                     }
                     warn!(pid, "the nydus daemon ended");
@@ -70,6 +74,8 @@ impl Daemon {
             Err(error) if error.is_not_running() && self.config.spawn => self.start().await?,
             Err(error) => return Err(describe(&error)),
         };
+        // What it takes over it is to read as its predecessor did.
+        self.broker.hand_out_all(&self.client(STATUS_DEADLINE)).await;
         self.take_over(ours, &status.mounts).await?;
         Ok(status.pid)
     }

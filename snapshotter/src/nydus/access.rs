@@ -8,7 +8,7 @@ use std::collections::{BTreeSet, HashMap};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
-use registry::client::{Client, Error as RegistryError};
+use registry::client::Client;
 use registry::digest::Digest;
 use registry::nydus::{LABEL_CRI_IMAGE_LAYERS, LABEL_CRI_IMAGE_REF, LABEL_CRI_LAYER_DIGEST};
 use registry::reference::Reference;
@@ -16,6 +16,7 @@ use tokio::sync::Semaphore;
 use tokio_util::task::AbortOnDropHandle;
 use tracing::{debug, warn};
 
+use crate::broker::Broker;
 use crate::daemon::describe;
 use crate::error::Error;
 use crate::state::Labels;
@@ -29,6 +30,7 @@ const PATIENCE: Duration = Duration::from_secs(20);
 
 /// What registries were asked.
 pub(crate) struct Access {
+    broker: Arc<Broker>,
     client: Client,
     asked: Mutex<HashMap<String, Answers>>,
     permits: Arc<Semaphore>,
@@ -47,8 +49,9 @@ enum Refusal {
 }
 
 impl Access {
-    pub(crate) fn new(client: Client) -> Self {
-        Self { client, asked: Mutex::default(), permits: Arc::new(Semaphore::new(AT_ONCE)) }
+    pub(crate) fn new(broker: Arc<Broker>) -> Self {
+        let client = broker.reader();
+        Self { broker, client, asked: Mutex::default(), permits: Arc::new(Semaphore::new(AT_ONCE)) }
     }
 
     /// Begins to ask for the blobs that a data layer's labels name: those of this layer and all above, as far as the list
@@ -98,9 +101,12 @@ impl Access {
         for blob in blobs {
             answers.entry(blob.clone()).or_insert_with(|| {
                 let (client, permits) = (self.client.clone(), Arc::clone(&self.permits));
+                let broker = Arc::clone(&self.broker);
                 let repository = reference.repository().clone();
                 let asking = async move {
                     let _permit = permits.acquire_owned().await;
+                    // With what there is now: the pod that it is pulled for may just have come with its secrets.
+                    broker.find_out(&repository, Some(&blob)).await;
                     let answer = client.blob_size(&repository, &blob).await;
                     debug!(%blob, found = answer.is_ok(), "asked for a blob");
                     match answer {
@@ -110,7 +116,13 @@ impl Access {
                             repository.host(),
                             repository.name()
                         ))),
-                        Err(error) => Err(Refusal::of(&error)),
+                        Err(error) if error.is_not_found() => Err(Refusal::Final(describe(&error))),
+                        // Without credentials that cannot be read now, a refusal says nothing.
+                        Err(error) if error.is_denied() => Err(match broker.failure(&repository) {
+                            None => Refusal::Final(describe(&error)),
+                            Some(_) => Refusal::Unknown(describe(&error)),
+                        }),
+                        Err(error) => Err(Refusal::Unknown(describe(&error))),
                     }
                 };
                 AbortOnDropHandle::new(tokio::spawn(asking))
@@ -121,13 +133,6 @@ impl Access {
     fn asked(&self) -> MutexGuard<'_, HashMap<String, Answers>> {
         // A map stays whole whatever its user does.
         self.asked.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-}
-
-impl Refusal {
-    fn of(error: &RegistryError) -> Self {
-        let message = describe(error);
-        if error.is_denied() || error.is_not_found() { Self::Final(message) } else { Self::Unknown(message) }
     }
 }
 

@@ -23,6 +23,7 @@ use tokio::sync::OnceCell;
 use tracing::{debug, info, warn};
 
 use super::bootstrap_in;
+use crate::broker::Broker;
 use crate::containerd::{self, Caller};
 use crate::daemon::describe;
 use crate::state::Labels;
@@ -36,6 +37,7 @@ const FOLDER: &str = "beside";
 
 /// What is known of the plain images that were pulled last, by their manifests' digests.
 pub(crate) struct BesidePlain {
+    broker: Arc<Broker>,
     client: Client,
     containerd: PathBuf,
     folder: PathBuf,
@@ -64,14 +66,15 @@ enum FetchError {
 
 impl BesidePlain {
     /// Nothing is known yet. What an earlier process left below `root` is deleted.
-    pub(crate) fn new(client: Client, containerd: PathBuf, root: &Path) -> io::Result<Self> {
+    pub(crate) fn new(broker: Arc<Broker>, containerd: PathBuf, root: &Path) -> io::Result<Self> {
         let folder = root.join(FOLDER);
         match fs::remove_dir_all(&folder) {
             Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
             _ => {}
         }
         fs::create_dir_all(&folder)?;
-        Ok(Self { client, containerd, folder, known: Mutex::default() })
+        let client = broker.reader();
+        Ok(Self { broker, client, containerd, folder, known: Mutex::default() })
     }
 
     /// The nydus image beside the plain one that a layer with these labels is of, its bootstrap fetched. Without an answer
@@ -104,6 +107,7 @@ impl BesidePlain {
             );
         })?;
         let Some(nydus) = indexes.iter().find_map(|index| nydus_of(index, manifest)) else { return Ok(None) };
+        self.broker.find_out(reference.repository(), None).await;
         let fetched = self.fetch(reference, &nydus).await.map_err(|error| {
             warn!(image = %reference, %nydus, error = describe(&error), "the nydus image beside cannot be had");
         })?;

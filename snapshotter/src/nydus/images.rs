@@ -15,6 +15,7 @@ use tracing::{Instrument, info, info_span, warn};
 
 use super::mountinfo;
 use super::names::{self, Names};
+use crate::broker::{Broker, repositories};
 use crate::daemon::{Condition, Daemon, describe};
 use crate::error::{Error, MountFailure};
 use crate::overlay::RootAttributes;
@@ -50,14 +51,20 @@ type Attempt = watch::Receiver<Outcome>;
 pub(crate) struct Images {
     pub(super) state: Arc<State>,
     pub(super) daemon: Arc<Daemon>,
+    pub(super) broker: Arc<Broker>,
     timeout: Duration,
     attempts: Mutex<HashMap<SnapshotId, Attempt>>,
     pub(super) names: Names,
 }
 
 impl Images {
-    pub(crate) fn new(state: Arc<State>, daemon: Arc<Daemon>, timeout: Duration) -> Self {
-        Self { state, daemon, timeout, attempts: Mutex::default(), names: Names::default() }
+    pub(crate) fn new(
+        state: Arc<State>,
+        daemon: Arc<Daemon>,
+        broker: Arc<Broker>,
+        timeout: Duration,
+    ) -> Self {
+        Self { state, daemon, broker, timeout, attempts: Mutex::default(), names: Names::default() }
     }
 
     /// Mounts an image unless it is, and returns once it serves.
@@ -204,11 +211,16 @@ impl Images {
 
     async fn mount_now(&self, image: &Image) -> Result<(), MountFailure> {
         let client = self.daemon.client(self.timeout);
-        let names = self.names_of(image).await?;
+        let mounted = self.known_of(image).await?;
+        let names = mounted.names;
         let mut backends = vec![
             BackendSpec::of_image(&image.reference).map_err(|error| MountFailure::Image(describe(&error)))?,
         ];
         backends.extend(names::backends(&names, &backends));
+        // Its blobs are known if it was mounted before. Else its pull has tried what there is.
+        let blob = mounted.blobs.first().and_then(|blob| blob.parse().ok());
+        self.broker.find_out_new(&repositories(&backends), blob.as_ref()).await;
+        self.broker.hand_out(&client, &backends).await;
         let request = MountRequest {
             id: mount_id(image.id),
             bootstrap: image.bootstrap.clone(),

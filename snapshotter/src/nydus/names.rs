@@ -12,6 +12,7 @@ use fuse_daemon::control::BackendSpec;
 use tracing::{Instrument, debug, info, warn};
 
 use super::images::{CONTROL_DEADLINE, Image, Images, mount_id};
+use crate::broker::repositories;
 use crate::containerd::{self, Caller, LookupError};
 use crate::daemon::describe;
 use crate::error::{Error, MountFailure};
@@ -79,6 +80,9 @@ impl Images {
             return Ok(());
         }
         let client = self.daemon.client(CONTROL_DEADLINE);
+        let blob = mounted.blobs.first().and_then(|blob| blob.parse().ok());
+        self.broker.find_out_new(&repositories(&backends), blob.as_ref()).await;
+        self.broker.hand_out(&client, &backends).await;
         let added = client.add_backends(&mount_id(image.id), &backends).await;
         added.map_err(|error| Error::Daemon { problem: describe(&error) })?;
         let names: Vec<_> = names.into_iter().filter(|name| *name != mounted.reference).collect();
@@ -87,11 +91,11 @@ impl Images {
         blocking(move || state.remember_image(id, &image)).await
     }
 
-    /// What other names an image had when it was mounted last.
-    pub(super) async fn names_of(&self, image: &Image) -> Result<Vec<String>, MountFailure> {
+    /// What an image was when it was mounted last.
+    pub(super) async fn known_of(&self, image: &Image) -> Result<MountedImage, MountFailure> {
         let mounted = self.mounted_image(image.id).await;
         let mounted = mounted.map_err(|error| MountFailure::Unavailable(describe(&error)))?;
-        Ok(mounted.map(|mounted| mounted.names).unwrap_or_default())
+        Ok(mounted.unwrap_or_default())
     }
 
     async fn mounted_image(&self, id: SnapshotId) -> Result<Option<MountedImage>, Error> {

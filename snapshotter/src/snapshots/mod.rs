@@ -15,6 +15,7 @@ use fuse_daemon::control::BlobId;
 use registry::nydus::LABEL_SNAPSHOT_REF;
 use tracing::info;
 
+use crate::broker::Broker;
 use crate::config::SnapshotterConfig;
 use crate::containerd::{self, Caller};
 use crate::daemon::{Daemon, describe};
@@ -56,22 +57,25 @@ impl Snapshotter {
     }
 
     /// Opens what is under the configured root. Blocks on the disk, for a moment.
-    pub(crate) fn open(config: &SnapshotterConfig, daemon: Arc<Daemon>) -> Result<Self, Error> {
+    pub(crate) fn open(
+        config: &SnapshotterConfig,
+        daemon: Arc<Daemon>,
+        broker: Arc<Broker>,
+    ) -> Result<Self, Error> {
         let directories = Directories::open(&config.root)?;
         let state = Arc::new(State::open(directories.state())?);
         // A directory without a record may be left from before a crash: its number is taken until it is cleaned up.
         let above = directories.list()?.last().map_or(0, |last| last.0.saturating_add(1));
         let next_id = AtomicU64::new(state.next_id()?.0.max(above));
-        let images = Images::new(Arc::clone(&state), Arc::clone(&daemon), config.mount_timeout());
-        let client = registry::client::Client::new(config.registry.clone())
-            .map_err(|error| Error::Internal(format!("registry settings: {error}")))?;
+        let images =
+            Images::new(Arc::clone(&state), Arc::clone(&daemon), Arc::clone(&broker), config.mount_timeout());
         let beside_plain = || {
-            BesidePlain::new(client.clone(), config.containerd.path().to_owned(), &config.root)
+            BesidePlain::new(Arc::clone(&broker), config.containerd.path().to_owned(), &config.root)
                 .map_err(Error::io("make a folder below", config.root.clone()))
         };
         let beside_plain = config.nydus_beside_plain.then(beside_plain).transpose()?;
         Ok(Self {
-            access: Access::new(client),
+            access: Access::new(broker),
             beside_plain,
             images: Arc::new(images),
             overlay_options: overlay::overlay_options(&config.overlay_options),

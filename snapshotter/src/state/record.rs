@@ -106,7 +106,7 @@ impl Record {
 }
 
 /// An image that is or was mounted, kept until its mount and cache are gone.
-#[derive(Clone, Debug, Deserialize, Eq, PartialEq, Serialize)]
+#[derive(Clone, Debug, Default, Deserialize, Eq, PartialEq, Serialize)]
 pub(crate) struct MountedImage {
     /// Its reference.
     pub(crate) reference: String,

@@ -16,8 +16,8 @@ use crate::harness::{Harness, code};
 const SNAPSHOT_REF: &str = "containerd.io/snapshot.ref";
 
 /// A registry in this process, with blobs in the repository `i`.
-struct Registry {
-    _dir: tempfile::TempDir,
+pub(crate) struct Registry {
+    dir: tempfile::TempDir,
     address: SocketAddr,
     log: PathBuf,
     server: Option<Server>,
@@ -25,8 +25,11 @@ struct Registry {
 }
 
 impl Registry {
-    async fn start(htpasswd: Option<&str>) -> Self {
-        let dir = tempfile::tempdir().unwrap();
+    pub(crate) async fn start(htpasswd: Option<&str>) -> Self {
+        Self::start_in(tempfile::tempdir().unwrap(), htpasswd).await
+    }
+
+    async fn start_in(dir: tempfile::TempDir, htpasswd: Option<&str>) -> Self {
         let passwords = dir.path().join("htpasswd");
         fs::write(&passwords, htpasswd.unwrap_or_default()).unwrap();
         let config = ServerConfig {
@@ -40,17 +43,27 @@ impl Registry {
         Self {
             address: server.address(),
             log: dir.path().join("log"),
-            _dir: dir,
+            dir,
             server: Some(server),
             stop: Some(stop.drop_guard()),
         }
     }
 
-    fn image(&self) -> String {
+    /// The same blobs, for those alone whom `htpasswd` names, at another address.
+    pub(crate) async fn only_for(mut self, htpasswd: &str) -> Self {
+        self.stop().await;
+        Self::start_in(self.dir, Some(htpasswd)).await
+    }
+
+    pub(crate) fn host(&self) -> String {
+        self.address.to_string()
+    }
+
+    pub(crate) fn image(&self) -> String {
         format!("{}/i:1", self.address)
     }
 
-    async fn push(&self, content: &str) -> Digest {
+    pub(crate) async fn push(&self, content: &str) -> Digest {
         let reference = Reference::parse(&self.image()).unwrap();
         let client = Client::new(registry::client::ClientConfig::default()).unwrap();
         client.push_blob(reference.repository(), content.to_owned().into()).await.unwrap();
@@ -70,7 +83,12 @@ impl Registry {
 }
 
 /// What CRI does for an image of these data layers and a bootstrap; `told` is how many layers the list names at most.
-async fn pull(harness: &Harness, image: &str, blobs: &[Digest], told: usize) -> Result<(), Status> {
+pub(crate) async fn pull(
+    harness: &Harness,
+    image: &str,
+    blobs: &[Digest],
+    told: usize,
+) -> Result<(), Status> {
     let bootstrap = sha256(b"the bootstrap layer");
     let layers: Vec<&str> = blobs.iter().chain([&bootstrap]).map(|digest| digest.as_ref()).collect();
     let mut parent = String::new();

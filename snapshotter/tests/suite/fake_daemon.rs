@@ -59,6 +59,17 @@ impl Bootstrap {
 /// Bytes that the cache is said to hold of any blob.
 pub(crate) const CACHED_BYTES: u64 = 12_345;
 
+/// Names the repositories that it is to say were refused, one a line.
+const REFUSED: &str = "refused";
+
+/// Has the daemon in `dir` say that a registry refused what it was shown for a repository.
+pub(crate) fn refuse(dir: &Path, repository: &str) {
+    // In one piece.
+    let temporary = dir.join("refused.new");
+    fs::write(&temporary, repository).unwrap();
+    fs::rename(temporary, dir.join(REFUSED)).unwrap();
+}
+
 /// How to start it, with its socket and its record of requests in `dir`.
 pub(crate) fn config(dir: &Path) -> DaemonConfig {
     let program = std::env::current_exe().unwrap();
@@ -135,7 +146,7 @@ impl FakeDaemon {
         let (line, adopted) = read_line(&stream);
         // Somebody who only looked whether the socket answers.
         let Ok(call) = serde_json::from_slice::<Call>(&line) else { return };
-        if call.request != Request::Status {
+        if !matches!(call.request, Request::Status | Request::Renewals { .. }) {
             self.record("requests", &call.request);
         }
         let (answer, descriptor) = match call.request {
@@ -176,8 +187,14 @@ impl FakeDaemon {
             }
             Request::HandOut { .. } => Answer::Done,
             Request::Renewals { wait_seconds } => {
-                std::thread::sleep(Duration::from_secs(wait_seconds));
-                Answer::Renewals { repositories: Vec::new() }
+                let until = Instant::now() + Duration::from_secs(wait_seconds);
+                let file = self.dir.join(REFUSED);
+                while !file.exists() && Instant::now() < until {
+                    std::thread::sleep(Duration::from_millis(20));
+                }
+                let refused = fs::read_to_string(&file).unwrap_or_default();
+                let _ = fs::remove_file(&file);
+                Answer::Renewals { repositories: refused.lines().map(str::to_owned).collect() }
             }
             Request::Keep { .. } => Answer::Kept(Kept::default()),
             Request::Umount { id } => {

@@ -16,6 +16,7 @@ mod held;
 mod layers;
 mod lifecycle;
 mod nydus;
+mod pull_secrets;
 mod rebase;
 mod restart;
 mod tree;

@@ -12,7 +12,7 @@ use super::metadata::Metadata;
 use super::rendered::Part;
 use crate::discover::ask::{Origin, Request, Requests, Way};
 use crate::helm::Files;
-use crate::yaml::{self, Value};
+use yaml::Value;
 
 /// A template that shows the values which a rendering had. It is put to a chart's others, under a name that none has.
 const PROBE: &str = "templates/zz-nydus-cluster-values.yaml";

@@ -1,6 +1,6 @@
 //! What a chart says of itself: `Chart.yaml`, and `requirements.yaml` of old ones.
 
-use crate::yaml::{self, Value};
+use yaml::Value;
 
 /// The most characters in a release's name, as in helm.
 const RELEASE_LIMIT: usize = 53;

@@ -1,7 +1,7 @@
 //! Objects of Flux that name images.
 
 use super::Reader;
-use crate::yaml::Value;
+use yaml::Value;
 
 impl Reader<'_> {
     /// An `OCIRepository`: manifests or a chart in a registry, by tag or digest.

@@ -4,7 +4,7 @@ use std::path::{Path, PathBuf};
 
 use super::{Reader, Role};
 use crate::discover::ask::Requests;
-use crate::yaml::{self, Value};
+use yaml::Value;
 
 /// Whether `file` is a kustomization by its name, as kustomize has it.
 pub(crate) fn is_kustomization(file: &str) -> bool {

@@ -18,7 +18,7 @@ mod workload;
 use std::collections::HashSet;
 
 use super::ask::{Origin, Request, Requests, Way};
-use crate::yaml::{self, NodeId, Value};
+use yaml::{NodeId, Value};
 
 /// Which text is read, and how it came to be.
 #[derive(Clone, Debug)]

@@ -9,7 +9,7 @@
 
 use super::{Reader, Role};
 use crate::discover::ask::Way;
-use crate::yaml::Value;
+use yaml::Value;
 
 impl<'a> Reader<'_> {
     /// Looks through all of an object.

@@ -1,7 +1,7 @@
 //! Objects that describe pods.
 
 use super::{Reader, Role};
-use crate::yaml::Value;
+use yaml::Value;
 
 /// Where a pod's description is in an object of `kind`; `None`: such objects describe none.
 fn pod_path(kind: &str) -> Option<&'static [&'static str]> {

@@ -4,13 +4,13 @@ use std::collections::HashMap;
 
 use granit_parser::{Event, Parser, ScalarStyle, ScanError};
 
-use super::{Content, Document, Node, NodeId, Parsed, SyntaxError};
+use crate::{Content, Document, Node, NodeId, Parsed, SyntaxError};
 
 /// What stands for a node: some 40 bytes each, for texts of up to 16 MiB.
 const NODES_LIMIT: usize = 2_000_000;
 
 /// Reads all documents of `text`. One that is broken is an error of its own and does not hide the others.
-pub(crate) fn parse(text: &str) -> Parsed {
+pub fn parse(text: &str) -> Parsed {
     let mut options = granit_parser::Options::default();
     options.set_emit_comments(false);
     let mut parser = Parser::new_from_str_with_options(text, options);

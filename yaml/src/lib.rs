@@ -4,38 +4,40 @@
 //! all nodes lie in one list, an alias is the number of the node that it names, and a node may not be within itself: a
 //! document has no more nodes than its text has tokens, and whoever looks at each node once is done in that many steps.
 
+#![forbid(unsafe_code)]
+
 mod parse;
 
-pub(crate) use parse::parse;
+pub use parse::parse;
 
 /// All documents of a text, and what is wrong with those that could not be read.
 #[derive(Debug, Default)]
-pub(crate) struct Parsed {
+pub struct Parsed {
     /// The documents, in their order.
-    pub(crate) documents: Vec<Document>,
+    pub documents: Vec<Document>,
     /// One for each document that is broken.
-    pub(crate) errors: Vec<SyntaxError>,
+    pub errors: Vec<SyntaxError>,
 }
 
 /// Why a document cannot be read.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub(crate) struct SyntaxError {
+pub struct SyntaxError {
     /// The line, from 1.
-    pub(crate) line: usize,
+    pub line: usize,
     /// What is wrong.
-    pub(crate) reason: String,
+    pub reason: String,
 }
 
 /// One document.
 #[derive(Debug)]
-pub(crate) struct Document {
+pub struct Document {
     nodes: Vec<Node>,
     root: NodeId,
 }
 
 /// A node's place in its document's list.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
-pub(crate) struct NodeId(u32);
+pub struct NodeId(u32);
 
 #[derive(Debug)]
 struct Node {
@@ -52,31 +54,31 @@ enum Content {
 
 /// A node and the document that it is in.
 #[derive(Clone, Copy, Debug)]
-pub(crate) struct Value<'a> {
+pub struct Value<'a> {
     document: &'a Document,
     id: NodeId,
 }
 
 impl Document {
     /// The document's one value.
-    pub(crate) fn root(&self) -> Value<'_> {
+    pub fn root(&self) -> Value<'_> {
         Value { document: self, id: self.root }
     }
 }
 
 impl<'a> Value<'a> {
     /// Which node this is: aliases of one node are that node.
-    pub(crate) fn id(self) -> NodeId {
+    pub fn id(self) -> NodeId {
         self.id
     }
 
     /// The line, from 1.
-    pub(crate) fn line(self) -> usize {
+    pub fn line(self) -> usize {
         self.node().line
     }
 
     /// A scalar's text, whatever type it has.
-    pub(crate) fn text(self) -> Option<&'a str> {
+    pub fn text(self) -> Option<&'a str> {
         match &self.node().content {
             Content::Scalar { text, .. } => Some(text),
             Content::Sequence(_) | Content::Mapping(_) => None,
@@ -84,7 +86,7 @@ impl<'a> Value<'a> {
     }
 
     /// The text of a scalar that is a string: quoted, or plain and neither null, boolean nor number.
-    pub(crate) fn string(self) -> Option<&'a str> {
+    pub fn string(self) -> Option<&'a str> {
         match &self.node().content {
             Content::Scalar { text, plain } if !plain || !is_typed(text) => Some(text),
             _ => None,
@@ -92,12 +94,12 @@ impl<'a> Value<'a> {
     }
 
     /// Whether this is nothing: an absent value, `~` or `null`.
-    pub(crate) fn is_null(self) -> bool {
+    pub fn is_null(self) -> bool {
         matches!(&self.node().content, Content::Scalar { text, plain: true } if is_null(text))
     }
 
     /// The values of a sequence; none if this is no sequence.
-    pub(crate) fn items(self) -> impl Iterator<Item = Value<'a>> {
+    pub fn items(self) -> impl Iterator<Item = Value<'a>> {
         let items = match &self.node().content {
             Content::Sequence(items) => items.as_slice(),
             _ => &[],
@@ -106,17 +108,17 @@ impl<'a> Value<'a> {
     }
 
     /// The keys and values of a mapping as they stand; none if this is no mapping.
-    pub(crate) fn entries(self) -> impl Iterator<Item = (Value<'a>, Value<'a>)> {
+    pub fn entries(self) -> impl Iterator<Item = (Value<'a>, Value<'a>)> {
         self.pairs().iter().map(move |(key, value)| (self.at(*key), self.at(*value)))
     }
 
     /// Whether this is a mapping.
-    pub(crate) fn is_mapping(self) -> bool {
+    pub fn is_mapping(self) -> bool {
         matches!(self.node().content, Content::Mapping(_))
     }
 
     /// The value under `key`: the mapping's own, the last one where a key is there twice, else that of what it merges (`<<`).
-    pub(crate) fn get(self, key: &str) -> Option<Value<'a>> {
+    pub fn get(self, key: &str) -> Option<Value<'a>> {
         let mut seen = Vec::new();
         let mut todo = vec![self];
         while let Some(mapping) = todo.pop() {
@@ -140,7 +142,7 @@ impl<'a> Value<'a> {
     }
 
     /// The value at the end of `path`, through mappings.
-    pub(crate) fn at_path(self, path: &[&str]) -> Option<Value<'a>> {
+    pub fn at_path(self, path: &[&str]) -> Option<Value<'a>> {
         path.iter().try_fold(self, |value, key| value.get(key))
     }
 

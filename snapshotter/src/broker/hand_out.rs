@@ -1,0 +1,126 @@
+//! Handing values out to the daemon: when an image is mounted, when they change, and when they were refused.
+
+use std::convert::Infallible;
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::time::Duration;
+
+use fuse_daemon::control::{BackendSpec, Client, ClientError, HandedOut};
+use registry::reference::Repository;
+use tokio_util::task::AbortOnDropHandle;
+use tracing::{debug, info, warn};
+
+use super::Broker;
+use super::files::Looks;
+use crate::daemon::describe;
+
+/// How often files are looked at.
+const LOOK: Duration = Duration::from_secs(2);
+/// How long the daemon may wait for something to be refused before it answers.
+const WAIT: Duration = Duration::from_secs(20);
+/// How long the daemon may take to answer beyond that.
+const CONTROL_DEADLINE: Duration = Duration::from_secs(10);
+/// Before a daemon that answers nothing sensible is asked again.
+const PAUSE: Duration = Duration::from_secs(5);
+
+impl Broker {
+    /// Gives the daemon what is known of the repositories among `backends`. A daemon that is older than these messages
+    /// reads files of its own.
+    pub(crate) async fn hand_out(&self, daemon: &Client, backends: &[BackendSpec]) {
+        self.hand_out_of(daemon, &repositories(backends)).await;
+    }
+
+    async fn hand_out_of(&self, daemon: &Client, repositories: &[Repository]) {
+        for repository in repositories {
+            let Some(access) = self.values(repository) else { continue };
+            let handed = HandedOut { repository: repository.to_string(), access: (*access).clone() };
+            match daemon.hand_out(&[handed]).await {
+                Ok(()) => debug!(%repository, "handed out how it is read"),
+                Err(error @ ClientError::Daemon { .. }) => {
+                    warn!(%repository, error = describe(&error), "the daemon does not take how a repository is read");
+                }
+                // Whoever comes next is given all.
+                Err(error) => {
+                    debug!(%repository, error = describe(&error), "nobody takes how a repository is read")
+                }
+            }
+        }
+    }
+
+    /// Gives a daemon all that is known, before it serves.
+    pub(crate) async fn hand_out_all(&self, daemon: &Client) {
+        let all: Vec<_> = self.all().keys().cloned().collect();
+        self.hand_out_of(daemon, &all).await;
+    }
+
+    /// Serves one daemon until it ends: finds out again what it was refused with, and what files say that change.
+    pub(crate) async fn serve(self: &Arc<Self>, daemon: Client) -> Infallible {
+        let _following = {
+            let (broker, daemon) = (Arc::clone(self), daemon.clone().with_deadline(CONTROL_DEADLINE));
+            AbortOnDropHandle::new(tokio::spawn(async move { broker.follow_files(&daemon).await }))
+        };
+        let asking = daemon.clone().with_deadline(WAIT + CONTROL_DEADLINE);
+        loop {
+            match asking.renewals(WAIT).await {
+                Ok(refused) => {
+                    for repository in refused {
+                        let Ok(repository) = Repository::parse(&repository) else { continue };
+                        let (broker, daemon) = (Arc::clone(self), daemon.clone());
+                        tokio::spawn(async move {
+                            info!(%repository, "a registry refuses what it is shown: looking for others");
+                            broker.find_out(&repository, None).await;
+                            broker.hand_out_of(&daemon, &[repository]).await;
+                        });
+                    }
+                }
+                Err(error) => {
+                    debug!(error = describe(&error), "the daemon does not say what was refused");
+                    tokio::time::sleep(PAUSE).await;
+                }
+            }
+        }
+    }
+
+    /// Looks at files again and again, and finds out all anew when one has changed.
+    async fn follow_files(self: &Arc<Self>, daemon: &Client) -> Infallible {
+        let mut seen = self.look().await;
+        loop {
+            tokio::time::sleep(LOOK).await;
+            let now = self.look().await;
+            if now == seen {
+                continue;
+            }
+            seen = now;
+            let all: Vec<_> = self.all().keys().cloned().collect();
+            info!(repositories = all.len(), "settings or credentials of registries have changed");
+            for repository in all {
+                let before = self.values(&repository);
+                self.find_out(&repository, None).await;
+                if self.values(&repository) != before {
+                    info!(%repository, "it is read otherwise from now on");
+                    self.hand_out_of(daemon, &[repository]).await;
+                }
+            }
+        }
+    }
+
+    async fn look(self: &Arc<Self>) -> Looks {
+        let broker = Arc::clone(self);
+        let look = move || {
+            let mut files: Vec<PathBuf> = broker.config.docker_config_file().into_iter().collect();
+            files.extend(broker.config.hosts.values().filter_map(|host| host.ca_file.clone()));
+            files.extend(broker.kubernetes.iter().flat_map(crate::kubernetes::Kubernetes::files));
+            Looks::at(&files, &[&broker.config.certs_dir])
+        };
+        tokio::task::spawn_blocking(look).await.unwrap_or_default()
+    }
+}
+
+/// The repositories among backends.
+pub(crate) fn repositories(backends: &[BackendSpec]) -> Vec<Repository> {
+    let repository = |spec: &BackendSpec| match spec {
+        BackendSpec::Registry { repository } => Repository::parse(repository).ok(),
+        BackendSpec::Directory { .. } | BackendSpec::HttpDirectory { .. } => None,
+    };
+    backends.iter().filter_map(repository).collect()
+}

@@ -1,0 +1,163 @@
+//! Pull secrets of the pods on this node.
+//!
+//! containerd hands a snapshotter no credentials, and says neither pod nor namespace. The API server knows both: a pod that
+//! an image is pulled for is bound to this node already, and names its secrets (those of its service account are entered
+//! when it is made). A kubelet's own kubeconfig is enough: a node may list its pods and get the secrets that these name.
+
+mod api;
+mod kubeconfig;
+mod secret;
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::time::Instant;
+
+use futures::StreamExt;
+use registry::client::{Client, Found};
+use registry::reference::{Reference, Repository};
+use tokio::sync::Mutex;
+use tracing::{debug, warn};
+
+use crate::daemon::describe;
+use api::{Api, ApiError, Pod};
+use kubeconfig::{Kubeconfig, KubeconfigError};
+use secret::PullSecret;
+
+/// Secrets that are asked for at the same time.
+const SECRETS_AT_ONCE: usize = 8;
+
+/// The API server, as far as pull secrets go.
+pub(crate) struct Kubernetes {
+    kubeconfig: PathBuf,
+    node: String,
+    client: Client,
+    /// When the API server was asked last, and what came. Locked meanwhile, so that others wait for that.
+    last: Mutex<Option<(Instant, Arc<Secrets>)>>,
+}
+
+/// The pull secrets that pods on this node name.
+#[derive(Default)]
+pub(crate) struct Secrets(Vec<NamedSecret>);
+
+struct NamedSecret {
+    /// `NAMESPACE/NAME`.
+    name: String,
+    /// What pods that name it run.
+    repositories: BTreeSet<Repository>,
+    secret: PullSecret,
+}
+
+/// Why pull secrets cannot be asked for.
+#[derive(Debug, thiserror::Error)]
+pub(crate) enum SecretsError {
+    #[error(transparent)]
+    Kubeconfig(#[from] KubeconfigError),
+    #[error("pods on node {node}")]
+    Pods { node: String, source: ApiError },
+    #[error("the API server")]
+    Api(#[from] ApiError),
+}
+
+impl Kubernetes {
+    /// The pods are those of `node`. Nothing is read yet.
+    pub(crate) fn new(kubeconfig: PathBuf, node: String, client: Client) -> Self {
+        Self { kubeconfig, node, client, last: Mutex::default() }
+    }
+
+    /// The files that decide who is asked.
+    pub(crate) fn files(&self) -> Vec<PathBuf> {
+        let named = Kubeconfig::read(&self.kubeconfig).map(|kubeconfig| kubeconfig.files);
+        named.unwrap_or_else(|_| vec![self.kubeconfig.clone()])
+    }
+
+    /// The secrets as they are now. If the API server cannot be asked, those of the last time.
+    pub(crate) async fn secrets(&self) -> Arc<Secrets> {
+        let wanted = Instant::now();
+        let mut last = self.last.lock().await;
+        // Of many who want them at once one asks, for all that came before it began.
+        if let Some((began, secrets)) = &*last
+            && *began >= wanted
+        {
+            return Arc::clone(secrets);
+        }
+        let began = Instant::now();
+        let secrets = match self.ask().await {
+            Ok(secrets) => Arc::new(secrets),
+            Err(error) => {
+                warn!(error = describe(&error), "pull secrets cannot be read from the API server");
+                last.as_ref().map(|(_, secrets)| Arc::clone(secrets)).unwrap_or_default()
+            }
+        };
+        *last = Some((began, Arc::clone(&secrets)));
+        secrets
+    }
+
+    async fn ask(&self) -> Result<Secrets, SecretsError> {
+        let path = self.kubeconfig.clone();
+        let kubeconfig = tokio::task::spawn_blocking(move || Kubeconfig::read(&path)).await;
+        let kubeconfig = kubeconfig.unwrap_or_else(|panic| std::panic::resume_unwind(panic.into_panic()))?;
+        let api = Api::new(&kubeconfig, &self.client)?;
+        let pods = api.pods_on(&self.node).await;
+        let pods = pods.map_err(|source| SecretsError::Pods { node: self.node.clone(), source })?;
+        let named = named_by(&pods);
+        let asked = named.into_iter().map(|((namespace, name), repositories)| {
+            let api = &api;
+            async move {
+                let secret = api.secret(&namespace, &name).await;
+                (format!("{namespace}/{name}"), repositories, secret)
+            }
+        });
+        let answers: Vec<_> = futures::stream::iter(asked).buffered(SECRETS_AT_ONCE).collect().await;
+        let mut secrets = Vec::new();
+        for (name, repositories, secret) in answers {
+            match secret.map(|secret| PullSecret::parse(&secret)) {
+                Ok(Ok(secret)) => secrets.push(NamedSecret { name, repositories, secret }),
+                Ok(Err(reason)) => warn!(secret = name, reason, "a pull secret is not used"),
+                // Kubernetes has pods name what is not there.
+                Err(error) if error.is_not_found() => debug!(secret = name, "there is no such pull secret"),
+                Err(error) => warn!(secret = name, error = describe(&error), "a pull secret cannot be read"),
+            }
+        }
+        Ok(Secrets(secrets))
+    }
+}
+
+impl Secrets {
+    /// Credentials for a host's repository, those first whose pods run an image of `image`, and of these the most particular
+    /// first.
+    pub(crate) fn of(&self, host: &str, repository: &str, image: &Repository) -> Vec<Found> {
+        let (ours, others): (Vec<_>, Vec<_>) =
+            self.0.iter().partition(|secret| secret.repositories.contains(image));
+        let all = ours.into_iter().chain(others);
+        let found = all.flat_map(|NamedSecret { name, secret, .. }| {
+            secret.of(host, repository).into_iter().filter_map(move |credentials| match credentials {
+                Ok(credentials) => Some(Found { credentials, origin: format!("pull secret {name}") }),
+                Err(reason) => {
+                    warn!(secret = name, host, reason, "an entry of a pull secret is not used");
+                    None
+                }
+            })
+        });
+        found.collect()
+    }
+}
+
+/// Secrets by namespace and name, and the repositories of what the pods run that name them.
+fn named_by(pods: &[Pod]) -> BTreeMap<(String, String), BTreeSet<Repository>> {
+    let mut named: BTreeMap<(String, String), BTreeSet<Repository>> = BTreeMap::new();
+    for Pod { metadata, spec } in pods {
+        let containers =
+            spec.init_containers.iter().chain(&spec.containers).chain(&spec.ephemeral_containers);
+        let images = containers.map(|container| container.image.as_str());
+        let volumes = spec.volumes.iter().filter_map(|volume| volume.image.as_ref());
+        let images = images.chain(volumes.map(|image| image.reference.as_str()));
+        let repositories = images.filter_map(|image| Reference::parse(image).ok());
+        let repositories: Vec<_> = repositories.map(|image| image.repository().clone()).collect();
+        for secret in spec.image_pull_secrets.iter().filter(|secret| !secret.name.is_empty()) {
+            let key = (metadata.namespace.clone(), secret.name.clone());
+            named.entry(key).or_default().extend(repositories.iter().cloned());
+        }
+    }
+    named
+}

@@ -1,0 +1,224 @@
+//! Registries that take only what a pod's pull secrets say.
+
+use std::collections::BTreeMap;
+use std::fs;
+use std::path::Path;
+use std::sync::{Arc, Mutex};
+
+use base64::Engine as _;
+use base64::engine::general_purpose::STANDARD;
+use fuse_daemon::control::protocol::Request;
+use registry::client::Credentials;
+use registry::digest::Digest;
+use serde_json::{Value, json};
+use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
+use tokio::net::TcpListener;
+use tokio_util::task::AbortOnDropHandle;
+
+use crate::access::{Registry, pull};
+use crate::fake_daemon::{refuse, requests};
+use crate::harness::{Harness, eventually};
+
+const TOKEN: &str = "the node's token";
+const NODE: &str = "node-1";
+/// The bcrypt hash of `myPassword`.
+const HASH: &str = "$2y$05$c4WoMPo3SXsafkva.HHa6uXQZWr7oboPiC2bT/r7q1BB8I2s0BRqC";
+const PASSWORD: &str = "myPassword";
+
+/// The parts of an API server that a node may see: its own pods, and secrets by name.
+struct ApiServer {
+    address: String,
+    objects: Arc<Mutex<Objects>>,
+    _task: AbortOnDropHandle<()>,
+}
+
+#[derive(Default)]
+struct Objects {
+    pods: Vec<Value>,
+    /// By `NAMESPACE/NAME`.
+    secrets: BTreeMap<String, Value>,
+    asked: Vec<String>,
+}
+
+impl ApiServer {
+    async fn start() -> Self {
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let address = listener.local_addr().unwrap().to_string();
+        let objects: Arc<Mutex<Objects>> = Arc::default();
+        let shared = Arc::clone(&objects);
+        let task = tokio::spawn(async move {
+            while let Ok((mut stream, _)) = listener.accept().await {
+                let shared = Arc::clone(&shared);
+                tokio::spawn(async move {
+                    let mut head = Vec::new();
+                    while !head.ends_with(b"\r\n\r\n") {
+                        let Ok(byte) = stream.read_u8().await else { return };
+                        head.push(byte);
+                    }
+                    let head = String::from_utf8(head).unwrap();
+                    let (status, body) = shared.lock().unwrap().answer(&head);
+                    let body = body.to_string();
+                    let length = body.len();
+                    let answer = format!(
+                        "HTTP/1.1 {status} x\r\ncontent-type: application/json\r\ncontent-length: {length}\r\n\
+                         connection: close\r\n\r\n{body}"
+                    );
+                    let _ = stream.write_all(answer.as_bytes()).await;
+                });
+            }
+        });
+        Self { address, objects, _task: AbortOnDropHandle::new(task) }
+    }
+
+    fn kubeconfig(&self, dir: &Path) -> std::path::PathBuf {
+        let path = dir.join("kubelet.conf");
+        let text = format!(
+            "current-context: x\ncontexts: [{{name: x, context: {{cluster: c, user: u}}}}]\n\
+             clusters: [{{name: c, cluster: {{server: 'http://{}'}}}}]\nusers: [{{name: u, user: {{token: {TOKEN:?}}}}}]\n",
+            self.address
+        );
+        fs::write(&path, text).unwrap();
+        path
+    }
+
+    /// A pod on the node that runs `image`, with pull secrets of its namespace.
+    fn add_pod(&self, namespace: &str, image: &str, secrets: &[&str]) {
+        let secrets: Vec<_> = secrets.iter().map(|name| json!({"name": name})).collect();
+        let spec = json!({"nodeName": NODE, "containers": [{"name": "c", "image": image}], "imagePullSecrets": secrets});
+        let metadata = json!({"name": "pod", "namespace": namespace});
+        self.objects.lock().unwrap().pods.push(json!({"metadata": metadata, "spec": spec}));
+    }
+
+    fn set_secret(&self, name: &str, registry: &str, user: &str) {
+        let config = json!({"auths": {registry: {"auth": STANDARD.encode(format!("{user}:{PASSWORD}"))}}});
+        let data = json!({".dockerconfigjson": STANDARD.encode(config.to_string())});
+        let secret = json!({"type": "kubernetes.io/dockerconfigjson", "data": data});
+        self.objects.lock().unwrap().secrets.insert(name.to_owned(), secret);
+    }
+
+    fn asked(&self) -> Vec<String> {
+        self.objects.lock().unwrap().asked.clone()
+    }
+}
+
+impl Objects {
+    fn answer(&mut self, head: &str) -> (u16, Value) {
+        let path = head.split(' ').nth(1).unwrap().to_owned();
+        self.asked.push(path.clone());
+        let failure = |message: &str| json!({"kind": "Status", "status": "Failure", "message": message});
+        if !head.to_lowercase().contains(&format!("authorization: bearer {}", TOKEN.to_lowercase())) {
+            return (401, failure("Unauthorized"));
+        }
+        if path.starts_with("/api/v1/pods?") {
+            if !path.contains(&format!("fieldSelector=spec.nodeName%3D{NODE}&")) {
+                return (403, failure("can only list pods of its own node"));
+            }
+            return (200, json!({"kind": "PodList", "metadata": {}, "items": self.pods}));
+        }
+        let parts: Vec<_> = path.split('/').collect();
+        let ["", "api", "v1", "namespaces", namespace, "secrets", name] = parts[..] else {
+            return (403, failure("no relationship found between node and this object"));
+        };
+        match self.secrets.get(&format!("{namespace}/{name}")) {
+            Some(secret) => (200, secret.clone()),
+            None => (404, failure("not found")),
+        }
+    }
+}
+
+/// A registry that takes `user` alone, with one blob.
+async fn registry(user: &str) -> (Registry, Digest) {
+    let open = Registry::start(None).await;
+    let blob = open.push("one").await;
+    (open.only_for(&format!("{user}:{HASH}\n")).await, blob)
+}
+
+async fn harness(api: &ApiServer) -> Harness {
+    Harness::start_with(|dir, config| {
+        config.daemon = crate::fake_daemon::config(dir);
+        config.kubeconfig = Some(api.kubeconfig(dir));
+        config.node_name = Some(NODE.to_owned());
+        config.registry.docker_config = Some(dir.join("config.json"));
+    })
+    .await
+}
+
+#[tokio::test]
+async fn a_pull_is_allowed_by_the_secret_of_its_pod_and_refused_without() {
+    let (registry, blob) = registry("right").await;
+    let api = ApiServer::start().await;
+    let harness = harness(&api).await;
+    let refused = pull(&harness, &registry.image(), std::slice::from_ref(&blob), 2).await.unwrap_err();
+    assert!(refused.message().contains("401"), "{refused}");
+
+    api.set_secret("team/regcred", &registry.host(), "right");
+    api.add_pod("team", &registry.image(), &["regcred"]);
+    let image = format!("{}/i:2", registry.host());
+    pull(&harness, &image, &[blob], 2).await.unwrap();
+}
+
+#[tokio::test]
+async fn of_several_secrets_that_is_found_which_the_registry_takes() {
+    let (registry, blob) = registry("right").await;
+    let api = ApiServer::start().await;
+    // The pod's own first, then those of others on the node; a name without a secret is no error.
+    api.add_pod("team", &registry.image(), &["missing", "first", "second"]);
+    api.add_pod("other", "elsewhere.example/x", &["third"]);
+    api.set_secret("team/first", &registry.host(), "wrong");
+    api.set_secret("team/second", "*.elsewhere.example", "right");
+    api.set_secret("other/third", &registry.host(), "right");
+    let harness = harness(&api).await;
+    pull(&harness, &registry.image(), &[blob], 2).await.unwrap();
+    // Nothing was asked for that a node may not see.
+    let asked = api.asked();
+    let allowed = |path: &String| {
+        path.starts_with("/api/v1/pods?fieldSelector=spec.nodeName") || path.contains("/secrets/")
+    };
+    assert!(asked.iter().all(allowed), "{asked:?}");
+}
+
+/// The user that the daemon was last told to show for a repository.
+fn shown(harness: &Harness, repository: &str) -> Option<String> {
+    let handed = requests(harness.dir.path()).into_iter().rev().find_map(|request| match request {
+        Request::HandOut { accesses } => accesses.into_iter().find(|handed| handed.repository == repository),
+        _ => None,
+    })?;
+    match &handed.access.places.last()?.credentials.credentials {
+        Credentials::Basic { user, .. } => Some(user.clone()),
+        _ => None,
+    }
+}
+
+#[tokio::test]
+async fn the_daemon_is_given_values_again_when_they_are_refused_and_when_a_file_changes() {
+    let (registry, blob) = registry("right").await;
+    let api = ApiServer::start().await;
+    api.add_pod("team", &registry.image(), &["regcred"]);
+    api.set_secret("team/regcred", &registry.host(), "right");
+    let harness = harness(&api).await;
+    pull(&harness, &registry.image(), &[blob], 2).await.unwrap();
+    let repository = format!("{}/i", registry.host());
+    let dir = harness.dir.path();
+    eventually("a daemon that says so is handed out what is known", async || {
+        refuse(dir, &repository);
+        (shown(&harness, &repository)? == "right").then_some(())
+    })
+    .await;
+
+    // A new secret, which nobody looks at before it is needed.
+    api.set_secret("team/regcred", &registry.host(), "renewed");
+    eventually("the new secret is handed out once the old one was refused", async || {
+        refuse(dir, &repository);
+        (shown(&harness, &repository)? == "renewed").then_some(())
+    })
+    .await;
+
+    // Files are looked at all the time.
+    api.objects.lock().unwrap().secrets.clear();
+    let entry = json!({"username": "of the file", "password": "p"});
+    fs::write(dir.join("config.json"), json!({"auths": {registry.host(): entry}}).to_string()).unwrap();
+    eventually("credentials of a file that changed are handed out", async || {
+        (shown(&harness, &repository)? == "of the file").then_some(())
+    })
+    .await;
+}
