@@ -6,6 +6,7 @@
 //! - [`mod@save`]: the images of a lock, brought to a directory or a repository.
 //! - [`mod@saved`]: what was saved, to be read.
 //! - [`inspect`]: what a cluster image is made of, and what its container images have in common.
+//! - [`mod@merge`]: cluster images put on one another.
 //! - [`package`]: a cluster image and its container images, in one file or a directory.
 //! - [`mod@launch`]: a cluster of an image: its nodes prepared, joined, launched.
 
@@ -18,6 +19,7 @@ mod helm;
 pub mod inspect;
 pub mod launch;
 pub mod lock;
+pub mod merge;
 pub mod package;
 pub mod save;
 pub mod saved;

@@ -14,6 +14,7 @@
 //! - [`assemble`]: converted layers become an image.
 //! - [`convert`]: a whole image, by all of these.
 //! - [`copy`]: a whole image as it is.
+//! - [`merge`]: images put on one another.
 //! - [`files`]: some files of an image, in a directory.
 //! - [`progress`]: what of it is done, for whoever shows it.
 
@@ -28,6 +29,7 @@ mod error;
 pub mod files;
 pub mod layer;
 pub mod location;
+pub mod merge;
 pub mod options;
 pub mod platform;
 pub mod progress;

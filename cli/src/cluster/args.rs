@@ -22,6 +22,11 @@ pub(crate) enum Cluster {
     /// The container images are those of the lock in the image or package; of packages of other systems all that are there. Exit 1
     /// if one of them cannot be read.
     Inspect(Inspect),
+    /// Put cluster images on one another: the files of each come over those of the one before
+    ///
+    /// Locks and registry/ directories unite, labels and environment too; commands come one after the other. The layers stay what
+    /// they are: what the registry has is not sent. Exit 1 if the images contradict each other.
+    Merge(Merge),
     /// Bring all container images of a cluster image to a directory or a repository
     ///
     /// They are saved as RAFS, chunks that several of them have stored once; with --plain as they are, too. What they are says
@@ -110,6 +115,19 @@ pub(crate) struct Inspect {
     /// Read the files of the image for this platform [default: this machine's]
     #[arg(long, value_name = "OS/ARCH[/VARIANT]")]
     pub(crate) platform: Option<PlatformName>,
+}
+
+#[derive(Debug, clap::Args)]
+pub(crate) struct Merge {
+    /// The images, the lowest first: packages, `[docker://]REF`, `oci:DIR[:IMAGE]` or `oci-archive:FILE[:IMAGE]`, all plain or all nydus
+    #[arg(required = true, num_args = 2..)]
+    pub(crate) images: Vec<String>,
+    /// The name of the merged image
+    #[arg(long, short, value_name = "REPOSITORY:TAG", value_parser = super::save::target)]
+    pub(crate) tag: Reference,
+    /// Merge the images for these platforms [default: all that they have in common]
+    #[arg(long, value_name = "OS/ARCH[/VARIANT]", value_delimiter = ',')]
+    pub(crate) platform: Vec<PlatformName>,
 }
 
 #[derive(Debug, clap::Args)]

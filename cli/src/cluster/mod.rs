@@ -4,6 +4,7 @@ mod args;
 mod images;
 mod inspect;
 mod lock;
+mod merge;
 mod opened;
 mod package;
 mod run;
@@ -27,6 +28,7 @@ pub(crate) async fn run(config: Config, command: Cluster) -> anyhow::Result<Exit
         match command {
             Cluster::Images(flags) => images::run(&config, flags).await,
             Cluster::Inspect(flags) => inspect::run(&config, flags).await,
+            Cluster::Merge(flags) => merge::run(&config, flags).await,
             Cluster::Save(flags) => save::run(&config, flags).await,
             Cluster::Run(flags) => run::run(&config, flags).await,
             Cluster::Ps(flags) => run::ps(flags).await,

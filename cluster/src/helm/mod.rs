@@ -83,7 +83,7 @@ impl Helm {
         let stage = stage::Stage::write(rendering).map_err(HelmError::io)?;
         let mut words: Vec<OsString> = ["template", rendering.release].map(OsString::from).into();
         words.push(stage.chart().into());
-        words.extend(["--namespace", "default"].map(OsString::from));
+        words.extend(["--namespace", "default", "--include-crds"].map(OsString::from));
         if let Some(version) = rendering.kube_version {
             words.extend(["--kube-version", version].map(OsString::from));
         }

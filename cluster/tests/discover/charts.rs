@@ -225,3 +225,19 @@ async fn templates_in_a_chart_are_rendered_first_and_links_lead_nowhere_else() {
     let names: Vec<_> = found.images.iter().map(|image| image.reference.to_string()).collect();
     assert_eq!(names, ["docker.io/library/overlay-from-env:from-env"]);
 }
+
+#[tokio::test]
+async fn definitions_that_a_chart_brings_are_looked_through() {
+    let Some(options) = options() else { return };
+    let job = "apiVersion: batch/v1\nkind: Job\nmetadata: {name: x}\nspec: {template: {spec: {containers: [{image: NAME}]}}}\n";
+    let dir = tree(&[
+        ("charts/web/Chart.yaml", CHART),
+        ("charts/web/crds/all.yaml", &job.replace("NAME", "upgrade:1")),
+        ("charts/web/charts/sub/Chart.yaml", "apiVersion: v2\nname: sub\nversion: 1.0.0\n"),
+        ("charts/web/charts/sub/crds/all.yaml", &job.replace("NAME", "sub:1")),
+    ]);
+    let found = discover(&dir, options).await;
+    assert_eq!(problems(&found), Vec::<String>::new());
+    let names: Vec<_> = found.images.iter().map(|image| image.reference.to_string()).collect();
+    assert_eq!(names, ["docker.io/library/sub:1", "docker.io/library/upgrade:1"]);
+}

@@ -11,7 +11,7 @@ mod send;
 pub use self::bootstrap::BootstrapError;
 pub use self::merge::{MergeError, NydusImage, merge};
 
-use std::collections::HashSet;
+use std::collections::{HashMap, HashSet};
 use std::sync::Arc;
 
 use bytes::Bytes;
@@ -104,14 +104,57 @@ pub async fn assemble(
         let size = dictionary(recipe).provide(&digest, destination).await?;
         blobs.push(BlobLayer { described: Described { digest, size }, annotations: Vec::new() });
     }
+    store(
+        &source,
+        source_config,
+        &blobs,
+        Described { digest: packed.digest, size },
+        &packed.diff_id,
+        form,
+        destination,
+    )
+    .await
+}
+
+/// Makes the image of `layers`, whose blobs are at `destination` already and have the sizes that `sizes` says. The source's
+/// documents say all else; they name no layers.
+pub(crate) async fn assemble_merged(
+    source_manifest: &[u8],
+    source_config: &[u8],
+    layers: Vec<Arc<ConvertedLayer>>,
+    sizes: &HashMap<Digest, u64>,
+    recipe: &Arc<Recipe>,
+    form: &Form,
+    destination: &dyn Destination,
+) -> Result<Assembled, AssembleError> {
+    let source = Manifest::parse(source_manifest)?;
+    let (packed, size) = push_bootstrap(layers, recipe, destination).await?;
+    let mut blobs = Vec::with_capacity(packed.blobs.len());
+    for digest in &packed.blobs {
+        let size = *sizes.get(digest).ok_or_else(|| CopyError::Missing { digest: digest.clone() })?;
+        blobs.push(BlobLayer { described: Described { digest: digest.clone(), size }, annotations: Vec::new() });
+    }
+    let bootstrap = Described { digest: packed.digest, size };
+    store(&source, source_config, &blobs, bootstrap, &packed.diff_id, form, destination).await
+}
+
+/// Stores config and manifest.
+async fn store(
+    source: &Manifest,
+    source_config: &[u8],
+    blobs: &[BlobLayer],
+    bootstrap: Described,
+    diff_id: &Digest,
+    form: &Form,
+    destination: &dyn Destination,
+) -> Result<Assembled, AssembleError> {
     let digests: Vec<&Digest> = blobs.iter().map(|blob| &blob.described.digest).collect();
-    let config = convert_config(source_config, &digests, &packed.diff_id)?;
+    let config = convert_config(source_config, &digests, diff_id)?;
     let push = |what| move |error| AssembleError::Push { what, error };
     let config_digest = destination.put_blob(config.clone()).await.map_err(push("the image config"))?;
     let described = Described { digest: config_digest.clone(), size: config.len() as u64 };
-    let bootstrap = Described { digest: packed.digest, size };
     let (manifest, media_type) =
-        source.convert(&described, &blobs, &bootstrap, form.media_types, &form.annotations);
+        source.convert(&described, blobs, &bootstrap, form.media_types, &form.annotations);
     let digest =
         destination.put_manifest(media_type, manifest.clone()).await.map_err(push("the manifest"))?;
     Ok(Assembled { media_type: media_type.to_owned(), manifest, digest, config: config_digest })

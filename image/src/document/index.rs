@@ -73,9 +73,14 @@ impl Index {
 
     /// The index of one plain manifest, whose descriptor is given, for its nydus image to stand beside.
     pub fn of(descriptor: &impl serde::Serialize) -> Self {
+        Self::of_all(vec![json!(descriptor)])
+    }
+
+    /// The index of these descriptors.
+    pub fn of_all(descriptors: Vec<Value>) -> Self {
         let mut object = Object::new();
         object.insert("schemaVersion".to_owned(), json!(2));
-        object.insert("manifests".to_owned(), json!([descriptor]));
+        object.insert("manifests".to_owned(), descriptors.into());
         Self { object, manifests: Vec::new() }
     }
 

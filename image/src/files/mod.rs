@@ -139,6 +139,14 @@ pub async fn extract(
     Ok(Configured { annotations, ..config.config.unwrap_or_default() })
 }
 
+/// The whole tree of the nydus image whose bootstrap is in `layer`, with all that is known of its blobs.
+pub(crate) async fn bootstrap_image(
+    source: &Source,
+    layer: &Descriptor,
+) -> Result<rafs::tree::Image, FilesError> {
+    nydus::image(source, layer).await
+}
+
 /// The manifest of the nydus image for `platform`, or that of the plain one where there is none.
 async fn manifest(source: &Source, platform: &PlatformName) -> Result<ImageManifest, FilesError> {
     let root = source.root().await?;

@@ -10,7 +10,7 @@ use rafs::blob::source::{BlobSource, ChunkReader, load_chunk_info};
 use rafs::bootstrap::Bootstrap;
 use rafs::source::tar::TarSource;
 use rafs::source::{EntryKind, Source as _};
-use rafs::tree::{Kind, NodeId, Tree};
+use rafs::tree::{Image, Kind, NodeId, Tree};
 
 use super::collected::{Collected, Item};
 use super::{FilesError, Wanted};
@@ -27,6 +27,27 @@ pub(super) async fn collect(
     layer: &Descriptor,
     wanted: Wanted,
 ) -> Result<Collected, FilesError> {
+    with_bootstrap(source, layer, move |bootstrap, blobs| {
+        let image = bootstrap.to_image()?;
+        let mut collected = Collected::default();
+        let mut chunks = ChunkReader::new(bootstrap, blobs);
+        walk(&image.tree, wanted, &mut chunks, &mut collected)?;
+        Ok(collected)
+    })
+    .await
+}
+
+/// All that the bootstrap says.
+pub(super) async fn image(source: &Source, layer: &Descriptor) -> Result<Image, FilesError> {
+    with_bootstrap(source, layer, |bootstrap, _| Ok(bootstrap.to_image()?)).await
+}
+
+/// Fetches the bootstrap and works on it, on a thread that may block.
+async fn with_bootstrap<T: Send + 'static>(
+    source: &Source,
+    layer: &Descriptor,
+    work: impl FnOnce(&Bootstrap, &Blobs) -> Result<T, FilesError> + Send + 'static,
+) -> Result<T, FilesError> {
     let failed = |error| FilesError::Io { path: std::env::temp_dir(), error };
     let mut packed = tempfile::tempfile().map_err(failed)?;
     let mut stream = source.blob(layer).await?;
@@ -36,19 +57,15 @@ pub(super) async fn collect(
     io::Seek::rewind(&mut packed).map_err(failed)?;
     let blobs = Blobs::of(source);
     let layer = layer.digest().to_string();
-    let work = move || {
+    let on_thread = move || {
         let directory = tempfile::tempdir().map_err(failed)?;
         let path = directory.path().join("image.boot");
         unpack(packed, &path, &layer)?;
         let mut bootstrap = Bootstrap::open(&path)?;
         load_chunk_info(&mut bootstrap, &blobs)?;
-        let image = bootstrap.to_image()?;
-        let mut collected = Collected::default();
-        let mut chunks = ChunkReader::new(&bootstrap, &blobs);
-        walk(&image.tree, wanted, &mut chunks, &mut collected)?;
-        Ok(collected)
+        work(&bootstrap, &blobs)
     };
-    tokio::task::spawn_blocking(work).await?
+    tokio::task::spawn_blocking(on_thread).await?
 }
 
 /// Has the bootstrap at `target`.
