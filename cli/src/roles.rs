@@ -13,6 +13,7 @@ use crate::shutdown;
 pub(crate) async fn exporter(config: Config, flags: args::Exporter) -> anyhow::Result<ExitCode> {
     let mut settings = config.exporter;
     settings.registry = config.registry;
+    settings.cluster = config.cluster;
     if let Some(upstream) = flags.upstream {
         settings.upstream = upstream;
     }

@@ -3,6 +3,7 @@
 use std::collections::BTreeMap;
 use std::path::PathBuf;
 
+use cluster::ClusterConfig;
 use registry::client::ClientConfig;
 use serde::{Deserialize, Serialize};
 use service::{Access, Mode, TcpAddress, UnixAddress};
@@ -57,6 +58,9 @@ pub struct ExporterConfig {
     /// Use blobs again of which the image at the name that is pushed to says what they were made of: whoever may push there
     /// is believed. Default: true.
     pub reuse_from_registry: bool,
+    /// How a result is looked through for container images: of a section of its own in the configuration file.
+    #[serde(skip)]
+    pub cluster: ClusterConfig,
 }
 
 impl Default for ExporterConfig {
@@ -80,6 +84,7 @@ impl Default for ExporterConfig {
             layer_cache_dir: PathBuf::from("/var/cache/nydus-cluster/layers"),
             layer_cache_disk_bytes: 1 << 30,
             reuse_from_registry: true,
+            cluster: ClusterConfig::default(),
         }
     }
 }

@@ -313,7 +313,12 @@ fn root(platforms: &[PlatformName], mut made: Vec<Made>) -> Stored {
         };
         let Some(first) = first else { continue };
         if let Some(nydus) = second {
-            beside.push(Beside { plain: first.digest.clone(), nydus, platform: named.clone() });
+            beside.push(Beside {
+                plain: first.digest.clone(),
+                nydus,
+                platform: named.clone(),
+                attested: Vec::new(),
+            });
         }
         entries.push(json!({
             "mediaType": first.media_type, "digest": first.digest.as_ref(),

@@ -26,10 +26,11 @@ mod key {
     pub(super) const OCI_MEDIA_TYPES: &str = "oci-mediatypes";
     pub(super) const LAYER_COMPRESSION: &str = "layer-compression";
     pub(super) const MERGE_MANIFEST: &str = "merge-manifest";
+    pub(super) const IMAGES: &str = "images";
 }
 
 /// The keys that are about the output. Those about the image that is made are [`image::options::WORDS`].
-const OWN_KEYS: [&str; 8] = [
+const OWN_KEYS: [&str; 9] = [
     key::NAME,
     key::PUSH,
     key::PUSH_BY_DIGEST,
@@ -38,6 +39,7 @@ const OWN_KEYS: [&str; 8] = [
     key::OCI_MEDIA_TYPES,
     key::LAYER_COMPRESSION,
     key::MERGE_MANIFEST,
+    key::IMAGES,
 ];
 
 /// Keys that BuildKit itself acts on while it makes the image that we convert.
@@ -101,6 +103,12 @@ pub(crate) enum AttrError {
         "type={EXPORTER_TYPE}: name={name} has a tag, and push-by-digest=true pushes none: write the name without"
     )]
     TagByDigest { name: String },
+    #[error(
+        "type={EXPORTER_TYPE}: images=ref and images=embed need a registry to push to: write images=none or push=true"
+    )]
+    ImagesWithoutPush,
+    #[error("type={EXPORTER_TYPE}: images=embed needs a tag, and push-by-digest=true pushes none")]
+    ImagesByDigest,
     #[error("type={EXPORTER_TYPE}: a name is needed to push to: name=HOST[:PORT]/NAME[:TAG], or push=false")]
     NoName,
     #[error(
@@ -132,6 +140,18 @@ impl LayerCompression {
     }
 }
 
+/// What becomes of the container images that a cluster image asks for.
+#[derive(Clone, Copy, Debug, Default, Eq, PartialEq)]
+pub(crate) enum Images {
+    /// Nothing.
+    #[default]
+    None,
+    /// They are locked in it.
+    Ref,
+    /// They are locked, and saved in its repository.
+    Embed,
+}
+
 /// An output's keys, checked.
 #[derive(Clone, Debug)]
 pub(crate) struct Attrs {
@@ -151,6 +171,8 @@ pub(crate) struct Attrs {
     pub(crate) oci_media_types: bool,
     /// The user's choice; none: what goes best with the other outputs.
     pub(crate) layer_compression: Option<LayerCompression>,
+    /// What becomes of the container images that the image asks for.
+    pub(crate) images: Images,
     /// What can be chosen about the image.
     pub(crate) options: Options,
     /// What takes the image.
@@ -201,6 +223,7 @@ impl Attrs {
             merge_manifest: false,
             oci_media_types: true,
             layer_compression: None,
+            images: Images::None,
             options: defaults.clone(),
             receiver: Receiver::Registry,
             passed: BTreeMap::new(),
@@ -215,6 +238,7 @@ impl Attrs {
                 key::OCI_MEDIA_TYPES => parsed.oci_media_types = switch(key::OCI_MEDIA_TYPES, value)?,
                 key::MERGE_MANIFEST => parsed.merge_manifest = switch(key::MERGE_MANIFEST, value)?,
                 key::LAYER_COMPRESSION => parsed.layer_compression = Some(compression(value)?),
+                key::IMAGES => parsed.images = images(value)?,
                 key::DEST => return Err(AttrError::Disk { key: key::DEST }),
                 key::TAR => return Err(AttrError::Disk { key: key::TAR }),
                 passed if PASSED_KEYS.contains(&passed) || is_annotation(passed) => {
@@ -230,6 +254,13 @@ impl Attrs {
         }
         if parsed.merge_manifest && (!parsed.push || parsed.push_by_digest || !parsed.oci_media_types) {
             return Err(AttrError::Merge);
+        }
+        // What was built is read where it is pushed to.
+        if parsed.images != Images::None && !parsed.push {
+            return Err(AttrError::ImagesWithoutPush);
+        }
+        if parsed.images == Images::Embed && parsed.push_by_digest {
+            return Err(AttrError::ImagesByDigest);
         }
         let names = attrs.get(key::NAME).map(String::as_str).unwrap_or_default();
         if let Some(name) = names.split(',').find(|name| parsed.push_by_digest && has_tag(name)) {
@@ -333,6 +364,15 @@ fn switch(key: &'static str, value: &str) -> Result<bool, OptionsError> {
     boolean(value).map_err(|reason| wrong(key, value, reason))
 }
 
+fn images(value: &str) -> Result<Images, OptionsError> {
+    match value {
+        "none" => Ok(Images::None),
+        "ref" => Ok(Images::Ref),
+        "embed" => Ok(Images::Embed),
+        _ => Err(wrong(key::IMAGES, value, "expected none, ref or embed")),
+    }
+}
+
 fn compression(value: &str) -> Result<LayerCompression, OptionsError> {
     match value {
         "uncompressed" => Ok(LayerCompression::Uncompressed),
@@ -356,6 +396,20 @@ mod tests {
         let attrs = parse(&[("name", "127.0.0.1:5000/demo:v1")]).unwrap();
         assert!(attrs.push && attrs.oci_media_types && !attrs.insecure);
         assert_eq!(attrs.title(), "127.0.0.1:5000/demo:v1");
+    }
+
+    #[test]
+    fn images_are_found_where_the_image_is_pushed_to() {
+        for (value, images) in [("none", Images::None), ("ref", Images::Ref), ("embed", Images::Embed)] {
+            assert_eq!(parse(&[("name", "h:1/demo"), ("images", value)]).unwrap().images, images);
+        }
+        assert_eq!(parse(&[("name", "h:1/demo")]).unwrap().images, Images::None);
+        let error = parse(&[("name", "h:1/demo"), ("images", "all")]).unwrap_err().to_string();
+        assert!(error.contains("none, ref or embed"), "{error}");
+        let unpushed = [("push", "false"), ("images", "ref")];
+        assert_eq!(parse(&unpushed).unwrap_err(), AttrError::ImagesWithoutPush);
+        let by_digest = [("name", "h:1/demo"), ("push-by-digest", "true"), ("images", "embed")];
+        assert_eq!(parse(&by_digest).unwrap_err(), AttrError::ImagesByDigest);
     }
 
     #[test]

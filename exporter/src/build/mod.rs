@@ -1,11 +1,13 @@
 //! What a Solve of ours consists of, found by its ref.
 //!
 //! - [`documents`]: the JSON documents of an output.
+//! - [`images`]: which container images the result asks for.
 //! - [`keys`]: what a user writes behind `--output type=nydus-cluster,…`.
 //! - [`output`]: what has come for one output, and what is made of it.
 //! - [`target`]: where it goes.
 
 pub(crate) mod documents;
+pub(crate) mod images;
 pub(crate) mod keys;
 mod output;
 pub(crate) mod target;

@@ -3,6 +3,8 @@
 //! Layers are converted as they come. A manifest is converted as soon as it comes, its layers being here by then, so that
 //! buildkitd still waits and an error fails its own export step. What is left for the end is the name.
 
+mod locked;
+
 use std::collections::{HashMap, HashSet};
 use std::io::Read;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -13,10 +15,13 @@ use registry::digest::{self, Digest};
 use registry::reference::Reference;
 
 use super::documents::{Document, Documents, DocumentsError};
-use super::keys::{Attrs, Receiver};
+use super::images::ImagesError;
+use super::keys::{Attrs, Images, Receiver};
 use super::target::{Target, TargetError};
 use crate::metrics::Tally;
-use image::assemble::{AssembleError, Form, MergeError, NydusImage, assemble, merge};
+use cluster::ClusterConfig;
+use cluster::lock::Lock;
+use image::assemble::{AssembleError, Assembled, Form, MergeError, NydusImage, assemble, merge};
 use image::describe;
 use image::destination::{Destination, SpoolSpace, StoreError};
 use image::document::{
@@ -59,6 +64,8 @@ pub(crate) enum OutputError {
     #[error("{title}: cannot push: {}", describe(error.as_ref()))]
     Target { title: String, error: Box<TargetError> },
     #[error("{title}: {error}")]
+    Images { title: String, error: Box<ImagesError> },
+    #[error("{title}: {error}")]
     Document { title: String, error: DocumentError },
     #[error(
         "{title}: merge-manifest: {error}; push the plain image in the same build (one more --output \
@@ -88,6 +95,7 @@ pub(crate) struct Output {
     converter: Converter,
     /// What is at its names already, as far as that is to be believed.
     present: Present,
+    cluster: ClusterConfig,
     progress: Arc<Progress>,
     documents: Documents,
     received: Mutex<Received>,
@@ -108,6 +116,8 @@ struct Received {
     beside: HashMap<Digest, NydusImage>,
     /// Layers that were converted for this output, and the bytes of their blobs.
     converted: (u64, u64),
+    /// Which container images are asked for, one lock a platform.
+    locks: Vec<Lock>,
 }
 
 impl Output {
@@ -118,10 +128,11 @@ impl Output {
         attrs: Attrs,
         target: Target,
         converter: Converter,
+        cluster: ClusterConfig,
         progress: Arc<Progress>,
     ) -> Self {
         let (present, documents, received) = (Present::default(), Documents::default(), Mutex::default());
-        Self { index, way, attrs, target, converter, present, progress, documents, received }
+        Self { index, way, attrs, target, converter, present, cluster, progress, documents, received }
     }
 
     /// The same, which uses again what is at its names already.
@@ -378,11 +389,11 @@ impl Output {
             (false, false) => MediaTypes::Docker,
         };
         let form = Form { media_types, annotations: Vec::new() };
-        let destination = self.destination().await?.as_ref();
-        let assembled = assemble(content, &config, layers, self.converter.recipe(), &form, destination).await;
-        let assembled = assembled
-            .map_err(|error| OutputError::Assemble { title: self.title(), error: Box::new(error) })?;
+        let mut assembled = self.assemble(content, &config, layers.clone(), &form).await?;
         task.finish();
+        if self.attrs.images != Images::None {
+            assembled = self.with_lock(content, &config, layers, form, &assembled.digest).await?;
+        }
         tracing::info!(image = self.title(), digest = %assembled.digest, "image assembled");
         let stored = Stored::from(assembled);
         if self.attrs.merge_manifest {
@@ -398,6 +409,18 @@ impl Output {
             .map_err(|error| self.document_error(DocumentError::new("image config", error)))?;
         let diff_ids = diff_ids(config).map_err(|error| self.document_error(error))?;
         Ok(NydusImage { platform, diff_ids, nydus, attested: Vec::new() })
+    }
+
+    async fn assemble(
+        &self,
+        content: &[u8],
+        config: &[u8],
+        layers: Vec<Arc<ConvertedLayer>>,
+        form: &Form,
+    ) -> Result<Assembled, OutputError> {
+        let destination = self.destination().await?.as_ref();
+        let assembled = assemble(content, config, layers, self.converter.recipe(), form, destination).await;
+        assembled.map_err(|error| OutputError::Assemble { title: self.title(), error: Box::new(error) })
     }
 
     /// Stores the attestation `digest` of what the manifest `about` became.
@@ -477,6 +500,10 @@ impl Output {
 
     /// buildkitd is done: gives the image its names and returns it.
     pub(crate) async fn publish(&self) -> Result<Stored, OutputError> {
+        // Before its name: whoever finds the image finds them.
+        if self.attrs.images == Images::Embed {
+            self.embed().await?;
+        }
         if self.attrs.merge_manifest {
             return self.publish_merged().await;
         }

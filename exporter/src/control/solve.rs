@@ -176,7 +176,8 @@ async fn begin<'a>(
         let recipe = Recipe::new(attrs.options.clone(), None, Vec::new(), exporter.threads())
             .map_err(|error| Status::new(Code::InvalidArgument, error.to_string()))?;
         let converter = exporter.converter.with(recipe);
-        let output = Output::new(index, way, attrs, target, converter, Arc::clone(&progress));
+        let cluster = exporter.cluster().clone();
+        let output = Output::new(index, way, attrs, target, converter, cluster, Arc::clone(&progress));
         outputs.push(Arc::new(if exporter.reuses() { output.reusing() } else { output }));
     }
     let sole = plan.request.exports.len() == 1;

@@ -69,7 +69,8 @@ impl Lab {
         let progress = Progress::new();
         let recipe = Recipe::new(attrs.options.clone(), None, Vec::new(), 1).unwrap();
         let converter = Converter::new(recipe, 1, LayerCache::new(0));
-        let output = Output::new(0, Way::Store, attrs, target, converter, Arc::clone(&progress));
+        let output =
+            Output::new(0, Way::Store, attrs, target, converter, Default::default(), Arc::clone(&progress));
         let store = LocalStore::new(self.content.path(), Arc::clone(&self.space));
         let outputs = vec![Arc::new(output)];
         Build::new("r".to_owned(), "s".to_owned(), true, outputs, Some(store), progress)

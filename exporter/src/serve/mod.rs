@@ -13,6 +13,7 @@ use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
 
+use cluster::ClusterConfig;
 use image::options::{Options, OptionsError, Recipe, Used, Word};
 use registry::client::Client;
 use service::metrics::{MetricsError, MetricsListener};
@@ -90,6 +91,11 @@ impl Exporter {
     /// Worker threads of one conversion.
     pub(crate) fn threads(&self) -> usize {
         threads(self.config.threads)
+    }
+
+    /// How a result is looked through for container images.
+    pub(crate) fn cluster(&self) -> &ClusterConfig {
+        &self.config.cluster
     }
 
     /// How long builds may go on after a shutdown was asked for, before they are cancelled.

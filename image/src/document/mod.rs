@@ -3,13 +3,16 @@
 //! - `manifest`: of one platform's image, or of something that is kept as it is.
 //! - `index`: of several platforms, attestations, and plain images with their nydus images.
 //! - `config`: the image config.
+//! - `addition`: one layer more.
 //! - `attestation`: statements about another manifest.
 
+mod addition;
 mod attestation;
 mod config;
 mod index;
 mod manifest;
 
+pub use addition::with_layer;
 pub use attestation::{Attestation, Attested, Subject};
 pub(crate) use config::convert as convert_config;
 pub use config::diff_ids;

@@ -7,6 +7,7 @@ mod beside_plain;
 mod build_cancelled;
 mod buildkit_absent;
 mod certs_dir;
+mod cluster_build;
 mod cluster_save;
 mod content_store;
 mod convert;
@@ -72,6 +73,7 @@ const TESTS: &[(&str, Test)] = &[
     ("image_formats::encrypted_images_are_refused_by_name", image_formats::encrypted),
     ("image_source::an_image_is_what_it_was_made_from", image_source::plain_image),
     ("image_source::every_difference_is_named", image_source::differences),
+    ("cluster_build::a_build_locks_what_it_asks_for", cluster_build::locked),
     ("convert::every_source_gives_the_same_image", convert::sources),
     ("convert::every_destination_takes_the_image", convert::destinations),
     ("convert::all_platforms_of_an_index_are_converted_or_those_chosen", convert::platforms),

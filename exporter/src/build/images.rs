@@ -1,0 +1,209 @@
+//! The key `images`: which container images the built image asks for. They are found in what was built, once it is stored, and locked;
+//! the lock becomes its topmost layer, `images.lock`.
+//!
+//! The files are a builder's: what reads them is what `cluster images` is, and helm runs confined there.
+
+use std::collections::BTreeMap;
+use std::io;
+use std::path::Path;
+use std::time::Duration;
+
+use bytes::Bytes;
+use cluster::ClusterConfig;
+use cluster::describe::{ContainerImage, DescribeError, Description, Platform};
+use cluster::discover::{self, DiscoverError, Options};
+use cluster::lock::{self, Lock, LockFileError, ResolveError, ResolveOptions};
+use cluster::package::LOCK_FILE;
+use cluster::save::{self, Destination, NotSaved, SaveOptions};
+use image::files::{self, FilesError};
+use image::location::Location;
+use image::platform::PlatformName;
+use registry::Reference;
+use registry::client::Client;
+
+/// How many problems an error lists.
+const SHOWN: usize = 10;
+
+/// What the history says of the lock's layer.
+pub(crate) const CREATED_BY: &str = "nydus-cluster images.lock";
+
+/// Why the container images are not known.
+#[derive(Debug, thiserror::Error)]
+pub(crate) enum ImagesError {
+    #[error("what was built cannot be read: {0}")]
+    Files(#[from] FilesError),
+    #[error(transparent)]
+    Discover(#[from] DiscoverError),
+    #[error(transparent)]
+    Lock(#[from] LockFileError),
+    #[error(transparent)]
+    Resolve(#[from] ResolveError),
+    #[error(transparent)]
+    Describe(#[from] DescribeError),
+    #[error("images may be missing: {0}")]
+    Problems(String),
+    #[error("container images: the image's config names no platform")]
+    Platform,
+    #[error("container images are found where the image is pushed to: expected a registry")]
+    NoRegistry,
+    #[error("{0} cannot have a tag for its container images")]
+    Tag(String),
+    #[error("container images are not saved: {0}")]
+    NotSaved(String),
+    #[error("cannot use a temporary directory: {0}")]
+    Temporary(#[from] io::Error),
+}
+
+/// What was found.
+#[derive(Debug)]
+pub(crate) struct Found {
+    pub(crate) lock: Lock,
+    /// A tar with the lock.
+    pub(crate) layer: Bytes,
+    /// Annotations of the manifest, in sealer's words.
+    pub(crate) annotations: Vec<(&'static str, String)>,
+    /// What need not be an error.
+    pub(crate) warnings: Vec<String>,
+}
+
+/// Finds and locks the container images of `image`, which is stored, for its platform. A lock that it has is obeyed.
+pub(crate) async fn find(
+    image: &Reference,
+    platform: &PlatformName,
+    client: &Client,
+    config: &ClusterConfig,
+) -> Result<Found, ImagesError> {
+    let directory = tempfile::tempdir()?;
+    let root = directory.path();
+    let location = Location::Registry(image.clone());
+    let configured = files::extract(&location, client, platform, discover::matters, root).await?;
+    let pairs = configured.env.unwrap_or_default();
+    let pairs = pairs.iter().filter_map(|pair| pair.split_once('='));
+    let options = Options {
+        environment: pairs.map(|(name, value)| (name.to_owned(), value.to_owned())).collect(),
+        helm: config.helm.clone(),
+        helm_deadline: Duration::from_secs(config.helm_seconds),
+        ..Options::default()
+    };
+    let found = discover::discover(root, &options).await?;
+    let before = root.join(LOCK_FILE);
+    let obeyed = if before.is_file() { Some(Lock::read(&before)?) } else { None };
+    let platforms = obeyed.as_ref().map_or_else(|| vec![platform.clone()], |lock| lock.platforms.clone());
+    let options = ResolveOptions { platforms, ..ResolveOptions::default() };
+    let resolved = lock::resolve(&found, root, client, &options, obeyed.as_ref()).await?;
+    let problems: Vec<String> =
+        found.problems.iter().chain(&resolved.problems).map(ToString::to_string).collect();
+    if !problems.is_empty() {
+        let more = match problems.len().saturating_sub(SHOWN) {
+            0 => String::new(),
+            more => format!("; and {more} more"),
+        };
+        return Err(ImagesError::Problems(problems[..problems.len().min(SHOWN)].join("; ") + &more));
+    }
+    let warnings = found.warnings.iter().chain(&resolved.warnings).map(ToString::to_string).collect();
+    let labels = configured.labels.unwrap_or_default();
+    let annotations = annotations(&labels, &configured.annotations, root, &resolved.lock)?;
+    let layer = layer(&resolved.lock)?;
+    Ok(Found { lock: resolved.lock, layer, annotations, warnings })
+}
+
+/// sealer's words for the images, and for the rest where the image has some of them.
+fn annotations(
+    labels: &BTreeMap<String, String>,
+    annotations: &BTreeMap<String, String>,
+    root: &Path,
+    lock: &Lock,
+) -> Result<Vec<(&'static str, String)>, ImagesError> {
+    let metadata = std::fs::read_to_string(root.join("Metadata")).ok();
+    let mut said = Description::read(labels, annotations, metadata.as_deref())?;
+    said.images = lock
+        .images
+        .iter()
+        .flat_map(|image| {
+            image.platforms.iter().map(|found| ContainerImage {
+                image: image.reference.to_string(),
+                app_name: String::new(),
+                platform: Some(Platform {
+                    os: found.platform.os().to_owned(),
+                    architecture: found.platform.architecture().to_owned(),
+                    variant: found.platform.variant().unwrap_or_default().to_owned(),
+                }),
+            })
+        })
+        .collect();
+    let mut words = said.annotations();
+    let names = ["sealer.image.extension", "sealer.image.container.images"];
+    Ok(names.into_iter().filter_map(|name| Some((name, words.remove(name)?))).collect())
+}
+
+fn layer(lock: &Lock) -> io::Result<Bytes> {
+    let content = lock.to_string();
+    let mut tar = tar::Builder::new(Vec::new());
+    let mut header = tar::Header::new_ustar();
+    header.set_mode(0o644);
+    header.set_uid(0);
+    header.set_gid(0);
+    header.set_mtime(0);
+    header.set_size(content.len() as u64);
+    tar.append_data(&mut header, LOCK_FILE, content.as_bytes())?;
+    Ok(tar.into_inner()?.into())
+}
+
+/// What the config says that an image is for.
+pub(crate) fn platform(config: &[u8]) -> Result<PlatformName, ImagesError> {
+    let platform: oci_spec::image::Platform =
+        serde_json::from_slice(config).map_err(|_| ImagesError::Platform)?;
+    Ok(PlatformName::of(&platform))
+}
+
+/// One lock for all platforms. An image that was moved between two look-ups is there as it was found first.
+pub(crate) fn united(locks: Vec<Lock>) -> Lock {
+    let mut all = Lock::default();
+    for lock in locks {
+        for platform in lock.platforms {
+            if !all.platforms.contains(&platform) {
+                all.platforms.push(platform);
+            }
+        }
+        for image in lock.images {
+            let same = all
+                .images
+                .iter_mut()
+                .find(|before| before.reference == image.reference && before.digest == image.digest);
+            let Some(before) = same else {
+                if all.get(&image.reference).is_none() {
+                    all.images.push(image);
+                }
+                continue;
+            };
+            for (before, found) in
+                [(&mut before.platforms, image.platforms), (&mut before.nydus, image.nydus)]
+            {
+                for found in found {
+                    if !before.contains(&found) {
+                        before.push(found);
+                    }
+                }
+            }
+        }
+    }
+    all.images.sort_by_cached_key(|image| image.reference.to_string());
+    all
+}
+
+/// Saves the images of `lock` in the repository of `name`, under its tag with `-images` behind it.
+pub(crate) async fn save(lock: &Lock, name: &Reference, client: &Client) -> Result<(), ImagesError> {
+    let tag = format!("{}-images", name.tag().unwrap_or("latest"));
+    let target = name.repository().with_tag(&tag).map_err(|error| ImagesError::Tag(error.to_string()))?;
+    let destination = Destination::Repository(target);
+    // Archives of a tree are not here: an image in one is an error that names it.
+    let root = tempfile::tempdir()?;
+    let saved = save::save(lock, root.path(), client, &destination, &SaveOptions::default(), &|_| {}).await;
+    saved.map_err(|error| match error {
+        NotSaved::Images(failed) => {
+            let failed: Vec<String> = failed.iter().take(SHOWN).map(ToString::to_string).collect();
+            ImagesError::NotSaved(failed.join("; "))
+        }
+        error => ImagesError::NotSaved(error.to_string()),
+    })
+}

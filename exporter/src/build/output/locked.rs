@@ -1,0 +1,67 @@
+//! The container images that a result asks for: locked in it, and saved beside it.
+
+use std::io::Cursor;
+use std::sync::Arc;
+
+use image::assemble::{Assembled, Form};
+use image::document::with_layer;
+use image::layer::ConvertedLayer;
+use registry::digest::Digest;
+
+use super::{Output, OutputError};
+use crate::build::images::{self, ImagesError};
+
+impl Output {
+    /// Finds and locks the container images that the image `digest` asks for; the image with the lock on top.
+    pub(super) async fn with_lock(
+        &self,
+        content: &[u8],
+        config: &[u8],
+        mut layers: Vec<Arc<ConvertedLayer>>,
+        mut form: Form,
+        digest: &Digest,
+    ) -> Result<Assembled, OutputError> {
+        let failed = |error| OutputError::Images { title: self.title(), error: Box::new(error) };
+        let destination = self.destination().await?;
+        let (client, repository) = destination.repository().ok_or(ImagesError::NoRegistry).map_err(failed)?;
+        let task = self.task("looking for container images".to_owned(), 0);
+        let platform = images::platform(config).map_err(failed)?;
+        let image = repository.with_digest(digest.clone());
+        let found = images::find(&image, &platform, client, &self.cluster).await.map_err(failed)?;
+        task.finish();
+        for warning in &found.warnings {
+            self.task(format!("warning: {warning}"), 0).finish();
+        }
+        tracing::info!(image = self.title(), %platform, images = found.lock.images.len(), "container images locked");
+        let conversion = self.converter.convert_read(Cursor::new(found.layer.clone()), destination);
+        let lock = registry::digest::sha256(&found.layer);
+        let wrong = |error| self.layer_error(&lock, error);
+        let layer =
+            conversion.built().await.map_err(wrong)?.store(destination.as_ref()).await.map_err(wrong)?;
+        layers.push(Arc::new(layer));
+        form.annotations.extend(found.annotations);
+        let (content, config) = with_layer(content, config, &found.layer, images::CREATED_BY)
+            .map_err(|error| self.document_error(error))?;
+        self.received().locks.push(found.lock);
+        self.assemble(&content, &config, layers, &form).await
+    }
+
+    /// Saves the container images of all platforms in the image's repository.
+    pub(super) async fn embed(&self) -> Result<(), OutputError> {
+        let failed = |error| OutputError::Images { title: self.title(), error: Box::new(error) };
+        let lock = images::united(std::mem::take(&mut self.received().locks));
+        let destination = self.destination().await?;
+        let (client, _) = destination.repository().ok_or(ImagesError::NoRegistry).map_err(failed)?;
+        for name in &self.attrs.names {
+            let step =
+                self.progress.step(self.index, format!("saving {} container images", lock.images.len()));
+            if let Err(error) = images::save(&lock, name, client).await {
+                let error = failed(error);
+                step.fail(&error.to_string());
+                return Err(error);
+            }
+            step.finish();
+        }
+        Ok(())
+    }
+}

@@ -1,0 +1,58 @@
+//! The key `images`: the container images that a build's result asks for are locked in it.
+
+use std::fs;
+use std::process::Command;
+
+use anyhow::{Context, Result, ensure};
+use integration::{demo, gnu_tar, peers, process};
+use serde_json::Value;
+
+use crate::fixture::{Fixture, manifest};
+
+pub(crate) fn locked(fixture: &Fixture) -> Result<()> {
+    let dir = fixture.subdir("cluster-build")?;
+    let pause = fixture.pause()?;
+    let context = |name: &str, image: &str| {
+        let tree = dir.join(name);
+        fs::create_dir_all(tree.join("manifests"))?;
+        fs::write(tree.join("manifests/imageList"), format!("# what it needs\n{image}\n"))?;
+        let layer = dir.join(format!("{name}.tar"));
+        gnu_tar::pack(&tree, &layer)?;
+        demo::one_layer(&layer, &dir.join(format!("{name}-context")))
+    };
+    let registry = fixture.registry()?.address();
+    let name = format!("{registry}/cluster-build:v1");
+    let good = context("good", pause)?;
+    fixture.buildctl()?.build(&good, &[&format!("type=nydus-cluster,name={name},images=ref")])?;
+    let inspect = || {
+        Command::new(peers::nydus_cluster()?)
+            .args(["cluster", "inspect", &name, "--json"])
+            .output()
+            .map_err(anyhow::Error::from)
+    };
+    let report: Value = serde_json::from_slice(&inspect()?.stdout).context("the report")?;
+    let locked = report["images"][0]["image"].as_str().unwrap_or_default();
+    ensure!(locked.starts_with(pause), "{report}");
+    let said = manifest(&name)?["annotations"]["sealer.image.container.images"].to_string();
+    ensure!(said.contains(pause), "{said}");
+    process::run(Command::new(peers::nydus_cluster()?).args(["image", "check", &name]))?;
+
+    // With its images in the repository, under a tag of their own.
+    fixture.buildctl()?.build(&good, &[&format!("type=nydus-cluster,name={name},images=embed")])?;
+    let saved = manifest(&format!("{name}-images"))?;
+    ensure!(saved["manifests"].as_array().is_some_and(|all| all.len() > 1), "{saved}");
+
+    // The same without the key has no lock.
+    fixture.buildctl()?.build(&good, &[&format!("type=nydus-cluster,name={name},images=none")])?;
+    let report: Value = serde_json::from_slice(&inspect()?.stdout).context("the report")?;
+    ensure!(report["images"].as_array().is_some_and(Vec::is_empty), "{report}");
+
+    // What is not there fails the build, and is named with file and line.
+    let bad = context("bad", &format!("{registry}/not-there:v1"))?;
+    let output = format!("type=nydus-cluster,name={registry}/cluster-bad:v1,images=ref");
+    let error = fixture.buildctl()?.build(&bad, &[&output]).err().context("an image is missing")?;
+    let error = format!("{error:#}");
+    ensure!(error.contains("manifests/imageList:2") && error.contains("not-there:v1"), "{error}");
+    ensure!(manifest(&format!("{registry}/cluster-bad:v1")).is_err(), "it has no name");
+    Ok(())
+}
