@@ -50,6 +50,9 @@ pub(crate) enum Command {
     /// What this node serves, and what was read of it
     #[command(subcommand)]
     Node(Node),
+    /// Fetch and decode for the daemon, which starts it
+    #[command(hide = true)]
+    Worker,
     /// What the daemon of this node has cached
     #[command(subcommand)]
     Cache(Cache),

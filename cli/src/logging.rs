@@ -46,6 +46,18 @@ pub(crate) struct Flags {
     format: Option<Format>,
 }
 
+impl Flags {
+    /// The flags with which another process logs as this one does.
+    pub(crate) fn resolved(&self, config: &Config) -> Vec<String> {
+        let level = self.level.as_ref().unwrap_or(&config.level);
+        let format = match self.format.unwrap_or(config.format) {
+            Format::Text => "text",
+            Format::Json => "json",
+        };
+        ["--log-level", level, "--log-format", format].map(ToOwned::to_owned).into()
+    }
+}
+
 /// The log of this process, for what is no event. What was logged is written before it is gone.
 pub(crate) struct Output {
     log: Log,

@@ -23,6 +23,9 @@ use args::{Arguments, Command};
 
 fn main() -> ExitCode {
     let arguments = Arguments::parse();
+    if let Command::Worker = arguments.command {
+        return worker(&arguments.log);
+    }
     let started = config::Config::load(arguments.config.as_deref())
         .and_then(|config| Ok((logging::start(&arguments.log, &config.log)?, config)));
     match started {
@@ -33,6 +36,18 @@ fn main() -> ExitCode {
             })
         }
         Err(error) => failed(&mut std::io::stderr(), &error),
+    }
+}
+
+/// The daemon's worker. It reads no configuration, and has threads only once it has no rights any longer: the log has one.
+fn worker(flags: &logging::Flags) -> ExitCode {
+    let mut log = None;
+    let served =
+        fuse_daemon::process::serve(|| log = logging::start(flags, &logging::Config::default()).ok());
+    match (served, &mut log) {
+        (Ok(()), _) => ExitCode::SUCCESS,
+        (Err(error), Some(log)) => failed(log, &error.into()),
+        (Err(error), None) => failed(&mut std::io::stderr(), &error.into()),
     }
 }
 
@@ -48,7 +63,9 @@ fn run(arguments: Arguments, config: config::Config) -> anyhow::Result<ExitCode>
         match arguments.command {
             Command::Exporter(flags) => roles::exporter(config, flags).await,
             Command::Snapshotter(flags) => roles::snapshotter(config, flags, arguments.config).await,
-            Command::Daemon(flags) => roles::daemon(config, flags).await,
+            Command::Daemon(flags) => roles::daemon(config, flags, &arguments.log).await,
+            // It has no runtime yet: see `main`.
+            Command::Worker => Ok(ExitCode::FAILURE),
             Command::Registry(command) => registry::run(config, command).await,
             Command::Node(command) => node::run(config, command).await,
             Command::Cache(command) => cache::run(config, command).await,

@@ -7,7 +7,7 @@ use ::image::source::StoredImages;
 
 use crate::args;
 use crate::config::Config;
-use crate::shutdown;
+use crate::{logging, shutdown};
 
 /// `nydus-cluster exporter`.
 pub(crate) async fn exporter(config: Config, flags: args::Exporter) -> anyhow::Result<ExitCode> {
@@ -71,8 +71,14 @@ fn daemon_arguments(
 }
 
 /// `nydus-cluster daemon`.
-pub(crate) async fn daemon(config: Config, flags: args::Daemon) -> anyhow::Result<ExitCode> {
+pub(crate) async fn daemon(
+    config: Config,
+    flags: args::Daemon,
+    log: &logging::Flags,
+) -> anyhow::Result<ExitCode> {
     let mut settings = config.daemon;
+    settings.worker_arguments = log.resolved(&config.log);
+    settings.worker_arguments.push("worker".to_owned());
     settings.registry = config.registry;
     if let Some(socket) = flags.socket {
         settings.socket = socket;

@@ -13,7 +13,7 @@ use std::time::{Duration, Instant};
 use futures::FutureExt;
 use futures::future::BoxFuture;
 use registry::Repository;
-use registry::client::{AccessSource, Client, RepositoryAccess};
+use registry::client::{AccessSource, Client, Connection, RepositoryAccess};
 use tokio::sync::watch;
 
 /// How long whoever was refused waits for the broker: it may have to ask an API server, a helper and the registry.
@@ -69,6 +69,16 @@ impl Accesses {
     /// Nothing has been handed out; `own` reads files.
     pub(crate) fn new(own: Client) -> Self {
         Self { own, inner: Mutex::default(), changes: watch::Sender::new(0) }
+    }
+
+    /// Tells that something has changed.
+    pub(crate) fn changes(&self) -> watch::Receiver<u64> {
+        self.changes.subscribe()
+    }
+
+    /// How a host is reached that is no registry, by our own settings.
+    pub(crate) fn connection(&self, host: &str) -> Connection {
+        self.own.connection(host)
     }
 
     /// Takes what the broker hands out.

@@ -10,13 +10,15 @@ use service::{Access, BindError, Mode, UnixAddress};
 use tokio::runtime::Handle;
 use tokio_util::sync::CancellationToken;
 
+use crate::access::Accesses;
 use crate::cache::{BootId, Cache, CacheError};
 use crate::control::server::Server;
 use crate::front::FrontConfig;
 use crate::fuse::Rights;
 use crate::mounts::{Engine, EngineConfig, Image, MountError, Table};
 use crate::prefetch::PrefetchConfig;
-use crate::worker::{Backend, WorkerConfig};
+use crate::process::{ProcessConfig, RemoteWorker};
+use crate::worker::{Backend, Fetcher, LocalWorker, WorkerConfig};
 
 /// Settings of the daemon.
 #[derive(Clone, Debug, Deserialize, PartialEq, Serialize)]
@@ -37,9 +39,29 @@ pub struct DaemonConfig {
     pub read: ReadConfig,
     /// What is fetched before somebody reads it.
     pub prefetch: PrefetchSettings,
+    /// The process that fetches and decodes.
+    pub worker: WorkerProcess,
     /// How registries are reached: of a section of its own in the configuration file, which all roles share.
     #[serde(skip)]
     pub registry: ClientConfig,
+    /// Arguments with which the program that runs is a worker.
+    #[serde(skip)]
+    pub worker_arguments: Vec<String>,
+}
+
+/// The process that fetches and decodes.
+#[derive(Clone, Debug, Deserialize, PartialEq, Serialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct WorkerProcess {
+    /// Number of the user, and of the group, that it runs as: of nobody else on the machine, as nothing may be theirs to read.
+    /// Default: 64912.
+    pub user: u32,
+}
+
+impl Default for WorkerProcess {
+    fn default() -> Self {
+        Self { user: 64_912 }
+    }
 }
 
 impl Default for DaemonConfig {
@@ -52,7 +74,9 @@ impl Default for DaemonConfig {
             cache_quota_bytes: 0,
             read: ReadConfig::default(),
             prefetch: PrefetchSettings::default(),
+            worker: WorkerProcess::default(),
             registry: ClientConfig::default(),
+            worker_arguments: vec!["worker".to_owned()],
         }
     }
 }
@@ -169,11 +193,20 @@ pub async fn serve(config: DaemonConfig, shutdown: CancellationToken) -> Result<
     // Each mount takes some descriptors and each cached blob two.
     service::limits::raise_open_files();
     crate::sys::keep_large_buffers_mapped();
-    let client = Client::new(config.registry.clone())?;
+    let accesses = Arc::new(Accesses::new(Client::new(config.registry.clone())?));
     let access = Access { mode: config.socket_mode, group: config.socket_group.clone() };
     let server = Server::bind(&config.socket, &access)?;
-    let engine = engine(&config.cache_dir, config.cache_quota_bytes, &config.read, config.prefetch)?;
-    let table = Arc::new(Table::new(engine, client));
+    let (front, worker) = engine_config(&config.read, config.prefetch)?;
+    let process = ProcessConfig {
+        worker,
+        deadline: front.front.deadline,
+        user: config.worker.user,
+        registry: config.registry,
+        arguments: config.worker_arguments,
+    };
+    let worker = RemoteWorker::new(process, Handle::current(), Arc::clone(&accesses));
+    let engine = engine(&config.cache_dir, config.cache_quota_bytes, front, worker)?;
+    let table = Arc::new(Table::new(engine, accesses));
     let stop = CancellationToken::new();
     tracing::info!(socket = %config.socket, cache = %config.cache_dir.display(), "daemon serves");
     tokio::select! {
@@ -218,7 +251,9 @@ pub async fn mount_foreground(
     shutdown: CancellationToken,
 ) -> Result<(), DaemonError> {
     crate::sys::keep_large_buffers_mapped();
-    let engine = engine(mount.cache_dir, 0, mount.read, PrefetchSettings::default())?;
+    let (config, worker) = engine_config(mount.read, PrefetchSettings::default())?;
+    let worker = LocalWorker::new(worker, Handle::current()).map_err(threads)?;
+    let engine = engine(mount.cache_dir, 0, config, worker)?;
     let id = format!("foreground-{}", std::process::id());
     let image = Image {
         id: &id,
@@ -238,28 +273,33 @@ pub async fn mount_foreground(
 }
 
 /// Waits until somebody else unmounted the image.
-async fn unmounted(session: &crate::mounts::Mounted) {
+async fn unmounted(session: &crate::mounts::Mounted<LocalWorker>) {
     while session.is_mounted() {
         tokio::time::sleep(Duration::from_millis(500)).await;
     }
 }
 
-/// Cache, front and worker with these settings, on the runtime that this is called in.
-fn engine(
+/// Cache and front with these settings, on the runtime that this is called in.
+fn engine<W: Fetcher>(
     cache_dir: &Path,
     quota: u64,
-    read: &ReadConfig,
-    prefetch: PrefetchSettings,
-) -> Result<Engine, DaemonError> {
-    let config = engine_config(read, prefetch)?;
+    config: EngineConfig,
+    worker: W,
+) -> Result<Engine<W>, DaemonError> {
     let boot =
         BootId::current().map_err(|source| DaemonError::System { action: "find out the boot id", source })?;
     let cache = Cache::open_with_quota(cache_dir, boot, Some(quota).filter(|bytes| *bytes > 0))?;
-    Engine::new(cache, config, Handle::current())
-        .map_err(|source| DaemonError::System { action: "start threads", source })
+    Engine::new(cache, config, Handle::current(), worker).map_err(threads)
 }
 
-fn engine_config(read: &ReadConfig, prefetch: PrefetchSettings) -> Result<EngineConfig, DaemonError> {
+fn threads(source: std::io::Error) -> DaemonError {
+    DaemonError::System { action: "start threads", source }
+}
+
+fn engine_config(
+    read: &ReadConfig,
+    prefetch: PrefetchSettings,
+) -> Result<(EngineConfig, WorkerConfig), DaemonError> {
     let invalid = |expected| DaemonError::Setting {
         name: "read.deadline_seconds",
         value: read.deadline_seconds.to_string(),
@@ -272,7 +312,7 @@ fn engine_config(read: &ReadConfig, prefetch: PrefetchSettings) -> Result<Engine
     }
     let processors = std::thread::available_parallelism().map_or(1, usize::from);
     let threads = if read.decode_threads == 0 { processors } else { read.decode_threads };
-    Ok(EngineConfig {
+    let front = EngineConfig {
         fuse_threads: read.fuse_threads,
         read_ahead_kib: Some(read.read_ahead_kib).filter(|kib| *kib > 0),
         prefetch: prefetch.into(),
@@ -282,10 +322,7 @@ fn engine_config(read: &ReadConfig, prefetch: PrefetchSettings) -> Result<Engine
             threads,
             failure_memory: FAILURE_MEMORY,
         },
-        worker: WorkerConfig {
-            buffer_bytes: read.buffer_bytes,
-            threads,
-            patience: deadline / PATIENCE_FRACTION,
-        },
-    })
+    };
+    let patience = deadline / PATIENCE_FRACTION;
+    Ok((front, WorkerConfig { buffer_bytes: read.buffer_bytes, threads, patience }))
 }

@@ -7,7 +7,8 @@
 //! ```
 //!
 //! The kernel waits on what is left of the double line. It does no network and no decoding; messages
-//! ([`front::Order`], [`front::Content`]) divide it from what may fail.
+//! ([`front::Order`], [`front::Content`]) divide it from what may fail. In the daemon the double line is between two
+//! processes: [`process`].
 
 #![deny(unsafe_code)]
 
@@ -22,6 +23,7 @@ mod fuse;
 pub mod mounts;
 mod pool;
 pub mod prefetch;
+pub mod process;
 mod sys;
 pub mod worker;
 

@@ -5,7 +5,9 @@ use std::os::fd::{AsFd, OwnedFd};
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 
-use fuse_daemon::control::{BackendSpec, Client, ClientError, Handover, MountRequest, MountStatus};
+use fuse_daemon::control::{
+    BackendSpec, BlobId, Client, ClientError, Handover, MountRequest, MountStatus, WorkerStatus,
+};
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 use rafs::bootstrap::Bootstrap;
@@ -163,6 +165,19 @@ impl Daemon<'_> {
     /// What it serves.
     pub(crate) fn mounts(&self) -> Vec<MountStatus> {
         self.node.runtime.block_on(self.client.status()).unwrap().mounts
+    }
+
+    /// How its worker is.
+    pub(crate) fn worker(&self) -> WorkerStatus {
+        self.node.runtime.block_on(self.client.status()).unwrap().worker.unwrap()
+    }
+
+    /// Unmounts an image, and empties the cache of it.
+    pub(crate) fn forget(&self, id: &str, image: &Image) {
+        self.node.runtime.block_on(self.client.umount(id)).unwrap();
+        let bootstrap = Bootstrap::open(&image.bootstrap).unwrap();
+        let blobs: Vec<_> = bootstrap.blobs().iter().map(|blob| BlobId(blob.id.unwrap())).collect();
+        self.node.runtime.block_on(self.client.remove_blobs(&blobs)).unwrap();
     }
 
     /// What another daemon needs to go on with a mount.

@@ -12,6 +12,6 @@ mod wire;
 pub use crate::fuse::Negotiated;
 pub use client::{Client, ClientError};
 pub use protocol::{
-    BackendSpec, BadChunks, BlobId, CachedStatus, HandedOut, Handover, Kept, MountRequest, MountStatus,
-    Removed, Status, Verified,
+    BackendSpec, BadChunks, BlobId, CachedStatus, Guards, HandedOut, Handover, Kept, MountRequest,
+    MountStatus, Removed, Status, Verified, WorkerStatus,
 };

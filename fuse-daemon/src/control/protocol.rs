@@ -12,6 +12,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::fs::Completeness;
 use crate::fuse::Negotiated;
+pub use crate::process::{Condition as WorkerStatus, Guards};
 
 /// The newest version of the messages that this end speaks.
 pub const VERSION: u32 = 2;
@@ -299,6 +300,9 @@ pub struct Status {
     pub pid: u32,
     /// What it serves, in order of ids.
     pub mounts: Vec<MountStatus>,
+    /// The process that fetches for it. An older daemon has none.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub worker: Option<WorkerStatus>,
 }
 
 /// One mount.

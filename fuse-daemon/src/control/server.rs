@@ -210,7 +210,13 @@ fn shown(paths: Vec<Box<[u8]>>) -> Vec<String> {
 }
 
 fn status(table: &Table) -> Status {
-    Status { version: env!("CARGO_PKG_VERSION").to_owned(), pid: std::process::id(), mounts: table.status() }
+    let worker = table.engine().worker().condition();
+    Status {
+        version: env!("CARGO_PKG_VERSION").to_owned(),
+        pid: std::process::id(),
+        mounts: table.status(),
+        worker: Some(worker),
+    }
 }
 
 fn of_cache<T>(result: Result<T, CacheError>, answer: impl FnOnce(T) -> Answer) -> Answer {
@@ -261,11 +267,9 @@ async fn on_thread(work: impl FnOnce() -> Answer + Send + 'static) -> Answer {
 fn done(result: Result<(), TableError>) -> Answer {
     let Err(error) = result else { return Answer::Done };
     let kind = match &error {
-        TableError::Id(_)
-        | TableError::Path(_)
-        | TableError::NoBackend
-        | TableError::Backend(_)
-        | TableError::Reference(_) => ErrorKind::Invalid,
+        TableError::Id(_) | TableError::Path(_) | TableError::NoBackend | TableError::Backend(_) => {
+            ErrorKind::Invalid
+        }
         TableError::Unknown(_) => ErrorKind::Unknown,
         TableError::Conflict { .. } => ErrorKind::Conflict,
         TableError::Mount { source: MountError::Bootstrap { .. } | MountError::NoBlobId { .. }, .. } => {

@@ -105,8 +105,16 @@ impl Flights {
         self.flying.insert(key, flight);
     }
 
-    pub(super) fn iter_mut(&mut self) -> impl Iterator<Item = (ChunkKey, &mut Flight)> {
-        self.flying.iter_mut().map(|(key, flight)| (*key, flight))
+    /// Orders for all that somebody waits for. What nobody waits for is no longer on its way: whoever wants it orders it.
+    pub(super) fn order_again(&mut self) -> Vec<Order> {
+        let mut orders = Vec::new();
+        self.flying.retain(|key, flight| {
+            let order = flight.order_alone(*key);
+            let awaited = order.is_some();
+            orders.extend(order);
+            awaited
+        });
+        orders
     }
 
     pub(super) fn len(&self) -> usize {

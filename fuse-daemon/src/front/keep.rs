@@ -8,7 +8,7 @@ use rafs::blob::Chunk;
 use rafs::blob::decode::verify;
 
 use super::Front;
-use super::message::{BackendName, ChunkError, ChunkKey, Content, Order, Responses};
+use super::message::{BackendName, ChunkError, ChunkKey, Content, Order, Orders, Responses};
 use super::read::ReadError;
 use super::wait::{Loose, Waiter};
 use crate::cache::{CachedBlob, Described, StoreError, is_full};
@@ -17,6 +17,9 @@ use crate::pool::Job;
 
 /// How often a chunk is ordered again that was lost.
 const LOSSES_LIMIT: u32 = 3;
+
+/// How often a chunk is ordered again that came corrupt: no blob has more backends, unless a worker makes them up.
+const REFUSALS_LIMIT: usize = 32;
 
 impl Responses for Front {
     fn finished(&self, key: ChunkKey, outcome: Result<Content<'_>, ChunkError>) {
@@ -29,6 +32,16 @@ impl Responses for Front {
             },
             Err(ChunkError::Corrupt { from, reason }) => self.refuse(key, &from, reason),
             Err(error) => self.failed(key, error),
+        }
+    }
+}
+
+impl Orders for Front {
+    fn order_again(&self) {
+        let orders = self.flights().order_again();
+        if !orders.is_empty() {
+            tracing::info!(chunks = orders.len(), "ordering again what a worker that ended had not brought");
+            self.worker.fetch(orders);
         }
     }
 }
@@ -80,7 +93,7 @@ impl Front {
         let order = self.flights().get(key).and_then(|flight| {
             flight.refused.push(Arc::clone(from));
             flight.corrupt = Some(format!("from {from}: {reason}"));
-            flight.order_alone(key)
+            if flight.refused.len() <= REFUSALS_LIMIT { flight.order_alone(key) } else { None }
         });
         self.order_or_land(key, order, ChunkError::Corrupt { from: Arc::clone(from), reason });
     }
@@ -126,7 +139,7 @@ impl Front {
 
     fn order_or_land(&self, key: ChunkKey, order: Option<Order>, error: ChunkError) {
         match order {
-            Some(order) => self.worker().fetch(vec![order]),
+            Some(order) => self.worker.fetch(vec![order]),
             None => self.land(key, Some(error)),
         }
     }
@@ -154,7 +167,7 @@ impl Front {
         if orders.is_empty() {
             return self.land(key, Some(ChunkError::Unknown));
         }
-        self.worker().fetch(orders);
+        self.worker.fetch(orders);
     }
 
     /// Verifies a chunk that the cache claims to hold; has it fetched if it does not.

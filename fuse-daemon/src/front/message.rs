@@ -99,11 +99,28 @@ pub trait Worker: Send + Sync {
     fn hurry(&self, chunk: ChunkKey);
 }
 
+/// Writes a chunk's bytes, all of them; an error says why they cannot be decoded.
+pub type Fill<'a> = dyn FnMut(&mut [u8]) -> Result<(), String> + 'a;
+
 /// Where the worker reports to.
 pub trait Responses: Send + Sync {
     /// A chunk has arrived, or will not. It is verified and stored by the thread that calls, which is to be one of the
     /// front's process.
     fn finished(&self, chunk: ChunkKey, outcome: Result<Content<'_>, ChunkError>);
+
+    /// A chunk of `len` bytes has arrived from a backend; `fill` decodes it into memory of whoever reports.
+    fn arrived(&self, chunk: ChunkKey, len: usize, from: &BackendName, fill: &mut Fill<'_>) {
+        let mut bytes = vec![0; len];
+        let corrupt = |reason| ChunkError::Corrupt { from: Arc::clone(from), reason };
+        let outcome = fill(&mut bytes).map(|()| Content { bytes: &bytes, from });
+        self.finished(chunk, outcome.map_err(corrupt));
+    }
+}
+
+/// Whoever orders from a worker that may end.
+pub trait Orders: Responses {
+    /// Another worker has taken the place of one that ended: it knows of no order.
+    fn order_again(&self);
 }
 
 /// Why a chunk cannot be brought into the cache.

@@ -28,12 +28,14 @@ mod tests;
 mod wait;
 
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock, Weak};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
 use std::time::{Duration, Instant};
 
 use rafs::blob::ChunkIndex;
 
-pub use message::{BackendName, ChunkError, ChunkKey, Content, Extent, Order, Responses, Worker};
+pub use message::{
+    BackendName, ChunkError, ChunkKey, Content, Extent, Fill, Order, Orders, Responses, Worker,
+};
 pub use read::{Piece, ReadError};
 pub use wait::Want;
 
@@ -67,7 +69,7 @@ pub struct FrontConfig {
 pub struct Front {
     me: Weak<Self>,
     config: FrontConfig,
-    worker: RwLock<Arc<dyn Worker>>,
+    worker: Arc<dyn Worker>,
     flights: Mutex<Flights>,
     streams: Mutex<Streams>,
     deadlines: Deadlines,
@@ -86,7 +88,7 @@ impl Front {
         let pool = Pool::new("verify", config.threads)?;
         Ok(Arc::new_cyclic(|me| Self {
             me: Weak::clone(me),
-            worker: RwLock::new(worker),
+            worker,
             flights: Mutex::new(Flights::new(config.failure_memory)),
             streams: Mutex::default(),
             deadlines: Deadlines::new(config.deadline),
@@ -313,21 +315,13 @@ impl Front {
         }
         (0..todo.ready).for_each(|_| waiter.arrived());
         todo.claimed.into_iter().for_each(|key| self.verify_claim(key, waiter.is_reader()));
-        let worker = self.worker();
         for key in todo.hurry {
             self.pool.promote(key);
-            worker.hurry(key);
+            self.worker.hurry(key);
         }
         if !todo.orders.is_empty() {
-            worker.fetch(todo.orders);
+            self.worker.fetch(todo.orders);
         }
-    }
-
-    /// Puts another worker in the place of one that ended: all that is on its way is ordered from it.
-    pub fn replace_worker(&self, worker: Arc<dyn Worker>) {
-        *self.worker.write().unwrap_or_else(PoisonError::into_inner) = Arc::clone(&worker);
-        let orders = self.flights().iter_mut().filter_map(|(key, flight)| flight.order_alone(key)).collect();
-        worker.fetch(orders);
     }
 
     /// Tries again what failed of these blobs: somebody else has them now.
@@ -339,10 +333,6 @@ impl Front {
         // What there is no room for is not read ahead.
         let request_bytes = if self.is_full.load(Ordering::Relaxed) { 1 } else { self.config.request_bytes };
         Limits { request_bytes, ahead_uncompressed_bytes: request_bytes.saturating_mul(4) }
-    }
-
-    fn worker(&self) -> Arc<dyn Worker> {
-        Arc::clone(&self.worker.read().unwrap_or_else(PoisonError::into_inner))
     }
 
     fn flights(&self) -> MutexGuard<'_, Flights> {

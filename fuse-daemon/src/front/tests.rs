@@ -84,6 +84,10 @@ struct Bench {
     front: Arc<Front>,
 }
 
+fn config(deadline: Duration, failure_memory: Duration) -> FrontConfig {
+    FrontConfig { deadline, request_bytes: 12, threads: 1, failure_memory }
+}
+
 type Outcome = mpsc::Receiver<Result<Vec<u8>, String>>;
 
 impl Bench {
@@ -96,8 +100,7 @@ impl Bench {
         let cache = Cache::open(dir.path(), BootId([1; 16])).unwrap();
         let lease = cache.blob(blob_id(), &coding(), 1 << 20, &said(distance)).unwrap();
         let worker = Arc::new(Script::default());
-        let config = FrontConfig { deadline, request_bytes: 12, threads: 1, failure_memory };
-        let front = Front::new(worker.clone(), config).unwrap();
+        let front = Front::new(worker.clone(), config(deadline, failure_memory)).unwrap();
         Self { dir, cache, lease: Some(lease), worker, front }
     }
 
@@ -309,11 +312,23 @@ fn a_new_worker_is_asked_for_what_the_old_one_left() {
     let bench = Bench::new(SOON);
     let read = bench.read(&[1, 2]);
     bench.deliver(1);
-    let successor = Arc::new(Script::default());
-    bench.front.replace_worker(successor.clone());
-    assert_eq!(successor.ordered(), [2]);
+    bench.front.order_again();
+    assert_eq!(bench.worker.ordered(), [1, 2, 2]);
     bench.deliver(2);
     assert_eq!(answered(&read).unwrap(), contents(&[1, 2]));
+}
+
+#[test]
+fn what_came_along_for_nobody_is_ordered_by_who_wants_it_after_the_worker_ended() {
+    let bench = Bench::with(SOON, Duration::ZERO, 4);
+    let _first = bench.read(&[1]);
+    assert_eq!(bench.worker.ordered(), [1, 2, 3]);
+    bench.front.order_again();
+    assert_eq!(bench.worker.ordered(), [1, 2, 3, 1]);
+    let read = bench.read(&[3]);
+    assert_eq!(bench.worker.ordered()[4], 3);
+    bench.deliver(3);
+    assert_eq!(answered(&read).unwrap(), content(3));
 }
 
 #[test]
@@ -464,10 +479,10 @@ impl Worker for Instantly {
 
 #[test]
 fn many_threads_that_race_for_chunks_all_get_them() {
-    let bench = Bench::new(SOON);
+    let mut bench = Bench::new(SOON);
     let worker = Arc::new(Instantly::default());
+    bench.front = Front::new(worker.clone(), config(SOON, Duration::ZERO)).unwrap();
     *worker.0.lock().unwrap() = Arc::downgrade(&bench.front);
-    bench.front.replace_worker(worker);
     std::thread::scope(|scope| {
         for thread in 0..8 {
             let bench = &bench;

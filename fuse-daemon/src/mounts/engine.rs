@@ -12,11 +12,11 @@ use tokio::runtime::Handle;
 
 use crate::cache::{CHUNK_BYTES_LIMIT, Cache, CacheError, Lease};
 use crate::control::BlobId;
-use crate::front::{Front, FrontConfig, Responses};
+use crate::front::{Front, FrontConfig, Orders};
 use crate::fs::{Completeness, FileSystem, FsError};
 use crate::fuse::{HandedOver, Options, Rights, Session, SessionError};
 use crate::prefetch::{self, PrefetchConfig};
-use crate::worker::{Backend, LocalWorker, Place, Registration, WorkerConfig};
+use crate::worker::{Fetcher, Place};
 
 /// Settings of what all mounts share.
 #[derive(Clone, Debug)]
@@ -29,21 +29,19 @@ pub struct EngineConfig {
     pub prefetch: PrefetchConfig,
     /// How reads are answered.
     pub front: FrontConfig,
-    /// Settings of the worker.
-    pub worker: WorkerConfig,
 }
 
 /// Cache, front and worker.
-pub struct Engine {
+pub struct Engine<W> {
     config: EngineConfig,
     runtime: Handle,
     cache: Cache,
     front: Arc<Front>,
-    worker: Arc<LocalWorker>,
+    worker: Arc<W>,
 }
 
-/// An image to mount.
-pub struct Image<'a> {
+/// An image to mount, whose backends are named by `B`.
+pub struct Image<'a, B> {
     /// Names it in `/proc/mounts` and logs.
     pub id: &'a str,
     /// The bootstrap's file.
@@ -53,7 +51,7 @@ pub struct Image<'a> {
     /// What it may do, and who may look.
     pub rights: Rights,
     /// Who has its blobs: at least one, in the order in which they are asked.
-    pub backends: Vec<Arc<dyn Backend>>,
+    pub backends: Vec<B>,
 }
 
 /// Why an image cannot be mounted or unmounted.
@@ -97,41 +95,46 @@ pub enum MountError {
 }
 
 /// An image that is mounted. Dropped, it stays so: see [`Mounted::unmount`].
-pub struct Mounted {
+pub struct Mounted<W: Fetcher> {
     session: Session,
     /// Gone when the kernel has let go of it.
     fs: Weak<FileSystem>,
     blobs: Vec<BlobId>,
     /// Gone when the kernel has let go of the file system.
-    sources: Weak<Sources>,
-    worker: Arc<LocalWorker>,
+    sources: Weak<Sources<W>>,
+    worker: Arc<W>,
     front: Arc<Front>,
 }
 
 /// The backends of an image, for as long as it needs them.
-type Sources = Mutex<Vec<Registration>>;
+type Sources<W> = Mutex<Vec<<W as Fetcher>::Registration>>;
 
 /// What the file system needs for as long as the kernel may read from it.
-type Held = (Arc<Sources>, Arc<LocalWorker>);
+type Held<W> = (Arc<Sources<W>>, Arc<W>);
 
 /// An image with all that it needs to be mounted.
-pub struct Prepared {
+pub struct Prepared<W: Fetcher> {
     bootstrap: Bootstrap,
-    sources: Vec<Registration>,
+    sources: Vec<W::Registration>,
 }
 
-impl Engine {
-    /// An engine over `cache` that fetches on `runtime`.
+impl<W: Fetcher> Engine<W> {
+    /// An engine over `cache` whose chunks `worker` fetches. What blocks runs on `runtime`.
     ///
     /// # Errors
     ///
     /// No threads are to be had.
-    pub fn new(cache: Cache, config: EngineConfig, runtime: Handle) -> std::io::Result<Self> {
-        let worker = Arc::new(LocalWorker::new(config.worker.clone(), runtime.clone())?);
+    pub fn new(cache: Cache, config: EngineConfig, runtime: Handle, worker: W) -> std::io::Result<Self> {
+        let worker = Arc::new(worker);
         let front = Front::new(worker.clone(), config.front.clone())?;
-        let responses: Weak<Front> = Arc::downgrade(&front);
-        worker.connect(responses as Weak<dyn Responses>);
+        let orders: Weak<Front> = Arc::downgrade(&front);
+        worker.connect(orders as Weak<dyn Orders>)?;
         Ok(Self { config, runtime, cache, front, worker })
+    }
+
+    /// Who fetches.
+    pub fn worker(&self) -> &W {
+        &self.worker
     }
 
     /// The cache of all mounts.
@@ -145,7 +148,7 @@ impl Engine {
     /// # Errors
     ///
     /// [`MountError`].
-    pub fn mount(&self, image: &Image<'_>) -> Result<Mounted, MountError> {
+    pub fn mount(&self, image: &Image<'_, W::Backend>) -> Result<Mounted<W>, MountError> {
         let prepared = self.runtime.block_on(self.prepare(image))?;
         self.mount_prepared(image, prepared)
     }
@@ -156,7 +159,7 @@ impl Engine {
     /// # Errors
     ///
     /// [`MountError`]; within the deadline of reads.
-    pub async fn prepare(&self, image: &Image<'_>) -> Result<Prepared, MountError> {
+    pub async fn prepare(&self, image: &Image<'_, W::Backend>) -> Result<Prepared<W>, MountError> {
         let until = tokio::time::Instant::now() + self.config.front.deadline;
         let path = image.bootstrap;
         let lacking = |source| MountError::ChunkInfo { path: path.to_owned(), source };
@@ -175,7 +178,7 @@ impl Engine {
             .into_iter()
             .map(|(index, blob)| async move { Ok((index, self.worker.chunk_info(&blob, until).await?)) });
         for (index, meta) in futures::future::try_join_all(fetched).await.map_err(lacking)? {
-            bootstrap.set_chunk_info(index, Arc::unwrap_or_clone(meta)).map_err(broken(path))?;
+            bootstrap.set_chunk_info(index, meta).map_err(broken(path))?;
         }
         Ok(Prepared { bootstrap, sources })
     }
@@ -185,7 +188,11 @@ impl Engine {
     /// # Errors
     ///
     /// [`MountError`].
-    pub fn mount_prepared(&self, image: &Image<'_>, prepared: Prepared) -> Result<Mounted, MountError> {
+    pub fn mount_prepared(
+        &self,
+        image: &Image<'_, W::Backend>,
+        prepared: Prepared<W>,
+    ) -> Result<Mounted<W>, MountError> {
         let mounted = self.serve(image, prepared, Session::mount)?;
         tracing::info!(image = image.id, mountpoint = %image.mountpoint.display(), "mounted");
         Ok(mounted)
@@ -198,10 +205,10 @@ impl Engine {
     /// [`MountError`]; the mount is as it was then.
     pub(crate) fn adopt(
         &self,
-        image: &Image<'_>,
-        prepared: Prepared,
+        image: &Image<'_, W::Backend>,
+        prepared: Prepared<W>,
         handed: HandedOver,
-    ) -> Result<Mounted, MountError> {
+    ) -> Result<Mounted<W>, MountError> {
         let mounted =
             self.serve(image, prepared, |fs, held, options| Session::adopt(fs, held, options, handed))?;
         tracing::info!(image = image.id, mountpoint = %image.mountpoint.display(), "taken over");
@@ -210,15 +217,15 @@ impl Engine {
 
     fn serve(
         &self,
-        image: &Image<'_>,
-        prepared: Prepared,
-        start: impl FnOnce(Arc<FileSystem>, Held, &Options<'_>) -> Result<Session, SessionError>,
-    ) -> Result<Mounted, MountError> {
+        image: &Image<'_, W::Backend>,
+        prepared: Prepared<W>,
+        start: impl FnOnce(Arc<FileSystem>, Held<W>, &Options<'_>) -> Result<Session, SessionError>,
+    ) -> Result<Mounted<W>, MountError> {
         let bootstrap = Arc::new(prepared.bootstrap);
         let cached = self.cached_blobs(image.bootstrap, &bootstrap)?;
         let blobs = cached.iter().map(|lease| lease.blob().id()).collect();
         let sources = Arc::new(Mutex::new(prepared.sources));
-        let held: Held = (Arc::clone(&sources), self.worker.clone());
+        let held: Held<W> = (Arc::clone(&sources), self.worker.clone());
         let (program_starts, programs) = prefetch::programs();
         let fs = Arc::new(FileSystem::new(bootstrap, cached, self.front.clone(), program_starts));
         let options = Options {
@@ -271,7 +278,7 @@ fn blob_ids(path: &Path, bootstrap: &Bootstrap) -> Result<Vec<BlobId>, MountErro
     bootstrap.blobs().iter().enumerate().map(id).collect()
 }
 
-impl Mounted {
+impl<W: Fetcher> Mounted<W> {
     /// The blobs that it reads from.
     pub fn blobs(&self) -> &[BlobId] {
         &self.blobs
@@ -292,7 +299,7 @@ impl Mounted {
     }
 
     /// Has its blobs read from `backend` as well, if the others do not have them.
-    pub fn add_backend(&self, backend: &Arc<dyn Backend>) {
+    pub fn add_backend(&self, backend: &W::Backend) {
         let Some(sources) = self.sources.upgrade() else { return };
         let registration = self.worker.register(&self.blobs, backend, Place::Last);
         sources.lock().unwrap_or_else(PoisonError::into_inner).push(registration);

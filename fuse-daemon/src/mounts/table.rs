@@ -6,14 +6,13 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use registry::Repository;
-use registry::client::{AccessSource, Client};
-use registry::reference::InvalidReference;
 
 use super::{Engine, Image, MountError, Mounted, Prepared};
 use crate::access::Accesses;
 use crate::control::{BackendSpec, HandedOut, Handover, MountRequest, MountStatus};
 use crate::fuse::{HandedOver, Rights};
-use crate::worker::{Backend, BackendError, DirectoryBackend, HttpDirectoryBackend, RegistryBackend};
+use crate::process::RemoteWorker;
+use crate::worker::{BackendError, check_backend};
 
 /// Characters that an id may have: it is shown in `/proc/mounts`, where others would be escaped.
 const ID_LENGTH_MAX: usize = 128;
@@ -36,9 +35,6 @@ pub enum TableError {
     /// A backend is none.
     #[error(transparent)]
     Backend(#[from] BackendError),
-    /// A backend's repository is none.
-    #[error(transparent)]
-    Reference(#[from] InvalidReference),
     /// The id is that of another mount.
     #[error("mount {id} exists with other content: bootstrap {}, mountpoint {}",
         existing.bootstrap.display(), existing.mountpoint.display())]
@@ -71,7 +67,7 @@ pub enum TableError {
 
 struct Slot {
     request: MountRequest,
-    mounted: Mounted,
+    mounted: Mounted<RemoteWorker>,
     /// Somebody else can have it served after this process.
     handed_over: bool,
 }
@@ -82,10 +78,11 @@ impl Slot {
         self.request.bootstrap == request.bootstrap && self.request.mountpoint == request.mountpoint
     }
 
-    fn add(&mut self, clients: &Clients, backends: &[BackendSpec]) -> Result<(), TableError> {
+    fn add(&mut self, backends: &[BackendSpec]) -> Result<(), TableError> {
         for spec in backends {
             if !self.request.backends.contains(spec) {
-                self.mounted.add_backend(&clients.connect(spec)?);
+                check_backend(spec)?;
+                self.mounted.add_backend(spec);
                 self.request.backends.push(spec.clone());
             }
         }
@@ -97,54 +94,25 @@ type SharedSlot = Arc<Mutex<Option<Slot>>>;
 
 /// See the module. Its methods block for as long as the operating system takes.
 pub struct Table {
-    engine: Engine,
+    engine: Engine<RemoteWorker>,
     accesses: Arc<Accesses>,
-    clients: Clients,
     slots: Mutex<BTreeMap<String, SharedSlot>>,
 }
 
-/// What backends are reached with.
-struct Clients {
-    /// By our own settings.
-    own: Client,
-    /// As the broker says.
-    brokered: Client,
-}
-
-impl Clients {
-    /// The backend that a specification names. Nobody is asked yet.
-    fn connect(&self, spec: &BackendSpec) -> Result<Arc<dyn Backend>, TableError> {
-        match spec {
-            BackendSpec::Registry { repository } => {
-                let repository = Repository::parse(repository)?;
-                Ok(Arc::new(RegistryBackend::new(self.brokered.clone(), repository)))
-            }
-            BackendSpec::Directory { path } => {
-                check_path(path)?;
-                Ok(Arc::new(DirectoryBackend::new(path)))
-            }
-            BackendSpec::HttpDirectory { url } => Ok(Arc::new(HttpDirectoryBackend::new(&self.own, url)?)),
-        }
-    }
-}
-
 impl Table {
-    /// A table of no mounts. Registries are reached as somebody says by [`Self::hand_out`], or as `client` does it.
-    pub fn new(engine: Engine, client: Client) -> Self {
-        let accesses = Arc::new(Accesses::new(client.clone()));
-        let brokered = client.with_access(Arc::clone(&accesses) as Arc<dyn AccessSource>);
-        let clients = Clients { own: client, brokered };
-        Self { engine, accesses, clients, slots: Mutex::default() }
+    /// A table of no mounts, whose registries are reached by `accesses`, which its worker has as well.
+    pub(crate) fn new(engine: Engine<RemoteWorker>, accesses: Arc<Accesses>) -> Self {
+        Self { engine, accesses, slots: Mutex::default() }
     }
 
     /// Has repositories read so from now on, by mounts that there are as well.
     ///
     /// # Errors
     ///
-    /// [`TableError::Reference`]: one is none; those before it count.
+    /// [`TableError::Backend`]: one is none; those before it count.
     pub fn hand_out(&self, accesses: Vec<HandedOut>) -> Result<(), TableError> {
         for HandedOut { repository, access } in accesses {
-            self.accesses.hand_out(&Repository::parse(&repository)?, access);
+            self.accesses.hand_out(&Repository::parse(&repository).map_err(BackendError::from)?, access);
         }
         Ok(())
     }
@@ -167,7 +135,7 @@ impl Table {
     }
 
     /// What all mounts share.
-    pub fn engine(&self) -> &Engine {
+    pub fn engine(&self) -> &Engine<RemoteWorker> {
         &self.engine
     }
 
@@ -192,7 +160,7 @@ impl Table {
     fn add_to_existing(&self, slot: &mut Option<Slot>, request: &MountRequest) -> Result<bool, TableError> {
         let Some(existing) = slot.as_mut().filter(|slot| slot.mounted.is_mounted()) else { return Ok(false) };
         if existing.is_same(request) {
-            existing.add(&self.clients, &request.backends)?;
+            existing.add(&request.backends)?;
             return Ok(true);
         }
         let existing = Box::new(existing.request.clone());
@@ -204,20 +172,20 @@ impl Table {
     /// # Errors
     ///
     /// [`TableError`]: a backend is none, or the image is broken or lacks what nobody has.
-    pub async fn prepare(&self, request: &MountRequest) -> Result<Prepared, TableError> {
-        let image = self.image(request)?;
+    pub async fn prepare(&self, request: &MountRequest) -> Result<Prepared<RemoteWorker>, TableError> {
+        let image = Self::image(request)?;
         let prepared = self.engine.prepare(&image).await;
         prepared.map_err(|source| TableError::Mount { id: request.id.clone(), source })
     }
 
-    fn image<'a>(&self, request: &'a MountRequest) -> Result<Image<'a>, TableError> {
-        let backends = request.backends.iter().map(|spec| self.clients.connect(spec));
+    fn image<'a>(request: &'a MountRequest) -> Result<Image<'a, BackendSpec>, TableError> {
+        request.backends.iter().try_for_each(check_backend)?;
         Ok(Image {
             id: &request.id,
             bootstrap: &request.bootstrap,
             mountpoint: &request.mountpoint,
             rights: Rights::CONTAINER,
-            backends: backends.collect::<Result<_, _>>()?,
+            backends: request.backends.clone(),
         })
     }
 
@@ -226,7 +194,7 @@ impl Table {
     /// # Errors
     ///
     /// [`TableError`].
-    pub fn mount(&self, request: &MountRequest, prepared: Prepared) -> Result<(), TableError> {
+    pub fn mount(&self, request: &MountRequest, prepared: Prepared<RemoteWorker>) -> Result<(), TableError> {
         self.fill(request, false, |image| self.engine.mount_prepared(image, prepared))
     }
 
@@ -256,7 +224,7 @@ impl Table {
         &self,
         handover: Handover,
         descriptor: OwnedFd,
-        prepared: Prepared,
+        prepared: Prepared<RemoteWorker>,
     ) -> Result<(), TableError> {
         let Handover { mount, device, negotiated } = handover;
         let handed = HandedOver { descriptor, device, negotiated };
@@ -267,9 +235,9 @@ impl Table {
         &self,
         request: &MountRequest,
         handed_over: bool,
-        mount: impl FnOnce(&Image<'_>) -> Result<Mounted, MountError>,
+        mount: impl FnOnce(&Image<'_, BackendSpec>) -> Result<Mounted<RemoteWorker>, MountError>,
     ) -> Result<(), TableError> {
-        let image = self.image(request)?;
+        let image = Self::image(request)?;
         let shared = self.slot(&request.id);
         let mut slot = lock(&shared);
         if self.add_to_existing(&mut slot, request)? {
@@ -305,7 +273,7 @@ impl Table {
         let unknown = || TableError::Unknown(id.to_owned());
         let shared = self.lock_slots().get(id).cloned().ok_or_else(unknown)?;
         let mut slot = lock(&shared);
-        slot.as_mut().ok_or_else(unknown)?.add(&self.clients, backends)
+        slot.as_mut().ok_or_else(unknown)?.add(backends)
     }
 
     /// Unmounts; what is in use for longer than `patience` is detached. An unknown id is no error.

@@ -8,8 +8,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 use futures::future::{BoxFuture, Shared as SharedFuture, WeakShared};
 use futures::{FutureExt, TryStreamExt};
 use rafs::blob::Blob;
-use rafs::blob::meta::BlobMeta;
-use rafs::blob::source::{BlobError, BlobSource, read_meta};
+use rafs::blob::source::{BlobError, BlobSource, MetaParts, read_meta_parts};
 use tokio::time::{Instant, timeout_at};
 
 use super::race::race;
@@ -17,7 +16,7 @@ use super::sources::Source;
 use super::{LocalWorker, Shared};
 use crate::control::BlobId;
 
-type Outcome = Result<Arc<BlobMeta>, Arc<BlobError>>;
+type Outcome = Result<Arc<MetaParts>, Arc<BlobError>>;
 type Flight = BoxFuture<'static, Outcome>;
 
 /// What is being read, by blob as it is described: images may describe it differently.
@@ -25,12 +24,13 @@ type Flight = BoxFuture<'static, Outcome>;
 pub(super) struct ChunkInfos(Mutex<Vec<(Blob, WeakShared<Flight>)>>);
 
 impl LocalWorker {
-    /// The chunk information of a blob, from whichever backend has it first; read once for all who ask at the same time.
+    /// The chunk information of a blob, from whichever backend has it first, not verified; read once for all who ask at the
+    /// same time.
     ///
     /// # Errors
     ///
     /// [`BlobError`]: nobody has it by then, or it is broken.
-    pub async fn chunk_info(&self, blob: &Blob, until: Instant) -> Outcome {
+    pub(crate) async fn chunk_info_parts(&self, blob: &Blob, until: Instant) -> Outcome {
         loop {
             let (flight, joined) = self.shared.chunk_info(blob, until);
             match timeout_at(until, flight).await {
@@ -63,7 +63,7 @@ impl Shared {
         let wanted = blob.clone();
         let read = async move {
             let of = name(&wanted);
-            let read = tokio::task::spawn_blocking(move || read_meta(&tail, &wanted)).await;
+            let read = tokio::task::spawn_blocking(move || read_meta_parts(&tail, &wanted)).await;
             match read {
                 Ok(result) => result.map(Arc::new).map_err(Arc::new),
                 Err(panic) => Err(Arc::new(BlobError::Io { blob: of, source: io::Error::other(panic) })),

@@ -4,13 +4,13 @@ use std::sync::Arc;
 
 use bytes::Bytes;
 use rafs::blob::Blob;
-use rafs::blob::decode::{Batch, unpack};
+use rafs::blob::decode::{Batch, unpack_into};
 
 use super::Shared;
 use super::budget::Memory;
 use super::tickets::Ticket;
 use crate::describe;
-use crate::front::{BackendName, ChunkError, Content, Extent};
+use crate::front::{BackendName, Extent};
 use crate::pool::Job;
 
 /// An extent that arrived.
@@ -41,19 +41,15 @@ impl Shared {
             _ => None,
         };
         for (ticket, (_, chunk)) in tickets.iter().zip(&extent.chunks) {
-            let corrupt = |reason| ChunkError::Corrupt { from: Arc::clone(from), reason };
-            let outcome = match &batch {
-                None => match unpack(coding, chunk, stored) {
-                    Ok(bytes) => {
-                        self.conclude(ticket, Ok(Content { bytes: &bytes, from }));
-                        continue;
-                    }
-                    Err(error) => Err(describe(&error)),
-                },
-                Some(Ok(batch)) => batch.part(chunk).map_err(|error| describe(&error)),
+            let mut fill = |content: &mut [u8]| match &batch {
+                None => unpack_into(coding, chunk, stored, content).map_err(|error| describe(&error)),
+                Some(Ok(batch)) => {
+                    content.copy_from_slice(batch.part(chunk).map_err(|error| describe(&error))?);
+                    Ok(())
+                }
                 Some(Err(error)) => Err(describe(error)),
             };
-            self.conclude(ticket, outcome.map(|bytes| Content { bytes, from }).map_err(corrupt));
+            self.deliver(ticket, chunk.uncompressed_size as usize, from, &mut fill);
         }
     }
 }

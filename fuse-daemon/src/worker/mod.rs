@@ -21,13 +21,18 @@ mod transfer;
 use std::sync::{Arc, OnceLock, Weak};
 use std::time::Duration;
 
+use rafs::blob::Blob;
+use rafs::blob::meta::BlobMeta;
+use rafs::blob::source::{BlobError, meta_of};
 use tokio::runtime::Handle;
+use tokio::time::Instant;
 
 pub use backend::{Backend, BackendError, DirectoryBackend, HttpDirectoryBackend, RegistryBackend};
+pub(crate) use backend::{Unusable, check_backend, open_backend};
 pub use sources::Place;
 
 use crate::control::BlobId;
-use crate::front::{ChunkError, ChunkKey, Content, Order, Responses, Worker};
+use crate::front::{ChunkKey, Order, Orders, Responses, Worker};
 use crate::pool::Pool;
 use budget::Budget;
 use chunk_info::ChunkInfos;
@@ -44,6 +49,56 @@ pub struct WorkerConfig {
     pub threads: usize,
     /// How long a backend may not get on before another one is asked as well.
     pub patience: Duration,
+}
+
+/// A worker with what mounting needs of it as well.
+pub trait Fetcher: Worker + 'static {
+    /// How a backend is named to it.
+    type Backend;
+    /// Keeps a backend known for some blobs, until it is dropped.
+    type Registration: Send + Sync + 'static;
+
+    /// Names who orders, and is answered; the first call counts.
+    ///
+    /// # Errors
+    ///
+    /// The operating system has no thread left.
+    fn connect(&self, orders: Weak<dyn Orders>) -> std::io::Result<()>;
+
+    /// Has blobs read from a backend as well. Backends of the same name are one.
+    fn register(&self, blobs: &[BlobId], backend: &Self::Backend, place: Place) -> Self::Registration;
+
+    /// The chunk information of a blob, from whichever backend has it first, verified as far as the blob says what it is.
+    ///
+    /// # Errors
+    ///
+    /// [`BlobError`]: nobody has it by then, or it is broken.
+    fn chunk_info(
+        &self,
+        blob: &Blob,
+        until: Instant,
+    ) -> impl Future<Output = Result<BlobMeta, Arc<BlobError>>> + Send;
+}
+
+impl Fetcher for LocalWorker {
+    type Backend = Arc<dyn Backend>;
+    type Registration = Registration;
+
+    fn connect(&self, orders: Weak<dyn Orders>) -> std::io::Result<()> {
+        self.answer_to(orders as Weak<dyn Responses>);
+        Ok(())
+    }
+
+    fn register(&self, blobs: &[BlobId], backend: &Arc<dyn Backend>, place: Place) -> Registration {
+        let sources = &self.shared.sources;
+        let of_blobs = blobs.iter().map(|blob| (*blob, sources.add(*blob, backend, place))).collect();
+        Registration { shared: Arc::downgrade(&self.shared), of_blobs }
+    }
+
+    async fn chunk_info(&self, blob: &Blob, until: Instant) -> Result<BlobMeta, Arc<BlobError>> {
+        let parts = self.chunk_info_parts(blob, until).await?;
+        meta_of(blob, Arc::unwrap_or_clone(parts)).map_err(Arc::new)
+    }
 }
 
 /// A worker in this process.
@@ -78,7 +133,7 @@ impl Drop for Registration {
 }
 
 impl LocalWorker {
-    /// A worker that fetches on `runtime`. It answers to whom [`connect`](Self::connect) names.
+    /// A worker that fetches on `runtime`. It answers to whom [`connect`](Fetcher::connect) names.
     ///
     /// # Errors
     ///
@@ -98,15 +153,8 @@ impl LocalWorker {
     }
 
     /// Names who is answered; the first call counts.
-    pub fn connect(&self, responses: Weak<dyn Responses>) {
+    pub(crate) fn answer_to(&self, responses: Weak<dyn Responses>) {
         let _ = self.shared.responses.set(responses);
-    }
-
-    /// Has blobs read from a backend as well, until the registration is dropped. Backends of the same name are one.
-    pub fn register(&self, blobs: &[BlobId], backend: &Arc<dyn Backend>, place: Place) -> Registration {
-        let of_blobs =
-            blobs.iter().map(|blob| (*blob, self.shared.sources.add(*blob, backend, place))).collect();
-        Registration { shared: Arc::downgrade(&self.shared), of_blobs }
     }
 }
 
@@ -126,9 +174,9 @@ impl Worker for LocalWorker {
 }
 
 impl Shared {
-    fn respond(&self, key: ChunkKey, outcome: Result<Content<'_>, ChunkError>) {
+    fn respond(&self, answer: impl FnOnce(&dyn Responses)) {
         if let Some(responses) = self.responses.get().and_then(Weak::upgrade) {
-            responses.finished(key, outcome);
+            answer(&*responses);
         }
     }
 }

@@ -3,6 +3,7 @@
 use std::collections::HashMap;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
 
+use serde::{Deserialize, Serialize};
 use tokio::sync::Semaphore;
 
 use super::backend::Backend;
@@ -33,7 +34,8 @@ struct Inner {
 }
 
 /// Where a backend is put among those of a blob.
-#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+#[derive(Clone, Copy, Debug, Deserialize, Eq, PartialEq, Serialize)]
+#[serde(rename_all = "snake_case")]
 pub enum Place {
     /// It is asked first: the image that names it has just been pulled from there.
     First,

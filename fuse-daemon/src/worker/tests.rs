@@ -14,7 +14,7 @@ use rafs::digest::{Digest, DigestAlgorithm};
 
 use super::*;
 use crate::cache::Generation;
-use crate::front::{BackendName, Extent};
+use crate::front::{BackendName, ChunkError, Content, Extent};
 
 const SOON: Duration = Duration::from_secs(20);
 const CHUNK: u64 = 1000;
@@ -94,7 +94,7 @@ impl Bench {
         let worker = LocalWorker::new(config, runtime.handle().clone()).unwrap();
         let (sender, answers) = mpsc::channel();
         let responses = Arc::new(Answers(Mutex::new(sender)));
-        worker.connect(Arc::downgrade(&responses) as Weak<dyn Responses>);
+        worker.answer_to(Arc::downgrade(&responses) as Weak<dyn Responses>);
         Self { worker, answers, _responses: responses, _runtime: runtime }
     }
 

@@ -4,7 +4,7 @@ use std::collections::HashMap;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
 
 use super::Shared;
-use crate::front::{ChunkError, ChunkKey, Content};
+use crate::front::{BackendName, ChunkError, ChunkKey, Fill, Responses};
 
 /// All tickets of a worker.
 #[derive(Default)]
@@ -36,7 +36,7 @@ impl Drop for Ticket {
         if let Some(shared) = self.shared.upgrade()
             && shared.tickets.close(self.key, self.number)
         {
-            shared.respond(self.key, Err(ChunkError::Lost));
+            shared.respond(|responses| responses.finished(self.key, Err(ChunkError::Lost)));
         }
     }
 }
@@ -86,10 +86,19 @@ impl Shared {
         Ticket { shared: Arc::downgrade(self), key, number: self.tickets.open(key, demanded) }
     }
 
-    /// Answers for a chunk, unless that was done.
-    pub(super) fn conclude(&self, ticket: &Ticket, outcome: Result<Content<'_>, ChunkError>) {
+    /// Answers for a chunk that cannot be had, unless that was done.
+    pub(super) fn conclude(&self, ticket: &Ticket, error: ChunkError) {
+        self.answer(ticket, |responses| responses.finished(ticket.key, Err(error)));
+    }
+
+    /// Answers for a chunk of `len` bytes that `fill` decodes, unless that was done.
+    pub(super) fn deliver(&self, ticket: &Ticket, len: usize, from: &BackendName, fill: &mut Fill<'_>) {
+        self.answer(ticket, |responses| responses.arrived(ticket.key, len, from, fill));
+    }
+
+    fn answer(&self, ticket: &Ticket, answer: impl FnOnce(&dyn Responses)) {
         if self.tickets.is_open(ticket.key, ticket.number) {
-            self.respond(ticket.key, outcome);
+            self.respond(answer);
             // Only now: were the answer to end in a bug, the chunk would be lost.
             self.tickets.close(ticket.key, ticket.number);
         }

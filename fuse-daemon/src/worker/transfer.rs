@@ -79,7 +79,7 @@ impl Shared {
         };
         let left = std::mem::take(&mut *transfer.awaited());
         for ticket in left.into_values().flat_map(|awaited| awaited.tickets) {
-            self.conclude(&ticket, Err(error.clone()));
+            self.conclude(&ticket, error.clone());
         }
     }
 

@@ -12,7 +12,7 @@ use fuse_daemon::control::BlobId;
 use fuse_daemon::front::FrontConfig;
 use fuse_daemon::mounts::{Engine, EngineConfig, Image, MountError, Mounted};
 use fuse_daemon::prefetch::PrefetchConfig;
-use fuse_daemon::worker::{Backend, DirectoryBackend, WorkerConfig};
+use fuse_daemon::worker::{Backend, DirectoryBackend, LocalWorker, WorkerConfig};
 use rafs::bootstrap::Bootstrap;
 use rafs::build::{BuildOptions, build_layer};
 use rafs::digest::{Digest, DigestAlgorithm};
@@ -146,7 +146,7 @@ impl Default for Settings {
 
 /// An engine with a runtime of its own.
 pub(crate) struct Node {
-    pub(crate) engine: Engine,
+    pub(crate) engine: Engine<LocalWorker>,
     /// Fetches as long as it is there.
     _runtime: tokio::runtime::Runtime,
 }
@@ -165,10 +165,11 @@ impl Node {
                 threads: 2,
                 failure_memory: Duration::from_millis(300),
             },
-            worker: WorkerConfig { buffer_bytes: 8 << 20, threads: 2, patience: settings.deadline / 6 },
         };
+        let worker = WorkerConfig { buffer_bytes: 8 << 20, threads: 2, patience: settings.deadline / 6 };
+        let worker = LocalWorker::new(worker, runtime.handle().clone()).unwrap();
         let cache = Cache::open(cache_dir, settings.boot).unwrap();
-        let engine = Engine::new(cache, config, runtime.handle().clone()).unwrap();
+        let engine = Engine::new(cache, config, runtime.handle().clone(), worker).unwrap();
         Self { engine, _runtime: runtime }
     }
 
@@ -213,7 +214,7 @@ impl Node {
 
 /// A mount that is gone after the test.
 pub(crate) struct TestMount {
-    pub(crate) mounted: Mounted,
+    pub(crate) mounted: Mounted<LocalWorker>,
     pub(crate) mountpoint: PathBuf,
     _dir: tempfile::TempDir,
 }

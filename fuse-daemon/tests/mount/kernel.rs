@@ -117,7 +117,7 @@ fn serves_until_it_is_killed() {
         bootstrap: &dir.join("image.boot"),
         mountpoint: &dir.join("mnt"),
         rights: Rights::CONTAINER,
-        backends: vec![std::sync::Arc::new(DirectoryBackend::new(dir.join("blobs")))],
+        backends: vec![std::sync::Arc::new(DirectoryBackend::new(dir.join("blobs"))) as std::sync::Arc<_>],
     };
     let _mounted = node.engine.mount(&image).unwrap();
     loop {

@@ -75,6 +75,20 @@ pub fn unpack(blob: &Blob, chunk: &Chunk, stored: &[u8]) -> Result<Vec<u8>, Deco
     Ok(decompress(compressor, stored, u64::from(chunk.uncompressed_size))?)
 }
 
+/// As [`unpack`] for a chunk that is in no batch, into memory of the caller, of the chunk's size.
+///
+/// # Errors
+///
+/// When the stored bytes are broken; the memory may then hold anything.
+pub fn unpack_into(blob: &Blob, chunk: &Chunk, stored: &[u8], content: &mut [u8]) -> Result<(), DecodeError> {
+    check_stored(chunk, stored)?;
+    if chunk.uncompressed_size > MAX_CHUNK_SIZE || chunk.uncompressed_size as usize != content.len() {
+        return Err(DecodeError::TooLarge(chunk.uncompressed_size));
+    }
+    let compressor = if chunk.compressed { blob.compressor } else { Compressor::None };
+    Ok(decompress_into(compressor, stored, content)?)
+}
+
 /// Whether these bytes are the content of the chunk.
 ///
 /// # Errors
@@ -200,6 +214,41 @@ fn hash_up_to(content: impl Read, size: u64) -> io::Result<(Digest, u64)> {
     }
 }
 
+/// Decompresses to exactly as many bytes as `content` has.
+fn decompress_into(compressor: Compressor, stored: &[u8], content: &mut [u8]) -> Result<(), DecompressError> {
+    let broken = |source| DecompressError::Broken { compressor, stored: stored.len() as u64, source };
+    let expected = content.len();
+    let found = match compressor {
+        Compressor::None if stored.len() == expected => {
+            content.copy_from_slice(stored);
+            expected
+        }
+        Compressor::None => stored.len(),
+        Compressor::Lz4 => {
+            let limit = i32::try_from(expected).map_err(|error| broken(io::Error::other(error)))?;
+            lz4::block::decompress_to_buffer(stored, Some(limit), content).map_err(broken)?
+        }
+        Compressor::Zstd { .. } => {
+            with_zstd(|zstd| zstd.decompress_to_buffer(stored, content)).map_err(broken)?
+        }
+    };
+    if found != expected {
+        return Err(wrong_size(compressor, stored, found as u64, expected as u64));
+    }
+    Ok(())
+}
+
+/// Works with the thread's decompressor.
+fn with_zstd<T>(work: impl FnOnce(&mut zstd::bulk::Decompressor<'static>) -> io::Result<T>) -> io::Result<T> {
+    ZSTD.with_borrow_mut(|zstd| {
+        let zstd = match zstd {
+            Some(zstd) => zstd,
+            None => zstd.insert(zstd::bulk::Decompressor::new()?),
+        };
+        work(zstd)
+    })
+}
+
 fn wrong_size(compressor: Compressor, stored: &[u8], found: u64, expected: u64) -> DecompressError {
     DecompressError::Size { compressor, stored: stored.len() as u64, found, expected }
 }
@@ -219,13 +268,7 @@ fn decompress_up_to(compressor: Compressor, stored: &[u8], limit: u64) -> Result
         }
         Compressor::Zstd { .. } if limit <= u64::from(MAX_CHUNK_SIZE) => {
             let mut content = Vec::with_capacity(limit as usize);
-            let result = ZSTD.with_borrow_mut(|zstd| {
-                let zstd = match zstd {
-                    Some(zstd) => zstd,
-                    None => zstd.insert(zstd::bulk::Decompressor::new()?),
-                };
-                zstd.decompress_to_buffer(stored, &mut content)
-            });
+            let result = with_zstd(|zstd| zstd.decompress_to_buffer(stored, &mut content));
             result.map(|_| content).map_err(broken)
         }
         Compressor::Zstd { .. } => {

@@ -149,8 +149,7 @@ impl ChunkInfoBudget {
         Ok(())
     }
 
-    /// For the chunk information of a blob, before it is read: as it is stored, as an array, and its digests, of which each
-    /// has twice the size of the smallest entry.
+    /// For the chunk information of a blob, before it is read: as it is stored, as an array, and its digests.
     pub(crate) fn take_for(&mut self, blob: &Blob) -> Result<(), BlobError> {
         let Some(location) = &blob.meta else { return Ok(()) };
         self.take(location.compressed_size.saturating_add(location.uncompressed_size.saturating_mul(3)))
@@ -163,26 +162,85 @@ impl ChunkInfoBudget {
 ///
 /// When it cannot be read, or is broken.
 pub fn read_meta(source: &impl BlobSource, blob: &Blob) -> Result<BlobMeta, BlobError> {
+    meta_of(blob, read_meta_parts(source, blob)?)
+}
+
+/// Chunk information as it lies in a blob, unpacked. Nothing of it is verified: see [`meta_of`].
+#[derive(Clone, Debug, Eq, PartialEq)]
+pub struct MetaParts {
+    /// The array's header.
+    pub header: Vec<u8>,
+    /// The array, uncompressed.
+    pub array: Vec<u8>,
+    /// The last bytes of the stream, in which the table of contents is, and the stream's size. Empty where the blob has none.
+    pub tail: Vec<u8>,
+    /// Size in bytes of the stream, if the blob has a table of contents.
+    pub stream_size: u64,
+    /// The chunks' digests, uncompressed. Empty where the table of contents names none.
+    pub digests: Vec<u8>,
+}
+
+/// Fetches and unpacks chunk information, for who verifies it elsewhere.
+///
+/// # Errors
+///
+/// When it cannot be read or unpacked.
+pub fn read_meta_parts(source: &impl BlobSource, blob: &Blob) -> Result<MetaParts, BlobError> {
     let meta_error = |source| BlobError::Meta { blob: name(blob), source };
     let io = |source| BlobError::Io { blob: name(blob), source };
     let range = BlobMeta::stored_range(blob).map_err(meta_error)?;
     let bytes = source.read(blob, range).map_err(io)?;
-    let mut meta = BlobMeta::from_stored(blob, &bytes).map_err(meta_error)?;
-    if let Some(toc) = read_toc(source, blob)?
-        && let Some(part) = toc.part(toc::DIGESTS)
-    {
+    let (array, header) = BlobMeta::unpack(blob, &bytes).map_err(meta_error)?;
+    let mut parts = MetaParts { header, array, tail: Vec::new(), stream_size: 0, digests: Vec::new() };
+    if blob.features & flags::blob::HAS_TOC == 0 {
+        return Ok(parts);
+    }
+    parts.stream_size = source.size(blob).map_err(io)?;
+    parts.tail = source.read(blob, Toc::range(parts.stream_size)).map_err(io)?;
+    if let Some(part) = toc_of(blob, &parts)?.part(toc::DIGESTS) {
         // Before it is read: what the table says may be anything.
-        let expected = u64::from(meta.len()) * size_of::<Digest>() as u64;
+        let expected = BlobMeta::entries(&parts.header).map_err(meta_error)? * size_of::<Digest>() as u64;
         let stored_size = part.range.end - part.range.start;
-        if part.uncompressed_size != expected || stored_size > expected {
+        if part.uncompressed_size != expected || stored_size > expected || expected > digests_limit(blob) {
             let found = part.uncompressed_size.max(stored_size);
             return Err(meta_error(MetaError::Digests { found, expected }));
         }
         let stored = source.read(blob, part.range.clone()).map_err(io)?;
-        let digests = part.decode(&stored).map_err(|source| BlobError::Toc { blob: name(blob), source })?;
-        meta.set_digests(digests).map_err(meta_error)?;
+        parts.digests = part.decode(&stored).map_err(|source| BlobError::Toc { blob: name(blob), source })?;
+    }
+    Ok(parts)
+}
+
+/// The most bytes that the digests of a blob's chunks can have, by what its bootstrap says of the array: each has twice the
+/// size of the smallest entry.
+pub fn digests_limit(blob: &Blob) -> u64 {
+    blob.meta.map_or(0, |meta| meta.uncompressed_size.saturating_mul(2))
+}
+
+/// Chunk information from its parts, whoever read them. Where the bootstrap has the digest of the table of contents, the chunks'
+/// digests are verified by it.
+///
+/// # Errors
+///
+/// When they are broken, or not what they have to be.
+pub fn meta_of(blob: &Blob, parts: MetaParts) -> Result<BlobMeta, BlobError> {
+    let meta_error = |source| BlobError::Meta { blob: name(blob), source };
+    let toc = match blob.features & flags::blob::HAS_TOC {
+        0 => None,
+        _ => Some(toc_of(blob, &parts)?),
+    };
+    let mut meta = BlobMeta::from_parts(blob, parts.array, &parts.header).map_err(meta_error)?;
+    if let Some(part) = toc.as_ref().and_then(|toc| toc.part(toc::DIGESTS)) {
+        part.check(&parts.digests).map_err(|source| BlobError::Toc { blob: name(blob), source })?;
+        meta.set_digests(parts.digests).map_err(meta_error)?;
     }
     Ok(meta)
+}
+
+fn toc_of(blob: &Blob, parts: &MetaParts) -> Result<Toc, BlobError> {
+    let expected = blob.toc.map(|(digest, _)| digest);
+    Toc::parse(&parts.tail, parts.stream_size, expected)
+        .map_err(|source| BlobError::Toc { blob: name(blob), source })
 }
 
 /// Reads verified chunks of an image one after another; members of the same batch cost one decompression.

@@ -92,6 +92,17 @@ impl Client {
         self.transport.access(repository).await
     }
 
+    /// The same client, which finds the addresses of hosts by `resolver` instead of by the system's files. Its connections are
+    /// its own.
+    pub fn with_resolver(&self, resolver: Arc<dyn reqwest::dns::Resolve>) -> Self {
+        Self { transport: Arc::new(self.transport.with_resolver(resolver)) }
+    }
+
+    /// How `host` (`HOST[:PORT]`) itself is reached, by our settings and containerd's.
+    pub fn connection(&self, host: &str) -> Connection {
+        Connection::clone(&self.transport.connection_to(host))
+    }
+
     /// Reads the certificate authorities of the system now, rather than when they are needed first. It is done once for a
     /// client and all that are made of it.
     pub fn load_system_roots(&self) {

@@ -10,6 +10,7 @@ use bytes::Bytes;
 use http::header::{AUTHORIZATION, CONTENT_LENGTH};
 use http::{HeaderMap, HeaderValue, Method, StatusCode};
 use reqwest::Url;
+use reqwest::dns::Resolve;
 use rustls::RootCertStore;
 
 use super::access::{AccessSource, Connection, Pem};
@@ -64,6 +65,8 @@ pub(super) struct Transport {
     pub(super) certs: Option<Arc<CertsDir>>,
     /// Who says how repositories are read, in the place of files.
     pub(super) source: Option<Arc<dyn AccessSource>>,
+    /// Who finds the addresses of hosts, in the place of the system.
+    resolver: Option<Arc<dyn Resolve>>,
     auth: Authenticator,
     pub(super) known: Arc<Known>,
 }
@@ -95,14 +98,20 @@ impl Transport {
         let certs = Some(&config.certs_dir).filter(|root| !root.as_os_str().is_empty());
         let certs = certs.map(|root| Arc::new(CertsDir::new(root.clone())));
         let auth = Authenticator::new(Some(store), None, None);
-        Self { config, certs, source: None, auth, known: Arc::default() }
+        Self { config, certs, source: None, resolver: None, auth, known: Arc::default() }
     }
 
     /// The same connections, for what `source` says and no file.
     pub(super) fn with_source(&self, source: Arc<dyn AccessSource>) -> Self {
         let auth = Authenticator::new(None, None, Some(Arc::clone(&source)));
         let config = self.config.clone();
-        Self { config, certs: None, source: Some(source), auth, known: Arc::clone(&self.known) }
+        let resolver = self.resolver.clone();
+        Self { config, certs: None, source: Some(source), resolver, auth, known: Arc::clone(&self.known) }
+    }
+
+    /// Connections of its own, to addresses that `resolver` finds.
+    pub(super) fn with_resolver(&self, resolver: Arc<dyn Resolve>) -> Self {
+        Self { resolver: Some(resolver), ..Self::new(self.config.clone()) }
     }
 
     /// The same connections, used with the credentials of `keyring`; where it has none, with the files' if `fall_back`.
@@ -110,7 +119,15 @@ impl Transport {
         let config = self.config.clone();
         let store = CredentialStore::new(config.docker_config_file(), config.timeouts.credential_helper);
         let auth = Authenticator::new(fall_back.then_some(store), Some(keyring), None);
-        Self { config, certs: self.certs.clone(), source: None, auth, known: Arc::clone(&self.known) }
+        let resolver = self.resolver.clone();
+        Self {
+            config,
+            certs: self.certs.clone(),
+            source: None,
+            resolver,
+            auth,
+            known: Arc::clone(&self.known),
+        }
     }
 
     /// Notes that the mirror `mirror` failed to serve `target` with `error`.
@@ -165,6 +182,9 @@ impl Transport {
             .tcp_nodelay(true);
         if key.loopback {
             builder = builder.no_proxy();
+        }
+        if let Some(resolver) = &self.resolver {
+            builder = builder.dns_resolver(Arc::clone(resolver));
         }
         let client = builder.build().map_err(|e| Error::connection(target, e))?;
         if clients.len() >= CLIENTS_KEPT {

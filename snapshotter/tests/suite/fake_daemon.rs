@@ -310,6 +310,7 @@ impl FakeDaemon {
             version: "test".to_owned(),
             pid: std::process::id(),
             mounts: mounts.values().map(mount).collect(),
+            worker: None,
         }
     }
 }

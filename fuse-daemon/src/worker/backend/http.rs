@@ -7,7 +7,7 @@ use bytes::Bytes;
 use futures::future::BoxFuture;
 use futures::stream::BoxStream;
 use futures::{FutureExt, StreamExt, TryStreamExt};
-use registry::client::Client;
+use registry::client::{Client, Connection};
 use reqwest::header::{CONTENT_RANGE, RANGE};
 use reqwest::{Method, RequestBuilder, Response, StatusCode, Url};
 
@@ -28,6 +28,18 @@ pub struct HttpDirectoryBackend {
     client: reqwest::Client,
 }
 
+/// The URL of a directory, with a slash at its end; it names a host.
+pub(super) fn directory(url: &str) -> Result<Url, BackendError> {
+    let invalid = |reason| BackendError::Url { url: url.to_owned(), reason };
+    let parsed = Url::parse(&format!("{}/", url.trim_end_matches('/')));
+    let parsed = parsed.map_err(|error| invalid(error.to_string()))?;
+    match parsed.scheme() {
+        _ if parsed.host_str().is_none() => Err(invalid("it names no host".to_owned())),
+        "http" | "https" => Ok(parsed),
+        other => Err(invalid(format!("scheme {other:?}; expected http or https"))),
+    }
+}
+
 impl HttpDirectoryBackend {
     /// Reads what is under `url`, with the connection settings that `client` has for its host.
     ///
@@ -35,17 +47,19 @@ impl HttpDirectoryBackend {
     ///
     /// [`BackendError`]: that is no URL of `http` or `https`, or the settings for its host are not valid.
     pub fn new(client: &Client, url: &str) -> Result<Self, BackendError> {
-        let invalid = |reason| BackendError::Url { url: url.to_owned(), reason };
-        let directory = format!("{}/", url.trim_end_matches('/'));
-        let parsed = Url::parse(&directory).map_err(|error| invalid(error.to_string()))?;
-        let secure = match parsed.scheme() {
-            "https" => true,
-            "http" => false,
-            other => return Err(invalid(format!("scheme {other:?}; expected http or https"))),
-        };
-        let host = parsed.host_str().ok_or_else(|| invalid("it names no host".to_owned()))?;
+        let parsed = directory(url)?;
+        let host = parsed.host_str().unwrap_or_default();
         let host = parsed.port().map_or_else(|| host.to_owned(), |port| format!("{host}:{port}"));
-        Ok(Self { client: client.http(&host, secure)?, url: parsed })
+        Ok(Self { client: client.http(&host, parsed.scheme() == "https")?, url: parsed })
+    }
+
+    /// As [`new`](Self::new), over a connection that somebody else has the settings of.
+    ///
+    /// # Errors
+    ///
+    /// As there.
+    pub(super) fn over(client: &Client, url: &str, connection: Connection) -> Result<Self, BackendError> {
+        Ok(Self { client: client.http_over(url, connection)?, url: directory(url)? })
     }
 
     /// The answer with the status `good`; what may go away by itself is tried again.

@@ -7,13 +7,15 @@ use std::io;
 use std::ops::Range;
 use std::os::unix::fs::FileExt;
 use std::path::PathBuf;
+use std::sync::Arc;
 
 use bytes::Bytes;
 use futures::future::BoxFuture;
 use futures::stream::BoxStream;
 use futures::{FutureExt, StreamExt};
 use registry::Repository;
-use registry::client::Client;
+use registry::client::{Client, Connection};
+use registry::reference::InvalidReference;
 
 pub use http::HttpDirectoryBackend;
 
@@ -41,6 +43,15 @@ pub enum BackendError {
         /// What is wrong with it.
         reason: String,
     },
+    /// A directory's path is not absolute.
+    #[error("path {0:?} is not absolute")]
+    Relative(PathBuf),
+    /// A repository's name is none.
+    #[error(transparent)]
+    Reference(#[from] InvalidReference),
+    /// It cannot be used at all.
+    #[error("{0}")]
+    Unusable(String),
     /// The HTTP server did not deliver.
     #[error("{url}: {reason}")]
     Http {
@@ -59,6 +70,73 @@ pub enum BackendError {
         /// Why not.
         source: io::Error,
     },
+}
+
+/// Whether a specification can be meant.
+///
+/// # Errors
+///
+/// [`BackendError`].
+pub(crate) fn check_backend(spec: &BackendSpec) -> Result<(), BackendError> {
+    match spec {
+        BackendSpec::Registry { repository } => Ok(Repository::parse(repository).map(drop)?),
+        BackendSpec::Directory { path } if path.is_absolute() => Ok(()),
+        BackendSpec::Directory { path } => Err(BackendError::Relative(path.clone())),
+        BackendSpec::HttpDirectory { url } => http::directory(url).map(drop),
+    }
+}
+
+/// The backend on the network that a specification names, an HTTP directory over `connection`. Nobody is asked yet.
+///
+/// # Errors
+///
+/// [`BackendError`]: it cannot be meant, is not on the network, or settings for its host are not valid.
+pub(crate) fn open_backend(
+    client: &Client,
+    spec: &BackendSpec,
+    connection: Connection,
+) -> Result<Arc<dyn Backend>, BackendError> {
+    check_backend(spec)?;
+    Ok(match spec {
+        BackendSpec::Registry { repository } => {
+            Arc::new(RegistryBackend::new(client.clone(), Repository::parse(repository)?))
+        }
+        BackendSpec::Directory { .. } => {
+            return Err(BackendError::Unusable("its files are opened elsewhere".to_owned()));
+        }
+        BackendSpec::HttpDirectory { url } => Arc::new(HttpDirectoryBackend::over(client, url, connection)?),
+    })
+}
+
+/// A backend that cannot be used: whoever asks it hears why.
+#[derive(Debug)]
+pub(crate) struct Unusable {
+    name: String,
+    reason: String,
+}
+
+impl Unusable {
+    pub(crate) fn new(spec: &BackendSpec, reason: &str) -> Self {
+        Self { name: spec.to_string(), reason: reason.to_owned() }
+    }
+
+    fn error(&self) -> BackendError {
+        BackendError::Unusable(self.reason.clone())
+    }
+}
+
+impl Backend for Unusable {
+    fn name(&self) -> String {
+        self.name.clone()
+    }
+
+    fn size(&self, _: BlobId) -> BoxFuture<'_, Result<u64, BackendError>> {
+        futures::future::ready(Err(self.error())).boxed()
+    }
+
+    fn read(&self, _: BlobId, _: Range<u64>) -> BoxStream<'static, Result<Bytes, BackendError>> {
+        futures::stream::iter([Err(self.error())]).boxed()
+    }
 }
 
 /// A place that has blobs.

@@ -84,13 +84,34 @@ impl BlobMeta {
     ///
     /// When the bytes do not fit the blob.
     pub fn from_stored(blob: &Blob, bytes: &[u8]) -> Result<Self, MetaError> {
+        let (array, header) = Self::unpack(blob, bytes)?;
+        Self::from_parts(blob, array, &header)
+    }
+
+    /// The uncompressed array and the header out of what [`from_stored`](Self::from_stored) wants.
+    pub(crate) fn unpack(blob: &Blob, bytes: &[u8]) -> Result<(Vec<u8>, Vec<u8>), MetaError> {
         let meta = location(blob)?;
         let expected = meta.compressed_size + HEADER_SIZE as u64;
         if bytes.len() as u64 != expected {
             return Err(MetaError::Size { found: bytes.len() as u64, expected });
         }
         let (stored, header) = bytes.split_at(bytes.len() - HEADER_SIZE);
-        let array = decompress(meta.compressor, stored, meta.uncompressed_size)?;
+        Ok((decompress(meta.compressor, stored, meta.uncompressed_size)?, header.to_vec()))
+    }
+
+    /// The number of chunks that a header names.
+    pub(crate) fn entries(header: &[u8]) -> Result<u64, MetaError> {
+        let header = Header::ref_from_bytes(header).map_err(|_| MetaError::Header("4,096 bytes"))?;
+        Ok(u64::from(header.entries.get()))
+    }
+
+    /// From the uncompressed array and the header.
+    pub(crate) fn from_parts(blob: &Blob, array: Vec<u8>, header: &[u8]) -> Result<Self, MetaError> {
+        let meta = location(blob)?;
+        let (found, expected) = (array.len() as u64, meta.uncompressed_size);
+        if found != expected {
+            return Err(MetaError::Size { found, expected });
+        }
         Self::new(blob, meta, array, header)
     }
 

@@ -164,6 +164,15 @@ impl Part {
         if size > limit { Err(TocError::TooLarge { name: self.name.clone(), size, limit }) } else { Ok(()) }
     }
 
+    /// Whether this is the part's content.
+    ///
+    /// # Errors
+    ///
+    /// When it is not what the digest says.
+    pub(crate) fn check(&self, content: &[u8]) -> Result<(), TocError> {
+        self.check_digest(Digest(Sha256::digest(content).into()))
+    }
+
     fn check_sizes(&self, stored: &[u8]) -> Result<(), TocError> {
         let (found, expected) = (stored.len() as u64, self.stored_size());
         if found != expected {

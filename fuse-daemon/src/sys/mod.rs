@@ -1,6 +1,10 @@
 //! System calls that no safe crate offers.
 #![allow(unsafe_code)]
 
+mod shared;
+
+pub(crate) use shared::{Arena, memory};
+
 use std::mem::ManuallyDrop;
 use std::os::fd::{AsRawFd, BorrowedFd, FromRawFd, OwnedFd};
 
@@ -31,4 +35,13 @@ pub(crate) fn keep_large_buffers_mapped() {
         nix::libc::mallopt(nix::libc::M_MMAP_THRESHOLD, MAPPED_BYTES);
         nix::libc::mallopt(nix::libc::M_TRIM_THRESHOLD, TRIM_BYTES);
     }
+}
+
+/// Closes all descriptors from the number `first` on that were inherited: whoever started this process may hold what keeps
+/// mounts alive.
+pub(crate) fn close_from(first: u32) -> std::io::Result<()> {
+    // SAFETY: called before anything in this process has a descriptor of its own beyond the first three; the numbers are
+    // passed by value.
+    let closed = unsafe { nix::libc::syscall(nix::libc::SYS_close_range, first, u32::MAX, 0) };
+    if closed == 0 { Ok(()) } else { Err(std::io::Error::last_os_error()) }
 }

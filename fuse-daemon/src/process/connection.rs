@@ -1,0 +1,238 @@
+//! The front's end of one worker's process.
+
+use std::cell::RefCell;
+use std::collections::HashMap;
+use std::fs::File;
+use std::io;
+use std::os::fd::OwnedFd;
+use std::os::unix::fs::FileExt;
+use std::os::unix::net::UnixStream;
+use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
+use std::time::{Duration, Instant};
+
+use super::message::{
+    FROM_WORKER_LIMIT, FromWorker, Guards, InfoLengths, Question, ToWorker, Violation, parse,
+};
+use super::wire::{Receiver, Sender};
+use crate::cache::CHUNK_BYTES_LIMIT;
+use crate::front::{BackendName, ChunkError, ChunkKey, Content, Responses};
+use crate::sys::memory;
+
+/// The memory that chunks are decoded into, in bytes: one of the largest chunks fits.
+pub(super) const MEMORY_BYTES: u64 = CHUNK_BYTES_LIMIT as u64;
+
+/// Buffers larger than this are given back after use.
+const BUFFER_KEPT_BYTES: usize = 1 << 20;
+
+/// How often a worker that owes something is asked for a sign of life.
+const PING_PAUSE: Duration = Duration::from_millis(500);
+
+thread_local! {
+    /// Each thread's copy of a chunk: what is verified is what nobody else can write to.
+    static COPY: RefCell<Vec<u8>> = const { RefCell::new(Vec::new()) };
+}
+
+/// Whom a worker's words concern, beside those who wait for chunks.
+pub(super) trait Listener: Send + Sync {
+    /// Chunk information is in its file, or will not come.
+    fn chunk_info(&self, number: u64, outcome: Result<InfoLengths, String>);
+
+    /// The worker asks for something.
+    fn asked(&self, connection: &Arc<Connection>, number: u64, question: Question);
+}
+
+/// See the module.
+pub(super) struct Connection {
+    pub(super) sender: Sender,
+    receiver: Mutex<Receiver>,
+    memory: File,
+    /// What was ordered and not answered, and until when it is due.
+    due: Mutex<HashMap<ChunkKey, Instant>>,
+    health: Mutex<Health>,
+    /// Something of it has changed that somebody waits for: it is ready, or over.
+    changed: Condvar,
+}
+
+#[derive(Default)]
+struct Health {
+    guards: Option<Guards>,
+    /// Since when nothing has come although somebody listens.
+    silent_since: Option<Instant>,
+    /// The last ping: its number, when it was sent, and whether it was echoed.
+    ping: Option<(u64, Instant, bool)>,
+    /// When the last ping was sent that was echoed: what the worker said before that was heard.
+    heard: Option<Instant>,
+    /// Why it is over.
+    ended: Option<String>,
+}
+
+impl Connection {
+    /// A connection over `socket`, and the memory for the worker.
+    pub(super) fn new(socket: UnixStream) -> io::Result<(Self, OwnedFd)> {
+        let memory = memory("nydus-cluster chunks", MEMORY_BYTES)?;
+        let socket = Arc::new(socket);
+        let connection = Self {
+            sender: Sender::new(Arc::clone(&socket)),
+            receiver: Mutex::new(Receiver::new(socket, FROM_WORKER_LIMIT, false)),
+            memory: memory.try_clone()?.into(),
+            due: Mutex::default(),
+            health: Mutex::default(),
+            changed: Condvar::new(),
+        };
+        Ok((connection, memory))
+    }
+
+    /// The worker owes these chunks.
+    pub(super) fn owes(&self, chunks: impl Iterator<Item = ChunkKey>, until: Instant) {
+        self.due().extend(chunks.map(|chunk| (chunk, until)));
+    }
+
+    /// Hears what the worker says until the connection ends. Several threads do: one waits for the next message while the
+    /// others verify and store what came.
+    pub(super) fn listen(self: &Arc<Self>, responses: &dyn Responses, listener: &dyn Listener) {
+        loop {
+            let received = {
+                let mut receiver = self.receiver.lock().unwrap_or_else(PoisonError::into_inner);
+                self.health().silent_since = Some(Instant::now());
+                let received = receiver.next();
+                self.health().silent_since = None;
+                received
+            };
+            let handled = match received {
+                Ok(None) => return self.end("it hung up".to_owned()),
+                Ok(Some(message)) => self.handle(&message, responses, listener),
+                Err(error) if error.kind() == io::ErrorKind::FileTooLarge => {
+                    Err(Violation::Message(error.to_string()))
+                }
+                Err(error) => return self.end(error.to_string()),
+            };
+            if let Err(violation) = handled {
+                return self.end(format!("it sent {violation}"));
+            }
+        }
+    }
+
+    fn handle(
+        self: &Arc<Self>,
+        message: &[u8],
+        responses: &dyn Responses,
+        listener: &dyn Listener,
+    ) -> Result<(), Violation> {
+        match parse(message)? {
+            FromWorker::Ready { guards } => {
+                self.health().guards.get_or_insert(guards);
+                self.changed.notify_all();
+            }
+            FromWorker::Delivered { chunk, at, len, from } => {
+                self.delivered(chunk.into(), at, len, &from.into(), responses)?;
+            }
+            FromWorker::Failed { chunk, failure } => {
+                let chunk = chunk.into();
+                self.due().remove(&chunk);
+                responses.finished(chunk, Err(failure.into()));
+            }
+            FromWorker::ChunkInfo { number, outcome } => listener.chunk_info(number, outcome),
+            FromWorker::Ask { number, question } => listener.asked(self, number, question),
+            FromWorker::Pong { number } => {
+                let mut health = self.health();
+                if let Some((sent, at, echoed)) = &mut health.ping
+                    && *sent == number
+                {
+                    *echoed = true;
+                    health.heard = Some(*at);
+                }
+            }
+        }
+        Ok(())
+    }
+
+    /// Takes a chunk out of the shared memory, which is then the worker's again.
+    fn delivered(
+        &self,
+        chunk: ChunkKey,
+        at: u64,
+        len: u32,
+        from: &BackendName,
+        responses: &dyn Responses,
+    ) -> Result<(), Violation> {
+        let outside = Violation::Outside { at, len, memory: MEMORY_BYTES };
+        if at.checked_add(len.into()).is_none_or(|end| end > MEMORY_BYTES) {
+            return Err(outside);
+        }
+        COPY.with_borrow_mut(|copy| {
+            copy.resize(len as usize, 0);
+            let read = self.memory.read_exact_at(copy, at);
+            self.sender.send(&ToWorker::Released { at }, None);
+            self.due().remove(&chunk);
+            match read {
+                Ok(()) => responses.finished(chunk, Ok(Content { bytes: copy, from })),
+                Err(error) => {
+                    tracing::error!(%error, "the shared memory cannot be read");
+                    responses.finished(chunk, Err(ChunkError::Lost));
+                }
+            }
+            if copy.capacity() > BUFFER_KEPT_BYTES {
+                *copy = Vec::new();
+            }
+        });
+        Ok(())
+    }
+
+    /// The guards that hold the worker, once it has told.
+    pub(super) fn guards(&self) -> Option<Guards> {
+        self.health().guards
+    }
+
+    /// Why it is over, if it is. Asks the worker for a sign of life where it owes something; one that gives none for `patience`
+    /// although it is listened to, or still owes something so long after its time, is over.
+    pub(super) fn check(&self, patience: Duration) -> Option<String> {
+        let mut health = self.health();
+        if health.ended.is_some() {
+            return health.ended.clone();
+        }
+        let silent = health.silent_since.is_some_and(|since| since.elapsed() > patience);
+        let unheard = health.ping.is_some_and(|(_, at, echoed)| !echoed && at.elapsed() > patience);
+        if silent && unheard {
+            return Some(format!("it gave no sign of life for {patience:?}"));
+        }
+        let (owes, late) = {
+            let due = self.due();
+            let late = |until: &Instant| health.heard.is_some_and(|heard| heard > *until + patience);
+            (!due.is_empty(), due.values().any(late))
+        };
+        if late {
+            return Some(format!("it did not answer an order for {patience:?} after its time"));
+        }
+        let number = match health.ping {
+            _ if !owes => return None,
+            None => 1,
+            Some((number, at, true)) if at.elapsed() > PING_PAUSE => number + 1,
+            Some(_) => return None,
+        };
+        health.ping = Some((number, Instant::now(), false));
+        self.sender.send(&ToWorker::Ping { number }, None);
+        None
+    }
+
+    fn end(&self, reason: String) {
+        self.health().ended.get_or_insert(reason);
+        self.sender.close();
+        self.changed.notify_all();
+    }
+
+    /// Waits until it is ready, or over, or so much time is.
+    pub(super) fn wait(&self, time: Duration) {
+        let health = self.health();
+        if health.ended.is_none() {
+            drop(self.changed.wait_timeout(health, time).unwrap_or_else(PoisonError::into_inner));
+        }
+    }
+
+    fn due(&self) -> MutexGuard<'_, HashMap<ChunkKey, Instant>> {
+        self.due.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn health(&self) -> MutexGuard<'_, Health> {
+        self.health.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}

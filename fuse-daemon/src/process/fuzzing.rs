@@ -1,0 +1,84 @@
+//! What the fuzz target calls: a worker that says anything. Errors are fine, panics are bugs.
+
+use std::io::Write as _;
+use std::os::unix::net::UnixStream;
+use std::sync::Arc;
+
+use super::connection::{Connection, Listener, MEMORY_BYTES};
+use super::message::{InfoLengths, Question};
+use crate::front::{ChunkError, ChunkKey, Content, Responses};
+
+/// Believes nothing, and looks at everything.
+struct Front;
+
+impl Responses for Front {
+    fn finished(&self, _: ChunkKey, outcome: Result<Content<'_>, ChunkError>) {
+        match outcome {
+            Ok(content) => assert!(content.bytes.len() as u64 <= MEMORY_BYTES),
+            Err(error) => assert!(!error.to_string().contains('\n')),
+        }
+    }
+}
+
+impl Listener for Front {
+    fn chunk_info(&self, _: u64, _: Result<InfoLengths, String>) {}
+
+    fn asked(&self, _: &Arc<Connection>, _: u64, _: Question) {}
+}
+
+/// Hears `bytes` as what a worker says until it hangs up: as messages with their lengths, and each piece between zeros as the
+/// text of one.
+pub fn hear(bytes: &[u8]) {
+    let framed = bytes.split(|byte| *byte == 0).flat_map(|text| {
+        let length = u32::try_from(text.len()).unwrap_or(u32::MAX).to_le_bytes();
+        [&length[..], text].concat()
+    });
+    for said in [bytes.to_vec(), framed.collect()] {
+        let Ok((mut worker, ours)) = UnixStream::pair() else { return };
+        let Ok((connection, _memory)) = Connection::new(ours) else { return };
+        let connection = Arc::new(connection);
+        // The fuzzer's inputs fit into the socket's buffer.
+        if worker.write_all(&said).is_ok() {
+            drop(worker);
+            connection.listen(&Front, &Front);
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::hear;
+
+    /// A message, or something like it.
+    fn message() -> impl Strategy<Value = String> {
+        let hex = "[0-9a-f]{60,68}";
+        let name = (hex, any::<u64>(), any::<u32>())
+            .prop_map(|(hex, g, c)| format!(r#"{{"blob":"sha256:{hex}","generation":{g},"chunk":{c}}}"#));
+        prop_oneof![
+            (name, any::<u64>(), any::<u32>(), ".{0,9}").prop_map(|(chunk, at, len, from)| {
+                let at = if at.is_multiple_of(2) { at % (32 << 20) } else { at };
+                format!(r#"{{"delivered":{{"chunk":{chunk},"at":{at},"len":{len},"from":{from:?}}}}}"#)
+            }),
+            any::<u64>().prop_map(|number| format!(r#"{{"pong":{{"number":{number}}}}}"#)),
+            Just(
+                r#"{"ready":{"guards":{"user":true,"capabilities":true,"landlock":true,"seccomp":true}}}"#
+                    .to_owned()
+            ),
+            ".{0,40}",
+        ]
+    }
+
+    proptest! {
+        #[test]
+        fn whatever_a_worker_says_is_heard_to_its_end(said in proptest::collection::vec(message(), 0..12)) {
+            hear(said.join("\0").as_bytes());
+        }
+
+        #[test]
+        fn whatever_bytes_a_worker_sends_are_heard_to_their_end(bytes in proptest::collection::vec(any::<u8>(), 0..400)) {
+            hear(&bytes);
+        }
+    }
+}

@@ -1,0 +1,468 @@
+//! The worker as the front has it: a process that may end at any time, and another in its place.
+
+use std::collections::{BTreeMap, HashMap};
+use std::fs::File;
+use std::io;
+use std::os::fd::OwnedFd;
+use std::os::unix::fs::FileExt;
+use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError, Weak};
+use std::time::Duration;
+
+use rafs::blob::Blob;
+use rafs::blob::meta::BlobMeta;
+use rafs::blob::source::{BlobError, MetaParts, digests_limit, meta_of};
+use registry::client::{AccessSource, ClientConfig};
+use serde::{Deserialize, Serialize};
+use tokio::runtime::Handle;
+use tokio::sync::{Semaphore, oneshot, watch};
+use tokio::time::{Instant, timeout_at};
+
+use super::connection::{Connection, Listener};
+use super::files;
+use super::given::{self, Given};
+use super::launch::{Launch, this_program};
+use super::message::{Answer, Guards, InfoLengths, Question, ToWorker, clip};
+use super::names::NameFiles;
+use super::shape::{BlobShape, OrderShape};
+use super::supervise;
+use crate::access::Accesses;
+use crate::control::{BackendSpec, BlobId};
+use crate::front::{ChunkKey, Order, Orders, Worker};
+use crate::sys::memory;
+use crate::worker::{Fetcher, Place, WorkerConfig};
+
+/// Header and table of contents of chunk information, in bytes at most.
+const INFO_EXTRA_BYTES: u64 = 2 * 4096;
+
+/// Questions of a worker that are answered at once: more are nonsense.
+const QUESTIONS_AT_ONCE: usize = 64;
+
+/// What a worker's process is given.
+#[derive(Clone, Debug)]
+pub struct ProcessConfig {
+    /// As a worker in this process.
+    pub worker: WorkerConfig,
+    /// Time for a read to be answered: a worker that gives no sign of life for a part of it is replaced.
+    pub deadline: Duration,
+    /// The user that it becomes.
+    pub user: u32,
+    /// How registries are reached.
+    pub registry: ClientConfig,
+    /// Arguments with which the program that runs is a worker.
+    pub arguments: Vec<String>,
+}
+
+/// How the worker's process is.
+#[derive(Clone, Debug, Default, Deserialize, Eq, PartialEq, Serialize)]
+pub struct Condition {
+    /// The process, if it is ready.
+    pub pid: Option<u32>,
+    /// How often a process took the place of another.
+    pub restarts: u64,
+    /// What guards the last one that was ready.
+    pub guards: Option<Guards>,
+}
+
+/// A worker in a process of its own. Dropped, it ends that.
+pub struct RemoteWorker {
+    pub(super) shared: Arc<Shared>,
+}
+
+/// What the supervisor shares with those who order.
+pub(super) struct Shared {
+    me: Weak<Self>,
+    pub(super) config: ProcessConfig,
+    pub(super) launch: Launch,
+    runtime: Handle,
+    accesses: Arc<Accesses>,
+    /// Questions that may be under way.
+    asked: Arc<Semaphore>,
+    orders: OnceLock<Weak<dyn Orders>>,
+    /// The process that works at the moment.
+    current: watch::Sender<Option<Arc<Connection>>>,
+    state: Mutex<State>,
+    pub(super) stop: tokio_util::sync::CancellationToken,
+}
+
+#[derive(Default)]
+struct State {
+    next: u64,
+    registrations: BTreeMap<u64, Registered>,
+    infos: HashMap<u64, Awaited>,
+    condition: Condition,
+    given: Given,
+    names: NameFiles,
+}
+
+/// What the next process is to know as well.
+struct Registered {
+    blobs: Vec<BlobId>,
+    backend: BackendSpec,
+    place: Place,
+}
+
+/// Chunk information that is under way: its file, and who waits.
+struct Awaited {
+    file: OwnedFd,
+    told: oneshot::Sender<Told>,
+}
+
+type Told = Option<(Result<InfoLengths, String>, OwnedFd)>;
+
+/// Keeps a backend known for some blobs.
+pub struct RemoteRegistration {
+    shared: Weak<Shared>,
+    number: u64,
+}
+
+impl Drop for RemoteRegistration {
+    fn drop(&mut self) {
+        let Some(shared) = self.shared.upgrade() else { return };
+        let mut state = shared.lock();
+        let Some(gone) = state.registrations.remove(&self.number) else { return };
+        shared.tell(&ToWorker::Forget { number: self.number });
+        let is_used = state.registrations.values().any(|other| other.backend == gone.backend);
+        if let (false, Some(connection)) = (is_used, shared.current()) {
+            state.given.take_back(&gone.backend, &connection.sender);
+        }
+    }
+}
+
+impl RemoteWorker {
+    /// A worker that is started once it has been named who is answered.
+    pub(crate) fn new(config: ProcessConfig, runtime: Handle, accesses: Arc<Accesses>) -> Self {
+        let launch = this_program(config.arguments.clone());
+        Self::with(config, runtime, accesses, launch)
+    }
+
+    pub(super) fn with(
+        config: ProcessConfig,
+        runtime: Handle,
+        accesses: Arc<Accesses>,
+        launch: Launch,
+    ) -> Self {
+        let shared = |me: &Weak<Shared>| Shared {
+            me: Weak::clone(me),
+            config,
+            launch,
+            runtime,
+            accesses,
+            asked: Arc::new(Semaphore::new(QUESTIONS_AT_ONCE)),
+            orders: OnceLock::new(),
+            current: watch::Sender::new(None),
+            state: Mutex::default(),
+            stop: tokio_util::sync::CancellationToken::new(),
+        };
+        Self { shared: Arc::new_cyclic(shared) }
+    }
+
+    /// How the process is.
+    pub fn condition(&self) -> Condition {
+        self.shared.lock().condition.clone()
+    }
+}
+
+impl Drop for RemoteWorker {
+    fn drop(&mut self) {
+        self.shared.stop.cancel();
+    }
+}
+
+impl Worker for RemoteWorker {
+    fn fetch(&self, orders: Vec<Order>) {
+        // While there is none the front keeps what it wants, and orders it again from the next.
+        let Some(connection) = self.shared.current() else { return };
+        for order in orders {
+            connection.owes(order.keys(), order.until);
+            connection.sender.send(&ToWorker::Fetch(OrderShape::new(&order)), None);
+        }
+    }
+
+    fn hurry(&self, chunk: ChunkKey) {
+        self.shared.tell(&ToWorker::Hurry(chunk.into()));
+    }
+}
+
+impl Fetcher for RemoteWorker {
+    type Backend = BackendSpec;
+    type Registration = RemoteRegistration;
+
+    fn connect(&self, orders: Weak<dyn Orders>) -> io::Result<()> {
+        if self.shared.orders.set(orders).is_ok() {
+            self.shared.runtime.spawn(given::follow(Arc::downgrade(&self.shared)));
+            supervise::start(&self.shared)?;
+        }
+        Ok(())
+    }
+
+    fn register(&self, blobs: &[BlobId], backend: &BackendSpec, place: Place) -> RemoteRegistration {
+        let mut state = self.shared.lock();
+        let number = state.number();
+        let registered = Registered { blobs: blobs.to_vec(), backend: backend.clone(), place };
+        // Under the lock, so that a process which just starts hears of it once.
+        if let Some(connection) = self.shared.current() {
+            self.shared.introduce(&mut state.given, number, &registered, &connection);
+        }
+        state.registrations.insert(number, registered);
+        drop(state);
+        RemoteRegistration { shared: Arc::downgrade(&self.shared), number }
+    }
+
+    async fn chunk_info(&self, blob: &Blob, until: Instant) -> Result<BlobMeta, Arc<BlobError>> {
+        let failed = |source| {
+            let blob = blob.id.map_or_else(|| "of unknown id".to_owned(), |id| id.to_string());
+            Arc::new(BlobError::Io { blob, source })
+        };
+        let late = "its chunk information did not arrive in time";
+        let asked = async {
+            loop {
+                // Whoever ends over it is asked no more often than one starts.
+                if let Some(told) = self.shared.ask_info(blob, until).await? {
+                    return Ok(told);
+                }
+            }
+        };
+        let told = timeout_at(until, asked).await;
+        let told = told.unwrap_or_else(|_| Err(io::Error::new(io::ErrorKind::TimedOut, late)));
+        let (lengths, file) = match told.map_err(failed)? {
+            (Ok(lengths), file) => (lengths, file),
+            (Err(reason), _) => return Err(failed(io::Error::other(clip(&reason)))),
+        };
+        let limit = info_bytes(blob);
+        let of = blob.clone();
+        let read = move || {
+            let parts = read_parts(&File::from(file), lengths, limit);
+            parts.map(|parts| meta_of(&of, parts).map_err(Arc::new))
+        };
+        let read = tokio::task::spawn_blocking(read).await;
+        read.unwrap_or_else(|panic| Err(io::Error::other(panic))).map_err(failed)?
+    }
+}
+
+/// The most bytes that a blob's chunk information may have, unpacked.
+fn info_bytes(blob: &Blob) -> u64 {
+    let array = blob.meta.map_or(0, |meta| meta.uncompressed_size);
+    array.saturating_add(digests_limit(blob)).saturating_add(INFO_EXTRA_BYTES)
+}
+
+/// Copies the parts out of the worker's file.
+fn read_parts(file: &File, lengths: InfoLengths, limit: u64) -> io::Result<MetaParts> {
+    let InfoLengths { header, array, tail, digests, stream_size } = lengths;
+    let sum = [header, array, tail, digests].iter().try_fold(0_u64, |sum, part| sum.checked_add(*part));
+    if sum.is_none_or(|sum| sum > limit) {
+        return Err(io::Error::new(io::ErrorKind::InvalidData, "it has more bytes than it can have"));
+    }
+    let mut at = 0;
+    let mut take = |len: u64| {
+        let mut bytes = vec![0; usize::try_from(len).map_err(io::Error::other)?];
+        file.read_exact_at(&mut bytes, at)?;
+        at += len;
+        Ok::<_, io::Error>(bytes)
+    };
+    Ok(MetaParts {
+        header: take(header)?,
+        array: take(array)?,
+        tail: take(tail)?,
+        stream_size,
+        digests: take(digests)?,
+    })
+}
+
+impl State {
+    fn number(&mut self) -> u64 {
+        self.next += 1;
+        self.next
+    }
+}
+
+impl Shared {
+    fn lock(&self) -> MutexGuard<'_, State> {
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn current(&self) -> Option<Arc<Connection>> {
+        self.current.borrow().clone()
+    }
+
+    /// Who is answered, as long as it lives.
+    pub(super) fn orders(&self) -> Option<Arc<dyn Orders>> {
+        self.orders.get()?.upgrade()
+    }
+
+    fn tell(&self, message: &ToWorker) {
+        if let Some(connection) = self.current() {
+            connection.sender.send(message, None);
+        }
+    }
+
+    /// Tells a process of a registration, and how its backend is read.
+    fn introduce(&self, given: &mut Given, number: u64, registered: &Registered, connection: &Connection) {
+        given.give(&registered.backend, &self.accesses, &connection.sender);
+        let message = ToWorker::Register {
+            number,
+            blobs: registered.blobs.clone(),
+            backend: registered.backend.clone(),
+            place: registered.place,
+            connection: given::connection(&registered.backend, &self.accesses),
+        };
+        connection.sender.send(&message, None);
+    }
+
+    /// Tells the process of what has changed in how its backends are read.
+    pub(super) fn give_all(&self) {
+        let mut guard = self.lock();
+        let state = &mut *guard;
+        let Some(connection) = self.current() else { return };
+        for registered in state.registrations.values() {
+            state.given.give(&registered.backend, &self.accesses, &connection.sender);
+        }
+    }
+
+    pub(super) fn accesses(&self) -> &Accesses {
+        &self.accesses
+    }
+
+    /// By what names of hosts are looked up now.
+    pub(super) fn names(&self) -> NameFiles {
+        let names = NameFiles::read();
+        self.lock().names = names.clone();
+        names
+    }
+
+    /// Tells the process, if names of hosts are to be looked up otherwise.
+    pub(super) fn read_names(&self) {
+        let names = NameFiles::read();
+        if std::mem::replace(&mut self.lock().names, names.clone()) != names {
+            tracing::info!("names of hosts are looked up by other files from now on");
+            self.tell(&ToWorker::Names(names));
+        }
+    }
+
+    /// A process is ready: it is told all that the one before it knew.
+    pub(super) fn begin(&self, connection: &Arc<Connection>, pid: Option<u32>, guards: Guards) {
+        let mut guard = self.lock();
+        let state = &mut *guard;
+        state.given = Given::default();
+        for (number, registered) in &state.registrations {
+            self.introduce(&mut state.given, *number, registered, connection);
+        }
+        state.condition.pid = pid;
+        state.condition.guards = Some(guards);
+        self.current.send_replace(Some(Arc::clone(connection)));
+        drop(guard);
+        if let Some(orders) = self.orders() {
+            orders.order_again();
+        }
+    }
+
+    /// The process is no more.
+    pub(super) fn ended(&self) {
+        let mut state = self.lock();
+        self.current.send_replace(None);
+        state.condition.pid = None;
+        state.condition.restarts += 1;
+        // Who waits asks the next.
+        for (_, awaited) in state.infos.drain() {
+            let _ = awaited.told.send(None);
+        }
+    }
+
+    /// What the worker that runs, or the next one that does, says of a blob's chunk information. `None`: it ended.
+    async fn ask_info(
+        &self,
+        blob: &Blob,
+        until: Instant,
+    ) -> io::Result<Option<(Result<InfoLengths, String>, OwnedFd)>> {
+        let mut current = self.current.subscribe();
+        let connection = match current.wait_for(Option::is_some).await {
+            Ok(connection) => connection.clone(),
+            Err(closed) => return Err(io::Error::other(closed)),
+        };
+        let Some(connection) = connection else { return Ok(None) };
+        let file = memory("nydus-cluster chunk information", info_bytes(blob))?;
+        let (told, outcome) = oneshot::channel();
+        let copy = file.try_clone()?;
+        let number = {
+            let mut state = self.lock();
+            // Of those who have given up nothing is left.
+            state.infos.retain(|_, awaited| !awaited.told.is_closed());
+            let number = state.number();
+            state.infos.insert(number, Awaited { file, told });
+            number
+        };
+        let left = until.saturating_duration_since(Instant::now());
+        let message = ToWorker::ChunkInfo {
+            number,
+            blob: BlobShape::with_info(blob),
+            milliseconds: left.as_millis().try_into().unwrap_or(u64::MAX),
+        };
+        connection.sender.send(&message, Some(copy));
+        // One that ended before it was entered here will not be told of.
+        if !current.borrow().as_ref().is_some_and(|now| Arc::ptr_eq(now, &connection)) {
+            return Ok(None);
+        }
+        Ok(outcome.await.unwrap_or(None))
+    }
+}
+
+impl Listener for Shared {
+    fn chunk_info(&self, number: u64, outcome: Result<InfoLengths, String>) {
+        let awaited = self.lock().infos.remove(&number);
+        if let Some(Awaited { file, told }) = awaited {
+            let _ = told.send(Some((outcome, file)));
+        }
+    }
+
+    fn asked(&self, connection: &Arc<Connection>, number: u64, question: Question) {
+        let connection = Arc::clone(connection);
+        let refused = |reason: &str| {
+            let answer = Answer::Refused { reason: reason.to_owned() };
+            connection.sender.send(&ToWorker::Answer { number, answer }, None);
+        };
+        if !self.concerns(&question) {
+            return refused("no image is read from there");
+        }
+        let Ok(permit) = Arc::clone(&self.asked).try_acquire_owned() else {
+            return refused("too many questions at once");
+        };
+        match question {
+            Question::File { directory, blob } => drop(self.runtime.spawn_blocking(move || {
+                let (answer, file) = match files::open(&directory, blob) {
+                    Ok((file, bytes)) => (Answer::File { bytes }, Some(file)),
+                    Err(error) => (Answer::Refused { reason: error.to_string() }, None),
+                };
+                connection.sender.send(&ToWorker::Answer { number, answer }, file);
+                drop(permit);
+            })),
+            Question::Renew { registry, repository } => {
+                let (accesses, me) = (Arc::clone(&self.accesses), self.me.clone());
+                self.runtime.spawn(async move {
+                    accesses.renew(&registry, &repository).await;
+                    if let Some(shared) = me.upgrade() {
+                        shared.give_all();
+                    }
+                    connection.sender.send(&ToWorker::Answer { number, answer: Answer::Renewed }, None);
+                    drop(permit);
+                });
+            }
+        }
+    }
+}
+
+impl Shared {
+    /// Whether a question is about a backend of a mounted image.
+    fn concerns(&self, question: &Question) -> bool {
+        let state = self.lock();
+        let mut known = state.registrations.values();
+        match question {
+            Question::File { directory, blob } => known.any(|known| {
+                matches!(&known.backend, BackendSpec::Directory { path } if path == directory)
+                    && known.blobs.contains(blob)
+            }),
+            Question::Renew { registry, repository } => known.any(|known| {
+                given::repository(&known.backend)
+                    .is_some_and(|of| of.host() == registry && of.name() == repository)
+            }),
+        }
+    }
+}
