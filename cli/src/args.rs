@@ -50,6 +50,14 @@ pub(crate) enum Command {
     /// What this node serves, and what was read of it
     #[command(subcommand)]
     Node(Node),
+    /// Have the program that is at the daemon's place now take over from it, while containers read on
+    ///
+    /// Replace the program's file by renaming another one over it first. If that would not work as a daemon, the running one
+    /// goes on. The snapshotter has to run: it holds the mounts meanwhile.
+    Upgrade {
+        #[command(flatten)]
+        socket: DaemonSocket,
+    },
     /// Fetch and decode for the daemon, which starts it
     #[command(hide = true)]
     Worker,
@@ -110,6 +118,9 @@ pub(crate) struct Daemon {
     /// Directory of the chunk cache
     #[arg(long, value_name = "DIR")]
     pub(crate) cache: Option<PathBuf>,
+    /// Only say whether it would work, to the daemon that runs
+    #[arg(long, hide = true)]
+    pub(crate) probe: bool,
 }
 
 /// What this node serves, and what was read of it

@@ -12,6 +12,7 @@ mod roles;
 mod shutdown;
 mod status;
 mod stdout;
+mod upgrade;
 mod words;
 
 use std::io::Write;
@@ -64,6 +65,7 @@ fn run(arguments: Arguments, config: config::Config) -> anyhow::Result<ExitCode>
             Command::Exporter(flags) => roles::exporter(config, flags).await,
             Command::Snapshotter(flags) => roles::snapshotter(config, flags, arguments.config).await,
             Command::Daemon(flags) => roles::daemon(config, flags, &arguments.log).await,
+            Command::Upgrade { socket } => upgrade::run(config, socket).await,
             // It has no runtime yet: see `main`.
             Command::Worker => Ok(ExitCode::FAILURE),
             Command::Registry(command) => registry::run(config, command).await,

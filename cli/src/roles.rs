@@ -7,7 +7,7 @@ use ::image::source::StoredImages;
 
 use crate::args;
 use crate::config::Config;
-use crate::{logging, shutdown};
+use crate::{logging, shutdown, stdout};
 
 /// `nydus-cluster exporter`.
 pub(crate) async fn exporter(config: Config, flags: args::Exporter) -> anyhow::Result<ExitCode> {
@@ -86,6 +86,11 @@ pub(crate) async fn daemon(
     if let Some(cache) = flags.cache {
         settings.cache_dir = cache;
     }
+    if flags.probe {
+        stdout::print(&serde_json::to_string(&fuse_daemon::probe(settings).await?)?)?;
+        return Ok(ExitCode::SUCCESS);
+    }
+    settings.probe_arguments = std::env::args().skip(1).chain(["--probe".to_owned()]).collect();
     fuse_daemon::serve(settings, shutdown::on_signal()?).await?;
     Ok(ExitCode::SUCCESS)
 }

@@ -18,6 +18,7 @@ use crate::fuse::Rights;
 use crate::mounts::{Engine, EngineConfig, Image, MountError, Table};
 use crate::prefetch::PrefetchConfig;
 use crate::process::{ProcessConfig, RemoteWorker};
+use crate::upgrade::Probe;
 use crate::worker::{Backend, Fetcher, LocalWorker, WorkerConfig};
 
 /// Settings of the daemon.
@@ -47,6 +48,9 @@ pub struct DaemonConfig {
     /// Arguments with which the program that runs is a worker.
     #[serde(skip)]
     pub worker_arguments: Vec<String>,
+    /// Arguments with which a program says, by [`probe`], whether it would work in the place of this one.
+    #[serde(skip)]
+    pub probe_arguments: Vec<String>,
 }
 
 /// The process that fetches and decodes.
@@ -77,6 +81,7 @@ impl Default for DaemonConfig {
             worker: WorkerProcess::default(),
             registry: ClientConfig::default(),
             worker_arguments: vec!["worker".to_owned()],
+            probe_arguments: vec!["daemon".to_owned(), "--probe".to_owned()],
         }
     }
 }
@@ -206,7 +211,7 @@ pub async fn serve(config: DaemonConfig, shutdown: CancellationToken) -> Result<
     };
     let worker = RemoteWorker::new(process, Handle::current(), Arc::clone(&accesses));
     let engine = engine(&config.cache_dir, config.cache_quota_bytes, front, worker)?;
-    let table = Arc::new(Table::new(engine, accesses));
+    let table = Arc::new(Table::new(engine, accesses, config.probe_arguments));
     let stop = CancellationToken::new();
     tracing::info!(socket = %config.socket, cache = %config.cache_dir.display(), "daemon serves");
     tokio::select! {
@@ -220,6 +225,26 @@ pub async fn serve(config: DaemonConfig, shutdown: CancellationToken) -> Result<
         tracing::error!(%panic, "unmounting ended in a bug");
     }
     Ok(())
+}
+
+/// Goes as far as a daemon can beside another one: settings, and a worker that is ready. What it says is for that one.
+///
+/// # Errors
+///
+/// [`DaemonError`]: it would not work.
+pub async fn probe(config: DaemonConfig) -> Result<Probe, DaemonError> {
+    let (front, worker) = engine_config(&config.read, config.prefetch)?;
+    let accesses = Arc::new(Accesses::new(Client::new(config.registry.clone())?));
+    let process = ProcessConfig {
+        worker,
+        deadline: front.front.deadline,
+        user: config.worker.user,
+        registry: config.registry,
+        arguments: config.worker_arguments,
+    };
+    let worker = RemoteWorker::new(process, Handle::current(), accesses);
+    worker.try_start().await.map_err(|source| DaemonError::System { action: "start a worker", source })?;
+    Ok(Probe::own())
 }
 
 /// One image to mount in the foreground.

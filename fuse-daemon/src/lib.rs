@@ -25,12 +25,14 @@ mod pool;
 pub mod prefetch;
 pub mod process;
 mod sys;
+mod upgrade;
 pub mod worker;
 
 pub use daemon::{
-    DaemonConfig, DaemonError, ForegroundMount, PrefetchSettings, ReadConfig, mount_foreground, serve,
+    DaemonConfig, DaemonError, ForegroundMount, PrefetchSettings, ReadConfig, mount_foreground, probe, serve,
 };
 pub use fuse::Rights;
+pub use upgrade::{Probe, UpgradeError};
 
 /// An error with its causes.
 fn describe(error: &dyn std::error::Error) -> String {

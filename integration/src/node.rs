@@ -31,6 +31,8 @@ pub struct NodeOptions {
     pub config: String,
     /// Whether containerd keeps from our snapshotter which image a layer is of.
     pub without_annotations: bool,
+    /// The program that is our snapshotter and daemon, if not the one that was built.
+    pub program: Option<PathBuf>,
     /// What containerd is told that our snapshotter is capable of.
     pub capabilities: Vec<&'static str>,
 }
@@ -56,7 +58,10 @@ impl Node {
             containerd_dir(dir).join("certs.d").display(),
             socket.display(),
         );
-        let snapshotter = Snapshotter::start(&dir.join("s"), &config)?;
+        let snapshotter = match &options.program {
+            Some(program) => Snapshotter::start_program(program, &dir.join("s"), &config)?,
+            None => Snapshotter::start(&dir.join("s"), &config)?,
+        };
         Self::start(peers, dir, sandbox_image, Snapshots::Ours(snapshotter), options)
     }
 

@@ -5,6 +5,7 @@
 //! - [`limits`]: limits of the process;
 //! - [`metrics`]: what a process counts, for Prometheus;
 //! - [`manager`]: what the service manager is told;
+//! - [`program`]: the program that runs;
 //! - [`socket`]: local sockets that only those may connect to who are meant to.
 
 #![forbid(unsafe_code)]
@@ -14,6 +15,7 @@ pub mod limits;
 pub mod log;
 pub mod manager;
 pub mod metrics;
+pub mod program;
 pub mod socket;
 
 pub use address::{InvalidAddress, SocketAddress, TcpAddress, UnixAddress};

@@ -14,6 +14,7 @@ mod manager;
 mod node;
 mod packages;
 mod registry;
+mod upgrade;
 mod worker;
 
 use std::path::Path;

@@ -284,6 +284,19 @@ impl Client {
         }
     }
 
+    /// Has the daemon make place for the program that is at its place now: the version of that. It ends then, and leaves its
+    /// mounts to whoever holds them.
+    ///
+    /// # Errors
+    ///
+    /// [`ClientError`]: the daemon goes on. That program would not work, or nobody holds a mount.
+    pub async fn upgrade(&self) -> Result<String, ClientError> {
+        match self.call(Request::Upgrade).await? {
+            Answer::Upgrade { version } => Ok(version),
+            other => Err(self.unexpected(&other)),
+        }
+    }
+
     async fn call_done(&self, request: Request) -> Result<(), ClientError> {
         match self.call(request).await? {
             Answer::Done => Ok(()),

@@ -147,6 +147,9 @@ pub enum Request {
     },
     /// Unmount what is unused, then end the daemon if nothing is left; answered with [`Answer::Shutdown`].
     Shutdown,
+    /// Make place for the program that is at this one's place now, if that would work and somebody holds all mounts: the daemon ends, and
+    /// leaves them for the next; answered with [`Answer::Upgrade`].
+    Upgrade,
 }
 
 /// An image to mount.
@@ -281,6 +284,11 @@ pub enum Answer {
     Shutdown {
         /// Mount ids.
         in_use: Vec<String>,
+    },
+    /// The daemon ends, and makes place.
+    Upgrade {
+        /// The version of the program that would work.
+        version: String,
     },
     /// The request failed.
     Error {

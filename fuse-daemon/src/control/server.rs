@@ -82,7 +82,11 @@ async fn serve_client(stream: UnixStream, table: Arc<Table>, stop: CancellationT
         Ok((version, request)) => (version, with_descriptor(request, descriptor, table).await),
         Err((kind, message)) => (VERSION, (Answer::Error { kind, message }, None)),
     };
-    let ends = matches!(&answer, Answer::Shutdown { in_use } if in_use.is_empty());
+    let ends = match &answer {
+        Answer::Shutdown { in_use } => in_use.is_empty(),
+        Answer::Upgrade { .. } => true,
+        _ => false,
+    };
     let mut reply = serde_json::to_vec(&Reply { version, answer })
         .expect("a reply holds nothing that JSON cannot express: strings, numbers, lists");
     reply.push(b'\n');
@@ -190,6 +194,14 @@ async fn answer(request: Request, descriptor: Option<OwnedFd>, table: Arc<Table>
         Request::Verify { blobs } => {
             on_thread(move || of_cache(table.engine().cache().verify(&blobs), Answer::Verified)).await
         }
+        Request::Upgrade => match table.make_place().await {
+            Ok(probe) => Answer::Upgrade { version: probe.version },
+            Err(error) => {
+                let message = describe(&error);
+                tracing::warn!(message, "not making place for another program");
+                Answer::Error { kind: ErrorKind::Failed, message }
+            }
+        },
         Request::Shutdown => {
             on_thread(move || Answer::Shutdown { in_use: table.unmount_unused(UNMOUNT_PATIENCE) }).await
         }

@@ -84,6 +84,9 @@ impl Flight {
     }
 }
 
+/// A chunk that is no longer on its way, and who waited for it.
+pub(super) type Left = (ChunkKey, Vec<Arc<Waiter>>);
+
 /// See the module.
 pub(super) struct Flights {
     flying: HashMap<ChunkKey, Flight>,
@@ -105,16 +108,21 @@ impl Flights {
         self.flying.insert(key, flight);
     }
 
-    /// Orders for all that somebody waits for. What nobody waits for is no longer on its way: whoever wants it orders it.
-    pub(super) fn order_again(&mut self) -> Vec<Order> {
-        let mut orders = Vec::new();
-        self.flying.retain(|key, flight| {
-            let order = flight.order_alone(*key);
-            let awaited = order.is_some();
-            orders.extend(order);
-            awaited
+    /// Orders for all that readers wait for. The rest is no longer on its way: whoever wants it orders it. With it, who waits for
+    /// that though no reader does.
+    pub(super) fn order_again(&mut self) -> (Vec<Order>, Vec<Left>) {
+        let (mut orders, mut left) = (Vec::new(), Vec::new());
+        self.flying.retain(|key, flight| match flight.order_alone(*key) {
+            Some(order) => {
+                orders.push(order);
+                true
+            }
+            None => {
+                left.push((*key, std::mem::take(&mut flight.waiters)));
+                false
+            }
         });
-        orders
+        (orders, left)
     }
 
     pub(super) fn len(&self) -> usize {

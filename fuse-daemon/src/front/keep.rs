@@ -38,7 +38,8 @@ impl Responses for Front {
 
 impl Orders for Front {
     fn order_again(&self) {
-        let orders = self.flights().order_again();
+        let (orders, left) = self.flights().order_again();
+        left.into_iter().for_each(|(key, waiters)| fail(waiters, key, &ChunkError::Lost));
         if !orders.is_empty() {
             tracing::info!(chunks = orders.len(), "ordering again what a worker that ended had not brought");
             self.worker.fetch(orders);

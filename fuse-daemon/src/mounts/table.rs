@@ -12,6 +12,7 @@ use crate::access::Accesses;
 use crate::control::{BackendSpec, HandedOut, Handover, MountRequest, MountStatus};
 use crate::fuse::{HandedOver, Rights};
 use crate::process::RemoteWorker;
+use crate::upgrade::{Probe, UpgradeError};
 use crate::worker::{BackendError, check_backend};
 
 /// Characters that an id may have: it is shown in `/proc/mounts`, where others would be escaped.
@@ -96,13 +97,38 @@ type SharedSlot = Arc<Mutex<Option<Slot>>>;
 pub struct Table {
     engine: Engine<RemoteWorker>,
     accesses: Arc<Accesses>,
+    /// Arguments with which a program says whether it would work in this one's place.
+    probe: Vec<String>,
     slots: Mutex<BTreeMap<String, SharedSlot>>,
 }
 
 impl Table {
     /// A table of no mounts, whose registries are reached by `accesses`, which its worker has as well.
-    pub(crate) fn new(engine: Engine<RemoteWorker>, accesses: Arc<Accesses>) -> Self {
-        Self { engine, accesses, slots: Mutex::default() }
+    pub(crate) fn new(engine: Engine<RemoteWorker>, accesses: Arc<Accesses>, probe: Vec<String>) -> Self {
+        Self { engine, accesses, probe, slots: Mutex::default() }
+    }
+
+    /// Finds out whether another program can take the place of this one.
+    ///
+    /// # Errors
+    ///
+    /// [`UpgradeError`].
+    pub async fn make_place(&self) -> Result<Probe, UpgradeError> {
+        let not_held = self.not_held();
+        if !not_held.is_empty() {
+            return Err(UpgradeError::NotHeld(not_held));
+        }
+        crate::upgrade::probe(&self.probe).await
+    }
+
+    /// The mounts that would end with this process, or that are just coming or going.
+    fn not_held(&self) -> Vec<String> {
+        let slots: Vec<_> =
+            self.lock_slots().iter().map(|(id, slot)| (id.clone(), Arc::clone(slot))).collect();
+        let is_held = |slot: &SharedSlot| {
+            slot.try_lock().is_ok_and(|slot| slot.as_ref().is_none_or(|slot| slot.handed_over))
+        };
+        slots.into_iter().filter(|(_, slot)| !is_held(slot)).map(|(id, _)| id).collect()
     }
 
     /// Has repositories read so from now on, by mounts that there are as well.

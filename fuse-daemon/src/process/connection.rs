@@ -16,7 +16,7 @@ use super::message::{
 use super::wire::{Receiver, Sender};
 use crate::cache::CHUNK_BYTES_LIMIT;
 use crate::front::{BackendName, ChunkError, ChunkKey, Content, Responses};
-use crate::sys::memory;
+use crate::sys::{give_back_memory, memory};
 
 /// The memory that chunks are decoded into, in bytes: one of the largest chunks fits.
 pub(super) const MEMORY_BYTES: u64 = CHUNK_BYTES_LIMIT as u64;
@@ -60,6 +60,8 @@ struct Health {
     silent_since: Option<Instant>,
     /// The last ping: its number, when it was sent, and whether it was echoed.
     ping: Option<(u64, Instant, bool)>,
+    /// Whether something was owed when it was last looked.
+    busy: bool,
     /// When the last ping was sent that was echoed: what the worker said before that was heard.
     heard: Option<Instant>,
     /// Why it is over.
@@ -202,6 +204,9 @@ impl Connection {
         };
         if late {
             return Some(format!("it did not answer an order for {patience:?} after its time"));
+        }
+        if std::mem::replace(&mut health.busy, owes) && !owes {
+            give_back_memory();
         }
         let number = match health.ping {
             _ if !owes => return None,

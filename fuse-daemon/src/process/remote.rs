@@ -27,7 +27,7 @@ use super::shape::{BlobShape, OrderShape};
 use super::supervise;
 use crate::access::Accesses;
 use crate::control::{BackendSpec, BlobId};
-use crate::front::{ChunkKey, Order, Orders, Worker};
+use crate::front::{ChunkError, ChunkKey, Content, Order, Orders, Responses, Worker};
 use crate::sys::memory;
 use crate::worker::{Fetcher, Place, WorkerConfig};
 
@@ -154,6 +154,28 @@ impl RemoteWorker {
             stop: tokio_util::sync::CancellationToken::new(),
         };
         Self { shared: Arc::new_cyclic(shared) }
+    }
+
+    /// Starts a process, waits until it is ready, and ends it.
+    ///
+    /// # Errors
+    ///
+    /// It cannot be started, or does not get ready in time.
+    pub(crate) async fn try_start(&self) -> io::Result<()> {
+        struct Nobody;
+        impl Responses for Nobody {
+            fn finished(&self, _: ChunkKey, _: Result<Content<'_>, ChunkError>) {}
+        }
+        impl Orders for Nobody {
+            fn order_again(&self) {}
+        }
+        let nobody = Arc::new(Nobody);
+        self.connect(Arc::downgrade(&nobody) as Weak<dyn Orders>)?;
+        let mut current = self.shared.current.subscribe();
+        match tokio::time::timeout(supervise::READY, current.wait_for(Option::is_some)).await {
+            Ok(_) => Ok(()),
+            Err(_) => Err(io::Error::new(io::ErrorKind::TimedOut, "it does not get ready")),
+        }
     }
 
     /// How the process is.

@@ -25,7 +25,7 @@ use super::wire::{Receiver, Sender};
 use crate::control::BackendSpec;
 use crate::describe;
 use crate::front::{Responses, Worker};
-use crate::sys::{Arena, close_from, keep_large_buffers_mapped};
+use crate::sys::{Arena, close_from, give_back_memory, keep_large_buffers_mapped};
 use crate::worker::{Backend, Fetcher, LocalWorker, Registration, Unusable, WorkerConfig, open_backend};
 
 /// Threads that wait for the network: more are never busy, as decoding has threads of its own.
@@ -130,7 +130,9 @@ impl Served {
         runtime.spawn(async move {
             loop {
                 tokio::time::sleep(TRIM).await;
-                trimmed.trim();
+                if trimmed.trim() {
+                    give_back_memory();
+                }
             }
         });
         let asker = Arc::new(Asker::new(Arc::clone(&sender)));

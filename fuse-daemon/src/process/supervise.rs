@@ -21,7 +21,7 @@ const TICK: Duration = Duration::from_millis(200);
 const NAMES: Duration = Duration::from_secs(2);
 
 /// Time for a process to be ready.
-const READY: Duration = Duration::from_secs(10);
+pub(super) const READY: Duration = Duration::from_secs(10);
 
 /// Pause before the second process in a row that did not stay, doubled each time …
 const FIRST_PAUSE: Duration = Duration::from_millis(20);

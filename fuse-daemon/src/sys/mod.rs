@@ -37,6 +37,15 @@ pub(crate) fn keep_large_buffers_mapped() {
     }
 }
 
+/// Gives memory of the heap that is free back to the system. Threads that decode leave much, each in a heap of its own.
+pub(crate) fn give_back_memory() {
+    #[cfg(target_env = "gnu")]
+    // SAFETY: it touches only what is free, under the allocator's own locks.
+    unsafe {
+        nix::libc::malloc_trim(0);
+    }
+}
+
 /// Closes all descriptors from the number `first` on that were inherited: whoever started this process may hold what keeps
 /// mounts alive.
 pub(crate) fn close_from(first: u32) -> std::io::Result<()> {

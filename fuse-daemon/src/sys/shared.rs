@@ -28,8 +28,15 @@ pub(crate) fn memory(name: &str, bytes: u64) -> io::Result<OwnedFd> {
 pub(crate) struct Arena {
     map: MmapRaw,
     file: File,
-    windows: Mutex<BTreeMap<usize, Taken>>,
+    windows: Mutex<Windows>,
     freed: Condvar,
+}
+
+#[derive(Default)]
+struct Windows {
+    taken: BTreeMap<usize, Taken>,
+    /// Whether one was taken since memory was given back.
+    used: bool,
 }
 
 /// A part of the arena that is in use.
@@ -64,8 +71,9 @@ impl Arena {
         }
         let mut windows = self.lock();
         loop {
-            if let Some(at) = gap(&windows, len, self.map.len()) {
-                windows.insert(at, Taken { len: len.max(1), handed_over: false });
+            if let Some(at) = gap(&windows.taken, len, self.map.len()) {
+                windows.used = true;
+                windows.taken.insert(at, Taken { len: len.max(1), handed_over: false });
                 return Some(Window { arena: Arc::clone(self), at, len });
             }
             windows = self.freed.wait(windows).unwrap_or_else(PoisonError::into_inner);
@@ -75,24 +83,25 @@ impl Arena {
     /// Frees what was handed over at this place.
     pub(crate) fn release(&self, at: usize) {
         let mut windows = self.lock();
-        if windows.get(&at).is_some_and(|taken| taken.handed_over) {
-            windows.remove(&at);
+        if windows.taken.get(&at).is_some_and(|taken| taken.handed_over) {
+            windows.taken.remove(&at);
             self.freed.notify_all();
         }
     }
 
-    /// Gives the memory back, unless it is in use.
-    pub(crate) fn trim(&self) {
-        let windows = self.lock();
-        if windows.is_empty() {
+    /// Gives the memory back, unless it is in use; whether there was some to give.
+    pub(crate) fn trim(&self) -> bool {
+        let mut windows = self.lock();
+        let idle = windows.taken.is_empty() && std::mem::take(&mut windows.used);
+        if idle {
             let hole = FallocateFlags::PUNCH_HOLE | FallocateFlags::KEEP_SIZE;
             // It is only a saving.
             let _ = fallocate(&self.file, hole, 0, self.map.len() as u64);
         }
-        drop(windows);
+        idle
     }
 
-    fn lock(&self) -> MutexGuard<'_, BTreeMap<usize, Taken>> {
+    fn lock(&self) -> MutexGuard<'_, Windows> {
         self.windows.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
@@ -112,7 +121,7 @@ fn gap(windows: &BTreeMap<usize, Taken>, len: usize, end: usize) -> Option<usize
 impl Window {
     /// Leaves it to the reader until it is released: where it is.
     pub(crate) fn hand_over(mut self) -> usize {
-        if let Some(taken) = self.arena.lock().get_mut(&self.at) {
+        if let Some(taken) = self.arena.lock().taken.get_mut(&self.at) {
             taken.handed_over = true;
         }
         // Nothing is left to be written, or to be freed by `drop`.
@@ -124,8 +133,8 @@ impl Window {
 impl Drop for Window {
     fn drop(&mut self) {
         let mut windows = self.arena.lock();
-        if windows.get(&self.at).is_some_and(|taken| !taken.handed_over) {
-            windows.remove(&self.at);
+        if windows.taken.get(&self.at).is_some_and(|taken| !taken.handed_over) {
+            windows.taken.remove(&self.at);
             self.arena.freed.notify_all();
         }
     }

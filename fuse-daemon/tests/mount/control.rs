@@ -16,6 +16,13 @@ use tokio_util::sync::CancellationToken;
 use crate::can_mount;
 use crate::image::{TestImage, noise, tar_of};
 
+/// Not a test: the process of the daemon's worker.
+#[test]
+#[ignore = "runs as a process of its own"]
+fn works_for_a_daemon() {
+    fuse_daemon::process::serve(|| ()).unwrap();
+}
+
 struct Daemon {
     dir: tempfile::TempDir,
     client: Client,
@@ -29,6 +36,10 @@ impl Daemon {
         let mut config = DaemonConfig {
             socket: dir.path().join("run/daemon.sock").try_into().unwrap(),
             cache_dir: dir.path().join("cache"),
+            // Which is this program.
+            worker_arguments: ["--exact", "control::works_for_a_daemon", "--ignored", "--nocapture"]
+                .map(ToOwned::to_owned)
+                .into(),
             ..DaemonConfig::default()
         };
         config.read.deadline_seconds = 3.0;
@@ -42,8 +53,13 @@ impl Daemon {
 
     async fn until_it_answers(&self) {
         let answers = async {
-            while let Err(error) = self.client.status().await {
-                assert!(error.is_not_running(), "{error}");
+            loop {
+                match self.client.status().await {
+                    // Its worker takes a while to start where many do at once, which is not to be a read's time.
+                    Ok(status) if status.worker.as_ref().is_some_and(|worker| worker.pid.is_some()) => return,
+                    Ok(_) => {}
+                    Err(error) => assert!(error.is_not_running(), "{error}"),
+                }
                 tokio::time::sleep(Duration::from_millis(10)).await;
             }
         };

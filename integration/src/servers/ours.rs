@@ -26,7 +26,11 @@ fn role(dir: &Path, config: &str) -> Result<Command> {
 }
 
 fn role_as_before(dir: &Path) -> Result<Command> {
-    let mut command = Command::new(peers::nydus_cluster()?);
+    program_with_config(&peers::nydus_cluster()?, dir)
+}
+
+fn program_with_config(program: &Path, dir: &Path) -> Result<Command> {
+    let mut command = Command::new(program);
     command.arg("--config").arg(dir.join("config.toml"));
     Ok(command)
 }
@@ -180,6 +184,7 @@ pub struct Snapshotter {
     server: Server,
     dir: PathBuf,
     socket: PathBuf,
+    program: PathBuf,
     released: bool,
 }
 
@@ -188,6 +193,11 @@ impl Snapshotter {
     ///
     /// Started again with the same `dir`, it goes on with the state it finds there.
     pub fn start(dir: &Path, config: &str) -> Result<Self> {
+        Self::start_program(&peers::nydus_cluster()?, dir, config)
+    }
+
+    /// As [`Self::start`], with a program of the caller's.
+    pub fn start_program(program: &Path, dir: &Path, config: &str) -> Result<Self> {
         let socket = dir.join("snapshotter.sock");
         let (control, log) = (dir.join("daemon.sock"), dir.join("daemon.log"));
         let config = format!(
@@ -195,14 +205,17 @@ impl Snapshotter {
             control.display(),
             log.display()
         );
-        let server = Self::spawn(dir, &socket, role(dir, &config)?)?;
-        Ok(Self { server, dir: dir.to_owned(), socket, released: false })
+        fs::create_dir_all(dir)?;
+        fs::write(dir.join("config.toml"), config)?;
+        let server = Self::spawn(dir, &socket, program_with_config(program, dir)?)?;
+        Ok(Self { server, dir: dir.to_owned(), socket, program: program.to_owned(), released: false })
     }
 
     /// Starts the snapshotter again, with the state and configuration it had.
     pub fn restart(&mut self) -> Result<()> {
         self.server.stop()?;
-        self.server = Self::spawn(&self.dir, &self.socket, role_as_before(&self.dir)?)?;
+        let command = program_with_config(&self.program, &self.dir)?;
+        self.server = Self::spawn(&self.dir, &self.socket, command)?;
         Ok(())
     }
 
@@ -227,6 +240,13 @@ impl Snapshotter {
         let mut command = Command::new(peers::nydus_cluster()?);
         command.args(arguments).arg("--socket").arg(self.dir.join("daemon.sock"));
         Ok(command)
+    }
+
+    /// Has another daemon take over, by the program that is at this one's place now.
+    pub fn upgrade(&self) -> Result<process::Output> {
+        let mut command = program_with_config(&self.program, &self.dir)?;
+        let socket = format!("unix://{}", self.dir.join("daemon.sock").display());
+        process::run(command.args(["upgrade", "--socket", &socket]))
     }
 
     /// What the daemon has written so far.

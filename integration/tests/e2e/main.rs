@@ -98,6 +98,7 @@ const TESTS: &[(&str, Test)] = &[
     ("unmounted::an_image_that_somebody_unmounted_is_mounted_again", unmounted::is_mounted_again),
     ("restart::a_container_outlives_the_snapshotter", restart::snapshotter_restarts),
     ("restart::a_container_reads_on_over_kills_of_the_daemon", restart::daemon_is_killed),
+    ("restart::a_container_reads_on_while_another_program_takes_over", restart::daemon_is_upgraded),
     ("remove_image::unmounts_and_frees_the_cache", remove_image::frees),
     ("corrupt_chunk::gives_an_error_on_that_file_alone", corrupt_chunk::one_file),
     ("dead_registry::a_read_fails_within_the_deadline", dead_registry::fails_in_time),

@@ -1,13 +1,15 @@
 //! Running containers outlive a restart and a crash of the snapshotter, and crashes of the daemon.
 
+use std::fs;
 use std::path::Path;
+use std::process::Command;
 use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
 use integration::cri::{ContainerSpec, Cri};
-use integration::node::Node;
+use integration::node::{Node, NodeOptions};
 use integration::tree::content_digest;
-use integration::{demo, wait};
+use integration::{demo, peers, process, wait};
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 
@@ -57,16 +59,7 @@ pub(crate) fn daemon_is_killed(fixture: &Fixture) -> Result<()> {
     let mut node = fixture.new_node("killed-node", "")?;
     node.cri().pull(&image.name)?;
     let pod = node.pod("killed")?;
-    let sum = |file: &str| content_digest(&context.join(file));
-    // Directly, since the page cache would answer otherwise. Whatever is written besides `right` is an error.
-    let script = format!(
-        "while :; do for pair in one:{} two:{}; do \
-         s=$(dd if=/${{pair%%:*}} bs=64k iflag=direct 2>/error | sha256sum); \
-         [ \"${{s%% *}}\" = \"${{pair##*:}}\" ] || {{ echo wrong $pair $s; cat /error; exit 7; }}; \
-         stat /bin/busybox >/dev/null && ls -l / >/dev/null || exit 7; done; echo right; done",
-        sum("one")?,
-        sum("two")?
-    );
+    let script = reader_of_one_and_two(&context)?;
     let spec = ContainerSpec::new("reader", &image.name, &["/bin/busybox", "sh", "-c", &script]);
     let reader = node.cri().run_container(&pod, &spec)?;
     let mounts = node.snapshotter()?.dir().join("root/mounts");
@@ -89,6 +82,67 @@ pub(crate) fn daemon_is_killed(fixture: &Fixture) -> Result<()> {
     reads_on(node.cri(), &reader)?;
     ensure!(mount_lines(&mounts)? == mounted, "the image was mounted again");
     node.cri().remove_pod(&pod.id)
+}
+
+/// Another program takes over at its place, and one that would not work does not, while a container reads all the time.
+pub(crate) fn daemon_is_upgraded(fixture: &Fixture) -> Result<()> {
+    let files = [("one", 6 << 20), ("two", 6 << 20), ("fresh-0", 1 << 20), ("fresh-1", 1 << 20)];
+    let dir = fixture.subdir("upgraded")?;
+    let context = demo::random_files(fixture.peers(), &dir, &files)?;
+    let image = fixture.build(&context, "upgraded:v1")?;
+    let (built, program) = (peers::nydus_cluster()?, dir.with_extension("program"));
+    fs::copy(&built, &program)?;
+    let options = NodeOptions { program: Some(program.clone()), ..NodeOptions::default() };
+    let mut node = fixture.new_node_with("upgraded-node", options)?;
+    node.cri().pull(&image.name)?;
+    let pod = node.pod("upgraded")?;
+    let script = reader_of_one_and_two(&context)?;
+    let spec = ContainerSpec::new("reader", &image.name, &["/bin/busybox", "sh", "-c", &script]);
+    let reader = node.cri().run_container(&pod, &spec)?;
+    let mounts = node.snapshotter()?.dir().join("root/mounts");
+    let mounted = mount_lines(&mounts)?;
+    for file in ["fresh-0", "fresh-1"] {
+        let old = node.snapshotter()?.daemon_pid()?;
+        let new = program.with_extension("new");
+        fs::copy(&built, &new)?;
+        fs::rename(&new, &program)?;
+        reads_on(node.cri(), &reader)?;
+        let said = node.snapshotter()?.upgrade()?.stdout;
+        let pid = node.snapshotter()?.daemon_pid()?;
+        ensure!(pid != old && said.contains(&format!("daemon {pid} ")), "{said}");
+        ensure!(fs::read_link(format!("/proc/{pid}/exe"))? == fs::canonicalize(&program)?);
+        read_right(node.cri(), &reader, file, &context)?;
+        reads_on(node.cri(), &reader)?;
+    }
+    let old = node.snapshotter()?.daemon_pid()?;
+    let socket = format!("unix://{}", node.snapshotter()?.dir().join("daemon.sock").display());
+    let new = program.with_extension("new");
+    fs::write(&new, "no program")?;
+    fs::rename(&new, &program)?;
+    let mut command = Command::new(&built);
+    let refused = process::run(command.args(["upgrade", "--socket", &socket]));
+    let error = format!("{:#}", refused.err().context("what is no program was taken for one")?);
+    ensure!(error.contains("the old one goes on"), "{error}");
+    ensure!(node.snapshotter()?.daemon_pid()? == old, "the old daemon ended");
+    reads_on(node.cri(), &reader)?;
+    ensure!(mount_lines(&mounts)? == mounted, "the image was mounted again");
+    fs::copy(&built, &new)?;
+    fs::rename(&new, &program)?;
+    node.cri().remove_pod(&pod.id)
+}
+
+/// Reads and checks two files all the time: directly, since the page cache would answer otherwise. Whatever is written besides
+/// `right` is an error.
+fn reader_of_one_and_two(context: &Path) -> Result<String> {
+    let sum = |file: &str| content_digest(&context.join(file));
+    Ok(format!(
+        "while :; do for pair in one:{} two:{}; do \
+         s=$(dd if=/${{pair%%:*}} bs=64k iflag=direct 2>/error | sha256sum); \
+         [ \"${{s%% *}}\" = \"${{pair##*:}}\" ] || {{ echo wrong $pair $s; cat /error; exit 7; }}; \
+         stat /bin/busybox >/dev/null && ls -l / >/dev/null || exit 7; done; echo right; done",
+        sum("one")?,
+        sum("two")?
+    ))
 }
 
 /// What the kernel says of the mounts under `dir`, with their device numbers.

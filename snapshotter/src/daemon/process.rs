@@ -33,7 +33,8 @@ pub(super) async fn ended(pid: u32) -> io::Result<()> {
 pub(super) fn start(config: &DaemonConfig) -> Result<Child, Error> {
     let program = match &config.command {
         Some(program) => program.clone(),
-        None => std::env::current_exe().map_err(Error::io("find the running program", "/proc/self/exe"))?,
+        // The new one, where it was replaced.
+        None => service::program::path().map_err(Error::io("find the running program", "/proc/self/exe"))?,
     };
     let mut command = Command::new(&program);
     command.args(&config.args).stdin(Stdio::null());

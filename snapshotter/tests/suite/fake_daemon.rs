@@ -236,6 +236,7 @@ impl FakeDaemon {
                 Answer::Error { kind: ErrorKind::Invalid, message: "nobody asks for this".to_owned() }
             }
             Request::Handover { .. } | Request::Adopt(_) => unreachable!("they have descriptors"),
+            Request::Upgrade => Answer::Upgrade { version: "test".to_owned() },
             Request::Shutdown => Answer::Shutdown { in_use: Vec::new() },
         }
     }
