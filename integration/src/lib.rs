@@ -3,11 +3,12 @@
 //! The library holds what tests, benchmarks and the quick start share: guards that start a real server under a
 //! directory of its own and stop it again ([`servers`]), a CRI client that does what the kubelet does ([`cri`]),
 //! a listing of everything a file system tree shows ([`tree`]), layers with everything that may be in one
-//! ([`corpus`]), whole machines that boot ([`machines`]), a cluster image for them ([`cluster_image`]), images as files ([`image_files`]), a proxy that breaks connections on purpose ([`fault_proxy`]), and
+//! ([`corpus`]), whole machines that boot ([`machines`]), a cluster image for them ([`cluster_image`], [`cluster_lab`]), images as files ([`image_files`]), a proxy that breaks connections on purpose ([`fault_proxy`]), and
 //! what the test programs do alike ([`suite`]).
 
 pub mod access_log;
 pub mod cluster_image;
+pub mod cluster_lab;
 pub mod corpus;
 pub mod cri;
 pub mod demo;

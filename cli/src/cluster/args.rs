@@ -220,6 +220,9 @@ pub(crate) struct Rm {
     /// The cluster's name
     #[arg(default_value = "default", value_parser = cluster_name)]
     pub(crate) name: String,
+    /// Only leave the cluster: the image, what was installed and all container images stay on the nodes for the next run
+    #[arg(long)]
+    pub(crate) keep_images: bool,
     #[command(flatten)]
     pub(crate) login: Login,
 }

@@ -212,7 +212,7 @@ pub(super) fn logs(flags: &args::Logs) -> anyhow::Result<ExitCode> {
 /// Takes a cluster away.
 pub(super) async fn rm(flags: args::Rm) -> anyhow::Result<ExitCode> {
     let dir = launch::clusters_dir()?.join(&flags.name);
-    launch::remove(&dir, &ssh(&flags.login)?, &say).await?;
+    launch::remove(&dir, &ssh(&flags.login)?, flags.keep_images, &say).await?;
     Ok(ExitCode::SUCCESS)
 }
 

@@ -126,12 +126,13 @@ pub async fn status(
     Ok(join_all(record.places().into_iter().map(ask)).await)
 }
 
-/// Takes a cluster away from all of its nodes, and what is known of it from here.
+/// Takes a cluster away from all of its nodes, and what is known of it from here. With `keep` nodes only leave the cluster: what was
+/// brought to them stays for the next run.
 ///
 /// # Errors
 ///
 /// When there is none, or a node cannot be cleared; what is known of the cluster is kept then.
-pub async fn remove(dir: &Path, ssh: &SshOptions, say: Say<'_>) -> Result<(), LaunchError> {
+pub async fn remove(dir: &Path, ssh: &SshOptions, keep: bool, say: Say<'_>) -> Result<(), LaunchError> {
     let record = Record::read(dir)?;
     let ssh = Ssh::new(&record.ssh(ssh), dir)?;
     let mut all: Vec<_> = record.places().into_iter().map(|place| node(place, &ssh, dir, say)).collect();
@@ -139,13 +140,15 @@ pub async fn remove(dir: &Path, ssh: &SshOptions, say: Say<'_>) -> Result<(), La
     all.reverse();
     each(&all, |node| async {
         if node.has_program().await? {
-            node.work("removing", &Task::Remove, PREPARE_DEADLINE).await?;
-            node.remove_program().await?;
+            node.work("removing", &Task::Remove { keep }, PREPARE_DEADLINE).await?;
+            if !keep {
+                node.remove_program().await?;
+            }
         }
         Ok(())
     })
     .await?;
-    std::fs::remove_dir_all(dir).map_err(LaunchError::io(dir))
+    if keep { Ok(()) } else { std::fs::remove_dir_all(dir).map_err(LaunchError::io(dir)) }
 }
 
 fn node<'a>(place: Place, ssh: &'a Ssh, dir: &'a Path, say: Say<'a>) -> Node<'a> {

@@ -23,8 +23,11 @@ pub enum Task {
     Launch(Launch),
     /// Say what runs.
     Status,
-    /// Take everything away again.
-    Remove,
+    /// Leave the cluster and take everything away again.
+    Remove {
+        /// Leave the cluster alone: what was brought and installed stays for the next one, container images too.
+        keep: bool,
+    },
 }
 
 /// What every node gets.

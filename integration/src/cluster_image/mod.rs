@@ -4,6 +4,7 @@
 //! answers for all hosts, which nodes ask as a mirror. They are built once, and again when what they are made of changes.
 
 mod build;
+mod stored;
 
 use std::fs::{self, File};
 use std::net::IpAddr;

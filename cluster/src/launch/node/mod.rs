@@ -56,8 +56,8 @@ pub fn work(dir: &Path) -> Result<Value, LaunchError> {
     if let Task::Prepare(wanted) = &task {
         return prepare(dir, wanted);
     }
-    if task == Task::Remove {
-        return remove(dir).map(|()| Value::Null);
+    if let Task::Remove { keep } = task {
+        return remove(dir, keep).map(|()| Value::Null);
     }
     let mut state = State::read(dir)?.ok_or_else(|| {
         LaunchError::wrong(dir.display().to_string(), "there is no cluster image on this node")
@@ -66,7 +66,7 @@ pub fn work(dir: &Path) -> Result<Value, LaunchError> {
         Task::Init(init) => member::init(&mut state, init).map(|begun| json!(begun)),
         Task::Join(join) => member::join(&mut state, join).map(|()| Value::Null),
         Task::Launch(launch) => member::launch(&mut state, launch).map(|()| Value::Null),
-        Task::Prepare(_) | Task::Status | Task::Remove => Ok(Value::Null),
+        Task::Prepare(_) | Task::Status | Task::Remove { .. } => Ok(Value::Null),
     }
 }
 
@@ -137,13 +137,16 @@ fn prepare(dir: &Path, wanted: &Prepare) -> Result<Value, LaunchError> {
     Ok(json!({"changed": ledger.changed()}))
 }
 
-fn remove(dir: &Path) -> Result<(), LaunchError> {
-    let Some(state) = State::read(dir)? else { return Ok(()) };
+fn remove(dir: &Path, keep: bool) -> Result<(), LaunchError> {
+    let Some(mut state) = State::read(dir)? else { return Ok(()) };
     if state.saved.role.is_some() {
         eprintln!("leaving the cluster");
         member::leave()?;
     }
     state.hook("clean")?;
+    if keep {
+        return state.left();
+    }
     let mut services = vec!["kubelet.service"];
     if state.saved.own_containerd {
         services.push("containerd.service");
@@ -258,6 +261,14 @@ impl State {
 
     fn joined(&mut self, role: &str) -> Result<(), LaunchError> {
         self.saved.role = Some(role.to_owned());
+        self.save()
+    }
+
+    /// There is nothing of a cluster here any more.
+    fn left(&mut self) -> Result<(), LaunchError> {
+        self.saved.role = None;
+        self.saved.launched = 0;
+        self.saved.hooks_done.clear();
         self.save()
     }
 

@@ -1,55 +1,70 @@
-//! Machines, the registry that they pull from, and `nydus-cluster cluster` in front of both.
+//! What a cluster is launched on: machines, the registry that they pull from, and `nydus-cluster cluster` in front of both.
 
 use std::net::SocketAddr;
+use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
-use integration::cluster_image::{ClusterImage, Services};
-use integration::machines::{Machines, MachinesOptions};
-use integration::peers::{self, Peers};
-use integration::process::{self, Output, Server};
-use integration::servers::EmbeddedRegistry;
-use integration::{demo, wait};
-use tempfile::TempDir;
+
+use crate::cluster_image::{ClusterImage, Services};
+use crate::machines::{Machines, MachinesOptions};
+use crate::peers::{self, Peers};
+use crate::process::{self, Output, Server};
+use crate::servers::EmbeddedRegistry;
+use crate::{demo, wait};
 
 /// All of a cluster, on a loaded host.
 const RUN_DEADLINE: Duration = Duration::from_secs(600);
 const READY_DEADLINE: Duration = Duration::from_secs(120);
 
 /// Fields are dropped in this order: machines before what they read from.
-pub(crate) struct Lab {
+#[derive(Debug)]
+pub struct ClusterLab {
     machines: Machines,
     registry: EmbeddedRegistry,
     services: Services,
-    dir: TempDir,
+    dir: PathBuf,
 }
 
-impl Lab {
-    pub(crate) fn start(peers: &Peers, services: Services) -> Result<Self> {
-        let image = ClusterImage::make(peers, services)?;
-        let dir = tempfile::Builder::new().prefix("cluster-").tempdir_in(peers.cache())?;
-        let machines = Machines::boot(peers, &dir.path().join("machines"), &MachinesOptions::default())?;
-        let registry = image.serve(&dir.path().join("registry"), machines.host().into())?;
-        Ok(Self { machines, registry, services, dir })
+impl ClusterLab {
+    /// Boots three machines with all of their files under `dir`, and serves the image to them.
+    pub fn start(peers: &Peers, image: &ClusterImage, services: Services, dir: &Path) -> Result<Self> {
+        let machines = Machines::boot(peers, &dir.join("machines"), &MachinesOptions::default())?;
+        let registry = image.serve(&dir.join("registry"), machines.host().into())?;
+        Ok(Self { machines, registry, services, dir: dir.to_owned() })
     }
 
-    pub(crate) fn machines(&self) -> &Machines {
+    /// The machines.
+    pub fn machines(&self) -> &Machines {
         &self.machines
     }
 
+    /// The registry.
+    pub fn registry(&self) -> &EmbeddedRegistry {
+        &self.registry
+    }
+
+    /// Leaves all of it running.
+    pub fn release(self) -> Result<()> {
+        self.registry.into_server().forget();
+        self.machines.release()
+    }
+
     /// `nydus-cluster cluster …`, with the record of clusters in this lab's directory.
-    pub(crate) fn cluster(&self, arguments: &[&str]) -> Result<Output> {
+    pub fn cluster(&self, arguments: &[&str]) -> Result<Output> {
         process::run_within(self.command()?.args(arguments), RUN_DEADLINE)
     }
 
-    fn command(&self) -> Result<Command> {
+    /// `nydus-cluster cluster`, to be completed.
+    pub fn command(&self) -> Result<Command> {
         let mut command = Command::new(peers::nydus_cluster()?);
-        command.arg("cluster").env("XDG_STATE_HOME", self.dir.path().join("state"));
+        command.arg("cluster").env("XDG_STATE_HOME", self.dir.join("state"));
         Ok(command)
     }
 
-    fn run_command(&self) -> Result<Command> {
+    /// `cluster run` on the machines: the first is the master.
+    pub fn run_command(&self) -> Result<Command> {
         let addresses: Vec<_> =
             self.machines.all().iter().map(|machine| machine.address().to_string()).collect();
         let (master, nodes) = addresses.split_first().context("no machines")?;
@@ -60,13 +75,14 @@ impl Lab {
         Ok(command)
     }
 
-    pub(crate) fn cluster_run(&self) -> Result<Output> {
+    /// Runs it to its end.
+    pub fn cluster_run(&self) -> Result<Output> {
         process::run_within(&mut self.run_command()?, RUN_DEADLINE)
     }
 
     /// Runs until the first node says `word`, and is killed then.
-    pub(crate) fn killed_run(&self, word: &str) -> Result<()> {
-        let log = self.dir.path().join("killed.log");
+    pub fn killed_run(&self, word: &str) -> Result<()> {
+        let log = self.dir.join("killed.log");
         let mut server = Server::spawn("cluster run", self.run_command()?, log)?;
         let first = self.machines.all().first().context("no machines")?.address();
         let said = format!("{first}: ");
@@ -85,17 +101,30 @@ impl Lab {
         Ok(first.run(&format!("kubectl --kubeconfig /etc/kubernetes/admin.conf {arguments}"))?.stdout)
     }
 
-    pub(crate) fn wait_nodes_ready(&self, count: usize) -> Result<()> {
-        wait::until("all nodes are ready", READY_DEADLINE, || {
-            let nodes = self.kubectl("get nodes --no-headers")?;
-            let ready = nodes.lines().filter(|line| line.split_whitespace().nth(1) == Some("Ready"));
-            Ok((ready.count() == count).then_some(()))
-        })
+    /// How many nodes are ready.
+    pub fn nodes_ready(&self) -> Result<usize> {
+        let nodes = self.kubectl("get nodes --no-headers")?;
+        Ok(nodes.lines().filter(|line| line.split_whitespace().nth(1) == Some("Ready")).count())
+    }
+
+    /// How many pods of services are ready.
+    pub fn pods_ready(&self) -> Result<usize> {
+        let pods = self.kubectl("get pods -l part=services --no-headers")?;
+        Ok(pods.lines().filter(|line| line.split_whitespace().nth(1) == Some("1/1")).count())
+    }
+
+    /// Waits until so many nodes are ready.
+    pub fn wait_nodes_ready(&self, count: usize) -> Result<()> {
+        wait::until(
+            "all nodes are ready",
+            READY_DEADLINE,
+            || Ok((self.nodes_ready()? == count).then_some(())),
+        )
         .with_context(|| self.kubectl("get nodes,pods -A -o wide").unwrap_or_default())
     }
 
     /// Waits until all services answer on all machines.
-    pub(crate) fn wait_serving(&self, deadline: Duration) -> Result<()> {
+    pub fn wait_serving(&self, deadline: Duration) -> Result<()> {
         for machine in self.machines.all() {
             for &port in self.services.ports() {
                 let address = SocketAddr::new(machine.address().into(), port);
@@ -106,16 +135,12 @@ impl Lab {
             }
         }
         let what = format!("{} pods are ready", self.services.pods());
-        wait::until(&what, deadline, || {
-            let pods = self.kubectl("get pods -l part=services --no-headers")?;
-            let ready = pods.lines().filter(|line| line.split_whitespace().nth(1) == Some("1/1")).count();
-            Ok((ready == self.services.pods()).then_some(()))
-        })
-        .with_context(|| self.kubectl("get pods -A -o wide").unwrap_or_default())
+        wait::until(&what, deadline, || Ok((self.pods_ready()? == self.services.pods()).then_some(())))
+            .with_context(|| self.kubectl("get pods -A -o wide").unwrap_or_default())
     }
 
     /// What a run could change on the nodes.
-    pub(crate) fn state_of_nodes(&self) -> Result<Vec<String>> {
+    pub fn state_of_nodes(&self) -> Result<Vec<String>> {
         let script = "find /etc /usr/bin /var/lib/nydus-cluster /opt -xdev '(' -type f -o -type l ')' -printf '%p %T@ %i\\n' \
                       | grep -v /cache/ | sort; systemctl show -P ActiveEnterTimestamp containerd kubelet";
         self.machines.all().iter().map(|machine| Ok(machine.run(script)?.stdout)).collect()

@@ -1,0 +1,116 @@
+//! `--cluster`: three bare nodes on a link of 1 Gbit/s become a Kubernetes that serves, and once more with all images there.
+
+use std::fmt;
+use std::path::Path;
+use std::thread;
+use std::time::{Duration, Instant};
+
+use anyhow::{Context, Result, bail};
+use integration::access_log::bytes_sent;
+use integration::cluster_image::{ClusterImage, Services};
+use integration::cluster_lab::ClusterLab;
+use integration::peers::Peers;
+use integration::process::Server;
+use serde::Serialize;
+
+/// How long all of it may take on a loaded host.
+const DEADLINE: Duration = Duration::from_secs(900);
+/// How often the cluster is asked: seldom enough to cost it little.
+const ASK_INTERVAL: Duration = Duration::from_millis(500);
+
+/// What one run took.
+#[derive(Debug, Clone, Serialize)]
+pub(crate) struct Figures {
+    /// The cluster image and all container images in the registry, blobs that they share once.
+    stored_bytes: u64,
+    /// What the registry sent until all pods served.
+    registry_bytes: u64,
+    /// Seconds until all nodes were ready.
+    ready_s: f64,
+    /// Seconds until all pods served.
+    serving_s: f64,
+}
+
+/// The table.
+#[derive(Debug, Clone, Serialize)]
+pub(crate) struct Report {
+    nodes_ready: usize,
+    pods_serving: usize,
+    /// The cluster image mounted lazily, container images pulled whole by containerd.
+    plain: Figures,
+    /// The same with all images on the nodes: what Kubernetes itself takes.
+    warm: Figures,
+}
+
+/// Runs the cluster and measures; leaves it running in `dir`.
+pub(crate) fn run(peers: &Peers, dir: &Path, services: Services) -> Result<(Report, ClusterLab)> {
+    eprintln!("building the cluster image, if it is not there");
+    let image = ClusterImage::make(peers, services)?;
+    let stored_bytes = image.stored_bytes(services)?;
+    eprintln!("booting three bare nodes");
+    let lab = ClusterLab::start(peers, &image, services, dir)?;
+    eprintln!("running the cluster, nothing on the nodes");
+    let plain = measure(&lab, dir, stored_bytes)?;
+    eprintln!("running it again, images on the nodes");
+    lab.cluster(&["rm", "--keep-images"])?;
+    let warm = measure(&lab, dir, stored_bytes)?;
+    let report = Report { nodes_ready: lab.nodes_ready()?, pods_serving: lab.pods_ready()?, plain, warm };
+    Ok((report, lab))
+}
+
+fn measure(lab: &ClusterLab, dir: &Path, stored_bytes: u64) -> Result<Figures> {
+    let log = lab.registry().access_log();
+    let mark = log.mark()?;
+    let start = Instant::now();
+    let mut run = Server::spawn("cluster run", lab.run_command()?, dir.join("cluster-run.log"))?;
+    let said = |run: &Server| format!("cluster run said:\n{}", run.log_text());
+    // Before there is a cluster, nobody answers.
+    ask("all nodes are ready", &mut run, || Ok(lab.nodes_ready().unwrap_or(0) == lab.machines().all().len()))
+        .with_context(|| said(&run))?;
+    let ready_s = start.elapsed().as_secs_f64();
+    let mut ended = None;
+    while ended.is_none() && start.elapsed() < DEADLINE {
+        ended = run.exited()?;
+        thread::sleep(Duration::from_millis(50));
+    }
+    if !ended.is_some_and(|status| status.success()) {
+        bail!("{}", said(&run));
+    }
+    lab.wait_serving(DEADLINE)?;
+    let serving_s = start.elapsed().as_secs_f64();
+    Ok(Figures { stored_bytes, registry_bytes: bytes_sent(&log.since(mark)?), ready_s, serving_s })
+}
+
+fn ask(what: &str, run: &mut Server, condition: impl Fn() -> Result<bool>) -> Result<()> {
+    let start = Instant::now();
+    while !condition()? {
+        if run.exited()?.is_some_and(|status| !status.success()) {
+            bail!("cluster run failed before {what}");
+        }
+        if start.elapsed() > DEADLINE {
+            bail!("{what}: not so within {DEADLINE:?}");
+        }
+        thread::sleep(ASK_INTERVAL);
+    }
+    Ok(())
+}
+
+impl fmt::Display for Report {
+    fn fmt(&self, out: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let megabytes = |bytes: u64| format!("{:.1} MB", bytes as f64 / 1e6);
+        let seconds = |seconds: f64| format!("{seconds:.1} s");
+        let (plain, warm) = (&self.plain, &self.warm);
+        let rows = [
+            ("stored in the registry", megabytes(plain.stored_bytes), megabytes(warm.stored_bytes)),
+            ("left the registry", megabytes(plain.registry_bytes), megabytes(warm.registry_bytes)),
+            ("all nodes ready", seconds(plain.ready_s), seconds(warm.ready_s)),
+            ("all pods serve", seconds(plain.serving_s), seconds(warm.serving_s)),
+        ];
+        writeln!(out, "{} nodes ready, {} pods serve\n", self.nodes_ready, self.pods_serving)?;
+        writeln!(out, "{:<28}{:>16}{:>20}", "", "plain images", "warm (images there)")?;
+        for (name, plain, warm) in rows {
+            writeln!(out, "{name:<28}{plain:>16}{warm:>20}")?;
+        }
+        Ok(())
+    }
+}
