@@ -132,7 +132,10 @@ pub(crate) async fn assemble_merged(
     let mut blobs = Vec::with_capacity(packed.blobs.len());
     for digest in &packed.blobs {
         let size = *sizes.get(digest).ok_or_else(|| CopyError::Missing { digest: digest.clone() })?;
-        blobs.push(BlobLayer { described: Described { digest: digest.clone(), size }, annotations: Vec::new() });
+        blobs.push(BlobLayer {
+            described: Described { digest: digest.clone(), size },
+            annotations: Vec::new(),
+        });
     }
     let bootstrap = Described { digest: packed.digest, size };
     store(&source, source_config, &blobs, bootstrap, &packed.diff_id, form, destination).await
