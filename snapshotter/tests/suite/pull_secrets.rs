@@ -18,6 +18,7 @@ use tokio_util::task::AbortOnDropHandle;
 use crate::access::{Registry, pull};
 use crate::fake_daemon::{refuse, requests};
 use crate::harness::{Harness, eventually};
+use crate::nydus::Node;
 
 const TOKEN: &str = "the node's token";
 const NODE: &str = "node-1";
@@ -133,28 +134,31 @@ async fn registry(user: &str) -> (Registry, Digest) {
     (open.only_for(&format!("{user}:{HASH}\n")).await, blob)
 }
 
-async fn harness(api: &ApiServer) -> Harness {
-    Harness::start_with(|dir, config| {
+/// Its daemon ends with it.
+async fn node_with(api: &ApiServer) -> Node {
+    let harness = Harness::start_with(|dir, config| {
         config.daemon = crate::fake_daemon::config(dir);
         config.kubeconfig = Some(api.kubeconfig(dir));
         config.node_name = Some(NODE.to_owned());
         config.registry.docker_config = Some(dir.join("config.json"));
     })
-    .await
+    .await;
+    Node { harness }
 }
 
 #[tokio::test]
 async fn a_pull_is_allowed_by_the_secret_of_its_pod_and_refused_without() {
     let (registry, blob) = registry("right").await;
     let api = ApiServer::start().await;
-    let harness = harness(&api).await;
-    let refused = pull(&harness, &registry.image(), std::slice::from_ref(&blob), 2).await.unwrap_err();
+    let node = node_with(&api).await;
+    let harness = &node.harness;
+    let refused = pull(harness, &registry.image(), std::slice::from_ref(&blob), 2).await.unwrap_err();
     assert!(refused.message().contains("401"), "{refused}");
 
     api.set_secret("team/regcred", &registry.host(), "right");
     api.add_pod("team", &registry.image(), &["regcred"]);
     let image = format!("{}/i:2", registry.host());
-    pull(&harness, &image, &[blob], 2).await.unwrap();
+    pull(harness, &image, &[blob], 2).await.unwrap();
 }
 
 #[tokio::test]
@@ -167,8 +171,9 @@ async fn of_several_secrets_that_is_found_which_the_registry_takes() {
     api.set_secret("team/first", &registry.host(), "wrong");
     api.set_secret("team/second", "*.elsewhere.example", "right");
     api.set_secret("other/third", &registry.host(), "right");
-    let harness = harness(&api).await;
-    pull(&harness, &registry.image(), &[blob], 2).await.unwrap();
+    let node = node_with(&api).await;
+    let harness = &node.harness;
+    pull(harness, &registry.image(), &[blob], 2).await.unwrap();
     // Nothing was asked for that a node may not see.
     let asked = api.asked();
     let allowed = |path: &String| {
@@ -195,13 +200,14 @@ async fn the_daemon_is_given_values_again_when_they_are_refused_and_when_a_file_
     let api = ApiServer::start().await;
     api.add_pod("team", &registry.image(), &["regcred"]);
     api.set_secret("team/regcred", &registry.host(), "right");
-    let harness = harness(&api).await;
-    pull(&harness, &registry.image(), &[blob], 2).await.unwrap();
+    let node = node_with(&api).await;
+    let harness = &node.harness;
+    pull(harness, &registry.image(), &[blob], 2).await.unwrap();
     let repository = format!("{}/i", registry.host());
     let dir = harness.dir.path();
     eventually("a daemon that says so is handed out what is known", async || {
         refuse(dir, &repository);
-        (shown(&harness, &repository)? == "right").then_some(())
+        (shown(harness, &repository)? == "right").then_some(())
     })
     .await;
 
@@ -209,7 +215,7 @@ async fn the_daemon_is_given_values_again_when_they_are_refused_and_when_a_file_
     api.set_secret("team/regcred", &registry.host(), "renewed");
     eventually("the new secret is handed out once the old one was refused", async || {
         refuse(dir, &repository);
-        (shown(&harness, &repository)? == "renewed").then_some(())
+        (shown(harness, &repository)? == "renewed").then_some(())
     })
     .await;
 
@@ -218,7 +224,7 @@ async fn the_daemon_is_given_values_again_when_they_are_refused_and_when_a_file_
     let entry = json!({"username": "of the file", "password": "p"});
     fs::write(dir.join("config.json"), json!({"auths": {registry.host(): entry}}).to_string()).unwrap();
     eventually("credentials of a file that changed are handed out", async || {
-        (shown(&harness, &repository)? == "of the file").then_some(())
+        (shown(harness, &repository)? == "of the file").then_some(())
     })
     .await;
 }
