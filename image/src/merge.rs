@@ -15,7 +15,7 @@ use crate::assemble::{AssembleError, Form, assemble_merged};
 use crate::destination::{CopyError, Destination, StoreError, copy_blob};
 use crate::document::{DocumentError, MediaTypes, OCI_CONFIG, OCI_MANIFEST, Object, Stored, parse};
 use crate::files::{self, FilesError};
-use crate::layer::{ConvertError, ConvertedLayer, Converter};
+use crate::layer::{ConvertError, ConvertedLayer, Converter, LayerCache};
 use crate::options::{Options, OptionsError, Recipe};
 use crate::source::{Source, SourceError};
 
@@ -199,7 +199,7 @@ pub async fn nydus(
     }
     let recipe = recipe(&layers)?;
     if let Some(tar) = &said.on_top {
-        let converter = Converter::new(recipe.clone(), 1, 0);
+        let converter = Converter::new(recipe.clone(), 1, LayerCache::new(0));
         let built = converter.convert_read(Cursor::new(tar.clone()), destination).built().await?;
         let layer = built.store(destination.as_ref()).await?;
         sizes.insert(layer.digest.clone(), layer.size);
@@ -220,7 +220,7 @@ pub async fn nydus(
 /// A whole image as one layer, which takes nothing away.
 fn whole(image: rafs::tree::Image) -> ConvertedLayer {
     let layer = rafs::tree::Layer { tree: image.tree, blobs: image.blobs };
-    ConvertedLayer { layer, digest: digest::sha256(b""), size: 0 }
+    ConvertedLayer { layer, digest: digest::sha256(b""), size: 0, source: None, diff_id: None, toc: None }
 }
 
 /// How what is put on top has to be built to go with the rest.

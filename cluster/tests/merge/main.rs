@@ -13,7 +13,7 @@ use cluster::lock::Lock;
 use cluster::merge::{MergedImage, NotMerged, merge};
 use image::convert::convert;
 use image::files;
-use image::layer::Converter;
+use image::layer::{Converter, LayerCache};
 use image::location::Location;
 use image::options::{Options, Recipe};
 use image::progress::Progress;
@@ -76,7 +76,8 @@ impl Site {
     /// Converts it, to the same repository.
     async fn convert(&self, name: &str, to: &str, also_oci: bool) {
         let options = Options { also_oci, ..Options::default() };
-        let converter = Converter::new(Recipe::new(options, None, Vec::new(), 1).unwrap(), 1, 0);
+        let converter =
+            Converter::new(Recipe::new(options, None, Vec::new(), 1).unwrap(), 1, LayerCache::new(0));
         let (from, to) = (self.location(name), self.location(to));
         convert(&from, &to, &client(), &converter, &Progress::new(), &CancellationToken::new())
             .await
