@@ -290,6 +290,9 @@ pub(crate) struct Convert {
     /// Where the nydus image goes: `[docker://]REF`, `oci:DIR[:IMAGE]`, `oci-archive:FILE[:IMAGE]`, or `files:DIR` for
     /// image.boot and blobs/ alone
     pub(crate) destination: Location,
+    /// Print JSON
+    #[arg(long)]
+    pub(crate) json: bool,
     #[command(flatten)]
     pub(crate) options: Words<ForConvert>,
 }

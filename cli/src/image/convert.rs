@@ -17,6 +17,7 @@ use image::source::Source;
 use indicatif::HumanBytes;
 use rafs::blob::source::load_chunk_info;
 use registry::client::Client;
+use serde::Serialize;
 use tokio_util::sync::CancellationToken;
 
 use super::blobs::Blobs;
@@ -29,6 +30,20 @@ const REFRESH: Duration = Duration::from_millis(100);
 
 /// The most bytes of a list of paths: far more than any image has files.
 const LIST_LIMIT_BYTES: u64 = 64 << 20;
+
+/// Everything `image convert --json` prints.
+#[derive(Debug, Serialize)]
+struct ConvertReport {
+    /// The destination, as it was named.
+    image: String,
+    /// Of the manifest or index that has the name now; files have none.
+    digest: Option<String>,
+    platforms: Vec<String>,
+    /// Layers that were converted, each counted once.
+    layers: usize,
+    /// Of the blobs that they became.
+    stored_bytes: u64,
+}
 
 /// Converts, and prints the digest of the result.
 pub(super) async fn run(context: &Context, flags: args::Convert) -> anyhow::Result<ExitCode> {
@@ -61,6 +76,16 @@ pub(super) async fn run(context: &Context, flags: args::Convert) -> anyhow::Resu
     shown.await?;
     let converted = converted?;
     let platforms: Vec<_> = converted.platforms.iter().map(ToString::to_string).collect();
+    if flags.json {
+        stdout::print_json(&ConvertReport {
+            image: flags.destination.to_string(),
+            digest: converted.digest.as_ref().map(ToString::to_string),
+            platforms,
+            layers: converted.layers,
+            stored_bytes: converted.bytes,
+        })?;
+        return Ok(ExitCode::SUCCESS);
+    }
     stdout::note(&format!(
         "{} for {}: {} layers, {} of blobs",
         flags.destination,

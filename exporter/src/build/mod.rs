@@ -4,15 +4,18 @@
 //! - [`images`]: which container images the result asks for.
 //! - [`keys`]: what a user writes behind `--output type=nydus-cluster,…`.
 //! - [`output`]: what has come for one output, and what is made of it.
+//! - [`prepared`]: what its options need before its first layer.
 //! - [`target`]: where it goes.
 
 pub(crate) mod documents;
 pub(crate) mod images;
 pub(crate) mod keys;
 mod output;
+mod prepared;
 pub(crate) mod target;
 
 pub(crate) use output::{BlobLock, Claim, Output, OutputError, Way};
+pub(crate) use prepared::Preparation;
 
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Instant;

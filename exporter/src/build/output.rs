@@ -3,9 +3,11 @@
 //! Layers are converted as they come. A manifest is converted as soon as it comes, its layers being here by then, so that
 //! buildkitd still waits and an error fails its own export step. What is left for the end is the name.
 
+mod flattened;
 mod locked;
 
 use std::collections::{HashMap, HashSet};
+use std::fmt;
 use std::io::Read;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
@@ -13,10 +15,12 @@ use bytes::Bytes;
 use image::platform::PlatformName;
 use registry::digest::{self, Digest};
 use registry::reference::Reference;
+use tokio::sync::OnceCell;
 
 use super::documents::{Document, Documents, DocumentsError};
 use super::images::ImagesError;
 use super::keys::{Attrs, Images, Receiver};
+use super::prepared::{Preparation, PrepareError, Prepared};
 use super::target::{Target, TargetError};
 use crate::metrics::Tally;
 use cluster::ClusterConfig;
@@ -27,9 +31,7 @@ use image::destination::{Destination, SpoolSpace, StoreError};
 use image::document::{
     Attestation, DocumentError, Index, Manifest, MediaTypes, Stored, Subject, diff_ids, parse,
 };
-use image::layer::{
-    Claimed, ConvertError, ConvertedLayer, Converter, Flight, LayerConversion, Present, ReadConversion,
-};
+use image::layer::{Claimed, ConvertError, ConvertedLayer, Flight, LayerConversion, Present, ReadConversion};
 use image::progress::{Progress, Task};
 
 /// How deep indexes may lie in indexes.
@@ -57,6 +59,10 @@ pub(crate) enum OutputError {
     Documents { digest: Digest, error: DocumentsError },
     #[error("{title}: {what} {digest} did not come from buildkitd before what names it")]
     Missing { title: String, what: &'static str, digest: Digest },
+    #[error("{title}: {}", describe(error.as_ref()))]
+    Prepare { title: String, error: Box<PrepareError> },
+    #[error("{title}: cannot flatten the layers: {}", describe(error.as_ref()))]
+    Flatten { title: String, error: Box<ConvertError> },
     #[error("{title}: {}", describe(error.as_ref()))]
     Assemble { title: String, error: Box<AssembleError> },
     #[error("{title}: cannot push {what}: {}", describe(error.as_ref()))]
@@ -86,13 +92,13 @@ pub(crate) enum Claim {
 }
 
 /// One output of ours.
-#[derive(Debug)]
 pub(crate) struct Output {
     index: usize,
     way: Way,
     attrs: Attrs,
     target: Target,
-    converter: Converter,
+    preparation: Preparation,
+    prepared: OnceCell<Prepared>,
     /// What is at its names already, as far as that is to be believed.
     present: Present,
     cluster: ClusterConfig,
@@ -120,6 +126,16 @@ struct Received {
     locks: Vec<Lock>,
 }
 
+/// Known by its place and image.
+impl fmt::Debug for Output {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Output")
+            .field("index", &self.index)
+            .field("title", &self.title())
+            .finish_non_exhaustive()
+    }
+}
+
 impl Output {
     /// An output to which nothing has come.
     pub(crate) fn new(
@@ -127,12 +143,25 @@ impl Output {
         way: Way,
         attrs: Attrs,
         target: Target,
-        converter: Converter,
+        preparation: Preparation,
         cluster: ClusterConfig,
         progress: Arc<Progress>,
     ) -> Self {
-        let (present, documents, received) = (Present::default(), Documents::default(), Mutex::default());
-        Self { index, way, attrs, target, converter, present, cluster, progress, documents, received }
+        let (documents, received) = (Documents::default(), Mutex::default());
+        let (prepared, present) = (OnceCell::new(), Present::default());
+        Self {
+            index,
+            way,
+            attrs,
+            target,
+            preparation,
+            prepared,
+            present,
+            cluster,
+            progress,
+            documents,
+            received,
+        }
     }
 
     /// The same, which uses again what is at its names already.
@@ -187,6 +216,19 @@ impl Output {
         Tally { layers: received.layers.len() as u64, converted, bytes }
     }
 
+    /// What converts its layers.
+    async fn prepared(&self) -> Result<&Prepared, OutputError> {
+        let (options, spool_dir) = (&self.attrs.options, self.target.spool_dir().to_owned());
+        // Layers are converted ahead without a word to the registry: it is found out only for what is needed from there.
+        let destination = match options.chunk_dict {
+            Some(_) => Some(self.destination().await?.as_ref()),
+            None => None,
+        };
+        let prepare = || self.preparation.prepare(options, destination, spool_dir);
+        let prepared = self.prepared.get_or_try_init(prepare).await;
+        prepared.map_err(|error| OutputError::Prepare { title: self.title(), error: Box::new(error) })
+    }
+
     fn received(&self) -> MutexGuard<'_, Received> {
         self.received.lock().unwrap_or_else(PoisonError::into_inner)
     }
@@ -205,8 +247,9 @@ impl Output {
         if self.received().layers.contains_key(digest) {
             return Ok(Claim::Here);
         }
+        let Some(remembering) = self.remembering().await? else { return Ok(Claim::Absent(None)) };
         let destination = self.destination().await?;
-        let claimed = self.converter.claim(digest, &self.present, destination.as_ref()).await;
+        let claimed = remembering.claim(digest, &self.present, destination.as_ref()).await;
         match claimed.map_err(|error| self.push_error("a blob", error))? {
             Claimed::Absent(flight) => Ok(Claim::Absent(flight)),
             Claimed::Known(layer) => {
@@ -220,7 +263,7 @@ impl Output {
     /// Begins to convert the layer `digest`.
     pub(crate) async fn convert(&self, digest: &Digest) -> Result<LayerConversion, OutputError> {
         tracing::debug!(image = self.title(), layer = %digest, "conversion begins");
-        Ok(self.converter.convert(self.destination().await?))
+        Ok(self.prepared().await?.layer.convert(&self.layer_destination().await?))
     }
 
     /// Begins to convert the layer that `input` is.
@@ -228,16 +271,16 @@ impl Output {
         &self,
         input: R,
     ) -> Result<ReadConversion<R>, OutputError> {
-        Ok(self.converter.convert_read(input, self.destination().await?))
+        Ok(self.prepared().await?.layer.convert_read(input, &self.layer_destination().await?))
     }
 
     /// Begins to convert what may be a layer of this output; what is made of it stays in `space`.
-    pub(crate) fn convert_ahead<R: Read + Send + 'static>(
+    pub(crate) async fn convert_ahead<R: Read + Send + 'static>(
         &self,
         input: R,
         space: &Arc<SpoolSpace>,
-    ) -> ReadConversion<R> {
-        self.converter.convert_ahead(input, space)
+    ) -> Result<ReadConversion<R>, OutputError> {
+        Ok(self.prepared().await?.layer.convert_ahead(input, space))
     }
 
     /// A layer is converted and its blob stored: those who wait for `flight` get it as well.
@@ -249,7 +292,9 @@ impl Output {
     ) -> Result<(), OutputError> {
         tracing::info!(image = self.title(), layer = %digest, blob = %layer.digest, size = layer.size, "layer converted");
         let layer = Arc::new(layer.made_of(digest));
-        self.converter.remember(&layer, flight, self.destination().await?.as_ref());
+        if let Some(remembering) = self.remembering().await? {
+            remembering.remember(&layer, flight, self.destination().await?.as_ref());
+        }
         let mut received = self.received();
         received.converted.0 += 1;
         received.converted.1 += layer.size;
@@ -389,10 +434,11 @@ impl Output {
             (false, false) => MediaTypes::Docker,
         };
         let form = Form { media_types, annotations: Vec::new() };
-        let mut assembled = self.assemble(content, &config, layers.clone(), &form).await?;
+        let (flat, flat_config, layers) = self.flattened(content, &config, layers).await?;
+        let mut assembled = self.assemble(&flat, &flat_config, layers.clone(), &form).await?;
         task.finish();
         if self.attrs.images != Images::None {
-            assembled = self.with_lock(content, &config, layers, form, &assembled.digest).await?;
+            assembled = self.with_lock(&flat, &flat_config, layers, form, &assembled.digest).await?;
         }
         tracing::info!(image = self.title(), digest = %assembled.digest, "image assembled");
         let stored = Stored::from(assembled);
@@ -419,7 +465,8 @@ impl Output {
         form: &Form,
     ) -> Result<Assembled, OutputError> {
         let destination = self.destination().await?.as_ref();
-        let assembled = assemble(content, config, layers, self.converter.recipe(), form, destination).await;
+        let recipe = self.prepared().await?.image.recipe();
+        let assembled = assemble(content, config, layers, recipe, form, destination).await;
         assembled.map_err(|error| OutputError::Assemble { title: self.title(), error: Box::new(error) })
     }
 

@@ -9,14 +9,14 @@ use bytes::Bytes;
 use h2::client::SendRequest;
 use h2::server::SendResponse;
 use image::document::Stored;
-use image::options::{Options, Recipe};
+use image::options::Options;
 use serde_json::Value;
 
 use super::Rpc;
 use super::message::{self, Export, SolveRequest};
 use crate::build::keys::{AttrError, Attrs, EXPORTER_TYPE, Receiver, is_ours};
 use crate::build::target::Target;
-use crate::build::{Build, Output, Registered, Way};
+use crate::build::{Build, Output, Preparation, Registered, Way};
 use crate::follow::convert_ahead;
 use crate::grpc::frame::MessageReader;
 use crate::grpc::wire::WireError;
@@ -26,7 +26,7 @@ use crate::http2::unary::{Answer, Failed, call, deliver};
 use crate::metrics::Outcome;
 use crate::serve::Exporter;
 use crate::session::disk::{ClientArchive, ClientStore};
-use crate::session::{self, SessionClient, SessionKeyring, open_own};
+use crate::session::{self, ContextFiles, SessionClient, SessionKeyring, open_own};
 use image::destination::StoreError;
 use image::progress::Progress;
 
@@ -173,11 +173,15 @@ async fn begin<'a>(
     let mut outputs = Vec::with_capacity(plan.outputs.len());
     for (index, attrs, way) in plan.outputs {
         let target = target(exporter, &attrs, index, &client, &session)?;
-        let recipe = Recipe::new(attrs.options.clone(), None, Vec::new(), exporter.threads())
-            .map_err(|error| Status::new(Code::InvalidArgument, error.to_string()))?;
-        let converter = exporter.converter.with(recipe);
+        let keyring = Arc::new(SessionKeyring::new(client.streams.clone()));
+        let preparation = Preparation {
+            converter: exporter.converter.clone(),
+            threads: exporter.threads(),
+            client: exporter.client.with_keyring(keyring, exporter.own_credentials()),
+            files: Some(ContextFiles::new(client.streams.clone())),
+        };
         let cluster = exporter.cluster().clone();
-        let output = Output::new(index, way, attrs, target, converter, cluster, Arc::clone(&progress));
+        let output = Output::new(index, way, attrs, target, preparation, cluster, Arc::clone(&progress));
         outputs.push(Arc::new(if exporter.reuses() { output.reusing() } else { output }));
     }
     let sole = plan.request.exports.len() == 1;

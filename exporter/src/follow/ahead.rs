@@ -93,7 +93,7 @@ async fn follow_blob(dir: &Path, build: &Build, builds: &Builds) -> io::Result<(
     let writing = Writing::new(path, id, watch);
     let reader = BlobReader::new(file, Some(writing), Hasher::sha256(), build.over.clone());
     tracing::info!(build = build.reference, blob = %dir.display(), "converting ahead what buildkitd writes");
-    let conversion = Conversion::start_ahead(output, reader, &store.space);
+    let conversion = Conversion::start_ahead(output, reader, &store.space).await.map_err(io::Error::other)?;
     store.ahead().insert(id, conversion);
     Ok(())
 }

@@ -116,7 +116,7 @@ impl LocalStore {
         let task = output.task(format!("converting {}", short(digest)), total);
         // One that waits for a slot may wait for what another client never completes: its file is read now.
         let begun = self.ahead().remove(&id).filter(|ahead| ahead.conversion.has_begun());
-        let destination = output.destination().await?;
+        let destination = output.layer_destination().await?;
         let mut built = None;
         if let Some(conversion) = begun {
             match conversion.built(digest, total, flight, &task).await {
@@ -167,10 +167,14 @@ impl Conversion {
     }
 
     /// Begins to convert what `reader` reads, of which it is not known whose it is.
-    fn start_ahead(output: &Output, reader: BlobReader, space: &Arc<SpoolSpace>) -> Self {
+    async fn start_ahead(
+        output: &Output,
+        reader: BlobReader,
+        space: &Arc<SpoolSpace>,
+    ) -> Result<Self, OutputError> {
         let position = reader.position();
         let reader = BufReader::with_capacity(READ_BYTES, reader);
-        Self { conversion: output.convert_ahead(reader, space), position }
+        Ok(Self { conversion: output.convert_ahead(reader, space).await?, position })
     }
 
     /// Waits for the layer, which has to be made of the blob `digest` of `total` bytes, and shows how far it is.

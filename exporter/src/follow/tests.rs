@@ -15,7 +15,7 @@ use tokio::time::{sleep, timeout};
 use super::*;
 use crate::build::keys::{Attrs, EXPORTER_TYPE};
 use crate::build::target::Target;
-use crate::build::{Build, Builds, Way};
+use crate::build::{Build, Builds, Preparation, Way};
 
 const DEADLINE: Duration = Duration::from_secs(60);
 
@@ -67,10 +67,10 @@ impl Lab {
         let client = Client::new(ClientConfig::default()).unwrap();
         let target = Target::new(&attrs, &client, Arc::new(Nobody), false, DEADLINE);
         let progress = Progress::new();
-        let recipe = Recipe::new(attrs.options.clone(), None, Vec::new(), 1).unwrap();
-        let converter = Converter::new(recipe, 1, LayerCache::new(0));
-        let output =
-            Output::new(0, Way::Store, attrs, target, converter, Default::default(), Arc::clone(&progress));
+        let converter = Converter::new(Recipe::default(), 1, LayerCache::new(0));
+        let preparation = Preparation { converter, threads: 1, client, files: None };
+        let cluster = Default::default();
+        let output = Output::new(0, Way::Store, attrs, target, preparation, cluster, Arc::clone(&progress));
         let store = LocalStore::new(self.content.path(), Arc::clone(&self.space));
         let outputs = vec![Arc::new(output)];
         Build::new("r".to_owned(), "s".to_owned(), true, outputs, Some(store), progress)

@@ -8,10 +8,12 @@
 //! - [`call`]: one call of ours to a session's client.
 //! - [`disk`]: the client's disk as a destination.
 //! - [`auth`]: the client's credentials.
+//! - [`files`]: the client's build context.
 
 mod auth;
 mod call;
 pub(crate) mod disk;
+mod files;
 pub(crate) mod inner;
 mod own;
 mod route;
@@ -19,6 +21,7 @@ mod sessions;
 mod tunnel;
 
 pub(crate) use auth::SessionKeyring;
+pub(crate) use files::ContextFiles;
 pub(crate) use own::{SESSION_ID, id_for, open_own};
 pub(crate) use route::CLIENT;
 use route::route;

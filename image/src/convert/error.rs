@@ -118,6 +118,14 @@ pub enum ConversionError {
         /// Why.
         error: Box<ConvertError>,
     },
+    /// The layers cannot be made one.
+    #[error("{name}: cannot flatten its layers: {}", describe(error.as_ref()))]
+    Flatten {
+        /// The source.
+        name: String,
+        /// Why.
+        error: Box<ConvertError>,
+    },
     /// An image cannot be put together.
     #[error("{name}: {}", describe(error.as_ref()))]
     Assemble {

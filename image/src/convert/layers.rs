@@ -53,12 +53,8 @@ impl Job<'_> {
     ) -> Result<(Digest, Arc<ConvertedLayer>), ConversionError> {
         let digest = layer.digest();
         let task = self.progress.task(0, format!("layer {}", short(digest)), layer.size());
-        // Whoever converts an image anew wants it made, not believed.
-        let nothing = Present::default();
-        let claimed =
-            stop.run_until_cancelled(self.converter.claim(digest, &nothing, self.destination.as_ref()));
-        let claimed = claimed.await.ok_or(ConversionError::Cancelled)?;
-        let converted = match claimed.map_err(|error| self.layer_error(digest, error.into())) {
+        let claimed = stop.run_until_cancelled(self.claim(digest)).await;
+        let converted = match claimed.ok_or(ConversionError::Cancelled)? {
             Ok(Claimed::Known(layer)) => Ok(layer),
             Ok(Claimed::Absent(flight)) => self.convert_absent(source, layer, flight, stop, &task).await,
             Err(error) => Err(error),
@@ -74,6 +70,17 @@ impl Job<'_> {
                 Err(error)
             }
         }
+    }
+
+    /// What is known of a layer. One that is to be flattened is made for this image alone.
+    async fn claim(&self, digest: &Digest) -> Result<Claimed, ConversionError> {
+        if self.scratch.is_some() {
+            return Ok(Claimed::Absent(None));
+        }
+        // Whoever converts an image anew wants it made, not believed.
+        let nothing = Present::default();
+        let claimed = self.converter.claim(digest, &nothing, self.destination.as_ref()).await;
+        claimed.map_err(|error| self.layer_error(digest, error.into()))
     }
 
     async fn convert_absent(
@@ -101,7 +108,9 @@ impl Job<'_> {
                     stored.map_err(|error| self.copy_error(digest, error))?;
                 }
                 let converted = Arc::new(converted.made_of(digest));
-                self.converter.remember(&converted, feed.flight.take(), self.destination.as_ref());
+                if self.scratch.is_none() {
+                    self.converter.remember(&converted, feed.flight.take(), self.destination.as_ref());
+                }
                 Ok(converted)
             }
             (Err(error), plain) => {
@@ -135,7 +144,8 @@ impl Job<'_> {
         feed: &mut Feed<'_>,
     ) -> Result<ConvertedLayer, ConversionError> {
         let (digest, stop) = (feed.digest, feed.stop);
-        let mut conversion = self.converter.convert(&self.destination);
+        let (converter, destination) = self.layer_converter();
+        let mut conversion = converter.convert(&destination);
         loop {
             let piece = match stop.run_until_cancelled(blob.next()).await {
                 Some(Ok(Some(piece))) => piece,
@@ -188,8 +198,8 @@ impl Job<'_> {
     /// Converts the files of a directory.
     pub(super) async fn convert_tree_of_files(&self, path: &Path) -> Result<ConvertedLayer, ConversionError> {
         let task = self.progress.task(0, "files".to_owned(), 0);
-        let conversion =
-            self.converter.convert_directory(path.to_owned(), &self.destination, self.cancel.clone());
+        let (converter, destination) = self.layer_converter();
+        let conversion = converter.convert_directory(path.to_owned(), &destination, self.cancel.clone());
         match conversion.await {
             Ok(layer) => {
                 task.finish();

@@ -18,6 +18,7 @@ mod tree;
 
 use std::path::Path;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
 
 use crate::location::Location;
 use crate::platform::PlatformName;
@@ -31,7 +32,7 @@ pub use self::error::ConversionError;
 use self::target::Target;
 use self::tree::{ImageNode, Tree};
 use crate::destination::Destination;
-use crate::layer::Converter;
+use crate::layer::{ConvertedLayer, Converter, Scratch};
 use crate::options::Options;
 use crate::progress::Progress;
 
@@ -52,6 +53,10 @@ pub struct Converted {
 struct Job<'a> {
     converter: &'a Converter,
     destination: Arc<dyn Destination>,
+    /// Where layers are that are to be flattened.
+    scratch: Option<Arc<Scratch>>,
+    /// Of the blobs that layers were flattened to.
+    flattened_bytes: AtomicU64,
     options: &'a Options,
     progress: &'a Arc<Progress>,
     cancel: &'a CancellationToken,
@@ -72,7 +77,19 @@ pub async fn convert(
     let options = converter.recipe().options();
     let target = Target::new(to, client)?;
     let destination = target.destination();
-    let job = Job { converter, destination, options, progress, cancel, name: from.to_string() };
+    let scratch = match options.flatten {
+        true => {
+            let dir = &client.config().upload.spool_dir;
+            let failed = |error| ConversionError::Store {
+                what: "layers to flatten".to_owned(),
+                error: Box::new(error),
+            };
+            Some(Arc::new(Scratch::new(dir).map_err(failed)?))
+        }
+        false => None,
+    };
+    let (flattened_bytes, name) = (AtomicU64::new(0), from.to_string());
+    let job = Job { converter, destination, scratch, flattened_bytes, options, progress, cancel, name };
     if let Location::Directory(path) = from {
         return job.convert_directory(path, target).await;
     }
@@ -95,6 +112,25 @@ fn short(digest: &Digest) -> &str {
 }
 
 impl Job<'_> {
+    /// What converts the layers, and where they go.
+    fn layer_converter(&self) -> (Converter, Arc<dyn Destination>) {
+        match &self.scratch {
+            Some(scratch) => {
+                let destination: Arc<dyn Destination> = Arc::<Scratch>::clone(scratch);
+                (self.converter.for_scratch(), destination)
+            }
+            None => (self.converter.clone(), Arc::clone(&self.destination)),
+        }
+    }
+
+    /// Bytes of the blobs that `layers` became.
+    fn bytes<'b>(&self, layers: impl Iterator<Item = &'b Arc<ConvertedLayer>>) -> u64 {
+        match self.scratch {
+            Some(_) => self.flattened_bytes.load(Ordering::Relaxed),
+            None => layers.map(|layer| layer.size).sum(),
+        }
+    }
+
     async fn convert_directory(&self, path: &Path, target: Target) -> Result<Converted, ConversionError> {
         if self.options.also_oci {
             return Err(ConversionError::NoPlainImage { name: self.name.clone() });

@@ -2,6 +2,7 @@
 
 use std::collections::HashMap;
 use std::sync::Arc;
+use std::sync::atomic::Ordering;
 
 use crate::source::{Document, Source};
 use oci_spec::image::Descriptor;
@@ -16,7 +17,7 @@ use super::tree::{ImageNode, IndexNode, KeptNode, Tree};
 use super::{Converted, Job, short};
 use crate::assemble::{Form, assemble, assemble_files};
 use crate::destination::copy_blob;
-use crate::document::{Beside, Index, MediaTypes, Stored};
+use crate::document::{Beside, Index, MediaTypes, Stored, flattened};
 use crate::layer::ConvertedLayer;
 
 /// The version that images state as their builder's.
@@ -33,7 +34,6 @@ impl Job<'_> {
     ) -> Result<Converted, ConversionError> {
         let images = tree.images();
         let platforms = images.iter().map(|image| image.platform.clone()).collect();
-        let bytes = layers.values().map(|layer| layer.size).sum();
         let publishing = async {
             let digest = match (target.files(), images.first()) {
                 (Some(_), Some(image)) => {
@@ -46,6 +46,7 @@ impl Job<'_> {
                     Some(root.digest)
                 }
             };
+            let bytes = self.bytes(layers.values());
             Ok(Converted { digest, platforms, layers: layers.len(), bytes })
         };
         self.cancel.run_until_cancelled(publishing).await.ok_or(ConversionError::Cancelled)?
@@ -58,7 +59,7 @@ impl Job<'_> {
         layer: Arc<ConvertedLayer>,
         target: Target,
     ) -> Result<Converted, ConversionError> {
-        let (platforms, bytes) = (vec![image.platform.clone()], layer.size);
+        let (platforms, own) = (vec![image.platform.clone()], Arc::clone(&layer));
         let digest = if target.files().is_some() {
             self.publish_files(image, vec![layer], target).await?;
             None
@@ -67,6 +68,7 @@ impl Job<'_> {
             target.publish(Some(&root)).await?;
             Some(root.digest)
         };
+        let bytes = self.bytes([&own].into_iter());
         Ok(Converted { digest, platforms, layers: 1, bytes })
     }
 
@@ -79,6 +81,7 @@ impl Job<'_> {
     ) -> Result<(), ConversionError> {
         let Some(staging) = target.files() else { return Ok(()) };
         let task = self.progress.task(0, format!("image {}", image.platform), 0);
+        let layers = self.flattened(image, layers).await?;
         assemble_files(layers, self.converter.recipe(), staging)
             .await
             .map_err(|error| ConversionError::Assemble { name: self.name.clone(), error: Box::new(error) })?;
@@ -166,20 +169,36 @@ impl Job<'_> {
     ) -> Result<Stored, ConversionError> {
         let name = format!("image {}", image.platform);
         let task = self.progress.task(0, name, 0);
-        let assembled = assemble(
-            &image.document.content,
-            &image.config,
-            layers,
-            self.converter.recipe(),
-            &form,
-            self.destination.as_ref(),
-        );
-        let assembled = assembled
-            .await
-            .map_err(|error| ConversionError::Assemble { name: self.name.clone(), error: Box::new(error) })?;
+        let layers = self.flattened(image, layers).await?;
+        let failed = |error| ConversionError::Assemble { name: self.name.clone(), error: Box::new(error) };
+        let (content, config) = match self.scratch {
+            Some(_) => {
+                flattened(&image.document.content, &image.config).map_err(|error| failed(error.into()))?
+            }
+            None => (image.document.content.clone(), image.config.clone()),
+        };
+        let assembled =
+            assemble(&content, &config, layers, self.converter.recipe(), &form, self.destination.as_ref());
+        let assembled = assembled.await.map_err(failed)?;
         task.finish();
         tracing::debug!(image = self.name, platform = %image.platform, digest = %assembled.digest, "image assembled");
         Ok(assembled.into())
+    }
+
+    /// The one layer that the image's layers become, if they are to be flattened; else these.
+    async fn flattened(
+        &self,
+        image: &ImageNode,
+        layers: Vec<Arc<ConvertedLayer>>,
+    ) -> Result<Vec<Arc<ConvertedLayer>>, ConversionError> {
+        let Some(scratch) = self.scratch.as_ref().filter(|_| !layers.is_empty()) else { return Ok(layers) };
+        let task = self.progress.task(0, format!("flatten {}", image.platform), 0);
+        let layer = self.converter.flatten(layers, scratch, &self.destination).await;
+        let layer = layer
+            .map_err(|error| ConversionError::Flatten { name: self.name.clone(), error: Box::new(error) })?;
+        self.flattened_bytes.fetch_add(layer.size, Ordering::Relaxed);
+        task.finish();
+        Ok(vec![Arc::new(layer)])
     }
 
     /// What the manifest is like, which states where the image comes from.

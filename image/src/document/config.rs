@@ -5,7 +5,7 @@ use serde_json::{Value, json};
 
 use super::{DocumentError, Object, parse, serialise};
 
-const CREATED_BY: &str = "nydus-cluster exporter";
+pub(super) const CREATED_BY: &str = "nydus-cluster exporter";
 const COMMENT: &str = "RAFS v6 bootstrap";
 
 /// The config for an image of `blobs` and, on top, the bootstrap with `bootstrap_diff_id`.

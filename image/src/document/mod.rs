@@ -4,11 +4,13 @@
 //! - `index`: of several platforms, attestations, and plain images with their nydus images.
 //! - `config`: the image config.
 //! - `addition`: one layer more.
+//! - `flattened`: one layer for all.
 //! - `attestation`: statements about another manifest.
 
 mod addition;
 mod attestation;
 mod config;
+mod flattened;
 mod index;
 mod manifest;
 
@@ -16,6 +18,7 @@ pub use addition::with_layer;
 pub use attestation::{Attestation, Attested, Subject};
 pub(crate) use config::convert as convert_config;
 pub use config::diff_ids;
+pub use flattened::flattened;
 pub use index::{Beside, Index, Stored};
 pub use manifest::{BlobLayer, Described, Manifest, ManifestLayer, MediaTypes};
 

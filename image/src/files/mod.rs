@@ -47,6 +47,9 @@ pub enum FilesError {
     /// There is no bootstrap in the layer that should hold it.
     #[error("layer {0} holds no bootstrap")]
     NoBootstrap(String),
+    /// It is not of the kind that is wanted.
+    #[error("{0} is no nydus image: none of its layers is a bootstrap")]
+    NotNydus(String),
     /// A blob cannot be read.
     #[error(transparent)]
     Blob(#[from] BlobError),
@@ -119,10 +122,6 @@ pub async fn extract(
     let source = &Source::open(location, client).await?;
     let manifest = manifest(source, platform).await?;
     let config = source.document(manifest.config()).await?;
-    let is_bootstrap = |layer: &&Descriptor| {
-        let annotations = layer.annotations().as_ref();
-        annotations.and_then(|all| all.get(ANNOTATION_BOOTSTRAP)).is_some_and(|value| value == TRUE)
-    };
     let collected = match manifest.layers().iter().find(is_bootstrap) {
         Some(layer) => nydus::collect(source, layer, wanted).await?,
         None => layers::collect(source, manifest.layers(), wanted).await?,
@@ -145,6 +144,29 @@ pub(crate) async fn bootstrap_image(
     layer: &Descriptor,
 ) -> Result<rafs::tree::Image, FilesError> {
     nydus::image(source, layer).await
+}
+
+/// The nydus image at `location` for `platform`, opened, with its tree and all chunks of its blobs.
+///
+/// # Errors
+///
+/// When it cannot be read, or is no nydus image.
+pub(crate) async fn nydus_image(
+    location: &Location,
+    client: &Client,
+    platform: &PlatformName,
+) -> Result<(Source, rafs::tree::Image), FilesError> {
+    let source = Source::open(location, client).await?;
+    let manifest = manifest(&source, platform).await?;
+    let layer = manifest.layers().iter().find(is_bootstrap);
+    let layer = layer.ok_or_else(|| FilesError::NotNydus(source.name()))?;
+    let image = bootstrap_image(&source, layer).await?;
+    Ok((source, image))
+}
+
+fn is_bootstrap(layer: &&Descriptor) -> bool {
+    let annotations = layer.annotations().as_ref();
+    annotations.and_then(|all| all.get(ANNOTATION_BOOTSTRAP)).is_some_and(|value| value == TRUE)
 }
 
 /// The manifest of the nydus image for `platform`, or that of the plain one where there is none.

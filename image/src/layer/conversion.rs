@@ -7,6 +7,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 
 use bytes::Bytes;
 use rafs::build::{BuildError, BuildOptions, build_directory, build_source};
+use rafs::merge::MergeError;
 use rafs::share::WriteSharedError;
 use rafs::source::tar::TarSource;
 use rafs::tree::Layer;
@@ -62,6 +63,9 @@ pub enum ConvertError {
     /// What was converted cannot be written as the blobs that layers share.
     #[error("cannot write a blob: {0}")]
     Share(#[from] WriteSharedError),
+    /// The layers do not go together.
+    #[error("cannot merge the layers: {0}")]
+    Merge(#[from] MergeError),
     /// The blob cannot be stored.
     #[error("cannot push: {0}")]
     Push(#[from] StoreError),
@@ -233,11 +237,11 @@ pub struct BuiltLayer<R> {
 }
 
 /// A layer as built.
-struct Built<R> {
-    layer: Layer,
-    input: R,
+pub(super) struct Built<R> {
+    pub(super) layer: Layer,
+    pub(super) input: R,
     /// Digest of the input without its compression, if it had one.
-    diff_id: Option<Digest>,
+    pub(super) diff_id: Option<Digest>,
 }
 
 impl<R> BuiltLayer<R> {
@@ -322,7 +326,7 @@ pub async fn store_written(
 }
 
 /// Has a blob built on a thread that may block, and sends it meanwhile.
-async fn build_blob<R: Send + 'static>(
+pub(super) async fn build_blob<R: Send + 'static>(
     sink: &Sink,
     build: impl FnOnce(mpsc::Sender<Bytes>) -> Result<Built<R>, ConvertError> + Send + 'static,
 ) -> Result<BuiltLayer<R>, ConvertError> {

@@ -6,9 +6,13 @@ use std::sync::Arc;
 use oci_spec::image::{Descriptor, MediaType};
 use rafs::build::Dictionary;
 use rafs::tree::Image;
+use registry::client::Client;
 use registry::digest::{Digest, sha256};
 
 use crate::destination::{CopyError, Destination, StoreError, at_destination, copy_blob, copy_file};
+use crate::files::{FilesError, nydus_image};
+use crate::location::Location;
+use crate::platform::PlatformName;
 use crate::source::Source;
 
 /// The chunks that a nydus image has, for layers to refer to.
@@ -28,6 +32,40 @@ impl ChunkDict {
         let ids: String = image.blobs.iter().filter_map(|blob| blob.id).map(|id| format!("{id}\n")).collect();
         Self { chunks: Arc::new(Dictionary::new(image)), blobs, digest: sha256(ids.as_bytes()) }
     }
+
+    /// The chunks of the nydus image that has this name in a registry, reached by `client`; of several that for this machine's
+    /// platform.
+    ///
+    /// # Errors
+    ///
+    /// When it is no name of an image in a registry, or the image cannot be read.
+    pub async fn load(name: &str, client: &Client) -> Result<Self, ChunkDictError> {
+        let location = name.parse::<Location>().ok().filter(|place| matches!(place, Location::Registry(_)));
+        let location = location.ok_or_else(|| ChunkDictError::Name { name: name.to_owned() })?;
+        let loaded = nydus_image(&location, client, &PlatformName::host()).await;
+        let (source, image) = loaded
+            .map_err(|error| ChunkDictError::Image { name: name.to_owned(), error: Box::new(error) })?;
+        Ok(Self::new(image, DictionaryBlobs::Registry(Box::new(source))))
+    }
+}
+
+/// Why there is no dictionary.
+#[derive(Debug, thiserror::Error)]
+pub enum ChunkDictError {
+    /// It is elsewhere, or the name means nothing.
+    #[error("chunk-dict={name}: expected a nydus image in a registry")]
+    Name {
+        /// What was given.
+        name: String,
+    },
+    /// The image cannot be read.
+    #[error("chunk-dict={name}: {}", crate::describe(error.as_ref()))]
+    Image {
+        /// Its name.
+        name: String,
+        /// Why.
+        error: Box<FilesError>,
+    },
 }
 
 /// Where the blobs of a chunk dictionary are.

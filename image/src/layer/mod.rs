@@ -11,6 +11,7 @@
 //! - `plain`: what comes without its compression, and its diff id.
 //! - `key`: what a converted layer is known by.
 //! - `cache`: what was converted before.
+//! - `flatten`: many layers as one.
 //! - `flight`: what is being converted, so that nobody does it twice.
 //! - `provide`: blobs that are somewhere else, mounted or copied.
 //! - `implied`: directories that a layer has no entry for.
@@ -25,6 +26,7 @@ mod cache;
 mod conversion;
 mod dictionary;
 mod file;
+mod flatten;
 mod flight;
 mod implied;
 mod key;
@@ -54,8 +56,9 @@ pub use cache::LayerCache;
 pub use conversion::{
     BuiltLayer, ConvertError, ConvertedLayer, LayerConversion, ReadConversion, store_written,
 };
-pub use dictionary::{ChunkDict, DictionaryBlobs};
+pub use dictionary::{ChunkDict, ChunkDictError, DictionaryBlobs};
 pub use file::{FileError, convert_to_file};
+pub use flatten::Scratch;
 pub use flight::Flight;
 pub use present::Present;
 
@@ -97,6 +100,23 @@ impl Converter {
     /// One for another recipe, which shares all but that with this one.
     pub fn with(&self, recipe: Recipe) -> Self {
         Self { recipe: Arc::new(recipe), ..self.clone() }
+    }
+
+    /// One for the layers that this one is to flatten, which go to a [`Scratch`].
+    pub fn for_scratch(&self) -> Self {
+        self.with(self.recipe.for_scratch())
+    }
+
+    /// Makes one layer of `layers`, whose blobs are in `scratch`, the lowest first: what their files show, and nothing that is
+    /// deleted or overwritten. Its blob goes to `destination`.
+    pub async fn flatten(
+        &self,
+        layers: Vec<Arc<ConvertedLayer>>,
+        scratch: &Arc<Scratch>,
+        destination: &Arc<dyn Destination>,
+    ) -> Result<ConvertedLayer, ConvertError> {
+        let _slot = self.slots.acquire().await.expect("the semaphore is never closed");
+        flatten::flatten(Arc::clone(&self.recipe), layers, Arc::clone(scratch), destination).await
     }
 
     /// How layers are converted and put together.

@@ -24,7 +24,7 @@ const DIGITS: usize = 32;
 /// | `chunk-dict`: a digest over the ids of its blobs | its chunks are referred to |
 /// | the version of the conversion itself, which comes first in the name | what it makes may change |
 ///
-/// All other options concern the image and not its layers: `prefetch`, `inline-chunk-info`, `also-oci`, `platform`. Threads
+/// All other options concern the image and not its layers: `prefetch`, `inline-chunk-info`, `flatten`, `also-oci`, `platform`. Threads
 /// change nothing.
 #[derive(Clone, Debug, Eq, Hash, Ord, PartialEq, PartialOrd)]
 pub struct Fingerprint(String);

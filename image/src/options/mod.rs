@@ -46,6 +46,8 @@ pub struct Options {
     pub prefetch_list: Option<String>,
     /// A nydus image whose chunks are not stored again.
     pub chunk_dict: Option<String>,
+    /// Whether all layers become one, of what the final file system shows.
+    pub flatten: bool,
     /// Which images of an index; empty: all.
     pub platforms: Vec<PlatformName>,
     /// Whether the plain images are kept beside the nydus images.
@@ -95,6 +97,7 @@ impl Default for Options {
             prefetch: Vec::new(),
             prefetch_list: None,
             chunk_dict: None,
+            flatten: false,
             platforms: Vec::new(),
             also_oci: false,
         }

@@ -6,7 +6,7 @@ use rafs::bootstrap::WriteOptions;
 use rafs::build::BuildOptions;
 use rafs::tree::Tree;
 
-use super::{Fingerprint, Options, OptionsError, Pattern, expand};
+use super::{Algorithm, Fingerprint, Options, OptionsError, Pattern, expand};
 use crate::layer::ChunkDict;
 
 /// Options with what they name at hand: the dictionary loaded, the list read.
@@ -59,6 +59,20 @@ impl Recipe {
     /// What decides how a layer is converted, in a word.
     pub fn fingerprint(&self) -> &Fingerprint {
         &self.fingerprint
+    }
+
+    /// How layers are built that are to be flattened: they are read once more, and then stored as this recipe says. They
+    /// have no dictionary, whose blobs are elsewhere.
+    pub(crate) fn for_scratch(&self) -> Self {
+        let options = Options {
+            compressor: Algorithm::Lz4,
+            compression_level: None,
+            batch_size: None,
+            ..self.options.clone()
+        };
+        let fingerprint = Fingerprint::of(&options, None);
+        let build = options.build_options(self.build.threads);
+        Self { options, build, dictionary: None, fingerprint }
     }
 
     /// How the bootstrap of `tree` is written.

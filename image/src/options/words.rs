@@ -193,11 +193,20 @@ pub const WORDS: &[Word] = &[
         takes: Takes::One("FILE"),
         help: "A file with such paths, one a line (`-`: standard input)",
         default: None,
-        used: &[Used::Convert],
+        used: WHEN_BUILT,
         parse: |options, value| {
             options.prefetch_list = Some(named(value, "expected the name of a file")?);
             Ok(())
         },
+    },
+    Word {
+        name: "flatten",
+        takes: Takes::Switch,
+        help: "Make one blob of all layers: what the final file system shows, without what is deleted or overwritten, the files \
+               of --prefetch first",
+        default: None,
+        used: WHEN_BUILT,
+        parse: |options, value| boolean(value).map(|value| options.flatten = value),
     },
     Word {
         name: "chunk-dict",
@@ -205,7 +214,7 @@ pub const WORDS: &[Word] = &[
         help: "Do not store what this nydus image has: `[docker://]REF`, `oci:DIR[:IMAGE]`, `files:DIR`, or a bootstrap beside \
                its blobs/",
         default: None,
-        used: &[Used::Convert],
+        used: WHEN_BUILT,
         parse: |options, value| {
             options.chunk_dict = Some(named(value, "expected an image")?);
             Ok(())

@@ -7,7 +7,7 @@ use anyhow::{Context, Result, ensure};
 use integration::{demo, gnu_tar, peers, process};
 use serde_json::Value;
 
-use crate::fixture::{Fixture, manifest};
+use crate::fixture::{Fixture, manifest, nydus_layers};
 
 pub(crate) fn locked(fixture: &Fixture) -> Result<()> {
     let dir = fixture.subdir("cluster-build")?;
@@ -41,6 +41,18 @@ pub(crate) fn locked(fixture: &Fixture) -> Result<()> {
     fixture.buildctl()?.build(&good, &[&format!("type=nydus-cluster,name={name},images=embed")])?;
     let saved = manifest(&format!("{name}-images"))?;
     ensure!(saved["manifests"].as_array().is_some_and(|all| all.len() > 1), "{saved}");
+
+    // Flattened, all layers of the build are one blob, and the lock is one more.
+    let dockerfile = good.join("Dockerfile");
+    fs::write(&dockerfile, fs::read_to_string(&dockerfile)? + "COPY Dockerfile /second-layer\n")?;
+    let flat = format!("{registry}/cluster-build-flat:v1");
+    fixture
+        .buildctl()?
+        .build(&good, &[&format!("type=nydus-cluster,name={flat},images=ref,flatten=true")])?;
+    let made = manifest(&flat)?;
+    ensure!(nydus_layers(&made)?.0.len() == 2, "{made}");
+    ensure!(made["annotations"]["sealer.image.container.images"].to_string().contains(pause), "{made}");
+    process::run(Command::new(peers::nydus_cluster()?).args(["image", "check", &flat]))?;
 
     // The same without the key has no lock.
     fixture.buildctl()?.build(&good, &[&format!("type=nydus-cluster,name={name},images=none")])?;

@@ -24,6 +24,7 @@ mod image_formats;
 mod image_interrupted;
 mod image_merge;
 mod image_source;
+mod keys;
 mod layer_cache;
 mod lazy_run;
 mod many_containers;
@@ -120,6 +121,12 @@ const TESTS: &[(&str, Test)] = &[
     ("layer_cache::an_exporter_killed_while_it_pushes_leaves_nothing_wrong", layer_cache::killed),
     ("layer_cache::a_new_machine_finds_layers_at_the_name", layer_cache::announced),
     ("layer_cache::a_full_disk_costs_nothing_but_time", layer_cache::full_disk),
+    ("keys::about_the_image_shape_it", keys::shape),
+    ("keys::that_mean_nothing_are_refused_by_name", keys::refused),
+    ("keys::a_chunk_dictionary_is_referred_to", keys::chunk_dict),
+    ("keys::a_flattened_image_holds_what_is_seen", keys::flatten),
+    ("keys::a_list_in_the_build_context_is_prefetched", keys::prefetch_list),
+    ("keys::of_time_and_annotations_give_one_digest_twice", keys::reproducible),
     ("push_refused::the_reason_fails_the_build", push_refused::by_status),
     ("registry_conformance::the_specifications_own_suite_passes", registry_conformance::passes),
     ("push_refused::a_connection_cut_within_a_blob_is_retried", push_refused::cut_is_retried),

@@ -9,11 +9,12 @@ use std::path::{Path, PathBuf};
 use super::decode::{Batch, DecodeError, decode};
 use super::meta::{BlobMeta, MetaError};
 use super::stream::{Toc, TocError};
-use super::{Blob, BlobIndex, ChunkIndex};
+use super::{Blob, BlobIndex, Chunk, ChunkIndex};
 use crate::bootstrap::{Bootstrap, ReadError};
 use crate::digest::Digest;
 use crate::layout::{flags, toc};
 use crate::limits::Limits;
+use crate::tree::{ChunkRef, Image};
 
 /// The largest range that is read at once, in bytes: what a chunk-info array may have.
 const MAX_READ: u64 = 1 << 30;
@@ -107,6 +108,8 @@ pub enum BlobError {
     TooMuchChunkInfo { limit: u64 },
     #[error("blob {blob}: chunk {chunk}")]
     Chunk { blob: String, chunk: u32, source: DecodeError },
+    #[error("blob {blob} has no chunk {chunk}, which a file refers to")]
+    NoChunk { blob: String, chunk: u32 },
     #[error(transparent)]
     Bootstrap(#[from] ReadError),
 }
@@ -248,14 +251,14 @@ fn toc_of(blob: &Blob, parts: &MetaParts) -> Result<Toc, BlobError> {
 pub struct ChunkReader<'a, S> {
     bootstrap: &'a Bootstrap,
     source: &'a S,
-    batch: Option<(BlobIndex, u64, Batch)>,
+    contents: ChunkContents,
 }
 
 impl<'a, S: BlobSource> ChunkReader<'a, S> {
     /// Reads chunks of `bootstrap` from `source`. For blobs with batches, the bootstrap needs their chunk information
     /// ([`load_chunk_info`]).
     pub fn new(bootstrap: &'a Bootstrap, source: &'a S) -> Self {
-        Self { bootstrap, source, batch: None }
+        Self { bootstrap, source, contents: ChunkContents::default() }
     }
 
     /// The content of a chunk.
@@ -267,18 +270,52 @@ impl<'a, S: BlobSource> ChunkReader<'a, S> {
         let chunk = self.bootstrap.chunk(index, chunk_index)?;
         // The bootstrap has the chunk, so it has the blob.
         let blob = self.bootstrap.blobs().get(usize::from(index.0)).ok_or(ReadError::NoSuchBlob(index.0))?;
+        self.contents.read_chunk(self.source, (index, blob), (chunk_index, &chunk))
+    }
+}
+
+/// Reads verified chunks; members of the same batch cost one decompression.
+#[derive(Debug, Default)]
+pub(crate) struct ChunkContents {
+    batch: Option<(BlobIndex, u64, Batch)>,
+}
+
+impl ChunkContents {
+    /// The content of a chunk that a file of `image` has.
+    ///
+    /// # Errors
+    ///
+    /// When it cannot be read, or is not what its digest says.
+    pub(crate) fn read(
+        &mut self,
+        image: &Image,
+        source: &impl BlobSource,
+        wanted: ChunkRef,
+    ) -> Result<Vec<u8>, BlobError> {
+        let blob = image.blobs.get(usize::from(wanted.blob.0)).ok_or(ReadError::NoSuchBlob(wanted.blob.0))?;
+        let missing = || BlobError::NoChunk { blob: name(blob), chunk: wanted.chunk.0 };
+        let chunk = blob.chunks.get(wanted.chunk.0 as usize).ok_or_else(missing)?;
+        self.read_chunk(source, (wanted.blob, blob), (wanted.chunk, chunk))
+    }
+
+    fn read_chunk(
+        &mut self,
+        source: &impl BlobSource,
+        (index, blob): (BlobIndex, &Blob),
+        (chunk_index, chunk): (ChunkIndex, &Chunk),
+    ) -> Result<Vec<u8>, BlobError> {
         let wrong = |source| BlobError::Chunk { blob: name(blob), chunk: chunk_index.0, source };
         let stored = chunk.compressed_offset..chunk.compressed_offset + u64::from(chunk.compressed_size);
-        let read = || self.source.read(blob, stored.clone());
+        let read = || source.read(blob, stored.clone());
         let io = |source| BlobError::Io { blob: name(blob), source };
         if chunk.batch.is_none() {
-            return decode(blob, &chunk, &read().map_err(io)?).map_err(wrong);
+            return decode(blob, chunk, &read().map_err(io)?).map_err(wrong);
         }
         let batch = match self.batch.take() {
             Some((of, at, batch)) if (of, at) == (index, stored.start) => batch,
-            _ => Batch::decode(blob, &chunk, &read().map_err(io)?).map_err(wrong)?,
+            _ => Batch::decode(blob, chunk, &read().map_err(io)?).map_err(wrong)?,
         };
-        let content = batch.member(blob, &chunk).map(<[u8]>::to_vec).map_err(wrong);
+        let content = batch.member(blob, chunk).map(<[u8]>::to_vec).map_err(wrong);
         self.batch = Some((index, stored.start, batch));
         content
     }

@@ -1,4 +1,4 @@
-//! Where a layer's files come from: a tar stream or a directory.
+//! Where a layer's files come from: a tar stream, a directory, or an image that is to be built again.
 //!
 //! A source is read strictly forwards. [`Source::next_entry`] steps to the next file and [`Source::read`] gives the
 //! content of the file that was stepped to; content that is not read is skipped. Sources report what they find and
@@ -6,6 +6,7 @@
 
 pub mod decompress;
 pub mod directory;
+pub mod image;
 pub mod tar;
 
 use crate::tree::{DeviceNumber, Metadata};
@@ -68,4 +69,7 @@ pub enum SourceError {
     /// A directory cannot be read, or changes meanwhile.
     #[error(transparent)]
     Directory(#[from] directory::DirectoryError),
+    /// An image's blobs cannot be read.
+    #[error(transparent)]
+    Image(Box<crate::blob::source::BlobError>),
 }

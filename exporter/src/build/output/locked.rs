@@ -33,7 +33,9 @@ impl Output {
             self.task(format!("warning: {warning}"), 0).finish();
         }
         tracing::info!(image = self.title(), %platform, images = found.lock.images.len(), "container images locked");
-        let conversion = self.converter.convert_read(Cursor::new(found.layer.clone()), destination);
+        // It stays a layer of its own, even on top of one that all others were flattened to.
+        let converter = &self.prepared().await?.image;
+        let conversion = converter.convert_read(Cursor::new(found.layer.clone()), destination);
         let lock = registry::digest::sha256(&found.layer);
         let wrong = |error| self.layer_error(&lock, error);
         let layer =
