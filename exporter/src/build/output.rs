@@ -3,8 +3,11 @@
 //! Layers are converted as they come. A manifest is converted as soon as it comes, its layers being here by then, so that
 //! buildkitd still waits and an error fails its own export step. What is left for the end is the name.
 
+mod error;
 mod flattened;
 mod locked;
+mod publish;
+mod walk;
 
 use std::collections::{HashMap, HashSet};
 use std::fmt;
@@ -12,25 +15,21 @@ use std::io::Read;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use bytes::Bytes;
-use image::platform::PlatformName;
-use registry::digest::{self, Digest};
-use registry::reference::Reference;
+use registry::digest::Digest;
 use tokio::sync::OnceCell;
 
+pub(crate) use error::OutputError;
+
 use super::documents::{Document, Documents, DocumentsError};
-use super::images::ImagesError;
-use super::keys::{Attrs, Images, Receiver};
-use super::prepared::{Preparation, PrepareError, Prepared};
-use super::target::{Target, TargetError};
+use super::keys::{Attrs, Receiver};
+use super::prepared::{Preparation, Prepared};
+use super::target::Target;
 use crate::metrics::Tally;
 use cluster::ClusterConfig;
 use cluster::lock::Lock;
-use image::assemble::{AssembleError, Assembled, Form, MergeError, NydusImage, assemble, merge};
-use image::describe;
+use image::assemble::NydusImage;
 use image::destination::{Destination, SpoolSpace, StoreError};
-use image::document::{
-    Attestation, DocumentError, Index, Manifest, MediaTypes, Stored, Subject, diff_ids, parse,
-};
+use image::document::{DocumentError, Stored};
 use image::layer::{Claimed, ConvertError, ConvertedLayer, Flight, LayerConversion, Present, ReadConversion};
 use image::progress::{Progress, Task};
 
@@ -44,42 +43,6 @@ pub(crate) enum Way {
     Store,
     /// As a tar stream of an OCI layout.
     Tar,
-}
-
-/// Why an output fails.
-#[derive(Debug, thiserror::Error)]
-pub(crate) enum OutputError {
-    #[error("{title}: layer {digest}: {}", describe(error.as_ref()))]
-    Layer { title: String, digest: Digest, error: Box<ConvertError> },
-    #[error("blob {digest} from buildkitd {reason}")]
-    Blob { digest: Digest, reason: String },
-    #[error("OCI layout from buildkitd: {reason}")]
-    Layout { reason: String },
-    #[error("document {digest} from buildkitd: {error}")]
-    Documents { digest: Digest, error: DocumentsError },
-    #[error("{title}: {what} {digest} did not come from buildkitd before what names it")]
-    Missing { title: String, what: &'static str, digest: Digest },
-    #[error("{title}: {}", describe(error.as_ref()))]
-    Prepare { title: String, error: Box<PrepareError> },
-    #[error("{title}: cannot flatten the layers: {}", describe(error.as_ref()))]
-    Flatten { title: String, error: Box<ConvertError> },
-    #[error("{title}: {}", describe(error.as_ref()))]
-    Assemble { title: String, error: Box<AssembleError> },
-    #[error("{title}: cannot push {what}: {}", describe(error.as_ref()))]
-    Push { title: String, what: String, error: Box<StoreError> },
-    #[error("{title}: cannot push: {}", describe(error.as_ref()))]
-    Target { title: String, error: Box<TargetError> },
-    #[error("{title}: {error}")]
-    Images { title: String, error: Box<ImagesError> },
-    #[error("{title}: {error}")]
-    Document { title: String, error: DocumentError },
-    #[error(
-        "{title}: merge-manifest: {error}; push the plain image in the same build (one more --output \
-         type=image,push=true with this name), or before"
-    )]
-    Merge { title: String, error: Box<MergeError> },
-    #[error("{title}: buildkitd reported success but handed over no image")]
-    NoImage { title: String },
 }
 
 /// What there is of a layer.
@@ -337,183 +300,6 @@ impl Output {
         }
     }
 
-    /// All has come, with an OCI layout's `index.json` to say what is the image.
-    pub(crate) async fn convert_from(&self, index_json: &[u8]) -> Result<(), OutputError> {
-        let index = Index::parse(index_json).map_err(|error| self.document_error(error))?;
-        for root in &index.manifests {
-            self.convert_digest("manifest", root, 0).await?;
-        }
-        Ok(())
-    }
-
-    async fn convert_digest(
-        &self,
-        what: &'static str,
-        digest: &Digest,
-        depth: usize,
-    ) -> Result<(), OutputError> {
-        if self.received().stored.contains_key(digest) {
-            return Ok(());
-        }
-        let content = self.document(what, digest).await?;
-        Box::pin(self.convert_document(digest, &content, depth)).await
-    }
-
-    /// Stores what a document becomes, if it is a manifest or an index.
-    async fn convert_document(
-        &self,
-        digest: &Digest,
-        content: &Bytes,
-        depth: usize,
-    ) -> Result<(), OutputError> {
-        let object = parse("document", content).map_err(|error| self.document_error(error))?;
-        let stored = if object.get("manifests").is_some_and(serde_json::Value::is_array) {
-            if depth > DEPTH_LIMIT {
-                let reason = format!("indexes are nested more than {DEPTH_LIMIT} deep");
-                return Err(OutputError::Layout { reason });
-            }
-            self.convert_index(content, depth).await?
-        } else if object.contains_key("layers") && object.contains_key("config") {
-            let source = Manifest::parse(content).map_err(|error| self.document_error(error))?;
-            if source.is_image() {
-                self.convert_image(&source, content).await?
-            } else if Attestation::parse(content).map_err(|error| self.document_error(error))?.is_some() {
-                // It waits for its index, which says what it is about.
-                return Ok(());
-            } else {
-                self.keep(&source, content).await?
-            }
-        } else {
-            return Ok(());
-        };
-        self.received().stored.insert(digest.clone(), stored);
-        Ok(())
-    }
-
-    async fn convert_index(&self, content: &Bytes, depth: usize) -> Result<Stored, OutputError> {
-        let source = Index::parse(content).map_err(|error| self.document_error(error))?;
-        for manifest in &source.manifests {
-            self.convert_digest("manifest", manifest, depth + 1).await?;
-        }
-        let mut attested = HashMap::new();
-        for (attestation, about, platform) in source.attestations() {
-            let stored = self.attest(&attestation, &about, platform).await?;
-            if let Some(image) = self.received().beside.get_mut(&about) {
-                image.attested.push(stored.clone());
-            }
-            attested.insert((attestation, about), stored);
-        }
-        let converted = {
-            let mut received = self.received();
-            received.named.extend(source.manifests.iter().cloned());
-            source.convert_attested(&received.stored, &attested, self.attrs.oci_media_types)
-        };
-        // One that is merged into what a name has is nowhere itself.
-        if !self.attrs.merge_manifest {
-            let Stored { media_type, content, .. } = &converted;
-            let put = self.destination().await?.put_manifest(media_type, content.clone()).await;
-            put.map_err(|error| self.push_error("the index", error))?;
-        }
-        Ok(converted)
-    }
-
-    async fn convert_image(&self, source: &Manifest, content: &Bytes) -> Result<Stored, OutputError> {
-        let mut layers = Vec::with_capacity(source.layers.len());
-        for layer in &source.layers {
-            // A layer that came with an earlier manifest may not be announced again.
-            let claim = self.claim(&layer.digest).await?;
-            let here = matches!(claim, Claim::Here);
-            let found = self.received().layers.get(&layer.digest).cloned().filter(|_| here);
-            layers.push(found.ok_or_else(|| self.missing("layer", &layer.digest))?);
-        }
-        let config = self.document("image config", &source.config).await?;
-        let task = self.task(format!("pushing bootstrap and manifest of {} layers", layers.len()), 0);
-        let media_types = match (self.attrs.merge_manifest, self.attrs.oci_media_types) {
-            (true, _) => MediaTypes::BesidePlain,
-            (false, true) => MediaTypes::Oci,
-            (false, false) => MediaTypes::Docker,
-        };
-        let form = Form { media_types, annotations: Vec::new() };
-        let (flat, flat_config, layers) = self.flattened(content, &config, layers).await?;
-        let mut assembled = self.assemble(&flat, &flat_config, layers.clone(), &form).await?;
-        task.finish();
-        if self.attrs.images != Images::None {
-            assembled = self.with_lock(&flat, &flat_config, layers, form, &assembled.digest).await?;
-        }
-        tracing::info!(image = self.title(), digest = %assembled.digest, "image assembled");
-        let stored = Stored::from(assembled);
-        if self.attrs.merge_manifest {
-            let image = self.beside(&config, stored.clone())?;
-            self.received().beside.insert(digest::sha256(content), image);
-        }
-        Ok(stored)
-    }
-
-    /// The image `nydus`, whose source has this config, to be merged into what a name has.
-    fn beside(&self, config: &[u8], nydus: Stored) -> Result<NydusImage, OutputError> {
-        let platform = PlatformName::of_config(config)
-            .map_err(|error| self.document_error(DocumentError::new("image config", error)))?;
-        let diff_ids = diff_ids(config).map_err(|error| self.document_error(error))?;
-        Ok(NydusImage { platform, diff_ids, nydus, attested: Vec::new() })
-    }
-
-    async fn assemble(
-        &self,
-        content: &[u8],
-        config: &[u8],
-        layers: Vec<Arc<ConvertedLayer>>,
-        form: &Form,
-    ) -> Result<Assembled, OutputError> {
-        let destination = self.destination().await?.as_ref();
-        let recipe = self.prepared().await?.image.recipe();
-        let assembled = assemble(content, config, layers, recipe, form, destination).await;
-        assembled.map_err(|error| OutputError::Assemble { title: self.title(), error: Box::new(error) })
-    }
-
-    /// Stores the attestation `digest` of what the manifest `about` became.
-    async fn attest(
-        &self,
-        digest: &Digest,
-        about: &Digest,
-        platform: Option<&serde_json::Value>,
-    ) -> Result<Stored, OutputError> {
-        let content = self.document("attestation", digest).await?;
-        let attestation = Attestation::parse(&content).map_err(|error| self.document_error(error))?;
-        let stored = self.received().stored.get(about).cloned();
-        let (Some(attestation), Some(stored)) = (attestation, stored) else {
-            let source = Manifest::parse(&content).map_err(|error| self.document_error(error))?;
-            return self.keep(&source, &content).await;
-        };
-        let mut blobs = HashMap::new();
-        for blob in attestation.statements.iter().chain([&attestation.config]) {
-            blobs.insert(blob.clone(), self.document("blob", blob).await?);
-        }
-        let names = self.attrs.package_urls(platform);
-        let subject = Subject { source: about, stored: &stored, names: &names };
-        let attested = attestation.about(&subject, &blobs).map_err(|error| self.document_error(error))?;
-        for blob in attested.blobs {
-            let put = self.destination().await?.put_blob(blob).await;
-            put.map_err(|error| self.push_error("an attestation's blob", error))?;
-        }
-        let Stored { media_type, content, .. } = &attested.manifest;
-        let put = self.destination().await?.put_manifest(media_type, content.clone()).await;
-        put.map_err(|error| self.push_error("an attestation", error))?;
-        Ok(attested.manifest)
-    }
-
-    /// Stores an artifact as it is.
-    async fn keep(&self, source: &Manifest, content: &Bytes) -> Result<Stored, OutputError> {
-        for digest in source.layers.iter().map(|layer| &layer.digest).chain([&source.config]) {
-            let blob = self.document("blob", digest).await?;
-            let put = self.destination().await?.put_blob(blob).await;
-            put.map_err(|error| self.push_error(format!("blob {digest}"), error))?;
-        }
-        let media_type = source.media_type().to_owned();
-        let put = self.destination().await?.put_manifest(&media_type, content.clone()).await;
-        let digest = put.map_err(|error| self.push_error("an artifact", error))?;
-        Ok(Stored { media_type, content: content.clone(), digest })
-    }
-
     async fn document(&self, what: &'static str, digest: &Digest) -> Result<Bytes, OutputError> {
         let document = self.documents.get(digest).await;
         let document = document.map_err(|error| self.documents_error(digest, error))?;
@@ -522,87 +308,6 @@ impl Output {
 
     fn missing(&self, what: &'static str, digest: &Digest) -> OutputError {
         OutputError::Missing { title: self.title(), what, digest: digest.clone() }
-    }
-
-    /// The image that no index names: what the build made.
-    fn root(&self) -> Option<Stored> {
-        let received = self.received();
-        let mut roots = received.stored.iter().filter(|(source, _)| !received.named.contains(*source));
-        roots.next().map(|(_, stored)| stored.clone())
-    }
-
-    /// The steps in which the image gets its names: what each is called, and the names.
-    fn naming(&self, root: &Stored) -> Vec<(String, &[Reference])> {
-        let names = &self.attrs.names;
-        match self.attrs.receiver {
-            Receiver::Registry if self.attrs.push && !self.attrs.push_by_digest => {
-                let step = |name: &'_ Reference| format!("pushing {name}@{}", root.digest);
-                names.iter().map(|name| (step(name), std::slice::from_ref(name))).collect()
-            }
-            // Under its digest it is there already.
-            Receiver::Registry | Receiver::ClientStore => Vec::new(),
-            Receiver::ClientArchive => vec![(format!("sending {} to the client", root.digest), names)],
-        }
-    }
-
-    /// buildkitd is done: gives the image its names and returns it.
-    pub(crate) async fn publish(&self) -> Result<Stored, OutputError> {
-        // Before its name: whoever finds the image finds them.
-        if self.attrs.images == Images::Embed {
-            self.embed().await?;
-        }
-        if self.attrs.merge_manifest {
-            return self.publish_merged().await;
-        }
-        let root = self.root().ok_or_else(|| OutputError::NoImage { title: self.title() })?;
-        for (title, names) in self.naming(&root) {
-            let step = self.progress.step(self.index, title);
-            let published = self.destination().await?.publish(names, Some(&root)).await;
-            if let Err(error) = published {
-                let error = self.push_error(self.title(), error);
-                step.fail(&error.to_string());
-                return Err(error);
-            }
-            step.finish();
-        }
-        Ok(root)
-    }
-}
-
-impl Output {
-    /// Puts the images into the index of each name, and returns the first of those.
-    async fn publish_merged(&self) -> Result<Stored, OutputError> {
-        let mut images: Vec<NydusImage> = self.received().beside.values().cloned().collect();
-        images.sort_by_key(|image| image.platform.to_string());
-        let destination = self.destination().await?;
-        let Some((client, _)) = destination.repository().filter(|_| !images.is_empty()) else {
-            return Err(OutputError::NoImage { title: self.title() });
-        };
-        let mut first = None;
-        for name in &self.attrs.names {
-            let step = self.progress.step(self.index, format!("pushing beside the plain image at {name}"));
-            let merged = async {
-                let merged = merge(client, name, &images)
-                    .await
-                    .map_err(|error| OutputError::Merge { title: self.title(), error: Box::new(error) })?;
-                let named = std::slice::from_ref(name);
-                let published = destination.publish(named, Some(&merged)).await;
-                published.map_err(|error| self.push_error(name.to_string(), error))?;
-                Ok(merged)
-            };
-            match merged.await {
-                Ok(merged) => {
-                    first.get_or_insert(merged);
-                }
-                Err(error) => {
-                    let error: OutputError = error;
-                    step.fail(&error.to_string());
-                    return Err(error);
-                }
-            }
-            step.finish();
-        }
-        first.ok_or_else(|| OutputError::NoImage { title: self.title() })
     }
 }
 

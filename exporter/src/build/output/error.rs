@@ -1,0 +1,49 @@
+//! Why an output fails.
+
+use image::assemble::{AssembleError, MergeError};
+use image::describe;
+use image::destination::StoreError;
+use image::document::DocumentError;
+use image::layer::ConvertError;
+use registry::digest::Digest;
+
+use crate::build::documents::DocumentsError;
+use crate::build::images::ImagesError;
+use crate::build::prepared::PrepareError;
+use crate::build::target::TargetError;
+
+/// Why an output fails.
+#[derive(Debug, thiserror::Error)]
+pub(crate) enum OutputError {
+    #[error("{title}: layer {digest}: {}", describe(error.as_ref()))]
+    Layer { title: String, digest: Digest, error: Box<ConvertError> },
+    #[error("blob {digest} from buildkitd {reason}")]
+    Blob { digest: Digest, reason: String },
+    #[error("OCI layout from buildkitd: {reason}")]
+    Layout { reason: String },
+    #[error("document {digest} from buildkitd: {error}")]
+    Documents { digest: Digest, error: DocumentsError },
+    #[error("{title}: {what} {digest} did not come from buildkitd before what names it")]
+    Missing { title: String, what: &'static str, digest: Digest },
+    #[error("{title}: {}", describe(error.as_ref()))]
+    Prepare { title: String, error: Box<PrepareError> },
+    #[error("{title}: cannot flatten the layers: {}", describe(error.as_ref()))]
+    Flatten { title: String, error: Box<ConvertError> },
+    #[error("{title}: {}", describe(error.as_ref()))]
+    Assemble { title: String, error: Box<AssembleError> },
+    #[error("{title}: cannot push {what}: {}", describe(error.as_ref()))]
+    Push { title: String, what: String, error: Box<StoreError> },
+    #[error("{title}: cannot push: {}", describe(error.as_ref()))]
+    Target { title: String, error: Box<TargetError> },
+    #[error("{title}: {error}")]
+    Images { title: String, error: Box<ImagesError> },
+    #[error("{title}: {error}")]
+    Document { title: String, error: DocumentError },
+    #[error(
+        "{title}: merge-manifest: {error}; push the plain image in the same build (one more --output \
+         type=image,push=true with this name), or before"
+    )]
+    Merge { title: String, error: Box<MergeError> },
+    #[error("{title}: buildkitd reported success but handed over no image")]
+    NoImage { title: String },
+}

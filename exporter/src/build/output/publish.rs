@@ -1,0 +1,89 @@
+//! What is left for the end: the names.
+
+use image::assemble::{NydusImage, merge};
+use image::document::Stored;
+use registry::reference::Reference;
+
+use super::{Output, OutputError};
+use crate::build::keys::{Images, Receiver};
+
+impl Output {
+    /// The image that no index names: what the build made.
+    fn root(&self) -> Option<Stored> {
+        let received = self.received();
+        let mut roots = received.stored.iter().filter(|(source, _)| !received.named.contains(*source));
+        roots.next().map(|(_, stored)| stored.clone())
+    }
+
+    /// The steps in which the image gets its names: what each is called, and the names.
+    fn naming(&self, root: &Stored) -> Vec<(String, &[Reference])> {
+        let names = &self.attrs.names;
+        match self.attrs.receiver {
+            Receiver::Registry if self.attrs.push && !self.attrs.push_by_digest => {
+                let step = |name: &'_ Reference| format!("pushing {name}@{}", root.digest);
+                names.iter().map(|name| (step(name), std::slice::from_ref(name))).collect()
+            }
+            // Under its digest it is there already.
+            Receiver::Registry | Receiver::ClientStore => Vec::new(),
+            Receiver::ClientArchive => vec![(format!("sending {} to the client", root.digest), names)],
+        }
+    }
+
+    /// buildkitd is done: gives the image its names and returns it.
+    pub(crate) async fn publish(&self) -> Result<Stored, OutputError> {
+        // Before its name: whoever finds the image finds them.
+        if self.attrs.images == Images::Embed {
+            self.embed().await?;
+        }
+        if self.attrs.merge_manifest {
+            return self.publish_merged().await;
+        }
+        let root = self.root().ok_or_else(|| OutputError::NoImage { title: self.title() })?;
+        for (title, names) in self.naming(&root) {
+            let step = self.progress.step(self.index, title);
+            let published = self.destination().await?.publish(names, Some(&root)).await;
+            if let Err(error) = published {
+                let error = self.push_error(self.title(), error);
+                step.fail(&error.to_string());
+                return Err(error);
+            }
+            step.finish();
+        }
+        Ok(root)
+    }
+
+    /// Puts the images into the index of each name, and returns the first of those.
+    async fn publish_merged(&self) -> Result<Stored, OutputError> {
+        let mut images: Vec<NydusImage> = self.received().beside.values().cloned().collect();
+        images.sort_by_key(|image| image.platform.to_string());
+        let destination = self.destination().await?;
+        let Some((client, _)) = destination.repository().filter(|_| !images.is_empty()) else {
+            return Err(OutputError::NoImage { title: self.title() });
+        };
+        let mut first = None;
+        for name in &self.attrs.names {
+            let step = self.progress.step(self.index, format!("pushing beside the plain image at {name}"));
+            let merged = async {
+                let merged = merge(client, name, &images)
+                    .await
+                    .map_err(|error| OutputError::Merge { title: self.title(), error: Box::new(error) })?;
+                let named = std::slice::from_ref(name);
+                let published = destination.publish(named, Some(&merged)).await;
+                published.map_err(|error| self.push_error(name.to_string(), error))?;
+                Ok(merged)
+            };
+            match merged.await {
+                Ok(merged) => {
+                    first.get_or_insert(merged);
+                }
+                Err(error) => {
+                    let error: OutputError = error;
+                    step.fail(&error.to_string());
+                    return Err(error);
+                }
+            }
+            step.finish();
+        }
+        first.ok_or_else(|| OutputError::NoImage { title: self.title() })
+    }
+}

@@ -1,0 +1,195 @@
+//! What buildkitd's documents become: each as soon as it comes, attestations with what they are about.
+
+use std::collections::HashMap;
+use std::sync::Arc;
+
+use bytes::Bytes;
+use image::assemble::{Assembled, Form, NydusImage, assemble};
+use image::document::{
+    Attestation, DocumentError, Index, Manifest, MediaTypes, Stored, Subject, diff_ids, parse,
+};
+use image::layer::ConvertedLayer;
+use image::platform::PlatformName;
+use registry::digest::{self, Digest};
+
+use super::{Claim, DEPTH_LIMIT, Output, OutputError};
+use crate::build::keys::Images;
+
+impl Output {
+    /// All has come, with an OCI layout's `index.json` to say what is the image.
+    pub(crate) async fn convert_from(&self, index_json: &[u8]) -> Result<(), OutputError> {
+        let index = Index::parse(index_json).map_err(|error| self.document_error(error))?;
+        for root in &index.manifests {
+            self.convert_digest("manifest", root, 0).await?;
+        }
+        Ok(())
+    }
+
+    async fn convert_digest(
+        &self,
+        what: &'static str,
+        digest: &Digest,
+        depth: usize,
+    ) -> Result<(), OutputError> {
+        if self.received().stored.contains_key(digest) {
+            return Ok(());
+        }
+        let content = self.document(what, digest).await?;
+        Box::pin(self.convert_document(digest, &content, depth)).await
+    }
+
+    /// Stores what a document becomes, if it is a manifest or an index.
+    pub(super) async fn convert_document(
+        &self,
+        digest: &Digest,
+        content: &Bytes,
+        depth: usize,
+    ) -> Result<(), OutputError> {
+        let object = parse("document", content).map_err(|error| self.document_error(error))?;
+        let stored = if object.get("manifests").is_some_and(serde_json::Value::is_array) {
+            if depth > DEPTH_LIMIT {
+                let reason = format!("indexes are nested more than {DEPTH_LIMIT} deep");
+                return Err(OutputError::Layout { reason });
+            }
+            self.convert_index(content, depth).await?
+        } else if object.contains_key("layers") && object.contains_key("config") {
+            let source = Manifest::parse(content).map_err(|error| self.document_error(error))?;
+            if source.is_image() {
+                self.convert_image(&source, content).await?
+            } else if Attestation::parse(content).map_err(|error| self.document_error(error))?.is_some() {
+                // It waits for its index, which says what it is about.
+                return Ok(());
+            } else {
+                self.keep(&source, content).await?
+            }
+        } else {
+            return Ok(());
+        };
+        self.received().stored.insert(digest.clone(), stored);
+        Ok(())
+    }
+
+    async fn convert_index(&self, content: &Bytes, depth: usize) -> Result<Stored, OutputError> {
+        let source = Index::parse(content).map_err(|error| self.document_error(error))?;
+        for manifest in &source.manifests {
+            self.convert_digest("manifest", manifest, depth + 1).await?;
+        }
+        let mut attested = HashMap::new();
+        for (attestation, about, platform) in source.attestations() {
+            let stored = self.attest(&attestation, &about, platform).await?;
+            if let Some(image) = self.received().beside.get_mut(&about) {
+                image.attested.push(stored.clone());
+            }
+            attested.insert((attestation, about), stored);
+        }
+        let converted = {
+            let mut received = self.received();
+            received.named.extend(source.manifests.iter().cloned());
+            source.convert_attested(&received.stored, &attested, self.attrs.oci_media_types)
+        };
+        // One that is merged into what a name has is nowhere itself.
+        if !self.attrs.merge_manifest {
+            let Stored { media_type, content, .. } = &converted;
+            let put = self.destination().await?.put_manifest(media_type, content.clone()).await;
+            put.map_err(|error| self.push_error("the index", error))?;
+        }
+        Ok(converted)
+    }
+
+    async fn convert_image(&self, source: &Manifest, content: &Bytes) -> Result<Stored, OutputError> {
+        let mut layers = Vec::with_capacity(source.layers.len());
+        for layer in &source.layers {
+            // A layer that came with an earlier manifest may not be announced again.
+            let claim = self.claim(&layer.digest).await?;
+            let here = matches!(claim, Claim::Here);
+            let found = self.received().layers.get(&layer.digest).cloned().filter(|_| here);
+            layers.push(found.ok_or_else(|| self.missing("layer", &layer.digest))?);
+        }
+        let config = self.document("image config", &source.config).await?;
+        let task = self.task(format!("pushing bootstrap and manifest of {} layers", layers.len()), 0);
+        let media_types = match (self.attrs.merge_manifest, self.attrs.oci_media_types) {
+            (true, _) => MediaTypes::BesidePlain,
+            (false, true) => MediaTypes::Oci,
+            (false, false) => MediaTypes::Docker,
+        };
+        let form = Form { media_types, annotations: Vec::new() };
+        let (flat, flat_config, layers) = self.flattened(content, &config, layers).await?;
+        let mut assembled = self.assemble(&flat, &flat_config, layers.clone(), &form).await?;
+        task.finish();
+        if self.attrs.images != Images::None {
+            assembled = self.with_lock(&flat, &flat_config, layers, form, &assembled.digest).await?;
+        }
+        tracing::info!(image = self.title(), digest = %assembled.digest, "image assembled");
+        let stored = Stored::from(assembled);
+        if self.attrs.merge_manifest {
+            let image = self.beside(&config, stored.clone())?;
+            self.received().beside.insert(digest::sha256(content), image);
+        }
+        Ok(stored)
+    }
+
+    /// The image `nydus`, whose source has this config, to be merged into what a name has.
+    fn beside(&self, config: &[u8], nydus: Stored) -> Result<NydusImage, OutputError> {
+        let platform = PlatformName::of_config(config)
+            .map_err(|error| self.document_error(DocumentError::new("image config", error)))?;
+        let diff_ids = diff_ids(config).map_err(|error| self.document_error(error))?;
+        Ok(NydusImage { platform, diff_ids, nydus, attested: Vec::new() })
+    }
+
+    pub(super) async fn assemble(
+        &self,
+        content: &[u8],
+        config: &[u8],
+        layers: Vec<Arc<ConvertedLayer>>,
+        form: &Form,
+    ) -> Result<Assembled, OutputError> {
+        let destination = self.destination().await?.as_ref();
+        let recipe = self.prepared().await?.image.recipe();
+        let assembled = assemble(content, config, layers, recipe, form, destination).await;
+        assembled.map_err(|error| OutputError::Assemble { title: self.title(), error: Box::new(error) })
+    }
+
+    /// Stores the attestation `digest` of what the manifest `about` became.
+    async fn attest(
+        &self,
+        digest: &Digest,
+        about: &Digest,
+        platform: Option<&serde_json::Value>,
+    ) -> Result<Stored, OutputError> {
+        let content = self.document("attestation", digest).await?;
+        let attestation = Attestation::parse(&content).map_err(|error| self.document_error(error))?;
+        let stored = self.received().stored.get(about).cloned();
+        let (Some(attestation), Some(stored)) = (attestation, stored) else {
+            let source = Manifest::parse(&content).map_err(|error| self.document_error(error))?;
+            return self.keep(&source, &content).await;
+        };
+        let mut blobs = HashMap::new();
+        for blob in attestation.statements.iter().chain([&attestation.config]) {
+            blobs.insert(blob.clone(), self.document("blob", blob).await?);
+        }
+        let names = self.attrs.package_urls(platform);
+        let subject = Subject { source: about, stored: &stored, names: &names };
+        let attested = attestation.about(&subject, &blobs).map_err(|error| self.document_error(error))?;
+        for blob in attested.blobs {
+            let put = self.destination().await?.put_blob(blob).await;
+            put.map_err(|error| self.push_error("an attestation's blob", error))?;
+        }
+        let Stored { media_type, content, .. } = &attested.manifest;
+        let put = self.destination().await?.put_manifest(media_type, content.clone()).await;
+        put.map_err(|error| self.push_error("an attestation", error))?;
+        Ok(attested.manifest)
+    }
+
+    /// Stores an artifact as it is.
+    async fn keep(&self, source: &Manifest, content: &Bytes) -> Result<Stored, OutputError> {
+        for digest in source.layers.iter().map(|layer| &layer.digest).chain([&source.config]) {
+            let blob = self.document("blob", digest).await?;
+            let put = self.destination().await?.put_blob(blob).await;
+            put.map_err(|error| self.push_error(format!("blob {digest}"), error))?;
+        }
+        let media_type = source.media_type().to_owned();
+        let put = self.destination().await?.put_manifest(&media_type, content.clone()).await;
+        let digest = put.map_err(|error| self.push_error("an artifact", error))?;
+        Ok(Stored { media_type, content: content.clone(), digest })
+    }
+}
