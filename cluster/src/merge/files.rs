@@ -12,7 +12,7 @@ use thiserror::Error;
 
 use super::NotMerged;
 use crate::lock::{Lock, Locked};
-use crate::package::LOCK_FILE;
+use crate::package::{LOCK_FILE, lock_layer};
 
 /// Two images say different things.
 #[derive(Clone, Debug, Error, PartialEq, Eq)]
@@ -141,16 +141,7 @@ impl United {
     /// A tar with the united lock, unless it is that of one image.
     pub(super) fn layer(&self) -> std::io::Result<Option<Bytes>> {
         let Some((lock, _, 2..)) = &self.lock else { return Ok(None) };
-        let content = lock.to_string();
-        let mut tar = tar::Builder::new(Vec::new());
-        let mut header = tar::Header::new_ustar();
-        header.set_mode(0o644);
-        header.set_uid(0);
-        header.set_gid(0);
-        header.set_mtime(0);
-        header.set_size(content.len() as u64);
-        tar.append_data(&mut header, LOCK_FILE, content.as_bytes())?;
-        Ok(Some(tar.into_inner()?.into()))
+        lock_layer(lock).map(Some)
     }
 }
 

@@ -13,7 +13,7 @@ use cluster::ClusterConfig;
 use cluster::describe::{ContainerImage, DescribeError, Description, Platform};
 use cluster::discover::{self, DiscoverError, Options};
 use cluster::lock::{self, Lock, LockFileError, ResolveError, ResolveOptions};
-use cluster::package::LOCK_FILE;
+use cluster::package::{LOCK_FILE, lock_layer};
 use cluster::save::{self, Destination, NotSaved, SaveOptions};
 use image::files::{self, FilesError};
 use image::location::Location;
@@ -103,7 +103,7 @@ pub(crate) async fn find(
     let warnings = found.warnings.iter().chain(&resolved.warnings).map(ToString::to_string).collect();
     let labels = configured.labels.unwrap_or_default();
     let annotations = annotations(&labels, &configured.annotations, root, &resolved.lock)?;
-    let layer = layer(&resolved.lock)?;
+    let layer = lock_layer(&resolved.lock)?;
     Ok(Found { lock: resolved.lock, layer, annotations, warnings })
 }
 
@@ -134,19 +134,6 @@ fn annotations(
     let mut words = said.annotations();
     let names = ["sealer.image.extension", "sealer.image.container.images"];
     Ok(names.into_iter().filter_map(|name| Some((name, words.remove(name)?))).collect())
-}
-
-fn layer(lock: &Lock) -> io::Result<Bytes> {
-    let content = lock.to_string();
-    let mut tar = tar::Builder::new(Vec::new());
-    let mut header = tar::Header::new_ustar();
-    header.set_mode(0o644);
-    header.set_uid(0);
-    header.set_gid(0);
-    header.set_mtime(0);
-    header.set_size(content.len() as u64);
-    tar.append_data(&mut header, LOCK_FILE, content.as_bytes())?;
-    Ok(tar.into_inner()?.into())
 }
 
 /// What the config says that an image is for.
