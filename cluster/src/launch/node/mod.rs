@@ -1,6 +1,6 @@
 //! The side of the node: does one task, by the machine's own tools.
 //!
-//! Everything is under one directory, and what lies elsewhere is in its [`ledger`]. A task that was interrupted is done again and
+//! Everything is under one directory, and what lies elsewhere is in its ledger. A task that was interrupted is done again and
 //! goes on; one that was done changes nothing.
 
 mod clear;
