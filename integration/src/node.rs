@@ -1,14 +1,14 @@
 //! A node as Kubernetes knows it, without the kubelet: containerd with one of the snapshotters, spoken to by CRI.
 
-use std::fs;
 use std::path::{Path, PathBuf};
+use std::{fs, io};
 
-use anyhow::{Result, anyhow};
+use anyhow::{Context, Result, anyhow};
 
 use crate::cri::{Cri, Pod};
 use crate::peers::{ContainerdVersion, Peers};
-use crate::process;
-use crate::servers::{Containerd, ContainerdOptions, Snapshotter, UpstreamSnapshotter};
+use crate::servers::{Containerd, ContainerdOptions, Snapshotter, UpstreamMode, UpstreamSnapshotter};
+use crate::{leftovers, process};
 
 /// Where a node's snapshots come from.
 #[derive(Debug)]
@@ -42,6 +42,7 @@ pub struct NodeOptions {
 pub struct Node {
     cri: Cri,
     logs: PathBuf,
+    snapshotter_dir: PathBuf,
     containerd: Containerd,
     snapshots: Snapshots,
     released: bool,
@@ -59,15 +60,15 @@ impl Node {
             socket.display(),
         );
         let snapshotter = match &options.program {
-            Some(program) => Snapshotter::start_program(program, &dir.join("s"), &config)?,
-            None => Snapshotter::start(&dir.join("s"), &config)?,
+            Some(program) => Snapshotter::start_program(program, &snapshotter_dir(dir), &config)?,
+            None => Snapshotter::start(&snapshotter_dir(dir), &config)?,
         };
         Self::start(peers, dir, sandbox_image, Snapshots::Ours(snapshotter), options)
     }
 
-    /// A node with upstream's nydus-snapshotter and nydusd, which fetch all of an image ahead of readers with `prefetch`.
-    pub fn upstream(peers: &Peers, dir: &Path, sandbox_image: &str, prefetch: bool) -> Result<Self> {
-        let snapshotter = UpstreamSnapshotter::start(peers, &dir.join("s"), prefetch)?;
+    /// A node with upstream's nydus-snapshotter and nydusd.
+    pub fn upstream(peers: &Peers, dir: &Path, sandbox_image: &str, mode: UpstreamMode) -> Result<Self> {
+        let snapshotter = UpstreamSnapshotter::start(peers, &snapshotter_dir(dir), mode)?;
         Self::start(peers, dir, sandbox_image, Snapshots::Upstream(snapshotter), &NodeOptions::default())
     }
 
@@ -97,7 +98,8 @@ impl Node {
         };
         let containerd = Containerd::start(peers, &containerd_dir(dir), &containerd)?;
         let cri = containerd.cri()?;
-        Ok(Self { cri, logs: dir.join("logs"), containerd, snapshots, released: false })
+        let (logs, snapshotter_dir) = (dir.join("logs"), snapshotter_dir(dir));
+        Ok(Self { cri, logs, snapshotter_dir, containerd, snapshots, released: false })
     }
 
     /// What the kubelet would ask of it.
@@ -126,6 +128,14 @@ impl Node {
         }
     }
 
+    /// Memory of snapshotter, daemons and their children, in bytes: each page by how many processes share it.
+    pub fn snapshotter_memory_bytes(&self) -> Result<u64> {
+        let own: Vec<_> =
+            leftovers::processes(&self.snapshotter_dir)?.iter().map(|process| process.pid).collect();
+        let memory = process::families(&own)?.into_iter().map(process::proportional_memory_bytes);
+        memory.sum::<io::Result<u64>>().context("memory of the snapshotter's processes")
+    }
+
     /// Runs a pod; `name` also names the folder of its containers' logs.
     pub fn pod(&self, name: &str) -> Result<Pod> {
         self.cri.run_pod(name, &self.logs.join(name))
@@ -151,6 +161,11 @@ impl Node {
             Snapshots::Overlayfs => {}
         }
     }
+}
+
+/// Where a node's snapshotter and its daemons have their files.
+fn snapshotter_dir(dir: &Path) -> PathBuf {
+    dir.join("s")
 }
 
 /// Where a node's containerd has its files.

@@ -1,5 +1,6 @@
 //! Child processes: servers that are stopped when their guard goes, and commands that must succeed.
 
+use std::collections::BTreeSet;
 use std::fs::{self, File};
 use std::io::{self, Read, Seek};
 use std::os::unix::process::CommandExt;
@@ -209,13 +210,39 @@ pub fn is_running(pid: Pid) -> bool {
     kill(pid, None).is_ok()
 }
 
+/// The processes and all their children.
+pub fn families(roots: &[Pid]) -> io::Result<BTreeSet<Pid>> {
+    let (mut open, mut seen) = (roots.to_vec(), BTreeSet::new());
+    while let Some(pid) = open.pop() {
+        if !seen.insert(pid) {
+            continue;
+        }
+        for task in fs::read_dir(format!("/proc/{pid}/task"))? {
+            let children = fs::read_to_string(task?.path().join("children"))?;
+            open.extend(
+                children.split_whitespace().filter_map(|child| child.parse().ok()).map(Pid::from_raw),
+            );
+        }
+    }
+    Ok(seen)
+}
+
+/// Memory of a running process in bytes, each page by how many processes share it (`Pss`).
+pub fn proportional_memory_bytes(pid: Pid) -> io::Result<u64> {
+    Ok(kib_of(pid, "smaps_rollup", "Pss:")? * 1024)
+}
+
 /// Peak resident memory of a running process in bytes (`VmHWM`).
 pub fn peak_memory_bytes(pid: Pid) -> io::Result<u64> {
-    let status = fs::read_to_string(format!("/proc/{pid}/status"))?;
-    let kib = status
-        .lines()
-        .find_map(|line| line.strip_prefix("VmHWM:"))
-        .and_then(|rest| rest.trim().trim_end_matches(" kB").parse::<u64>().ok())
-        .ok_or_else(|| io::Error::other("no VmHWM in /proc/PID/status"))?;
-    Ok(kib * 1024)
+    Ok(kib_of(pid, "status", "VmHWM:")? * 1024)
+}
+
+/// The number after `field` in a file of the process.
+fn kib_of(pid: Pid, file: &str, field: &str) -> io::Result<u64> {
+    let path = format!("/proc/{pid}/{file}");
+    let text = fs::read_to_string(&path)?;
+    text.lines()
+        .find_map(|line| line.strip_prefix(field))
+        .and_then(|rest| rest.trim().trim_end_matches(" kB").parse().ok())
+        .ok_or_else(|| io::Error::other(format!("no {field} in {path}")))
 }

@@ -20,7 +20,7 @@ pub use buildkit::{Buildctl, Buildkitd};
 pub use containerd::{Containerd, ContainerdOptions, ProxySnapshotter};
 pub use docker_registry::{DockerRegistry, DockerRegistryOptions};
 pub use ours::{EmbeddedRegistry, Exporter, ExporterOptions, ImageMount, SNAPSHOTTER_NAME, Snapshotter};
-pub use upstream::{Nydusd, UpstreamSnapshotter, is_mountpoint};
+pub use upstream::{Nydusd, UpstreamMode, UpstreamSnapshotter, is_mountpoint};
 
 /// How long any of the servers may take to be ready on a loaded machine.
 pub const START_DEADLINE: Duration = Duration::from_secs(60);

@@ -96,6 +96,17 @@ pub fn is_mountpoint(path: &Path) -> bool {
     mounts.lines().any(|line| line.split(' ').nth(4) == path.to_str())
 }
 
+/// How upstream's node works.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum UpstreamMode {
+    /// A daemon for each image, which fetches what is read.
+    OnDemand,
+    /// A daemon for each image, which fetches all of it from the mount on.
+    Prefetch,
+    /// One daemon for all images, which fetches what is read.
+    Shared,
+}
+
 /// Upstream's nydus-snapshotter with nydusd: the peer of our node side.
 #[derive(Debug)]
 pub struct UpstreamSnapshotter {
@@ -105,8 +116,9 @@ pub struct UpstreamSnapshotter {
 }
 
 impl UpstreamSnapshotter {
-    /// Starts it with everything under `dir`. With `prefetch`, its daemons fetch all of an image from the mount on.
-    pub fn start(peers: &Peers, dir: &Path, prefetch: bool) -> Result<Self> {
+    /// Starts it with everything under `dir`.
+    pub fn start(peers: &Peers, dir: &Path, mode: UpstreamMode) -> Result<Self> {
+        let prefetch = mode == UpstreamMode::Prefetch;
         fs::create_dir_all(dir)?;
         let socket = dir.join("nydus-snapshotter.sock");
         let daemon_config = dir.join("nydusd.json");
@@ -129,7 +141,7 @@ impl UpstreamSnapshotter {
         )?;
         fs::set_permissions(&daemon, fs::Permissions::from_mode(0o755))?;
         let config = dir.join("config.toml");
-        fs::write(&config, configuration(peers, dir, &socket, &daemon, &daemon_config)?)?;
+        fs::write(&config, configuration(peers, dir, &socket, (&daemon, &daemon_config), mode)?)?;
         let mut command = Command::new(peers.nydus_snapshotter("containerd-nydus-grpc")?);
         command.arg("--config").arg(config);
         let mut server = Server::spawn("nydus-snapshotter", command, dir.join("nydus-snapshotter.log"))?;
@@ -161,14 +173,15 @@ fn configuration(
     peers: &Peers,
     dir: &Path,
     socket: &Path,
-    daemon: &Path,
-    daemon_config: &Path,
+    (daemon, daemon_config): (&Path, &Path),
+    mode: UpstreamMode,
 ) -> Result<String> {
+    let daemons = if mode == UpstreamMode::Shared { "shared" } else { "multiple" };
     Ok(format!(
         r#"version = 1
 root = "{dir}/root"
 address = "{socket}"
-daemon_mode = "multiple"
+daemon_mode = "{daemons}"
 [system]
 enable = false
 [daemon]

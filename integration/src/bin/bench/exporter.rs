@@ -97,12 +97,15 @@ fn small_change(lab: &Lab, context: &Path, runs: u16) -> Result<Vec<Figure>> {
 }
 
 fn restarted(lab: &Lab, context: &Path, runs: u16) -> Result<Vec<Figure>> {
-    fs::write(context.join("small"), "unchanged")?;
+    let small = context.join("small");
     let theirs = theirs(lab)?;
+    // Each side has a layer of its own: BuildKit hands out a layer as it first made a blob of it, here a nydus blob.
+    fs::write(&small, "theirs")?;
     theirs.export(lab, context)?;
     let (mut buildkit, mut pushed) = (Runs::default(), Runs::default());
     let mut measured = [Runs::default(), Runs::default()];
     for run in 0..=runs {
+        fs::write(&small, "ours")?;
         for (content_store, runs) in [true, false].into_iter().zip(&mut measured) {
             let name = if content_store { "restarted" } else { "restarted-remote" };
             let mut exporter = exporter(lab, &format!("{name}-{run}"), name, content_store)?;
@@ -117,6 +120,7 @@ fn restarted(lab: &Lab, context: &Path, runs: u16) -> Result<Vec<Figure>> {
                 pushed.push(blobs.map(|request| request.bytes_received).sum::<u64>() as f64 / 1e6);
             }
         }
+        fs::write(&small, "theirs")?;
         buildkit.push(theirs.export(lab, context)?);
     }
     let [beside, remote] = &measured;

@@ -2,7 +2,7 @@
 //! the whole large image, from a registry on this machine and from one that takes 50 ms to answer.
 
 use std::fs;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, ensure};
@@ -10,6 +10,7 @@ use integration::access_log::bytes_sent;
 use integration::cri::{ContainerSpec, Pod};
 use integration::fault_proxy::{Failure, FaultProxy, Rule};
 use integration::node::{Node, NodeOptions};
+use integration::servers::UpstreamMode;
 
 use crate::figure::{Figure, Runs};
 use crate::lab::{Lab, forget_page_cache, touch_memory};
@@ -20,6 +21,8 @@ const ROUND_TRIP: Duration = Duration::from_millis(50);
 const DEADLINE: Duration = Duration::from_secs(600);
 /// Containers that start at once.
 const AT_ONCE: usize = 8;
+/// Images that are mounted at once, all on one base.
+const IDLE_IMAGES: usize = 20;
 /// Every byte of the image, and proof that all sides read the same.
 const READ_ALL: &str = "find / -xdev -type f -print0 | LC_ALL=C sort -z | xargs -0 cat | sha256sum";
 const STAT_ALL: &str = "find / -xdev -printf '%s\\n' | sha256sum";
@@ -30,6 +33,8 @@ enum Side {
     Ours,
     Upstream,
     UpstreamPrefetch,
+    /// One daemon for all images.
+    UpstreamShared,
 }
 
 const SIDES: [Side; 3] = [Side::Ours, Side::Upstream, Side::UpstreamPrefetch];
@@ -40,6 +45,7 @@ impl Side {
             Self::Ours => "ours",
             Self::Upstream => "nydusd",
             Self::UpstreamPrefetch => "nydusd, prefetch",
+            Self::UpstreamShared => "nydusd, shared",
         }
     }
 }
@@ -56,9 +62,10 @@ enum What {
     ReadWarm,
     StatAll,
     AtOnce,
+    Idle,
 }
 
-const FIGURES: [(What, &str, &str, f64); 9] = [
+const FIGURES: [(What, &str, &str, f64); 10] = [
     (What::Start, "cold import numpy, CRI in all", "s", 0.55),
     (What::StartFar, "the same, 50 ms round trip", "s", 0.6),
     (What::StartBytes, "bytes fetched until numpy ends", "MB", 0.8),
@@ -68,6 +75,7 @@ const FIGURES: [(What, &str, &str, f64); 9] = [
     (What::ReadWarm, "whole tree, cache warm, page cache cold", "s", 0.7),
     (What::StatAll, "find -printf %s, cold", "s", 0.75),
     (What::AtOnce, "8 containers of one image at once", "s", 0.6),
+    (What::Idle, "20 images mounted and idle, PSS", "MB", 0.75),
 ];
 
 /// Measures all figures of the group.
@@ -77,6 +85,7 @@ pub(crate) fn measure(lab: &Lab, runs: u16) -> Result<Vec<Figure>> {
     let near = lab.registry.address();
     lab.buildctl()?.build(&context, &[&format!("type=nydus-cluster,name={near}/node:v1")])?;
     let proxy = FaultProxy::start(near)?;
+    let idle = idle_images(lab, &context)?;
     proxy.set_rules(vec![Rule::always("/", Failure::Delay(ROUND_TRIP))]);
     let (near, far) = (format!("{near}/node:v1"), format!("{}/node:v1", proxy.address()));
 
@@ -92,6 +101,8 @@ pub(crate) fn measure(lab: &Lab, runs: u16) -> Result<Vec<Figure>> {
             bench.whole_tree_far(side, &far)?;
             bench.at_once(side, &near)?;
         }
+        bench.idle(Side::Ours, &idle)?;
+        bench.idle(Side::UpstreamShared, &idle)?;
     }
     ensure!(
         bench.trees.windows(2).all(|pair| pair[0] == pair[1]),
@@ -99,6 +110,19 @@ pub(crate) fn measure(lab: &Lab, runs: u16) -> Result<Vec<Figure>> {
         bench.trees
     );
     Ok(FIGURES.into_iter().map(|figure| bench.figure(figure)).collect())
+}
+
+/// Images that differ by a small layer on the large one.
+fn idle_images(lab: &Lab, context: &Path) -> Result<Vec<String>> {
+    let text = "FROM scratch\nADD big.tar /\nCOPY small /small\n";
+    fs::write(context.join("Dockerfile"), text).context("writing the Dockerfile")?;
+    let images = (0..IDLE_IMAGES).map(|index| format!("{}/idle-{index}:v1", lab.registry.address()));
+    let images: Vec<_> = images.collect();
+    for image in &images {
+        fs::write(context.join("small"), image).context("writing a small file")?;
+        lab.buildctl()?.build(context, &[&format!("type=nydus-cluster,name={image}")])?;
+    }
+    Ok(images)
 }
 
 struct Bench<'a> {
@@ -157,8 +181,13 @@ impl Bench<'_> {
         let (peers, pause) = (&self.lab.peers, &self.lab.pause);
         let node = match side {
             Side::Ours => Node::ours(peers, &dir, pause, &NodeOptions::default())?,
-            Side::Upstream | Side::UpstreamPrefetch => {
-                Node::upstream(peers, &dir, pause, side == Side::UpstreamPrefetch)?
+            other => {
+                let mode = match other {
+                    Side::UpstreamPrefetch => UpstreamMode::Prefetch,
+                    Side::UpstreamShared => UpstreamMode::Shared,
+                    _ => UpstreamMode::OnDemand,
+                };
+                Node::upstream(peers, &dir, pause, mode)?
             }
         };
         let pod = node.pod("bench")?;
@@ -228,6 +257,20 @@ impl Bench<'_> {
         Ok(())
     }
 
+    /// Memory once a container of each image sleeps.
+    fn idle(&mut self, side: Side, images: &[String]) -> Result<()> {
+        let fresh = self.fresh(side)?;
+        let node = fresh.node()?;
+        for (index, image) in images.iter().enumerate() {
+            node.cri().pull(image)?;
+            let sleeper = ContainerSpec::new(&format!("idle-{index}"), image, &["sleep", "infinity"]);
+            node.cri().run_container(&fresh.pod, &sleeper)?;
+        }
+        let bytes = node.snapshotter_memory_bytes()?;
+        self.note(side, What::Idle, bytes as f64 / 1e6);
+        Ok(())
+    }
+
     fn runs(&self, side: Side, what: What) -> Runs {
         let mut runs = Runs::default();
         let of = self.results.iter().filter(|(of, measured, _)| (*of, *measured) == (side, what));
@@ -237,9 +280,11 @@ impl Bench<'_> {
 
     /// Beside the better of the peers.
     fn figure(&self, (what, name, unit, goal): (What, &str, &'static str, f64)) -> Figure {
-        let peers = [Side::Upstream, Side::UpstreamPrefetch].map(|side| (side.name(), self.runs(side, what)));
-        let [without, with] = &peers;
-        let (peer, runs) = if with.1.median() < without.1.median() { with } else { without };
+        let peers = [Side::Upstream, Side::UpstreamPrefetch, Side::UpstreamShared];
+        let measured = peers.map(|side| (side.name(), self.runs(side, what)));
+        // A side that was not measured has no median, which comes after all others.
+        let better = measured.iter().min_by(|one, other| one.1.median().total_cmp(&other.1.median()));
+        let (peer, runs) = better.expect("there are peers");
         Figure::new(GROUP, name, unit, (&self.runs(Side::Ours, what), (peer, runs)), goal)
     }
 }
