@@ -5,6 +5,7 @@
 //! - [`mod@describe`]: what a cluster image says of itself, in the words of sealer and sealos.
 //! - [`mod@save`]: the images of a lock, brought to a directory or a repository.
 //! - [`mod@saved`]: what was saved, to be read.
+//! - [`mod@serve`]: what a node answers for them.
 //! - [`inspect`]: what a cluster image is made of, and what its container images have in common.
 //! - [`mod@merge`]: cluster images put on one another.
 //! - [`package`]: a cluster image and its container images, in one file or a directory.
@@ -23,6 +24,7 @@ pub mod merge;
 pub mod package;
 pub mod save;
 pub mod saved;
+pub mod serve;
 mod sys;
 
 pub use config::ClusterConfig;

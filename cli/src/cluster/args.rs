@@ -6,6 +6,7 @@ use clap::Subcommand;
 use cluster::launch::Place;
 use image::platform::PlatformName;
 use registry::Reference;
+use service::TcpAddress;
 
 /// Work on cluster images
 #[derive(Debug, Subcommand)]
@@ -35,6 +36,12 @@ pub(crate) enum Cluster {
     /// in as well. What is there already is not fetched again, so an interrupted save goes on where it was. Exit 1 if an image is
     /// not saved.
     Save(Save),
+    /// Answer for saved images on this node, as the registries that they are of would: all but their layers
+    ///
+    /// Their own indexes, manifests and configs are fetched once and kept, so that they are answered from then on, wherever they
+    /// were saved. Containers read the layers through the snapshotter, which `cluster run` tells of the images. Images of
+    /// which nothing was saved as RAFS are not answered. Read-only, for this machine alone.
+    Serve(Serve),
     /// Run a cluster of an image: prepare its nodes, begin on the first, let the others join, launch
     ///
     /// Nodes need systemd, ssh and root. On each, nydus-cluster mounts the image, installs what the node lacks of it (containerd,
@@ -156,6 +163,20 @@ pub(crate) struct Save {
     /// Save the images of these platforms: without a lock, or of one to a package [default: all]
     #[arg(long, value_name = "OS/ARCH[/VARIANT]", value_delimiter = ',')]
     pub(crate) platform: Vec<PlatformName>,
+}
+
+#[derive(Debug, clap::Args)]
+pub(crate) struct Serve {
+    /// Where the images were saved: a repository's tag, or the directory `registry`. Named by a digest (REPOSITORY@DIGEST) it is
+    /// not asked again
+    #[arg(value_name = "SAVED")]
+    pub(crate) source: String,
+    /// Directory in which the documents are kept, of this command alone
+    #[arg(long, value_name = "DIR", default_value = "/var/lib/nydus-cluster/documents")]
+    pub(crate) root: PathBuf,
+    /// A loopback address to listen on
+    #[arg(long, value_name = "ADDRESS", default_value = "127.0.0.1:5100")]
+    pub(crate) listen: TcpAddress,
 }
 
 #[derive(Debug, clap::Args)]

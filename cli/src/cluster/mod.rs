@@ -9,6 +9,7 @@ mod opened;
 mod package;
 mod run;
 mod save;
+mod serve;
 
 use std::process::ExitCode;
 
@@ -23,6 +24,14 @@ const INTERRUPTED: u8 = 130;
 
 /// Runs the command until it ends or a signal ends it; what it holds is cleaned up either way.
 pub(crate) async fn run(config: Config, command: Cluster) -> anyhow::Result<ExitCode> {
+    match command {
+        // A signal is its orderly end.
+        Cluster::Serve(flags) => serve::run(config, flags).await,
+        command => interruptible(config, command).await,
+    }
+}
+
+async fn interruptible(config: Config, command: Cluster) -> anyhow::Result<ExitCode> {
     let stop = shutdown::on_signal()?;
     let ended = stop.run_until_cancelled(async {
         match command {
@@ -30,6 +39,7 @@ pub(crate) async fn run(config: Config, command: Cluster) -> anyhow::Result<Exit
             Cluster::Inspect(flags) => inspect::run(&config, flags).await,
             Cluster::Merge(flags) => merge::run(&config, flags).await,
             Cluster::Save(flags) => save::run(&config, flags).await,
+            Cluster::Serve(flags) => serve::run(config, flags).await,
             Cluster::Run(flags) => run::run(&config, flags).await,
             Cluster::Ps(flags) => run::ps(flags).await,
             Cluster::Logs(flags) => run::logs(&flags),

@@ -160,6 +160,7 @@ pub struct SavedDocument {
 #[derive(Clone, Debug)]
 pub struct SavedImages {
     store: BlobStore,
+    digest: Digest,
     lock: Lock,
     table: Option<Table>,
     documents: HashMap<Digest, SavedDocument>,
@@ -192,6 +193,7 @@ impl SavedImages {
         let json = |content: &[u8]| -> Result<Value, SavedError> {
             serde_json::from_slice(content).map_err(|error| other(error.to_string()))
         };
+        let digest = registry::digest::sha256(&index);
         let index = json(&index)?;
         let entries = index.get("manifests").and_then(Value::as_array);
         let entry = entries
@@ -207,7 +209,7 @@ impl SavedImages {
         let entry = descriptor(entry)?;
         let images = json(&manifest(&store, &entry).await?)?;
         let config = descriptor(images.get("config").unwrap_or(&Value::Null))?;
-        let mut saved = Self { store, lock: Lock::default(), table: None, documents: HashMap::new() };
+        let mut saved = Self { store, digest, lock: Lock::default(), table: None, documents: HashMap::new() };
         let name = format!("the lock at {place}");
         saved.lock = Lock::parse(Path::new(&name), &saved.text(&config).await?)?;
         for layer in images.get("layers").and_then(Value::as_array).into_iter().flatten() {
@@ -234,6 +236,11 @@ impl SavedImages {
             place: descriptor.digest().to_string(),
             reason: error.to_string(),
         })
+    }
+
+    /// The digest of the index that names all of it: under this they stay what they are.
+    pub fn digest(&self) -> &Digest {
+        &self.digest
     }
 
     /// The lock: which images these are, by name.

@@ -10,6 +10,7 @@ mod support;
 mod peers;
 mod rafs;
 mod registries;
+mod served;
 
 use std::fs;
 use std::path::Path;

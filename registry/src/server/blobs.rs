@@ -32,9 +32,11 @@ pub(super) async fn get(state: &State, head: &Head, name: String, digest: Digest
     let range =
         head.header(RANGE).filter(|_| head.header(IF_RANGE).is_none_or(|tag| tag == etag)).map(str::to_owned);
     let unchanged = head.header(IF_NONE_MATCH).is_some_and(|tags| tags == "*" || tags.contains(&etag));
+    let absent = state.stand_in.as_ref().and_then(|stand_in| stand_in.absent.clone());
     let opened = blocking(move || {
         let Some(blob) = storage.layout.blob(&name, &wanted)? else {
-            return Err(Failure::new(Code::BlobUnknown, wanted.as_ref()));
+            let reason = absent.map(|reason| format!(": {reason}")).unwrap_or_default();
+            return Err(Failure::new(Code::BlobUnknown, format!("{wanted}{reason}")));
         };
         let size = blob.size;
         let part = range.map_or(Part::Whole, |range| part(&range, size));

@@ -23,6 +23,7 @@ mod storage;
 mod tls;
 mod uploads;
 
+use std::collections::BTreeMap;
 use std::convert::Infallible;
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
@@ -171,7 +172,7 @@ impl Server {
 pub async fn serve(config: ServerConfig, shutdown: CancellationToken) -> Result<Server, ServerError> {
     std::fs::create_dir_all(&config.root).map_err(at("root", &config.root))?;
     let layout = Layout::directory(&config.root);
-    listen(config, layout, false, shutdown).await
+    listen(config, layout, None, shutdown).await
 }
 
 /// Serves `layout` as [`serve`] does, but nothing can be written. `config.root` is only named in the log.
@@ -180,7 +181,37 @@ pub async fn serve_read_only(
     layout: Layout,
     shutdown: CancellationToken,
 ) -> Result<Server, ServerError> {
-    listen(config, layout, true, shutdown).await
+    listen(config, layout, Some(StandIn::default()), shutdown).await
+}
+
+/// What is known of content that stands in for that of other registries.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct StandIn {
+    /// With which part names of repositories begin, by the registry that they are of. containerd tells a mirror by the
+    /// parameter `ns` which registry it wants, also where it does not ask below that part.
+    pub hosts: BTreeMap<String, String>,
+    /// Why a blob may not be here: a part of the answer where one is not.
+    pub absent: Option<String>,
+}
+
+impl StandIn {
+    /// The repository that is meant by `name` where the registry `namespace` is wanted.
+    fn repository(&self, name: String, namespace: Option<&str>) -> String {
+        match namespace.and_then(|host| self.hosts.get(host)) {
+            Some(first) if name.split('/').next() != Some(first) => format!("{first}/{name}"),
+            _ => name,
+        }
+    }
+}
+
+/// Serves `layout` as [`serve_read_only`] does, in place of other registries.
+pub async fn serve_stand_in(
+    config: ServerConfig,
+    layout: Layout,
+    stand_in: StandIn,
+    shutdown: CancellationToken,
+) -> Result<Server, ServerError> {
+    listen(config, layout, Some(stand_in), shutdown).await
 }
 
 fn at(what: &'static str, path: &Path) -> impl FnOnce(std::io::Error) -> ServerError {
@@ -188,12 +219,14 @@ fn at(what: &'static str, path: &Path) -> impl FnOnce(std::io::Error) -> ServerE
     move |source| ServerError::Path { what, path, source }
 }
 
+/// `stand_in` where nothing can be written.
 async fn listen(
     config: ServerConfig,
     layout: Layout,
-    read_only: bool,
+    stand_in: Option<StandIn>,
     shutdown: CancellationToken,
 ) -> Result<Server, ServerError> {
+    let read_only = stand_in.is_some();
     let log_path = config.access_log.clone().unwrap_or_default();
     let log = AccessLog::open(config.access_log.as_deref()).map_err(at("access_log", &log_path))?;
     let passwords = config.htpasswd.as_deref().map(Passwords::read).transpose()?.map(Arc::new);
@@ -209,7 +242,7 @@ async fn listen(
         referrers: Arc::default(),
         log: Arc::new(log),
         passwords,
-        read_only,
+        stand_in,
         delete: config.delete,
         idle: Duration::from_secs(config.idle_seconds.max(1)),
     });
@@ -324,7 +357,8 @@ struct State {
     referrers: Arc<Referrers>,
     log: Arc<AccessLog>,
     passwords: Option<Arc<Passwords>>,
-    read_only: bool,
+    /// There where nothing can be written.
+    stand_in: Option<StandIn>,
     delete: bool,
     idle: Duration,
 }
@@ -376,13 +410,18 @@ impl State {
         if let Some(passwords) = &self.passwords {
             passwords.check(head).await?;
         }
-        let route = Route::parse(path)?;
+        let mut route = Route::parse(path)?;
+        if let Some(stand_in) = &self.stand_in
+            && let Some(name) = route.name()
+        {
+            *name = stand_in.repository(std::mem::take(name), head.parameter("ns"));
+        }
         let method = head.method();
         if !route.methods().contains(method) {
             return Ok(Reply::method_not_allowed(route.methods()));
         }
         let read = head.is_read();
-        if self.read_only && !read {
+        if self.stand_in.is_some() && !read {
             return Err(Failure::new(Code::Unsupported, "this registry can only be read"));
         }
         match route {

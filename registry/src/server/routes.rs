@@ -68,6 +68,19 @@ impl Route {
         }
     }
 
+    /// The repository that the path names.
+    pub(super) fn name(&mut self) -> Option<&mut String> {
+        match self {
+            Self::Base | Self::Catalog => None,
+            Self::Tags { name }
+            | Self::Manifest { name, .. }
+            | Self::Blob { name, .. }
+            | Self::Uploads { name }
+            | Self::Upload { name, .. }
+            | Self::Referrers { name, .. } => Some(name),
+        }
+    }
+
     /// The methods that the path takes, for `Allow`.
     pub(super) fn methods(&self) -> &'static [Method] {
         match self {

@@ -1,0 +1,276 @@
+//! Documents of saved images on this node's disk:
+//!
+//! ```text
+//! DIR/images.json                     which images these are, and what their registries are called in names
+//! DIR/docker/registry/v2/…            index, manifests and configs, in the storage layout of registries
+//! DIR.new/                            the same, before it is complete
+//! ```
+
+use std::collections::{BTreeMap, HashSet};
+use std::fs::{self, File};
+use std::io::{self, ErrorKind};
+use std::path::{Path, PathBuf};
+
+use bytes::Bytes;
+use futures::{StreamExt as _, TryStreamExt as _};
+use registry::layout::{Layout, Paths};
+use registry::{Digest, Reference};
+use serde::{Deserialize, Serialize};
+use serde_json::Value;
+use thiserror::Error;
+
+use super::names;
+use crate::lock::Locked;
+use crate::saved::{SavedError, SavedImages, Table};
+
+const FILE: &str = "images.json";
+/// The version that is written, and the only one that is read: others are fetched again.
+const VERSION: u32 = 1;
+/// How many documents are fetched at once.
+const AT_ONCE: usize = 16;
+/// How deep an index may lie in indexes.
+const DEPTH_LIMIT: usize = 4;
+
+/// Why documents are not kept.
+#[derive(Debug, Error)]
+#[non_exhaustive]
+pub enum KeepError {
+    /// They cannot be read where they were saved.
+    #[error("the documents of {image}: {error}")]
+    Read {
+        /// The image.
+        image: String,
+        /// Why.
+        error: Box<SavedError>,
+    },
+    /// A document is none.
+    #[error("{image}: {digest} is no index and no manifest: {reason}")]
+    Document {
+        /// The image.
+        image: String,
+        /// The document.
+        digest: Digest,
+        /// What is wrong with it.
+        reason: String,
+    },
+    /// Images can only be pulled whole.
+    #[error(
+        "the images were saved as they are alone: save them without --no-rafs for nodes to read them lazily"
+    )]
+    Plain,
+    /// The system refuses.
+    #[error("{}: {error}", path.display())]
+    Io {
+        /// The file.
+        path: PathBuf,
+        /// Why.
+        error: io::Error,
+    },
+    /// The thread that writes is gone.
+    #[error("writing ended unexpectedly: {0}")]
+    Panicked(#[from] tokio::task::JoinError),
+}
+
+/// What is kept, as a file.
+#[derive(Clone, Debug, Deserialize, PartialEq, Eq, Serialize)]
+#[serde(deny_unknown_fields)]
+struct About {
+    version: u32,
+    /// The digest of the saved images ([`SavedImages::digest`]).
+    images: Digest,
+    /// What registries are called in names of repositories.
+    hosts: BTreeMap<String, String>,
+}
+
+/// The images of which a platform's was saved as RAFS: those that a node answers for.
+fn lazy<'a>(saved: &'a SavedImages, table: &'a Table) -> impl Iterator<Item = &'a Locked> {
+    let is_rafs = |image: &&Locked| image.platforms.iter().any(|at| table.images.contains_key(&at.digest));
+    saved.lock().images.iter().filter(is_rafs)
+}
+
+/// The registries of the images that a node answers for, and with which part names of their repositories begin there.
+///
+/// # Errors
+///
+/// When nothing was saved as RAFS.
+pub fn hosts(saved: &SavedImages) -> Result<BTreeMap<String, String>, KeepError> {
+    let table = saved.table().ok_or(KeepError::Plain)?;
+    Ok(names::of_hosts(lazy(saved, table).map(|image| image.reference.host())))
+}
+
+/// Documents of saved images on this node.
+#[derive(Clone, Debug)]
+pub struct Kept {
+    dir: PathBuf,
+    about: About,
+}
+
+impl Kept {
+    /// What is kept in `dir`; `None` if nothing is, or not all of it.
+    ///
+    /// # Errors
+    ///
+    /// When it cannot be read.
+    pub fn open(dir: &Path) -> Result<Option<Self>, KeepError> {
+        let path = dir.join(FILE);
+        let text = match fs::read(&path) {
+            Err(error) if error.kind() == ErrorKind::NotFound => return Ok(None),
+            text => text.map_err(|error| KeepError::Io { path, error })?,
+        };
+        let about = serde_json::from_slice(&text).ok().filter(|about: &About| about.version == VERSION);
+        Ok(about.map(|about| Self { dir: dir.to_owned(), about }))
+    }
+
+    /// Keeps the documents of `saved` in `dir`, in place of what is there, unless they are there already. Those are kept of
+    /// which a platform's image was saved as RAFS: others are pulled from where they come from.
+    ///
+    /// # Errors
+    ///
+    /// When a document cannot be read or written. What was kept before is there still.
+    pub async fn keep(dir: &Path, saved: &SavedImages) -> Result<Self, KeepError> {
+        if let Some(kept) = Self::open(dir)?.filter(|kept| kept.images() == saved.digest()) {
+            return Ok(kept);
+        }
+        let table = saved.table().ok_or(KeepError::Plain)?;
+        let documents = lazy(saved, table).map(|image| documents(saved, table, image));
+        let documents = futures::stream::iter(documents).buffered(AT_ONCE);
+        let documents: Vec<Documents> = documents.try_collect().await?;
+        let hosts = hosts(saved)?;
+        let about = About { version: VERSION, images: saved.digest().clone(), hosts };
+        let kept = Self { dir: dir.to_owned(), about };
+        let written = kept.clone();
+        tokio::task::spawn_blocking(move || written.write(&documents)).await??;
+        Ok(kept)
+    }
+
+    /// The directory.
+    pub fn dir(&self) -> &Path {
+        &self.dir
+    }
+
+    /// Which images these are: [`SavedImages::digest`].
+    pub fn images(&self) -> &Digest {
+        &self.about.images
+    }
+
+    /// The registries that images are of, and with which part names of their repositories begin here.
+    pub fn hosts(&self) -> &BTreeMap<String, String> {
+        &self.about.hosts
+    }
+
+    /// The documents, to be served.
+    pub fn layout(&self) -> Layout {
+        Layout::directory(&self.dir)
+    }
+
+    fn write(&self, documents: &[Documents]) -> Result<(), KeepError> {
+        let mut name = self.dir.clone().into_os_string();
+        name.push(".new");
+        let new = PathBuf::from(name);
+        let failed = |path: &Path| {
+            let path = path.to_owned();
+            move |error| KeepError::Io { path, error }
+        };
+        remove(&new).map_err(failed(&new))?;
+        let paths = Paths::new(&new);
+        for image in documents {
+            image.write(&paths, &self.about.hosts).map_err(failed(&new))?;
+        }
+        let about = serde_json::to_vec_pretty(&self.about).map_err(io::Error::other);
+        about.and_then(|text| write(&new.join(FILE), &text)).map_err(failed(&new))?;
+        // Hundreds of small files, of which none is there before all of them are.
+        let synced = File::open(&new).and_then(|root| Ok(rustix::fs::syncfs(&root)?));
+        synced.map_err(failed(&new))?;
+        remove(&self.dir).map_err(failed(&self.dir))?;
+        fs::rename(&new, &self.dir).map_err(failed(&self.dir))?;
+        let parent = self.dir.parent().unwrap_or(&self.dir);
+        File::open(parent).and_then(|parent| parent.sync_all()).map_err(failed(parent))
+    }
+}
+
+/// An image's documents, word for word.
+struct Documents {
+    reference: Reference,
+    root: Digest,
+    /// Index and manifests.
+    manifests: Vec<(Digest, Bytes)>,
+    configs: Vec<(Digest, Bytes)>,
+}
+
+/// Reads the documents of an image, as far as they were saved: those of the platforms of the lock.
+async fn documents(saved: &SavedImages, table: &Table, image: &Locked) -> Result<Documents, KeepError> {
+    let name = || image.reference.to_string();
+    let read = async |digest: &Digest| {
+        let read = saved.document(digest).await;
+        read.map_err(|error| KeepError::Read { image: name(), error: Box::new(error) })
+    };
+    let mut found = Documents {
+        reference: image.reference.clone(),
+        root: image.digest.clone(),
+        manifests: Vec::new(),
+        configs: Vec::new(),
+    };
+    let (mut left, mut seen) = (vec![(image.digest.clone(), 0)], HashSet::new());
+    while let Some((digest, depth)) = left.pop() {
+        // One of a platform that was not saved is not there.
+        let Some(content) = read(&digest).await? else { continue };
+        let wrong = |reason: String| KeepError::Document { image: name(), digest: digest.clone(), reason };
+        let document: Value = serde_json::from_slice(&content).map_err(|error| wrong(error.to_string()))?;
+        let named = document.get("manifests").and_then(Value::as_array);
+        if named.is_some() && depth == DEPTH_LIMIT {
+            return Err(wrong(format!("indexes are nested more than {DEPTH_LIMIT} deep")));
+        }
+        let digest_of = |entry: &Value| entry.get("digest")?.as_str()?.parse::<Digest>().ok();
+        let is_index = named.is_some();
+        for entry in named.into_iter().flatten().filter_map(digest_of) {
+            if seen.insert(entry.clone()) {
+                left.push((entry, depth + 1));
+            }
+        }
+        let config = document.get("config").and_then(digest_of);
+        if !is_index && table.images.contains_key(&digest) {
+            let config = config.ok_or_else(|| wrong("it names no config".to_owned()))?;
+            let content =
+                read(&config).await?.ok_or_else(|| wrong(format!("its config {config} is missing")))?;
+            found.configs.push((config, content));
+        }
+        if is_index || table.images.contains_key(&digest) {
+            found.manifests.push((digest, content));
+        }
+    }
+    Ok(found)
+}
+
+impl Documents {
+    /// Writes them, as registries store them, below `paths`.
+    fn write(&self, paths: &Paths, hosts: &BTreeMap<String, String>) -> io::Result<()> {
+        let repository = self.reference.repository();
+        let host = hosts.get(repository.host()).ok_or(ErrorKind::InvalidInput)?;
+        let name = format!("{host}/{}", repository.name());
+        for (digest, content) in &self.manifests {
+            write(&paths.data(digest), content)?;
+            write(&paths.revision(&name, digest), digest.as_ref().as_bytes())?;
+        }
+        for (digest, content) in &self.configs {
+            write(&paths.data(digest), content)?;
+            write(&paths.layer(&name, digest), digest.as_ref().as_bytes())?;
+        }
+        // A name with a digest says nothing of what its tag is.
+        if let (Some(tag), None) = (self.reference.tag(), self.reference.digest()) {
+            write(&paths.tag_current(&name, tag), self.root.as_ref().as_bytes())?;
+        }
+        Ok(())
+    }
+}
+
+fn write(path: &Path, content: &[u8]) -> io::Result<()> {
+    fs::create_dir_all(path.parent().unwrap_or(path))?;
+    fs::write(path, content)
+}
+
+fn remove(directory: &Path) -> io::Result<()> {
+    match fs::remove_dir_all(directory) {
+        Err(error) if error.kind() != ErrorKind::NotFound => Err(error),
+        _ => Ok(()),
+    }
+}

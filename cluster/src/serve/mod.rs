@@ -1,0 +1,40 @@
+//! The registry of saved images on a node: it answers for their names what the images' own registries would, but layers.
+//!
+//! ```text
+//! saved images ─> kept: documents in a directory ─> registry on a loopback address ─> containerd
+//! ```
+//!
+//! - `kept`: the images' own indexes, manifests and configs on this node's disk, in the storage layout of registries. They
+//!   are fetched once; from then on the place that they were saved at is not needed.
+//! - `names`: what the registries that images are of are called in names of repositories here.
+//!
+//! containerd does not ask for layers that the snapshotter has already, and it has those of the table ([`crate::saved::Table`]).
+
+mod kept;
+mod names;
+
+use std::net::SocketAddr;
+
+use registry::server::{Server, ServerConfig, ServerError, StandIn, serve_stand_in};
+use tokio_util::sync::CancellationToken;
+
+pub use kept::{KeepError, Kept, hosts};
+
+/// What is said where a layer is asked for.
+const ABSENT: &str = "layers of saved images are not on the node as they were: containers read them from the blobs \
+                      that they were saved as. To push or export an image, take it from its own registry";
+
+/// Serves what is kept, until `shutdown` is cancelled.
+///
+/// # Errors
+///
+/// When the address cannot be listened on.
+pub async fn serve(
+    kept: &Kept,
+    listen: SocketAddr,
+    shutdown: CancellationToken,
+) -> Result<Server, ServerError> {
+    let config = ServerConfig { listen, ..ServerConfig::new(kept.dir()) };
+    let stand_in = StandIn { hosts: kept.hosts().clone(), absent: Some(ABSENT.to_owned()) };
+    serve_stand_in(config, kept.layout(), stand_in, shutdown).await
+}
