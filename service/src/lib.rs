@@ -3,6 +3,7 @@
 //! - [`log`]: where log lines go without ever holding up or ending the process;
 //! - [`address`]: how addresses are written, on the command line and in the configuration;
 //! - [`limits`]: limits of the process;
+//! - [`line`](mod@line): lines over local sockets, which control sockets speak;
 //! - [`metrics`]: what a process counts, for Prometheus;
 //! - [`manager`]: what the service manager is told;
 //! - [`program`]: the program that runs;
@@ -12,6 +13,7 @@
 
 pub mod address;
 pub mod limits;
+pub mod line;
 pub mod log;
 pub mod manager;
 pub mod metrics;

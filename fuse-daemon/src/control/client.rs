@@ -4,13 +4,13 @@ use std::os::fd::{BorrowedFd, OwnedFd};
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
+use service::line::{read_line, write_line};
 use tokio::net::UnixStream;
 
 use super::protocol::{
-    Answer, BackendSpec, BlobId, CachedStatus, Call, ErrorKind, HandedOut, Handover, Kept, LINE_LIMIT,
-    MountRequest, OLDEST_VERSION, Removed, Reply, Request, Status, VERSION, Verified,
+    Answer, BackendSpec, BlobId, BootstrapRequest, CachedStatus, Call, ErrorKind, HandedOut, Handover, Kept,
+    LINE_LIMIT, MountRequest, OLDEST_VERSION, Removed, Reply, Request, Status, VERSION, Verified,
 };
-use super::wire::{read_line, write_line};
 
 /// How long a request may take unless the caller says otherwise: longer than the daemon's own wait for a busy mount.
 const DEADLINE: Duration = Duration::from_secs(30);
@@ -99,6 +99,15 @@ impl Client {
     /// [`ClientError`], as from every method.
     pub async fn mount(&self, mount: &MountRequest) -> Result<(), ClientError> {
         self.call_done(Request::Mount(mount.clone())).await
+    }
+
+    /// Makes the file of a bootstrap, which is on disk when this returns. Repeating the call makes it again.
+    ///
+    /// # Errors
+    ///
+    /// [`ClientError`]; [`ErrorKind::Bootstrap`] where what the backends have is not what it should be.
+    pub async fn make_bootstrap(&self, request: &BootstrapRequest) -> Result<(), ClientError> {
+        self.call_done(Request::MakeBootstrap(request.clone())).await
     }
 
     /// Adds backends to a mounted image; [`ErrorKind::Unknown`] if it is not mounted.
@@ -334,7 +343,7 @@ impl Client {
             .await
             .map_err(|source| ClientError::Connect { socket: self.socket.clone(), source })?;
         write_line(&stream, &line, descriptor).await.map_err(broken)?;
-        let (answer, descriptor) = read_line(&stream).await.map_err(broken)?;
+        let (answer, descriptor) = read_line(&stream, LINE_LIMIT).await.map_err(broken)?;
         if answer.last() != Some(&b'\n') && answer.len() < LINE_LIMIT {
             // The daemon ended.
             return Err(broken(std::io::ErrorKind::UnexpectedEof.into()));

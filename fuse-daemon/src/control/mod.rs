@@ -7,11 +7,10 @@
 pub mod client;
 pub mod protocol;
 pub(crate) mod server;
-mod wire;
 
 pub use crate::fuse::Negotiated;
 pub use client::{Client, ClientError};
 pub use protocol::{
-    BackendSpec, BadChunks, BlobId, CachedStatus, Guards, HandedOut, Handover, Kept, MountRequest,
-    MountStatus, Removed, Status, Verified, WorkerStatus,
+    BackendSpec, BadChunks, BlobId, BootstrapRequest, BootstrapSource, CachedStatus, Guards, HandedOut,
+    Handover, Kept, LayerTree, MountRequest, MountStatus, Removed, Status, Verified, WorkerStatus,
 };

@@ -74,6 +74,9 @@ pub enum Request {
     /// Mount an image; answered with [`Answer::Done`] once it serves. A repetition changes nothing, but that backends
     /// which are new in it are added.
     Mount(MountRequest),
+    /// Make the file of a bootstrap that can be mounted, out of what an image's backends have; answered with [`Answer::Done`] once
+    /// all of it is on disk.
+    MakeBootstrap(BootstrapRequest),
     /// Add backends to a mounted image, behind those that it has; answered with [`Answer::Done`].
     AddBackends {
         /// The mount's id.
@@ -166,6 +169,61 @@ pub struct MountRequest {
     pub image: String,
     /// Who has its blobs: at least one. They are asked in this order, but those that failed lately last.
     pub backends: Vec<BackendSpec>,
+}
+
+/// A bootstrap to make.
+#[derive(Clone, Debug, Deserialize, Eq, PartialEq, Serialize)]
+#[serde(deny_unknown_fields)]
+pub struct BootstrapRequest {
+    /// The file, whose directory is there. One that is there is replaced, at once and as a whole; chunk information that comes with it is
+    /// put beside it.
+    pub target: PathBuf,
+    /// What people call the image, for logs.
+    pub image: String,
+    /// Who has what it is made of: at least one, asked as for [`MountRequest::backends`].
+    pub backends: Vec<BackendSpec>,
+    /// What it is made of.
+    pub source: BootstrapSource,
+}
+
+/// What a bootstrap is made of.
+#[derive(Clone, Debug, Deserialize, Eq, PartialEq, Serialize)]
+#[serde(rename_all = "snake_case", deny_unknown_fields)]
+pub enum BootstrapSource {
+    /// An image's layer with a bootstrap: a tar with `image/image.boot`, compressed by gzip or zstd.
+    Packed {
+        /// The layer's blob.
+        blob: BlobId,
+        /// Its size in bytes.
+        size: u64,
+        /// SHA-256 of the tar.
+        diff_id: BlobId,
+    },
+    /// The own trees of layers, which are merged.
+    Layers {
+        /// The lowest first.
+        layers: Vec<LayerTree>,
+    },
+}
+
+/// A layer's own tree, at the end of its blob.
+#[derive(Clone, Copy, Debug, Deserialize, Eq, PartialEq, Serialize)]
+#[serde(deny_unknown_fields)]
+pub struct LayerTree {
+    /// The blob.
+    pub blob: BlobId,
+    /// Its size in bytes.
+    pub size: u64,
+    /// SHA-256 of its table of contents with the tar header of that.
+    pub toc: BlobId,
+    /// Where the tree's stored bytes begin: a bootstrap, zstd.
+    pub offset: u64,
+    /// How many there are.
+    pub stored_bytes: u64,
+    /// SHA-256 of the bootstrap.
+    pub digest: BlobId,
+    /// Size in bytes of the bootstrap.
+    pub bytes: u64,
 }
 
 /// Who has blobs, and how they are reached there.

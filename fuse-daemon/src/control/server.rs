@@ -4,15 +4,15 @@ use std::os::fd::{AsFd, OwnedFd};
 use std::sync::Arc;
 use std::time::Duration;
 
+use service::line::{read_line, write_line};
 use service::{Access, BindError, SocketFile, UnixAddress, bind_private};
 use tokio::net::{UnixListener, UnixStream};
 use tokio_util::sync::CancellationToken;
 
 use super::protocol::{
-    Answer, Call, ErrorKind, Handover, LINE_LIMIT, MountRequest, OLDEST_VERSION, Reply, Request, Status,
-    VERSION,
+    Answer, BootstrapRequest, Call, ErrorKind, Handover, LINE_LIMIT, MountRequest, OLDEST_VERSION, Reply,
+    Request, Status, VERSION,
 };
-use super::wire::{read_line, write_line};
 use crate::cache::CacheError;
 use crate::describe;
 use crate::mounts::{MountError, Table, TableError};
@@ -63,7 +63,8 @@ impl Server {
 }
 
 async fn serve_client(stream: UnixStream, table: Arc<Table>, stop: CancellationToken) {
-    let (line, descriptor) = match tokio::time::timeout(CLIENT_DEADLINE, read_line(&stream)).await {
+    let (line, descriptor) = match tokio::time::timeout(CLIENT_DEADLINE, read_line(&stream, LINE_LIMIT)).await
+    {
         Ok(Ok((line, _))) if line.is_empty() => return,
         Ok(Ok(line)) => line,
         Ok(Err(error)) => return tracing::debug!(%error, "control client went away"),
@@ -162,6 +163,7 @@ async fn answer(request: Request, descriptor: Option<OwnedFd>, table: Arc<Table>
         Request::Renewals { .. } => invalid("it is answered later"),
         Request::HandOut { accesses } => done(table.hand_out(accesses)),
         Request::Mount(mount) => done(mount_image(mount, table).await),
+        Request::MakeBootstrap(request) => done(make_bootstrap(request, table).await),
         Request::AddBackends { id, backends } => {
             table.look_up(&backends).await;
             on_thread(move || done(table.add_backends(&id, &backends))).await
@@ -252,6 +254,11 @@ async fn adopt(handover: Handover, descriptor: OwnedFd, table: Arc<Table>) -> Re
     blocking(move || table.adopt(handover, descriptor, prepared)).await
 }
 
+async fn make_bootstrap(request: BootstrapRequest, table: Arc<Table>) -> Result<(), TableError> {
+    table.look_up(&request.backends).await;
+    table.make_bootstrap(request).await
+}
+
 /// What may have to be fetched before the mount is waited for without a thread, and without a lock.
 async fn mount_image(mount: MountRequest, table: Arc<Table>) -> Result<(), TableError> {
     table.look_up(&mount.backends).await;
@@ -287,7 +294,11 @@ fn done(result: Result<(), TableError>) -> Answer {
         TableError::Mount { source: MountError::Bootstrap { .. } | MountError::NoBlobId { .. }, .. } => {
             ErrorKind::Bootstrap
         }
-        TableError::Mount { .. } | TableError::Trace { .. } | TableError::Bug(_) => ErrorKind::Failed,
+        TableError::Make { source, .. } if source.is_of_content() => ErrorKind::Bootstrap,
+        TableError::Make { .. }
+        | TableError::Mount { .. }
+        | TableError::Trace { .. }
+        | TableError::Bug(_) => ErrorKind::Failed,
     };
     let message = describe(&error);
     tracing::warn!(message, "request failed");

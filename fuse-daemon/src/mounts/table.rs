@@ -7,13 +7,14 @@ use std::time::Duration;
 
 use registry::Repository;
 
+use super::make::{self, MakeError};
 use super::{Engine, Image, MountError, Mounted, Prepared};
 use crate::access::Accesses;
-use crate::control::{BackendSpec, HandedOut, Handover, MountRequest, MountStatus};
+use crate::control::{BackendSpec, BootstrapRequest, HandedOut, Handover, MountRequest, MountStatus};
 use crate::fuse::{HandedOver, Rights};
 use crate::process::RemoteWorker;
 use crate::upgrade::{Probe, UpgradeError};
-use crate::worker::{BackendError, check_backend};
+use crate::worker::BackendError;
 
 /// Characters that an id may have: it is shown in `/proc/mounts`, where others would be escaped.
 const ID_LENGTH_MAX: usize = 128;
@@ -53,6 +54,16 @@ pub enum TableError {
         /// Why.
         source: crate::fs::FsError,
     },
+    /// A bootstrap cannot be made.
+    #[error("cannot make the bootstrap {} of image {image}", target.display())]
+    Make {
+        /// The file.
+        target: std::path::PathBuf,
+        /// The image.
+        image: String,
+        /// Why not.
+        source: Box<MakeError>,
+    },
     /// The request ended in a bug of the daemon.
     #[error("the request ended in a bug of the daemon: {0}")]
     Bug(String),
@@ -82,7 +93,7 @@ impl Slot {
     fn add(&mut self, backends: &[BackendSpec]) -> Result<(), TableError> {
         for spec in backends {
             if !self.request.backends.contains(spec) {
-                check_backend(spec)?;
+                spec.check()?;
                 self.mounted.add_backend(spec);
                 self.request.backends.push(spec.clone());
             }
@@ -100,12 +111,14 @@ pub struct Table {
     /// Arguments with which a program says whether it would work in this one's place.
     probe: Vec<String>,
     slots: Mutex<BTreeMap<String, SharedSlot>>,
+    /// Held by who makes a bootstrap: the trees of all layers of an image are in memory meanwhile.
+    making: tokio::sync::Mutex<()>,
 }
 
 impl Table {
     /// A table of no mounts, whose registries are reached by `accesses`, which its worker has as well.
     pub(crate) fn new(engine: Engine<RemoteWorker>, accesses: Arc<Accesses>, probe: Vec<String>) -> Self {
-        Self { engine, accesses, probe, slots: Mutex::default() }
+        Self { engine, accesses, probe, slots: Mutex::default(), making: tokio::sync::Mutex::default() }
     }
 
     /// Finds out whether another program can take the place of this one.
@@ -204,8 +217,24 @@ impl Table {
         prepared.map_err(|source| TableError::Mount { id: request.id.clone(), source })
     }
 
+    /// Makes the file of a bootstrap, in time. One at a time is.
+    ///
+    /// # Errors
+    ///
+    /// [`TableError`]: the request is not valid, or the bootstrap cannot be made; what was at its place still is.
+    pub async fn make_bootstrap(&self, request: BootstrapRequest) -> Result<(), TableError> {
+        check_path(&request.target)?;
+        if request.backends.is_empty() {
+            return Err(TableError::NoBackend);
+        }
+        request.backends.iter().try_for_each(BackendSpec::check)?;
+        let (target, image) = (request.target.clone(), request.image.clone());
+        let made = make::make(self.engine.worker(), &self.making, request).await;
+        made.map_err(|source| TableError::Make { target, image, source: Box::new(source) })
+    }
+
     fn image<'a>(request: &'a MountRequest) -> Result<Image<'a, BackendSpec>, TableError> {
-        request.backends.iter().try_for_each(check_backend)?;
+        request.backends.iter().try_for_each(BackendSpec::check)?;
         Ok(Image {
             id: &request.id,
             bootstrap: &request.bootstrap,

@@ -10,9 +10,8 @@ use std::os::unix::net::UnixStream;
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
-use super::message::{
-    FROM_WORKER_LIMIT, FromWorker, Guards, InfoLengths, Question, ToWorker, Violation, parse,
-};
+use super::errand::Brought;
+use super::message::{FROM_WORKER_LIMIT, FromWorker, Guards, Question, ToWorker, Violation, parse};
 use super::wire::{Receiver, Sender};
 use crate::cache::CHUNK_BYTES_LIMIT;
 use crate::front::{BackendName, ChunkError, ChunkKey, Content, Responses};
@@ -34,8 +33,8 @@ thread_local! {
 
 /// Whom a worker's words concern, beside those who wait for chunks.
 pub(super) trait Listener: Send + Sync {
-    /// Chunk information is in its file, or will not come.
-    fn chunk_info(&self, number: u64, outcome: Result<InfoLengths, String>);
+    /// Something is in its file, or will not come.
+    fn brought(&self, number: u64, outcome: Result<Brought, String>);
 
     /// The worker asks for something.
     fn asked(&self, connection: &Arc<Connection>, number: u64, question: Question);
@@ -133,7 +132,10 @@ impl Connection {
                 self.due().remove(&chunk);
                 responses.finished(chunk, Err(failure.into()));
             }
-            FromWorker::ChunkInfo { number, outcome } => listener.chunk_info(number, outcome),
+            FromWorker::ChunkInfo { number, outcome } => {
+                listener.brought(number, outcome.map(Brought::Info));
+            }
+            FromWorker::Part { number, outcome } => listener.brought(number, outcome.map(Brought::Part)),
             FromWorker::Ask { number, question } => listener.asked(self, number, question),
             FromWorker::Pong { number } => {
                 let mut health = self.health();

@@ -5,7 +5,8 @@ use std::os::unix::net::UnixStream;
 use std::sync::Arc;
 
 use super::connection::{Connection, Listener, MEMORY_BYTES};
-use super::message::{InfoLengths, Question};
+use super::errand::Brought;
+use super::message::Question;
 use crate::front::{ChunkError, ChunkKey, Content, Responses};
 
 /// Believes nothing, and looks at everything.
@@ -21,7 +22,7 @@ impl Responses for Front {
 }
 
 impl Listener for Front {
-    fn chunk_info(&self, _: u64, _: Result<InfoLengths, String>) {}
+    fn brought(&self, _: u64, _: Result<Brought, String>) {}
 
     fn asked(&self, _: &Arc<Connection>, _: u64, _: Question) {}
 }

@@ -14,7 +14,7 @@ use super::shape::{BlobShape, OrderShape};
 use crate::cache::Generation;
 use crate::control::{BackendSpec, BlobId};
 use crate::front::{ChunkError, ChunkKey};
-use crate::worker::Place;
+use crate::worker::{Place, StoredPart};
 
 /// Bytes of a message to the worker at most: an order of a batch of the smallest chunks is some megabytes.
 pub(super) const TO_WORKER_LIMIT: usize = 64 << 20;
@@ -58,6 +58,13 @@ pub(crate) enum ToWorker {
     ChunkInfo {
         number: u64,
         blob: BlobShape,
+        /// How long it may take.
+        milliseconds: u64,
+    },
+    /// Bring a part of a blob; with the file to write it to.
+    Part {
+        number: u64,
+        part: StoredPart,
         /// How long it may take.
         milliseconds: u64,
     },
@@ -105,6 +112,8 @@ pub(crate) enum FromWorker {
     Failed { chunk: ChunkName, failure: Failure },
     /// Chunk information is in the file that came with the order.
     ChunkInfo { number: u64, outcome: Result<InfoLengths, String> },
+    /// A part of a blob is in the file that came with the order, and has so many bytes.
+    Part { number: u64, outcome: Result<u64, String> },
     /// It needs something that only the front can have.
     Ask { number: u64, question: Question },
     /// The echo of a ping.

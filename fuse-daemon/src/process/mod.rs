@@ -13,6 +13,7 @@
 
 mod ask;
 mod connection;
+mod errand;
 mod files;
 mod filter;
 #[cfg(any(test, feature = "fuzzing"))]

@@ -3,36 +3,31 @@
 use std::collections::{BTreeMap, HashMap};
 use std::fs::File;
 use std::io;
-use std::os::fd::OwnedFd;
-use std::os::unix::fs::FileExt;
 use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError, Weak};
 use std::time::Duration;
 
 use rafs::blob::Blob;
 use rafs::blob::meta::BlobMeta;
-use rafs::blob::source::{BlobError, MetaParts, digests_limit, meta_of};
+use rafs::blob::source::{BlobError, meta_of};
 use registry::client::{AccessSource, ClientConfig};
 use serde::{Deserialize, Serialize};
 use tokio::runtime::Handle;
-use tokio::sync::{Semaphore, oneshot, watch};
-use tokio::time::{Instant, timeout_at};
+use tokio::sync::{Semaphore, watch};
+use tokio::time::Instant;
 
 use super::connection::{Connection, Listener};
+use super::errand::{Brought, Errand, info_bytes, read_parts};
 use super::files;
 use super::given::{self, Given};
 use super::launch::{Launch, this_program};
-use super::message::{Answer, Guards, InfoLengths, Question, ToWorker, clip};
+use super::message::{Answer, Guards, Question, ToWorker};
 use super::names::NameFiles;
 use super::shape::{BlobShape, OrderShape};
 use super::supervise;
 use crate::access::Accesses;
 use crate::control::{BackendSpec, BlobId};
 use crate::front::{ChunkError, ChunkKey, Content, Order, Orders, Responses, Worker};
-use crate::sys::memory;
-use crate::worker::{Fetcher, Place, WorkerConfig};
-
-/// Header and table of contents of chunk information, in bytes at most.
-const INFO_EXTRA_BYTES: u64 = 2 * 4096;
+use crate::worker::{Fetcher, Place, StoredPart, WorkerConfig};
 
 /// Questions of a worker that are answered at once: more are nonsense.
 const QUESTIONS_AT_ONCE: usize = 64;
@@ -79,7 +74,7 @@ pub(super) struct Shared {
     asked: Arc<Semaphore>,
     orders: OnceLock<Weak<dyn Orders>>,
     /// The process that works at the moment.
-    current: watch::Sender<Option<Arc<Connection>>>,
+    pub(super) current: watch::Sender<Option<Arc<Connection>>>,
     state: Mutex<State>,
     pub(super) stop: tokio_util::sync::CancellationToken,
 }
@@ -88,7 +83,7 @@ pub(super) struct Shared {
 struct State {
     next: u64,
     registrations: BTreeMap<u64, Registered>,
-    infos: HashMap<u64, Awaited>,
+    errands: HashMap<u64, Errand>,
     condition: Condition,
     given: Given,
     names: NameFiles,
@@ -100,14 +95,6 @@ struct Registered {
     backend: BackendSpec,
     place: Place,
 }
-
-/// Chunk information that is under way: its file, and who waits.
-struct Awaited {
-    file: OwnedFd,
-    told: oneshot::Sender<Told>,
-}
-
-type Told = Option<(Result<InfoLengths, String>, OwnedFd)>;
 
 /// Keeps a backend known for some blobs.
 pub struct RemoteRegistration {
@@ -178,6 +165,20 @@ impl RemoteWorker {
         }
     }
 
+    /// Brings a part of a blob, from whichever of its backends has it first: a file with it at its beginning, which the worker can still
+    /// write to, and how many bytes it has. It is to be copied, and verified then.
+    ///
+    /// # Errors
+    ///
+    /// Nobody has it by then, or it is not what it should be.
+    pub(crate) async fn part(&self, part: &StoredPart, until: Instant) -> io::Result<(File, u64)> {
+        let order = |number, milliseconds| ToWorker::Part { number, part: part.clone(), milliseconds };
+        match self.shared.bring("part", part.limit, until, order).await? {
+            (Brought::Part(bytes), file) if bytes <= part.limit => Ok((file, bytes)),
+            _ => Err(io::Error::other("something else came in its place")),
+        }
+    }
+
     /// How the process is.
     pub fn condition(&self) -> Condition {
         self.shared.lock().condition.clone()
@@ -235,59 +236,24 @@ impl Fetcher for RemoteWorker {
             let blob = blob.id.map_or_else(|| "of unknown id".to_owned(), |id| id.to_string());
             Arc::new(BlobError::Io { blob, source })
         };
-        let late = "its chunk information did not arrive in time";
-        let asked = async {
-            loop {
-                // Whoever ends over it is asked no more often than one starts.
-                if let Some(told) = self.shared.ask_info(blob, until).await? {
-                    return Ok(told);
-                }
-            }
-        };
-        let told = timeout_at(until, asked).await;
-        let told = told.unwrap_or_else(|_| Err(io::Error::new(io::ErrorKind::TimedOut, late)));
-        let (lengths, file) = match told.map_err(failed)? {
-            (Ok(lengths), file) => (lengths, file),
-            (Err(reason), _) => return Err(failed(io::Error::other(clip(&reason)))),
-        };
         let limit = info_bytes(blob);
+        let order = |number, milliseconds| ToWorker::ChunkInfo {
+            number,
+            blob: BlobShape::with_info(blob),
+            milliseconds,
+        };
+        let brought = self.shared.bring("chunk information", limit, until, order).await;
+        let (Brought::Info(lengths), file) = brought.map_err(failed)? else {
+            return Err(failed(io::Error::other("something else came in its place")));
+        };
         let of = blob.clone();
         let read = move || {
-            let parts = read_parts(&File::from(file), lengths, limit);
+            let parts = read_parts(&file, lengths, limit);
             parts.map(|parts| meta_of(&of, parts).map_err(Arc::new))
         };
         let read = tokio::task::spawn_blocking(read).await;
         read.unwrap_or_else(|panic| Err(io::Error::other(panic))).map_err(failed)?
     }
-}
-
-/// The most bytes that a blob's chunk information may have, unpacked.
-fn info_bytes(blob: &Blob) -> u64 {
-    let array = blob.meta.map_or(0, |meta| meta.uncompressed_size);
-    array.saturating_add(digests_limit(blob)).saturating_add(INFO_EXTRA_BYTES)
-}
-
-/// Copies the parts out of the worker's file.
-fn read_parts(file: &File, lengths: InfoLengths, limit: u64) -> io::Result<MetaParts> {
-    let InfoLengths { header, array, tail, digests, stream_size } = lengths;
-    let sum = [header, array, tail, digests].iter().try_fold(0_u64, |sum, part| sum.checked_add(*part));
-    if sum.is_none_or(|sum| sum > limit) {
-        return Err(io::Error::new(io::ErrorKind::InvalidData, "it has more bytes than it can have"));
-    }
-    let mut at = 0;
-    let mut take = |len: u64| {
-        let mut bytes = vec![0; usize::try_from(len).map_err(io::Error::other)?];
-        file.read_exact_at(&mut bytes, at)?;
-        at += len;
-        Ok::<_, io::Error>(bytes)
-    };
-    Ok(MetaParts {
-        header: take(header)?,
-        array: take(array)?,
-        tail: take(tail)?,
-        stream_size,
-        digests: take(digests)?,
-    })
 }
 
 impl State {
@@ -384,54 +350,25 @@ impl Shared {
         state.condition.pid = None;
         state.condition.restarts += 1;
         // Who waits asks the next.
-        for (_, awaited) in state.infos.drain() {
-            let _ = awaited.told.send(None);
-        }
+        state.errands.drain().for_each(|(_, errand)| errand.abandon());
     }
 
-    /// What the worker that runs, or the next one that does, says of a blob's chunk information. `None`: it ended.
-    async fn ask_info(
-        &self,
-        blob: &Blob,
-        until: Instant,
-    ) -> io::Result<Option<(Result<InfoLengths, String>, OwnedFd)>> {
-        let mut current = self.current.subscribe();
-        let connection = match current.wait_for(Option::is_some).await {
-            Ok(connection) => connection.clone(),
-            Err(closed) => return Err(io::Error::other(closed)),
-        };
-        let Some(connection) = connection else { return Ok(None) };
-        let file = memory("nydus-cluster chunk information", info_bytes(blob))?;
-        let (told, outcome) = oneshot::channel();
-        let copy = file.try_clone()?;
-        let number = {
-            let mut state = self.lock();
-            // Of those who have given up nothing is left.
-            state.infos.retain(|_, awaited| !awaited.told.is_closed());
-            let number = state.number();
-            state.infos.insert(number, Awaited { file, told });
-            number
-        };
-        let left = until.saturating_duration_since(Instant::now());
-        let message = ToWorker::ChunkInfo {
-            number,
-            blob: BlobShape::with_info(blob),
-            milliseconds: left.as_millis().try_into().unwrap_or(u64::MAX),
-        };
-        connection.sender.send(&message, Some(copy));
-        // One that ended before it was entered here will not be told of.
-        if !current.borrow().as_ref().is_some_and(|now| Arc::ptr_eq(now, &connection)) {
-            return Ok(None);
-        }
-        Ok(outcome.await.unwrap_or(None))
+    /// Enters an errand: its number.
+    pub(super) fn enter(&self, errand: Errand) -> u64 {
+        let mut state = self.lock();
+        // Of those who have given up nothing is left.
+        state.errands.retain(|_, errand| !errand.is_given_up());
+        let number = state.number();
+        state.errands.insert(number, errand);
+        number
     }
 }
 
 impl Listener for Shared {
-    fn chunk_info(&self, number: u64, outcome: Result<InfoLengths, String>) {
-        let awaited = self.lock().infos.remove(&number);
-        if let Some(Awaited { file, told }) = awaited {
-            let _ = told.send(Some((outcome, file)));
+    fn brought(&self, number: u64, outcome: Result<Brought, String>) {
+        let errand = self.lock().errands.remove(&number);
+        if let Some(errand) = errand {
+            errand.end(outcome);
         }
     }
 

@@ -26,7 +26,9 @@ use crate::control::BackendSpec;
 use crate::describe;
 use crate::front::{Responses, Worker};
 use crate::sys::{Arena, close_from, give_back_memory, keep_large_buffers_mapped};
-use crate::worker::{Backend, Fetcher, LocalWorker, Registration, Unusable, WorkerConfig, open_backend};
+use crate::worker::{
+    Backend, Fetcher, LocalWorker, Registration, StoredPart, Unusable, WorkerConfig, open_backend,
+};
 
 /// Threads that wait for the network: more are never busy, as decoding has threads of its own.
 const NETWORK_THREADS: usize = 4;
@@ -163,6 +165,10 @@ impl Served {
                     let file = receiver.descriptor().ok_or(io::ErrorKind::InvalidData)?;
                     self.chunk_info(number, blob, milliseconds, file);
                 }
+                ToWorker::Part { number, part, milliseconds } => {
+                    let file = receiver.descriptor().ok_or(io::ErrorKind::InvalidData)?;
+                    self.part(number, part, milliseconds, file);
+                }
                 ToWorker::Answer { number, answer } => {
                     let file = match answer {
                         Answer::File { .. } => receiver.descriptor(),
@@ -201,6 +207,16 @@ impl Served {
                 Err(error) => Err(clip(&describe(&error))),
             };
             sender.send(&FromWorker::ChunkInfo { number, outcome }, None);
+        });
+    }
+
+    fn part(&self, number: u64, part: StoredPart, milliseconds: u64, file: OwnedFd) {
+        let (worker, sender) = (Arc::clone(&self.worker), Arc::clone(&self.sender));
+        let until = after(milliseconds).into();
+        self.runtime.spawn(async move {
+            let outcome = worker.part(part, until, file.into()).await;
+            let outcome = outcome.map_err(|error| clip(&describe(&error)));
+            sender.send(&FromWorker::Part { number, outcome }, None);
         });
     }
 }

@@ -22,7 +22,7 @@ use crate::cache::{BootId, Cache, CachedBlob, Generation, Lease, Said};
 use crate::control::{BackendSpec, BlobId};
 use crate::front::{ChunkKey, Front, FrontConfig, Orders, Piece};
 use crate::sys::Arena;
-use crate::worker::{Fetcher, Place, WorkerConfig};
+use crate::worker::{Fetcher, Place, StoredPart, WorkerConfig};
 
 const SOON: Duration = Duration::from_secs(20);
 const CHUNK: usize = 10_000;
@@ -389,4 +389,45 @@ fn chunk_information_is_asked_again_of_the_next_worker_and_lies_about_it_are_ref
     assert!(text.contains("more bytes than it can have"), "{text}");
     assert_eq!(bench.launched.load(Ordering::Relaxed), 2);
     assert_eq!(bench.stored.len(), CHUNKS as usize * CHUNK);
+}
+
+#[test]
+fn a_part_of_a_blob_is_brought_by_the_next_worker_and_no_more_of_it_than_was_asked_for() {
+    let dies: Act = |mut peer| {
+        peer.ready();
+        while let Ok(Some(message)) = peer.receiver.next() {
+            if let ToWorker::Part { .. } = serde_json::from_slice(&message).unwrap() {
+                return;
+            }
+        }
+    };
+    let lies: Act = |mut peer| {
+        peer.ready();
+        while let Ok(Some(message)) = peer.receiver.next() {
+            if let ToWorker::Part { number, .. } = serde_json::from_slice(&message).unwrap() {
+                let outcome = if number.is_multiple_of(2) { Ok(u64::MAX) } else { Err("\n".to_owned()) };
+                peer.sender.send(&FromWorker::Part { number, outcome }, None);
+            }
+        }
+    };
+    let until = tokio::time::Instant::now() + SOON;
+    let bench = Bench::new(&[dies, honest], SOON);
+    let kept = bench.register();
+    let part = StoredPart { blob: bench.blob().id(), range: 5..1000, packed: false, limit: 995 };
+    let (file, bytes) = bench.runtime.block_on(bench.worker.part(&part, until)).unwrap();
+    let mut copy = vec![0; bytes as usize];
+    file.read_exact_at(&mut copy, 0).unwrap();
+    assert_eq!(copy, bench.stored[5..1000]);
+    assert_eq!(bench.launched.load(Ordering::Relaxed), 2);
+    let shorter = StoredPart { limit: 994, ..part.clone() };
+    let error = bench.runtime.block_on(bench.worker.part(&shorter, until)).unwrap_err();
+    assert!(error.to_string().contains("more than 994 bytes"), "{error}");
+    drop(kept);
+    drop(bench);
+
+    let bench = Bench::new(&[lies], SOON);
+    for _ in 0..2 {
+        let error = bench.runtime.block_on(bench.worker.part(&part, until)).unwrap_err().to_string();
+        assert!(error.contains("something else") || error == "?", "{error}");
+    }
 }

@@ -11,6 +11,7 @@ mod backend;
 mod budget;
 mod chunk_info;
 mod decode;
+mod part;
 mod race;
 mod sources;
 #[cfg(test)]
@@ -28,7 +29,8 @@ use tokio::runtime::Handle;
 use tokio::time::Instant;
 
 pub use backend::{Backend, BackendError, DirectoryBackend, HttpDirectoryBackend, RegistryBackend};
-pub(crate) use backend::{Unusable, check_backend, open_backend};
+pub(crate) use backend::{Unusable, open_backend};
+pub(crate) use part::StoredPart;
 pub use sources::Place;
 
 use crate::control::BlobId;

@@ -23,15 +23,15 @@ fn works_for_a_daemon() {
     fuse_daemon::process::serve(|| ()).unwrap();
 }
 
-struct Daemon {
-    dir: tempfile::TempDir,
-    client: Client,
+pub(crate) struct Daemon {
+    pub(crate) dir: tempfile::TempDir,
+    pub(crate) client: Client,
     stop: CancellationToken,
     task: JoinHandle<Result<(), DaemonError>>,
 }
 
 impl Daemon {
-    async fn start() -> Self {
+    pub(crate) async fn start() -> Self {
         let dir = tempfile::tempdir().unwrap();
         let mut config = DaemonConfig {
             socket: dir.path().join("run/daemon.sock").try_into().unwrap(),
@@ -66,7 +66,7 @@ impl Daemon {
         tokio::time::timeout(crate::SOON, answers).await.expect("the daemon starts");
     }
 
-    fn request(&self, id: &str, bootstrap: &Path, image: &str) -> MountRequest {
+    pub(crate) fn request(&self, id: &str, bootstrap: &Path, image: &str) -> MountRequest {
         MountRequest {
             id: id.to_owned(),
             bootstrap: bootstrap.to_owned(),
@@ -85,7 +85,7 @@ impl Daemon {
         answer
     }
 
-    async fn end(self) {
+    pub(crate) async fn end(self) {
         self.stop.cancel();
         self.task.await.unwrap().unwrap();
         assert!(self.client.status().await.unwrap_err().is_not_running());
@@ -122,11 +122,11 @@ async fn registry(image: &TestImage) -> Registry {
     Registry { _server: server, _dir: dir, stop, image: format!("{name}:v1") }
 }
 
-async fn read(path: PathBuf) -> std::io::Result<Vec<u8>> {
+pub(crate) async fn read(path: PathBuf) -> std::io::Result<Vec<u8>> {
     tokio::task::spawn_blocking(move || std::fs::read(path)).await.unwrap()
 }
 
-fn kind(result: Result<(), ClientError>) -> Option<ErrorKind> {
+pub(crate) fn kind(result: Result<(), ClientError>) -> Option<ErrorKind> {
     match result {
         Err(ClientError::Daemon { kind, .. }) => Some(kind),
         _ => None,

@@ -11,6 +11,7 @@ mod faults;
 mod image;
 mod kernel;
 mod log;
+mod make;
 mod prefetch;
 mod shared;
 mod tree;

@@ -72,17 +72,19 @@ pub enum BackendError {
     },
 }
 
-/// Whether a specification can be meant.
-///
-/// # Errors
-///
-/// [`BackendError`].
-pub(crate) fn check_backend(spec: &BackendSpec) -> Result<(), BackendError> {
-    match spec {
-        BackendSpec::Registry { repository } => Ok(Repository::parse(repository).map(drop)?),
-        BackendSpec::Directory { path } if path.is_absolute() => Ok(()),
-        BackendSpec::Directory { path } => Err(BackendError::Relative(path.clone())),
-        BackendSpec::HttpDirectory { url } => http::directory(url).map(drop),
+impl BackendSpec {
+    /// Whether it can be meant. Nobody is asked.
+    ///
+    /// # Errors
+    ///
+    /// [`BackendError`]: its repository, path or URL is none.
+    pub fn check(&self) -> Result<(), BackendError> {
+        match self {
+            Self::Registry { repository } => Ok(Repository::parse(repository).map(drop)?),
+            Self::Directory { path } if path.is_absolute() => Ok(()),
+            Self::Directory { path } => Err(BackendError::Relative(path.clone())),
+            Self::HttpDirectory { url } => http::directory(url).map(drop),
+        }
     }
 }
 
@@ -96,7 +98,7 @@ pub(crate) fn open_backend(
     spec: &BackendSpec,
     connection: Connection,
 ) -> Result<Arc<dyn Backend>, BackendError> {
-    check_backend(spec)?;
+    spec.check()?;
     Ok(match spec {
         BackendSpec::Registry { repository } => {
             Arc::new(RegistryBackend::new(client.clone(), Repository::parse(repository)?))

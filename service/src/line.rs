@@ -1,4 +1,4 @@
-//! Lines of JSON over a Unix socket, with a descriptor where one belongs to them.
+//! Lines over a local socket, with a descriptor where one belongs to them: what control sockets speak.
 
 use std::io::{self, IoSlice, IoSliceMut};
 use std::mem::MaybeUninit;
@@ -11,15 +11,18 @@ use rustix::net::{
 use tokio::io::Interest;
 use tokio::net::UnixStream;
 
-use super::protocol::LINE_LIMIT;
-
 /// What is read at once.
 const READ_BYTES: usize = 16 << 10;
 
-/// Reads up to the end of a line, or of the stream; and the descriptor that came with it.
-pub(super) async fn read_line(stream: &UnixStream) -> io::Result<(Vec<u8>, Option<OwnedFd>)> {
+/// Reads up to the end of a line, of the stream, or of `limit` bytes, whichever comes first; and the descriptor that came with
+/// it. Memory grows with what arrives. Cancelled, it loses what it has read.
+///
+/// # Errors
+///
+/// The connection broke.
+pub async fn read_line(stream: &UnixStream, limit: usize) -> io::Result<(Vec<u8>, Option<OwnedFd>)> {
     let (mut line, mut descriptor) = (Vec::new(), None);
-    while line.last() != Some(&b'\n') && line.len() < LINE_LIMIT {
+    while line.last() != Some(&b'\n') && line.len() < limit {
         stream.readable().await?;
         match stream.try_io(Interest::READABLE, || receive(stream.as_fd(), &mut line, &mut descriptor)) {
             Ok(0) => break,
@@ -52,7 +55,11 @@ fn receive(
 }
 
 /// Writes a line, and a descriptor with its beginning.
-pub(super) async fn write_line(
+///
+/// # Errors
+///
+/// The connection broke.
+pub async fn write_line(
     stream: &UnixStream,
     mut line: &[u8],
     mut descriptor: Option<BorrowedFd<'_>>,
@@ -96,7 +103,8 @@ mod tests {
         file.write_all(b"content").unwrap();
         let mut line = vec![b'x'; 1 << 20];
         line.push(b'\n');
-        let (sent, received) = tokio::join!(write_line(&ours, &line, Some(file.as_fd())), read_line(&theirs));
+        let (sent, received) =
+            tokio::join!(write_line(&ours, &line, Some(file.as_fd())), read_line(&theirs, 2 << 20));
         sent.unwrap();
         let (received, descriptor) = received.unwrap();
         assert!(received == line);
@@ -110,9 +118,18 @@ mod tests {
     async fn a_line_without_a_descriptor_has_none_and_an_end_is_an_end() {
         let (ours, theirs) = UnixStream::pair().unwrap();
         write_line(&ours, b"line\n", None).await.unwrap();
-        assert!(matches!(read_line(&theirs).await.unwrap(), (line, None) if line == b"line\n"));
+        assert!(matches!(read_line(&theirs, 100).await.unwrap(), (line, None) if line == b"line\n"));
         write_line(&ours, b"half", None).await.unwrap();
         drop(ours);
-        assert!(matches!(read_line(&theirs).await.unwrap(), (line, None) if line == b"half"));
+        assert!(matches!(read_line(&theirs, 100).await.unwrap(), (line, None) if line == b"half"));
+    }
+
+    #[tokio::test]
+    async fn a_line_without_an_end_is_read_up_to_the_limit() {
+        let (ours, theirs) = UnixStream::pair().unwrap();
+        let line = vec![b'x'; READ_BYTES + 100];
+        write_line(&ours, &line, None).await.unwrap();
+        let (read, _) = read_line(&theirs, READ_BYTES).await.unwrap();
+        assert!((READ_BYTES..2 * READ_BYTES).contains(&read.len()), "{}", read.len());
     }
 }

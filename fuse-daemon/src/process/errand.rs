@@ -1,0 +1,136 @@
+//! What the worker brings in a file that the front made: chunk information, and parts of blobs. Nothing of it is believed.
+
+use std::fs::File;
+use std::io;
+use std::os::fd::OwnedFd;
+use std::os::unix::fs::FileExt;
+use std::sync::Arc;
+
+use rafs::blob::Blob;
+use rafs::blob::source::{MetaParts, digests_limit};
+use tokio::sync::oneshot;
+use tokio::time::{Instant, timeout_at};
+
+use super::message::{InfoLengths, ToWorker, clip};
+use super::remote::Shared;
+use crate::sys::memory;
+
+/// Header and table of contents of chunk information, in bytes at most.
+const INFO_EXTRA_BYTES: u64 = 2 * 4096;
+
+/// What is in the file.
+#[derive(Clone, Copy, Debug)]
+pub(super) enum Brought {
+    /// Chunk information: where its parts are.
+    Info(InfoLengths),
+    /// A part of a blob: how many bytes it has.
+    Part(u64),
+}
+
+/// An errand that is under way: its file, and who waits.
+pub(super) struct Errand {
+    file: OwnedFd,
+    told: oneshot::Sender<Told>,
+}
+
+/// What came of it. `None`: the worker ended.
+type Told = Option<(Result<Brought, String>, OwnedFd)>;
+
+impl Errand {
+    /// Whether nobody waits any longer.
+    pub(super) fn is_given_up(&self) -> bool {
+        self.told.is_closed()
+    }
+
+    /// Tells who waits what came of it.
+    pub(super) fn end(self, outcome: Result<Brought, String>) {
+        let _ = self.told.send(Some((outcome, self.file)));
+    }
+
+    /// Tells who waits that the worker ended.
+    pub(super) fn abandon(self) {
+        let _ = self.told.send(None);
+    }
+}
+
+impl Shared {
+    /// Has the worker that runs, and after that the next ones, bring something of up to `bytes` bytes until it is there, or `until` is
+    /// over. `order` makes the message, with the errand's number and the milliseconds that are left.
+    pub(super) async fn bring(
+        &self,
+        what: &str,
+        bytes: u64,
+        until: Instant,
+        order: impl Fn(u64, u64) -> ToWorker,
+    ) -> io::Result<(Brought, File)> {
+        let asked = async {
+            loop {
+                // Whoever ends over it is asked no more often than one starts.
+                if let Some(told) = self.send_out(what, bytes, until, &order).await? {
+                    return Ok(told);
+                }
+            }
+        };
+        let late = || io::Error::new(io::ErrorKind::TimedOut, format!("its {what} did not arrive in time"));
+        match timeout_at(until, asked).await.unwrap_or_else(|_| Err(late()))? {
+            (Ok(brought), file) => Ok((brought, file.into())),
+            (Err(reason), _) => Err(io::Error::other(clip(&reason))),
+        }
+    }
+
+    async fn send_out(
+        &self,
+        what: &str,
+        bytes: u64,
+        until: Instant,
+        order: impl Fn(u64, u64) -> ToWorker,
+    ) -> io::Result<Told> {
+        let mut current = self.current.subscribe();
+        let connection = match current.wait_for(Option::is_some).await {
+            Ok(connection) => connection.clone(),
+            Err(closed) => return Err(io::Error::other(closed)),
+        };
+        let Some(connection) = connection else { return Ok(None) };
+        let file = memory(&format!("nydus-cluster {what}"), bytes)?;
+        let (told, outcome) = oneshot::channel();
+        let copy = file.try_clone()?;
+        let number = self.enter(Errand { file, told });
+        let left = until.saturating_duration_since(Instant::now());
+        let message = order(number, left.as_millis().try_into().unwrap_or(u64::MAX));
+        connection.sender.send(&message, Some(copy));
+        // One that ended before it was entered here will not be told of.
+        if !current.borrow().as_ref().is_some_and(|now| Arc::ptr_eq(now, &connection)) {
+            return Ok(None);
+        }
+        Ok(outcome.await.unwrap_or(None))
+    }
+}
+
+/// The most bytes that a blob's chunk information may have, unpacked.
+pub(super) fn info_bytes(blob: &Blob) -> u64 {
+    let array = blob.meta.map_or(0, |meta| meta.uncompressed_size);
+    array.saturating_add(digests_limit(blob)).saturating_add(INFO_EXTRA_BYTES)
+}
+
+/// Copies the parts of chunk information out of the worker's file.
+pub(super) fn read_parts(file: &File, lengths: InfoLengths, limit: u64) -> io::Result<MetaParts> {
+    let InfoLengths { header, array, tail, digests, stream_size } = lengths;
+    let sum = [header, array, tail, digests].iter().try_fold(0_u64, |sum, part| sum.checked_add(*part));
+    if sum.is_none_or(|sum| sum > limit) {
+        return Err(io::Error::new(io::ErrorKind::InvalidData, "it has more bytes than it can have"));
+    }
+    let mut at = 0;
+    let mut take = |len: u64| {
+        let mut bytes = vec![0; usize::try_from(len).map_err(io::Error::other)?];
+        file.read_exact_at(&mut bytes, at)?;
+        at += len;
+        Ok::<_, io::Error>(bytes)
+    };
+    Ok(MetaParts {
+        header: take(header)?,
+        array: take(array)?,
+        tail: take(tail)?,
+        stream_size,
+        digests: take(digests)?,
+    })
+}

@@ -1,0 +1,171 @@
+//! Bootstraps that the daemon makes, of a layer with one and of layers' own trees.
+
+use std::io::Write as _;
+use std::path::Path;
+
+use fuse_daemon::control::protocol::ErrorKind;
+use fuse_daemon::control::{BackendSpec, BlobId, BootstrapRequest, BootstrapSource, LayerTree};
+use rafs::blob::stream::Toc;
+use rafs::build::BuildOptions;
+use rafs::digest::{Digest, DigestAlgorithm};
+use rafs::layout::toc::BOOTSTRAP;
+
+use crate::can_mount;
+use crate::control::{Daemon, kind, read};
+use crate::image::{TestImage, noise, tar_of};
+
+fn sha256(bytes: &[u8]) -> BlobId {
+    BlobId(DigestAlgorithm::Sha256.digest(bytes))
+}
+
+/// A request for a bootstrap in a directory of its own, of what `blobs` has.
+fn request(daemon: &Daemon, name: &str, blobs: &Path, source: BootstrapSource) -> BootstrapRequest {
+    let folder = daemon.dir.path().join(name);
+    std::fs::create_dir_all(&folder).unwrap();
+    BootstrapRequest {
+        target: folder.join("image.boot"),
+        image: name.to_owned(),
+        backends: vec![BackendSpec::Directory { path: blobs.to_owned() }],
+        source,
+    }
+}
+
+/// Names in the directory of a request's target.
+fn names(request: &BootstrapRequest) -> Vec<String> {
+    let entries = std::fs::read_dir(request.target.parent().unwrap()).unwrap();
+    let mut names: Vec<_> = entries.map(|entry| entry.unwrap().file_name().into_string().unwrap()).collect();
+    names.sort();
+    names
+}
+
+/// Stores a blob as a directory of blobs has it.
+fn store(blobs: &Path, bytes: &[u8]) -> BlobId {
+    let id = sha256(bytes);
+    std::fs::write(blobs.join(id.0.to_string()), bytes).unwrap();
+    id
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn the_bootstrap_of_an_images_layer_is_taken_out_of_it() {
+    let image = TestImage::build(&tar_of(&[("file", b"content")]), &BuildOptions::default());
+    let bootstrap = std::fs::read(image.bootstrap()).unwrap();
+    let digits = "a".repeat(64);
+    let files = [
+        ("image/image.boot".to_owned(), bootstrap.clone()),
+        (format!("image/{digits}.blob.meta"), b"chunks".to_vec()),
+        ("image/other".to_owned(), b"nobody wants it".to_vec()),
+    ];
+    let tar = tar_of(&files);
+    let blob = store(&image.blobs(), &gzip(&tar));
+    let size = std::fs::metadata(image.blobs().join(blob.0.to_string())).unwrap().len();
+    let daemon = Daemon::start().await;
+    let packed = |blob, diff_id| BootstrapSource::Packed { blob, size, diff_id };
+    let good = request(&daemon, "good", &image.blobs(), packed(blob, sha256(&tar)));
+    daemon.client.make_bootstrap(&good).await.unwrap();
+    daemon.client.make_bootstrap(&good).await.expect("it is made again");
+    assert_eq!(std::fs::read(&good.target).unwrap(), bootstrap);
+    assert_eq!(names(&good), [format!("{digits}.blob.meta"), "image.boot".to_owned()]);
+
+    let other = request(&daemon, "other", &image.blobs(), packed(blob, sha256(b"other")));
+    let said = daemon.client.make_bootstrap(&other).await;
+    assert!(format!("{said:?}").contains("has SHA-256"), "{said:?}");
+    assert_eq!((kind(said), names(&other).len()), (Some(ErrorKind::Bootstrap), 0));
+    let gone = request(&daemon, "gone", &image.blobs(), packed(sha256(b"gone"), sha256(&tar)));
+    assert_eq!(kind(daemon.client.make_bootstrap(&gone).await), Some(ErrorKind::Failed));
+    let empty = tar_of(&[("image/other", b"no bootstrap")]);
+    let stored = store(&image.blobs(), &empty);
+    let source = BootstrapSource::Packed { blob: stored, size: empty.len() as u64, diff_id: stored };
+    let none = request(&daemon, "none", &image.blobs(), source);
+    assert_eq!(kind(daemon.client.make_bootstrap(&none).await), Some(ErrorKind::Bootstrap));
+    let relative = BootstrapRequest { target: "relative".into(), ..good.clone() };
+    assert_eq!(kind(daemon.client.make_bootstrap(&relative).await), Some(ErrorKind::Invalid));
+    let nobody = BootstrapRequest { backends: Vec::new(), ..good };
+    assert_eq!(kind(daemon.client.make_bootstrap(&nobody).await), Some(ErrorKind::Invalid));
+    daemon.end().await;
+}
+
+fn gzip(bytes: &[u8]) -> Vec<u8> {
+    let mut packed = flate2::write::GzEncoder::new(Vec::new(), flate2::Compression::default());
+    packed.write_all(bytes).unwrap();
+    packed.finish().unwrap()
+}
+
+/// Where the tree of the layer in a blob is.
+fn tree_of(blobs: &Path, id: Digest) -> LayerTree {
+    let bytes = std::fs::read(blobs.join(id.to_string())).unwrap();
+    let size = bytes.len() as u64;
+    let toc = Toc::parse(&bytes[Toc::range(size).start as usize..], size, None).unwrap();
+    let part = toc.part(BOOTSTRAP).unwrap();
+    LayerTree {
+        blob: BlobId(id),
+        size,
+        toc: BlobId(toc.digest),
+        offset: part.range.start,
+        stored_bytes: part.stored_size(),
+        digest: BlobId(part.digest),
+        bytes: part.uncompressed_size,
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn the_trees_of_layers_are_merged_and_mounted() {
+    if !can_mount() {
+        return;
+    }
+    let (kept, replaced, new) = (noise(1, 300_000), noise(2, 200_000), noise(3, 100_000));
+    let lower = tar_of(&[("kept", &kept), ("replaced", &replaced), ("removed", &replaced)]);
+    let upper = tar_of(&[("replaced", new.as_slice()), (".wh.removed", b"")]);
+    let image = TestImage::build_layers(&[&lower, &upper], &BuildOptions::default());
+    // The lower one's chunks of what was replaced are used by none, its blob is all the same.
+    let trees: Vec<_> = image.blob_ids().into_iter().map(|id| tree_of(&image.blobs(), id)).collect();
+    let [below, above] = trees[..] else { panic!("two blobs: {trees:?}") };
+    let daemon = Daemon::start().await;
+    let layers = |layers: Vec<LayerTree>| BootstrapSource::Layers { layers };
+    let both = request(&daemon, "both", &image.blobs(), layers(vec![below, above]));
+    daemon.client.make_bootstrap(&both).await.unwrap();
+    assert_eq!(names(&both), ["image.boot"]);
+    let mut mount = daemon.request("both", &both.target, "127.0.0.1:1/demo:v1");
+    mount.backends = both.backends.clone();
+    daemon.client.mount(&mount).await.unwrap();
+    assert_eq!(read(mount.mountpoint.join("kept")).await.unwrap(), kept);
+    assert_eq!(read(mount.mountpoint.join("replaced")).await.unwrap(), new);
+    assert!(!mount.mountpoint.join("removed").exists());
+
+    let one = request(&daemon, "one", &image.blobs(), layers(vec![below]));
+    daemon.client.make_bootstrap(&one).await.unwrap();
+    let mut mount = daemon.request("one", &one.target, "127.0.0.1:1/demo:v1");
+    mount.backends = one.backends.clone();
+    daemon.client.mount(&mount).await.unwrap();
+    assert_eq!(read(mount.mountpoint.join("removed")).await.unwrap(), replaced);
+    daemon.end().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn trees_that_are_not_what_was_asked_for_are_refused_by_name() {
+    let image = TestImage::build(&tar_of(&[("file", b"content")]), &BuildOptions::default());
+    let tree = tree_of(&image.blobs(), image.blob_ids()[0]);
+    let daemon = Daemon::start().await;
+    let other = sha256(b"other");
+    let cases: [(&str, LayerTree, Option<ErrorKind>, &str); 5] = [
+        ("digest", LayerTree { digest: other, ..tree }, Some(ErrorKind::Bootstrap), "the tree of blob"),
+        ("toc", LayerTree { toc: other, ..tree }, Some(ErrorKind::Bootstrap), "table of contents"),
+        (
+            "short",
+            LayerTree { bytes: tree.bytes - 1, ..tree },
+            Some(ErrorKind::Failed),
+            "unpacks to more than",
+        ),
+        ("large", LayerTree { bytes: u64::MAX, ..tree }, Some(ErrorKind::Bootstrap), "expected at most"),
+        ("place", LayerTree { offset: 0, ..tree }, Some(ErrorKind::Bootstrap), "the tree of blob"),
+    ];
+    for (name, tree, expected, text) in cases {
+        let request = request(&daemon, name, &image.blobs(), BootstrapSource::Layers { layers: vec![tree] });
+        let said = daemon.client.make_bootstrap(&request).await;
+        assert!(format!("{said:?}").contains(text), "{name}: {said:?}");
+        assert_eq!(kind(said), expected, "{name}");
+        assert_eq!(names(&request), [""; 0], "{name}");
+    }
+    let none = request(&daemon, "none", &image.blobs(), BootstrapSource::Layers { layers: Vec::new() });
+    assert_eq!(kind(daemon.client.make_bootstrap(&none).await), Some(ErrorKind::Bootstrap));
+    daemon.end().await;
+}
