@@ -105,6 +105,9 @@ pub(crate) struct Snapshotter {
     /// Where containerd will connect, such as unix:///run/nydus-cluster/snapshotter.sock
     #[arg(long, value_name = "ADDRESS")]
     pub(crate) listen: Option<UnixAddress>,
+    /// Its own control socket, such as unix:///run/nydus-cluster/snapshotter-control.sock
+    #[arg(long, value_name = "ADDRESS")]
+    pub(crate) socket: Option<UnixAddress>,
     /// The daemon's control socket
     #[arg(long, value_name = "ADDRESS")]
     pub(crate) daemon_socket: Option<UnixAddress>,
@@ -126,13 +129,16 @@ pub(crate) struct Daemon {
 /// What this node serves, and what was read of it
 #[derive(Debug, Subcommand)]
 pub(crate) enum Node {
-    /// List the mounted images, with how much of each is cached and where the rest comes from
+    /// List the mounted images, with how much of each is cached and where the rest comes from, and the image sets
     Status {
         /// Print JSON
         #[arg(long)]
         json: bool,
         #[command(flatten)]
         socket: DaemonSocket,
+        /// The snapshotter's control socket, which is asked for image sets [default: as configured]
+        #[arg(long, value_name = "ADDRESS")]
+        snapshotter_socket: Option<UnixAddress>,
     },
     /// Print which files of a mounted image were read, in the order in which each was first
     ///

@@ -1,20 +1,40 @@
-//! `node`: what a node's daemon serves.
+//! `node`: what a node's daemon serves, and which images its snapshotter runs as RAFS.
 
 use std::fmt::Write as _;
+use std::path::PathBuf;
 use std::process::ExitCode;
 
 use anyhow::bail;
-use fuse_daemon::control::{Client, MountStatus};
+use fuse_daemon::control::{Client, MountStatus, Status};
+use serde::Serialize;
+use snapshotter::control::{self as sets, SetStatus};
 
 use crate::config::Config;
 use crate::{args, stdout};
 
-/// Asks the daemon.
+/// What a node serves and runs.
+#[derive(Serialize)]
+struct NodeStatus {
+    #[serde(flatten)]
+    daemon: Status,
+    /// None: the snapshotter does not run, or is too old to say it.
+    image_sets: Option<Vec<SetStatus>>,
+}
+
+/// Asks daemon and snapshotter.
 pub(crate) async fn run(config: Config, command: args::Node) -> anyhow::Result<ExitCode> {
     match command {
-        args::Node::Status { json, socket } => {
-            let status = Client::new(socket.of(&config)).status().await?;
-            if json { stdout::print_json(&status)? } else { stdout::print(&table(&status.mounts))? }
+        args::Node::Status { json, socket, snapshotter_socket } => {
+            let snapshotter = snapshotter_socket.map(|socket| socket.path().to_owned());
+            let snapshotter = snapshotter.unwrap_or_else(|| config.snapshotter.control_socket());
+            let daemon = Client::new(socket.of(&config)).status().await?;
+            let image_sets = image_sets(snapshotter).await?;
+            if json {
+                stdout::print_json(&NodeStatus { daemon, image_sets })?;
+            } else {
+                let sets = image_sets.unwrap_or_default();
+                stdout::print(&format!("{}{}", table(&daemon.mounts), set_table(&sets)))?;
+            }
         }
         args::Node::Trace { image, socket } => {
             let client = Client::new(socket.of(&config));
@@ -27,6 +47,31 @@ pub(crate) async fn run(config: Config, command: args::Node) -> anyhow::Result<E
         }
     }
     Ok(ExitCode::SUCCESS)
+}
+
+/// The image sets of the snapshotter, if it runs.
+async fn image_sets(socket: PathBuf) -> anyhow::Result<Option<Vec<SetStatus>>> {
+    match sets::Client::new(socket).list().await {
+        Ok(sets) => Ok(Some(sets)),
+        Err(error) if error.is_not_running() => Ok(None),
+        Err(error) => Err(error.into()),
+    }
+}
+
+fn set_table(sets: &[SetStatus]) -> String {
+    let mut text = String::new();
+    if sets.is_empty() {
+        return text;
+    }
+    let width = sets.iter().map(|set| set.name.len()).max().unwrap_or(0).max("IMAGE SET".len());
+    let _ = writeln!(text, "\n{:width$}  IMAGES  LAYERS  PULLED", "IMAGE SET");
+    for SetStatus { name, images, chains, layers, backends } in sets {
+        let _ = writeln!(text, "{name:width$}  {images:>6}  {chains:>6}  {layers:>6}");
+        for backend in backends {
+            let _ = writeln!(text, "{:width$}  {backend}", "");
+        }
+    }
+    text
 }
 
 fn table(mounts: &[MountStatus]) -> String {

@@ -41,6 +41,9 @@ pub(crate) async fn snapshotter(
     if let Some(listen) = flags.listen {
         settings.listen = listen;
     }
+    if flags.socket.is_some() {
+        settings.socket = flags.socket;
+    }
     if let Some(socket) = flags.daemon_socket {
         settings.daemon.socket = socket;
     }

@@ -20,6 +20,13 @@ pub struct SnapshotterConfig {
     pub listen_mode: Mode,
     /// Its group, by name or number. Default: that of the process.
     pub listen_group: Option<String>,
+    /// Its own control socket, on which image sets are put. Default: beside `listen`, with `-control` in its name:
+    /// `unix:///run/nydus-cluster/snapshotter-control.sock`.
+    pub socket: Option<UnixAddress>,
+    /// Permissions of that socket; whoever may write to it says what images are run. Default `0600`.
+    pub socket_mode: Mode,
+    /// Its group, by name or number. Default: that of the process.
+    pub socket_group: Option<String>,
     /// Seconds a container's start may wait until its image is mounted and serves; its caller gets an error then, while
     /// other images go on. Default 60, below the two minutes of the kubelet.
     pub mount_timeout_seconds: u64,
@@ -52,6 +59,9 @@ impl Default for SnapshotterConfig {
             listen: UnixAddress::fixed("/run/nydus-cluster/snapshotter.sock"),
             listen_mode: Mode::OWNER,
             listen_group: None,
+            socket: None,
+            socket_mode: Mode::OWNER,
+            socket_group: None,
             mount_timeout_seconds: 60,
             restore_concurrency: 4,
             containerd: UnixAddress::fixed("/run/containerd/containerd.sock"),
@@ -66,6 +76,21 @@ impl Default for SnapshotterConfig {
 }
 
 impl SnapshotterConfig {
+    /// Its own control socket.
+    pub fn control_socket(&self) -> PathBuf {
+        if let Some(socket) = &self.socket {
+            return socket.path().to_owned();
+        }
+        let listen = self.listen.path();
+        let name = listen.file_stem().unwrap_or_default().to_string_lossy();
+        listen.with_file_name(format!("{name}-control.sock"))
+    }
+
+    /// Who may connect to the control socket.
+    pub(crate) fn control_access(&self) -> Access {
+        Access { mode: self.socket_mode, group: self.socket_group.clone() }
+    }
+
     /// Who may connect.
     pub(crate) fn access(&self) -> Access {
         Access { mode: self.listen_mode, group: self.listen_group.clone() }
@@ -113,5 +138,20 @@ impl DaemonConfig {
     /// How long a new daemon has until it answers.
     pub fn ready_timeout(&self) -> Duration {
         Duration::from_secs(self.ready_timeout_seconds)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_control_socket_is_beside_the_other_one_unless_it_is_named() {
+        let config = SnapshotterConfig::default();
+        assert_eq!(config.control_socket(), PathBuf::from("/run/nydus-cluster/snapshotter-control.sock"));
+        let config = SnapshotterConfig { listen: UnixAddress::fixed("/a/b.sock"), ..config };
+        assert_eq!(config.control_socket(), PathBuf::from("/a/b-control.sock"));
+        let config = SnapshotterConfig { socket: Some(UnixAddress::fixed("/c")), ..config };
+        assert_eq!(config.control_socket(), PathBuf::from("/c"));
     }
 }

@@ -2,6 +2,7 @@
 
 use std::path::PathBuf;
 
+use crate::control::SetError;
 use crate::filter::FilterError;
 use crate::state::Kind;
 
@@ -91,6 +92,9 @@ pub enum Error {
     /// A filter does not parse.
     #[error(transparent)]
     Filter(#[from] FilterError),
+    /// An image set is not sound.
+    #[error(transparent)]
+    Set(#[from] SetError),
     /// A file system was asked for whose layers are nydus blobs without the metadata that gives them meaning.
     #[error(
         "snapshot {key:?} has nydus data layers without a bootstrap layer above them: nothing can be mounted"

@@ -8,6 +8,7 @@
 //!   state    which snapshots there are          (redb)
 //!   overlay  their directories and mounts
 //!   nydus    what layers are; mounted images  → daemon  finding, starting and watching it
+//! control    image sets, which are run as RAFS whatever they are called; a socket of its own
 //! filter     containerd's filter language
 //! broker     how registries are read, for the daemon  → kubernetes  pull secrets of the node's pods
 //! containerd questions to containerd itself
@@ -19,6 +20,7 @@
 mod broker;
 mod config;
 mod containerd;
+pub mod control;
 mod daemon;
 mod error;
 mod filter;
@@ -70,6 +72,7 @@ pub async fn serve(config: SnapshotterConfig, shutdown: CancellationToken) -> Re
         let (config, daemon) = (config.clone(), Arc::clone(&daemon));
         Arc::new(tasks::blocking(move || Snapshotter::open(&config, daemon, broker)).await?)
     };
+    let control = control::bind(&config.control_socket(), &config.control_access())?;
     // Ends the tasks below also if serving fails.
     let running = shutdown.child_token();
     let _stop = running.clone().drop_guard();
@@ -81,7 +84,15 @@ pub async fn serve(config: SnapshotterConfig, shutdown: CancellationToken) -> Re
         let (snapshotter, running) = (Arc::clone(&snapshotter), running.clone());
         async move { running.run_until_cancelled(keep_in_order(&snapshotter)).await }
     });
-    service::serve(snapshotter, &config.listen, &config.access(), &shutdown).await
+    let controlled = control::serve(control, Arc::clone(&snapshotter), &running);
+    let served = async {
+        let served =
+            service::serve(Arc::clone(&snapshotter), &config.listen, &config.access(), &shutdown).await;
+        // The control socket ends with the other one.
+        running.cancel();
+        served
+    };
+    tokio::join!(served, controlled).0
 }
 
 /// Cleans up what a crash left, and keeps the images in use mounted.

@@ -7,10 +7,12 @@
 //! ```
 //!
 //! - `table`: chain ids, and what they are as RAFS.
+//! - `set`: the table as a node's snapshotter has it.
 //! - `store`: where blobs are.
 //!
 //! Everything is found by digest from the index on, and verified. `docs/cluster.md` describes it for whoever reads it otherwise.
 
+mod set;
 mod store;
 mod table;
 

@@ -10,6 +10,7 @@ fn record(kind: Kind, parent: Option<&str>, labels: &[(&str, &str)]) -> Record {
         created: Timestamp::now(),
         updated: Timestamp::now(),
         usage: Usage::default(),
+        lazy: false,
     }
 }
 

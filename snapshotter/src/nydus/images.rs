@@ -13,13 +13,14 @@ use fuse_daemon::control::{BackendSpec, Client, ClientError, MountRequest};
 use tokio::sync::{oneshot, watch};
 use tracing::{Instrument, info, info_span, warn};
 
+use super::lazy;
 use super::mountinfo;
 use super::names::{self, Names};
 use crate::broker::{Broker, repositories};
 use crate::daemon::{Condition, Daemon, describe};
 use crate::error::{Error, MountFailure};
 use crate::overlay::RootAttributes;
-use crate::state::{MountedImage, SnapshotId, State};
+use crate::state::{LazyLayer, MountedImage, SnapshotId, State};
 use crate::tasks::blocking;
 
 /// How long after a broken connection the end of the daemon may take to be noticed.
@@ -40,6 +41,8 @@ pub(crate) struct Image {
     pub(crate) bootstrap: PathBuf,
     /// Where to mount it.
     pub(crate) mountpoint: PathBuf,
+    /// What its bootstrap is made of and its blobs are read from, if it is one of an image set.
+    pub(crate) lazy: Option<Arc<LazyLayer>>,
 }
 
 /// How an attempt ended: the daemon that serves it, or why not. `None` while it runs.
@@ -211,16 +214,22 @@ impl Images {
 
     async fn mount_now(&self, image: &Image) -> Result<(), MountFailure> {
         let client = self.daemon.client(self.timeout);
-        let mounted = self.known_of(image).await?;
-        let names = mounted.names;
-        let mut backends = vec![
-            BackendSpec::of_image(&image.reference).map_err(|error| MountFailure::Image(describe(&error)))?,
-        ];
-        backends.extend(names::backends(&names, &backends));
-        // Its blobs are known if it was mounted before. Else its pull has tried what there is.
-        let blob = mounted.blobs.first().and_then(|blob| blob.parse().ok());
+        let MountedImage { names, blobs, .. } = self.known_of(image).await?;
+        let (backends, blob) = match &image.lazy {
+            Some(layer) => (layer.backends.clone(), Some(layer.blob.clone())),
+            None => {
+                let of_image = BackendSpec::of_image(&image.reference);
+                let mut backends = vec![of_image.map_err(|error| MountFailure::Image(describe(&error)))?];
+                backends.extend(names::backends(&names, &backends));
+                // Its blobs are known if it was mounted before. Else its pull has tried what there is.
+                (backends, blobs.first().and_then(|blob| blob.parse().ok()))
+            }
+        };
         self.broker.find_out_new(&repositories(&backends), blob.as_ref()).await;
         self.broker.hand_out(&client, &backends).await;
+        if let Some(layer) = &image.lazy {
+            lazy::ensure_bootstrap(&client, image, layer).await?;
+        }
         let request = MountRequest {
             id: mount_id(image.id),
             bootstrap: image.bootstrap.clone(),
@@ -283,7 +292,7 @@ pub(super) fn mount_id(id: SnapshotId) -> String {
     format!("{MOUNT_PREFIX}{id}")
 }
 
-fn failure(error: ClientError) -> MountFailure {
+pub(super) fn failure(error: ClientError) -> MountFailure {
     match &error {
         ClientError::Daemon { kind: ErrorKind::Bootstrap | ErrorKind::Invalid, message } => {
             MountFailure::Image(message.clone())

@@ -30,10 +30,17 @@ pub(crate) enum Layer {
     Blob,
     /// Metadata of a nydus image.
     Bootstrap,
+    /// A layer of an image set: what it and all below it hold is fetched when it is read.
+    Lazy,
 }
 
 impl Layer {
-    /// What the layer with these labels is.
+    /// What a layer that is there is.
+    pub(crate) fn of_record(record: &Record) -> Self {
+        if record.lazy { Self::Lazy } else { Self::of(&record.labels) }
+    }
+
+    /// What the layer with these labels is, unless it is one of an image set.
     pub(crate) fn of(labels: &Labels) -> Self {
         let says = |label| labels.get(label).is_some_and(|value| value != "false");
         if says(ANNOTATION_BLOB) {
@@ -51,7 +58,7 @@ impl Layer {
 pub(crate) struct Beneath {
     /// Snapshots with files of their own, nearest first.
     pub(crate) plain: Vec<SnapshotId>,
-    /// The bootstrap beneath them, which hides everything further down, since it describes that too.
+    /// The bootstrap, or the layer of an image set, beneath them, which hides everything further down, since it shows that too.
     pub(crate) image: Option<(String, Record)>,
     /// Chain ids of all of these, as far as they were unpacked from an image.
     pub(crate) chain_ids: Vec<String>,
@@ -63,9 +70,9 @@ impl Beneath {
         let mut beneath = Self::default();
         for (parent, record) in parents {
             beneath.chain_ids.extend(record.labels.get(LABEL_SNAPSHOT_REF).cloned());
-            match Layer::of(&record.labels) {
+            match Layer::of_record(&record) {
                 Layer::Plain => beneath.plain.push(record.id),
-                Layer::Bootstrap => {
+                Layer::Bootstrap | Layer::Lazy => {
                     beneath.image = Some((parent, record));
                     break;
                 }

@@ -8,6 +8,7 @@ mod access;
 mod beside;
 mod images;
 mod layer;
+mod lazy;
 mod mountinfo;
 mod names;
 

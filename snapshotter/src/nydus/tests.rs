@@ -16,6 +16,7 @@ fn parent(id: u64, pairs: &[(&str, &str)]) -> (String, Record) {
         created: Timestamp::now(),
         updated: Timestamp::now(),
         usage: Usage::default(),
+        lazy: false,
     };
     (format!("k8s.io/{id}/layer"), record)
 }

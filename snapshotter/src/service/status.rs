@@ -33,7 +33,8 @@ fn code(error: &Error) -> Code {
         | Error::ParentChanged { .. }
         | Error::ImmutableField { .. }
         | Error::Invalid { .. }
-        | Error::Filter(_) => Code::InvalidArgument,
+        | Error::Filter(_)
+        | Error::Set(_) => Code::InvalidArgument,
         Error::Mount { failure: MountFailure::Deadline(_), .. } => Code::DeadlineExceeded,
         Error::Mount { failure: MountFailure::Unavailable(_), .. } | Error::Daemon { .. } => {
             Code::Unavailable

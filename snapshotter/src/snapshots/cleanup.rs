@@ -137,11 +137,12 @@ fn blobs_of_images(state: &State) -> Result<BTreeSet<String>, Error> {
     let mut blobs: BTreeSet<String> =
         state.images()?.into_iter().flat_map(|(_, image)| image.blobs).collect();
     state.walk(|_, record| {
-        if Layer::of(&record.labels) == Layer::Blob {
+        if Layer::of_record(&record) == Layer::Blob {
             blobs.extend(nydus::blob_of(&record).map(ToOwned::to_owned));
         }
         Ok(true)
     })?;
+    state.each_lazy_layer(|_, layer| blobs.extend(layer.blobs.iter().map(ToString::to_string)))?;
     Ok(blobs)
 }
 

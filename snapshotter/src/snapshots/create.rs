@@ -13,12 +13,12 @@ use crate::containerd::Caller;
 use crate::error::Error;
 use crate::nydus::{self, Beneath, Fetched, Layer};
 use crate::overlay::{self, Mount, RootAttributes};
-use crate::state::{Creation, Kind, Labels, Record};
+use crate::state::{Creation, Kind, Labels, LazyLayer, Record, State};
 use crate::tasks::blocking;
 
 impl Snapshotter {
-    /// Makes a snapshot to be written: a layer to unpack or a container's root. A nydus data layer is not made but said
-    /// to be there, by [`Error::LayerInPlace`].
+    /// Makes a snapshot to be written: a layer to unpack or a container's root. A nydus data layer, and a layer that an image set
+    /// has, is not made but said to be there, by [`Error::LayerInPlace`].
     pub(crate) async fn prepare(
         &self,
         caller: &Caller,
@@ -26,11 +26,20 @@ impl Snapshotter {
         parent: Option<String>,
         labels: Labels,
     ) -> Result<Vec<Mount>, Error> {
-        match labels.get(LABEL_SNAPSHOT_REF).cloned() {
+        let target = labels.get(LABEL_SNAPSHOT_REF).cloned();
+        if let Some(target) = &target
+            && Layer::of(&labels) == Layer::Plain
+        {
+            let chain = target.clone();
+            if let Some(layer) = self.on_state(move |state| state.lazy_chain(&chain)).await? {
+                return Err(self.adopt_lazy(target, parent, labels, layer).await?);
+            }
+        }
+        match target {
             Some(target) if Layer::of(&labels) == Layer::Blob => {
                 check_labels(&labels)?;
                 self.access.ask(&labels);
-                self.adopt(&target, parent, labels).await?;
+                self.adopt(&target, parent, labels, None).await?;
                 Err(Error::LayerInPlace { target })
             }
             Some(_) if Layer::of(&labels) == Layer::Bootstrap => {
@@ -44,11 +53,26 @@ impl Snapshotter {
         }
     }
 
+    /// Records a layer that an image set has as committed: what containerd is told then.
+    async fn adopt_lazy(
+        &self,
+        target: &str,
+        parent: Option<String>,
+        mut labels: Labels,
+        layer: LazyLayer,
+    ) -> Result<Error, Error> {
+        check_labels(&labels)?;
+        // A program from before image sets shows nothing for it, rather than an empty directory.
+        labels.insert(ANNOTATION_BLOB.to_owned(), TRUE.to_owned());
+        self.adopt(target, parent, labels, Some(layer)).await?;
+        Ok(Error::LayerInPlace { target: target.to_owned() })
+    }
+
     /// The blobs of the data layers that a bootstrap `key` on `parent` describes, as far as their labels name them.
     async fn blobs_beneath(&self, key: &str, parent: Option<String>) -> Result<BTreeSet<String>, Error> {
         let key = key.to_owned();
         let parents = self.on_state(move |state| state.parents(&key, parent.as_deref())).await?;
-        let blobs = parents.iter().filter(|(_, record)| Layer::of(&record.labels) == Layer::Blob);
+        let blobs = parents.iter().filter(|(_, record)| Layer::of_record(record) == Layer::Blob);
         Ok(blobs.filter_map(|(_, record)| nydus::blob_of(record)).map(ToOwned::to_owned).collect())
     }
 
@@ -71,7 +95,7 @@ impl Snapshotter {
             // Without a nydus image above, nothing could show what layers hold that are names alone.
             if let Some(below) = parent.clone() {
                 let below = self.stat(below).await?;
-                if Layer::of(&below.labels) == Layer::Blob {
+                if Layer::of_record(&below) == Layer::Blob {
                     return Err(Error::NoBootstrap { key });
                 }
             }
@@ -84,7 +108,7 @@ impl Snapshotter {
         if uppermost {
             self.adopt_bootstrap(target, parent, labels, fetched).await?;
         } else {
-            self.adopt(target, parent, labels).await?;
+            self.adopt(target, parent, labels, None).await?;
         }
         Err(Error::LayerInPlace { target: target.to_owned() })
     }
@@ -135,7 +159,13 @@ impl Snapshotter {
 
     /// Records a data layer as committed, without files, under the name that containerd will look for: any with the label
     /// [`LABEL_SNAPSHOT_REF`] and that parent. Namespaces share it.
-    async fn adopt(&self, target: &str, parent: Option<String>, labels: Labels) -> Result<(), Error> {
+    async fn adopt(
+        &self,
+        target: &str,
+        parent: Option<String>,
+        labels: Labels,
+        layer: Option<LazyLayer>,
+    ) -> Result<(), Error> {
         // The same layer on another parent is another snapshot.
         let elsewhere = format!("{target}@{}", parent.as_deref().unwrap_or_default());
         for name in [target.to_owned(), elsewhere] {
@@ -146,13 +176,8 @@ impl Snapshotter {
                 parent: parent.clone(),
                 labels: labels.clone(),
             };
-            let found = self.on_state(move |state| match state.create(creation) {
-                Ok(record) => Ok(Some(record)),
-                Err(Error::AlreadyExists { key }) => state.find(&key),
-                Err(error) => Err(error),
-            });
-            let ours = |record: Record| record.kind == Kind::Committed && record.parent == parent;
-            if found.await?.is_some_and(ours) {
+            let layer = layer.clone();
+            if self.on_state(move |state| create_or_find(state, creation, layer)).await? {
                 info!(layer = target, "layer is read on demand");
                 return Ok(());
             }
@@ -218,6 +243,28 @@ impl Snapshotter {
         })
         .await
     }
+}
+
+/// Records a data layer as committed, unless it is there: whether it is, on that parent. One that is there becomes a layer of the
+/// image set that has it now.
+fn create_or_find(state: &State, creation: Creation, layer: Option<LazyLayer>) -> Result<bool, Error> {
+    let parent = creation.parent.clone();
+    let created = match &layer {
+        Some(layer) => state.create_lazy(creation, layer),
+        None => state.create(creation),
+    };
+    let key = match created {
+        Ok(_) => return Ok(true),
+        Err(Error::AlreadyExists { key }) => key,
+        Err(error) => return Err(error),
+    };
+    let found = state.find(&key)?;
+    let ours = |record: &Record| record.kind == Kind::Committed && record.parent == parent;
+    let Some(record) = found.filter(ours) else { return Ok(false) };
+    if let (Some(layer), Layer::Blob) = (&layer, Layer::of_record(&record)) {
+        state.make_lazy(&key, layer)?;
+    }
+    Ok(true)
 }
 
 fn check_key(key: &str) -> Result<(), Error> {

@@ -4,6 +4,7 @@ mod cleanup;
 mod create;
 mod pending;
 mod restore;
+mod sets;
 
 use std::io::ErrorKind;
 use std::path::{Path, PathBuf};
@@ -191,7 +192,9 @@ impl Snapshotter {
                 let upper = self.directories.upper(record.id);
                 blocking(move || overlay::disk_usage(&upper)).await
             }
-            Kind::Committed if Layer::of(&record.labels) == Layer::Blob => Ok(self.cached(record).await),
+            Kind::Committed if matches!(Layer::of_record(&record), Layer::Blob | Layer::Lazy) => {
+                Ok(self.cached(record).await)
+            }
             _ => Ok(record.usage),
         }
     }
@@ -212,6 +215,11 @@ impl Snapshotter {
     /// Mounts the image beneath, if there is one.
     async fn ensure_image(&self, caller: &Caller, beneath: &Beneath) -> Result<Option<Image>, Error> {
         let Some((key, record)) = &beneath.image else { return Ok(None) };
+        if record.lazy {
+            let image = self.lazy_image(record.clone()).await?;
+            self.images.ensure(image.clone()).await?;
+            return Ok(Some(image));
+        }
         let image = match self.image_of(key, record) {
             Err(Error::NoImageReference { .. }) => {
                 self.find_reference(caller, key, &beneath.chain_ids).await?;
@@ -257,6 +265,7 @@ impl Snapshotter {
             reference: reference.to_owned(),
             bootstrap: nydus::bootstrap_in(&self.directories.upper(record.id)),
             mountpoint: self.directories.mountpoint(record.id),
+            lazy: None,
         })
     }
 
@@ -298,6 +307,9 @@ fn beneath_of(key: &str, labels: &Labels, parents: Vec<(String, Record)>) -> Res
 
 /// The digest of a blob layer's blob, if it can be told.
 fn blob_digest(state: &State, record: &Record) -> Result<Option<String>, Error> {
+    if record.lazy {
+        return Ok(Some(state.lazy_layer(record.id)?.blob.to_string()));
+    }
     if let Some(blob) = nydus::blob_of(record) {
         return Ok(Some(blob.to_owned()));
     }

@@ -11,7 +11,7 @@ use super::{Snapshotter, beneath_of};
 use crate::daemon::{Condition, describe};
 use crate::error::Error;
 use crate::nydus::Image;
-use crate::state::{Kind, SnapshotId};
+use crate::state::{Kind, LazyLayer, Record, SnapshotId};
 
 impl Snapshotter {
     /// Restores the mounts whenever a daemon is ready, and has it free what no image needs; never returns. Requests are answered meanwhile: those that need an
@@ -53,7 +53,7 @@ impl Snapshotter {
     }
 
     /// The images beneath active snapshots and views.
-    async fn images_in_use(&self) -> Result<Vec<Image>, Error> {
+    pub(super) async fn images_in_use(&self) -> Result<Vec<Image>, Error> {
         let bootstraps = self
             .on_state(|state| {
                 let mut users = Vec::new();
@@ -68,18 +68,20 @@ impl Snapshotter {
                     // What was removed meanwhile, or has nothing to show, needs no mount.
                     let Ok((record, parents)) = state.get_with_parents(&key) else { continue };
                     let Ok(beneath) = beneath_of(&key, &record.labels, parents) else { continue };
-                    bootstraps.extend(beneath.image.map(|(key, record)| (record.id, (key, record))));
+                    let Some((key, record)) = beneath.image else { continue };
+                    let lazy = record.lazy.then(|| state.lazy_layer(record.id));
+                    bootstraps.insert(record.id, (key, record, lazy));
                 }
                 Ok(bootstraps)
             })
             .await?;
-        let image = |(key, record): &(String, _)| match self.image_of(key, record) {
-            Ok(image) => Some(image),
-            Err(error) => {
-                warn!(error = describe(&error), "cannot mount an image in use");
-                None
-            }
+        let image = |(key, record, lazy): (String, Record, Option<Result<LazyLayer, Error>>)| {
+            let image = match lazy {
+                Some(layer) => layer.map(|layer| self.image_of_lazy(&record, layer)),
+                None => self.image_of(&key, &record),
+            };
+            image.inspect_err(|error| warn!(error = describe(error), "cannot mount an image in use")).ok()
         };
-        Ok(bootstraps.values().filter_map(image).collect())
+        Ok(bootstraps.into_values().filter_map(image).collect())
     }
 }

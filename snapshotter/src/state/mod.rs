@@ -9,6 +9,7 @@
 
 mod read;
 mod record;
+mod sets;
 mod write;
 
 #[cfg(test)]
@@ -21,6 +22,7 @@ use redb::{Database, DatabaseError, ReadableDatabase, TableDefinition};
 
 pub use record::Kind;
 pub(crate) use record::{Labels, MountedImage, Record, SnapshotId, Timestamp, Usage};
+pub(crate) use sets::{ChainSource, LayerTree, LazyLayer};
 pub(crate) use write::{Commit, Creation, LabelUpdate};
 
 use crate::error::Error;
@@ -31,7 +33,13 @@ const SNAPSHOTS: TableDefinition<'_, &str, &[u8]> = TableDefinition::new("snapsh
 const CHILDREN: TableDefinition<'_, (u64, u64), &str> = TableDefinition::new("children");
 /// Id of a bootstrap snapshot whose image is or was mounted → [`MountedImage`] as JSON.
 const IMAGES: TableDefinition<'_, u64, &[u8]> = TableDefinition::new("images");
-/// Single numbers: [`VERSION`] and [`NEXT_ID`].
+/// Name of an image set → what it is, without its chains, as JSON.
+const SETS: TableDefinition<'_, &str, &[u8]> = TableDefinition::new("image sets");
+/// (chain id, number of a set) → the chain in that set, as JSON.
+const SET_CHAINS: TableDefinition<'_, (&str, u64), &[u8]> = TableDefinition::new("chains of image sets");
+/// Id of a snapshot that was taken from an image set → [`LazyLayer`] as JSON.
+const LAZY_LAYERS: TableDefinition<'_, u64, &[u8]> = TableDefinition::new("lazy layers");
+/// Single numbers: [`VERSION`], [`NEXT_ID`] and that of the next image set.
 const NUMBERS: TableDefinition<'_, &str, u64> = TableDefinition::new("numbers");
 
 /// Layout of the tables; a file of another one is refused.
@@ -72,6 +80,9 @@ impl State {
         transaction.open_table(SNAPSHOTS).during("prepare the tables")?;
         transaction.open_table(CHILDREN).during("prepare the tables")?;
         transaction.open_table(IMAGES).during("prepare the tables")?;
+        transaction.open_table(SETS).during("prepare the tables")?;
+        transaction.open_table(SET_CHAINS).during("prepare the tables")?;
+        transaction.open_table(LAZY_LAYERS).during("prepare the tables")?;
         {
             let mut numbers = transaction.open_table(NUMBERS).during("prepare the tables")?;
             let (name, expected) = VERSION;

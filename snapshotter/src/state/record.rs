@@ -91,6 +91,9 @@ pub(crate) struct Record {
     pub(crate) updated: Timestamp,
     /// Set on commit.
     pub(crate) usage: Usage,
+    /// It was taken from an image set: it has no files, and what it needs is in a row of its own.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub(crate) lazy: bool,
 }
 
 impl Record {

@@ -3,9 +3,10 @@
 use redb::{ReadableTable, Table};
 
 use super::read::lookup;
+use super::sets::insert_lazy_layer;
 use super::{
-    CHILDREN, During, IMAGES, Kind, Labels, MountedImage, NEXT_ID, NUMBERS, Record, SNAPSHOTS, SnapshotId,
-    State, Timestamp, Usage,
+    CHILDREN, During, IMAGES, Kind, LAZY_LAYERS, Labels, LazyLayer, MountedImage, NEXT_ID, NUMBERS, Record,
+    SNAPSHOTS, SnapshotId, State, Timestamp, Usage,
 };
 use crate::error::Error;
 
@@ -42,6 +43,15 @@ pub(crate) enum LabelUpdate {
 impl State {
     /// Adds a snapshot.
     pub(crate) fn create(&self, creation: Creation) -> Result<Record, Error> {
+        self.create_from(creation, None)
+    }
+
+    /// Adds a snapshot that was taken from an image set.
+    pub(crate) fn create_lazy(&self, creation: Creation, layer: &LazyLayer) -> Result<Record, Error> {
+        self.create_from(creation, Some(layer))
+    }
+
+    fn create_from(&self, creation: Creation, layer: Option<&LazyLayer>) -> Result<Record, Error> {
         let Creation { id, kind, key, parent, labels } = creation;
         let transaction = self.database.begin_write().during("create a snapshot")?;
         let record = {
@@ -57,15 +67,33 @@ impl State {
             }
             let now = Timestamp::now();
             let labels = without_empty(labels);
-            let record =
-                Record { id, kind, parent, labels, created: now, updated: now, usage: Usage::default() };
+            let (usage, lazy) = (Usage::default(), layer.is_some());
+            let record = Record { id, kind, parent, labels, created: now, updated: now, usage, lazy };
             store(&mut snapshots, &key, &record)?;
+            if let Some(layer) = layer {
+                let mut layers = transaction.open_table(LAZY_LAYERS).during("create a snapshot")?;
+                insert_lazy_layer(&mut layers, id, layer)?;
+            }
             let next = numbers.get(NEXT_ID).during("read the next id")?.map_or(0, |next| next.value());
             numbers.insert(NEXT_ID, next.max(id.0.saturating_add(1))).during("write the next id")?;
             record
         };
         transaction.commit().during("create a snapshot")?;
         Ok(record)
+    }
+
+    /// Has a data layer that is there already be one of an image set.
+    pub(crate) fn make_lazy(&self, key: &str, layer: &LazyLayer) -> Result<(), Error> {
+        let transaction = self.database.begin_write().during("store a layer of an image set")?;
+        {
+            let mut snapshots = transaction.open_table(SNAPSHOTS).during("store a layer of an image set")?;
+            let mut layers = transaction.open_table(LAZY_LAYERS).during("store a layer of an image set")?;
+            let found = lookup(&snapshots, key)?;
+            let record = found.ok_or_else(|| Error::NotFound { key: key.to_owned() })?;
+            insert_lazy_layer(&mut layers, record.id, layer)?;
+            store(&mut snapshots, key, &Record { lazy: true, ..record })?;
+        }
+        transaction.commit().during("store a layer of an image set")
     }
 
     /// Turns the active snapshot `key` into the committed snapshot `name`. Labels are replaced, not inherited. A snapshot
@@ -112,6 +140,10 @@ impl State {
                 && let Some(parent) = lookup(&snapshots, parent)?
             {
                 children.remove((parent.id.0, record.id.0)).during("remove a snapshot")?;
+            }
+            if record.lazy {
+                let mut layers = transaction.open_table(LAZY_LAYERS).during("remove a snapshot")?;
+                layers.remove(record.id.0).during("remove a snapshot")?;
             }
             snapshots.remove(key).during("remove a snapshot")?;
             record

@@ -62,12 +62,20 @@ pub(crate) const CACHED_BYTES: u64 = 12_345;
 /// Names the repositories that it is to say were refused, one a line.
 const REFUSED: &str = "refused";
 
+/// The bootstrap that is made.
+const MADE: &str = "made";
+
 /// Has the daemon in `dir` say that a registry refused what it was shown for a repository.
 pub(crate) fn refuse(dir: &Path, repository: &str) {
     // In one piece.
     let temporary = dir.join("refused.new");
     fs::write(&temporary, repository).unwrap();
     fs::rename(temporary, dir.join(REFUSED)).unwrap();
+}
+
+/// Has daemons in `dir` make this bootstrap whatever of; without, they cannot.
+pub(crate) fn will_make(dir: &Path, bootstrap: &Bootstrap) {
+    fs::write(dir.join(MADE), serde_json::to_vec(bootstrap).unwrap()).unwrap();
 }
 
 /// How to start it, with its socket and its record of requests in `dir`.
@@ -186,6 +194,10 @@ impl FakeDaemon {
                 Answer::Done
             }
             Request::HandOut { .. } => Answer::Done,
+            Request::MakeBootstrap(request) => match fs::copy(self.dir.join(MADE), &request.target) {
+                Ok(_) => Answer::Done,
+                Err(error) => Answer::Error { kind: ErrorKind::Bootstrap, message: error.to_string() },
+            },
             Request::Renewals { wait_seconds } => {
                 let until = Instant::now() + Duration::from_secs(wait_seconds);
                 let file = self.dir.join(REFUSED);

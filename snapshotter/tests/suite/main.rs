@@ -19,5 +19,6 @@ mod nydus;
 mod pull_secrets;
 mod rebase;
 mod restart;
+mod sets;
 mod tree;
 mod walk;

@@ -1,0 +1,95 @@
+//! The bootstrap of what a layer of an image set shows. It is made once, by the daemon, when a container first needs it, and is in
+//! the layer's directory from then on.
+
+use std::fs::DirBuilder;
+use std::io;
+use std::os::unix::fs::DirBuilderExt as _;
+
+use fuse_daemon::control::protocol::ErrorKind;
+use fuse_daemon::control::{BlobId, BootstrapRequest, BootstrapSource, Client, ClientError, LayerTree};
+use registry::digest::Digest;
+
+use super::images::{CONTROL_DEADLINE, Image, Images, failure, mount_id};
+use crate::broker::repositories;
+use crate::daemon::describe;
+use crate::error::{Error, MountFailure};
+use crate::state::{self, ChainSource, LazyLayer};
+use crate::tasks::blocking;
+
+impl Images {
+    /// Has a mounted image of an image set read from whom sets name now as well.
+    pub(crate) async fn tell_backends(&self, image: &Image) -> Result<(), Error> {
+        let Some(layer) = &image.lazy else { return Ok(()) };
+        let client = self.daemon.client(CONTROL_DEADLINE);
+        self.broker.find_out_new(&repositories(&layer.backends), Some(&layer.blob)).await;
+        self.broker.hand_out(&client, &layer.backends).await;
+        match client.add_backends(&mount_id(image.id), &layer.backends).await {
+            // It is told when it is mounted.
+            Err(ClientError::Daemon { kind: ErrorKind::Unknown, .. }) => Ok(()),
+            told => told.map_err(|error| Error::Daemon { problem: describe(&error) }),
+        }
+    }
+}
+
+/// Has the bootstrap made, unless it is there.
+pub(super) async fn ensure_bootstrap(
+    client: &Client,
+    image: &Image,
+    layer: &LazyLayer,
+) -> Result<(), MountFailure> {
+    let target = image.bootstrap.clone();
+    let is_there = blocking(move || {
+        // What is there is whole: it was put there at once.
+        match target.symlink_metadata() {
+            Ok(_) => return Ok(true),
+            Err(error) if error.kind() == io::ErrorKind::NotFound => {}
+            Err(error) => return Err(Error::io("examine the bootstrap", target)(error)),
+        }
+        let folder = target.parent().unwrap_or(&target);
+        let made = DirBuilder::new().recursive(true).mode(0o700).create(folder);
+        made.map_err(Error::io("make directory", folder))?;
+        Ok(false)
+    });
+    let is_there = is_there.await.map_err(|error| MountFailure::Unavailable(describe(&error)))?;
+    if is_there {
+        return Ok(());
+    }
+    let request = BootstrapRequest {
+        target: image.bootstrap.clone(),
+        image: image.reference.clone(),
+        backends: layer.backends.clone(),
+        source: source(&layer.source)?,
+    };
+    client.make_bootstrap(&request).await.map_err(failure)
+}
+
+fn source(source: &ChainSource) -> Result<BootstrapSource, MountFailure> {
+    Ok(match source {
+        ChainSource::Merged(bootstrap) => BootstrapSource::Packed {
+            blob: blob(&bootstrap.digest)?,
+            size: bootstrap.size,
+            diff_id: blob(&bootstrap.diff_id)?,
+        },
+        ChainSource::Layers(layers) => {
+            BootstrapSource::Layers { layers: layers.iter().map(tree).collect::<Result<_, _>>()? }
+        }
+    })
+}
+
+fn tree(layer: &state::LayerTree) -> Result<LayerTree, MountFailure> {
+    let state::LayerTree { blob: of, size, toc, tree } = layer;
+    Ok(LayerTree {
+        blob: blob(of)?,
+        size: *size,
+        toc: blob(toc)?,
+        offset: tree.offset,
+        stored_bytes: tree.size,
+        digest: blob(&tree.digest)?,
+        bytes: tree.uncompressed_size,
+    })
+}
+
+/// A digest as the daemon has it.
+fn blob(digest: &Digest) -> Result<BlobId, MountFailure> {
+    digest.as_ref().parse().map_err(|_| MountFailure::Image(format!("{digest} is no SHA-256 digest")))
+}
