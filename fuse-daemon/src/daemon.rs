@@ -112,7 +112,7 @@ impl Default for ReadConfig {
             deadline_seconds: 30.0,
             fuse_threads: 2,
             decode_threads: 0,
-            request_bytes: 1 << 20,
+            request_bytes: 256 << 10,
             buffer_bytes: 16 << 20,
             read_ahead_kib: 1024,
         }

@@ -5,6 +5,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use super::message::{BackendName, ChunkError, ChunkKey, Extent, Order};
+use super::pace::Ordered;
 use super::wait::Waiter;
 use crate::cache::{CachedBlob, Described};
 
@@ -28,6 +29,8 @@ pub(super) struct Flight {
     pub(super) alone: bool,
     /// How often the worker lost it.
     pub(super) lost: u32,
+    /// What it was ordered with, for the time that it takes; not if it was ordered again.
+    pub(super) ordered: Option<Arc<Ordered>>,
 }
 
 impl Flight {
@@ -41,6 +44,7 @@ impl Flight {
             corrupt: None,
             alone: false,
             lost: 0,
+            ordered: None,
         }
     }
 
@@ -69,6 +73,7 @@ impl Flight {
         let readers = self.waiters.iter().filter(|waiter| waiter.is_reader());
         let until = readers.map(|waiter| waiter.until()).max()?;
         self.alone = true;
+        self.ordered = None;
         let chunk = self.described.chunk.clone();
         let end = chunk.compressed_offset.saturating_add(chunk.compressed_size.into());
         let extent = Extent { stored: chunk.compressed_offset..end, chunks: vec![(key.chunk, chunk)] };

@@ -27,7 +27,10 @@ impl Responses for Front {
         let Some((blob, described)) = self.ordered(key) else { return };
         match outcome {
             Ok(content) => match check(&described, content.bytes) {
-                Ok(()) => self.keep(key, &blob, &described.chunk, content.bytes),
+                Ok(()) => {
+                    self.note_pace(key);
+                    self.keep(key, &blob, &described.chunk, content.bytes);
+                }
                 Err(reason) => self.refuse(key, content.from, reason),
             },
             Err(ChunkError::Corrupt { from, reason }) => self.refuse(key, &from, reason),
@@ -50,6 +53,14 @@ impl Orders for Front {
 impl Front {
     fn ordered(&self, key: ChunkKey) -> Option<(Arc<CachedBlob>, Described)> {
         self.flights().get(key).map(|flight| (Arc::clone(&flight.blob), flight.described.clone()))
+    }
+
+    /// Remembers how long the chunk took.
+    fn note_pace(&self, key: ChunkKey) {
+        let ordered = self.flights().get(key).and_then(|flight| flight.ordered.take());
+        if let Some(ordered) = ordered {
+            self.paces().came(&ordered, key.chunk);
+        }
     }
 
     fn keep(&self, key: ChunkKey, blob: &CachedBlob, chunk: &Chunk, bytes: &[u8]) {

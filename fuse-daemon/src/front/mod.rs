@@ -21,12 +21,14 @@ mod deadline;
 mod flight;
 mod keep;
 mod message;
+mod pace;
 mod plan;
 mod read;
 #[cfg(test)]
 mod tests;
 mod wait;
 
+use std::ops::Range;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
 use std::time::{Duration, Instant};
@@ -45,6 +47,7 @@ use crate::pool::Pool;
 use ahead::{Further, Streams};
 use deadline::Deadlines;
 use flight::{Flight, Flights};
+use pace::{Ordered, Paces};
 use plan::Limits;
 use read::{Answer, read_now};
 use wait::{Done, Loose, Urgency, Waiter};
@@ -52,12 +55,16 @@ use wait::{Done, Loose, Urgency, Waiter};
 /// Chunks that are looked at in search of what to read ahead.
 const PASSED_OVER_LIMIT: u32 = 1024;
 
+/// Stored bytes that are ordered at once ahead of a reader at most.
+const AHEAD_BYTES_MAX: u64 = 16 << 20;
+
 /// How the front works.
 #[derive(Clone, Debug)]
 pub struct FrontConfig {
     /// Time for a read to be answered.
     pub deadline: Duration,
-    /// Stored bytes to order at once at most, chunks that nobody asked for included.
+    /// Stored bytes to order at once, chunks that nobody asked for included: so many of what is near, more of what takes
+    /// long to answer.
     pub request_bytes: u64,
     /// Threads that verify what an earlier boot left.
     pub threads: usize,
@@ -72,6 +79,7 @@ pub struct Front {
     worker: Arc<dyn Worker>,
     flights: Mutex<Flights>,
     streams: Mutex<Streams>,
+    paces: Mutex<Paces>,
     deadlines: Deadlines,
     pool: Pool,
     /// Whether the last chunk found no room in the cache.
@@ -91,6 +99,7 @@ impl Front {
             worker,
             flights: Mutex::new(Flights::new(config.failure_memory)),
             streams: Mutex::default(),
+            paces: Mutex::default(),
             deadlines: Deadlines::new(config.deadline),
             pool,
             is_full: AtomicBool::new(false),
@@ -239,14 +248,15 @@ impl Front {
         };
         let until = Instant::now() + self.config.deadline;
         let mut orders: Vec<Order> = Vec::new();
-        let mut at = from;
+        let (mut at, mut bytes) = (from, 0);
         // What is there already is passed over, but not for ever.
         let end = ChunkIndex(from.0.saturating_add(PASSED_OVER_LIMIT));
-        while orders.len() < requests as usize && at < end {
+        while orders.len() < requests as usize && bytes < AHEAD_BYTES_MAX && at < end {
             let Some(described) = blob.describe(at) else { break };
             if blob.state(at) == ChunkState::Missing && flights.is_free(self.key(blob, at)) {
                 let planned = self.plan(flights, blob, &[(at, described.chunk)], until);
                 at = planned.last().map_or(at, Order::end).max(ChunkIndex(at.0 + 1));
+                bytes += planned.iter().map(|order| size(&order.stored())).sum::<u64>();
                 orders.extend(planned);
             } else {
                 at = ChunkIndex(at.0 + 1);
@@ -274,7 +284,7 @@ impl Front {
         let key = |chunk| self.key(blob, chunk);
         let found = |chunk| flights.is_free(key(chunk)).then(|| blob.state(chunk));
         let describe = |chunk| blob.describe(chunk).map(|described| described.chunk);
-        let requests = plan::plan(missing, describe, found, self.limits());
+        let requests = plan::plan(missing, describe, found, self.limits(blob.id()));
         let mut orders = Vec::with_capacity(requests.len());
         for extents in requests {
             let order = Order {
@@ -287,11 +297,13 @@ impl Front {
                 until,
             };
             let alone = order.extents.len() == 1;
+            let ordered = Arc::new(Ordered::now(&order));
             let mut demanded = Vec::new();
             for (chunk, described) in order.extents.iter().flat_map(|extent| &extent.chunks) {
                 if let Some(flight) = flights.get(key(*chunk)) {
                     // What was ordered for nobody may be given up for that: not a reason to fail who joins.
                     flight.alone = alone && flight.is_demanded();
+                    flight.ordered = Some(Arc::clone(&ordered));
                     if flight.is_demanded() {
                         demanded.push(*chunk);
                     }
@@ -300,7 +312,9 @@ impl Front {
                         coding: Arc::clone(&order.coding),
                         chunk: described.clone(),
                     };
-                    flights.insert(key(*chunk), Flight::new(Arc::clone(blob), described));
+                    let mut flight = Flight::new(Arc::clone(blob), described);
+                    flight.ordered = Some(Arc::clone(&ordered));
+                    flights.insert(key(*chunk), flight);
                 }
             }
             orders.push(Order { demanded, ..order });
@@ -329,15 +343,25 @@ impl Front {
         self.flights().forget_failures(|key| blobs.contains(&key.blob));
     }
 
-    fn limits(&self) -> Limits {
+    fn limits(&self, blob: BlobId) -> Limits {
         // What there is no room for is not read ahead.
-        let request_bytes = if self.is_full.load(Ordering::Relaxed) { 1 } else { self.config.request_bytes };
+        let is_full = self.is_full.load(Ordering::Relaxed);
+        let request_bytes =
+            if is_full { 1 } else { self.paces().request_bytes(blob, self.config.request_bytes) };
         Limits { request_bytes, ahead_uncompressed_bytes: request_bytes.saturating_mul(4) }
+    }
+
+    fn paces(&self) -> MutexGuard<'_, Paces> {
+        self.paces.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     fn flights(&self) -> MutexGuard<'_, Flights> {
         self.flights.lock().unwrap_or_else(PoisonError::into_inner)
     }
+}
+
+fn size(range: &Range<u64>) -> u64 {
+    range.end.saturating_sub(range.start)
 }
 
 /// What follows from wanting chunks.

@@ -362,6 +362,11 @@ impl FileSystem {
         result
     }
 
+    /// Lets go of the memory of what was looked at; it can be looked at again.
+    pub fn let_go(&self) {
+        self.bootstrap.let_go();
+    }
+
     /// Totals of the file system.
     pub fn totals(&self) -> Totals {
         let sizes = self.bootstrap.blobs().iter().map(|blob| blob.uncompressed_size);

@@ -18,6 +18,9 @@ use crate::fuse::{HandedOver, Options, Rights, Session, SessionError};
 use crate::prefetch::{self, PrefetchConfig};
 use crate::worker::{Fetcher, Place};
 
+/// How often a mount lets go of what it looked at. What is looked at all the time comes back for some microseconds a page.
+const LET_GO_PAUSE: Duration = Duration::from_secs(10);
+
 /// Settings of what all mounts share.
 #[derive(Clone, Debug)]
 pub struct EngineConfig {
@@ -237,6 +240,7 @@ impl<W: Fetcher> Engine<W> {
         };
         let session = start(Arc::clone(&fs), held, &options)?;
         prefetch::start(&self.runtime, &fs, programs, &self.config.prefetch);
+        self.runtime.spawn(let_go(Arc::downgrade(&fs)));
         Ok(Mounted {
             session,
             fs: Arc::downgrade(&fs),
@@ -264,6 +268,15 @@ impl<W: Fetcher> Engine<W> {
             cached.push(lease.map_err(|source| MountError::Cache { path: path.to_owned(), source })?);
         }
         Ok(cached)
+    }
+}
+
+/// Keeps a mount that is idle from holding what it looked at: at first the whole bootstrap, when the cache was told of its chunks.
+async fn let_go(fs: Weak<FileSystem>) {
+    while let Some(mounted) = fs.upgrade() {
+        mounted.let_go();
+        drop(mounted);
+        tokio::time::sleep(LET_GO_PAUSE).await;
     }
 }
 

@@ -9,6 +9,8 @@ use super::sources::Source;
 /// What all transfers share.
 pub(super) struct Budget {
     limit: usize,
+    /// What may be arriving from one backend: should it deliver no more, the rest is left to the others.
+    share: usize,
     used: Mutex<usize>,
     freed: Notify,
 }
@@ -23,34 +25,36 @@ pub(super) struct Memory {
 pub(super) struct Turn {
     budget: Arc<Budget>,
     source: Arc<Source>,
+    bytes: usize,
 }
 
 impl Budget {
     pub(super) fn new(limit: usize) -> Arc<Self> {
-        Arc::new(Self { limit, used: Mutex::new(0), freed: Notify::new() })
+        Arc::new(Self { limit, share: limit / 2, used: Mutex::new(0), freed: Notify::new() })
     }
 
-    /// Waits until an extent may arrive from `source`. While the memory is full each backend has one all the same: what
+    /// Waits until an extent of so many bytes may arrive from `source`. While the memory is full each backend has one all the same: what
     /// fills it may belong to backends that deliver no more.
-    pub(super) async fn turn(self: &Arc<Self>, source: &Arc<Source>) -> Turn {
+    pub(super) async fn turn(self: &Arc<Self>, source: &Arc<Source>, bytes: usize) -> Turn {
         loop {
             let freed = self.freed.notified();
             tokio::pin!(freed);
             // From here on nothing is missed that is freed.
             freed.as_mut().enable();
-            if self.try_turn(source) {
-                return Turn { budget: Arc::clone(self), source: Arc::clone(source) };
+            if self.try_turn(source, bytes) {
+                return Turn { budget: Arc::clone(self), source: Arc::clone(source), bytes };
             }
             freed.await;
         }
     }
 
-    fn try_turn(&self, source: &Source) -> bool {
+    fn try_turn(&self, source: &Source, bytes: usize) -> bool {
         // The lock is over both numbers.
         let used = self.lock();
         let mut receiving = source.receiving.lock().unwrap_or_else(PoisonError::into_inner);
-        let free = *used < self.limit || *receiving == 0;
-        *receiving += usize::from(free);
+        let has_room = *used < self.limit && receiving.saturating_add(bytes) <= self.share;
+        let free = has_room || *receiving == 0;
+        *receiving += if free { bytes } else { 0 };
         free
     }
 
@@ -87,7 +91,7 @@ impl Drop for Memory {
 
 impl Drop for Turn {
     fn drop(&mut self) {
-        *self.source.receiving.lock().unwrap_or_else(PoisonError::into_inner) -= 1;
+        *self.source.receiving.lock().unwrap_or_else(PoisonError::into_inner) -= self.bytes;
         self.budget.freed.notify_waiters();
     }
 }

@@ -45,7 +45,7 @@ use tickets::Tickets;
 #[derive(Clone, Debug)]
 pub struct WorkerConfig {
     /// Stored bytes in memory at most, over all backends: beyond it each has one chunk arriving, no more. Half of it may
-    /// be asked of one backend at once.
+    /// be arriving from one backend, and twice as much be asked of one: what is on its way is nobody's memory.
     pub buffer_bytes: usize,
     /// Threads that decode.
     pub threads: usize,
@@ -142,7 +142,7 @@ impl LocalWorker {
     /// No threads can be started.
     pub fn new(config: WorkerConfig, runtime: Handle) -> std::io::Result<Self> {
         let shared = Shared {
-            sources: Sources::new(config.buffer_bytes / 2),
+            sources: Sources::new(config.buffer_bytes.saturating_mul(2)),
             tickets: Tickets::default(),
             chunk_infos: ChunkInfos::default(),
             budget: Budget::new(config.buffer_bytes),

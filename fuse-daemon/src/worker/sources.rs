@@ -16,7 +16,7 @@ pub(super) struct Source {
     pub(super) backend: Arc<dyn Backend>,
     /// KiB of stored bytes that may be asked of it beyond those under way: one that does not answer holds up nobody else.
     pub(super) share: Semaphore,
-    /// Extents that are arriving. Changed under the budget's lock.
+    /// Bytes of the extents that are arriving. Changed under the budget's lock.
     pub(super) receiving: Mutex<usize>,
 }
 

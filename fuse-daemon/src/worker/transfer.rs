@@ -127,9 +127,9 @@ impl Shared {
         let mut arrived = BytesMut::new();
         let mut at = range.start;
         for Range { start, end } in extents {
-            let _turn = self.budget.turn(source).await;
             // Where another backend was faster, extents are missing in between.
             let (gap, len) = (size(start.saturating_sub(at))?, size(end.saturating_sub(start))?);
+            let _turn = self.budget.turn(source, gap.saturating_add(len).max(1)).await;
             while arrived.len() < gap + len {
                 let bytes = stream.next().await.ok_or("the answer ended early")?;
                 let bytes = bytes.map_err(|error| error.to_string())?;

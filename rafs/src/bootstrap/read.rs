@@ -121,6 +121,12 @@ impl Bootstrap {
         self.data.sound()
     }
 
+    /// Lets go of the pages of a mapped file that were read. The kernel keeps them as long as it has room, and they are read
+    /// again when they are needed; until then they are not this process's memory.
+    pub fn let_go(&self) {
+        self.data.let_go();
+    }
+
     /// RAFS version.
     pub fn version(&self) -> Version {
         match &self.format {

@@ -7,7 +7,7 @@ use std::fs::File;
 use std::io;
 use std::ops::Deref;
 
-use memmap2::Mmap;
+use memmap2::{Mmap, UncheckedAdvice};
 
 use guard::Guard;
 
@@ -30,6 +30,15 @@ impl Map {
         // that they stay the same; what cannot be read any longer is replaced by zeros under the guard below.
         let map = unsafe { Mmap::map(file) }?;
         Ok(Guard::new(map.as_ptr() as usize, map.len())?.map(|guard| Self { guard, map }))
+    }
+
+    /// Lets go of the pages that were read, which are the kernel's to keep or not from then on. Who reads them again gets them
+    /// from there.
+    pub(crate) fn let_go(&self) {
+        // SAFETY: the mapping is read-only, so that no page of it has anything but what its file has, or zeros where one of
+        // the guard's took its place: what is read after this is what was read before.
+        // Where the kernel does not want to, it all stays, which is right too.
+        let _ = unsafe { self.map.unchecked_advise(UncheckedAdvice::DontNeed) };
     }
 
     /// Whether some of it could not be read: what was read since it was made may be wrong.
@@ -83,6 +92,18 @@ mod tests {
         drop(map);
         let (_file, next) = mapped();
         assert!(!next.is_damaged(), "its place among the guards is as new");
+    }
+
+    #[test]
+    fn what_was_let_go_of_is_read_again() {
+        let (file, map) = mapped();
+        assert_eq!(map[3 * page_size()], 7);
+        map.let_go();
+        assert!(map.iter().all(|byte| *byte == 7) && !map.is_damaged());
+        file.set_len(page_size() as u64).unwrap();
+        assert_eq!(map[3 * page_size()], 0);
+        map.let_go();
+        assert!(map[3 * page_size()] == 0 && map.is_damaged(), "zeros stay zeros");
     }
 
     /// A fault elsewhere ends the process as ever.

@@ -40,6 +40,13 @@ impl Data {
         }
     }
 
+    /// Lets go of what is mapped and was read; it can be read again.
+    pub(super) fn let_go(&self) {
+        if let Self::Mapped(map, _) = self {
+            map.let_go();
+        }
+    }
+
     /// `len` bytes at `offset`.
     pub(super) fn bytes(&self, what: &'static str, offset: u64, len: u64) -> Result<&[u8], ReadError> {
         let range = usize::try_from(offset).ok().zip(usize::try_from(len).ok());
