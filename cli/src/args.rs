@@ -333,6 +333,9 @@ pub(crate) enum Image {
         /// Show one file's chunks
         #[arg(long, value_name = "PATH")]
         file: Option<PathBuf>,
+        /// Show the bootstrap field by field, as it is stored
+        #[arg(long, conflicts_with_all = ["json", "file"])]
+        dump: bool,
     },
     /// Check structure and every digest, each blob in one transfer
     ///

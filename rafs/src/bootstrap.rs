@@ -7,6 +7,9 @@ mod read;
 mod walk;
 mod write;
 
-pub use read::{At, Bootstrap, ChunkUse, Directory, DirectoryEntry, Inode, Nid, Pieces, ReadError, Version};
-pub use walk::{Found, Visitor, walk};
+pub use read::{
+    At, Bootstrap, ChunkUse, Directory, DirectoryEntry, DumpError, Inode, Nid, Pieces, ReadError, Version,
+    dump,
+};
+pub use walk::{FileNames, Flaw, Found, Visitor, walk};
 pub use write::{WriteError, WriteOptions, write, write_layer};

@@ -15,4 +15,4 @@ mod tree;
 pub use blob::{Options, blobs};
 pub use report::{Finding, Report};
 pub use source::{against_source, source_options};
-pub use tree::structure;
+pub use tree::{structure, structure_within};

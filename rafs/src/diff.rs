@@ -8,7 +8,7 @@ mod tree;
 pub use change::{Change, Difference, Side, What};
 pub use content::ContentReader;
 pub use fetch::{BlobFetch, Fetch, chunk_info_bytes, fetch};
-pub use tree::{DiffError, ReadContent, images};
+pub use tree::{DiffError, ReadContent, images, images_within};
 
 #[cfg(test)]
 mod tests;

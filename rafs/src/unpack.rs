@@ -26,18 +26,25 @@ pub struct Unpack<'a, S> {
     bootstrap: &'a Bootstrap,
     source: &'a S,
     watch: Watch<'a>,
+    limits: Limits,
 }
 
 impl<'a, S: BlobSource> Unpack<'a, S> {
     /// The image of `bootstrap`, whose blobs are in `source`.
     pub fn new(bootstrap: &'a Bootstrap, source: &'a S) -> Self {
-        Self { bootstrap, source, watch: &|_| ControlFlow::Continue(()) }
+        Self { bootstrap, source, watch: &|_| ControlFlow::Continue(()), limits: Limits::DEFAULT }
     }
 
     /// Says how far it is to `watch`, which may end it.
     #[must_use]
     pub fn watched(self, watch: Watch<'a>) -> Self {
         Self { watch, ..self }
+    }
+
+    /// With paths that are no longer than `limits` say.
+    #[must_use]
+    pub fn within(self, limits: Limits) -> Self {
+        Self { limits, ..self }
     }
 
     /// Writes the whole image as a tar archive: names in byte order, hard links to the first name, extended attributes as
@@ -132,7 +139,7 @@ impl Visitor for ContentSize {
     type Error = ReadError;
 
     fn enter(&mut self, found: &Found<'_>) -> Result<(), ReadError> {
-        if found.inode.kind == FileType::Regular && found.link_to.is_none() {
+        if found.inode.kind == FileType::Regular && !found.is_link() {
             self.0 = self.0.saturating_add(found.inode.size);
         }
         Ok(())

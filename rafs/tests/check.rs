@@ -92,7 +92,7 @@ fn with_link_count(path: &[u8], links: u8) -> Report {
 fn a_wrong_link_count_is_found() {
     let report = with_link_count(b"etc/linked", 3);
     let [finding] = &report.findings[..] else { panic!("{:?}", report.findings) };
-    assert_eq!(finding.to_string(), "/hard link: its link count is 3; it has 2 names");
+    assert_eq!(finding.to_string(), "/etc/linked: its link count is 3; it has 2 names");
     assert!(!with_link_count(b"symlink", 0).is_clean());
 }
 

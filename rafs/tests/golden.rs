@@ -6,12 +6,14 @@
 
 mod support;
 
+use std::path::Path;
 use std::sync::Arc;
 
-use rafs::bootstrap::{self, WriteOptions};
+use rafs::bootstrap::{self, Bootstrap, WriteOptions};
 use rafs::build::{BuildOptions, Dictionary, build_layer};
 use rafs::compress::Compressor;
 use rafs::digest::DigestAlgorithm;
+use rafs::limits::Limits;
 use rafs::merge::merge;
 use rafs::tree::Image;
 use support::noise;
@@ -70,8 +72,8 @@ fn upper() -> Vec<u8> {
         .finish()
 }
 
-/// Digests of both layers' blobs and of the bootstrap that merges them.
-fn build(options: &BuildOptions) -> [String; 3] {
+/// Both layers' blobs and the bootstrap that merges them.
+fn build(options: &BuildOptions) -> [Vec<u8>; 3] {
     let mut blobs = [Vec::new(), Vec::new()];
     let layers = [lower(), upper()].into_iter().zip(&mut blobs);
     let layers = layers.map(|(tar, blob)| build_layer(&tar[..], blob, options).unwrap()).collect();
@@ -83,14 +85,50 @@ fn build(options: &BuildOptions) -> [String; 3] {
     };
     let mut bytes = Vec::new();
     bootstrap::write(&image, &write, &mut bytes).unwrap();
-    let digest = |bytes: &[u8]| DigestAlgorithm::Sha256.digest(bytes).to_string()[..16].to_owned();
-    [digest(&blobs[0]), digest(&blobs[1]), digest(&bytes)]
+    let [lower, upper] = blobs;
+    [lower, upper, bytes]
 }
 
 fn expect(expected: [&str; 3], options: BuildOptions) {
     for threads in [1, 2, 5] {
-        assert_eq!(build(&BuildOptions { threads, ..options.clone() }), expected, "{threads} threads");
+        let built = build(&BuildOptions { threads, ..options.clone() });
+        let digests = built.map(|bytes| DigestAlgorithm::Sha256.digest(&bytes).to_string()[..16].to_owned());
+        assert_eq!(digests, expected, "{threads} threads");
     }
+}
+
+/// Set, the snapshots are written anew, for a change that is meant.
+const UPDATE: &str = "UPDATE_GOLDEN";
+
+/// Holds the dump of a bootstrap against the one that is kept as `name`: what differs is what moved.
+fn expect_dump(name: &str, bootstrap: Vec<u8>) {
+    let mut dump = Vec::new();
+    let bootstrap = Bootstrap::from_bytes(bootstrap).unwrap();
+    bootstrap::dump(&bootstrap, Limits::DEFAULT, &mut dump).unwrap();
+    let dump = String::from_utf8(dump).unwrap();
+    let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/data").join(name);
+    if std::env::var_os(UPDATE).is_some() {
+        std::fs::write(&path, &dump).unwrap();
+        return;
+    }
+    let kept = std::fs::read_to_string(&path).unwrap();
+    let (kept, dump): (Vec<&str>, Vec<&str>) = (kept.lines().collect(), dump.lines().collect());
+    let gone = kept.iter().filter(|line| !dump.contains(line)).map(|line| format!("- {line}"));
+    let new = dump.iter().filter(|line| !kept.contains(line)).map(|line| format!("+ {line}"));
+    let moved: Vec<String> = gone.chain(new).collect();
+    assert!(kept == dump, "{name} has moved (with {UPDATE}=1 the test keeps it so):\n{}", moved.join("\n"));
+}
+
+#[test]
+fn what_is_where_in_a_bootstrap() {
+    let [.., bootstrap] = build(&BuildOptions::default());
+    expect_dump("golden-zstd.dump", bootstrap);
+    let options =
+        BuildOptions { chunk_size: SMALL_CHUNKS, batch_size: Some(16 << 10), ..BuildOptions::default() };
+    let [.., bootstrap] = build(&options);
+    expect_dump("golden-batches.dump", bootstrap);
+    // Upstream's own, of v5.
+    expect_dump("v5-lz4.dump", include_bytes!("data/v5-lz4.boot").to_vec());
 }
 
 const SMALL_CHUNKS: u32 = 64 << 10;

@@ -5,14 +5,16 @@ mod survey;
 
 use std::collections::{BTreeMap, HashSet};
 use std::fmt::Write as _;
+use std::io::{BufWriter, Write as _};
 use std::path::PathBuf;
 use std::process::ExitCode;
 
 use indicatif::HumanBytes;
 use rafs::blob::source::load_chunk_info;
 use rafs::blob::{Blob, BlobIndex};
-use rafs::bootstrap::{Bootstrap, Version};
+use rafs::bootstrap::{self, Bootstrap, Version};
 use rafs::diff::chunk_info_bytes;
+use rafs::limits::Limits;
 use rafs::tree::{ChunkRef, Image};
 use serde::Serialize;
 use tokio_util::sync::CancellationToken;
@@ -22,7 +24,7 @@ use super::progress::Progress;
 use super::source::{self, Located};
 use super::{Context, json};
 use crate::args::Source;
-use crate::stdout;
+use crate::stdout::{self, Stdout};
 use survey::{Sized, Survey};
 
 /// Everything `image inspect --json` prints. Sizes are in bytes.
@@ -100,6 +102,18 @@ pub(super) async fn run(
             }
         }
         Ok(())
+    })
+    .await??;
+    Ok(ExitCode::SUCCESS)
+}
+
+/// Prints the bootstrap as it is stored.
+pub(super) async fn dump(context: &Context, source: &Source) -> anyhow::Result<ExitCode> {
+    let located = context.locate(source).await?;
+    tokio::task::spawn_blocking(move || -> anyhow::Result<()> {
+        let mut out = BufWriter::new(Stdout::lock());
+        bootstrap::dump(&located.open()?, Limits::DEFAULT, &mut out)?;
+        Ok(out.flush()?)
     })
     .await??;
     Ok(ExitCode::SUCCESS)

@@ -60,7 +60,10 @@ pub(crate) async fn run(config: Config, command: Image) -> anyhow::Result<ExitCo
 async fn dispatch(context: &Context, command: Image) -> anyhow::Result<ExitCode> {
     match command {
         Image::Convert(flags) => convert::run(context, *flags).await,
-        Image::Inspect { source, json, file } => inspect::run(context, &source, json, file).await,
+        Image::Inspect { source, dump: true, .. } => inspect::dump(context, &source).await,
+        Image::Inspect { source, json, file, dump: false } => {
+            inspect::run(context, &source, json, file).await
+        }
         Image::Check { source, json, metadata_only, original } => {
             check::run(context, &source, check::Wanted { metadata_only, original, json }).await
         }

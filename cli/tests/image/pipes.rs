@@ -22,6 +22,7 @@ fn a_closed_pipe_is_a_quiet_end() {
         &["inspect", "files:out"][..],
         &["inspect", "files:out", "--json"],
         &["inspect", "files:out", "--file", "/large"],
+        &["inspect", "files:out", "--dump"],
         &["check", "files:out"],
         &["check", "files:out", "--json"],
         &["diff", "files:out", "files:out"],

@@ -4,6 +4,7 @@
 
 mod chunk_entry;
 mod data;
+mod dump;
 mod error;
 mod image;
 mod types;
@@ -23,6 +24,7 @@ use crate::tree::Xattrs;
 use data::Data;
 use types::{Entries, FilePieces};
 
+pub use dump::{DumpError, dump};
 pub use error::{At, ReadError};
 pub use types::{ChunkUse, Directory, DirectoryEntry, Inode, Nid, Pieces, Version};
 

@@ -6,21 +6,20 @@ use super::change::{Change, Difference, Side, What};
 use super::content::{Compared, by_digest, comparable};
 use crate::blob::source::BlobError;
 use crate::layout::v6::FileType;
+use crate::limits::Limits;
 use crate::tree::{ChunkRef, Image, Kind, Metadata, Name, NodeId, Tree};
-
-/// The longest path in bytes: `PATH_MAX` without its NUL. Longer ones no program can name, and a small bootstrap of nested
-/// directories could fill memory with them.
-const MAX_PATH: usize = 4095;
 
 /// Why images cannot be compared.
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum DiffError {
     /// A path is longer than a program can name.
-    #[error("{start}...: a path of more than {MAX_PATH} bytes")]
+    #[error("{start}...: a path of more than {limit} bytes")]
     LongPath {
         /// Its first bytes.
         start: String,
+        /// The most that a path may have.
+        limit: usize,
     },
     /// A file had to be read, and could not.
     #[error("{path}: cannot read its content")]
@@ -50,12 +49,29 @@ pub fn images(
     read: ReadContent<'_>,
     found: &mut dyn FnMut(Change),
 ) -> Result<(), DiffError> {
-    let (names_a, names_b) = (Names::of(&a.tree), Names::of(&b.tree));
-    let comparable = comparable(a, b);
-    Walk { a, b, names_a, names_b, comparable, read, found, path: Vec::new(), once: HashSet::new() }.run()
+    images_within(a, b, read, found, Limits::DEFAULT)
 }
 
-struct Walk<'a> {
+/// [`images`], with paths that are no longer than `limits` say: longer ones no program can name, and a small bootstrap of nested
+/// directories could fill memory with them.
+///
+/// # Errors
+///
+/// As there.
+pub fn images_within(
+    a: &Image,
+    b: &Image,
+    read: ReadContent<'_>,
+    found: &mut dyn FnMut(Change),
+    limits: Limits,
+) -> Result<(), DiffError> {
+    let (names_a, names_b) = (Names::of(&a.tree), Names::of(&b.tree));
+    let comparable = comparable(a, b);
+    let (path, once, limit) = (Vec::new(), HashSet::new(), limits.path_bytes);
+    SideBySide { a, b, names_a, names_b, comparable, read, found, path, once, limit }.run()
+}
+
+struct SideBySide<'a> {
     a: &'a Image,
     b: &'a Image,
     names_a: Names,
@@ -66,6 +82,8 @@ struct Walk<'a> {
     path: Vec<u8>,
     /// Files of one image alone, or pairs, whose content was counted.
     once: HashSet<(Option<NodeId>, Option<NodeId>)>,
+    /// The longest path in bytes.
+    limit: usize,
 }
 
 /// The files of a tree that have several names, and the name that the walk met first of those that both images have.
@@ -104,27 +122,29 @@ impl Names {
 }
 
 /// A step of the walk, which keeps its own stack: an image may nest deeper than a thread's.
-enum Step<'a> {
+enum PairStep<'a> {
     Enter { name: &'a [u8], a: Option<NodeId>, b: Option<NodeId> },
     Leave { len: usize },
 }
 
-impl<'a> Walk<'a> {
+impl<'a> SideBySide<'a> {
     fn run(mut self) -> Result<(), DiffError> {
         let mut steps = Vec::new();
         self.meet(Some(Tree::ROOT), Some(Tree::ROOT), &mut steps)?;
         while let Some(step) = steps.pop() {
             match step {
-                Step::Leave { len } => self.path.truncate(len),
-                Step::Enter { name, a, b } => {
+                PairStep::Leave { len } => self.path.truncate(len),
+                PairStep::Enter { name, a, b } => {
                     let len = self.path.len();
                     self.path.push(b'/');
                     self.path.extend_from_slice(name);
-                    if self.path.len() > MAX_PATH {
-                        let start = self.path[..80].escape_ascii().to_string();
-                        return Err(DiffError::LongPath { start });
+                    // The slash in front is no part of the path.
+                    if self.path.len() > self.limit + 1 {
+                        let shown = self.path.len().min(80);
+                        let start = self.path[..shown].escape_ascii().to_string();
+                        return Err(DiffError::LongPath { start, limit: self.limit });
                     }
-                    steps.push(Step::Leave { len });
+                    steps.push(PairStep::Leave { len });
                     self.meet(a, b, &mut steps)?;
                 }
             }
@@ -137,7 +157,7 @@ impl<'a> Walk<'a> {
         &mut self,
         a: Option<NodeId>,
         b: Option<NodeId>,
-        steps: &mut Vec<Step<'a>>,
+        steps: &mut Vec<PairStep<'a>>,
     ) -> Result<(), DiffError> {
         let (first, second) = (self.a, self.b);
         let what = match (a, b) {
@@ -244,14 +264,14 @@ impl<'a> Walk<'a> {
 fn push_entries<'a>(
     a: Option<&'a BTreeMap<Name, NodeId>>,
     b: Option<&'a BTreeMap<Name, NodeId>>,
-    steps: &mut Vec<Step<'a>>,
+    steps: &mut Vec<PairStep<'a>>,
 ) {
     let start = steps.len();
     let names: BTreeSet<&[u8]> =
         a.into_iter().chain(b).flat_map(BTreeMap::keys).map(|name| &**name).collect();
     for name in names {
         let of = |entries: Option<&BTreeMap<Name, NodeId>>| entries.and_then(|all| all.get(name)).copied();
-        steps.push(Step::Enter { name, a: of(a), b: of(b) });
+        steps.push(PairStep::Enter { name, a: of(a), b: of(b) });
     }
     // The last is taken first.
     steps[start..].reverse();

@@ -9,14 +9,14 @@ use crate::layout::MAX_CHUNKS;
 
 /// How many blobs an image may name.
 #[derive(Clone, Copy, Debug)]
-pub struct Limits {
+pub struct SharingLimits {
     /// Blobs that are not those of its own layers.
     pub foreign: usize,
     /// All of them.
     pub all: usize,
 }
 
-impl Default for Limits {
+impl Default for SharingLimits {
     /// 32 foreign blobs, and as many in all as RAFS v6 has.
     fn default() -> Self {
         Self { foreign: 32, all: BlobIndex::LIMIT }
@@ -143,7 +143,12 @@ enum Foreign {
 
 /// Decides for each chunk of `layers` where it goes. Each of `images` names at most as many blobs as `limits` say; where there would
 /// be more, those give way of which it would use the fewest bytes, and what it has in them is stored again.
-pub fn decide(layers: &[LayerChunks], images: &[ImageUse], stored: &Holders, limits: Limits) -> Decision {
+pub fn decide(
+    layers: &[LayerChunks],
+    images: &[ImageUse],
+    stored: &Holders,
+    limits: SharingLimits,
+) -> Decision {
     let mut order: Vec<usize> = (0..layers.len()).collect();
     order.sort_by_key(|&layer| layers[layer].id);
     let counts = counts(layers, &order, |_, content| stored.find(content).is_none());
@@ -227,7 +232,7 @@ fn foreign(
     layers: &[LayerChunks],
     stored: &Holders,
     counts: &HashMap<Content, Sharing>,
-    limits: Limits,
+    limits: SharingLimits,
 ) -> BTreeSet<Foreign> {
     let mut bytes: BTreeMap<Foreign, u64> = BTreeMap::new();
     for (content, size) in

@@ -84,7 +84,7 @@ impl Store {
         &mut self,
         layers: &[Stream],
         images: &[ImageUse],
-        limits: Limits,
+        limits: SharingLimits,
     ) -> (Vec<Digest>, Option<Digest>) {
         let stored = self.holders();
         let opened: Vec<Layer> = layers.iter().map(Stream::layer).collect();
@@ -172,7 +172,7 @@ fn what_two_layers_have_is_stored_once_and_read_by_both() {
     let (a, b, both) = (noise(1, 5000), noise(2, 9000), noise(3, 20_000));
     let layers = [Stream::of(&[("x", &a), ("lib", &both)]), Stream::of(&[("lib2", &both), ("y", &b)])];
     let mut store = Store::default();
-    let (ids, shared) = store.save(&layers, &single(2), Limits::default());
+    let (ids, shared) = store.save(&layers, &single(2), SharingLimits::default());
     assert_eq!(store.chunk_bytes(), a.len() + b.len() + both.len());
     assert_eq!(store.foreign(ids[0]), BTreeSet::from([shared.unwrap()]));
     assert_eq!(store.files(ids[0]), [("lib".to_owned(), both.clone()), ("x".to_owned(), a)].into());
@@ -183,10 +183,13 @@ fn what_two_layers_have_is_stored_once_and_read_by_both() {
 fn a_new_image_uses_what_is_stored_and_changes_none_of_it() {
     let (old, new, both) = (noise(1, 9000), noise(2, 9000), noise(3, 20_000));
     let mut store = Store::default();
-    store.save(&[Stream::of(&[("a", &old), ("lib", &both)])], &single(1), Limits::default());
+    store.save(&[Stream::of(&[("a", &old), ("lib", &both)])], &single(1), SharingLimits::default());
     let before = store.clone();
-    let (ids, shared) =
-        store.save(&[Stream::of(&[("a", &old), ("b", &new), ("lib", &both)])], &single(1), Limits::default());
+    let (ids, shared) = store.save(
+        &[Stream::of(&[("a", &old), ("b", &new), ("lib", &both)])],
+        &single(1),
+        SharingLimits::default(),
+    );
     assert_eq!(shared, None);
     assert!(before.blobs.iter().all(|(id, bytes)| store.blobs.get(id) == Some(bytes)));
     assert_eq!(store.chunk_bytes(), old.len() + new.len() + both.len());
@@ -200,16 +203,18 @@ fn an_image_names_no_more_foreign_blobs_than_it_may_and_keeps_those_that_it_uses
     let mut store = Store::default();
     let ids: Vec<Digest> = contents
         .iter()
-        .map(|content| store.save(&[Stream::of(&[("f", content)])], &single(1), Limits::default()).0[0])
+        .map(|content| {
+            store.save(&[Stream::of(&[("f", content)])], &single(1), SharingLimits::default()).0[0]
+        })
         .collect();
     let names: Vec<String> = (0..6).map(|number| format!("f{number}")).collect();
     let files: Vec<(&str, &[u8])> =
         names.iter().map(String::as_str).zip(contents.iter().map(Vec::as_slice)).collect();
-    let (new, _) = store.save(&[Stream::of(&files)], &single(1), Limits { foreign: 2, all: 254 });
+    let (new, _) = store.save(&[Stream::of(&files)], &single(1), SharingLimits { foreign: 2, all: 254 });
     assert_eq!(store.foreign(new[0]), BTreeSet::from([ids[4], ids[5]]));
     assert_eq!(store.files(new[0]).into_values().collect::<Vec<_>>(), contents);
     // The layer's own blob counts.
-    let (new, _) = store.save(&[Stream::of(&files[..5])], &single(1), Limits { foreign: 32, all: 3 });
+    let (new, _) = store.save(&[Stream::of(&files[..5])], &single(1), SharingLimits { foreign: 32, all: 3 });
     assert!(store.foreign(new[0]).len() <= 2);
 }
 
@@ -217,13 +222,13 @@ fn an_image_names_no_more_foreign_blobs_than_it_may_and_keeps_those_that_it_uses
 fn a_layer_of_two_images_keeps_to_what_both_may_use() {
     let (a, b) = (noise(1, 5000), noise(2, 6000));
     let mut store = Store::default();
-    let stored = store.save(&[Stream::of(&[("f", &a)])], &single(1), Limits::default()).0[0];
+    let stored = store.save(&[Stream::of(&[("f", &a)])], &single(1), SharingLimits::default()).0[0];
     let full =
         ImageUse { new: vec![0], foreign: BTreeSet::from([sha256(b"another")]), ..ImageUse::default() };
     let layer = [Stream::of(&[("f", &a), ("g", &b)])];
-    let (ids, _) = store.save(&layer, &[single(1).remove(0), full], Limits { foreign: 1, all: 254 });
+    let (ids, _) = store.save(&layer, &[single(1).remove(0), full], SharingLimits { foreign: 1, all: 254 });
     assert_eq!(store.foreign(ids[0]), BTreeSet::new());
-    let (ids, _) = store.save(&layer, &single(1), Limits { foreign: 1, all: 254 });
+    let (ids, _) = store.save(&layer, &single(1), SharingLimits { foreign: 1, all: 254 });
     assert!(store.foreign(ids[0]).contains(&stored) || store.foreign(ids[0]).len() == 1);
 }
 
@@ -265,7 +270,7 @@ proptest! {
         distinct.sort_by_key(|stream| stream.id);
         distinct.dedup_by_key(|stream| stream.id);
         let mut store = Store::default();
-        let (ids, _) = store.save(&distinct, &single(distinct.len()), Limits::default());
+        let (ids, _) = store.save(&distinct, &single(distinct.len()), SharingLimits::default());
         for (stream, id) in distinct.iter().zip(&ids) {
             let mut plain = Store::default();
             plain.put(stream.bytes.clone());
@@ -277,7 +282,7 @@ proptest! {
         prop_assert_eq!(store.chunk_bytes(), bytes);
         distinct.rotate_left(turn % ids.len());
         let mut turned = Store::default();
-        turned.save(&distinct, &single(distinct.len()), Limits::default());
+        turned.save(&distinct, &single(distinct.len()), SharingLimits::default());
         prop_assert_eq!(turned.blobs, store.blobs);
     }
 }

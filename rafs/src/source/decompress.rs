@@ -41,7 +41,7 @@ enum State<R> {
 /// A compressed stream that is broken or not supported.
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
-pub enum DecompressError {
+pub enum StreamError {
     /// The stream is not what its first bytes promise, or is cut off.
     #[error("broken {format} stream, near compressed byte {offset}: {source}")]
     Broken {
@@ -110,7 +110,7 @@ impl<R: Read> State<R> {
         }
         let reader = Rewound { start: magic, start_length: length, offset: 0, reader, failed: false };
         let buffered = |reader| BufReader::with_capacity(BUFFER_BYTES, reader);
-        let unsupported = |name| io::Error::new(ErrorKind::Unsupported, DecompressError::Unsupported(name));
+        let unsupported = |name| io::Error::new(ErrorKind::Unsupported, StreamError::Unsupported(name));
         Ok(match &magic[..length] {
             [0x1f, 0x8b, ..] => Self::Gzip(Box::new(MultiGzDecoder::new(buffered(reader)))),
             [0x28, 0xb5, 0x2f, 0xfd, ..] | [0x50..=0x5f, 0x2a, 0x4d, 0x18, ..] => {
@@ -129,7 +129,7 @@ fn broken<R>(format: &'static str, source: io::Error, reader: &Rewound<R>) -> io
     if reader.failed || source.kind() == ErrorKind::Interrupted {
         return source;
     }
-    io::Error::new(source.kind(), DecompressError::Broken { format, offset: reader.offset, source })
+    io::Error::new(source.kind(), StreamError::Broken { format, offset: reader.offset, source })
 }
 
 /// A reader whose first bytes were read already and are read again.

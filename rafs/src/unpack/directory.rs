@@ -13,7 +13,6 @@ use super::{Unpack, UnpackError};
 use crate::blob::source::{BlobSource, ChunkReader};
 use crate::bootstrap::{Found, Inode, Nid, Visitor, walk};
 use crate::layout::v6::FileType;
-use crate::limits::Limits;
 
 /// Directories nested deeper than this are refused: no path names what is in them (`PATH_MAX` is 4,096 bytes), and an open
 /// directory is held for each level.
@@ -41,7 +40,7 @@ fn fill<S: BlobSource>(image: Unpack<'_, S>, target: &Path) -> Result<(), Unpack
     let chunks = ChunkReader::new(image.bootstrap, image.source);
     let is_root = nix::unistd::geteuid().is_root();
     let file_system = root.try_clone().map_err(|error| io_error(b"", "open the directory", error))?;
-    walk(image.bootstrap, Limits::DEFAULT, &mut Target { image, chunks, directories: vec![root], is_root })?;
+    walk(image.bootstrap, image.limits, &mut Target { image, chunks, directories: vec![root], is_root })?;
     fs::syncfs(file_system).map_err(io("write to disk"))
 }
 
@@ -66,8 +65,8 @@ impl<S: BlobSource> Visitor for Target<'_, S> {
         self.image.watch(0)?;
         let name = name(found.path);
         let io = |action| move |source: rustix::io::Errno| io_error(found.path, action, source.into());
-        if let Some(first) = &found.link_to {
-            return self.hard_link(first, found);
+        if let Some(first) = found.link_to() {
+            return self.hard_link(&first, found);
         }
         let parent = self.parent();
         match found.inode.kind {

@@ -7,7 +7,6 @@ use super::{Unpack, UnpackError};
 use crate::blob::source::{BlobSource, ChunkReader};
 use crate::bootstrap::{Found, Nid, Visitor, walk};
 use crate::layout::v6::FileType;
-use crate::limits::Limits;
 use crate::tree::{Time, Xattrs};
 
 const BLOCK: usize = 512;
@@ -15,7 +14,7 @@ const BLOCK: usize = 512;
 /// See [`Unpack::to_tar`].
 pub(super) fn unpack<S: BlobSource>(image: Unpack<'_, S>, out: &mut impl Write) -> Result<(), UnpackError> {
     let chunks = ChunkReader::new(image.bootstrap, image.source);
-    walk(image.bootstrap, Limits::DEFAULT, &mut Archive { image, chunks, out })?;
+    walk(image.bootstrap, image.limits, &mut Archive { image, chunks, out })?;
     let end = |source| UnpackError::Io { path: shown(b""), action: "write the end of the archive", source };
     out.write_all(&[0; 2 * BLOCK]).and_then(|()| out.flush()).map_err(end)
 }
@@ -38,9 +37,9 @@ impl<S: BlobSource, W: Write> Visitor for Archive<'_, S, W> {
         let io =
             |source| UnpackError::Io { path: shown(found.path), action: "write it to the archive", source };
         let (typeflag, target, size) = self.type_and_target(found)?;
-        let xattrs = match found.link_to {
-            Some(_) => Xattrs::new(),
-            None => self.image.xattrs(found.path, found.inode.kind, found.nid)?,
+        let xattrs = match found.is_link() {
+            true => Xattrs::new(),
+            false => self.image.xattrs(found.path, found.inode.kind, found.nid)?,
         };
         self.out.write_all(&headers(found, typeflag, &target, size, &xattrs)).map_err(io)?;
         if size == 0 {
@@ -65,7 +64,7 @@ impl<S: BlobSource, W: Write> Visitor for Archive<'_, S, W> {
 
 impl<S: BlobSource, W> Archive<'_, S, W> {
     fn type_and_target(&self, found: &Found<'_>) -> Result<(u8, Vec<u8>, u64), UnpackError> {
-        if let Some(target) = &found.link_to {
+        if let Some(target) = found.link_to() {
             return Ok((b'1', target.clone(), 0));
         }
         Ok(match found.inode.kind {

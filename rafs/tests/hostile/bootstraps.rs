@@ -32,6 +32,7 @@ fn use_all(bytes: Vec<u8>) -> (Result<(), UnpackError>, Result<(), ReadError>) {
         let mut bootstrap = Bootstrap::from_bytes(bytes).unwrap();
         let _ = rafs::check::structure(&bootstrap);
         let _ = bootstrap.prefetch();
+        let _ = rafs::bootstrap::dump(&bootstrap, rafs::limits::Limits::DEFAULT, &mut Sink);
         let unpacked = rafs::unpack::to_tar(&bootstrap, &OneBlob(Vec::new()), &mut Sink);
         let options = rafs::check::Options { threads: 1, ..Default::default() };
         let _ = rafs::check::blobs(&mut bootstrap, &OneBlob(Vec::new()), options);

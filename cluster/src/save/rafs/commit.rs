@@ -11,7 +11,7 @@ use rafs::blob::{Blob, ChunkIndex};
 use rafs::bootstrap::WriteOptions;
 use rafs::layout::toc::BOOTSTRAP;
 use rafs::share::{
-    Decision, Holders, ImageUse, LayerChunks, Limits, SharedSource, WriteSharedError, content, decide,
+    Decision, Holders, ImageUse, LayerChunks, SharedSource, SharingLimits, WriteSharedError, content, decide,
     read_layer, rewrite, write_shared,
 };
 use rafs::tree::{Layer, Tree};
@@ -176,7 +176,7 @@ impl Round {
             chunks.push(LayerChunks { id, chunks: found });
             layers.push(Opened { spooled, id, blob });
         }
-        let decision = decide(&chunks, uses, &holders, Limits::default());
+        let decision = decide(&chunks, uses, &holders, SharingLimits::default());
         Ok(Self { layers, holders, decision, shared: None, options })
     }
 

@@ -151,9 +151,8 @@ impl Visitor for TreeReader<'_> {
             Some(node) => *node,
             None => self.node(found)?,
         };
-        let name = found.path.rsplit(|byte| *byte == b'/').next().unwrap_or_default();
         if let Some(entries) = self.tree.entries_mut(directory) {
-            entries.insert(name.into(), node);
+            entries.insert(found.name().into(), node);
         }
         if found.inode.kind == FileType::Directory {
             self.open.push(node);

@@ -11,9 +11,9 @@ use crate::tree::{DeviceNumber, Time, Xattrs};
 
 /// An inode record, and where it is.
 #[derive(Clone, Copy, Debug)]
-pub(super) struct Record<'a> {
-    pub(super) raw: &'a RawInode,
-    pub(super) kind: FileType,
+pub(in super::super) struct Record<'a> {
+    pub(in super::super) raw: &'a RawInode,
+    pub(in super::super) kind: FileType,
     data: &'a Data,
     offset: u64,
     index: u64,
@@ -31,6 +31,11 @@ impl<'a> Record<'a> {
     pub(super) fn expect_directory(self) -> Result<Self, ReadError> {
         let nid = Nid(self.raw.ino.get());
         if self.kind == FileType::Directory { Ok(self) } else { Err(ReadError::NotADirectory(nid)) }
+    }
+
+    /// Where it is, in bytes.
+    pub(in super::super) fn offset(&self) -> u64 {
+        self.offset
     }
 
     fn behind_inode(&self) -> u64 {
@@ -68,7 +73,7 @@ impl<'a> Record<'a> {
     }
 
     /// The chunks of a regular file.
-    pub(super) fn chunks(&self) -> Result<&'a [ChunkEntry], ReadError> {
+    pub(in super::super) fn chunks(&self) -> Result<&'a [ChunkEntry], ReadError> {
         if self.kind != FileType::Regular {
             return Err(ReadError::NotAFile(Nid(self.raw.ino.get())));
         }
@@ -84,7 +89,7 @@ impl<'a> Record<'a> {
 
 impl Layout {
     /// The record of an index, counted from 1.
-    pub(super) fn record<'a>(&self, data: &'a Data, index: u64) -> Result<Record<'a>, ReadError> {
+    pub(in super::super) fn record<'a>(&self, data: &'a Data, index: u64) -> Result<Record<'a>, ReadError> {
         let corrupt = |expected| ReadError::corrupt("inode", At::Number(index), expected);
         let position = index.checked_sub(1).and_then(|position| usize::try_from(position).ok());
         let entry = position.and_then(|position| self.inode_table(data).ok()?.get(position));

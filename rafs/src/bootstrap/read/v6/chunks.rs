@@ -56,6 +56,11 @@ fn entry_key(entry: &ChunkEntry) -> (u32, u32) {
 }
 
 impl Layout {
+    /// The table as it is stored.
+    pub(in super::super) fn chunk_entries<'a>(&self, data: &'a Data) -> Result<&'a [ChunkEntry], ReadError> {
+        self.chunks.entries(data)
+    }
+
     pub(in super::super) fn has_chunk_table(&self) -> bool {
         self.chunks.size > 0
     }

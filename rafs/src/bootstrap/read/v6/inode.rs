@@ -90,9 +90,14 @@ impl RawInode {
 }
 
 impl Layout {
-    pub(in super::super) fn inode(&self, data: &Data, nid: Nid) -> Result<RawInode, ReadError> {
+    /// Where an inode is, in bytes.
+    pub(in super::super) fn inode_offset(&self, nid: Nid) -> Result<u64, ReadError> {
         let offset = nid.0.checked_mul(SLOT_SIZE).and_then(|offset| offset.checked_add(self.meta));
-        let offset = offset.ok_or(ReadError::corrupt("inode", At::Number(nid.0), "an offset below 2^64"))?;
+        offset.ok_or(ReadError::corrupt("inode", At::Number(nid.0), "an offset below 2^64"))
+    }
+
+    pub(in super::super) fn inode(&self, data: &Data, nid: Nid) -> Result<RawInode, ReadError> {
+        let offset = self.inode_offset(nid)?;
         let corrupt = |expected| ReadError::corrupt("inode", At::Inode(nid.0, offset), expected);
         let compact: &CompactInode = data.view("inode", offset)?;
         let (format, mode) = (compact.format.get(), compact.mode.get());
