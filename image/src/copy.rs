@@ -4,19 +4,15 @@ use std::collections::{HashMap, HashSet};
 
 use futures::StreamExt as _;
 use futures::future::BoxFuture;
-use oci_spec::image::{Descriptor, ImageIndex, MediaType};
+use registry::client::Descriptor;
 use registry::digest::Digest;
-use serde::Deserialize;
 
 use crate::destination::{CopyError, Destination, copy_blob};
-use crate::document::{Index, Stored};
+use crate::document::{DEPTH_LIMIT, DOCKER_INDEX, Index, Parsed, Stored};
 use crate::source::{Document, Source, SourceError};
 
 /// How many blobs of an image are under way at a time.
 const PARALLEL_BLOBS: usize = 3;
-
-/// How deep indexes may lie in indexes.
-const DEPTH_LIMIT: usize = 8;
 
 /// What a copy came to.
 #[derive(Clone, Debug, Default)]
@@ -33,16 +29,6 @@ pub struct CopiedImage {
     pub known: HashSet<Digest>,
 }
 
-/// What a manifest names.
-#[derive(Default, Deserialize)]
-#[serde(default)]
-struct Named {
-    config: Option<Descriptor>,
-    layers: Option<Vec<Descriptor>>,
-    /// Of an artifact manifest.
-    blobs: Option<Vec<Descriptor>>,
-}
-
 /// Has `source` with all that it names at `destination`; returns what its name is to lead to there. An index that names manifests
 /// which the source does not have is put without these, since registries take only what is whole: then its digest is another.
 ///
@@ -53,34 +39,33 @@ pub async fn copy_image(
     source: &Source,
     destination: &dyn Destination,
 ) -> Result<(Stored, CopiedImage), CopyError> {
-    let mut job = Job { source, destination, copied: CopiedImage::default() };
+    let mut job = CopyJob { source, destination, copied: CopiedImage::default() };
     let root = source.root().await?;
     let root = job.document(root, 0).await?;
     Ok((root, job.copied))
 }
 
-struct Job<'a> {
+struct CopyJob<'a> {
     source: &'a Source,
     destination: &'a dyn Destination,
     copied: CopiedImage,
 }
 
-impl Job<'_> {
+impl CopyJob<'_> {
     fn document(&mut self, document: Document, depth: usize) -> BoxFuture<'_, Result<Stored, CopyError>> {
         Box::pin(async move {
-            let index = match document.descriptor.media_type() {
-                MediaType::ImageIndex => Some(parse::<ImageIndex>(self.source, &document)?),
-                MediaType::ImageManifest => None,
-                _ => serde_json::from_slice(&document.content).ok(),
-            };
-            let stored = match index {
-                Some(_) if depth == DEPTH_LIMIT => {
+            let stored = match self.source.parse(&document)? {
+                Parsed::Index(_) if depth == DEPTH_LIMIT => {
                     let error = SourceError::TooDeep { source_name: self.source.name(), limit: DEPTH_LIMIT };
                     return Err(error.into());
                 }
-                Some(index) => self.index(&document, &index, depth).await?,
-                None => {
-                    self.blobs(&parse(self.source, &document)?).await?;
+                Parsed::Index(index) => self.index(&document, index, depth).await?,
+                Parsed::Manifest(manifest) => {
+                    self.blobs(manifest.blobs()).await?;
+                    stored(&document)
+                }
+                Parsed::Artifact(artifact) => {
+                    self.blobs(artifact.blobs.iter()).await?;
                     stored(&document)
                 }
             };
@@ -96,11 +81,11 @@ impl Job<'_> {
     async fn index(
         &mut self,
         document: &Document,
-        index: &ImageIndex,
+        mut index: Index,
         depth: usize,
     ) -> Result<Stored, CopyError> {
         let (mut replaced, mut missing) = (HashMap::new(), Vec::new());
-        for (number, entry) in index.manifests().iter().enumerate() {
+        for (number, entry) in index.manifests.iter().enumerate() {
             let child = match self.source.manifest(entry).await {
                 Err(SourceError::Missing { .. }) => {
                     missing.push(number);
@@ -117,17 +102,11 @@ impl Job<'_> {
         if missing.is_empty() && replaced.is_empty() {
             return Ok(stored(document));
         }
-        let wrong = |error| SourceError::Document {
-            place: format!("index {} of {}", document.descriptor.digest(), self.source.name()),
-            reason: format!("{error}"),
-        };
-        let mut cut = Index::parse(&document.content).map_err(wrong)?;
-        cut.retain(|number| !missing.contains(&number));
-        Ok(cut.convert(&replaced, *document.descriptor.media_type() == MediaType::ImageIndex))
+        index.retain(|number| !missing.contains(&number));
+        Ok(index.convert(&replaced, document.descriptor.media_type().as_ref() != DOCKER_INDEX))
     }
 
-    async fn blobs(&mut self, named: &Named) -> Result<(), CopyError> {
-        let blobs = named.config.iter().chain(named.layers.iter().chain(&named.blobs).flatten());
+    async fn blobs(&mut self, blobs: impl Iterator<Item = &Descriptor>) -> Result<(), CopyError> {
         let mut seen = HashSet::new();
         let blobs: Vec<Descriptor> = blobs
             // What lies elsewhere is in no registry.
@@ -154,13 +133,6 @@ fn stored(document: &Document) -> Stored {
         content: document.content.clone(),
         digest: document.descriptor.digest().clone(),
     }
-}
-
-fn parse<'a, T: Deserialize<'a>>(source: &Source, document: &'a Document) -> Result<T, CopyError> {
-    serde_json::from_slice(&document.content).map_err(|error| {
-        let place = format!("manifest {} of {}", document.descriptor.digest(), source.name());
-        CopyError::from(SourceError::Document { place, reason: error.to_string() })
-    })
 }
 
 impl CopiedImage {

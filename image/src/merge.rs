@@ -6,14 +6,15 @@ use std::io::Cursor;
 use std::sync::Arc;
 
 use bytes::Bytes;
-use oci_spec::image::Descriptor;
+use registry::client::Descriptor;
 use registry::digest;
-use registry::nydus::{ANNOTATION_BLOB, ANNOTATION_BOOTSTRAP, TRUE};
 use serde_json::{Value, json};
 
 use crate::assemble::{AssembleError, Form, assemble_merged};
 use crate::destination::{CopyError, Destination, StoreError, copy_blob};
-use crate::document::{DocumentError, MediaTypes, OCI_CONFIG, OCI_MANIFEST, Object, Stored, parse};
+use crate::document::{
+    DocumentError, ImageConfig, MediaTypes, OCI_CONFIG, OCI_MANIFEST, Object, Role, Stored, parse,
+};
 use crate::files::{self, FilesError};
 use crate::layer::{ConvertError, ConvertedLayer, Converter, LayerCache};
 use crate::options::{Options, OptionsError, Recipe};
@@ -93,17 +94,13 @@ pub struct Said {
 impl MergePart {
     /// The layer with the bootstrap, of a nydus image.
     pub fn bootstrap(&self) -> Option<&Descriptor> {
-        self.layers.iter().find(|layer| is_marked(layer, ANNOTATION_BOOTSTRAP))
+        self.layers.iter().find(|layer| Role::of(layer) == Some(Role::Bootstrap))
     }
 
     fn wrong(&self) -> impl FnOnce(DocumentError) -> MergeImagesError {
         let name = self.source.name();
         move |error| MergeImagesError::Document { name, error }
     }
-}
-
-fn is_marked(layer: &Descriptor, annotation: &str) -> bool {
-    layer.annotations().as_ref().and_then(|all| all.get(annotation)).is_some_and(|value| value == TRUE)
 }
 
 /// Merges plain images: the layers of each come on those of the one before.
@@ -120,11 +117,13 @@ pub async fn plain(
     for part in parts {
         let manifest = parse("manifest", &part.manifest).map_err(part.wrong())?;
         let config = parse("image config", &part.config).map_err(part.wrong())?;
-        let ids = config.get("rootfs").and_then(|rootfs| rootfs.get("diff_ids")).and_then(Value::as_array);
-        let ids = ids.filter(|ids| ids.len() == part.layers.len()).ok_or_else(|| {
-            part.wrong()(DocumentError::new("image config", "expected a diff id for each layer"))
-        })?;
-        diff_ids.extend(ids.iter().cloned());
+        let ids =
+            ImageConfig::parse(&part.config).and_then(|config| config.diff_ids()).map_err(part.wrong())?;
+        if ids.len() != part.layers.len() {
+            let error = DocumentError::new("image config", "expected a diff id for each layer");
+            return Err(part.wrong()(error));
+        }
+        diff_ids.extend(ids.iter().map(|id| Value::from(id.as_ref())));
         history.extend(history_of(&config, part.layers.len()));
         for layer in &part.layers {
             copy_blob(&part.source, layer, destination).await?;
@@ -192,7 +191,7 @@ pub async fn nydus(
         let image = files::bootstrap_image(&part.source, bootstrap).await;
         let image = image.map_err(|error| MergeImagesError::Bootstrap { name: part.source.name(), error })?;
         layers.push(Arc::new(whole(image)));
-        for blob in part.layers.iter().filter(|layer| is_marked(layer, ANNOTATION_BLOB)) {
+        for blob in part.layers.iter().filter(|layer| Role::of(layer) == Some(Role::Blob)) {
             copy_blob(&part.source, blob, destination.as_ref()).await?;
             sizes.insert(blob.digest().clone(), blob.size());
         }
@@ -207,7 +206,8 @@ pub async fn nydus(
     }
     let manifest = json!({
         "schemaVersion": 2, "mediaType": OCI_MANIFEST,
-        "config": {"digest": digest::sha256(b"").as_ref()}, "layers": [], "annotations": said.annotations,
+        "config": {"mediaType": OCI_CONFIG, "digest": digest::sha256(b"").as_ref(), "size": 0},
+        "layers": [], "annotations": said.annotations,
     });
     let config = Value::Object(said.config.clone()).to_string();
     let manifest = manifest.to_string();

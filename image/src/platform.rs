@@ -117,15 +117,16 @@ impl PlatformName {
         Self { os: Os::default().to_string(), architecture: Arch::default().to_string(), variant: None }
     }
 
-    /// The platform that an index or an image config states, in its own words.
+    /// The platform that an index's entry states, in its own words.
     pub fn of(platform: &Platform) -> Self {
-        let variant = platform.variant().clone().filter(|variant| !variant.is_empty());
-        Self { os: platform.os().to_string(), architecture: platform.architecture().to_string(), variant }
+        let (os, architecture) = (platform.os().to_string(), platform.architecture().to_string());
+        Self::stated(&os, &architecture, platform.variant().as_deref())
     }
 
-    /// The platform that the image config `config` states, which does so as an index does, among all else.
-    pub fn of_config(config: &[u8]) -> Result<Self, serde_json::Error> {
-        serde_json::from_slice(config).map(|platform: Platform| Self::of(&platform))
+    /// The platform that an image config states, in its own words.
+    pub(crate) fn stated(os: &str, architecture: &str, variant: Option<&str>) -> Self {
+        let variant = variant.filter(|variant| !variant.is_empty()).map(str::to_owned);
+        Self { os: os.to_owned(), architecture: architecture.to_owned(), variant }
     }
 
     /// The operating system.

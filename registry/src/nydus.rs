@@ -4,6 +4,7 @@
 //! prepares the layer, so one constant serves the exporter and the snapshotter.
 
 use serde::Deserialize;
+use serde_json::Value;
 
 /// Media type of a layer that is a nydus blob (compressed chunks, not a tar).
 pub const MEDIA_TYPE_BLOB: &str = "application/vnd.oci.image.layer.nydus.blob.v1";
@@ -83,28 +84,23 @@ pub const LABEL_CRI_IMAGE_LAYERS: &str = "containerd.io/snapshot/cri.image-layer
 /// Label on Prepare from BuildKit: the image reference.
 pub const LABEL_STARGZ_REFERENCE: &str = "containerd.io/snapshot/remote/stargz.reference";
 
-/// Which entries of an index it says to be nydus images: by their artifact type, or by a feature of their platform.
+/// Which entries of an index it says to be nydus images.
+///
+/// # Errors
+///
+/// When it is no index.
 pub fn nydus_entries(index: &[u8]) -> Result<Vec<bool>, serde_json::Error> {
     #[derive(Deserialize)]
     struct Index {
-        manifests: Vec<Entry>,
-    }
-    #[derive(Deserialize)]
-    #[serde(rename_all = "camelCase")]
-    struct Entry {
-        artifact_type: Option<String>,
-        platform: Option<Features>,
-    }
-    #[derive(Deserialize)]
-    struct Features {
-        #[serde(rename = "os.features", default)]
-        features: Vec<String>,
+        manifests: Vec<Value>,
     }
     let index: Index = serde_json::from_slice(index)?;
-    let is_nydus = |entry: &Entry| {
-        let features = entry.platform.iter().flat_map(|platform| &platform.features);
-        entry.artifact_type.as_deref() == Some(ARTIFACT_TYPE_MANIFEST)
-            || features.into_iter().any(|feature| feature == OS_FEATURE)
-    };
-    Ok(index.manifests.iter().map(is_nydus).collect())
+    Ok(index.manifests.iter().map(is_nydus_entry).collect())
+}
+
+/// Whether the entry of an index says that it is a nydus image: by its artifact type, or by a feature of its platform.
+pub fn is_nydus_entry(entry: &Value) -> bool {
+    let features = entry.pointer("/platform/os.features").and_then(Value::as_array);
+    entry.get("artifactType").and_then(Value::as_str) == Some(ARTIFACT_TYPE_MANIFEST)
+        || features.into_iter().flatten().any(|feature| feature == OS_FEATURE)
 }

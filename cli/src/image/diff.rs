@@ -4,15 +4,15 @@ use std::fmt::Write as _;
 use std::process::ExitCode;
 
 use indicatif::HumanBytes;
-use oci_spec::image::Descriptor;
 use rafs::blob::source::load_chunk_info;
 use rafs::diff::{self, Change, ContentReader, Fetch, What};
+use registry::client::Descriptor;
 use serde::Serialize;
 use tokio_util::sync::CancellationToken;
 
 use super::blobs::Blobs;
 use super::progress::Progress;
-use super::source::{Located, bootstrap_layer};
+use super::source::Located;
 use super::{Context, json};
 use crate::args::Source;
 use crate::{status, stdout};
@@ -151,7 +151,7 @@ fn compare(
 
 /// The bytes that the bootstrap takes on its way to the node.
 fn bootstrap_bytes(a: &Located, b: &Located) -> anyhow::Result<u64> {
-    let layer = |located: &'_ Located| located.manifest.as_ref().and_then(bootstrap_layer).cloned();
+    let layer = |located: &'_ Located| located.manifest.as_ref()?.bootstrap().cloned();
     match (layer(a), layer(b)) {
         (Some(a), Some(b)) if a.digest() == b.digest() => Ok(0),
         (_, Some(b)) => Ok(Descriptor::size(&b)),

@@ -9,6 +9,7 @@ use std::io::{BufWriter, Write as _};
 use std::path::PathBuf;
 use std::process::ExitCode;
 
+use image::document::Role;
 use indicatif::HumanBytes;
 use rafs::blob::source::load_chunk_info;
 use rafs::blob::{Blob, BlobIndex};
@@ -16,12 +17,13 @@ use rafs::bootstrap::{self, Bootstrap, Version};
 use rafs::diff::chunk_info_bytes;
 use rafs::limits::Limits;
 use rafs::tree::{ChunkRef, Image};
+use registry::client::Descriptor;
 use serde::Serialize;
 use tokio_util::sync::CancellationToken;
 
 use super::blobs::Blobs;
 use super::progress::Progress;
-use super::source::{self, Located};
+use super::source::Located;
 use super::{Context, json};
 use crate::args::Source;
 use crate::stdout::{self, Stdout};
@@ -152,7 +154,7 @@ fn inspect(bootstrap: &Bootstrap, located: &Located) -> anyhow::Result<Inspectio
         layers: located
             .manifest
             .iter()
-            .flat_map(|manifest| manifest.layers())
+            .flat_map(|manifest| &manifest.layers)
             .map(LayerInspection::of)
             .collect(),
         largest_files: survey.largest_files(),
@@ -206,12 +208,12 @@ impl BlobInspection {
 }
 
 impl LayerInspection {
-    fn of(layer: &oci_spec::image::Descriptor) -> Self {
+    fn of(layer: &Descriptor) -> Self {
         Self {
             digest: layer.digest().to_string(),
             media_type: layer.media_type().to_string(),
             stored_bytes: layer.size(),
-            role: source::role(layer),
+            role: Role::of(layer).map(Role::word),
         }
     }
 }

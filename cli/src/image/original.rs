@@ -6,10 +6,10 @@ use std::path::PathBuf;
 
 use anyhow::{Context as _, ensure};
 use bytes::{Buf as _, Bytes};
+use image::document::Role;
 use image::location::Location;
 use image::platform::{PlatformName, listed};
 use image::source::{BlobStream, Source};
-use oci_spec::image::ImageManifest;
 use rafs::build::{BuildOptions, build_directory, build_layer};
 use rafs::merge;
 use rafs::tree::{Image, Layer};
@@ -18,7 +18,6 @@ use tokio::runtime::Handle;
 use tokio_util::sync::CancellationToken;
 
 use super::progress::Task;
-use super::source::role;
 use super::{Context, Interrupted};
 
 /// Builds the image at `location`, for `platform` where there are several, and merges its layers.
@@ -76,10 +75,8 @@ async fn image_layers(
         Ok((source, images.remove(0)))
     };
     let (source, image) = context.stop.run_until_cancelled(find).await.ok_or(Interrupted)??;
-    let manifest: ImageManifest =
-        serde_json::from_slice(&image.manifest).with_context(|| format!("{location}: manifest"))?;
     ensure!(
-        manifest.layers().iter().all(|layer| role(layer).is_none()),
+        image.layers.iter().all(|layer| Role::of(layer).is_none()),
         "{location} is a nydus image itself: expected the image that it was made from"
     );
     let mut layers = Vec::with_capacity(image.layers.len());

@@ -1,23 +1,20 @@
 //! Where an image that a command works on comes from: a registry, an OCI layout, or files.
 
-use std::io::Write;
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context as _, bail};
+use image::document::{Manifest, Parsed};
+use image::files::fetch_bootstrap;
 use image::location::Location;
 use image::platform::{PlatformName, listed};
 use image::source::Source;
-use oci_spec::image::{Descriptor, ImageIndex, ImageManifest, MediaType};
 use rafs::bootstrap::Bootstrap;
-use rafs::source::tar::TarSource;
-use rafs::source::{EntryKind, Source as _};
-use registry::client::Client;
-use registry::media_types::DOCKER_MANIFEST;
+use registry::client::{Client, Descriptor};
 use registry::nydus;
 use registry::reference::Reference;
 use tempfile::TempDir;
 
-use super::progress::{Progress, Task};
+use super::progress::Progress;
 use crate::args;
 
 /// A bootstrap on disk and the place that its blobs are in.
@@ -29,7 +26,7 @@ pub(super) struct Located {
     /// Where the blobs are.
     pub(super) blobs: Blobs,
     /// The image's manifest, if it has one.
-    pub(super) manifest: Option<ImageManifest>,
+    pub(super) manifest: Option<Manifest>,
     /// Holds a bootstrap that was fetched.
     _directory: Option<TempDir>,
 }
@@ -52,9 +49,6 @@ pub(super) enum Blobs {
     /// Not said.
     Unknown,
 }
-
-/// A bootstrap layer may unpack to this many bytes: some 200 bytes for each of 20 million files.
-const BOOTSTRAP_LIMIT_BYTES: u64 = 4 << 30;
 
 /// Where the bootstrap is among the files of an image, and where its blobs.
 const BOOTSTRAP_FILE: &str = "image.boot";
@@ -87,13 +81,17 @@ pub(super) async fn locate(
     let client = Client::new(client.clone())?;
     let image = Source::open(&location, &client).await?;
     let manifest = nydus_manifest(&image, source.platform.as_deref()).await?;
-    let layer = bootstrap_layer(&manifest).with_context(|| {
-        format!("{location} is no nydus image: no layer has the annotation {}", nydus::ANNOTATION_BOOTSTRAP)
+    let layer = manifest.bootstrap().with_context(|| {
+        let what = manifest.what();
+        format!(
+            "{location} is {what}; expected a nydus image, in which a layer has the annotation {}",
+            nydus::ANNOTATION_BOOTSTRAP
+        )
     })?;
     let directory = tempfile::tempdir().context("making a temporary directory")?;
     let bootstrap = directory.path().join(BOOTSTRAP_FILE);
     let task = progress.task("fetch bootstrap", layer.size());
-    fetch_bootstrap(&image, layer, &bootstrap, &task)
+    fetch_bootstrap(&image, layer, &bootstrap, |bytes| task.advance(bytes))
         .await
         .with_context(|| format!("{location}: bootstrap layer {}", layer.digest()))?;
     // Small ones are there before anybody asks.
@@ -109,20 +107,19 @@ pub(super) async fn locate(
 }
 
 /// The manifest of the nydus image that this leads to, by way of an index if it is one.
-async fn nydus_manifest(image: &Source, platform: Option<&str>) -> anyhow::Result<ImageManifest> {
+async fn nydus_manifest(image: &Source, platform: Option<&str>) -> anyhow::Result<Manifest> {
     let wanted = platform.map_or_else(|| Ok(PlatformName::host()), str::parse)?;
     let name = image.name();
     let root = image.root().await?;
-    let media_type = root.descriptor.media_type();
-    if !matches!(media_type, MediaType::ImageIndex | MediaType::Other(_)) || is_manifest(media_type) {
-        return serde_json::from_slice(&root.content).with_context(|| format!("{name}: manifest"));
-    }
-    let index: ImageIndex =
-        serde_json::from_slice(&root.content).with_context(|| format!("{name}: index"))?;
+    let index = match image.parse(&root)? {
+        Parsed::Manifest(manifest) => return Ok(manifest),
+        Parsed::Index(index) => index,
+        Parsed::Artifact(artifact) => bail!("{name} is {}; expected a nydus image", artifact.what()),
+    };
     let named = |entry: &Descriptor| entry.platform().as_ref().map(PlatformName::of);
     // Entries that name no platform may be for any, and come last.
     let mut candidates: Vec<(usize, &Descriptor)> = index
-        .manifests()
+        .manifests
         .iter()
         .filter_map(|entry| {
             Some((named(entry).map_or(Some(usize::MAX), |named| wanted.rank(&named))?, entry))
@@ -130,77 +127,12 @@ async fn nydus_manifest(image: &Source, platform: Option<&str>) -> anyhow::Resul
         .collect();
     candidates.sort_by_key(|(rank, _)| *rank);
     for (_, entry) in candidates {
-        let document = image.manifest(entry).await?;
-        let manifest: ImageManifest = serde_json::from_slice(&document.content)
-            .with_context(|| format!("{name}: manifest {}", entry.digest()))?;
-        if bootstrap_layer(&manifest).is_some() {
+        if let Parsed::Manifest(manifest) = image.parse(&image.manifest(entry).await?)?
+            && manifest.bootstrap().is_some()
+        {
             return Ok(manifest);
         }
     }
-    let there: Vec<PlatformName> = index.manifests().iter().filter_map(named).collect();
+    let there: Vec<PlatformName> = index.manifests.iter().filter_map(named).collect();
     bail!("{name}: the index names no nydus image for {wanted}, but images for {}", listed(&there))
-}
-
-fn is_manifest(media_type: &MediaType) -> bool {
-    media_type.to_string() == DOCKER_MANIFEST
-}
-
-/// The layer with the bootstrap.
-pub(super) fn bootstrap_layer(manifest: &ImageManifest) -> Option<&Descriptor> {
-    manifest.layers().iter().find(|layer| is_marked(layer, nydus::ANNOTATION_BOOTSTRAP))
-}
-
-/// What a layer of a nydus image is, where it says so.
-pub(super) fn role(layer: &Descriptor) -> Option<&'static str> {
-    let roles = [(nydus::ANNOTATION_BOOTSTRAP, "bootstrap"), (nydus::ANNOTATION_BLOB, "blob")];
-    roles.into_iter().find_map(|(annotation, role)| is_marked(layer, annotation).then_some(role))
-}
-
-fn is_marked(layer: &Descriptor, annotation: &str) -> bool {
-    let annotations = layer.annotations().as_ref();
-    annotations.and_then(|all| all.get(annotation)).is_some_and(|value| value == nydus::TRUE)
-}
-
-/// Copies the content of the entry that the archive is at.
-fn copy_content(archive: &mut impl rafs::source::Source, file: &mut impl Write) -> anyhow::Result<()> {
-    let mut buffer = vec![0; 256 << 10];
-    loop {
-        match archive.read(&mut buffer)? {
-            0 => return Ok(()),
-            length => file.write_all(&buffer[..length])?,
-        }
-    }
-}
-
-/// Fetches the bootstrap layer and unpacks `image/image.boot` to `target`.
-async fn fetch_bootstrap(
-    image: &Source,
-    layer: &Descriptor,
-    target: &Path,
-    task: &Task,
-) -> anyhow::Result<()> {
-    let mut packed = tempfile::tempfile()?;
-    let mut reader = image.blob(layer).await?;
-    while let Some(bytes) = reader.next().await? {
-        task.advance(bytes.len() as u64);
-        packed.write_all(&bytes)?;
-    }
-    std::io::Seek::rewind(&mut packed)?;
-    let target = target.to_owned();
-    tokio::task::spawn_blocking(move || {
-        // The reader that builds use: names and headers of a stranger's archive are bounded there.
-        let mut archive = TarSource::new(packed);
-        while let Some(entry) = archive.next_entry()? {
-            let EntryKind::Regular { size } = entry.kind else { continue };
-            if entry.path == b"image/image.boot" {
-                anyhow::ensure!(
-                    size < BOOTSTRAP_LIMIT_BYTES,
-                    "image/image.boot is over {BOOTSTRAP_LIMIT_BYTES} bytes"
-                );
-                return copy_content(&mut archive, &mut std::fs::File::create_new(&target)?);
-            }
-        }
-        bail!("the layer has no image/image.boot")
-    })
-    .await?
 }

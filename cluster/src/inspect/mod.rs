@@ -4,15 +4,12 @@ mod sharing;
 
 use std::collections::HashSet;
 
-use image::source::{Document, Source, SourceError};
-use oci_spec::image::{Descriptor, ImageIndex, ImageManifest};
+use image::document::{DEPTH_LIMIT, Parsed};
+use image::source::{Source, SourceError};
 use registry::Digest;
-use serde::Deserialize;
+use registry::client::Descriptor;
 
 pub use sharing::{ImageShare, Sharing};
-
-/// How deep indexes may lie in indexes.
-const DEPTH_LIMIT: usize = 4;
 
 /// The blobs of an image, each once: of its manifests in `wanted`, or of all that are there where that is `None`.
 ///
@@ -26,32 +23,23 @@ pub async fn blobs(source: &Source, wanted: Option<&[Digest]>) -> Result<Vec<Des
         if depth > DEPTH_LIMIT {
             return Err(SourceError::TooDeep { source_name: source.name(), limit: DEPTH_LIMIT });
         }
-        let Ok(index) = serde_json::from_slice::<ImageIndex>(&document.content) else {
-            let manifest: ImageManifest = parse(source, &document)?;
-            for blob in [manifest.config()].into_iter().chain(manifest.layers()) {
-                if seen.insert(blob.digest().clone()) {
-                    blobs.push(blob.clone());
+        let named: Vec<Descriptor> = match source.parse(&document)? {
+            Parsed::Index(index) => {
+                let is_wanted =
+                    |entry: &&Descriptor| wanted.is_none_or(|wanted| wanted.contains(entry.digest()));
+                for entry in index.manifests.iter().filter(is_wanted) {
+                    match source.manifest(entry).await {
+                        Ok(child) => todo.push((child, depth + 1)),
+                        Err(SourceError::Missing { .. }) => {}
+                        Err(error) => return Err(error),
+                    }
                 }
-            }
-            continue;
-        };
-        for entry in index.manifests() {
-            if wanted.is_some_and(|wanted| !wanted.contains(entry.digest())) {
                 continue;
             }
-            match source.manifest(entry).await {
-                Ok(child) => todo.push((child, depth + 1)),
-                Err(SourceError::Missing { .. }) => {}
-                Err(error) => return Err(error),
-            }
-        }
+            Parsed::Manifest(manifest) => manifest.blobs().cloned().collect(),
+            Parsed::Artifact(artifact) => artifact.blobs,
+        };
+        blobs.extend(named.into_iter().filter(|blob| seen.insert(blob.digest().clone())));
     }
     Ok(blobs)
-}
-
-fn parse<T: for<'a> Deserialize<'a>>(source: &Source, document: &Document) -> Result<T, SourceError> {
-    serde_json::from_slice(&document.content).map_err(|error| SourceError::Document {
-        place: format!("manifest {} of {}", document.descriptor.digest(), source.name()),
-        reason: error.to_string(),
-    })
 }

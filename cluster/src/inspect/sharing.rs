@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 
-use oci_spec::image::Descriptor;
+use registry::client::Descriptor;
 use serde::Serialize;
 
 /// What images have in common, in bytes as blobs are stored.
@@ -58,13 +58,12 @@ impl Sharing {
 
 #[cfg(test)]
 mod tests {
-    use oci_spec::image::MediaType;
     use registry::digest::sha256;
 
     use super::*;
 
     fn blob(name: &str, size: u64) -> Descriptor {
-        Descriptor::new(MediaType::ImageLayer, size, sha256(name.as_bytes()))
+        Descriptor::new(registry::media_types::OCI_LAYER.into(), size, sha256(name.as_bytes()))
     }
 
     #[test]

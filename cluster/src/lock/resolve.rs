@@ -5,12 +5,11 @@ use std::time::Duration;
 
 use ::ignore::gitignore::{Gitignore, GitignoreBuilder};
 use futures::StreamExt as _;
+use image::document::Parsed;
 use image::location::{InFile, Location};
 use image::platform::PlatformName;
 use image::source::{Document, Source, SourceError, SourceImage};
-use oci_spec::image::{Descriptor, ImageIndex};
-use registry::client::Client;
-use registry::nydus::nydus_entries;
+use registry::client::{Client, Descriptor};
 use thiserror::Error;
 
 use super::{Archive, Lock, Locked, PlatformImage};
@@ -54,14 +53,6 @@ pub enum ResolveError {
         image: String,
         /// The deadline.
         after: Duration,
-    },
-    /// Its index is none.
-    #[error("{image}: its index cannot be read: {error}")]
-    Index {
-        /// Its name.
-        image: String,
-        /// What is wrong.
-        error: serde_json::Error,
     },
     /// A pattern of images that may be missing is none.
     #[error("images that may be missing: {0}")]
@@ -198,6 +189,7 @@ async fn found(
     let descriptor = document.descriptor.clone();
     let images = match source.images_in(document, wanted).await {
         // What is no image to be run, such as manifests for Flux, has no platform.
+        Err(SourceError::NotAnImage { .. }) => Vec::new(),
         Err(SourceError::NoSuchPlatform { .. }) if is_artifact(&source, &descriptor).await? => Vec::new(),
         images => images?,
     };
@@ -226,18 +218,15 @@ async fn nydus_images(
     document: &Document,
     wanted: &[PlatformName],
 ) -> Result<Vec<PlatformImage>, ResolveError> {
-    let Ok(index) = serde_json::from_slice::<ImageIndex>(&document.content) else { return Ok(Vec::new()) };
-    let wrong = |error| ResolveError::Index { image: source.name(), error };
+    let Parsed::Index(index) = source.parse(document)? else { return Ok(Vec::new()) };
     let mut images = Vec::new();
-    for (entry, is_nydus) in index.manifests().iter().zip(nydus_entries(&document.content).map_err(wrong)?) {
+    for (entry, is_nydus) in index.marked() {
         let Some(platform) = entry.platform().as_ref().map(PlatformName::of) else { continue };
         if !is_nydus || !(wanted.is_empty() || wanted.iter().any(|wanted| wanted.matches(&platform))) {
             continue;
         }
-        let manifest = source.manifest(entry).await?;
-        let manifest: oci_spec::image::ImageManifest =
-            serde_json::from_slice(&manifest.content).map_err(wrong)?;
-        let bytes = total(manifest.config(), manifest.layers());
+        let Parsed::Manifest(manifest) = source.parse(&source.manifest(entry).await?)? else { continue };
+        let bytes = total(&manifest.config, &manifest.layers);
         images.push(PlatformImage { platform, digest: entry.digest().clone(), size: entry.size(), bytes });
     }
     sort(&mut images);

@@ -13,13 +13,12 @@ use std::collections::{BTreeMap, HashMap};
 use std::sync::Arc;
 
 use image::destination::{Destination, InRegistry, StoreError};
-use image::document::{Beside, DocumentError, Index, MediaTypes, Object, Stored, parse};
+use image::document::{Beside, DocumentError, Index, MediaTypes, Object, Parsed, Stored, parse};
 use image::files::FilesError;
 use image::location::Location;
 use image::merge::{self, MergeImagesError, MergePart, Said};
 use image::platform::{PlatformName, listed};
 use image::source::{Document, Source, SourceError};
-use oci_spec::image::{ImageIndex, ImageManifest};
 use registry::client::Client;
 use registry::{Digest, Reference};
 use serde_json::json;
@@ -168,11 +167,11 @@ impl Input {
         let source = Source::open(location, client).await?;
         let root = source.root().await?;
         let mut input = Self { name: source.name(), location: location.clone(), platforms: BTreeMap::new() };
-        let Ok(index) = serde_json::from_slice::<ImageIndex>(&root.content) else {
+        let Parsed::Index(index) = source.parse(&root)? else {
             input.add(&source, root, None).await?;
             return Ok(input);
         };
-        for entry in index.manifests() {
+        for entry in &index.manifests {
             let platform = entry.platform().as_ref().map(PlatformName::of);
             if platform.as_ref().is_some_and(PlatformName::is_unknown) {
                 continue;
@@ -193,13 +192,13 @@ impl Input {
         document: Document,
         platform: Option<PlatformName>,
     ) -> Result<(), NotMerged> {
-        let Ok(manifest) = serde_json::from_slice::<ImageManifest>(&document.content) else { return Ok(()) };
-        let config = source.document(manifest.config()).await?;
+        let Parsed::Manifest(manifest) = source.parse(&document)? else { return Ok(()) };
+        let config = source.document(&manifest.config).await?;
         let platform = match platform {
             Some(platform) => platform,
-            None => source.platform_of(manifest.config()).await?,
+            None => source.platform_of(&manifest.config).await?,
         };
-        let layers = manifest.layers().clone();
+        let layers = manifest.layers;
         let part = MergePart { source: source.clone(), manifest: document.content, config, layers };
         let forms = self.platforms.entry(platform.to_string()).or_default();
         let form = if part.bootstrap().is_some() { &mut forms.nydus } else { &mut forms.plain };

@@ -1,8 +1,9 @@
 //! The cluster image itself, as one more image that is to be in a package.
 
+use image::document::{Index, Parsed};
 use image::platform::PlatformName;
 use image::source::{Source, SourceError};
-use oci_spec::image::{Descriptor, ImageIndex};
+use registry::client::Descriptor;
 use registry::{Digest, Reference};
 
 use crate::lock::{Locked, PlatformImage};
@@ -23,15 +24,15 @@ pub async fn cluster_image(
 ) -> Result<Locked, SourceError> {
     let root = source.root().await?;
     let descriptor = root.descriptor.clone();
-    let platforms = match serde_json::from_slice::<ImageIndex>(&root.content) {
+    let platforms = match source.parse(&root)? {
         // Refused where there is none for a platform.
-        Ok(index) => {
+        Parsed::Index(index) => {
             if !wanted.is_empty() {
                 source.images_in(root, wanted).await?;
             }
             chosen(&index, wanted)
         }
-        Err(_) => {
+        Parsed::Manifest(_) | Parsed::Artifact(_) => {
             let images = source.images_in(root, wanted).await?;
             images.into_iter().map(|image| image_of(image.platform, &image.descriptor)).collect()
         }
@@ -48,18 +49,18 @@ pub async fn cluster_image(
     })
 }
 
-fn chosen(index: &ImageIndex, wanted: &[PlatformName]) -> Vec<PlatformImage> {
+fn chosen(index: &Index, wanted: &[PlatformName]) -> Vec<PlatformImage> {
     let fits =
         |platform: &PlatformName| wanted.is_empty() || wanted.iter().any(|name| name.matches(platform));
     let named = |entry: &Descriptor| entry.platform().as_ref().map(PlatformName::of);
     let runs = |entry: &&Descriptor| named(entry).is_none_or(|platform| fits(&platform));
-    let kept: Vec<&Digest> = index.manifests().iter().filter(runs).map(Descriptor::digest).collect();
+    let kept: Vec<&Digest> = index.manifests.iter().filter(runs).map(Descriptor::digest).collect();
     let attests = |entry: &&Descriptor| {
         let annotations = entry.annotations().as_ref();
         let about = annotations.and_then(|all| all.get(ATTESTED));
         about.is_some_and(|about| kept.iter().any(|digest| digest.as_ref() == about))
     };
-    let entries = index.manifests().iter().filter(|entry| runs(entry) || attests(entry));
+    let entries = index.manifests.iter().filter(|entry| runs(entry) || attests(entry));
     entries.map(|entry| image_of(named(entry).unwrap_or_else(PlatformName::host), entry)).collect()
 }
 

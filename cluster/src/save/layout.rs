@@ -20,7 +20,7 @@ use std::sync::Arc;
 use bytes::Bytes;
 use image::destination::BlobFolder;
 use image::source::Source;
-use oci_spec::image::Descriptor;
+use registry::client::Descriptor;
 use registry::media_types::OCI_INDEX;
 use registry::{Digest, digest};
 use serde_json::json;

@@ -26,6 +26,7 @@ use ::rafs::share::StoredError;
 use futures::StreamExt as _;
 use image::assemble::AssembleError;
 use image::destination::StoreError;
+use image::document::DocumentError;
 use image::layer::{ConvertError, FileError};
 use image::options::{Options, OptionsError, Recipe};
 use image::source::{Source, SourceError};
@@ -122,7 +123,7 @@ pub enum SaveError {
         /// The document.
         digest: Digest,
         /// What is wrong with it.
-        error: serde_json::Error,
+        error: DocumentError,
     },
     /// The lock names a platform's image that the index does not.
     #[error("the index does not name manifest {0}, which the lock does")]

@@ -1,18 +1,15 @@
 //! What an image of the lock is made of.
 
-use image::document::Manifest;
+use image::document::{DEPTH_LIMIT, DocumentError, ImageConfig, Manifest, Parsed};
 use image::platform::PlatformName;
 use image::source::{Document, Source};
-use oci_spec::image::{Descriptor, ImageIndex, ImageManifest, MediaType};
 use registry::Digest;
+use registry::client::Descriptor;
 use registry::digest::sha256;
-use serde::Deserialize;
+use registry::media_types::{DOCKER_INDEX, OCI_INDEX};
 
 use super::{Forms, SaveError};
 use crate::lock::Locked;
-
-/// How deep indexes may lie in indexes.
-const DEPTH_LIMIT: usize = 4;
 
 /// The documents and blobs of an image.
 #[derive(Clone, Debug, Default)]
@@ -50,17 +47,6 @@ pub(crate) struct PlannedLayer {
     pub(crate) chain: Digest,
 }
 
-/// What is read of a config.
-#[derive(Deserialize)]
-struct Config {
-    rootfs: RootFs,
-}
-
-#[derive(Deserialize)]
-struct RootFs {
-    diff_ids: Vec<Digest>,
-}
-
 impl Plan {
     /// Reads the documents of `locked`.
     pub(crate) async fn of(locked: &Locked, source: &Source, forms: Forms) -> Result<Self, SaveError> {
@@ -74,17 +60,23 @@ impl Plan {
         let mut plan = Self::default();
         let mut todo = vec![(root, 0)];
         while let Some((document, depth)) = todo.pop() {
-            if !is_index(&document) {
-                plan.add_manifest(document, source, forms).await?;
-                continue;
-            }
+            let index = match source.parse(&document)? {
+                Parsed::Index(index) => index,
+                Parsed::Manifest(manifest) => {
+                    plan.add_manifest(document, manifest, source, forms).await?;
+                    continue;
+                }
+                Parsed::Artifact(artifact) => {
+                    let digest = document.descriptor.digest().clone();
+                    return Err(SaveError::NoImage { digest, reason: format!("it is {}", artifact.what()) });
+                }
+            };
             if depth == DEPTH_LIMIT {
                 return Err(SaveError::TooDeep(DEPTH_LIMIT));
             }
-            let index: ImageIndex = parse(&document)?;
             plan.indexes.push(document);
-            for entry in index.manifests() {
-                let is_index = *entry.media_type() == MediaType::ImageIndex;
+            for entry in &index.manifests {
+                let is_index = [OCI_INDEX, DOCKER_INDEX].contains(&entry.media_type().as_ref());
                 if is_index || wanted.contains(&entry.digest()) {
                     todo.push((source.manifest(entry).await?, depth + 1));
                 }
@@ -100,20 +92,20 @@ impl Plan {
     async fn add_manifest(
         &mut self,
         document: Document,
+        manifest: Manifest,
         source: &Source,
         forms: Forms,
     ) -> Result<(), SaveError> {
-        let manifest: ImageManifest = parse(&document)?;
         let rafs = if forms.rafs { RafsPlan::of(&document, &manifest, source).await? } else { None };
         if forms.plain || rafs.is_none() {
-            for blob in [manifest.config()].into_iter().chain(manifest.layers()) {
+            for blob in [&manifest.config].into_iter().chain(&manifest.layers) {
                 if !is_foreign(blob) && !self.blobs.iter().any(|other| other.digest() == blob.digest()) {
                     self.blobs.push(blob.clone());
                 }
             }
             self.plain.push(document.clone());
         }
-        self.configs.push(manifest.config().clone());
+        self.configs.push(manifest.config);
         self.rafs.extend(rafs);
         self.manifests.push(document);
         Ok(())
@@ -129,23 +121,23 @@ impl RafsPlan {
     /// `None` for what is kept as it is: artifacts, nydus images, images of other systems than Linux or without layers.
     async fn of(
         document: &Document,
-        manifest: &ImageManifest,
+        manifest: &Manifest,
         source: &Source,
     ) -> Result<Option<Self>, SaveError> {
         let digest = || document.descriptor.digest().clone();
-        let known = Manifest::parse(&document.content)
-            .map_err(|error| SaveError::NoImage { digest: digest(), reason: error.to_string() })?;
-        let layers = manifest.layers();
-        if !known.is_image() || known.nydus_layer().is_some() || layers.iter().any(is_foreign) {
+        let wrong = |error: DocumentError| SaveError::NoImage { digest: digest(), reason: error.to_string() };
+        let layers = &manifest.layers;
+        if !manifest.is_image() || manifest.nydus_layer().is_some() || layers.iter().any(is_foreign) {
             return Ok(None);
         }
-        let platform = source.platform_of(manifest.config()).await?;
+        let content = source.document(&manifest.config).await?;
+        let parsed = ImageConfig::parse(&content).map_err(wrong)?;
+        let platform = parsed.platform().map_err(wrong)?;
         if platform.os() != "linux" || layers.is_empty() {
             return Ok(None);
         }
-        let content = source.document(manifest.config()).await?;
-        let config = Document { descriptor: manifest.config().clone(), content };
-        let Config { rootfs: RootFs { diff_ids } } = parse(&config)?;
+        let config = Document { descriptor: manifest.config.clone(), content };
+        let diff_ids = parsed.diff_ids().map_err(wrong)?;
         if diff_ids.len() != layers.len() {
             let (found, expected) = (diff_ids.len(), layers.len());
             let reason = format!("its config has {found} diff ids for {expected} layers");
@@ -170,19 +162,4 @@ impl RafsPlan {
 /// Such layers are fetched from where they say, by whoever runs the image.
 fn is_foreign(blob: &Descriptor) -> bool {
     blob.urls().as_ref().is_some_and(|urls| !urls.is_empty())
-}
-
-fn parse<T: for<'a> Deserialize<'a>>(document: &Document) -> Result<T, SaveError> {
-    let digest = || document.descriptor.digest().clone();
-    serde_json::from_slice(&document.content).map_err(|error| SaveError::Document { digest: digest(), error })
-}
-
-fn is_index(document: &Document) -> bool {
-    #[derive(Deserialize)]
-    struct Shape {
-        manifests: Option<serde::de::IgnoredAny>,
-        layers: Option<serde::de::IgnoredAny>,
-    }
-    serde_json::from_slice(&document.content)
-        .is_ok_and(|shape: Shape| shape.manifests.is_some() && shape.layers.is_none())
 }

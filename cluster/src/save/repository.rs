@@ -2,9 +2,8 @@
 //! in `set`.
 
 use image::source::Source;
-use oci_spec::image::Descriptor;
 use registry::Repository;
-use registry::client::Client;
+use registry::client::{Client, Descriptor};
 
 use super::SaveError;
 use super::plan::Plan;

@@ -5,8 +5,8 @@ use std::sync::{Arc, Mutex};
 
 use futures::future::join_all;
 use image::source::Source;
-use oci_spec::image::Descriptor;
 use registry::Digest;
+use registry::client::Descriptor;
 use tokio::sync::{OnceCell, Semaphore};
 
 use super::{SaveError, Target};

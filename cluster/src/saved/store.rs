@@ -8,8 +8,7 @@ use bytes::Bytes;
 use image::destination::{BlobFolder, Destination, InRegistry};
 use image::location::Location;
 use image::source::{BlobStream, Source, SourceError};
-use oci_spec::image::{Descriptor, MediaType};
-use registry::client::Client;
+use registry::client::{Client, Descriptor};
 use registry::{Digest, Repository};
 
 /// Such a place.
@@ -57,7 +56,8 @@ impl BlobStore {
             }
             Self::Repository { client, repository } => {
                 let location = Location::Registry(repository.with_digest(digest.clone()));
-                let descriptor = Descriptor::new(MediaType::Other(String::new()), size, digest.clone());
+                let descriptor =
+                    Descriptor::new(registry::nydus::MEDIA_TYPE_BLOB.into(), size, digest.clone());
                 Source::open(&location, client).await?.blob(&descriptor).await
             }
         }

@@ -15,6 +15,7 @@ use cluster::discover::{self, DiscoverError, Options};
 use cluster::lock::{self, Lock, LockFileError, ResolveError, ResolveOptions};
 use cluster::package::{LOCK_FILE, lock_layer};
 use cluster::save::{self, Destination, NotSaved, SaveOptions};
+use image::document::ImageConfig;
 use image::files::{self, FilesError};
 use image::location::Location;
 use image::platform::PlatformName;
@@ -138,9 +139,7 @@ fn annotations(
 
 /// What the config says that an image is for.
 pub(crate) fn platform(config: &[u8]) -> Result<PlatformName, ImagesError> {
-    let platform: oci_spec::image::Platform =
-        serde_json::from_slice(config).map_err(|_| ImagesError::Platform)?;
-    Ok(PlatformName::of(&platform))
+    ImageConfig::parse(config).and_then(|config| config.platform()).map_err(|_| ImagesError::Platform)
 }
 
 /// One lock for all platforms. An image that was moved between two look-ups is there as it was found first.

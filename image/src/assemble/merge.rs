@@ -3,10 +3,11 @@
 use std::collections::HashMap;
 
 use registry::client::Client;
+use registry::digest::Digest;
 use registry::reference::Reference;
 use serde_json::Value;
 
-use crate::document::{Beside, DocumentError, Index, Stored, diff_ids};
+use crate::document::{Beside, DocumentError, ImageConfig, Index, Parsed, Stored};
 use crate::location::Location;
 use crate::platform::PlatformName;
 use crate::source::{Source, SourceError};
@@ -17,7 +18,7 @@ pub struct NydusImage {
     /// What it is for.
     pub platform: PlatformName,
     /// The diff ids of the layers that it was made of.
-    pub diff_ids: Vec<String>,
+    pub diff_ids: Vec<Digest>,
     /// Its manifest.
     pub nydus: Stored,
     /// Attestations about it.
@@ -74,7 +75,8 @@ pub async fn merge(client: &Client, name: &Reference, images: &[NydusImage]) -> 
         let plain = there.iter().find(|plain| image.platform.matches(&plain.platform));
         let (name, platform) = (name.clone(), image.platform.clone());
         let Some(plain) = plain else { return Err(MergeError::Platform { name, platform }) };
-        if diff_ids(&source.document(&plain.config).await?)? != image.diff_ids {
+        let config = ImageConfig::parse(&source.document(&plain.config).await?)?;
+        if config.diff_ids()? != image.diff_ids {
             return Err(MergeError::Layers { name, platform });
         }
         beside.push(Beside {
@@ -84,12 +86,12 @@ pub async fn merge(client: &Client, name: &Reference, images: &[NydusImage]) -> 
             attested: image.attested.clone(),
         });
     }
-    let index = match Index::parse(&root.content) {
-        Ok(mut index) => {
+    let index = match source.parse(&root)? {
+        Parsed::Index(mut index) => {
             index.leave_out_nydus();
             index
         }
-        Err(_) => {
+        Parsed::Manifest(_) | Parsed::Artifact(_) => {
             let stored = Stored {
                 media_type: root.descriptor.media_type().to_string(),
                 content: root.content,

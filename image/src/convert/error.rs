@@ -67,10 +67,12 @@ pub enum ConversionError {
         layer: String,
     },
     /// The source has no image.
-    #[error("{name} holds no image to convert")]
+    #[error("{name} holds no image to convert: it is {what}")]
     NoImage {
         /// The source.
         name: String,
+        /// What it is, such as `a Helm chart (…)`.
+        what: String,
     },
     /// The documents take too much memory.
     #[error("{name}: its manifests and configs take more than {limit} bytes")]

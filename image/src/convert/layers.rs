@@ -6,7 +6,7 @@ use std::sync::Arc;
 
 use bytes::Bytes;
 use futures::{StreamExt as _, stream};
-use oci_spec::image::Descriptor;
+use registry::client::Descriptor;
 use registry::digest::Digest;
 use tokio_util::sync::CancellationToken;
 

@@ -5,7 +5,7 @@ use std::sync::Arc;
 use std::sync::atomic::Ordering;
 
 use crate::source::{Document, Source};
-use oci_spec::image::Descriptor;
+use registry::client::Descriptor;
 use registry::digest::Digest;
 use registry::nydus;
 use serde_json::json;

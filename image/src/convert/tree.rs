@@ -5,17 +5,15 @@ use std::collections::HashSet;
 use crate::platform::{PlatformName, chosen, listed};
 use crate::source::{Document, Source, SourceError};
 use bytes::Bytes;
-use oci_spec::image::{Descriptor, ImageIndex, ImageManifest};
+use registry::client::Descriptor;
 use registry::digest::{self, Digest};
 use registry::media_types::OCI_LAYER;
-use registry::nydus::nydus_entries;
-use serde_json::{Value, json};
+use serde_json::json;
 
 use super::error::ConversionError;
-use crate::document::{DocumentError, Index, Manifest, OCI_CONFIG, OCI_MANIFEST};
-
-/// How deep indexes may lie in indexes.
-const DEPTH_LIMIT: usize = 4;
+use crate::document::{
+    DEPTH_LIMIT, DocumentError, ImageConfig, Index, Manifest, OCI_CONFIG, OCI_MANIFEST, Parsed,
+};
 
 /// The most that all documents of a source may take in memory: manifests and configs.
 const DOCUMENTS_LIMIT_BYTES: usize = 48 << 20;
@@ -42,6 +40,8 @@ pub(super) struct ImageNode {
 /// What is kept as it is.
 pub(super) struct KeptNode {
     pub(super) document: Document,
+    /// What it is, for messages.
+    what: String,
     /// What it consists of.
     pub(super) blobs: Vec<Descriptor>,
 }
@@ -60,13 +60,16 @@ impl Tree {
         let mut tree = Box::pin(loader.load(root, 0)).await?;
         let images = tree.images();
         let platforms: Vec<&PlatformName> = images.iter().map(|image| &image.platform).collect();
+        if images.is_empty() && loader.there.iter().all(PlatformName::is_unknown) {
+            return Err(ConversionError::NoImage { name: source.name(), what: tree.what() });
+        }
         let chosen = chosen(wanted, &platforms).map_err(|wanted| {
             let found = listed(loader.there.iter().chain(platforms.iter().copied()));
             let (source_name, wanted) = (source.name(), wanted.to_string());
             SourceError::NoSuchPlatform { source_name, wanted, found }
         })?;
         if images.is_empty() {
-            return Err(ConversionError::NoImage { name: source.name() });
+            return Err(ConversionError::NoImage { name: source.name(), what: tree.what() });
         }
         let left_out: HashSet<Digest> = images
             .iter()
@@ -94,9 +97,21 @@ impl Tree {
                 gone.insert(digest.clone());
             }
         }
-        let numbers: Vec<bool> = index.manifests.iter().map(|digest| !gone.contains(digest)).collect();
+        let numbers: Vec<bool> = index.manifests.iter().map(|entry| !gone.contains(entry.digest())).collect();
         index.retain(|number| numbers.get(number) == Some(&true));
-        children.retain(|(digest, _)| index.manifests.contains(digest));
+        children.retain(|(digest, _)| index.names(digest));
+    }
+
+    /// What it is where it holds no image, for messages: what the first of it is.
+    fn what(&self) -> String {
+        match self {
+            Self::Image(_) => "an image".to_owned(),
+            Self::Kept(kept) => kept.what.clone(),
+            Self::Index(index) => match index.children.first() {
+                Some((digest, child)) => format!("an index, in which {digest} is {}", child.what()),
+                None => "an empty index".to_owned(),
+            },
+        }
     }
 
     /// All images in it.
@@ -128,55 +143,57 @@ struct Loader<'a> {
 impl Loader<'_> {
     async fn load(&mut self, document: Document, depth: usize) -> Result<Tree, ConversionError> {
         self.count(&document.content)?;
-        let shape: Value = self.parse(&document)?;
-        if shape.get("manifests").is_some() {
-            if depth == DEPTH_LIMIT {
-                return Err(
-                    SourceError::TooDeep { source_name: self.source.name(), limit: DEPTH_LIMIT }.into()
-                );
+        let parsed = Parsed::parse(&document.content).map_err(|error| self.wrong(&document, error))?;
+        let what = parsed.what();
+        match parsed {
+            Parsed::Index(_) if depth == DEPTH_LIMIT => {
+                Err(SourceError::TooDeep { source_name: self.source.name(), limit: DEPTH_LIMIT }.into())
             }
-            return Box::pin(self.load_index(document, depth)).await;
+            Parsed::Index(index) => Box::pin(self.load_index(index, depth)).await,
+            Parsed::Artifact(artifact) => {
+                Ok(Tree::Kept(Box::new(KeptNode { document, what, blobs: artifact.blobs })))
+            }
+            Parsed::Manifest(manifest) => self.load_manifest(document, manifest, what).await,
         }
-        if shape.get("layers").is_none() || shape.get("config").is_none() {
-            return Ok(Tree::Kept(Box::new(KeptNode { document, blobs: Vec::new() })));
-        }
-        let manifest = Manifest::parse(&document.content).map_err(|error| self.wrong(&document, error))?;
+    }
+
+    async fn load_manifest(
+        &mut self,
+        document: Document,
+        manifest: Manifest,
+        what: String,
+    ) -> Result<Tree, ConversionError> {
         if let Some(layer) = manifest.nydus_layer() {
-            return Err(self.already_nydus(&document.descriptor, format!(", as its layer {layer} shows")));
+            let layer = format!(", as its layer {} shows", layer.digest());
+            return Err(self.already_nydus(&document.descriptor, layer));
         }
-        let parsed: ImageManifest = self.parse(&document)?;
         if !manifest.is_image() {
-            let blobs = parsed.layers().iter().chain([parsed.config()]).cloned().collect();
-            return Ok(Tree::Kept(Box::new(KeptNode { document, blobs })));
+            let blobs = manifest.blobs().cloned().collect();
+            return Ok(Tree::Kept(Box::new(KeptNode { document, what, blobs })));
         }
-        let config = self.source.document(parsed.config()).await?;
+        let config = self.source.document(&manifest.config).await?;
         self.count(&config)?;
         let platform = match document.descriptor.platform() {
             Some(platform) => PlatformName::of(platform),
-            None => self.source.platform_of(parsed.config()).await?,
+            None => {
+                let platform = ImageConfig::parse(&config).and_then(|config| config.platform());
+                platform.map_err(|error| self.wrong(&document, error))?
+            }
         };
-        Ok(Tree::Image(Box::new(ImageNode {
-            config_descriptor: parsed.config().clone(),
-            config,
-            layers: parsed.layers().clone(),
-            platform,
-            document,
-        })))
+        let Manifest { config: config_descriptor, layers, .. } = manifest;
+        Ok(Tree::Image(Box::new(ImageNode { document, config_descriptor, config, layers, platform })))
     }
 
-    async fn load_index(&mut self, document: Document, depth: usize) -> Result<Tree, ConversionError> {
-        let mut index = Index::parse(&document.content).map_err(|error| self.wrong(&document, error))?;
-        let parsed: ImageIndex = self.parse(&document)?;
-        let nydus = nydus_entries(&document.content).unwrap_or_default();
-        let mut children = Vec::with_capacity(parsed.manifests().len());
-        let mut kept = vec![false; parsed.manifests().len()];
-        for (number, entry) in parsed.manifests().iter().enumerate() {
+    async fn load_index(&mut self, mut index: Index, depth: usize) -> Result<Tree, ConversionError> {
+        let mut children = Vec::with_capacity(index.manifests.len());
+        let mut kept = vec![false; index.manifests.len()];
+        for (number, (entry, is_nydus)) in index.marked().enumerate() {
             let named = entry.platform().as_ref().map(PlatformName::of);
             self.there.extend(named.clone());
             if named.as_ref().is_some_and(|named| !named.is_unknown() && !self.wants(named)) {
                 continue;
             }
-            if nydus.get(number) == Some(&true) {
+            if is_nydus {
                 return Err(self.already_nydus(entry, ", as its index says".to_owned()));
             }
             let child = self.source.manifest(entry).await?;
@@ -191,7 +208,7 @@ impl Loader<'_> {
             children.push((entry.digest().clone(), child));
         }
         index.retain(|number| kept.get(number) == Some(&true));
-        children.retain(|(digest, _)| index.manifests.contains(digest));
+        children.retain(|(digest, _)| index.names(digest));
         Ok(Tree::Index(IndexNode { index, children }))
     }
 
@@ -208,11 +225,6 @@ impl Loader<'_> {
         Ok(())
     }
 
-    fn parse<'a, T: serde::Deserialize<'a>>(&self, document: &'a Document) -> Result<T, ConversionError> {
-        serde_json::from_slice(&document.content)
-            .map_err(|error| self.wrong(document, DocumentError::new("manifest", error)))
-    }
-
     fn wrong(&self, document: &Document, error: DocumentError) -> ConversionError {
         let (name, document) = (self.source.name(), document.descriptor.digest().clone());
         ConversionError::Document { name, document, error }
@@ -224,6 +236,11 @@ impl Loader<'_> {
 }
 
 impl ImageNode {
+    /// The digest of its manifest.
+    pub(super) fn digest(&self) -> &Digest {
+        self.document.descriptor.digest()
+    }
+
     /// The image of a directory whose files are the layer `layer`: a manifest and a config that say just that.
     pub(super) fn of_directory(platform: &PlatformName, layer: &Digest) -> Result<Self, ConversionError> {
         let mut config = json!({

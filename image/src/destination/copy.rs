@@ -3,8 +3,7 @@
 use std::path::PathBuf;
 
 use crate::source::{Source, SourceError};
-use oci_spec::image::Descriptor;
-use registry::client::Client;
+use registry::client::{Client, Descriptor};
 use registry::digest::Digest;
 use registry::reference::Repository;
 use tokio::io::AsyncReadExt as _;

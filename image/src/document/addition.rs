@@ -26,15 +26,23 @@ pub fn with_layer(
     let is_docker = manifest.get("mediaType").and_then(Value::as_str) == Some(DOCKER_MANIFEST);
     let media_type = if is_docker { DOCKER_LAYER } else { OCI_LAYER };
     let descriptor = json!({"mediaType": media_type, "digest": digest.as_ref(), "size": layer.len()});
-    let layers = manifest.get_mut("layers").and_then(Value::as_array_mut);
+    let layers = list(manifest.get_mut("layers"));
     layers.ok_or_else(|| DocumentError::new("manifest", "it has no layers"))?.push(descriptor);
-    let ids =
-        config.get_mut("rootfs").and_then(|rootfs| rootfs.get_mut("diff_ids")).and_then(Value::as_array_mut);
+    let ids = list(config.get_mut("rootfs").and_then(|rootfs| rootfs.get_mut("diff_ids")));
     ids.ok_or_else(|| DocumentError::new("image config", "it has no diff ids"))?.push(digest.as_ref().into());
     if let Some(history) = config.get_mut("history").and_then(Value::as_array_mut) {
         history.push(json!({"created_by": created_by}));
     }
     Ok((serialise(&manifest), serialise(&config)))
+}
+
+/// A list to be added to. An empty one may be written as `null`.
+fn list(value: Option<&mut Value>) -> Option<&mut Vec<Value>> {
+    let value = value?;
+    if value.is_null() {
+        *value = json!([]);
+    }
+    value.as_array_mut()
 }
 
 #[cfg(test)]
@@ -56,5 +64,11 @@ mod tests {
         assert_eq!(config["rootfs"]["diff_ids"], json!(["sha256:1", digest.as_ref()]));
         assert_eq!(config["history"][1]["created_by"], "a test");
         assert!(with_layer(b"{}", b"{}", b"tar", "a test").is_err());
+        let empty = (br#"{"layers": null}"#, br#"{"rootfs": {"diff_ids": null}}"#);
+        let (manifest, config) = with_layer(empty.0, empty.1, b"tar", "a test").unwrap();
+        let (manifest, config): (Value, Value) =
+            (serde_json::from_slice(&manifest).unwrap(), serde_json::from_slice(&config).unwrap());
+        assert_eq!(manifest["layers"][0]["digest"], digest.as_ref());
+        assert_eq!(config["rootfs"]["diff_ids"], json!([digest.as_ref()]));
     }
 }

@@ -4,14 +4,12 @@
 use std::collections::{BTreeMap, HashMap};
 
 use bytes::Bytes;
+use registry::client::Descriptor;
 use registry::digest::{self, Digest};
 use serde_json::value::{RawValue, to_raw_value};
 use serde_json::{Value, json};
 
-use super::{DocumentError, EMPTY_CONFIG, OCI_MANIFEST, Object, Stored, parse, serialise};
-
-/// Media type of a statement.
-const STATEMENT: &str = "application/vnd.in-toto+json";
+use super::{DocumentError, EMPTY_CONFIG, Manifest, Parsed, Stored, parse, serialise};
 
 /// The name of a subject that has none.
 const NO_NAME: &str = "_";
@@ -19,7 +17,7 @@ const NO_NAME: &str = "_";
 /// An attestation.
 #[derive(Clone, Debug)]
 pub struct Attestation {
-    object: Object,
+    manifest: Manifest,
     /// Digest of the config.
     pub config: Digest,
     /// Digests of the statements.
@@ -49,14 +47,13 @@ pub struct Attested {
 impl Attestation {
     /// Reads a manifest; `None` if all of it is something else than in-toto statements.
     pub fn parse(json: &[u8]) -> Result<Option<Self>, DocumentError> {
-        let object = parse("manifest", json)?;
-        let layers = object.get("layers").and_then(Value::as_array).map(Vec::as_slice).unwrap_or_default();
-        if layers.is_empty() || layers.iter().any(|layer| text(layer, "mediaType") != Some(STATEMENT)) {
+        let Parsed::Manifest(manifest) = Parsed::parse(json)? else { return Ok(None) };
+        if !manifest.is_attestation() {
             return Ok(None);
         }
-        let statements = layers.iter().map(digest_of).collect::<Result<Vec<_>, _>>()?;
-        let config = digest_of(object.get("config").unwrap_or(&Value::Null))?;
-        Ok(Some(Self { object, config, statements }))
+        let statements = manifest.layers.iter().map(Descriptor::digest).cloned().collect();
+        let config = manifest.config.digest().clone();
+        Ok(Some(Self { manifest, config, statements }))
     }
 
     /// The attestation about `subject`, with the contents of its config and statements in `blobs`.
@@ -77,7 +74,7 @@ impl Attestation {
             replaced.insert(old.to_string(), (digest::sha256(&content), content.len()));
             changed.push(content);
         }
-        let mut manifest = self.object.clone();
+        let mut manifest = self.manifest.object().clone();
         for layer in manifest.get_mut("layers").and_then(Value::as_array_mut).into_iter().flatten() {
             let new = text(layer, "digest").and_then(|digest| replaced.get(digest));
             if let Some((digest, size)) = new {
@@ -96,8 +93,7 @@ impl Attestation {
                 json!({"mediaType": of.media_type, "digest": of.digest.as_ref(), "size": of.content.len()});
             manifest.insert("subject".to_owned(), descriptor);
         }
-        let media_type = manifest.get("mediaType").and_then(Value::as_str).unwrap_or(OCI_MANIFEST).to_owned();
-        let content = serialise(&manifest);
+        let (media_type, content) = (self.manifest.media_type().to_owned(), serialise(&manifest));
         let digest = digest::sha256(&content);
         Ok(Attested { blobs: changed, manifest: Stored { media_type, content, digest } })
     }
@@ -105,11 +101,6 @@ impl Attestation {
 
 fn text<'a>(object: &'a Value, name: &str) -> Option<&'a str> {
     object.get(name).and_then(Value::as_str)
-}
-
-fn digest_of(descriptor: &Value) -> Result<Digest, DocumentError> {
-    let digest = text(descriptor, "digest").and_then(|digest| digest.parse().ok());
-    digest.ok_or_else(|| DocumentError::new("attestation", "a descriptor has no digest"))
 }
 
 /// The statement about `subject`. What it says of that stays byte for byte, however much it is.
@@ -163,6 +154,8 @@ fn config(
 mod tests {
     use registry::digest::sha256;
 
+    use super::super::kind::IN_TOTO as STATEMENT;
+    use super::super::{OCI_CONFIG, OCI_MANIFEST};
     use super::*;
 
     fn described(media_type: &str, content: &[u8]) -> Value {
@@ -177,7 +170,7 @@ mod tests {
             true => Bytes::from_static(b"{}"),
             false => Bytes::from(json!({"rootfs": {"diff_ids": [sha256(&statement).as_ref()]}}).to_string()),
         };
-        let config_type = if artifact { EMPTY_CONFIG } else { super::super::OCI_CONFIG };
+        let config_type = if artifact { EMPTY_CONFIG } else { OCI_CONFIG };
         let mut manifest = json!({
             "schemaVersion": 2, "mediaType": OCI_MANIFEST, "config": described(config_type, &config),
             "layers": [described(STATEMENT, &statement)],
@@ -224,10 +217,8 @@ mod tests {
 
     #[test]
     fn what_is_no_attestation_is_told_apart() {
-        let image =
-            json!({"config": {}, "layers": [described("application/vnd.oci.image.layer.v1.tar", b"")]});
+        let image = json!({"config": described(OCI_CONFIG, b""), "layers": [described("application/vnd.oci.image.layer.v1.tar", b"")]});
         assert!(Attestation::parse(image.to_string().as_bytes()).unwrap().is_none());
-        assert!(Attestation::parse(br#"{"layers": []}"#).unwrap().is_none());
         assert!(Attestation::parse(b"{}").unwrap().is_none());
     }
 }

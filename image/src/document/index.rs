@@ -2,11 +2,13 @@
 
 use std::collections::HashMap;
 
+use registry::client::Descriptor;
 use registry::digest::Digest;
 use registry::nydus;
 use serde_json::{Value, json};
 
-use super::{DOCKER_INDEX, DocumentError, OCI_INDEX, Object, parse, serialise};
+use super::descriptor::descriptors;
+use super::{DOCKER_INDEX, DocumentError, OCI_INDEX, Object, parse, parsed, serialise};
 
 /// Annotation by which an attestation names the manifest that it is about.
 const ATTESTED: &str = "vnd.docker.reference.digest";
@@ -37,8 +39,8 @@ impl Stored {
 #[derive(Clone, Debug)]
 pub struct Index {
     object: Object,
-    /// The digests of its entries.
-    pub manifests: Vec<Digest>,
+    /// Its entries.
+    pub manifests: Vec<Descriptor>,
 }
 
 /// A nydus image that stands beside a plain one.
@@ -56,19 +58,35 @@ pub struct Beside {
 
 impl Index {
     /// Reads an index.
+    ///
+    /// # Errors
+    ///
+    /// When it is none, or what it names is not described.
     pub fn parse(json: &[u8]) -> Result<Self, DocumentError> {
         let object = parse("index", json)?;
-        let wrong = |reason: &str| DocumentError { document: "index", reason: reason.to_owned() };
-        let entries =
-            object.get("manifests").and_then(Value::as_array).ok_or_else(|| wrong("it has no manifests"))?;
-        let manifests = entries
-            .iter()
-            .map(|entry| {
-                let digest = entry.get("digest").and_then(Value::as_str).unwrap_or_default();
-                digest.parse().map_err(|_| wrong("a descriptor has no digest"))
-            })
-            .collect::<Result<Vec<_>, _>>()?;
+        parsed::refuse(&object)?;
+        Self::of_object(object)
+    }
+
+    pub(super) fn of_object(object: Object) -> Result<Self, DocumentError> {
+        let manifests = descriptors("index", &object, "manifests")?;
         Ok(Self { object, manifests })
+    }
+
+    /// The media type that it has itself.
+    pub(super) fn media_type(&self) -> Option<&str> {
+        self.object.get("mediaType").and_then(Value::as_str)
+    }
+
+    /// Whether it names `digest`.
+    pub fn names(&self, digest: &Digest) -> bool {
+        self.manifests.iter().any(|entry| entry.digest() == digest)
+    }
+
+    /// Its entries, each with whether it says that it is a nydus image.
+    pub fn marked(&self) -> impl DoubleEndedIterator<Item = (&Descriptor, bool)> {
+        let marks: Vec<bool> = self.entries().map(nydus::is_nydus_entry).collect();
+        self.manifests.iter().zip(marks)
     }
 
     /// The index of one plain manifest, whose descriptor is given, for its nydus image to stand beside.
@@ -89,7 +107,7 @@ impl Index {
         let kept: Vec<Digest> = (0..)
             .zip(&self.manifests)
             .filter(|(number, _)| keep(*number))
-            .map(|(_, digest)| digest.clone())
+            .map(|(_, entry)| entry.digest().clone())
             .collect();
         if let Some(Value::Array(entries)) = self.object.get_mut("manifests") {
             entries.retain(|entry| {
@@ -102,8 +120,8 @@ impl Index {
                 text(entry.get("digest")) && (attested.is_none() || text(attested))
             });
         }
-        self.manifests =
-            self.entries().filter_map(|entry| entry.get("digest")?.as_str()?.parse().ok()).collect();
+        // They have all been read before.
+        self.manifests = descriptors("index", &self.object, "manifests").unwrap_or_default();
     }
 
     /// The attestations among its entries, each with the digest of what it is about and what that is for.
@@ -124,7 +142,7 @@ impl Index {
 
     /// Takes out the nydus images that stand beside plain ones, and what attests them.
     pub fn leave_out_nydus(&mut self) {
-        let nydus = nydus::nydus_entries(&serialise(&self.object)).unwrap_or_default();
+        let nydus: Vec<bool> = self.marked().map(|(_, is_nydus)| is_nydus).collect();
         self.retain(|number| nydus.get(number) != Some(&true));
     }
 
@@ -247,13 +265,14 @@ mod tests {
         let index = json!({
             "schemaVersion": 2, "x-unknown": true,
             "manifests": [
-                {"mediaType": "old", "digest": image.as_ref(), "size": 1, "platform": {"os": "linux"}},
+                {"mediaType": "old", "digest": image.as_ref(), "size": 1, "platform": {"os": "linux", "architecture": "arm"}},
                 {"mediaType": "kept", "digest": attestation.as_ref(), "size": 2,
                  "annotations": {ATTESTED: image.as_ref(), "vnd.docker.reference.type": "attestation-manifest"}},
             ],
         });
         let source = Index::parse(&serde_json::to_vec(&index).unwrap()).unwrap();
-        assert_eq!(source.manifests, [image.clone(), attestation.clone()]);
+        let digests: Vec<_> = source.manifests.iter().map(Descriptor::digest).collect();
+        assert_eq!(digests, [&image, &attestation]);
         let content = bytes::Bytes::from_static(b"converted");
         let new = Stored { media_type: "new".to_owned(), digest: sha256(&content), content };
         let converted = source.convert(&HashMap::from([(image, new.clone())]), true);
@@ -263,7 +282,8 @@ mod tests {
         assert_eq!(
             entries[0],
             json!({
-                "mediaType": "new", "digest": new.digest.as_ref(), "size": 9, "platform": {"os": "linux"},
+                "mediaType": "new", "digest": new.digest.as_ref(), "size": 9,
+                "platform": {"os": "linux", "architecture": "arm"},
             })
         );
         assert_eq!(entries[1]["digest"], attestation.as_ref());
@@ -296,13 +316,13 @@ mod tests {
     #[test]
     fn what_is_left_out_takes_its_attestations_along() {
         let (a, b, about_a) = (sha256(b"a"), sha256(b"b"), sha256(b"about a"));
+        let entry = |digest: &Digest, annotations: Value| json!({"mediaType": "m", "digest": digest.as_ref(), "size": 1, "annotations": annotations});
         let index = json!({"manifests": [
-            {"digest": a.as_ref()}, {"digest": b.as_ref()},
-            {"digest": about_a.as_ref(), "annotations": {ATTESTED: a.as_ref()}},
+            entry(&a, json!(null)), entry(&b, json!({})), entry(&about_a, json!({ATTESTED: a.as_ref()})),
         ]});
         let mut source = Index::parse(&serde_json::to_vec(&index).unwrap()).unwrap();
         source.retain(|number| number != 0);
-        assert_eq!(source.manifests, [b]);
+        assert_eq!(source.manifests.iter().map(Descriptor::digest).collect::<Vec<_>>(), [&b]);
     }
 
     #[test]

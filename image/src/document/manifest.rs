@@ -1,12 +1,21 @@
 //! The manifest: the source's, its layers replaced by blobs and the bootstrap.
 
+use std::collections::BTreeMap;
+
+use registry::client::Descriptor;
 use registry::digest::Digest;
 use registry::nydus;
 use serde_json::{Value, json};
 
+use super::descriptor::{Role, descriptor, descriptors};
+use super::kind::{self, IN_TOTO};
 use super::{
-    DOCKER_CONFIG, DOCKER_MANIFEST, DocumentError, OCI_CONFIG, OCI_MANIFEST, Object, parse, serialise,
+    DOCKER_CONFIG, DOCKER_MANIFEST, DocumentError, EMPTY_CONFIG, OCI_CONFIG, OCI_MANIFEST, Object, parse,
+    parsed, serialise,
 };
+
+/// What the media types of layers that are tars begin with.
+const LAYER_TYPES: [&str; 2] = ["application/vnd.oci.image.layer.", "application/vnd.docker.image.rootfs."];
 
 /// The media types of a converted image.
 #[derive(Clone, Copy, Debug, Default, Eq, PartialEq)]
@@ -42,60 +51,88 @@ pub struct BlobLayer {
 #[derive(Clone, Debug)]
 pub struct Manifest {
     object: Object,
-    /// Digest of the config.
-    pub config: Digest,
+    /// The config.
+    pub config: Descriptor,
     /// The layers, the lowest first.
-    pub layers: Vec<ManifestLayer>,
-}
-
-/// A layer of a source manifest.
-#[derive(Clone, Debug)]
-pub struct ManifestLayer {
-    /// The layer's digest.
-    pub digest: Digest,
-    media_type: String,
-    is_nydus: bool,
+    pub layers: Vec<Descriptor>,
 }
 
 impl Manifest {
     /// Reads a manifest.
+    ///
+    /// # Errors
+    ///
+    /// When it is none, or what it names is not described.
     pub fn parse(json: &[u8]) -> Result<Self, DocumentError> {
         let object = parse("manifest", json)?;
-        let config = digest_of(object.get("config"))?;
-        let layers =
-            object.get("layers").and_then(Value::as_array).ok_or_else(|| wrong("it has no layers"))?;
-        let layers = layers
-            .iter()
-            .map(|layer| {
-                let media_type =
-                    layer.get("mediaType").and_then(Value::as_str).unwrap_or_default().to_owned();
-                let annotations = layer.get("annotations").and_then(Value::as_object);
-                let is_nydus = annotations.is_some_and(|annotations| {
-                    [nydus::ANNOTATION_BLOB, nydus::ANNOTATION_BOOTSTRAP]
-                        .iter()
-                        .any(|name| annotations.get(*name).is_some_and(|value| value == nydus::TRUE))
-                });
-                Ok(ManifestLayer { digest: digest_of(Some(layer))?, media_type, is_nydus })
-            })
-            .collect::<Result<Vec<_>, DocumentError>>()?;
+        parsed::refuse(&object)?;
+        Self::of_object(object)
+    }
+
+    pub(super) fn of_object(object: Object) -> Result<Self, DocumentError> {
+        let config = descriptor("manifest", &object, "config")?;
+        let layers = descriptors("manifest", &object, "layers")?;
         Ok(Self { object, config, layers })
     }
 
     /// Whether this is an image; else (attestations, artifacts) it is kept as it is.
     pub fn is_image(&self) -> bool {
-        let config =
-            self.object.get("config").and_then(|config| config.get("mediaType")).and_then(Value::as_str);
-        let is_layer = |layer: &ManifestLayer| {
-            layer.media_type.starts_with("application/vnd.oci.image.layer.")
-                || layer.media_type.starts_with("application/vnd.docker.image.rootfs.")
+        let config = self.config.media_type();
+        [OCI_CONFIG, DOCKER_CONFIG].contains(&config.as_ref()) && self.foreign_layer().is_none()
+    }
+
+    /// A layer that no image has.
+    fn foreign_layer(&self) -> Option<&Descriptor> {
+        let is_foreign = |layer: &&Descriptor| {
+            !LAYER_TYPES.iter().any(|prefix| layer.media_type().as_ref().starts_with(prefix))
         };
-        matches!(config, Some(OCI_CONFIG | DOCKER_CONFIG)) && self.layers.iter().all(is_layer)
+        self.layers.iter().find(is_foreign)
+    }
+
+    /// Whether all its layers are in-toto statements, and it has some.
+    pub(super) fn is_attestation(&self) -> bool {
+        !self.layers.is_empty() && self.layers.iter().all(|layer| layer.media_type().as_ref() == IN_TOTO)
+    }
+
+    /// What it is, in a few words: `an image`, `a Helm chart (application/vnd.cncf.helm.config.v1+json)`.
+    pub fn what(&self) -> String {
+        if self.is_image() {
+            return "an image".to_owned();
+        }
+        let artifact =
+            self.object.get("artifactType").and_then(Value::as_str).filter(|kind| !kind.is_empty());
+        let config = Some(self.config.media_type().as_ref())
+            .filter(|kind| ![OCI_CONFIG, DOCKER_CONFIG, EMPTY_CONFIG].contains(kind));
+        let layer = || self.foreign_layer().map(|layer| layer.media_type().as_ref());
+        kind::named(artifact.or(config).or_else(layer).unwrap_or(self.media_type()))
     }
 
     /// A layer that makes this a nydus image already.
-    pub fn nydus_layer(&self) -> Option<&Digest> {
-        let is_nydus = |layer: &&ManifestLayer| layer.is_nydus || layer.media_type == nydus::MEDIA_TYPE_BLOB;
-        self.layers.iter().find(is_nydus).map(|layer| &layer.digest)
+    pub fn nydus_layer(&self) -> Option<&Descriptor> {
+        let is_nydus = |layer: &&Descriptor| {
+            Role::of(layer).is_some() || layer.media_type().as_ref() == nydus::MEDIA_TYPE_BLOB
+        };
+        self.layers.iter().find(is_nydus)
+    }
+
+    /// The layer with the bootstrap, of a nydus image.
+    pub fn bootstrap(&self) -> Option<&Descriptor> {
+        self.layers.iter().find(|layer| Role::of(layer) == Some(Role::Bootstrap))
+    }
+
+    /// Config and layers.
+    pub fn blobs(&self) -> impl Iterator<Item = &Descriptor> {
+        self.layers.iter().chain([&self.config])
+    }
+
+    /// Its annotations that are texts.
+    pub fn annotations(&self) -> BTreeMap<String, String> {
+        let annotations = self.object.get("annotations").and_then(Value::as_object).into_iter().flatten();
+        annotations.filter_map(|(name, value)| Some((name.clone(), value.as_str()?.to_owned()))).collect()
+    }
+
+    pub(super) fn object(&self) -> &Object {
+        &self.object
     }
 
     /// The media type that it has itself.
@@ -124,7 +161,7 @@ impl Manifest {
                 for (name, value) in &blob.annotations {
                     annotations[*name] = json!(value);
                 }
-                descriptor(nydus::MEDIA_TYPE_BLOB, &blob.described, Some(annotations))
+                described(nydus::MEDIA_TYPE_BLOB, &blob.described, Some(annotations))
             })
             .collect();
         let mut of_bootstrap = json!({
@@ -137,10 +174,10 @@ impl Manifest {
             let ids: Vec<&str> = dictionary.map(|blob| blob.described.digest.digest()).collect();
             of_bootstrap[nydus::ANNOTATION_REFERENCE_BLOB_IDS] = json!(json!(ids).to_string());
         }
-        layers.push(descriptor(bootstrap_type, bootstrap, Some(of_bootstrap)));
+        layers.push(described(bootstrap_type, bootstrap, Some(of_bootstrap)));
         let mut manifest = self.object.clone();
         manifest.insert("mediaType".to_owned(), json!(media_type));
-        manifest.insert("config".to_owned(), descriptor(config_type, config, None));
+        manifest.insert("config".to_owned(), described(config_type, config, None));
         manifest.insert("layers".to_owned(), Value::Array(layers));
         if types == MediaTypes::BesidePlain {
             manifest.insert("artifactType".to_owned(), json!(nydus::ARTIFACT_TYPE_MANIFEST));
@@ -164,24 +201,14 @@ fn annotate(document: &mut Object, annotations: &[(&'static str, String)]) {
     }
 }
 
-fn descriptor(media_type: &str, described: &Described, annotations: Option<Value>) -> Value {
-    let mut descriptor = json!({
+fn described(media_type: &str, described: &Described, annotations: Option<Value>) -> Value {
+    let mut written = json!({
         "mediaType": media_type, "digest": described.digest.as_ref(), "size": described.size,
     });
-    if let (Some(annotations), Some(object)) = (annotations, descriptor.as_object_mut()) {
+    if let (Some(annotations), Some(object)) = (annotations, written.as_object_mut()) {
         object.insert("annotations".to_owned(), annotations);
     }
-    descriptor
-}
-
-fn wrong(reason: impl Into<String>) -> DocumentError {
-    DocumentError { document: "manifest", reason: reason.into() }
-}
-
-fn digest_of(descriptor: Option<&Value>) -> Result<Digest, DocumentError> {
-    let digest = descriptor.and_then(|descriptor| descriptor.get("digest")).and_then(Value::as_str);
-    let digest = digest.ok_or_else(|| wrong("a descriptor has no digest"))?;
-    digest.parse().map_err(|_| wrong(format!("{digest:?} is no digest")))
+    written
 }
 
 #[cfg(test)]
@@ -264,11 +291,5 @@ mod tests {
         assert!(
             !source("application/vnd.oci.empty.v1+json", "application/vnd.oci.image.layer.v1.tar").is_image()
         );
-    }
-
-    #[test]
-    fn a_descriptor_without_digest_is_an_error() {
-        let error = Manifest::parse(br#"{"config": {}, "layers": []}"#).unwrap_err().to_string();
-        assert_eq!(error, "manifest: a descriptor has no digest");
     }
 }

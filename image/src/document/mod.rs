@@ -1,8 +1,11 @@
 //! The JSON documents of an image, each parsed in one place and edited so that unknown members stay.
 //!
+//! - `parsed`: which of them a document is.
+//! - `kind`: what artifacts are called.
+//! - `descriptor`: what they name.
 //! - `manifest`: of one platform's image, or of something that is kept as it is.
 //! - `index`: of several platforms, attestations, and plain images with their nydus images.
-//! - `config`: the image config.
+//! - `config`: of an image.
 //! - `addition`: one layer more.
 //! - `flattened`: one layer for all.
 //! - `attestation`: statements about another manifest.
@@ -10,17 +13,22 @@
 mod addition;
 mod attestation;
 mod config;
+mod descriptor;
 mod flattened;
 mod index;
+mod kind;
 mod manifest;
+mod parsed;
 
 pub use addition::with_layer;
 pub use attestation::{Attestation, Attested, Subject};
+pub use config::ImageConfig;
 pub(crate) use config::convert as convert_config;
-pub use config::diff_ids;
+pub use descriptor::Role;
 pub use flattened::flattened;
 pub use index::{Beside, Index, Stored};
-pub use manifest::{BlobLayer, Described, Manifest, ManifestLayer, MediaTypes};
+pub use manifest::{BlobLayer, Described, Manifest, MediaTypes};
+pub use parsed::{Artifact, DEPTH_LIMIT, Parsed};
 
 pub use registry::media_types::{
     DOCKER_CONFIG, DOCKER_INDEX, DOCKER_MANIFEST, EMPTY_CONFIG, OCI_CONFIG, OCI_INDEX, OCI_MANIFEST,

@@ -1,8 +1,8 @@
 //! The files of a plain image: its layers, the lowest first, with what each takes away.
 
-use oci_spec::image::Descriptor;
 use rafs::source::tar::TarSource;
 use rafs::source::{Entry, EntryKind, Source as _};
+use registry::client::Descriptor;
 use tokio::sync::mpsc;
 
 use super::collected::{Collected, Item, normalised};

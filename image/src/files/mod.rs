@@ -7,18 +7,19 @@ mod collected;
 mod layers;
 mod nydus;
 
+pub use self::nydus::fetch_bootstrap;
+
 use std::collections::BTreeMap;
 use std::io;
 use std::path::{Path, PathBuf};
 
-use oci_spec::image::{Descriptor, ImageIndex, ImageManifest};
 use rafs::blob::source::BlobError;
 use rafs::bootstrap::ReadError;
-use registry::client::Client;
-use registry::nydus::{ANNOTATION_BOOTSTRAP, TRUE, nydus_entries};
+use registry::client::{Client, Descriptor};
 use serde::Deserialize;
 use thiserror::Error;
 
+use crate::document::{DocumentError, ImageConfig, Manifest, Parsed};
 use crate::location::Location;
 use crate::platform::PlatformName;
 use crate::source::{Document, Source, SourceError};
@@ -45,21 +46,31 @@ pub enum FilesError {
     #[error("the image's bootstrap: {0}")]
     Bootstrap(#[from] ReadError),
     /// There is no bootstrap in the layer that should hold it.
-    #[error("layer {0} holds no bootstrap")]
+    #[error("layer {0} holds no image/image.boot, which a bootstrap is")]
     NoBootstrap(String),
+    /// The bootstrap is larger than any.
+    #[error("image/image.boot in layer {layer} has {size} bytes: at most {limit} are read")]
+    LargeBootstrap {
+        /// The layer's digest.
+        layer: String,
+        /// Its size in bytes.
+        size: u64,
+        /// The most that is read, in bytes.
+        limit: u64,
+    },
     /// It is not of the kind that is wanted.
     #[error("{0} is no nydus image: none of its layers is a bootstrap")]
     NotNydus(String),
     /// A blob cannot be read.
     #[error(transparent)]
     Blob(#[from] BlobError),
-    /// A document is none.
-    #[error("{place}: {error}")]
-    Document {
-        /// Which one.
-        place: String,
+    /// The image's config is none.
+    #[error("{image}: {error}")]
+    Config {
+        /// The image.
+        image: String,
         /// What is wrong with it.
-        error: serde_json::Error,
+        error: DocumentError,
     },
     /// There is no image for the platform.
     #[error("{image} has no image for {platform}")]
@@ -121,21 +132,16 @@ pub async fn extract(
 ) -> Result<Configured, FilesError> {
     let source = &Source::open(location, client).await?;
     let manifest = manifest(source, platform).await?;
-    let config = source.document(manifest.config()).await?;
-    let collected = match manifest.layers().iter().find(is_bootstrap) {
+    let config = source.document(&manifest.config).await?;
+    let collected = match manifest.bootstrap() {
         Some(layer) => nydus::collect(source, layer, wanted).await?,
-        None => layers::collect(source, manifest.layers(), wanted).await?,
+        None => layers::collect(source, &manifest.layers, wanted).await?,
     };
     let to = to.to_owned();
     tokio::task::spawn_blocking(move || collected.write(&to)).await??;
-    #[derive(Deserialize)]
-    struct Config {
-        config: Option<Configured>,
-    }
-    let wrong = |error| FilesError::Document { place: format!("config of {}", source.name()), error };
-    let config: Config = serde_json::from_slice(&config).map_err(wrong)?;
-    let annotations = manifest.annotations().clone().unwrap_or_default().into_iter().collect();
-    Ok(Configured { annotations, ..config.config.unwrap_or_default() })
+    let settings = ImageConfig::parse(&config).and_then(|config| config.settings::<Configured>());
+    let settings = settings.map_err(|error| FilesError::Config { image: source.name(), error })?;
+    Ok(Configured { annotations: manifest.annotations(), ..settings.unwrap_or_default() })
 }
 
 /// The whole tree of the nydus image whose bootstrap is in `layer`, with all that is known of its blobs.
@@ -158,38 +164,32 @@ pub(crate) async fn nydus_image(
 ) -> Result<(Source, rafs::tree::Image), FilesError> {
     let source = Source::open(location, client).await?;
     let manifest = manifest(&source, platform).await?;
-    let layer = manifest.layers().iter().find(is_bootstrap);
-    let layer = layer.ok_or_else(|| FilesError::NotNydus(source.name()))?;
+    let layer = manifest.bootstrap().ok_or_else(|| FilesError::NotNydus(source.name()))?;
     let image = bootstrap_image(&source, layer).await?;
     Ok((source, image))
 }
 
-fn is_bootstrap(layer: &&Descriptor) -> bool {
-    let annotations = layer.annotations().as_ref();
-    annotations.and_then(|all| all.get(ANNOTATION_BOOTSTRAP)).is_some_and(|value| value == TRUE)
-}
-
 /// The manifest of the nydus image for `platform`, or that of the plain one where there is none.
-async fn manifest(source: &Source, platform: &PlatformName) -> Result<ImageManifest, FilesError> {
+async fn manifest(source: &Source, platform: &PlatformName) -> Result<Manifest, FilesError> {
     let root = source.root().await?;
-    let parse = |document: &Document| {
-        let place = || format!("manifest {} of {}", document.descriptor.digest(), source.name());
-        serde_json::from_slice(&document.content)
-            .map_err(|error| FilesError::Document { place: place(), error })
-    };
-    if let Ok(index) = serde_json::from_slice::<ImageIndex>(&root.content) {
-        let nydus = nydus_entries(&root.content).unwrap_or_default();
-        for (entry, is_nydus) in index.manifests().iter().zip(nydus) {
+    if let Parsed::Index(index) = source.parse(&root)? {
+        for (entry, is_nydus) in index.marked() {
             let found = entry.platform().as_ref().map(PlatformName::of);
-            if is_nydus && found.is_some_and(|found| platform.matches(&found)) {
-                return parse(&source.manifest(entry).await?);
+            if is_nydus
+                && found.is_some_and(|found| platform.matches(&found))
+                && let Parsed::Manifest(manifest) = source.parse(&source.manifest(entry).await?)?
+            {
+                return Ok(manifest);
             }
         }
     }
     let images = source.images_in(root, std::slice::from_ref(platform)).await?;
-    let Some(image) = images.iter().min_by_key(|image| platform.rank(&image.platform).unwrap_or(usize::MAX))
-    else {
-        return Err(FilesError::NoPlatform { image: source.name(), platform: platform.to_string() });
-    };
-    parse(&Document { descriptor: image.descriptor.clone(), content: image.manifest.clone() })
+    let best = images.iter().min_by_key(|image| platform.rank(&image.platform).unwrap_or(usize::MAX));
+    let missing = || FilesError::NoPlatform { image: source.name(), platform: platform.to_string() };
+    let image = best.ok_or_else(missing)?;
+    let document = Document { descriptor: image.descriptor.clone(), content: image.manifest.clone() };
+    match source.parse(&document)? {
+        Parsed::Manifest(manifest) => Ok(manifest),
+        _ => Err(missing()),
+    }
 }

@@ -4,13 +4,13 @@ use std::io::{self, Write as _};
 use std::ops::Range;
 use std::path::Path;
 
-use oci_spec::image::Descriptor;
 use rafs::blob::Blob;
 use rafs::blob::source::{BlobSource, ChunkReader, load_chunk_info};
 use rafs::bootstrap::Bootstrap;
 use rafs::source::tar::TarSource;
 use rafs::source::{EntryKind, Source as _};
 use rafs::tree::{Image, Kind, NodeId, Tree};
+use registry::client::Descriptor;
 
 use super::collected::{Collected, Item};
 use super::{FilesError, Wanted};
@@ -49,34 +49,57 @@ async fn with_bootstrap<T: Send + 'static>(
     work: impl FnOnce(&Bootstrap, &Blobs) -> Result<T, FilesError> + Send + 'static,
 ) -> Result<T, FilesError> {
     let failed = |error| FilesError::Io { path: std::env::temp_dir(), error };
-    let mut packed = tempfile::tempfile().map_err(failed)?;
-    let mut stream = source.blob(layer).await?;
-    while let Some(piece) = stream.next().await? {
-        packed.write_all(&piece).map_err(failed)?;
-    }
-    io::Seek::rewind(&mut packed).map_err(failed)?;
-    let blobs = Blobs::of(source);
-    let layer = layer.digest().to_string();
+    let directory = tempfile::tempdir().map_err(failed)?;
+    let path = directory.path().join("image.boot");
+    fetch_bootstrap(source, layer, &path, |_| ()).await?;
+    let (blobs, name) = (Blobs::of(source), source.name());
     let on_thread = move || {
-        let directory = tempfile::tempdir().map_err(failed)?;
-        let path = directory.path().join("image.boot");
-        unpack(packed, &path, &layer)?;
-        let mut bootstrap = Bootstrap::open(&path)?;
+        let mut bootstrap = Bootstrap::open_as(&path, &name)?;
         load_chunk_info(&mut bootstrap, &blobs)?;
-        work(&bootstrap, &blobs)
+        let worked = work(&bootstrap, &blobs);
+        drop(directory);
+        worked
     };
     tokio::task::spawn_blocking(on_thread).await?
 }
 
-/// Has the bootstrap at `target`.
+/// Has the bootstrap of a nydus image, which is in its layer `layer`, in the new file `target`. Of the bytes that come `progress` is
+/// told.
+///
+/// # Errors
+///
+/// When the layer cannot be read or holds no bootstrap, or the file cannot be written.
+pub async fn fetch_bootstrap(
+    source: &Source,
+    layer: &Descriptor,
+    target: &Path,
+    progress: impl Fn(u64),
+) -> Result<(), FilesError> {
+    let failed = |error| FilesError::Io { path: std::env::temp_dir(), error };
+    let mut packed = tempfile::tempfile().map_err(failed)?;
+    let mut stream = source.blob(layer).await?;
+    while let Some(piece) = stream.next().await? {
+        progress(piece.len() as u64);
+        packed.write_all(&piece).map_err(failed)?;
+    }
+    io::Seek::rewind(&mut packed).map_err(failed)?;
+    let (target, layer) = (target.to_owned(), layer.digest().to_string());
+    tokio::task::spawn_blocking(move || unpack(packed, &target, &layer)).await?
+}
+
+/// Has the bootstrap at `target`. The reader that builds use bounds names and headers of a stranger's archive.
 fn unpack(packed: std::fs::File, target: &Path, layer: &str) -> Result<(), FilesError> {
     let tar = |error| FilesError::Layer { layer: layer.to_owned(), error };
     let io = |error| FilesError::Io { path: target.to_owned(), error };
     let mut archive = TarSource::new(packed);
     while let Some(entry) = archive.next_entry().map_err(tar)? {
         let EntryKind::Regular { size } = entry.kind else { continue };
-        if entry.path != BOOTSTRAP || size > BOOTSTRAP_LIMIT_BYTES {
+        if entry.path != BOOTSTRAP {
             continue;
+        }
+        if size > BOOTSTRAP_LIMIT_BYTES {
+            let (layer, limit) = (layer.to_owned(), BOOTSTRAP_LIMIT_BYTES);
+            return Err(FilesError::LargeBootstrap { layer, size, limit });
         }
         let mut file = std::fs::File::create_new(target).map_err(io)?;
         let mut buffer = vec![0; 256 << 10];

@@ -8,13 +8,13 @@
 //! | `vnd.nydus-cluster.layer.toc` | digest of the table of contents at the blob's end, which has those of the layer's tree |
 //! | `vnd.nydus-cluster.layer.implied` | JSON list of the directories that the layer has no entry for; the root is `""` |
 
-use serde_json::json;
-
+use registry::client::Descriptor;
 use registry::digest::Digest;
-use serde_json::Value;
+use serde_json::json;
 
 use super::conversion::ConvertedLayer;
 use super::implied::implied;
+use crate::document::Manifest;
 use crate::options::Fingerprint;
 
 /// Digest of the layer that the blob was made of.
@@ -70,20 +70,20 @@ pub(super) struct Announcement {
 }
 
 /// What a manifest says of its blobs, as far as they were made with options of this fingerprint.
-pub(super) fn announcements(manifest: &Value, fingerprint: &Fingerprint) -> Vec<Announcement> {
-    let layers = manifest.get("layers").and_then(Value::as_array).into_iter().flatten();
-    layers.filter_map(|layer| read(layer, fingerprint)).collect()
+pub(super) fn announcements(manifest: &Manifest, fingerprint: &Fingerprint) -> Vec<Announcement> {
+    manifest.layers.iter().filter_map(|layer| read(layer, fingerprint)).collect()
 }
 
-fn read(layer: &Value, fingerprint: &Fingerprint) -> Option<Announcement> {
-    let annotation = |name: &str| layer.get("annotations")?.get(name)?.as_str();
+fn read(layer: &Descriptor, fingerprint: &Fingerprint) -> Option<Announcement> {
+    let annotations = layer.annotations().as_ref()?;
+    let annotation = |name: &str| annotations.get(name).map(String::as_str);
     if annotation(FINGERPRINT)? != fingerprint.as_str() {
         return None;
     }
     let digest = |name: &str| annotation(name)?.parse().ok();
     Some(Announcement {
-        blob: layer.get("digest")?.as_str()?.parse().ok()?,
-        size: layer.get("size")?.as_u64()?,
+        blob: layer.digest().clone(),
+        size: layer.size(),
         source: digest(SOURCE)?,
         diff_id: digest(DIFF_ID)?,
         toc: digest(TOC)?,

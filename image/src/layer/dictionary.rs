@@ -3,11 +3,11 @@
 use std::path::PathBuf;
 use std::sync::Arc;
 
-use oci_spec::image::{Descriptor, MediaType};
 use rafs::build::Dictionary;
 use rafs::tree::Image;
-use registry::client::Client;
+use registry::client::{Client, Descriptor};
 use registry::digest::{Digest, sha256};
+use registry::nydus;
 
 use crate::destination::{CopyError, Destination, StoreError, at_destination, copy_blob, copy_file};
 use crate::files::{FilesError, nydus_image};
@@ -93,7 +93,7 @@ impl DictionaryBlobs {
                 let size =
                     client.blob_size(reference.repository(), digest).await.map_err(StoreError::from)?;
                 let size = size.ok_or_else(missing)?;
-                let descriptor = Descriptor::new(MediaType::Other(String::new()), size, digest.clone());
+                let descriptor = Descriptor::new(nydus::MEDIA_TYPE_BLOB.into(), size, digest.clone());
                 copy_blob(source, &descriptor, destination).await?;
                 Ok(size)
             }

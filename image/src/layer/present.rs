@@ -16,7 +16,6 @@ use rafs::tree::Layer;
 use registry::client::Client;
 use registry::digest::Digest;
 use registry::reference::{Reference, Repository};
-use serde_json::Value;
 use tokio::sync::OnceCell;
 use tokio::time::timeout;
 
@@ -24,6 +23,7 @@ use super::announce::{Announcement, announcements};
 use super::cache::complete;
 use super::conversion::{ConvertedLayer, sha256_digest};
 use super::implied::set_implied;
+use crate::document::Parsed;
 use crate::options::{Fingerprint, Recipe};
 use crate::source::RegistryBlobs;
 
@@ -100,20 +100,28 @@ impl Present {
                 continue;
             }
             let manifest = match timeout(DEADLINE, client.manifest(&reference)).await {
-                Ok(Ok((_, content))) => serde_json::from_slice::<Value>(&content).unwrap_or_default(),
+                Ok(Ok((_, content))) => content,
                 Ok(Err(error)) => {
                     tracing::debug!(%error, %reference, "nothing is known from what is there");
                     continue;
                 }
                 Err(_) => break,
             };
-            for announcement in announcements(&manifest, fingerprint) {
-                found.insert(announcement.diff_id.clone(), announcement.clone());
-                found.insert(announcement.source.clone(), announcement);
+            match Parsed::parse(&manifest) {
+                Ok(Parsed::Index(index)) => {
+                    todo.extend(
+                        index.manifests.iter().map(|entry| reference.at_digest(entry.digest().clone())),
+                    );
+                }
+                Ok(Parsed::Manifest(manifest)) => {
+                    for announcement in announcements(&manifest, fingerprint) {
+                        found.insert(announcement.diff_id.clone(), announcement.clone());
+                        found.insert(announcement.source.clone(), announcement);
+                    }
+                }
+                Ok(Parsed::Artifact(_)) => {}
+                Err(error) => tracing::debug!(%error, %reference, "nothing is known from what is there"),
             }
-            let entries = manifest.get("manifests").and_then(Value::as_array).into_iter().flatten();
-            let digests = entries.filter_map(|entry| entry.get("digest")?.as_str()?.parse().ok());
-            todo.extend(digests.map(|digest| reference.at_digest(digest)));
         }
         found
     }

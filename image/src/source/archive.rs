@@ -30,12 +30,12 @@ const LINKS_LIMIT: usize = 8;
 pub(super) struct Archive {
     path: PathBuf,
     file: Arc<File>,
-    entries: HashMap<String, Entry>,
+    entries: HashMap<String, ArchiveEntry>,
 }
 
 /// An entry of the tar.
 #[derive(Clone, Debug, Eq, PartialEq)]
-enum Entry {
+enum ArchiveEntry {
     /// Offset and size in bytes of its content.
     File { offset: u64, size: u64 },
     /// The name that it leads to.
@@ -93,10 +93,10 @@ impl Archive {
         let mut current = name;
         for _ in 0..=LINKS_LIMIT {
             match self.entries.get(current) {
-                Some(&Entry::File { offset, size }) => {
+                Some(&ArchiveEntry::File { offset, size }) => {
                     return Ok(Part { place, file: Arc::clone(&self.file), offset, size });
                 }
-                Some(Entry::Link(target)) => current = target,
+                Some(ArchiveEntry::Link(target)) => current = target,
                 None => return Err(SourceError::Missing { place }),
             }
         }

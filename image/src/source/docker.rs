@@ -6,7 +6,7 @@
 use std::collections::HashMap;
 use std::io;
 
-use oci_spec::image::Descriptor;
+use registry::client::Descriptor;
 use serde::Deserialize;
 use serde_json::json;
 
@@ -14,6 +14,7 @@ use super::archive::{Archive, GZIP_MAGIC};
 use super::blob::BlobStream;
 use super::error::SourceError;
 use super::files::{Part, PartReader};
+use crate::document::ImageConfig;
 use registry::digest::{self, Digest, Hasher};
 use registry::media_types::{OCI_CONFIG, OCI_LAYER, OCI_MANIFEST};
 use registry::reference::Reference;
@@ -29,19 +30,6 @@ struct Saved {
     repo_tags: Option<Vec<String>>,
     #[serde(default)]
     layers: Option<Vec<String>>,
-}
-
-/// What matters of a config.
-#[derive(Debug, Deserialize)]
-struct Config {
-    #[serde(default)]
-    rootfs: RootFs,
-}
-
-#[derive(Debug, Default, Deserialize)]
-struct RootFs {
-    #[serde(default)]
-    diff_ids: Vec<Digest>,
 }
 
 /// An image of such an archive. Everything here blocks on the disk.
@@ -82,7 +70,8 @@ impl DockerArchive {
         let image = choose(&name, &images, wanted)?;
         let part = archive.part(&image.config)?;
         let config = part.document()?;
-        let parsed: Config = serde_json::from_slice(&config)
+        let diff_ids = &ImageConfig::parse(&config)
+            .and_then(|config| config.diff_ids())
             .map_err(|error| SourceError::document(part.place.clone(), error))?;
         let digest = digest::sha256(&config);
         // The file is named after its digest by whoever is careful.
@@ -90,7 +79,6 @@ impl DockerArchive {
             return Err(SourceError::Digest { place: part.place, expected, found: digest });
         }
         let names = image.layers.as_deref().unwrap_or_default();
-        let diff_ids = &parsed.rootfs.diff_ids;
         if names.len() != diff_ids.len() {
             let reason = format!("{MANIFEST} names {} layers, the config {}", names.len(), diff_ids.len());
             return Err(SourceError::document(name, reason));
@@ -136,7 +124,7 @@ impl Layer {
             return Ok(Self { part, gzip: false, size });
         }
         // How large it is shows only at its end.
-        let mut counter = Counter { hasher: Hasher::like(diff_id)?, size: 0 };
+        let mut counter = HashedCount { hasher: Hasher::like(diff_id)?, size: 0 };
         let mut reader = flate2::read::MultiGzDecoder::new(io::BufReader::new(PartReader::new(part.clone())));
         io::copy(&mut reader, &mut counter).map_err(SourceError::io(part.place.clone()))?;
         let found = counter.hasher.finish();
@@ -147,12 +135,12 @@ impl Layer {
     }
 }
 
-struct Counter {
+struct HashedCount {
     hasher: Hasher,
     size: u64,
 }
 
-impl io::Write for Counter {
+impl io::Write for HashedCount {
     fn write(&mut self, data: &[u8]) -> io::Result<usize> {
         self.hasher.update(data);
         self.size += data.len() as u64;
@@ -247,9 +235,5 @@ fn list(images: &[Saved]) -> String {
 
 /// The descriptor of the manifest that was made.
 pub(super) fn descriptor(manifest: &[u8]) -> Descriptor {
-    Descriptor::new(
-        oci_spec::image::MediaType::ImageManifest,
-        manifest.len() as u64,
-        digest::sha256(manifest),
-    )
+    Descriptor::new(OCI_MANIFEST.into(), manifest.len() as u64, digest::sha256(manifest))
 }

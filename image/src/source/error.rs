@@ -116,6 +116,14 @@ pub enum SourceError {
         /// The platforms that there are, separated by commas.
         found: String,
     },
+    /// It is something else than an image.
+    #[error("{source_name} is {what}; expected an image")]
+    NotAnImage {
+        /// Its name.
+        source_name: String,
+        /// What it is, such as `a Helm chart (…)`.
+        what: String,
+    },
     /// Indexes lie in indexes without end.
     #[error("{source_name}: indexes are nested more than {limit} deep")]
     TooDeep {

@@ -9,8 +9,7 @@ use std::sync::Arc;
 
 use super::archive::Archive;
 use super::error::SourceError;
-use oci_spec::image::Descriptor;
-use registry::client::MANIFEST_LIMIT_BYTES;
+use registry::client::{Descriptor, MANIFEST_LIMIT_BYTES};
 use registry::digest::{Digest, Hasher};
 
 /// Where a layout's files are. Everything here blocks on the disk.

@@ -1,17 +1,12 @@
 //! The images of an index: one a platform.
 
 use bytes::Bytes;
-use oci_spec::image::{Descriptor, ImageIndex, ImageManifest, MediaType};
-use serde::Deserialize;
+use registry::client::Descriptor;
 
 use super::error::SourceError;
 use super::{Document, Source};
+use crate::document::{DEPTH_LIMIT, ImageConfig, Manifest, Parsed};
 use crate::platform::{PlatformName, chosen, listed};
-use registry::media_types::DOCKER_CONFIG;
-use registry::nydus::nydus_entries;
-
-/// How deep indexes may lie in indexes.
-const DEPTH_LIMIT: usize = 4;
 
 /// A platform's image.
 #[derive(Clone, Debug)]
@@ -52,21 +47,28 @@ impl Source {
         let mut images = Vec::new();
         // All platforms that there are, those that nobody asked for as well.
         let mut there = Vec::new();
+        // Of what was read and is no image, the first.
+        let mut what = None;
         let mut todo = vec![(root, 0)];
         while let Some((document, depth)) = todo.pop() {
-            if !is_index(&document) {
-                images.extend(self.image(document).await?);
-                continue;
-            }
+            let index = match self.parse(&document)? {
+                Parsed::Index(index) => index,
+                Parsed::Manifest(manifest) if manifest.is_image() => {
+                    images.extend(self.image(document, manifest).await?);
+                    continue;
+                }
+                other => {
+                    what.get_or_insert_with(|| other.what());
+                    continue;
+                }
+            };
             if depth == DEPTH_LIMIT {
                 return Err(SourceError::TooDeep { source_name: self.name(), limit: DEPTH_LIMIT });
             }
-            let index: ImageIndex = self.parse(&document)?;
-            // The last one pushed is the next one taken.
-            let nydus = nydus_entries(&document.content).map_err(|error| self.wrong(&document, error))?;
-            let plain = index.manifests().iter().zip(&nydus).filter(|(_, is_nydus)| !**is_nydus);
+            let plain = index.marked().filter(|(_, is_nydus)| !is_nydus);
             there.extend(plain.filter_map(|(entry, _)| entry.platform().as_ref().map(PlatformName::of)));
-            for (entry, is_nydus) in index.manifests().iter().zip(nydus).rev() {
+            // The last one pushed is the next one taken.
+            for (entry, is_nydus) in index.marked().rev() {
                 let named = entry.platform().as_ref().map(PlatformName::of);
                 let fits = |named: &PlatformName| {
                     !named.is_unknown()
@@ -81,6 +83,11 @@ impl Source {
         let mut chosen = match chosen(wanted, &found) {
             Ok(chosen) => chosen.into_iter(),
             Err(wanted) => {
+                if let (Some(what), true) =
+                    (what, there.iter().all(PlatformName::is_unknown) && found.is_empty())
+                {
+                    return Err(SourceError::NotAnImage { source_name: self.name(), what });
+                }
                 let found = listed(there.iter().chain(found));
                 let (source_name, wanted) = (self.name(), wanted.to_string());
                 return Err(SourceError::NoSuchPlatform { source_name, wanted, found });
@@ -90,23 +97,21 @@ impl Source {
         Ok(images)
     }
 
-    /// The image of a manifest; `None` if it is of something else.
-    async fn image(&self, document: Document) -> Result<Option<SourceImage>, SourceError> {
-        let manifest: ImageManifest = self.parse(&document)?;
-        let is_config = matches!(manifest.config().media_type(), MediaType::ImageConfig)
-            || manifest.config().media_type().to_string() == DOCKER_CONFIG;
-        if !is_config {
-            return Ok(None);
-        }
+    /// The image of a manifest; `None` if it is for no platform.
+    async fn image(
+        &self,
+        document: Document,
+        manifest: Manifest,
+    ) -> Result<Option<SourceImage>, SourceError> {
         let named = document.descriptor.platform().as_ref().map(PlatformName::of);
         let platform = match named {
             Some(platform) => platform,
-            None => self.platform_of(manifest.config()).await?,
+            None => self.platform_of(&manifest.config).await?,
         };
         Ok((!platform.is_unknown()).then(|| SourceImage {
             platform,
-            config: manifest.config().clone(),
-            layers: manifest.layers().clone(),
+            config: manifest.config,
+            layers: manifest.layers,
             manifest: document.content,
             descriptor: document.descriptor,
         }))
@@ -115,31 +120,20 @@ impl Source {
     /// The platform that the config `descriptor` states.
     pub async fn platform_of(&self, descriptor: &Descriptor) -> Result<PlatformName, SourceError> {
         let content = self.document(descriptor).await?;
-        PlatformName::of_config(&content).map_err(|error| {
-            SourceError::document(format!("image config {} of {}", descriptor.digest(), self.name()), error)
+        let platform = ImageConfig::parse(&content).and_then(|config| config.platform());
+        platform.map_err(|error| {
+            SourceError::document(format!("{} of {}", descriptor.digest(), self.name()), error)
         })
     }
 
-    fn parse<'a, T: Deserialize<'a>>(&self, document: &'a Document) -> Result<T, SourceError> {
-        serde_json::from_slice(&document.content).map_err(|error| self.wrong(document, error))
-    }
-
-    fn wrong(&self, document: &Document, error: serde_json::Error) -> SourceError {
-        SourceError::document(format!("manifest {} of {}", document.descriptor.digest(), self.name()), error)
-    }
-}
-
-/// Whether this is an index, by what it says itself where its descriptor does not.
-fn is_index(document: &Document) -> bool {
-    #[derive(Deserialize)]
-    struct Shape {
-        manifests: Option<serde::de::IgnoredAny>,
-        layers: Option<serde::de::IgnoredAny>,
-    }
-    match document.descriptor.media_type() {
-        MediaType::ImageIndex => true,
-        MediaType::ImageManifest => false,
-        _ => serde_json::from_slice(&document.content)
-            .is_ok_and(|shape: Shape| shape.manifests.is_some() && shape.layers.is_none()),
+    /// Reads a document that this source gave.
+    ///
+    /// # Errors
+    ///
+    /// When it is no manifest or index; the error names it.
+    pub fn parse(&self, document: &Document) -> Result<Parsed, SourceError> {
+        Parsed::parse(&document.content).map_err(|error| {
+            SourceError::document(format!("{} of {}", document.descriptor.digest(), self.name()), error)
+        })
     }
 }

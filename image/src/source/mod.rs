@@ -25,7 +25,7 @@ mod stored;
 use std::sync::Arc;
 
 use bytes::Bytes;
-use oci_spec::image::Descriptor;
+use registry::client::Descriptor;
 
 pub use self::blob::BlobStream;
 pub use self::error::SourceError;

@@ -1,10 +1,11 @@
 //! An OCI image layout: `index.json` names images, everything is at `blobs/ALGORITHM/HEX`.
 
-use oci_spec::image::{Descriptor, ImageIndex};
+use registry::client::Descriptor;
 
 use super::blob::BlobStream;
 use super::error::SourceError;
 use super::files::{Files, Part};
+use crate::document;
 use registry::digest::Digest;
 
 /// The annotation that names an image in `index.json`.
@@ -37,9 +38,9 @@ impl OciLayout {
             }
             content => content?,
         };
-        let index: ImageIndex = serde_json::from_slice(&content)
+        let index = document::Index::parse(&content)
             .map_err(|error| SourceError::document(format!("{INDEX} of {name}"), error))?;
-        let root = choose(&name, index.manifests(), wanted)?.clone();
+        let root = choose(&name, &index.manifests, wanted)?.clone();
         Ok(Self { name, files, root })
     }
 

@@ -5,8 +5,8 @@ use std::collections::BTreeSet;
 use std::path::Path;
 use std::sync::Arc;
 
-use oci_spec::image::{Descriptor, MediaType};
 use registry::Repository;
+use registry::client::Descriptor;
 use registry::digest::Digest;
 use registry::layout::{self, Layout, LayoutError, Members};
 use registry::reference::Reference;
@@ -17,6 +17,7 @@ use super::archive::Archive;
 use super::blob::BlobStream;
 use super::error::SourceError;
 use super::files::Part;
+use crate::document::{OCI_MANIFEST, Parsed};
 
 /// What every such tree has in it.
 const TREE: &str = "docker/registry/v2/";
@@ -33,11 +34,11 @@ pub struct StoredImages {
     name: String,
     layout: Layout,
     /// The folder that `registry/` is in: a path, or a name within the tar.
-    files: Files,
+    files: StoredFiles,
 }
 
 #[derive(Clone, Debug)]
-enum Files {
+enum StoredFiles {
     Directory(std::path::PathBuf),
     Archive { members: Arc<Members>, folder: String },
 }
@@ -67,7 +68,7 @@ impl StoredImages {
             for root in [path.join("registry"), path.to_owned()] {
                 if root.join(TREE).is_dir() {
                     let layout = Layout::directory(&root);
-                    return Ok(Self { name, layout, files: Files::Directory(path.to_owned()) });
+                    return Ok(Self { name, layout, files: StoredFiles::Directory(path.to_owned()) });
                 }
             }
             let reason = format!("no registry's content: expected registry/{TREE} or {TREE} in it");
@@ -94,7 +95,7 @@ impl StoredImages {
         drop(roots);
         let folder = root.strip_suffix("registry").unwrap_or(&root).to_owned();
         let layout = Layout::archive(Arc::clone(&members), &root);
-        Ok(Self { name, layout, files: Files::Archive { members, folder } })
+        Ok(Self { name, layout, files: StoredFiles::Archive { members, folder } })
     }
 
     /// As people named it.
@@ -114,11 +115,11 @@ impl StoredImages {
     /// When it is larger than a manifest may be, or the disk fails.
     pub fn file(&self, file: &str) -> Result<Option<Vec<u8>>, SourceError> {
         let part = match &self.files {
-            Files::Archive { members, folder } => match members.part(&format!("{folder}{file}")) {
+            StoredFiles::Archive { members, folder } => match members.part(&format!("{folder}{file}")) {
                 Some(part) => self.part(part, file),
                 None => return Ok(None),
             },
-            Files::Directory(path) => match super::files::Files::Directory(path.clone()).part(file) {
+            StoredFiles::Directory(path) => match super::files::Files::Directory(path.clone()).part(file) {
                 Err(SourceError::Missing { .. }) => return Ok(None),
                 part => part?,
             },
@@ -249,7 +250,10 @@ impl StoredImage {
     pub(super) fn root(&self) -> Result<Document, SourceError> {
         let content = self.content(&self.digest)?;
         let size = content.len() as u64;
-        let descriptor = Descriptor::new(media_type(&content), size, self.digest.clone());
+        // What is none is said to be none where it is read.
+        let parsed = Parsed::parse(&content);
+        let media_type = parsed.as_ref().map_or(OCI_MANIFEST, Parsed::media_type);
+        let descriptor = Descriptor::new(media_type.into(), size, self.digest.clone());
         Ok(Document { descriptor, content: content.into() })
     }
 
@@ -287,22 +291,6 @@ impl StoredImage {
         part.check_size(descriptor)?;
         let size = part.size;
         BlobStream::file(part, false, descriptor.digest(), size)
-    }
-}
-
-/// What a manifest says that it is, or looks like.
-fn media_type(content: &[u8]) -> MediaType {
-    #[derive(Default, Deserialize)]
-    #[serde(default, rename_all = "camelCase")]
-    struct Shape {
-        media_type: Option<String>,
-        manifests: Option<serde::de::IgnoredAny>,
-    }
-    let shape: Shape = serde_json::from_slice(content).unwrap_or_default();
-    match shape.media_type {
-        Some(said) if !said.is_empty() => MediaType::from(said.as_str()),
-        _ if shape.manifests.is_some() => MediaType::ImageIndex,
-        _ => MediaType::ImageManifest,
     }
 }
 

@@ -12,8 +12,8 @@ use std::sync::Arc;
 
 use bytes::{Bytes, BytesMut};
 use image::source::Source;
-use oci_spec::image::Descriptor;
 use registry::Digest;
+use registry::client::Descriptor;
 use registry::layout::Paths;
 
 use super::REGISTRY;

@@ -6,8 +6,7 @@ use std::path::Path;
 use bytes::Bytes;
 use futures::StreamExt as _;
 use image::source::Source;
-use oci_spec::image::Descriptor;
-use registry::client::Client;
+use registry::client::{Client, Descriptor};
 use registry::layout::Paths;
 use registry::{Digest, Reference};
 

@@ -4,12 +4,11 @@ use std::sync::Arc;
 
 use futures::StreamExt as _;
 use image::assemble::{Form, assemble};
-use image::document::MediaTypes;
+use image::document::{DocumentError, ImageConfig, Manifest, MediaTypes};
 use image::layer::ConvertedLayer;
 use image::platform::PlatformName;
-use oci_spec::image::{Descriptor, ImageManifest};
+use registry::client::Descriptor;
 use registry::{Digest, nydus};
-use serde::Deserialize;
 
 use super::{Failures, Rafs};
 use crate::save::plan::{PlannedLayer, RafsPlan};
@@ -27,17 +26,6 @@ pub(crate) struct NydusImage {
     config: Digest,
     /// Blobs and their sizes in bytes, the layers' own first.
     blobs: Vec<(Digest, u64)>,
-}
-
-/// What is read of a config.
-#[derive(Deserialize)]
-struct Config {
-    rootfs: RootFs,
-}
-
-#[derive(Deserialize)]
-struct RootFs {
-    diff_ids: Vec<Digest>,
 }
 
 impl NydusImage {
@@ -162,14 +150,14 @@ impl Rafs {
         manifest: &[u8],
         digest: Digest,
     ) -> Result<NydusImage, SaveError> {
-        let broken = |error| SaveError::Document { digest: digest.clone(), error };
-        let parsed: ImageManifest = serde_json::from_slice(manifest).map_err(broken)?;
+        let broken = |error: DocumentError| SaveError::Document { digest: digest.clone(), error };
+        let parsed = Manifest::parse(manifest).map_err(broken)?;
         let (bootstrap, blobs) =
-            parsed.layers().split_last().ok_or(SaveError::Internal("a nydus image without layers"))?;
-        let config = parsed.config();
+            parsed.layers.split_last().ok_or(SaveError::Internal("a nydus image without layers"))?;
+        let config = &parsed.config;
         let content = self.store.read(config.digest(), config.size()).await?;
-        let Config { rootfs } = serde_json::from_slice(&content).map_err(broken)?;
-        let diff_id = rootfs.diff_ids.last().ok_or(SaveError::Internal("a nydus image without diff ids"))?;
+        let diff_ids = ImageConfig::parse(&content).and_then(|config| config.diff_ids()).map_err(broken)?;
+        let diff_id = diff_ids.last().ok_or(SaveError::Internal("a nydus image without diff ids"))?;
         let described = |blob: &Descriptor| (blob.digest().clone(), blob.size());
         Ok(NydusImage {
             platform: plan.platform.clone(),

@@ -5,11 +5,8 @@ use std::sync::Arc;
 
 use bytes::Bytes;
 use image::assemble::{Assembled, Form, NydusImage, assemble};
-use image::document::{
-    Attestation, DocumentError, Index, Manifest, MediaTypes, Stored, Subject, diff_ids, parse,
-};
+use image::document::{Attestation, ImageConfig, Index, Manifest, MediaTypes, Stored, Subject, parse};
 use image::layer::ConvertedLayer;
-use image::platform::PlatformName;
 use registry::digest::{self, Digest};
 
 use super::{Claim, DEPTH_LIMIT, Output, OutputError};
@@ -20,7 +17,7 @@ impl Output {
     pub(crate) async fn convert_from(&self, index_json: &[u8]) -> Result<(), OutputError> {
         let index = Index::parse(index_json).map_err(|error| self.document_error(error))?;
         for root in &index.manifests {
-            self.convert_digest("manifest", root, 0).await?;
+            self.convert_digest("manifest", root.digest(), 0).await?;
         }
         Ok(())
     }
@@ -72,7 +69,7 @@ impl Output {
     async fn convert_index(&self, content: &Bytes, depth: usize) -> Result<Stored, OutputError> {
         let source = Index::parse(content).map_err(|error| self.document_error(error))?;
         for manifest in &source.manifests {
-            self.convert_digest("manifest", manifest, depth + 1).await?;
+            self.convert_digest("manifest", manifest.digest(), depth + 1).await?;
         }
         let mut attested = HashMap::new();
         for (attestation, about, platform) in source.attestations() {
@@ -84,7 +81,7 @@ impl Output {
         }
         let converted = {
             let mut received = self.received();
-            received.named.extend(source.manifests.iter().cloned());
+            received.named.extend(source.manifests.iter().map(|entry| entry.digest().clone()));
             source.convert_attested(&received.stored, &attested, self.attrs.oci_media_types)
         };
         // One that is merged into what a name has is nowhere itself.
@@ -98,14 +95,14 @@ impl Output {
 
     async fn convert_image(&self, source: &Manifest, content: &Bytes) -> Result<Stored, OutputError> {
         let mut layers = Vec::with_capacity(source.layers.len());
-        for layer in &source.layers {
+        for layer in source.layers.iter().map(|layer| layer.digest()) {
             // A layer that came with an earlier manifest may not be announced again.
-            let claim = self.claim(&layer.digest).await?;
+            let claim = self.claim(layer).await?;
             let here = matches!(claim, Claim::Here);
-            let found = self.received().layers.get(&layer.digest).cloned().filter(|_| here);
-            layers.push(found.ok_or_else(|| self.missing("layer", &layer.digest))?);
+            let found = self.received().layers.get(layer).cloned().filter(|_| here);
+            layers.push(found.ok_or_else(|| self.missing("layer", layer))?);
         }
-        let config = self.document("image config", &source.config).await?;
+        let config = self.document("image config", source.config.digest()).await?;
         let task = self.task(format!("pushing bootstrap and manifest of {} layers", layers.len()), 0);
         let media_types = match (self.attrs.merge_manifest, self.attrs.oci_media_types) {
             (true, _) => MediaTypes::BesidePlain,
@@ -130,9 +127,9 @@ impl Output {
 
     /// The image `nydus`, whose source has this config, to be merged into what a name has.
     fn beside(&self, config: &[u8], nydus: Stored) -> Result<NydusImage, OutputError> {
-        let platform = PlatformName::of_config(config)
-            .map_err(|error| self.document_error(DocumentError::new("image config", error)))?;
-        let diff_ids = diff_ids(config).map_err(|error| self.document_error(error))?;
+        let wrong = |error| self.document_error(error);
+        let config = ImageConfig::parse(config).map_err(wrong)?;
+        let (platform, diff_ids) = (config.platform().map_err(wrong)?, config.diff_ids().map_err(wrong)?);
         Ok(NydusImage { platform, diff_ids, nydus, attested: Vec::new() })
     }
 
@@ -182,7 +179,7 @@ impl Output {
 
     /// Stores an artifact as it is.
     async fn keep(&self, source: &Manifest, content: &Bytes) -> Result<Stored, OutputError> {
-        for digest in source.layers.iter().map(|layer| &layer.digest).chain([&source.config]) {
+        for digest in source.blobs().map(|blob| blob.digest()) {
             let blob = self.document("blob", digest).await?;
             let put = self.destination().await?.put_blob(blob).await;
             put.map_err(|error| self.push_error(format!("blob {digest}"), error))?;

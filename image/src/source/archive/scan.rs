@@ -8,7 +8,7 @@ use std::path::Path;
 
 use rafs::source::tar::heads::{BLOCK_BYTES, EntryHead, Extension, Head, Heads};
 
-use super::Entry;
+use super::ArchiveEntry;
 use crate::source::error::SourceError;
 
 /// Types of entries.
@@ -19,7 +19,7 @@ const SYMBOLIC_LINK: u8 = b'2';
 const ENTRIES_LIMIT: usize = 100_000;
 
 /// Scans the tar `file`, which is at `path`. Of entries with the same name the last counts, as when unpacking.
-pub(super) fn entries(path: &Path, file: &File) -> Result<HashMap<String, Entry>, SourceError> {
+pub(super) fn entries(path: &Path, file: &File) -> Result<HashMap<String, ArchiveEntry>, SourceError> {
     let end = file.metadata().map_err(SourceError::io(path.display().to_string()))?.len();
     let mut scan = Scan { path, file, end, offset: 0, heads: Heads::default(), entries: HashMap::new() };
     while scan.step()? {}
@@ -34,7 +34,7 @@ struct Scan<'a> {
     /// Where the next header is.
     offset: u64,
     heads: Heads,
-    entries: HashMap<String, Entry>,
+    entries: HashMap<String, ArchiveEntry>,
 }
 
 impl Scan<'_> {
@@ -103,14 +103,14 @@ impl Scan<'_> {
             return Err(self.wrong("a sparse file: expected plain ones"));
         }
         let entry = match head.typeflag {
-            _ if head.is_file() => Entry::File { offset, size: head.size },
+            _ if head.is_file() => ArchiveEntry::File { offset, size: head.size },
             kind @ (HARD_LINK | SYMBOLIC_LINK) => {
                 // A symbolic link starts from its own folder, a hard link from the root.
                 let folder = head.path.iter().rposition(|&byte| byte == b'/');
                 let folder = folder.map_or(&[][..], |end| &head.path[..end]);
                 let base = if kind == SYMBOLIC_LINK { folder } else { &[] };
                 match normal(base, &head.link) {
-                    Some(target) => Entry::Link(target),
+                    Some(target) => ArchiveEntry::Link(target),
                     // It leads out of the archive, where nothing is looked for.
                     None => return Ok(()),
                 }

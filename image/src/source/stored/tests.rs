@@ -87,10 +87,10 @@ async fn a_tar_is_read_whatever_folder_it_has_the_tree_in() {
         let source = super::super::Source::open(&location, &client).await.unwrap();
         let root = source.root().await.unwrap();
         assert_eq!(*root.descriptor.digest(), digest, "{file}");
-        assert_eq!(*root.descriptor.media_type(), MediaType::ImageManifest);
-        let manifest: oci_spec::image::ImageManifest = serde_json::from_slice(&root.content).unwrap();
-        assert_eq!(source.document(manifest.config()).await.unwrap(), "blob");
-        assert_eq!(source.blob_file(manifest.config().digest()).unwrap().read(1..3).unwrap(), b"lo");
+        assert_eq!(root.descriptor.media_type().as_ref(), OCI_MANIFEST);
+        let manifest = crate::document::Manifest::parse(&root.content).unwrap();
+        assert_eq!(source.document(&manifest.config).await.unwrap(), "blob");
+        assert_eq!(source.blob_file(manifest.config.digest()).unwrap().read(1..3).unwrap(), b"lo");
     }
 }
 
@@ -119,7 +119,7 @@ async fn content_that_is_not_what_its_name_says_is_an_error() {
     fs::write(dir.path().join(data), "BLOB").unwrap();
     let image = StoredImage::open("x".to_owned(), open(&dir), None).unwrap();
     let root = image.root().unwrap();
-    let manifest: oci_spec::image::ImageManifest = serde_json::from_slice(&root.content).unwrap();
-    let error = image.document(manifest.config()).unwrap_err();
+    let manifest = crate::document::Manifest::parse(&root.content).unwrap();
+    let error = image.document(&manifest.config).unwrap_err();
     assert!(matches!(error, SourceError::Digest { .. }), "{error}");
 }
