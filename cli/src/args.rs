@@ -1,5 +1,6 @@
 //! The command line.
 
+use std::ffi::OsString;
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
@@ -299,6 +300,14 @@ pub(crate) struct Convert {
     /// Print JSON
     #[arg(long)]
     pub(crate) json: bool,
+    /// Where it is kept what layers became, so that the next conversion into a registry neither reads nor converts them; "": nowhere.
+    /// Default: exporter.layer_cache_dir, of users other than root nydus-cluster/layers in $XDG_CACHE_HOME or ~/.cache
+    #[arg(long, value_name = "DIR")]
+    // No path of clap's, which refuses an empty one.
+    pub(crate) layer_cache: Option<OsString>,
+    /// Read and convert all layers, whatever is known of them
+    #[arg(long, conflicts_with = "layer_cache")]
+    pub(crate) fresh: bool,
     #[command(flatten)]
     pub(crate) options: Words<ForConvert>,
 }

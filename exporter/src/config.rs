@@ -27,6 +27,9 @@ pub struct ExporterConfig {
     /// before buildkitd says that a layer is of the build. What does not fit is converted when it is complete; with 0,
     /// everything is. Default: 16 GiB.
     pub ahead_bytes: u64,
+    /// Bytes on disk, under `registry.upload.spool_dir`, for layers that are flattened, over all builds. What does not fit fails its
+    /// build. Default: 16 GiB.
+    pub flatten_bytes: u64,
     /// How registries are reached: of a section of its own in the configuration file, which all roles share.
     #[serde(skip)]
     pub registry: ClientConfig,
@@ -48,7 +51,8 @@ pub struct ExporterConfig {
     /// What is taken for what the keys of an output do not choose about its image: those keys with their values, such as
     /// `chunk-size = "512K"`. Default: empty.
     pub options: BTreeMap<String, String>,
-    /// Bytes of memory for what is known of converted layers, so that a rebuild moves only new ones. Default: 32 MiB.
+    /// Bytes of memory for what is known of converted layers, so that a rebuild moves only new ones. `image convert` takes this
+    /// and the following settings too. Default: 32 MiB.
     pub layer_cache_bytes: usize,
     /// The directory where that is kept as well, so that it outlives the process; exporters of one machine may share it. Who
     /// can write there decides what is in images. Empty: nowhere. Default: `/var/cache/nydus-cluster/layers`.
@@ -72,6 +76,7 @@ impl Default for ExporterConfig {
             listen_group: None,
             content_store: None,
             ahead_bytes: 16 << 30,
+            flatten_bytes: 16 << 30,
             registry: ClientConfig::default(),
             own_credentials: true,
             metrics_listen: None,

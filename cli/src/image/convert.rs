@@ -2,14 +2,15 @@
 
 use std::collections::HashMap;
 use std::io::Read as _;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 use std::sync::Arc;
 use std::time::Duration;
 
 use anyhow::Context as _;
-use image::convert;
-use image::layer::{ChunkDict, Converter, DictionaryBlobs, LayerCache};
+use exporter::ExporterConfig;
+use image::convert::{Conversion, convert};
+use image::layer::{ChunkDict, Converter, DictionaryBlobs, LayerCache, ScratchSpace};
 use image::location::Location;
 use image::options::{Pattern, Recipe};
 use image::progress::Progress;
@@ -39,8 +40,10 @@ struct ConvertReport {
     /// Of the manifest or index that has the name now; files have none.
     digest: Option<String>,
     platforms: Vec<String>,
-    /// Layers that were converted, each counted once.
+    /// Layers of the images, each counted once.
     layers: usize,
+    /// Those of them that were neither read nor converted.
+    reused_layers: usize,
     /// Of the blobs that they became.
     stored_bytes: u64,
 }
@@ -64,14 +67,25 @@ pub(super) async fn run(context: &Context, flags: args::Convert) -> anyhow::Resu
         None => None,
     };
     let recipe = Recipe::new(options, dictionary, listed, exporter::threads(config.exporter.threads))?;
-    // Every layer is converted once, so there is nothing to remember.
-    let converter = Converter::new(recipe, config.exporter.conversions, LayerCache::new(0));
+    let cache = match flags.fresh {
+        true => LayerCache::new(0),
+        false => layer_cache(flags.layer_cache.map(PathBuf::from), &config.exporter),
+    };
+    let converter = Converter::new(recipe, config.exporter.conversions, cache);
     let progress = Progress::new();
     let over = CancellationToken::new();
     let shown = tokio::spawn(show(Arc::clone(&progress), context.progress.clone(), over.clone()));
-    let converted =
-        convert::convert(&flags.source, &flags.destination, &client, &converter, &progress, &context.stop)
-            .await;
+    let how = Conversion {
+        converter: &converter,
+        client: &client,
+        scratch_space: &ScratchSpace::new(&config.registry.upload.spool_dir, config.exporter.flatten_bytes),
+        reuse_present: config.exporter.reuse_from_registry && !flags.fresh,
+        progress: &progress,
+        cancel: &context.stop,
+    };
+    let converted = convert(&flags.source, &flags.destination, how).await;
+    // Of a conversion that failed, too: the next one need not begin from the start.
+    converter.settled().await;
     over.cancel();
     shown.await?;
     let converted = converted?;
@@ -82,12 +96,17 @@ pub(super) async fn run(context: &Context, flags: args::Convert) -> anyhow::Resu
             digest: converted.digest.as_ref().map(ToString::to_string),
             platforms,
             layers: converted.layers,
+            reused_layers: converted.reused_layers,
             stored_bytes: converted.bytes,
         })?;
         return Ok(ExitCode::SUCCESS);
     }
+    let reused = match converted.reused_layers {
+        0 => String::new(),
+        number => format!(" ({number} known)"),
+    };
     stdout::note(&format!(
-        "{} for {}: {} layers, {} of blobs",
+        "{} for {}: {} layers{reused}, {} of blobs",
         flags.destination,
         platforms.join(", "),
         converted.layers,
@@ -97,6 +116,30 @@ pub(super) async fn run(context: &Context, flags: args::Convert) -> anyhow::Resu
         stdout::print(&format!("{digest}\n"))?;
     }
     Ok(ExitCode::SUCCESS)
+}
+
+/// What is known of layers: in the directory that is wanted or configured. The default one is root's, and decides what is in images, so
+/// that other users have one of their own.
+fn layer_cache(wanted: Option<PathBuf>, config: &ExporterConfig) -> LayerCache {
+    let configured = &config.layer_cache_dir;
+    let is_root_s = *configured == ExporterConfig::default().layer_cache_dir;
+    let dir = match wanted {
+        Some(wanted) => Some(wanted),
+        None if is_root_s && !nix::unistd::geteuid().is_root() => own_cache(),
+        None => Some(configured.clone()),
+    };
+    let cache = LayerCache::new(config.layer_cache_bytes);
+    match dir.filter(|dir| !dir.as_os_str().is_empty()) {
+        Some(dir) => cache.on_disk(&dir, config.layer_cache_disk_bytes),
+        None => cache,
+    }
+}
+
+/// The directory of a user who is not root; `None` of one without a home.
+fn own_cache() -> Option<PathBuf> {
+    let variable = |name| std::env::var_os(name).map(PathBuf::from).filter(|path| path.is_absolute());
+    let cache = variable("XDG_CACHE_HOME").or_else(|| Some(variable("HOME")?.join(".cache")))?;
+    Some(cache.join("nydus-cluster/layers"))
 }
 
 /// Shows the progress of a conversion as the command's own, until `over`.

@@ -2,6 +2,7 @@
 
 #![allow(clippy::unwrap_used, reason = "helpers of tests are tests: what they cannot do fails the test")]
 
+mod again;
 mod forms;
 mod lab;
 mod pipes;

@@ -11,9 +11,9 @@ use std::path::{Path, PathBuf};
 
 use cluster::lock::Lock;
 use cluster::merge::{MergedImage, NotMerged, merge};
-use image::convert::convert;
+use image::convert::{Conversion, convert};
 use image::files;
-use image::layer::{Converter, LayerCache};
+use image::layer::{Converter, LayerCache, ScratchSpace};
 use image::location::Location;
 use image::options::{Options, Recipe};
 use image::progress::Progress;
@@ -79,9 +79,15 @@ impl Site {
         let converter =
             Converter::new(Recipe::new(options, None, Vec::new(), 1).unwrap(), 1, LayerCache::new(0));
         let (from, to) = (self.location(name), self.location(to));
-        convert(&from, &to, &client(), &converter, &Progress::new(), &CancellationToken::new())
-            .await
-            .unwrap();
+        let how = Conversion {
+            converter: &converter,
+            client: &client(),
+            scratch_space: &ScratchSpace::new(&std::env::temp_dir(), 0),
+            reuse_present: false,
+            progress: &Progress::new(),
+            cancel: &CancellationToken::new(),
+        };
+        convert(&from, &to, how).await.unwrap();
     }
 
     async fn merge(&self, names: &[&str], to: &str) -> Result<MergedImage, NotMerged> {

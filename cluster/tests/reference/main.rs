@@ -14,7 +14,7 @@ use std::path::Path;
 use cluster::discover::{self, Options};
 use image::convert;
 use image::files::{FilesError, extract};
-use image::layer::{Converter, LayerCache};
+use image::layer::{Converter, LayerCache, ScratchSpace};
 use image::location::Location;
 use image::platform::PlatformName;
 use image::progress::Progress;
@@ -136,10 +136,14 @@ async fn plain_and_nydus_give_the_same_files() {
     convert::convert(
         &plain_name.parse().unwrap(),
         &nydus_name.parse().unwrap(),
-        &client,
-        &Converter::new(Default::default(), 1, LayerCache::new(0)),
-        &Progress::new(),
-        &CancellationToken::new(),
+        convert::Conversion {
+            converter: &Converter::new(Default::default(), 1, LayerCache::new(0)),
+            client: &client,
+            scratch_space: &ScratchSpace::new(&std::env::temp_dir(), 0),
+            reuse_present: false,
+            progress: &Progress::new(),
+            cancel: &CancellationToken::new(),
+        },
     )
     .await
     .unwrap();

@@ -372,9 +372,16 @@ async fn a_save_that_is_killed_fetches_no_complete_layer_again() {
     let target = dir.path().join("registry");
     let layers = target.join(".nydus-cluster-save/layers");
     let complete = layers.join(format!("{0}-{0}", digest(&small)));
-    let partial = layers.join(format!("{0}-{0}.partial", digest(&large)));
+    let is_partial = |path: &Path| {
+        path.extension().is_some_and(|extension| extension == "partial")
+            && fs::metadata(path).is_ok_and(|metadata| metadata.len() > 0)
+    };
+    let partial = || {
+        let entries = fs::read_dir(&layers).into_iter().flatten().flatten();
+        entries.map(|entry| entry.path()).any(|path| is_partial(&path))
+    };
     let started = Instant::now();
-    while !(complete.exists() && fs::metadata(&partial).is_ok_and(|metadata| metadata.len() > 0)) {
+    while !(complete.exists() && partial()) {
         assert!(started.elapsed() < Duration::from_secs(60), "the child converts nothing");
         tokio::time::sleep(Duration::from_millis(5)).await;
     }

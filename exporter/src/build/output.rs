@@ -181,13 +181,13 @@ impl Output {
 
     /// What converts its layers.
     async fn prepared(&self) -> Result<&Prepared, OutputError> {
-        let (options, spool_dir) = (&self.attrs.options, self.target.spool_dir().to_owned());
+        let options = &self.attrs.options;
         // Layers are converted ahead without a word to the registry: it is found out only for what is needed from there.
         let destination = match options.chunk_dict {
             Some(_) => Some(self.destination().await?.as_ref()),
             None => None,
         };
-        let prepare = || self.preparation.prepare(options, destination, spool_dir);
+        let prepare = || self.preparation.prepare(options, destination);
         let prepared = self.prepared.get_or_try_init(prepare).await;
         prepared.map_err(|error| OutputError::Prepare { title: self.title(), error: Box::new(error) })
     }

@@ -2,11 +2,10 @@
 //! flattened. It is got when the first layer comes and not before, because buildkitd has to hear of a build within three
 //! seconds of its client's first call for it.
 
-use std::path::PathBuf;
 use std::sync::Arc;
 
 use image::destination::{Destination, StoreError};
-use image::layer::{ChunkDict, ChunkDictError, Converter, Scratch};
+use image::layer::{ChunkDict, ChunkDictError, Converter, Scratch, ScratchSpace};
 use image::location::Location;
 use image::options::{Options, OptionsError, Pattern, Recipe};
 use registry::client::Client;
@@ -20,6 +19,8 @@ pub(crate) struct Preparation {
     pub(crate) converter: Converter,
     /// Worker threads of a conversion.
     pub(crate) threads: usize,
+    /// Room for layers that are flattened.
+    pub(crate) scratch_space: Arc<ScratchSpace>,
     /// Reaches registries with the credentials of whoever builds.
     pub(crate) client: Client,
     /// The files of whoever builds, where there are any.
@@ -50,13 +51,11 @@ pub(crate) enum PrepareError {
 }
 
 impl Preparation {
-    /// Gets what `options` need for an image that goes to `destination`, which need be known only if there is a dictionary; layers
-    /// that are to be flattened are kept in `spool_dir` meanwhile.
+    /// Gets what `options` need for an image that goes to `destination`, which need be known only if there is a dictionary.
     pub(crate) async fn prepare(
         &self,
         options: &Options,
         destination: Option<&dyn Destination>,
-        spool_dir: PathBuf,
     ) -> Result<Prepared, PrepareError> {
         let listed = match &options.prefetch_list {
             Some(name) => {
@@ -75,7 +74,8 @@ impl Preparation {
         if !options.flatten {
             return Ok(Prepared { layer: image.clone(), image, scratch: None });
         }
-        let scratch = tokio::task::spawn_blocking(move || Scratch::new(&spool_dir)).await;
+        let space = Arc::clone(&self.scratch_space);
+        let scratch = tokio::task::spawn_blocking(move || space.begin()).await;
         let scratch = Some(Arc::new(scratch.map_err(StoreError::from)??));
         Ok(Prepared { layer: image.for_scratch(), image, scratch })
     }

@@ -177,6 +177,7 @@ async fn begin<'a>(
         let preparation = Preparation {
             converter: exporter.converter.clone(),
             threads: exporter.threads(),
+            scratch_space: Arc::clone(&exporter.scratch_space),
             client: exporter.client.with_keyring(keyring, exporter.own_credentials()),
             files: Some(ContextFiles::new(client.streams.clone())),
         };

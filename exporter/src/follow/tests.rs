@@ -3,7 +3,7 @@ use std::time::Duration;
 
 use futures::FutureExt as _;
 use futures::future::{BoxFuture, ready};
-use image::layer::{Converter, LayerCache};
+use image::layer::{Converter, LayerCache, ScratchSpace};
 use image::options::{Options, Recipe};
 use image::progress::Progress;
 use registry::client::{Client, ClientConfig, Credentials, CredentialsError, Keyring, Token, TokenRequest};
@@ -68,7 +68,8 @@ impl Lab {
         let target = Target::new(&attrs, &client, Arc::new(Nobody), false, DEADLINE);
         let progress = Progress::new();
         let converter = Converter::new(Recipe::default(), 1, LayerCache::new(0));
-        let preparation = Preparation { converter, threads: 1, client, files: None };
+        let scratch_space = ScratchSpace::new(Path::new("/"), 0);
+        let preparation = Preparation { converter, threads: 1, scratch_space, client, files: None };
         let cluster = Default::default();
         let output = Output::new(0, Way::Store, attrs, target, preparation, cluster, Arc::clone(&progress));
         let store = LocalStore::new(self.content.path(), Arc::clone(&self.space));

@@ -26,7 +26,7 @@ use crate::follow::LocalStore;
 use crate::metrics::Metrics;
 use crate::session::Sessions;
 use image::destination::SpoolSpace;
-use image::layer::{Converter, LayerCache};
+use image::layer::{Converter, LayerCache, ScratchSpace};
 
 /// The most threads that one conversion takes unless told otherwise: at about 250 MB/s each they outrun what buildkitd sends,
 /// and every one costs some 5 MB of buffers.
@@ -58,6 +58,8 @@ pub(crate) struct Exporter {
     pub(crate) metrics: Metrics,
     /// Room for blobs of which it is not known yet whose they are.
     space: Arc<SpoolSpace>,
+    /// Room for layers that are flattened.
+    pub(crate) scratch_space: Arc<ScratchSpace>,
 }
 
 impl Exporter {
@@ -70,7 +72,9 @@ impl Exporter {
             cache = cache.on_disk(&config.layer_cache_dir, config.layer_cache_disk_bytes);
         }
         let converter = Converter::new(Recipe::default(), config.conversions, cache);
-        let space = SpoolSpace::new(&config.registry.upload.spool_dir, config.ahead_bytes);
+        let spool_dir = &config.registry.upload.spool_dir;
+        let space = SpoolSpace::new(spool_dir, config.ahead_bytes);
+        let scratch_space = ScratchSpace::new(spool_dir, config.flatten_bytes);
         Ok(Self {
             config,
             client,
@@ -80,6 +84,7 @@ impl Exporter {
             converter,
             metrics: Metrics::default(),
             space,
+            scratch_space,
         })
     }
 

@@ -3,6 +3,7 @@
 use std::collections::HashMap;
 use std::path::Path;
 use std::sync::Arc;
+use std::sync::atomic::Ordering;
 
 use bytes::Bytes;
 use futures::{StreamExt as _, stream};
@@ -13,7 +14,7 @@ use tokio_util::sync::CancellationToken;
 use super::error::ConversionError;
 use super::{Job, short};
 use crate::destination::{BlobWriter, CopyError, StoreError, begin_copy};
-use crate::layer::{Claimed, ConvertError, ConvertedLayer, Flight, LayerConversion, Present};
+use crate::layer::{Claimed, ConvertError, ConvertedLayer, Flight, LayerConversion};
 use crate::progress::Task;
 use crate::source::{BlobStream, Source, SourceError};
 
@@ -55,7 +56,10 @@ impl Job<'_> {
         let task = self.progress.task(0, format!("layer {}", short(digest)), layer.size());
         let claimed = stop.run_until_cancelled(self.claim(digest)).await;
         let converted = match claimed.ok_or(ConversionError::Cancelled)? {
-            Ok(Claimed::Known(layer)) => Ok(layer),
+            Ok(Claimed::Known(layer)) => {
+                tracing::debug!(image = self.name, layer = %digest, blob = %layer.digest, "layer known");
+                Ok(layer)
+            }
             Ok(Claimed::Absent(flight)) => self.convert_absent(source, layer, flight, stop, &task).await,
             Err(error) => Err(error),
         };
@@ -72,14 +76,18 @@ impl Job<'_> {
         }
     }
 
-    /// What is known of a layer. One that is to be flattened is made for this image alone.
+    /// Whether it is remembered what layers become: in a repository their blobs are found again. Those that are to be flattened
+    /// are made for this image alone.
+    fn remembers(&self) -> bool {
+        self.scratch.is_none() && self.destination.repository().is_some()
+    }
+
+    /// What is known of a layer.
     async fn claim(&self, digest: &Digest) -> Result<Claimed, ConversionError> {
-        if self.scratch.is_some() {
+        if !self.remembers() {
             return Ok(Claimed::Absent(None));
         }
-        // Whoever converts an image anew wants it made, not believed.
-        let nothing = Present::default();
-        let claimed = self.converter.claim(digest, &nothing, self.destination.as_ref()).await;
+        let claimed = self.converter.claim(digest, &self.present, self.destination.as_ref()).await;
         claimed.map_err(|error| self.layer_error(digest, error.into()))
     }
 
@@ -108,7 +116,8 @@ impl Job<'_> {
                     stored.map_err(|error| self.copy_error(digest, error))?;
                 }
                 let converted = Arc::new(converted.made_of(digest));
-                if self.scratch.is_none() {
+                self.converted.fetch_add(1, Ordering::Relaxed);
+                if self.remembers() {
                     self.converter.remember(&converted, feed.flight.take(), self.destination.as_ref());
                 }
                 Ok(converted)

@@ -13,7 +13,7 @@ use serde_json::json;
 use super::error::ConversionError;
 use super::layers::Layers;
 use super::target::Target;
-use super::tree::{ImageNode, IndexNode, KeptNode, Tree};
+use super::tree::{ImageNode, IndexNode, KeptNode, Tree, distinct_layers};
 use super::{Converted, Job, short};
 use crate::assemble::{Form, assemble, assemble_files};
 use crate::destination::copy_blob;
@@ -46,8 +46,9 @@ impl Job<'_> {
                     Some(root.digest)
                 }
             };
-            let bytes = self.bytes(layers.values());
-            Ok(Converted { digest, platforms, layers: layers.len(), bytes })
+            let (bytes, layers) = (self.bytes(layers.values()), distinct_layers(&images).len());
+            let reused_layers = layers.saturating_sub(self.converted.load(Ordering::Relaxed));
+            Ok(Converted { digest, platforms, layers, reused_layers, bytes })
         };
         self.cancel.run_until_cancelled(publishing).await.ok_or(ConversionError::Cancelled)?
     }
@@ -69,7 +70,7 @@ impl Job<'_> {
             Some(root.digest)
         };
         let bytes = self.bytes([&own].into_iter());
-        Ok(Converted { digest, platforms, layers: 1, bytes })
+        Ok(Converted { digest, platforms, layers: 1, reused_layers: 0, bytes })
     }
 
     /// The parts of one nydus image.
@@ -191,14 +192,21 @@ impl Job<'_> {
         image: &ImageNode,
         layers: Vec<Arc<ConvertedLayer>>,
     ) -> Result<Vec<Arc<ConvertedLayer>>, ConversionError> {
-        let Some(scratch) = self.scratch.as_ref().filter(|_| !layers.is_empty()) else { return Ok(layers) };
-        let task = self.progress.task(0, format!("flatten {}", image.platform), 0);
-        let layer = self.converter.flatten(layers, scratch, &self.destination).await;
-        let layer = layer
-            .map_err(|error| ConversionError::Flatten { name: self.name.clone(), error: Box::new(error) })?;
+        let layer = match (self.known_flattened.get(image.digest()), &self.scratch) {
+            (Some(known), _) => Arc::clone(known),
+            (None, Some(scratch)) if !layers.is_empty() => {
+                let task = self.progress.task(0, format!("flatten {}", image.platform), 0);
+                let layer = self.converter.flatten(layers, scratch, &self.destination).await;
+                let failed =
+                    |error| ConversionError::Flatten { name: self.name.clone(), error: Box::new(error) };
+                let layer = layer.map_err(failed)?;
+                task.finish();
+                layer
+            }
+            (None, _) => return Ok(layers),
+        };
         self.flattened_bytes.fetch_add(layer.size, Ordering::Relaxed);
-        task.finish();
-        Ok(vec![Arc::new(layer)])
+        Ok(vec![layer])
     }
 
     /// What the manifest is like, which states where the image comes from.

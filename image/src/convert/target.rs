@@ -57,6 +57,11 @@ impl Target {
         self.files.as_ref()
     }
 
+    /// The names that the image gets in a registry.
+    pub(super) fn names(&self) -> &[Reference] {
+        &self.names
+    }
+
     /// Whether these images can go there.
     pub(super) fn check(&self, images: &[&ImageNode], also_oci: bool) -> Result<(), ConversionError> {
         if self.files().is_none() {

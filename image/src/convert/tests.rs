@@ -87,7 +87,15 @@ impl Bench {
         let client = Client::new(ClientConfig::default()).unwrap();
         let recipe = Recipe::new(options, None, Vec::new(), 1).unwrap();
         let converter = Converter::new(recipe, 2, LayerCache::new(0));
-        convert(&from.parse().unwrap(), &to, &client, &converter, &Progress::new(), cancel).await
+        let how = Conversion {
+            converter: &converter,
+            client: &client,
+            scratch_space: &ScratchSpace::new(self.0.path(), 1 << 20),
+            reuse_present: false,
+            progress: &Progress::new(),
+            cancel,
+        };
+        convert(&from.parse().unwrap(), &to, how).await
     }
 
     /// A document of the result.

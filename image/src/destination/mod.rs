@@ -126,6 +126,18 @@ pub enum StoreError {
         /// What they may take there, in bytes.
         limit: u64,
     },
+    /// Layers that are to be flattened take more room than they may.
+    #[error(
+        "layers that are flattened take more than {limit} bytes in {}, those of all builds together: raise \
+         exporter.flatten_bytes, or leave flatten out",
+        path.display()
+    )]
+    ScratchFull {
+        /// The folder.
+        path: PathBuf,
+        /// What they may take there, in bytes.
+        limit: u64,
+    },
     /// Whoever takes it on another machine did not.
     #[error("{receiver} did not take it: {reason}")]
     Refused {

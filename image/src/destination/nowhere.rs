@@ -14,11 +14,11 @@ use crate::document::Stored;
 pub struct Nowhere;
 
 /// Counts the bytes.
-struct Counter(u64);
+struct ByteCount(u64);
 
 impl Destination for Nowhere {
     fn begin(&self) -> Storing<'_, Box<dyn BlobWriter>> {
-        ready(Ok(Box::new(Counter(0)) as Box<dyn BlobWriter>)).boxed()
+        ready(Ok(Box::new(ByteCount(0)) as Box<dyn BlobWriter>)).boxed()
     }
 
     fn has_blob<'a>(&'a self, _digest: &'a Digest) -> Storing<'a, bool> {
@@ -34,7 +34,7 @@ impl Destination for Nowhere {
     }
 }
 
-impl BlobWriter for Counter {
+impl BlobWriter for ByteCount {
     fn write(&mut self, data: Bytes) -> Storing<'_, ()> {
         self.0 += data.len() as u64;
         ready(Ok(())).boxed()

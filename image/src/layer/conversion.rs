@@ -250,6 +250,11 @@ impl<R> BuiltLayer<R> {
         &self.built.input
     }
 
+    /// Digest of what it was made of without compression, if it was compressed.
+    pub(super) fn diff_id(&self) -> Option<&Digest> {
+        self.built.diff_id.as_ref()
+    }
+
     /// Has the blob stored at `destination`, which is the one that it was made for if there was one.
     pub async fn store(self, destination: &dyn Destination) -> Result<ConvertedLayer, ConvertError> {
         let Self { writer, built: Built { layer, diff_id, .. } } = self;

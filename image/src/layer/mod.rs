@@ -18,14 +18,13 @@
 //! - `announce`: what a manifest says of its blobs, so that others need not make them again.
 //! - `present`: layers that are at the image's name already, as others announced them.
 //! - `dictionary`: where the blobs of a chunk dictionary are.
-//! - `file`: layers that stay on this machine, as files, until it is known what they share.
+//! - `scratch`: layers that stay on this machine, as files, until it is known what becomes of them.
 
 mod announce;
 mod bridge;
 mod cache;
 mod conversion;
 mod dictionary;
-mod file;
 mod flatten;
 mod flight;
 mod implied;
@@ -33,6 +32,7 @@ mod key;
 mod plain;
 mod present;
 mod provide;
+mod scratch;
 
 use std::io::Read;
 use std::path::PathBuf;
@@ -57,10 +57,9 @@ pub use conversion::{
     BuiltLayer, ConvertError, ConvertedLayer, LayerConversion, ReadConversion, store_written,
 };
 pub use dictionary::{ChunkDict, ChunkDictError, DictionaryBlobs};
-pub use file::{FileError, convert_to_file};
-pub use flatten::Scratch;
 pub use flight::Flight;
 pub use present::Present;
+pub use scratch::{FileError, Scratch, ScratchSpace, convert_to_file};
 
 /// Converts layers by a recipe, a bounded number at a time.
 #[derive(Clone, Debug)]
@@ -108,15 +107,53 @@ impl Converter {
     }
 
     /// Makes one layer of `layers`, whose blobs are in `scratch`, the lowest first: what their files show, and nothing that is
-    /// deleted or overwritten. Its blob goes to `destination`.
+    /// deleted or overwritten. Its blob goes to `destination`. One that was made of the same layers before is made again only if
+    /// its blob is nowhere any more.
+    ///
+    /// # Errors
+    ///
+    /// When the layers cannot be merged or read, or the blob cannot be stored.
     pub async fn flatten(
         &self,
         layers: Vec<Arc<ConvertedLayer>>,
         scratch: &Arc<Scratch>,
         destination: &Arc<dyn Destination>,
-    ) -> Result<ConvertedLayer, ConvertError> {
+    ) -> Result<Arc<ConvertedLayer>, ConvertError> {
+        // A directory's files have no digest that would say what they were.
+        let sources: Option<Vec<Digest>> = layers.iter().map(|layer| layer.source.clone()).collect();
+        if let Some(sources) = &sources
+            && let Some(known) = self.flattened(sources.iter(), destination.as_ref()).await?
+        {
+            return Ok(known);
+        }
         let _slot = self.slots.acquire().await.expect("the semaphore is never closed");
-        flatten::flatten(Arc::clone(&self.recipe), layers, Arc::clone(scratch), destination).await
+        let recipe = Arc::clone(&self.recipe);
+        let mut made = flatten::flatten(recipe, layers, Arc::clone(scratch), destination).await?;
+        made.source = sources.map(|sources| flatten::source(sources.iter(), &self.recipe));
+        let made = Arc::new(made);
+        if destination.repository().is_some() {
+            self.remember(&made, None, destination.as_ref());
+        }
+        Ok(made)
+    }
+
+    /// The one layer that was made of `layers` before, by their digests, the lowest first: its blob is at `destination` now. `None` if
+    /// there is none, or its blob is nowhere any more.
+    ///
+    /// # Errors
+    ///
+    /// When the destination says no.
+    pub async fn flattened(
+        &self,
+        layers: impl Iterator<Item = &Digest>,
+        destination: &dyn Destination,
+    ) -> Result<Option<Arc<ConvertedLayer>>, StoreError> {
+        if destination.repository().is_none() {
+            return Ok(None);
+        }
+        let key = self.key(&flatten::source(layers, &self.recipe));
+        let known = self.cache.find(&key, &self.recipe).await;
+        self.provided(&key, known, destination).await
     }
 
     /// How layers are converted and put together.

@@ -22,10 +22,11 @@ const DEADLINE: Duration = Duration::from_secs(60);
 /// What the images run.
 pub(crate) const COMMAND: &[&str] = &["/bin/sleep", "infinity"];
 
-/// `nydus-cluster image convert FROM TO`, to be completed.
+/// `nydus-cluster image convert FROM TO` of all layers, to be completed.
 pub(crate) fn convert(from: &str, to: &str) -> Result<Command> {
     let mut program = Command::new(peers::nydus_cluster()?);
-    program.args(["image", "convert", from, to]);
+    // Whatever this machine's user converted before.
+    program.args(["image", "convert", "--fresh", from, to]);
     Ok(program)
 }
 

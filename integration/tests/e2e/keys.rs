@@ -140,6 +140,15 @@ pub(crate) fn flatten(fixture: &Fixture) -> Result<()> {
     let chunks: Value = serde_json::from_str(&image(&["inspect", "--json", "--file", "/fetched", &name])?)?;
     ensure!(chunks[0]["stored_offset"] == 0, "what is fetched first is not in front: {chunks}");
 
+    // Built again, the blob is neither made nor pushed.
+    let log = fixture.registry()?.access_log();
+    let start = log.mark()?;
+    build(fixture, &buildctl, &context, "keys/flat:v1", keys)?;
+    ensure!(manifest(&name)? == made, "the second build gives another image");
+    let requests = log.since(start)?;
+    let sent = requests.iter().filter(|request| request.path.contains("/blobs/uploads/")).count();
+    ensure!(sent == 0, "something was pushed again: {requests:#?}");
+
     // Out of buildkitd's content store, and as one of two outputs: the same.
     let store = fixture.buildkitd()?.content_store().to_owned();
     let exporter = Exporter::start_with_store(&dir.join("x"), &fixture.buildkitd()?.address(), &store)?;
@@ -162,7 +171,7 @@ pub(crate) fn flatten(fixture: &Fixture) -> Result<()> {
     buildctl.build(&context, &[&format!("type=oci,dest={}", tar.display())])?;
     let from = format!("oci-archive:{}", tar.display());
     let converted = format!("{registry}/keys/flat-converted:v1");
-    image(&["convert", "--flatten", "--prefetch", "/fetched", &from, &converted])?;
+    image(&["convert", "--fresh", "--flatten", "--prefetch", "/fetched", &from, &converted])?;
     ensure!(nydus_layers(&manifest(&converted)?)?.0 == blobs, "image convert makes another blob");
     Ok(())
 }

@@ -96,10 +96,7 @@ impl Spool {
         blob: BlobStream,
         recipe: &Arc<Recipe>,
     ) -> Result<(), SaveError> {
-        let path = self.path(layer, diff_id);
-        let partial = path.with_extension("partial");
-        convert_to_file(blob, diff_id, recipe, &partial).await?;
-        fs::rename(&partial, &path).map_err(failed(&path))
+        Ok(convert_to_file(blob, layer, diff_id, recipe, &self.path(layer, diff_id)).await?)
     }
 
     /// Opens a layer that is there.

@@ -40,7 +40,7 @@ impl Output {
         match image.flatten(layers, scratch, self.destination().await?).await {
             Ok(layer) => {
                 task.finish();
-                Ok((content, config, vec![Arc::new(layer)]))
+                Ok((content, config, vec![layer]))
             }
             Err(error) => {
                 let error = OutputError::Flatten { title: self.title(), error: Box::new(error) };

@@ -50,7 +50,7 @@ pub(super) struct DiskCache {
 
 /// A file of the directory, with all its names.
 #[derive(Debug)]
-struct Stored {
+struct CachedFile {
     used: SystemTime,
     bytes: u64,
     paths: Vec<PathBuf>,
@@ -214,8 +214,8 @@ impl DiskCache {
     }
 
     /// All files, while the lock is held: what is partial then is left over from somebody who was killed.
-    fn stored(&self) -> io::Result<Vec<Stored>> {
-        let mut files: HashMap<u64, Stored> = HashMap::new();
+    fn stored(&self) -> io::Result<Vec<CachedFile>> {
+        let mut files: HashMap<u64, CachedFile> = HashMap::new();
         for entry in fs::read_dir(&self.dir)? {
             let (path, metadata) = match entry.and_then(|entry| Ok((entry.path(), entry.metadata()?))) {
                 Ok(found) => found,
@@ -232,7 +232,7 @@ impl DiskCache {
                 _ => {
                     let (used, bytes) = (metadata.modified()?, metadata.len() + FILE_BYTES);
                     let stored = files.entry(metadata.ino());
-                    stored.or_insert_with(|| Stored { used, bytes, paths: Vec::new() }).paths.push(path);
+                    stored.or_insert_with(|| CachedFile { used, bytes, paths: Vec::new() }).paths.push(path);
                 }
             }
         }

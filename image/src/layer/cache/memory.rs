@@ -23,7 +23,7 @@ pub(super) struct MemoryCache {
 
 #[derive(Debug, Default)]
 struct Entries {
-    layers: HashMap<Key, Entry>,
+    layers: HashMap<Key, CachedLayer>,
     /// The keys of layers by those with their diff ids.
     aliases: HashMap<Key, Key>,
     bytes: usize,
@@ -31,7 +31,7 @@ struct Entries {
 }
 
 #[derive(Debug)]
-struct Entry {
+struct CachedLayer {
     layer: Arc<ConvertedLayer>,
     bytes: usize,
     used: u64,
@@ -86,7 +86,7 @@ impl MemoryCache {
             entries.aliases.insert(alias.clone(), key.clone());
         }
         entries.bytes += bytes;
-        entries.layers.insert(key, Entry { layer, bytes, used, repositories, alias });
+        entries.layers.insert(key, CachedLayer { layer, bytes, used, repositories, alias });
         while entries.bytes > self.limit_bytes {
             let oldest =
                 entries.layers.iter().min_by_key(|(_, entry)| entry.used).map(|(key, _)| key.clone());
@@ -98,7 +98,7 @@ impl MemoryCache {
 }
 
 impl Entries {
-    fn remove(&mut self, key: &Key) -> Option<Entry> {
+    fn remove(&mut self, key: &Key) -> Option<CachedLayer> {
         let entry = self.layers.remove(key)?;
         self.bytes -= entry.bytes;
         // Another layer may have the alias by now: the same files, compressed differently.
