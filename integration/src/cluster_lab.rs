@@ -6,9 +6,10 @@ use std::process::Command;
 use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
+use serde_json::json;
 
-use crate::cluster_image::{ClusterImage, Services};
-use crate::machines::{Machines, MachinesOptions};
+use crate::cluster_image::{ClusterImage, Pull, Services};
+use crate::machines::{Machine, Machines, MachinesOptions};
 use crate::peers::{self, Peers};
 use crate::process::{self, Output, Server};
 use crate::servers::EmbeddedRegistry;
@@ -64,7 +65,7 @@ impl ClusterLab {
     }
 
     /// `cluster run` on the machines: the first is the master.
-    pub fn run_command(&self) -> Result<Command> {
+    pub fn run_command(&self, pull: Pull) -> Result<Command> {
         let addresses: Vec<_> =
             self.machines.all().iter().map(|machine| machine.address().to_string()).collect();
         let (master, nodes) = addresses.split_first().context("no machines")?;
@@ -72,18 +73,19 @@ impl ClusterLab {
         command.args(["run", self.services.image(), "--masters", master, "--nodes", &nodes.join(",")]);
         command.args(["--user", "root", "--key"]).arg(self.machines.key());
         command.arg("--registry").arg(format!("http://{}/v2", self.registry.address()));
+        command.args((pull == Pull::Plain).then_some("--plain"));
         Ok(command)
     }
 
-    /// Runs it to its end.
+    /// Runs it to its end, images lazily.
     pub fn cluster_run(&self) -> Result<Output> {
-        process::run_within(&mut self.run_command()?, RUN_DEADLINE)
+        process::run_within(&mut self.run_command(Pull::Lazy)?, RUN_DEADLINE)
     }
 
     /// Runs until the first node says `word`, and is killed then.
     pub fn killed_run(&self, word: &str) -> Result<()> {
         let log = self.dir.join("killed.log");
-        let mut server = Server::spawn("cluster run", self.run_command()?, log)?;
+        let mut server = Server::spawn("cluster run", self.run_command(Pull::Lazy)?, log)?;
         let first = self.machines.all().first().context("no machines")?.address();
         let said = format!("{first}: ");
         wait::until("the first node has come so far", RUN_DEADLINE, || {
@@ -95,8 +97,33 @@ impl ClusterLab {
         server.kill()
     }
 
+    /// Runs a pod of an image on one of the machines, and waits until it runs.
+    pub fn run_pod(&self, name: &str, image: &str, machine: &Machine, command: &[&str]) -> Result<()> {
+        let node = machine.name();
+        let spec =
+            json!({"apiVersion": "v1", "spec": {"nodeName": node, "terminationGracePeriodSeconds": 0}});
+        let command =
+            if command.is_empty() { String::new() } else { format!("--command -- {}", command.join(" ")) };
+        self.kubectl(&format!("run {name} --image={image} --overrides='{spec}' {command}"))?;
+        let ready = format!("wait --for=condition=Ready --timeout={}s pod/{name}", READY_DEADLINE.as_secs());
+        self.kubectl(&ready)
+            .map(drop)
+            .with_context(|| self.kubectl(&format!("describe pod {name}")).unwrap_or_default())
+    }
+
+    /// The container images of the cluster image that each machine has, by name: one entry a machine and image.
+    pub fn images_on_nodes(&self) -> Result<Vec<String>> {
+        let known: Vec<_> = self.services.images().map(|(_, image)| image).collect();
+        let mut found = Vec::new();
+        for machine in self.machines.all() {
+            let images = machine.run("ctr --namespace k8s.io images ls -q")?.stdout;
+            found.extend(images.lines().filter(|image| known.contains(image)).map(ToOwned::to_owned));
+        }
+        Ok(found)
+    }
+
     /// `kubectl` as the administrator, on the first machine.
-    fn kubectl(&self, arguments: &str) -> Result<String> {
+    pub fn kubectl(&self, arguments: &str) -> Result<String> {
         let first = self.machines.all().first().context("no machines")?;
         Ok(first.run(&format!("kubectl --kubeconfig /etc/kubernetes/admin.conf {arguments}"))?.stdout)
     }
@@ -142,7 +169,7 @@ impl ClusterLab {
     /// What a run could change on the nodes.
     pub fn state_of_nodes(&self) -> Result<Vec<String>> {
         let script = "find /etc /usr/bin /var/lib/nydus-cluster /opt -xdev '(' -type f -o -type l ')' -printf '%p %T@ %i\\n' \
-                      | grep -v /cache/ | sort; systemctl show -P ActiveEnterTimestamp containerd kubelet";
+                      | grep -v -e /cache/ -e /snapshotter/ | sort; systemctl show -P ActiveEnterTimestamp containerd kubelet";
         self.machines.all().iter().map(|machine| Ok(machine.run(script)?.stdout)).collect()
     }
 }

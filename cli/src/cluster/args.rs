@@ -198,6 +198,13 @@ pub(crate) struct Run {
     /// http://10.0.0.1:5000/v2/HOST. Without it they ask the hosts themselves
     #[arg(long, value_name = "URL")]
     pub(crate) registry: Option<String>,
+    /// Where the container images were saved as RAFS (`cluster save --to`), for nodes to read them lazily [default: the image's tag
+    /// with `-images` behind it, if there is such a tag]
+    #[arg(long, value_name = "REPOSITORY[:TAG][@DIGEST]")]
+    pub(crate) images: Option<Reference>,
+    /// Have nodes pull all container images whole, wherever they were saved
+    #[arg(long, conflicts_with = "images")]
+    pub(crate) plain: bool,
     /// How long each command that launches the image may take, in seconds
     #[arg(long, value_name = "SECONDS", default_value_t = 600)]
     pub(crate) launch_timeout: u64,

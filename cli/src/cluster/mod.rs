@@ -44,7 +44,7 @@ async fn interruptible(config: Config, command: Cluster) -> anyhow::Result<ExitC
             Cluster::Ps(flags) => run::ps(flags).await,
             Cluster::Logs(flags) => run::logs(&flags),
             Cluster::Rm(flags) => run::rm(flags).await,
-            Cluster::Node => run::node(),
+            Cluster::Node => run::node(&config).await,
         }
     });
     ended.await.unwrap_or_else(|| {

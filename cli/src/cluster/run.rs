@@ -7,46 +7,104 @@ use std::process::ExitCode;
 
 use anyhow::{Context as _, bail};
 use cluster::describe::Description;
-use cluster::launch::task::{Image, Launch, Mirror, Prepare, Status};
+use cluster::launch::task::{Image, Images, Launch, Mirror, Prepare, Status};
 use cluster::launch::{self, LaunchError, Place, Run, SshOptions};
 use cluster::lock::Lock;
 use cluster::package::Package;
+use cluster::saved::{SavedAt, SavedImages};
 use registry::Reference;
+use registry::client::Client;
 use serde_json::{Value, json};
+use tempfile::TempDir;
 
 use super::args::{self, Login};
 use super::opened::Opened;
 use crate::config::Config;
-use crate::stdout;
+use crate::stdout::{self, note};
 
 /// Where a cluster image has its lock.
 const LOCK: &str = "images.lock";
 
+/// What stands behind a cluster image's tag where its build saved its container images.
+const IMAGES: &str = "-images";
+
 /// Runs a cluster.
 pub(super) async fn run(config: &Config, flags: args::Run) -> anyhow::Result<ExitCode> {
     let image = image(&flags)?;
+    let saved_at = saved_at(&flags, &image)?;
+    let mut hosts = BTreeSet::new();
+    if let Image::Mounted(reference) = &image {
+        hosts.insert(Reference::parse(reference)?.host().to_owned());
+    }
+    hosts.extend(saved_at.iter().map(|(reference, _)| reference.host().to_owned()));
     let mut reading = config.clone();
     // Read here as nodes will read it.
-    let certs = match (&image, &flags.registry) {
-        (Image::Mounted(reference), Some(url)) => {
-            let certs = tempfile::tempdir().context("making a temporary directory")?;
-            let mirror = mirror(url, Reference::parse(reference)?.host());
-            let host = certs.path().join(&mirror.host);
-            fs::create_dir(&host)?;
-            let text = format!("[host.{:?}]\n  override_path = true\n", mirror.url);
-            fs::write(host.join("hosts.toml"), text)?;
-            certs.path().clone_into(&mut reading.registry.certs_dir);
-            Some(certs)
-        }
-        _ => None,
-    };
+    let certs = flags.registry.as_ref().map(|url| mirrored(url, &hosts)).transpose()?;
+    if let Some(certs) = &certs {
+        certs.path().clone_into(&mut reading.registry.certs_dir);
+    }
     let opened = Opened::open(&reading, &flags.source, None).await?;
+    let lock = opened.dir.join(LOCK);
+    let lock = if lock.is_file() { Some(Lock::read(&lock)?) } else { None };
+    let images = match saved_at {
+        Some((reference, sure)) => images(&reading, reference, sure, lock.as_ref()).await?,
+        None => None,
+    };
     drop(certs);
     let dir = launch::clusters_dir()?.join(&flags.name);
-    let run = plan(&flags, image, &opened)?;
+    let run = plan(&flags, image, &opened, Saved { hosts, lock, images })?;
     let kubeconfig = launch::run(&run, &dir, &say).await?;
     stdout::print(&format!("{}\n", kubeconfig.display()))?;
     Ok(ExitCode::SUCCESS)
+}
+
+/// A folder of `hosts.toml` files by which `hosts` are read from `url`.
+fn mirrored(url: &str, hosts: &BTreeSet<String>) -> anyhow::Result<TempDir> {
+    let certs = tempfile::tempdir().context("making a temporary directory")?;
+    for host in hosts {
+        let mirror = mirror(url, host);
+        let folder = certs.path().join(&mirror.host);
+        fs::create_dir(&folder)?;
+        fs::write(folder.join("hosts.toml"), format!("[host.{:?}]\n  override_path = true\n", mirror.url))?;
+    }
+    Ok(certs)
+}
+
+/// Where container images may have been saved, and whether they are sure to be there. A build leaves them beside the tag of its
+/// image, where only those can put others who can put another image there too; nobody is asked beside a digest.
+fn saved_at(flags: &args::Run, image: &Image) -> anyhow::Result<Option<(Reference, bool)>> {
+    match (&flags.images, image) {
+        _ if flags.plain => Ok(None),
+        (Some(images), _) => Ok(Some((images.clone(), true))),
+        (None, Image::Mounted(reference)) => {
+            let reference = Reference::parse(reference)?;
+            let tag = reference.tag().filter(|_| reference.digest().is_none());
+            let beside =
+                tag.map(|tag| reference.repository().with_tag(&format!("{tag}{IMAGES}"))).transpose();
+            Ok(beside?.map(|reference| (reference, false)))
+        }
+        (None, Image::Directory(_)) => Ok(None),
+    }
+}
+
+/// What nodes are told of saved images, if there are any.
+async fn images(
+    config: &Config,
+    reference: Reference,
+    sure: bool,
+    lock: Option<&Lock>,
+) -> anyhow::Result<Option<Images>> {
+    let client = Client::new(config.registry.clone())?;
+    let place = SavedAt::Repository(reference.clone());
+    let found = SavedImages::find(&place, &client).await;
+    let Some(saved) = found.with_context(|| format!("looking for saved images at {reference}"))? else {
+        if sure {
+            bail!("--images {reference}: nothing was saved there");
+        }
+        return Ok(None);
+    };
+    note(&format!("container images are read lazily from {}@{}", reference.repository(), saved.digest()));
+    Ok(Some(launch::images(&saved, reference.repository(), lock)?))
 }
 
 /// What nodes get: a nydus image that each mounts, or a directory of this machine's.
@@ -70,7 +128,15 @@ fn image(flags: &args::Run) -> anyhow::Result<Image> {
     Ok(Image::Mounted(reference.to_string()))
 }
 
-fn plan(flags: &args::Run, image: Image, opened: &Opened) -> anyhow::Result<Run> {
+/// What is known of the cluster's container images.
+struct Saved {
+    /// The registries of the cluster image and of what was saved.
+    hosts: BTreeSet<String>,
+    lock: Option<Lock>,
+    images: Option<Images>,
+}
+
+fn plan(flags: &args::Run, image: Image, opened: &Opened, saved: Saved) -> anyhow::Result<Run> {
     let metadata = opened.dir.join("Metadata");
     let metadata = if metadata.is_file() { Some(fs::read_to_string(metadata)?) } else { None };
     let description = Description::read(&opened.labels, &opened.annotations, metadata.as_deref())?;
@@ -78,7 +144,8 @@ fn plan(flags: &args::Run, image: Image, opened: &Opened) -> anyhow::Result<Run>
     let commands = launch::commands(&description, entrypoint, cmd);
     let prepare = Prepare {
         cluster: flags.name.clone(),
-        mirrors: mirrors(flags, &image, &opened.dir)?,
+        mirrors: mirrors(flags, &saved)?,
+        images: saved.images,
         image,
         hooks: description.hooks,
         environment: opened.environment.clone(),
@@ -94,19 +161,14 @@ fn plan(flags: &args::Run, image: Image, opened: &Opened) -> anyhow::Result<Run>
     })
 }
 
-/// A mirror of each host that the lock names, and of the cluster image's.
-fn mirrors(flags: &args::Run, image: &Image, dir: &Path) -> anyhow::Result<Vec<Mirror>> {
+/// A mirror of each host that the lock names, and of those of the cluster image and of what was saved.
+fn mirrors(flags: &args::Run, saved: &Saved) -> anyhow::Result<Vec<Mirror>> {
     let Some(url) = &flags.registry else { return Ok(Vec::new()) };
-    let lock = dir.join(LOCK);
-    if !lock.is_file() {
+    let Some(lock) = &saved.lock else {
         bail!("{} has no {LOCK}, which says whose images --registry answers", flags.source);
-    }
-    let lock = Lock::read(&lock)?;
-    let mut hosts: BTreeSet<String> =
-        lock.images.iter().map(|image| image.reference.host().to_owned()).collect();
-    if let Image::Mounted(reference) = image {
-        hosts.insert(Reference::parse(reference)?.host().to_owned());
-    }
+    };
+    let of_lock = lock.images.iter().map(|image| image.reference.host().to_owned());
+    let hosts: BTreeSet<String> = saved.hosts.iter().cloned().chain(of_lock).collect();
     Ok(hosts.iter().map(|host| mirror(url, host)).collect())
 }
 
@@ -217,8 +279,10 @@ pub(super) async fn rm(flags: args::Rm) -> anyhow::Result<ExitCode> {
 }
 
 /// Does a task on a node.
-pub(super) fn node() -> anyhow::Result<ExitCode> {
-    let answer = launch::node::work(Path::new(launch::node::NODE_DIR))?;
+pub(super) async fn node(config: &Config) -> anyhow::Result<ExitCode> {
+    let registry = config.registry.clone();
+    let work = move || launch::node::work(Path::new(launch::node::NODE_DIR), &registry);
+    let answer = tokio::task::spawn_blocking(work).await??;
     stdout::print(&format!("{answer}\n"))?;
     Ok(ExitCode::SUCCESS)
 }

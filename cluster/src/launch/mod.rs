@@ -5,6 +5,7 @@
 //! | [`mod@task`] | what a node is told |
 //! | [`mod@node`] | the node's side, which does it |
 //! | `place`, `step` | the way there: `ssh`, lines, deadlines |
+//! | `images` | what nodes are told of container images that they read lazily |
 //! | `kubeadm` | what kubeadm is given |
 //! | `record` | what is known here of a cluster that runs |
 //!
@@ -12,6 +13,7 @@
 
 mod commands;
 mod error;
+mod images;
 mod kubeadm;
 pub mod node;
 mod place;
@@ -26,6 +28,7 @@ use futures::future::join_all;
 
 pub use commands::commands;
 pub use error::LaunchError;
+pub use images::images;
 pub use place::{Place, SshOptions};
 pub use record::{Record, clusters_dir};
 pub use step::Say;

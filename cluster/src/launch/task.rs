@@ -6,6 +6,7 @@
 use std::collections::BTreeMap;
 use std::path::PathBuf;
 
+use registry::Digest;
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
@@ -39,6 +40,9 @@ pub struct Prepare {
     pub image: Image,
     /// Where the hosts of images are answered.
     pub mirrors: Vec<Mirror>,
+    /// The container images that the node is to read lazily; it pulls all of them whole if absent.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub images: Option<Images>,
     /// Commands that are run in the image's tree: `check` before anything is installed, `init` afterwards, `clean` at the end.
     pub hooks: BTreeMap<String, String>,
     /// The image's environment.
@@ -53,6 +57,18 @@ pub enum Image {
     Mounted(String),
     /// A directory of the node's.
     Directory(PathBuf),
+}
+
+/// Saved container images.
+#[derive(Clone, Debug, Deserialize, PartialEq, Eq, Serialize)]
+#[serde(deny_unknown_fields)]
+pub struct Images {
+    /// The repository that they were saved to.
+    pub repository: String,
+    /// The digest of what names all of them there.
+    pub digest: Digest,
+    /// The registries that they are of, and with which part names of their repositories begin where the node answers for them.
+    pub hosts: BTreeMap<String, String>,
 }
 
 /// A host whose images somebody else answers.

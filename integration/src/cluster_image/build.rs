@@ -153,6 +153,27 @@ fn stage(peers: &Peers, services: Services, context: &Path) -> Result<()> {
 
 /// Finds and locks the images of the tree, which only this registry has.
 fn lock(peers: &Peers, registry: &EmbeddedRegistry, run: &Path, context: &Path) -> Result<()> {
+    let mut command = cluster(registry, run)?;
+    command.arg("images").arg(context.join("rootfs"));
+    command.args(["--platform", "linux/amd64", "--lock"]).arg(context.join("images.lock"));
+    command.arg("--helm").arg(peers.helm()?);
+    process::run(&mut command).map(drop)
+}
+
+/// Saves the images of the lock as RAFS, beside the cluster image.
+pub(super) fn save(services: Services, dir: &Path) -> Result<()> {
+    eprintln!("saving the images of {}", services.image());
+    let run = tempfile::tempdir()?;
+    let loopback = IpAddr::V4(Ipv4Addr::LOCALHOST);
+    let registry = EmbeddedRegistry::serve(&run.path().join("registry"), &dir.join("registry"), loopback)?;
+    let mut command = cluster(&registry, run.path())?;
+    command.arg("save").arg(format!("{}/{}", registry.address(), services.image()));
+    command.arg("--to").arg(format!("{}/{}", registry.address(), services.saved()));
+    process::run_within(&mut command, BUILD_DEADLINE).map(drop)
+}
+
+/// `nydus-cluster cluster`, to be completed, that finds the images of all hosts in this registry.
+fn cluster(registry: &EmbeddedRegistry, run: &Path) -> Result<Command> {
     let certs = run.join("certs.d");
     for host in ["registry.k8s.io", "registry.example"] {
         fs::create_dir_all(certs.join(host))?;
@@ -163,8 +184,6 @@ fn lock(peers: &Peers, registry: &EmbeddedRegistry, run: &Path, context: &Path) 
     let config = run.join("config.toml");
     fs::write(&config, format!("[registry]\ncerts_dir = \"{}\"\n", certs.display()))?;
     let mut command = Command::new(peers::nydus_cluster()?);
-    command.arg("--config").arg(config).args(["cluster", "images"]).arg(context.join("rootfs"));
-    command.args(["--platform", "linux/amd64", "--lock"]).arg(context.join("images.lock"));
-    command.arg("--helm").arg(peers.helm()?);
-    process::run(&mut command).map(drop)
+    command.arg("--config").arg(config).arg("cluster");
+    Ok(command)
 }

@@ -4,6 +4,7 @@
 //! answers for all hosts, which nodes ask as a mirror. They are built once, and again when what they are made of changes.
 
 mod build;
+mod outside;
 mod stored;
 
 use std::fs::{self, File};
@@ -53,6 +54,11 @@ impl Services {
         }
     }
 
+    /// What its container images were saved under.
+    pub fn saved(self) -> String {
+        format!("{}-images", self.image())
+    }
+
     /// The container images that it needs, each with its stage.
     pub fn images(self) -> impl Iterator<Item = (&'static str, &'static str)> {
         let all = IMAGES.iter().copied();
@@ -84,6 +90,15 @@ impl Services {
     }
 }
 
+/// How nodes get the container images.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Pull {
+    /// Lazily, as they were saved.
+    Lazy,
+    /// Whole, by containerd alone.
+    Plain,
+}
+
 /// The storage of a registry that has a cluster image and all that it needs.
 #[derive(Debug)]
 pub struct ClusterImage {
@@ -96,19 +111,23 @@ impl ClusterImage {
         build::inputs(peers).map(drop)
     }
 
-    /// Builds it, unless it is there. Others that want it wait.
+    /// Builds it and saves its container images, unless that is there. Others that want it wait.
     pub fn make(peers: &Peers, services: Services) -> Result<Self> {
         let dir = peers.cache().join("cluster");
         fs::create_dir_all(&dir)?;
         let lock = File::create(dir.join(".lock"))?;
         let _lock = Flock::lock(lock, FlockArg::LockExclusive).map_err(|(_, error)| error)?;
         let stamp = build::stamp(peers, services)?;
-        let made = dir.join(format!(".made-{services:?}"));
-        if fs::read_to_string(&made).is_ok_and(|found| found == stamp) {
-            return Ok(Self { storage: dir.join("registry") });
-        }
-        build::all(peers, services, &dir).context("building the cluster image")?;
-        fs::write(&made, stamp)?;
+        let step = |name: &str, work: &dyn Fn() -> Result<()>| -> Result<()> {
+            let made = dir.join(format!(".{name}-{services:?}"));
+            if fs::read_to_string(&made).is_ok_and(|found| found == stamp) {
+                return Ok(());
+            }
+            work().with_context(|| format!("the cluster image cannot be {name}"))?;
+            Ok(fs::write(&made, &stamp)?)
+        };
+        step("made", &|| build::all(peers, services, &dir))?;
+        step("saved", &|| build::save(services, &dir))?;
         Ok(Self { storage: dir.join("registry") })
     }
 

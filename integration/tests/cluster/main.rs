@@ -2,10 +2,12 @@
 //!
 //! Where something is missing, tests say `skipped: needs …`; with `CI=true` they fail instead.
 
+use std::collections::BTreeSet;
 use std::process::ExitCode;
 use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
+use integration::access_log::Request;
 use integration::cluster_image::{ClusterImage, Services};
 use integration::cluster_lab::ClusterLab;
 use integration::machines::Machines;
@@ -32,12 +34,25 @@ fn main() -> ExitCode {
     libtest_mimic::run(&arguments, vec![test]).exit_code()
 }
 
+/// Bytes that were read of what container images were saved as, and of the images as they are.
+fn read_of_images(requests: &[Request], saved: &BTreeSet<String>) -> (u64, u64) {
+    let of_blob = |request: &&Request| request.path.contains("/blobs/");
+    let digest = |request: &Request| request.path.rsplit('/').next().unwrap_or_default().to_owned();
+    let is_own = |request: &&Request| {
+        ["/services/", "/network/", "/registry.k8s.io/"].iter().any(|part| request.path.contains(part))
+    };
+    let lazily = requests.iter().filter(of_blob).filter(|request| saved.contains(&digest(request)));
+    let as_they_were = requests.iter().filter(of_blob).filter(is_own);
+    (lazily.map(|request| request.bytes_sent).sum(), as_they_were.map(|request| request.bytes_sent).sum())
+}
+
 /// Everything on one set of machines, since booting and launching is what takes long.
 fn becomes_a_cluster(peers: &Peers) -> Result<()> {
     let services = Services::Two;
     let image = ClusterImage::make(peers, services)?;
     let dir = tempfile::Builder::new().prefix("cluster-").tempdir_in(peers.cache())?;
     let lab = ClusterLab::start(peers, &image, services, dir.path())?;
+    let (log, start) = (lab.registry().access_log(), lab.registry().access_log().mark()?);
     // A run that is killed while kubeadm is at work, and one that goes on.
     lab.killed_run("[WARNING SystemVerification]")?;
     let first_run = lab.cluster_run()?;
@@ -45,6 +60,17 @@ fn becomes_a_cluster(peers: &Peers) -> Result<()> {
     ensure!(first_run.stdout.trim().ends_with("kubeconfig"), "{}", first_run.stdout);
     lab.wait_nodes_ready(3)?;
     lab.wait_serving(SERVING_DEADLINE)?;
+
+    // Container images were read as they were saved, and a part of them.
+    let whole: u64 = lab.images_on_nodes()?.iter().map(|name| image.image_bytes(name)).sum::<Result<_>>()?;
+    let saved = image.saved_blobs(services)?;
+    let (lazily, as_they_were) = read_of_images(&log.since(start)?, &saved);
+    eprintln!("{lazily} bytes of {whole} were read of container images");
+    ensure!(as_they_were == 0, "{as_they_were} bytes of container images came as they were");
+    ensure!(
+        lazily > 0 && lazily * 2 < whole,
+        "{lazily} bytes of container images came: {whole} are all of them"
+    );
 
     // A second run finds nothing to do.
     let before = lab.state_of_nodes()?;
@@ -54,11 +80,27 @@ fn becomes_a_cluster(peers: &Peers) -> Result<()> {
         ensure!(after == before, "the second run changed something:\n{before}\n{after}");
     }
     let shown = lab.cluster(&["ps"])?.stdout;
-    ensure!(shown.matches("kubelet.service active").count() == 3, "{shown}");
+    for service in ["kubelet", "nydus-cluster-serve", "nydus-cluster-snapshotter", "nydus-cluster-daemon"] {
+        ensure!(shown.matches(&format!("{service}.service active")).count() == 3, "{shown}");
+    }
     ensure!(lab.cluster(&["logs"])?.stdout.contains("bringing the image"));
 
-    // A node comes back with its pods.
+    // A pod names an image by its digest alone. etcd runs on the first node only.
     let worker = &lab.machines().all()[2];
+    let start = log.mark()?;
+    let etcd = image.digest("registry.k8s.io/etcd:3.7.0-0")?;
+    lab.run_pod("pinned", &format!("registry.k8s.io/etcd@{etcd}"), worker, &["etcd"])?;
+    let (lazily, as_they_were) = read_of_images(&log.since(start)?, &saved);
+    ensure!(lazily > 0 && as_they_were == 0, "{lazily}, {as_they_were}");
+    // One that was not saved comes as it is, on the layers of one that was.
+    let outside = image.push_outside(lab.registry())?;
+    lab.run_pod("outside", &outside, worker, &[])?;
+    ensure!(lab.kubectl("exec outside -- cat /outside")?.trim() == "outside");
+
+    // What is not there as it was cannot be taken from here.
+    worker.run("! ctr --namespace k8s.io images export /tmp/pause.tar registry.k8s.io/pause:3.10.2")?;
+
+    // A node comes back with its pods.
     worker.reboot()?;
     lab.wait_serving(SERVING_DEADLINE)?;
 
@@ -74,10 +116,12 @@ fn becomes_a_cluster(peers: &Peers) -> Result<()> {
     lab.cluster(&["rm"])?;
     for machine in lab.machines().all() {
         machine.run("test ! -e /var/lib/nydus-cluster/cluster && test ! -e /usr/bin/kubelet")?;
+        machine.run("! find /etc /run -xdev -name '*nydus*' -not -path /run/nydus-cluster | grep .")?;
         machine
             .run("test ! -e /etc/kubernetes && test ! -e /etc/containerd && test ! -e /sys/class/net/cni0")?;
-        machine
-            .run("! pgrep 'kube|etcd|containerd|nydus' && systemctl --failed --quiet | wc -l | grep -qx 0")?;
+        let left = machine
+            .run("pgrep -l 'kube|etcd|containerd|nydus' || true; systemctl --failed --no-legend --plain")?;
+        ensure!(left.stdout.is_empty(), "on {} are:\n{}", machine.name(), left.stdout);
         let mounts = machine.run("awk '$2 ~ /nydus|kubelet|containerd/' /proc/mounts")?.stdout;
         ensure!(mounts.is_empty(), "{} has mounts:\n{mounts}", machine.name());
     }

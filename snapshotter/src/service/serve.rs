@@ -33,6 +33,8 @@ pub(crate) async fn serve(
     let (listener, _file) = bind_private(address.path(), access)?;
     let listener = UnixListener::from_std(listener).map_err(|error| failed(error.into()))?;
     info!(socket = %address, "serving snapshots");
+    // containerd's unit may wait for it.
+    ::service::manager::ready();
     let server = Server::builder()
         .add_service(SnapshotsServer::new(Service { snapshotter }))
         .serve_with_incoming_shutdown(UnixListenerStream::new(listener), shutdown.cancelled());

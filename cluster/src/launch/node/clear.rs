@@ -36,8 +36,9 @@ pub(super) fn kubeadm() -> Result<(), LaunchError> {
     remove(&OF_KUBEADM)
 }
 
-fn remove(directories: &[&str]) -> Result<(), LaunchError> {
-    for directory in directories.iter().map(Path::new) {
+/// Removes directories with all that is mounted in them.
+pub(super) fn remove(directories: &[impl AsRef<Path>]) -> Result<(), LaunchError> {
+    for directory in directories.iter().map(AsRef::as_ref) {
         for mount in mounts_below(directory)? {
             match umount2(&mount, MntFlags::MNT_DETACH) {
                 // Gone with the one that it lay on.

@@ -12,7 +12,8 @@ use crate::launch::task::Image;
 
 /// The unit that mounts the image.
 pub(super) const UNIT: &str = "nydus-cluster-image.service";
-const UNITS: &str = "/etc/systemd/system";
+/// Where a node's own units are.
+pub(super) const UNITS: &str = "/etc/systemd/system";
 /// Within it the image's files can be read, or there is something wrong.
 const MOUNT_DEADLINE: Duration = Duration::from_secs(60);
 

@@ -17,8 +17,8 @@ use std::io;
 use std::path::{Path, PathBuf};
 
 use super::commands::systemctl;
-use super::image;
 use super::ledger::Ledger;
+use super::{containerd, image, lazy};
 use crate::launch::error::LaunchError;
 
 const UNITS: &str = "etc/systemd/system";
@@ -29,12 +29,22 @@ const FILE_LIMIT_BYTES: u64 = 1 << 20;
 /// Services that need the image's tree.
 const SERVICES: [&str; 2] = ["containerd.service", "kubelet.service"];
 
-/// Installs what is missing. Returns whether containerd is ours.
-pub(super) fn install(ledger: &mut Ledger, tree: &Path, mounted: bool) -> Result<bool, LaunchError> {
-    let own_containerd = foreign(ledger, OsStr::new("containerd")).is_none();
+/// What is installed.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct What {
+    /// containerd, since the node has none from elsewhere.
+    pub(super) containerd: bool,
+    /// Units that need the tree wait for the image's mount.
+    pub(super) mounted: bool,
+    /// containerd unpacks with our snapshotter.
+    pub(super) lazy: bool,
+}
+
+/// Installs what is missing.
+pub(super) fn install(ledger: &mut Ledger, tree: &Path, what: What) -> Result<(), LaunchError> {
     let before = ledger.changed();
     for name in names(&tree.join("bin"))? {
-        if (own_containerd || !is_runtime(&name)) && foreign(ledger, &name).is_none() {
+        if (what.containerd || !is_runtime(&name)) && foreign(ledger, &name).is_none() {
             ledger.link(&Path::new("/usr/bin").join(&name), &tree.join("bin").join(&name))?;
         }
     }
@@ -46,17 +56,21 @@ pub(super) fn install(ledger: &mut Ledger, tree: &Path, mounted: bool) -> Result
     }
     let mut files = Vec::new();
     find(tree, Path::new(UNITS), DEPTH_LIMIT, &mut files)?;
-    if own_containerd {
+    if what.containerd {
         find(tree, Path::new(CONTAINERD), DEPTH_LIMIT, &mut files)?;
     }
     for file in files {
         let there = Path::new("/").join(&file);
         let of_containerd = file.file_name() == Some(OsStr::new(SERVICES[0]));
-        if (own_containerd || !of_containerd) && (ledger.has(&there) || !there.exists()) {
+        let ours = what.lazy && there == Path::new(containerd::CONFIG);
+        if !ours && (what.containerd || !of_containerd) && (ledger.has(&there) || !there.exists()) {
             ledger.file(&there, &read(&tree.join(&file))?)?;
         }
     }
-    if mounted {
+    if what.lazy {
+        configure(ledger, tree)?;
+    }
+    if what.mounted {
         for service in SERVICES {
             let dropin = Path::new("/").join(UNITS).join(format!("{service}.d/10-nydus-cluster.conf"));
             let text = format!("[Unit]\nRequires={0}\nAfter={0}\n", image::UNIT);
@@ -65,8 +79,29 @@ pub(super) fn install(ledger: &mut Ledger, tree: &Path, mounted: bool) -> Result
     }
     if ledger.changed() > before {
         systemctl(&["daemon-reload"])?;
+        if what.containerd {
+            // One that an earlier run started has read what was there then.
+            systemctl(&["try-restart", SERVICES[0]])?;
+        }
     }
-    Ok(own_containerd)
+    Ok(())
+}
+
+/// Puts our snapshotter into containerd's configuration: the node's, or else the image's.
+fn configure(ledger: &mut Ledger, tree: &Path) -> Result<(), LaunchError> {
+    let file = Path::new(containerd::CONFIG);
+    let of_image = tree.join(file.strip_prefix("/").unwrap_or(file));
+    let text = match ledger.before(file)? {
+        Some(before) => before,
+        None if of_image.exists() => read(&of_image)?,
+        None => String::new(),
+    };
+    ledger.file(file, &containerd::configured(&text, &lazy::socket())?)
+}
+
+/// Whether the node has no containerd, but ours.
+pub(super) fn has_no_containerd(ledger: &Ledger) -> bool {
+    foreign(ledger, OsStr::new("containerd")).is_none()
 }
 
 fn is_runtime(name: &OsStr) -> bool {

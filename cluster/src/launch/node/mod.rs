@@ -5,13 +5,14 @@
 
 mod clear;
 mod commands;
+mod containerd;
 mod image;
 mod install;
+mod lazy;
 mod ledger;
 mod member;
 mod mirrors;
 
-use std::collections::BTreeMap;
 use std::fs::{self, File};
 use std::io::{self, BufRead as _};
 use std::path::{Path, PathBuf};
@@ -20,6 +21,7 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use nix::fcntl::{Flock, FlockArg};
+use registry::client::ClientConfig;
 use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
 
@@ -34,12 +36,13 @@ pub const NODE_DIR: &str = "/var/lib/nydus-cluster/cluster";
 /// How long a task waits for one that is ending.
 const LOCK_DEADLINE: Duration = Duration::from_secs(20);
 
-/// Reads a task from standard input, does it, and returns what came of it.
+/// Reads a task from standard input, does it, and returns what came of it. `registry` says how registries are reached. It blocks, on
+/// a thread of a runtime's that may.
 ///
 /// # Errors
 ///
 /// When it is none, or cannot be done.
-pub fn work(dir: &Path) -> Result<Value, LaunchError> {
+pub fn work(dir: &Path, registry: &ClientConfig) -> Result<Value, LaunchError> {
     let mut line = String::new();
     io::stdin().lock().read_line(&mut line).map_err(LaunchError::io("standard input"))?;
     let task: Task = serde_json::from_str(&line)
@@ -54,7 +57,7 @@ pub fn work(dir: &Path) -> Result<Value, LaunchError> {
     fs::create_dir_all(dir).map_err(LaunchError::io(dir))?;
     let _lock = lock(dir)?;
     if let Task::Prepare(wanted) = &task {
-        return prepare(dir, wanted);
+        return prepare(dir, wanted, registry);
     }
     if let Task::Remove { keep } = task {
         return remove(dir, keep).map(|()| Value::Null);
@@ -99,15 +102,26 @@ fn end_with_input() {
     });
 }
 
-fn prepare(dir: &Path, wanted: &Prepare) -> Result<Value, LaunchError> {
+fn prepare(dir: &Path, wanted: &Prepare, registry: &ClientConfig) -> Result<Value, LaunchError> {
     let mut state = match State::read(dir)? {
         Some(state) if state.saved.prepare.cluster != wanted.cluster => {
             let reason = format!("this node belongs to the cluster {}", state.saved.prepare.cluster);
             return Err(LaunchError::wrong(&wanted.cluster, reason));
         }
         Some(mut state) => {
-            if state.saved.prepare.image != wanted.image && !state.role().is_empty() {
-                let reason = "this node runs another image of this cluster; there is no upgrade yet";
+            let before = &state.saved.prepare;
+            let runs = !state.role().is_empty();
+            let other = match () {
+                () if before.image != wanted.image && runs => Some("runs another image of this cluster"),
+                // What was pulled lazily has no layers, by which others could go on.
+                () if before.images != wanted.images && (runs || before.images.is_some()) => {
+                    Some("reads other container images of this cluster, or reads them otherwise")
+                }
+                () => None,
+            };
+            if let Some(other) = other {
+                let reason =
+                    format!("this node {other}; there is no upgrade yet: take the cluster away first");
                 return Err(LaunchError::wrong(&wanted.cluster, reason));
             }
             state.saved.prepare = wanted.clone();
@@ -115,17 +129,35 @@ fn prepare(dir: &Path, wanted: &Prepare) -> Result<Value, LaunchError> {
         }
         None => State::new(dir, wanted),
     };
-    state.save()?;
     let mut ledger = Ledger::open(dir)?;
-    mirrors::put(&mut ledger, &wanted.mirrors)?;
+    let own_containerd = install::has_no_containerd(&ledger);
+    // A containerd that the node has from elsewhere stays as it is.
+    let images = wanted.images.as_ref().filter(|_| own_containerd);
+    if images.is_some() && state.saved.port.is_none() {
+        state.saved.port = Some(lazy::free_port()?);
+    }
+    let images = images.zip(state.saved.port);
+    state.saved.own_containerd = own_containerd;
+    state.save()?;
+    let answered = images.into_iter().flat_map(|(images, port)| lazy::mirrors(images, port));
+    let mirrors: Vec<_> = answered.chain(wanted.mirrors.iter().cloned()).collect();
+    mirrors::put(&mut ledger, &mirrors)?;
     let program = std::env::current_exe().map_err(LaunchError::io("this program"))?;
     eprintln!("bringing the image");
     image::bring(&mut ledger, dir, &program, &wanted.image)?;
     state.hook("check")?;
+    if let Some((images, port)) = images {
+        lazy::bring(&mut ledger, dir, &program, images, port, registry)?;
+    } else if wanted.images.is_some() {
+        eprintln!("the node has a containerd of its own, which pulls container images whole");
+    }
     eprintln!("installing what is missing");
-    let mounted = matches!(wanted.image, Image::Mounted(_));
-    state.saved.own_containerd = install::install(&mut ledger, &state.tree(), mounted)?;
-    state.save()?;
+    let what = install::What {
+        containerd: own_containerd,
+        mounted: matches!(wanted.image, Image::Mounted(_)),
+        lazy: images.is_some(),
+    };
+    install::install(&mut ledger, &state.tree(), what)?;
     systemctl(&["enable", "--now", "containerd.service"])?;
     for hook in ["init-cri", "init"] {
         if !state.saved.hooks_done.iter().any(|done| done == hook) {
@@ -151,16 +183,25 @@ fn remove(dir: &Path, keep: bool) -> Result<(), LaunchError> {
     if state.saved.own_containerd {
         services.push("containerd.service");
     }
+    if state.saved.port.is_some() {
+        // What is asked ends before whom it asks.
+        services.extend(lazy::SERVICES.iter().rev());
+    }
     services.push(image::UNIT);
-    for service in services {
+    for service in &services {
         // One that is not there, since it never came that far, cannot be disabled.
         if let Err(error) = systemctl(&["disable", "--now", service]) {
             eprintln!("{error}");
         }
     }
+    // One that had to be killed would be shown as failed for as long as the node is up.
+    if let Err(error) = systemctl(&[&["reset-failed"], services.as_slice()].concat()) {
+        eprintln!("{error}");
+    }
     if state.saved.own_containerd {
         clear::containerd()?;
     }
+    clear::remove(&[lazy::snapshotter_root(dir)])?;
     Ledger::open(dir)?.undo()?;
     systemctl(&["daemon-reload"])?;
     fs::remove_dir_all(dir).map_err(LaunchError::io(dir))
@@ -168,7 +209,8 @@ fn remove(dir: &Path, keep: bool) -> Result<(), LaunchError> {
 
 fn status(dir: &Path) -> Status {
     let Ok(Some(state)) = State::read(dir) else { return Status::default() };
-    let services = [image::UNIT, "containerd.service", "kubelet.service"];
+    let lazy = lazy::SERVICES.into_iter().filter(|_| state.saved.port.is_some());
+    let services = [image::UNIT, "containerd.service", "kubelet.service"].into_iter().chain(lazy);
     let active = |service: &str| {
         let said = Command::new("systemctl").args(["is-active", service]).output();
         said.map_or_else(
@@ -176,9 +218,9 @@ fn status(dir: &Path) -> Status {
             |said| String::from_utf8_lossy(&said.stdout).trim().to_owned(),
         )
     };
-    let services = services.map(|service| (service.to_owned(), active(service)));
+    let services = services.map(|service| (service.to_owned(), active(service))).collect();
     let role = state.role().to_owned();
-    Status { cluster: state.saved.prepare.cluster, role, services: BTreeMap::from(services) }
+    Status { cluster: state.saved.prepare.cluster, role, services }
 }
 
 /// What this node has of a cluster, and how far it has come.
@@ -197,6 +239,9 @@ struct Saved {
     role: Option<String>,
     /// How many of the image's commands were run here.
     launched: usize,
+    /// The port on which the node answers for container images that it reads lazily; absent where it reads none.
+    #[serde(default)]
+    port: Option<u16>,
 }
 
 impl State {
@@ -207,6 +252,7 @@ impl State {
             hooks_done: Vec::new(),
             role: None,
             launched: 0,
+            port: None,
         };
         Self { dir: dir.to_owned(), saved }
     }

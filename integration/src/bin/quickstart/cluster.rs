@@ -1,4 +1,5 @@
-//! `--cluster`: three bare nodes on a link of 1 Gbit/s become a Kubernetes that serves, and once more with all images there.
+//! `--cluster`: three bare nodes on a link of 1 Gbit/s become a Kubernetes that serves: with images read lazily, with images pulled
+//! whole, and once more with all of them there.
 
 use std::fmt;
 use std::path::Path;
@@ -7,7 +8,7 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail};
 use integration::access_log::bytes_sent;
-use integration::cluster_image::{ClusterImage, Services};
+use integration::cluster_image::{ClusterImage, Pull, Services};
 use integration::cluster_lab::ClusterLab;
 use integration::peers::Peers;
 use integration::process::Server;
@@ -36,6 +37,8 @@ pub(crate) struct Figures {
 pub(crate) struct Report {
     nodes_ready: usize,
     pods_serving: usize,
+    /// Cluster image and container images read lazily.
+    lazy: Figures,
     /// The cluster image mounted lazily, container images pulled whole by containerd.
     plain: Figures,
     /// The same with all images on the nodes: what Kubernetes itself takes.
@@ -46,23 +49,26 @@ pub(crate) struct Report {
 pub(crate) fn run(peers: &Peers, dir: &Path, services: Services) -> Result<(Report, ClusterLab)> {
     eprintln!("building the cluster image, if it is not there");
     let image = ClusterImage::make(peers, services)?;
-    let stored_bytes = image.stored_bytes(services)?;
+    let stored = |pull| image.stored_bytes(services, pull);
     eprintln!("booting three bare nodes");
     let lab = ClusterLab::start(peers, &image, services, dir)?;
-    eprintln!("running the cluster, nothing on the nodes");
-    let plain = measure(&lab, dir, stored_bytes)?;
+    eprintln!("running the cluster with images pulled whole, nothing on the nodes");
+    let plain = measure(&lab, dir, Pull::Plain, stored(Pull::Plain)?)?;
     eprintln!("running it again, images on the nodes");
     lab.cluster(&["rm", "--keep-images"])?;
-    let warm = measure(&lab, dir, stored_bytes)?;
-    let report = Report { nodes_ready: lab.nodes_ready()?, pods_serving: lab.pods_ready()?, plain, warm };
-    Ok((report, lab))
+    let warm = measure(&lab, dir, Pull::Plain, stored(Pull::Plain)?)?;
+    eprintln!("running it with images read lazily, nothing on the nodes");
+    lab.cluster(&["rm"])?;
+    let lazy = measure(&lab, dir, Pull::Lazy, stored(Pull::Lazy)?)?;
+    let (nodes_ready, pods_serving) = (lab.nodes_ready()?, lab.pods_ready()?);
+    Ok((Report { nodes_ready, pods_serving, lazy, plain, warm }, lab))
 }
 
-fn measure(lab: &ClusterLab, dir: &Path, stored_bytes: u64) -> Result<Figures> {
+fn measure(lab: &ClusterLab, dir: &Path, pull: Pull, stored_bytes: u64) -> Result<Figures> {
     let log = lab.registry().access_log();
     let mark = log.mark()?;
     let start = Instant::now();
-    let mut run = Server::spawn("cluster run", lab.run_command()?, dir.join("cluster-run.log"))?;
+    let mut run = Server::spawn("cluster run", lab.run_command(pull)?, dir.join("cluster-run.log"))?;
     let said = |run: &Server| format!("cluster run said:\n{}", run.log_text());
     // Before there is a cluster, nobody answers.
     ask("all nodes are ready", &mut run, || Ok(lab.nodes_ready().unwrap_or(0) == lab.machines().all().len()))
@@ -99,17 +105,17 @@ impl fmt::Display for Report {
     fn fmt(&self, out: &mut fmt::Formatter<'_>) -> fmt::Result {
         let megabytes = |bytes: u64| format!("{:.1} MB", bytes as f64 / 1e6);
         let seconds = |seconds: f64| format!("{seconds:.1} s");
-        let (plain, warm) = (&self.plain, &self.warm);
+        let columns = [&self.lazy, &self.plain, &self.warm];
         let rows = [
-            ("stored in the registry", megabytes(plain.stored_bytes), megabytes(warm.stored_bytes)),
-            ("left the registry", megabytes(plain.registry_bytes), megabytes(warm.registry_bytes)),
-            ("all nodes ready", seconds(plain.ready_s), seconds(warm.ready_s)),
-            ("all pods serve", seconds(plain.serving_s), seconds(warm.serving_s)),
+            ("stored in the registry", columns.map(|figures| megabytes(figures.stored_bytes))),
+            ("left the registry", columns.map(|figures| megabytes(figures.registry_bytes))),
+            ("all nodes ready", columns.map(|figures| seconds(figures.ready_s))),
+            ("all pods serve", columns.map(|figures| seconds(figures.serving_s))),
         ];
         writeln!(out, "{} nodes ready, {} pods serve\n", self.nodes_ready, self.pods_serving)?;
-        writeln!(out, "{:<28}{:>16}{:>20}", "", "plain images", "warm (images there)")?;
-        for (name, plain, warm) in rows {
-            writeln!(out, "{name:<28}{plain:>16}{warm:>20}")?;
+        writeln!(out, "{:<24}{:>16}{:>16}{:>20}", "", "lazy", "plain images", "warm (images there)")?;
+        for (name, [lazy, plain, warm]) in rows {
+            writeln!(out, "{name:<24}{lazy:>16}{plain:>16}{warm:>20}")?;
         }
         Ok(())
     }
