@@ -23,6 +23,7 @@ mod image_diff;
 mod image_formats;
 mod image_interrupted;
 mod image_merge;
+mod image_sets;
 mod image_source;
 mod keys;
 mod layer_cache;
@@ -84,6 +85,9 @@ const TESTS: &[(&str, Test)] = &[
     ("convert::an_interrupted_conversion_leaves_nothing", convert::interrupted),
     ("convert::what_cannot_be_converted_is_named_and_leaves_nothing", convert::refused),
     ("cluster_save::images_as_rafs_are_what_they_were", cluster_save::as_rafs),
+    ("image_sets::run_as_rafs_under_their_own_names", image_sets::run_lazily),
+    ("image_sets::are_outlived_by_what_was_pulled", image_sets::outlive),
+    ("image_sets::may_be_several_on_one_base", image_sets::two_of_them),
     ("beside_plain::a_plain_client_runs_the_plain_image", beside_plain::plain_client),
     ("beside_plain::our_snapshotter_runs_the_nydus_image_if_told_to", beside_plain::lazily),
     ("lazy_run::a_pull_reads_no_byte_of_a_blob_and_a_start_reads_little", lazy_run::byte_counts),
@@ -137,12 +141,16 @@ const TESTS_ON_2_4: &[(&str, Test)] = &[
     ("ctr::runs_an_image_that_containerd_is_asked_about", ctr::without_annotations),
     ("ctr::runs_an_image_that_containerd_tells_about", ctr::with_annotations),
     ("id_mapped::a_container_sees_its_own_ids", id_mapped::sees_its_own_ids),
+    ("image_sets::run_as_rafs_pulled_by_ctr", image_sets::by_ctr),
+    ("image_sets::run_as_rafs_unpacked_at_the_same_time", image_sets::run_lazily_unpacked_apart),
     ("parallel_unpack::layers_keep_their_parents", parallel_unpack::layers_keep_their_parents),
 ];
 
 /// Those that are run with containerd 2.4 as well: what goes through its pull and its snapshots.
 const ALSO_ON_2_4: &[&str] = &[
     "same_tree::a_container_sees_the_tree_that_buildkit_exports",
+    "image_sets::run_as_rafs_under_their_own_names",
+    "image_sets::are_outlived_by_what_was_pulled",
     "beside_plain::our_snapshotter_runs_the_nydus_image_if_told_to",
     "lazy_run::a_pull_reads_no_byte_of_a_blob_and_a_start_reads_little",
     "plain_images::a_plain_image_runs_with_our_snapshotter",

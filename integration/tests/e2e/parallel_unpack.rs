@@ -49,7 +49,7 @@ pub(crate) fn layers_keep_their_parents(fixture: &Fixture) -> Result<()> {
 }
 
 /// Writes a layer of directories and files with content.
-fn layer(path: &Path, files: &[(&str, &str)]) -> Result<()> {
+pub(crate) fn layer(path: &Path, files: &[(&str, &str)]) -> Result<()> {
     let mut archive = tar::Builder::new(File::create(path)?);
     let mut directory = tar::Header::new_gnu();
     directory.set_entry_type(tar::EntryType::Directory);
