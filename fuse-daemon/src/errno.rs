@@ -12,6 +12,8 @@ pub fn of(error: &FsError) -> Errno {
         FsError::Bootstrap(BootstrapError::NotADirectory(_)) => Errno::ENOTDIR,
         FsError::Bootstrap(BootstrapError::NotAFile(_) | BootstrapError::NotASymlink(_)) => Errno::EINVAL,
         // Broken metadata and content that is not to be had alike: the program can do nothing about either.
-        FsError::Bootstrap(_) | FsError::OutsideChunk { .. } | FsError::Read(_) => Errno::EIO,
+        FsError::Bootstrap(_) | FsError::OutsideChunk { .. } | FsError::Unanswered(_) | FsError::Read(_) => {
+            Errno::EIO
+        }
     }
 }

@@ -15,7 +15,7 @@ use rafs::blob::{Blob, Chunk, ChunkIndex};
 
 use super::description::{Admission, Described, Descriptions, Said, same_bytes};
 use super::quota::Quota;
-use super::{CacheError, ChunkMap, ChunkState, Inner, is_full, places};
+use super::{CacheError, ChunkMap, ChunkState, Inner, answers, is_full, places};
 use crate::control::BlobId;
 
 /// Unit of `st_blocks`, whatever the file system's own block size.
@@ -414,6 +414,9 @@ pub(super) fn delete(dir: &Path, id: BlobId, variant: Variant) -> Result<bool, C
     let had_map = remove_if_there(&map)?;
     let had_places = places.exists();
     places::remove(&places).map_err(CacheError::io("delete", &places))?;
+    if variant == Variant(0) {
+        answers::delete(dir, id)?;
+    }
     let had_data = remove_if_there(&data)?;
     Ok(had_map || had_places || had_data)
 }
@@ -432,7 +435,7 @@ fn open_or_create(path: &Path) -> Result<File, CacheError> {
     options.open(path).map_err(CacheError::io("open", path))
 }
 
-fn remove_if_there(path: &Path) -> Result<bool, CacheError> {
+pub(super) fn remove_if_there(path: &Path) -> Result<bool, CacheError> {
     match std::fs::remove_file(path) {
         Ok(()) => Ok(true),
         Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(false),

@@ -5,6 +5,7 @@
 //! Images that are mounted at once and contradict each other get caches of their own. A directory has one owner at a time,
 //! by a lock file.
 
+mod answers;
 mod blob;
 mod boot;
 mod chunk_map;
@@ -25,6 +26,7 @@ use std::time::SystemTime;
 use nix::fcntl::{Flock, FlockArg};
 use rafs::blob::{Blob, ChunkIndex};
 
+pub use answers::Remembered;
 use blob::Variant;
 pub use blob::{CachedBlob, Generation, StoreError};
 pub use boot::BootId;
@@ -76,7 +78,7 @@ pub(crate) fn is_full(error: &io::Error) -> bool {
 }
 
 /// A directory of cached blobs.
-#[derive(Debug)]
+#[derive(Clone, Debug)]
 pub struct Cache {
     inner: Arc<Inner>,
 }

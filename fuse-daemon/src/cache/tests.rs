@@ -7,15 +7,15 @@ use rafs::digest::{Digest, DigestAlgorithm};
 
 use super::*;
 
-const FIRST_BOOT: BootId = BootId([1; 16]);
+pub(super) const FIRST_BOOT: BootId = BootId([1; 16]);
 const SECOND_BOOT: BootId = BootId([2; 16]);
 const CHUNK: u64 = 4096;
 
-fn blob_id(name: &str) -> BlobId {
+pub(super) fn blob_id(name: &str) -> BlobId {
     BlobId(DigestAlgorithm::Sha256.digest(name.as_bytes()))
 }
 
-fn coding() -> Arc<Blob> {
+pub(super) fn coding() -> Arc<Blob> {
     Arc::new(Blob {
         id: None,
         stored_size: 0,

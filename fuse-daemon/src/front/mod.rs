@@ -110,7 +110,22 @@ impl Front {
     /// Answers `answer` with the bytes of `pieces`, one after the other: before returning if all are in the cache, else
     /// from another thread.
     pub fn read(&self, pieces: Vec<Piece>, answer: impl FnOnce(Result<&[u8], ReadError>) + Send + 'static) {
-        self.read_until(pieces, Instant::now() + self.config.deadline, Vec::new(), Box::new(answer));
+        self.read_by(pieces, self.deadline(), answer);
+    }
+
+    /// The same, by `until`: what waited for something else before has as much less time.
+    pub fn read_by(
+        &self,
+        pieces: Vec<Piece>,
+        until: Instant,
+        answer: impl FnOnce(Result<&[u8], ReadError>) + Send + 'static,
+    ) {
+        self.read_until(pieces, until, Vec::new(), Box::new(answer));
+    }
+
+    /// When what begins now is to be answered.
+    pub fn deadline(&self) -> Instant {
+        Instant::now() + self.config.deadline
     }
 
     fn read_until(&self, pieces: Vec<Piece>, until: Instant, mut loose: Vec<Loose>, answer: Answer) {
@@ -152,7 +167,7 @@ impl Front {
             };
             done(result.and_then(|loose| loose.first().map_or(Ok(()), |first| Err(no_room(first)))));
         };
-        self.ensure_until(wanted, Instant::now() + self.config.deadline, urgency, Box::new(done));
+        self.ensure_until(wanted, self.deadline(), urgency, Box::new(done));
     }
 
     fn ensure_until(&self, mut wanted: Vec<Want>, until: Instant, urgency: Urgency, done: Done) {

@@ -2,6 +2,7 @@
 
 mod attributes;
 mod first_reads;
+mod gate;
 mod names;
 mod program;
 
@@ -16,6 +17,7 @@ use serde::{Deserialize, Serialize};
 use tokio::sync::mpsc;
 
 pub use attributes::{Attributes, Ino};
+pub use gate::{Answer, Asker, Gates, Told};
 
 use crate::cache::{CachedBlob, Lease};
 use crate::front::{Front, Piece, ReadError, Want};
@@ -38,6 +40,9 @@ pub enum FsError {
         /// The chunk's size in bytes.
         size: u32,
     },
+    /// A blob is not the image's to read, as far as its own sources say.
+    #[error("none of the image's own sources says that it has the blob: {0}")]
+    Unanswered(Arc<str>),
     /// The content is not to be had.
     #[error(transparent)]
     Read(#[from] ReadError),
@@ -69,6 +74,7 @@ pub struct FileSystem {
     bootstrap: Arc<Bootstrap>,
     /// In order of the image's blob indexes.
     blobs: Vec<Lease>,
+    gates: Arc<Gates>,
     front: Arc<Front>,
     first_reads: FirstReads,
     /// Who is told of programs that are read nearly whole, when they start.
@@ -93,16 +99,17 @@ const PROGRAM_BYTES_MIN: u64 = 2 << 20;
 const DOTS: u64 = 2;
 
 impl FileSystem {
-    /// The file system of `bootstrap`, whose blobs are cached in `blobs`, in the same order. `programs` is told of files that
-    /// had better be fetched whole.
+    /// The file system of `bootstrap`, whose blobs are cached in `blobs` and read through `gates`, in the same order. `programs`
+    /// is told of files that had better be fetched whole.
     pub fn new(
         bootstrap: Arc<Bootstrap>,
         blobs: Vec<Lease>,
+        gates: Arc<Gates>,
         front: Arc<Front>,
         programs: mpsc::Sender<Nid>,
     ) -> Self {
         let first_reads = FirstReads::default();
-        Self { bootstrap, blobs, front, first_reads, programs, damage_is_known: AtomicBool::new(false) }
+        Self { bootstrap, blobs, gates, front, first_reads, programs, damage_is_known: AtomicBool::new(false) }
     }
 
     fn nid(&self, ino: Ino) -> Nid {
@@ -225,25 +232,40 @@ impl FileSystem {
             let may_be_program = starts && is_large_program(&bootstrap.inode(nid)?);
             Ok((self.pieces(bootstrap, nid, range)?, may_be_program))
         });
-        let (pieces, may_be_program) = match read {
+        let ((pieces, closed), may_be_program) = match read {
             Ok(read) => read,
             Err(error) => return done(Err(error)),
         };
         self.first_reads.note(nid);
         let programs = may_be_program.then(|| self.programs.clone());
-        self.front.read(pieces, move |result| {
+        let answer = move |result: Result<&[u8], FsError>| {
             if let (Some(programs), Ok(bytes)) = (programs, &result)
                 && program::is_read_whole(bytes)
             {
                 // If so many start at once that they wait in line, this one is read as it goes.
                 let _ = programs.try_send(nid);
             }
-            done(result.map_err(FsError::from));
+            done(result);
+        };
+        if closed.is_empty() {
+            return self.front.read(pieces, move |result| answer(result.map_err(FsError::from)));
+        }
+        // One deadline for both: that the blobs may be read, and that they are.
+        let (until, front) = (self.front.deadline(), Arc::clone(&self.front));
+        self.gates.wait_for(closed, move |allowed| match allowed {
+            Ok(()) => front.read_by(pieces, until, move |result| answer(result.map_err(FsError::from))),
+            Err(reason) => answer(Err(FsError::Unanswered(reason))),
         });
     }
 
-    fn pieces(&self, bootstrap: &Bootstrap, nid: Nid, range: Range<u64>) -> Result<Vec<Piece>, FsError> {
-        let mut pieces = Vec::new();
+    /// The pieces of a read, and the blobs among them that have not been answered for.
+    fn pieces(
+        &self,
+        bootstrap: &Bootstrap,
+        nid: Nid,
+        range: Range<u64>,
+    ) -> Result<(Vec<Piece>, Vec<usize>), FsError> {
+        let (mut pieces, mut closed) = (Vec::new(), Vec::new());
         for piece in bootstrap.chunks(nid, range)? {
             let piece = piece?;
             // Where the chunk is said to be, rather than the file's own address of it: the worker puts it there.
@@ -252,6 +274,10 @@ impl FileSystem {
             if end > u64::from(chunk.uncompressed_size) {
                 return Err(FsError::OutsideChunk { end, size: chunk.uncompressed_size });
             }
+            let index = usize::from(piece.blob.0);
+            if !self.gates.is_open(index) && !closed.contains(&index) {
+                closed.push(index);
+            }
             pieces.push(Piece::Chunk {
                 blob: Arc::clone(self.blob(piece.blob)?),
                 chunk: piece.chunk,
@@ -259,7 +285,7 @@ impl FileSystem {
                 len: piece.len as usize,
             });
         }
-        Ok(pieces)
+        Ok((pieces, closed))
     }
 
     fn blob(&self, index: BlobIndex) -> Result<&Arc<CachedBlob>, FsError> {
@@ -327,9 +353,18 @@ impl FileSystem {
         u8::try_from(blob).map_or(0, |index| self.bootstrap.chunk_count(BlobIndex(index)))
     }
 
-    /// Brings chunks into the cache that nobody waits for: see [`Front::ensure_idle`].
-    pub fn ensure_idle(&self, wanted: Vec<Want>, done: impl FnOnce(Result<(), ReadError>) + Send + 'static) {
-        self.front.ensure_idle(wanted, done);
+    /// Brings chunks into the cache that nobody waits for, see [`Front::ensure_idle`], if they are the mount's to read.
+    pub fn ensure_idle(&self, wanted: Vec<Want>, done: impl FnOnce(Result<(), FsError>) + Send + 'static) {
+        let is_closed = |(index, lease): (usize, &Lease)| {
+            let is_wanted = || wanted.iter().any(|want| Arc::ptr_eq(&want.blob, lease.blob()));
+            (!self.gates.is_open(index) && is_wanted()).then_some(index)
+        };
+        let closed: Vec<usize> = self.blobs.iter().enumerate().filter_map(is_closed).collect();
+        let front = Arc::clone(&self.front);
+        self.gates.wait_for(closed, move |allowed| match allowed {
+            Ok(()) => front.ensure_idle(wanted, move |result| done(result.map_err(FsError::from))),
+            Err(reason) => done(Err(FsError::Unanswered(reason))),
+        });
     }
 
     /// The regular files that the image's prefetch table names, and those in directories that it names, in order.

@@ -13,10 +13,12 @@ use tokio::runtime::Handle;
 use crate::cache::{CHUNK_BYTES_LIMIT, Cache, CacheError, Lease};
 use crate::control::BlobId;
 use crate::front::{Front, FrontConfig, Orders};
-use crate::fs::{Completeness, FileSystem, FsError};
+use crate::fs::{Completeness, FileSystem, FsError, Gates};
 use crate::fuse::{HandedOver, Options, Rights, Session, SessionError};
 use crate::prefetch::{self, PrefetchConfig};
 use crate::worker::{Fetcher, Place};
+
+use super::own::{OwnSources, Sources};
 
 /// How often a mount lets go of what it looked at. What is looked at all the time comes back for some microseconds a page.
 const LET_GO_PAUSE: Duration = Duration::from_secs(10);
@@ -109,16 +111,13 @@ pub struct Mounted<W: Fetcher> {
     front: Arc<Front>,
 }
 
-/// The backends of an image, for as long as it needs them.
-type Sources<W> = Mutex<Vec<<W as Fetcher>::Registration>>;
-
 /// What the file system needs for as long as the kernel may read from it.
 type Held<W> = (Arc<Sources<W>>, Arc<W>);
 
 /// An image with all that it needs to be mounted.
 pub struct Prepared<W: Fetcher> {
     bootstrap: Bootstrap,
-    sources: Vec<W::Registration>,
+    sources: Vec<(String, Arc<W::Registration>)>,
 }
 
 impl<W: Fetcher> Engine<W> {
@@ -170,7 +169,9 @@ impl<W: Fetcher> Engine<W> {
         let blobs = blob_ids(path, &bootstrap)?;
         // Each is asked before those that were there, so the last of them is registered first.
         let backends = image.backends.iter().rev();
-        let sources = backends.map(|backend| self.worker.register(&blobs, backend, Place::First)).collect();
+        let register =
+            |backend| (W::name_of(backend), Arc::new(self.worker.register(&blobs, backend, Place::First)));
+        let sources = backends.map(register).collect();
         self.front.forget_failures(&blobs);
         // What is beside the bootstrap was verified with it, whose layer it is part of.
         load_chunk_info_files(&mut bootstrap, path.parent().unwrap_or(Path::new(".")))
@@ -226,11 +227,13 @@ impl<W: Fetcher> Engine<W> {
     ) -> Result<Mounted<W>, MountError> {
         let bootstrap = Arc::new(prepared.bootstrap);
         let cached = self.cached_blobs(image.bootstrap, &bootstrap)?;
-        let blobs = cached.iter().map(|lease| lease.blob().id()).collect();
+        let blobs: Vec<BlobId> = cached.iter().map(|lease| lease.blob().id()).collect();
         let sources = Arc::new(Mutex::new(prepared.sources));
+        let gates = self.gates(image.id, &blobs, &sources);
         let held: Held<W> = (Arc::clone(&sources), self.worker.clone());
         let (program_starts, programs) = prefetch::programs();
-        let fs = Arc::new(FileSystem::new(bootstrap, cached, self.front.clone(), program_starts));
+        let fs =
+            Arc::new(FileSystem::new(bootstrap, cached, gates, self.front.clone(), program_starts));
         let options = Options {
             source: &format!("nydus-cluster:{}", image.id),
             mountpoint: image.mountpoint,
@@ -249,6 +252,24 @@ impl<W: Fetcher> Engine<W> {
             worker: Arc::clone(&self.worker),
             front: Arc::clone(&self.front),
         })
+    }
+
+    /// Lets a mount's reads through to the blobs that one of its own sources has answered for.
+    fn gates(&self, image: &str, blobs: &[BlobId], sources: &Arc<Sources<W>>) -> Arc<Gates> {
+        let own = Arc::new(OwnSources {
+            image: image.to_owned(),
+            worker: Arc::clone(&self.worker),
+            cache: self.cache.clone(),
+            runtime: self.runtime.clone(),
+            deadline: self.config.front.deadline,
+            failure_memory: self.config.front.failure_memory,
+            sources: Arc::downgrade(sources),
+            refused: Arc::default(),
+        });
+        let answered: Vec<_> = blobs.iter().map(|blob| (*blob, own.have_answered(*blob))).collect();
+        let gates = Gates::new(Arc::new(own), answered);
+        gates.ask_ahead();
+        gates
     }
 
     fn cached_blobs(&self, path: &Path, bootstrap: &Bootstrap) -> Result<Vec<Lease>, MountError> {
@@ -314,8 +335,9 @@ impl<W: Fetcher> Mounted<W> {
     /// Has its blobs read from `backend` as well, if the others do not have them.
     pub fn add_backend(&self, backend: &W::Backend) {
         let Some(sources) = self.sources.upgrade() else { return };
-        let registration = self.worker.register(&self.blobs, backend, Place::Last);
-        sources.lock().unwrap_or_else(PoisonError::into_inner).push(registration);
+        let registration = Arc::new(self.worker.register(&self.blobs, backend, Place::Last));
+        let source = (W::name_of(backend), registration);
+        sources.lock().unwrap_or_else(PoisonError::into_inner).push(source);
         self.front.forget_failures(&self.blobs);
     }
 

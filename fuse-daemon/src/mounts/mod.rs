@@ -2,6 +2,7 @@
 
 mod engine;
 mod make;
+mod own;
 mod table;
 
 pub use engine::{Engine, EngineConfig, Image, MountError, Mounted, Prepared};

@@ -33,7 +33,7 @@ thread_local! {
 
 /// Whom a worker's words concern, beside those who wait for chunks.
 pub(super) trait Listener: Send + Sync {
-    /// Something is in its file, or will not come.
+    /// Something was answered, is in its file, or will not come.
     fn brought(&self, number: u64, outcome: Result<Brought, String>);
 
     /// The worker asks for something.
@@ -136,6 +136,7 @@ impl Connection {
                 listener.brought(number, outcome.map(Brought::Info));
             }
             FromWorker::Part { number, outcome } => listener.brought(number, outcome.map(Brought::Part)),
+            FromWorker::Has { number, outcome } => listener.brought(number, outcome.map(|()| Brought::Has)),
             FromWorker::Ask { number, question } => listener.asked(self, number, question),
             FromWorker::Pong { number } => {
                 let mut health = self.health();
@@ -187,9 +188,9 @@ impl Connection {
         self.health().guards
     }
 
-    /// Why it is over, if it is. Asks the worker for a sign of life where it owes something; one that gives none for `patience`
+    /// Why it is over, if it is. Asks the worker for a sign of life where it owes chunks, or `is_asked` something; one that gives none for `patience`
     /// although it is listened to, or still owes something so long after its time, is over.
-    pub(super) fn check(&self, patience: Duration) -> Option<String> {
+    pub(super) fn check(&self, patience: Duration, is_asked: bool) -> Option<String> {
         let mut health = self.health();
         if health.ended.is_some() {
             return health.ended.clone();
@@ -202,7 +203,7 @@ impl Connection {
         let (owes, late) = {
             let due = self.due();
             let late = |until: &Instant| health.heard.is_some_and(|heard| heard > *until + patience);
-            (!due.is_empty(), due.values().any(late))
+            (is_asked || !due.is_empty(), due.values().any(late))
         };
         if late {
             return Some(format!("it did not answer an order for {patience:?} after its time"));

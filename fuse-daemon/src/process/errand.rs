@@ -1,4 +1,5 @@
-//! What the worker brings in a file that the front made: chunk information, and parts of blobs. Nothing of it is believed.
+//! What the worker is asked once: whether backends have blobs, and what it brings in a file that the front made: chunk
+//! information, and parts of blobs. Nothing in such a file is believed.
 
 use std::fs::File;
 use std::io;
@@ -18,23 +19,25 @@ use crate::sys::memory;
 /// Header and table of contents of chunk information, in bytes at most.
 const INFO_EXTRA_BYTES: u64 = 2 * 4096;
 
-/// What is in the file.
+/// What came of it.
 #[derive(Clone, Copy, Debug)]
 pub(super) enum Brought {
-    /// Chunk information: where its parts are.
+    /// Chunk information is in the file: where its parts are.
     Info(InfoLengths),
-    /// A part of a blob: how many bytes it has.
+    /// A part of a blob is in the file: how many bytes it has.
     Part(u64),
+    /// A backend has a blob.
+    Has,
 }
 
-/// An errand that is under way: its file, and who waits.
+/// An errand that is under way: the file for what it brings, and who waits.
 pub(super) struct Errand {
-    file: OwnedFd,
+    file: Option<OwnedFd>,
     told: oneshot::Sender<Told>,
 }
 
 /// What came of it. `None`: the worker ended.
-type Told = Option<(Result<Brought, String>, OwnedFd)>;
+type Told = Option<(Result<Brought, String>, Option<OwnedFd>)>;
 
 impl Errand {
     /// Whether nobody waits any longer.
@@ -63,26 +66,40 @@ impl Shared {
         until: Instant,
         order: impl Fn(u64, u64) -> ToWorker,
     ) -> io::Result<(Brought, File)> {
+        let file = || memory(&format!("nydus-cluster {what}"), bytes).map(Some);
+        let (brought, file) = self.ask(&format!("its {what}"), until, file, order).await?;
+        let file = file.ok_or_else(|| io::Error::other("it has no file"))?;
+        Ok((brought, file.into()))
+    }
+
+    /// Asks the worker that runs, and after that the next ones, until one answers, or `until` is over. `file` makes the file for
+    /// what it brings, `order` the message as above.
+    pub(super) async fn ask(
+        &self,
+        what: &str,
+        until: Instant,
+        file: impl Fn() -> io::Result<Option<OwnedFd>>,
+        order: impl Fn(u64, u64) -> ToWorker,
+    ) -> io::Result<(Brought, Option<OwnedFd>)> {
         let asked = async {
             loop {
                 // Whoever ends over it is asked no more often than one starts.
-                if let Some(told) = self.send_out(what, bytes, until, &order).await? {
+                if let Some(told) = self.send_out(until, &file, &order).await? {
                     return Ok(told);
                 }
             }
         };
-        let late = || io::Error::new(io::ErrorKind::TimedOut, format!("its {what} did not arrive in time"));
+        let late = || io::Error::new(io::ErrorKind::TimedOut, format!("{what} did not come in time"));
         match timeout_at(until, asked).await.unwrap_or_else(|_| Err(late()))? {
-            (Ok(brought), file) => Ok((brought, file.into())),
+            (Ok(brought), file) => Ok((brought, file)),
             (Err(reason), _) => Err(io::Error::other(clip(&reason))),
         }
     }
 
     async fn send_out(
         &self,
-        what: &str,
-        bytes: u64,
         until: Instant,
+        file: impl Fn() -> io::Result<Option<OwnedFd>>,
         order: impl Fn(u64, u64) -> ToWorker,
     ) -> io::Result<Told> {
         let mut current = self.current.subscribe();
@@ -91,13 +108,13 @@ impl Shared {
             Err(closed) => return Err(io::Error::other(closed)),
         };
         let Some(connection) = connection else { return Ok(None) };
-        let file = memory(&format!("nydus-cluster {what}"), bytes)?;
+        let file = file()?;
         let (told, outcome) = oneshot::channel();
-        let copy = file.try_clone()?;
+        let copy = file.as_ref().map(OwnedFd::try_clone).transpose()?;
         let number = self.enter(Errand { file, told });
         let left = until.saturating_duration_since(Instant::now());
         let message = order(number, left.as_millis().try_into().unwrap_or(u64::MAX));
-        connection.sender.send(&message, Some(copy));
+        connection.sender.send(&message, copy);
         // One that ended before it was entered here will not be told of.
         if !current.borrow().as_ref().is_some_and(|now| Arc::ptr_eq(now, &connection)) {
             return Ok(None);

@@ -61,6 +61,14 @@ pub(crate) enum ToWorker {
         /// How long it may take.
         milliseconds: u64,
     },
+    /// Ask a backend, by the number that it was registered with, whether it has a blob.
+    Has {
+        number: u64,
+        registration: u64,
+        blob: BlobId,
+        /// How long it may take.
+        milliseconds: u64,
+    },
     /// Bring a part of a blob; with the file to write it to.
     Part {
         number: u64,
@@ -112,6 +120,8 @@ pub(crate) enum FromWorker {
     Failed { chunk: ChunkName, failure: Failure },
     /// Chunk information is in the file that came with the order.
     ChunkInfo { number: u64, outcome: Result<InfoLengths, String> },
+    /// Whether a backend has a blob, or why not.
+    Has { number: u64, outcome: Result<(), String> },
     /// A part of a blob is in the file that came with the order, and has so many bytes.
     Part { number: u64, outcome: Result<u64, String> },
     /// It needs something that only the front can have.

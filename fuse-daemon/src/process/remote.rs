@@ -231,6 +231,20 @@ impl Fetcher for RemoteWorker {
         RemoteRegistration { shared: Arc::downgrade(&self.shared), number }
     }
 
+    fn name_of(backend: &BackendSpec) -> String {
+        canonical(backend).to_string()
+    }
+
+    async fn has(&self, blob: BlobId, of: &RemoteRegistration, until: Instant) -> Result<(), String> {
+        let registration = of.number;
+        let order = |number, milliseconds| ToWorker::Has { number, registration, blob, milliseconds };
+        match self.shared.ask("its answer", until, || Ok(None), order).await {
+            Ok((Brought::Has, _)) => Ok(()),
+            Ok(_) => Err("something else was answered".to_owned()),
+            Err(error) => Err(error.to_string()),
+        }
+    }
+
     async fn chunk_info(&self, blob: &Blob, until: Instant) -> Result<BlobMeta, Arc<BlobError>> {
         let failed = |source| {
             let blob = blob.id.map_or_else(|| "of unknown id".to_owned(), |id| id.to_string());
@@ -253,6 +267,20 @@ impl Fetcher for RemoteWorker {
         };
         let read = tokio::task::spawn_blocking(read).await;
         read.unwrap_or_else(|panic| Err(io::Error::other(panic))).map_err(failed)?
+    }
+}
+
+/// A specification in the form that its backend names itself by.
+fn canonical(spec: &BackendSpec) -> BackendSpec {
+    match spec {
+        BackendSpec::Registry { repository } => match registry::Repository::parse(repository) {
+            Ok(repository) => BackendSpec::Registry { repository: repository.to_string() },
+            Err(_) => spec.clone(),
+        },
+        BackendSpec::Directory { .. } => spec.clone(),
+        BackendSpec::HttpDirectory { url } => {
+            BackendSpec::HttpDirectory { url: format!("{}/", url.trim_end_matches('/')) }
+        }
     }
 }
 
@@ -351,6 +379,13 @@ impl Shared {
         state.condition.restarts += 1;
         // Who waits asks the next.
         state.errands.drain().for_each(|(_, errand)| errand.abandon());
+    }
+
+    /// Whether somebody waits for an answer.
+    pub(super) fn is_asked(&self) -> bool {
+        let mut state = self.lock();
+        state.errands.retain(|_, errand| !errand.is_given_up());
+        !state.errands.is_empty()
     }
 
     /// Enters an errand: its number.

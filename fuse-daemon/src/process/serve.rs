@@ -22,7 +22,7 @@ use super::report::Report;
 use super::shape::{BlobShape, after};
 use super::supplied::Supplied;
 use super::wire::{Receiver, Sender};
-use crate::control::BackendSpec;
+use crate::control::{BackendSpec, BlobId};
 use crate::describe;
 use crate::front::{Responses, Worker};
 use crate::sys::{Arena, close_from, give_back_memory, keep_large_buffers_mapped};
@@ -165,6 +165,9 @@ impl Served {
                     let file = receiver.descriptor().ok_or(io::ErrorKind::InvalidData)?;
                     self.chunk_info(number, blob, milliseconds, file);
                 }
+                ToWorker::Has { number, registration, blob, milliseconds } => {
+                    self.has(number, registrations.get(&registration), blob, milliseconds);
+                }
                 ToWorker::Part { number, part, milliseconds } => {
                     let file = receiver.descriptor().ok_or(io::ErrorKind::InvalidData)?;
                     self.part(number, part, milliseconds, file);
@@ -207,6 +210,21 @@ impl Served {
                 Err(error) => Err(clip(&describe(&error))),
             };
             sender.send(&FromWorker::ChunkInfo { number, outcome }, None);
+        });
+    }
+
+    fn has(&self, number: u64, of: Option<&Registration>, blob: BlobId, milliseconds: u64) {
+        let asked = of.map(|registration| registration.has(blob));
+        let (sender, until) = (Arc::clone(&self.sender), after(milliseconds).into());
+        self.runtime.spawn(async move {
+            let outcome = match asked {
+                None => Err("it is not registered any longer".to_owned()),
+                Some(asked) => match tokio::time::timeout_at(until, asked).await {
+                    Ok(outcome) => outcome.map_err(|reason| clip(&reason)),
+                    Err(_) => Err("no answer in time".to_owned()),
+                },
+            };
+            sender.send(&FromWorker::Has { number, outcome }, None);
         });
     }
 

@@ -127,7 +127,7 @@ fn watch(
         if shared.stop.is_cancelled() {
             break "it is not needed any longer".to_owned();
         }
-        if let Some(why) = connection.check(patience) {
+        if let Some(why) = connection.check(patience, shared.is_asked()) {
             break why;
         }
         match connection.guards() {

@@ -70,6 +70,21 @@ pub trait Fetcher: Worker + 'static {
     /// Has blobs read from a backend as well. Backends of the same name are one.
     fn register(&self, blobs: &[BlobId], backend: &Self::Backend, place: Place) -> Self::Registration;
 
+    /// What a backend is called, in whatever form it was named: see [`Backend::name`].
+    fn name_of(backend: &Self::Backend) -> String;
+
+    /// Asks a backend whether it has a blob that it is registered for.
+    ///
+    /// # Errors
+    ///
+    /// Why it has not, or did not say it by then.
+    fn has(
+        &self,
+        blob: BlobId,
+        of: &Self::Registration,
+        until: Instant,
+    ) -> impl Future<Output = Result<(), String>> + Send;
+
     /// The chunk information of a blob, from whichever backend has it first, verified as far as the blob says what it is.
     ///
     /// # Errors
@@ -95,6 +110,17 @@ impl Fetcher for LocalWorker {
         let sources = &self.shared.sources;
         let of_blobs = blobs.iter().map(|blob| (*blob, sources.add(*blob, backend, place))).collect();
         Registration { shared: Arc::downgrade(&self.shared), of_blobs }
+    }
+
+    fn name_of(backend: &Arc<dyn Backend>) -> String {
+        backend.name()
+    }
+
+    async fn has(&self, blob: BlobId, of: &Registration, until: Instant) -> Result<(), String> {
+        match tokio::time::timeout_at(until, of.has(blob)).await {
+            Ok(answer) => answer,
+            Err(_) => Err("no answer in time".to_owned()),
+        }
     }
 
     async fn chunk_info(&self, blob: &Blob, until: Instant) -> Result<BlobMeta, Arc<BlobError>> {
@@ -123,6 +149,18 @@ struct Shared {
 pub struct Registration {
     shared: Weak<Shared>,
     of_blobs: Vec<(BlobId, Arc<Source>)>,
+}
+
+impl Registration {
+    /// Asks the backend whether it has a blob.
+    pub(crate) fn has(&self, blob: BlobId) -> impl Future<Output = Result<(), String>> + Send + 'static {
+        let source = self.of_blobs.iter().find(|(known, _)| *known == blob);
+        let source = source.map(|(_, source)| Arc::clone(source));
+        async move {
+            let source = source.ok_or("it is not registered for this blob")?;
+            source.backend.size(blob).await.map(drop).map_err(|error| crate::describe(&error))
+        }
+    }
 }
 
 impl Drop for Registration {

@@ -12,6 +12,7 @@ mod image;
 mod kernel;
 mod log;
 mod make;
+mod own_sources;
 mod prefetch;
 mod shared;
 mod tree;

@@ -30,6 +30,9 @@ pub(super) struct Availability<'a> {
     healed: [Option<Instant>; Lab::REGISTRIES],
     /// Chunks that somebody has read since the cache may last have lost them.
     cached: HashSet<ChunkKey>,
+    /// Places that have said that they have a blob, since the cache may last have forgotten it: who reads from there needs no
+    /// answer any more.
+    answered: HashSet<(Home, BlobId)>,
     /// Blobs that a hostile image was mounted of: who contradicts somebody has a cache apart, and who that is depends on
     /// who came first, and after a restart on who comes first then.
     apart: HashSet<BlobId>,
@@ -42,6 +45,7 @@ impl<'a> Availability<'a> {
             faults: [None; Lab::REGISTRIES],
             healed: [None; Lab::REGISTRIES],
             cached: HashSet::new(),
+            answered: HashSet::new(),
             apart: HashSet::new(),
         };
         this.heal();
@@ -114,21 +118,41 @@ impl<'a> Availability<'a> {
         self.apart.extend(blobs);
     }
 
-    pub(super) fn was_read(&mut self, chunks: impl IntoIterator<Item = ChunkKey>) {
-        self.cached.extend(chunks);
+    /// Whether a mount of these places may read what is cached of a blob: one of them has said that it has it, or does so now.
+    pub(super) fn is_allowed(&self, homes: &[Home], blob: BlobId) -> bool {
+        let answered = |home: &Home| self.answered.contains(&(home.clone(), blob));
+        homes.iter().any(answered) || self.can_deliver(homes, blob)
+    }
+
+    /// Somebody has read chunks, whose blobs these places have.
+    pub(super) fn was_read(&mut self, homes: &[Home], chunks: impl IntoIterator<Item = ChunkKey>) {
+        for chunk in chunks {
+            // Of several, it is not known which one answered.
+            if let [home] = homes {
+                self.answered.insert((home.clone(), chunk.0));
+            }
+            self.cached.insert(chunk);
+        }
     }
 
     /// The cache may have dropped all of the blobs that `keep` does not know.
     pub(super) fn keep_only(&mut self, keep: impl Fn(BlobId) -> bool) {
         self.cached.retain(|(blob, _)| keep(*blob));
+        self.answered.retain(|(_, blob)| keep(*blob));
         self.apart.retain(|blob| keep(*blob));
     }
 
     pub(super) fn lose(&mut self, lost: &Lost) {
         match lost {
             Lost::Nothing => {}
-            Lost::One(lost) => self.cached.retain(|(blob, _)| blob != lost),
-            Lost::Everything => self.cached.clear(),
+            Lost::One(lost) => {
+                self.cached.retain(|(blob, _)| blob != lost);
+                self.answered.retain(|(_, blob)| blob != lost);
+            }
+            Lost::Everything => {
+                self.cached.clear();
+                self.answered.clear();
+            }
         }
     }
 }

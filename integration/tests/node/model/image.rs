@@ -15,7 +15,7 @@ use rafs::layout::flags::blob::BATCH;
 pub(super) type ChunkKey = (BlobId, u32);
 
 /// Where an image's blobs can be fetched.
-#[derive(Clone, Debug, Eq, PartialEq)]
+#[derive(Clone, Debug, Eq, Hash, PartialEq)]
 pub(super) struct Home {
     /// Which of the laboratory's registries.
     pub(super) registry: usize,

@@ -127,11 +127,11 @@ impl<'a> Machine<'a> {
             ensure!(took < READ_LIMIT, "reading {range:?} of {path} took {took:?}");
             let chunks: BTreeSet<ChunkKey> = reading.file.chunks(&range).collect();
             let Err(error) = result else {
-                self.available.was_read(chunks);
+                self.available.was_read(&self.mounts[reading.mount].homes, chunks);
                 continue;
             };
             ensure!(error.raw_os_error() == Some(Errno::EIO as i32), "reading {range:?} of {path}: {error}");
-            if chunks.iter().all(|chunk| self.is_available(chunk)) {
+            if chunks.iter().all(|chunk| self.is_available(reading.mount, chunk)) {
                 if self.may_settle() {
                     return Ok(Some(range.start));
                 }
@@ -144,15 +144,16 @@ impl<'a> Machine<'a> {
         Ok(None)
     }
 
-    /// Whether the chunk is cached, or an honest image is mounted from where it can be had.
-    fn is_available(&self, chunk: &ChunkKey) -> bool {
+    /// Whether the mount may read the chunk, and it is cached, or an honest image is mounted from where it can be had.
+    fn is_available(&self, reader: usize, chunk: &ChunkKey) -> bool {
         let has = |mount: usize| {
             let image = self.image(mount);
             !image.is_hostile()
                 && image.blobs.contains(&chunk.0)
                 && self.available.can_deliver(&self.mounts[mount].homes, chunk.0)
         };
-        self.available.is_cached(chunk) || (0..self.mounts.len()).any(has)
+        self.available.is_allowed(&self.mounts[reader].homes, chunk.0)
+            && (self.available.is_cached(chunk) || (0..self.mounts.len()).any(has))
     }
 
     /// Whether an error may be what a fault left that is over, so that it is worth to try again.
