@@ -3,6 +3,7 @@
 //! Nothing here touches what the host itself runs: every socket, root and state directory lies under the directory
 //! that the caller gives.
 
+mod api_server;
 mod buildkit;
 mod containerd;
 mod docker_registry;
@@ -16,6 +17,7 @@ use std::time::Duration;
 
 use anyhow::Result;
 
+pub use api_server::{ApiServer, NODE};
 pub use buildkit::{Buildctl, Buildkitd};
 pub use containerd::{Containerd, ContainerdOptions, ProxySnapshotter};
 pub use docker_registry::{DockerRegistry, DockerRegistryOptions};

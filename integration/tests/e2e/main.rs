@@ -33,6 +33,7 @@ mod names;
 mod node_commands;
 mod parallel_unpack;
 mod plain_images;
+mod pull_secrets;
 mod push_refused;
 mod registry_conformance;
 mod remove_image;
@@ -40,6 +41,7 @@ mod restart;
 mod same_tree;
 mod shared_layers;
 mod snapshots_suite;
+mod tenants;
 mod unmounted;
 mod upstream;
 
@@ -99,7 +101,10 @@ const TESTS: &[(&str, Test)] = &[
     ("snapshots_suite::containerds_own_suite_passes", snapshots_suite::passes),
     ("names::all_names_of_an_image_are_read_from", names::all_are_read_from),
     ("certs_dir::mirrors_of_containerd_are_read_from", certs_dir::mirrors_are_read_from),
+    ("certs_dir::changes_are_noticed_while_an_image_is_mounted", certs_dir::changes_are_noticed),
+    ("pull_secrets::of_the_pods_on_the_node_are_used_and_renewed", pull_secrets::of_the_pod),
     ("credentials::a_pull_is_refused_without_credentials_of_the_node", credentials::of_the_node),
+    ("tenants::read_what_their_own_repositories_give", tenants::read_what_their_own_repositories_give),
     ("unmounted::an_image_that_somebody_unmounted_is_mounted_again", unmounted::is_mounted_again),
     ("restart::a_container_outlives_the_snapshotter", restart::snapshotter_restarts),
     ("restart::a_container_reads_on_over_kills_of_the_daemon", restart::daemon_is_killed),
