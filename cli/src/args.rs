@@ -112,6 +112,12 @@ pub(crate) struct Snapshotter {
     /// The daemon's control socket
     #[arg(long, value_name = "ADDRESS")]
     pub(crate) daemon_socket: Option<UnixAddress>,
+    /// Start no daemon: it is a service of its own
+    #[arg(long)]
+    pub(crate) no_daemon: bool,
+    /// Serve nothing: wait until a snapshotter answers, a minute at most
+    #[arg(long)]
+    pub(crate) wait: bool,
 }
 
 #[derive(Debug, clap::Args)]

@@ -1,13 +1,20 @@
 //! The long-running roles: flags over configuration, then the crate that does the work.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::ExitCode;
+use std::time::{Duration, Instant};
 
 use ::image::source::StoredImages;
+use tokio::net::UnixStream;
 
 use crate::args;
 use crate::config::Config;
 use crate::{logging, shutdown, stdout};
+
+/// How long `snapshotter --wait` waits: less than systemd lets a unit take to start.
+const WAIT: Duration = Duration::from_secs(60);
+/// How often it looks.
+const WAIT_PAUSE: Duration = Duration::from_millis(50);
 
 /// `nydus-cluster exporter`.
 pub(crate) async fn exporter(config: Config, flags: args::Exporter) -> anyhow::Result<ExitCode> {
@@ -47,11 +54,30 @@ pub(crate) async fn snapshotter(
     if let Some(socket) = flags.daemon_socket {
         settings.daemon.socket = socket;
     }
+    if flags.wait {
+        return wait_for(settings.listen.path()).await;
+    }
+    settings.daemon.spawn &= !flags.no_daemon;
     if settings.daemon.command.is_none() {
         settings.daemon.args = daemon_arguments(&settings, file)?;
     }
     snapshotter::serve(settings, shutdown::on_signal()?).await?;
     Ok(ExitCode::SUCCESS)
+}
+
+/// Waits until somebody listens on a snapshotter's socket.
+async fn wait_for(socket: &Path) -> anyhow::Result<ExitCode> {
+    let deadline = Instant::now() + WAIT;
+    loop {
+        match UnixStream::connect(socket).await {
+            Ok(_) => return Ok(ExitCode::SUCCESS),
+            Err(error) if Instant::now() >= deadline => {
+                let message = format!("no snapshotter answers at {} within {WAIT:?}", socket.display());
+                return Err(anyhow::Error::new(error).context(message));
+            }
+            Err(_) => tokio::time::sleep(WAIT_PAUSE).await,
+        }
+    }
 }
 
 /// The daemon reads the same configuration; its cache lies under the snapshotter's root.

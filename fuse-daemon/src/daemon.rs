@@ -214,10 +214,13 @@ pub async fn serve(config: DaemonConfig, shutdown: CancellationToken) -> Result<
     let table = Arc::new(Table::new(engine, accesses, config.probe_arguments));
     let stop = CancellationToken::new();
     tracing::info!(socket = %config.socket, cache = %config.cache_dir.display(), "daemon serves");
+    service::manager::ready();
+    tokio::spawn(service::manager::keep_alive());
     tokio::select! {
         () = server.run(Arc::clone(&table), stop.clone()) => tracing::info!("a client asked the daemon to end"),
         () = shutdown.cancelled() => tracing::info!("the daemon was told to end"),
     }
+    service::manager::stopping("leaving mounts that are held, unmounting the rest");
     stop.cancel();
     drop(server);
     let detached = tokio::task::spawn_blocking(move || table.leave()).await;

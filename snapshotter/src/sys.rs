@@ -3,6 +3,7 @@
 
 use std::io;
 use std::os::fd::{FromRawFd, OwnedFd, RawFd};
+use std::sync::atomic::{AtomicBool, Ordering};
 
 use nix::libc;
 use tokio::io::Interest;
@@ -34,6 +35,20 @@ fn pidfd_open(pid: u32) -> io::Result<OwnedFd> {
     let fd = RawFd::try_from(fd).map_err(|_| io::Error::from_raw_os_error(libc::EBADF))?;
     // SAFETY: the call succeeded, so `fd` is a new descriptor that nobody else owns.
     Ok(unsafe { OwnedFd::from_raw_fd(fd) })
+}
+
+/// The descriptors that an earlier process left with the service manager, by name. Whoever asks first gets them.
+pub(crate) fn left_with_manager() -> Vec<(OwnedFd, String)> {
+    static TAKEN: AtomicBool = AtomicBool::new(false);
+    if TAKEN.swap(true, Ordering::SeqCst) {
+        return Vec::new();
+    }
+    let owned = |(number, name)| {
+        // SAFETY: the manager has opened it for this very process, before any of our code ran, and it is taken here alone,
+        // once.
+        (unsafe { OwnedFd::from_raw_fd(number) }, name)
+    };
+    service::manager::left().into_iter().map(owned).collect()
 }
 
 /// What the machine calls itself, in small letters, as a kubelet names its node unless it is told otherwise.

@@ -39,3 +39,44 @@ fn the_exporter_says_when_it_is_ready_and_when_it_stops() {
     socket.set_read_timeout(Some(Duration::from_millis(1))).unwrap();
     assert!(socket.recv(&mut [0; 16]).is_err());
 }
+
+/// Messages until one that is wanted.
+fn hears(socket: &UnixDatagram, wanted: &str) -> String {
+    loop {
+        let message = told(socket);
+        if message.contains(wanted) {
+            return message;
+        }
+    }
+}
+
+#[test]
+fn daemon_and_snapshotter_say_when_they_are_ready_and_that_they_live() {
+    if !crate::can_mount() {
+        return;
+    }
+    let node = Node::new();
+    let mut commands = [node.daemon_command(), node.snapshotter_command()];
+    let mut running = Vec::new();
+    for (command, role) in commands.iter_mut().zip(["daemon", "snapshotter"]) {
+        let path = node.path(&format!("notify-{role}.sock"));
+        let socket = UnixDatagram::bind(&path).unwrap();
+        socket.set_read_timeout(Some(SOON)).unwrap();
+        command.env("NOTIFY_SOCKET", &path).env("WATCHDOG_USEC", "200000");
+        let process = Process::spawn(command.stdout(Stdio::null()).stderr(Stdio::null()));
+        if role == "snapshotter" {
+            let wait = node.snapshotter_command().arg("--wait").output().unwrap();
+            assert!(wait.status.success(), "{wait:?}");
+        }
+        hears(&socket, "READY=1");
+        std::os::unix::net::UnixStream::connect(node.path(&format!("{role}.sock"))).unwrap();
+        hears(&socket, "WATCHDOG=1");
+        hears(&socket, "WATCHDOG=1");
+        running.push((process, socket));
+    }
+    for (mut process, socket) in running {
+        process.signal(Signal::SIGTERM);
+        hears(&socket, "STOPPING=1");
+        assert!(process.ended().success());
+    }
+}

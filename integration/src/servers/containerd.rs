@@ -36,6 +36,13 @@ pub struct ContainerdOptions {
     pub capabilities: Vec<&'static str>,
 }
 
+impl ContainerdOptions {
+    /// Its configuration, with everything under `dir` and its API at `socket`, for this host's runc.
+    pub fn configuration(&self, dir: &Path, socket: &Path) -> Result<String> {
+        configuration(self, dir, socket)
+    }
+}
+
 /// A running containerd.
 #[derive(Debug)]
 pub struct Containerd {
@@ -52,7 +59,7 @@ impl Containerd {
         fs::create_dir_all(dir)?;
         let socket = dir.join("containerd.sock");
         let config = dir.join("config.toml");
-        fs::write(&config, configuration(dir, &socket, options)?)?;
+        fs::write(&config, options.configuration(dir, &socket)?)?;
         let program = peers.containerd(options.version, "containerd")?;
         let mut command = Command::new(&program);
         command.arg("--config").arg(config).env("PATH", path_with(program.parent())?);
@@ -117,7 +124,7 @@ fn path_with(first: Option<&Path>) -> Result<std::ffi::OsString> {
         .context("composing PATH")
 }
 
-fn configuration(dir: &Path, socket: &Path, options: &ContainerdOptions) -> Result<String> {
+fn configuration(options: &ContainerdOptions, dir: &Path, socket: &Path) -> Result<String> {
     let runc = peers::system("runc")?;
     let (dir, socket, runc) = (dir.display(), socket.display(), runc.display());
     let snapshotter = options.snapshotter.as_ref().map_or("overlayfs", |proxy| &proxy.name);

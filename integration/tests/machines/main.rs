@@ -2,6 +2,8 @@
 //!
 //! Where something is missing, tests say `skipped: needs …`; with `CI=true` they fail instead.
 
+mod units;
+
 use std::fs;
 use std::path::Path;
 use std::process::{Command, ExitCode};
@@ -23,6 +25,7 @@ const TESTS: &[(&str, Test)] = &[
     ("machines_boot_see_each_other_and_reboot", boot_and_reboot),
     ("two_sets_of_machines_do_not_see_each_other", two_sets),
     ("a_killed_keeper_takes_its_machines_along", killed_keeper),
+    ("units_keep_containers_reading", units::keep_containers_reading),
 ];
 
 fn main() -> ExitCode {

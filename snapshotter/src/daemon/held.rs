@@ -1,4 +1,5 @@
 //! Descriptors of the mounts. While one is held, its mount outlives the daemon: who reads from it waits for the next one.
+//! The service manager has duplicates of them (see [`left`]), for the day that both end at once.
 //!
 //! Nothing here, nor anything else in this process, may open a file on such a mount. Closing it asks the daemon, and
 //! starting a daemon, or ending, closes files.
@@ -16,7 +17,7 @@ use tokio::sync::Semaphore;
 use tokio::task::JoinSet;
 use tracing::{debug, info, warn};
 
-use super::{Daemon, describe};
+use super::{Daemon, describe, left};
 
 /// How long a daemon may take for one mount: longer than its own patience with a registry, which some need.
 const ADOPTION_DEADLINE: Duration = Duration::from_secs(40);
@@ -45,6 +46,14 @@ struct HeldMount {
 pub(super) struct Held(Mutex<BTreeMap<String, Arc<HeldMount>>>);
 
 impl Held {
+    /// What the service manager has of an earlier process.
+    pub(super) fn of_manager() -> Self {
+        let held = left::take_back().into_iter().map(|(id, (handover, descriptor))| {
+            (id, Arc::new(HeldMount { handover, descriptor, ended: AtomicU32::new(0) }))
+        });
+        Self(Mutex::new(held.collect()))
+    }
+
     fn lock(&self) -> MutexGuard<'_, BTreeMap<String, Arc<HeldMount>>> {
         // No code that holds it can panic half-way through a change.
         self.0.lock().unwrap_or_else(PoisonError::into_inner)
@@ -62,6 +71,7 @@ impl Held {
         let mut held = self.lock();
         if held.get(id).is_some_and(|held| Arc::ptr_eq(held, mount)) {
             held.remove(id);
+            left::forget(id);
         }
     }
 }
@@ -72,7 +82,9 @@ impl Daemon {
         match client.handover(id).await {
             Ok((handover, descriptor)) => {
                 let mount = HeldMount { handover, descriptor, ended: AtomicU32::new(0) };
-                self.held.lock().insert(id.to_owned(), Arc::new(mount));
+                let mut held = self.held.lock();
+                left::leave(id, &mount.handover, mount.descriptor.as_fd());
+                held.insert(id.to_owned(), Arc::new(mount));
             }
             Err(error @ ClientError::Daemon { kind: ErrorKind::Invalid | ErrorKind::Unknown, .. }) => {
                 debug!(mount = id, error = describe(&error), "this mount ends with its daemon");
@@ -83,7 +95,10 @@ impl Daemon {
 
     /// Holds a mount no longer, which is to be unmounted.
     pub(crate) fn release(&self, id: &str) {
-        self.held.lock().remove(id);
+        let mut held = self.held.lock();
+        if held.remove(id).is_some() {
+            left::forget(id);
+        }
     }
 
     /// Has the daemon serve what is held and it does not serve yet, and holds what it serves in `ours`. A mount that it

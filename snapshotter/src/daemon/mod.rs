@@ -6,6 +6,7 @@
 //! holds their descriptors meanwhile.
 
 mod held;
+mod left;
 mod process;
 mod supervise;
 
@@ -47,7 +48,7 @@ impl Daemon {
     pub(crate) fn new(config: DaemonConfig, broker: Arc<Broker>) -> Self {
         let client = Client::new(config.socket.path());
         let condition = watch::Sender::new(Condition::Starting);
-        Self { config, client, broker, condition, held: Arc::default() }
+        Self { config, client, broker, condition, held: Arc::new(Held::of_manager()) }
     }
 
     /// A client whose requests have a deadline.

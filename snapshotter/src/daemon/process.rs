@@ -43,6 +43,10 @@ pub(super) fn start(config: &DaemonConfig) -> Result<Child, Error> {
         let copy = log.try_clone().map_err(Error::io("use the log", path))?;
         command.stdout(log).stderr(copy);
     }
+    // It is not the process that the service manager watches.
+    for variable in service::manager::VARIABLES {
+        command.env_remove(variable);
+    }
     sys::in_own_session(&mut command);
     command.spawn().map_err(Error::io("start the daemon", program))
 }

@@ -33,11 +33,17 @@ pub(crate) async fn serve(
     let (listener, _file) = bind_private(address.path(), access)?;
     let listener = UnixListener::from_std(listener).map_err(|error| failed(error.into()))?;
     info!(socket = %address, "serving snapshots");
+    // The socket takes connections already.
+    ::service::manager::ready();
+    tokio::spawn(::service::manager::keep_alive());
     // containerd's unit may wait for it.
     ::service::manager::ready();
     let server = Server::builder()
         .add_service(SnapshotsServer::new(Service { snapshotter }))
-        .serve_with_incoming_shutdown(UnixListenerStream::new(listener), shutdown.cancelled());
+        .serve_with_incoming_shutdown(UnixListenerStream::new(listener), async {
+            shutdown.cancelled().await;
+            ::service::manager::stopping("waiting for calls that are under way");
+        });
     let overdue = async {
         shutdown.cancelled().await;
         tokio::time::sleep(DRAIN).await;
