@@ -1,6 +1,7 @@
 //! What outlives the service.
 
 use std::fs;
+use std::time::{Duration, Instant};
 
 use tonic::Code;
 
@@ -88,4 +89,29 @@ async fn directories_that_a_crash_left_are_removed_and_their_numbers_not_reused(
     let is_gone = async || (harness.directories() == ["1", "78"]).then_some(());
     crate::harness::eventually("the leftover is gone", is_gone).await;
     harness.stat("kept").await.unwrap();
+}
+
+#[tokio::test]
+async fn it_serves_within_200_ms_of_its_start_with_1000_snapshots() {
+    let mut harness = Harness::start().await;
+    harness.prepare("base-a", "").await.unwrap();
+    harness.commit("base", "base-a").await.unwrap();
+    for number in 0..333 {
+        let (key, name) = (format!("{number}-a"), format!("{number}"));
+        harness.prepare_with(&key, "base", &[("containerd.io/gc.root", &name)]).await.unwrap();
+        harness.commit_with(&name, &key, &[("containerd.io/gc.root", &name)]).await.unwrap();
+        harness.prepare(&format!("{number}-b"), &name).await.unwrap();
+        harness.view(&format!("{number}-c"), &name).await.unwrap();
+    }
+    // The fastest of some, as other tests run beside this one.
+    let mut fastest = Duration::MAX;
+    for _ in 0..5 {
+        harness.stop().await;
+        let start = Instant::now();
+        harness.restart_after_stop().await;
+        assert_eq!(harness.stat("332-b").await.unwrap().parent, "332");
+        fastest = fastest.min(start.elapsed());
+    }
+    assert_eq!(harness.list(&[]).await.unwrap().len(), 1000);
+    assert!(fastest < Duration::from_millis(200), "{fastest:?}");
 }
