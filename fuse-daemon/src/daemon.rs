@@ -6,7 +6,8 @@ use std::time::Duration;
 
 use registry::client::{Client, ClientConfig};
 use serde::{Deserialize, Serialize};
-use service::{Access, BindError, Mode, UnixAddress};
+use service::metrics::{MetricsError, MetricsListener};
+use service::{Access, BindError, Mode, TcpAddress, UnixAddress};
 use tokio::runtime::Handle;
 use tokio_util::sync::CancellationToken;
 
@@ -15,6 +16,7 @@ use crate::cache::{BootId, Cache, CacheError};
 use crate::control::server::Server;
 use crate::front::FrontConfig;
 use crate::fuse::Rights;
+use crate::metrics;
 use crate::mounts::{Engine, EngineConfig, Image, MountError, Table};
 use crate::prefetch::PrefetchConfig;
 use crate::process::{ProcessConfig, RemoteWorker};
@@ -31,6 +33,8 @@ pub struct DaemonConfig {
     pub socket_mode: Mode,
     /// Its group, by name or number. Default: that of the process.
     pub socket_group: Option<String>,
+    /// Where `GET /metrics` is answered, over plain HTTP. Default: nowhere.
+    pub metrics_listen: Option<TcpAddress>,
     /// Where blobs are cached. Default: `/var/lib/nydus-cluster/cache`.
     pub cache_dir: PathBuf,
     /// Bytes on disk that the cache may take: what was used longest ago gives way, but nothing that mounts use or that is
@@ -74,6 +78,7 @@ impl Default for DaemonConfig {
             socket: UnixAddress::fixed("/run/nydus-cluster/daemon.sock"),
             socket_mode: Mode::OWNER,
             socket_group: None,
+            metrics_listen: None,
             cache_dir: PathBuf::from("/var/lib/nydus-cluster/cache"),
             cache_quota_bytes: 0,
             read: ReadConfig::default(),
@@ -175,6 +180,9 @@ pub enum DaemonError {
     /// The control socket cannot be bound.
     #[error(transparent)]
     Socket(#[from] BindError),
+    /// Metrics cannot be served.
+    #[error(transparent)]
+    Metrics(#[from] MetricsError),
     /// The operating system refused something else.
     #[error("cannot {action}")]
     System {
@@ -214,6 +222,11 @@ pub async fn serve(config: DaemonConfig, shutdown: CancellationToken) -> Result<
     let table = Arc::new(Table::new(engine, accesses, config.probe_arguments));
     let stop = CancellationToken::new();
     tracing::info!(socket = %config.socket, cache = %config.cache_dir.display(), "daemon serves");
+    if let Some(address) = config.metrics_listen {
+        let scrapes = MetricsListener::bind(address).await?;
+        tracing::info!(address = %scrapes.address(), "metrics are served");
+        tokio::spawn(scrapes.serve(Arc::new(metrics::registry(&table)), stop.clone()));
+    }
     service::manager::ready();
     tokio::spawn(service::manager::keep_alive());
     tokio::select! {
@@ -283,8 +296,10 @@ pub async fn mount_foreground(
     let worker = LocalWorker::new(worker, Handle::current()).map_err(threads)?;
     let engine = engine(mount.cache_dir, 0, config, worker)?;
     let id = format!("foreground-{}", std::process::id());
+    let name = mount.bootstrap.display().to_string();
     let image = Image {
         id: &id,
+        name: &name,
         bootstrap: mount.bootstrap,
         mountpoint: mount.mountpoint,
         rights: mount.rights,

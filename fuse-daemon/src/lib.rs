@@ -20,6 +20,7 @@ pub mod errno;
 pub mod front;
 pub mod fs;
 mod fuse;
+mod metrics;
 pub mod mounts;
 mod pool;
 pub mod prefetch;

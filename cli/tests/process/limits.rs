@@ -2,7 +2,8 @@
 
 use std::process::{Command, Stdio};
 
-use fuse_daemon::control::MountStatus;
+use fuse_daemon::control::protocol::ErrorKind;
+use fuse_daemon::control::{ClientError, MountStatus};
 
 use crate::can_mount;
 use crate::node::{Node, Process, noise};
@@ -34,8 +35,11 @@ fn without_descriptors_a_mount_is_an_error_and_whoever_touches_it_goes_on() {
         assert_ne!(touched.status.code(), Some(124), "{} hangs", place.display());
         match outcome {
             Ok(_) => mounted += 1,
-            Err(_) => {
+            Err(error) => {
                 refused += 1;
+                // Not a bad image, which nobody would try again.
+                let failed = matches!(&error, ClientError::Daemon { kind: ErrorKind::Failed, message } if message.contains("open files"));
+                assert!(failed, "{error:?}");
                 let served: Vec<MountStatus> = node.daemon().mounts();
                 assert!(served.iter().all(|mount| mount.id != id), "{served:?}");
                 let mounts = std::fs::read_to_string("/proc/self/mounts").unwrap();

@@ -11,6 +11,7 @@ mod limits;
 mod load;
 mod log;
 mod manager;
+mod metrics;
 mod node;
 mod packages;
 mod registry;

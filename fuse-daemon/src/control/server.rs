@@ -15,7 +15,7 @@ use super::protocol::{
 };
 use crate::cache::CacheError;
 use crate::describe;
-use crate::mounts::{MountError, Table, TableError};
+use crate::mounts::{Table, TableError};
 
 /// How long a client may take to send its request, and to take the answer: it is one line.
 const CLIENT_DEADLINE: Duration = Duration::from_secs(5);
@@ -291,9 +291,7 @@ fn done(result: Result<(), TableError>) -> Answer {
         }
         TableError::Unknown(_) => ErrorKind::Unknown,
         TableError::Conflict { .. } => ErrorKind::Conflict,
-        TableError::Mount { source: MountError::Bootstrap { .. } | MountError::NoBlobId { .. }, .. } => {
-            ErrorKind::Bootstrap
-        }
+        TableError::Mount { source, .. } if source.is_of_image() => ErrorKind::Bootstrap,
         TableError::Make { source, .. } if source.is_of_content() => ErrorKind::Bootstrap,
         TableError::Make { .. }
         | TableError::Mount { .. }

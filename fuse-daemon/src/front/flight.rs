@@ -6,8 +6,12 @@ use std::time::{Duration, Instant};
 
 use super::message::{BackendName, ChunkError, ChunkKey, Extent, Order};
 use super::pace::Ordered;
+use super::suspects::Suspects;
 use super::wait::Waiter;
 use crate::cache::{CachedBlob, Described};
+
+/// How long a chunk that workers end over is not tried again: each attempt costs all readers one of them.
+const DEADLY_MEMORY: Duration = Duration::from_secs(600);
 
 /// Failures that are remembered at most; beyond, the memory is cleared, at the price of some repeated attempts.
 const FAILURES_LIMIT: usize = 4096;
@@ -92,17 +96,28 @@ impl Flight {
 /// A chunk that is no longer on its way, and who waited for it.
 pub(super) type Left = (ChunkKey, Vec<Arc<Waiter>>);
 
+/// What follows from the end of a flight.
+pub(super) struct Landed {
+    /// Who waited for it.
+    pub(super) waiters: Vec<Arc<Waiter>>,
+    /// What had waited for its end.
+    pub(super) order: Option<Order>,
+    /// What would have been next, but no reader waits for it any longer.
+    pub(super) left: Vec<Left>,
+}
+
 /// See the module.
 pub(super) struct Flights {
     flying: HashMap<ChunkKey, Flight>,
     failed: HashMap<ChunkKey, (Instant, ChunkError)>,
     memory: Duration,
+    suspects: Suspects,
 }
 
 impl Flights {
     /// Failures are remembered for `memory`.
     pub(super) fn new(memory: Duration) -> Self {
-        Self { flying: HashMap::new(), failed: HashMap::new(), memory }
+        Self { flying: HashMap::new(), failed: HashMap::new(), memory, suspects: Suspects::default() }
     }
 
     pub(super) fn get(&mut self, key: ChunkKey) -> Option<&mut Flight> {
@@ -117,9 +132,10 @@ impl Flights {
     /// that though no reader does.
     pub(super) fn order_again(&mut self) -> (Vec<Order>, Vec<Left>) {
         let (mut orders, mut left) = (Vec::new(), Vec::new());
+        let suspects = &mut self.suspects;
         self.flying.retain(|key, flight| match flight.order_alone(*key) {
             Some(order) => {
-                orders.push(order);
+                orders.extend(suspects.may_go(*key).then_some(order));
                 true
             }
             None => {
@@ -127,7 +143,39 @@ impl Flights {
                 false
             }
         });
+        for index in 0..left.len() {
+            let next = self.suspects.over(left[index].0, false);
+            orders.extend(self.order_suspect(next, &mut left));
+        }
         (orders, left)
+    }
+
+    /// A worker ended that owed these: those that are to be given up.
+    pub(super) fn blame(&mut self, owed: &[ChunkKey]) -> Vec<ChunkKey> {
+        self.suspects.blame(owed)
+    }
+
+    /// Whether several workers in a row ended that owed the chunk.
+    pub(super) fn is_suspect(&self, key: ChunkKey) -> bool {
+        self.suspects.contains(key)
+    }
+
+    /// The order for a suspect that a reader waits for, if it need not wait for another one.
+    pub(super) fn try_suspect(&mut self, key: ChunkKey) -> Option<Order> {
+        if self.suspects.may_go(key) { self.flying.get_mut(&key)?.order_alone(key) } else { None }
+    }
+
+    /// The order for the suspect whose turn it is, or for the next one that somebody still reads.
+    fn order_suspect(&mut self, mut next: Option<ChunkKey>, left: &mut Vec<Left>) -> Option<Order> {
+        while let Some(key) = next {
+            let order = self.flying.get_mut(&key).and_then(|flight| flight.order_alone(key));
+            if order.is_some() {
+                return order;
+            }
+            left.extend(self.flying.remove(&key).map(|flight| (key, flight.waiters)));
+            next = self.suspects.over(key, false);
+        }
+        None
     }
 
     pub(super) fn len(&self) -> usize {
@@ -137,20 +185,28 @@ impl Flights {
     /// Why the chunk is not to be tried again yet.
     pub(super) fn failure(&mut self, key: ChunkKey) -> Option<ChunkError> {
         let (since, error) = self.failed.get(&key)?;
-        if since.elapsed() < self.memory {
+        let memory = if *error == ChunkError::Deadly { DEADLY_MEMORY } else { self.memory };
+        if since.elapsed() < memory {
             return Some(error.clone());
         }
         self.failed.remove(&key);
         None
     }
 
-    /// Whether the chunk is not on its way and has not failed lately.
+    /// Whether the chunk is not on its way, has not failed lately, and may come along with others.
     pub(super) fn is_free(&self, key: ChunkKey) -> bool {
-        !self.flying.contains_key(&key) && !self.failed.contains_key(&key)
+        !self.flying.contains_key(&key) && !self.failed.contains_key(&key) && !self.is_suspect(key)
     }
 
-    /// The flight is over: whom to tell.
-    pub(super) fn land(&mut self, key: ChunkKey, error: Option<&ChunkError>) -> Vec<Arc<Waiter>> {
+    /// The flight is over: whom to tell, and what may be ordered now.
+    pub(super) fn land(&mut self, key: ChunkKey, error: Option<&ChunkError>) -> Landed {
+        let next = self.suspects.over(key, error.is_none());
+        let mut left = Vec::new();
+        let order = self.order_suspect(next, &mut left);
+        Landed { waiters: self.remove(key, error), order, left }
+    }
+
+    fn remove(&mut self, key: ChunkKey, error: Option<&ChunkError>) -> Vec<Arc<Waiter>> {
         let Some(flight) = self.flying.remove(&key) else { return Vec::new() };
         // A failure ahead of any reader is no reason to refuse the first one.
         if let (Some(error), true) = (error, flight.is_demanded()) {

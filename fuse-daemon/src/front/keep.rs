@@ -8,11 +8,13 @@ use rafs::blob::Chunk;
 use rafs::blob::decode::verify;
 
 use super::Front;
+use super::flight::Landed;
 use super::message::{BackendName, ChunkError, ChunkKey, Content, Order, Orders, Responses};
 use super::read::ReadError;
 use super::wait::{Loose, Waiter};
 use crate::cache::{CachedBlob, Described, StoreError, is_full};
 use crate::describe;
+use crate::metrics::Chunk as Outcome;
 use crate::pool::Job;
 
 /// How often a chunk is ordered again that was lost.
@@ -40,6 +42,16 @@ impl Responses for Front {
 }
 
 impl Orders for Front {
+    fn blame(&self, owed: &[ChunkKey]) {
+        let guilty = self.flights().blame(owed);
+        for key in guilty {
+            let (blob, chunk) = (key.blob, key.chunk.0);
+            tracing::error!(%blob, chunk, "workers end over a chunk, reads of it fail");
+            self.counters.chunk(Outcome::Failed);
+            self.land(key, Some(ChunkError::Deadly));
+        }
+    }
+
     fn order_again(&self) {
         let (orders, left) = self.flights().order_again();
         left.into_iter().for_each(|(key, waiters)| fail(waiters, key, &ChunkError::Lost));
@@ -69,6 +81,7 @@ impl Front {
                 if self.is_full.swap(false, Ordering::Relaxed) {
                     tracing::info!("the cache's disk has room again");
                 }
+                self.counters.chunk(Outcome::Kept { bytes: bytes.len() as u64 });
                 self.land(key, None);
             }
             Err(StoreError::Outdated) => self.reorder(key),
@@ -76,8 +89,9 @@ impl Front {
                 if !self.is_full.swap(true, Ordering::Relaxed) {
                     tracing::warn!(%error, "the cache's disk is full: serving from the network without caching");
                 }
+                self.counters.chunk(Outcome::NotCached);
                 let loose = Loose { key, offset: chunk.uncompressed_offset, bytes: bytes.into() };
-                let waiters = self.flights().land(key, None);
+                let waiters = self.landed(key, None);
                 waiters.iter().for_each(|waiter| waiter.arrived_loose(loose.clone()));
             }
             Err(StoreError::Io(error)) => {
@@ -102,6 +116,7 @@ impl Front {
     fn refuse(&self, key: ChunkKey, from: &BackendName, reason: String) {
         let (blob, chunk) = (key.blob, key.chunk.0);
         tracing::warn!(%blob, chunk, %from, reason, "corrupt chunk, turning to another backend");
+        self.counters.chunk(Outcome::Corrupt);
         let order = self.flights().get(key).and_then(|flight| {
             flight.refused.push(Arc::clone(from));
             flight.corrupt = Some(format!("from {from}: {reason}"));
@@ -140,6 +155,7 @@ impl Front {
         drop(flights);
         fail(late, key, &error);
         if order.is_none() && demanded {
+            self.counters.chunk(Outcome::Failed);
             let (blob, chunk) = (key.blob, key.chunk.0);
             match &reason {
                 Some(reason) => tracing::error!(%blob, chunk, reason, "corrupt chunk, reads of it fail"),
@@ -158,11 +174,21 @@ impl Front {
 
     /// The chunk is in the cache, or given up.
     fn land(&self, key: ChunkKey, error: Option<ChunkError>) {
-        let waiters = self.flights().land(key, error.as_ref());
+        let waiters = self.landed(key, error.as_ref());
         match error {
             None => waiters.iter().for_each(|waiter| waiter.arrived()),
             Some(error) => fail(waiters, key, &error),
         }
+    }
+
+    /// Ends a flight, and begins what had to wait for that: whom to tell.
+    fn landed(&self, key: ChunkKey, error: Option<&ChunkError>) -> Vec<Arc<Waiter>> {
+        let Landed { waiters, order, left } = self.flights().land(key, error);
+        if let Some(order) = order {
+            self.worker.fetch(vec![order]);
+        }
+        left.into_iter().for_each(|(key, waiters)| fail(waiters, key, &ChunkError::Lost));
+        waiters
     }
 
     /// Has a chunk fetched that the cache only claimed to hold.

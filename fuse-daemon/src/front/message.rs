@@ -119,6 +119,9 @@ pub trait Responses: Send + Sync {
 
 /// Whoever orders from a worker that may end.
 pub trait Orders: Responses {
+    /// A worker has ended by itself, or was ended as it hung, while it owed these chunks: one of them may be the reason.
+    fn blame(&self, owed: &[ChunkKey]);
+
     /// Another worker has taken the place of one that ended: it knows of no order.
     fn order_again(&self);
 }
@@ -146,6 +149,9 @@ pub enum ChunkError {
     /// The worker lost it, by a bug.
     #[error("the work on it ended in a bug")]
     Lost,
+    /// Workers end over it.
+    #[error("each worker that fetched it has ended")]
+    Deadly,
     /// It could not be written to the cache, or read there.
     #[error("the cache file cannot be written or read: {0}")]
     Cache(String),

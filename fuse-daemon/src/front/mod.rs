@@ -24,6 +24,7 @@ mod message;
 mod pace;
 mod plan;
 mod read;
+mod suspects;
 #[cfg(test)]
 mod tests;
 mod wait;
@@ -43,6 +44,7 @@ pub use wait::Want;
 
 use crate::cache::{CachedBlob, ChunkState};
 use crate::control::BlobId;
+use crate::metrics::Counters;
 use crate::pool::Pool;
 use ahead::{Further, Streams};
 use deadline::Deadlines;
@@ -84,6 +86,7 @@ pub struct Front {
     pool: Pool,
     /// Whether the last chunk found no room in the cache.
     is_full: AtomicBool,
+    counters: Arc<Counters>,
 }
 
 impl Front {
@@ -103,6 +106,7 @@ impl Front {
             deadlines: Deadlines::new(config.deadline),
             pool,
             is_full: AtomicBool::new(false),
+            counters: Arc::default(),
             config,
         }))
     }
@@ -120,7 +124,25 @@ impl Front {
         until: Instant,
         answer: impl FnOnce(Result<&[u8], ReadError>) + Send + 'static,
     ) {
-        self.read_until(pieces, until, Vec::new(), Box::new(answer));
+        let Err((answer, missing)) = read_now(&pieces, &[], Box::new(answer)) else {
+            return self.counters.cached();
+        };
+        let (counters, begun) = (Arc::clone(&self.counters), Instant::now());
+        let counted = move |result: Result<&[u8], ReadError>| {
+            counters.waited(begun.elapsed());
+            answer(result);
+        };
+        self.read_after(pieces, missing, until, Vec::new(), Box::new(counted));
+    }
+
+    /// What is counted of all reads.
+    pub(crate) fn counters(&self) -> &Arc<Counters> {
+        &self.counters
+    }
+
+    /// Chunks that are on their way.
+    pub(crate) fn awaited(&self) -> usize {
+        self.flights().len()
     }
 
     /// When what begins now is to be answered.
@@ -128,14 +150,22 @@ impl Front {
         Instant::now() + self.config.deadline
     }
 
-    fn read_until(&self, pieces: Vec<Piece>, until: Instant, mut loose: Vec<Loose>, answer: Answer) {
-        let Err((answer, missing)) = read_now(&pieces, &loose, answer) else { return };
+    fn read_after(
+        &self,
+        pieces: Vec<Piece>,
+        missing: Vec<Want>,
+        until: Instant,
+        mut loose: Vec<Loose>,
+        answer: Answer,
+    ) {
         let front = Weak::clone(&self.me);
         let again = move |result| match (result, front.upgrade()) {
-            // Looked at once more: what arrived may be gone again.
             (Ok(more), Some(front)) => {
                 loose.extend(more);
-                front.read_until(pieces, until, loose, answer);
+                // Looked at once more: what arrived may be gone again.
+                if let Err((answer, missing)) = read_now(&pieces, &loose, answer) {
+                    front.read_after(pieces, missing, until, loose, answer);
+                }
             }
             (Ok(_), None) => {}
             (Err(error), _) => answer(Err(error)),
@@ -221,15 +251,21 @@ impl Front {
                 }
             } else if let Some(error) = flights.failure(key) {
                 todo.failed = Some((key, error));
+            } else if flights.is_suspect(key) && !waiter.is_reader() {
+                // Not for somebody who does not need it.
+                todo.failed = Some((key, ChunkError::Deadly));
             } else if let Some(described) = blob.describe(want.chunk) {
                 if state == ChunkState::Claimed {
                     todo.claimed.push(key);
-                } else {
+                } else if !flights.is_suspect(key) {
                     missing.push((want.chunk, described.chunk.clone()));
                 }
                 let mut flight = Flight::new(Arc::clone(blob), described);
                 flight.wait(waiter);
                 flights.insert(key, flight);
+                if state == ChunkState::Missing && flights.is_suspect(key) {
+                    todo.orders.extend(flights.try_suspect(key));
+                }
             } else {
                 todo.failed = Some((key, ChunkError::Unknown));
             }

@@ -109,7 +109,15 @@ impl FileSystem {
         programs: mpsc::Sender<Nid>,
     ) -> Self {
         let first_reads = FirstReads::default();
-        Self { bootstrap, blobs, gates, front, first_reads, programs, damage_is_known: AtomicBool::new(false) }
+        Self {
+            bootstrap,
+            blobs,
+            gates,
+            front,
+            first_reads,
+            programs,
+            damage_is_known: AtomicBool::new(false),
+        }
     }
 
     fn nid(&self, ino: Ino) -> Nid {
@@ -225,6 +233,13 @@ impl FileSystem {
         size: u32,
         done: impl FnOnce(Result<&[u8], FsError>) + Send + 'static,
     ) {
+        let counters = Arc::clone(self.front.counters());
+        let done = move |result: Result<&[u8], FsError>| {
+            if result.is_err() {
+                counters.failed();
+            }
+            done(result);
+        };
         let nid = self.nid(ino);
         let range = offset..offset.saturating_add(u64::from(size));
         let read = self.sound(|bootstrap| {
@@ -374,6 +389,15 @@ impl FileSystem {
     /// [`FsError::Bootstrap`].
     pub fn prefetch_table(&self) -> Result<Vec<Nid>, FsError> {
         self.sound(|bootstrap| Ok(names::regular_files(bootstrap, &bootstrap.prefetch()?)?))
+    }
+
+    /// The path of a file: of several names one. Walks through the image.
+    ///
+    /// # Errors
+    ///
+    /// [`FsError::Bootstrap`].
+    pub fn path(&self, ino: Ino) -> Result<Option<Box<[u8]>>, FsError> {
+        self.sound(|bootstrap| Ok(names::paths(bootstrap, &[self.nid(ino)])?.pop()))
     }
 
     /// The paths of the files that were read, in the order in which each was first: what a next start reads first.

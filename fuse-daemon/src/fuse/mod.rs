@@ -52,8 +52,9 @@ pub(crate) struct Adapter<Held> {
 }
 
 impl<Held> Adapter<Held> {
-    fn new(fs: Arc<FileSystem>, held: Held, negotiated: Arc<OnceLock<Negotiated>>) -> Self {
-        Self { fs, no_open: false, no_opendir: false, failures: Arc::default(), negotiated, _held: held }
+    fn new(fs: Arc<FileSystem>, image: &str, held: Held, negotiated: Arc<OnceLock<Negotiated>>) -> Self {
+        let failures = Arc::new(Failures::new(image));
+        Self { fs, no_open: false, no_opendir: false, failures, negotiated, _held: held }
     }
 }
 
@@ -133,12 +134,13 @@ impl<Held: Send + Sync + 'static> Filesystem for Adapter<Held> {
         _: Option<LockOwner>,
         reply: ReplyData,
     ) {
-        let failures = Arc::clone(&self.failures);
+        // Not held by a read that waits: it ends with the mount.
+        let (failures, fs) = (Arc::clone(&self.failures), Arc::downgrade(&self.fs));
         self.fs.read(Ino(ino.0), offset, size, move |result| match result {
             Ok(bytes) => reply.data(bytes),
             Err(error) => {
-                failures.log(ino.0, offset, &error);
                 reply.error(error_of(&error));
+                failures.log(&fs, Ino(ino.0), offset, &error);
             }
         });
     }

@@ -38,6 +38,8 @@ pub(super) fn failed(action: &'static str, path: &Path) -> impl FnOnce(io::Error
 pub(crate) struct Options<'a> {
     /// The mount's source in `/proc/mounts`.
     pub(crate) source: &'a str,
+    /// What people call the image, in logs.
+    pub(crate) image: &'a str,
     pub(crate) mountpoint: &'a Path,
     pub(crate) rights: Rights,
     /// Threads that take requests from the kernel. None of them waits for a registry.
@@ -149,7 +151,7 @@ impl Session {
         // See `Connection::duplicate`.
         config.clone_fd = false;
         let negotiated = Arc::new(OnceLock::new());
-        let adapter = Adapter::new(fs, held, Arc::clone(&negotiated));
+        let adapter = Adapter::new(fs, options.image, held, Arc::clone(&negotiated));
         let session = fuser::Session::from_fd(adapter, descriptor, SessionACL::All, config)
             .map_err(failed("serve", at))?;
         then(session.as_fd()).map_err(failed("take over", at))?;

@@ -15,6 +15,7 @@ use crate::control::BlobId;
 use crate::front::{Front, FrontConfig, Orders};
 use crate::fs::{Completeness, FileSystem, FsError, Gates};
 use crate::fuse::{HandedOver, Options, Rights, Session, SessionError};
+use crate::metrics::Counters;
 use crate::prefetch::{self, PrefetchConfig};
 use crate::worker::{Fetcher, Place};
 
@@ -49,6 +50,8 @@ pub struct Engine<W> {
 pub struct Image<'a, B> {
     /// Names it in `/proc/mounts` and logs.
     pub id: &'a str,
+    /// What people call it, in logs.
+    pub name: &'a str,
     /// The bootstrap's file.
     pub bootstrap: &'a Path,
     /// Where to mount.
@@ -99,6 +102,26 @@ pub enum MountError {
     Session(#[from] SessionError),
 }
 
+impl MountError {
+    /// Whether the image is at fault, rather than the machine: another attempt would end the same way.
+    pub(crate) fn is_of_image(&self) -> bool {
+        match self {
+            Self::Bootstrap { source, .. } => is_wrong(source),
+            Self::NoBlobId { .. } => true,
+            Self::ChunkInfo { .. } | Self::Cache { .. } | Self::Session(_) => false,
+        }
+    }
+}
+
+/// Whether a bootstrap is none, or none that can be read, and not merely out of reach for now.
+fn is_wrong(error: &BootstrapError) -> bool {
+    match error {
+        BootstrapError::Of { error, .. } => is_wrong(error),
+        BootstrapError::Io { source, .. } => source.kind() == std::io::ErrorKind::NotFound,
+        _ => true,
+    }
+}
+
 /// An image that is mounted. Dropped, it stays so: see [`Mounted::unmount`].
 pub struct Mounted<W: Fetcher> {
     session: Session,
@@ -137,6 +160,16 @@ impl<W: Fetcher> Engine<W> {
     /// Who fetches.
     pub fn worker(&self) -> &W {
         &self.worker
+    }
+
+    /// What is counted of all mounts.
+    pub(crate) fn counters(&self) -> &Arc<Counters> {
+        self.front.counters()
+    }
+
+    /// Chunks that are on their way.
+    pub(crate) fn chunks_awaited(&self) -> usize {
+        self.front.awaited()
     }
 
     /// The cache of all mounts.
@@ -229,13 +262,13 @@ impl<W: Fetcher> Engine<W> {
         let cached = self.cached_blobs(image.bootstrap, &bootstrap)?;
         let blobs: Vec<BlobId> = cached.iter().map(|lease| lease.blob().id()).collect();
         let sources = Arc::new(Mutex::new(prepared.sources));
-        let gates = self.gates(image.id, &blobs, &sources);
+        let gates = self.gates(image.name, &blobs, &sources);
         let held: Held<W> = (Arc::clone(&sources), self.worker.clone());
         let (program_starts, programs) = prefetch::programs();
-        let fs =
-            Arc::new(FileSystem::new(bootstrap, cached, gates, self.front.clone(), program_starts));
+        let fs = Arc::new(FileSystem::new(bootstrap, cached, gates, self.front.clone(), program_starts));
         let options = Options {
             source: &format!("nydus-cluster:{}", image.id),
+            image: image.name,
             mountpoint: image.mountpoint,
             rights: image.rights,
             threads: self.config.fuse_threads,

@@ -237,6 +237,7 @@ impl Table {
         request.backends.iter().try_for_each(BackendSpec::check)?;
         Ok(Image {
             id: &request.id,
+            name: &request.image,
             bootstrap: &request.bootstrap,
             mountpoint: &request.mountpoint,
             rights: Rights::CONTAINER,
@@ -412,6 +413,11 @@ impl Table {
             })
         });
         known.collect()
+    }
+
+    /// How many mounts there are, with those that are just coming or going.
+    pub(crate) fn count(&self) -> usize {
+        self.lock_slots().len()
     }
 
     fn ids(&self) -> Vec<String> {

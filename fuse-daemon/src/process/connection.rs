@@ -67,6 +67,13 @@ struct Health {
     ended: Option<String>,
 }
 
+/// Why a worker is of no use any longer.
+pub(super) struct Over {
+    pub(super) why: String,
+    /// Whether it hangs.
+    pub(super) hung: bool,
+}
+
 impl Connection {
     /// A connection over `socket`, and the memory for the worker.
     pub(super) fn new(socket: UnixStream) -> io::Result<(Self, OwnedFd)> {
@@ -183,6 +190,11 @@ impl Connection {
         Ok(())
     }
 
+    /// What the worker owes.
+    pub(super) fn owed(&self) -> Vec<ChunkKey> {
+        self.due().keys().copied().collect()
+    }
+
     /// The guards that hold the worker, once it has told.
     pub(super) fn guards(&self) -> Option<Guards> {
         self.health().guards
@@ -190,15 +202,15 @@ impl Connection {
 
     /// Why it is over, if it is. Asks the worker for a sign of life where it owes chunks, or `is_asked` something; one that gives none for `patience`
     /// although it is listened to, or still owes something so long after its time, is over.
-    pub(super) fn check(&self, patience: Duration, is_asked: bool) -> Option<String> {
+    pub(super) fn check(&self, patience: Duration, is_asked: bool) -> Option<Over> {
         let mut health = self.health();
-        if health.ended.is_some() {
-            return health.ended.clone();
+        if let Some(why) = &health.ended {
+            return Some(Over { why: why.clone(), hung: false });
         }
         let silent = health.silent_since.is_some_and(|since| since.elapsed() > patience);
         let unheard = health.ping.is_some_and(|(_, at, echoed)| !echoed && at.elapsed() > patience);
         if silent && unheard {
-            return Some(format!("it gave no sign of life for {patience:?}"));
+            return Some(Over { why: format!("it gave no sign of life for {patience:?}"), hung: true });
         }
         let (owes, late) = {
             let due = self.due();
@@ -206,7 +218,8 @@ impl Connection {
             (is_asked || !due.is_empty(), due.values().any(late))
         };
         if late {
-            return Some(format!("it did not answer an order for {patience:?} after its time"));
+            let why = format!("it did not answer an order for {patience:?} after its time");
+            return Some(Over { why, hung: true });
         }
         if std::mem::replace(&mut health.busy, owes) && !owes {
             give_back_memory();

@@ -4,7 +4,7 @@ use std::io;
 use std::os::fd::OwnedFd;
 use std::os::unix::net::UnixStream;
 use std::os::unix::process::CommandExt as _;
-use std::process::{Child, Command, Stdio};
+use std::process::{Child, Command, ExitStatus, Stdio};
 
 /// Variables of the environment that the worker is given: how the network is reached, and what is logged.
 const ENVIRONMENT: &[&str] = &[
@@ -33,15 +33,15 @@ impl Started {
         self.0.as_ref().map(Child::id)
     }
 
-    /// Ends the process at once; how it ended.
-    pub(super) fn end(mut self) -> String {
+    /// Ends the process at once; how it ended, unless it is not known.
+    pub(super) fn end(mut self) -> Option<ExitStatus> {
         self.kill()
     }
 
-    fn kill(&mut self) -> String {
-        let Some(mut child) = self.0.take() else { return "no process".to_owned() };
+    fn kill(&mut self) -> Option<ExitStatus> {
+        let mut child = self.0.take()?;
         let _ = child.kill();
-        child.wait().map_or_else(|error| error.to_string(), |status| status.to_string())
+        child.wait().ok()
     }
 }
 

@@ -234,7 +234,7 @@ impl From<ChunkError> for Failure {
             ChunkError::Exhausted => Self::Exhausted,
             ChunkError::Lost => Self::Lost,
             // The cache is none of the worker's business.
-            ChunkError::Unknown | ChunkError::Cache(_) => Self::Unknown,
+            ChunkError::Unknown | ChunkError::Cache(_) | ChunkError::Deadly => Self::Unknown,
         }
     }
 }

@@ -154,6 +154,7 @@ impl RemoteWorker {
             fn finished(&self, _: ChunkKey, _: Result<Content<'_>, ChunkError>) {}
         }
         impl Orders for Nobody {
+            fn blame(&self, _: &[ChunkKey]) {}
             fn order_again(&self) {}
         }
         let nobody = Arc::new(Nobody);
@@ -371,14 +372,18 @@ impl Shared {
         }
     }
 
-    /// The process is no more.
-    pub(super) fn ended(&self) {
+    /// The process is no more. `blamed` are chunks that may be the reason.
+    pub(super) fn ended(&self, blamed: &[ChunkKey]) {
         let mut state = self.lock();
         self.current.send_replace(None);
         state.condition.pid = None;
         state.condition.restarts += 1;
         // Who waits asks the next.
         state.errands.drain().for_each(|(_, errand)| errand.abandon());
+        drop(state);
+        if let Some(orders) = self.orders().filter(|_| !blamed.is_empty()) {
+            orders.blame(blamed);
+        }
     }
 
     /// Whether somebody waits for an answer.

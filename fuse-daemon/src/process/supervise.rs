@@ -2,14 +2,17 @@
 
 use std::collections::BTreeMap;
 use std::io;
+use std::os::unix::process::ExitStatusExt;
 use std::path::PathBuf;
+use std::process::ExitStatus;
 use std::sync::{Arc, Weak};
 use std::thread;
 use std::time::{Duration, Instant};
 
+use nix::libc;
 use registry::client::ClientConfig;
 
-use super::connection::{Connection, MEMORY_BYTES};
+use super::connection::{Connection, MEMORY_BYTES, Over};
 use super::launch::{Started, sockets};
 use super::message::{Start, ToWorker};
 use super::remote::Shared;
@@ -97,15 +100,29 @@ fn run(shared: &Arc<Shared>) -> io::Result<String> {
         let pump = thread::Builder::new().name("send".to_owned());
         let started_all =
             threads.and_then(|_| pump.spawn_scoped(scope, || connection.sender.pump()).map(drop));
-        let why = match started_all {
+        let (over, ready) = match started_all {
             Ok(()) => watch(shared, &connection, &started, patience),
-            Err(error) => format!("no threads for it: {error}"),
+            Err(error) => (Over { why: format!("no threads for it: {error}"), hung: false }, false),
         };
         // Ends the threads too.
         connection.sender.close();
         let status = started.end();
-        Ok(format!("{why} ({status})"))
+        if ready {
+            let is_own_doing = over.hung || status.is_some_and(failed);
+            let blamed = if is_own_doing { connection.owed() } else { Vec::new() };
+            shared.ended(&blamed);
+        }
+        let status = status.map_or_else(|| "no process".to_owned(), |status| status.to_string());
+        Ok(format!("{} ({status})", over.why))
     })
+}
+
+/// Whether a process ended over a fault of its own, and not since somebody wanted it to.
+fn failed(status: ExitStatus) -> bool {
+    match status.signal() {
+        Some(signal) => ![libc::SIGKILL, libc::SIGTERM, libc::SIGINT].contains(&signal),
+        None => !status.success(),
+    }
 }
 
 /// The settings of registries without those that name files, which the worker cannot read.
@@ -113,22 +130,23 @@ fn without_files(config: &ClientConfig) -> ClientConfig {
     ClientConfig { hosts: BTreeMap::new(), certs_dir: PathBuf::new(), docker_config: None, ..config.clone() }
 }
 
-/// Waits until it ends, or is to: why.
+/// Waits until it ends, or is to: why, and whether it had been ready.
 fn watch(
     shared: &Arc<Shared>,
     connection: &Arc<Connection>,
     started: &Started,
     patience: Duration,
-) -> String {
+) -> (Over, bool) {
     let since = Instant::now();
     let mut names_read = since;
     let mut ready = false;
-    let why = loop {
+    let over = |why| Over { why, hung: false };
+    let over = loop {
         if shared.stop.is_cancelled() {
-            break "it is not needed any longer".to_owned();
+            break over("it is not needed any longer".to_owned());
         }
-        if let Some(why) = connection.check(patience, shared.is_asked()) {
-            break why;
+        if let Some(over) = connection.check(patience, shared.is_asked()) {
+            break over;
         }
         match connection.guards() {
             Some(guards) if !ready => {
@@ -142,7 +160,7 @@ fn watch(
                 }
                 shared.begin(connection, pid, guards);
             }
-            None if since.elapsed() > READY => break format!("it was not ready within {READY:?}"),
+            None if since.elapsed() > READY => break over(format!("it was not ready within {READY:?}")),
             _ => {}
         }
         if names_read.elapsed() > NAMES {
@@ -151,8 +169,5 @@ fn watch(
         }
         connection.wait(TICK);
     };
-    if ready {
-        shared.ended();
-    }
-    why
+    (over, ready)
 }

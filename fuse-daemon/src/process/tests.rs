@@ -93,15 +93,17 @@ fn honest(mut peer: Peer) {
     served.run(&mut peer.receiver).unwrap();
 }
 
-/// Workers that act one after the other; the last for ever.
-fn workers(acts: Vec<Act>) -> (Launch, Arc<AtomicUsize>) {
+/// Workers that act one after the other; the last for ever. Those that `crash` look like processes that ended over a fault.
+fn workers(acts: Vec<Act>, crash: bool) -> (Launch, Arc<AtomicUsize>) {
     let launched = Arc::new(AtomicUsize::new(0));
     let count = Arc::clone(&launched);
     let launch = move |socket| {
         let number = count.fetch_add(1, Ordering::Relaxed);
         let act = acts[number.min(acts.len() - 1)];
         std::thread::spawn(move || act(Peer::new(socket)));
-        Ok(Started(None))
+        let process = || std::process::Command::new("sh").args(["-c", "kill -SEGV $$"]).spawn();
+        let process = crash.then(process).transpose()?;
+        Ok(Started(process))
     };
     (Box::new(launch), launched)
 }
@@ -152,6 +154,10 @@ fn coding() -> Blob {
 
 impl Bench {
     fn new(acts: &[Act], deadline: Duration) -> Self {
+        Self::with(acts, deadline, false)
+    }
+
+    fn with(acts: &[Act], deadline: Duration, crash: bool) -> Self {
         let dir = tempfile::tempdir().unwrap();
         let runtime =
             tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build().unwrap();
@@ -166,7 +172,7 @@ impl Bench {
         let registry = ClientConfig::default();
         let config = ProcessConfig { worker, deadline, user: 0, registry, arguments: Vec::new() };
         let accesses = Arc::new(Accesses::new(Client::new(ClientConfig::default()).unwrap()));
-        let (launch, launched) = workers(acts.to_vec());
+        let (launch, launched) = workers(acts.to_vec(), crash);
         let worker = Arc::new(RemoteWorker::with(config, runtime.handle().clone(), accesses, launch));
         let config = FrontConfig { deadline, request_bytes: 1, threads: 1, failure_memory: Duration::ZERO };
         let front = Front::new(worker.clone(), config).unwrap();
@@ -430,4 +436,46 @@ fn a_part_of_a_blob_is_brought_by_the_next_worker_and_no_more_of_it_than_was_ask
         let error = bench.runtime.block_on(bench.worker.part(&part, until)).unwrap_err().to_string();
         assert!(error.contains("something else") || error == "?", "{error}");
     }
+}
+
+/// Ends over one chunk, whenever it is asked for it, and works else.
+fn mortal(mut peer: Peer) {
+    let file = std::fs::File::from(peer.memory.try_clone().unwrap());
+    peer.ready();
+    while let Ok(Some(message)) = peer.receiver.next() {
+        if let ToWorker::Fetch(order) = serde_json::from_slice(&message).unwrap() {
+            for key in order.order().keys() {
+                if key.chunk.0 == DEADLY {
+                    return;
+                }
+                let at = u64::from(key.chunk.0) * CHUNK as u64;
+                file.write_all_at(&content(key.chunk.0), at).unwrap();
+                peer.deliver(key, at, CHUNK as u32);
+            }
+        }
+    }
+}
+
+const DEADLY: u32 = 7;
+
+#[test]
+fn a_chunk_that_workers_end_over_fails_alone() {
+    let bench = Bench::with(&[mortal], SOON, true);
+    let _kept = bench.register();
+    // All at once, so that it is not known which one it is.
+    let answers: Vec<_> = std::thread::scope(|scope| {
+        let bench = &bench;
+        let readers: Vec<_> = (0..CHUNKS).map(|chunk| scope.spawn(move || bench.read(chunk))).collect();
+        readers.into_iter().map(|reader| reader.join().unwrap()).collect()
+    });
+    for (chunk, answer) in (0..).zip(answers) {
+        match answer {
+            Ok(bytes) => assert!(chunk != DEADLY && bytes == content(chunk), "chunk {chunk}"),
+            Err(error) => assert!(chunk == DEADLY && error.contains("has ended"), "chunk {chunk}: {error}"),
+        }
+    }
+    // A program that tries again ends no other.
+    let launched = bench.launched.load(Ordering::Relaxed);
+    assert!(bench.read(DEADLY).unwrap_err().contains("has ended"));
+    assert_eq!(bench.launched.load(Ordering::Relaxed), launched);
 }

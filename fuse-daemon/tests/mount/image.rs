@@ -199,6 +199,7 @@ impl Node {
         let mountpoint = dir.path().join("made/on/demand");
         let mounted = self.engine.mount(&Image {
             id: "test",
+            name: "test",
             bootstrap: &image.bootstrap(),
             mountpoint: &mountpoint,
             rights: Rights::CONTAINER,

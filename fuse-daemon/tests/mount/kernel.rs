@@ -114,6 +114,7 @@ fn serves_until_it_is_killed() {
     let node = Node::new(&dir.join("cache"), &Settings::default());
     let image = Image {
         id: "killed",
+        name: "test",
         bootstrap: &dir.join("image.boot"),
         mountpoint: &dir.join("mnt"),
         rights: Rights::CONTAINER,
@@ -151,6 +152,7 @@ fn after_a_kill_the_dead_mount_is_cleared_away_and_the_cache_is_used() {
     let node = Node::new(&dir.join("cache"), &Settings::default());
     let mounted = node.engine.mount(&Image {
         id: "successor",
+        name: "test",
         bootstrap: &image.bootstrap(),
         mountpoint: &dir.join("mnt"),
         rights: Rights::CONTAINER,

@@ -34,8 +34,13 @@ fn a_cached_blob_is_read_once_an_own_source_has_it_and_from_then_on_without_any(
         assert!(first.read("secret").unwrap() == secret);
         let second = node.mount_from(&other, source());
         assert!(second.read("own").unwrap() == own);
+        let log = crate::log::lines();
         let refused = second.read("secret").unwrap_err();
         assert_eq!(refused.raw_os_error(), EIO);
+        eventually("the log names image and path", || {
+            log.count(|line| line.contains("image=\"test\" path=\"/secret\"") && line.contains("own sources"))
+                > 0
+        });
         assert!(first.read("secret").unwrap() == secret);
 
         std::fs::copy(owner.blobs().join(&shared), dir.path().join(&shared)).unwrap();

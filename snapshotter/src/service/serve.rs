@@ -33,11 +33,9 @@ pub(crate) async fn serve(
     let (listener, _file) = bind_private(address.path(), access)?;
     let listener = UnixListener::from_std(listener).map_err(|error| failed(error.into()))?;
     info!(socket = %address, "serving snapshots");
-    // The socket takes connections already.
+    // containerd's unit may wait for it: the socket takes connections already.
     ::service::manager::ready();
     tokio::spawn(::service::manager::keep_alive());
-    // containerd's unit may wait for it.
-    ::service::manager::ready();
     let server = Server::builder()
         .add_service(SnapshotsServer::new(Service { snapshotter }))
         .serve_with_incoming_shutdown(UnixListenerStream::new(listener), async {
