@@ -11,6 +11,7 @@ mod process;
 mod supervise;
 
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::Duration;
 
 use fuse_daemon::control::Client;
@@ -39,6 +40,8 @@ pub(crate) struct Daemon {
     client: Client,
     broker: Arc<Broker>,
     condition: watch::Sender<Condition>,
+    /// Its process, if it is ready.
+    process: AtomicU32,
     /// Apart from the daemon's process, which may end at any time.
     held: Arc<Held>,
 }
@@ -48,7 +51,8 @@ impl Daemon {
     pub(crate) fn new(config: DaemonConfig, broker: Arc<Broker>) -> Self {
         let client = Client::new(config.socket.path());
         let condition = watch::Sender::new(Condition::Starting);
-        Self { config, client, broker, condition, held: Arc::new(Held::of_manager()) }
+        let process = AtomicU32::new(0);
+        Self { config, client, broker, condition, process, held: Arc::new(Held::of_manager()) }
     }
 
     /// A client whose requests have a deadline.
@@ -59,6 +63,11 @@ impl Daemon {
     /// How it is now.
     pub(crate) fn condition(&self) -> Condition {
         self.condition.borrow().clone()
+    }
+
+    /// Whether it is the daemon with this process id that is ready: one that has just come is to take over first what is held.
+    pub(crate) fn is_ready(&self, process: u32) -> bool {
+        matches!(self.condition(), Condition::Ready(_)) && self.process.load(Ordering::Relaxed) == process
     }
 
     /// Follows how it is.

@@ -1,6 +1,7 @@
 //! Finding, starting and replacing the daemon.
 
 use std::path::Path;
+use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
 
 use fuse_daemon::control::Status;
@@ -38,6 +39,7 @@ impl Daemon {
                 Ok(pid) => {
                     generation += 1;
                     let since = Instant::now();
+                    self.process.store(pid, Ordering::Relaxed);
                     self.condition.send_replace(Condition::Ready(generation));
                     let ended = tokio::select! {
                         ended = process::ended(pid) => ended,

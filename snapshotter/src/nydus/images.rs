@@ -238,6 +238,10 @@ impl Images {
             backends,
         };
         let status = client.status().await.map_err(failure)?;
+        // What is at the mountpoint may be held for it.
+        if !self.daemon.is_ready(status.pid) {
+            return Err(MountFailure::Unavailable("the nydus daemon has just been replaced".to_owned()));
+        }
         if !status.mounts.iter().any(|mount| mount.id == request.id) {
             detach_remains(&image.mountpoint).await?;
         }
