@@ -44,7 +44,7 @@ pub struct ExporterConfig {
     /// Seconds that builds under way get to end after a shutdown was asked for. Default: 300.
     pub drain_seconds: u64,
     /// Layers converted at once, over all builds; at least 1. With `content_store` up to as many again, while buildkitd still
-    /// writes them. Each takes about 40 MB. Default: 2.
+    /// writes them. One whose registry stands still lets another begin. Each takes about 40 MB. Default: 2.
     pub conversions: usize,
     /// Worker threads of one conversion; 0: one a core, four at most. Default: 0.
     pub threads: usize,

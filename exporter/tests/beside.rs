@@ -4,30 +4,31 @@
 
 mod support;
 
+use std::path::Path;
+
 use registry::nydus;
-use serde_json::Value;
-use support::{Stack, noise};
+use support::{Stack, entries, is_oldest, noise};
 
 const TWO_LAYERS: &str = "FROM scratch\nCOPY base /base\nCOPY app /app\n";
 
-/// The entries of an index: what each is, and its digest.
-fn entries(index: &Value) -> Vec<(&'static str, String)> {
-    let entries = index["manifests"].as_array().unwrap();
-    let kind = |entry: &Value| match (entry["artifactType"].as_str(), entry["platform"]["os"].as_str()) {
-        (Some(nydus::ARTIFACT_TYPE_MANIFEST), _) => "nydus",
-        (_, Some("unknown")) => "attestation",
-        _ => "plain",
-    };
-    entries.iter().map(|entry| (kind(entry), entry["digest"].as_str().unwrap().to_owned())).collect()
+/// Builds `context` with its plain image under `name` and, by `merged`, the nydus image beside that: in one build, where BuildKit
+/// takes several outputs.
+async fn both(stack: &Stack, context: &Path, name: &str, merged: &str, args: &[&str]) {
+    let plain = format!("type=image,name={}/{name},push=true,registry.insecure=true", stack.registry);
+    if is_oldest() {
+        stack.build(context, &[args, &["--output", &plain]].concat()).await.success();
+        stack.build(context, &[args, &["--output", merged]].concat()).await.success();
+    } else {
+        stack.build(context, &[args, &["--output", &plain, "--output", merged]].concat()).await.success();
+    }
 }
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_nydus_image_stands_beside_the_plain_one_of_its_build() {
     let Some(stack) = Stack::start().await else { return };
     let context = stack.context("context", TWO_LAYERS, &[("base", &noise(1, 2 << 20)), ("app", b"one")]);
-    let plain = format!("type=image,name={}/both:v1,push=true,registry.insecure=true", stack.registry);
     let merged = format!("{},merge-manifest=true", stack.output("both:v1"));
-    stack.build(&context, &["--output", &plain, "--output", &merged]).await.success();
+    both(&stack, &context, "both:v1", &merged, &[]).await;
     let (_, index) = stack.manifest("both:v1").await;
     let first = entries(&index);
     assert_eq!(first.iter().map(|(kind, _)| *kind).collect::<Vec<_>>(), ["plain", "nydus"]);
@@ -42,9 +43,8 @@ async fn a_nydus_image_stands_beside_the_plain_one_of_its_build() {
     assert_eq!(entries(&stack.manifest("both:v1").await.1), first);
 
     // Both again, with attestations of both, for two platforms; what stood there before gives way.
-    let both = ["--opt=platform=linux/amd64,linux/arm64", "--opt=attest:provenance=mode=max"];
-    let args = [both[0], both[1], "--output", &plain, "--output", &merged];
-    stack.build(&changed, &args).await.success();
+    let args = ["--opt=platform=linux/amd64,linux/arm64", "--opt=attest:provenance=mode=max"];
+    both(&stack, &changed, "both:v1", &merged, &args).await;
     let (_, index) = stack.manifest("both:v1").await;
     let kinds: Vec<_> = entries(&index).into_iter().map(|(kind, _)| kind).collect();
     assert_eq!(

@@ -13,7 +13,7 @@ use registry::client::{Client, ClientConfig, Retries};
 use registry::nydus;
 use registry::reference::Reference;
 use serde_json::Value;
-use support::{Stack, noise, run, wait_for};
+use support::{Stack, is_oldest, noise, run, wait_for};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpListener;
 
@@ -93,11 +93,13 @@ async fn other_outputs_are_as_without_us() {
             format!("type=oci,tar=false,dest={}", dest("store").display()),
         ];
         let args: Vec<&str> = outputs.iter().flat_map(|output| ["--output", output.as_str()]).collect();
-        let outcome = match way {
-            "through" => stack.build(&context, &args).await,
-            _ => stack.build_directly(&context, &args).await,
-        };
-        outcome.success();
+        for args in args.chunks(if is_oldest() { 2 } else { args.len() }) {
+            let outcome = match way {
+                "through" => stack.build(&context, args).await,
+                _ => stack.build_directly(&context, args).await,
+            };
+            outcome.success();
+        }
         let blobs = files(&dest("store").join("blobs"));
         let mut archive = tar::Archive::new(std::fs::File::open(dest("oci.tar")).unwrap());
         let names: BTreeSet<String> = archive
@@ -116,14 +118,16 @@ async fn other_outputs_are_as_without_us() {
 async fn several_outputs_of_one_build_and_several_builds_go_side_by_side() {
     let Some(stack) = Stack::start().await else { return };
     let context = stack.context("context", TWO_LAYERS, &[("base", &noise(3, 2 << 20)), ("app", b"one")]);
-    // Two of ours and a content store of the client's: ours come as tar streams.
-    let store = stack.path("store");
-    let local = format!("type=oci,tar=false,dest={}", store.display());
-    let (first, second) = (stack.output("many:a"), stack.output("other:b"));
-    stack.build(&context, &["--output", &first, "--output", &local, "--output", &second]).await.success();
-    let (a, _) = stack.manifest("many:a").await;
-    assert_eq!(a, stack.manifest("other:b").await.0);
-    assert!(store.join("index.json").exists());
+    if !is_oldest() {
+        // Two of ours and a content store of the client's: ours come as tar streams.
+        let store = stack.path("store");
+        let local = format!("type=oci,tar=false,dest={}", store.display());
+        let (first, second) = (stack.output("many:a"), stack.output("other:b"));
+        stack.build(&context, &["--output", &first, "--output", &local, "--output", &second]).await.success();
+        let (a, _) = stack.manifest("many:a").await;
+        assert_eq!(a, stack.manifest("other:b").await.0);
+        assert!(store.join("index.json").exists());
+    }
 
     let single = stack.context("single", TWO_LAYERS, &[("base", &noise(4, 2 << 20)), ("app", b"two")]);
     let outputs = ["at-once:1", "at-once:2", "at-once:3"].map(|name| stack.output(name));
@@ -144,6 +148,9 @@ async fn platforms_and_attestations_become_an_index() {
     let Some(stack) = Stack::start().await else { return };
     let context = stack.context("context", TWO_LAYERS, &[("base", b"base"), ("app", b"one")]);
     for artifact in [false, true] {
+        if artifact && is_oldest() {
+            continue;
+        }
         check_attestations(&stack, &context, artifact).await;
     }
     stack.stop().await;

@@ -43,8 +43,14 @@ const OWN_KEYS: [&str; 9] = [
 ];
 
 /// Keys that BuildKit itself acts on while it makes the image that we convert.
-const PASSED_KEYS: [&str; 5] =
-    ["attestation-inline", "oci-artifact", "prefer-nondist-layers", "rewrite-timestamp", "source-date-epoch"];
+const PASSED_KEYS: [&str; 6] = [
+    "attestation-inline",
+    "force-compression",
+    "oci-artifact",
+    "prefer-nondist-layers",
+    "rewrite-timestamp",
+    "source-date-epoch",
+];
 
 /// `annotation.KEY`, `annotation-manifest.KEY`, `annotation[PLATFORM].KEY` and so on: BuildKit's as well.
 const ANNOTATION: &str = "annotation";
@@ -93,6 +99,10 @@ pub(crate) enum AttrError {
          push=true, without push-by-digest, and with OCI's media types"
     )]
     Merge,
+    #[error(
+        "type={EXPORTER_TYPE}: also-oci=true makes an index of OCI's media types: write it without oci-mediatypes=false"
+    )]
+    AlsoOci,
     #[error("type={EXPORTER_TYPE}: name: {0}")]
     Name(#[from] InvalidReference),
     #[error(
@@ -152,6 +162,18 @@ pub(crate) enum Images {
     Embed,
 }
 
+/// Which plain image the nydus image stands beside, in one index.
+#[derive(Clone, Copy, Debug, Default, Eq, PartialEq)]
+pub(crate) enum Beside {
+    /// None.
+    #[default]
+    Nothing,
+    /// The one that its name has.
+    Named,
+    /// The one that the build made, which goes where it goes.
+    Own,
+}
+
 /// An output's keys, checked.
 #[derive(Clone, Debug)]
 pub(crate) struct Attrs {
@@ -165,8 +187,8 @@ pub(crate) struct Attrs {
     pub(crate) name_canonical: bool,
     /// Whether the registry may be spoken to without TLS or with any certificate.
     pub(crate) insecure: bool,
-    /// Whether the image is to stand beside the plain one that its name has.
-    pub(crate) merge_manifest: bool,
+    /// Which plain image it stands beside.
+    pub(crate) beside: Beside,
     /// OCI's media types, or Docker's.
     pub(crate) oci_media_types: bool,
     /// The user's choice; none: what goes best with the other outputs.
@@ -220,7 +242,7 @@ impl Attrs {
             push_by_digest: false,
             name_canonical: false,
             insecure: false,
-            merge_manifest: false,
+            beside: Beside::Nothing,
             oci_media_types: true,
             layer_compression: None,
             images: Images::None,
@@ -228,6 +250,7 @@ impl Attrs {
             receiver: Receiver::Registry,
             passed: BTreeMap::new(),
         };
+        let mut merge_manifest = false;
         for (name, value) in attrs {
             match name.as_str() {
                 key::NAME => parsed.names = names(value)?,
@@ -236,7 +259,7 @@ impl Attrs {
                 key::NAME_CANONICAL => parsed.name_canonical = switch(key::NAME_CANONICAL, value)?,
                 key::INSECURE => parsed.insecure = switch(key::INSECURE, value)?,
                 key::OCI_MEDIA_TYPES => parsed.oci_media_types = switch(key::OCI_MEDIA_TYPES, value)?,
-                key::MERGE_MANIFEST => parsed.merge_manifest = switch(key::MERGE_MANIFEST, value)?,
+                key::MERGE_MANIFEST => merge_manifest = switch(key::MERGE_MANIFEST, value)?,
                 key::LAYER_COMPRESSION => parsed.layer_compression = Some(compression(value)?),
                 key::IMAGES => parsed.images = images(value)?,
                 key::DEST => return Err(AttrError::Disk { key: key::DEST }),
@@ -248,25 +271,40 @@ impl Attrs {
                 _ => return Err(AttrError::UnknownKey { key: name.clone() }),
             }
         }
-        parsed.options.check()?;
-        if parsed.push && parsed.names.is_empty() {
+        parsed.beside = match (parsed.options.also_oci, merge_manifest) {
+            // The plain image of the build is newer than whatever its name has.
+            (true, _) => Beside::Own,
+            (false, true) => Beside::Named,
+            (false, false) => Beside::Nothing,
+        };
+        parsed.check(attrs.get(key::NAME).map(String::as_str).unwrap_or_default())?;
+        Ok(parsed)
+    }
+
+    /// Checks that the keys go together; `names` is what was written for the name.
+    fn check(&self, names: &str) -> Result<(), AttrError> {
+        self.options.check()?;
+        if self.push && self.names.is_empty() {
             return Err(AttrError::NoName);
         }
-        if parsed.merge_manifest && (!parsed.push || parsed.push_by_digest || !parsed.oci_media_types) {
-            return Err(AttrError::Merge);
+        match self.beside {
+            Beside::Named if !self.push || self.push_by_digest || !self.oci_media_types => {
+                return Err(AttrError::Merge);
+            }
+            Beside::Own if !self.oci_media_types => return Err(AttrError::AlsoOci),
+            Beside::Nothing | Beside::Named | Beside::Own => {}
         }
         // What was built is read where it is pushed to.
-        if parsed.images != Images::None && !parsed.push {
+        if self.images != Images::None && !self.push {
             return Err(AttrError::ImagesWithoutPush);
         }
-        if parsed.images == Images::Embed && parsed.push_by_digest {
+        if self.images == Images::Embed && self.push_by_digest {
             return Err(AttrError::ImagesByDigest);
         }
-        let names = attrs.get(key::NAME).map(String::as_str).unwrap_or_default();
-        if let Some(name) = names.split(',').find(|name| parsed.push_by_digest && has_tag(name)) {
-            return Err(AttrError::TagByDigest { name: name.to_owned() });
+        match names.split(',').find(|name| self.push_by_digest && has_tag(name)) {
+            Some(name) => Err(AttrError::TagByDigest { name: name.to_owned() }),
+            None => Ok(()),
         }
-        Ok(parsed)
     }
 
     /// The names of the image `digest`, as they are reported.

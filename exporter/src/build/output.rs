@@ -6,6 +6,7 @@
 mod error;
 mod flattened;
 mod locked;
+mod plain;
 mod publish;
 mod walk;
 
@@ -48,8 +49,10 @@ pub(crate) enum Way {
 /// What there is of a layer.
 #[derive(Debug)]
 pub(crate) enum Claim {
-    /// It is converted and stored.
+    /// It is converted and stored, and stored as it is where that is asked for.
     Here,
+    /// It is converted and stored, and has to come to be stored as it is.
+    Converted,
     /// It has to be converted, unless it turns out to be none.
     Absent(Option<Flight>),
 }
@@ -75,6 +78,8 @@ pub(crate) struct Output {
 struct Received {
     /// Blobs being written.
     writing: HashSet<Digest>,
+    /// Layers that are stored as they are.
+    plain: HashSet<Digest>,
     /// Converted layers by the digest of their source.
     layers: HashMap<Digest, Arc<ConvertedLayer>>,
     /// Stored manifests and indexes by the digest of their source.
@@ -207,6 +212,13 @@ impl Output {
     /// What there is of the layer `digest`: here, now or from an earlier build, or still to be converted, by this output alone
     /// of all that want it. Waits while another converts it.
     pub(crate) async fn claim(&self, digest: &Digest) -> Result<Claim, OutputError> {
+        match self.claim_converted(digest).await? {
+            Claim::Here if self.lacks_plain(digest).await? => Ok(Claim::Converted),
+            claim => Ok(claim),
+        }
+    }
+
+    async fn claim_converted(&self, digest: &Digest) -> Result<Claim, OutputError> {
         if self.received().layers.contains_key(digest) {
             return Ok(Claim::Here);
         }
@@ -227,14 +239,6 @@ impl Output {
     pub(crate) async fn convert(&self, digest: &Digest) -> Result<LayerConversion, OutputError> {
         tracing::debug!(image = self.title(), layer = %digest, "conversion begins");
         Ok(self.prepared().await?.layer.convert(&self.layer_destination().await?))
-    }
-
-    /// Begins to convert the layer that `input` is.
-    pub(crate) async fn convert_read<R: Read + Send + 'static>(
-        &self,
-        input: R,
-    ) -> Result<ReadConversion<R>, OutputError> {
-        Ok(self.prepared().await?.layer.convert_read(input, &self.layer_destination().await?))
     }
 
     /// Begins to convert what may be a layer of this output; what is made of it stays in `space`.
@@ -270,7 +274,8 @@ impl Output {
         OutputError::Layer { title: self.title(), digest: digest.clone(), error: Box::new(error) }
     }
 
-    fn push_error(&self, what: impl Into<String>, error: impl Into<StoreError>) -> OutputError {
+    /// The error for something that the destination did not take.
+    pub(crate) fn push_error(&self, what: impl Into<String>, error: impl Into<StoreError>) -> OutputError {
         OutputError::Push { title: self.title(), what: what.into(), error: Box::new(error.into()) }
     }
 

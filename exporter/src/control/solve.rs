@@ -1,6 +1,5 @@
 //! Solve: our outputs become OCI outputs for buildkitd, and the response waits until the images are pushed.
 
-use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use base64::Engine as _;
@@ -14,7 +13,7 @@ use serde_json::Value;
 
 use super::Rpc;
 use super::message::{self, Export, SolveRequest};
-use crate::build::keys::{AttrError, Attrs, EXPORTER_TYPE, Receiver, is_ours};
+use crate::build::keys::{AttrError, Attrs, Beside, EXPORTER_TYPE, LayerCompression, Receiver, is_ours};
 use crate::build::target::Target;
 use crate::build::{Build, Output, Preparation, Registered, Way};
 use crate::follow::convert_ahead;
@@ -116,12 +115,17 @@ fn plan(message: &[u8], defaults: &Options) -> Result<Option<Plan>, Status> {
     let store_taken = others.iter().any(|export| is_store_export(export));
     let way = if count > 1 || store_taken { Way::Tar } else { Way::Store };
     let mut outputs = Vec::new();
-    let mut replacements = BTreeMap::new();
     for (index, export) in own {
         let attrs = Attrs::of(&export.kind, &export.attrs, defaults).map_err(invalid)?;
-        replacements.insert(index, oci_export(&attrs, way, &others, &request.caches));
         outputs.push((index, attrs, way));
     }
+    // A layer keeps the form in which it is handed over first, to whichever output: plain images need a compressed one.
+    let unless_said = match outputs.iter().any(|(_, attrs, _)| attrs.beside == Beside::Own) {
+        true => LayerCompression::Zstd,
+        false => LayerCompression::Uncompressed,
+    };
+    let oci = |attrs| oci_export(attrs, way, &others, &request.caches, unless_said);
+    let replacements = outputs.iter().map(|(index, attrs, _)| (*index, oci(attrs))).collect();
     let message = message::replace_exports(message, &replacements).map_err(malformed)?;
     Ok(Some(Plan { request, outputs, message }))
 }
@@ -133,10 +137,20 @@ fn is_store_export(export: &Export) -> bool {
 }
 
 /// What buildkitd is to make instead of an output of ours.
-fn oci_export(attrs: &Attrs, way: Way, others: &[&Export], caches: &[Export]) -> Export {
+fn oci_export(
+    attrs: &Attrs,
+    way: Way,
+    others: &[&Export],
+    caches: &[Export],
+    unless_said: LayerCompression,
+) -> Export {
     let mut oci = attrs.passed.clone();
     oci.insert("tar".to_owned(), (way == Way::Tar).to_string());
     oci.insert("oci-mediatypes".to_owned(), "true".to_owned());
+    if attrs.receiver == Receiver::Registry {
+        // As BuildKit's image exporter does: buildx asks by default for attestations that only images are to have.
+        oci.entry("attestation-inline".to_owned()).or_insert_with(|| "true".to_owned());
+    }
     let is_image = |export: &&Export| matches!(export.kind.as_str(), "image" | "oci" | "docker");
     let images = others.iter().copied().filter(is_image);
     // Inline caches have no layers of their own.
@@ -151,8 +165,8 @@ fn oci_export(attrs: &Attrs, way: Way, others: &[&Export], caches: &[Export]) ->
             }
         }
         (chosen, _) => {
-            let compression = chosen.map_or("uncompressed", |chosen| chosen.as_str());
-            oci.insert("compression".to_owned(), compression.to_owned());
+            let compression = chosen.unwrap_or(unless_said);
+            oci.insert("compression".to_owned(), compression.as_str().to_owned());
         }
     }
     Export { kind: "oci".to_owned(), attrs: oci }

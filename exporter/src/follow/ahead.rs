@@ -86,12 +86,16 @@ async fn follow_blob(dir: &Path, build: &Build, builds: &Builds) -> io::Result<(
     let Some(file) = begin_of_tar(&store.dir, &path, &mut watch).await? else { return Ok(()) };
     // The layers of two builds cannot be told apart before they are announced.
     let (Some(output), true) = (build.store_output(), builds.is_alone()) else { return Ok(()) };
+    // Layers that are stored as they are, too, have to be known for that, and are compressed anyway.
+    if output.keeps_plain() {
+        return Ok(());
+    }
     if store.space.left() == 0 {
         return Ok(());
     }
     let id = FileId::of(&file.metadata()?);
     let writing = Writing::new(path, id, watch);
-    let reader = BlobReader::new(file, Some(writing), Hasher::sha256(), build.over.clone());
+    let reader = BlobReader::new(file, writing, Hasher::sha256(), build.over.clone());
     tracing::info!(build = build.reference, blob = %dir.display(), "converting ahead what buildkitd writes");
     let conversion = Conversion::start_ahead(output, reader, &store.space).await.map_err(io::Error::other)?;
     store.ahead().insert(id, conversion);

@@ -23,17 +23,16 @@ use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use image::destination::{SpoolSpace, StoreError};
-use registry::digest::{Digest, Hasher};
+use registry::digest::Digest;
 use rustix::fs::{Mode, OFlags, ResolveFlags, openat2};
 use rustix::io::Errno;
 use tokio::sync::watch as channel;
-use tokio_util::sync::CancellationToken;
 
 pub(crate) use self::ahead::convert_ahead;
 use self::reader::BlobReader;
-use crate::build::{Output, OutputError};
-use crate::intake::ingest::{SNIFF_BYTES, is_document, short};
-use image::layer::{BuiltLayer, ConvertError, ConvertedLayer, Flight, ReadConversion};
+use crate::build::{Claim, Output, OutputError};
+use crate::intake::ingest::{Ingest, SNIFF_BYTES, is_document, short};
+use image::layer::{BuiltLayer, ConvertError, Flight, ReadConversion};
 use image::progress::Task;
 
 /// Read from a file at once.
@@ -67,13 +66,22 @@ struct Conversion {
     position: channel::Receiver<u64>,
 }
 
-/// Why a file did not become a layer.
+/// Why a file that was followed did not become a layer.
 #[derive(Debug, thiserror::Error)]
 enum LocalError {
     #[error(transparent)]
     Convert(#[from] ConvertError),
     #[error("has digest {found} and {size} bytes")]
     Content { found: Digest, size: u64 },
+}
+
+/// Why a file was not taken.
+#[derive(Debug, thiserror::Error)]
+enum Unfed {
+    #[error(transparent)]
+    Output(#[from] OutputError),
+    #[error("it cannot be read: {0}")]
+    Read(#[from] io::Error),
 }
 
 /// Leaves out the conversions: they are known by their files alone.
@@ -93,79 +101,69 @@ impl LocalStore {
         self.ahead.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Converts the layer `digest` of `total` bytes, which `flight` tells others, if its blob is here. `None` means that it has to come over the session:
-    /// it is not here, is no layer, or is not what its name says.
-    pub(crate) async fn convert(
+    /// Has made of the layer `digest` of `total` bytes what `claim` says is missing, if its blob is here. Returns what has to come
+    /// over the session: the layer is not here, is no layer, or is not what its name says.
+    pub(crate) async fn take(
         &self,
         output: &Output,
         digest: &Digest,
         total: u64,
-        flight: Option<&Flight>,
-        stop: &CancellationToken,
-    ) -> Result<Option<ConvertedLayer>, OutputError> {
+        mut claim: Claim,
+    ) -> Result<Option<Claim>, OutputError> {
         let name = Path::new("blobs").join(digest.algorithm().as_ref()).join(digest.digest());
         let path = self.dir.join(&name);
         let (file, id) = match open_layer(&self.dir, &name, total) {
             Ok(Some(opened)) => opened,
-            Ok(None) => return Ok(None),
+            Ok(None) => return Ok(Some(claim)),
             Err(error) => {
                 tracing::warn!(%error, path = %path.display(), "cannot read buildkitd's content store");
-                return Ok(None);
+                return Ok(Some(claim));
             }
         };
-        let task = output.task(format!("converting {}", short(digest)), total);
         // One that waits for a slot may wait for what another client never completes: its file is read now.
         let begun = self.ahead().remove(&id).filter(|ahead| ahead.conversion.has_begun());
-        let destination = output.layer_destination().await?;
-        let mut built = None;
-        if let Some(conversion) = begun {
-            match conversion.built(digest, total, flight, &task).await {
-                Ok(layer) => built = Some(layer),
-                Err(error) => {
-                    tracing::warn!(%error, layer = %digest, "not converted ahead; its file is read now")
-                }
-            }
+        if let (Some(ahead), Claim::Absent(flight)) = (begun, &mut claim)
+            && ahead.take(output, digest, total, flight).await?
+        {
+            tracing::info!(layer = %digest, ahead = true, "layer was read from buildkitd's content store");
+            return Ok(None);
         }
-        let ahead = built.is_some();
-        let converted = match built {
-            Some(built) => built.store(destination.as_ref()).await.map_err(LocalError::from),
-            None => {
-                let Ok(hasher) = Hasher::like(digest) else { return Ok(None) };
-                let reader = BlobReader::new(file, None, hasher, stop.clone());
-                match Conversion::start(output, reader).await?.built(digest, total, flight, &task).await {
-                    Ok(built) => built.store(destination.as_ref()).await.map_err(LocalError::from),
-                    Err(error) => Err(error),
-                }
+        match feed(output, digest, total, file, claim).await {
+            Ok(()) => {
+                tracing::info!(layer = %digest, ahead = false, "layer was read from buildkitd's content store");
+                Ok(None)
             }
-        };
-        match converted {
-            Ok(layer) => {
-                tracing::info!(layer = %digest, ahead, "layer was read from buildkitd's content store");
-                task.finish();
-                Ok(Some(layer))
-            }
-            Err(LocalError::Convert(error @ ConvertError::Push(StoreError::Registry(_)))) => {
-                let error = output.layer_error(digest, error);
-                task.fail(&error.to_string());
-                Err(error)
-            }
+            Err(Unfed::Output(error)) if !error.is_of_content() => Err(error),
             Err(error) => {
                 tracing::warn!(%error, path = %path.display(), "cannot convert from buildkitd's content store");
-                task.finish();
-                Ok(None)
+                output.claim(digest).await.map(Some)
             }
         }
     }
 }
 
-impl Conversion {
-    /// Begins to convert what `reader` reads.
-    async fn start(output: &Output, reader: BlobReader) -> Result<Self, OutputError> {
-        let position = reader.position();
-        let reader = BufReader::with_capacity(READ_BYTES, reader);
-        Ok(Self { conversion: output.convert_read(reader).await?, position })
+/// Reads the layer `digest` of `total` bytes from its file into what `claim` says is missing.
+async fn feed(output: &Output, digest: &Digest, total: u64, file: File, claim: Claim) -> Result<(), Unfed> {
+    let mut ingest = Ingest::new(output, digest.clone(), total, Some(claim))?;
+    let file = Arc::new(file);
+    loop {
+        let (file, at) = (Arc::clone(&file), ingest.received());
+        let piece = tokio::task::spawn_blocking(move || {
+            let mut piece = vec![0; READ_BYTES];
+            let length = file.read_at(&mut piece, at)?;
+            piece.truncate(length);
+            Ok::<_, io::Error>(piece)
+        });
+        let piece = piece.await.map_err(io::Error::other)??;
+        if piece.is_empty() {
+            ingest.commit().await?;
+            return Ok(());
+        }
+        ingest.write(piece.into()).await?;
     }
+}
 
+impl Conversion {
     /// Begins to convert what `reader` reads, of which it is not known whose it is.
     async fn start_ahead(
         output: &Output,
@@ -175,6 +173,39 @@ impl Conversion {
         let position = reader.position();
         let reader = BufReader::with_capacity(READ_BYTES, reader);
         Ok(Self { conversion: output.convert_ahead(reader, space).await?, position })
+    }
+
+    /// Has the layer stored, if it was made of the blob `digest` of `total` bytes. `flight`, which tells others, is used then.
+    async fn take(
+        self,
+        output: &Output,
+        digest: &Digest,
+        total: u64,
+        flight: &mut Option<Flight>,
+    ) -> Result<bool, OutputError> {
+        let task = output.task(format!("converting {}", short(digest)), total);
+        let destination = output.layer_destination().await?;
+        let stored = async {
+            let built = self.built(digest, total, flight.as_ref(), &task).await?;
+            Ok(built.store(destination.as_ref()).await?)
+        };
+        match stored.await {
+            Ok(layer) => {
+                output.add_layer(digest, layer, flight.take()).await?;
+                task.finish();
+                Ok(true)
+            }
+            Err(LocalError::Convert(error @ ConvertError::Push(StoreError::Registry(_)))) => {
+                let error = output.layer_error(digest, error);
+                task.fail(&error.to_string());
+                Err(error)
+            }
+            Err(error) => {
+                tracing::warn!(%error, layer = %digest, "not converted ahead; its file is read now");
+                task.finish();
+                Ok(false)
+            }
+        }
     }
 
     /// Waits for the layer, which has to be made of the blob `digest` of `total` bytes, and shows how far it is.
@@ -238,11 +269,13 @@ fn open_layer(dir: &Path, name: &Path, total: u64) -> io::Result<Option<(File, F
     let Some(file) = open_regular(dir, name)? else { return Ok(None) };
     let metadata = file.metadata()?;
     let mut begin = [0; SNIFF_BYTES];
-    if metadata.len() != total || total < SNIFF_BYTES as u64 {
+    if metadata.len() != total || total == 0 {
         return Ok(None);
     }
-    file.read_exact_at(&mut begin, 0)?;
-    Ok((!is_document(&begin)).then(|| (file, FileId::of(&metadata))))
+    // Compressed, a layer may have fewer bytes.
+    let begin = &mut begin[..usize::try_from(total).map_or(SNIFF_BYTES, |total| total.min(SNIFF_BYTES))];
+    file.read_exact_at(begin, 0)?;
+    Ok((!is_document(begin)).then(|| (file, FileId::of(&metadata))))
 }
 
 #[cfg(test)]

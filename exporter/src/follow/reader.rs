@@ -1,4 +1,4 @@
-//! A blob's file as a stream, from its begin to where the blob ends.
+//! The file of a blob that is being written as a stream, from its begin to where the blob ends.
 
 use std::fs::{self, File};
 use std::io::{self, Read};
@@ -27,8 +27,8 @@ pub(super) struct BlobReader {
     file: File,
     hasher: Hasher,
     read: watch::Sender<u64>,
-    /// How to find out that there is more; `None` if the blob is complete.
-    writing: Option<Writing>,
+    /// How to find out that there is more.
+    writing: Writing,
     stop: CancellationToken,
 }
 
@@ -43,9 +43,8 @@ pub(super) struct Writing {
 }
 
 impl BlobReader {
-    /// Reads `file` from where it stands until its end or, while it is being written, until it has been moved away.
-    /// When `stop` is cancelled, it fails.
-    pub(super) fn new(file: File, writing: Option<Writing>, hasher: Hasher, stop: CancellationToken) -> Self {
+    /// Reads `file` from where it stands until it has been moved away. When `stop` is cancelled, it fails.
+    pub(super) fn new(file: File, writing: Writing, hasher: Hasher, stop: CancellationToken) -> Self {
         Self { file, hasher, read: watch::Sender::new(0), writing, stop }
     }
 
@@ -67,23 +66,18 @@ impl Read for BlobReader {
                 return Err(io::Error::new(io::ErrorKind::ConnectionAborted, "the conversion was cancelled"));
             }
             // Before the read: what a writer wrote before it moved the file is read after this.
-            let complete = match &self.writing {
-                Some(writing) => writing.is_complete(&self.file)?,
-                None => true,
-            };
+            let complete = self.writing.is_complete(&self.file)?;
             let length = self.file.read(out)?;
             if length > 0 {
                 self.hasher.update(&out[..length]);
                 self.read.send_modify(|read| *read += length as u64);
-                if let Some(writing) = &mut self.writing {
-                    writing.forget(&self.file, *self.read.borrow());
-                }
+                self.writing.forget(&self.file, *self.read.borrow());
                 return Ok(length);
             }
-            match &mut self.writing {
-                Some(writing) if !complete => writing.wait(&self.stop)?,
-                _ => return Ok(0),
+            if complete {
+                return Ok(0);
             }
+            self.writing.wait(&self.stop)?;
         }
     }
 }
@@ -165,7 +159,7 @@ mod tests {
             let watch = Watch::new(path.parent().unwrap()).unwrap();
             let stop = CancellationToken::new();
             let writing = Writing::new(path, id, watch);
-            let mut reader = BlobReader::new(opened, Some(writing), Hasher::sha256(), stop.clone());
+            let mut reader = BlobReader::new(opened, writing, Hasher::sha256(), stop.clone());
             let position = reader.position();
             let reading = tokio::task::spawn_blocking(move || {
                 let mut content = Vec::new();

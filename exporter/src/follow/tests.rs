@@ -114,13 +114,13 @@ impl Lab {
     }
 
     /// The blob at `path` is complete and announced.
-    async fn announce(&self, build: &Build, path: &Path, content: &[u8]) -> Option<ConvertedLayer> {
+    async fn announce(&self, build: &Build, path: &Path, content: &[u8]) -> bool {
         let digest = registry::digest::sha256(content);
         std::fs::rename(path, self.content.path().join("blobs/sha256").join(digest.digest())).unwrap();
         let (store, output) = (build.local.as_ref().unwrap(), build.store_output().unwrap());
         let total = content.len() as u64;
-        let converted = timeout(DEADLINE, store.convert(output, &digest, total, None, &build.over)).await;
-        converted.expect("an announced layer does not wait for others").unwrap()
+        let taken = timeout(DEADLINE, store.take(output, &digest, total, Claim::Absent(None))).await;
+        taken.expect("an announced layer does not wait for others").unwrap().is_none()
     }
 }
 
@@ -181,7 +181,7 @@ async fn what_another_client_stalls_in_keeps_no_announced_layer_waiting() {
     lab.something_is_kept().await;
     let own = own_layer();
     let path = lab.write(build, "own", &own).await;
-    assert!(lab.announce(build, &path, &own).await.is_some(), "the layer came over the session");
+    assert!(lab.announce(build, &path, &own).await, "the layer came over the session");
     drop(registered);
     timeout(DEADLINE, following).await.expect("following ends with the build").unwrap();
     assert_eq!(lab.space.left(), ROOM);
@@ -195,7 +195,7 @@ async fn a_layer_that_does_not_fit_is_converted_when_it_is_complete() {
     let following = lab.follow(build);
     let own = own_layer();
     let path = lab.write(build, "own", &own).await;
-    assert!(lab.announce(build, &path, &own).await.is_some(), "the layer came over the session");
+    assert!(lab.announce(build, &path, &own).await, "the layer came over the session");
     drop(registered);
     timeout(DEADLINE, following).await.expect("following ends with the build").unwrap();
     assert_eq!(lab.space.left(), 1);

@@ -1,10 +1,12 @@
-//! One blob on its way into an output: a layer is converted while it comes, a JSON document is kept.
+//! One blob on its way into an output: a layer is converted, and stored as it is where that is asked for, while it comes; a JSON
+//! document is kept.
 
 use bytes::{Bytes, BytesMut};
 use registry::digest::{Digest, Hasher};
 
 use crate::build::documents::Document;
 use crate::build::{Claim, Output, OutputError};
+use image::destination::BlobWriter;
 use image::layer::{Flight, LayerConversion};
 use image::progress::Task;
 
@@ -30,9 +32,18 @@ enum Kind {
     /// Too little has come to tell; what was claimed before, if it is a layer.
     Unknown(BytesMut, Option<Claim>),
     Document(Document),
-    Layer(LayerConversion, Option<Flight>, Task),
-    /// A layer that was converted before.
+    Layer(Box<Making>),
+    /// A layer of which all that is to be made is there.
     Known,
+}
+
+/// A layer on its way to what is made of it.
+struct Making {
+    /// What converts it, unless it is converted.
+    conversion: Option<(LayerConversion, Option<Flight>)>,
+    /// Where it is stored as it is, if that is asked for.
+    plain: Option<Box<dyn BlobWriter>>,
+    task: Task,
 }
 
 impl<'a> Ingest<'a> {
@@ -74,13 +85,7 @@ impl<'a> Ingest<'a> {
                 let written = document.write(&data).await;
                 written.map_err(|error| self.output.documents_error(&self.expected, error))
             }
-            Kind::Layer(conversion, flight, task) => {
-                task.advance(data.len() as u64);
-                let written = conversion.write(data).await;
-                written.map_err(|error| self.output.layer_error(&self.expected, error))?;
-                flight.iter().for_each(Flight::progress);
-                Ok(())
-            }
+            Kind::Layer(making) => making.write(self.output, &self.expected, data).await,
             Kind::Known => Ok(()),
         }
     }
@@ -98,16 +103,21 @@ impl<'a> Ingest<'a> {
             Some(claim) => claim,
             None => self.output.claim(&self.expected).await?,
         };
-        let Claim::Absent(flight) = claim else {
-            self.kind = Kind::Known;
-            return Ok(());
+        let (conversion, doing) = match claim {
+            Claim::Here => {
+                self.kind = Kind::Known;
+                return Ok(());
+            }
+            Claim::Converted => (None, "pushing"),
+            Claim::Absent(flight) => {
+                (Some((self.output.convert(&self.expected).await?, flight)), "converting")
+            }
         };
-        let mut conversion = self.output.convert(&self.expected).await?;
-        let task = self.output.task(format!("converting {}", short(&self.expected)), self.total);
-        task.advance(begin.len() as u64);
-        let written = conversion.write(begin.freeze()).await;
-        written.map_err(|error| self.output.layer_error(&self.expected, error))?;
-        self.kind = Kind::Layer(conversion, flight, task);
+        let plain = self.output.begin_plain(&self.expected).await?;
+        let task = self.output.task(format!("{doing} {}", short(&self.expected)), self.total);
+        let mut making = Box::new(Making { conversion, plain, task });
+        making.write(self.output, &self.expected, begin.freeze()).await?;
+        self.kind = Kind::Layer(making);
         Ok(())
     }
 
@@ -127,24 +137,54 @@ impl<'a> Ingest<'a> {
         match self.kind {
             Kind::Unknown(..) | Kind::Known => {}
             Kind::Document(document) => self.output.add_document(&self.expected, document).await?,
-            Kind::Layer(conversion, flight, task) => {
-                let layer = conversion.finish().await;
-                match layer {
-                    Ok(layer) => self.output.add_layer(&self.expected, layer, flight).await?,
-                    Err(error) => {
-                        let error = self.output.layer_error(&self.expected, error);
-                        task.fail(&error.to_string());
-                        return Err(error);
-                    }
-                }
-                task.finish();
-            }
+            Kind::Layer(making) => making.finish(self.output, &self.expected).await?,
         }
         Ok(found)
     }
 
     fn wrong(&self, reason: String) -> OutputError {
         OutputError::Blob { digest: self.expected.clone(), reason }
+    }
+}
+
+impl Making {
+    /// Takes the next bytes of the layer `digest`.
+    async fn write(&mut self, output: &Output, digest: &Digest, data: Bytes) -> Result<(), OutputError> {
+        self.task.advance(data.len() as u64);
+        if let Some((conversion, flight)) = &mut self.conversion {
+            let written = conversion.write(data.clone()).await;
+            written.map_err(|error| output.layer_error(digest, error))?;
+            flight.iter().for_each(Flight::progress);
+        }
+        if let Some(plain) = &mut self.plain {
+            let written = plain.write(data).await;
+            written.map_err(|error| output.push_error(format!("layer {digest}"), error))?;
+        }
+        Ok(())
+    }
+
+    /// All of it has been written, and has the digest `digest`: waits until what is made of it is where it belongs.
+    async fn finish(self, output: &Output, digest: &Digest) -> Result<(), OutputError> {
+        let Self { conversion, plain, task } = self;
+        let converted = async {
+            let Some((conversion, flight)) = conversion else { return Ok(()) };
+            let layer = conversion.finish().await.map_err(|error| output.layer_error(digest, error))?;
+            output.add_layer(digest, layer, flight).await
+        };
+        let stored = async {
+            let Some(plain) = plain else { return Ok(()) };
+            output.add_plain(digest, plain).await
+        };
+        match tokio::try_join!(converted, stored) {
+            Ok(_) => {
+                task.finish();
+                Ok(())
+            }
+            Err(error) => {
+                task.fail(&error.to_string());
+                Err(error)
+            }
+        }
     }
 }
 

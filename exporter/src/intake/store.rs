@@ -117,20 +117,19 @@ impl<'a> Blob<'a> {
         let lock = output.lock(&expected).ok_or_else(|| {
             Status::new(Code::Unavailable, format!("ref {} locked: it is being written", request.r#ref))
         })?;
-        let claim = output.claim(&expected).await.map_err(|error| super::fail(build, &error))?;
-        let Claim::Absent(mut flight) = claim else {
+        let mut claim = output.claim(&expected).await.map_err(|error| super::fail(build, &error))?;
+        if matches!(claim, Claim::Here) {
             tracing::debug!(build = build.reference, digest = %expected, "layer is here already");
             return Err(exists(&expected));
-        };
+        }
         if let Some(local) = &build.local {
-            let layer = local.convert(output, &expected, total, flight.as_ref(), &build.over).await;
-            if let Some(layer) = layer.map_err(|error| super::fail(build, &error))? {
-                let added = output.add_layer(&expected, layer, flight.take()).await;
-                added.map_err(|error| super::fail(build, &error))?;
-                return Err(exists(&expected));
+            let left = local.take(output, &expected, total, claim).await;
+            match left.map_err(|error| super::fail(build, &error))? {
+                Some(left) => claim = left,
+                None => return Err(exists(&expected)),
             }
         }
-        let ingest = Ingest::new(output, expected.clone(), total, Some(Claim::Absent(flight)))
+        let ingest = Ingest::new(output, expected.clone(), total, Some(claim))
             .map_err(|error| super::fail(build, &error))?;
         let (started, ingest) = (SystemTime::now(), Some(ingest));
         Ok(Self { build, expected, total: request.total, started, ingest, _lock: lock })

@@ -9,6 +9,7 @@ use std::time::{Duration, Instant};
 
 use exporter::ExporterConfig;
 use registry::client::{Client, ClientConfig};
+use registry::nydus;
 use registry::reference::Reference;
 use registry::server::{Server, ServerConfig};
 use serde_json::Value;
@@ -18,14 +19,24 @@ use tokio_util::sync::CancellationToken;
 /// The longest that anything here may take.
 const DEADLINE: Duration = Duration::from_secs(120);
 
-/// Where a BuildKit program is: below `$NYDUS_CLUSTER_PEERS`, or where `scripts/deps` puts it.
+/// Where a program is that `scripts/deps` built.
 fn peer(name: &str, program: &str) -> Option<PathBuf> {
     let folder = |name: &str| std::env::var_os(name).filter(|value| !value.is_empty()).map(PathBuf::from);
-    let peers = folder("NYDUS_CLUSTER_PEERS")
-        .or_else(|| Some(folder("NYDUS_CLUSTER_CACHE")?.join("peers")))
+    let peers = folder("NYDUS_CLUSTER_CACHE")
+        .map(|cache| cache.join("peers"))
         .or_else(|| Some(folder("XDG_CACHE_HOME")?.join("nydus-cluster/peers")))
         .or_else(|| Some(folder("HOME")?.join(".cache/nydus-cluster/peers")))?;
     Some(peers.join(name).join("bin").join(program)).filter(|path| path.exists())
+}
+
+/// Whether `$NYDUS_CLUSTER_BUILDKIT` asks for the oldest BuildKit that the exporter supports. That one takes one output a build, and
+/// knows neither attestations as artifacts nor `rewrite-timestamp`.
+pub(crate) fn is_oldest() -> bool {
+    match std::env::var("NYDUS_CLUSTER_BUILDKIT").as_deref() {
+        Err(_) | Ok("newest") => false,
+        Ok("oldest") => true,
+        Ok(other) => panic!("NYDUS_CLUSTER_BUILDKIT={other}: expected oldest or newest"),
+    }
 }
 
 /// One stack at a time: a machine that runs a dozen buildkitds misses their deadlines.
@@ -71,8 +82,9 @@ impl Stack {
     pub(crate) async fn start() -> Option<Self> {
         let root =
             std::fs::read_to_string("/proc/self/status").is_ok_and(|status| status.contains("\nUid:\t0\t"));
+        let buildkit = if is_oldest() { "buildkit-oldest" } else { "buildkit" };
         let (Some(buildkitd), Some(buildctl), true) =
-            (peer("buildkit", "buildkitd"), peer("buildkit", "buildctl"), root)
+            (peer(buildkit, "buildkitd"), peer(buildkit, "buildctl"), root)
         else {
             println!("skipped: needs buildkitd, buildctl and root");
             assert!(std::env::var_os("CI").is_none(), "CI must run this");
@@ -283,6 +295,17 @@ fn spawn_buildkitd(program: &Path, dir: &Path) -> Child {
         .kill_on_drop(true)
         .spawn()
         .unwrap()
+}
+
+/// The entries of an index: what each is, and its digest.
+pub(crate) fn entries(index: &Value) -> Vec<(&'static str, String)> {
+    let entries = index["manifests"].as_array().unwrap();
+    let kind = |entry: &Value| match (entry["artifactType"].as_str(), entry["platform"]["os"].as_str()) {
+        (Some(nydus::ARTIFACT_TYPE_MANIFEST), _) => "nydus",
+        (_, Some("unknown")) => "attestation",
+        _ => "plain",
+    };
+    entries.iter().map(|entry| (kind(entry), entry["digest"].as_str().unwrap().to_owned())).collect()
 }
 
 /// Runs a command to its end.

@@ -18,6 +18,7 @@ use tokio_util::task::AbortOnDropHandle;
 
 use super::bridge::{InputReader, OutputWriter};
 use super::plain::Plain;
+use super::slot::Slot;
 use crate::destination::{BlobWriter, Destination, SpoolSpace, SpooledBlob, StoreError};
 use crate::options::Recipe;
 
@@ -94,9 +95,10 @@ impl LayerConversion {
     ) -> Self {
         let (input, receiver) = mpsc::channel(INPUT_QUEUE);
         let task = tokio::spawn(async move {
-            let _slot = slots.acquire_owned().await.expect("the semaphore is never closed");
+            let slot = Slot::take(slots).await;
             let build = move |output| build(recipe.build(), InputReader::new(receiver), output);
-            build_blob(&Sink::At(Arc::clone(&destination)), build).await?.store(destination.as_ref()).await
+            let sink = Sink::At(Arc::clone(&destination));
+            build_blob(&sink, Some(slot), build).await?.store(destination.as_ref()).await
         });
         Self { input: Some(input), task: AbortOnDropHandle::new(task) }
     }
@@ -212,9 +214,9 @@ impl<R: Read + Send + 'static> ReadConversion<R> {
         let begun = Arc::new(AtomicBool::new(false));
         let has_slot = Arc::clone(&begun);
         let task = tokio::spawn(async move {
-            let _slot = slots.acquire_owned().await.expect("the semaphore is never closed");
+            let slot = Slot::take(slots).await;
             has_slot.store(true, Ordering::Relaxed);
-            build_blob(&sink, move |output| build(recipe.build(), input, output)).await
+            build_blob(&sink, Some(slot), move |output| build(recipe.build(), input, output)).await
         });
         Self { begun, task: AbortOnDropHandle::new(task) }
     }
@@ -294,7 +296,7 @@ pub(super) async fn convert_directory(
         output.flush()?;
         Ok(Built { layer, input: (), diff_id: None })
     };
-    build_blob(&Sink::At(Arc::clone(destination)), build).await?.store(destination.as_ref()).await
+    build_blob(&Sink::At(Arc::clone(destination)), None, build).await?.store(destination.as_ref()).await
 }
 
 /// Output that is refused when nobody wants it any more.
@@ -327,19 +329,21 @@ pub async fn store_written(
         output.flush()?;
         Ok(Built { layer, input: (), diff_id: None })
     };
-    build_blob(&Sink::At(Arc::clone(destination)), build).await?.store(destination.as_ref()).await
+    build_blob(&Sink::At(Arc::clone(destination)), None, build).await?.store(destination.as_ref()).await
 }
 
-/// Has a blob built on a thread that may block, and sends it meanwhile.
+/// Has a blob built on a thread that may block, and sends it meanwhile. That takes `slot`, where there are so many and no more,
+/// until the blob is built and sent.
 pub(super) async fn build_blob<R: Send + 'static>(
     sink: &Sink,
+    mut slot: Option<Slot>,
     build: impl FnOnce(mpsc::Sender<Bytes>) -> Result<Built<R>, ConvertError> + Send + 'static,
 ) -> Result<BuiltLayer<R>, ConvertError> {
     // Before anything is converted: a registry that refuses does so at once.
-    let writer = sink.begin().await?;
+    let writer = unless_stalled(&mut slot, sink.begin()).await?;
     let (sender, pieces) = mpsc::channel(OUTPUT_QUEUE);
     let building = tokio::task::spawn_blocking(move || build(sender));
-    let (uploaded, built) = tokio::join!(upload(writer, pieces), building);
+    let (uploaded, built) = tokio::join!(upload(writer, pieces, &mut slot), building);
     // The builder fails as well when the upload does; the upload's reason is the one.
     let writer = uploaded?;
     match built.map_err(ConvertError::from).and_then(|built| built) {
@@ -368,10 +372,22 @@ fn build<R: Read + Send>(
     Ok(Built { layer, input, diff_id })
 }
 
-async fn upload(mut writer: Written, mut pieces: mpsc::Receiver<Bytes>) -> Result<Written, StoreError> {
+async fn upload(
+    mut writer: Written,
+    mut pieces: mpsc::Receiver<Bytes>,
+    slot: &mut Option<Slot>,
+) -> Result<Written, StoreError> {
     while let Some(piece) = pieces.recv().await {
-        writer.write(piece).await?;
+        unless_stalled(slot, writer.write(piece)).await?;
     }
     writer.complete().await?;
     Ok(writer)
+}
+
+/// Waits for `work` of the destination's, without the slot when that stands still.
+async fn unless_stalled<T>(slot: &mut Option<Slot>, work: impl Future<Output = T>) -> T {
+    match slot {
+        Some(slot) => slot.lend(work).await,
+        None => work.await,
+    }
 }

@@ -16,6 +16,7 @@ use registry::digest::{Digest, Hasher};
 use super::bridge::OutputWriter;
 use super::conversion::{Built, ConvertError, ConvertedLayer, Sink, build_blob};
 use super::scratch::Scratch;
+use super::slot::Slot;
 use crate::destination::Destination;
 use crate::options::{Pattern, Recipe, expand};
 
@@ -48,6 +49,7 @@ pub(super) async fn flatten(
     layers: Vec<Arc<ConvertedLayer>>,
     scratch: Arc<Scratch>,
     destination: &Arc<dyn Destination>,
+    slot: Slot,
 ) -> Result<ConvertedLayer, ConvertError> {
     let build = move |output| {
         let mut output = OutputWriter::new(output);
@@ -59,5 +61,5 @@ pub(super) async fn flatten(
         output.flush()?;
         Ok(Built { layer, input: (), diff_id: None })
     };
-    build_blob(&Sink::At(Arc::clone(destination)), build).await?.store(destination.as_ref()).await
+    build_blob(&Sink::At(Arc::clone(destination)), Some(slot), build).await?.store(destination.as_ref()).await
 }

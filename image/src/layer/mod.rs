@@ -13,6 +13,7 @@
 //! - `cache`: what was converted before.
 //! - `flatten`: many layers as one.
 //! - `flight`: what is being converted, so that nobody does it twice.
+//! - `slot`: the right to convert, of which there are few.
 //! - `provide`: blobs that are somewhere else, mounted or copied.
 //! - `implied`: directories that a layer has no entry for.
 //! - `announce`: what a manifest says of its blobs, so that others need not make them again.
@@ -33,6 +34,7 @@ mod plain;
 mod present;
 mod provide;
 mod scratch;
+mod slot;
 
 use std::io::Read;
 use std::path::PathBuf;
@@ -47,6 +49,7 @@ use self::cache::Known;
 use self::conversion::Sink;
 use self::flight::{Claim, Flights, STALLED_AFTER, Waited, Waiting};
 use self::key::Key;
+use self::slot::Slot;
 use crate::destination::{Destination, SpoolSpace, StoreError};
 use crate::options::Recipe;
 
@@ -126,9 +129,9 @@ impl Converter {
         {
             return Ok(known);
         }
-        let _slot = self.slots.acquire().await.expect("the semaphore is never closed");
+        let slot = Slot::take(Arc::clone(&self.slots)).await;
         let recipe = Arc::clone(&self.recipe);
-        let mut made = flatten::flatten(recipe, layers, Arc::clone(scratch), destination).await?;
+        let mut made = flatten::flatten(recipe, layers, Arc::clone(scratch), destination, slot).await?;
         made.source = sources.map(|sources| flatten::source(sources.iter(), &self.recipe));
         let made = Arc::new(made);
         if destination.repository().is_some() {
@@ -297,6 +300,19 @@ impl Converter {
         }
         self.cache.used(key, &known.layer, repository_of(destination));
         Ok(Some(known.layer))
+    }
+
+    /// Has the layer `source` itself at `destination`, as it is, where it is in a repository of the same registry that has the
+    /// blob which it became. `false`: it has to be sent.
+    pub async fn mount_source(
+        &self,
+        source: &Digest,
+        destination: &dyn Destination,
+    ) -> Result<bool, StoreError> {
+        match self.cache.find(&self.key(source), &self.recipe).await {
+            Some(known) => provide::mount_source(&known, source, destination).await,
+            None => Ok(false),
+        }
     }
 
     /// Keeps what was made of a layer, whose blob is at `destination`, and tells those who wait for it.

@@ -1,4 +1,5 @@
-//! The blob of a layer that was converted before, at another destination: mounted or copied from where it is.
+//! The blob of a layer that was converted before, at another destination: mounted or copied from where it is. And the layer
+//! itself, where that is to be there as well.
 
 use std::time::Duration;
 
@@ -10,7 +11,8 @@ use tokio::time::timeout;
 use super::cache::Known;
 use crate::destination::{Destination, StoreError, mounted};
 
-/// From so many repositories on other registries a blob is fetched before it is made again.
+/// From so many repositories a blob is fetched from other registries before it is made again, or a layer mounted before it is
+/// sent.
 const COPIES: usize = 3;
 
 /// Within so long another registry has to say whether it has a blob: it is not the one that anybody asked for.
@@ -32,6 +34,24 @@ pub(super) async fn provide(known: &Known, destination: &dyn Destination) -> Res
     for from in others().take(COPIES) {
         if copy(client, from, digest, destination).await? {
             tracing::info!(blob = %digest, %from, to = %repository, "blob copied");
+            return Ok(true);
+        }
+    }
+    Ok(false)
+}
+
+/// Whether the registry that `destination` is in made the layer `source`, as it is, part of it: from a repository that has the
+/// blob which it became.
+pub(super) async fn mount_source(
+    known: &Known,
+    source: &Digest,
+    destination: &dyn Destination,
+) -> Result<bool, StoreError> {
+    let Some((client, repository)) = destination.repository() else { return Ok(false) };
+    let siblings =
+        known.repositories.iter().filter(|from| *from != repository && from.host() == repository.host());
+    for from in siblings.take(COPIES) {
+        if mounted(client, repository, from, source).await? {
             return Ok(true);
         }
     }

@@ -92,7 +92,7 @@ pub const WORDS: &[Word] = &[
         takes: Takes::Switch,
         help: "Keep the plain image beside the nydus image, in one index, so that clients without nydus run it too",
         default: None,
-        used: &[Used::Convert],
+        used: WHEN_BUILT,
         parse: |options, value| boolean(value).map(|value| options.also_oci = value),
     },
     Word {

@@ -35,6 +35,24 @@ fn an_unknown_key_is_named_together_with_all_known_ones() {
 }
 
 #[test]
+fn the_plain_image_beside_is_the_build_s_own_or_the_one_of_the_name() {
+    let beside = |attrs: &[(&str, &str)]| parse(attrs).map(|attrs| attrs.beside);
+    let name = ("name", "h:1/demo");
+    assert_eq!(beside(&[name]), Ok(Beside::Nothing));
+    assert_eq!(beside(&[name, ("merge-manifest", "true")]), Ok(Beside::Named));
+    assert_eq!(beside(&[name, ("merge-manifest", "false")]), Ok(Beside::Nothing));
+    assert_eq!(beside(&[name, ("also-oci", "true")]), Ok(Beside::Own));
+    assert_eq!(beside(&[name, ("also-oci", "true"), ("merge-manifest", "true")]), Ok(Beside::Own));
+    for more in [("push", "false"), ("push-by-digest", "true")] {
+        assert_eq!(beside(&[name, ("merge-manifest", "true"), more]), Err(AttrError::Merge));
+        assert_eq!(beside(&[name, ("also-oci", "true"), more]), Ok(Beside::Own));
+    }
+    let docker = ("oci-mediatypes", "false");
+    assert_eq!(beside(&[name, ("merge-manifest", "true"), docker]), Err(AttrError::Merge));
+    assert_eq!(beside(&[name, ("also-oci", "true"), docker]), Err(AttrError::AlsoOci));
+}
+
+#[test]
 fn annotations_and_source_date_are_left_to_buildkit() {
     let attrs = parse(&[("name", "h:1/demo"), ("annotation.a", "b"), ("source-date-epoch", "0")]).unwrap();
     assert_eq!(attrs.passed.len(), 2);
@@ -109,15 +127,6 @@ fn an_image_for_the_client_s_disk_is_an_oci_output_with_a_key() {
     );
     let error = parse(&[("name", "h:1/demo"), ("dest", "image.tar")]).unwrap_err().to_string();
     assert!(error.contains("write type=oci,nydus-cluster=true,dest=FILE"), "{error}");
-}
-
-#[test]
-fn a_merged_image_needs_a_name_that_has_an_index() {
-    let merged = [("name", "h:1/demo"), ("merge-manifest", "true")];
-    assert!(parse(&merged).unwrap().merge_manifest);
-    for other in [("push", "false"), ("push-by-digest", "true"), ("oci-mediatypes", "false")] {
-        assert_eq!(parse(&[merged[0], merged[1], other]).unwrap_err(), AttrError::Merge, "{other:?}");
-    }
 }
 
 #[test]

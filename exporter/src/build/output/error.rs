@@ -47,3 +47,14 @@ pub(crate) enum OutputError {
     #[error("{title}: buildkitd reported success but handed over no image")]
     NoImage { title: String },
 }
+
+impl OutputError {
+    /// Whether a blob is not what it should be; nothing else is wrong then.
+    pub(crate) fn is_of_content(&self) -> bool {
+        match self {
+            Self::Blob { .. } => true,
+            Self::Layer { error, .. } => !matches!(**error, ConvertError::Push(_)),
+            _ => false,
+        }
+    }
+}

@@ -5,14 +5,21 @@ use image::document::Stored;
 use registry::reference::Reference;
 
 use super::{Output, OutputError};
-use crate::build::keys::{Images, Receiver};
+use crate::build::keys::{Beside, Images, Receiver};
 
 impl Output {
     /// The image that no index names: what the build made.
-    fn root(&self) -> Option<Stored> {
-        let received = self.received();
-        let mut roots = received.stored.iter().filter(|(source, _)| !received.named.contains(*source));
-        roots.next().map(|(_, stored)| stored.clone())
+    async fn root(&self) -> Result<Stored, OutputError> {
+        let found = {
+            let received = self.received();
+            let mut roots = received.stored.iter().filter(|(source, _)| !received.named.contains(*source));
+            roots.next().map(|(source, stored)| {
+                (source.clone(), stored.clone(), received.beside.contains_key(source))
+            })
+        };
+        let (source, stored, beside) = found.ok_or_else(|| OutputError::NoImage { title: self.title() })?;
+        // One that is no index's gets one.
+        if beside { self.index_of(&source, &stored).await } else { Ok(stored) }
     }
 
     /// The steps in which the image gets its names: what each is called, and the names.
@@ -35,10 +42,10 @@ impl Output {
         if self.attrs.images == Images::Embed {
             self.embed().await?;
         }
-        if self.attrs.merge_manifest {
+        if self.attrs.beside == Beside::Named {
             return self.publish_merged().await;
         }
-        let root = self.root().ok_or_else(|| OutputError::NoImage { title: self.title() })?;
+        let root = self.root().await?;
         for (title, names) in self.naming(&root) {
             let step = self.progress.step(self.index, title);
             let published = self.destination().await?.publish(names, Some(&root)).await;

@@ -10,7 +10,7 @@ use image::layer::ConvertedLayer;
 use registry::digest::{self, Digest};
 
 use super::{Claim, DEPTH_LIMIT, Output, OutputError};
-use crate::build::keys::Images;
+use crate::build::keys::{Beside, Images};
 
 impl Output {
     /// All has come, with an OCI layout's `index.json` to say what is the image.
@@ -73,10 +73,7 @@ impl Output {
         }
         let mut attested = HashMap::new();
         for (attestation, about, platform) in source.attestations() {
-            let stored = self.attest(&attestation, &about, platform).await?;
-            if let Some(image) = self.received().beside.get_mut(&about) {
-                image.attested.push(stored.clone());
-            }
+            let stored = self.attest_all(&attestation, &about, platform).await?;
             attested.insert((attestation, about), stored);
         }
         let converted = {
@@ -84,13 +81,42 @@ impl Output {
             received.named.extend(source.manifests.iter().map(|entry| entry.digest().clone()));
             source.convert_attested(&received.stored, &attested, self.attrs.oci_media_types)
         };
-        // One that is merged into what a name has is nowhere itself.
-        if !self.attrs.merge_manifest {
-            let Stored { media_type, content, .. } = &converted;
-            let put = self.destination().await?.put_manifest(media_type, content.clone()).await;
-            put.map_err(|error| self.push_error("the index", error))?;
+        match self.attrs.beside {
+            // One that is merged into what a name has is nowhere itself.
+            Beside::Named => Ok(converted),
+            Beside::Nothing => self.put_index(converted).await,
+            Beside::Own => {
+                let plain = Index::parse(&converted.content).map_err(|error| self.document_error(error))?;
+                let sources: Vec<Digest> =
+                    source.manifests.iter().map(|manifest| manifest.digest().clone()).collect();
+                self.put_index(self.with_nydus(&plain, &sources)).await
+            }
         }
-        Ok(converted)
+    }
+
+    /// Stores the attestation `digest` of all that the manifest `about` became; returns the one for the place where that was.
+    async fn attest_all(
+        &self,
+        digest: &Digest,
+        about: &Digest,
+        platform: Option<&serde_json::Value>,
+    ) -> Result<Stored, OutputError> {
+        let (stored, nydus) = {
+            let received = self.received();
+            let nydus = received.beside.get(about).map(|image| image.nydus.clone());
+            (received.stored.get(about).cloned(), nydus)
+        };
+        let attested = self.attest(digest, about, stored.as_ref(), platform).await?;
+        let Some(nydus) = nydus else { return Ok(attested) };
+        // Beside the build's own plain image, that is what is in the place, and both are attested.
+        let of_nydus = match stored {
+            Some(stored) if stored.digest == nydus.digest => attested.clone(),
+            _ => self.attest(digest, about, Some(&nydus), platform).await?,
+        };
+        if let Some(image) = self.received().beside.get_mut(about) {
+            image.attested.push(of_nydus);
+        }
+        Ok(attested)
     }
 
     async fn convert_image(&self, source: &Manifest, content: &Bytes) -> Result<Stored, OutputError> {
@@ -104,10 +130,10 @@ impl Output {
         }
         let config = self.document("image config", source.config.digest()).await?;
         let task = self.task(format!("pushing bootstrap and manifest of {} layers", layers.len()), 0);
-        let media_types = match (self.attrs.merge_manifest, self.attrs.oci_media_types) {
-            (true, _) => MediaTypes::BesidePlain,
-            (false, true) => MediaTypes::Oci,
-            (false, false) => MediaTypes::Docker,
+        let media_types = match (self.attrs.beside, self.attrs.oci_media_types) {
+            (Beside::Named | Beside::Own, _) => MediaTypes::BesidePlain,
+            (Beside::Nothing, true) => MediaTypes::Oci,
+            (Beside::Nothing, false) => MediaTypes::Docker,
         };
         let form = Form { media_types, annotations: Vec::new() };
         let (flat, flat_config, layers) = self.flattened(content, &config, layers).await?;
@@ -117,15 +143,19 @@ impl Output {
             assembled = self.with_lock(&flat, &flat_config, layers, form, &assembled.digest).await?;
         }
         tracing::info!(image = self.title(), digest = %assembled.digest, "image assembled");
-        let stored = Stored::from(assembled);
-        if self.attrs.merge_manifest {
-            let image = self.beside(&config, stored.clone())?;
-            self.received().beside.insert(digest::sha256(content), image);
+        let nydus = Stored::from(assembled);
+        if self.attrs.beside == Beside::Nothing {
+            return Ok(nydus);
         }
-        Ok(stored)
+        let image = self.beside(&config, nydus.clone())?;
+        self.received().beside.insert(digest::sha256(content), image);
+        match self.attrs.beside {
+            Beside::Own => self.store_plain(source, content, config).await,
+            Beside::Nothing | Beside::Named => Ok(nydus),
+        }
     }
 
-    /// The image `nydus`, whose source has this config, to be merged into what a name has.
+    /// The image `nydus`, whose source has this config, to stand beside a plain one.
     fn beside(&self, config: &[u8], nydus: Stored) -> Result<NydusImage, OutputError> {
         let wrong = |error| self.document_error(error);
         let config = ImageConfig::parse(config).map_err(wrong)?;
@@ -146,16 +176,16 @@ impl Output {
         assembled.map_err(|error| OutputError::Assemble { title: self.title(), error: Box::new(error) })
     }
 
-    /// Stores the attestation `digest` of what the manifest `about` became.
+    /// Stores the attestation `digest` of `stored`, which is what the manifest `about` became.
     async fn attest(
         &self,
         digest: &Digest,
         about: &Digest,
+        stored: Option<&Stored>,
         platform: Option<&serde_json::Value>,
     ) -> Result<Stored, OutputError> {
         let content = self.document("attestation", digest).await?;
         let attestation = Attestation::parse(&content).map_err(|error| self.document_error(error))?;
-        let stored = self.received().stored.get(about).cloned();
         let (Some(attestation), Some(stored)) = (attestation, stored) else {
             let source = Manifest::parse(&content).map_err(|error| self.document_error(error))?;
             return self.keep(&source, &content).await;
@@ -165,7 +195,7 @@ impl Output {
             blobs.insert(blob.clone(), self.document("blob", blob).await?);
         }
         let names = self.attrs.package_urls(platform);
-        let subject = Subject { source: about, stored: &stored, names: &names };
+        let subject = Subject { source: about, stored, names: &names };
         let attested = attestation.about(&subject, &blobs).map_err(|error| self.document_error(error))?;
         for blob in attested.blobs {
             let put = self.destination().await?.put_blob(blob).await;
