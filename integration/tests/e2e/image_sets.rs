@@ -201,6 +201,10 @@ fn runs_lazily(fixture: &Fixture, name: &str, options: NodeOptions) -> Result<()
         // containerd has forgotten the layers below, and `ctr images mount` wants all of them.
         return shows_set(&mut node, &set);
     }
+    let archive = images.dir.join("export.tar");
+    let mut export = node.containerd().ctr();
+    let said = process::run_failing(export.args(["images", "export"]).arg(archive).arg(&inside.name))?;
+    ensure!(said.stderr.contains("not found"), "its layers are not on the node: {said:?}");
     let plain = fixture.node()?;
     for image in [&inside, &outside] {
         plain.cri().pull(&image.name)?;

@@ -239,6 +239,32 @@ async fn what_was_pulled_outlives_its_set_and_restarts() {
     harness.prepare_with("plain", "", &labels).await.unwrap();
 }
 
+#[tokio::test]
+async fn what_was_pulled_plainly_stays_so_and_a_layer_of_a_set_above_it_shows_all() {
+    needs_root!();
+    let node = Node::start().await;
+    let harness = &node.harness;
+    let one = set("one", registry(), &["base", "nginx"]);
+    let labels = [(SNAPSHOT_REF, one.chains[0].chain.as_ref())];
+    let mounts = harness.prepare_with("base-a", "", &labels).await.unwrap();
+    std::fs::write(std::path::Path::new(&mounts[0].source).join("plain"), "plain").unwrap();
+    harness.commit_with("k8s.io/1/base", "base-a", &labels).await.unwrap();
+    client(harness).put(&one).await.unwrap();
+    let labels = [(SNAPSHOT_REF, one.chains[1].chain.as_ref())];
+    let prepared = harness.prepare_with("top-a", "k8s.io/1/base", &labels).await;
+    assert_eq!(code(prepared), Code::AlreadyExists);
+    fake_daemon::will_make(harness.dir.path(), &node.content("nginx"));
+    for (key, parent, name) in
+        [("one", one.chains[1].chain.as_ref(), "hello"), ("two", "k8s.io/1/base", "plain")]
+    {
+        let mounts = harness.prepare(key, parent).await.unwrap();
+        let mounted = harness.mount(&mounts, key);
+        let entries = std::fs::read_dir(mounted.path()).unwrap();
+        let names: Vec<_> = entries.map(|entry| entry.unwrap().file_name()).collect();
+        assert_eq!(names, [name]);
+    }
+}
+
 /// Such as when a package was moved to another directory.
 #[tokio::test]
 async fn images_that_run_are_read_from_where_their_set_is_now() {
