@@ -4,6 +4,7 @@ use std::path::{Path, PathBuf};
 use std::{fs, io};
 
 use anyhow::{Context, Result, anyhow};
+use nix::unistd::Pid;
 
 use crate::cri::{Cri, Pod};
 use crate::peers::{ContainerdVersion, Peers};
@@ -129,11 +130,12 @@ impl Node {
     }
 
     /// Memory of snapshotter, daemons and their children, in bytes: each page by how many processes share it.
-    pub fn snapshotter_memory_bytes(&self) -> Result<u64> {
+    pub fn snapshotter_memory(&self) -> Result<Vec<(Pid, u64)>> {
         let own: Vec<_> =
             leftovers::processes(&self.snapshotter_dir)?.iter().map(|process| process.pid).collect();
-        let memory = process::families(&own)?.into_iter().map(process::proportional_memory_bytes);
-        memory.sum::<io::Result<u64>>().context("memory of the snapshotter's processes")
+        let memory = |pid| process::proportional_memory_bytes(pid).map(|bytes| (pid, bytes));
+        let memory: io::Result<_> = process::families(&own)?.into_iter().map(memory).collect();
+        memory.context("memory of the snapshotter's processes")
     }
 
     /// Runs a pod; `name` also names the folder of its containers' logs.

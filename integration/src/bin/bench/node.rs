@@ -274,8 +274,9 @@ impl Bench<'_> {
         }
         // Idle for a while: who gives memory back then has done it.
         thread::sleep(IDLE);
-        let bytes = node.snapshotter_memory_bytes()?;
-        self.note(side, What::Idle, bytes as f64 / 1e6);
+        let memory = node.snapshotter_memory()?;
+        memory.iter().for_each(|(pid, bytes)| eprintln!("{:8.2} MB in process {pid}", *bytes as f64 / 1e6));
+        self.note(side, What::Idle, memory.iter().map(|(_, bytes)| *bytes as f64 / 1e6).sum());
         Ok(())
     }
 
