@@ -24,8 +24,8 @@ pub(super) struct Flight {
     pub(super) described: Described,
     /// Who waits for it; nobody, if it comes along with others.
     pub(super) waiters: Vec<Arc<Waiter>>,
-    /// Since when a reader waits.
-    awaited_since: Option<Instant>,
+    /// When the time of a reader was over who is no longer among the waiters, the last one's.
+    given_up: Option<Instant>,
     /// Backends that delivered it corrupt, and how the last one did.
     pub(super) refused: Vec<BackendName>,
     pub(super) corrupt: Option<String>,
@@ -43,7 +43,7 @@ impl Flight {
             blob,
             described,
             waiters: Vec::new(),
-            awaited_since: None,
+            given_up: None,
             refused: Vec::new(),
             corrupt: None,
             alone: false,
@@ -54,9 +54,6 @@ impl Flight {
 
     /// Somebody waits for it from now on.
     pub(super) fn wait(&mut self, waiter: &Arc<Waiter>) {
-        if waiter.is_reader() {
-            self.awaited_since.get_or_insert_with(Instant::now);
-        }
         self.waiters.push(Arc::clone(waiter));
     }
 
@@ -65,15 +62,30 @@ impl Flight {
         self.waiters.iter().any(|waiter| waiter.is_reader())
     }
 
-    /// Whether some reader's time, which is `limit` for all, was over less than `memory` ago, though others still wait.
-    pub(super) fn has_failed(&self, limit: Duration, memory: Duration) -> bool {
-        let since = self.awaited_since.map_or(Duration::ZERO, |since| since.elapsed());
-        (limit..limit + memory).contains(&since)
+    /// Whether some reader's time was over less than `memory` ago, though others still wait.
+    pub(super) fn has_failed(&self, memory: Duration) -> bool {
+        let now = Instant::now();
+        self.last_over(now).is_some_and(|over| now - over < memory)
+    }
+
+    /// When a reader's time was over, the last one's.
+    fn last_over(&self, now: Instant) -> Option<Instant> {
+        let readers = self.waiters.iter().filter(|waiter| waiter.is_reader());
+        let over = readers.map(|waiter| waiter.until()).filter(|until| *until <= now);
+        over.chain(self.given_up).max()
+    }
+
+    /// Takes those out for whom `gone` holds.
+    pub(super) fn let_go(&mut self, gone: impl Fn(&Waiter) -> bool) -> Vec<Arc<Waiter>> {
+        self.given_up = self.last_over(Instant::now());
+        let (gone, left) = self.waiters.drain(..).partition(|waiter| gone(waiter));
+        self.waiters = left;
+        gone
     }
 
     /// The order for it alone; `None` if no reader waits for it any longer.
     pub(super) fn order_alone(&mut self, key: ChunkKey) -> Option<Order> {
-        self.waiters.retain(|waiter| !waiter.is_answered());
+        self.let_go(Waiter::is_answered);
         let readers = self.waiters.iter().filter(|waiter| waiter.is_reader());
         let until = readers.map(|waiter| waiter.until()).max()?;
         self.alone = true;

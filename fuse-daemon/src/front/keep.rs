@@ -138,8 +138,7 @@ impl Front {
             // The deadline is each reader's own: those who came later have time left.
             ChunkError::Late(_) => {
                 let now = Instant::now();
-                let (over, left) = flight.waiters.drain(..).partition(|waiter| waiter.until() <= now);
-                (late, flight.waiters) = (over, left);
+                late = flight.let_go(|waiter| waiter.until() <= now);
                 flight.order_alone(key)
             }
             // What came along may be what cannot be had: readers do not suffer for it.

@@ -231,7 +231,7 @@ impl Front {
             if state == ChunkState::Ready {
                 todo.ready += 1;
             } else if let Some(flight) = flights.get(key) {
-                if waiter.is_reader() && flight.has_failed(self.config.deadline, self.config.failure_memory) {
+                if waiter.is_reader() && flight.has_failed(self.config.failure_memory) {
                     // As if it had failed for all: a program that retries at once does not wait as long again.
                     todo.failed = Some((key, ChunkError::Late("others have waited for it".to_owned())));
                     continue;
