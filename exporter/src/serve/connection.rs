@@ -17,7 +17,7 @@ use crate::http2::forward::forward;
 use crate::http2::settings;
 use crate::http2::upstream::Upstream;
 
-/// Serves a client until it leaves or, after `shutdown`, its streams have ended.
+/// Serves a client until it leaves or, after `shutdown`, its builds have ended.
 pub(crate) async fn serve_connection(
     stream: UnixStream,
     exporter: Arc<Exporter>,
@@ -30,23 +30,32 @@ pub(crate) async fn serve_connection(
     let _counted = exporter.metrics.client();
     let gone = CancellationToken::new();
     let upstream = Arc::new(Upstream::new(exporter.upstream(), gone.clone()));
-    let streams = TaskTracker::new();
-    let mut deadline = None;
+    let (streams, builds) = (TaskTracker::new(), TaskTracker::new());
+    let (mut deadline, mut told) = (None, false);
     loop {
         let accepted = tokio::select! {
             accepted = connection.accept() => accepted,
             () = shutdown.cancelled(), if deadline.is_none() => {
-                connection.graceful_shutdown();
                 deadline = Some(tokio::time::Instant::now() + exporter.drain());
+                builds.close();
+                continue;
+            }
+            // Not before: a build opens streams until its end, which a client that was told to go does not.
+            () = builds.wait(), if !told => {
+                connection.graceful_shutdown();
+                told = true;
                 continue;
             }
             () = until(deadline) => break,
         };
         match accepted {
             Some(Ok((request, respond))) => {
+                let is_build = matches!(request.uri().path(), control::SOLVE | control::SESSION);
+                let build = is_build.then(|| builds.token());
                 let rpc = route(request, respond, Arc::clone(&upstream), Arc::clone(&exporter));
                 let gone = gone.clone();
                 streams.spawn(async move {
+                    let _build = build;
                     tokio::select! {
                         () = gone.cancelled() => {}
                         () = rpc => {}
