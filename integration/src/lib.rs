@@ -16,6 +16,7 @@ pub mod demo;
 mod documents;
 pub mod fault_proxy;
 pub mod gnu_tar;
+pub mod held_download;
 pub mod image_files;
 pub mod leftovers;
 pub mod machines;

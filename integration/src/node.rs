@@ -73,9 +73,15 @@ impl Node {
         Self::start(peers, dir, sandbox_image, Snapshots::Upstream(snapshotter), &NodeOptions::default())
     }
 
-    /// A node with containerd's own overlayfs snapshotter.
-    pub fn overlayfs(peers: &Peers, dir: &Path, sandbox_image: &str) -> Result<Self> {
-        Self::start(peers, dir, sandbox_image, Snapshots::Overlayfs, &NodeOptions::default())
+    /// A node with that containerd's own overlayfs snapshotter.
+    pub fn overlayfs(
+        peers: &Peers,
+        dir: &Path,
+        sandbox_image: &str,
+        containerd: ContainerdVersion,
+    ) -> Result<Self> {
+        let options = NodeOptions { containerd, ..NodeOptions::default() };
+        Self::start(peers, dir, sandbox_image, Snapshots::Overlayfs, &options)
     }
 
     fn start(

@@ -25,10 +25,24 @@ impl fmt::Display for ContainerdVersion {
     }
 }
 
+/// The versions of BuildKit that are run here.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub enum BuildkitVersion {
+    /// 0.34.
+    #[default]
+    Newest,
+    /// 0.12, the oldest that the exporter supports: it takes one output a build, and does not rewrite timestamps.
+    Oldest,
+}
+
+/// Decides on which BuildKit a run's tests are.
+const BUILDKIT: &str = "NYDUS_CLUSTER_BUILDKIT";
+
 /// The cache that `scripts/deps` fills.
 #[derive(Debug, Clone)]
 pub struct Peers {
     cache: PathBuf,
+    buildkit: BuildkitVersion,
 }
 
 impl Peers {
@@ -39,7 +53,12 @@ impl Peers {
             .or_else(|| folder("XDG_CACHE_HOME").map(|cache| cache.join("nydus-cluster")))
             .or_else(|| folder("HOME").map(|home| home.join(".cache/nydus-cluster")))
             .ok_or_else(|| anyhow!("no cache folder: neither NYDUS_CLUSTER_CACHE nor HOME is set"))?;
-        Ok(Self { cache })
+        let buildkit = match env::var(BUILDKIT).as_deref() {
+            Err(_) | Ok("newest") => BuildkitVersion::Newest,
+            Ok("oldest") => BuildkitVersion::Oldest,
+            Ok(other) => bail!("{BUILDKIT}={other}: expected oldest or newest"),
+        };
+        Ok(Self { cache, buildkit })
     }
 
     /// The cache folder itself.
@@ -74,7 +93,16 @@ impl Peers {
 
     /// A program of BuildKit: `buildkitd` or `buildctl`.
     pub fn buildkit(&self, program: &str) -> Result<PathBuf> {
-        self.built("buildkit", program)
+        let peer = match self.buildkit {
+            BuildkitVersion::Newest => "buildkit",
+            BuildkitVersion::Oldest => "buildkit-oldest",
+        };
+        self.built(peer, program)
+    }
+
+    /// Which BuildKit that is: `$NYDUS_CLUSTER_BUILDKIT` says `newest` or `oldest`.
+    pub fn buildkit_version(&self) -> BuildkitVersion {
+        self.buildkit
     }
 
     /// A program of containerd: `containerd`, `ctr` or its shim.

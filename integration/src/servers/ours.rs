@@ -109,6 +109,8 @@ pub struct ExporterOptions {
     pub layer_cache: Option<PathBuf>,
     /// Whether it believes what the image at a name says of its blobs; by default not, so that tests stay apart.
     pub reuse_from_registry: bool,
+    /// Further sections of its configuration.
+    pub config: String,
 }
 
 /// `nydus-cluster exporter`.
@@ -137,8 +139,10 @@ impl Exporter {
         // Its own: what another test's exporter knows would be nothing new here.
         let layer_cache = options.layer_cache.clone().unwrap_or_else(|| dir.join("layers"));
         let reuse = options.reuse_from_registry;
-        let config =
-            format!("[exporter]\nlayer_cache_dir = {layer_cache:?}\nreuse_from_registry = {reuse}\n");
+        let config = format!(
+            "[exporter]\nlayer_cache_dir = {layer_cache:?}\nreuse_from_registry = {reuse}\n{}",
+            options.config
+        );
         let mut command = role(dir, &config)?;
         command
             .args(["exporter", "--upstream", upstream, "--listen"])

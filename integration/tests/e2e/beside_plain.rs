@@ -6,8 +6,9 @@ use std::process::Command;
 use anyhow::{Context, Result, ensure};
 use integration::cri::ContainerSpec;
 use integration::node::{Node, NodeOptions};
+use integration::servers::EmbeddedRegistry;
 use integration::tree::content_digest;
-use integration::{oci_layout, peers, process};
+use integration::{demo, oci_layout, peers, process};
 
 use crate::convert::{COMMAND, convert, demo_layout, oci, small_layout};
 use crate::fixture::{Fixture, manifest, nydus_layers};
@@ -48,13 +49,84 @@ pub(crate) fn plain_client(fixture: &Fixture) -> Result<()> {
 
     // Ours finds the nydus image in the index, another client runs the plain one.
     process::run(Command::new(peers::nydus_cluster()?).args(["image", "check", &name]))?;
-    let node = Node::overlayfs(fixture.peers(), &dir.join("node"), fixture.pause()?)?;
+    let node = Node::overlayfs(fixture.peers(), &dir.join("node"), fixture.pause()?, fixture.containerd())?;
     node.cri().pull(&name)?;
     let pod = node.pod("beside")?;
     let container = node.cri().run_container(&pod, &ContainerSpec::new("beside", &name, &[]))?;
     node.cri().exec(&container, &["/bin/busybox", "true"])?.success()?;
     node.cri().remove_pod(&pod.id)?;
     Ok(())
+}
+
+/// Images of builds, each with the plain one beside it: that of the build, and the one that its name had.
+pub(crate) fn of_builds(fixture: &Fixture) -> Result<()> {
+    let dir = fixture.subdir("beside-builds")?;
+    let registry = fixture.registry()?;
+    let mut images = Vec::new();
+    for (way, size) in [("also-oci", 2 << 20), ("merge-manifest", 3 << 20)] {
+        let context = demo::random_files(fixture.peers(), &dir.join(way), &[("data", size)])?;
+        let name = format!("{}/beside-builds/{way}-{}:v1", registry.address(), fixture.containerd());
+        if way == "merge-manifest" {
+            let plain = format!("type=image,name={name},push=true,registry.insecure=true");
+            fixture.buildctl()?.build(&context, &[&plain])?;
+        }
+        fixture.buildctl()?.build(&context, &[&format!("type=nydus-cluster,name={name},{way}=true")])?;
+        images.push(Both::of(&name, content_digest(&context.join("data"))?)?);
+    }
+    let stock = dir.join("stock");
+    let stock = Node::overlayfs(fixture.peers(), &stock, fixture.pause()?, fixture.containerd())?;
+    let options =
+        NodeOptions { snapshotter: "nydus_beside_plain = true".to_owned(), ..NodeOptions::default() };
+    let ours = fixture.new_node_with("beside-builds-node", options)?;
+    for image in &images {
+        let read = image.run_on(&stock, registry)?;
+        ensure!(read == (true, false), "stock containerd read plain layers, nydus blobs: {read:?}");
+        let read = image.run_on(&ours, registry)?;
+        ensure!(read == (false, true), "our snapshotter read plain layers, nydus blobs: {read:?}");
+    }
+    Ok(())
+}
+
+/// An image in both forms.
+struct Both {
+    name: String,
+    /// The digest of its file `/data`.
+    data: String,
+    plain_layers: Vec<String>,
+    nydus_blobs: Vec<String>,
+}
+
+impl Both {
+    fn of(name: &str, data: String) -> Result<Self> {
+        let index = manifest(name)?;
+        let repository = name.rsplit_once(':').map_or(name, |(repository, _)| repository);
+        let entry = |number: usize| {
+            let digest = index["manifests"][number]["digest"].as_str().context("an entry")?;
+            manifest(&format!("{repository}@{digest}"))
+        };
+        let digest = |layer: &serde_json::Value| layer["digest"].as_str().map(str::to_owned);
+        let plain = entry(0)?;
+        let plain_layers = plain["layers"].as_array().context("layers")?.iter().filter_map(digest).collect();
+        let nydus_blobs = nydus_layers(&entry(1)?)?.0;
+        Ok(Self { name: name.to_owned(), data, plain_layers, nydus_blobs })
+    }
+
+    /// Pulls it on `node` and reads its file there; whether plain layers, and nydus blobs, were read for that.
+    fn run_on(&self, node: &Node, registry: &EmbeddedRegistry) -> Result<(bool, bool)> {
+        let start = registry.access_log().mark()?;
+        node.cri().pull(&self.name)?;
+        let pod = node.pod("beside-builds")?;
+        let spec = ContainerSpec::new("beside-builds", &self.name, &[]);
+        let container = node.cri().run_container(&pod, &spec)?;
+        let said = node.cri().exec(&container, &["/bin/busybox", "sha256sum", "/data"])?.success()?;
+        ensure!(said.starts_with(&self.data), "{said}, expected {}", self.data);
+        node.cri().remove_pod(&pod.id)?;
+        let requests = registry.access_log().since(start)?;
+        let read = |blobs: &[String]| {
+            blobs.iter().any(|blob| requests.iter().any(|request| request.reads_blob(blob)))
+        };
+        Ok((read(&self.plain_layers), read(&self.nydus_blobs)))
+    }
 }
 
 pub(crate) fn lazily(fixture: &Fixture) -> Result<()> {

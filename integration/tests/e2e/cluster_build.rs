@@ -54,6 +54,20 @@ pub(crate) fn locked(fixture: &Fixture) -> Result<()> {
     ensure!(made["annotations"]["sealer.image.container.images"].to_string().contains(pause), "{made}");
     process::run(Command::new(peers::nydus_cluster()?).args(["image", "check", &flat]))?;
 
+    // The plain image beside it stays as BuildKit made it.
+    let both = format!("{registry}/cluster-build-both");
+    let output = format!("type=nydus-cluster,name={both}:v1,images=ref,also-oci=true");
+    fixture.buildctl()?.build(&good, &[&output])?;
+    let index = manifest(&format!("{both}:v1"))?;
+    let entry = |number: usize| {
+        let digest = index["manifests"][number]["digest"].as_str().context("an entry")?;
+        manifest(&format!("{both}@{digest}"))
+    };
+    let (plain, nydus) = (entry(0)?, entry(1)?);
+    ensure!(plain["layers"].as_array().is_some_and(|layers| layers.len() == 2), "{plain}");
+    ensure!(nydus_layers(&nydus)?.0.len() == 3, "{nydus}");
+    ensure!(nydus["annotations"]["sealer.image.container.images"].to_string().contains(pause), "{nydus}");
+
     // The same without the key has no lock.
     fixture.buildctl()?.build(&good, &[&format!("type=nydus-cluster,name={name},images=none")])?;
     let report: Value = serde_json::from_slice(&inspect()?.stdout).context("the report")?;

@@ -8,7 +8,7 @@ use std::sync::Arc;
 
 use anyhow::{Context, Result, anyhow};
 use integration::node::{Node, NodeOptions};
-use integration::peers::{self, ContainerdVersion, Peers};
+use integration::peers::{self, BuildkitVersion, ContainerdVersion, Peers};
 use integration::process;
 use integration::servers::{Buildctl, Buildkitd, EmbeddedRegistry, Exporter};
 use integration::suite::Lazy;
@@ -81,6 +81,16 @@ impl Fixture {
 
     pub(crate) fn peers(&self) -> &Peers {
         &self.shared.peers
+    }
+
+    /// Which containerd its nodes have.
+    pub(crate) fn containerd(&self) -> ContainerdVersion {
+        self.containerd
+    }
+
+    /// Whether BuildKit is the oldest one, which takes one output a build.
+    pub(crate) fn has_oldest_buildkit(&self) -> bool {
+        self.peers().buildkit_version() == BuildkitVersion::Oldest
     }
 
     /// A fresh directory for one test.

@@ -44,7 +44,7 @@ impl<'a> Lab<'a> {
         let options = ExporterOptions {
             content_store: content_store.then(|| self.buildkitd.content_store().to_owned()),
             layer_cache: Some(self.dir.join("layers")),
-            reuse_from_registry: false,
+            ..ExporterOptions::default()
         };
         Exporter::start_with(&self.dir.join(name), &self.buildkitd.address(), &options)
     }
@@ -268,6 +268,21 @@ pub(crate) fn announced(fixture: &Fixture) -> Result<()> {
     let third = machine("m3", false)?;
     lab.build(&third, &context, &name)?;
     ensure!(conversions(&third) == blobs.len(), "the manifest was believed:\n{}", third.log());
+
+    // With the plain image beside it, the same.
+    let both = format!("{}/layer-cache/both-announced", registry.address());
+    let output = format!("type=nydus-cluster,name={both}:v1,also-oci=true");
+    let build = |exporter: &Exporter| {
+        Buildctl::new(fixture.peers(), exporter.address())?.build(&context, &[&output])?;
+        manifest(&format!("{both}:v1"))
+    };
+    let index = build(&machine("m5", true)?)?;
+    let sixth = machine("m6", true)?;
+    let start = registry.access_log().mark()?;
+    ensure!(build(&sixth)? == index, "the index is another one");
+    ensure!(conversions(&sixth) == 0, "a layer was converted again:\n{}", sixth.log());
+    let sent = uploads(registry.access_log().since(start)?);
+    ensure!(sent.is_empty(), "something was pushed again: {sent:#?}");
 
     // A blob that is not what the manifest says: its layer is converted.
     let mut file = fs::OpenOptions::new().read(true).write(true).open(registry.blob_file(&blobs[1]))?;

@@ -41,6 +41,7 @@ mod restart;
 mod same_tree;
 mod shared_layers;
 mod snapshots_suite;
+mod stalled_registry;
 mod tenants;
 mod unmounted;
 mod upstream;
@@ -92,6 +93,7 @@ const TESTS: &[(&str, Test)] = &[
     ("image_sets::may_be_several_on_one_base", image_sets::two_of_them),
     ("beside_plain::a_plain_client_runs_the_plain_image", beside_plain::plain_client),
     ("beside_plain::our_snapshotter_runs_the_nydus_image_if_told_to", beside_plain::lazily),
+    ("beside_plain::an_index_of_a_build_runs_with_and_without_us", beside_plain::of_builds),
     ("lazy_run::a_pull_reads_no_byte_of_a_blob_and_a_start_reads_little", lazy_run::byte_counts),
     ("lazy_run::many_readers_of_a_chunk_cause_one_fetch", lazy_run::one_fetch),
     ("node_commands::a_complete_image_needs_no_registry_and_was_traced", node_commands::complete_and_traced),
@@ -122,6 +124,7 @@ const TESTS: &[(&str, Test)] = &[
     ("content_store::builds_side_by_side_keep_their_layers_apart", content_store::side_by_side),
     ("content_store::a_layer_of_another_build_is_not_stored", content_store::of_another_build),
     ("content_store::several_outputs_of_a_build_come_over_the_session", content_store::several_outputs),
+    ("content_store::the_plain_image_comes_from_there_too", content_store::also_oci),
     ("content_store::a_wrong_content_store_costs_nothing_but_time", content_store::wrong),
     ("content_store::an_interrupted_build_ends_and_the_next_succeeds", content_store::interrupted),
     ("layer_cache::a_restarted_exporter_pushes_nothing_but_manifests", layer_cache::restarted),
@@ -137,6 +140,7 @@ const TESTS: &[(&str, Test)] = &[
     ("keys::a_list_in_the_build_context_is_prefetched", keys::prefetch_list),
     ("keys::of_time_and_annotations_give_one_digest_twice", keys::reproducible),
     ("push_refused::the_reason_fails_the_build", push_refused::by_status),
+    ("stalled_registry::another_build_goes_on_while_a_registry_stands_still", stalled_registry::others_go_on),
     ("registry_conformance::the_specifications_own_suite_passes", registry_conformance::passes),
     ("push_refused::a_connection_cut_within_a_blob_is_retried", push_refused::cut_is_retried),
 ];
@@ -157,6 +161,7 @@ const ALSO_ON_2_4: &[&str] = &[
     "image_sets::run_as_rafs_under_their_own_names",
     "image_sets::are_outlived_by_what_was_pulled",
     "beside_plain::our_snapshotter_runs_the_nydus_image_if_told_to",
+    "beside_plain::an_index_of_a_build_runs_with_and_without_us",
     "lazy_run::a_pull_reads_no_byte_of_a_blob_and_a_start_reads_little",
     "plain_images::a_plain_image_runs_with_our_snapshotter",
     "certs_dir::mirrors_of_containerd_are_read_from",

@@ -1,7 +1,9 @@
-//! Booted machines, on which clusters are launched: that they are what they are taken for, and leave nothing.
+//! Booted machines, on which clusters are launched: that they are what they are taken for, and leave nothing. And what needs
+//! a machine of its own, such as a service manager.
 //!
 //! Where something is missing, tests say `skipped: needs …`; with `CI=true` they fail instead.
 
+mod exporter_unit;
 mod units;
 
 use std::fs;
@@ -25,6 +27,7 @@ const TESTS: &[(&str, Test)] = &[
     ("machines_boot_see_each_other_and_reboot", boot_and_reboot),
     ("two_sets_of_machines_do_not_see_each_other", two_sets),
     ("a_killed_keeper_takes_its_machines_along", killed_keeper),
+    ("the_exporter_s_unit_is_ready_restarted_and_drained", exporter_unit::works),
     ("units_keep_containers_reading", units::keep_containers_reading),
 ];
 

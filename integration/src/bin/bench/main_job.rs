@@ -9,6 +9,7 @@ use std::time::{Duration, Instant};
 use anyhow::{Context, Result, ensure};
 use integration::cri::ContainerSpec;
 use integration::node::{Node, NodeOptions};
+use integration::peers::ContainerdVersion;
 use integration::process;
 use integration::servers::{Buildctl, UpstreamMode};
 use rafs::digest::DigestAlgorithm;
@@ -215,7 +216,7 @@ fn cold_start(lab: &Lab, side: Side, image: &str, run: u16) -> Result<ColdStart>
     let mut node = match side {
         Side::Ours => Node::ours(&lab.peers, &dir, &lab.pause, &NodeOptions::default())?,
         Side::Upstream => Node::upstream(&lab.peers, &dir, &lab.pause, UpstreamMode::OnDemand)?,
-        Side::Overlayfs => Node::overlayfs(&lab.peers, &dir, &lab.pause)?,
+        Side::Overlayfs => Node::overlayfs(&lab.peers, &dir, &lab.pause, ContainerdVersion::default())?,
     };
     let pod = node.pod("bench")?;
     forget_page_cache()?;

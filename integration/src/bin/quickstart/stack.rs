@@ -52,7 +52,7 @@ impl Stack {
             &dir.join("pause"),
         )?;
         let lazy = Node::ours(peers, &dir.join(NODES[0]), &pause, &NodeOptions::default())?;
-        let plain = Node::overlayfs(peers, &dir.join(NODES[1]), &pause)?;
+        let plain = Node::overlayfs(peers, &dir.join(NODES[1]), &pause, ContainerdVersion::default())?;
         Ok(Self {
             lazy,
             plain,

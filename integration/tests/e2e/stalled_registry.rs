@@ -1,0 +1,75 @@
+//! A registry that stands still in the middle of a build's push holds up no other build, and its own ends with its name.
+
+use std::fs;
+use std::process::Stdio;
+use std::time::{Duration, Instant};
+
+use anyhow::{Context, Result, ensure};
+use integration::fault_proxy::{Failure, FaultProxy, Rule};
+use integration::servers::{Buildctl, Exporter, ExporterOptions};
+use integration::{demo, wait};
+
+use crate::fixture::{Fixture, manifest, through};
+
+/// How long the exporter waits for the registry in this test: longer than buildkitd does for a session that gives no sign of
+/// life, which is two checks of 15 seconds, 5 seconds apart.
+const PATIENCE: Duration = Duration::from_secs(50);
+
+const DEADLINE: Duration = Duration::from_secs(180);
+
+/// Layers of the build whose registry stands still: more than are converted at once, and fewer than buildkitd hands over at
+/// once.
+const LAYERS: u64 = 3;
+
+pub(crate) fn others_go_on(fixture: &Fixture) -> Result<()> {
+    let dir = fixture.subdir("stalled")?;
+    let patience = PATIENCE.as_secs();
+    let config = format!(
+        "[registry.timeouts]\nidle_seconds = {patience}\noperation_seconds = {patience}\n\
+         [registry.retries]\nattempts = 1\n"
+    );
+    let options = ExporterOptions { config, ..ExporterOptions::default() };
+    let exporter = Exporter::start_with(&dir.join("x"), &fixture.buildkitd()?.address(), &options)?;
+    let buildctl = Buildctl::new(fixture.peers(), exporter.address())?;
+    let registry = fixture.registry()?;
+    let proxy = FaultProxy::start(registry.address())?;
+    // It has said that it is there.
+    proxy.set_rules(vec![Rule::always("/blobs/uploads/", Failure::Stall)]);
+
+    let files = [("data", 4 << 20), ("more", 4 << 20)];
+    let stuck = demo::random_files(fixture.peers(), &dir.join("stuck"), &files)?;
+    let stuck_name = format!("{}/stalled/stuck:v1", registry.address());
+    let output = format!("type=nydus-cluster,name={}", through(&stuck_name, proxy.address()));
+    let log = dir.join("stuck.log");
+    let file = fs::File::create(&log)?;
+    let mut command = buildctl.build_command(&stuck, &[&output]);
+    let begin = Instant::now();
+    let mut build = command.stdout(Stdio::null()).stderr(file).spawn().context("starting buildctl")?;
+    let outcome = (|| {
+        wait::until_true("all of its layers stand still", DEADLINE, || proxy.failed_requests() == LAYERS)?;
+        let free = demo::random_files(fixture.peers(), &dir.join("free"), &files)?;
+        let free_name = format!("{}/stalled/free:v1", registry.address());
+        buildctl.build(&free, &[&format!("type=nydus-cluster,name={free_name}")])?;
+        manifest(&free_name)?;
+        ensure!(build.try_wait()?.is_none(), "the other build had to wait for this one's end");
+        wait::until("the build whose registry stands still ends", DEADLINE, || Ok(build.try_wait()?))
+    })();
+    if outcome.is_err() {
+        build.kill()?;
+        build.wait()?;
+    }
+    let (status, said) = (outcome?, fs::read_to_string(&log)?);
+    ensure!(!status.success(), "a push to a registry that stands still succeeded:\n{said}");
+    ensure!(begin.elapsed() > PATIENCE, "it ended after {:?}:\n{said}", begin.elapsed());
+    let address = proxy.address().to_string();
+    let named = said.lines().any(|line| line.contains("ERROR") && line.contains(&address));
+    ensure!(named, "the error does not name the registry {address}:\n{said}");
+    ensure!(!said.contains("session"), "the session ended meanwhile:\n{said}");
+    ensure!(manifest(&stuck_name).is_err(), "it left an image");
+
+    // The exporter is as good as before, and so is what the build had begun.
+    proxy.set_rules(Vec::new());
+    buildctl.build(&stuck, &[&output])?;
+    manifest(&stuck_name)?;
+    Ok(())
+}
