@@ -111,15 +111,14 @@ impl ClusterLab {
             .with_context(|| self.kubectl(&format!("describe pod {name}")).unwrap_or_default())
     }
 
-    /// The container images of the cluster image that each machine has, by name: one entry a machine and image.
-    pub fn images_on_nodes(&self) -> Result<Vec<String>> {
+    /// The names of the container images of the cluster image that each machine has.
+    pub fn images_on_nodes(&self) -> Result<Vec<Vec<String>>> {
         let known: Vec<_> = self.services.images().map(|(_, image)| image).collect();
-        let mut found = Vec::new();
-        for machine in self.machines.all() {
+        let of_machine = |machine: &Machine| {
             let images = machine.run("ctr --namespace k8s.io images ls -q")?.stdout;
-            found.extend(images.lines().filter(|image| known.contains(image)).map(ToOwned::to_owned));
-        }
-        Ok(found)
+            Ok(images.lines().filter(|image| known.contains(image)).map(ToOwned::to_owned).collect())
+        };
+        self.machines.all().iter().map(of_machine).collect()
     }
 
     /// `kubectl` as the administrator, on the first machine.

@@ -25,10 +25,12 @@ impl ClusterImage {
         Ok(blobs.values().sum())
     }
 
-    /// Bytes of all blobs of an image: what a node fetches that pulls it whole.
-    pub fn image_bytes(&self, image: &str) -> Result<u64> {
+    /// Bytes of all blobs of these images: what a node fetches that pulls them whole. What they share is counted once.
+    pub fn images_bytes(&self, images: &[String]) -> Result<u64> {
         let mut blobs = BTreeMap::new();
-        self.add(&self.digest(image)?, &mut blobs)?;
+        for image in images {
+            self.add(&self.digest(image)?, &mut blobs)?;
+        }
         Ok(blobs.values().sum())
     }
 
