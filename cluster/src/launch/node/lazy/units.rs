@@ -1,14 +1,23 @@
-//! The units that containerd waits for.
+//! The units that containerd waits for: those that are shipped, with the node's program and settings, and one more.
 
 use std::path::{Path, PathBuf};
-
-use super::socket;
 
 const DAEMON: &str = "nydus-cluster-daemon.service";
 const SNAPSHOTTER: &str = "nydus-cluster-snapshotter.service";
 const SERVE: &str = "nydus-cluster-serve.service";
 /// All of them, in the order in which they start.
 pub(in crate::launch::node) const SERVICES: [&str; 3] = [DAEMON, SNAPSHOTTER, SERVE];
+
+/// Units for nodes that people set up by themselves.
+mod shipped {
+    pub(super) const DAEMON: &str = include_str!("../../../../../scripts/units/nydus-cluster-daemon.service");
+    pub(super) const SNAPSHOTTER: &str =
+        include_str!("../../../../../scripts/units/nydus-cluster-snapshotter.service");
+    pub(super) const CONTAINERD: &str =
+        include_str!("../../../../../scripts/units/containerd.service.d/nydus-cluster.conf");
+    /// Where they have the program.
+    pub(super) const PROGRAM: &str = "/usr/local/bin/nydus-cluster";
+}
 
 /// The files below the directory of units, with their texts. `name` is what the images are called, with their digest.
 pub(super) fn all(
@@ -21,32 +30,26 @@ pub(super) fn all(
     let role = format!("{} --config {}", program.display(), settings.display());
     let documents = documents.display();
     let serve = format!("{role} cluster serve {name} --root {documents} --listen 127.0.0.1:{port}");
-    // It goes on from what it has when it is killed: nobody has to wait for a pause.
-    let daemon = unit("Images that are read lazily", "", "simple", &format!("{role} daemon"));
-    let after = format!("Wants={DAEMON}\nAfter={DAEMON} network-online.target\n");
-    let snapshotter = format!("{role} snapshotter");
-    let snapshotter =
-        unit("containerd's snapshotter of images that are read lazily", &after, "notify", &snapshotter);
-    let serve = unit("Answers for the images that are read lazily", "", "notify", &serve);
+    let shipped = |unit: &str| unit.replace(shipped::PROGRAM, &role);
+    let containerd = format!("{}\n[Unit]\nWants={SERVE}\nAfter={SERVE}\n", shipped(shipped::CONTAINERD));
     vec![
-        (DAEMON.into(), daemon),
-        (SNAPSHOTTER.into(), snapshotter),
-        (SERVE.into(), serve),
-        ("containerd.service.d/20-nydus-cluster-images.conf".into(), containerd()),
+        (DAEMON.into(), shipped(shipped::DAEMON)),
+        (SNAPSHOTTER.into(), shipped(shipped::SNAPSHOTTER)),
+        (SERVE.into(), serve_unit(&serve)),
+        ("containerd.service.d/20-nydus-cluster-images.conf".into(), containerd),
     ]
 }
 
-fn unit(description: &str, order: &str, kind: &str, command: &str) -> String {
+fn serve_unit(command: &str) -> String {
     format!(
         "# Written by nydus-cluster cluster run.
 [Unit]
-Description={description}
-{order}After=local-fs.target
-Before=containerd.service kubelet.service
+Description=nydus-cluster cluster serve, which answers for the names of images that are read lazily
+Before=containerd.service
 StartLimitIntervalSec=0
 
 [Service]
-Type={kind}
+Type=notify
 ExecStart={command}
 Restart=always
 RestartSec=100ms
@@ -59,11 +62,23 @@ WantedBy=multi-user.target
     )
 }
 
-/// containerd starts when all of it is there, and goes on when one of them is started again.
-fn containerd() -> String {
-    let services = SERVICES.join(" ");
-    format!(
-        "[Unit]\nWants={services}\nAfter={services}\n\n[Service]\nExecStartPre=/bin/sh -c 'test -S {}'\n",
-        socket().display()
-    )
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn shipped_units_run_the_node_s_program_with_its_settings() {
+        let units =
+            all(Path::new("/d/nydus"), Path::new("/d/images.toml"), Path::new("/d"), "r/c@sha256:0", 5100);
+        let line = |file: &str, line: &str| {
+            let (_, text) = units.iter().find(|(path, _)| path.ends_with(file)).unwrap();
+            assert!(text.lines().any(|found| found == line), "{file} has no line {line}:\n{text}");
+        };
+        line(DAEMON, "ExecStart=/d/nydus --config /d/images.toml daemon");
+        line(SNAPSHOTTER, "ExecStart=/d/nydus --config /d/images.toml snapshotter --no-daemon");
+        let drop_in = "20-nydus-cluster-images.conf";
+        line(drop_in, "ExecStartPre=/d/nydus --config /d/images.toml snapshotter --wait");
+        line(drop_in, "After=nydus-cluster-snapshotter.service");
+        line(drop_in, "After=nydus-cluster-serve.service");
+    }
 }
