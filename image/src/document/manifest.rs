@@ -81,6 +81,11 @@ impl Manifest {
         [OCI_CONFIG, DOCKER_CONFIG].contains(&config.as_ref()) && self.foreign_layer().is_none()
     }
 
+    /// Whether this is a nydus image with the media types by which plain clients skip it in an index.
+    pub fn is_beside_plain(&self) -> bool {
+        self.config.media_type().as_ref() == nydus::MEDIA_TYPE_CONFIG && self.nydus_layer().is_some()
+    }
+
     /// A layer that no image has.
     fn foreign_layer(&self) -> Option<&Descriptor> {
         let is_foreign = |layer: &&Descriptor| {
@@ -276,6 +281,8 @@ mod tests {
         let bootstrap = described(b"bootstrap");
         let (manifest, _) =
             source.convert(&described(b"new"), &blobs, &bootstrap, MediaTypes::BesidePlain, &annotations);
+        let found = Manifest::parse(&manifest).unwrap();
+        assert!(found.is_beside_plain() && !found.is_image());
         let manifest: Value = serde_json::from_slice(&manifest).unwrap();
         assert_eq!(manifest["artifactType"], nydus::ARTIFACT_TYPE_MANIFEST);
         assert_eq!(manifest["config"]["mediaType"], nydus::MEDIA_TYPE_CONFIG);

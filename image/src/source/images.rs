@@ -53,7 +53,8 @@ impl Source {
         while let Some((document, depth)) = todo.pop() {
             let index = match self.parse(&document)? {
                 Parsed::Index(index) => index,
-                Parsed::Manifest(manifest) if manifest.is_image() => {
+                // In an index nobody goes to the latter; who names it by its digest means it.
+                Parsed::Manifest(manifest) if manifest.is_image() || manifest.is_beside_plain() => {
                     images.extend(self.image(document, manifest).await?);
                     continue;
                 }
