@@ -7,6 +7,8 @@ mod exporter_unit;
 mod units;
 
 use std::fs;
+use std::os::linux::net::SocketAddrExt;
+use std::os::unix::net::{SocketAddr, UnixListener};
 use std::path::Path;
 use std::process::{Command, ExitCode};
 use std::time::Duration;
@@ -143,20 +145,21 @@ fn killed_keeper(peers: &Peers) -> Result<()> {
     let next_dir = directory(peers)?;
     let mut next = Machines::boot(peers, next_dir.path(), &MachinesOptions { count: 1, ..options })?;
     ensure!(leftovers::mounts(dir.path())?.is_empty(), "mounts of the killed ones are left");
-    // It may have taken the name that is free again; then the end of it shows what is left under it.
-    if next.name() != name {
-        nothing_is_left(dir.path(), &name)?;
-    }
+    nothing_is_left(dir.path(), &name)?;
     let name = next.name();
     next.end()?;
     nothing_is_left(next_dir.path(), &name)
 }
 
-/// No process, mount, cgroup or interface.
+/// No process, mount, cgroup or interface. Other machines may have the name already, which is free at once: then the end of those
+/// shows what is left under it.
 fn nothing_is_left(dir: &Path, name: &str) -> Result<()> {
     let processes = leftovers::processes(dir)?;
     ensure!(processes.is_empty(), "left: {processes:?}");
     ensure!(leftovers::mounts(dir)?.is_empty(), "mounts are left");
+    let socket = SocketAddr::from_abstract_name(format!("nydus-cluster-{name}"))?;
+    // Nobody takes it while we look.
+    let Ok(_taken) = UnixListener::bind_addr(&socket) else { return Ok(()) };
     ensure!(!Path::new("/sys/class/net").join(name).exists(), "{name} is left");
     let mut find = Command::new("find");
     find.args(["/sys/fs/cgroup", "-maxdepth", "2", "-name"]).arg(format!("{name}-*"));
