@@ -210,13 +210,7 @@ pub async fn serve(config: DaemonConfig, shutdown: CancellationToken) -> Result<
     let access = Access { mode: config.socket_mode, group: config.socket_group.clone() };
     let server = Server::bind(&config.socket, &access)?;
     let (front, worker) = engine_config(&config.read, config.prefetch)?;
-    let process = ProcessConfig {
-        worker,
-        deadline: front.front.deadline,
-        user: config.worker.user,
-        registry: config.registry,
-        arguments: config.worker_arguments,
-    };
+    let process = process_config(worker, &front, &config);
     let worker = RemoteWorker::new(process, Handle::current(), Arc::clone(&accesses));
     let engine = engine(&config.cache_dir, config.cache_quota_bytes, front, worker)?;
     let table = Arc::new(Table::new(engine, accesses, config.probe_arguments));
@@ -243,6 +237,17 @@ pub async fn serve(config: DaemonConfig, shutdown: CancellationToken) -> Result<
     Ok(())
 }
 
+/// What the worker's process is given.
+fn process_config(worker: WorkerConfig, engine: &EngineConfig, config: &DaemonConfig) -> ProcessConfig {
+    ProcessConfig {
+        worker,
+        deadline: engine.front.deadline,
+        user: config.worker.user,
+        registry: config.registry.clone(),
+        arguments: config.worker_arguments.clone(),
+    }
+}
+
 /// Goes as far as a daemon can beside another one: settings, and a worker that is ready. What it says is for that one.
 ///
 /// # Errors
@@ -251,13 +256,7 @@ pub async fn serve(config: DaemonConfig, shutdown: CancellationToken) -> Result<
 pub async fn probe(config: DaemonConfig) -> Result<Probe, DaemonError> {
     let (front, worker) = engine_config(&config.read, config.prefetch)?;
     let accesses = Arc::new(Accesses::new(Client::new(config.registry.clone())?));
-    let process = ProcessConfig {
-        worker,
-        deadline: front.front.deadline,
-        user: config.worker.user,
-        registry: config.registry,
-        arguments: config.worker_arguments,
-    };
+    let process = process_config(worker, &front, &config);
     let worker = RemoteWorker::new(process, Handle::current(), accesses);
     worker.try_start().await.map_err(|source| DaemonError::System { action: "start a worker", source })?;
     Ok(Probe::own())
