@@ -76,3 +76,14 @@ fn links_between_documents_lead_somewhere() {
     }
     assert_eq!(broken, Vec::<String>::new());
 }
+
+#[test]
+fn scripts_explain_themselves_before_they_do_anything() {
+    for name in ["bench", "deps", "quickstart", "soak", "test"] {
+        let script = root().join("scripts").join(name);
+        let output = std::process::Command::new(&script).args(["stop", "--help"]).output().unwrap();
+        let said = String::from_utf8(output.stdout).unwrap();
+        assert!(output.status.success() && output.stderr.is_empty(), "{name}: {:?}", output.stderr);
+        assert!(said.contains(&format!("usage: scripts/{name}")), "{name}: {said}");
+    }
+}

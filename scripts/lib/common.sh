@@ -9,6 +9,16 @@ export NYDUS_CLUSTER_CACHE=$cache_dir
 # The oldest Go that builds the peers.
 go_version=1.26.8
 
+# Whoever asks a script for help gets its first comment, before anything is installed or built.
+for argument in "$@"; do
+    case $argument in
+    -h | --help)
+        sed -n '2,/^[^#]/s/^# \{0,1\}//p' "$0"
+        exit 0
+        ;;
+    esac
+done
+
 say() { printf '\033[1m==>\033[0m %s\n' "$*" >&2; }
 fail() {
     printf '%s: %s\n' "$(basename "$0")" "$*" >&2
