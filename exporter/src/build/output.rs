@@ -29,6 +29,7 @@ use crate::metrics::Tally;
 use cluster::ClusterConfig;
 use cluster::lock::Lock;
 use image::assemble::NydusImage;
+use image::describe;
 use image::destination::{Destination, SpoolSpace, StoreError};
 use image::document::{DocumentError, Stored};
 use image::layer::{Claimed, ConvertError, ConvertedLayer, Flight, LayerConversion, Present, ReadConversion};
@@ -271,7 +272,11 @@ impl Output {
 
     /// The error for a layer that was not.
     pub(crate) fn layer_error(&self, digest: &Digest, error: ConvertError) -> OutputError {
-        OutputError::Layer { title: self.title(), digest: digest.clone(), error: Box::new(error) }
+        let (title, digest) = (self.title(), digest.clone());
+        match error.is_no_tar() {
+            true => OutputError::NoTar { title, digest, reason: describe(&error) },
+            false => OutputError::Layer { title, digest, error: Box::new(error) },
+        }
     }
 
     /// The error for something that the destination did not take.

@@ -36,6 +36,11 @@ const REQUEST_LIMIT_BYTES: usize = 64 << 20;
 /// begin hold a stream window each: with eight they would fill the connection's, and nothing would move any more.
 const OUTPUTS_LIMIT: usize = 4;
 
+/// BuildKit's key for the form of layers.
+const COMPRESSION: &str = "compression";
+/// BuildKit's key for whether layers that have another form already are to have that one, too.
+const FORCE_COMPRESSION: &str = "force-compression";
+
 /// The entry of a Solve response with the digest of what was exported.
 const IMAGE_DIGEST: &str = "containerimage.digest";
 /// The entry with the digest of the image's config, of images for one platform.
@@ -136,6 +141,12 @@ fn is_store_export(export: &Export) -> bool {
     matches!(export.kind.as_str(), "oci" | "docker") && export.attrs.get("tar").is_some_and(is_false)
 }
 
+/// Whether the layers of an output or a cache export are tar archives, compressed or not: BuildKit knows others, such as `nydus`.
+fn is_tar_form(export: &Export) -> bool {
+    let compression = export.attrs.get(COMPRESSION).map(String::as_str);
+    compression.is_none_or(|form| matches!(form, "uncompressed" | "gzip" | "estargz" | "zstd"))
+}
+
 /// What buildkitd is to make instead of an output of ours.
 fn oci_export(
     attrs: &Attrs,
@@ -155,18 +166,24 @@ fn oci_export(
     let images = others.iter().copied().filter(is_image);
     // Inline caches have no layers of their own.
     let caches = caches.iter().filter(|cache| cache.kind != "inline");
-    match (attrs.layer_compression, images.chain(caches).next()) {
+    let beside: Vec<&Export> = images.chain(caches).collect();
+    let own = |chosen: Option<LayerCompression>| chosen.unwrap_or(unless_said).as_str().to_owned();
+    match (attrs.layer_compression, beside.first()) {
+        // The form that a layer gets first is the one that all are given, unless they insist on theirs.
+        (chosen, _) if !beside.iter().all(|other| is_tar_form(other)) => {
+            oci.insert(COMPRESSION.to_owned(), own(chosen));
+            oci.insert(FORCE_COMPRESSION.to_owned(), true.to_string());
+        }
         // Layers as an image output or a cache export wants them anyway: a second form would cost time and space.
         (None, Some(other)) => {
-            for key in ["compression", "compression-level", "force-compression"] {
+            for key in [COMPRESSION, "compression-level", FORCE_COMPRESSION] {
                 if let Some(value) = other.attrs.get(key) {
                     oci.insert(key.to_owned(), value.clone());
                 }
             }
         }
         (chosen, _) => {
-            let compression = chosen.unwrap_or(unless_said);
-            oci.insert("compression".to_owned(), compression.as_str().to_owned());
+            oci.insert(COMPRESSION.to_owned(), own(chosen));
         }
     }
     Export { kind: "oci".to_owned(), attrs: oci }

@@ -208,6 +208,11 @@ impl Stack {
         run(self.buildctl(&self.path("exporter.sock"), context, args)).await
     }
 
+    /// The directory of buildkitd's content store.
+    pub(crate) fn content_store(&self) -> PathBuf {
+        self.path("buildkit/runc-native/content")
+    }
+
     /// Builds past the exporter.
     pub(crate) async fn build_directly(&self, context: &Path, args: &[&str]) -> Outcome {
         run(self.buildctl(&self.path("buildkitd.sock"), context, args)).await
@@ -283,7 +288,12 @@ impl Stack {
 
 fn spawn_buildkitd(program: &Path, dir: &Path) -> Child {
     let log = File::create(dir.join("buildkitd.log")).unwrap();
-    Command::new(program)
+    let mut command = Command::new(program);
+    // BuildKit's own nydus compression calls nydus-image.
+    if let Some(builder) = peer("nydus", "nydus-image") {
+        command.env("NYDUS_BUILDER", builder);
+    }
+    command
         .arg("--root")
         .arg(dir.join("buildkit"))
         .arg("--addr")

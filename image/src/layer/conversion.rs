@@ -9,7 +9,9 @@ use bytes::Bytes;
 use rafs::build::{BuildError, BuildOptions, build_directory, build_source};
 use rafs::merge::MergeError;
 use rafs::share::WriteSharedError;
-use rafs::source::tar::TarSource;
+use rafs::source::SourceError;
+use rafs::source::decompress::StreamError;
+use rafs::source::tar::{Problem, TarSource};
 use rafs::tree::Layer;
 use registry::digest::{Digest, DigestAlgorithm};
 use tokio::sync::{Semaphore, mpsc};
@@ -26,6 +28,9 @@ use crate::options::Recipe;
 const INPUT_QUEUE: usize = 2;
 /// Pieces of 256 KiB between the builder and the upload.
 const OUTPUT_QUEUE: usize = 4;
+
+/// A header in a tar.
+const TAR_BLOCK_BYTES: u64 = 512;
 
 /// A layer as converted, its blob stored.
 #[derive(Debug)]
@@ -79,6 +84,18 @@ pub enum ConvertError {
     /// The builder did not say what its blob's digest is.
     #[error("the builder left its blob without a digest")]
     NoDigest,
+}
+
+impl ConvertError {
+    /// Whether what was to be converted is no tar at all, compressed or not: not even its first header is one.
+    pub fn is_no_tar(&self) -> bool {
+        let Self::Build(BuildError::Source(SourceError::Tar(error))) = self else { return false };
+        let is_of_content = match &error.problem {
+            Problem::Io(error) => error.get_ref().is_some_and(|inner| inner.is::<StreamError>()),
+            _ => true,
+        };
+        is_of_content && error.entry.is_none() && error.offset < TAR_BLOCK_BYTES
+    }
 }
 
 /// A conversion under way; dropping it cancels it.

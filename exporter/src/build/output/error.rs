@@ -17,6 +17,11 @@ use crate::build::target::TargetError;
 pub(crate) enum OutputError {
     #[error("{title}: layer {digest}: {}", describe(error.as_ref()))]
     Layer { title: String, digest: Digest, error: Box<ConvertError> },
+    #[error(
+        "{title}: layer {digest} is no tar: {reason}; BuildKit hands a layer over in the form in which it was exported first, here \
+         perhaps by compression=nydus: write force-compression=true with this output to have it as a tar"
+    )]
+    NoTar { title: String, digest: Digest, reason: String },
     #[error("blob {digest} from buildkitd {reason}")]
     Blob { digest: Digest, reason: String },
     #[error("OCI layout from buildkitd: {reason}")]
@@ -52,7 +57,7 @@ impl OutputError {
     /// Whether a blob is not what it should be; nothing else is wrong then.
     pub(crate) fn is_of_content(&self) -> bool {
         match self {
-            Self::Blob { .. } => true,
+            Self::Blob { .. } | Self::NoTar { .. } => true,
             Self::Layer { error, .. } => !matches!(**error, ConvertError::Push(_)),
             _ => false,
         }

@@ -7,7 +7,9 @@ use bytes::Bytes;
 use image::assemble::{Assembled, Form, NydusImage, assemble};
 use image::document::{Attestation, ImageConfig, Index, Manifest, MediaTypes, Stored, Subject, parse};
 use image::layer::ConvertedLayer;
+use registry::client::Descriptor;
 use registry::digest::{self, Digest};
+use registry::nydus;
 
 use super::{Claim, DEPTH_LIMIT, Output, OutputError};
 use crate::build::keys::{Beside, Images};
@@ -121,6 +123,15 @@ impl Output {
 
     async fn convert_image(&self, source: &Manifest, content: &Bytes) -> Result<Stored, OutputError> {
         let mut layers = Vec::with_capacity(source.layers.len());
+        // One whose first file is a tar may have passed for a layer.
+        if let Some(blob) = source.layers.iter().find(|layer| is_nydus_blob(layer)) {
+            let (title, digest) = (self.title(), blob.digest().clone());
+            return Err(OutputError::NoTar {
+                title,
+                digest,
+                reason: format!("it is a {}", blob.media_type()),
+            });
+        }
         for layer in source.layers.iter().map(|layer| layer.digest()) {
             // A layer that came with an earlier manifest may not be announced again.
             let claim = self.claim(layer).await?;
@@ -219,4 +230,9 @@ impl Output {
         let digest = put.map_err(|error| self.push_error("an artifact", error))?;
         Ok(Stored { media_type, content: content.clone(), digest })
     }
+}
+
+/// Whether a layer is a blob of chunks, and no tar.
+fn is_nydus_blob(layer: &Descriptor) -> bool {
+    layer.media_type().to_string() == nydus::MEDIA_TYPE_BLOB
 }
