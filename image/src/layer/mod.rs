@@ -49,6 +49,7 @@ use self::cache::Known;
 use self::conversion::Sink;
 use self::flight::{Claim, Flights, STALLED_AFTER, Waited, Waiting};
 use self::key::Key;
+use self::provide::Elsewhere;
 use self::slot::Slot;
 use crate::destination::{Destination, SpoolSpace, StoreError};
 use crate::options::Recipe;
@@ -74,6 +75,8 @@ pub struct Converter {
     ahead_slots: Arc<Semaphore>,
     cache: Arc<LayerCache>,
     flights: Arc<Flights>,
+    /// Of the one image that this converts.
+    elsewhere: Arc<Elsewhere>,
 }
 
 /// What is known of a layer that has to be converted.
@@ -96,12 +99,13 @@ impl Converter {
             ahead_slots: Arc::new(Semaphore::new(conversions)),
             cache: Arc::new(cache),
             flights: Arc::default(),
+            elsewhere: Arc::default(),
         }
     }
 
-    /// One for another recipe, which shares all but that with this one.
+    /// One for another image and its recipe, which shares with this one what bounds and remembers conversions.
     pub fn with(&self, recipe: Recipe) -> Self {
-        Self { recipe: Arc::new(recipe), ..self.clone() }
+        Self { recipe: Arc::new(recipe), elsewhere: Arc::default(), ..self.clone() }
     }
 
     /// One for the layers that this one is to flatten, which go to a [`Scratch`].
@@ -295,7 +299,7 @@ impl Converter {
         destination: &dyn Destination,
     ) -> Result<Option<Arc<ConvertedLayer>>, StoreError> {
         let Some(known) = known else { return Ok(None) };
-        if !provide::provide(&known, destination).await? {
+        if !provide::provide(&known, destination, &self.elsewhere).await? {
             return Ok(None);
         }
         self.cache.used(key, &known.layer, repository_of(destination));

@@ -1,12 +1,14 @@
 //! The blob of a layer that was converted before, at another destination: mounted or copied from where it is. And the layer
 //! itself, where that is to be there as well.
 
+use std::collections::HashSet;
+use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
-use registry::client::Client;
+use registry::client::{Client, Error};
 use registry::digest::Digest;
 use registry::reference::Repository;
-use tokio::time::timeout;
+use tokio::time::{Instant, timeout};
 
 use super::cache::Known;
 use crate::destination::{Destination, StoreError, mounted};
@@ -15,11 +17,66 @@ use crate::destination::{Destination, StoreError, mounted};
 /// sent.
 const COPIES: usize = 3;
 
-/// Within so long another registry has to say whether it has a blob: it is not the one that anybody asked for.
-const ANSWER_WITHIN: Duration = Duration::from_secs(10);
+/// Within so long another registry has to say whether it has a blob, and to go on sending it: it is not the one that anybody asked
+/// for.
+const ANSWER_WITHIN: Duration = Duration::from_secs(5);
+
+/// So long one image waits for other registries in vain, all of its layers together; then they are converted.
+const PATIENCE: Duration = Duration::from_secs(10);
+
+/// What an image has found out about the registries that may have its blobs.
+#[derive(Debug, Default)]
+pub(super) struct Elsewhere(Mutex<Found>);
+
+#[derive(Debug, Default)]
+struct Found {
+    /// Registries that did not answer, or answered what is no answer.
+    dead: HashSet<String>,
+    /// Repositories that may not be read.
+    closed: HashSet<Repository>,
+    /// The time that was spent on them.
+    waited: Duration,
+}
+
+impl Elsewhere {
+    fn lock(&self) -> MutexGuard<'_, Found> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Whether blobs may be asked for at `from`.
+    fn is_open(&self, from: &Repository) -> bool {
+        let found = self.lock();
+        found.waited < PATIENCE && !found.dead.contains(from.host()) && !found.closed.contains(from)
+    }
+
+    /// `from` has given no blob, since `since`.
+    fn failed(&self, from: &Repository, since: Instant, failure: &Failure) {
+        tracing::debug!(%failure, %from, "blob not copied");
+        let mut found = self.lock();
+        found.waited += since.elapsed();
+        match failure {
+            Failure::Registry(error) if error.is_not_found() => {}
+            Failure::Registry(error) if error.is_denied() => drop(found.closed.insert(from.clone())),
+            _ => drop(found.dead.insert(from.host().to_owned())),
+        }
+    }
+}
+
+/// Why a blob cannot be copied from somewhere.
+#[derive(Debug, thiserror::Error)]
+enum Failure {
+    #[error(transparent)]
+    Registry(#[from] Error),
+    #[error("no answer within {} s", ANSWER_WITHIN.as_secs())]
+    Silent(#[from] tokio::time::error::Elapsed),
+}
 
 /// Has the blob of `known` at `destination`, without making it again. `false` where it can be had nowhere.
-pub(super) async fn provide(known: &Known, destination: &dyn Destination) -> Result<bool, StoreError> {
+pub(super) async fn provide(
+    known: &Known,
+    destination: &dyn Destination,
+    elsewhere: &Elsewhere,
+) -> Result<bool, StoreError> {
     let digest = &known.layer.digest;
     if destination.has_blob(digest).await? {
         return Ok(true);
@@ -32,7 +89,7 @@ pub(super) async fn provide(known: &Known, destination: &dyn Destination) -> Res
         }
     }
     for from in others().take(COPIES) {
-        if copy(client, from, digest, destination).await? {
+        if elsewhere.is_open(from) && copy(client, from, digest, destination, elsewhere).await? {
             tracing::info!(blob = %digest, %from, to = %repository, "blob copied");
             return Ok(true);
         }
@@ -64,31 +121,34 @@ async fn copy(
     from: &Repository,
     digest: &Digest,
     destination: &dyn Destination,
+    elsewhere: &Elsewhere,
 ) -> Result<bool, StoreError> {
-    let unreadable = |error: &dyn std::fmt::Display| tracing::debug!(%error, %from, "blob not copied");
-    match timeout(ANSWER_WITHIN, client.blob_size(from, digest)).await {
-        Ok(Ok(Some(_))) => {}
-        Ok(Ok(None)) => return Ok(false),
-        Ok(Err(error)) => {
-            unreadable(&error);
-            return Ok(false);
-        }
-        Err(error) => {
-            unreadable(&error);
+    let since = Instant::now();
+    match answer(client.blob_size(from, digest)).await {
+        Ok(Some(_)) => {}
+        Ok(None) => return Ok(false),
+        Err(failure) => {
+            elsewhere.failed(from, since, &failure);
             return Ok(false);
         }
     }
     let mut reader = client.blob(from, digest)?;
     let mut writer = destination.begin().await?;
     loop {
-        match reader.next().await {
+        let since = Instant::now();
+        match answer(reader.next()).await {
             Ok(Some(piece)) => writer.write(piece).await?,
             Ok(None) => return writer.finish(digest).await.map(|_| true),
-            Err(error) => {
-                unreadable(&error);
+            Err(failure) => {
+                elsewhere.failed(from, since, &failure);
                 writer.cancel().await;
                 return Ok(false);
             }
         }
     }
+}
+
+/// Waits for what a registry says, and no longer than it may take.
+async fn answer<T>(said: impl Future<Output = Result<T, Error>>) -> Result<T, Failure> {
+    Ok(timeout(ANSWER_WITHIN, said).await??)
 }
