@@ -177,7 +177,10 @@ impl Stack {
 
     /// `shared-session`, which runs a build of each `TARGET:OUTPUT` of `context` at once, in one session.
     pub(crate) fn shared_session(&self, context: &Path, builds: &[String]) -> Command {
-        let mut command = Command::new(self.buildctl.with_file_name("shared-session"));
+        // It comes with the newest BuildKit, whichever runs.
+        let newest = peer("buildkit", "shared-session");
+        let program = newest.unwrap_or_else(|| self.buildctl.with_file_name("shared-session"));
+        let mut command = Command::new(program);
         let address = format!("unix://{}", self.path("exporter.sock").display());
         command.arg(address).arg(context).args(builds).stdin(Stdio::null()).kill_on_drop(true);
         command
@@ -201,6 +204,18 @@ impl Stack {
         let address = format!("unix://{}", self.path("exporter.sock").display());
         run(buildx(&["create", "--name=exporter", "--driver=remote", "--use", &address])).await.success();
         Some(buildx)
+    }
+
+    /// `oras`, which asks a registry without TLS; `None` if it is not here, which CI does not allow.
+    pub(crate) fn oras(&self, args: &[&str]) -> Option<Command> {
+        let Some(program) = peer("oras", "oras") else {
+            println!("skipped: needs oras");
+            assert!(std::env::var_os("CI").is_none(), "CI must run this");
+            return None;
+        };
+        let mut command = Command::new(program);
+        command.args(args).arg("--plain-http").stdin(Stdio::null()).kill_on_drop(true);
+        Some(command)
     }
 
     /// Builds through the exporter.
