@@ -145,6 +145,11 @@ impl Peers {
         self.built("helm", "helm")
     }
 
+    /// The program crane.
+    pub fn crane(&self) -> Result<PathBuf> {
+        self.built("crane", "crane")
+    }
+
     /// A program of Kubernetes, etcd or CoreDNS.
     pub fn kubernetes(&self, program: &str) -> Result<PathBuf> {
         self.built("kubernetes", program)

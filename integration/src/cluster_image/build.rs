@@ -1,6 +1,7 @@
 //! The build: container images first, then their lock, then the cluster image with the lock in it.
 
 use std::fs;
+use std::io;
 use std::net::{IpAddr, Ipv4Addr};
 use std::path::{Path, PathBuf};
 use std::process::Command;
@@ -8,6 +9,7 @@ use std::time::Duration;
 
 use anyhow::{Context, Result};
 use sha2::{Digest, Sha256};
+use tempfile::TempDir;
 
 use super::Services;
 use crate::peers::{self, ContainerdVersion, Peers};
@@ -90,42 +92,113 @@ fn sources(root: &Path, directory: &Path) -> Result<Vec<(PathBuf, PathBuf)>> {
 pub(super) fn all(peers: &Peers, services: Services, dir: &Path) -> Result<()> {
     let context = dir.join("context");
     stage(peers, services, &context)?;
-    // Sockets have to have short paths.
-    let run = tempfile::tempdir()?;
-    let loopback = IpAddr::V4(Ipv4Addr::LOCALHOST);
-    let registry = EmbeddedRegistry::serve(&run.path().join("registry"), &dir.join("registry"), loopback)?;
-    let buildkitd = Buildkitd::start_with_root(peers, &run.path().join("b"), &dir.join("buildkit"))?;
-    let buildctl = Buildctl::new(peers, buildkitd.address())?;
+    let builder = Builder::start(peers, dir)?;
     for (stage, image) in services.images() {
-        eprintln!("building {image}");
-        let name = format!("{}/{image}", registry.address());
-        let gzip = "compression=gzip,force-compression=true,oci-mediatypes=true";
-        let output = format!("type=image,name={name},push=true,registry.insecure=true,{gzip}");
-        build(&buildctl, &context, &context.join("images"), Some(stage), &output)?;
+        builder.container_image(&context, stage, image, Layers::Cached)?;
     }
-    eprintln!("locking the images");
-    lock(peers, &registry, run.path(), &context)?;
-    eprintln!("building {}", services.image());
-    let store = buildkitd.content_store();
-    let exporter = Exporter::start_with_store(&run.path().join("e"), &buildkitd.address(), store)?;
-    let buildctl = Buildctl::new(peers, exporter.address())?;
-    let output = format!("type=nydus-cluster,name={}/{}", registry.address(), services.image());
-    build(&buildctl, &context, &context, None, &output)
+    lock(peers, &builder.registry, builder.run.path(), &context)?;
+    builder.cluster_image(&context, services.image(), "")
 }
 
-fn build(
-    buildctl: &Buildctl,
-    context: &Path,
-    dockerfile: &Path,
-    stage: Option<&str>,
-    output: &str,
-) -> Result<()> {
+/// Builds the cluster image as a plain image.
+pub(super) fn plain(peers: &Peers, services: Services, dir: &Path) -> Result<()> {
+    let context = dir.join("context");
+    stage(peers, services, &context)?;
+    let builder = Builder::start(peers, dir)?;
+    lock(peers, &builder.registry, builder.run.path(), &context)?;
+    builder.plain_image(&context, &context, None, &services.plain(), Layers::Cached)
+}
+
+/// Builds a second version, of which the services and the root file system are new and Kubernetes is not.
+pub(super) fn second(peers: &Peers, services: Services, dir: &Path) -> Result<()> {
+    // Not the first one's: its files get other times.
+    let context = dir.join("context-of-second");
+    stage_copies(peers, services, &context)?;
+    let builder = Builder::start(peers, dir)?;
+    let first: Vec<_> = services.images().collect();
+    for ((stage, image), (_, old)) in services.second_images().zip(first) {
+        if image != old {
+            builder.container_image(&context, stage, &image, Layers::New)?;
+        }
+    }
+    lock(peers, &builder.registry, builder.run.path(), &context)?;
+    builder.plain_image(&context, &context, None, &services.second_plain(), Layers::Cached)?;
+    let dictionary = format!(",chunk-dict={}/{}", builder.registry.address(), services.image());
+    builder.cluster_image(&context, &services.second_image(), &dictionary)?;
+    fs::remove_dir_all(&context).with_context(|| format!("removing {}", context.display()))
+}
+
+/// Whether layers are taken from buildkitd's cache.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Layers {
+    Cached,
+    New,
+}
+
+/// The servers of a build.
+struct Builder {
+    peers: Peers,
+    buildkitd: Buildkitd,
+    registry: EmbeddedRegistry,
+    run: TempDir,
+}
+
+impl Builder {
+    /// Starts them over the storage and the build cache below `dir`.
+    fn start(peers: &Peers, dir: &Path) -> Result<Self> {
+        // Sockets have to have short paths.
+        let run = tempfile::tempdir()?;
+        let loopback = IpAddr::V4(Ipv4Addr::LOCALHOST);
+        let registry =
+            EmbeddedRegistry::serve(&run.path().join("registry"), &dir.join("registry"), loopback)?;
+        let buildkitd = Buildkitd::start_with_root(peers, &run.path().join("b"), &dir.join("buildkit"))?;
+        Ok(Self { peers: peers.clone(), buildkitd, registry, run })
+    }
+
+    fn container_image(&self, context: &Path, stage: &str, image: &str, layers: Layers) -> Result<()> {
+        self.plain_image(context, &context.join("images"), Some(stage), image, layers)
+    }
+
+    fn plain_image(
+        &self,
+        context: &Path,
+        dockerfile: &Path,
+        stage: Option<&str>,
+        image: &str,
+        layers: Layers,
+    ) -> Result<()> {
+        eprintln!("building {image}");
+        let name = format!("{}/{image}", self.registry.address());
+        let gzip = "compression=gzip,force-compression=true,oci-mediatypes=true";
+        let output = format!("type=image,name={name},push=true,registry.insecure=true,{gzip}");
+        let mut command = build(&self.buildctl(self.buildkitd.address())?, context, dockerfile, &output);
+        command.args(stage.map(|stage| ["--opt".to_owned(), format!("target={stage}")]).iter().flatten());
+        command.args((layers == Layers::New).then_some("--no-cache"));
+        process::run_within(&mut command, BUILD_DEADLINE).map(drop)
+    }
+
+    /// The cluster image, as a nydus image; `keys` are further ones of the output.
+    fn cluster_image(&self, context: &Path, image: &str, keys: &str) -> Result<()> {
+        eprintln!("building {image}");
+        let store = self.buildkitd.content_store();
+        let exporter =
+            Exporter::start_with_store(&self.run.path().join("e"), &self.buildkitd.address(), store)?;
+        let output = format!("type=nydus-cluster,name={}/{image}{keys}", self.registry.address());
+        let mut command = build(&self.buildctl(exporter.address())?, context, context, &output);
+        process::run_within(&mut command, BUILD_DEADLINE).map(drop)
+    }
+
+    fn buildctl(&self, address: String) -> Result<Buildctl> {
+        Buildctl::new(&self.peers, address)
+    }
+}
+
+fn build(buildctl: &Buildctl, context: &Path, dockerfile: &Path, output: &str) -> Command {
     let mut command = buildctl.command();
     command.args(["build", "--progress=plain", "--frontend=dockerfile.v0", "--output", output]);
     command.arg("--local").arg(format!("context={}", context.display()));
     command.arg("--local").arg(format!("dockerfile={}", dockerfile.display()));
-    command.args(stage.map(|stage| ["--opt".to_owned(), format!("target={stage}")]).iter().flatten());
-    process::run_within(&mut command, BUILD_DEADLINE).map(drop)
+    command
 }
 
 /// Packages are downloaded and installed, and hundreds of megabytes compressed, on a loaded host.
@@ -133,8 +206,28 @@ const BUILD_DEADLINE: Duration = Duration::from_secs(900);
 
 /// Makes the context of all builds at `context`.
 fn stage(peers: &Peers, services: Services, context: &Path) -> Result<()> {
+    // Programs are large, and not copied where the file system can share them.
+    stage_with(peers, &services.values(), context, |file, target| {
+        if fs::hard_link(file, target).is_err() {
+            fs::copy(file, target)?;
+        }
+        Ok(())
+    })
+}
+
+/// Makes the context of a second version: the same files with other times, and so other layers.
+fn stage_copies(peers: &Peers, services: Services, context: &Path) -> Result<()> {
+    stage_with(peers, &services.second_values(), context, |file, target| fs::copy(file, target).map(drop))
+}
+
+fn stage_with(
+    peers: &Peers,
+    values: &str,
+    context: &Path,
+    put: impl Fn(&Path, &Path) -> io::Result<()>,
+) -> Result<()> {
     match fs::remove_dir_all(context) {
-        Err(error) if error.kind() != std::io::ErrorKind::NotFound => return Err(error.into()),
+        Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error.into()),
         _ => {}
     }
     let files = sources(&peers::demo_sources().join("cluster"), Path::new(""))?.into_iter();
@@ -142,12 +235,9 @@ fn stage(peers: &Peers, services: Services, context: &Path) -> Result<()> {
     for (path, file) in files.chain(inputs) {
         let target = context.join(path);
         fs::create_dir_all(target.parent().unwrap_or(context))?;
-        // Programs are large, and not copied where the file system can share them.
-        if fs::hard_link(&file, &target).is_err() {
-            fs::copy(&file, &target).with_context(|| format!("copying {}", file.display()))?;
-        }
+        put(&file, &target).with_context(|| format!("copying {}", file.display()))?;
     }
-    fs::write(context.join("rootfs/charts/services.values.yaml"), services.values())?;
+    fs::write(context.join("rootfs/charts/services.values.yaml"), values)?;
     Ok(())
 }
 
@@ -160,20 +250,21 @@ fn lock(peers: &Peers, registry: &EmbeddedRegistry, run: &Path, context: &Path) 
     process::run(&mut command).map(drop)
 }
 
-/// Saves the images of the lock as RAFS, beside the cluster image.
-pub(super) fn save(services: Services, dir: &Path) -> Result<()> {
-    eprintln!("saving the images of {}", services.image());
+/// Saves the images of a cluster image as RAFS, beside it; what was saved under `base` is not stored again.
+pub(super) fn save(image: &str, base: Option<&str>, dir: &Path) -> Result<()> {
+    eprintln!("saving the images of {image}");
     let run = tempfile::tempdir()?;
     let loopback = IpAddr::V4(Ipv4Addr::LOCALHOST);
     let registry = EmbeddedRegistry::serve(&run.path().join("registry"), &dir.join("registry"), loopback)?;
+    let host = registry.address();
     let mut command = cluster(&registry, run.path())?;
-    command.arg("save").arg(format!("{}/{}", registry.address(), services.image()));
-    command.arg("--to").arg(format!("{}/{}", registry.address(), services.saved()));
+    command.arg("save").arg(format!("{host}/{image}")).arg("--to").arg(format!("{host}/{image}-images"));
+    command.args(base.map(|base| format!("--base={host}/{base}")));
     process::run_within(&mut command, BUILD_DEADLINE).map(drop)
 }
 
 /// `nydus-cluster cluster`, to be completed, that finds the images of all hosts in this registry.
-fn cluster(registry: &EmbeddedRegistry, run: &Path) -> Result<Command> {
+pub(super) fn cluster(registry: &EmbeddedRegistry, run: &Path) -> Result<Command> {
     let certs = run.join("certs.d");
     for host in ["registry.k8s.io", "registry.example"] {
         fs::create_dir_all(certs.join(host))?;

@@ -5,11 +5,13 @@
 
 mod build;
 mod outside;
+mod second;
 mod stored;
 
 use std::fs::{self, File};
 use std::net::IpAddr;
 use std::path::{Path, PathBuf};
+use std::process::Command;
 
 use anyhow::{Context, Result};
 use nix::fcntl::{Flock, FlockArg};
@@ -114,25 +116,58 @@ impl ClusterImage {
     /// Builds it and saves its container images, unless that is there. Others that want it wait.
     pub fn make(peers: &Peers, services: Services) -> Result<Self> {
         let dir = peers.cache().join("cluster");
-        fs::create_dir_all(&dir)?;
-        let lock = File::create(dir.join(".lock"))?;
-        let _lock = Flock::lock(lock, FlockArg::LockExclusive).map_err(|(_, error)| error)?;
-        let stamp = build::stamp(peers, services)?;
-        let step = |name: &str, work: &dyn Fn() -> Result<()>| -> Result<()> {
-            let made = dir.join(format!(".{name}-{services:?}"));
-            if fs::read_to_string(&made).is_ok_and(|found| found == stamp) {
-                return Ok(());
-            }
-            work().with_context(|| format!("the cluster image cannot be {name}"))?;
-            Ok(fs::write(&made, &stamp)?)
-        };
-        step("made", &|| build::all(peers, services, &dir))?;
-        step("saved", &|| build::save(services, &dir))?;
+        let steps = Steps::begin(peers, services, &dir)?;
+        steps.once("made", || build::all(peers, services, &dir))?;
+        steps.once("saved", || build::save(services.image(), None, &dir))?;
         Ok(Self { storage: dir.join("registry") })
+    }
+
+    /// [`Self::make`], and with it what it is held against: the cluster image as a plain one, and a second version of all of it.
+    pub fn make_with_peers(peers: &Peers, services: Services) -> Result<Self> {
+        let image = Self::make(peers, services)?;
+        let dir = peers.cache().join("cluster");
+        let steps = Steps::begin(peers, services, &dir)?;
+        steps.once("made-plain", || build::plain(peers, services, &dir))?;
+        steps.once("made-second", || build::second(peers, services, &dir))?;
+        let first = services.saved();
+        steps.once("saved-second", || build::save(&services.second_image(), Some(&first), &dir))?;
+        Ok(image)
     }
 
     /// Serves it, with logs in `dir`.
     pub fn serve(&self, dir: &Path, address: IpAddr) -> Result<EmbeddedRegistry> {
         EmbeddedRegistry::serve(dir, &self.storage, address)
+    }
+}
+
+/// `nydus-cluster cluster`, to be completed, with its configuration in `dir`, that finds the images of all hosts in `registry`.
+pub fn command(registry: &EmbeddedRegistry, dir: &Path) -> Result<Command> {
+    build::cluster(registry, dir)
+}
+
+/// What is made once of one state of the sources and peers, under a lock.
+struct Steps<'a> {
+    dir: &'a Path,
+    services: Services,
+    stamp: String,
+    _lock: Flock<File>,
+}
+
+impl<'a> Steps<'a> {
+    fn begin(peers: &Peers, services: Services, dir: &'a Path) -> Result<Self> {
+        fs::create_dir_all(dir)?;
+        let lock = File::create(dir.join(".lock"))?;
+        let lock = Flock::lock(lock, FlockArg::LockExclusive).map_err(|(_, error)| error)?;
+        Ok(Self { dir, services, stamp: build::stamp(peers, services)?, _lock: lock })
+    }
+
+    /// Does `work`, unless it was done in this state.
+    fn once(&self, name: &str, work: impl FnOnce() -> Result<()>) -> Result<()> {
+        let made = self.dir.join(format!(".{name}-{:?}", self.services));
+        if fs::read_to_string(&made).is_ok_and(|found| found == self.stamp) {
+            return Ok(());
+        }
+        work().with_context(|| format!("the cluster image cannot be {name}"))?;
+        Ok(fs::write(&made, &self.stamp)?)
     }
 }

@@ -11,25 +11,39 @@ use super::{ClusterImage, Pull, Services};
 
 impl ClusterImage {
     /// Bytes of all blobs of the cluster image and of the images that it needs, as they are or as they were saved; what they share is
-    /// counted once.
+    /// counted once. The cluster image itself is the nydus image in both cases.
     pub fn stored_bytes(&self, services: Services, pull: Pull) -> Result<u64> {
-        let saved = services.saved();
-        let images: Vec<&str> = match pull {
-            Pull::Lazy => vec![services.image(), &saved],
-            Pull::Plain => services.images().map(|(_, image)| image).chain([services.image()]).collect(),
-        };
-        let mut blobs = BTreeMap::new();
-        for image in images {
-            self.add(&self.digest(image)?, &mut blobs).with_context(|| format!("the blobs of {image}"))?;
+        let image = services.image().to_owned();
+        match pull {
+            Pull::Lazy => self.bytes([image, services.saved()]),
+            Pull::Plain => self.bytes(services.images().map(|(_, image)| image.to_owned()).chain([image])),
         }
-        Ok(blobs.values().sum())
+    }
+
+    /// The same of so many versions, 1 or 2, with the cluster image as a plain image beside plain container images.
+    pub fn stored_bytes_of_versions(&self, services: Services, pull: Pull, versions: usize) -> Result<u64> {
+        let lazy = [
+            [services.image().to_owned(), services.saved()],
+            [services.second_image(), services.second_saved()],
+        ];
+        let first = services.images().map(|(_, image)| image.to_owned()).chain([services.plain()]);
+        let second =
+            services.second_images().map(|(_, image)| image.into_owned()).chain([services.second_plain()]);
+        match pull {
+            Pull::Lazy => self.bytes(lazy.into_iter().take(versions).flatten()),
+            Pull::Plain => self.bytes(first.chain(second.take(if versions > 1 { usize::MAX } else { 0 }))),
+        }
     }
 
     /// Bytes of all blobs of these images: what a node fetches that pulls them whole. What they share is counted once.
     pub fn images_bytes(&self, images: &[String]) -> Result<u64> {
+        self.bytes(images.iter().cloned())
+    }
+
+    fn bytes(&self, images: impl IntoIterator<Item = String>) -> Result<u64> {
         let mut blobs = BTreeMap::new();
         for image in images {
-            self.add(&self.digest(image)?, &mut blobs)?;
+            self.add(&self.digest(&image)?, &mut blobs).with_context(|| format!("the blobs of {image}"))?;
         }
         Ok(blobs.values().sum())
     }
@@ -39,6 +53,28 @@ impl ClusterImage {
         let mut blobs = BTreeMap::new();
         self.add(&self.digest(&services.saved())?, &mut blobs)?;
         Ok(blobs.into_keys().collect())
+    }
+
+    /// The digests of all blobs and documents of the container images as they are.
+    pub fn blobs(&self, services: Services) -> Result<BTreeSet<String>> {
+        let mut blobs = BTreeMap::new();
+        for (_, image) in services.images() {
+            self.add(&self.digest(image)?, &mut blobs)?;
+        }
+        Ok(blobs.into_keys().collect())
+    }
+
+    /// The files of all layers of the container images as they are, each once.
+    pub fn layers(&self, services: Services) -> Result<BTreeSet<PathBuf>> {
+        let mut layers = BTreeSet::new();
+        for (_, image) in services.images() {
+            let manifest: Value =
+                serde_json::from_slice(&fs::read(blob(&self.storage, &self.digest(image)?))?)?;
+            let named = manifest["layers"].as_array().with_context(|| format!("{image} has no layers"))?;
+            let digests = named.iter().filter_map(|layer| layer["digest"].as_str());
+            layers.extend(digests.map(|digest| blob(&self.storage, digest)));
+        }
+        Ok(layers)
     }
 
     /// What the tag of an image names.

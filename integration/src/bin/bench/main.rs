@@ -1,11 +1,13 @@
 //! The figures of the project, each measured beside its peer in the same run, interleaved.
 
+mod cluster;
 mod exporter;
 mod figure;
 mod lab;
 mod main_job;
 mod node;
 mod rafs;
+mod run;
 
 use std::fs;
 use std::path::PathBuf;
@@ -47,6 +49,8 @@ enum Group {
     Exporter,
     /// The image format: building, sizes, memory, merging and opening
     Rafs,
+    /// Cluster images: stored bytes, saving, finding what they ask for
+    Cluster,
 }
 
 fn main() -> Result<ExitCode> {
@@ -64,6 +68,7 @@ fn main() -> Result<ExitCode> {
             Group::Node => node::measure(&Lab::new(&peers)?, arguments.runs)?,
             Group::Exporter => exporter::measure(&Lab::new(&peers)?, arguments.runs)?,
             Group::Rafs => rafs::measure(&peers, arguments.runs)?,
+            Group::Cluster => cluster::measure(&peers, arguments.runs)?,
         });
     }
     println!("{}", figure::table(&figures));

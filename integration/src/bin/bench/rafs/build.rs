@@ -7,9 +7,9 @@ use std::path::{Path, PathBuf};
 use anyhow::{Context, Result, ensure};
 
 use super::peer::{self, NydusImage};
-use super::run::{remove, run};
 use super::{GROUP, input, own, proof};
 use crate::figure::{Figure, Runs};
+use crate::run::{remove, run};
 
 /// What half of the cores' time gives, but for what one thread has to do alone.
 const HALF: f64 = 0.5;

@@ -3,9 +3,9 @@
 use anyhow::Result;
 
 use super::build::MEMORY_LIMIT_MB;
-use super::run::run_fed;
 use super::{GROUP, input, own};
 use crate::figure::{Figure, Runs};
+use crate::run::run_fed;
 
 const GB: u64 = 1_000_000_000;
 /// Sizes of files in bytes. What is in memory of an image is its list of files, some 300 bytes for each: few large files

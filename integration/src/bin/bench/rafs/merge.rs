@@ -7,9 +7,9 @@ use anyhow::{Context, Result, ensure};
 use rafs::bootstrap::Bootstrap;
 
 use super::peer::{self, NydusImage};
-use super::run::{remove, run};
 use super::{GROUP, input, own, proof};
 use crate::figure::{Figure, Runs};
+use crate::run::{remove, run};
 
 const LAYERS: u32 = 40;
 const ENTRIES: u32 = 200_000;

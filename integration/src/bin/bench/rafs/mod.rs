@@ -7,7 +7,6 @@ mod merge;
 mod own;
 mod peer;
 mod proof;
-mod run;
 
 use anyhow::Result;
 use integration::peers::Peers;

@@ -15,20 +15,20 @@ const LOOK_INTERVAL: Duration = Duration::from_millis(1);
 const DEADLINE: Duration = Duration::from_secs(600);
 
 /// What a command took, and what it said.
-pub(super) struct Ran {
-    pub(super) seconds: f64,
+pub(crate) struct Ran {
+    pub(crate) seconds: f64,
     /// Peak resident memory in MB (10^6 bytes).
-    pub(super) peak_memory_mb: f64,
-    pub(super) stdout: String,
+    pub(crate) peak_memory_mb: f64,
+    pub(crate) stdout: String,
 }
 
 /// Runs a command to its end; an error if it fails.
-pub(super) fn run(command: &mut Command) -> Result<Ran> {
+pub(crate) fn run(command: &mut Command) -> Result<Ran> {
     observe(command.stdin(Stdio::null()), |_| Ok(()))
 }
 
 /// Runs a command whose standard input is what `feed` writes.
-pub(super) fn run_fed(
+pub(crate) fn run_fed(
     command: &mut Command,
     feed: impl FnOnce(&mut dyn Write) -> Result<()> + Send,
 ) -> Result<Ran> {
@@ -93,7 +93,7 @@ fn peak_memory_kib(status: &str) -> Option<u64> {
 }
 
 /// Removes an output of an earlier run: nydus-image does not cut what it writes over.
-pub(super) fn remove(path: &Path) -> Result<()> {
+pub(crate) fn remove(path: &Path) -> Result<()> {
     match fs::remove_file(path) {
         Err(error) if error.kind() != ErrorKind::NotFound => {
             Err(error).with_context(|| format!("removing {}", path.display()))

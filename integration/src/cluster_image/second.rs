@@ -1,0 +1,54 @@
+//! The second version of a cluster image: services and root file system are built again, Kubernetes stays what it is.
+
+use std::borrow::Cow;
+use std::fmt::Write as _;
+
+use super::Services;
+
+/// Where images are that are built again.
+const REBUILT: &str = "registry.example/services/";
+
+impl Services {
+    /// The cluster image as a plain image.
+    pub(super) fn plain(self) -> String {
+        format!("{}-plain", self.image())
+    }
+
+    /// The second version.
+    pub(super) fn second_image(self) -> String {
+        format!("{}-2", self.image())
+    }
+
+    /// What its container images were saved under.
+    pub(super) fn second_saved(self) -> String {
+        format!("{}-images", self.second_image())
+    }
+
+    /// The second version as a plain image.
+    pub(super) fn second_plain(self) -> String {
+        format!("{}-plain", self.second_image())
+    }
+
+    /// The container images that it needs, each with its stage, in the order of those of the first.
+    pub(super) fn second_images(self) -> impl Iterator<Item = (&'static str, Cow<'static, str>)> {
+        self.images().map(|(stage, image)| {
+            let rebuilt = image.starts_with(REBUILT);
+            (stage, if rebuilt { format!("{image}-2").into() } else { image.into() })
+        })
+    }
+
+    /// What its chart is given beside its own values.
+    pub(super) fn second_values(self) -> String {
+        let mut values = match self {
+            Self::Two => self.values(),
+            Self::Five => String::new(),
+        };
+        for (service, image) in self.second_images() {
+            if let Some((_, tag)) = image.strip_prefix(REBUILT).and_then(|name| name.split_once(':')) {
+                // Writing to a string cannot fail.
+                let _ = writeln!(values, "{service}: {{tag: \"{tag}\"}}");
+            }
+        }
+        values
+    }
+}
