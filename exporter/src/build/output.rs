@@ -25,6 +25,8 @@ use super::documents::{Document, Documents, DocumentsError};
 use super::keys::{Attrs, Receiver};
 use super::prepared::{Preparation, Prepared};
 use super::target::Target;
+use crate::grpc::Status;
+use crate::intake::kept::KeptBlobs;
 use crate::metrics::Tally;
 use cluster::ClusterConfig;
 use cluster::lock::Lock;
@@ -68,6 +70,10 @@ pub(crate) struct Output {
     prepared: OnceCell<Prepared>,
     /// What is at its names already, as far as that is to be believed.
     present: Present,
+    /// What buildkitd keeps, for layers that it need not send.
+    kept: Option<KeptBlobs>,
+    /// One at a time fetches what was left there.
+    fetching: tokio::sync::Mutex<()>,
     cluster: ClusterConfig,
     progress: Arc<Progress>,
     documents: Documents,
@@ -81,6 +87,8 @@ struct Received {
     writing: HashSet<Digest>,
     /// Layers that are stored as they are.
     plain: HashSet<Digest>,
+    /// Layers that were left with buildkitd, and their sizes in bytes.
+    left: HashMap<Digest, u64>,
     /// Converted layers by the digest of their source.
     layers: HashMap<Digest, Arc<ConvertedLayer>>,
     /// Stored manifests and indexes by the digest of their source.
@@ -126,6 +134,8 @@ impl Output {
             preparation,
             prepared,
             present,
+            kept: None,
+            fetching: tokio::sync::Mutex::default(),
             cluster,
             progress,
             documents,
@@ -140,6 +150,11 @@ impl Output {
             false => Vec::new(),
         };
         Self { present: Present::new(names), ..self }
+    }
+
+    /// The same, which leaves layers with buildkitd that may not be needed.
+    pub(crate) fn leaving_with(self, kept: KeptBlobs) -> Self {
+        Self { kept: Some(kept), ..self }
     }
 
     /// Its place among the build's outputs.
@@ -182,7 +197,8 @@ impl Output {
     pub(crate) fn tally(&self) -> Tally {
         let received = self.received();
         let (converted, bytes) = received.converted;
-        Tally { layers: received.layers.len() as u64, converted, bytes }
+        let left = received.left.keys().filter(|digest| !received.layers.contains_key(*digest)).count();
+        Tally { layers: (received.layers.len() + left) as u64, converted, bytes }
     }
 
     /// What converts its layers.
@@ -277,6 +293,11 @@ impl Output {
             true => OutputError::NoTar { title, digest, reason: describe(&error) },
             false => OutputError::Layer { title, digest, error: Box::new(error) },
         }
+    }
+
+    /// The error for a layer that buildkitd kept, and does not give out.
+    pub(crate) fn kept_error(&self, digest: &Digest, status: Status) -> OutputError {
+        OutputError::Kept { title: self.title(), digest: digest.clone(), reason: status.message }
     }
 
     /// The error for something that the destination did not take.

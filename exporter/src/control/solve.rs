@@ -22,6 +22,7 @@ use crate::grpc::wire::WireError;
 use crate::grpc::{Code, Status, respond};
 use crate::http2::forward::until_reset;
 use crate::http2::unary::{Answer, Failed, call, deliver};
+use crate::intake::kept::KeptBlobs;
 use crate::metrics::Outcome;
 use crate::serve::Exporter;
 use crate::session::disk::{ClientArchive, ClientStore};
@@ -214,6 +215,7 @@ async fn begin<'a>(
         };
         let cluster = exporter.cluster().clone();
         let output = Output::new(index, way, attrs, target, preparation, cluster, Arc::clone(&progress));
+        let output = output.leaving_with(KeptBlobs::new(upstream.clone()));
         outputs.push(Arc::new(if exporter.reuses() { output.reusing() } else { output }));
     }
     let sole = plan.request.exports.len() == 1;

@@ -101,6 +101,12 @@ impl LocalStore {
         self.ahead.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
+    /// Whether the layer `digest` of `total` bytes is converted as it is written.
+    pub(crate) fn is_converting(&self, digest: &Digest, total: u64) -> bool {
+        let Ok(Some((_, id))) = open_layer(&self.dir, &blob_name(digest), total) else { return false };
+        self.ahead().get(&id).is_some_and(|ahead| ahead.conversion.has_begun())
+    }
+
     /// Has made of the layer `digest` of `total` bytes what `claim` says is missing, if its blob is here. Returns what has to come
     /// over the session: the layer is not here, is no layer, or is not what its name says.
     pub(crate) async fn take(
@@ -110,7 +116,7 @@ impl LocalStore {
         total: u64,
         mut claim: Claim,
     ) -> Result<Option<Claim>, OutputError> {
-        let name = Path::new("blobs").join(digest.algorithm().as_ref()).join(digest.digest());
+        let name = blob_name(digest);
         let path = self.dir.join(&name);
         let (file, id) = match open_layer(&self.dir, &name, total) {
             Ok(Some(opened)) => opened,
@@ -249,6 +255,11 @@ impl Conversion {
             Err(error) => tracing::debug!(%error, "conversion ahead ended"),
         }
     }
+}
+
+/// The file of a blob in the store.
+fn blob_name(digest: &Digest) -> PathBuf {
+    Path::new("blobs").join(digest.algorithm().as_ref()).join(digest.digest())
 }
 
 /// Opens the regular file `name` in the directory `dir`, without following any link in `name`; `None` if there is none.

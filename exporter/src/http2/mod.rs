@@ -2,10 +2,12 @@
 //!
 //! - [`upstream`]: the connection to buildkitd that goes with it.
 //! - [`forward`]: a stream that passes through untouched.
+//! - [`call`]: a call of ours.
 //! - [`unary`]: a call of one message, with something done before or after.
 //! - [`pump`]: one direction of a stream, with flow control.
 //! - [`settings`]: windows and limits of all HTTP/2 connections here.
 
+pub(crate) mod call;
 pub(crate) mod forward;
 pub(crate) mod pump;
 pub(crate) mod settings;

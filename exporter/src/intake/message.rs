@@ -1,5 +1,5 @@
-//! The messages of containerd's content service, of which both ends are ours to read: blobs that buildkitd writes to us, and blobs that we
-//! write to a client.
+//! The messages of containerd's content service: for blobs that buildkitd writes to us, blobs that we read from it, and blobs that we write
+//! to a client.
 
 use bytes::Bytes;
 use prost::Message;
@@ -54,6 +54,25 @@ pub(crate) struct WriteContentResponse {
 pub(crate) struct InfoRequest {
     #[prost(string, tag = "1")]
     pub(crate) digest: String,
+}
+
+#[derive(Clone, PartialEq, Message)]
+pub(crate) struct ReadContentRequest {
+    #[prost(string, tag = "1")]
+    pub(crate) digest: String,
+    #[prost(int64, tag = "2")]
+    pub(crate) offset: i64,
+    /// Bytes to read: no more than there are from the offset on.
+    #[prost(int64, tag = "3")]
+    pub(crate) size: i64,
+}
+
+#[derive(Clone, PartialEq, Message)]
+pub(crate) struct ReadContentResponse {
+    #[prost(int64, tag = "1")]
+    pub(crate) offset: i64,
+    #[prost(bytes = "bytes", tag = "2")]
+    pub(crate) data: Bytes,
 }
 
 #[derive(Clone, PartialEq, Message)]

@@ -3,9 +3,11 @@
 //! - [`store`]: as a content store, blob by blob (`tar=false`).
 //! - [`tar`]: as a tar stream of an OCI layout (`tar=true`).
 //! - [`ingest`]: one blob on its way into an output.
+//! - [`kept`]: a layer that is read from buildkitd when it is needed after all.
 //! - [`message`]: the messages of containerd's content service.
 
 pub(crate) mod ingest;
+pub(crate) mod kept;
 pub(crate) mod message;
 pub(crate) mod store;
 pub(crate) mod tar;

@@ -14,7 +14,7 @@ use registry::digest::Digest;
 
 use super::ingest::Ingest;
 use super::message::{WriteContentRequest, WriteContentResponse, action};
-use crate::build::{Build, Claim, Output};
+use crate::build::{Build, Claim, Output, OutputError};
 use crate::grpc::frame::MessageReader;
 use crate::grpc::{Code, Status, respond};
 use crate::http2::pump::until_reset;
@@ -117,20 +117,28 @@ impl<'a> Blob<'a> {
         let lock = output.lock(&expected).ok_or_else(|| {
             Status::new(Code::Unavailable, format!("ref {} locked: it is being written", request.r#ref))
         })?;
-        let mut claim = output.claim(&expected).await.map_err(|error| super::fail(build, &error))?;
+        let failed = |error: OutputError| super::fail(build, &error);
+        let mut claim = output.claim(&expected).await.map_err(failed)?;
         if matches!(claim, Claim::Here) {
             tracing::debug!(build = build.reference, digest = %expected, "layer is here already");
             return Err(exists(&expected));
         }
+        // What is converted already is not converted later.
+        let ahead = build.local.as_ref().is_some_and(|local| local.is_converting(&expected, total));
+        if !ahead
+            && matches!(claim, Claim::Absent(_))
+            && output.leaves(&expected, total).await.map_err(failed)?
+        {
+            return Err(exists(&expected));
+        }
         if let Some(local) = &build.local {
             let left = local.take(output, &expected, total, claim).await;
-            match left.map_err(|error| super::fail(build, &error))? {
+            match left.map_err(failed)? {
                 Some(left) => claim = left,
                 None => return Err(exists(&expected)),
             }
         }
-        let ingest = Ingest::new(output, expected.clone(), total, Some(claim))
-            .map_err(|error| super::fail(build, &error))?;
+        let ingest = Ingest::new(output, expected.clone(), total, Some(claim)).map_err(failed)?;
         let (started, ingest) = (SystemTime::now(), Some(ingest));
         Ok(Self { build, expected, total: request.total, started, ingest, _lock: lock })
     }

@@ -11,8 +11,9 @@ use prost::Message;
 use registry::client::{Credentials, CredentialsError, Keyring, Token, TokenRequest};
 use tokio::sync::OnceCell;
 
-use super::call::unary;
+use super::CLIENT;
 use crate::grpc::{Code, Status};
+use crate::http2::call::unary;
 
 const CREDENTIALS: &str = "/moby.filesync.v1.Auth/Credentials";
 const FETCH_TOKEN: &str = "/moby.filesync.v1.Auth/FetchToken";
@@ -89,7 +90,7 @@ impl SessionKeyring {
     }
 
     async fn call(&self, path: &'static str, request: &impl Message) -> Result<Bytes, Status> {
-        unary(self.client.clone(), path, &[], &request.encode_to_vec()).await
+        unary(self.client.clone(), CLIENT, path, &[], &request.encode_to_vec()).await
     }
 
     /// Asks for the client's user and password. A client without the service has none.

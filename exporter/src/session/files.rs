@@ -12,8 +12,8 @@ use prost::Message;
 use tokio::time::timeout;
 
 use super::CLIENT;
-use super::call::Call;
 use crate::grpc::{Code, Status};
+use crate::http2::call::Call;
 
 const DIFF_COPY: &str = "/moby.filesync.v1.FileSync/DiffCopy";
 
@@ -89,7 +89,7 @@ impl ContextFiles {
 
     async fn exchange(&self, path: &str) -> Result<Vec<u8>, Status> {
         let headers = [("dir-name", CONTEXT.to_owned()), ("include-patterns", path.to_owned())];
-        let mut call = Call::open(self.0.clone(), DIFF_COPY, &headers).await?;
+        let mut call = Call::open(self.0.clone(), CLIENT, DIFF_COPY, &headers).await?;
         // Dropped, the call is reset: whatever the client still says does not matter.
         receive(&mut call, path).await
     }

@@ -5,13 +5,11 @@
 //! - [`own`]: a session of a build's own beside its client's.
 //! - [`route`]: a stream of buildkitd's goes to the client, or to an output of ours.
 //! - [`sessions`]: the sessions that are open.
-//! - [`call`]: one call of ours to a session's client.
 //! - [`disk`]: the client's disk as a destination.
 //! - [`auth`]: the client's credentials.
 //! - [`files`]: the client's build context.
 
 mod auth;
-mod call;
 pub(crate) mod disk;
 mod files;
 pub(crate) mod inner;

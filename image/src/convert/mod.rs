@@ -168,7 +168,7 @@ impl<'a> Job<'a> {
         let mut found = HashMap::new();
         for image in images.iter().filter(|image| self.scratch.is_some() && !image.layers.is_empty()) {
             let layers = image.layers.iter().map(Descriptor::digest);
-            let known = self.converter.flattened(layers, self.destination.as_ref()).await;
+            let known = self.converter.flattened(layers, &self.present, self.destination.as_ref()).await;
             let known = known.map_err(|error| ConversionError::Flatten {
                 name: self.name.clone(),
                 error: Box::new(error.into()),

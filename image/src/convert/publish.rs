@@ -196,7 +196,7 @@ impl Job<'_> {
             (Some(known), _) => Arc::clone(known),
             (None, Some(scratch)) if !layers.is_empty() => {
                 let task = self.progress.task(0, format!("flatten {}", image.platform), 0);
-                let layer = self.converter.flatten(layers, scratch, &self.destination).await;
+                let layer = self.converter.flatten(layers, scratch, &self.present, &self.destination).await;
                 let failed =
                     |error| ConversionError::Flatten { name: self.name.clone(), error: Box::new(error) };
                 let layer = layer.map_err(failed)?;

@@ -3,7 +3,7 @@
 //! | annotation of a blob's layer | is |
 //! |---|---|
 //! | `vnd.nydus-cluster.layer.source` | digest of the layer that the blob was made of |
-//! | `vnd.nydus-cluster.layer.diff-id` | its digest without compression |
+//! | `vnd.nydus-cluster.layer.diff-id` | its digest without compression; a layer that many were flattened to has none |
 //! | `vnd.nydus-cluster.layer.fingerprint` | the options that it was made with |
 //! | `vnd.nydus-cluster.layer.toc` | digest of the table of contents at the blob's end, which has those of the layer's tree |
 //! | `vnd.nydus-cluster.layer.implied` | JSON list of the directories that the layer has no entry for; the root is `""` |
@@ -35,18 +35,15 @@ const IMPLIED_LIMIT_BYTES: usize = 4096;
 /// used again by them.
 pub(crate) fn announcement(layer: &ConvertedLayer, fingerprint: &Fingerprint) -> Vec<(&'static str, String)> {
     let implied = text(&implied(&layer.layer.tree));
-    let (Some(source), Some(diff_id), Some(toc), Some(implied)) =
-        (&layer.source, &layer.diff_id, &layer.toc, implied)
-    else {
+    let (Some(source), Some(toc), Some(implied)) = (&layer.source, &layer.toc, implied) else {
         return Vec::new();
     };
-    vec![
-        (SOURCE, source.to_string()),
-        (DIFF_ID, diff_id.to_string()),
-        (FINGERPRINT, fingerprint.as_str().to_owned()),
-        (TOC, toc.to_string()),
-        (IMPLIED, implied),
-    ]
+    let mut said = vec![(SOURCE, source.to_string())];
+    said.extend(layer.diff_id.as_ref().map(|diff_id| (DIFF_ID, diff_id.to_string())));
+    said.push((FINGERPRINT, fingerprint.as_str().to_owned()));
+    said.push((TOC, toc.to_string()));
+    said.push((IMPLIED, implied));
+    said
 }
 
 /// Paths as an annotation, if they are text and not too long.
@@ -64,7 +61,7 @@ pub(super) struct Announcement {
     /// Size of the blob in bytes.
     pub(super) size: u64,
     pub(super) source: Digest,
-    pub(super) diff_id: Digest,
+    pub(super) diff_id: Option<Digest>,
     pub(super) toc: Digest,
     pub(super) implied: Vec<String>,
 }
@@ -85,7 +82,7 @@ fn read(layer: &Descriptor, fingerprint: &Fingerprint) -> Option<Announcement> {
         blob: layer.digest().clone(),
         size: layer.size(),
         source: digest(SOURCE)?,
-        diff_id: digest(DIFF_ID)?,
+        diff_id: digest(DIFF_ID),
         toc: digest(TOC)?,
         implied: serde_json::from_str(annotation(IMPLIED)?).ok()?,
     })

@@ -114,8 +114,8 @@ impl Converter {
     }
 
     /// Makes one layer of `layers`, whose blobs are in `scratch`, the lowest first: what their files show, and nothing that is
-    /// deleted or overwritten. Its blob goes to `destination`. One that was made of the same layers before is made again only if
-    /// its blob is nowhere any more.
+    /// deleted or overwritten. Its blob goes to `destination`. One that was made of the same layers before, here or by whoever made
+    /// what is `present`, is made again only if its blob is nowhere any more.
     ///
     /// # Errors
     ///
@@ -124,12 +124,13 @@ impl Converter {
         &self,
         layers: Vec<Arc<ConvertedLayer>>,
         scratch: &Arc<Scratch>,
+        present: &Present,
         destination: &Arc<dyn Destination>,
     ) -> Result<Arc<ConvertedLayer>, ConvertError> {
         // A directory's files have no digest that would say what they were.
         let sources: Option<Vec<Digest>> = layers.iter().map(|layer| layer.source.clone()).collect();
         if let Some(sources) = &sources
-            && let Some(known) = self.flattened(sources.iter(), destination.as_ref()).await?
+            && let Some(known) = self.flattened(sources.iter(), present, destination.as_ref()).await?
         {
             return Ok(known);
         }
@@ -138,14 +139,12 @@ impl Converter {
         let mut made = flatten::flatten(recipe, layers, Arc::clone(scratch), destination, slot).await?;
         made.source = sources.map(|sources| flatten::source(sources.iter(), &self.recipe));
         let made = Arc::new(made);
-        if destination.repository().is_some() {
-            self.remember(&made, None, destination.as_ref());
-        }
+        self.remember(&made, None, destination.as_ref());
         Ok(made)
     }
 
-    /// The one layer that was made of `layers` before, by their digests, the lowest first: its blob is at `destination` now. `None` if
-    /// there is none, or its blob is nowhere any more.
+    /// The one layer that was made of `layers` before, by their digests, the lowest first, as it is known here or says what is
+    /// `present`: its blob is at `destination` now. `None` if there is none, or its blob is nowhere any more.
     ///
     /// # Errors
     ///
@@ -153,14 +152,15 @@ impl Converter {
     pub async fn flattened(
         &self,
         layers: impl Iterator<Item = &Digest>,
+        present: &Present,
         destination: &dyn Destination,
     ) -> Result<Option<Arc<ConvertedLayer>>, StoreError> {
-        if destination.repository().is_none() {
-            return Ok(None);
-        }
         let key = self.key(&flatten::source(layers, &self.recipe));
         let known = self.cache.find(&key, &self.recipe).await;
-        self.provided(&key, known, destination).await
+        match self.provided(&key, known, destination).await? {
+            Some(layer) => Ok(Some(layer)),
+            None => self.found(&key, present, destination).await,
+        }
     }
 
     /// How layers are converted and put together.

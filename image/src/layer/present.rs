@@ -115,7 +115,9 @@ impl Present {
                 }
                 Ok(Parsed::Manifest(manifest)) => {
                     for announcement in announcements(&manifest, fingerprint) {
-                        found.insert(announcement.diff_id.clone(), announcement.clone());
+                        if let Some(diff_id) = &announcement.diff_id {
+                            found.insert(diff_id.clone(), announcement.clone());
+                        }
                         found.insert(announcement.source.clone(), announcement);
                     }
                 }
@@ -138,14 +140,7 @@ async fn load(
     let reading = tokio::task::spawn_blocking(move || {
         let layer = tree(&blobs, &announcement, &recipe)?;
         let Announcement { blob, size, source, diff_id, toc, .. } = announcement;
-        Ok(ConvertedLayer {
-            layer,
-            digest: blob,
-            size,
-            source: Some(source),
-            diff_id: Some(diff_id),
-            toc: Some(toc),
-        })
+        Ok(ConvertedLayer { layer, digest: blob, size, source: Some(source), diff_id, toc: Some(toc) })
     });
     timeout(DEADLINE, reading).await.map_err(|_| PresentError::Silent)??
 }

@@ -298,6 +298,64 @@ pub(crate) fn announced(fixture: &Fixture) -> Result<()> {
     Ok(())
 }
 
+/// The same for an image of one layer: which it is shows only when all layers have been announced, and then none of them is needed.
+pub(crate) fn announced_flattened(fixture: &Fixture) -> Result<()> {
+    let lab = Lab::new(fixture, "lc7")?;
+    let registry = fixture.registry()?;
+    let machine = |name: &str, content_store: bool| {
+        let options = ExporterOptions {
+            content_store: content_store.then(|| lab.buildkitd.content_store().to_owned()),
+            reuse_from_registry: true,
+            ..ExporterOptions::default()
+        };
+        Exporter::start_with(&lab.dir.join(name), &lab.buildkitd.address(), &options)
+    };
+    let build = |exporter: &Exporter, context: &Path, names: &[&str]| {
+        let output = |name: &&str| {
+            format!("type=nydus-cluster,name={}/layer-cache/{name}:v1,flatten=true", registry.address())
+        };
+        let outputs: Vec<String> = names.iter().map(output).collect();
+        let outputs: Vec<&str> = outputs.iter().map(String::as_str).collect();
+        Buildctl::new(fixture.peers(), exporter.address())?.build(context, &outputs)
+    };
+    let made = |name: &str| manifest(&format!("{}/layer-cache/{name}:v1", registry.address()));
+    let context = lab.context("c")?;
+    let first = machine("m1", false)?;
+    build(&first, &context, &["flat"])?;
+    let image = made("flat")?;
+    let layers = conversions(&first);
+    ensure!(layers == 4, "{layers} layers were converted:\n{}", first.log());
+
+    let mut ways = vec![("session", false, &["flat"][..]), ("store", true, &["flat"])];
+    if !fixture.has_oldest_buildkit() {
+        // Several come as tar streams.
+        build(&first, &context, &["flat-two"])?;
+        ways.push(("tar", false, &["flat", "flat-two"]));
+    }
+    for (way, content_store, names) in ways {
+        let again = machine(&format!("m2-{way}"), content_store)?;
+        let start = registry.access_log().mark()?;
+        build(&again, &context, names)?;
+        ensure!(made("flat")? == image, "{way}: the image is another one");
+        ensure!(conversions(&again) == 0, "{way}: a layer was converted again:\n{}", again.log());
+        let sent = uploads(registry.access_log().since(start)?);
+        ensure!(sent.is_empty(), "{way}: something was pushed again: {sent:#?}");
+    }
+
+    // With a layer that is another, all of them are needed, and buildkitd has them.
+    fs::write(context.join("more"), "another")?;
+    let changed = machine("m3", false)?;
+    build(&changed, &context, &["flat"])?;
+    ensure!(conversions(&changed) == layers, "not all layers were converted:\n{}", changed.log());
+    let unknown = machine("m4", true)?;
+    build(&unknown, &context, &["flat-unknown"])?;
+    ensure!(made("flat")? == made("flat-unknown")?, "the ways make two images");
+    ensure!(made("flat")? != image, "the image is that of before");
+    let name = format!("{}/layer-cache/flat:v1", registry.address());
+    process::run(Command::new(peers::nydus_cluster()?).args(["image", "check", &name]))?;
+    Ok(())
+}
+
 pub(crate) fn full_disk(fixture: &Fixture) -> Result<()> {
     let lab = Lab::new(fixture, "lc5")?;
     let cache = lab.dir.join("layers");

@@ -39,6 +39,7 @@ mod registry_conformance;
 mod remove_image;
 mod restart;
 mod same_tree;
+mod session_services;
 mod shared_layers;
 mod snapshots_suite;
 mod stalled_registry;
@@ -94,12 +95,17 @@ const TESTS: &[(&str, Test)] = &[
     ("beside_plain::a_plain_client_runs_the_plain_image", beside_plain::plain_client),
     ("beside_plain::our_snapshotter_runs_the_nydus_image_if_told_to", beside_plain::lazily),
     ("beside_plain::an_index_of_a_build_runs_with_and_without_us", beside_plain::of_builds),
+    (
+        "beside_plain::upstreams_snapshotter_runs_the_nydus_image_if_told_to",
+        beside_plain::upstream_snapshotter,
+    ),
     ("lazy_run::a_pull_reads_no_byte_of_a_blob_and_a_start_reads_little", lazy_run::byte_counts),
     ("lazy_run::many_readers_of_a_chunk_cause_one_fetch", lazy_run::one_fetch),
     ("node_commands::a_complete_image_needs_no_registry_and_was_traced", node_commands::complete_and_traced),
     ("plain_images::a_plain_image_runs_with_our_snapshotter", plain_images::runs),
     ("plain_images::other_builds_pass_through_the_exporter", plain_images::passes_through),
     ("plain_images::both_registries_take_the_image", plain_images::both_registries),
+    ("session_services::secrets_agents_and_caches_pass_through_the_exporter", session_services::pass_through),
     ("snapshots_suite::containerds_own_suite_passes", snapshots_suite::passes),
     ("names::all_names_of_an_image_are_read_from", names::all_are_read_from),
     ("certs_dir::mirrors_of_containerd_are_read_from", certs_dir::mirrors_are_read_from),
@@ -132,6 +138,7 @@ const TESTS: &[(&str, Test)] = &[
     ("layer_cache::builds_side_by_side_convert_shared_layers_once", layer_cache::side_by_side),
     ("layer_cache::an_exporter_killed_while_it_pushes_leaves_nothing_wrong", layer_cache::killed),
     ("layer_cache::a_new_machine_finds_layers_at_the_name", layer_cache::announced),
+    ("layer_cache::a_new_machine_finds_a_flattened_image_at_the_name", layer_cache::announced_flattened),
     ("layer_cache::a_full_disk_costs_nothing_but_time", layer_cache::full_disk),
     ("keys::about_the_image_shape_it", keys::shape),
     ("keys::that_mean_nothing_are_refused_by_name", keys::refused),
@@ -139,8 +146,10 @@ const TESTS: &[(&str, Test)] = &[
     ("keys::a_flattened_image_holds_what_is_seen", keys::flatten),
     ("keys::a_list_in_the_build_context_is_prefetched", keys::prefetch_list),
     ("keys::of_time_and_annotations_give_one_digest_twice", keys::reproducible),
+    ("keys::large_attestations_are_kept_for_all_platforms", keys::large_attestations),
     ("push_refused::the_reason_fails_the_build", push_refused::by_status),
     ("stalled_registry::another_build_goes_on_while_a_registry_stands_still", stalled_registry::others_go_on),
+    ("stalled_registry::all_of_buildkitds_slots_are_free_again_at_the_deadline", stalled_registry::all_slots),
     ("registry_conformance::the_specifications_own_suite_passes", registry_conformance::passes),
     ("push_refused::a_connection_cut_within_a_blob_is_retried", push_refused::cut_is_retried),
 ];

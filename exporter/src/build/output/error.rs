@@ -22,6 +22,8 @@ pub(crate) enum OutputError {
          perhaps by compression=nydus: write force-compression=true with this output to have it as a tar"
     )]
     NoTar { title: String, digest: Digest, reason: String },
+    #[error("{title}: layer {digest} cannot be read from buildkitd's content service: {reason}")]
+    Kept { title: String, digest: Digest, reason: String },
     #[error("blob {digest} from buildkitd {reason}")]
     Blob { digest: Digest, reason: String },
     #[error("OCI layout from buildkitd: {reason}")]

@@ -122,7 +122,6 @@ impl Output {
     }
 
     async fn convert_image(&self, source: &Manifest, content: &Bytes) -> Result<Stored, OutputError> {
-        let mut layers = Vec::with_capacity(source.layers.len());
         // One whose first file is a tar may have passed for a layer.
         if let Some(blob) = source.layers.iter().find(|layer| is_nydus_blob(layer)) {
             let (title, digest) = (self.title(), blob.digest().clone());
@@ -132,22 +131,15 @@ impl Output {
                 reason: format!("it is a {}", blob.media_type()),
             });
         }
-        for layer in source.layers.iter().map(|layer| layer.digest()) {
-            // A layer that came with an earlier manifest may not be announced again.
-            let claim = self.claim(layer).await?;
-            let here = matches!(claim, Claim::Here);
-            let found = self.received().layers.get(layer).cloned().filter(|_| here);
-            layers.push(found.ok_or_else(|| self.missing("layer", layer))?);
-        }
         let config = self.document("image config", source.config.digest()).await?;
-        let task = self.task(format!("pushing bootstrap and manifest of {} layers", layers.len()), 0);
+        let (flat, flat_config, layers) = self.parts(source, content, &config).await?;
+        let task = self.task(format!("pushing bootstrap and manifest of {} layers", source.layers.len()), 0);
         let media_types = match (self.attrs.beside, self.attrs.oci_media_types) {
             (Beside::Named | Beside::Own, _) => MediaTypes::BesidePlain,
             (Beside::Nothing, true) => MediaTypes::Oci,
             (Beside::Nothing, false) => MediaTypes::Docker,
         };
         let form = Form { media_types, annotations: Vec::new() };
-        let (flat, flat_config, layers) = self.flattened(content, &config, layers).await?;
         let mut assembled = self.assemble(&flat, &flat_config, layers.clone(), &form).await?;
         task.finish();
         if self.attrs.images != Images::None {
@@ -164,6 +156,22 @@ impl Output {
             Beside::Own => self.store_plain(source, content, config).await,
             Beside::Nothing | Beside::Named => Ok(nydus),
         }
+    }
+
+    /// The layers with these digests, as converted.
+    pub(super) async fn layers_of(
+        &self,
+        digests: &[&Digest],
+    ) -> Result<Vec<Arc<ConvertedLayer>>, OutputError> {
+        let mut layers = Vec::with_capacity(digests.len());
+        for layer in digests {
+            // A layer that came with an earlier manifest may not be announced again.
+            let claim = self.claim(layer).await?;
+            let here = matches!(claim, Claim::Here);
+            let found = self.received().layers.get(*layer).cloned().filter(|_| here);
+            layers.push(found.ok_or_else(|| self.missing("layer", layer))?);
+        }
+        Ok(layers)
     }
 
     /// The image `nydus`, whose source has this config, to stand beside a plain one.

@@ -14,8 +14,9 @@ use registry::digest::Digest;
 use registry::reference::Reference;
 
 use super::refused;
+use crate::http2::call::Call;
 use crate::intake::tar::{BytesMessage, DIFF_COPY};
-use crate::session::call::Call;
+use crate::session::CLIENT;
 use crate::session::route::EXPORTER_ID;
 
 /// A file that the client opened for its output number `index`.
@@ -45,7 +46,7 @@ impl ClientArchive {
 
     async fn send(&self, names: &[Reference], root: &Stored) -> Result<(), StoreError> {
         let headers = [(EXPORTER_ID, self.index.to_string())];
-        let mut call = Call::open(self.client.clone(), DIFF_COPY, &headers).await.map_err(refused)?;
+        let mut call = Call::open(self.client.clone(), CLIENT, DIFF_COPY, &headers).await.map_err(refused)?;
         let mut stream = self.staging.stream(names, root);
         while let Some(data) = stream.next().await? {
             if call.send(&BytesMessage { data }.encode_to_vec()).await.is_err() {

@@ -15,10 +15,10 @@ use registry::reference::Reference;
 
 use super::refused;
 use crate::grpc::{Code, Status};
+use crate::http2::call::{Call, unary};
 use crate::intake::message::{AbortRequest, InfoRequest, WriteContentRequest, WriteContentResponse, action};
 use crate::intake::store::WRITE;
 use crate::session::CLIENT;
-use crate::session::call::{Call, unary};
 use crate::session::route::{EXPORT_STORE, STORE_ID};
 
 const INFO: &str = "/containerd.services.content.v1.Content/Info";
@@ -65,7 +65,7 @@ impl Destination for ClientStore {
         async move {
             let reference = format!("{}-{}", self.prefix, self.next.fetch_add(1, Ordering::Relaxed));
             let client = self.client.clone();
-            let call = Call::open(client.clone(), WRITE, &headers()).await.map_err(refused)?;
+            let call = Call::open(client.clone(), CLIENT, WRITE, &headers()).await.map_err(refused)?;
             let mut blob = ClientBlob { client, call, reference, offset: 0 };
             blob.exchange(action::STAT, Bytes::new(), None).await.map_err(refused)?;
             Ok(Box::new(blob) as Box<dyn BlobWriter>)
@@ -76,7 +76,7 @@ impl Destination for ClientStore {
     fn has_blob<'a>(&'a self, digest: &'a Digest) -> Storing<'a, bool> {
         async move {
             let request = InfoRequest { digest: digest.to_string() };
-            match unary(self.client.clone(), INFO, &headers(), &request.encode_to_vec()).await {
+            match unary(self.client.clone(), CLIENT, INFO, &headers(), &request.encode_to_vec()).await {
                 Ok(_) => Ok(true),
                 Err(status) if status.code == Code::NotFound => Ok(false),
                 Err(status) => Err(refused(status)),
@@ -149,7 +149,8 @@ impl BlobWriter for ClientBlob {
             // The client locks what is written until the stream has ended.
             drop(self.call);
             let request = AbortRequest { r#ref: self.reference };
-            if let Err(error) = unary(self.client, ABORT, &headers(), &request.encode_to_vec()).await {
+            if let Err(error) = unary(self.client, CLIENT, ABORT, &headers(), &request.encode_to_vec()).await
+            {
                 tracing::debug!(%error, "blob not given up at the client");
             }
         }

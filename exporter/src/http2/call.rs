@@ -1,4 +1,4 @@
-//! Calls of ours to services that the BuildKit client serves in its session.
+//! Calls of ours: to services that the BuildKit client serves in its session, and to buildkitd's.
 
 use std::time::Duration;
 
@@ -8,38 +8,39 @@ use h2::client::{ResponseFuture, SendRequest};
 use http::{HeaderMap, HeaderName, HeaderValue, Method, Request, header};
 use tokio::time::timeout;
 
+use super::forward::{lost, open};
+use super::pump;
 use crate::grpc::frame::{self, MessageReader};
 use crate::grpc::{Code, Status, status};
-use crate::http2::forward::{lost, open};
-use crate::http2::pump;
-use crate::session::CLIENT;
 
 /// As BuildKit waits: the client may have to ask its user's key store, or its disk be slow.
 const DEADLINE: Duration = Duration::from_secs(60);
 
-/// The largest answer taken.
-const ANSWER_LIMIT_BYTES: usize = 1 << 20;
+/// The largest message taken: a content service sends 1 MiB at once.
+const ANSWER_LIMIT_BYTES: usize = 4 << 20;
 
-/// Calls `path` with one message, and returns the one message of the answer.
-pub(super) async fn unary(
-    client: SendRequest<Bytes>,
+/// Calls `path` of the peer behind `streams`, which errors call `peer`, with one message, and returns the one message of the answer.
+pub(crate) async fn unary(
+    streams: SendRequest<Bytes>,
+    peer: &'static str,
     path: &'static str,
     headers: &[(&'static str, String)],
     message: &[u8],
 ) -> Result<Bytes, Status> {
-    let mut call = Call::open(client, path, headers).await?;
+    let mut call = Call::open(streams, peer, path, headers).await?;
     // Where that fails, the answer says why.
     let _ = call.send(message).await;
     call.close();
     let answer = call.receive().await?;
-    let nothing = || Status::new(Code::Internal, format!("{CLIENT} answered {path} with nothing"));
+    let nothing = || Status::new(Code::Internal, format!("{peer} answered {path} with nothing"));
     let answer = answer.ok_or_else(nothing)?;
     call.receive().await?;
     Ok(answer)
 }
 
 /// A call under way; dropping it resets its stream.
-pub(super) struct Call {
+pub(crate) struct Call {
+    peer: &'static str,
     path: &'static str,
     send: SendStream<Bytes>,
     answer: Answer,
@@ -52,37 +53,38 @@ enum Answer {
 }
 
 impl Call {
-    /// Begins a call of `path`.
-    pub(super) async fn open(
-        client: SendRequest<Bytes>,
+    /// Begins a call of `path` of the peer behind `streams`, which errors call `peer`.
+    pub(crate) async fn open(
+        streams: SendRequest<Bytes>,
+        peer: &'static str,
         path: &'static str,
         headers: &[(&'static str, String)],
     ) -> Result<Self, Status> {
-        let opened = timeout(DEADLINE, open(request(path, headers)?, false, client)).await;
-        let (response, send) = opened.map_err(|_| late(path))?.map_err(|error| lost(CLIENT, &error))?;
-        Ok(Self { path, send, answer: Answer::Coming(response) })
+        let opened = timeout(DEADLINE, open(request(path, headers)?, false, streams)).await;
+        let (response, send) = opened.map_err(|_| late(peer, path))?.map_err(|error| lost(peer, &error))?;
+        Ok(Self { peer, path, send, answer: Answer::Coming(response) })
     }
 
     /// Sends a message.
-    pub(super) async fn send(&mut self, message: &[u8]) -> Result<(), Status> {
+    pub(crate) async fn send(&mut self, message: &[u8]) -> Result<(), Status> {
         let sent = timeout(DEADLINE, pump::send(&mut self.send, frame::encode(message))).await;
-        sent.map_err(|_| late(self.path))?.map_err(|error| error.status())
+        sent.map_err(|_| late(self.peer, self.path))?.map_err(|error| error.status())
     }
 
     /// Says that nothing more is sent.
-    pub(super) fn close(&mut self) {
+    pub(crate) fn close(&mut self) {
         // An early answer ends the request; it says what there is to say.
         let _ = self.send.send_data(Bytes::new(), true);
     }
 
     /// The next message; `None` when the call has ended well.
-    pub(super) async fn receive(&mut self) -> Result<Option<Bytes>, Status> {
-        timeout(DEADLINE, self.next()).await.map_err(|_| late(self.path))?
+    pub(crate) async fn receive(&mut self) -> Result<Option<Bytes>, Status> {
+        timeout(DEADLINE, self.next()).await.map_err(|_| late(self.peer, self.path))?
     }
 
     async fn next(&mut self) -> Result<Option<Bytes>, Status> {
         if let Answer::Coming(response) = &mut self.answer {
-            let (head, body) = response.await.map_err(|error| lost(CLIENT, &error))?.into_parts();
+            let (head, body) = response.await.map_err(|error| lost(self.peer, &error))?.into_parts();
             if body.is_end_stream() {
                 self.answer = Answer::Ended;
                 return status::of(&head.headers).map(|()| None);
@@ -99,8 +101,8 @@ impl Call {
     }
 }
 
-fn late(path: &str) -> Status {
-    let message = format!("{CLIENT} did not answer {path} within {} s", DEADLINE.as_secs());
+fn late(peer: &str, path: &str) -> Status {
+    let message = format!("{peer} did not answer {path} within {} s", DEADLINE.as_secs());
     Status::new(Code::Unavailable, message)
 }
 
