@@ -76,10 +76,9 @@ impl Job<'_> {
         }
     }
 
-    /// Whether it is remembered what layers become: in a repository their blobs are found again. Those that are to be flattened
-    /// are made for this image alone.
+    /// Whether it is remembered what layers become: those that are to be flattened are made for this image alone.
     fn remembers(&self) -> bool {
-        self.scratch.is_none() && self.destination.repository().is_some()
+        self.scratch.is_none()
     }
 
     /// What is known of a layer.

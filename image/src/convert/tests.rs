@@ -83,12 +83,19 @@ impl Bench {
         options: Options,
         cancel: &CancellationToken,
     ) -> Result<Converted, ConversionError> {
+        self.convert_by(&converter(options, 0), from, cancel).await
+    }
+
+    async fn convert_by(
+        &self,
+        converter: &Converter,
+        from: &str,
+        cancel: &CancellationToken,
+    ) -> Result<Converted, ConversionError> {
         let to = format!("oci:{}", self.path("out").display()).parse().unwrap();
         let client = Client::new(ClientConfig::default()).unwrap();
-        let recipe = Recipe::new(options, None, Vec::new(), 1).unwrap();
-        let converter = Converter::new(recipe, 2, LayerCache::new(0));
         let how = Conversion {
-            converter: &converter,
+            converter,
             client: &client,
             scratch_space: &ScratchSpace::new(self.0.path(), 1 << 20),
             reuse_present: false,
@@ -126,6 +133,11 @@ fn tar_of(name: &str, content: &[u8]) -> Vec<u8> {
 fn options(platforms: &[&str], also_oci: bool) -> Options {
     let platforms = platforms.iter().map(|text| text.parse().unwrap()).collect();
     Options { platforms, also_oci, ..Options::default() }
+}
+
+/// One that remembers what takes up to `cached` bytes of memory.
+fn converter(options: Options, cached: usize) -> Converter {
+    Converter::new(Recipe::new(options, None, Vec::new(), 1).unwrap(), 2, LayerCache::new(cached))
 }
 
 fn text(value: &Value) -> &str {
@@ -216,6 +228,39 @@ async fn a_blob_says_what_it_was_made_of_and_how() {
         None,
     );
     assert_eq!(annotation(0, "toc"), format!("sha256:{}", toc.unwrap().digest));
+}
+
+#[tokio::test]
+async fn what_a_layout_has_already_is_not_made_again() {
+    let from_layers = |bench: &Bench| {
+        let layers = ["one", "two"].map(|name| bench.blob(LAYER, &tar_of(name, name.as_bytes())));
+        bench.root(&bench.image("amd64", &layers));
+    };
+    for flatten in [false, true] {
+        let bench = Bench::new();
+        from_layers(&bench);
+        let converter = converter(Options { flatten, ..options(&[], false) }, 1 << 20);
+        let from = format!("oci:{}", bench.path("in").display());
+        let run = async || bench.convert_by(&converter, &from, &CancellationToken::new()).await.unwrap();
+        let first = run().await;
+        assert_eq!((first.layers, first.reused_layers), (2, 0));
+        let again = run().await;
+        assert_eq!(
+            (again.digest.clone(), again.reused_layers),
+            (first.digest.clone(), 2),
+            "flatten={flatten}"
+        );
+
+        // What is known is not enough: the blob has to be there.
+        let manifest = bench.result(first.digest.clone().unwrap().as_ref());
+        let blob =
+            bench.path("out").join(blob_path(&text(&manifest["layers"][0]["digest"]).parse().unwrap()));
+        let content = fs::read(&blob).unwrap();
+        fs::remove_file(&blob).unwrap();
+        let made = run().await;
+        assert_eq!((made.digest, made.reused_layers), (first.digest, usize::from(!flatten)));
+        assert_eq!(fs::read(&blob).unwrap(), content);
+    }
 }
 
 #[tokio::test]

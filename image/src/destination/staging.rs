@@ -98,6 +98,15 @@ impl Staging {
         self.folder.path().join(if self.shape == Shape::Files { FILES_BLOBS } else { OCI_BLOBS })
     }
 
+    /// The size of a blob that is there: written now, or in the layout that this is to join, whose files are what their names say.
+    fn blob(&self, digest: &Digest) -> Option<u64> {
+        let joined = matches!(self.shape, Shape::Oci { .. }).then(|| self.target.join(OCI_BLOBS));
+        [Some(self.blobs()), joined].into_iter().flatten().find_map(|folder| {
+            let metadata = fs::metadata(folder.join(digest.digest())).ok();
+            metadata.filter(fs::Metadata::is_file).map(|metadata| metadata.len())
+        })
+    }
+
     /// Writes the file `name` beside the blobs' folder.
     pub async fn put_file(&self, name: &str, content: Vec<u8>) -> Result<(), StoreError> {
         let path = self.folder.path().join(name);
@@ -210,7 +219,11 @@ impl Destination for Arc<Staging> {
     }
 
     fn has_blob<'a>(&'a self, digest: &'a Digest) -> Storing<'a, bool> {
-        ready(Ok(self.blobs().join(digest.digest()).exists())).boxed()
+        ready(Ok(self.blob(digest).is_some())).boxed()
+    }
+
+    fn blob_size<'a>(&'a self, digest: &'a Digest) -> Storing<'a, Option<u64>> {
+        ready(Ok(self.blob(digest))).boxed()
     }
 
     /// The name is the one that the shape says, of one kind of files or another.
