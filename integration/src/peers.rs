@@ -115,6 +115,11 @@ impl Peers {
         self.built("containerd-1.7", program)
     }
 
+    /// The same of the newest nydus-snapshotter.
+    pub fn nydus_snapshotter_newest(&self, program: &str) -> Result<PathBuf> {
+        self.built("nydus-snapshotter", program)
+    }
+
     /// containerd's own test suite for snapshotters.
     pub fn snapshots_suite(&self) -> Result<PathBuf> {
         self.built("containerd-2.4", "snapshots-suite")

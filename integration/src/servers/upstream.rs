@@ -105,6 +105,8 @@ pub enum UpstreamMode {
     Prefetch,
     /// One daemon for all images, which fetches what is read.
     Shared,
+    /// A daemon for each image, with the newest snapshotter, which looks for nydus images beside plain ones.
+    BesidePlain,
 }
 
 /// Upstream's nydus-snapshotter with nydusd: the peer of our node side.
@@ -142,7 +144,13 @@ impl UpstreamSnapshotter {
         fs::set_permissions(&daemon, fs::Permissions::from_mode(0o755))?;
         let config = dir.join("config.toml");
         fs::write(&config, configuration(peers, dir, &socket, (&daemon, &daemon_config), mode)?)?;
-        let mut command = Command::new(peers.nydus_snapshotter("containerd-nydus-grpc")?);
+        let program = "containerd-nydus-grpc";
+        let mut command = Command::new(match mode {
+            UpstreamMode::BesidePlain => peers.nydus_snapshotter_newest(program)?,
+            UpstreamMode::OnDemand | UpstreamMode::Prefetch | UpstreamMode::Shared => {
+                peers.nydus_snapshotter(program)?
+            }
+        });
         command.arg("--config").arg(config);
         let mut server = Server::spawn("nydus-snapshotter", command, dir.join("nydus-snapshotter.log"))?;
         server.wait_ready(START_DEADLINE, || accepts_unix(&socket))?;
@@ -177,6 +185,9 @@ fn configuration(
     mode: UpstreamMode,
 ) -> Result<String> {
     let daemons = if mode == UpstreamMode::Shared { "shared" } else { "multiple" };
+    // Older ones do not know the key.
+    let experimental =
+        if mode == UpstreamMode::BesidePlain { "[experimental]\nenable_index_detect = true\n" } else { "" };
     Ok(format!(
         r#"version = 1
 root = "{dir}/root"
@@ -201,7 +212,7 @@ sync_remove = true
 [cache_manager]
 disable = false
 cache_dir = "{dir}/cache"
-"#,
+{experimental}"#,
         dir = dir.display(),
         socket = socket.display(),
         daemon = daemon.display(),

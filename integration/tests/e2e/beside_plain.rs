@@ -6,7 +6,7 @@ use std::process::Command;
 use anyhow::{Context, Result, ensure};
 use integration::cri::ContainerSpec;
 use integration::node::{Node, NodeOptions};
-use integration::servers::EmbeddedRegistry;
+use integration::servers::{EmbeddedRegistry, UpstreamMode};
 use integration::tree::content_digest;
 use integration::{demo, oci_layout, peers, process};
 
@@ -84,6 +84,21 @@ pub(crate) fn of_builds(fixture: &Fixture) -> Result<()> {
         let read = image.run_on(&ours, registry)?;
         ensure!(read == (false, true), "our snapshotter read plain layers, nydus blobs: {read:?}");
     }
+    Ok(())
+}
+
+/// Upstream's newest nydus-snapshotter, told to look for them, runs the nydus images of our indexes too.
+pub(crate) fn upstream_snapshotter(fixture: &Fixture) -> Result<()> {
+    let dir = fixture.subdir("beside-upstream")?;
+    let registry = fixture.registry()?;
+    let context = demo::random_files(fixture.peers(), &dir.join("context"), &[("data", 2 << 20)])?;
+    let name = format!("{}/beside-upstream:v1", registry.address());
+    fixture.buildctl()?.build(&context, &[&format!("type=nydus-cluster,name={name},also-oci=true")])?;
+    let image = Both::of(&name, content_digest(&context.join("data"))?)?;
+    let node = dir.join("node");
+    let node = Node::upstream(fixture.peers(), &node, fixture.pause()?, UpstreamMode::BesidePlain)?;
+    let read = image.run_on(&node, registry)?;
+    ensure!(read == (false, true), "nydus-snapshotter read plain layers, nydus blobs: {read:?}");
     Ok(())
 }
 

@@ -255,3 +255,49 @@ pub(crate) fn reproducible(fixture: &Fixture) -> Result<()> {
     }
     Ok(())
 }
+
+/// A scanner of ours, which describes every image at great length.
+const SCANNER: &str = r#"set -e
+{
+    printf '{"_type":"https://in-toto.io/Statement/v0.1","predicateType":"https://spdx.dev/Document","predicate":{"comment":"'
+    /bin/busybox head -c 30000000 /dev/zero | /bin/busybox tr '\0' x
+    printf '"}}'
+} >"$BUILDKIT_SCAN_DESTINATION/sbom.spdx.json"
+"#;
+
+/// Each of its statements has more; the two of a build have more than all documents of a build once might.
+const STATEMENT_BYTES: u64 = 30_000_000;
+
+pub(crate) fn large_attestations(fixture: &Fixture) -> Result<()> {
+    let dir = fixture.subdir("keys-sbom")?;
+    let registry = fixture.registry()?;
+    let buildctl = fixture.buildctl()?;
+    let scanner = demo::random_files(fixture.peers(), &dir.join("scanner"), &[])?;
+    fs::write(scanner.join("scan"), SCANNER)?;
+    let dockerfile = scanner.join("Dockerfile");
+    let more = "COPY scan /scan\nENTRYPOINT [\"/bin/busybox\", \"sh\", \"/scan\"]\nCMD []\n";
+    fs::write(&dockerfile, fs::read_to_string(&dockerfile)? + more)?;
+    let generator = format!("{}/keys/scanner:v1", registry.address());
+    buildctl.build(&scanner, &[&format!("type=image,name={generator},push=true,registry.insecure=true")])?;
+
+    let context = demo::random_files(fixture.peers(), &dir.join("c"), &[("data", 10_000)])?;
+    let name = format!("{}/keys/described", registry.address());
+    let mut command = buildctl.build_command(&context, &[&format!("type=nydus-cluster,name={name}:v1")]);
+    command.args(["--opt", "platform=linux/amd64,linux/arm64"]);
+    process::run(command.args(["--opt", &format!("attest:sbom=generator={generator}")]))?;
+    let index = manifest(&format!("{name}:v1"))?;
+    let entries = index["manifests"].as_array().context("an index")?;
+    let digest = |value: &Value| value["digest"].as_str().unwrap_or_default().to_owned();
+    let (attestations, images): (Vec<&Value>, Vec<&Value>) =
+        entries.iter().partition(|entry| entry["platform"]["os"] == "unknown");
+    ensure!((attestations.len(), images.len()) == (2, 2), "{index}");
+    for (attestation, image) in attestations.iter().zip(images) {
+        let statements = manifest(&format!("{name}@{}", digest(attestation)))?;
+        let statement = &statements["layers"][0];
+        ensure!(statement["size"].as_u64().unwrap_or_default() > STATEMENT_BYTES, "{statements}");
+        let statement: Value = serde_json::from_slice(&fs::read(registry.blob_file(&digest(statement)))?)?;
+        let about = statement["subject"][0]["digest"]["sha256"].as_str().unwrap_or_default();
+        ensure!(format!("sha256:{about}") == digest(image), "it is about {about}: {index}");
+    }
+    Ok(())
+}
