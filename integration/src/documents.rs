@@ -9,14 +9,21 @@ fn root() -> PathBuf {
 
 /// `README.md` and all of `docs`.
 fn documents() -> Vec<PathBuf> {
-    let mut found = vec![root().join("README.md")];
-    let mut folders = vec![root().join("docs")];
+    let mut found = files_below(&root().join("docs"), "md");
+    found.push(root().join("README.md"));
+    found
+}
+
+/// The files of an extension in a folder and those in it.
+fn files_below(folder: &Path, extension: &str) -> Vec<PathBuf> {
+    let mut found = Vec::new();
+    let mut folders = vec![folder.to_owned()];
     while let Some(folder) = folders.pop() {
         for entry in std::fs::read_dir(&folder).unwrap() {
             let path = entry.unwrap().path();
             if path.is_dir() {
                 folders.push(path);
-            } else if path.extension().is_some_and(|extension| extension == "md") {
+            } else if path.extension().is_some_and(|found| found == extension) {
                 found.push(path);
             }
         }
@@ -60,6 +67,55 @@ fn every_crate_is_in_the_table_of_the_architecture() {
         .filter(|member| !text.contains(&format!("| `{member}/` |")))
         .collect();
     assert_eq!(missing, Vec::<&str>::new(), "docs/architecture.md does not say what these crates are");
+}
+
+/// The crates whose type names are all different: a name alone says which type is meant.
+const WITHOUT_NAMESAKES: [&str; 1] = ["rafs"];
+
+#[test]
+fn no_type_name_stands_for_two_types_of_a_crate() {
+    for name in WITHOUT_NAMESAKES {
+        let mut seen = std::collections::BTreeMap::<String, Vec<PathBuf>>::new();
+        for file in files_below(&root().join(name).join("src"), "rs") {
+            let text = std::fs::read_to_string(&file).unwrap();
+            // Tests and the items of traits are written further in, and have names for themselves.
+            for line in text.lines().filter(|line| !line.starts_with(' ')) {
+                let mut words = line.split_whitespace().skip_while(|word| word.starts_with("pub"));
+                if let (Some("struct" | "enum" | "trait" | "type" | "union"), Some(word)) =
+                    (words.next(), words.next())
+                {
+                    let end = word.find(|letter: char| !letter.is_alphanumeric()).unwrap_or(word.len());
+                    seen.entry(word[..end].to_owned()).or_default().push(file.clone());
+                }
+            }
+        }
+        assert!(seen.len() > 100, "few types were found in {name}: {seen:?}");
+        seen.retain(|_, files| files.len() > 1);
+        assert!(seen.is_empty(), "{seen:#?}");
+    }
+}
+
+/// What stands in backquotes in the first two columns of a page's tables.
+fn messages_of(page: &str) -> Vec<&str> {
+    let rows = page.lines().filter(|line| line.starts_with("| "));
+    let cells = rows.flat_map(|row| row.split(" | ").take(2));
+    cells.flat_map(|cell| cell.split('`').skip(1).step_by(2)).filter(|quoted| quoted.contains(' ')).collect()
+}
+
+#[test]
+fn messages_that_the_troubleshooting_quotes_are_the_programs() {
+    let page = std::fs::read_to_string(root().join("docs/troubleshooting.md")).unwrap();
+    let messages = messages_of(&page);
+    assert!(messages.len() > 20, "few messages were found in the page: {messages:?}");
+    let crates = std::fs::read_dir(root()).unwrap().map(|entry| entry.unwrap().path().join("src"));
+    let sources: String = crates
+        .filter(|folder| folder.is_dir() && !folder.starts_with(root().join("integration")))
+        .flat_map(|folder| files_below(&folder, "rs"))
+        .map(|file| std::fs::read_to_string(file).unwrap())
+        .collect();
+    let is_there = |message: &&str| message.split('…').all(|part| sources.contains(part.trim()));
+    let gone: Vec<&str> = messages.into_iter().filter(|message| !is_there(message)).collect();
+    assert_eq!(gone, Vec::<&str>::new(), "docs/troubleshooting.md quotes what nothing says");
 }
 
 #[test]

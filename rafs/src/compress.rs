@@ -75,10 +75,10 @@ pub enum CompressError {
 ///
 /// What it makes of some bytes depends on these bytes and the [`Compressor`] alone, not on what it compressed before.
 pub struct Encoder {
-    state: State,
+    state: Codec,
 }
 
-enum State {
+enum Codec {
     None,
     Lz4,
     Zstd(CCtx<'static>),
@@ -88,9 +88,9 @@ impl Encoder {
     /// An encoder. Fails if zstd has no such level.
     pub fn new(compressor: Compressor) -> Result<Self, CompressError> {
         let state = match compressor {
-            Compressor::None => State::None,
-            Compressor::Lz4 => State::Lz4,
-            Compressor::Zstd { level } => State::Zstd(zstd_context(level)?),
+            Compressor::None => Codec::None,
+            Compressor::Lz4 => Codec::Lz4,
+            Compressor::Zstd { level } => Codec::Zstd(zstd_context(level)?),
         };
         Ok(Self { state })
     }
@@ -106,20 +106,20 @@ impl Encoder {
     pub fn compress(&mut self, content: &[u8], out: &mut [u8]) -> Result<usize, CompressError> {
         let length = content.len();
         match &mut self.state {
-            State::None => {
+            Codec::None => {
                 out[..length].copy_from_slice(content);
                 Ok(length)
             }
-            State::Lz4 => lz4::block::compress_to_buffer(content, None, false, out)
+            Codec::Lz4 => lz4::block::compress_to_buffer(content, None, false, out)
                 .map_err(|source| CompressError::Lz4 { length, source }),
-            State::Zstd(context) => context.compress2(out, content).map_err(|code| zstd_error(length, code)),
+            Codec::Zstd(context) => context.compress2(out, content).map_err(|code| zstd_error(length, code)),
         }
     }
 
     /// Compresses `content` to the start of `out` as [`Self::compress`] does. `None` if that does not make it smaller:
     /// then the content is to be stored as it is, and `out` holds nothing of use.
     pub fn shrink(&mut self, content: &[u8], out: &mut [u8]) -> Result<Option<usize>, CompressError> {
-        if matches!(self.state, State::None) {
+        if matches!(self.state, Codec::None) {
             return Ok(None);
         }
         let size = self.compress(content, out)?;

@@ -43,6 +43,15 @@ pub fn is_chunk_size(size: u32) -> bool {
     size.is_power_of_two() && (MIN_CHUNK_SIZE..=MAX_CHUNK_SIZE).contains(&size)
 }
 
+/// What of a blob's counts is more than the format holds, for messages; `None` if all fit.
+pub(crate) fn excess(chunks: u32, stored: u64, uncompressed: u64) -> Option<&'static str> {
+    if chunks > MAX_CHUNKS {
+        return Some("at most 2^24 chunks");
+    }
+    (stored > MAX_STORED_BYTES || uncompressed > MAX_UNCOMPRESSED_BYTES)
+        .then_some("at most 2^40 stored and 2^44 uncompressed bytes")
+}
+
 /// Whether a directory can have an entry of this name: not empty, no `/` and no NUL, not too long. `.` and `..` count.
 pub(crate) fn is_name(name: &[u8]) -> bool {
     !name.is_empty() && name.len() <= MAX_NAME_BYTES && !name.iter().any(|byte| matches!(byte, b'/' | 0))

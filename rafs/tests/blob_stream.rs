@@ -119,7 +119,7 @@ fn chunk_information_is_read_as_it_was_written() {
 fn with_batch() -> (Builder, Vec<u8>, Vec<Vec<u8>>) {
     let mut builder = Builder::new(Format { chunk_size: 1 << 24, ..Format::default() });
     builder.blob.features = flags::blob::CHUNK_INFO_V2 | flags::blob::BATCH;
-    let contents = [support::noise(1, 2 << 20), support::noise(2, 5000), support::noise(3, 70)];
+    let contents = [test_support::text(1, 2 << 20), test_support::text(2, 5000), test_support::text(3, 70)];
     let alone = zstd::bulk::compress(&contents[0], 3).unwrap();
     let batch = zstd::bulk::compress(&contents[1..].concat(), 3).unwrap();
     let digest = |index: usize| DigestAlgorithm::Blake3.digest(&contents[index]);

@@ -18,7 +18,8 @@ use rafs::compress::Compressor;
 use rafs::digest::Digest;
 use rafs::merge::merge;
 use rafs::tree::Layer;
-use support::{Format, OneBlob, noise, sample, written};
+use support::{Format, OneBlob, sample, written};
+use test_support::text;
 
 fn check(layer: &Layer, stream: &[u8]) -> Report {
     let mut bootstrap = Bootstrap::from_bytes(written(layer, &WriteOptions::default())).unwrap();
@@ -162,7 +163,7 @@ fn image(layers: u64, options: &BuildOptions) -> (Bootstrap, Blobs, Vec<Digest>)
     for number in 0..layers {
         let mut tar = tar::Builder::new(Vec::new());
         let mut header = tar::Header::new_ustar();
-        let content = noise(number + 1, 4 * options.chunk_size as usize + 100);
+        let content = text(number + 1, 4 * options.chunk_size as usize + 100);
         header.set_size(content.len() as u64);
         tar.append_data(&mut header, format!("file-{number}"), &content[..]).unwrap();
         let mut header = tar::Header::new_ustar();

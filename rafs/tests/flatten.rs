@@ -14,6 +14,7 @@ use rafs::digest::Digest;
 use rafs::merge::merge;
 use rafs::source::image::ImageSource;
 use rafs::tree::{Image, Kind, Layer, NodeId, Tree};
+use test_support::noise;
 
 /// Blobs in memory.
 #[derive(Default)]
@@ -84,16 +85,6 @@ fn built(tar: &[u8], options: &BuildOptions, blobs: &mut Blobs) -> Layer {
     let layer = build_layer(tar, &mut blob, options).unwrap();
     blobs.0.push((layer.blobs[0].id.unwrap(), blob));
     layer
-}
-
-fn noise(seed: u32, length: usize) -> Vec<u8> {
-    let mut state = seed;
-    (0..length)
-        .map(|_| {
-            state = state.wrapping_mul(1_664_525).wrapping_add(1_013_904_223);
-            (state >> 24) as u8
-        })
-        .collect()
 }
 
 /// Every path of a tree with what a user sees there; hard links as sets of paths.

@@ -16,7 +16,7 @@ use rafs::digest::DigestAlgorithm;
 use rafs::limits::Limits;
 use rafs::merge::merge;
 use rafs::tree::Image;
-use support::noise;
+use test_support::text;
 
 struct Archive(tar::Builder<Vec<u8>>);
 
@@ -53,11 +53,11 @@ fn lower() -> Vec<u8> {
     Archive::new()
         .add("etc/", tar::EntryType::Directory, b"", "")
         .file("etc/passwd", b"root:x:0:0:root:/root:/bin/sh\n")
-        .file("large", &noise(1, 300_000))
-        .file("copy", &noise(1, 300_000))
-        .file("small-1", &noise(2, 700))
-        .file("small-2", &noise(3, 5000))
-        .file("removed", &noise(4, 9000))
+        .file("large", &text(1, 300_000))
+        .file("copy", &text(1, 300_000))
+        .file("small-1", &text(2, 700))
+        .file("small-2", &text(3, 5000))
+        .file("removed", &text(4, 9000))
         .add("symlink", tar::EntryType::Symlink, b"", "etc/passwd")
         .add("hard-link", tar::EntryType::Link, b"", "small-1")
         .add("fifo", tar::EntryType::Fifo, b"", "")
@@ -67,8 +67,8 @@ fn lower() -> Vec<u8> {
 fn upper() -> Vec<u8> {
     Archive::new()
         .file(".wh.removed", b"")
-        .file("new", &noise(5, 20_000))
-        .file("etc/copy", &noise(3, 5000))
+        .file("new", &text(5, 20_000))
+        .file("etc/copy", &text(3, 5000))
         .finish()
 }
 

@@ -24,8 +24,8 @@ use rafs::blob::ChunkIndex;
 use super::boot::BootId;
 use super::is_full;
 
-/// The number of chunks that a blob may have: the format's indexes have 24 bits.
-pub const CHUNK_LIMIT: u32 = 1 << 24;
+/// The number of chunks that a blob may have.
+pub const CHUNK_LIMIT: u32 = rafs::layout::MAX_CHUNKS;
 
 const MAGIC: &[u8; 8] = b"NYDCHMAP";
 const VERSION: u32 = 1;

@@ -7,7 +7,7 @@ use rafs::blob::meta::BlobMeta;
 use rafs::blob::{Blob, ChunkIndex, MetaLocation};
 use rafs::compress::Compressor;
 use rafs::digest::DigestAlgorithm;
-use rafs::layout::blob_meta::{Header, MAGIC};
+use rafs::layout::blob_meta::{MAGIC, MetaHeader};
 use zerocopy::{FromZeros, IntoBytes};
 
 /// What the first bytes say.
@@ -79,8 +79,8 @@ fuzz_target!(|input: &[u8]| {
     }
 });
 
-fn header(claims: Claims, compressed_size: u64, uncompressed_size: u64) -> Header {
-    let mut header = Header::new_zeroed();
+fn header(claims: Claims, compressed_size: u64, uncompressed_size: u64) -> MetaHeader {
+    let mut header = MetaHeader::new_zeroed();
     header.magic.set(MAGIC);
     header.magic2.set(MAGIC);
     header.features.set(claims.features);

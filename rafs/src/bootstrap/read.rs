@@ -6,7 +6,9 @@ mod chunk_entry;
 mod data;
 mod dump;
 mod error;
+mod format;
 mod image;
+mod pieces;
 mod types;
 mod v5;
 mod v6;
@@ -22,29 +24,24 @@ use crate::digest::Digest;
 use crate::sys::Map;
 use crate::tree::Xattrs;
 use data::Data;
-use types::{Entries, FilePieces};
+use format::{DescribedChunks, Format, Opened};
 
 pub use dump::{DumpError, dump};
 pub use error::{At, ReadError};
-pub use types::{ChunkUse, Directory, DirectoryEntry, Inode, Nid, Pieces, Version};
+pub use pieces::Pieces;
+pub use types::{ChunkUse, Directory, DirectoryEntry, Inode, Nid, Version};
 
 /// A bootstrap, mapped or in memory. Cheap to open and to read from any number of threads.
 #[derive(Debug)]
 pub struct Bootstrap {
     data: Data,
-    format: Format,
+    format: Box<dyn Format>,
     blobs: Vec<Blob>,
     /// How many chunks each blob has.
     chunk_counts: Vec<u32>,
     metas: Vec<Option<BlobMeta>>,
     /// What it is called in errors, if it was opened from a file.
     name: Option<String>,
-}
-
-#[derive(Debug)]
-enum Format {
-    V5(v5::Layout),
-    V6(v6::Layout),
 }
 
 impl Bootstrap {
@@ -93,13 +90,9 @@ impl Bootstrap {
     }
 
     fn new(data: Data) -> Result<Self, ReadError> {
-        let (format, blobs) = if v5::Layout::detect(&data) {
-            let (layout, blobs) = v5::Layout::new(&data)?;
-            (Format::V5(layout), blobs)
-        } else {
-            let (layout, blobs) = v6::Layout::new(&data)?;
-            (Format::V6(layout), blobs)
-        };
+        let is_v5 = v5::RafsV5::detect(&data);
+        let Opened { format, blobs } =
+            if is_v5 { v5::RafsV5::open(&data)? } else { v6::RafsV6::open(&data)? };
         let metas = blobs.iter().map(|_| None).collect();
         let (blobs, chunk_counts) = blobs.into_iter().unzip();
         Ok(Self { data, format, blobs, chunk_counts, metas, name: None })
@@ -131,10 +124,7 @@ impl Bootstrap {
 
     /// RAFS version.
     pub fn version(&self) -> Version {
-        match &self.format {
-            Format::V5(_) => Version::V5,
-            Format::V6(_) => Version::V6,
-        }
+        self.format.summary().version
     }
 
     /// Size in bytes of the bootstrap.
@@ -144,26 +134,17 @@ impl Bootstrap {
 
     /// The chunk size of the image in bytes.
     pub fn chunk_size(&self) -> u32 {
-        match &self.format {
-            Format::V5(v5) => v5.chunk_size,
-            Format::V6(v6) => v6.chunk_size,
-        }
+        self.format.summary().chunk_size
     }
 
     /// The number of inodes that the superblock states. Nothing relies on it.
     pub fn inode_count(&self) -> u64 {
-        match &self.format {
-            Format::V5(v5) => v5.inodes,
-            Format::V6(v6) => v6.inodes,
-        }
+        self.format.summary().inodes
     }
 
     /// The root directory.
     pub fn root(&self) -> Nid {
-        match &self.format {
-            Format::V5(v5) => v5.root(),
-            Format::V6(v6) => v6.root,
-        }
+        self.format.summary().root
     }
 
     /// The files and directories that a daemon should fetch first; the root stands for everything.
@@ -172,10 +153,7 @@ impl Bootstrap {
     ///
     /// When the table lies outside the bootstrap.
     pub fn prefetch(&self) -> Result<Vec<Nid>, ReadError> {
-        match &self.format {
-            Format::V5(v5) => v5.prefetch(&self.data),
-            Format::V6(v6) => v6.prefetch(&self.data),
-        }
+        self.format.prefetch(&self.data)
     }
 
     /// The blobs, in order of [`BlobIndex`], without their chunks.
@@ -200,10 +178,7 @@ impl Bootstrap {
 
     /// Whether the bootstrap itself describes chunks.
     pub fn has_chunk_table(&self) -> bool {
-        match &self.format {
-            Format::V5(_) => true,
-            Format::V6(v6) => v6.has_chunk_table(),
-        }
+        self.format.has_chunk_table()
     }
 
     /// Whether [`set_chunk_info`](Self::set_chunk_info) gave the chunk information of a blob.
@@ -280,10 +255,7 @@ impl Bootstrap {
     }
 
     fn table_chunk(&self, of: &Blob, blob: BlobIndex, chunk: ChunkIndex) -> Result<Chunk, ReadError> {
-        match &self.format {
-            Format::V5(v5) => v5.chunk(&self.data, of, blob, chunk),
-            Format::V6(v6) => v6.chunk(&self.data, of, blob, chunk),
-        }
+        self.format.chunk(&self.data, of, blob, chunk)
     }
 
     /// What is known of a file of any type, without its content.
@@ -292,10 +264,7 @@ impl Bootstrap {
     ///
     /// When the inode lies outside the bootstrap or is impossible.
     pub fn inode(&self, nid: Nid) -> Result<Inode, ReadError> {
-        match &self.format {
-            Format::V5(v5) => v5.inode(&self.data, nid),
-            Format::V6(v6) => v6.inode(&self.data, nid)?.public(),
-        }
+        self.format.inode(&self.data, nid)
     }
 
     /// The entry of a directory; `.` and `..` are entries too.
@@ -304,10 +273,7 @@ impl Bootstrap {
     ///
     /// When `directory` is none, or is broken where the name would be.
     pub fn lookup(&self, directory: Nid, name: &[u8]) -> Result<Option<Nid>, ReadError> {
-        match &self.format {
-            Format::V5(v5) => v5.lookup(&self.data, directory, name),
-            Format::V6(v6) => v6.lookup(&self.data, directory, name),
-        }
+        self.format.lookup(&self.data, directory, name)
     }
 
     /// Follows the names of a path from the root, without following symbolic links. Empty names and `.` stay where they
@@ -345,10 +311,7 @@ impl Bootstrap {
     ///
     /// When `directory` is none; what is broken inside it shows while iterating, and ends it.
     pub fn read_dir(&self, directory: Nid, offset: u64) -> Result<Directory<'_>, ReadError> {
-        match &self.format {
-            Format::V5(v5) => Ok(Directory(Entries::V5(v5.read_dir(&self.data, directory, offset)?))),
-            Format::V6(v6) => Ok(Directory(Entries::V6(v6.read_dir(&self.data, directory, offset)?))),
-        }
+        self.format.read_dir(&self.data, directory, offset)
     }
 
     /// The target of a symbolic link.
@@ -357,10 +320,7 @@ impl Bootstrap {
     ///
     /// When `nid` is none, or is broken.
     pub fn read_link(&self, nid: Nid) -> Result<&[u8], ReadError> {
-        match &self.format {
-            Format::V5(v5) => v5.read_link(&self.data, nid),
-            Format::V6(v6) => v6.read_link(&self.data, nid),
-        }
+        self.format.read_link(&self.data, nid)
     }
 
     /// The extended attributes of a file of any type, by full name, without those that [no file of its type
@@ -380,10 +340,7 @@ impl Bootstrap {
 
     /// All extended attributes that are stored for a file.
     pub(crate) fn stored_xattrs(&self, nid: Nid) -> Result<Xattrs, ReadError> {
-        match &self.format {
-            Format::V5(v5) => v5.xattrs(&self.data, nid),
-            Format::V6(v6) => v6.xattrs(&self.data, nid),
-        }
+        self.format.xattrs(&self.data, nid)
     }
 
     /// Where the bytes of a range of a regular file are, in order. The range is cut at the end of the file.
@@ -392,14 +349,7 @@ impl Bootstrap {
     ///
     /// When `nid` is no regular file; what is broken shows while iterating, and ends it.
     pub fn chunks(&self, nid: Nid, range: Range<u64>) -> Result<Pieces<'_>, ReadError> {
-        match &self.format {
-            Format::V5(v5) => {
-                Ok(Pieces(FilePieces::V5(v5.pieces(&self.data, nid, range, self.blobs.len())?)))
-            }
-            Format::V6(v6) => {
-                Ok(Pieces(FilePieces::V6(v6.pieces(&self.data, nid, range, self.blobs.len())?)))
-            }
-        }
+        self.format.pieces(&self.data, nid, range, self.blobs.len())
     }
 
     /// The least number of bytes that the entries of a directory take here. Those of different directories do not
@@ -409,10 +359,7 @@ impl Bootstrap {
     ///
     /// When `directory` is none.
     pub(crate) fn directory_size(&self, directory: Nid) -> Result<u64, ReadError> {
-        match &self.format {
-            Format::V5(v5) => v5.directory_size(&self.data, directory),
-            Format::V6(_) => Ok(self.inode(directory)?.size),
-        }
+        self.format.directory_size(&self.data, directory)
     }
 
     /// The bytes that an inode takes with its extended attributes. As [`directory_size`](Self::directory_size), those of
@@ -422,23 +369,11 @@ impl Bootstrap {
     ///
     /// When the inode lies outside the bootstrap or is impossible.
     pub(crate) fn inode_size(&self, nid: Nid) -> Result<u64, ReadError> {
-        match &self.format {
-            Format::V5(v5) => v5.inode_size(&self.data, nid),
-            Format::V6(v6) => Ok(v6.inode(&self.data, nid)?.stored_size()),
-        }
+        self.format.inode_size(&self.data, nid)
     }
 
     /// All chunks that the bootstrap itself describes.
-    #[expect(clippy::type_complexity, reason = "an iterator of two origins has no shorter name")]
-    pub(crate) fn described_chunks(
-        &self,
-    ) -> Result<
-        Box<dyn ExactSizeIterator<Item = Result<(BlobIndex, ChunkIndex, Chunk), ReadError>> + '_>,
-        ReadError,
-    > {
-        Ok(match &self.format {
-            Format::V5(v5) => Box::new(v5.table(&self.data, &self.blobs)?),
-            Format::V6(v6) => Box::new(v6.table(&self.data, &self.blobs)?),
-        })
+    pub(crate) fn described_chunks(&self) -> Result<DescribedChunks<'_>, ReadError> {
+        self.format.described(&self.data, &self.blobs)
     }
 }

@@ -18,8 +18,8 @@ use crate::blob::Blob;
 use crate::compress::Compressor;
 use crate::digest::DigestAlgorithm;
 use crate::layout::v6::{
-    BlobEntry, COMPAT_RAFS_V6, DEVICE_TABLE_OFFSET, DeviceSlot, ExtensionSuperblock, INCOMPAT_CHUNKED_FILE,
-    INCOMPAT_DEVICE_TABLE, MAGIC, SLOT_SIZE, SUPERBLOCK_OFFSET, Superblock,
+    BlobEntry, COMPAT_RAFS_V6, DEVICE_TABLE_OFFSET, DeviceSlot, ErofsSuperblock, ExtensionSuperblock,
+    INCOMPAT_CHUNKED_FILE, INCOMPAT_DEVICE_TABLE, MAGIC, SLOT_SIZE, SUPERBLOCK_OFFSET,
 };
 use crate::layout::{BLOCK_SIZE, align_to_block, flags};
 use crate::tree::{Image, Layer, Tree};
@@ -198,8 +198,12 @@ impl Base {
     }
 }
 
-fn superblock(places: &place::Places, slots: &[DeviceSlot], base: Base) -> Result<Superblock, WriteError> {
-    let mut sb = Superblock::new_zeroed();
+fn superblock(
+    places: &place::Places,
+    slots: &[DeviceSlot],
+    base: Base,
+) -> Result<ErofsSuperblock, WriteError> {
+    let mut sb = ErofsSuperblock::new_zeroed();
     let root = base.nid(places.of(Tree::ROOT).inode);
     let blocks = slots.iter().map(|slot| u64::from(slot.blocks.get())).sum::<u64>();
     sb.magic.set(MAGIC);

@@ -6,6 +6,7 @@ use std::io;
 use crate::blob::stream::FinishError;
 use crate::compress::CompressError;
 use crate::digest::DigestAlgorithm;
+use crate::layout::{CHUNK_SIZES, MAX_NAME_BYTES, MAX_PATH_BYTES, MIN_CHUNK_SIZE};
 use crate::source::SourceError;
 
 /// A path as its source has it, any bytes, to be shown to a person.
@@ -36,13 +37,13 @@ impl From<&[u8]> for SourcePath {
 #[non_exhaustive]
 pub enum PathProblem {
     /// A name in it is longer than a file system holds.
-    #[error("a name in it has {length} bytes: at most 255 are possible")]
+    #[error("a name in it has {length} bytes: at most {} are possible", MAX_NAME_BYTES)]
     NameTooLong {
         /// Size of the name in bytes.
         length: usize,
     },
     /// It is longer than a system call takes.
-    #[error("it has {length} bytes: at most 4095 are possible")]
+    #[error("it has {length} bytes: at most {} are possible", MAX_PATH_BYTES)]
     TooLong {
         /// Size of the path in bytes.
         length: usize,
@@ -66,14 +67,15 @@ pub enum PathProblem {
 #[non_exhaustive]
 pub enum BuildError {
     /// The chunk size is impossible.
-    #[error("chunk size {chunk_size} is impossible: expected a power of two from 4096 to 16777216")]
+    #[error("chunk size {chunk_size} is impossible: expected {}", CHUNK_SIZES)]
     ChunkSize {
         /// The size asked for, in bytes.
         chunk_size: u32,
     },
     /// The batch size is impossible.
     #[error(
-        "batch size {batch_size} is impossible: expected a power of two from 4096 to the chunk size {chunk_size}"
+        "batch size {batch_size} is impossible: expected a power of two from {} to the chunk size {chunk_size}",
+        MIN_CHUNK_SIZE
     )]
     BatchSize {
         /// The size asked for, in bytes.

@@ -24,10 +24,10 @@ const MAX_PIECES: PieceNumber = 1 << 26;
 /// A file that has content, and what became of it.
 struct File {
     node: NodeId,
-    content: Content,
+    content: FileContent,
 }
 
-enum Content {
+enum FileContent {
     /// These pieces.
     Pieces { first: PieceNumber, count: u32 },
     /// One chunk of the dictionary.
@@ -131,7 +131,7 @@ impl<'a> Reader<'a> {
             self.count_piece()?;
             done += length as u64;
         }
-        self.files.push(File { node, content: Content::Pieces { first, count: self.pieces - first } });
+        self.files.push(File { node, content: FileContent::Pieces { first, count: self.pieces - first } });
         Ok(())
     }
 
@@ -151,15 +151,15 @@ impl<'a> Reader<'a> {
         let dictionary = self.options.dictionary.as_deref();
         let content = if let Some(found) = dictionary.and_then(|chunks| chunks.find(&digest, offset(length)))
         {
-            Content::InDictionary(found)
+            FileContent::InDictionary(found)
         } else if let Some(&first) = self.batched.get(&digest) {
-            Content::Pieces { first, count: 1 }
+            FileContent::Pieces { first, count: 1 }
         } else {
             let first = self.pieces;
             self.count_piece()?;
             self.batched.insert(digest, first);
             unit.push(first, length, Some(digest));
-            Content::Pieces { first, count: 1 }
+            FileContent::Pieces { first, count: 1 }
         };
         self.batch = Some(unit);
         self.files.push(File { node, content });
@@ -221,11 +221,11 @@ impl ReadTree {
     pub(super) fn with_chunks(mut self, places: &[Option<ChunkRef>]) -> Tree {
         for file in &self.files {
             let found = match file.content {
-                Content::Pieces { first, count } => {
+                FileContent::Pieces { first, count } => {
                     let pieces = &places[first as usize..][..count as usize];
                     pieces.iter().map(|place| place.expect("the writer has placed every piece")).collect()
                 }
-                Content::InDictionary(found) => vec![outside(found)],
+                FileContent::InDictionary(found) => vec![outside(found)],
             };
             if let Kind::Regular { chunks, .. } = &mut self.tree.node_mut(file.node).kind {
                 *chunks = found;

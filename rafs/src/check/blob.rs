@@ -3,7 +3,7 @@
 use std::num::NonZero;
 use std::sync::atomic::{AtomicU64, Ordering};
 
-use super::stream::Stream;
+use super::stream::CheckedStream;
 use super::{Report, chunk_info, pass, plan};
 use crate::blob::source::{BlobSource, ChunkInfoBudget, name, read_toc};
 use crate::blob::stream::Toc;
@@ -115,7 +115,7 @@ impl<S: BlobSource + Sync> BlobCheck<'_, S> {
         let mut report = Report::new(self.options.limits);
         let subject = format!("blob {}", name(self.blob));
         // What is behind the chunks comes first: it says where they are, and how to verify the parts in passing.
-        let stream = match Stream::open(self.blob, self.source) {
+        let stream = match CheckedStream::open(self.blob, self.source) {
             Ok(stream) => stream,
             Err(error) => {
                 report.source_error(subject, &error);
@@ -144,7 +144,7 @@ impl<S: BlobSource + Sync> BlobCheck<'_, S> {
         (report, was_read)
     }
 
-    fn table_of_contents(&self, stream: &Stream<'_, S>, report: &mut Report) -> Option<Toc> {
+    fn table_of_contents(&self, stream: &CheckedStream<'_, S>, report: &mut Report) -> Option<Toc> {
         let subject = format!("blob {}", name(self.blob));
         let table = match read_toc(stream, self.blob) {
             Ok(table) => table?,

@@ -1,6 +1,6 @@
 //! Checking what a blob itself says of its chunks.
 
-use super::stream::Stream;
+use super::stream::CheckedStream;
 use super::{Report, plan};
 use crate::blob::meta::BlobMeta;
 use crate::blob::source::{BlobSource, ChunkInfoBudget, name, read_meta};
@@ -12,7 +12,7 @@ use crate::layout::toc;
 pub(super) fn check<S: BlobSource>(
     bootstrap: &mut Bootstrap,
     index: BlobIndex,
-    stream: &Stream<'_, S>,
+    stream: &CheckedStream<'_, S>,
     budget: &mut ChunkInfoBudget,
     report: &mut Report,
 ) {

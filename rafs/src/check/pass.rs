@@ -12,7 +12,7 @@ use crossbeam_channel::{Receiver, Sender, bounded};
 use sha2::{Digest as _, Sha256};
 
 use super::plan::{Plan, Stored, subject};
-use super::stream::Stream;
+use super::stream::CheckedStream;
 use super::{Options, Report};
 use crate::blob::decode::{Batch, DecodeError, decode};
 use crate::blob::source::{BlobSource, name};
@@ -32,7 +32,7 @@ const WAITING: usize = 2;
 pub(super) struct Pass<'a, S> {
     pub(super) bootstrap: &'a Bootstrap,
     pub(super) index: BlobIndex,
-    pub(super) stream: &'a Stream<'a, S>,
+    pub(super) stream: &'a CheckedStream<'a, S>,
     pub(super) plan: &'a Plan,
     pub(super) toc: Option<&'a Toc>,
     pub(super) options: Options<'a>,
@@ -40,14 +40,14 @@ pub(super) struct Pass<'a, S> {
 }
 
 /// Bytes of the stream.
-struct Piece {
+struct StreamPiece {
     start: u64,
     bytes: Vec<u8>,
     /// The chunks of the plan that are in them.
     chunks: Range<usize>,
 }
 
-impl Piece {
+impl StreamPiece {
     fn end(&self) -> u64 {
         self.start + self.bytes.len() as u64
     }
@@ -153,14 +153,14 @@ fn unnamed(toc: Option<&Toc>) -> Range<u64> {
 /// Who is sent pieces, and of which part of the stream.
 struct Consumer {
     range: Range<u64>,
-    pieces: Sender<Arc<Piece>>,
+    pieces: Sender<Arc<StreamPiece>>,
 }
 
 /// Reads the stream from its start to its end. An error comes with where that was.
 fn read<S: BlobSource>(
     pass: &Pass<'_, S>,
     consumers: &mut [Consumer],
-    to_workers: &Sender<Arc<Piece>>,
+    to_workers: &Sender<Arc<StreamPiece>>,
 ) -> Result<(), (u64, io::Error)> {
     let (size, planned) = (pass.stream.len(), &pass.plan.chunks);
     let (mut at, mut next) = (0, 0);
@@ -170,7 +170,7 @@ fn read<S: BlobSource>(
         // The last chunk is not cut in two, nor are the members of a batch.
         let end = planned[next..last].last().map_or(wanted, |chunk| chunk.end().max(wanted));
         let bytes = pass.stream.take(at..end).map_err(|error| (at, error))?;
-        let piece = Arc::new(Piece { start: at, bytes, chunks: next..last });
+        let piece = Arc::new(StreamPiece { start: at, bytes, chunks: next..last });
         for consumer in
             consumers.iter().filter(|consumer| consumer.range.start < end && consumer.range.end > at)
         {
@@ -189,12 +189,12 @@ fn read<S: BlobSource>(
 /// A part's stored bytes, as they come.
 struct Feed {
     range: Range<u64>,
-    pieces: Receiver<Arc<Piece>>,
-    current: Option<Arc<Piece>>,
+    pieces: Receiver<Arc<StreamPiece>>,
+    current: Option<Arc<StreamPiece>>,
 }
 
 impl Feed {
-    fn new(range: Range<u64>, pieces: Receiver<Arc<Piece>>) -> Self {
+    fn new(range: Range<u64>, pieces: Receiver<Arc<StreamPiece>>) -> Self {
         Self { range, pieces, current: None }
     }
 }
@@ -223,7 +223,7 @@ impl Read for Feed {
 }
 
 /// Digests of the stream: of all of it, and of all but a part.
-fn digest(blob: &Blob, unnamed: Range<u64>, pieces: &Receiver<Arc<Piece>>) -> [Digest; 2] {
+fn digest(blob: &Blob, unnamed: Range<u64>, pieces: &Receiver<Arc<StreamPiece>>) -> [Digest; 2] {
     let mut all = Sha256::new();
     // Which is rarely needed, and costs as much.
     let mut named = (blob.id.is_some() && !unnamed.is_empty()).then(Sha256::new);
@@ -239,7 +239,7 @@ fn digest(blob: &Blob, unnamed: Range<u64>, pieces: &Receiver<Arc<Piece>>) -> [D
 }
 
 /// Verifies the chunks of the pieces that come.
-fn chunks<S: BlobSource>(pass: &Pass<'_, S>, jobs: &Receiver<Arc<Piece>>) -> Report {
+fn chunks<S: BlobSource>(pass: &Pass<'_, S>, jobs: &Receiver<Arc<StreamPiece>>) -> Report {
     let mut report = Report::new(pass.options.limits);
     for piece in jobs {
         let planned = &pass.plan.chunks[piece.chunks.clone()];

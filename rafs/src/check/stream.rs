@@ -11,7 +11,7 @@ use crate::blob::source::BlobSource;
 const SMALL_TAIL: u64 = 1 << 20;
 
 /// A stream that keeps what was read of it for when all of it is gone through.
-pub(super) struct Stream<'a, S> {
+pub(super) struct CheckedStream<'a, S> {
     pub(super) blob: &'a Blob,
     source: &'a S,
     size: u64,
@@ -19,7 +19,7 @@ pub(super) struct Stream<'a, S> {
     kept: Mutex<Vec<(u64, Vec<u8>)>>,
 }
 
-impl<'a, S: BlobSource> Stream<'a, S> {
+impl<'a, S: BlobSource> CheckedStream<'a, S> {
     pub(super) fn open(blob: &'a Blob, source: &'a S) -> io::Result<Self> {
         let size = source.size(blob)?;
         let stream = Self { blob, source, size, kept: Mutex::default() };
@@ -80,7 +80,7 @@ impl<'a, S: BlobSource> Stream<'a, S> {
     }
 }
 
-impl<S: BlobSource> BlobSource for Stream<'_, S> {
+impl<S: BlobSource> BlobSource for CheckedStream<'_, S> {
     fn size(&self, _: &Blob) -> io::Result<u64> {
         Ok(self.size)
     }
@@ -128,7 +128,7 @@ mod tests {
             chunks: Vec::new(),
         };
         let source = Noting(RefCell::default());
-        let stream = Stream::open(&blob, &source).unwrap();
+        let stream = CheckedStream::open(&blob, &source).unwrap();
         stream.read(&blob, 10..20).unwrap();
         stream.read(&blob, 75..90).unwrap();
         let all: Vec<u8> = [0..30, 30..76, 76..100].map(|range| stream.take(range).unwrap()).concat();

@@ -1,5 +1,7 @@
 //! Comparing images built by hand.
 
+use test_support::noise;
+
 use super::*;
 use crate::build::tests::{MemorySource, mode};
 use crate::build::{BuildOptions, build_source};
@@ -36,10 +38,6 @@ fn line(change: &Change) -> String {
             format!("  {path} {}", texts.join(", "))
         }
     }
-}
-
-fn noise(seed: u8, len: usize) -> Vec<u8> {
-    (0..len as u32).map(|at| (at.wrapping_mul(2_654_435_761) >> 13) as u8 ^ seed).collect()
 }
 
 #[test]

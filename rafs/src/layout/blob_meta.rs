@@ -30,7 +30,7 @@ pub const MAX_UNCOMPRESSED_OFFSET: u64 = super::MAX_UNCOMPRESSED_BYTES - super::
 /// | 4,092 | 4 | `magic2` | [`MAGIC`] |
 #[derive(Clone, Copy, Debug, FromBytes, Immutable, IntoBytes, KnownLayout, Unaligned)]
 #[repr(C)]
-pub struct Header {
+pub struct MetaHeader {
     /// [`MAGIC`].
     pub magic: U32,
     /// [`super::flags::blob`].
@@ -56,7 +56,7 @@ pub struct Header {
     /// [`MAGIC`].
     pub magic2: U32,
 }
-assert_layout!(Header, 4096, {
+assert_layout!(MetaHeader, 4096, {
     magic: 0, features: 4, compressor: 8, entries: 12, offset: 16, compressed_size: 24, uncompressed_size: 32,
     context_offset: 40, context_size: 48, context_count: 56, reserved: 60, magic2: 4092,
 });

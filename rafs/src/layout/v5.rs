@@ -35,7 +35,7 @@ pub const ALIGNMENT: u64 = 8;
 #[derive(Clone, Copy, Debug, FromBytes, Immutable, IntoBytes, KnownLayout, Unaligned)]
 #[repr(C)]
 #[expect(missing_docs, reason = "the table above")]
-pub struct Superblock {
+pub struct RafsSuperblock {
     pub magic: U32,
     pub version: U32,
     pub superblock_size: U32,
@@ -51,7 +51,7 @@ pub struct Superblock {
     pub blob_details_entries: U32,
     pub blob_details_offset: U64,
 }
-assert_layout!(Superblock, 80, {
+assert_layout!(RafsSuperblock, 80, {
     magic: 0, version: 4, superblock_size: 8, chunk_size: 12, flags: 16, inodes: 24, inode_table_offset: 32,
     prefetch_table_offset: 40, blob_table_offset: 48, inode_table_entries: 56, prefetch_table_entries: 60,
     blob_table_size: 64, blob_details_entries: 68, blob_details_offset: 72,
@@ -121,7 +121,7 @@ pub mod inode_flags {
 #[derive(Clone, Copy, Debug, FromBytes, Immutable, IntoBytes, KnownLayout, Unaligned)]
 #[repr(C)]
 #[expect(missing_docs, reason = "the table above")]
-pub struct Inode {
+pub struct InodeRecord {
     pub digest: [u8; 32],
     pub parent: U64,
     pub ino: U64,
@@ -142,7 +142,7 @@ pub struct Inode {
     pub mtime: U64,
     pub reserved: [u8; 8],
 }
-assert_layout!(Inode, 128, {
+assert_layout!(InodeRecord, 128, {
     digest: 0, parent: 32, ino: 40, uid: 48, gid: 52, project: 56, mode: 60, size: 64, blocks: 72, flags: 80,
     links: 88, child_index: 92, child_count: 96, name_size: 100, symlink_size: 102, rdev: 104, mtime_nsec: 108,
     mtime: 112, reserved: 120,

@@ -55,7 +55,7 @@ pub const INCOMPAT_DEVICE_TABLE: u32 = 0x8;
 #[derive(Clone, Copy, Debug, FromBytes, Immutable, IntoBytes, KnownLayout, Unaligned)]
 #[repr(C)]
 #[expect(missing_docs, reason = "the table above")]
-pub struct Superblock {
+pub struct ErofsSuperblock {
     pub magic: U32,
     pub checksum: U32,
     pub feature_compat: U32,
@@ -76,7 +76,7 @@ pub struct Superblock {
     pub device_slot_offset: U16,
     pub reserved: [u8; 38],
 }
-assert_layout!(Superblock, 128, {
+assert_layout!(ErofsSuperblock, 128, {
     magic: 0, checksum: 4, feature_compat: 8, block_bits: 12, ext_slots: 13, root_nid: 14, inodes: 16, build_time: 24,
     build_time_nsec: 32, blocks: 36, meta_blkaddr: 40, xattr_blkaddr: 44, uuid: 48, volume_name: 64,
     feature_incompat: 80, union: 84, extra_devices: 86, device_slot_offset: 88, reserved: 90,

@@ -5,7 +5,8 @@ use std::collections::HashMap;
 use super::MergeError;
 use super::overlay::Stacked;
 use crate::blob::{Blob, BlobIndex, ChunkIndex, Contradiction, complete};
-use crate::digest::{Digest, DigestAlgorithm};
+use crate::digest::DigestAlgorithm;
+use crate::share::Content;
 use crate::tree::{ChunkRef, Image, Kind, NodeId, Tree};
 
 /// The blobs of all layers. Two blobs of one id are one blob.
@@ -14,15 +15,12 @@ pub(super) struct Pool {
     /// For each layer, for each of its blobs, the blob's place in `blobs`; `None` for one without chunks.
     places: Vec<Vec<Option<usize>>>,
     /// Where each content is first.
-    contents: HashMap<Content, Place>,
+    contents: HashMap<Content, PooledChunk>,
 }
-
-/// Digest and size in bytes of a chunk's content.
-type Content = (Digest, u32);
 
 /// A chunk of a blob of the pool.
 #[derive(Clone, Copy)]
-struct Place {
+struct PooledChunk {
     blob: usize,
     chunk: u32,
 }
@@ -70,7 +68,7 @@ impl Pool {
         let chunks = &self.blobs[place].chunks;
         for index in new {
             let chunk = &chunks[index as usize];
-            let found = Place { blob: place, chunk: index };
+            let found = PooledChunk { blob: place, chunk: index };
             self.contents.entry((chunk.digest, chunk.uncompressed_size)).or_insert(found);
         }
         Ok(())
@@ -103,7 +101,7 @@ impl Pool {
     }
 
     /// Where the content of a layer's chunk is first.
-    fn find(&self, layer: usize, wanted: ChunkRef) -> Result<Place, MergeError> {
+    fn find(&self, layer: usize, wanted: ChunkRef) -> Result<PooledChunk, MergeError> {
         let blob = usize::from(wanted.blob.0);
         let chunk = wanted.chunk.0;
         let missing = MergeError::NoChunk { layer, blob, chunk };
@@ -111,7 +109,7 @@ impl Pool {
         let found = self.blobs[place].chunks.get(chunk as usize);
         let found = found.filter(|chunk| !chunk.is_unknown()).ok_or(missing)?;
         let content = (found.digest, found.uncompressed_size);
-        Ok(self.contents.get(&content).copied().unwrap_or(Place { blob: place, chunk }))
+        Ok(self.contents.get(&content).copied().unwrap_or(PooledChunk { blob: place, chunk }))
     }
 }
 

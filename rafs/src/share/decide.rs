@@ -87,7 +87,7 @@ impl Holders {
 
 /// Where a chunk goes.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
-pub enum Place {
+pub enum ChunkHome {
     /// To the layer's own blob.
     Own,
     /// It is in a stored blob, named by its place in [`Holders::blobs`].
@@ -116,13 +116,13 @@ pub struct Decision {
 
 impl Decision {
     /// Where a chunk of a layer goes.
-    pub fn place(&self, layer: usize, content: &Content, stored: &Holders) -> Place {
-        let Some(plan) = self.layers.get(layer) else { return Place::Own };
+    pub fn place(&self, layer: usize, content: &Content, stored: &Holders) -> ChunkHome {
+        let Some(plan) = self.layers.get(layer) else { return ChunkHome::Own };
         match plan.stored(content, stored) {
-            Some((blob, chunk)) => Place::Stored(blob, chunk),
+            Some((blob, chunk)) => ChunkHome::Stored(blob, chunk),
             None => match self.places.get(content) {
-                Some(&chunk) if plan.shares => Place::Shared(chunk),
-                _ => Place::Own,
+                Some(&chunk) if plan.shares => ChunkHome::Shared(chunk),
+                _ => ChunkHome::Own,
             },
         }
     }

@@ -17,7 +17,7 @@ mod decide;
 mod stored;
 mod write;
 
-pub use decide::{Decision, Holders, ImageUse, LayerChunks, LayerPlan, Place, SharingLimits, decide};
+pub use decide::{ChunkHome, Decision, Holders, ImageUse, LayerChunks, LayerPlan, SharingLimits, decide};
 pub use stored::{StoredError, read_chunks, read_layer};
 pub use write::{SharedSource, WriteSharedError, rewrite, write_shared};
 

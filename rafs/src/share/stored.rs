@@ -61,7 +61,7 @@ pub fn read_chunks(
     let Some(at) = bootstrap.blobs().iter().position(|blob| blob.id == Some(id)) else { return Ok(None) };
     // The position is below the number of blobs, which the format bounds.
     let index = BlobIndex(at as u8);
-    let meta = read_meta(&Stream { size, read }, &bootstrap.blobs()[at])?;
+    let meta = read_meta(&RangedStream { size, read }, &bootstrap.blobs()[at])?;
     bootstrap.set_chunk_info(index, meta).map_err(BlobError::from)?;
     let mut blobs =
         bootstrap.blobs_with_chunks().map_err(|source| StoredError::Bootstrap { blob: id, source })?;
@@ -89,12 +89,12 @@ fn open(
 }
 
 /// One stream, by ranges.
-struct Stream<R> {
+struct RangedStream<R> {
     size: u64,
     read: R,
 }
 
-impl<R: Fn(Range<u64>) -> io::Result<Vec<u8>>> BlobSource for Stream<R> {
+impl<R: Fn(Range<u64>) -> io::Result<Vec<u8>>> BlobSource for RangedStream<R> {
     fn size(&self, _: &Blob) -> io::Result<u64> {
         Ok(self.size)
     }

@@ -5,6 +5,7 @@ use std::io;
 
 use proptest::prelude::*;
 use sha2::Digest as _;
+use test_support::noise;
 
 use super::*;
 use crate::blob::decode::decode;
@@ -20,12 +21,12 @@ fn sha256(bytes: &[u8]) -> Digest {
 
 /// A blob stream in memory.
 #[derive(Clone)]
-struct Stream {
+struct LayerStream {
     id: Digest,
     bytes: Vec<u8>,
 }
 
-impl Stream {
+impl LayerStream {
     fn of(files: &[(&str, &[u8])]) -> Self {
         let mut source = MemorySource::default();
         for (path, content) in files {
@@ -50,7 +51,7 @@ impl Stream {
     }
 }
 
-impl SharedSource for Stream {
+impl SharedSource for LayerStream {
     fn name(&self) -> String {
         self.id.to_string()
     }
@@ -75,19 +76,19 @@ impl Store {
     }
 
     fn holders(&self) -> Holders {
-        let streams = self.blobs.iter().map(|(id, bytes)| Stream { id: *id, bytes: bytes.clone() });
+        let streams = self.blobs.iter().map(|(id, bytes)| LayerStream { id: *id, bytes: bytes.clone() });
         Holders::new(streams.filter_map(|stream| stream.blob()).collect())
     }
 
     /// Saves layers that are images each by `images`; returns the layers' blobs, and the shared one.
     fn save(
         &mut self,
-        layers: &[Stream],
+        layers: &[LayerStream],
         images: &[ImageUse],
         limits: SharingLimits,
     ) -> (Vec<Digest>, Option<Digest>) {
         let stored = self.holders();
-        let opened: Vec<Layer> = layers.iter().map(Stream::layer).collect();
+        let opened: Vec<Layer> = layers.iter().map(LayerStream::layer).collect();
         let chunks: Vec<LayerChunks> = layers
             .iter()
             .zip(&opened)
@@ -123,7 +124,7 @@ impl Store {
     }
 
     fn layer(&self, id: Digest) -> Layer {
-        Stream { id, bytes: self.blobs[&id].clone() }.layer()
+        LayerStream { id, bytes: self.blobs[&id].clone() }.layer()
     }
 
     /// The files of a stored layer, read from whatever blobs they are in.
@@ -153,16 +154,6 @@ impl Store {
     }
 }
 
-/// Content that does not shrink.
-fn noise(seed: u8, length: usize) -> Vec<u8> {
-    let mut state = u64::from(seed) + 1;
-    let mut next = || {
-        state = state.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
-        (state >> 33) as u8
-    };
-    (0..length).map(|_| next()).collect()
-}
-
 fn single(count: usize) -> Vec<ImageUse> {
     (0..count).map(|layer| ImageUse { new: vec![layer], ..ImageUse::default() }).collect()
 }
@@ -170,7 +161,8 @@ fn single(count: usize) -> Vec<ImageUse> {
 #[test]
 fn what_two_layers_have_is_stored_once_and_read_by_both() {
     let (a, b, both) = (noise(1, 5000), noise(2, 9000), noise(3, 20_000));
-    let layers = [Stream::of(&[("x", &a), ("lib", &both)]), Stream::of(&[("lib2", &both), ("y", &b)])];
+    let layers =
+        [LayerStream::of(&[("x", &a), ("lib", &both)]), LayerStream::of(&[("lib2", &both), ("y", &b)])];
     let mut store = Store::default();
     let (ids, shared) = store.save(&layers, &single(2), SharingLimits::default());
     assert_eq!(store.chunk_bytes(), a.len() + b.len() + both.len());
@@ -183,10 +175,10 @@ fn what_two_layers_have_is_stored_once_and_read_by_both() {
 fn a_new_image_uses_what_is_stored_and_changes_none_of_it() {
     let (old, new, both) = (noise(1, 9000), noise(2, 9000), noise(3, 20_000));
     let mut store = Store::default();
-    store.save(&[Stream::of(&[("a", &old), ("lib", &both)])], &single(1), SharingLimits::default());
+    store.save(&[LayerStream::of(&[("a", &old), ("lib", &both)])], &single(1), SharingLimits::default());
     let before = store.clone();
     let (ids, shared) = store.save(
-        &[Stream::of(&[("a", &old), ("b", &new), ("lib", &both)])],
+        &[LayerStream::of(&[("a", &old), ("b", &new), ("lib", &both)])],
         &single(1),
         SharingLimits::default(),
     );
@@ -198,23 +190,23 @@ fn a_new_image_uses_what_is_stored_and_changes_none_of_it() {
 
 #[test]
 fn an_image_names_no_more_foreign_blobs_than_it_may_and_keeps_those_that_it_uses_most() {
-    let contents: Vec<Vec<u8>> =
-        (0..6).map(|number| noise(number, 1000 + 500 * usize::from(number))).collect();
+    let contents: Vec<Vec<u8>> = (0..6).map(|number| noise(number, 1000 + 500 * number as usize)).collect();
     let mut store = Store::default();
     let ids: Vec<Digest> = contents
         .iter()
         .map(|content| {
-            store.save(&[Stream::of(&[("f", content)])], &single(1), SharingLimits::default()).0[0]
+            store.save(&[LayerStream::of(&[("f", content)])], &single(1), SharingLimits::default()).0[0]
         })
         .collect();
     let names: Vec<String> = (0..6).map(|number| format!("f{number}")).collect();
     let files: Vec<(&str, &[u8])> =
         names.iter().map(String::as_str).zip(contents.iter().map(Vec::as_slice)).collect();
-    let (new, _) = store.save(&[Stream::of(&files)], &single(1), SharingLimits { foreign: 2, all: 254 });
+    let (new, _) = store.save(&[LayerStream::of(&files)], &single(1), SharingLimits { foreign: 2, all: 254 });
     assert_eq!(store.foreign(new[0]), BTreeSet::from([ids[4], ids[5]]));
     assert_eq!(store.files(new[0]).into_values().collect::<Vec<_>>(), contents);
     // The layer's own blob counts.
-    let (new, _) = store.save(&[Stream::of(&files[..5])], &single(1), SharingLimits { foreign: 32, all: 3 });
+    let (new, _) =
+        store.save(&[LayerStream::of(&files[..5])], &single(1), SharingLimits { foreign: 32, all: 3 });
     assert!(store.foreign(new[0]).len() <= 2);
 }
 
@@ -222,10 +214,10 @@ fn an_image_names_no_more_foreign_blobs_than_it_may_and_keeps_those_that_it_uses
 fn a_layer_of_two_images_keeps_to_what_both_may_use() {
     let (a, b) = (noise(1, 5000), noise(2, 6000));
     let mut store = Store::default();
-    let stored = store.save(&[Stream::of(&[("f", &a)])], &single(1), SharingLimits::default()).0[0];
+    let stored = store.save(&[LayerStream::of(&[("f", &a)])], &single(1), SharingLimits::default()).0[0];
     let full =
         ImageUse { new: vec![0], foreign: BTreeSet::from([sha256(b"another")]), ..ImageUse::default() };
-    let layer = [Stream::of(&[("f", &a), ("g", &b)])];
+    let layer = [LayerStream::of(&[("f", &a), ("g", &b)])];
     let (ids, _) = store.save(&layer, &[single(1).remove(0), full], SharingLimits { foreign: 1, all: 254 });
     assert_eq!(store.foreign(ids[0]), BTreeSet::new());
     let (ids, _) = store.save(&layer, &single(1), SharingLimits { foreign: 1, all: 254 });
@@ -234,7 +226,7 @@ fn a_layer_of_two_images_keeps_to_what_both_may_use() {
 
 #[test]
 fn what_is_no_layer_any_more_is_an_error() {
-    let stream = Stream::of(&[("f", b"content")]);
+    let stream = LayerStream::of(&[("f", b"content")]);
     let size = stream.bytes.len() as u64;
     let wrong = read_layer(stream.id, size, Some(sha256(b"x")), |range| stream.read(range)).unwrap_err();
     assert!(wrong.to_string().contains("expected"), "{wrong}");
@@ -253,8 +245,8 @@ proptest! {
         turn in 0_usize..5,
     ) {
         let names: Vec<String> = (0..6).map(|number| format!("f{number}")).collect();
-        let contents: Vec<Vec<u8>> = (0..6).map(|seed| noise(seed, 900 + 3000 * usize::from(seed))).collect();
-        let streams: Vec<Stream> = layers
+        let contents: Vec<Vec<u8>> = (0..6).map(|seed| noise(seed, 900 + 3000 * seed as usize)).collect();
+        let streams: Vec<LayerStream> = layers
             .iter()
             .map(|files| {
                 let files: Vec<(&str, &[u8])> = files
@@ -263,7 +255,7 @@ proptest! {
                         (names[usize::from(*name)].as_str(), contents[usize::from(*content)].as_slice())
                     })
                     .collect();
-                Stream::of(&files)
+                LayerStream::of(&files)
             })
             .collect();
         let mut distinct = streams.clone();

@@ -2,7 +2,7 @@
 
 use std::io::{self, Write};
 
-use super::{Holders, Place, content};
+use super::{ChunkHome, Holders, content};
 use crate::blob::stream::{BlobWriter, FinishError};
 use crate::blob::{Blob, BlobIndex, Chunk, ChunkIndex};
 use crate::bootstrap::WriteOptions;
@@ -164,7 +164,7 @@ impl Blob {
 pub fn rewrite(
     layer: Layer,
     source: &impl SharedSource,
-    place: impl Fn(&Chunk) -> Place,
+    place: impl Fn(&Chunk) -> ChunkHome,
     stored: &Holders,
     shared: Option<&Blob>,
     options: &WriteOptions,
@@ -178,13 +178,13 @@ pub fn rewrite(
     let mut moved = Vec::with_capacity(own.chunks.len());
     for (index, chunk) in (0u32..).zip(&own.chunks) {
         let (key, blob, at) = match place(chunk) {
-            Place::Own => {
+            ChunkHome::Own => {
                 let chunk = copier.add(source, index, chunk)?;
                 moved.push(ChunkRef { blob: BlobIndex(0), chunk });
                 continue;
             }
-            Place::Stored(blob, at) => (Some(blob), stored.blobs().get(blob), at),
-            Place::Shared(at) => (None, shared, at),
+            ChunkHome::Stored(blob, at) => (Some(blob), stored.blobs().get(blob), at),
+            ChunkHome::Shared(at) => (None, shared, at),
         };
         let blob = blob.ok_or(WriteSharedError::NoChunk(at.0))?;
         let found = blob.chunks.get(at.0 as usize).ok_or(WriteSharedError::NoChunk(at.0))?;

@@ -27,10 +27,10 @@ const MAGIC_BYTES: usize = 6;
 
 /// A reader that undoes gzip, zstd, or nothing, as its input demands.
 pub struct Decompressor<R> {
-    state: State<R>,
+    state: InputState<R>,
 }
 
-enum State<R> {
+enum InputState<R> {
     /// Nothing is read yet. Only empty after a failure.
     Start(Option<R>),
     Plain(Rewound<R>),
@@ -60,18 +60,20 @@ pub enum StreamError {
 impl<R: Read> Decompressor<R> {
     /// Nothing is read before the first call of `read`.
     pub fn new(reader: R) -> Self {
-        Self { state: State::Start(Some(reader)) }
+        Self { state: InputState::Start(Some(reader)) }
     }
 
     /// Undoes nothing, whatever the first bytes are.
     pub(crate) fn plain(reader: R) -> Self {
         let start = [0; MAGIC_BYTES];
-        Self { state: State::Plain(Rewound { start, start_length: 0, offset: 0, reader, failed: false }) }
+        Self {
+            state: InputState::Plain(Rewound { start, start_length: 0, offset: 0, reader, failed: false }),
+        }
     }
 
     /// Whether there is something to undo, as far as was read: before the first call of `read`, nothing is known.
     pub fn is_compressed(&self) -> bool {
-        matches!(self.state, State::Gzip(_) | State::Zstd(_))
+        matches!(self.state, InputState::Gzip(_) | InputState::Zstd(_))
     }
 }
 
@@ -79,16 +81,16 @@ impl<R: Read> Read for Decompressor<R> {
     fn read(&mut self, buf: &mut [u8]) -> io::Result<usize> {
         loop {
             return match &mut self.state {
-                State::Start(reader) => {
+                InputState::Start(reader) => {
                     let reader = reader.take().ok_or_else(|| io::Error::other("the stream failed before"))?;
-                    self.state = State::detect(reader)?;
+                    self.state = InputState::detect(reader)?;
                     continue;
                 }
-                State::Plain(reader) => reader.read(buf),
-                State::Gzip(decoder) => {
+                InputState::Plain(reader) => reader.read(buf),
+                InputState::Gzip(decoder) => {
                     decoder.read(buf).map_err(|error| broken("gzip", error, decoder.get_ref().get_ref()))
                 }
-                State::Zstd(decoder) => {
+                InputState::Zstd(decoder) => {
                     decoder.read(buf).map_err(|error| broken("zstd", error, decoder.get_ref().get_ref()))
                 }
             };
@@ -96,7 +98,7 @@ impl<R: Read> Read for Decompressor<R> {
     }
 }
 
-impl<R: Read> State<R> {
+impl<R: Read> InputState<R> {
     fn detect(mut reader: R) -> io::Result<Self> {
         let mut magic = [0; MAGIC_BYTES];
         let mut length = 0;

@@ -21,7 +21,7 @@ pub struct ImageSource<'a, S> {
     nodes: Vec<Met>,
     /// The path under which a node of several names was met, or one that came first.
     met_at: HashMap<NodeId, Vec<u8>>,
-    content: Content<'a>,
+    content: ChunkedContent<'a>,
 }
 
 #[derive(Clone, Copy, Default)]
@@ -32,7 +32,7 @@ struct Met {
 
 /// What is left of the current file.
 #[derive(Default)]
-struct Content<'a> {
+struct ChunkedContent<'a> {
     chunks: &'a [ChunkRef],
     piece: Vec<u8>,
     /// Bytes of `piece` that were read.
@@ -53,7 +53,7 @@ impl<'a, S: BlobSource> ImageSource<'a, S> {
             path: Vec::new(),
             nodes: names(tree),
             met_at: HashMap::new(),
-            content: Content::default(),
+            content: ChunkedContent::default(),
         };
         for path in first {
             source.put_first(path);
@@ -166,7 +166,7 @@ impl<S: BlobSource> Source for ImageSource<'_, S> {
     }
 }
 
-impl<'a> Content<'a> {
+impl<'a> ChunkedContent<'a> {
     fn begin(&mut self, chunks: &'a [ChunkRef]) {
         self.chunks = chunks;
         self.piece.clear();

@@ -40,14 +40,18 @@ fn fill<S: BlobSource>(image: Unpack<'_, S>, target: &Path) -> Result<(), Unpack
     let chunks = ChunkReader::new(image.bootstrap, image.source);
     let is_root = nix::unistd::geteuid().is_root();
     let file_system = root.try_clone().map_err(|error| io_error(b"", "open the directory", error))?;
-    walk(image.bootstrap, image.limits, &mut Target { image, chunks, directories: vec![root], is_root })?;
+    walk(
+        image.bootstrap,
+        image.limits,
+        &mut UnpackedDirectory { image, chunks, directories: vec![root], is_root },
+    )?;
     fs::syncfs(file_system).map_err(io("write to disk"))
 }
 
 const DIRECTORY: OFlags =
     OFlags::RDONLY.union(OFlags::DIRECTORY).union(OFlags::NOFOLLOW).union(OFlags::CLOEXEC);
 
-struct Target<'a, S> {
+struct UnpackedDirectory<'a, S> {
     image: Unpack<'a, S>,
     chunks: ChunkReader<'a, S>,
     /// The directories from the target to the one that is being filled.
@@ -55,7 +59,7 @@ struct Target<'a, S> {
     is_root: bool,
 }
 
-impl<S: BlobSource> Visitor for Target<'_, S> {
+impl<S: BlobSource> Visitor for UnpackedDirectory<'_, S> {
     type Error = UnpackError;
 
     fn enter(&mut self, found: &Found<'_>) -> Result<(), UnpackError> {
@@ -107,7 +111,7 @@ impl<S: BlobSource> Visitor for Target<'_, S> {
     }
 }
 
-impl<S: BlobSource> Target<'_, S> {
+impl<S: BlobSource> UnpackedDirectory<'_, S> {
     fn parent(&self) -> &OwnedFd {
         self.directories.last().expect("the target is open until the walk ends")
     }

@@ -85,7 +85,7 @@ fn headers(found: &Found<'_>, typeflag: u8, target: &[u8], size: u64, xattrs: &X
         path.extend_from_slice(if path.is_empty() { b"./" } else { b"/" });
     }
     let inode = &found.inode;
-    let mut header = Header::new(typeflag);
+    let mut header = TarHeader::new(typeflag);
     let mut pax = Vec::new();
     header.bytes(&mut pax, 0..100, "path", &path);
     header.number(&mut pax, 100..108, "", u64::from(inode.permissions));
@@ -104,7 +104,7 @@ fn headers(found: &Found<'_>, typeflag: u8, target: &[u8], size: u64, xattrs: &X
     }
     let mut bytes = Vec::new();
     if !pax.is_empty() {
-        let mut extended = Header::new(b'x');
+        let mut extended = TarHeader::new(b'x');
         extended.bytes(&mut Vec::new(), 0..100, "", b"PaxHeader");
         extended.number(&mut Vec::new(), 100..108, "", 0o644);
         extended.number(&mut Vec::new(), 124..136, "", pax.len() as u64);
@@ -117,9 +117,9 @@ fn headers(found: &Found<'_>, typeflag: u8, target: &[u8], size: u64, xattrs: &X
     bytes
 }
 
-struct Header([u8; BLOCK]);
+struct TarHeader([u8; BLOCK]);
 
-impl Header {
+impl TarHeader {
     fn new(typeflag: u8) -> Self {
         let mut header = [0; BLOCK];
         header[156] = typeflag;

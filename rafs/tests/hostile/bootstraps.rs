@@ -288,7 +288,7 @@ fn a_directory_of_version_5_that_repeats_its_entries_is_refused() {
     let _alone = alone();
     let mut bytes = include_bytes!("../data/v5-none.boot").to_vec();
     let table = bytes.len();
-    let (sb, _) = v5::Superblock::mut_from_prefix(&mut bytes).unwrap();
+    let (sb, _) = v5::RafsSuperblock::mut_from_prefix(&mut bytes).unwrap();
     let (old, count) = (sb.inode_table_offset.get() as usize, sb.inode_table_entries.get());
     let many = MEGABYTE as u32 / 4;
     sb.inode_table_offset.set(table as u64);
@@ -298,7 +298,7 @@ fn a_directory_of_version_5_that_repeats_its_entries_is_refused() {
     // The last record, again and again.
     bytes.extend_from_slice(&entries[entries.len() - 4..].repeat(many as usize));
     let root = u32::from_le_bytes(entries[..4].try_into().unwrap()) as usize * 8;
-    let (root, _) = v5::Inode::mut_from_prefix(&mut bytes[root..]).unwrap();
+    let (root, _) = v5::InodeRecord::mut_from_prefix(&mut bytes[root..]).unwrap();
     root.child_index.set(count + 1);
     for count in [many, u32::MAX, 1000] {
         let mut bytes = bytes.clone();

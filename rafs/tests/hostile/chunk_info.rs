@@ -10,23 +10,24 @@ use rafs::blob::{Blob, MetaLocation};
 use rafs::bootstrap::{Bootstrap, WriteOptions};
 use rafs::compress::Compressor;
 use rafs::digest::{Digest, DigestAlgorithm};
-use rafs::layout::blob_meta::{Header, MAGIC};
+use rafs::layout::blob_meta::{MAGIC, MetaHeader};
 use rafs::layout::flags::blob as features;
 use rafs::layout::v6::BlobEntry;
 use rafs::limits::Limits;
 use rafs::merge::merge;
 use sha2::Digest as _;
+use test_support::text;
 use zerocopy::{FromZeros, IntoBytes};
 
 use super::raw::Raw;
-use super::support::{Builder, Format, OneBlob, noise, written};
+use super::support::{Builder, Format, OneBlob, written};
 use super::{alone, within};
 
 const MEGABYTE: usize = 1 << 20;
 
 /// A blob whose chunk information is `array`, said to be `size` bytes when it is decompressed.
 fn blob(array: &[u8], size: u64, compressor: Compressor) -> (Blob, OneBlob) {
-    let mut header = Header::new_zeroed();
+    let mut header = MetaHeader::new_zeroed();
     header.magic.set(MAGIC);
     header.magic2.set(MAGIC);
     header.compressed_size.set(array.len() as u64);
@@ -85,7 +86,7 @@ impl BlobSource for Endless {
 fn an_image_has_a_limit_of_chunk_information() {
     let _alone = alone();
     let mut builder = Builder::new(Format::default());
-    builder.file(rafs::tree::Tree::ROOT, b"file", &noise(1, 5000));
+    builder.file(rafs::tree::Tree::ROOT, b"file", &text(1, 5000));
     let (layer, _) = builder.finish();
     let mut bytes = written(&layer, &WriteOptions::default());
     // No chunk table; and the blob's chunk information has 256 MiB.
@@ -153,7 +154,7 @@ fn a_part_is_decoded_if_it_is_verified_and_only_then() {
 fn digests_are_as_many_as_chunks() {
     let _alone = alone();
     let mut builder = Builder::new(Format::default());
-    builder.file(rafs::tree::Tree::ROOT, b"file", &noise(1, 5000));
+    builder.file(rafs::tree::Tree::ROOT, b"file", &text(1, 5000));
     let (layer, mut stream) = builder.finish();
     let blob = Blob { toc: None, ..layer.blobs[0].clone() };
     let at = stream.windows(16).rposition(|name| name == b"blob.digest\0\0\0\0\0").unwrap() - 8;
@@ -180,7 +181,7 @@ impl BlobSource for Bomb {
 /// An image of as many blobs as there can be, each of which is a bomb of `size` bytes of chunk information.
 fn image_of_bombs(size: usize) -> (Vec<u8>, Bomb) {
     let array = zstd::bulk::compress(&vec![0; size], 1).unwrap();
-    let mut header = Header::new_zeroed();
+    let mut header = MetaHeader::new_zeroed();
     header.magic.set(MAGIC);
     header.magic2.set(MAGIC);
     header.features.set(features::ALIGNED);
@@ -257,7 +258,7 @@ fn no_command_takes_more_chunk_information_than_an_image_may_have() {
 fn parts_are_not_read_before_their_sizes_are_checked() {
     let _alone = alone();
     let mut builder = Builder::new(Format::default());
-    builder.file(rafs::tree::Tree::ROOT, b"file", &noise(1, 5000));
+    builder.file(rafs::tree::Tree::ROOT, b"file", &text(1, 5000));
     let (_, stream) = builder.finish();
     let read = |range: Range<u64>| {
         assert!(range.end - range.start < 1 << 20, "{range:?} is asked for");

@@ -2,12 +2,13 @@
 
 use std::path::Path;
 
-use super::support::{Builder, Format, OneBlob, metadata, noise, written};
+use super::support::{Builder, Format, OneBlob, metadata, written};
 use super::{Sink, alone};
 use rafs::blob::source::load_chunk_info;
 use rafs::bootstrap::{Bootstrap, ReadError, WriteOptions};
 use rafs::check::{Options, blobs, structure};
 use rafs::tree::Tree;
+use test_support::text;
 
 /// Does all that is done with an image. Errors are fine.
 fn use_image(bootstrap: Vec<u8>, blob: &OneBlob) {
@@ -25,7 +26,7 @@ fn use_image(bootstrap: Vec<u8>, blob: &OneBlob) {
 fn images() -> Vec<(Vec<u8>, OneBlob)> {
     let mut builder = Builder::new(Format::default());
     let directory = builder.directory(Tree::ROOT, b"directory");
-    let file = builder.file(directory, b"file", &noise(1, 5000));
+    let file = builder.file(directory, b"file", &text(1, 5000));
     builder.link(Tree::ROOT, b"link", file);
     builder.tree.node_mut(file).metadata.xattrs.insert(b"user.a"[..].into(), b"value"[..].into());
     builder.add(Tree::ROOT, b"symlink", metadata(0o777), rafs::tree::Kind::Symlink(b"link"[..].into()));
@@ -179,7 +180,7 @@ fn a_blob_cannot_claim_millions_of_chunks() {
 fn a_file_whose_chunk_is_not_described_is_refused() {
     let _alone = alone();
     let mut builder = Builder::new(Format::default());
-    builder.file(Tree::ROOT, b"file", &noise(1, 5000));
+    builder.file(Tree::ROOT, b"file", &text(1, 5000));
     let (layer, _) = builder.finish();
     let mut bytes = written(&layer, &WriteOptions::default());
     let bootstrap = Bootstrap::from_bytes(bytes.clone()).unwrap();

@@ -1,8 +1,9 @@
 //! Bootstraps of RAFS v6 made by hand, to say what no writer says.
 
 use rafs::layout::v6::{
-    CompactInode, DirectoryEntry, EXTENSION_OFFSET, ExtensionSuperblock, FileType, INCOMPAT_CHUNKED_FILE,
-    INCOMPAT_DEVICE_TABLE, LAYOUT_INLINE, LAYOUT_PLAIN, MAGIC, SLOT_SIZE, SUPERBLOCK_OFFSET, Superblock,
+    CompactInode, Dirent, EXTENSION_OFFSET, ErofsSuperblock, ExtensionSuperblock, FileType,
+    INCOMPAT_CHUNKED_FILE, INCOMPAT_DEVICE_TABLE, LAYOUT_INLINE, LAYOUT_PLAIN, MAGIC, SLOT_SIZE,
+    SUPERBLOCK_OFFSET,
 };
 use zerocopy::{FromZeros, IntoBytes};
 
@@ -17,7 +18,7 @@ impl Raw {
     /// Superblocks, and `blobs` bytes of blob table. The root's nid is 1.
     pub(crate) fn new(blobs: &[u8], blob_count: u16) -> Self {
         let mut bytes = vec![0; META_BLOCK * BLOCK + 2 * SLOT_SIZE as usize];
-        let mut sb = Superblock::new_zeroed();
+        let mut sb = ErofsSuperblock::new_zeroed();
         sb.magic.set(MAGIC);
         sb.block_bits = 12;
         sb.root_nid.set(1);
@@ -93,10 +94,10 @@ pub(crate) fn inline(kind: FileType, size: usize) -> CompactInode {
 
 /// A block of a directory, or less than one: entries, then their names.
 pub(crate) fn entries(entries: &[(&[u8], u64, FileType)]) -> Vec<u8> {
-    let mut offset = entries.len() * size_of::<DirectoryEntry>();
+    let mut offset = entries.len() * size_of::<Dirent>();
     let mut bytes = Vec::new();
     for (name, nid, kind) in entries {
-        let entry = DirectoryEntry {
+        let entry = Dirent {
             nid: (*nid).into(),
             name_offset: (offset as u16).into(),
             file_type: *kind as u8,

@@ -17,7 +17,7 @@ pub(crate) struct File {
 #[derive(Clone, Debug, Eq, PartialEq)]
 pub(crate) enum FileKind {
     Directory,
-    Regular(Content),
+    Regular(SegmentedContent),
     Symlink(Vec<u8>),
     CharDevice(DeviceNumber),
     BlockDevice(DeviceNumber),
@@ -26,12 +26,12 @@ pub(crate) enum FileKind {
 
 /// Data at offsets, in order, with holes between; and the size.
 #[derive(Clone, Debug, Eq, PartialEq)]
-pub(crate) struct Content {
+pub(crate) struct SegmentedContent {
     pub(crate) segments: Vec<(u64, Vec<u8>)>,
     pub(crate) size: u64,
 }
 
-impl Content {
+impl SegmentedContent {
     /// The content with its holes as zeros.
     pub(crate) fn bytes(&self) -> Vec<u8> {
         let mut bytes = vec![0; self.size as usize];
@@ -158,7 +158,7 @@ fn leaf_kind() -> impl Strategy<Value = FileKind> {
     ]
 }
 
-fn content() -> impl Strategy<Value = Content> {
+fn content() -> impl Strategy<Value = SegmentedContent> {
     let gap = prop_oneof![3 => Just(0), 1 => 0..20_000_u64];
     // Bytes that repeat, so that chunks do too, and so that some compress and some do not.
     let data = (any::<u8>(), 1..=3_u8, 1..9_000_usize).prop_map(|(seed, step, length)| {
@@ -172,6 +172,6 @@ fn content() -> impl Strategy<Value = Content> {
             segments.push((size + gap, data));
             size += gap + segments.last().map_or(0, |(_, data)| data.len() as u64);
         }
-        Content { segments, size: size + end }
+        SegmentedContent { segments, size: size + end }
     })
 }

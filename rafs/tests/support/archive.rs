@@ -4,7 +4,7 @@ use std::collections::HashMap;
 
 use rafs::tree::{Metadata, Time};
 
-use super::arbitrary::{Content, File, FileKind, FileTree};
+use super::arbitrary::{File, FileKind, FileTree, SegmentedContent};
 
 const BLOCK: usize = 512;
 
@@ -170,7 +170,7 @@ impl Header {
     }
 
     /// What is stored of the content. Says in header and records where it belongs.
-    fn content(&mut self, content: &Content) -> Vec<u8> {
+    fn content(&mut self, content: &SegmentedContent) -> Vec<u8> {
         let map =
             content.segments.iter().map(|(offset, data)| (*offset, data.len() as u64)).collect::<Vec<_>>();
         let data = content.segments.iter().flat_map(|(_, data)| data.iter().copied()).collect::<Vec<_>>();

@@ -14,6 +14,7 @@ use rafs::bootstrap::{self, WriteOptions};
 use rafs::compress::Compressor;
 use rafs::digest::DigestAlgorithm;
 use rafs::tree::{ChunkRef, DeviceNumber, Image, Kind, Layer, Metadata, Node, NodeId, Time, Tree};
+use test_support::text;
 
 /// How chunks are made.
 #[derive(Clone, Copy)]
@@ -41,18 +42,6 @@ pub(crate) struct Builder {
     format: Format,
     /// What regular files contain, by node.
     pub(crate) contents: BTreeMap<NodeId, Vec<u8>>,
-}
-
-/// Reproducible bytes that compress about by half.
-pub(crate) fn noise(seed: u64, len: usize) -> Vec<u8> {
-    let mut state = seed.wrapping_mul(0x9E37_79B9_7F4A_7C15) | 1;
-    let mut next = || {
-        state ^= state << 13;
-        state ^= state >> 7;
-        state ^= state << 17;
-        b'a' + (state >> 33) as u8 % 16
-    };
-    (0..len).map(|_| next()).collect()
 }
 
 pub(crate) fn metadata(permissions: u16) -> Metadata {
@@ -146,11 +135,11 @@ pub(crate) fn sample(format: Format) -> Builder {
     let root = Tree::ROOT;
     let etc = b.directory(root, b"etc");
     b.file(etc, b"passwd", b"root:x:0:0:root:/root:/bin/sh\n");
-    let linked = b.file(etc, b"linked", &noise(1, 5000));
+    let linked = b.file(etc, b"linked", &text(1, 5000));
     b.link(root, b"hard link", linked);
     b.file(etc, b"empty", b"");
-    b.file(root, b"large", &noise(2, 300_000));
-    b.file(root, b"copy of linked", &noise(1, 5000));
+    b.file(root, b"large", &text(2, 300_000));
+    b.file(root, b"copy of linked", &text(1, 5000));
     b.file(root, b"-sorts before dot", b"x");
     b.file(root, b"not utf-8 \xff\xfe", b"y");
     b.file(root, &[b'n'; 255], b"long name");

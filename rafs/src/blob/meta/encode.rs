@@ -5,8 +5,8 @@ use zerocopy::{FromZeros, IntoBytes};
 use crate::blob::{Blob, Chunk, MetaLocation};
 use crate::compress::Compressor;
 use crate::layout::blob_meta::{
-    BatchContext, ChunkInfoV1, ChunkInfoV2, Header, MAGIC, MAX_COMPRESSED_OFFSET, MAX_UNCOMPRESSED_OFFSET,
-    v2_flags,
+    BatchContext, ChunkInfoV1, ChunkInfoV2, MAGIC, MAX_COMPRESSED_OFFSET, MAX_UNCOMPRESSED_OFFSET,
+    MetaHeader, v2_flags,
 };
 use crate::layout::{BLOCK_SIZE, MAX_CHUNK_SIZE, flags};
 
@@ -41,7 +41,7 @@ pub struct Encoded {
     /// The array as stored in the stream.
     pub stored: Vec<u8>,
     /// The header, which follows.
-    pub header: Header,
+    pub header: MetaHeader,
     /// Where it goes.
     pub location: MetaLocation,
 }
@@ -78,7 +78,7 @@ pub fn encode(blob: &Blob, offset: u64) -> Result<Encoded, EncodeError> {
         }
     }
 
-    let mut header = Header::new_zeroed();
+    let mut header = MetaHeader::new_zeroed();
     header.magic.set(MAGIC);
     header.magic2.set(MAGIC);
     header.features.set(blob.features & !flags::blob::INLINED_FS_META);

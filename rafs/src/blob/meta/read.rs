@@ -5,11 +5,11 @@ use zerocopy::FromBytes;
 use crate::blob::decode::{DecompressError, decompress};
 use crate::blob::{BatchMember, Blob, Chunk, ChunkIndex, MetaLocation};
 use crate::digest::Digest;
-use crate::layout::blob_meta::{BatchContext, ChunkInfoV1, ChunkInfoV2, Header, MAGIC, v2_flags};
+use crate::layout::blob_meta::{BatchContext, ChunkInfoV1, ChunkInfoV2, MAGIC, MetaHeader, v2_flags};
 use crate::layout::flags::blob as features;
 use crate::layout::{BLOCK_SIZE, MAX_CHUNK_SIZE, MAX_CHUNKS, align_to_block};
 
-const HEADER_SIZE: usize = size_of::<Header>();
+const HEADER_SIZE: usize = size_of::<MetaHeader>();
 
 /// The largest array that is read, in bytes: 2^24 chunks of version 2, each in a batch of its own.
 const MAX_ARRAY_SIZE: u64 = MAX_CHUNKS as u64 * (size_of::<ChunkInfoV2>() + size_of::<BatchContext>()) as u64;
@@ -101,7 +101,7 @@ impl BlobMeta {
 
     /// The number of chunks that a header names.
     pub(crate) fn entries(header: &[u8]) -> Result<u64, MetaError> {
-        let header = Header::ref_from_bytes(header).map_err(|_| MetaError::Header("4,096 bytes"))?;
+        let header = MetaHeader::ref_from_bytes(header).map_err(|_| MetaError::Header("4,096 bytes"))?;
         Ok(u64::from(header.entries.get()))
     }
 
@@ -134,7 +134,7 @@ impl BlobMeta {
     }
 
     fn new(blob: &Blob, meta: MetaLocation, array: Vec<u8>, header: &[u8]) -> Result<Self, MetaError> {
-        let header = Header::ref_from_bytes(header).map_err(|_| MetaError::Header("4,096 bytes"))?;
+        let header = MetaHeader::ref_from_bytes(header).map_err(|_| MetaError::Header("4,096 bytes"))?;
         if header.magic.get() != MAGIC || header.magic2.get() != MAGIC {
             return Err(MetaError::Header("its magic number at both ends"));
         }

@@ -1,7 +1,7 @@
 //! Chunk-table entries, which both versions have.
 
 use super::{At, ReadError};
-use crate::blob::{BatchMember, Blob, Chunk, ChunkIndex};
+use crate::blob::{BatchMember, Blob, BlobIndex, Chunk, ChunkIndex};
 use crate::digest::Digest;
 use crate::layout::chunk_table::ChunkEntry;
 use crate::layout::flags::blob as blob_flags;
@@ -57,4 +57,20 @@ pub(super) fn decode(entry: &ChunkEntry, blob: &Blob, index: ChunkIndex) -> Resu
         );
     }
     Ok(chunk)
+}
+
+/// Blob and index of an entry: what it is found by.
+pub(super) fn entry_key(entry: &ChunkEntry) -> (u32, u32) {
+    (entry.blob_index.get(), entry.index.get())
+}
+
+/// [`decode`] for an entry of this [key](entry_key) in whichever blob it is.
+pub(super) fn decode_of(
+    (blob, index): (u32, u32),
+    entry: &ChunkEntry,
+    blobs: &[Blob],
+) -> Result<(BlobIndex, ChunkIndex, Chunk), ReadError> {
+    let blob = BlobIndex(u8::try_from(blob).unwrap_or(u8::MAX));
+    let of = blobs.get(usize::from(blob.0)).ok_or(ReadError::NoSuchBlob(blob.0))?;
+    Ok((blob, ChunkIndex(index), decode(entry, of, ChunkIndex(index))?))
 }

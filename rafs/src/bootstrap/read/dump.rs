@@ -3,13 +3,10 @@
 //! Superblocks and tables come first, by the version's own layout, then all files as [`walk`] finds them. What is decoded is
 //! checked on the way, so a broken bootstrap ends the text with an error; what stands before it is as it was found.
 
-mod v5;
-mod v6;
-
 use std::fmt::{self, Display};
 use std::io::{self, Write};
 
-use super::{Bootstrap, Data, Format, Nid, ReadError};
+use super::{Bootstrap, Nid, ReadError};
 use crate::bootstrap::walk::{Found, Visitor, walk};
 use crate::layout::chunk_table::ChunkEntry;
 use crate::layout::v6::FileType;
@@ -33,7 +30,7 @@ macro_rules! fields {
         $( writeln!($out, concat!("  ", stringify!($name), ": ", $format), $of.$name)?; )+
     };
 }
-use fields;
+pub(super) use fields;
 
 /// Writes all that `bootstrap` says to `out`, as lines of text. Names are escaped where they are no printable ASCII.
 ///
@@ -41,11 +38,7 @@ use fields;
 ///
 /// When the bootstrap is broken, or has paths longer than `limits` allow, or `out` fails.
 pub fn dump(bootstrap: &Bootstrap, limits: Limits, out: &mut dyn Write) -> Result<(), DumpError> {
-    let data = &bootstrap.data;
-    match &bootstrap.format {
-        Format::V5(_) => v5::tables(data, out)?,
-        Format::V6(layout) => v6::tables(data, layout, out)?,
-    }
+    bootstrap.format.dump_tables(&bootstrap.data, out)?;
     writeln!(out, "prefetch:")?;
     for nid in bootstrap.prefetch()? {
         writeln!(out, "  inode {nid}")?;
@@ -68,10 +61,7 @@ impl Visitor for FileDump<'_> {
             return Ok(writeln!(self.out, "/{path}: inode {}, as /{}", found.nid, Escaped(&first))?);
         }
         writeln!(self.out, "/{path}: inode {}, {}", found.nid, found.inode.kind)?;
-        match &self.bootstrap.format {
-            Format::V5(layout) => v5::inode(&self.bootstrap.data, layout, found.nid, self.out)?,
-            Format::V6(layout) => v6::inode(&self.bootstrap.data, layout, found.nid, self.out)?,
-        }
+        self.bootstrap.format.dump_inode(&self.bootstrap.data, found.nid, self.out)?;
         for (name, value) in &self.bootstrap.stored_xattrs(found.nid)? {
             writeln!(self.out, "  attribute {} = {}", Escaped(name), Escaped(value))?;
         }
@@ -121,7 +111,7 @@ impl FileDump<'_> {
 }
 
 /// An entry of a chunk table, on a line.
-fn chunk(entry: &ChunkEntry, out: &mut dyn Write) -> io::Result<()> {
+pub(super) fn chunk(entry: &ChunkEntry, out: &mut dyn Write) -> io::Result<()> {
     writeln!(
         out,
         "blob {}, chunk {}: {} bytes at {}, stored {} at {}, of a file at {}, flags {:#x}, crc32 {:#x}, digest {}",
@@ -139,7 +129,7 @@ fn chunk(entry: &ChunkEntry, out: &mut dyn Write) -> io::Result<()> {
 }
 
 /// Bytes as printable ASCII.
-struct Escaped<'a>(&'a [u8]);
+pub(super) struct Escaped<'a>(pub(super) &'a [u8]);
 
 impl Display for Escaped<'_> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {

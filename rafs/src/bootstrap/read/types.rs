@@ -1,6 +1,6 @@
 //! What a bootstrap says about its files.
 
-use super::{At, ReadError, v5, v6};
+use super::{At, ReadError};
 use crate::blob::{BlobIndex, ChunkIndex};
 use crate::layout::v6::FileType;
 use crate::tree::{DeviceNumber, Time};
@@ -90,53 +90,20 @@ impl ChunkUse {
 }
 
 /// The entries of a directory. Ends after an error.
-#[derive(Clone, Debug)]
-pub struct Directory<'a>(pub(super) Entries<'a>);
+pub struct Directory<'a>(Box<dyn Iterator<Item = Result<DirectoryEntry<'a>, ReadError>> + Send + 'a>);
 
-#[derive(Clone, Debug)]
-pub(super) enum Entries<'a> {
-    V5(v5::Directory<'a>),
-    V6(v6::Directory<'a>),
+impl<'a> Directory<'a> {
+    pub(super) fn new(
+        entries: impl Iterator<Item = Result<DirectoryEntry<'a>, ReadError>> + Send + 'a,
+    ) -> Self {
+        Self(Box::new(entries))
+    }
 }
 
 impl<'a> Iterator for Directory<'a> {
     type Item = Result<DirectoryEntry<'a>, ReadError>;
 
     fn next(&mut self) -> Option<Self::Item> {
-        match &mut self.0 {
-            Entries::V5(entries) => entries.next(),
-            Entries::V6(entries) => entries.next(),
-        }
-    }
-}
-
-/// The pieces of a file's range. Ends after an error.
-#[derive(Clone, Debug)]
-pub struct Pieces<'a>(pub(super) FilePieces<'a>);
-
-#[derive(Clone, Debug)]
-pub(super) enum FilePieces<'a> {
-    V5(v5::Pieces<'a>),
-    V6(v6::Pieces<'a>),
-}
-
-impl Pieces<'_> {
-    /// The bytes that the addresses of the file's chunks take in the bootstrap.
-    pub(crate) fn stored_size(&self) -> u64 {
-        match &self.0 {
-            FilePieces::V5(pieces) => pieces.stored_size(),
-            FilePieces::V6(pieces) => pieces.stored_size(),
-        }
-    }
-}
-
-impl Iterator for Pieces<'_> {
-    type Item = Result<ChunkUse, ReadError>;
-
-    fn next(&mut self) -> Option<Self::Item> {
-        match &mut self.0 {
-            FilePieces::V5(pieces) => pieces.next(),
-            FilePieces::V6(pieces) => pieces.next(),
-        }
+        self.0.next()
     }
 }

@@ -7,18 +7,16 @@
 mod blobs;
 mod chunks;
 mod directory;
+mod dump;
 mod inode;
-
-pub(super) use chunks::Pieces;
-pub(super) use directory::Directory;
 
 use zerocopy::little_endian::U32;
 
 use super::data::Data;
-use super::{At, Nid, ReadError};
-use crate::blob::Blob;
+use super::format::{Format, Opened, Summary};
+use super::{At, Nid, ReadError, Version};
 use crate::layout::flags::superblock as flags;
-use crate::layout::v5::{MAGIC, SUPERBLOCK_SIZE, Superblock, VERSION};
+use crate::layout::v5::{MAGIC, RafsSuperblock, SUPERBLOCK_SIZE, VERSION};
 use crate::layout::{CHUNK_SIZES, is_chunk_size};
 
 /// The root's index in the inode table, counted from 1.
@@ -26,26 +24,25 @@ const ROOT: Nid = Nid(1);
 
 /// Where things are, as the superblock says.
 #[derive(Debug)]
-pub(super) struct Layout {
-    pub(super) inodes: u64,
-    pub(super) chunk_size: u32,
+pub(super) struct RafsV5 {
+    summary: Summary,
     inode_table_offset: u64,
     inode_table_entries: u32,
     prefetch_table_offset: u64,
     prefetch_table_entries: u32,
-    chunks: chunks::ChunkIndexTable,
+    chunks: chunks::ChunkLocations,
 }
 
-impl Layout {
+impl RafsV5 {
     /// Whether the bytes are RAFS v5.
     pub(super) fn detect(data: &Data) -> bool {
-        let sb: Result<&Superblock, _> = data.view("superblock", 0);
+        let sb: Result<&RafsSuperblock, _> = data.view("superblock", 0);
         sb.is_ok_and(|sb| sb.magic.get() == MAGIC && sb.version.get() == VERSION)
     }
 
-    /// Reads the superblock and the blob tables: blobs and their numbers of chunks.
-    pub(super) fn new(data: &Data) -> Result<(Self, Vec<(Blob, u32)>), ReadError> {
-        let sb: &Superblock = data.view("superblock", 0)?;
+    /// Reads the superblock and the blob tables.
+    pub(super) fn open(data: &Data) -> Result<Opened, ReadError> {
+        let sb: &RafsSuperblock = data.view("superblock", 0)?;
         let corrupt = |expected| ReadError::corrupt("superblock", At::Byte(0), expected);
         if sb.superblock_size.get() != SUPERBLOCK_SIZE {
             return Err(corrupt("a superblock of 8,192 bytes").found(sb.superblock_size));
@@ -62,34 +59,35 @@ impl Layout {
         }
         let blobs = blobs::read(data, sb)?;
         let layout = Self {
-            inodes: sb.inodes.get(),
-            chunk_size,
+            summary: Summary { version: Version::V5, chunk_size, inodes: sb.inodes.get(), root: ROOT },
             inode_table_offset: sb.inode_table_offset.get(),
             inode_table_entries: sb.inode_table_entries.get(),
             prefetch_table_offset: sb.prefetch_table_offset.get(),
             prefetch_table_entries: sb.prefetch_table_entries.get(),
-            chunks: chunks::ChunkIndexTable::default(),
+            chunks: chunks::ChunkLocations::default(),
         };
         layout.inode_table(data)?;
         layout.record(data, ROOT.0)?.expect_directory()?;
-        Ok((layout, blobs))
+        Ok(Opened { format: Box::new(layout), blobs })
     }
 
-    pub(super) fn root(&self) -> Nid {
-        ROOT
+    fn inode_table<'a>(&self, data: &'a Data) -> Result<&'a [U32], ReadError> {
+        let size = u64::from(self.inode_table_entries) * size_of::<U32>() as u64;
+        data.table("inode table", self.inode_table_offset, size)
+    }
+}
+
+impl Format for RafsV5 {
+    fn summary(&self) -> Summary {
+        self.summary
     }
 
-    pub(super) fn prefetch(&self, data: &Data) -> Result<Vec<Nid>, ReadError> {
+    fn prefetch(&self, data: &Data) -> Result<Vec<Nid>, ReadError> {
         let size = u64::from(self.prefetch_table_entries) * size_of::<U32>() as u64;
         let offset = if size == 0 { 0 } else { self.prefetch_table_offset };
         let table: &[U32] = data.table("prefetch table", offset, size)?;
         // A 0 ends the table early: it is padding.
         let used = table.iter().map(|index| u64::from(index.get())).take_while(|index| *index != 0);
         used.map(|index| Ok(Nid(self.record(data, index)?.raw.ino.get()))).collect()
-    }
-
-    fn inode_table<'a>(&self, data: &'a Data) -> Result<&'a [U32], ReadError> {
-        let size = u64::from(self.inode_table_entries) * size_of::<U32>() as u64;
-        data.table("inode table", self.inode_table_offset, size)
     }
 }

@@ -3,30 +3,25 @@
 mod blobs;
 mod chunks;
 mod directory;
-mod file;
+mod dump;
 mod inode;
 
-pub(super) use directory::Directory;
-pub(super) use file::Pieces;
-
 use super::data::Data;
-use super::{At, Nid, ReadError};
-use crate::blob::Blob;
+use super::format::{Format, Opened, Summary};
+use super::{At, Nid, ReadError, Version};
 use crate::layout::flags::superblock as flags;
 use crate::layout::v6::{
-    EXTENSION_OFFSET, ExtensionSuperblock, INCOMPAT_CHUNKED_FILE, INCOMPAT_DEVICE_TABLE, MAGIC,
-    SUPERBLOCK_OFFSET, Superblock,
+    EXTENSION_OFFSET, ErofsSuperblock, ExtensionSuperblock, INCOMPAT_CHUNKED_FILE, INCOMPAT_DEVICE_TABLE,
+    MAGIC, SUPERBLOCK_OFFSET,
 };
 use crate::layout::{BLOCK_SIZE, CHUNK_SIZES, is_chunk_size};
 
 /// Where things are, as the superblocks say.
 #[derive(Debug)]
-pub(super) struct Layout {
+pub(super) struct RafsV6 {
+    summary: Summary,
     /// Offset in bytes from which nids count.
     meta: u64,
-    pub(super) root: Nid,
-    pub(super) inodes: u64,
-    pub(super) chunk_size: u32,
     /// The time of compact inodes.
     build_time: crate::tree::Time,
     chunks: chunks::ChunkTable,
@@ -34,10 +29,10 @@ pub(super) struct Layout {
     prefetch_size: u32,
 }
 
-impl Layout {
-    /// Reads the superblocks and the blob table: blobs and their numbers of chunks.
-    pub(super) fn new(data: &Data) -> Result<(Self, Vec<(Blob, u32)>), ReadError> {
-        let sb: &Superblock =
+impl RafsV6 {
+    /// Reads the superblocks and the blob table.
+    pub(super) fn open(data: &Data) -> Result<Opened, ReadError> {
+        let sb: &ErofsSuperblock =
             data.view("superblock", SUPERBLOCK_OFFSET).map_err(|_| ReadError::NotABootstrap)?;
         if sb.magic.get() != MAGIC {
             return Err(ReadError::NotABootstrap);
@@ -58,11 +53,10 @@ impl Layout {
             return Err(corrupt(CHUNK_SIZES).found(chunk_size));
         }
         let blobs = blobs::read(data, sb, extension)?;
+        let root = Nid(u64::from(sb.root_nid.get()));
         let layout = Self {
+            summary: Summary { version: Version::V6, chunk_size, inodes: sb.inodes.get(), root },
             meta: u64::from(sb.meta_blkaddr.get()) * BLOCK_SIZE,
-            root: Nid(u64::from(sb.root_nid.get())),
-            inodes: sb.inodes.get(),
-            chunk_size,
             build_time: crate::tree::Time {
                 seconds: sb.build_time.get().cast_signed(),
                 nanoseconds: sb.build_time_nsec.get(),
@@ -75,11 +69,17 @@ impl Layout {
             prefetch_offset: extension.prefetch_table_offset.get(),
             prefetch_size: extension.prefetch_table_size.get(),
         };
-        layout.inode(data, layout.root)?.expect_directory()?;
-        Ok((layout, blobs))
+        layout.raw_inode(data, root)?.expect_directory()?;
+        Ok(Opened { format: Box::new(layout), blobs })
+    }
+}
+
+impl Format for RafsV6 {
+    fn summary(&self) -> Summary {
+        self.summary
     }
 
-    pub(super) fn prefetch(&self, data: &Data) -> Result<Vec<Nid>, ReadError> {
+    fn prefetch(&self, data: &Data) -> Result<Vec<Nid>, ReadError> {
         // Old images state a size for a table that is not there.
         if self.prefetch_offset == 0 {
             return Ok(Vec::new());
@@ -91,7 +91,7 @@ impl Layout {
     }
 }
 
-fn refuse_unsupported(sb: &Superblock, bits: u64) -> Result<(), ReadError> {
+fn refuse_unsupported(sb: &ErofsSuperblock, bits: u64) -> Result<(), ReadError> {
     let unsupported = [
         (flags::ENCRYPTION_AES_128_XTS, "an encrypted image (AES-128-XTS)"),
         (flags::TARFS_MODE, "an image in tarfs mode"),

@@ -11,14 +11,14 @@ use crate::layout::flags::chunk::{BATCH, COMPRESSED};
 use crate::tree::ChunkRef;
 
 /// A use of a chunk by a file, at an offset in bytes in that file.
-pub(super) type ChunkUse = (ChunkRef, u64);
+pub(super) type PlacedChunk = (ChunkRef, u64);
 
 /// The chunks in use, by blob and index. (Upstream sorts by digest; nothing depends on it, and with this order a reader
 /// finds a chunk by binary search.)
-pub(super) struct Table(Vec<ChunkUse>);
+pub(super) struct Table(Vec<PlacedChunk>);
 
 impl Table {
-    pub(super) fn new(mut uses: Vec<ChunkUse>) -> Self {
+    pub(super) fn new(mut uses: Vec<PlacedChunk>) -> Self {
         uses.sort_unstable();
         uses.dedup_by_key(|(chunk, _)| *chunk);
         Self(uses)

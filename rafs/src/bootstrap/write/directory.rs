@@ -5,24 +5,24 @@ use std::collections::BTreeMap;
 use zerocopy::IntoBytes;
 
 use super::WriteError;
-use crate::layout::v6::{DirectoryEntry, FileType};
+use crate::layout::v6::{Dirent, FileType};
 use crate::layout::{BLOCK_SIZE, is_name};
 use crate::tree::{Name, NodeId};
 
-const ENTRY_SIZE: usize = size_of::<DirectoryEntry>();
+const ENTRY_SIZE: usize = size_of::<Dirent>();
 
 /// What a name in a directory leads to.
 #[derive(Clone, Copy)]
-pub(super) enum Target {
+pub(super) enum NameTarget {
     This,
     Parent,
     Node(NodeId),
 }
 
 /// The entries as stored: in byte order with `.` and `..` among them (names like `-x` sort before).
-pub(super) fn entries(entries: &BTreeMap<Name, NodeId>) -> impl Iterator<Item = (&[u8], Target)> {
-    let mut dots = [(&b"."[..], Target::This), (&b".."[..], Target::Parent)].into_iter().peekable();
-    let mut named = entries.iter().map(|(name, node)| (&**name, Target::Node(*node))).peekable();
+pub(super) fn entries(entries: &BTreeMap<Name, NodeId>) -> impl Iterator<Item = (&[u8], NameTarget)> {
+    let mut dots = [(&b"."[..], NameTarget::This), (&b".."[..], NameTarget::Parent)].into_iter().peekable();
+    let mut named = entries.iter().map(|(name, node)| (&**name, NameTarget::Node(*node))).peekable();
     std::iter::from_fn(move || match (dots.peek(), named.peek()) {
         (Some(dot), Some(name)) if name.0 < dot.0 => named.next(),
         (Some(_), _) => dots.next(),
@@ -60,10 +60,10 @@ fn next(size: u64, name: &[u8]) -> (u64, u64) {
 pub(super) fn content(
     children: &BTreeMap<Name, NodeId>,
     size: u64,
-    mut resolve: impl FnMut(Target) -> (u64, FileType),
+    mut resolve: impl FnMut(NameTarget) -> (u64, FileType),
 ) -> Vec<u8> {
     let mut content = Vec::with_capacity(size as usize);
-    let mut block: Vec<(&[u8], Target)> = Vec::new();
+    let mut block: Vec<(&[u8], NameTarget)> = Vec::new();
     let (mut block_start, mut end) = (0, 0);
     for (name, target) in entries(children) {
         let (start, new_end) = next(end, name);
@@ -82,20 +82,16 @@ pub(super) fn content(
 
 fn push_block(
     content: &mut Vec<u8>,
-    block: &[(&[u8], Target)],
-    resolve: &mut impl FnMut(Target) -> (u64, FileType),
+    block: &[(&[u8], NameTarget)],
+    resolve: &mut impl FnMut(NameTarget) -> (u64, FileType),
 ) {
     let mut name_offset = block.len() * ENTRY_SIZE;
     for &(name, target) in block {
         let (nid, file_type) = resolve(target);
         // Less than a block, for a block holds all of it.
         let offset = name_offset as u16;
-        let entry = DirectoryEntry {
-            nid: nid.into(),
-            name_offset: offset.into(),
-            file_type: file_type as u8,
-            reserved: 0,
-        };
+        let entry =
+            Dirent { nid: nid.into(), name_offset: offset.into(), file_type: file_type as u8, reserved: 0 };
         content.extend_from_slice(entry.as_bytes());
         name_offset += name.len();
     }

@@ -6,8 +6,8 @@ use std::io::{self, Write};
 use zerocopy::IntoBytes;
 
 use super::blobs::BlobSet;
-use super::chunks::ChunkUse;
-use super::place::{INODE_SIZE, Place, Places};
+use super::chunks::PlacedChunk;
+use super::place::{INODE_SIZE, InodePlace, Places};
 use super::{Base, WriteError};
 use super::{directory, xattr};
 use crate::layout::BLOCK_SIZE;
@@ -21,7 +21,7 @@ use crate::tree::{ChunkRef, DeviceNumber, Kind, Node, Tree};
 /// What is known of the inodes before they are written, for what stands in front of them says it.
 pub(super) struct Survey {
     /// Every use of a chunk by a file.
-    pub(super) chunks: Vec<ChunkUse>,
+    pub(super) chunks: Vec<PlacedChunk>,
     pub(super) has_xattrs: bool,
 }
 
@@ -67,9 +67,9 @@ pub(super) fn fill(
             Kind::Directory(children) => {
                 let parent = place.parent.unwrap_or(id);
                 let content = directory::content(children, place.size, |target| match target {
-                    directory::Target::This => (base.nid(place.inode), FileType::Directory),
-                    directory::Target::Parent => (base.nid(places.of(parent).inode), FileType::Directory),
-                    directory::Target::Node(child) => {
+                    directory::NameTarget::This => (base.nid(place.inode), FileType::Directory),
+                    directory::NameTarget::Parent => (base.nid(places.of(parent).inode), FileType::Directory),
+                    directory::NameTarget::Node(child) => {
                         (base.nid(places.of(child).inode), tree.node(child).kind.file_type())
                     }
                 });
@@ -111,7 +111,7 @@ impl<'a, W: Write> Area<'a, W> {
     }
 
     /// Keeps what of an inode's content goes to blocks. Its tail, where the layout is inline, goes to `behind`.
-    fn put_content(&mut self, place: &Place, content: &[u8], behind: &mut Vec<u8>) {
+    fn put_content(&mut self, place: &InodePlace, content: &[u8], behind: &mut Vec<u8>) {
         let in_blocks = match place.layout {
             LAYOUT_INLINE => content.len() - content.len() % BLOCK_SIZE as usize,
             _ => content.len(),
@@ -190,7 +190,7 @@ fn address(at: ChunkRef, blobs: &BlobSet<'_>) -> Result<(ChunkAddress, u64), Wri
     Ok((address, offset))
 }
 
-fn inode(node: &Node, place: &Place, xattr_count: u16, union: u32, nid: u64) -> ExtendedInode {
+fn inode(node: &Node, place: &InodePlace, xattr_count: u16, union: u32, nid: u64) -> ExtendedInode {
     let metadata = &node.metadata;
     ExtendedInode {
         format: (FORMAT_EXTENDED | place.layout << 1).into(),

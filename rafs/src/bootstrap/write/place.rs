@@ -13,7 +13,7 @@ pub(super) const INODE_SIZE: u64 = size_of::<ExtendedInode>() as u64;
 
 /// Where an inode is. Offsets are relative to the inode area.
 #[derive(Clone, Copy, Debug, Default)]
-pub(super) struct Place {
+pub(super) struct InodePlace {
     /// Offset of the inode.
     pub(super) inode: u64,
     /// Offset of the blocks that hold its content, or their first part.
@@ -30,7 +30,7 @@ pub(super) struct Place {
 
 /// The places of all nodes that the tree's names lead to.
 pub(super) struct Places {
-    places: Vec<Option<Place>>,
+    places: Vec<Option<InodePlace>>,
     /// The nodes in order of their inodes.
     pub(super) order: Vec<NodeId>,
     /// Size of the inode area in bytes: whole blocks.
@@ -73,11 +73,11 @@ impl Places {
     }
 
     /// The place of a node.
-    pub(super) fn of(&self, node: NodeId) -> &Place {
+    pub(super) fn of(&self, node: NodeId) -> &InodePlace {
         self.places[node.0 as usize].as_ref().expect("every node that a name leads to has a place")
     }
 
-    fn place_mut(&mut self, node: NodeId) -> &mut Place {
+    fn place_mut(&mut self, node: NodeId) -> &mut InodePlace {
         self.places[node.0 as usize].as_mut().expect("a directory is placed before its entries")
     }
 
@@ -97,7 +97,7 @@ impl Places {
         let place = match &node.kind {
             Kind::Directory(children) => {
                 let place = with_content(space, inode_size, directory::size(children)?);
-                Place { links: 2, parent, ..place }
+                InodePlace { links: 2, parent, ..place }
             }
             Kind::Regular { size, chunks } => {
                 let expected = size.div_ceil(u64::from(chunk_size));
@@ -106,15 +106,18 @@ impl Places {
                 }
                 let addresses = chunks.len() as u64 * size_of::<ChunkAddress>() as u64;
                 let inode = space.take(inode_size.next_multiple_of(8) + addresses);
-                Place { inode, size: *size, layout: LAYOUT_CHUNKED, links: 1, ..Place::default() }
+                InodePlace { inode, size: *size, layout: LAYOUT_CHUNKED, links: 1, ..InodePlace::default() }
             }
             Kind::Symlink(target) if target.len() as u64 >= BLOCK_SIZE => {
                 return Err(WriteError::LongSymlink(target.len()));
             }
             Kind::Symlink(target) => with_content(space, inode_size, target.len() as u64),
-            Kind::CharDevice(_) | Kind::BlockDevice(_) | Kind::Fifo | Kind::Socket => {
-                Place { inode: space.take(inode_size), layout: LAYOUT_PLAIN, links: 1, ..Place::default() }
-            }
+            Kind::CharDevice(_) | Kind::BlockDevice(_) | Kind::Fifo | Kind::Socket => InodePlace {
+                inode: space.take(inode_size),
+                layout: LAYOUT_PLAIN,
+                links: 1,
+                ..InodePlace::default()
+            },
         };
         self.places[id.0 as usize] = Some(place);
         self.order.push(id);
@@ -124,14 +127,14 @@ impl Places {
 
 /// Places an inode with content in the bootstrap. What does not fill a block goes behind the inode where both fit into
 /// one block: EROFS wants an inline tail not to cross blocks.
-fn with_content(space: &mut Space, inode_size: u64, size: u64) -> Place {
+fn with_content(space: &mut Space, inode_size: u64, size: u64) -> InodePlace {
     let tail = size % BLOCK_SIZE;
-    let place = Place { size, links: 1, ..Place::default() };
+    let place = InodePlace { size, links: 1, ..InodePlace::default() };
     if tail != 0 && inode_size + tail <= BLOCK_SIZE {
         let inode = space.take_within_block(inode_size + tail);
-        Place { inode, blocks: space.take_blocks(size - tail), layout: LAYOUT_INLINE, ..place }
+        InodePlace { inode, blocks: space.take_blocks(size - tail), layout: LAYOUT_INLINE, ..place }
     } else {
         let inode = space.take(inode_size);
-        Place { inode, blocks: space.take_blocks(size), layout: LAYOUT_PLAIN, ..place }
+        InodePlace { inode, blocks: space.take_blocks(size), layout: LAYOUT_PLAIN, ..place }
     }
 }

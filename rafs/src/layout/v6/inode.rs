@@ -107,13 +107,13 @@ assert_layout!(ExtendedInode, 64, {
 #[derive(Clone, Copy, Debug, FromBytes, Immutable, IntoBytes, KnownLayout, Unaligned)]
 #[repr(C)]
 #[expect(missing_docs, reason = "the table above")]
-pub struct DirectoryEntry {
+pub struct Dirent {
     pub nid: U64,
     pub name_offset: U16,
     pub file_type: u8,
     pub reserved: u8,
 }
-assert_layout!(DirectoryEntry, 12, { nid: 0, name_offset: 8, file_type: 10, reserved: 11 });
+assert_layout!(Dirent, 12, { nid: 0, name_offset: 8, file_type: 10, reserved: 11 });
 
 /// A file's type as directory entries have it.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]

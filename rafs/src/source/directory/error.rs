@@ -32,12 +32,12 @@ pub enum DirectoryError {
 }
 
 /// An error before the path is added to it.
-pub(super) enum Failure {
+pub(super) enum VisitFailure {
     Io { action: &'static str, source: io::Error },
     Changed(&'static str),
 }
 
-impl Failure {
+impl VisitFailure {
     /// What failed to be done to the current file. That it is not there any more is a change: it was listed.
     pub(super) fn io(action: &'static str) -> impl Fn(Errno) -> Self {
         move |errno| match errno {

@@ -25,7 +25,7 @@ use rustix::fs::{AtFlags, CWD, FileType, Mode, OFlags, RawDir, Stat, fstat, open
 
 pub use error::DirectoryError;
 
-use self::error::Failure;
+use self::error::VisitFailure;
 use self::xattr::XattrReader;
 use super::{Entry, EntryKind, Source, SourceError};
 use crate::tree::{DeviceNumber, Metadata, Time, Xattrs};
@@ -108,17 +108,17 @@ impl DirectorySource {
         })
     }
 
-    fn error(&mut self, failure: Failure) -> SourceError {
+    fn error(&mut self, failure: VisitFailure) -> SourceError {
         self.levels.clear();
         self.file = None;
         failure.at(&self.root, &joined(&self.directory, &self.name)).into()
     }
 
-    fn step(&mut self) -> Result<Option<Entry>, Failure> {
+    fn step(&mut self) -> Result<Option<Entry>, VisitFailure> {
         self.file = None;
         self.name.clear();
         if let Some(fd) = self.start.take() {
-            let stat = fstat(&fd).map_err(Failure::io("stat"))?;
+            let stat = fstat(&fd).map_err(VisitFailure::io("stat"))?;
             let xattrs = self.xattrs.of_descriptor(&fd)?;
             self.enter(fd, &stat, 0)?;
             return Ok(Some(entry(b".".to_vec(), &stat, xattrs, EntryKind::Directory)));
@@ -133,12 +133,12 @@ impl DirectorySource {
     }
 
     /// Makes the entry of a name in the current directory.
-    fn visit(&mut self, name: &CStr) -> Result<Entry, Failure> {
+    fn visit(&mut self, name: &CStr) -> Result<Entry, VisitFailure> {
         self.name.clear();
         self.name.extend_from_slice(name.to_bytes());
         let path = joined(&self.directory, &self.name);
         let parent = self.current()?;
-        let stat = statat(parent, name, AtFlags::SYMLINK_NOFOLLOW).map_err(Failure::io("stat"))?;
+        let stat = statat(parent, name, AtFlags::SYMLINK_NOFOLLOW).map_err(VisitFailure::io("stat"))?;
         let file_type = FileType::from_raw_mode(stat.st_mode);
         if file_type == FileType::Directory {
             return self.visit_directory(name, path);
@@ -157,23 +157,23 @@ impl DirectorySource {
         let parent = self.current()?;
         let kind = match file_type {
             FileType::Symlink => {
-                let target = readlinkat(parent, name, Vec::new()).map_err(Failure::io("read link"))?;
+                let target = readlinkat(parent, name, Vec::new()).map_err(VisitFailure::io("read link"))?;
                 EntryKind::Symlink(target.into_bytes().into())
             }
             FileType::CharacterDevice => EntryKind::CharDevice(device(&stat)),
             FileType::BlockDevice => EntryKind::BlockDevice(device(&stat)),
             FileType::Fifo => EntryKind::Fifo,
             FileType::Socket => EntryKind::Socket,
-            _ => return Err(Failure::Changed("is of no known type")),
+            _ => return Err(VisitFailure::Changed("is of no known type")),
         };
         let xattrs = xattrs_of_name(&self.levels, &mut self.xattrs, name)?;
         Ok(entry(path, &stat, xattrs, kind))
     }
 
-    fn visit_directory(&mut self, name: &CStr, path: Vec<u8>) -> Result<Entry, Failure> {
+    fn visit_directory(&mut self, name: &CStr, path: Vec<u8>) -> Result<Entry, VisitFailure> {
         let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::NOFOLLOW | OFlags::CLOEXEC;
-        let fd = openat(self.current()?, name, flags, Mode::empty()).map_err(Failure::io("open"))?;
-        let stat = fstat(&fd).map_err(Failure::io("stat"))?;
+        let fd = openat(self.current()?, name, flags, Mode::empty()).map_err(VisitFailure::io("open"))?;
+        let stat = fstat(&fd).map_err(VisitFailure::io("stat"))?;
         let xattrs = self.xattrs.of_descriptor(&fd)?;
         let parent_path = self.directory.len();
         self.enter(fd, &stat, parent_path)?;
@@ -182,27 +182,32 @@ impl DirectorySource {
         Ok(entry(path, &stat, xattrs, EntryKind::Directory))
     }
 
-    fn visit_regular(&mut self, name: &CStr, path: Vec<u8>, identity: Identity) -> Result<Entry, Failure> {
+    fn visit_regular(
+        &mut self,
+        name: &CStr,
+        path: Vec<u8>,
+        identity: Identity,
+    ) -> Result<Entry, VisitFailure> {
         // Should a fifo have taken the file's place, opening must not wait for its writer.
         let flags = OFlags::RDONLY | OFlags::NOFOLLOW | OFlags::NONBLOCK | OFlags::NOCTTY | OFlags::CLOEXEC;
-        let fd = openat(self.current()?, name, flags, Mode::empty()).map_err(Failure::io("open"))?;
-        let stat = fstat(&fd).map_err(Failure::io("stat"))?;
+        let fd = openat(self.current()?, name, flags, Mode::empty()).map_err(VisitFailure::io("open"))?;
+        let stat = fstat(&fd).map_err(VisitFailure::io("stat"))?;
         if Identity::from(&stat) != identity {
-            return Err(Failure::Changed("was replaced while being read"));
+            return Err(VisitFailure::Changed("was replaced while being read"));
         }
         let xattrs = self.xattrs.of_descriptor(&fd)?;
-        let size = u64::try_from(stat.st_size).map_err(|_| Failure::Changed("has a negative size"))?;
+        let size = u64::try_from(stat.st_size).map_err(|_| VisitFailure::Changed("has a negative size"))?;
         self.file = Some(OpenFile { file: File::from(fd), left: size, stat });
         Ok(entry(path, &stat, xattrs, EntryKind::Regular { size }))
     }
 
     /// The descriptor of the current directory.
-    fn current(&self) -> Result<&OwnedFd, Failure> {
+    fn current(&self) -> Result<&OwnedFd, VisitFailure> {
         current(&self.levels)
     }
 
     /// Lists a directory and makes it the current one.
-    fn enter(&mut self, fd: OwnedFd, stat: &Stat, parent_path: usize) -> Result<(), Failure> {
+    fn enter(&mut self, fd: OwnedFd, stat: &Stat, parent_path: usize) -> Result<(), VisitFailure> {
         let mut names = list(&fd)?;
         names.sort_unstable_by(|left, right| right.cmp(left));
         self.levels.push(Level { fd: Some(fd), identity: stat.into(), names, parent_path });
@@ -213,15 +218,17 @@ impl DirectorySource {
     }
 
     /// Makes the current directory's parent the current one.
-    fn leave(&mut self) -> Result<(), Failure> {
+    fn leave(&mut self) -> Result<(), VisitFailure> {
         let Some(left) = self.levels.pop() else { return Ok(()) };
         if let (Some(parent), Some(fd)) = (self.levels.last_mut(), &left.fd)
             && parent.fd.is_none()
         {
             let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC;
-            let fd = openat(fd, c"..", flags, Mode::empty()).map_err(Failure::io("open the parent of"))?;
-            if Identity::from(&fstat(&fd).map_err(Failure::io("stat the parent of"))?) != parent.identity {
-                return Err(Failure::Changed("was moved while being read"));
+            let fd =
+                openat(fd, c"..", flags, Mode::empty()).map_err(VisitFailure::io("open the parent of"))?;
+            if Identity::from(&fstat(&fd).map_err(VisitFailure::io("stat the parent of"))?) != parent.identity
+            {
+                return Err(VisitFailure::Changed("was moved while being read"));
             }
             parent.fd = Some(fd);
         }
@@ -244,17 +251,17 @@ impl Source for DirectorySource {
 }
 
 impl OpenFile {
-    fn read(&mut self, buf: &mut [u8]) -> Result<usize, Failure> {
+    fn read(&mut self, buf: &mut [u8]) -> Result<usize, VisitFailure> {
         let limit = usize::try_from(self.left).map_or(buf.len(), |left| left.min(buf.len()));
         if limit == 0 {
             return Ok(0);
         }
         let count = loop {
             match self.file.read(&mut buf[..limit]) {
-                Ok(0) => return Err(Failure::Changed("shrank while being read")),
+                Ok(0) => return Err(VisitFailure::Changed("shrank while being read")),
                 Ok(count) => break count,
                 Err(error) if error.kind() == ErrorKind::Interrupted => {}
-                Err(source) => return Err(Failure::Io { action: "read", source }),
+                Err(source) => return Err(VisitFailure::Io { action: "read", source }),
             }
         };
         self.left -= count as u64;
@@ -265,32 +272,32 @@ impl OpenFile {
     }
 
     /// A writer that came while the content was read would have left another size or time.
-    fn verify_unchanged(&self) -> Result<(), Failure> {
-        let now = fstat(&self.file).map_err(Failure::io("stat"))?;
+    fn verify_unchanged(&self) -> Result<(), VisitFailure> {
+        let now = fstat(&self.file).map_err(VisitFailure::io("stat"))?;
         let before = &self.stat;
         let same = now.st_size == before.st_size
             && now.st_mtime == before.st_mtime
             && now.st_mtime_nsec == before.st_mtime_nsec;
-        if same { Ok(()) } else { Err(Failure::Changed("changed while being read")) }
+        if same { Ok(()) } else { Err(VisitFailure::Changed("changed while being read")) }
     }
 }
 
-fn current(levels: &[Level]) -> Result<&OwnedFd, Failure> {
+fn current(levels: &[Level]) -> Result<&OwnedFd, VisitFailure> {
     let fd = levels.last().and_then(|level| level.fd.as_ref());
     Ok(fd.expect("the walk is in a directory, and the innermost is always open"))
 }
 
-fn xattrs_of_name(levels: &[Level], reader: &mut XattrReader, name: &CStr) -> Result<Xattrs, Failure> {
+fn xattrs_of_name(levels: &[Level], reader: &mut XattrReader, name: &CStr) -> Result<Xattrs, VisitFailure> {
     reader.of_name(current(levels)?, name)
 }
 
 /// The names in a directory, in no order.
-fn list(fd: &OwnedFd) -> Result<Vec<CString>, Failure> {
+fn list(fd: &OwnedFd) -> Result<Vec<CString>, VisitFailure> {
     let mut buffer = Vec::with_capacity(LIST_BUFFER_BYTES);
     let mut listing = RawDir::new(fd, buffer.spare_capacity_mut());
     let mut names = Vec::new();
     while let Some(entry) = listing.next() {
-        let entry = entry.map_err(Failure::io("list"))?;
+        let entry = entry.map_err(VisitFailure::io("list"))?;
         let name = entry.file_name();
         if !matches!(name.to_bytes(), b"." | b"..") {
             names.push(name.to_owned());

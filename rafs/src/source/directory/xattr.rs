@@ -6,7 +6,7 @@ use std::os::fd::{AsFd, AsRawFd, BorrowedFd};
 use rustix::fs::{fgetxattr, flistxattr, lgetxattr, llistxattr};
 use rustix::io::{Errno, Result};
 
-use super::error::Failure;
+use super::error::VisitFailure;
 use crate::tree::Xattrs;
 
 /// Linux has at most this many bytes of attribute names a file, and of value an attribute.
@@ -24,7 +24,7 @@ impl XattrReader {
     }
 
     /// The attributes of an open file.
-    pub(super) fn of_descriptor(&mut self, fd: &impl AsFd) -> std::result::Result<Xattrs, Failure> {
+    pub(super) fn of_descriptor(&mut self, fd: &impl AsFd) -> std::result::Result<Xattrs, VisitFailure> {
         self.read(|names| flistxattr(fd, names), |name, value| fgetxattr(fd, name, value))
     }
 
@@ -33,7 +33,7 @@ impl XattrReader {
         &mut self,
         directory: &impl AsFd,
         name: &CStr,
-    ) -> std::result::Result<Xattrs, Failure> {
+    ) -> std::result::Result<Xattrs, VisitFailure> {
         // The calls that take a directory's descriptor and a name, getxattrat and its like, are as new as Linux 6.13.
         let path = path_through(directory.as_fd(), name);
         let path = path.as_slice();
@@ -44,13 +44,13 @@ impl XattrReader {
         &mut self,
         list: impl FnOnce(&mut [u8]) -> Result<usize>,
         get: impl Fn(&CStr, &mut [u8]) -> Result<usize>,
-    ) -> std::result::Result<Xattrs, Failure> {
+    ) -> std::result::Result<Xattrs, VisitFailure> {
         let mut xattrs = Xattrs::new();
         let length = match list(&mut self.names) {
             Ok(length) => length,
             // The file system has none.
             Err(Errno::OPNOTSUPP) => 0,
-            Err(errno) => return Err(Failure::io("list the extended attributes of")(errno)),
+            Err(errno) => return Err(VisitFailure::io("list the extended attributes of")(errno)),
         };
         for name in self.names[..length].split_inclusive(|&byte| byte == 0) {
             let Ok(name) = CStr::from_bytes_with_nul(name) else { continue };
@@ -58,7 +58,7 @@ impl XattrReader {
                 Ok(length) => drop(xattrs.insert(name.to_bytes().into(), self.value[..length].into())),
                 // Removed since, or not for this process to read.
                 Err(Errno::NODATA | Errno::ACCESS | Errno::PERM) => {}
-                Err(errno) => return Err(Failure::io("read an extended attribute of")(errno)),
+                Err(errno) => return Err(VisitFailure::io("read an extended attribute of")(errno)),
             }
         }
         Ok(xattrs)

@@ -30,7 +30,7 @@ pub(super) const BLOCK_BYTES: usize = 512;
 
 /// The dialect of a header.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
-enum Format {
+enum Dialect {
     /// Unix version 7: no device numbers, no prefix.
     V7,
     /// POSIX ustar and PAX.
@@ -42,20 +42,20 @@ enum Format {
 }
 
 /// A header block.
-pub(super) struct Header {
+pub(super) struct HeaderBlock {
     block: [u8; BLOCK_BYTES],
-    format: Format,
+    format: Dialect,
 }
 
-impl Header {
+impl HeaderBlock {
     /// Takes a block that is not all zeros.
     pub(super) fn parse(block: [u8; BLOCK_BYTES]) -> Result<Self, Problem> {
         verify_checksum(&block)?;
         let format = match &block[257..265] {
-            [b'u', b's', b't', b'a', b'r', b' ', b' ', 0] => Format::Gnu,
-            [b'u', b's', b't', b'a', b'r', 0, ..] if &block[508..] == b"tar\0" => Format::Star,
-            [b'u', b's', b't', b'a', b'r', 0, ..] => Format::Ustar,
-            _ => Format::V7,
+            [b'u', b's', b't', b'a', b'r', b' ', b' ', 0] => Dialect::Gnu,
+            [b'u', b's', b't', b'a', b'r', 0, ..] if &block[508..] == b"tar\0" => Dialect::Star,
+            [b'u', b's', b't', b'a', b'r', 0, ..] => Dialect::Ustar,
+            _ => Dialect::V7,
         };
         Ok(Self { block, format })
     }
@@ -68,9 +68,9 @@ impl Header {
     pub(super) fn path(&self) -> Vec<u8> {
         let name = until_nul(&self.block[..100]);
         let prefix = match self.format {
-            Format::Ustar => until_nul(&self.block[345..500]),
-            Format::Star => until_nul(&self.block[345..476]),
-            Format::V7 | Format::Gnu => b"",
+            Dialect::Ustar => until_nul(&self.block[345..500]),
+            Dialect::Star => until_nul(&self.block[345..476]),
+            Dialect::V7 | Dialect::Gnu => b"",
         };
         if prefix.is_empty() { name.to_vec() } else { [prefix, b"/", name].concat() }
     }
@@ -104,16 +104,16 @@ impl Header {
     }
 
     pub(super) fn device_major(&self) -> Result<u32, Problem> {
-        if self.format == Format::V7 { Ok(0) } else { self.unsigned_32("devmajor", 329) }
+        if self.format == Dialect::V7 { Ok(0) } else { self.unsigned_32("devmajor", 329) }
     }
 
     pub(super) fn device_minor(&self) -> Result<u32, Problem> {
-        if self.format == Format::V7 { Ok(0) } else { self.unsigned_32("devminor", 337) }
+        if self.format == Dialect::V7 { Ok(0) } else { self.unsigned_32("devminor", 337) }
     }
 
     /// Whether this is GNU's dialect, which alone has the following fields.
     pub(super) fn is_gnu(&self) -> bool {
-        self.format == Format::Gnu
+        self.format == Dialect::Gnu
     }
 
     /// GNU's first segments of a sparse file, undecoded.

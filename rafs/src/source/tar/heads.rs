@@ -2,7 +2,7 @@
 //! files are read where they lie. [`super::TarSource`] reads layers by the same headers and records.
 
 use super::error::Problem;
-use super::header::{Header, until_nul};
+use super::header::{HeaderBlock, until_nul};
 use super::pax::{MAX_HEADER_BYTES, Numbers, Records};
 
 /// The unit of a tar stream, in bytes.
@@ -68,7 +68,7 @@ impl Heads {
         if block.iter().all(|&byte| byte == 0) {
             return Ok(Head::End);
         }
-        let header = Header::parse(block)?;
+        let header = HeaderBlock::parse(block)?;
         let typeflag = header.typeflag();
         if matches!(typeflag, b'x' | b'g' | b'L' | b'K') {
             let size = header.size()?;

@@ -29,7 +29,7 @@ use std::io::{self, Read};
 
 pub use error::{Problem, TarError};
 
-use self::header::{BLOCK_BYTES, Header, until_nul};
+use self::header::{BLOCK_BYTES, HeaderBlock, until_nul};
 use self::input::Input;
 use self::pax::{MAX_HEADER_BYTES, Numbers, Records};
 use self::sparse::Segment;
@@ -44,7 +44,7 @@ const MAX_NAME_BYTES: u64 = 1 << 20;
 pub struct TarSource<R> {
     input: Input<Decompressor<R>>,
     global: Numbers,
-    content: Content,
+    content: EntryContent,
     /// The current entry's name, for messages; empty while it is not known.
     name: Vec<u8>,
     ended: bool,
@@ -52,7 +52,7 @@ pub struct TarSource<R> {
 
 /// What is left of the current entry's content.
 #[derive(Default)]
-struct Content {
+struct EntryContent {
     /// Bytes left in the stream.
     stored: u64,
     /// Bytes behind them up to the next block.
@@ -71,20 +71,20 @@ struct SparseContent {
 }
 
 /// An error before the place is added to it.
-enum Failure {
+enum ReadFailure {
     /// Wrong at the current position.
     Here(Problem),
     /// Wrong at an earlier position.
     At(u64, Problem),
 }
 
-impl From<Problem> for Failure {
+impl From<Problem> for ReadFailure {
     fn from(problem: Problem) -> Self {
         Self::Here(problem)
     }
 }
 
-impl From<io::Error> for Failure {
+impl From<io::Error> for ReadFailure {
     fn from(error: io::Error) -> Self {
         Self::Here(Problem::Io(error))
     }
@@ -136,23 +136,23 @@ impl<R: Read> TarSource<R> {
         Self {
             input: Input::new(input),
             global: Numbers::default(),
-            content: Content::default(),
+            content: EntryContent::default(),
             name: Vec::new(),
             ended: false,
         }
     }
 
     /// Adds place and name.
-    fn error(&mut self, failure: Failure) -> SourceError {
+    fn error(&mut self, failure: ReadFailure) -> SourceError {
         let (offset, problem) = match failure {
-            Failure::Here(problem) => (self.input.offset(), problem),
-            Failure::At(offset, problem) => (offset, problem),
+            ReadFailure::Here(problem) => (self.input.offset(), problem),
+            ReadFailure::At(offset, problem) => (offset, problem),
         };
         let entry = (!self.name.is_empty()).then(|| self.name.as_slice().into());
         TarError { offset, entry, problem }.into()
     }
 
-    fn step(&mut self) -> Result<Option<Entry>, Failure> {
+    fn step(&mut self) -> Result<Option<Entry>, ReadFailure> {
         self.finish_content()?;
         self.name.clear();
         let mut extensions =
@@ -162,10 +162,10 @@ impl<R: Read> TarSource<R> {
             let Some(header) = self.read_header()? else {
                 return match extensions.any {
                     false => Ok(None),
-                    true => Err(Failure::At(start, Problem::NoEntryAfterExtension)),
+                    true => Err(ReadFailure::At(start, Problem::NoEntryAfterExtension)),
                 };
             };
-            let size = || header.size().map_err(|problem| Failure::At(start, problem));
+            let size = || header.size().map_err(|problem| ReadFailure::At(start, problem));
             match header.typeflag() {
                 b'x' | b'X' => self.read_records(size()?, &mut extensions.records)?,
                 b'g' => {
@@ -180,15 +180,18 @@ impl<R: Read> TarSource<R> {
                 }
                 b'K' => extensions.long_link = Some(self.read_long(size()?, "long link target")?),
                 b'A' | b'V' => {
-                    self.content = Content::stored(size()?);
+                    self.content = EntryContent::stored(size()?);
                     self.finish_content()?;
                     continue;
                 }
                 b'M' => {
-                    return Err(Failure::At(start, Problem::Unsupported("a continued volume (typeflag M)")));
+                    return Err(ReadFailure::At(
+                        start,
+                        Problem::Unsupported("a continued volume (typeflag M)"),
+                    ));
                 }
                 b'N' => {
-                    return Err(Failure::At(
+                    return Err(ReadFailure::At(
                         start,
                         Problem::Unsupported("an old GNU name list (typeflag N)"),
                     ));
@@ -200,7 +203,7 @@ impl<R: Read> TarSource<R> {
     }
 
     /// Reads a header block; `None` at the end of the archive, and then the stream is read to its end.
-    fn read_header(&mut self) -> Result<Option<Header>, Failure> {
+    fn read_header(&mut self) -> Result<Option<HeaderBlock>, ReadFailure> {
         let start = self.input.offset();
         let mut block = [0; BLOCK_BYTES];
         match self.input.read_full(&mut block)? {
@@ -211,15 +214,15 @@ impl<R: Read> TarSource<R> {
         if block == [0; BLOCK_BYTES] {
             let count = self.input.read_full(&mut block)?;
             if block[..count].iter().any(|&byte| byte != 0) {
-                return Err(Failure::At(start, Problem::LoneZeroBlock));
+                return Err(ReadFailure::At(start, Problem::LoneZeroBlock));
             }
             self.input.skip(u64::MAX)?;
             return Ok(None);
         }
-        Header::parse(block).map(Some).map_err(|problem| Failure::At(start, problem))
+        HeaderBlock::parse(block).map(Some).map_err(|problem| ReadFailure::At(start, problem))
     }
 
-    fn read_records(&mut self, size: u64, records: &mut Records) -> Result<(), Failure> {
+    fn read_records(&mut self, size: u64, records: &mut Records) -> Result<(), ReadFailure> {
         let (start, bytes) = self.read_extension(size, MAX_HEADER_BYTES, "PAX header")?;
         // Of two headers before one entry the second counts, as with other readers.
         *records = Records::new(self.global);
@@ -227,18 +230,20 @@ impl<R: Read> TarSource<R> {
         if let Some(name) = records.sparse.name.as_ref().or(records.path.as_ref()) {
             self.name.clone_from(name);
         }
-        result.map_err(|(position, problem)| Failure::At(start + position as u64, problem))
+        result.map_err(|(position, problem)| ReadFailure::At(start + position as u64, problem))
     }
 
-    fn read_global(&mut self, size: u64) -> Result<(), Failure> {
+    fn read_global(&mut self, size: u64) -> Result<(), ReadFailure> {
         let (start, bytes) = self.read_extension(size, MAX_HEADER_BYTES, "global PAX header")?;
-        self.global.add(&bytes).map_err(|(position, problem)| Failure::At(start + position as u64, problem))
+        self.global
+            .add(&bytes)
+            .map_err(|(position, problem)| ReadFailure::At(start + position as u64, problem))
     }
 
-    fn read_long(&mut self, size: u64, what: &'static str) -> Result<Vec<u8>, Failure> {
+    fn read_long(&mut self, size: u64, what: &'static str) -> Result<Vec<u8>, ReadFailure> {
         let (start, mut bytes) = self.read_extension(size, MAX_NAME_BYTES, what)?;
         bytes.truncate(until_nul(&bytes).len());
-        if bytes.is_empty() { Err(Failure::At(start, Problem::NoName)) } else { Ok(bytes) }
+        if bytes.is_empty() { Err(ReadFailure::At(start, Problem::NoName)) } else { Ok(bytes) }
     }
 
     /// Reads the content of an extension header and its padding. Says where it started.
@@ -247,7 +252,7 @@ impl<R: Read> TarSource<R> {
         size: u64,
         limit: u64,
         what: &'static str,
-    ) -> Result<(u64, Vec<u8>), Failure> {
+    ) -> Result<(u64, Vec<u8>), ReadFailure> {
         let start = self.input.offset();
         if size > limit {
             return Err(Problem::TooLong { what, size, limit }.into());
@@ -258,13 +263,13 @@ impl<R: Read> TarSource<R> {
         if count < size {
             return Err(truncated(size - count, what));
         }
-        self.content = Content { padding: padding(size), ..Content::default() };
+        self.content = EntryContent { padding: padding(size), ..EntryContent::default() };
         self.finish_content()?;
         Ok((start, bytes))
     }
 
     /// Skips what is left of the current entry.
-    fn finish_content(&mut self) -> Result<(), Failure> {
+    fn finish_content(&mut self) -> Result<(), ReadFailure> {
         let content = std::mem::take(&mut self.content);
         let skipped = self.input.skip(content.stored)?;
         if skipped < content.stored {
@@ -276,8 +281,13 @@ impl<R: Read> TarSource<R> {
     }
 
     /// Makes an entry of its own header and those before it.
-    fn entry(&mut self, start: u64, header: &Header, extensions: Extensions) -> Result<Entry, Failure> {
-        let at = |problem| Failure::At(start, problem);
+    fn entry(
+        &mut self,
+        start: u64,
+        header: &HeaderBlock,
+        extensions: Extensions,
+    ) -> Result<Entry, ReadFailure> {
+        let at = |problem| ReadFailure::At(start, problem);
         let Extensions { mut records, long_name, long_link, .. } = extensions;
         let sparse_name = records.sparse.name.take();
         let path = sparse_name.or(records.path.take()).or(long_name).unwrap_or_else(|| header.path());
@@ -294,7 +304,7 @@ impl<R: Read> TarSource<R> {
             b'6' => EntryKind::Fifo,
             typeflag => {
                 let stored = records.numbers.size.map_or_else(|| header.size(), Ok).map_err(at)?;
-                self.content = Content::stored(stored);
+                self.content = EntryContent::stored(stored);
                 let size = self.prepare_sparse(start, header, &mut records)?.unwrap_or(stored);
                 // `D` is GNU's directory with a list of its entries as content, which is passed over.
                 if typeflag == b'D' || path.ends_with(b"/") {
@@ -319,10 +329,10 @@ impl<R: Read> TarSource<R> {
     fn prepare_sparse(
         &mut self,
         start: u64,
-        header: &Header,
+        header: &HeaderBlock,
         records: &mut Records,
-    ) -> Result<Option<u64>, Failure> {
-        let at = |problem| Failure::At(start, problem);
+    ) -> Result<Option<u64>, ReadFailure> {
+        let at = |problem| ReadFailure::At(start, problem);
         let sparse = &mut records.sparse;
         let (segments, size) = match (header.typeflag(), sparse.major, sparse.minor) {
             (b'S', ..) if header.is_gnu() => {
@@ -351,7 +361,7 @@ impl<R: Read> TarSource<R> {
     }
 
     /// Reads a block that belongs to the current header.
-    fn read_block(&mut self, within: &'static str) -> Result<[u8; BLOCK_BYTES], Failure> {
+    fn read_block(&mut self, within: &'static str) -> Result<[u8; BLOCK_BYTES], ReadFailure> {
         let mut block = [0; BLOCK_BYTES];
         match self.input.read_full(&mut block)? {
             BLOCK_BYTES => Ok(block),
@@ -360,13 +370,13 @@ impl<R: Read> TarSource<R> {
     }
 
     /// Reads a block of the current content.
-    fn read_stored_block(&mut self) -> Result<[u8; BLOCK_BYTES], Failure> {
+    fn read_stored_block(&mut self) -> Result<[u8; BLOCK_BYTES], ReadFailure> {
         let left = self.content.stored.checked_sub(BLOCK_BYTES as u64);
         self.content.stored = left.ok_or(Problem::Sparse("the map does not end within the content"))?;
         self.read_block("the map of a sparse file")
     }
 
-    fn read_content(&mut self, buf: &mut [u8]) -> Result<usize, Failure> {
+    fn read_content(&mut self, buf: &mut [u8]) -> Result<usize, ReadFailure> {
         let limit = match &self.content.sparse {
             None => self.content.stored,
             Some(sparse) => match sparse.next_run() {
@@ -390,7 +400,7 @@ impl<R: Read> TarSource<R> {
     }
 }
 
-impl Content {
+impl EntryContent {
     /// Content of `size` bytes without holes.
     fn stored(size: u64) -> Self {
         Self { stored: size, padding: padding(size), sparse: None }
@@ -423,7 +433,7 @@ impl SparseContent {
     }
 }
 
-fn metadata(header: &Header, records: Records) -> Result<Metadata, Problem> {
+fn metadata(header: &HeaderBlock, records: Records) -> Result<Metadata, Problem> {
     let Numbers { uid, gid, mtime, .. } = records.numbers;
     Ok(Metadata {
         permissions: header.permissions()?,
@@ -437,7 +447,7 @@ fn metadata(header: &Header, records: Records) -> Result<Metadata, Problem> {
     })
 }
 
-fn device(header: &Header) -> Result<DeviceNumber, Problem> {
+fn device(header: &HeaderBlock) -> Result<DeviceNumber, Problem> {
     Ok(DeviceNumber { major: header.device_major()?, minor: header.device_minor()? })
 }
 
@@ -450,6 +460,6 @@ fn clamp(length: usize, limit: u64) -> usize {
     usize::try_from(limit).map_or(length, |limit| length.min(limit))
 }
 
-fn truncated(missing: u64, within: &'static str) -> Failure {
-    Failure::Here(Problem::Truncated { missing, within })
+fn truncated(missing: u64, within: &'static str) -> ReadFailure {
+    ReadFailure::Here(Problem::Truncated { missing, within })
 }

@@ -5,7 +5,7 @@
 //! list segments in order, and the stored content is the segments' data one after the other.
 
 use super::error::Problem;
-use super::header::{BLOCK_BYTES, Header, number};
+use super::header::{BLOCK_BYTES, HeaderBlock, number};
 use super::pax::decimal;
 
 /// The most segments of one file that are read; they take 16 MiB of memory.
@@ -23,7 +23,7 @@ pub(super) struct Segment {
 /// Reads the old GNU format's map: four segments in the header, 21 in each block that follows. `next_block` gives those
 /// blocks.
 pub(super) fn old_gnu_map<E: From<Problem>>(
-    header: &Header,
+    header: &HeaderBlock,
     mut next_block: impl FnMut() -> Result<[u8; BLOCK_BYTES], E>,
 ) -> Result<Vec<Segment>, E> {
     let mut segments = Vec::new();

@@ -1,17 +1,17 @@
 //! The blob tables.
 
-use super::super::data::Data;
-use super::super::{At, ReadError};
 use crate::blob::{Blob, BlobIndex};
+use crate::bootstrap::read::data::Data;
+use crate::bootstrap::read::{At, ReadError};
 use crate::compress::Compressor;
 use crate::digest::DigestAlgorithm;
+use crate::layout::excess;
 use crate::layout::flags::{blob as features, superblock as flags};
-use crate::layout::v5::{BlobDetails, Superblock};
-use crate::layout::{MAX_CHUNKS, MAX_STORED_BYTES, MAX_UNCOMPRESSED_BYTES};
+use crate::layout::v5::{BlobDetails, RafsSuperblock};
 
 const WHAT: &str = "blob table";
 
-pub(super) fn read(data: &Data, sb: &Superblock) -> Result<Vec<(Blob, u32)>, ReadError> {
+pub(super) fn read(data: &Data, sb: &RafsSuperblock) -> Result<Vec<(Blob, u32)>, ReadError> {
     let size = u64::from(sb.blob_table_size.get());
     let offset = if size == 0 { 0 } else { sb.blob_table_offset.get() };
     let ids = ids(data.bytes(WHAT, offset, size)?);
@@ -53,7 +53,11 @@ fn ids(mut table: &[u8]) -> Option<Vec<crate::digest::Digest>> {
     Some(ids)
 }
 
-fn blob(id: crate::digest::Digest, details: &BlobDetails, sb: &Superblock) -> Result<(Blob, u32), ReadError> {
+fn blob(
+    id: crate::digest::Digest,
+    details: &BlobDetails,
+    sb: &RafsSuperblock,
+) -> Result<(Blob, u32), ReadError> {
     let bits = details.features.get();
     let unsupported = [
         (features::ENCRYPTED, "an encrypted blob (AES-128-XTS)"),
@@ -73,14 +77,11 @@ fn blob(id: crate::digest::Digest, details: &BlobDetails, sb: &Superblock) -> Re
         _ if flags & flags::HASH_SHA256 != 0 => DigestAlgorithm::Sha256,
         _ => DigestAlgorithm::Blake3,
     };
-    if details.uncompressed_size.get() > MAX_UNCOMPRESSED_BYTES
-        || details.compressed_size.get() > MAX_STORED_BYTES
-    {
-        let expected = "at most 2^40 stored and 2^44 uncompressed bytes";
-        return Err(ReadError::corrupt(WHAT, At::Byte(0), expected));
-    }
-    if details.chunk_count.get() > MAX_CHUNKS {
-        return Err(ReadError::corrupt(WHAT, At::Byte(0), "at most 2^24 chunks"));
+    let (chunks, stored) = (details.chunk_count.get(), details.compressed_size.get());
+    let uncompressed = details.uncompressed_size.get();
+    if let Some(expected) = excess(chunks, stored, uncompressed) {
+        let found = format_args!("{chunks} chunks, {stored} and {uncompressed} bytes");
+        return Err(ReadError::corrupt(WHAT, At::Byte(0), expected).found(found));
     }
     let blob = Blob {
         id: Some(id),

@@ -2,19 +2,26 @@
 
 use std::cmp::Ordering;
 
-use super::super::data::Data;
-use super::super::{DirectoryEntry, Nid, ReadError};
-use super::Layout;
+use super::RafsV5;
 use super::inode::Record;
-use crate::layout::v5::Inode as RawInode;
+use crate::bootstrap::read::data::Data;
+use crate::bootstrap::read::format::Directories;
+use crate::bootstrap::read::{Directory, DirectoryEntry, Nid, ReadError};
+use crate::layout::v5::InodeRecord;
 
-impl Layout {
-    pub(in super::super) fn lookup(
+impl RafsV5 {
+    fn child<'a>(
         &self,
-        data: &Data,
-        directory: Nid,
-        name: &[u8],
-    ) -> Result<Option<Nid>, ReadError> {
+        data: &'a Data,
+        directory: &Record<'_>,
+        position: u32,
+    ) -> Result<Record<'a>, ReadError> {
+        self.record(data, u64::from(directory.raw.child_index.get()) + u64::from(position))
+    }
+}
+
+impl Directories for RafsV5 {
+    fn lookup(&self, data: &Data, directory: Nid, name: &[u8]) -> Result<Option<Nid>, ReadError> {
         let record = self.first(data, directory)?.expect_directory()?;
         if name == b"." {
             return Ok(Some(directory));
@@ -37,51 +44,40 @@ impl Layout {
         Ok(None)
     }
 
-    fn child<'a>(
-        &self,
-        data: &'a Data,
-        directory: &Record<'_>,
-        position: u32,
-    ) -> Result<Record<'a>, ReadError> {
-        self.record(data, u64::from(directory.raw.child_index.get()) + u64::from(position))
-    }
-
-    pub(in super::super) fn read_dir<'a>(
+    fn read_dir<'a>(
         &'a self,
         data: &'a Data,
         directory: Nid,
         offset: u64,
     ) -> Result<Directory<'a>, ReadError> {
         let record = self.first(data, directory)?.expect_directory()?;
-        Ok(Directory { layout: self, data, record, position: offset })
+        Ok(Directory::new(RecordEntries { format: self, data, record, position: offset }))
     }
 
-    /// The least number of bytes that the entries of a directory take.
-    pub(in super::super) fn directory_size(&self, data: &Data, directory: Nid) -> Result<u64, ReadError> {
+    fn directory_size(&self, data: &Data, directory: Nid) -> Result<u64, ReadError> {
         let record = self.first(data, directory)?.expect_directory()?;
-        Ok(u64::from(record.raw.child_count.get()) * size_of::<RawInode>() as u64)
+        Ok(u64::from(record.raw.child_count.get()) * size_of::<InodeRecord>() as u64)
     }
 }
 
 /// The entries of a directory. An offset is the number of the entry.
-#[derive(Clone, Debug)]
-pub(in super::super) struct Directory<'a> {
-    layout: &'a Layout,
+struct RecordEntries<'a> {
+    format: &'a RafsV5,
     data: &'a Data,
     record: Record<'a>,
     position: u64,
 }
 
-impl<'a> Directory<'a> {
+impl<'a> RecordEntries<'a> {
     fn step(&mut self, position: u32) -> Result<DirectoryEntry<'a>, ReadError> {
-        let child = self.layout.child(self.data, &self.record, position)?;
+        let child = self.format.child(self.data, &self.record, position)?;
         self.position += 1;
         let nid = Nid(child.raw.ino.get());
         Ok(DirectoryEntry { nid, name: child.name()?, kind: child.kind, next_offset: self.position })
     }
 }
 
-impl<'a> Iterator for Directory<'a> {
+impl<'a> Iterator for RecordEntries<'a> {
     type Item = Result<DirectoryEntry<'a>, ReadError>;
 
     fn next(&mut self) -> Option<Self::Item> {

@@ -1,19 +1,20 @@
 //! Inode records.
 
-use super::super::data::Data;
-use super::super::{At, Inode, Nid, ReadError};
-use super::Layout;
+use super::RafsV5;
+use crate::bootstrap::read::data::Data;
+use crate::bootstrap::read::format::Inodes;
+use crate::bootstrap::read::{At, Inode, Nid, ReadError};
 use crate::layout::chunk_table::ChunkEntry;
-use crate::layout::v5::{ALIGNMENT, Inode as RawInode, inode_flags};
+use crate::layout::v5::{ALIGNMENT, InodeRecord, inode_flags};
 use crate::layout::v6::FileType;
 use crate::layout::{MAX_NAME_BYTES, MAX_PATH_BYTES, is_name};
 use crate::tree::{DeviceNumber, Time, Xattrs};
 
 /// An inode record, and where it is.
 #[derive(Clone, Copy, Debug)]
-pub(in super::super) struct Record<'a> {
-    pub(in super::super) raw: &'a RawInode,
-    pub(in super::super) kind: FileType,
+pub(super) struct Record<'a> {
+    pub(super) raw: &'a InodeRecord,
+    pub(super) kind: FileType,
     data: &'a Data,
     offset: u64,
     index: u64,
@@ -34,12 +35,12 @@ impl<'a> Record<'a> {
     }
 
     /// Where it is, in bytes.
-    pub(in super::super) fn offset(&self) -> u64 {
+    pub(super) fn offset(&self) -> u64 {
         self.offset
     }
 
     fn behind_inode(&self) -> u64 {
-        self.offset + size_of::<RawInode>() as u64
+        self.offset + size_of::<InodeRecord>() as u64
     }
 
     pub(super) fn name(&self) -> Result<&'a [u8], ReadError> {
@@ -73,7 +74,7 @@ impl<'a> Record<'a> {
     }
 
     /// The chunks of a regular file.
-    pub(in super::super) fn chunks(&self) -> Result<&'a [ChunkEntry], ReadError> {
+    pub(super) fn chunks(&self) -> Result<&'a [ChunkEntry], ReadError> {
         if self.kind != FileType::Regular {
             return Err(ReadError::NotAFile(Nid(self.raw.ino.get())));
         }
@@ -87,15 +88,15 @@ impl<'a> Record<'a> {
     }
 }
 
-impl Layout {
+impl RafsV5 {
     /// The record of an index, counted from 1.
-    pub(in super::super) fn record<'a>(&self, data: &'a Data, index: u64) -> Result<Record<'a>, ReadError> {
+    pub(super) fn record<'a>(&self, data: &'a Data, index: u64) -> Result<Record<'a>, ReadError> {
         let corrupt = |expected| ReadError::corrupt("inode", At::Number(index), expected);
         let position = index.checked_sub(1).and_then(|position| usize::try_from(position).ok());
         let entry = position.and_then(|position| self.inode_table(data).ok()?.get(position));
         let entry = entry.ok_or(corrupt("an index in the inode table"))?;
         let offset = u64::from(entry.get()) * ALIGNMENT;
-        let raw: &RawInode = data.view("inode", offset)?;
+        let raw: &InodeRecord = data.view("inode", offset)?;
         let mode = u16::try_from(raw.mode.get()).map_err(|_| corrupt("a mode of 16 bits"))?;
         let kind = FileType::of_mode(mode).ok_or(corrupt("a known file type"))?;
         Ok(Record { raw, kind, data, offset, index })
@@ -109,8 +110,10 @@ impl Layout {
         }
         Ok(record)
     }
+}
 
-    pub(in super::super) fn inode(&self, data: &Data, nid: Nid) -> Result<Inode, ReadError> {
+impl Inodes for RafsV5 {
+    fn inode(&self, data: &Data, nid: Nid) -> Result<Inode, ReadError> {
         let record = self.first(data, nid)?;
         let raw = record.raw;
         let device = matches!(record.kind, FileType::CharDevice | FileType::BlockDevice);
@@ -134,12 +137,11 @@ impl Layout {
         })
     }
 
-    /// The bytes that an inode takes with its name and extended attributes.
-    pub(in super::super) fn inode_size(&self, data: &Data, nid: Nid) -> Result<u64, ReadError> {
+    fn inode_size(&self, data: &Data, nid: Nid) -> Result<u64, ReadError> {
         self.first(data, nid)?.stored_size()
     }
 
-    pub(in super::super) fn read_link<'a>(&self, data: &'a Data, nid: Nid) -> Result<&'a [u8], ReadError> {
+    fn read_link<'a>(&self, data: &'a Data, nid: Nid) -> Result<&'a [u8], ReadError> {
         let record = self.first(data, nid)?;
         if record.kind != FileType::Symlink {
             return Err(ReadError::NotASymlink(nid));
@@ -152,7 +154,7 @@ impl Layout {
         Ok(target)
     }
 
-    pub(in super::super) fn xattrs(&self, data: &Data, nid: Nid) -> Result<Xattrs, ReadError> {
+    fn xattrs(&self, data: &Data, nid: Nid) -> Result<Xattrs, ReadError> {
         let record = self.first(data, nid)?;
         let mut xattrs = Xattrs::new();
         let mut rest = record.xattrs()?.0;

@@ -1,20 +1,20 @@
 //! The blob table.
 
-use super::super::data::Data;
-use super::super::{At, ReadError};
 use crate::blob::{Blob, BlobIndex, MetaLocation};
+use crate::bootstrap::read::data::Data;
+use crate::bootstrap::read::{At, ReadError};
 use crate::compress::Compressor;
 use crate::digest::{Digest, DigestAlgorithm};
+use crate::layout::excess;
 use crate::layout::flags::blob as features;
 use crate::layout::toc::TAR_HEADER_SIZE;
-use crate::layout::v6::{BlobEntry, ExtensionSuperblock, Superblock, UNKNOWN_BLOB_ID};
-use crate::layout::{MAX_CHUNKS, MAX_STORED_BYTES, MAX_UNCOMPRESSED_BYTES};
+use crate::layout::v6::{BlobEntry, ErofsSuperblock, ExtensionSuperblock, UNKNOWN_BLOB_ID};
 
 const WHAT: &str = "blob table";
 
 pub(super) fn read(
     data: &Data,
-    sb: &Superblock,
+    sb: &ErofsSuperblock,
     extension: &ExtensionSuperblock,
 ) -> Result<Vec<(Blob, u32)>, ReadError> {
     let offset = extension.blob_table_offset.get();
@@ -58,14 +58,11 @@ fn blob(index: usize, entry: &BlobEntry, chunk_size: u32) -> Result<(Blob, u32),
     if entry.chunk_size.get() != chunk_size {
         return Err(corrupt("the image's chunk size").found(entry.chunk_size));
     }
-    if entry.chunk_count.get() > MAX_CHUNKS {
-        return Err(corrupt("at most 2^24 chunks").found(entry.chunk_count));
-    }
-    if entry.uncompressed_size.get() > MAX_UNCOMPRESSED_BYTES
-        || entry.compressed_size.get() > MAX_STORED_BYTES
-    {
-        return Err(corrupt("at most 2^40 stored and 2^44 uncompressed bytes")
-            .found(format_args!("{} and {}", entry.compressed_size, entry.uncompressed_size)));
+    let (chunks, stored) = (entry.chunk_count.get(), entry.compressed_size.get());
+    let uncompressed = entry.uncompressed_size.get();
+    if let Some(expected) = excess(chunks, stored, uncompressed) {
+        let found = format_args!("{chunks} chunks, {stored} and {uncompressed} bytes");
+        return Err(corrupt(expected).found(found));
     }
     let compressor = Compressor::from_number(entry.compressor.get()).map_err(ReadError::Unsupported)?;
     let digester =

@@ -1,13 +1,18 @@
-//! The chunk table.
+//! The chunk table, and the chunks of regular files.
 
+use std::ops::Range;
 use std::sync::OnceLock;
 
-use super::super::chunk_entry::decode;
-use super::super::data::Data;
-use super::super::{At, ReadError};
-use super::Layout;
+use super::RafsV6;
 use crate::blob::{Blob, BlobIndex, Chunk, ChunkIndex};
+use crate::bootstrap::read::chunk_entry::{decode, decode_of, entry_key};
+use crate::bootstrap::read::data::Data;
+use crate::bootstrap::read::format::{Chunks, DescribedChunks};
+use crate::bootstrap::read::pieces::{FileChunks, Pieces};
+use crate::bootstrap::read::{At, Nid, ReadError};
+use crate::layout::BLOCK_SIZE;
 use crate::layout::chunk_table::ChunkEntry;
+use crate::layout::v6::{CHUNK_FORMAT_INDEXES, CHUNK_FORMAT_SIZE_MASK, ChunkAddress, LAYOUT_CHUNKED};
 
 /// Where the table is, and the order of its entries once that was needed.
 #[derive(Debug)]
@@ -51,47 +56,50 @@ impl ChunkTable {
     }
 }
 
-fn entry_key(entry: &ChunkEntry) -> (u32, u32) {
-    (entry.blob_index.get(), entry.index.get())
-}
-
-impl Layout {
-    /// The table as it is stored.
-    pub(in super::super) fn chunk_entries<'a>(&self, data: &'a Data) -> Result<&'a [ChunkEntry], ReadError> {
-        self.chunks.entries(data)
-    }
-
-    pub(in super::super) fn has_chunk_table(&self) -> bool {
+impl Chunks for RafsV6 {
+    fn has_chunk_table(&self) -> bool {
         self.chunks.size > 0
     }
 
-    /// A chunk as the table has it. Of a batch member, index and offset in the batch are not known here and are 0.
-    pub(in super::super) fn chunk(
-        &self,
-        data: &Data,
-        of: &Blob,
-        blob: BlobIndex,
-        chunk: ChunkIndex,
-    ) -> Result<Chunk, ReadError> {
+    fn chunk(&self, data: &Data, of: &Blob, blob: BlobIndex, chunk: ChunkIndex) -> Result<Chunk, ReadError> {
         let entry = self.chunks.find(data, (u32::from(blob.0), chunk.0))?;
         let entry = entry.ok_or(ReadError::NoSuchChunk { blob: blob.0, chunk: chunk.0 })?;
         decode(entry, of, chunk)
     }
 
-    /// All chunks of the table, as [`Layout::chunk`] gives them.
-    pub(in super::super) fn table<'a>(
+    /// All chunks of the table.
+    fn described<'a>(&'a self, data: &'a Data, blobs: &'a [Blob]) -> Result<DescribedChunks<'a>, ReadError> {
+        let entries = self.chunks.entries(data)?.iter();
+        Ok(Box::new(entries.map(move |entry| decode_of(entry_key(entry), entry, blobs))))
+    }
+
+    fn pieces<'a>(
         &self,
         data: &'a Data,
-        blobs: &'a [Blob],
-    ) -> Result<
-        impl ExactSizeIterator<Item = Result<(BlobIndex, ChunkIndex, Chunk), ReadError>> + 'a,
-        ReadError,
-    > {
-        Ok(self.chunks.entries(data)?.iter().map(move |entry| {
-            let (blob, index) = entry_key(entry);
-            let blob = u8::try_from(blob).unwrap_or(u8::MAX);
-            let of = blobs.get(usize::from(blob)).ok_or(ReadError::NoSuchBlob(blob))?;
-            Ok((BlobIndex(blob), ChunkIndex(index), decode(entry, of, ChunkIndex(index))?))
-        }))
+        nid: Nid,
+        range: Range<u64>,
+        blobs: usize,
+    ) -> Result<Pieces<'a>, ReadError> {
+        let chunk_size = self.summary.chunk_size;
+        let inode = self.raw_inode(data, nid)?.expect_file()?;
+        if inode.size == 0 {
+            return Ok(Pieces::new(nid, FileChunks::Addresses(&[]), chunk_size, (0, 0), blobs));
+        }
+        if inode.layout() != LAYOUT_CHUNKED || inode.union & CHUNK_FORMAT_INDEXES == 0 {
+            return Err(inode.corrupt("a regular file made of chunks"));
+        }
+        // A file of contiguous chunks says it has one large chunk, for EROFS. All addresses are there nevertheless.
+        let bits = (inode.union & CHUNK_FORMAT_SIZE_MASK) + BLOCK_SIZE.trailing_zeros();
+        if bits < chunk_size.trailing_zeros() {
+            return Err(inode.corrupt("chunks of the image's chunk size or more"));
+        }
+        let count = inode.size.div_ceil(u64::from(chunk_size));
+        let start = inode.behind().checked_next_multiple_of(size_of::<ChunkAddress>() as u64);
+        let start = start.ok_or(inode.corrupt("chunk addresses within the bootstrap"))?;
+        let size = count.checked_mul(size_of::<ChunkAddress>() as u64);
+        let size = size.ok_or(inode.corrupt("chunk addresses within the bootstrap"))?;
+        let addresses = data.table("chunk addresses", start, size)?;
+        let range = (range.start, range.end.min(inode.size));
+        Ok(Pieces::new(nid, FileChunks::Addresses(addresses), chunk_size, range, blobs))
     }
 }

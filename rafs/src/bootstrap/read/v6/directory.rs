@@ -2,20 +2,21 @@
 
 use std::cmp::Ordering;
 
-use super::super::data::Data;
-use super::super::{At, DirectoryEntry, Nid, ReadError};
-use super::Layout;
+use super::RafsV6;
 use super::inode::RawInode;
-use crate::layout::v6::{DirectoryEntry as RawEntry, FileType};
+use crate::bootstrap::read::data::Data;
+use crate::bootstrap::read::format::Directories;
+use crate::bootstrap::read::{At, Directory, DirectoryEntry, Nid, ReadError};
+use crate::layout::v6::{Dirent, FileType};
 use crate::layout::{BLOCK_SIZE, is_name};
 
-const ENTRY_SIZE: usize = size_of::<RawEntry>();
+const ENTRY_SIZE: usize = size_of::<Dirent>();
 
 /// One block of a directory: entries, then their names.
 #[derive(Clone, Copy, Debug)]
 struct Block<'a> {
     bytes: &'a [u8],
-    entries: &'a [RawEntry],
+    entries: &'a [Dirent],
     directory: Nid,
 }
 
@@ -25,7 +26,7 @@ impl<'a> Block<'a> {
         let start = index.checked_mul(BLOCK_SIZE).filter(|start| *start < directory.size);
         let start = start.ok_or(corrupt("a block within the directory"))?;
         let bytes = directory.content(data, start, (directory.size - start).min(BLOCK_SIZE))?;
-        let (first, _) = zerocopy::Ref::<&[u8], RawEntry>::from_prefix(bytes)
+        let (first, _) = zerocopy::Ref::<&[u8], Dirent>::from_prefix(bytes)
             .map_err(|_| corrupt("at least one entry a block"))?;
         let names = usize::from(first.name_offset.get());
         let entries =
@@ -52,14 +53,9 @@ impl<'a> Block<'a> {
     }
 }
 
-impl Layout {
-    pub(in super::super) fn lookup(
-        &self,
-        data: &Data,
-        directory: Nid,
-        name: &[u8],
-    ) -> Result<Option<Nid>, ReadError> {
-        let inode = self.inode(data, directory)?.expect_directory()?;
+impl Directories for RafsV6 {
+    fn lookup(&self, data: &Data, directory: Nid, name: &[u8]) -> Result<Option<Nid>, ReadError> {
+        let inode = self.raw_inode(data, directory)?.expect_directory()?;
         let (mut low, mut high) = (0, inode.size.div_ceil(BLOCK_SIZE));
         // Finds the last block whose first name is not greater.
         let mut candidate = None;
@@ -88,21 +84,24 @@ impl Layout {
         Ok(None)
     }
 
-    pub(in super::super) fn read_dir<'a>(
-        &self,
+    fn read_dir<'a>(
+        &'a self,
         data: &'a Data,
         directory: Nid,
         offset: u64,
     ) -> Result<Directory<'a>, ReadError> {
-        let inode = self.inode(data, directory)?.expect_directory()?;
+        let inode = self.raw_inode(data, directory)?.expect_directory()?;
         let (index, entry) = (offset / BLOCK_SIZE, (offset % BLOCK_SIZE) as usize);
-        Ok(Directory { data, inode, nid: directory, index, entry, block: None })
+        Ok(Directory::new(BlockEntries { data, inode, nid: directory, index, entry, block: None }))
+    }
+
+    fn directory_size(&self, data: &Data, directory: Nid) -> Result<u64, ReadError> {
+        Ok(self.raw_inode(data, directory)?.size)
     }
 }
 
 /// The entries of a directory. An offset is the block's number times 4,096 plus the entry's number in it.
-#[derive(Clone, Debug)]
-pub(in super::super) struct Directory<'a> {
+struct BlockEntries<'a> {
     data: &'a Data,
     inode: RawInode,
     nid: Nid,
@@ -111,7 +110,7 @@ pub(in super::super) struct Directory<'a> {
     block: Option<Block<'a>>,
 }
 
-impl<'a> Directory<'a> {
+impl<'a> BlockEntries<'a> {
     fn step(&mut self) -> Result<Option<DirectoryEntry<'a>>, ReadError> {
         while self.index < self.inode.size.div_ceil(BLOCK_SIZE) {
             let block = match self.block {
@@ -135,7 +134,7 @@ impl<'a> Directory<'a> {
     }
 }
 
-impl<'a> Iterator for Directory<'a> {
+impl<'a> Iterator for BlockEntries<'a> {
     type Item = Result<DirectoryEntry<'a>, ReadError>;
 
     fn next(&mut self) -> Option<Self::Item> {

@@ -1,8 +1,9 @@
 //! Inodes, extended attributes and symbolic links.
 
-use super::super::data::Data;
-use super::super::{At, Inode, Nid, ReadError};
-use super::Layout;
+use super::RafsV6;
+use crate::bootstrap::read::data::Data;
+use crate::bootstrap::read::format::Inodes;
+use crate::bootstrap::read::{At, Inode, Nid, ReadError};
 use crate::layout::v6::{
     CompactInode, ExtendedInode, FORMAT_EXTENDED, FileType, LAYOUT_INLINE, LAYOUT_PLAIN, SLOT_SIZE,
     XATTR_PREFIXES, XattrEntry, XattrHeader,
@@ -12,7 +13,7 @@ use crate::tree::{DeviceNumber, Time, Xattrs};
 
 /// A compact or extended inode.
 #[derive(Clone, Copy, Debug)]
-pub(in super::super) struct RawInode {
+pub(super) struct RawInode {
     nid: Nid,
     /// Where its extended attributes start.
     xattrs: u64,
@@ -37,7 +38,7 @@ impl RawInode {
     }
 
     /// Bytes of the inode and its extended attributes.
-    pub(in super::super) fn stored_size(&self) -> u64 {
+    fn stored_size(&self) -> u64 {
         self.xattrs_size + size_of::<CompactInode>() as u64
     }
 
@@ -62,9 +63,9 @@ impl RawInode {
         if self.kind == FileType::Regular { Ok(self) } else { Err(ReadError::NotAFile(self.nid)) }
     }
 
-    pub(in super::super) fn public(&self) -> Result<Inode, ReadError> {
+    fn public(&self) -> Inode {
         let device = matches!(self.kind, FileType::CharDevice | FileType::BlockDevice);
-        Ok(Inode {
+        Inode {
             kind: self.kind,
             size: if device { 0 } else { self.size },
             permissions: self.mode & 0o7777,
@@ -73,7 +74,7 @@ impl RawInode {
             mtime: self.mtime,
             nlink: self.links,
             rdev: if device { DeviceNumber::decode(self.union) } else { DeviceNumber::default() },
-        })
+        }
     }
 
     /// Content in the bootstrap, as directories and symbolic links have it: `len` bytes from `offset`, which is a
@@ -89,14 +90,14 @@ impl RawInode {
     }
 }
 
-impl Layout {
+impl RafsV6 {
     /// Where an inode is, in bytes.
-    pub(in super::super) fn inode_offset(&self, nid: Nid) -> Result<u64, ReadError> {
+    pub(super) fn inode_offset(&self, nid: Nid) -> Result<u64, ReadError> {
         let offset = nid.0.checked_mul(SLOT_SIZE).and_then(|offset| offset.checked_add(self.meta));
         offset.ok_or(ReadError::corrupt("inode", At::Number(nid.0), "an offset below 2^64"))
     }
 
-    pub(in super::super) fn inode(&self, data: &Data, nid: Nid) -> Result<RawInode, ReadError> {
+    pub(super) fn raw_inode(&self, data: &Data, nid: Nid) -> Result<RawInode, ReadError> {
         let offset = self.inode_offset(nid)?;
         let corrupt = |expected| ReadError::corrupt("inode", At::Inode(nid.0, offset), expected);
         let compact: &CompactInode = data.view("inode", offset)?;
@@ -136,9 +137,19 @@ impl Layout {
         }
         Ok(inode)
     }
+}
 
-    pub(in super::super) fn read_link<'a>(&self, data: &'a Data, nid: Nid) -> Result<&'a [u8], ReadError> {
-        let inode = self.inode(data, nid)?;
+impl Inodes for RafsV6 {
+    fn inode(&self, data: &Data, nid: Nid) -> Result<Inode, ReadError> {
+        Ok(self.raw_inode(data, nid)?.public())
+    }
+
+    fn inode_size(&self, data: &Data, nid: Nid) -> Result<u64, ReadError> {
+        Ok(self.raw_inode(data, nid)?.stored_size())
+    }
+
+    fn read_link<'a>(&self, data: &'a Data, nid: Nid) -> Result<&'a [u8], ReadError> {
+        let inode = self.raw_inode(data, nid)?;
         if inode.kind != FileType::Symlink {
             return Err(ReadError::NotASymlink(nid));
         }
@@ -152,8 +163,8 @@ impl Layout {
         Ok(target)
     }
 
-    pub(in super::super) fn xattrs(&self, data: &Data, nid: Nid) -> Result<Xattrs, ReadError> {
-        let inode = self.inode(data, nid)?;
+    fn xattrs(&self, data: &Data, nid: Nid) -> Result<Xattrs, ReadError> {
+        let inode = self.raw_inode(data, nid)?;
         let mut xattrs = Xattrs::new();
         if inode.xattrs_size == 0 {
             return Ok(xattrs);

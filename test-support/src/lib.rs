@@ -1,0 +1,16 @@
+//! What the tests of several crates share. It knows no crate of ours, so each may use it.
+//!
+//! - [`content`]: bytes for files;
+//! - [`archive`]: layers, as tar streams;
+//! - [`needs`](mod@needs): tests that not every machine can run.
+
+#![forbid(unsafe_code)]
+#![allow(clippy::unwrap_used, reason = "helpers of tests are tests: what they cannot do fails the test")]
+
+pub mod archive;
+pub mod content;
+pub mod needs;
+
+pub use archive::{gzip, tar_of};
+pub use content::{noise, text};
+pub use needs::{Need, has};
