@@ -6,6 +6,7 @@ use std::time::Duration;
 
 use registry::client::{Client, ClientConfig};
 use serde::{Deserialize, Serialize};
+use service::control::Server;
 use service::metrics::{MetricsError, MetricsListener};
 use service::{Access, BindError, Mode, TcpAddress, UnixAddress};
 use tokio::runtime::Handle;
@@ -13,7 +14,7 @@ use tokio_util::sync::CancellationToken;
 
 use crate::access::Accesses;
 use crate::cache::{BootId, Cache, CacheError};
-use crate::control::server::Server;
+use crate::control::server;
 use crate::front::FrontConfig;
 use crate::fuse::Rights;
 use crate::metrics;
@@ -208,13 +209,14 @@ pub async fn serve(config: DaemonConfig, shutdown: CancellationToken) -> Result<
     crate::sys::keep_large_buffers_mapped();
     let accesses = Arc::new(Accesses::new(Client::new(config.registry.clone())?));
     let access = Access { mode: config.socket_mode, group: config.socket_group.clone() };
-    let server = Server::bind(&config.socket, &access)?;
+    let server = Server::bind(config.socket.path(), &access)?;
     let (front, worker) = engine_config(&config.read, config.prefetch)?;
     let process = process_config(worker, &front, &config);
     let worker = RemoteWorker::new(process, Handle::current(), Arc::clone(&accesses));
     let engine = engine(&config.cache_dir, config.cache_quota_bytes, front, worker)?;
     let table = Arc::new(Table::new(engine, accesses, config.probe_arguments));
-    let stop = CancellationToken::new();
+    // A client may end it, and whoever runs it.
+    let stop = shutdown.child_token();
     tracing::info!(socket = %config.socket, cache = %config.cache_dir.display(), "daemon serves");
     if let Some(address) = config.metrics_listen {
         let scrapes = MetricsListener::bind(address).await?;
@@ -223,12 +225,13 @@ pub async fn serve(config: DaemonConfig, shutdown: CancellationToken) -> Result<
     }
     service::manager::ready();
     tokio::spawn(service::manager::keep_alive());
-    tokio::select! {
-        () = server.run(Arc::clone(&table), stop.clone()) => tracing::info!("a client asked the daemon to end"),
-        () = shutdown.cancelled() => tracing::info!("the daemon was told to end"),
+    server::serve(&server, &table, &stop).await;
+    if shutdown.is_cancelled() {
+        tracing::info!("the daemon was told to end");
+    } else {
+        tracing::info!("a client asked the daemon to end");
     }
     service::manager::stopping("leaving mounts that are held, unmounting the rest");
-    stop.cancel();
     drop(server);
     let detached = tokio::task::spawn_blocking(move || table.leave()).await;
     if let Err(panic) = detached {

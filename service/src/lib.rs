@@ -2,6 +2,7 @@
 //!
 //! - [`log`]: where log lines go without ever holding up or ending the process;
 //! - [`address`]: how addresses are written, on the command line and in the configuration;
+//! - [`control`]: sockets over which a process is told what to do, and is asked what it does;
 //! - [`limits`]: limits of the process;
 //! - [`line`](mod@line): lines over local sockets, which control sockets speak;
 //! - [`metrics`]: what a process counts, for Prometheus;
@@ -12,6 +13,7 @@
 #![forbid(unsafe_code)]
 
 pub mod address;
+pub mod control;
 pub mod limits;
 pub mod line;
 pub mod log;

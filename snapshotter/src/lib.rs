@@ -72,7 +72,7 @@ pub async fn serve(config: SnapshotterConfig, shutdown: CancellationToken) -> Re
         let (config, daemon) = (config.clone(), Arc::clone(&daemon));
         Arc::new(tasks::blocking(move || Snapshotter::open(&config, daemon, broker)).await?)
     };
-    let control = control::bind(&config.control_socket(), &config.control_access())?;
+    let control = ::service::control::Server::bind(&config.control_socket(), &config.control_access())?;
     // Ends the tasks below also if serving fails.
     let running = shutdown.child_token();
     let _stop = running.clone().drop_guard();

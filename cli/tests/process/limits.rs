@@ -38,7 +38,7 @@ fn without_descriptors_a_mount_is_an_error_and_whoever_touches_it_goes_on() {
             Err(error) => {
                 refused += 1;
                 // Not a bad image, which nobody would try again.
-                let failed = matches!(&error, ClientError::Daemon { kind: ErrorKind::Failed, message } if message.contains("open files"));
+                let failed = matches!(&error, ClientError::Reported { kind: ErrorKind::Failed, message, .. } if message.contains("open files"));
                 assert!(failed, "{error:?}");
                 let served: Vec<MountStatus> = node.daemon().mounts();
                 assert!(served.iter().all(|mount| mount.id != id), "{served:?}");

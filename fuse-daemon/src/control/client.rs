@@ -4,91 +4,37 @@ use std::os::fd::{BorrowedFd, OwnedFd};
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
-use service::line::{read_line, write_line};
-use tokio::net::UnixStream;
+use service::control;
 
 use super::protocol::{
-    Answer, BackendSpec, BlobId, BootstrapRequest, CachedStatus, Call, ErrorKind, HandedOut, Handover, Kept,
-    LINE_LIMIT, MountRequest, OLDEST_VERSION, Removed, Reply, Request, Status, VERSION, Verified,
+    Answer, BackendSpec, BlobId, BootstrapRequest, CachedStatus, DaemonProtocol, ErrorKind, HandedOut,
+    Handover, Kept, MountRequest, Removed, Request, Status, Verified,
 };
 
 /// How long a request may take unless the caller says otherwise: longer than the daemon's own wait for a busy mount.
 const DEADLINE: Duration = Duration::from_secs(30);
 
 /// Why a request to the daemon failed.
-#[derive(Debug, thiserror::Error)]
-pub enum ClientError {
-    /// The daemon does not run, or not with this socket.
-    #[error("cannot connect to the daemon's socket {}", socket.display())]
-    Connect {
-        /// The socket.
-        socket: PathBuf,
-        /// Why.
-        source: std::io::Error,
-    },
-    /// The connection broke.
-    #[error("connection to the daemon at {} broke", socket.display())]
-    Broken {
-        /// The socket.
-        socket: PathBuf,
-        /// Why.
-        source: std::io::Error,
-    },
-    /// No answer in time.
-    #[error("the daemon at {} did not answer within {deadline:?}", socket.display())]
-    Deadline {
-        /// The socket.
-        socket: PathBuf,
-        /// How long it was given.
-        deadline: Duration,
-    },
-    /// The answer is no message of this version, or not one to this request.
-    #[error("the daemon at {} answered what this client does not understand: {detail}", socket.display())]
-    Protocol {
-        /// The socket.
-        socket: PathBuf,
-        /// What is wrong with it.
-        detail: String,
-    },
-    /// The daemon could not do it.
-    #[error("the daemon reports: {message}")]
-    Daemon {
-        /// What kind of failure it is.
-        kind: ErrorKind,
-        /// What happened.
-        message: String,
-    },
-}
-
-impl ClientError {
-    /// Whether nobody listens on the socket: the daemon is not running.
-    pub fn is_not_running(&self) -> bool {
-        use std::io::ErrorKind::{ConnectionRefused, NotFound};
-        matches!(self, Self::Connect { source, .. } if matches!(source.kind(), ConnectionRefused | NotFound))
-    }
-}
+pub type ClientError = control::ClientError<ErrorKind>;
 
 /// Talks to a daemon. Holds no connection: each request makes one, so a client outlives restarts of the daemon.
 #[derive(Clone, Debug)]
-pub struct Client {
-    socket: PathBuf,
-    deadline: Duration,
-}
+pub struct Client(control::Client<DaemonProtocol>);
 
 impl Client {
     /// A client of the daemon that listens on `socket`.
     pub fn new(socket: impl Into<PathBuf>) -> Self {
-        Self { socket: socket.into(), deadline: DEADLINE }
+        Self(control::Client::new(socket, DEADLINE))
     }
 
     /// The same client with another deadline for each request (default 30 seconds).
     pub fn with_deadline(self, deadline: Duration) -> Self {
-        Self { deadline, ..self }
+        Self(self.0.with_deadline(deadline))
     }
 
     /// The daemon's socket.
     pub fn socket(&self) -> &Path {
-        &self.socket
+        self.0.socket()
     }
 
     /// Mounts an image and returns once it serves. Repeating the call is harmless, and adds backends that are new; the same
@@ -134,9 +80,9 @@ impl Client {
     ///
     /// [`ClientError`].
     pub async fn status(&self) -> Result<Status, ClientError> {
-        match self.call(Request::Status).await? {
+        match self.0.call(Request::Status).await? {
             Answer::Status(status) => Ok(status),
-            other => Err(self.unexpected(&other)),
+            other => Err(self.0.unexpected(&other)),
         }
     }
 
@@ -146,9 +92,9 @@ impl Client {
     ///
     /// [`ClientError`].
     pub async fn trace(&self, id: &str) -> Result<Vec<String>, ClientError> {
-        match self.call(Request::Trace { id: id.to_owned() }).await? {
+        match self.0.call(Request::Trace { id: id.to_owned() }).await? {
             Answer::Trace { paths } => Ok(paths),
-            other => Err(self.unexpected(&other)),
+            other => Err(self.0.unexpected(&other)),
         }
     }
 
@@ -158,9 +104,9 @@ impl Client {
     ///
     /// [`ClientError`].
     pub async fn usage(&self, blobs: &[BlobId]) -> Result<Vec<u64>, ClientError> {
-        match self.call(Request::Usage { blobs: blobs.to_vec() }).await? {
+        match self.0.call(Request::Usage { blobs: blobs.to_vec() }).await? {
             Answer::Usage { bytes } if bytes.len() == blobs.len() => Ok(bytes),
-            other => Err(self.unexpected(&other)),
+            other => Err(self.0.unexpected(&other)),
         }
     }
 
@@ -170,9 +116,9 @@ impl Client {
     ///
     /// [`ClientError`].
     pub async fn remove_blobs(&self, digests: &[BlobId]) -> Result<Removed, ClientError> {
-        match self.call(Request::RemoveBlobs { digests: digests.to_vec() }).await? {
+        match self.0.call(Request::RemoveBlobs { digests: digests.to_vec() }).await? {
             Answer::Removed(removed) => Ok(removed),
-            other => Err(self.unexpected(&other)),
+            other => Err(self.0.unexpected(&other)),
         }
     }
 
@@ -183,9 +129,9 @@ impl Client {
     ///
     /// [`ClientError`].
     pub async fn keep(&self, blobs: &[BlobId]) -> Result<Kept, ClientError> {
-        match self.call(Request::Keep { blobs: blobs.to_vec() }).await? {
+        match self.0.call(Request::Keep { blobs: blobs.to_vec() }).await? {
             Answer::Kept(kept) => Ok(kept),
-            other => Err(self.unexpected(&other)),
+            other => Err(self.0.unexpected(&other)),
         }
     }
 
@@ -195,9 +141,9 @@ impl Client {
     ///
     /// [`ClientError`].
     pub async fn cached(&self) -> Result<Vec<CachedStatus>, ClientError> {
-        match self.call(Request::Cached).await? {
+        match self.0.call(Request::Cached).await? {
             Answer::Cached { blobs } => Ok(blobs),
-            other => Err(self.unexpected(&other)),
+            other => Err(self.0.unexpected(&other)),
         }
     }
 
@@ -207,9 +153,9 @@ impl Client {
     ///
     /// [`ClientError`].
     pub async fn prune(&self) -> Result<Kept, ClientError> {
-        match self.call(Request::Prune).await? {
+        match self.0.call(Request::Prune).await? {
             Answer::Kept(kept) => Ok(kept),
-            other => Err(self.unexpected(&other)),
+            other => Err(self.0.unexpected(&other)),
         }
     }
 
@@ -228,9 +174,9 @@ impl Client {
     ///
     /// [`ClientError`].
     pub async fn verify(&self, blobs: &[BlobId]) -> Result<Verified, ClientError> {
-        match self.call(Request::Verify { blobs: blobs.to_vec() }).await? {
+        match self.0.call(Request::Verify { blobs: blobs.to_vec() }).await? {
             Answer::Verified(verified) => Ok(verified),
-            other => Err(self.unexpected(&other)),
+            other => Err(self.0.unexpected(&other)),
         }
     }
 
@@ -241,9 +187,9 @@ impl Client {
     ///
     /// [`ClientError`].
     pub async fn handover(&self, id: &str) -> Result<(Handover, OwnedFd), ClientError> {
-        match self.call_with(Request::Handover { id: id.to_owned() }, None).await? {
+        match self.0.call_with(Request::Handover { id: id.to_owned() }, None).await? {
             (Answer::Handover(handover), Some(descriptor)) => Ok((handover, descriptor)),
-            (other, _) => Err(self.unexpected(&other)),
+            (other, _) => Err(self.0.unexpected(&other)),
         }
     }
 
@@ -253,9 +199,9 @@ impl Client {
     ///
     /// [`ClientError`].
     pub async fn adopt(&self, handover: &Handover, descriptor: BorrowedFd<'_>) -> Result<(), ClientError> {
-        match self.call_with(Request::Adopt(handover.clone()), Some(descriptor)).await? {
+        match self.0.call_with(Request::Adopt(handover.clone()), Some(descriptor)).await? {
             (Answer::Done, _) => Ok(()),
-            (other, _) => Err(self.unexpected(&other)),
+            (other, _) => Err(self.0.unexpected(&other)),
         }
     }
 
@@ -275,9 +221,9 @@ impl Client {
     ///
     /// [`ClientError`].
     pub async fn renewals(&self, wait: Duration) -> Result<Vec<String>, ClientError> {
-        match self.call(Request::Renewals { wait_seconds: wait.as_secs() }).await? {
+        match self.0.call(Request::Renewals { wait_seconds: wait.as_secs() }).await? {
             Answer::Renewals { repositories } => Ok(repositories),
-            other => Err(self.unexpected(&other)),
+            other => Err(self.0.unexpected(&other)),
         }
     }
 
@@ -287,9 +233,9 @@ impl Client {
     ///
     /// [`ClientError`].
     pub async fn shutdown(&self) -> Result<Vec<String>, ClientError> {
-        match self.call(Request::Shutdown).await? {
+        match self.0.call(Request::Shutdown).await? {
             Answer::Shutdown { in_use } => Ok(in_use),
-            other => Err(self.unexpected(&other)),
+            other => Err(self.0.unexpected(&other)),
         }
     }
 
@@ -300,70 +246,16 @@ impl Client {
     ///
     /// [`ClientError`]: the daemon goes on. That program would not work, or nobody holds a mount.
     pub async fn upgrade(&self) -> Result<String, ClientError> {
-        match self.call(Request::Upgrade).await? {
+        match self.0.call(Request::Upgrade).await? {
             Answer::Upgrade { version } => Ok(version),
-            other => Err(self.unexpected(&other)),
+            other => Err(self.0.unexpected(&other)),
         }
     }
 
     async fn call_done(&self, request: Request) -> Result<(), ClientError> {
-        match self.call(request).await? {
+        match self.0.call(request).await? {
             Answer::Done => Ok(()),
-            other => Err(self.unexpected(&other)),
+            other => Err(self.0.unexpected(&other)),
         }
-    }
-
-    async fn call(&self, request: Request) -> Result<Answer, ClientError> {
-        self.call_with(request, None).await.map(|(answer, _)| answer)
-    }
-
-    async fn call_with(
-        &self,
-        request: Request,
-        descriptor: Option<BorrowedFd<'_>>,
-    ) -> Result<(Answer, Option<OwnedFd>), ClientError> {
-        let exchange = self.exchange(request, descriptor);
-        let timed_out = |_| ClientError::Deadline { socket: self.socket.clone(), deadline: self.deadline };
-        match tokio::time::timeout(self.deadline, exchange).await.map_err(timed_out)?? {
-            (Answer::Error { kind, message }, _) => Err(ClientError::Daemon { kind, message }),
-            answered => Ok(answered),
-        }
-    }
-
-    async fn exchange(
-        &self,
-        request: Request,
-        descriptor: Option<BorrowedFd<'_>>,
-    ) -> Result<(Answer, Option<OwnedFd>), ClientError> {
-        let mut line = serde_json::to_vec(&Call { version: VERSION, oldest: Some(OLDEST_VERSION), request })
-            .map_err(|error| self.protocol(format!("the request cannot be written as JSON: {error}")))?;
-        line.push(b'\n');
-        let broken = |source| ClientError::Broken { socket: self.socket.clone(), source };
-        let stream = UnixStream::connect(&self.socket)
-            .await
-            .map_err(|source| ClientError::Connect { socket: self.socket.clone(), source })?;
-        write_line(&stream, &line, descriptor).await.map_err(broken)?;
-        let (answer, descriptor) = read_line(&stream, LINE_LIMIT).await.map_err(broken)?;
-        if answer.last() != Some(&b'\n') && answer.len() < LINE_LIMIT {
-            // The daemon ended.
-            return Err(broken(std::io::ErrorKind::UnexpectedEof.into()));
-        }
-        if answer.last() != Some(&b'\n') {
-            return Err(self.protocol(format!("{} bytes without an end of line", answer.len())));
-        }
-        let reply: Reply =
-            serde_json::from_slice(&answer).map_err(|error| self.protocol(error.to_string()))?;
-        match reply.version {
-            OLDEST_VERSION..=VERSION => Ok((reply.answer, descriptor)),
-            other => Err(self.protocol(format!("version {other}, expected {OLDEST_VERSION} to {VERSION}"))),
-        }
-    }
-
-    fn unexpected(&self, answer: &Answer) -> ClientError {
-        self.protocol(format!("{answer:?} does not answer the request"))
-    }
-
-    fn protocol(&self, detail: String) -> ClientError {
-        ClientError::Protocol { socket: self.socket.clone(), detail }
     }
 }

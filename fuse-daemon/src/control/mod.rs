@@ -1,8 +1,6 @@
 //! How the snapshotter and the command line talk to the daemon.
 //!
-//! One connection carries one request and its answer, each a line of JSON over a Unix socket. So a client holds no
-//! state that a restart of the daemon could break, and slow requests do not delay others. A request says which versions of
-//! the messages its sender speaks; the answer is of the newest that both ends do.
+//! How a request and its answer go over the socket is [`service::control`]'s; here is what they say, and what the daemon does.
 
 pub mod client;
 pub mod protocol;

@@ -9,6 +9,7 @@ use registry::Reference;
 use registry::client::RepositoryAccess;
 use registry::reference::InvalidReference;
 use serde::{Deserialize, Serialize};
+use service::control::{self, Refusal};
 
 use crate::fs::Completeness;
 use crate::fuse::Negotiated;
@@ -22,6 +23,46 @@ pub const OLDEST_VERSION: u32 = 2;
 
 /// Bytes that a line may have. A status of thousands of mounts fits; what is larger is no message of ours.
 pub const LINE_LIMIT: usize = 4 << 20;
+
+/// What is asked of the daemon, and answered.
+#[derive(Clone, Copy, Debug)]
+pub struct DaemonProtocol;
+
+impl control::Protocol for DaemonProtocol {
+    const SERVER: &'static str = "daemon";
+    const VERSION: u32 = VERSION;
+    const OLDEST_VERSION: u32 = OLDEST_VERSION;
+    const LINE_LIMIT: usize = LINE_LIMIT;
+    type Request = Request;
+    type Answer = Answer;
+    type Kind = ErrorKind;
+
+    fn failure(kind: ErrorKind, message: String) -> Answer {
+        Answer::Error { kind, message }
+    }
+
+    fn outcome(answer: Answer) -> Result<Answer, (ErrorKind, String)> {
+        match answer {
+            Answer::Error { kind, message } => Err((kind, message)),
+            answer => Ok(answer),
+        }
+    }
+}
+
+impl From<Refusal> for ErrorKind {
+    fn from(refusal: Refusal) -> Self {
+        match refusal {
+            Refusal::Invalid => Self::Invalid,
+            Refusal::Version => Self::Version,
+        }
+    }
+}
+
+/// What a client sends.
+pub type Call = control::Call<Request>;
+
+/// What the daemon answers.
+pub type Reply = control::Reply<Answer>;
 
 /// A blob by its digest, `sha256:` and 64 hexadecimal digits.
 #[derive(Clone, Copy, Debug, Eq, Hash, Ord, PartialEq, PartialOrd)]
@@ -52,19 +93,6 @@ impl<'de> Deserialize<'de> for BlobId {
         let text = <std::borrow::Cow<'de, str>>::deserialize(deserializer)?;
         text.parse().map_err(serde::de::Error::custom)
     }
-}
-
-/// What a client sends: one line.
-#[derive(Clone, Debug, Deserialize, PartialEq, Serialize)]
-#[serde(deny_unknown_fields)]
-pub struct Call {
-    /// The newest version that the sender speaks; the request is written in it.
-    pub version: u32,
-    /// The oldest version in which the sender understands an answer. Without: `version`.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub oldest: Option<u32>,
-    /// What is asked for.
-    pub request: Request,
 }
 
 /// What a client asks for.
@@ -291,15 +319,6 @@ pub struct Handover {
     pub device: u64,
     /// What kernel and daemon agreed on.
     pub negotiated: Negotiated,
-}
-
-/// What the daemon answers: one line.
-#[derive(Clone, Debug, Deserialize, PartialEq, Serialize)]
-pub struct Reply {
-    /// The version of the answer: the newest that both ends speak.
-    pub version: u32,
-    /// The result.
-    pub answer: Answer,
 }
 
 /// The result of a request.

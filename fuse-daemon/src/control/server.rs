@@ -4,21 +4,16 @@ use std::os::fd::{AsFd, OwnedFd};
 use std::sync::Arc;
 use std::time::Duration;
 
-use service::line::{read_line, write_line};
-use service::{Access, BindError, SocketFile, UnixAddress, bind_private};
-use tokio::net::{UnixListener, UnixStream};
+use service::control::{self, Server};
+use tokio::net::UnixStream;
 use tokio_util::sync::CancellationToken;
 
 use super::protocol::{
-    Answer, BootstrapRequest, Call, ErrorKind, Handover, LINE_LIMIT, MountRequest, OLDEST_VERSION, Reply,
-    Request, Status, VERSION,
+    Answer, BootstrapRequest, DaemonProtocol, ErrorKind, Handover, LINE_LIMIT, MountRequest, Request, Status,
 };
 use crate::cache::CacheError;
 use crate::describe;
 use crate::mounts::{Table, TableError};
-
-/// How long a client may take to send its request, and to take the answer: it is one line.
-const CLIENT_DEADLINE: Duration = Duration::from_secs(5);
 
 /// How long a broker may wait for something to do before it asks again.
 const RENEWALS_WAIT_LIMIT: Duration = Duration::from_secs(60);
@@ -26,79 +21,34 @@ const RENEWALS_WAIT_LIMIT: Duration = Duration::from_secs(60);
 /// How long a mount may be busy before it is detached: programs that are just ending let go of it within that.
 const UNMOUNT_PATIENCE: Duration = Duration::from_secs(2);
 
-/// A bound control socket; removed when dropped.
-pub(crate) struct Server {
-    listener: UnixListener,
-    _file: SocketFile,
-}
-
-impl Server {
-    /// Binds the socket. One that a dead daemon left is replaced; a living daemon's is an error. Needs a runtime.
-    pub(crate) fn bind(address: &UnixAddress, access: &Access) -> Result<Self, BindError> {
-        let (listener, file) = bind_private(address.path(), access)?;
-        let registered = UnixListener::from_std(listener);
-        let failed =
-            |source| BindError::System { path: address.path().to_owned(), action: "watch it", source };
-        Ok(Self { listener: registered.map_err(failed)?, _file: file })
-    }
-
-    /// Serves until `stop` is cancelled, which a client may ask for as well.
-    pub(crate) async fn run(&self, table: Arc<Table>, stop: CancellationToken) {
-        loop {
-            tokio::select! {
-                () = stop.cancelled() => return,
-                accepted = self.listener.accept() => match accepted {
-                    Ok((stream, _)) => {
-                        tokio::spawn(serve_client(stream, Arc::clone(&table), stop.clone()));
-                    }
-                    Err(error) => {
-                        tracing::warn!(%error, "cannot accept a control connection");
-                        // Out of descriptors, most likely: not to spin while it lasts.
-                        tokio::time::sleep(Duration::from_millis(100)).await;
-                    }
-                },
-            }
-        }
-    }
+/// Serves until `stop` is cancelled, which a client may ask for as well.
+pub(crate) async fn serve(server: &Server, table: &Arc<Table>, stop: &CancellationToken) {
+    let client = |stream| serve_client(stream, Arc::clone(table), stop.clone());
+    // Requests that are under way end with their own, or with the process: who waits for renewals is not waited for.
+    server.run(usize::MAX, stop, client).await.detach_all();
 }
 
 async fn serve_client(stream: UnixStream, table: Arc<Table>, stop: CancellationToken) {
-    let (line, descriptor) = match tokio::time::timeout(CLIENT_DEADLINE, read_line(&stream, LINE_LIMIT)).await
-    {
-        Ok(Ok((line, _))) if line.is_empty() => return,
-        Ok(Ok(line)) => line,
-        Ok(Err(error)) => return tracing::debug!(%error, "control client went away"),
-        Err(_) => return tracing::debug!("control client sent no request"),
-    };
-    let (version, (answer, descriptor)) = match parse(&line) {
-        Ok((version, Request::Renewals { wait_seconds })) => {
+    let Some(received) = control::receive::<DaemonProtocol>(&stream).await else { return };
+    let (answer, descriptor) = match received.request {
+        Request::Renewals { wait_seconds } => {
             let wait = Duration::from_secs(wait_seconds).min(RENEWALS_WAIT_LIMIT);
             // A broker that ended must not be taken for one that waits.
             let repositories = tokio::select! {
                 repositories = table.renewals(wait) => repositories,
                 () = hung_up(&stream) => return,
             };
-            (version, (Answer::Renewals { repositories }, None))
+            (Answer::Renewals { repositories }, None)
         }
-        Ok((version, request)) => (version, with_descriptor(request, descriptor, table).await),
-        Err((kind, message)) => (VERSION, (Answer::Error { kind, message }, None)),
+        request => with_descriptor(request, received.descriptor, table).await,
     };
     let ends = match &answer {
         Answer::Shutdown { in_use } => in_use.is_empty(),
         Answer::Upgrade { .. } => true,
         _ => false,
     };
-    let mut reply = serde_json::to_vec(&Reply { version, answer })
-        .expect("a reply holds nothing that JSON cannot express: strings, numbers, lists");
-    reply.push(b'\n');
-    let written = tokio::time::timeout(
-        CLIENT_DEADLINE,
-        write_line(&stream, &reply, descriptor.as_ref().map(AsFd::as_fd)),
-    )
-    .await;
-    if !matches!(written, Ok(Ok(()))) {
-        tracing::debug!("control client did not take its answer");
-    }
+    let descriptor = descriptor.as_ref().map(AsFd::as_fd);
+    control::reply::<DaemonProtocol>(&stream, received.version, answer, descriptor).await;
     if ends {
         stop.cancel();
     }
@@ -114,30 +64,6 @@ async fn hung_up(stream: &UnixStream) {
             Ok(0) | Err(_) => return,
         }
     }
-}
-
-/// The request, and the version to answer in.
-fn parse(line: &[u8]) -> Result<(u32, Request), (ErrorKind, String)> {
-    /// Enough of a call to know which versions its sender speaks.
-    #[derive(serde::Deserialize)]
-    struct Versions {
-        version: u32,
-        oldest: Option<u32>,
-    }
-    let invalid = |message| (ErrorKind::Invalid, message);
-    let Versions { version, oldest } =
-        serde_json::from_slice(line).map_err(|error| invalid(format!("the request is no call: {error}")))?;
-    let oldest = oldest.unwrap_or(version);
-    let common = version.min(VERSION);
-    if common < oldest.max(OLDEST_VERSION) {
-        let message = format!(
-            "the request is of version {oldest} to {version}; this daemon speaks {OLDEST_VERSION} to {VERSION}"
-        );
-        return Err((ErrorKind::Version, message));
-    }
-    let call: Call = serde_json::from_slice(line)
-        .map_err(|error| invalid(format!("the request is not known: {error}")))?;
-    Ok((common, call.request))
 }
 
 /// An answer, and the descriptor that belongs to it.

@@ -128,7 +128,7 @@ pub(crate) async fn read(path: PathBuf) -> std::io::Result<Vec<u8>> {
 
 pub(crate) fn kind(result: Result<(), ClientError>) -> Option<ErrorKind> {
     match result {
-        Err(ClientError::Daemon { kind, .. }) => Some(kind),
+        Err(ClientError::Reported { kind, .. }) => Some(kind),
         _ => None,
     }
 }

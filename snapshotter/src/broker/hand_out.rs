@@ -36,7 +36,7 @@ impl Broker {
             let handed = HandedOut { repository: repository.to_string(), access: (*access).clone() };
             match daemon.hand_out(&[handed]).await {
                 Ok(()) => debug!(%repository, "handed out how it is read"),
-                Err(error @ ClientError::Daemon { .. }) => {
+                Err(error @ ClientError::Reported { .. }) => {
                     warn!(%repository, error = describe(&error), "the daemon does not take how a repository is read");
                 }
                 // Whoever comes next is given all.

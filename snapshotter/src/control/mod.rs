@@ -21,4 +21,4 @@ pub use fuse_daemon::control::BackendSpec;
 pub use protocol::SetStatus;
 pub use set::{ImageSet, MergedBootstrap, SetBlob, SetChain, SetError, SetImage, TreePlace, chain_id};
 
-pub(crate) use server::{bind, serve};
+pub(crate) use server::serve;

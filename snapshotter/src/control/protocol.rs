@@ -1,30 +1,44 @@
 //! The messages of the snapshotter's control socket.
 
+use ::service::control::{self, Refusal};
 use fuse_daemon::control::BackendSpec;
 use serde::{Deserialize, Serialize};
 
 use super::ImageSet;
 
-/// The newest version of the messages that this end speaks.
-pub const VERSION: u32 = 1;
+/// What is asked of the snapshotter, and answered.
+#[derive(Clone, Copy, Debug)]
+pub struct SetProtocol;
 
-/// The oldest version that this end speaks.
-pub const OLDEST_VERSION: u32 = 1;
+impl control::Protocol for SetProtocol {
+    const SERVER: &'static str = "snapshotter";
+    const VERSION: u32 = 1;
+    const OLDEST_VERSION: u32 = 1;
+    /// A set of some 100,000 chains.
+    const LINE_LIMIT: usize = 64 << 20;
+    type Request = Request;
+    type Answer = Answer;
+    type Kind = ErrorKind;
 
-/// Bytes that a line may have: a set of some 100,000 chains.
-pub const LINE_LIMIT: usize = 64 << 20;
+    fn failure(kind: ErrorKind, message: String) -> Answer {
+        Answer::Error { kind, message }
+    }
 
-/// What a client sends: one line.
-#[derive(Clone, Debug, Deserialize, PartialEq, Serialize)]
-#[serde(deny_unknown_fields)]
-pub struct Call {
-    /// The newest version that the sender speaks; the request is written in it.
-    pub version: u32,
-    /// The oldest version in which the sender understands an answer. Without: `version`.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub oldest: Option<u32>,
-    /// What is asked for.
-    pub request: Request,
+    fn outcome(answer: Answer) -> Result<Answer, (ErrorKind, String)> {
+        match answer {
+            Answer::Error { kind, message } => Err((kind, message)),
+            answer => Ok(answer),
+        }
+    }
+}
+
+impl From<Refusal> for ErrorKind {
+    fn from(refusal: Refusal) -> Self {
+        match refusal {
+            Refusal::Invalid => Self::Invalid,
+            Refusal::Version => Self::Version,
+        }
+    }
 }
 
 /// What a client asks for.
@@ -42,15 +56,6 @@ pub enum Request {
     },
     /// Answered with [`Answer::Sets`].
     List,
-}
-
-/// What the snapshotter answers: one line.
-#[derive(Clone, Debug, Deserialize, PartialEq, Serialize)]
-pub struct Reply {
-    /// The version of the answer: the newest that both ends speak.
-    pub version: u32,
-    /// The result.
-    pub answer: Answer,
 }
 
 /// The result of a request.

@@ -86,7 +86,7 @@ impl Daemon {
                 left::leave(id, &mount.handover, mount.descriptor.as_fd());
                 held.insert(id.to_owned(), Arc::new(mount));
             }
-            Err(error @ ClientError::Daemon { kind: ErrorKind::Invalid | ErrorKind::Unknown, .. }) => {
+            Err(error @ ClientError::Reported { kind: ErrorKind::Invalid | ErrorKind::Unknown, .. }) => {
                 debug!(mount = id, error = describe(&error), "this mount ends with its daemon");
             }
             Err(error) => warn!(mount = id, error = describe(&error), "this mount ends with its daemon"),

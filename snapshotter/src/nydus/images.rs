@@ -246,7 +246,7 @@ impl Images {
             detach_remains(&image.mountpoint).await?;
         }
         match client.mount(&request).await {
-            Err(ClientError::Daemon { kind: ErrorKind::Conflict, message }) => {
+            Err(ClientError::Reported { kind: ErrorKind::Conflict, message, .. }) => {
                 warn!(message, "replacing a mount of other content");
                 client.umount(&request.id).await.map_err(failure)?;
                 client.mount(&request).await.map_err(failure)?;
@@ -298,7 +298,7 @@ pub(super) fn mount_id(id: SnapshotId) -> String {
 
 pub(super) fn failure(error: ClientError) -> MountFailure {
     match &error {
-        ClientError::Daemon { kind: ErrorKind::Bootstrap | ErrorKind::Invalid, message } => {
+        ClientError::Reported { kind: ErrorKind::Bootstrap | ErrorKind::Invalid, message, .. } => {
             MountFailure::Image(message.clone())
         }
         ClientError::Deadline { deadline, .. } => MountFailure::Deadline(*deadline),

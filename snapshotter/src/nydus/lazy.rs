@@ -25,7 +25,7 @@ impl Images {
         self.broker.hand_out(&client, &layer.backends).await;
         match client.add_backends(&mount_id(image.id), &layer.backends).await {
             // It is told when it is mounted.
-            Err(ClientError::Daemon { kind: ErrorKind::Unknown, .. }) => Ok(()),
+            Err(ClientError::Reported { kind: ErrorKind::Unknown, .. }) => Ok(()),
             told => told.map_err(|error| Error::Daemon { problem: describe(&error) }),
         }
     }
