@@ -1,10 +1,10 @@
 //! What test programs with a `main` of their own share: values that are made once, and tests that say what they lack.
 
-use std::env;
 use std::sync::OnceLock;
 
 use anyhow::{Result, anyhow};
 use libtest_mimic::{Completion, Failed, Trial};
+use test_support::needs::is_ci;
 
 /// A value made at its first use; every later use sees the same value or the same error.
 #[derive(Debug)]
@@ -29,7 +29,7 @@ impl<T> Lazy<T> {
 pub fn trial(name: &str, missing: Option<&str>, test: impl FnOnce() -> Result<()> + Send + 'static) -> Trial {
     let needs = missing.map(|missing| format!("needs {missing}"));
     Trial::ignorable_test(name, move || match needs {
-        Some(needs) if in_ci() => Err(Failed::from(needs)),
+        Some(needs) if is_ci() => Err(Failed::from(needs)),
         Some(needs) => {
             println!("skipped: {needs}");
             Ok(Completion::Ignored { reason: Some(needs) })
@@ -39,9 +39,4 @@ pub fn trial(name: &str, missing: Option<&str>, test: impl FnOnce() -> Result<()
             Err(error) => Err(Failed::from(format!("{error:#}"))),
         },
     })
-}
-
-/// Whether what is missing is a failure.
-fn in_ci() -> bool {
-    env::var_os("CI").is_some_and(|value| value == "true")
 }

@@ -124,14 +124,9 @@ impl Ran {
     }
 }
 
-/// A tar with a file of noise.
+/// A tar with a file that compresses a little.
 fn layer(name: &str, bytes: usize) -> Vec<u8> {
-    let mut tar = tar::Builder::new(Vec::new());
-    let mut header = tar::Header::new_ustar();
-    header.set_size(bytes as u64);
-    header.set_mode(0o644);
-    tar.append_data(&mut header, name, noise(bytes).as_slice()).unwrap();
-    tar.into_inner().unwrap()
+    test_support::tar_of(&[(name, noise(bytes))])
 }
 
 fn check(world: &World, name: &str) {

@@ -7,6 +7,7 @@ use std::time::{Duration, Instant};
 
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
+use test_support::{Need, needs};
 
 use crate::lab::{Lab, expect, stdout};
 
@@ -48,11 +49,7 @@ fn same(a: &Path, b: &Path) {
 
 #[test]
 fn every_form_that_convert_writes_is_mounted() {
-    if !(nix::unistd::geteuid().is_root() && Path::new("/dev/fuse").exists()) {
-        assert!(std::env::var_os("CI").is_none(), "needs root and /dev/fuse");
-        println!("skipped: needs root and /dev/fuse");
-        return;
-    }
+    needs!(Need::Fuse);
     let lab = Lab::new();
     for form in FORMS {
         lab.convert(form);

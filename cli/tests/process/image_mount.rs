@@ -5,8 +5,9 @@ use std::process::Stdio;
 
 use nix::sys::signal::Signal;
 use nix::sys::statvfs::{FsFlags, statvfs};
+use test_support::noise;
 
-use crate::node::{Node, Process, noise};
+use crate::node::{Node, Process};
 use crate::{can_mount, eventually};
 
 #[test]

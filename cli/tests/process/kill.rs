@@ -7,9 +7,10 @@ use std::time::Duration;
 
 use fuse_daemon::control::BackendSpec;
 use nix::sys::signal::Signal;
+use test_support::noise;
 
 use crate::load::{Load, files};
-use crate::node::{Node, Process, noise};
+use crate::node::{Node, Process};
 use crate::{can_mount, eventually};
 
 fn start(node: &Node) -> Process {

@@ -4,9 +4,10 @@ use std::process::{Command, Stdio};
 
 use fuse_daemon::control::protocol::ErrorKind;
 use fuse_daemon::control::{ClientError, MountStatus};
+use test_support::noise;
 
 use crate::can_mount;
-use crate::node::{Node, Process, noise};
+use crate::node::{Node, Process};
 
 #[test]
 fn without_descriptors_a_mount_is_an_error_and_whoever_touches_it_goes_on() {

@@ -12,9 +12,10 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
 use nix::fcntl::{PosixFadviseAdvice, posix_fadvise};
+use test_support::noise;
 
 use crate::eventually;
-use crate::node::{Process, noise};
+use crate::node::Process;
 
 /// Names the directory to read from to the process that does.
 const ROOT: &str = "NYDUS_CLUSTER_TEST_LOAD";

@@ -7,8 +7,9 @@ use std::process::Command;
 
 use nix::fcntl::{FcntlArg, fcntl};
 use nix::sys::signal::Signal;
+use test_support::noise;
 
-use crate::node::{Node, Process, noise};
+use crate::node::{Node, Process};
 use crate::{can_mount, eventually};
 
 /// A pipe whose buffer is full: the next write blocks.

@@ -4,9 +4,10 @@ use std::fs;
 use std::io::{Read, Write};
 use std::net::{SocketAddr, TcpListener, TcpStream};
 use std::process::Stdio;
+use test_support::noise;
 
 use crate::can_mount;
-use crate::node::{Node, Process, noise};
+use crate::node::{Node, Process};
 
 const DOCUMENTED: &str = include_str!("../../../docs/node.md");
 

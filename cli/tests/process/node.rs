@@ -12,7 +12,6 @@ use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 use rafs::bootstrap::Bootstrap;
 use rafs::build::{BuildOptions, build_layer};
-use rafs::digest::DigestAlgorithm;
 use registry::Repository;
 use registry::server::{Server, ServerConfig};
 use tokio::runtime::Runtime;
@@ -235,16 +234,4 @@ impl Drop for Process {
         let _ = self.0.kill();
         let _ = self.0.wait();
     }
-}
-
-/// Bytes that do not compress, other ones for each seed.
-pub(crate) fn noise(seed: u64, len: usize) -> Vec<u8> {
-    let mut bytes = Vec::with_capacity(len + 32);
-    let mut block = DigestAlgorithm::Blake3.digest(&seed.to_le_bytes());
-    while bytes.len() < len {
-        bytes.extend_from_slice(&block.0);
-        block = DigestAlgorithm::Blake3.digest(&block.0);
-    }
-    bytes.truncate(len);
-    bytes
 }

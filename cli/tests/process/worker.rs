@@ -65,7 +65,7 @@ fn a_worker_that_is_stopped_is_replaced_while_readers_wait() {
         return;
     }
     let node = Node::new();
-    let content = crate::node::noise(3, 300_000);
+    let content = test_support::noise(3, 300_000);
     let image = node.image("i", &[("f", &content)]);
     let _daemon = start(&node);
     let place = node.daemon().mount("i", &image);

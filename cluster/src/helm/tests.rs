@@ -3,7 +3,7 @@
 use std::fs;
 use std::os::unix::fs::PermissionsExt as _;
 
-use nix::unistd::Uid;
+use test_support::{Need, needs};
 
 use super::*;
 
@@ -44,10 +44,7 @@ async fn it_gets_the_chart_the_values_and_no_environment() {
 
 #[tokio::test]
 async fn it_is_another_user_without_a_network() {
-    if !Uid::effective().is_root() {
-        println!("skipped: needs root");
-        return;
-    }
+    needs!(Need::Root);
     let said =
         run("id -u; id -G; cat /proc/net/dev | tail -n +3; touch chart/x 2>/dev/null || echo refused", LONG);
     let said = said.await.unwrap();

@@ -5,6 +5,7 @@ use std::path::{Path, PathBuf};
 
 use cluster::discover::{self, Discovery, Options};
 use tempfile::TempDir;
+use test_support::Need;
 
 /// A directory with these files.
 pub(crate) fn tree(files: &[(&str, &str)]) -> TempDir {
@@ -31,10 +32,7 @@ pub(crate) fn helm() -> Option<PathBuf> {
     let of_system = std::env::var_os("PATH").unwrap_or_default();
     let of_system = std::env::split_paths(&of_system).map(|folder| folder.join("helm")).collect::<Vec<_>>();
     let found = built.into_iter().chain(of_system).find(|path| path.is_file());
-    if found.is_none() {
-        assert!(std::env::var_os("CI").is_none_or(|ci| ci != "true"), "needs helm (run scripts/deps helm)");
-        println!("skipped: needs helm (run scripts/deps helm)");
-    }
+    test_support::has(&[Need::Other("helm (run scripts/deps helm)", found.is_some())]);
     found
 }
 

@@ -31,14 +31,7 @@ fn client() -> Client {
 
 /// A layer of these files.
 fn layer(files: &[(&str, &str)]) -> Vec<u8> {
-    let mut tar = tar::Builder::new(Vec::new());
-    for (name, content) in files {
-        let mut header = tar::Header::new_ustar();
-        header.set_mode(0o644);
-        header.set_size(content.len() as u64);
-        tar.append_data(&mut header, name, content.as_bytes()).unwrap();
-    }
-    tar.into_inner().unwrap()
+    test_support::tar_of(files)
 }
 
 /// The text of a lock that has `image` with some digest.

@@ -8,7 +8,6 @@ mod support;
 
 use std::collections::BTreeMap;
 use std::fs;
-use std::io::Write as _;
 use std::path::Path;
 
 use cluster::discover::{self, Options};
@@ -50,12 +49,7 @@ fn layer(files: &[(&str, File<'_>)], gzip: bool) -> Vec<u8> {
         }
     }
     let plain = tar.into_inner().unwrap();
-    if !gzip {
-        return plain;
-    }
-    let mut packed = flate2::write::GzEncoder::new(Vec::new(), flate2::Compression::fast());
-    packed.write_all(&plain).unwrap();
-    packed.finish().unwrap()
+    if gzip { test_support::gzip(&plain) } else { plain }
 }
 
 /// Every file and link in `dir`, with what it holds.

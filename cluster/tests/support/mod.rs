@@ -177,14 +177,7 @@ pub(crate) fn index(images: &[&Stored]) -> Vec<u8> {
 /// A layer: a tar of these files.
 #[allow(dead_code, reason = "not every test program has layers")]
 pub(crate) fn layer(files: &[(&str, &[u8])]) -> Vec<u8> {
-    let mut tar = tar::Builder::new(Vec::new());
-    for (path, content) in files {
-        let mut header = tar::Header::new_gnu();
-        header.set_size(content.len() as u64);
-        header.set_mode(0o644);
-        tar.append_data(&mut header, path, *content).unwrap();
-    }
-    tar.into_inner().unwrap()
+    test_support::tar_of(files)
 }
 
 /// Writes an OCI layout in a tar with one image of that name; returns its manifest's digest.

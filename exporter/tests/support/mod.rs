@@ -13,6 +13,8 @@ use registry::nydus;
 use registry::reference::Reference;
 use registry::server::{Server, ServerConfig};
 use serde_json::Value;
+pub(crate) use test_support::noise;
+use test_support::{Need, has};
 use tokio::process::{Child, Command};
 use tokio_util::sync::CancellationToken;
 
@@ -80,16 +82,13 @@ impl Outcome {
 impl Stack {
     /// Starts everything; `None`, with a line that says so, where buildkitd is not to be had or cannot run.
     pub(crate) async fn start() -> Option<Self> {
-        let root =
-            std::fs::read_to_string("/proc/self/status").is_ok_and(|status| status.contains("\nUid:\t0\t"));
         let buildkit = if is_oldest() { "buildkit-oldest" } else { "buildkit" };
-        let (Some(buildkitd), Some(buildctl), true) =
-            (peer(buildkit, "buildkitd"), peer(buildkit, "buildctl"), root)
-        else {
-            println!("skipped: needs buildkitd, buildctl and root");
-            assert!(std::env::var_os("CI").is_none(), "CI must run this");
+        let (buildkitd, buildctl) = (peer(buildkit, "buildkitd"), peer(buildkit, "buildctl"));
+        let are_there = buildkitd.is_some() && buildctl.is_some();
+        if !has(&[Need::Root, Need::Other("buildkitd and buildctl", are_there)]) {
             return None;
-        };
+        }
+        let (buildkitd, buildctl) = (buildkitd?, buildctl?);
         let turn = TURN.lock().await;
         let dir = tempfile::Builder::new().prefix("nydus-cluster-exporter-").tempdir().unwrap();
         let stop = CancellationToken::new();
@@ -189,11 +188,9 @@ impl Stack {
     /// `buildx` with the exporter as its builder, in which it connects to it as to any remote buildkitd; `None` if buildx is
     /// not here, which CI does not allow.
     pub(crate) async fn buildx(&self) -> Option<impl Fn(&[&str]) -> Command + use<>> {
-        let Some(program) = peer("buildx", "buildx") else {
-            println!("skipped: needs buildx");
-            assert!(std::env::var_os("CI").is_none(), "CI must run this");
-            return None;
-        };
+        let program = peer("buildx", "buildx");
+        has(&[Need::Other("buildx", program.is_some())]);
+        let program = program?;
         let config = self.path("buildx");
         let buildx = move |args: &[&str]| {
             let mut command = Command::new(&program);
@@ -208,12 +205,9 @@ impl Stack {
 
     /// `oras`, which asks a registry without TLS; `None` if it is not here, which CI does not allow.
     pub(crate) fn oras(&self, args: &[&str]) -> Option<Command> {
-        let Some(program) = peer("oras", "oras") else {
-            println!("skipped: needs oras");
-            assert!(std::env::var_os("CI").is_none(), "CI must run this");
-            return None;
-        };
-        let mut command = Command::new(program);
+        let program = peer("oras", "oras");
+        has(&[Need::Other("oras", program.is_some())]);
+        let mut command = Command::new(program?);
         command.args(args).arg("--plain-http").stdin(Stdio::null()).kill_on_drop(true);
         Some(command)
     }
@@ -349,19 +343,4 @@ pub(crate) async fn wait_for(what: &str, mut ready: impl FnMut() -> bool) {
         assert!(begin.elapsed() < DEADLINE, "{what} is not ready in time");
         tokio::time::sleep(Duration::from_millis(20)).await;
     }
-}
-
-/// Bytes that do not compress, the same for the same seed.
-pub(crate) fn noise(seed: u64, length: usize) -> Vec<u8> {
-    let mut state = seed | 1;
-    let mut bytes = Vec::with_capacity(length + 8);
-    while bytes.len() < length {
-        // Xorshift: quick, and no two chunks alike.
-        state ^= state << 13;
-        state ^= state >> 7;
-        state ^= state << 17;
-        bytes.extend_from_slice(&state.to_le_bytes());
-    }
-    bytes.truncate(length);
-    bytes
 }

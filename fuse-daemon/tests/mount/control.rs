@@ -9,12 +9,13 @@ use fuse_daemon::{DaemonConfig, DaemonError};
 use rafs::build::BuildOptions;
 use registry::Repository;
 use registry::server::{Server, ServerConfig};
+use test_support::{noise, tar_of};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::task::JoinHandle;
 use tokio_util::sync::CancellationToken;
 
 use crate::can_mount;
-use crate::image::{TestImage, noise, tar_of};
+use crate::image::TestImage;
 
 /// Not a test: the process of the daemon's worker.
 #[test]

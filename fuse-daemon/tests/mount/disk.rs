@@ -4,10 +4,11 @@ use std::path::Path;
 
 use nix::mount::{MntFlags, MsFlags, mount, umount2};
 use rafs::build::BuildOptions;
+use test_support::{noise, tar_of};
 
 use crate::can_mount;
 use crate::faults::{EIO, Watched};
-use crate::image::{Node, Settings, TestImage, noise, tar_of};
+use crate::image::{Node, Settings, TestImage};
 
 /// A small file system of its own, gone after the test.
 struct Disk(tempfile::TempDir);

@@ -12,9 +12,10 @@ use futures::StreamExt;
 use futures::future::BoxFuture;
 use futures::stream::BoxStream;
 use rafs::build::BuildOptions;
+use test_support::{noise, tar_of};
 use tokio::sync::watch;
 
-use crate::image::{Node, SECOND_BOOT, Settings, TestImage, noise, small_files, tar_of};
+use crate::image::{Node, SECOND_BOOT, Settings, TestImage, small_files};
 use crate::{can_mount, eventually};
 
 /// A backend that counts what is asked of the real one behind it, and may be made to fail.

@@ -15,7 +15,8 @@ use fuse_daemon::prefetch::PrefetchConfig;
 use fuse_daemon::worker::{Backend, DirectoryBackend, LocalWorker, WorkerConfig};
 use rafs::bootstrap::Bootstrap;
 use rafs::build::{BuildOptions, build_layer};
-use rafs::digest::{Digest, DigestAlgorithm};
+use rafs::digest::Digest;
+use test_support::noise;
 
 /// An image on disk: a bootstrap, and a directory of blobs.
 pub(crate) struct TestImage {
@@ -96,34 +97,9 @@ impl TestImage {
     }
 }
 
-/// Bytes that do not compress, other ones for each seed.
-pub(crate) fn noise(seed: u64, len: usize) -> Vec<u8> {
-    let mut bytes = Vec::with_capacity(len + 32);
-    let mut block = DigestAlgorithm::Blake3.digest(&seed.to_le_bytes());
-    while bytes.len() < len {
-        bytes.extend_from_slice(&block.0);
-        block = DigestAlgorithm::Blake3.digest(&block.0);
-    }
-    bytes.truncate(len);
-    bytes
-}
-
 /// A hundred files of 2,000 bytes each.
 pub(crate) fn small_files() -> Vec<(String, Vec<u8>)> {
     (0..100).map(|seed| (format!("f{seed:03}"), noise(seed, 2000))).collect()
-}
-
-/// A tar stream of regular files.
-pub(crate) fn tar_of(files: &[(impl AsRef<str>, impl AsRef<[u8]>)]) -> Vec<u8> {
-    let mut tar = tar::Builder::new(Vec::new());
-    for (name, content) in files {
-        let (name, content) = (name.as_ref(), content.as_ref());
-        let mut header = tar::Header::new_gnu();
-        header.set_size(content.len() as u64);
-        header.set_mode(0o644);
-        tar.append_data(&mut header, name, content).unwrap();
-    }
-    tar.into_inner().unwrap()
 }
 
 pub(crate) const FIRST_BOOT: BootId = BootId([1; 16]);

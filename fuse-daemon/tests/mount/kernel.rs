@@ -10,8 +10,9 @@ use fuse_daemon::Rights;
 use fuse_daemon::mounts::Image;
 use fuse_daemon::worker::DirectoryBackend;
 use rafs::build::BuildOptions;
+use test_support::{noise, tar_of};
 
-use crate::image::{Node, Settings, TestImage, noise, tar_of};
+use crate::image::{Node, Settings, TestImage};
 use crate::{can_mount, eventually};
 
 #[test]

@@ -17,20 +17,16 @@ mod prefetch;
 mod shared;
 mod tree;
 
-use std::path::Path;
 use std::time::{Duration, Instant};
+
+use test_support::Need;
 
 /// What a test may take at most for something that is expected to happen at once.
 const SOON: Duration = Duration::from_secs(20);
 
 /// Whether FUSE mounts can be made here; says so if not.
 fn can_mount() -> bool {
-    if nix::unistd::geteuid().is_root() && Path::new("/dev/fuse").exists() {
-        return true;
-    }
-    assert!(std::env::var_os("CI").is_none(), "needs root and /dev/fuse");
-    println!("skipped: needs root and /dev/fuse");
-    false
+    test_support::has(&[Need::Fuse])
 }
 
 /// Waits until `condition` holds.

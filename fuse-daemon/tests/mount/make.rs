@@ -1,6 +1,5 @@
 //! Bootstraps that the daemon makes, of a layer with one and of layers' own trees.
 
-use std::io::Write as _;
 use std::path::Path;
 
 use fuse_daemon::control::protocol::ErrorKind;
@@ -9,10 +8,11 @@ use rafs::blob::stream::Toc;
 use rafs::build::BuildOptions;
 use rafs::digest::{Digest, DigestAlgorithm};
 use rafs::layout::toc::BOOTSTRAP;
+use test_support::{gzip, noise, tar_of};
 
 use crate::can_mount;
 use crate::control::{Daemon, kind, read};
-use crate::image::{TestImage, noise, tar_of};
+use crate::image::TestImage;
 
 fn sha256(bytes: &[u8]) -> BlobId {
     BlobId(DigestAlgorithm::Sha256.digest(bytes))
@@ -82,12 +82,6 @@ async fn the_bootstrap_of_an_images_layer_is_taken_out_of_it() {
     let nobody = BootstrapRequest { backends: Vec::new(), ..good };
     assert_eq!(kind(daemon.client.make_bootstrap(&nobody).await), Some(ErrorKind::Invalid));
     daemon.end().await;
-}
-
-fn gzip(bytes: &[u8]) -> Vec<u8> {
-    let mut packed = flate2::write::GzEncoder::new(Vec::new(), flate2::Compression::default());
-    packed.write_all(bytes).unwrap();
-    packed.finish().unwrap()
 }
 
 /// Where the tree of the layer in a blob is.

@@ -4,9 +4,10 @@ use std::sync::Arc;
 
 use fuse_daemon::worker::{Backend, DirectoryBackend};
 use rafs::build::BuildOptions;
+use test_support::{noise, tar_of};
 
 use crate::faults::EIO;
-use crate::image::{FIRST_BOOT, Node, SECOND_BOOT, Settings, TestImage, noise, tar_of};
+use crate::image::{FIRST_BOOT, Node, SECOND_BOOT, Settings, TestImage};
 use crate::{can_mount, eventually};
 
 #[test]

@@ -7,8 +7,9 @@ use std::time::Duration;
 use fuse_daemon::fs::Completeness;
 use fuse_daemon::prefetch::PrefetchConfig;
 use rafs::build::BuildOptions;
+use test_support::{noise, tar_of};
 
-use crate::image::{Node, Settings, TestImage, noise, tar_of};
+use crate::image::{Node, Settings, TestImage};
 use crate::{can_mount, eventually};
 
 const CHUNK: usize = 64 << 10;

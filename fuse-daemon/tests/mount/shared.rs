@@ -10,10 +10,11 @@ use fuse_daemon::worker::Backend;
 use rafs::blob::Chunk;
 use rafs::bootstrap::Bootstrap;
 use rafs::build::BuildOptions;
+use test_support::{noise, tar_of};
 use tokio::sync::watch;
 
 use crate::faults::{Behaviour, EIO, Watched};
-use crate::image::{FIRST_BOOT, Node, SECOND_BOOT, Settings, TestImage, noise, tar_of};
+use crate::image::{FIRST_BOOT, Node, SECOND_BOOT, Settings, TestImage};
 use crate::{can_mount, eventually};
 
 const NAMES: [&str; 4] = ["a", "b", "c", "d"];

@@ -7,9 +7,10 @@ use std::process::Command;
 
 use rafs::build::BuildOptions;
 use rafs::digest::{Digest, DigestAlgorithm};
+use test_support::{noise, tar_of};
 
 use crate::can_mount;
-use crate::image::{Node, Settings, TestImage, noise, tar_of};
+use crate::image::{Node, Settings, TestImage};
 
 /// All that `stat`, `readlink`, `getxattr` and `read` tell of a path.
 #[derive(Debug, Eq, PartialEq)]

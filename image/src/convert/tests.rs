@@ -1,5 +1,4 @@
 use std::fs;
-use std::io::Write as _;
 use std::path::{Path, PathBuf};
 
 use crate::options::Recipe;
@@ -8,6 +7,7 @@ use registry::client::ClientConfig;
 use registry::digest::sha256;
 use serde_json::{Value, json};
 use tempfile::TempDir;
+use test_support::{gzip, tar_of};
 
 use super::*;
 use crate::layer::LayerCache;
@@ -56,7 +56,7 @@ impl Bench {
 
     /// Images for two architectures with the same layer, and an attestation of the first.
     fn two_platforms(&self) -> Value {
-        let layer = self.blob(LAYER, &tar_of("file", b"content"));
+        let layer = self.blob(LAYER, &tar_of(&[("file", b"content")]));
         let (amd64, arm64) =
             (self.image("amd64", std::slice::from_ref(&layer)), self.image("arm64", &[layer]));
         let statement = self.blob("application/vnd.in-toto+json", b"{\"statement\":true}");
@@ -121,15 +121,6 @@ impl Bench {
     }
 }
 
-fn tar_of(name: &str, content: &[u8]) -> Vec<u8> {
-    let mut tar = tar::Builder::new(Vec::new());
-    let mut header = tar::Header::new_ustar();
-    header.set_size(content.len() as u64);
-    header.set_mode(0o644);
-    tar.append_data(&mut header, name, content).unwrap();
-    tar.into_inner().unwrap()
-}
-
 fn options(platforms: &[&str], also_oci: bool) -> Options {
     let platforms = platforms.iter().map(|text| text.parse().unwrap()).collect();
     Options { platforms, also_oci, ..Options::default() }
@@ -147,7 +138,7 @@ fn text(value: &Value) -> &str {
 #[tokio::test]
 async fn of_several_variants_the_best_is_converted_and_a_missing_platform_names_those_that_there_are() {
     let bench = Bench::new();
-    let layer = bench.blob(LAYER, &tar_of("file", b"content"));
+    let layer = bench.blob(LAYER, &tar_of(&[("file", b"content")]));
     let of = |variant: &str| {
         let config = json!({"architecture": "arm", "os": "linux", "variant": variant});
         let config = bench.document(CONFIG, &config);
@@ -203,11 +194,9 @@ async fn all_platforms_are_converted_and_attestations_kept() {
 #[tokio::test]
 async fn a_blob_says_what_it_was_made_of_and_how() {
     let bench = Bench::new();
-    let plain = tar_of("a/file", b"content");
-    let mut gzip = flate2::write::GzEncoder::new(Vec::new(), flate2::Compression::fast());
-    gzip.write_all(&plain).unwrap();
-    let gzip = gzip.finish().unwrap();
-    let layers = [bench.blob(&format!("{LAYER}+gzip"), &gzip), bench.blob(LAYER, &tar_of("b", b""))];
+    let plain = tar_of(&[("a/file", b"content")]);
+    let gzip = gzip(&plain);
+    let layers = [bench.blob(&format!("{LAYER}+gzip"), &gzip), bench.blob(LAYER, &tar_of(&[("b", b"")]))];
     bench.root(&bench.image("amd64", &layers));
     let converted = bench.convert(options(&[], false)).await.unwrap();
     let manifest = bench.result(converted.digest.unwrap().as_ref());
@@ -305,7 +294,7 @@ async fn plain_images_are_kept_byte_for_byte_before_the_nydus_images() {
 #[tokio::test]
 async fn a_single_manifest_gets_an_index_only_to_stand_beside_its_nydus_image() {
     let bench = Bench::new();
-    let layer = bench.blob(LAYER, &tar_of("file", b"content"));
+    let layer = bench.blob(LAYER, &tar_of(&[("file", b"content")]));
     let image = bench.image("amd64", &[layer]);
     bench.root(&image);
     let converted = bench.convert(options(&[], false)).await.unwrap();
@@ -318,9 +307,9 @@ async fn a_single_manifest_gets_an_index_only_to_stand_beside_its_nydus_image() 
 #[tokio::test]
 async fn a_layer_that_is_wrong_is_named_and_nothing_is_left() {
     let bench = Bench::new();
-    let good = bench.blob(LAYER, &tar_of("file", b"content"));
+    let good = bench.blob(LAYER, &tar_of(&[("file", b"content")]));
     let no_tar = bench.blob(LAYER, &[7; 2000]);
-    let changed = tar_of("other", b"content");
+    let changed = tar_of(&[("other", b"content")]);
     let mut wrong = bench.blob(LAYER, &changed);
     wrong["digest"] = json!(sha256(b"something else").as_ref());
     let path = bench.path("in").join(blob_path(&sha256(b"something else")));

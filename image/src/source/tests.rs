@@ -1,9 +1,9 @@
 use std::fs;
-use std::io::Write as _;
 use std::path::{Path, PathBuf};
 
 use serde_json::{Value, json};
 use tempfile::TempDir;
+use test_support::gzip;
 
 use super::*;
 use crate::platform::PlatformName;
@@ -257,12 +257,6 @@ fn docker_archive(folder: &Path, layers: &[(&str, &[u8])], images: &[(&str, &str
     add("manifest.json", Value::Array(manifest).to_string().as_bytes());
     tar.finish().unwrap();
     path
-}
-
-fn gzip(content: &[u8]) -> Vec<u8> {
-    let mut gzip = flate2::write::GzEncoder::new(Vec::new(), flate2::Compression::fast());
-    gzip.write_all(content).unwrap();
-    gzip.finish().unwrap()
 }
 
 #[tokio::test]

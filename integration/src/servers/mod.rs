@@ -10,7 +10,7 @@ mod docker_registry;
 mod ours;
 mod upstream;
 
-use std::net::{IpAddr, Ipv4Addr, SocketAddr, TcpListener, TcpStream};
+use std::net::{Ipv4Addr, SocketAddr, TcpListener, TcpStream};
 use std::os::unix::net::UnixStream;
 use std::path::Path;
 use std::time::Duration;
@@ -27,15 +27,10 @@ pub use upstream::{Nydusd, UpstreamMode, UpstreamSnapshotter, is_mountpoint};
 /// How long any of the servers may take to be ready on a loaded machine.
 pub const START_DEADLINE: Duration = Duration::from_secs(60);
 
-/// An address on the loopback interface that nothing listens on at the moment.
+/// An address on the loopback interface that nothing listens on at the moment. It may be somebody else's a moment later, so it is
+/// for programs alone that cannot be given port 0: others than ours.
 pub fn free_address() -> Result<SocketAddr> {
-    let address = IpAddr::V4(Ipv4Addr::LOCALHOST);
-    Ok(SocketAddr::new(address, free_port(address)?))
-}
-
-/// A port of this host's address that nothing listens on at the moment.
-pub fn free_port(address: IpAddr) -> Result<u16> {
-    Ok(TcpListener::bind((address, 0))?.local_addr()?.port())
+    Ok(TcpListener::bind((Ipv4Addr::LOCALHOST, 0))?.local_addr()?)
 }
 
 /// Whether something accepts connections at `address`.

@@ -5,10 +5,10 @@ use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
-use anyhow::{Result, anyhow};
+use anyhow::{Context, Result, anyhow};
 use nix::unistd::Pid;
 
-use super::{ProxySnapshotter, START_DEADLINE, accepts, accepts_unix, free_port, is_mountpoint};
+use super::{ProxySnapshotter, START_DEADLINE, accepts_unix, is_mountpoint};
 use crate::access_log::AccessLog;
 use crate::image_files::ImageFiles;
 use crate::leftovers;
@@ -52,19 +52,27 @@ impl EmbeddedRegistry {
 
     /// Serves the storage directory `root` on an address of this host, with logs under `dir`.
     pub fn serve(dir: &Path, root: &Path, address: IpAddr) -> Result<Self> {
-        let address = SocketAddr::new(address, free_port(address)?);
         let root = root.to_owned();
+        let log = dir.join("registry.log");
+        // Servers before this one wrote to the same log.
+        let begin = fs::metadata(&log).map_or(0, |metadata| metadata.len()) as usize;
         let access_log = AccessLog::new(dir.join("access.log"));
         let mut command = role(dir, "")?;
         command
             .args(["registry", "serve", "--root"])
             .arg(&root)
             .arg("--listen")
-            .arg(address.to_string())
+            // A port that the system chooses: one that was free a moment ago may be somebody else's now.
+            .arg(SocketAddr::new(address, 0).to_string())
             .arg("--access-log")
             .arg(access_log.path());
-        let mut server = Server::spawn("registry", command, dir.join("registry.log"))?;
-        server.wait_ready(START_DEADLINE, || accepts(address))?;
+        let mut server = Server::spawn("registry", command, log.clone())?;
+        let mut listening = None;
+        server.wait_ready(START_DEADLINE, || {
+            listening = fs::read(&log).ok().and_then(|text| listens_at(text.get(begin..)?));
+            listening.is_some()
+        })?;
+        let address = listening.context("the registry is ready and does not say where")?;
         Ok(Self { server, address, root, access_log })
     }
 
@@ -98,6 +106,13 @@ impl EmbeddedRegistry {
     pub fn into_server(self) -> Server {
         self.server
     }
+}
+
+/// Where a registry listens, as its log says.
+fn listens_at(log: &[u8]) -> Option<SocketAddr> {
+    let text = String::from_utf8_lossy(log);
+    let line = text.lines().find(|line| line.contains("registry listens"))?;
+    line.split_whitespace().find_map(|field| field.strip_prefix("address="))?.parse().ok()
 }
 
 /// How the exporter is to run.

@@ -3,7 +3,7 @@
 use std::fs;
 use std::process::Command;
 
-use anyhow::{Result, ensure};
+use anyhow::{Context, Result, ensure};
 use integration::cri::ContainerSpec;
 use integration::servers::{DockerRegistry, DockerRegistryOptions};
 use integration::{demo, process};
@@ -49,8 +49,10 @@ pub(crate) fn passes_through(fixture: &Fixture) -> Result<()> {
         let archive = dir.join(format!("{name}.tar"));
         Ok(process::run(Command::new("tar").arg("-xOf").arg(archive).arg("index.json"))?.stdout)
     };
-    let digest = |index: &str| -> Result<serde_json::Value> {
-        Ok(serde_json::from_str::<serde_json::Value>(index)?["manifests"][0]["digest"].clone())
+    let digest = |index: &str| -> Result<String> {
+        let parsed: serde_json::Value = serde_json::from_str(index)?;
+        let digest = parsed["manifests"][0]["digest"].as_str().map(str::to_owned);
+        digest.with_context(|| format!("the index names no manifest: {index}"))
     };
     ensure!(digest(&manifests("through")?)? == digest(&manifests("direct")?)?, "the OCI exports differ");
     let unknown = "type=nydus-cluster,name=127.0.0.1:1/x,colour=blue";

@@ -36,8 +36,8 @@ pub(crate) struct Bootstrap {
     pub(crate) blobs: Vec<String>,
     /// Time that mounting takes.
     pub(crate) delay_ms: u64,
-    /// Time that unmounting takes.
-    pub(crate) umount_delay_ms: u64,
+    /// Mounting and unmounting wait as long as this file is there.
+    pub(crate) held_by: Option<PathBuf>,
     /// Unmounting ends once so many have been under way at the same time, or after [`PATIENCE`].
     pub(crate) umounts_with: usize,
     /// Whether mounting fails.
@@ -51,6 +51,12 @@ pub(crate) struct Bootstrap {
 }
 
 impl Bootstrap {
+    fn wait_while_held(&self) {
+        while self.held_by.as_ref().is_some_and(|file| file.exists()) {
+            std::thread::sleep(Duration::from_millis(5));
+        }
+    }
+
     fn blobs(&self) -> Vec<BlobId> {
         self.blobs.iter().map(|blob| blob.parse().unwrap()).collect()
     }
@@ -215,7 +221,7 @@ impl FakeDaemon {
                     let at_once = self.unmounting.fetch_add(1, Ordering::SeqCst) + 1;
                     self.record("unmounting", &at_once);
                     self.most_unmounting.fetch_max(at_once, Ordering::SeqCst);
-                    std::thread::sleep(Duration::from_millis(bootstrap.umount_delay_ms));
+                    bootstrap.wait_while_held();
                     let late = Instant::now() + PATIENCE;
                     while self.most_unmounting.load(Ordering::SeqCst) < bootstrap.umounts_with
                         && Instant::now() < late
@@ -299,6 +305,7 @@ impl FakeDaemon {
             return Answer::Error { kind: ErrorKind::Bootstrap, message };
         };
         std::thread::sleep(Duration::from_millis(bootstrap.delay_ms));
+        bootstrap.wait_while_held();
         fs::create_dir_all(&request.mountpoint).unwrap();
         let (from, to) = (&bootstrap.directory, &request.mountpoint);
         mount(Some(from), to, None::<&str>, MsFlags::MS_BIND, None::<&str>).unwrap();

@@ -26,10 +26,7 @@ pub(crate) const SOON: Duration = Duration::from_secs(20);
 #[macro_export]
 macro_rules! needs_root {
     () => {
-        if !nix::unistd::geteuid().is_root() {
-            eprintln!("skipped: needs root");
-            return;
-        }
+        test_support::needs!(test_support::Need::Root);
     };
 }
 

@@ -67,9 +67,8 @@ fn inner_path(path: &[u8]) -> Result<Option<String>, ArchiveError> {
 
 #[cfg(test)]
 mod tests {
-    use std::io::Write as _;
-
     use proptest::prelude::*;
+    use test_support::gzip;
 
     use super::*;
 
@@ -85,12 +84,6 @@ mod tests {
             tar.append(&header, *content).unwrap();
         }
         gzip(&tar.into_inner().unwrap())
-    }
-
-    fn gzip(plain: &[u8]) -> Vec<u8> {
-        let mut gzip = flate2::write::GzEncoder::new(Vec::new(), flate2::Compression::fast());
-        gzip.write_all(plain).unwrap();
-        gzip.finish().unwrap()
     }
 
     #[test]

@@ -12,6 +12,7 @@ use bytes::Bytes;
 use registry::client::{Client, ClientConfig, Retries, Timeouts, UploadConfig};
 use registry::server::{AccessRecord, Server, ServerConfig};
 use registry::{Digest, Reference, Repository};
+use test_support::Need;
 use tokio_util::sync::CancellationToken;
 
 pub(crate) const MANIFEST: &str = "application/vnd.oci.image.manifest.v1+json";
@@ -148,15 +149,9 @@ pub(crate) fn free_port() -> u16 {
     std::net::TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port()
 }
 
-/// Whether `program` can be run. If not the test says so and is skipped, except in CI.
+/// Whether `program` can be run; see [`test_support::has`].
 pub(crate) fn have(program: &str) -> bool {
-    let found = std::env::var_os("PATH")
-        .is_some_and(|path| std::env::split_paths(&path).any(|dir| dir.join(program).is_file()));
-    if !found {
-        assert!(std::env::var("CI").as_deref() != Ok("true"), "{program} is missing, and CI must not skip");
-        println!("skipped: needs {program}");
-    }
-    found
+    test_support::has(&[Need::Program(program)])
 }
 
 /// A folder of the test's own.
@@ -189,18 +184,9 @@ pub(crate) fn client() -> Client {
     Client::new(config()).unwrap()
 }
 
-/// Bytes that look random and are the same for the same seed.
+/// Bytes that do not compress, the same for the same seed.
 pub(crate) fn noise(seed: u64, len: usize) -> Bytes {
-    let mut state = seed.wrapping_mul(0x9e37_79b9_7f4a_7c15) | 1;
-    let mut data = Vec::with_capacity(len + 8);
-    while data.len() < len {
-        state ^= state << 13;
-        state ^= state >> 7;
-        state ^= state << 17;
-        data.extend_from_slice(&state.to_le_bytes());
-    }
-    data.truncate(len);
-    data.into()
+    test_support::noise(seed, len).into()
 }
 
 /// Pushes an image of one layer to `reference`, and returns its manifest and the layer's digest.
