@@ -156,6 +156,9 @@ pub(crate) struct Save {
     /// Save to this repository, under this tag
     #[arg(long, value_name = "REPOSITORY:TAG", value_parser = super::save::target)]
     pub(crate) to: Option<Reference>,
+    /// Bind the cluster image to what is saved: its tag gets an image that names that by digest, and is the same otherwise
+    #[arg(long, requires = "to")]
+    pub(crate) bind: bool,
     /// Write a package to this file, or to this directory if it is there or its name ends in `/`: the cluster image, if it is in
     /// a registry, and all container images
     #[arg(long, short, value_name = "FILE|DIR", conflicts_with = "to")]
@@ -198,8 +201,8 @@ pub(crate) struct Run {
     /// http://10.0.0.1:5000/v2/HOST. Without it they ask the hosts themselves
     #[arg(long, value_name = "URL")]
     pub(crate) registry: Option<String>,
-    /// Where the container images were saved as RAFS (`cluster save --to`), for nodes to read them lazily [default: the image's tag
-    /// with `-images` behind it, if there is such a tag]
+    /// Where the container images were saved as RAFS (`cluster save --to`), for nodes to read them lazily [default: what the image is
+    /// bound to; else the image's tag with `-images` behind it, if there is such a tag]
     #[arg(long, value_name = "REPOSITORY[:TAG][@DIGEST]")]
     pub(crate) images: Option<Reference>,
     /// Have nodes pull all container images whole, wherever they were saved

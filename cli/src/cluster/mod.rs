@@ -1,6 +1,7 @@
 //! `nydus-cluster cluster …`: commands that work on cluster images.
 
 mod args;
+mod clusters;
 mod images;
 mod inspect;
 mod lock;
@@ -41,9 +42,9 @@ async fn interruptible(config: Config, command: Cluster) -> anyhow::Result<ExitC
             Cluster::Save(flags) => save::run(&config, flags).await,
             Cluster::Serve(flags) => serve::run(config, flags).await,
             Cluster::Run(flags) => run::run(&config, flags).await,
-            Cluster::Ps(flags) => run::ps(flags).await,
-            Cluster::Logs(flags) => run::logs(&flags),
-            Cluster::Rm(flags) => run::rm(flags).await,
+            Cluster::Ps(flags) => clusters::ps(flags).await,
+            Cluster::Logs(flags) => clusters::logs(&flags),
+            Cluster::Rm(flags) => clusters::rm(flags).await,
             Cluster::Node => run::node(&config).await,
         }
     });

@@ -1,4 +1,6 @@
-//! `cluster run`, `ps`, `logs`, `rm`: clusters of an image on nodes.
+//! `cluster run`: a cluster of an image on nodes, and the side of a node.
+
+mod saved;
 
 use std::collections::BTreeSet;
 use std::fs;
@@ -7,55 +9,74 @@ use std::process::ExitCode;
 
 use anyhow::{Context as _, bail};
 use cluster::describe::Description;
-use cluster::launch::task::{Image, Images, Launch, Mirror, Prepare, Status};
-use cluster::launch::{self, LaunchError, Place, Run, SshOptions};
+use cluster::launch::task::{Image, Images, Launch, Mirror, Prepare};
+use cluster::launch::{self, Place, Run, SshOptions};
 use cluster::lock::Lock;
 use cluster::package::Package;
-use cluster::saved::{SavedAt, SavedImages};
-use registry::Reference;
+use cluster::saved::bound;
 use registry::client::Client;
-use serde_json::{Value, json};
+use registry::{Digest, Reference};
 use tempfile::TempDir;
 
 use super::args::{self, Login};
 use super::opened::Opened;
 use crate::config::Config;
-use crate::stdout::{self, note};
+use crate::stdout;
+use saved::Candidates;
 
 /// Where a cluster image has its lock.
 const LOCK: &str = "images.lock";
 
-/// What stands behind a cluster image's tag where its build saved its container images.
-const IMAGES: &str = "-images";
-
 /// Runs a cluster.
 pub(super) async fn run(config: &Config, flags: args::Run) -> anyhow::Result<ExitCode> {
-    let image = image(&flags)?;
-    let saved_at = saved_at(&flags, &image)?;
-    let mut hosts = BTreeSet::new();
-    if let Image::Mounted(reference) = &image {
-        hosts.insert(Reference::parse(reference)?.host().to_owned());
+    let source = Source::of(&flags)?;
+    let mut hosts: BTreeSet<String> = flags.images.iter().map(|images| images.host().to_owned()).collect();
+    if let Source::Registry(reference) = &source {
+        hosts.insert(reference.host().to_owned());
     }
-    hosts.extend(saved_at.iter().map(|(reference, _)| reference.host().to_owned()));
     let mut reading = config.clone();
     // Read here as nodes will read it.
     let certs = flags.registry.as_ref().map(|url| mirrored(url, &hosts)).transpose()?;
     if let Some(certs) = &certs {
         certs.path().clone_into(&mut reading.registry.certs_dir);
     }
-    let opened = Opened::open(&reading, &flags.source, None).await?;
+    let client = Client::new(reading.registry.clone())?;
+    let (image, candidates) = match &source {
+        Source::Directory(path) => {
+            let said = flags.images.clone();
+            (Image::Directory(path.clone()), said.map_or(Candidates::Nowhere, Candidates::Sure))
+        }
+        Source::Registry(reference) => {
+            let (pinned, bound) = pinned(&client, reference).await?;
+            let candidates = match flags.plain {
+                true => Candidates::Nowhere,
+                false => Candidates::of(reference, &bound, flags.images.as_ref())?,
+            };
+            (Image::Mounted(pinned.to_string()), candidates)
+        }
+    };
+    let opened = match &image {
+        Image::Mounted(pinned) => Opened::open(&reading, pinned, None).await?,
+        Image::Directory(_) => Opened::open(&reading, &flags.source, None).await?,
+    };
     let lock = opened.dir.join(LOCK);
     let lock = if lock.is_file() { Some(Lock::read(&lock)?) } else { None };
-    let images = match saved_at {
-        Some((reference, sure)) => images(&reading, reference, sure, lock.as_ref()).await?,
-        None => None,
-    };
+    let images = candidates.find(&client, lock.as_ref()).await?;
     drop(certs);
     let dir = launch::clusters_dir()?.join(&flags.name);
     let run = plan(&flags, image, &opened, Saved { hosts, lock, images })?;
     let kubeconfig = launch::run(&run, &dir, &say).await?;
     stdout::print(&format!("{}\n", kubeconfig.display()))?;
     Ok(ExitCode::SUCCESS)
+}
+
+/// The image by its digest, so that all nodes have the same one, also after it got another under its tag; and the saved images that it is
+/// bound to.
+async fn pinned(client: &Client, reference: &Reference) -> anyhow::Result<(Reference, Vec<Digest>)> {
+    let (descriptor, root) =
+        client.manifest(reference).await.with_context(|| format!("looking up {reference}"))?;
+    let bound = bound(&root).with_context(|| reference.to_string())?;
+    Ok((reference.at_digest(descriptor.digest().clone()), bound))
 }
 
 /// A folder of `hosts.toml` files by which `hosts` are read from `url`.
@@ -70,62 +91,34 @@ fn mirrored(url: &str, hosts: &BTreeSet<String>) -> anyhow::Result<TempDir> {
     Ok(certs)
 }
 
-/// Where container images may have been saved, and whether they are sure to be there. A build leaves them beside the tag of its
-/// image, where only those can put others who can put another image there too; nobody is asked beside a digest.
-fn saved_at(flags: &args::Run, image: &Image) -> anyhow::Result<Option<(Reference, bool)>> {
-    match (&flags.images, image) {
-        _ if flags.plain => Ok(None),
-        (Some(images), _) => Ok(Some((images.clone(), true))),
-        (None, Image::Mounted(reference)) => {
-            let reference = Reference::parse(reference)?;
-            let tag = reference.tag().filter(|_| reference.digest().is_none());
-            let beside =
-                tag.map(|tag| reference.repository().with_tag(&format!("{tag}{IMAGES}"))).transpose();
-            Ok(beside?.map(|reference| (reference, false)))
-        }
-        (None, Image::Directory(_)) => Ok(None),
-    }
+/// Where the cluster image is.
+enum Source {
+    /// In a registry, where each node mounts it from.
+    Registry(Reference),
+    /// A directory of this machine's.
+    Directory(PathBuf),
 }
 
-/// What nodes are told of saved images, if there are any.
-async fn images(
-    config: &Config,
-    reference: Reference,
-    sure: bool,
-    lock: Option<&Lock>,
-) -> anyhow::Result<Option<Images>> {
-    let client = Client::new(config.registry.clone())?;
-    let place = SavedAt::Repository(reference.clone());
-    let found = SavedImages::find(&place, &client).await;
-    let Some(saved) = found.with_context(|| format!("looking for saved images at {reference}"))? else {
-        if sure {
-            bail!("--images {reference}: nothing was saved there");
+impl Source {
+    fn of(flags: &args::Run) -> anyhow::Result<Self> {
+        let path = Path::new(&flags.source);
+        if path.is_file() || Package::is_directory(path) {
+            bail!("{}: a package is not run yet: bring it to a registry with `registry sync`", flags.source);
         }
-        return Ok(None);
-    };
-    note(&format!("container images are read lazily from {}@{}", reference.repository(), saved.digest()));
-    Ok(Some(launch::images(&saved, reference.repository(), lock)?))
-}
-
-/// What nodes get: a nydus image that each mounts, or a directory of this machine's.
-fn image(flags: &args::Run) -> anyhow::Result<Image> {
-    let path = Path::new(&flags.source);
-    if path.is_file() || Package::is_directory(path) {
-        bail!("{}: a package is not run yet: bring it to a registry with `registry sync`", flags.source);
-    }
-    if path.is_dir() {
-        if !flags.masters.is_empty() || !flags.nodes.is_empty() {
-            bail!(
-                "{}: a directory is run on this machine alone: push it as an image for other nodes",
-                flags.source
-            );
+        if path.is_dir() {
+            if !flags.masters.is_empty() || !flags.nodes.is_empty() {
+                bail!(
+                    "{}: a directory is run on this machine alone: push it as an image for other nodes",
+                    flags.source
+                );
+            }
+            return Ok(Self::Directory(fs::canonicalize(path)?));
         }
-        return Ok(Image::Directory(fs::canonicalize(path)?));
+        let reference = flags.source.strip_prefix("docker://").unwrap_or(&flags.source);
+        let reference = Reference::parse(reference)
+            .with_context(|| format!("{}: expected an image in a registry, or a directory", flags.source))?;
+        Ok(Self::Registry(reference))
     }
-    let reference = flags.source.strip_prefix("docker://").unwrap_or(&flags.source);
-    let reference = Reference::parse(reference)
-        .with_context(|| format!("{}: expected an image in a registry, or a directory", flags.source))?;
-    Ok(Image::Mounted(reference.to_string()))
 }
 
 /// What is known of the cluster's container images.
@@ -176,7 +169,7 @@ fn mirror(url: &str, host: &str) -> Mirror {
     Mirror { host: host.to_owned(), url: format!("{}/{host}", url.trim_end_matches('/')) }
 }
 
-fn ssh(login: &Login) -> anyhow::Result<SshOptions> {
+pub(super) fn ssh(login: &Login) -> anyhow::Result<SshOptions> {
     let key = login
         .key
         .as_ref()
@@ -184,98 +177,8 @@ fn ssh(login: &Login) -> anyhow::Result<SshOptions> {
     Ok(SshOptions { user: login.user.clone(), key: key.transpose()?, password: login.password.clone() })
 }
 
-fn say(node: &str, line: &str) {
+pub(super) fn say(node: &str, line: &str) {
     eprintln!("{node}: {line}");
-}
-
-/// Shows all clusters.
-pub(super) async fn ps(flags: args::Ps) -> anyhow::Result<ExitCode> {
-    let ssh = ssh(&flags.login)?;
-    let mut shown = Vec::new();
-    let mut all_answer = true;
-    for (name, dir) in clusters()? {
-        let record = launch::Record::read(&dir)?;
-        for (place, status) in launch::status(&dir, &ssh).await? {
-            all_answer &= status.is_ok();
-            shown.push((name.clone(), record.image.clone(), place, status));
-        }
-    }
-    let text = if flags.json { json(&shown)? } else { table(&shown) };
-    stdout::print(&text)?;
-    Ok(if all_answer { ExitCode::SUCCESS } else { ExitCode::FAILURE })
-}
-
-type Shown = (String, String, Place, Result<Status, LaunchError>);
-
-fn json(shown: &[Shown]) -> anyhow::Result<String> {
-    let node = |(cluster, image, place, status): &Shown| match status {
-        Ok(status) => json!({
-            "cluster": cluster, "image": image, "node": place.name(), "role": status.role, "services": status.services,
-        }),
-        Err(error) => {
-            json!({"cluster": cluster, "image": image, "node": place.name(), "error": error.to_string()})
-        }
-    };
-    let all: Vec<Value> = shown.iter().map(node).collect();
-    Ok(serde_json::to_string_pretty(&all)? + "\n")
-}
-
-fn table(shown: &[Shown]) -> String {
-    let mut text = format!("{:<16}{:<24}{:<9}SERVICES\n", "CLUSTER", "NODE", "ROLE");
-    for (cluster, _, place, status) in shown {
-        let (role, services) = match status {
-            Ok(status) => {
-                let services = status.services.iter().map(|(name, state)| format!("{name} {state}"));
-                (status.role.as_str(), services.collect::<Vec<_>>().join(", "))
-            }
-            Err(error) => ("?", error.to_string()),
-        };
-        text += &format!("{cluster:<16}{:<24}{role:<9}{services}\n", place.name());
-    }
-    text
-}
-
-/// The clusters that were run from here, with the directory of each.
-fn clusters() -> anyhow::Result<Vec<(String, PathBuf)>> {
-    let dir = launch::clusters_dir()?;
-    let Ok(entries) = fs::read_dir(&dir) else { return Ok(Vec::new()) };
-    let mut found = Vec::new();
-    for entry in entries {
-        let entry = entry.with_context(|| format!("reading {}", dir.display()))?;
-        found.push((entry.file_name().to_string_lossy().into_owned(), entry.path()));
-    }
-    found.sort();
-    Ok(found)
-}
-
-/// Shows what nodes said.
-pub(super) fn logs(flags: &args::Logs) -> anyhow::Result<ExitCode> {
-    let dir = launch::clusters_dir()?.join(&flags.name);
-    launch::Record::read(&dir)?;
-    let mut shown = 0;
-    for entry in fs::read_dir(&dir).with_context(|| format!("reading {}", dir.display()))? {
-        let path = entry?.path();
-        let node = path.file_stem().unwrap_or_default().to_string_lossy().into_owned();
-        let wanted = flags.node.as_ref().is_none_or(|wanted| *wanted == node);
-        if wanted && path.extension().is_some_and(|extension| extension == "log") {
-            let text = fs::read(&path).with_context(|| format!("reading {}", path.display()))?;
-            for line in String::from_utf8_lossy(&text).lines() {
-                stdout::print(&format!("{node}: {line}\n"))?;
-            }
-            shown += 1;
-        }
-    }
-    if shown == 0 {
-        bail!("{}: no such node said anything", flags.node.as_deref().unwrap_or(&flags.name));
-    }
-    Ok(ExitCode::SUCCESS)
-}
-
-/// Takes a cluster away.
-pub(super) async fn rm(flags: args::Rm) -> anyhow::Result<ExitCode> {
-    let dir = launch::clusters_dir()?.join(&flags.name);
-    launch::remove(&dir, &ssh(&flags.login)?, flags.keep_images, &say).await?;
-    Ok(ExitCode::SUCCESS)
 }
 
 /// Does a task on a node.

@@ -5,9 +5,10 @@ use std::process::ExitCode;
 use anyhow::{Context as _, bail};
 use cluster::lock::{self, Lock, ResolveOptions};
 use cluster::save::{self, Destination, Forms, NotSaved, Report, SaveOptions};
+use cluster::saved::bind;
 use indicatif::HumanBytes;
-use registry::Reference;
 use registry::client::Client;
+use registry::{Digest, Reference};
 
 use super::opened::Opened;
 use super::{args, images, package};
@@ -21,7 +22,13 @@ const REGISTRY: &str = "registry";
 /// Saves all images, with a line for each.
 pub(super) async fn run(config: &Config, flags: args::Save) -> anyhow::Result<ExitCode> {
     let client = Client::new(config.registry.clone())?;
-    let opened = Opened::open(config, &flags.discovery.source, flags.platform.first()).await?;
+    let bound = match flags.bind {
+        true => Some(Bound::find(&client, &flags.discovery.source).await?),
+        false => None,
+    };
+    let source =
+        bound.as_ref().map_or_else(|| flags.discovery.source.clone(), |bound| bound.pinned.to_string());
+    let opened = Opened::open(config, &source, flags.platform.first()).await?;
     if let Some(output) = &flags.output {
         if !flags.plain {
             bail!("a package holds images as they are: say so with --plain");
@@ -45,7 +52,40 @@ pub(super) async fn run(config: &Config, flags: args::Save) -> anyhow::Result<Ex
         ..SaveOptions::default()
     };
     let saved = save::save(&lock, &opened.dir, &client, &destination, &options, &say).await;
-    ended(saved, lock.images.len())
+    if let (Some(bound), Ok(Some(digest))) = (&bound, &saved) {
+        bound.bind(&client, digest).await?;
+    }
+    ended(saved.map(drop), lock.images.len())
+}
+
+/// A cluster image whose tag is to lead to one that is bound to what is saved.
+struct Bound {
+    name: Reference,
+    /// What its tag led to before.
+    pinned: Reference,
+}
+
+impl Bound {
+    async fn find(client: &Client, source: &str) -> anyhow::Result<Self> {
+        let name = target(source.strip_prefix("docker://").unwrap_or(source));
+        let name = name.map_err(anyhow::Error::msg).context("--bind")?;
+        let found = client.head_manifest(&name).await?;
+        let digest = found.with_context(|| format!("there is no image {name}"))?.digest().clone();
+        Ok(Self { pinned: name.at_digest(digest), name })
+    }
+
+    async fn bind(&self, client: &Client, images: &Digest) -> anyhow::Result<()> {
+        let (described, root) = client.manifest(&self.pinned).await?;
+        let root = bind(&root, std::slice::from_ref(images)).with_context(|| self.name.to_string())?;
+        let now = client.head_manifest(&self.name).await?;
+        if now.is_none_or(|now| Some(now.digest()) != self.pinned.digest()) {
+            bail!("{} was moved while its images were saved: it is not bound to them", self.name);
+        }
+        let digest = registry::digest::sha256(&root);
+        client.put_manifest(&self.name, &described.media_type().to_string(), root).await?;
+        note(&format!("{} is {digest} now, bound to {images}", self.name));
+        Ok(())
+    }
 }
 
 /// How the command ends: images that are not saved are named.

@@ -12,6 +12,7 @@ use image::document::Object;
 use serde_json::{Map, Value};
 
 use crate::describe::{DescribeError, Description, Kind, Words as Strings};
+use crate::saved::IMAGES_ANNOTATION;
 
 /// What has been said so far.
 #[derive(Default)]
@@ -67,7 +68,10 @@ impl Statements {
             }
         }
         // They are about one of the images that there were.
-        self.annotations.retain(|name, _| !name.starts_with("containerd.io/snapshot/nydus-source-"));
+        let of_one = |name: &str| {
+            name.starts_with("containerd.io/snapshot/nydus-source-") || name == IMAGES_ANNOTATION
+        };
+        self.annotations.retain(|name, _| !of_one(name));
         self.environment.retain(|(name, _)| name != "PATH");
         let environment = self.environment.iter().map(|(name, value)| format!("{name}={value}").into());
         let environment: Vec<Value> = environment.collect();
@@ -180,9 +184,12 @@ mod tests {
         let images = [
             (json!({}), extension("kube-installer", "cni")),
             (json!({}), extension("app-installer", "db")),
+            (json!({}), json!({"io.nydus-cluster.images": "sha256:0"})),
             (json!({}), extension("app-installer", "db")),
         ];
         let (_, annotations) = merged(&images);
+        // Nothing was saved for what they are together.
+        assert_eq!(annotations.get("io.nydus-cluster.images"), None);
         let merged: Value =
             serde_json::from_str(annotations["sealer.image.extension"].as_str().unwrap()).unwrap();
         assert_eq!(merged["type"], "kube-installer");

@@ -249,7 +249,8 @@ pub struct Report {
 /// Who is told of images.
 pub type Done<'a> = dyn Fn(&Report) + Send + Sync + 'a;
 
-/// Saves all images of `lock`, made of the tree `root`, and calls `done` for each when it is saved.
+/// Saves all images of `lock`, made of the tree `root`, and calls `done` for each when it is saved. Returns the digest of what names all
+/// of them, where something does.
 ///
 /// # Errors
 ///
@@ -261,7 +262,7 @@ pub async fn save(
     destination: &Destination,
     options: &SaveOptions,
     done: &Done<'_>,
-) -> Result<(), NotSaved> {
+) -> Result<Option<Digest>, NotSaved> {
     let (target, spool) = Target::open(lock, destination, client).map_err(NotSaved::Destination)?;
     let transfers = Transfers::new(target.clone(), options.blobs);
     let forms = options.forms;
@@ -428,19 +429,20 @@ impl Target {
         }
     }
 
-    /// Names all of `saved`, and each image where they have names of their own.
+    /// Names all of `saved`, and each image where they have names of their own. Returns the digest of what names all.
     async fn name(
         &self,
         destination: &Destination,
         lock: &Lock,
         table: Option<&Table>,
         saved: &[Saved],
-    ) -> Result<(), SaveError> {
+    ) -> Result<Option<Digest>, SaveError> {
         if matches!(self, Self::Layout(_)) && table.is_none() {
             // Whoever wants plain images of a directory asks for them by their names.
-            return Ok(());
+            return Ok(None);
         }
         let set = set::put(self.store().destination().as_ref(), lock, table, saved).await?;
+        let digest = digest::sha256(&set.index);
         match (self, destination) {
             (Self::Layout(layout), _) => {
                 for image in saved.iter().filter(|image| image.plan.plain.is_empty()) {
@@ -453,7 +455,7 @@ impl Target {
             }
             (Self::Repository { .. }, Destination::Directory(_)) => {}
         }
-        Ok(())
+        Ok(Some(digest))
     }
 }
 

@@ -7,11 +7,13 @@
 //! ```
 //!
 //! - `table`: chain ids, and what they are as RAFS.
+//! - `bound`: what binds them to their cluster image.
 //! - `set`: the table as a node's snapshotter has it.
 //! - `store`: where blobs are.
 //!
 //! Everything is found by digest from the index on, and verified. `docs/cluster.md` describes it for whoever reads it otherwise.
 
+mod bound;
 mod set;
 mod store;
 mod table;
@@ -35,6 +37,7 @@ use thiserror::Error;
 
 use crate::lock::{Lock, LockFileError};
 
+pub use bound::{IMAGES_ANNOTATION, bind, bound};
 pub(crate) use store::BlobStore;
 pub use table::{
     BlobEntry, BootstrapEntry, ChainEntry, ImageEntry, LayerEntry, Table, TableError, TreeEntry, VERSION,

@@ -66,7 +66,7 @@ async fn saved_in(
     let reports = Mutex::new(Vec::new());
     let done = |report: &Report| reports.lock().unwrap().push(report.clone());
     let failed = match save(lock, root, client, to, options, &done).await {
-        Ok(()) => Vec::new(),
+        Ok(_) => Vec::new(),
         Err(NotSaved::Images(failed)) => failed,
         Err(error) => panic!("{error}"),
     };

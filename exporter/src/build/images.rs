@@ -19,8 +19,8 @@ use image::document::ImageConfig;
 use image::files::{self, FilesError};
 use image::location::Location;
 use image::platform::PlatformName;
-use registry::Reference;
 use registry::client::Client;
+use registry::{Digest, Reference};
 
 /// How many problems an error lists.
 const SHOWN: usize = 10;
@@ -177,8 +177,12 @@ pub(crate) fn united(locks: Vec<Lock>) -> Lock {
     all
 }
 
-/// Saves the images of `lock` in the repository of `name`, under its tag with `-images` behind it.
-pub(crate) async fn save(lock: &Lock, name: &Reference, client: &Client) -> Result<(), ImagesError> {
+/// Saves the images of `lock` in the repository of `name`, under its tag with `-images` behind it; returns the digest of what names them.
+pub(crate) async fn save(
+    lock: &Lock,
+    name: &Reference,
+    client: &Client,
+) -> Result<Option<Digest>, ImagesError> {
     let tag = format!("{}-images", name.tag().unwrap_or("latest"));
     let target = name.repository().with_tag(&tag).map_err(|error| ImagesError::Tag(error.to_string()))?;
     let destination = Destination::Repository(target);

@@ -1,6 +1,7 @@
 //! The key `images`: the container images that a build's result asks for are locked in it.
 
 use std::fs;
+use std::path::Path;
 use std::process::Command;
 
 use anyhow::{Context, Result, ensure};
@@ -41,6 +42,7 @@ pub(crate) fn locked(fixture: &Fixture) -> Result<()> {
     fixture.buildctl()?.build(&good, &[&format!("type=nydus-cluster,name={name},images=embed")])?;
     let saved = manifest(&format!("{name}-images"))?;
     ensure!(saved["manifests"].as_array().is_some_and(|all| all.len() > 1), "{saved}");
+    bound(fixture, &name, &good, &dir)?;
 
     // Flattened, all layers of the build are one blob, and the lock is one more.
     let dockerfile = good.join("Dockerfile");
@@ -80,5 +82,56 @@ pub(crate) fn locked(fixture: &Fixture) -> Result<()> {
     let error = format!("{error:#}");
     ensure!(error.contains("manifests/imageList:2") && error.contains("not-there:v1"), "{error}");
     ensure!(manifest(&format!("{registry}/cluster-bad:v1")).is_err(), "it has no name");
+    Ok(())
+}
+
+const BOUND: &str = "io.nydus-cluster.images";
+
+/// The cluster image `name`, built of `context` with its images embedded, says by digest which saved images are its own.
+fn bound(fixture: &Fixture, name: &str, context: &Path, dir: &Path) -> Result<()> {
+    let (repository, _) = name.rsplit_once(':').context("a tag")?;
+    let of = |name: &str| {
+        Ok::<_, anyhow::Error>(manifest(name)?["annotations"][BOUND].as_str().map(str::to_owned))
+    };
+    let digest = of(name)?.context("the image is bound to nothing")?;
+    let saved = manifest(&format!("{name}-images"))?;
+    ensure!(manifest(&format!("{repository}@{digest}"))? == saved, "{digest} is not what was saved");
+
+    // The tag of what was saved is moved: nodes are told of what the image is bound to, before any of them is reached.
+    let tree = dir.join("other");
+    fs::create_dir(&tree)?;
+    fs::write(tree.join("imageList"), format!("{}\n", fixture.demo()?.name))?;
+    let mut save = Command::new(peers::nydus_cluster()?);
+    save.args(["cluster", "save"]).arg(&tree).args(["--to", &format!("{name}-images")]);
+    process::run(&mut save)?;
+    ensure!(manifest(&format!("{name}-images"))? != saved, "the tag was moved");
+    let run = |more: &[&str]| -> Result<String> {
+        let mut run = Command::new(peers::nydus_cluster()?);
+        // Nobody listens there.
+        run.args(["cluster", "run", name, "--masters", "127.0.0.1:1"]).args(more);
+        let run = run.env("XDG_STATE_HOME", dir.join("state")).output()?;
+        ensure!(!run.status.success(), "there is no such node");
+        Ok(String::from_utf8_lossy(&run.stderr).into_owned())
+    };
+    let said = run(&[])?;
+    ensure!(said.contains(&format!("read lazily from {repository}@{digest}")), "{said}");
+    // Others are refused, wherever they are; the same elsewhere, which are not there, are named.
+    let other = format!("{repository}@sha256:{}", "0".repeat(64));
+    let said = run(&["--images", &other])?;
+    ensure!(said.contains("is bound to other saved images") && !said.contains("ssh"), "{said}");
+    let elsewhere = format!("{repository}-elsewhere");
+    let said = run(&["--images", &elsewhere])?;
+    ensure!(said.contains(&format!("are not in {elsewhere}")) && said.contains(&digest), "{said}");
+
+    // A build that saves nothing is bound to nothing, until its images are saved.
+    fixture.buildctl()?.build(context, &[&format!("type=nydus-cluster,name={name},images=ref")])?;
+    ensure!(of(name)?.is_none());
+    for _ in 0..2 {
+        let mut save = Command::new(peers::nydus_cluster()?);
+        save.args(["cluster", "save", name, "--bind", "--to", &format!("{name}-images")]);
+        process::run(&mut save)?;
+        let digest = of(name)?.context("the image is bound to nothing")?;
+        ensure!(manifest(&format!("{repository}@{digest}"))? == manifest(&format!("{name}-images"))?);
+    }
     Ok(())
 }

@@ -3,10 +3,11 @@
 use std::io::Cursor;
 use std::sync::Arc;
 
+use cluster::saved::bind;
 use image::assemble::{Assembled, Form};
-use image::document::with_layer;
+use image::document::{Stored, with_layer};
 use image::layer::ConvertedLayer;
-use registry::digest::Digest;
+use registry::digest::{self, Digest};
 
 use super::{Output, OutputError};
 use crate::build::images::{self, ImagesError};
@@ -36,7 +37,7 @@ impl Output {
         // It stays a layer of its own, even on top of one that all others were flattened to.
         let converter = &self.prepared().await?.image;
         let conversion = converter.convert_read(Cursor::new(found.layer.clone()), destination);
-        let lock = registry::digest::sha256(&found.layer);
+        let lock = digest::sha256(&found.layer);
         let wrong = |error| self.layer_error(&lock, error);
         let layer =
             conversion.built().await.map_err(wrong)?.store(destination.as_ref()).await.map_err(wrong)?;
@@ -48,22 +49,32 @@ impl Output {
         self.assemble(&content, &config, layers, &form).await
     }
 
-    /// Saves the container images of all platforms in the image's repository.
-    pub(super) async fn embed(&self) -> Result<(), OutputError> {
+    /// Saves the container images of all platforms in the image's repositories; returns the digests of what names them there.
+    pub(super) async fn embed(&self) -> Result<Vec<Digest>, OutputError> {
         let failed = |error| OutputError::Images { title: self.title(), error: Box::new(error) };
         let lock = images::united(std::mem::take(&mut self.received().locks));
         let destination = self.destination().await?;
         let (client, _) = destination.repository().ok_or(ImagesError::NoRegistry).map_err(failed)?;
+        let mut saved = Vec::new();
         for name in &self.attrs.names {
             let step =
                 self.progress.step(self.index, format!("saving {} container images", lock.images.len()));
-            if let Err(error) = images::save(&lock, name, client).await {
-                let error = failed(error);
-                step.fail(&error.to_string());
-                return Err(error);
+            match images::save(&lock, name, client).await {
+                Ok(digest) => saved.extend(digest.filter(|digest| !saved.contains(digest))),
+                Err(error) => {
+                    let error = failed(error);
+                    step.fail(&error.to_string());
+                    return Err(error);
+                }
             }
             step.finish();
         }
-        Ok(())
+        Ok(saved)
+    }
+
+    /// The image's index or only manifest `root`, bound to the saved images with these digests. Not stored yet.
+    pub(super) fn bound(&self, root: Stored, saved: &[Digest]) -> Result<Stored, OutputError> {
+        let content = bind(&root.content, saved).map_err(|error| self.document_error(error))?;
+        Ok(Stored { digest: digest::sha256(&content), content, ..root })
     }
 }

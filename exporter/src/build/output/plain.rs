@@ -100,7 +100,7 @@ impl Output {
         self.put_index(index).await
     }
 
-    /// Stores an index under its digest.
+    /// Stores an index, or an only manifest, under its digest.
     pub(super) async fn put_index(&self, index: Stored) -> Result<Stored, OutputError> {
         let Stored { media_type, content, .. } = &index;
         let put = self.destination().await?.put_manifest(media_type, content.clone()).await;

@@ -2,6 +2,7 @@
 
 use image::assemble::{NydusImage, merge};
 use image::document::Stored;
+use registry::digest::Digest;
 use registry::reference::Reference;
 
 use super::{Output, OutputError};
@@ -39,13 +40,17 @@ impl Output {
     /// buildkitd is done: gives the image its names and returns it.
     pub(crate) async fn publish(&self) -> Result<Stored, OutputError> {
         // Before its name: whoever finds the image finds them.
-        if self.attrs.images == Images::Embed {
-            self.embed().await?;
-        }
+        let saved = match self.attrs.images {
+            Images::Embed => self.embed().await?,
+            Images::None | Images::Ref => Vec::new(),
+        };
         if self.attrs.beside == Beside::Named {
-            return self.publish_merged().await;
+            return self.publish_merged(&saved).await;
         }
-        let root = self.root().await?;
+        let mut root = self.root().await?;
+        if !saved.is_empty() {
+            root = self.put_index(self.bound(root, &saved)?).await?;
+        }
         for (title, names) in self.naming(&root) {
             let step = self.progress.step(self.index, title);
             let published = self.destination().await?.publish(names, Some(&root)).await;
@@ -60,7 +65,7 @@ impl Output {
     }
 
     /// Puts the images into the index of each name, and returns the first of those.
-    async fn publish_merged(&self) -> Result<Stored, OutputError> {
+    async fn publish_merged(&self, saved: &[Digest]) -> Result<Stored, OutputError> {
         let mut images: Vec<NydusImage> = self.received().beside.values().cloned().collect();
         images.sort_by_key(|image| image.platform.to_string());
         let destination = self.destination().await?;
@@ -74,6 +79,8 @@ impl Output {
                 let merged = merge(client, name, &images)
                     .await
                     .map_err(|error| OutputError::Merge { title: self.title(), error: Box::new(error) })?;
+                // What was saved for an earlier build is not this one's.
+                let merged = self.bound(merged, saved)?;
                 let named = std::slice::from_ref(name);
                 let published = destination.publish(named, Some(&merged)).await;
                 published.map_err(|error| self.push_error(name.to_string(), error))?;
