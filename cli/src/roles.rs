@@ -153,6 +153,7 @@ pub(crate) async fn registry(config: Config, flags: args::RegistryServe) -> anyh
             registry::server::serve_read_only(settings, images.layout().clone(), stop).await?
         }
     };
+    service::manager::ready();
     server.stopped().await;
     Ok(ExitCode::SUCCESS)
 }

@@ -46,6 +46,11 @@ impl ClusterLab {
         &self.registry
     }
 
+    /// Ends the registry: whoever asks it finds nobody.
+    pub fn end_registry(&mut self) -> Result<()> {
+        self.registry.server().stop()
+    }
+
     /// Leaves all of it running.
     pub fn release(self) -> Result<()> {
         self.registry.into_server().forget();
@@ -75,6 +80,20 @@ impl ClusterLab {
         command.arg("--registry").arg(format!("http://{}/v2", self.registry.address()));
         command.args((pull == Pull::Plain).then_some("--plain"));
         Ok(command)
+    }
+
+    /// `cluster run` of a package: the first `masters` machines have the control plane.
+    pub fn run_package(&self, package: &Path, masters: usize) -> Result<Output> {
+        let addresses = |machines: &[Machine]| -> String {
+            let addresses: Vec<_> = machines.iter().map(|machine| machine.address().to_string()).collect();
+            addresses.join(",")
+        };
+        let (masters, nodes) = self.machines.all().split_at(masters);
+        let mut command = self.command()?;
+        command.arg("run").arg(package);
+        command.args(["--masters", &addresses(masters), "--nodes", &addresses(nodes)]);
+        command.args(["--user", "root", "--key"]).arg(self.machines.key());
+        process::run_within(&mut command, RUN_DEADLINE)
     }
 
     /// Runs it to its end, images lazily.

@@ -184,14 +184,19 @@ pub(crate) struct Serve {
 
 #[derive(Debug, clap::Args)]
 pub(crate) struct Run {
-    /// The cluster image: a nydus image in a registry, or on this machine a directory
+    /// The cluster image: an image in a registry, a package (FILE or DIR) with the image and all container images in it, or on this machine
+    /// the directory of a root file system
     pub(crate) source: String,
     /// The cluster's name
     #[arg(long, default_value = "default", value_parser = cluster_name)]
     pub(crate) name: String,
-    /// Nodes with the control plane, as HOST or HOST:PORT; one so far [default: this machine]
+    /// Nodes with the control plane, as HOST or HOST:PORT [default: this machine]
     #[arg(long, value_name = "HOST", value_delimiter = ',')]
     pub(crate) masters: Vec<Place>,
+    /// Where nodes find the control plane, such as a load balancer before all masters [default: the first master, if it is named by its
+    /// address]
+    #[arg(long, value_name = "HOST[:PORT]")]
+    pub(crate) endpoint: Option<String>,
     /// The other nodes
     #[arg(long, value_name = "HOST", value_delimiter = ',')]
     pub(crate) nodes: Vec<Place>,

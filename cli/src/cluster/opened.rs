@@ -26,6 +26,8 @@ pub(super) struct Opened {
     pub(super) annotations: BTreeMap<String, String>,
     /// What is run of it: its entry point, and its command.
     pub(super) command: [Vec<String>; 2],
+    /// Whether it is a nydus image.
+    pub(super) nydus: bool,
     /// The image that they are of; `None` for a directory of the user's.
     pub(super) location: Option<Location>,
     /// Goes with this, where the files were fetched.
@@ -54,6 +56,7 @@ impl Opened {
                     labels: BTreeMap::new(),
                     annotations: BTreeMap::new(),
                     command: [Vec::new(), Vec::new()],
+                    nydus: false,
                     location: None,
                     _fetched: None,
                 });
@@ -77,6 +80,7 @@ impl Opened {
             labels,
             annotations,
             command,
+            nydus: configured.nydus,
             location: Some(location),
             _fetched: Some(directory),
         })

@@ -29,7 +29,7 @@ const LOCK: &str = "images.lock";
 
 /// Runs a cluster.
 pub(super) async fn run(config: &Config, flags: args::Run) -> anyhow::Result<ExitCode> {
-    let source = Source::of(&flags)?;
+    let source = Source::of(config, &flags)?;
     let mut hosts: BTreeSet<String> = flags.images.iter().map(|images| images.host().to_owned()).collect();
     if let Source::Registry(reference) = &source {
         hosts.insert(reference.host().to_owned());
@@ -41,10 +41,15 @@ pub(super) async fn run(config: &Config, flags: args::Run) -> anyhow::Result<Exi
         certs.path().clone_into(&mut reading.registry.certs_dir);
     }
     let client = Client::new(reading.registry.clone())?;
-    let (image, candidates) = match &source {
+    let said = flags.images.clone().map_or(Candidates::Nowhere, Candidates::Sure);
+    let (opened, image, candidates) = match &source {
         Source::Directory(path) => {
-            let said = flags.images.clone();
-            (Image::Directory(path.clone()), said.map_or(Candidates::Nowhere, Candidates::Sure))
+            (Opened::open(&reading, &flags.source, None).await?, Image::Directory(path.clone()), said)
+        }
+        Source::Package(package) => {
+            let opened = Opened::open(&reading, &flags.source, None).await?;
+            let image = of_registry(&opened, package.image());
+            (opened, image, said)
         }
         Source::Registry(reference) => {
             let (pinned, bound) = pinned(&client, reference).await?;
@@ -52,19 +57,20 @@ pub(super) async fn run(config: &Config, flags: args::Run) -> anyhow::Result<Exi
                 true => Candidates::Nowhere,
                 false => Candidates::of(reference, &bound, flags.images.as_ref())?,
             };
-            (Image::Mounted(pinned.to_string()), candidates)
+            let opened = Opened::open(&reading, &pinned.to_string(), None).await?;
+            let image = of_registry(&opened, &pinned);
+            (opened, image, candidates)
         }
-    };
-    let opened = match &image {
-        Image::Mounted(pinned) => Opened::open(&reading, pinned, None).await?,
-        Image::Directory(_) => Opened::open(&reading, &flags.source, None).await?,
     };
     let lock = opened.dir.join(LOCK);
     let lock = if lock.is_file() { Some(Lock::read(&lock)?) } else { None };
     let images = candidates.find(&client, lock.as_ref()).await?;
     drop(certs);
     let dir = launch::clusters_dir()?.join(&flags.name);
-    let run = plan(&flags, image, &opened, Saved { hosts, lock, images })?;
+    let mut run = plan(&flags, image, &opened, Saved { hosts, lock, images })?;
+    if let Source::Package(package) = source {
+        run.package = Some(package);
+    }
     let kubeconfig = launch::run(&run, &dir, &say).await?;
     stdout::print(&format!("{}\n", kubeconfig.display()))?;
     Ok(ExitCode::SUCCESS)
@@ -77,6 +83,14 @@ async fn pinned(client: &Client, reference: &Reference) -> anyhow::Result<(Refer
         client.manifest(reference).await.with_context(|| format!("looking up {reference}"))?;
     let bound = bound(&root).with_context(|| reference.to_string())?;
     Ok((reference.at_digest(descriptor.digest().clone()), bound))
+}
+
+/// What nodes get of an image in a registry, or as in one.
+fn of_registry(opened: &Opened, pinned: &Reference) -> Image {
+    match opened.nydus {
+        true => Image::Mounted(pinned.to_string()),
+        false => Image::Converted(pinned.to_string()),
+    }
 }
 
 /// A folder of `hosts.toml` files by which `hosts` are read from `url`.
@@ -93,17 +107,20 @@ fn mirrored(url: &str, hosts: &BTreeSet<String>) -> anyhow::Result<TempDir> {
 
 /// Where the cluster image is.
 enum Source {
-    /// In a registry, where each node mounts it from.
+    /// In a registry, where each node gets it from.
     Registry(Reference),
+    /// In a package, which nodes of the control plane serve.
+    Package(launch::Package),
     /// A directory of this machine's.
     Directory(PathBuf),
 }
 
 impl Source {
-    fn of(flags: &args::Run) -> anyhow::Result<Self> {
+    fn of(config: &Config, flags: &args::Run) -> anyhow::Result<Self> {
         let path = Path::new(&flags.source);
-        if path.is_file() || Package::is_directory(path) {
-            bail!("{}: a package is not run yet: bring it to a registry with `registry sync`", flags.source);
+        if launch::is_package(path) {
+            let package = Package::open(path, &config.registry.upload.spool_dir)?;
+            return Ok(Self::Package(launch::Package::of(&package)?));
         }
         if path.is_dir() {
             if !flags.masters.is_empty() || !flags.nodes.is_empty() {
@@ -115,8 +132,9 @@ impl Source {
             return Ok(Self::Directory(fs::canonicalize(path)?));
         }
         let reference = flags.source.strip_prefix("docker://").unwrap_or(&flags.source);
-        let reference = Reference::parse(reference)
-            .with_context(|| format!("{}: expected an image in a registry, or a directory", flags.source))?;
+        let reference = Reference::parse(reference).with_context(|| {
+            format!("{}: expected an image in a registry, a package, or a directory", flags.source)
+        })?;
         Ok(Self::Registry(reference))
     }
 }
@@ -138,6 +156,8 @@ fn plan(flags: &args::Run, image: Image, opened: &Opened, saved: Saved) -> anyho
     let prepare = Prepare {
         cluster: flags.name.clone(),
         mirrors: mirrors(flags, &saved)?,
+        package: None,
+        serving: Vec::new(),
         images: saved.images,
         image,
         hooks: description.hooks,
@@ -146,7 +166,9 @@ fn plan(flags: &args::Run, image: Image, opened: &Opened, saved: Saved) -> anyho
     let masters = if flags.masters.is_empty() { vec![Place::Here] } else { flags.masters.clone() };
     Ok(Run {
         prepare,
+        package: None,
         masters,
+        endpoint: flags.endpoint.clone(),
         nodes: flags.nodes.clone(),
         ssh: ssh(&flags.login)?,
         launch: Launch { commands, seconds: flags.launch_timeout },

@@ -41,34 +41,47 @@ impl Documents {
         Ok(Self(documents))
     }
 
-    /// The documents for `kubeadm init`.
-    pub(super) fn init(&self, address: Option<&str>) -> String {
+    /// The documents for `kubeadm init`. The control plane is found at `endpoint`, where the image does not say where.
+    pub(super) fn init(&self, address: Option<&str>, endpoint: Option<&str>) -> String {
         let mut init = self.own("InitConfiguration");
         if let Some(address) = address {
             init["localAPIEndpoint"]["advertiseAddress"] = address.into();
         }
-        let others = self.0.iter().filter(|document| {
-            !matches!(document["kind"].as_str(), Some("InitConfiguration" | "JoinConfiguration"))
-        });
-        let documents = [&init].into_iter().chain(others);
+        let mut cluster = self.of_kind("ClusterConfiguration");
+        if let Some(endpoint) = endpoint.filter(|_| cluster["controlPlaneEndpoint"].is_null()) {
+            cluster["controlPlaneEndpoint"] = endpoint.into();
+        }
+        let own = ["InitConfiguration", "JoinConfiguration", "ClusterConfiguration"];
+        let others = self.0.iter().filter(|document| !own.iter().any(|kind| document["kind"] == *kind));
+        let documents = [&init, &cluster].into_iter().chain(others);
         documents.map(|document| format!("---\n{document}\n")).collect()
     }
 
-    /// The document for `kubeadm join`, with the discovery file at `discovery`.
-    pub(super) fn join(&self, discovery: &str, token: &str) -> String {
+    /// The document for `kubeadm join`, with the discovery file at `discovery`; for a node that joins the control plane, with its address,
+    /// if that is known.
+    pub(super) fn join(&self, discovery: &str, token: &str, control_plane: Option<Option<&str>>) -> String {
         let mut join = self.own("JoinConfiguration");
+        if let Some(address) = control_plane {
+            let endpoint = address.map_or_else(|| json!({}), |address| json!({"advertiseAddress": address}));
+            join["controlPlane"]["localAPIEndpoint"] = endpoint;
+        }
         join["discovery"] = json!({"file": {"kubeConfigPath": discovery}, "tlsBootstrapToken": token});
         format!("{join}\n")
     }
 
     /// The image's document of this kind, or a new one, for containerd.
     fn own(&self, kind: &str) -> Value {
-        let own = self.0.iter().find(|document| document["kind"] == kind).cloned();
-        let mut own = own.unwrap_or_else(|| json!({"apiVersion": API_VERSION, "kind": kind}));
+        let mut own = self.of_kind(kind);
         if own["nodeRegistration"]["criSocket"].is_null() {
             own["nodeRegistration"]["criSocket"] = CRI_SOCKET.into();
         }
         own
+    }
+
+    /// The image's document of this kind, or a new one.
+    fn of_kind(&self, kind: &str) -> Value {
+        let found = self.0.iter().find(|document| document["kind"] == kind).cloned();
+        found.unwrap_or_else(|| json!({"apiVersion": API_VERSION, "kind": kind}))
     }
 }
 
@@ -109,7 +122,7 @@ mod tests {
     #[test]
     fn the_images_documents_are_kept_and_a_nodes_own_are_put_in() {
         let documents = Documents::parse(TEXT).unwrap();
-        let init = documents.init(Some("10.0.0.1"));
+        let init = documents.init(Some("10.0.0.1"), Some("10.0.0.1"));
         let init: Vec<Value> = init
             .split("---\n")
             .filter(|text| !text.is_empty())
@@ -119,14 +132,29 @@ mod tests {
         assert_eq!(init[0]["localAPIEndpoint"], json!({"advertiseAddress": "10.0.0.1"}));
         assert_eq!(init[0]["apiVersion"], API_VERSION);
         assert_eq!(init[1]["kubernetesVersion"], "v1.37.2");
+        assert_eq!(init[1]["controlPlaneEndpoint"], "10.0.0.1");
         assert_eq!(
             init[2],
             json!({"kind": "KubeletConfiguration", "failSwapOn": false, "maxOpenFiles": 20000})
         );
 
-        let join: Value = serde_json::from_str(&documents.join("/d", "a.b")).unwrap();
+        let join: Value = serde_json::from_str(&documents.join("/d", "a.b", None)).unwrap();
         assert_eq!(join["nodeRegistration"], json!({"taints": [], "criSocket": CRI_SOCKET}));
         assert_eq!(join["discovery"], json!({"file": {"kubeConfigPath": "/d"}, "tlsBootstrapToken": "a.b"}));
+    }
+
+    #[test]
+    fn a_node_that_joins_the_control_plane_says_where_it_is_reached() {
+        let documents =
+            Documents::parse("kind: ClusterConfiguration\ncontrolPlaneEndpoint: api.example:6443\n").unwrap();
+        assert!(
+            documents.init(None, Some("10.0.0.1")).contains("\"controlPlaneEndpoint\":\"api.example:6443\"")
+        );
+        let join = |address| serde_json::from_str::<Value>(&documents.join("/d", "a.b", address)).unwrap();
+        assert_eq!(join(None)["controlPlane"], Value::Null);
+        assert_eq!(join(Some(None))["controlPlane"], json!({"localAPIEndpoint": {}}));
+        let address = json!({"localAPIEndpoint": {"advertiseAddress": "10.0.0.2"}});
+        assert_eq!(join(Some(Some("10.0.0.2")))["controlPlane"], address);
     }
 
     #[test]

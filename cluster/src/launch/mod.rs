@@ -7,6 +7,7 @@
 //! | `place`, `step` | the way there: `ssh`, lines, deadlines |
 //! | `images` | what nodes are told of container images that they read lazily |
 //! | `kubeadm` | what kubeadm is given |
+//! | `package` | a package that nodes of the control plane serve |
 //! | `record` | what is known here of a cluster that runs |
 //!
 //! Our own program is brought to each node first and does the work there, so that a step is a call and not a script.
@@ -16,11 +17,13 @@ mod error;
 mod images;
 mod kubeadm;
 pub mod node;
+mod package;
 mod place;
 mod record;
 mod step;
 pub mod task;
 
+use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
@@ -29,13 +32,14 @@ use futures::future::join_all;
 pub use commands::commands;
 pub use error::LaunchError;
 pub use images::images;
+pub use package::{Package, is_package};
 pub use place::{Place, SshOptions};
 pub use record::{Record, clusters_dir};
 pub use step::Say;
 
 use place::Ssh;
 use step::Node;
-use task::{Begun, Init, Launch, Prepare, Status, Task};
+use task::{Begun, ControlPlane, Init, Join, Launch, Mirror, Prepare, ServedPackage, Site, Status, Task};
 
 /// How long a node may take to bring the image and install what is missing.
 const PREPARE_DEADLINE: Duration = Duration::from_secs(900);
@@ -49,8 +53,12 @@ const STATUS_DEADLINE: Duration = Duration::from_secs(60);
 pub struct Run {
     /// What every node gets.
     pub prepare: Prepare,
+    /// The package that the cluster image and all container images are in; none if they are in registries.
+    pub package: Option<Package>,
     /// The first nodes, which run the control plane.
     pub masters: Vec<Place>,
+    /// Where the control plane is found, as HOST[:PORT]: at the first master if absent.
+    pub endpoint: Option<String>,
     /// The others.
     pub nodes: Vec<Place>,
     /// How they are logged in to.
@@ -68,38 +76,79 @@ pub struct Run {
 ///
 /// When a step on a node fails; the other nodes' steps of the same kind come to their end.
 pub async fn run(run: &Run, dir: &Path, say: Say<'_>) -> Result<PathBuf, LaunchError> {
-    let [master] = run.masters.as_slice() else {
-        let reason = format!("{} are named: there can be one so far", run.masters.len());
-        return Err(LaunchError::wrong("--masters", reason));
-    };
     let record = Record::of(run);
     record.keep(dir)?;
     let ssh = Ssh::new(&run.ssh, dir)?;
     let all: Vec<_> = record.places().into_iter().map(|place| node(place, &ssh, dir, say)).collect();
+    let (masters, nodes) = all.split_at(record.masters().min(all.len()));
+    let (first, others) =
+        masters.split_first().ok_or_else(|| LaunchError::wrong("--masters", "none is named"))?;
     let bytes = std::fs::read(&run.program).map_err(LaunchError::io(&run.program))?;
     let digest = registry::digest::sha256(&bytes).digest().to_owned();
     drop(bytes);
 
-    let prepare = Task::Prepare(run.prepare.clone());
-    each(&all, |node| async {
-        node.bring_program(&run.program, &digest).await?;
-        node.work("preparing", &prepare, PREPARE_DEADLINE).await.map(drop)
+    each(&all, |node| async { node.bring_program(&run.program, &digest).await }).await?;
+    let served = match &run.package {
+        Some(package) => Some(each(masters, |node| served(node, package)).await?),
+        None => None,
+    };
+    let prepares: Vec<_> = (0..all.len()).map(|number| prepare(run, served.as_deref(), number)).collect();
+    each(all.iter().zip(&prepares), |(node, prepare)| async {
+        node.work("preparing", prepare, PREPARE_DEADLINE).await.map(drop)
     })
     .await?;
-    let (first, others) =
-        all.split_first().ok_or_else(|| LaunchError::wrong("--masters", "none is named"))?;
-    let init = Task::Init(Init { address: master.address().map(ToOwned::to_owned) });
+
+    let endpoint = run.endpoint.clone().or_else(|| first.place.address().map(ToOwned::to_owned));
+    let init = Task::Init(Init { address: first.place.address().map(ToOwned::to_owned), endpoint });
     let begun = first.work("kubeadm init", &init, KUBEADM_DEADLINE).await?;
     let begun: Begun = serde_json::from_value(begun)
         .map_err(|error| LaunchError::wrong(first.place.name(), error.to_string()))?;
     let kubeconfig = record::kubeconfig(dir);
     record::write(&kubeconfig, begun.kubeconfig.as_bytes())?;
+    // One after the other: each is a member more of etcd, which has to agree to it.
+    for node in others {
+        let control_plane = ControlPlane {
+            address: node.place.address().map(ToOwned::to_owned),
+            authorities: begun.authorities.clone(),
+        };
+        let join = Task::Join(Join { control_plane: Some(control_plane), ..begun.join.clone() });
+        node.work("kubeadm join", &join, KUBEADM_DEADLINE).await?;
+    }
     let join = Task::Join(begun.join);
-    each(others, |node| async { node.work("kubeadm join", &join, KUBEADM_DEADLINE).await.map(drop) }).await?;
+    each(nodes, |node| async { node.work("kubeadm join", &join, KUBEADM_DEADLINE).await.map(drop) }).await?;
     let deadline =
         Duration::from_secs(run.launch.seconds) * u32::try_from(run.launch.commands.len()).unwrap_or(1);
     first.work("launching", &Task::Launch(run.launch.clone()), deadline + STATUS_DEADLINE).await?;
     Ok(kubeconfig)
+}
+
+/// Brings the package to a node of the control plane, and says how that is to serve it.
+async fn served(node: &Node<'_>, package: &Package) -> Result<ServedPackage, LaunchError> {
+    let file = node.bring_package(package).await?;
+    let site = node.work("looking for a port", &Task::Site, STATUS_DEADLINE).await?;
+    let wrong = |reason: String| LaunchError::wrong(node.place.name(), reason);
+    let site: Site = serde_json::from_value(site).map_err(|error| wrong(error.to_string()))?;
+    let named = node.place.address().and_then(|address| address.parse().ok());
+    let address = named.or(site.address);
+    let address =
+        address.ok_or_else(|| wrong("it has no address that other nodes could reach".to_owned()))?;
+    Ok(ServedPackage { file, listen: SocketAddr::new(address, site.port) })
+}
+
+/// What node `number` gets. Where the control plane serves a package, each node asks another one of it first: itself, if it is one.
+fn prepare(run: &Run, served: Option<&[ServedPackage]>, number: usize) -> Task {
+    let mut prepare = run.prepare.clone();
+    if let (Some(package), Some(served)) = (&run.package, served) {
+        prepare.package = served.get(number).cloned();
+        let first = number.checked_rem(served.len()).unwrap_or(0);
+        let (after, before) = served.split_at(first);
+        prepare.serving = before.iter().chain(after).map(|served| served.listen.to_string()).collect();
+        for host in package.hosts.iter().rev() {
+            let mirror = |site: &String| Mirror { host: host.clone(), url: format!("http://{site}/v2") };
+            prepare.mirrors.splice(..0, prepare.serving.iter().map(mirror));
+        }
+    }
+    Task::Prepare(prepare)
 }
 
 /// How the nodes of the cluster recorded in `dir` are; an error for each that does not say.
@@ -138,19 +187,13 @@ pub async fn status(
 pub async fn remove(dir: &Path, ssh: &SshOptions, keep: bool, say: Say<'_>) -> Result<(), LaunchError> {
     let record = Record::read(dir)?;
     let ssh = Ssh::new(&record.ssh(ssh), dir)?;
-    let mut all: Vec<_> = record.places().into_iter().map(|place| node(place, &ssh, dir, say)).collect();
-    // The control plane last.
-    all.reverse();
-    each(&all, |node| async {
-        if node.has_program().await? {
-            node.work("removing", &Task::Remove { keep }, PREPARE_DEADLINE).await?;
-            if !keep {
-                node.remove_program().await?;
-            }
-        }
-        Ok(())
-    })
-    .await?;
+    let all: Vec<_> = record.places().into_iter().map(|place| node(place, &ssh, dir, say)).collect();
+    let (masters, nodes) = all.split_at(record.masters().min(all.len()));
+    each(nodes, |node| leave(node, keep)).await?;
+    // Each takes itself out of etcd, which the others still are.
+    for master in masters.iter().rev() {
+        leave(master, keep).await?;
+    }
     if keep { Ok(()) } else { std::fs::remove_dir_all(dir).map_err(LaunchError::io(dir)) }
 }
 
@@ -158,16 +201,83 @@ fn node<'a>(place: Place, ssh: &'a Ssh, dir: &'a Path, say: Say<'a>) -> Node<'a>
     Node { place, ssh, logs: dir, say }
 }
 
-/// Does something on all nodes at once, to the end of each.
-async fn each<'a, 'b, F>(nodes: &'a [Node<'b>], work: impl Fn(&'a Node<'b>) -> F) -> Result<(), LaunchError>
+async fn leave(node: &Node<'_>, keep: bool) -> Result<(), LaunchError> {
+    if node.has_program().await? {
+        node.work("removing", &Task::Remove { keep }, PREPARE_DEADLINE).await?;
+        if !keep {
+            node.remove_program().await?;
+        }
+    }
+    Ok(())
+}
+
+/// Does something on all nodes at once, to the end of each; returns what came of it.
+async fn each<N, F, T>(
+    nodes: impl IntoIterator<Item = N>,
+    work: impl Fn(N) -> F,
+) -> Result<Vec<T>, LaunchError>
 where
-    F: Future<Output = Result<(), LaunchError>>,
+    F: Future<Output = Result<T, LaunchError>>,
 {
-    let results = join_all(nodes.iter().map(work)).await;
-    let mut errors: Vec<_> = results.into_iter().filter_map(Result::err).collect();
+    let results = join_all(nodes.into_iter().map(work)).await;
+    let (mut done, mut errors) = (Vec::new(), Vec::new());
+    for result in results {
+        match result {
+            Ok(result) => done.push(result),
+            Err(error) => errors.push(error),
+        }
+    }
     match errors.len() {
-        0 => Ok(()),
+        0 => Ok(done),
         1 => Err(errors.remove(0)),
         _ => Err(LaunchError::Several(errors)),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn nodes_ask_all_that_serve_the_package_each_another_one_first() {
+        let served: Vec<_> = ["10.0.0.1:5200", "10.0.0.2:5201"]
+            .map(|listen| ServedPackage { file: "/p".into(), listen: listen.parse().unwrap() })
+            .into();
+        let prepare = Prepare {
+            cluster: "c".to_owned(),
+            image: task::Image::Mounted("r.example/c@sha256:0".to_owned()),
+            mirrors: vec![Mirror { host: "a.example".to_owned(), url: "http://own".to_owned() }],
+            package: None,
+            serving: Vec::new(),
+            images: None,
+            hooks: std::collections::BTreeMap::new(),
+            environment: std::collections::BTreeMap::new(),
+        };
+        let run = Run {
+            prepare,
+            package: Some(Package::named("r.example/c:v1", &["a.example", "r.example"])),
+            masters: Vec::new(),
+            endpoint: None,
+            nodes: Vec::new(),
+            ssh: SshOptions::default(),
+            launch: Launch { commands: Vec::new(), seconds: 1 },
+            program: PathBuf::new(),
+        };
+        let of = |number| match super::prepare(&run, Some(&served), number) {
+            Task::Prepare(prepare) => prepare,
+            other => panic!("{other:?}"),
+        };
+        let urls = |prepare: &Prepare, host: &str| -> Vec<String> {
+            let of_host = prepare.mirrors.iter().filter(|mirror| mirror.host == host);
+            of_host.map(|mirror| mirror.url.clone()).collect()
+        };
+        let (first, second, third) = (of(0), of(1), of(2));
+        assert_eq!(urls(&first, "r.example"), ["http://10.0.0.1:5200/v2", "http://10.0.0.2:5201/v2"]);
+        assert_eq!(urls(&second, "r.example"), ["http://10.0.0.2:5201/v2", "http://10.0.0.1:5200/v2"]);
+        assert_eq!(urls(&third, "a.example")[2..], ["http://own"]);
+        assert_eq!(third.serving, first.serving);
+        assert_eq!(second.package.as_ref(), served.get(1));
+        assert_eq!(third.package, None);
+        assert_eq!(super::prepare(&run, None, 0), Task::Prepare(run.prepare.clone()));
     }
 }

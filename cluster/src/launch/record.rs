@@ -39,7 +39,9 @@ impl Record {
             places.iter().filter_map(named).collect()
         };
         let image = match &run.prepare.image {
-            super::task::Image::Mounted(reference) => reference.clone(),
+            super::task::Image::Mounted(reference) | super::task::Image::Converted(reference) => {
+                reference.clone()
+            }
             super::task::Image::Directory(directory) => directory.display().to_string(),
         };
         let (masters, nodes) = (named(&run.masters), named(&run.nodes));
@@ -78,6 +80,11 @@ impl Record {
         let named: Vec<Place> =
             self.masters.iter().chain(&self.nodes).filter_map(|name| name.parse().ok()).collect();
         if self.masters.is_empty() { [Place::Here].into_iter().chain(named).collect() } else { named }
+    }
+
+    /// How many of them are masters.
+    pub(super) fn masters(&self) -> usize {
+        self.masters.len().max(1)
     }
 
     /// How its nodes are logged in to, where nothing else is said.

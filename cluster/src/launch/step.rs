@@ -10,11 +10,16 @@ use serde_json::Value;
 use tokio::io::{AsyncBufReadExt as _, AsyncRead, AsyncReadExt as _, AsyncWriteExt as _, BufReader};
 
 use super::error::LaunchError;
+use super::package::Package;
 use super::place::{Place, Ssh, quoted};
 use super::task::Task;
 
 /// Where our program goes on a node.
 const PROGRAM: &str = "/var/lib/nydus-cluster/bin/nydus-cluster";
+/// Where packages go.
+const PACKAGES: &str = "/var/lib/nydus-cluster/packages";
+/// A package comes at least so fast: 8 Mbit/s.
+const PACKAGE_BYTES_PER_SECOND: u64 = 1_000_000;
 /// How many of the last lines are in an error.
 const LAST_LINES: usize = 12;
 /// The most that a node answers.
@@ -49,6 +54,26 @@ impl Node<'_> {
         self.run(step, &bring, Input::File(program), Duration::from_secs(600)).await.map(drop)
     }
 
+    /// Brings a package as a file, unless the node has it; returns where it is.
+    pub(super) async fn bring_package(&self, package: &Package) -> Result<PathBuf, LaunchError> {
+        let step = "bringing the package";
+        let file = format!("{PACKAGES}/{}.tar", package.id);
+        let check = format!("test ! -e {file} || echo there");
+        if !self.run(step, &check, Input::Nothing, Duration::from_secs(60)).await?.is_empty() {
+            return Ok(file.into());
+        }
+        let bytes = package.bytes().await?;
+        (self.say)(self.place.name(), &format!("{step}: {} MB", bytes / 1_000_000));
+        // What is cut off on the way ends like what is whole.
+        let bring = format!(
+            "set -e; mkdir -p {PACKAGES}; cat >{file}.new; size=$(stat -c %s {file}.new); \
+             [ \"$size\" = {bytes} ] || {{ echo \"$size bytes of {bytes} came\" >&2; exit 1; }}; mv {file}.new {file}"
+        );
+        let deadline = Duration::from_secs(600 + bytes / PACKAGE_BYTES_PER_SECOND);
+        self.run(step, &bring, Input::Package(package), deadline).await?;
+        Ok(file.into())
+    }
+
     /// Has a task done, and returns what came of it.
     pub(super) async fn work(
         &self,
@@ -72,9 +97,10 @@ impl Node<'_> {
         Ok(!said.is_empty())
     }
 
-    /// Removes our program.
+    /// Removes our program, and packages.
     pub(super) async fn remove_program(&self) -> Result<(), LaunchError> {
-        let script = format!("rm -f {PROGRAM}; rmdir \"$(dirname {PROGRAM})\" 2>/dev/null || true");
+        let script =
+            format!("rm -rf {PROGRAM} {PACKAGES}; rmdir \"$(dirname {PROGRAM})\" 2>/dev/null || true");
         self.run("removing", &script, Input::Nothing, Duration::from_secs(60)).await.map(drop)
     }
 
@@ -110,6 +136,9 @@ impl Node<'_> {
             Input::File(path) => {
                 let file = File::open(path).map_err(|error| format!("{}: {error}", path.display()))?;
                 command.stdin(file);
+            }
+            Input::Package(package) => {
+                _ = command.stdin(package.stream().map_err(|error| error.to_string())?)
             }
             Input::Line(_) => _ = command.stdin(std::process::Stdio::piped()),
             Input::Nothing => _ = command.stdin(std::process::Stdio::null()),
@@ -177,4 +206,5 @@ enum Input<'a> {
     /// A line, and no end before its own.
     Line(String),
     File(&'a Path),
+    Package(&'a Package),
 }

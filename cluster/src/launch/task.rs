@@ -4,6 +4,7 @@
 //! ends the task. What is done is said on standard error as it happens, what came of it is one line of JSON on standard output.
 
 use std::collections::BTreeMap;
+use std::net::{IpAddr, SocketAddr};
 use std::path::PathBuf;
 
 use registry::Digest;
@@ -14,6 +15,8 @@ use serde_json::Value;
 #[derive(Clone, Debug, Deserialize, PartialEq, Serialize)]
 #[serde(rename_all = "snake_case", deny_unknown_fields)]
 pub enum Task {
+    /// Say where this node can serve the package that was brought to it.
+    Site,
     /// Bring the image, and install what is in it.
     Prepare(Prepare),
     /// Make this node the first of the cluster.
@@ -40,6 +43,12 @@ pub struct Prepare {
     pub image: Image,
     /// Where the hosts of images are answered.
     pub mirrors: Vec<Mirror>,
+    /// The package that this node serves to all.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub package: Option<ServedPackage>,
+    /// Where a package is served, as HOST:PORT: one of them has to answer before the image is brought.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub serving: Vec<String>,
     /// The container images that the node is to read lazily; it pulls all of them whole if absent.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub images: Option<Images>,
@@ -55,8 +64,29 @@ pub struct Prepare {
 pub enum Image {
     /// A nydus image in a registry, which is mounted.
     Mounted(String),
+    /// A plain image in a registry, which is converted on the node, and then mounted.
+    Converted(String),
     /// A directory of the node's.
     Directory(PathBuf),
+}
+
+/// A package on a node.
+#[derive(Clone, Debug, Deserialize, PartialEq, Eq, Serialize)]
+#[serde(deny_unknown_fields)]
+pub struct ServedPackage {
+    /// The file.
+    pub file: PathBuf,
+    /// Where it is served.
+    pub listen: SocketAddr,
+}
+
+/// Where a node can serve something.
+#[derive(Clone, Debug, Deserialize, PartialEq, Eq, Serialize)]
+pub struct Site {
+    /// The address that it has towards other networks; absent if it has none.
+    pub address: Option<IpAddr>,
+    /// A port that is free.
+    pub port: u16,
 }
 
 /// Saved container images.
@@ -85,6 +115,9 @@ pub struct Mirror {
 pub struct Init {
     /// The address on which the others reach it; kubeadm chooses if absent.
     pub address: Option<String>,
+    /// Where all nodes find the control plane, as HOST[:PORT]: needed where others may join it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub endpoint: Option<String>,
 }
 
 /// What the first node says when it is up.
@@ -94,6 +127,9 @@ pub struct Begun {
     pub kubeconfig: String,
     /// What other nodes join with.
     pub join: Join,
+    /// What those need too that join the control plane: keys and certificates, by their names below `/etc/kubernetes/pki`.
+    #[serde(default)]
+    pub authorities: BTreeMap<String, String>,
 }
 
 /// What a node joins with.
@@ -103,6 +139,19 @@ pub struct Join {
     pub discovery: Value,
     /// A token for a day.
     pub token: String,
+    /// For a node that joins the control plane.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub control_plane: Option<ControlPlane>,
+}
+
+/// What a node joins the control plane with.
+#[derive(Clone, Debug, Deserialize, PartialEq, Eq, Serialize)]
+#[serde(deny_unknown_fields)]
+pub struct ControlPlane {
+    /// The address on which others reach it; kubeadm chooses if absent.
+    pub address: Option<String>,
+    /// See [`Begun::authorities`].
+    pub authorities: BTreeMap<String, String>,
 }
 
 /// What launches the image.

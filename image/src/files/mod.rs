@@ -116,6 +116,9 @@ pub struct Configured {
     /// The annotations of its manifest.
     #[serde(skip)]
     pub annotations: BTreeMap<String, String>,
+    /// Whether it is a nydus image.
+    #[serde(skip)]
+    pub nydus: bool,
 }
 
 /// Writes the wanted files of the image at `location` for `platform` to the empty directory `to`; returns what its config says.
@@ -141,7 +144,8 @@ pub async fn extract(
     tokio::task::spawn_blocking(move || collected.write(&to)).await??;
     let settings = ImageConfig::parse(&config).and_then(|config| config.settings::<Configured>());
     let settings = settings.map_err(|error| FilesError::Config { image: source.name(), error })?;
-    Ok(Configured { annotations: manifest.annotations(), ..settings.unwrap_or_default() })
+    let (annotations, nydus) = (manifest.annotations(), manifest.bootstrap().is_some());
+    Ok(Configured { annotations, nydus, ..settings.unwrap_or_default() })
 }
 
 /// The whole tree of the nydus image whose bootstrap is in `layer`, with all that is known of its blobs.

@@ -5,6 +5,7 @@
 
 mod build;
 mod outside;
+mod package;
 mod second;
 mod stored;
 

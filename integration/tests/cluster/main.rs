@@ -2,6 +2,8 @@
 //!
 //! Where something is missing, tests say `skipped: needs …`; with `CI=true` they fail instead.
 
+mod package;
+
 use std::collections::BTreeSet;
 use std::process::ExitCode;
 use std::time::Duration;
@@ -18,8 +20,17 @@ use libtest_mimic::Arguments;
 /// How long pods may take until they serve, images and all, on a loaded host.
 const SERVING_DEADLINE: Duration = Duration::from_secs(240);
 
+type Test = fn(&Peers) -> Result<()>;
+
+const TESTS: &[(&str, Test)] = &[
+    ("three_bare_nodes_become_a_cluster_that_serves", becomes_a_cluster),
+    ("a_package_becomes_a_cluster_with_two_masters_and_no_registry", package::becomes_a_cluster),
+];
+
 fn main() -> ExitCode {
-    let arguments = Arguments::from_args();
+    let mut arguments = Arguments::from_args();
+    // Each boots three machines: one set after the other is what a host carries.
+    arguments.test_threads = Some(1);
     let peers = Peers::of_user();
     let missing = match &peers {
         Ok(peers) => {
@@ -28,10 +39,12 @@ fn main() -> ExitCode {
         }
         Err(error) => Some(format!("{error:#}")),
     };
-    let test = trial("three_bare_nodes_become_a_cluster_that_serves", missing.as_deref(), move || {
-        becomes_a_cluster(&peers.context("no peers")?)
+    let trials = TESTS.iter().map(|&(name, test)| {
+        let peers = peers.as_ref().ok().cloned();
+        trial(name, missing.as_deref(), move || test(&peers.context("no peers")?))
     });
-    libtest_mimic::run(&arguments, vec![test]).exit_code()
+    let trials = trials.collect();
+    libtest_mimic::run(&arguments, trials).exit_code()
 }
 
 /// Bytes that were read of what container images were saved as, and of the images as they are.

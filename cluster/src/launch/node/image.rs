@@ -1,11 +1,14 @@
 //! The cluster image on a node: a tree that scripts may write to.
 //!
-//! A nydus image is mounted by a unit of its own, lazily, and the writable tree is an overlay on it.
+//! A nydus image is mounted by a unit of its own, lazily, and the writable tree is an overlay on it. A plain one is made a nydus image first.
 
 use std::path::{Path, PathBuf};
+use std::process::Command;
 use std::time::Duration;
 
-use super::commands::systemctl;
+use image::platform::PlatformName;
+
+use super::commands::{LONG, run, systemctl};
 use super::ledger::Ledger;
 use crate::launch::error::LaunchError;
 use crate::launch::task::Image;
@@ -24,9 +27,10 @@ pub(super) fn bring(
     program: &Path,
     image: &Image,
 ) -> Result<PathBuf, LaunchError> {
-    let reference = match image {
+    let source = match image {
         Image::Directory(tree) => return Ok(tree.clone()),
-        Image::Mounted(reference) => reference,
+        Image::Mounted(reference) => reference.clone(),
+        Image::Converted(reference) => converted(dir, program, reference)?,
     };
     let tree = tree(dir);
     for place in ["lower", "upper", "work", "tree", "cache"] {
@@ -34,7 +38,7 @@ pub(super) fn bring(
         std::fs::create_dir_all(&place).map_err(LaunchError::io(place))?;
     }
     let before = ledger.changed();
-    ledger.file(&Path::new(UNITS).join(UNIT), &unit(dir, program, reference))?;
+    ledger.file(&Path::new(UNITS).join(UNIT), &unit(dir, program, &source))?;
     if ledger.changed() > before {
         systemctl(&["daemon-reload"])?;
     }
@@ -42,22 +46,38 @@ pub(super) fn bring(
     Ok(tree)
 }
 
+/// Converts a plain image once, to a layout under `dir`; returns what that is called.
+fn converted(dir: &Path, program: &Path, reference: &str) -> Result<String, LaunchError> {
+    let name = registry::digest::sha256(reference.as_bytes());
+    let layout = dir.join("converted").join(name.digest());
+    let place = format!("oci:{}", layout.display());
+    // Written last.
+    if !layout.join("index.json").exists() {
+        eprintln!("converting {reference}, which is no nydus image");
+        let mut convert = Command::new(program);
+        convert.args(["image", "convert", "--layer-cache", "", "--compressor", "lz4", "--platform"]);
+        convert.arg(PlatformName::host().to_string()).args([reference, &place]);
+        run(&mut convert, LONG)?;
+    }
+    Ok(place)
+}
+
 /// The tree of the image under `dir`.
 pub(super) fn tree(dir: &Path) -> PathBuf {
     dir.join("tree")
 }
 
-fn unit(dir: &Path, program: &Path, reference: &str) -> String {
+fn unit(dir: &Path, program: &Path, source: &str) -> String {
     let (dir, program, seconds) = (dir.display(), program.display(), MOUNT_DEADLINE.as_secs());
     format!(
         "# Written by nydus-cluster cluster run.
 [Unit]
-Description=The cluster image {reference}
+Description=The cluster image {source}
 After=network-online.target local-fs.target
 Before=containerd.service kubelet.service
 
 [Service]
-ExecStart={program} image mount --options suid,dev,allow_other --cache {dir}/cache {reference} {dir}/lower
+ExecStart={program} image mount --options suid,dev,allow_other --cache {dir}/cache {source} {dir}/lower
 ExecStartPost=/bin/sh -c 'until mountpoint -q {dir}/lower; do sleep 0.05; done'
 ExecStartPost=/bin/mount -t overlay -o lowerdir={dir}/lower,upperdir={dir}/upper,workdir={dir}/work overlay {dir}/tree
 ExecStopPost=-/bin/umount -l {dir}/tree

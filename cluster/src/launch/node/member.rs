@@ -1,6 +1,8 @@
 //! A node as a member of a cluster that kubeadm makes.
 
+use std::collections::BTreeMap;
 use std::fs;
+use std::io;
 use std::path::Path;
 use std::process::Command;
 use std::time::Duration;
@@ -14,7 +16,19 @@ use crate::launch::kubeadm::{Documents, OVERLAY};
 use crate::launch::task::{Begun, Init, Join, Launch};
 
 const ADMIN: &str = "/etc/kubernetes/admin.conf";
+const PKI: &str = "/etc/kubernetes/pki";
 const AUTHORITY: &str = "/etc/kubernetes/pki/ca.crt";
+/// What all nodes of the control plane have in common, below [`PKI`]; all else kubeadm makes for each.
+const AUTHORITIES: [&str; 8] = [
+    "ca.crt",
+    "ca.key",
+    "sa.pub",
+    "sa.key",
+    "front-proxy-ca.crt",
+    "front-proxy-ca.key",
+    "etcd/ca.crt",
+    "etcd/ca.key",
+];
 /// Within it a cluster that is up answers.
 const ANSWER_DEADLINE: Duration = Duration::from_secs(60);
 
@@ -24,7 +38,11 @@ pub(super) fn init(state: &mut State, init: &Init) -> Result<Begun, LaunchError>
         state.began()?;
         let documents = documents(&state.tree())?;
         let config = state.dir.join("kubeadm-init.yaml");
-        ledger::write(&config, documents.init(init.address.as_deref()).as_bytes(), 0o600)?;
+        ledger::write(
+            &config,
+            documents.init(init.address.as_deref(), init.endpoint.as_deref()).as_bytes(),
+            0o600,
+        )?;
         systemctl(&["enable", "kubelet.service"])?;
         run(Command::new("kubeadm").arg("init").arg("--config").arg(&config), LONG)?;
         state.joined("master")?;
@@ -34,7 +52,8 @@ pub(super) fn init(state: &mut State, init: &Init) -> Result<Begun, LaunchError>
     run(kubectl().args(["wait", "--for=create", "--timeout=60s", "namespace/kube-system"]), ANSWER_DEADLINE)?;
     let token = say(token.args(["--kubeconfig", ADMIN, "token", "create"]))?.trim().to_owned();
     let kubeconfig = fs::read_to_string(ADMIN).map_err(LaunchError::io(ADMIN))?;
-    Ok(Begun { join: Join { discovery: discovery(&kubeconfig)?, token }, kubeconfig })
+    let join = Join { discovery: discovery(&kubeconfig)?, token, control_plane: None };
+    Ok(Begun { join, kubeconfig, authorities: authorities()? })
 }
 
 /// Lets this node join, unless it has.
@@ -46,11 +65,19 @@ pub(super) fn join(state: &mut State, join: &Join) -> Result<(), LaunchError> {
     let documents = documents(&state.tree())?;
     let (discovery, config) = (state.dir.join("discovery.json"), state.dir.join("kubeadm-join.yaml"));
     ledger::write(&discovery, join.discovery.to_string().as_bytes(), 0o600)?;
-    let text = documents.join(&discovery.to_string_lossy(), &join.token);
+    let control_plane = join.control_plane.as_ref();
+    for (name, content) in control_plane.iter().flat_map(|control_plane| &control_plane.authorities) {
+        if !AUTHORITIES.contains(&name.as_str()) {
+            return Err(LaunchError::wrong(name, "expected a key or certificate of the control plane"));
+        }
+        ledger::write(&Path::new(PKI).join(name), content.as_bytes(), 0o600)?;
+    }
+    let address = control_plane.map(|control_plane| control_plane.address.as_deref());
+    let text = documents.join(&discovery.to_string_lossy(), &join.token, address);
     ledger::write(&config, text.as_bytes(), 0o600)?;
     systemctl(&["enable", "kubelet.service"])?;
     run(Command::new("kubeadm").arg("join").arg("--config").arg(&config), LONG)?;
-    state.joined("node")
+    state.joined(if control_plane.is_some() { "master" } else { "node" })
 }
 
 /// Runs the image's commands, unless they have been run.
@@ -64,6 +91,20 @@ pub(super) fn launch(state: &mut State, launch: &Launch) -> Result<(), LaunchErr
         state.has_launched(done + 1)?;
     }
     Ok(())
+}
+
+/// What others join the control plane with: those that are there, for etcd may be elsewhere, and a key kept elsewhere.
+fn authorities() -> Result<BTreeMap<String, String>, LaunchError> {
+    let mut found = BTreeMap::new();
+    for name in AUTHORITIES {
+        let path = Path::new(PKI).join(name);
+        match fs::read_to_string(&path) {
+            Ok(content) => _ = found.insert(name.to_owned(), content),
+            Err(error) if error.kind() == io::ErrorKind::NotFound => {}
+            Err(error) => return Err(LaunchError::io(path)(error)),
+        }
+    }
+    Ok(found)
 }
 
 /// Takes a node out of its cluster, or what an interrupted step left of it.

@@ -12,6 +12,7 @@ mod lazy;
 mod ledger;
 mod member;
 mod mirrors;
+mod package;
 
 use std::fs::{self, File};
 use std::io::{self, BufRead as _};
@@ -56,6 +57,9 @@ pub fn work(dir: &Path, registry: &ClientConfig) -> Result<Value, LaunchError> {
     }
     fs::create_dir_all(dir).map_err(LaunchError::io(dir))?;
     let _lock = lock(dir)?;
+    if task == Task::Site {
+        return package::site(dir).map(|site| json!(site));
+    }
     if let Task::Prepare(wanted) = &task {
         return prepare(dir, wanted, registry);
     }
@@ -69,7 +73,7 @@ pub fn work(dir: &Path, registry: &ClientConfig) -> Result<Value, LaunchError> {
         Task::Init(init) => member::init(&mut state, init).map(|begun| json!(begun)),
         Task::Join(join) => member::join(&mut state, join).map(|()| Value::Null),
         Task::Launch(launch) => member::launch(&mut state, launch).map(|()| Value::Null),
-        Task::Prepare(_) | Task::Status | Task::Remove { .. } => Ok(Value::Null),
+        Task::Prepare(_) | Task::Site | Task::Status | Task::Remove { .. } => Ok(Value::Null),
     }
 }
 
@@ -143,6 +147,10 @@ fn prepare(dir: &Path, wanted: &Prepare, registry: &ClientConfig) -> Result<Valu
     let mirrors: Vec<_> = answered.chain(wanted.mirrors.iter().cloned()).collect();
     mirrors::put(&mut ledger, &mirrors)?;
     let program = std::env::current_exe().map_err(LaunchError::io("this program"))?;
+    if let Some(served) = &wanted.package {
+        package::serve(&mut ledger, &program, served)?;
+    }
+    package::wait(&wanted.serving)?;
     eprintln!("bringing the image");
     image::bring(&mut ledger, dir, &program, &wanted.image)?;
     state.hook("check")?;
@@ -154,7 +162,7 @@ fn prepare(dir: &Path, wanted: &Prepare, registry: &ClientConfig) -> Result<Valu
     eprintln!("installing what is missing");
     let what = install::What {
         containerd: own_containerd,
-        mounted: matches!(wanted.image, Image::Mounted(_)),
+        mounted: !matches!(wanted.image, Image::Directory(_)),
         lazy: images.is_some(),
     };
     install::install(&mut ledger, &state.tree(), what)?;
@@ -170,7 +178,7 @@ fn prepare(dir: &Path, wanted: &Prepare, registry: &ClientConfig) -> Result<Valu
 }
 
 fn remove(dir: &Path, keep: bool) -> Result<(), LaunchError> {
-    let Some(mut state) = State::read(dir)? else { return Ok(()) };
+    let Some(mut state) = State::read(dir)? else { return clear::remove(&[dir]) };
     if state.saved.role.is_some() {
         eprintln!("leaving the cluster");
         member::leave()?;
@@ -188,6 +196,9 @@ fn remove(dir: &Path, keep: bool) -> Result<(), LaunchError> {
         services.extend(lazy::SERVICES.iter().rev());
     }
     services.push(image::UNIT);
+    if state.saved.prepare.package.is_some() {
+        services.push(package::UNIT);
+    }
     for service in &services {
         // One that is not there, since it never came that far, cannot be disabled.
         if let Err(error) = systemctl(&["disable", "--now", service]) {
@@ -210,7 +221,9 @@ fn remove(dir: &Path, keep: bool) -> Result<(), LaunchError> {
 fn status(dir: &Path) -> Status {
     let Ok(Some(state)) = State::read(dir) else { return Status::default() };
     let lazy = lazy::SERVICES.into_iter().filter(|_| state.saved.port.is_some());
-    let services = [image::UNIT, "containerd.service", "kubelet.service"].into_iter().chain(lazy);
+    let package = [package::UNIT].into_iter().filter(|_| state.saved.prepare.package.is_some());
+    let services =
+        [image::UNIT, "containerd.service", "kubelet.service"].into_iter().chain(package).chain(lazy);
     let active = |service: &str| {
         let said = Command::new("systemctl").args(["is-active", service]).output();
         said.map_or_else(
@@ -285,7 +298,7 @@ impl State {
     /// The image's tree.
     fn tree(&self) -> PathBuf {
         match &self.saved.prepare.image {
-            Image::Mounted(_) => image::tree(&self.dir),
+            Image::Mounted(_) | Image::Converted(_) => image::tree(&self.dir),
             Image::Directory(tree) => tree.clone(),
         }
     }

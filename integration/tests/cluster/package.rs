@@ -1,0 +1,71 @@
+//! A cluster of a package: no registry is there, and two nodes have the control plane.
+
+use anyhow::{Context, Result, ensure};
+use integration::cluster_image::{ClusterImage, Services};
+use integration::cluster_lab::ClusterLab;
+use integration::peers::Peers;
+
+use crate::SERVING_DEADLINE;
+
+/// An image that no worker has.
+const OF_MASTERS: &str = "registry.k8s.io/etcd:3.7.0-0";
+
+pub(crate) fn becomes_a_cluster(peers: &Peers) -> Result<()> {
+    let services = Services::Two;
+    let image = ClusterImage::make(peers, services)?;
+    let dir = tempfile::Builder::new().prefix("cluster-").tempdir_in(peers.cache())?;
+    let package = dir.path().join("cluster.tar");
+    image.package(services, &package)?;
+    let mut lab = ClusterLab::start(peers, &image, services, dir.path())?;
+    lab.end_registry()?;
+    lab.run_package(&package, 2)?;
+    lab.wait_nodes_ready(3)?;
+    lab.wait_serving(SERVING_DEADLINE)?;
+
+    let [first, second, worker] = lab.machines().all() else { anyhow::bail!("not three machines") };
+    let masters = lab.kubectl("get nodes -l node-role.kubernetes.io/control-plane -o name")?;
+    ensure!(masters.lines().count() == 2, "{masters}");
+    let etcds = lab.kubectl("-n kube-system get pods -l component=etcd -o name")?;
+    ensure!(etcds.lines().count() == 2, "{etcds}");
+    // The second one answers by itself.
+    second.run(
+        "kubectl --kubeconfig /etc/kubernetes/admin.conf --server https://127.0.0.1:6443 get --raw /readyz",
+    )?;
+    // Every node names both for every host, a master itself first.
+    for (machine, expected) in [(first, first), (second, second), (worker, first)] {
+        for host in ["registry.k8s.io", "registry.example"] {
+            let text = machine.run(&format!("cat /etc/containerd/certs.d/{host}/hosts.toml"))?.stdout;
+            let at = |address: &str| text.find(&format!("http://{address}:")).with_context(|| text.clone());
+            let own = at(&expected.address().to_string())?;
+            for other in [first, second] {
+                ensure!(own <= at(&other.address().to_string())?, "{} asks:\n{text}", machine.name());
+            }
+        }
+    }
+
+    // Where one master does not serve the package any more, the other does.
+    first.run("systemctl stop nydus-cluster-package")?;
+    worker.run(&format!("! ctr --namespace k8s.io images ls -q | grep -x {OF_MASTERS}"))?;
+    lab.run_pod("of-masters", OF_MASTERS, worker, &["etcd"])?;
+    first.run("systemctl start nydus-cluster-package")?;
+
+    // A second run finds nothing to do, and does not bring the package again.
+    let before = lab.state_of_nodes()?;
+    let said = lab.run_package(&package, 2)?.stderr;
+    ensure!(!said.contains("bringing the package"), "{said}");
+    let after = lab.state_of_nodes()?;
+    for (before, after) in before.iter().zip(&after) {
+        ensure!(after == before, "the second run changed something:\n{before}\n{after}");
+    }
+
+    lab.cluster(&["rm"])?;
+    for machine in lab.machines().all() {
+        machine
+            .run("cd /var/lib/nydus-cluster && test ! -e cluster && test ! -e packages && test ! -e bin")?;
+        machine.run("test ! -e /etc/kubernetes && test ! -e /etc/containerd")?;
+        let left = machine
+            .run("pgrep -l 'kube|etcd|containerd|nydus' || true; systemctl --failed --no-legend --plain")?;
+        ensure!(left.stdout.is_empty(), "on {} are:\n{}", machine.name(), left.stdout);
+    }
+    Ok(())
+}
