@@ -3,13 +3,15 @@
 use std::fmt;
 use std::str::FromStr;
 
-use oci_spec::distribution::Reference as Parsed;
 use thiserror::Error;
 
-use crate::digest::Digest;
+use crate::digest::{Digest, DigestAlgorithm};
 
 /// The host that short names such as `busybox` stand for.
 const DOCKER_HUB: &str = "docker.io";
+
+/// What it was called once.
+const LEGACY_DOCKER_HUB: &str = "index.docker.io";
 
 /// What a reference without tag and digest means.
 const DEFAULT_TAG: &str = "latest";
@@ -144,31 +146,78 @@ impl FromStr for Reference {
     }
 }
 
-/// The reference, and whether its tag was written out.
+/// The reference, and whether its tag was written out. By hand: the grammar's regular expression takes 4 MB compiled, and
+/// more for each thread that uses it, in processes that are to be small.
 fn parse(text: &str) -> Result<(Reference, bool), InvalidReference> {
     let invalid = |reason: String| InvalidReference { text: text.to_owned(), reason };
-    // The grammar behind the parser knows no IPv6 hosts: parse with another host in its place.
-    let (ipv6, rest) = match text.find(']') {
-        Some(end) if text.starts_with('[') => (Some(&text[..=end]), format!("localhost{}", &text[end + 1..])),
-        _ => (None, text.to_owned()),
+    let (rest, digest) = match text.split_once('@') {
+        Some((rest, digest)) => (rest, Some(parse_digest(digest).map_err(invalid)?)),
+        None => (text, None),
     };
-    let parsed = Parsed::try_from(rest.as_str()).map_err(|e| invalid(e.to_string()))?;
-    let mut host = parsed.registry().to_owned();
-    if let Some(ipv6) = ipv6 {
-        ipv6[1..ipv6.len() - 1].parse::<std::net::Ipv6Addr>().map_err(|e| invalid(e.to_string()))?;
-        host = host.replacen("localhost", ipv6, 1);
-    }
-    let digest = parsed.digest().map(Digest::from_str).transpose().map_err(|e| invalid(e.to_string()))?;
-    let tag = parsed.tag().map(str::to_owned);
-    let given = tag.as_deref().is_some_and(|tag| rest.contains(&format!(":{tag}")));
-    let repository = Repository { host, name: parsed.repository().to_owned() };
-    if !is_name(&repository.name) {
+    // What is behind the last colon is a port, if a name follows.
+    let (full_name, tag) = match rest.rsplit_once(':') {
+        Some((name, tag)) if !tag.contains('/') => (name, Some(tag)),
+        _ => (rest, None),
+    };
+    if let Some(tag) = tag.filter(|tag| !is_tag(tag)) {
         return Err(invalid(format!(
-            "{:?} is no repository name: lower-case letters and digits, parts joined by . _ - /",
-            repository.name
+            "{tag:?} is no tag: up to 128 letters, digits, _ . -, not . or - first"
         )));
     }
-    Ok((Reference { repository, tag, digest }, given))
+    let (host, name) = split_host(full_name);
+    if !is_host(host) {
+        return Err(invalid(format!("{host:?} is no host")));
+    }
+    let host = if host == LEGACY_DOCKER_HUB { DOCKER_HUB } else { host };
+    let is_official = host == DOCKER_HUB && !name.contains('/');
+    let name = if is_official { format!("library/{name}") } else { name.to_owned() };
+    if !is_name(&name) {
+        return Err(invalid(format!(
+            "{name:?} is no repository name: lower-case letters and digits, parts joined by . _ - /"
+        )));
+    }
+    let given = tag.is_some();
+    let tag = tag.or_else(|| digest.is_none().then_some(DEFAULT_TAG)).map(str::to_owned);
+    Ok((Reference { repository: Repository { host: host.to_owned(), name }, tag, digest }, given))
+}
+
+/// A digest by an algorithm that registries know, with as many digits as it has.
+fn parse_digest(text: &str) -> Result<Digest, String> {
+    let digest = Digest::from_str(text).map_err(|error| error.to_string())?;
+    match digest.algorithm() {
+        DigestAlgorithm::Sha256 | DigestAlgorithm::Sha384 | DigestAlgorithm::Sha512 => Ok(digest),
+        other => Err(format!("digests by {other} are not known")),
+    }
+}
+
+/// The host of a full name and the name there. What is before the first slash is a host if it can be nothing else.
+fn split_host(full_name: &str) -> (&str, &str) {
+    match full_name.split_once('/') {
+        Some((host, name)) if host.contains(['.', ':', ']']) || host == "localhost" => (host, name),
+        _ => (DOCKER_HUB, full_name),
+    }
+}
+
+/// Whether `host` can be one: an IPv6 address in brackets, or names of letters, digits, dashes and, as parts of
+/// repositories' names have them, underscores; and a port.
+fn is_host(host: &str) -> bool {
+    let (name, port) = match host.rsplit_once(':') {
+        Some((name, port)) if !port.contains(']') => (name, Some(port)),
+        _ => (host, None),
+    };
+    if port.is_some_and(|port| port.is_empty() || !port.bytes().all(|byte| byte.is_ascii_digit())) {
+        return false;
+    }
+    if let Some(address) = name.strip_prefix('[').and_then(|rest| rest.strip_suffix(']')) {
+        return address.parse::<std::net::Ipv6Addr>().is_ok();
+    }
+    let label = |label: &str| {
+        let ends = |byte: Option<&u8>| byte.is_some_and(u8::is_ascii_alphanumeric);
+        let bytes = label.as_bytes();
+        let inner = bytes.iter().all(|byte| byte.is_ascii_alphanumeric() || *byte == b'-');
+        ends(bytes.first()) && ends(bytes.last()) && inner
+    };
+    name.split('.').all(label) || (port.is_none() && is_name(name))
 }
 
 /// Whether `name` is a repository's: `[a-z0-9]+` joined by `.`, `_`, `__` or dashes, in parts joined by `/`. Such a name
@@ -212,7 +261,32 @@ pub(crate) fn api_host(host: &str) -> &str {
 
 #[cfg(test)]
 mod tests {
+    use oci_spec::distribution::Reference as Parsed;
+    use proptest::prelude::*;
+
     use super::*;
+
+    /// What the grammar of the specification's crate makes of it: host, name, tag and digest.
+    fn by_the_grammar(text: &str) -> Option<(String, String, Option<String>, Option<Digest>)> {
+        let parsed = Parsed::try_from(text).ok()?;
+        let digest = parsed.digest().map(Digest::from_str).transpose().ok()?;
+        let name = parsed.repository().to_owned();
+        let tag = parsed.tag().map(str::to_owned);
+        is_name(&name).then(|| (parsed.registry().to_owned(), name, tag, digest))
+    }
+
+    proptest! {
+        #![proptest_config(ProptestConfig { cases: 20_000, ..ProptestConfig::default() })]
+
+        #[test]
+        fn references_are_what_the_grammar_says(
+            text in "(localhost|index\\.docker\\.io|[aA0._:/-]{0,5}|[a-z]{0,3})?[aA0._:/-]{0,8}(@(sha256|SHA256|md5|a_b):([a0A]{64}|[a0]{0,3}))?@?"
+        ) {
+            let ours = Reference::parse(&text).ok();
+            let ours = ours.map(|Reference { repository: Repository { host, name }, tag, digest }| (host, name, tag, digest));
+            prop_assert_eq!(ours, by_the_grammar(&text));
+        }
+    }
 
     #[test]
     fn docker_short_names_are_completed() {
