@@ -206,7 +206,7 @@ pub enum DaemonError {
 pub async fn serve(config: DaemonConfig, shutdown: CancellationToken) -> Result<(), DaemonError> {
     // Each mount takes some descriptors and each cached blob two.
     service::limits::raise_open_files();
-    crate::sys::keep_large_buffers_mapped();
+    service::memory::keep_large_buffers_mapped();
     let accesses = Arc::new(Accesses::new(Client::new(config.registry.clone())?));
     let access = Access { mode: config.socket_mode, group: config.socket_group.clone() };
     let server = Server::bind(config.socket.path(), &access)?;
@@ -293,7 +293,7 @@ pub async fn mount_foreground(
     mounted: impl FnOnce(),
     shutdown: CancellationToken,
 ) -> Result<(), DaemonError> {
-    crate::sys::keep_large_buffers_mapped();
+    service::memory::keep_large_buffers_mapped();
     let (config, worker) = engine_config(mount.read, PrefetchSettings::default())?;
     let worker = LocalWorker::new(worker, Handle::current()).map_err(threads)?;
     let engine = engine(mount.cache_dir, 0, config, worker)?;

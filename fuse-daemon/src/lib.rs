@@ -13,6 +13,7 @@
 #![deny(unsafe_code)]
 
 mod access;
+mod buffers;
 pub mod cache;
 pub mod control;
 pub mod daemon;

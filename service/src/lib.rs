@@ -6,11 +6,12 @@
 //! - [`limits`]: limits of the process;
 //! - [`line`](mod@line): lines over local sockets, which control sockets speak;
 //! - [`metrics`]: what a process counts, for Prometheus;
+//! - [`memory`]: what the allocator keeps;
 //! - [`manager`]: what the service manager is told;
 //! - [`program`]: the program that runs;
 //! - [`socket`]: local sockets that only those may connect to who are meant to.
 
-#![forbid(unsafe_code)]
+#![deny(unsafe_code)]
 
 pub mod address;
 pub mod control;
@@ -18,6 +19,7 @@ pub mod limits;
 pub mod line;
 pub mod log;
 pub mod manager;
+pub mod memory;
 pub mod metrics;
 pub mod program;
 pub mod socket;

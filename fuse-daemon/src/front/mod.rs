@@ -42,6 +42,7 @@ pub use message::{
 pub use read::{Piece, ReadError};
 pub use wait::Want;
 
+use crate::buffers::Buffers;
 use crate::cache::{CachedBlob, ChunkState};
 use crate::control::BlobId;
 use crate::metrics::Counters;
@@ -87,6 +88,8 @@ pub struct Front {
     /// Whether the last chunk found no room in the cache.
     is_full: AtomicBool,
     counters: Arc<Counters>,
+    /// Between cache file and kernel.
+    buffers: Buffers,
 }
 
 impl Front {
@@ -107,6 +110,7 @@ impl Front {
             pool,
             is_full: AtomicBool::new(false),
             counters: Arc::default(),
+            buffers: Buffers::default(),
             config,
         }))
     }
@@ -124,7 +128,7 @@ impl Front {
         until: Instant,
         answer: impl FnOnce(Result<&[u8], ReadError>) + Send + 'static,
     ) {
-        let Err((answer, missing)) = read_now(&pieces, &[], Box::new(answer)) else {
+        let Err((answer, missing)) = read_now(&pieces, &[], &self.buffers, Box::new(answer)) else {
             return self.counters.cached();
         };
         let (counters, begun) = (Arc::clone(&self.counters), Instant::now());
@@ -138,6 +142,16 @@ impl Front {
     /// What is counted of all reads.
     pub(crate) fn counters(&self) -> &Arc<Counters> {
         &self.counters
+    }
+
+    /// Has memory that mounting took be given back as well.
+    pub(crate) fn note_mount(&self) {
+        self.buffers.note_use();
+    }
+
+    /// Lets go of memory that nobody has used since this was last called; whether this is the first time since somebody read.
+    pub(crate) fn let_go(&self) -> bool {
+        self.buffers.let_go()
     }
 
     /// Chunks that are on their way.
@@ -163,7 +177,7 @@ impl Front {
             (Ok(more), Some(front)) => {
                 loose.extend(more);
                 // Looked at once more: what arrived may be gone again.
-                if let Err((answer, missing)) = read_now(&pieces, &loose, answer) {
+                if let Err((answer, missing)) = read_now(&pieces, &loose, &front.buffers, answer) {
                     front.read_after(pieces, missing, until, loose, answer);
                 }
             }

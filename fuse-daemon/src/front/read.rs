@@ -1,6 +1,5 @@
 //! One read: the pieces it consists of, and how they are read from the cache.
 
-use std::cell::RefCell;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -8,16 +7,8 @@ use rafs::blob::ChunkIndex;
 
 use super::message::{ChunkError, ChunkKey};
 use super::wait::{Loose, Want};
+use crate::buffers::Buffers;
 use crate::cache::CachedBlob;
-
-/// Buffers larger than this are given back after use rather than kept by the thread: the kernel's largest read of
-/// 1 MiB fits.
-const BUFFER_KEPT_BYTES: usize = 1 << 20;
-
-thread_local! {
-    /// Each thread's buffer between cache file and kernel, so that reads allocate nothing.
-    static BUFFER: RefCell<Vec<u8>> = const { RefCell::new(Vec::new()) };
-}
 
 /// A part of a read that lies in one chunk, or in none.
 #[derive(Clone, Debug)]
@@ -112,38 +103,36 @@ pub enum ReadError {
 /// How a read is answered.
 pub(super) type Answer = Box<dyn FnOnce(Result<&[u8], ReadError>) + Send>;
 
-/// Answers from the cache and what it had no room for; what is missing, if something is: then nothing is answered yet.
-pub(super) fn read_now(pieces: &[Piece], loose: &[Loose], answer: Answer) -> Result<(), (Answer, Vec<Want>)> {
+/// Answers from the cache and what it had no room for; what is missing, if something is: then nothing is answered yet. What is
+/// read goes through one of `buffers`.
+pub(super) fn read_now(
+    pieces: &[Piece],
+    loose: &[Loose],
+    buffers: &Buffers,
+    answer: Answer,
+) -> Result<(), (Answer, Vec<Want>)> {
     let missing: Vec<Want> =
         pieces.iter().filter(|piece| !piece.is_ready(loose)).filter_map(Piece::want).collect();
     if !missing.is_empty() {
         return Err((answer, missing));
     }
-    BUFFER.with_borrow_mut(|buffer| {
-        let result = match fill(pieces, loose, buffer) {
-            Ok(missing) if !missing.is_empty() => Err((answer, missing)),
-            Ok(_) => {
-                answer(Ok(buffer.as_slice()));
-                Ok(())
-            }
-            Err(error) => {
-                answer(Err(error));
-                Ok(())
-            }
-        };
-        if buffer.capacity() > BUFFER_KEPT_BYTES {
-            *buffer = Vec::new();
+    let total = pieces.iter().map(Piece::len).sum();
+    buffers.with(total, |buffer| match fill(pieces, loose, buffer) {
+        Ok(missing) if !missing.is_empty() => Err((answer, missing)),
+        Ok(_) => {
+            answer(Ok(buffer));
+            Ok(())
         }
-        result
+        Err(error) => {
+            answer(Err(error));
+            Ok(())
+        }
     })
 }
 
-/// Reads the pieces; those that turned out not to be there.
-fn fill(pieces: &[Piece], loose: &[Loose], buffer: &mut Vec<u8>) -> Result<Vec<Want>, ReadError> {
-    let total: usize = pieces.iter().map(Piece::len).sum();
-    // Only what is beyond the last read's length is zeroed here; `read` overwrites all.
-    buffer.resize(total, 0);
-    let mut rest = buffer.as_mut_slice();
+/// Reads the pieces, which fill the buffer; those that turned out not to be there.
+fn fill(pieces: &[Piece], loose: &[Loose], buffer: &mut [u8]) -> Result<Vec<Want>, ReadError> {
+    let mut rest = buffer;
     let mut missing = Vec::new();
     for piece in pieces {
         let (part, behind) = rest.split_at_mut(piece.len());

@@ -24,6 +24,9 @@ use super::own::{OwnSources, Sources};
 /// How often a mount lets go of what it looked at. What is looked at all the time comes back for some microseconds a page.
 const LET_GO_PAUSE: Duration = Duration::from_secs(10);
 
+/// How often it is looked whether reads have ended, after which memory is given back.
+const IDLE_PAUSE: Duration = Duration::from_secs(1);
+
 /// Settings of what all mounts share.
 #[derive(Clone, Debug)]
 pub struct EngineConfig {
@@ -154,6 +157,7 @@ impl<W: Fetcher> Engine<W> {
         let front = Front::new(worker.clone(), config.front.clone())?;
         let orders: Weak<Front> = Arc::downgrade(&front);
         worker.connect(orders as Weak<dyn Orders>)?;
+        runtime.spawn(give_back(Arc::downgrade(&front)));
         Ok(Self { config, runtime, cache, front, worker })
     }
 
@@ -260,6 +264,7 @@ impl<W: Fetcher> Engine<W> {
     ) -> Result<Mounted<W>, MountError> {
         let bootstrap = Arc::new(prepared.bootstrap);
         let cached = self.cached_blobs(image.bootstrap, &bootstrap)?;
+        self.front.note_mount();
         let blobs: Vec<BlobId> = cached.iter().map(|lease| lease.blob().id()).collect();
         let sources = Arc::new(Mutex::new(prepared.sources));
         let gates = self.gates(image.name, &blobs, &sources);
@@ -331,6 +336,17 @@ async fn let_go(fs: Weak<FileSystem>) {
         mounted.let_go();
         drop(mounted);
         tokio::time::sleep(LET_GO_PAUSE).await;
+    }
+}
+
+/// Gives back what reads, and mounting, took for a moment. Threads leave much, each in a heap of its own.
+async fn give_back(front: Weak<Front>) {
+    loop {
+        tokio::time::sleep(IDLE_PAUSE).await;
+        let Some(front) = front.upgrade() else { return };
+        if front.let_go() {
+            service::memory::give_back();
+        }
     }
 }
 

@@ -1,6 +1,5 @@
 //! The front's end of one worker's process.
 
-use std::cell::RefCell;
 use std::collections::HashMap;
 use std::fs::File;
 use std::io;
@@ -13,23 +12,16 @@ use std::time::{Duration, Instant};
 use super::errand::Brought;
 use super::message::{FROM_WORKER_LIMIT, FromWorker, Guards, Question, ToWorker, Violation, parse};
 use super::wire::{Receiver, Sender};
+use crate::buffers::Buffers;
 use crate::cache::CHUNK_BYTES_LIMIT;
 use crate::front::{BackendName, ChunkError, ChunkKey, Content, Responses};
-use crate::sys::{give_back_memory, memory};
+use crate::sys::memory;
 
 /// The memory that chunks are decoded into, in bytes: one of the largest chunks fits.
 pub(super) const MEMORY_BYTES: u64 = CHUNK_BYTES_LIMIT as u64;
 
-/// Buffers larger than this are given back after use.
-const BUFFER_KEPT_BYTES: usize = 1 << 20;
-
 /// How often a worker that owes something is asked for a sign of life.
 const PING_PAUSE: Duration = Duration::from_millis(500);
-
-thread_local! {
-    /// Each thread's copy of a chunk: what is verified is what nobody else can write to.
-    static COPY: RefCell<Vec<u8>> = const { RefCell::new(Vec::new()) };
-}
 
 /// Whom a worker's words concern, beside those who wait for chunks.
 pub(super) trait Listener: Send + Sync {
@@ -45,6 +37,8 @@ pub(super) struct Connection {
     pub(super) sender: Sender,
     receiver: Mutex<Receiver>,
     memory: File,
+    /// For copies of chunks: what is verified is what nobody else can write to.
+    copies: Buffers,
     /// What was ordered and not answered, and until when it is due.
     due: Mutex<HashMap<ChunkKey, Instant>>,
     health: Mutex<Health>,
@@ -83,6 +77,7 @@ impl Connection {
             sender: Sender::new(Arc::clone(&socket)),
             receiver: Mutex::new(Receiver::new(socket, FROM_WORKER_LIMIT, false)),
             memory: memory.try_clone()?.into(),
+            copies: Buffers::default(),
             due: Mutex::default(),
             health: Mutex::default(),
             changed: Condvar::new(),
@@ -171,8 +166,7 @@ impl Connection {
         if at.checked_add(len.into()).is_none_or(|end| end > MEMORY_BYTES) {
             return Err(outside);
         }
-        COPY.with_borrow_mut(|copy| {
-            copy.resize(len as usize, 0);
+        self.copies.with(len as usize, |copy| {
             let read = self.memory.read_exact_at(copy, at);
             self.sender.send(&ToWorker::Released { at }, None);
             self.due().remove(&chunk);
@@ -182,9 +176,6 @@ impl Connection {
                     tracing::error!(%error, "the shared memory cannot be read");
                     responses.finished(chunk, Err(ChunkError::Lost));
                 }
-            }
-            if copy.capacity() > BUFFER_KEPT_BYTES {
-                *copy = Vec::new();
             }
         });
         Ok(())
@@ -221,8 +212,9 @@ impl Connection {
             let why = format!("it did not answer an order for {patience:?} after its time");
             return Some(Over { why, hung: true });
         }
-        if std::mem::replace(&mut health.busy, owes) && !owes {
-            give_back_memory();
+        let is_over = std::mem::replace(&mut health.busy, owes) && !owes;
+        if self.copies.let_go() || is_over {
+            service::memory::give_back();
         }
         let number = match health.ping {
             _ if !owes => return None,

@@ -25,7 +25,7 @@ use super::wire::{Receiver, Sender};
 use crate::control::{BackendSpec, BlobId};
 use crate::describe;
 use crate::front::{Responses, Worker};
-use crate::sys::{Arena, close_from, give_back_memory, keep_large_buffers_mapped};
+use crate::sys::{Arena, close_from};
 use crate::worker::{
     Backend, Fetcher, LocalWorker, Registration, StoredPart, Unusable, WorkerConfig, open_backend,
 };
@@ -82,7 +82,7 @@ pub fn serve(locked_up: impl FnOnce()) -> Result<(), ServeError> {
     let client = Client::new(start.registry.clone())?.with_resolver(Arc::clone(&names) as Arc<dyn Resolve>);
     // The files of which are out of reach from here on.
     client.load_system_roots();
-    keep_large_buffers_mapped();
+    service::memory::keep_large_buffers_mapped();
     let guards = guard::lock_up(start.user);
     locked_up();
     let sender = Sender::new(socket);
@@ -133,7 +133,7 @@ impl Served {
             loop {
                 tokio::time::sleep(TRIM).await;
                 if trimmed.trim() {
-                    give_back_memory();
+                    service::memory::give_back();
                 }
             }
         });

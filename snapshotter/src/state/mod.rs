@@ -18,7 +18,7 @@ mod tests;
 use std::path::Path;
 use std::time::{Duration, Instant};
 
-use redb::{Database, DatabaseError, ReadableDatabase, TableDefinition};
+use redb::{Builder, Database, DatabaseError, ReadableDatabase, TableDefinition};
 
 pub use record::Kind;
 pub(crate) use record::{Labels, MountedImage, Record, SnapshotId, Timestamp, Usage};
@@ -52,6 +52,9 @@ const PATIENCE: Duration = Duration::from_secs(3);
 /// … and how often that is looked at.
 const RETRY: Duration = Duration::from_millis(20);
 
+/// What is cached of the file, which has some kilobytes for each image; the library's own limit is a gigabyte.
+const CACHE_BYTES: usize = 4 << 20;
+
 /// The snapshots' database. Its methods block on the disk.
 pub(crate) struct State {
     database: Database,
@@ -62,7 +65,7 @@ impl State {
     pub(crate) fn open(path: &Path) -> Result<Self, Error> {
         let late = Instant::now() + PATIENCE;
         let database = loop {
-            match Database::create(path) {
+            match Builder::new().set_cache_size(CACHE_BYTES).create(path) {
                 Err(DatabaseError::DatabaseAlreadyOpen) if Instant::now() < late => {
                     std::thread::sleep(RETRY);
                 }
