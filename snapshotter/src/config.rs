@@ -4,7 +4,7 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
-use service::{Access, Mode, UnixAddress};
+use service::{Access, Mode, TcpAddress, UnixAddress};
 
 /// Configuration of the snapshotter.
 #[derive(Clone, Debug, Deserialize, PartialEq, Serialize)]
@@ -27,6 +27,8 @@ pub struct SnapshotterConfig {
     pub socket_mode: Mode,
     /// Its group, by name or number. Default: that of the process.
     pub socket_group: Option<String>,
+    /// Where `GET /metrics` is answered, over plain HTTP. Default: nowhere.
+    pub metrics_listen: Option<TcpAddress>,
     /// Seconds a container's start may wait until its image is mounted and serves; its caller gets an error then, while
     /// other images go on. Default 60, below the two minutes of the kubelet.
     pub mount_timeout_seconds: u64,
@@ -62,6 +64,7 @@ impl Default for SnapshotterConfig {
             socket: None,
             socket_mode: Mode::OWNER,
             socket_group: None,
+            metrics_listen: None,
             mount_timeout_seconds: 60,
             restore_concurrency: 4,
             containerd: UnixAddress::fixed("/run/containerd/containerd.sock"),

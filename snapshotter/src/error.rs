@@ -188,6 +188,9 @@ pub enum Error {
     /// The socket cannot be listened on.
     #[error(transparent)]
     Bind(#[from] service::BindError),
+    /// Metrics cannot be served.
+    #[error(transparent)]
+    Metrics(#[from] service::metrics::MetricsError),
     /// The socket could not be served.
     #[error("cannot serve on {}", path.display())]
     Serve {

@@ -25,6 +25,7 @@ mod daemon;
 mod error;
 mod filter;
 mod kubernetes;
+mod metrics;
 mod nydus;
 mod overlay;
 mod service;
@@ -34,9 +35,11 @@ mod sys;
 mod tasks;
 
 use std::sync::Arc;
+use std::time::Duration;
 
+use ::service::metrics::MetricsListener;
 use tokio_util::sync::CancellationToken;
-use tracing::warn;
+use tracing::{info, warn};
 
 pub use config::{DaemonConfig, SnapshotterConfig};
 pub use error::{Error, MountFailure};
@@ -46,7 +49,11 @@ pub use state::Kind;
 use broker::Broker;
 use daemon::{Daemon, describe};
 use kubernetes::Kubernetes;
+use metrics::Calls;
 use snapshots::Snapshotter;
+
+/// How long there are no calls until memory is given back.
+const IDLE_PAUSE: Duration = Duration::from_secs(5);
 
 /// Serves snapshots until `shutdown`. The daemon, its mounts and all containers go on after that.
 ///
@@ -59,6 +66,8 @@ use snapshots::Snapshotter;
 pub async fn serve(config: SnapshotterConfig, shutdown: CancellationToken) -> Result<(), Error> {
     // One for each mount.
     ::service::limits::raise_open_files();
+    ::service::memory::keep_large_buffers_mapped();
+    ::service::memory::share_heaps();
     let kubernetes = |client| {
         let kubeconfig = config.kubeconfig.clone()?;
         Some(Kubernetes::new(kubeconfig, config.node_name.clone().unwrap_or_else(sys::host_name), client))
@@ -85,14 +94,38 @@ pub async fn serve(config: SnapshotterConfig, shutdown: CancellationToken) -> Re
         async move { running.run_until_cancelled(keep_in_order(&snapshotter)).await }
     });
     let controlled = control::serve(control, Arc::clone(&snapshotter), &running);
+    let calls = Calls::default();
+    tokio::spawn({
+        let (calls, running) = (calls.clone(), running.clone());
+        async move { running.run_until_cancelled(give_back_memory(&calls)).await }
+    });
+    if let Some(address) = config.metrics_listen {
+        let scrapes = MetricsListener::bind(address).await?;
+        info!(address = %scrapes.address(), "metrics are served");
+        let registry = Arc::new(metrics::registry(&calls, &snapshotter));
+        tokio::spawn(scrapes.serve(registry, running.clone()));
+    }
     let served = async {
-        let served =
-            service::serve(Arc::clone(&snapshotter), &config.listen, &config.access(), &shutdown).await;
+        let snapshotter = Arc::clone(&snapshotter);
+        let served = service::serve(snapshotter, &config.listen, &config.access(), calls, &shutdown).await;
         // The control socket ends with the other one.
         running.cancel();
         served
     };
     tokio::join!(served, controlled).0
+}
+
+/// Gives back what calls took, once there are none for a while.
+async fn give_back_memory(calls: &Calls) {
+    let (mut seen, mut given_back_after) = (0, None);
+    loop {
+        tokio::time::sleep(IDLE_PAUSE).await;
+        let before = std::mem::replace(&mut seen, calls.count());
+        if before == seen && given_back_after != Some(seen) {
+            ::service::memory::give_back();
+            given_back_after = Some(seen);
+        }
+    }
 }
 
 /// Cleans up what a crash left, and keeps the images in use mounted.

@@ -63,6 +63,10 @@ impl Held {
         self.lock().is_empty()
     }
 
+    pub(super) fn len(&self) -> usize {
+        self.lock().len()
+    }
+
     fn is_held(&self, id: &str, mount: &Arc<HeldMount>) -> bool {
         self.lock().get(id).is_some_and(|held| Arc::ptr_eq(held, mount))
     }

@@ -11,7 +11,7 @@ mod process;
 mod supervise;
 
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU32, Ordering};
+use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
 use std::time::Duration;
 
 use fuse_daemon::control::Client;
@@ -42,6 +42,8 @@ pub(crate) struct Daemon {
     condition: watch::Sender<Condition>,
     /// Its process, if it is ready.
     process: AtomicU32,
+    /// Daemons that were found or started.
+    found: AtomicU64,
     /// Apart from the daemon's process, which may end at any time.
     held: Arc<Held>,
 }
@@ -52,7 +54,18 @@ impl Daemon {
         let client = Client::new(config.socket.path());
         let condition = watch::Sender::new(Condition::Starting);
         let process = AtomicU32::new(0);
-        Self { config, client, broker, condition, process, held: Arc::new(Held::of_manager()) }
+        let found = AtomicU64::new(0);
+        Self { config, client, broker, condition, process, found, held: Arc::new(Held::of_manager()) }
+    }
+
+    /// Daemons that were found or started so far.
+    pub(crate) fn found_count(&self) -> u64 {
+        self.found.load(Ordering::Relaxed)
+    }
+
+    /// Mounts that are held.
+    pub(crate) fn held_count(&self) -> usize {
+        self.held.len()
     }
 
     /// A client whose requests have a deadline.

@@ -40,6 +40,7 @@ impl Daemon {
                     generation += 1;
                     let since = Instant::now();
                     self.process.store(pid, Ordering::Relaxed);
+                    self.found.store(generation, Ordering::Relaxed);
                     self.condition.send_replace(Condition::Ready(generation));
                     let ended = tokio::select! {
                         ended = process::ended(pid) => ended,

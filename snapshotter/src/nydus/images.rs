@@ -87,6 +87,11 @@ impl Images {
         }
     }
 
+    /// Images that were mounted, and neither unmounted nor lost since, as far as anybody has looked.
+    pub(crate) fn mounted_count(&self) -> usize {
+        self.attempts().values().filter(|attempt| matches!(*attempt.borrow(), Some(Ok(_)))).count()
+    }
+
     /// What is remembered of an image's mount counts as long as the mount is there: if somebody else unmounted it,
     /// containers would start with an empty root.
     async fn forget_if_unmounted(&self, image: &Image) -> Result<(), Error> {

@@ -13,16 +13,18 @@ use tracing::info;
 use super::Service;
 use super::api::snapshots_server::SnapshotsServer;
 use crate::error::Error;
+use crate::metrics::{Calls, Counted};
 use crate::snapshots::Snapshotter;
 
 /// How long calls may go on after a shutdown was asked for.
 const DRAIN: Duration = Duration::from_secs(10);
 
-/// Answers at `address` until `shutdown`, then ends the calls that are under way.
+/// Answers at `address` until `shutdown`, then ends the calls that are under way. All are counted in `calls`.
 pub(crate) async fn serve(
     snapshotter: Arc<Snapshotter>,
     address: &UnixAddress,
     access: &Access,
+    calls: Calls,
     shutdown: &CancellationToken,
 ) -> Result<(), Error> {
     let failed = |source: Box<dyn std::error::Error + Send + Sync>| Error::Serve {
@@ -37,6 +39,7 @@ pub(crate) async fn serve(
     ::service::manager::ready();
     tokio::spawn(::service::manager::keep_alive());
     let server = Server::builder()
+        .layer(tower::layer::layer_fn(move |inner| Counted::new(inner, calls.clone())))
         .add_service(SnapshotsServer::new(Service { snapshotter }))
         .serve_with_incoming_shutdown(UnixListenerStream::new(listener), async {
             shutdown.cancelled().await;

@@ -44,6 +44,7 @@ fn code(error: &Error) -> Code {
         | Error::Record { .. }
         | Error::Io { .. }
         | Error::Bind(_)
+        | Error::Metrics(_)
         | Error::Serve { .. }
         | Error::Internal(_) => Code::Unknown,
     }

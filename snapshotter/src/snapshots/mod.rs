@@ -57,6 +57,21 @@ impl Snapshotter {
         self.directories.mounts()
     }
 
+    /// The daemon that serves its images.
+    pub(crate) fn daemon(&self) -> &Daemon {
+        &self.daemon
+    }
+
+    /// Images that are mounted.
+    pub(crate) fn images_mounted(&self) -> usize {
+        self.images.mounted_count()
+    }
+
+    /// How many snapshots there are. Blocks on the disk.
+    pub(crate) fn count(&self) -> Result<u64, Error> {
+        self.state.count()
+    }
+
     /// Opens what is under the configured root. Blocks on the disk, for a moment.
     pub(crate) fn open(
         config: &SnapshotterConfig,

@@ -2,7 +2,7 @@
 
 use std::collections::BTreeSet;
 
-use redb::{ReadTransaction, ReadableTable};
+use redb::{ReadTransaction, ReadableTable, ReadableTableMetadata as _};
 
 use super::{During, IMAGES, MountedImage, NEXT_ID, NUMBERS, Record, SNAPSHOTS, SnapshotId, State};
 use crate::error::Error;
@@ -63,6 +63,12 @@ impl State {
             }
         }
         Ok(())
+    }
+
+    /// How many snapshots there are.
+    pub(crate) fn count(&self) -> Result<u64, Error> {
+        let table = self.read()?.open_table(SNAPSHOTS).during("count the snapshots")?;
+        table.len().during("count the snapshots")
     }
 
     /// The ids of all snapshots.

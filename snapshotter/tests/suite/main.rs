@@ -15,6 +15,7 @@ mod harness;
 mod held;
 mod layers;
 mod lifecycle;
+mod metrics;
 mod nydus;
 mod pull_secrets;
 mod rebase;
