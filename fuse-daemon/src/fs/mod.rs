@@ -5,6 +5,7 @@ mod first_reads;
 mod gate;
 mod names;
 mod program;
+mod xattrs;
 
 use std::ops::Range;
 use std::sync::Arc;
@@ -81,6 +82,8 @@ pub struct FileSystem {
     programs: mpsc::Sender<Nid>,
     /// Whether it was logged that the bootstrap is damaged.
     damage_is_known: AtomicBool,
+    /// Whether it is known that no file has extended attributes.
+    has_no_xattrs: AtomicBool,
 }
 
 /// Chunks of an image, counted.
@@ -117,6 +120,7 @@ impl FileSystem {
             first_reads,
             programs,
             damage_is_known: AtomicBool::new(false),
+            has_no_xattrs: AtomicBool::new(false),
         }
     }
 
@@ -210,6 +214,18 @@ impl FileSystem {
     /// [`FsError::NoXattr`] and others.
     pub fn xattr(&self, ino: Ino, name: &[u8]) -> Result<Box<[u8]>, FsError> {
         self.sound(|bootstrap| bootstrap.xattrs(self.nid(ino))?.remove(name).ok_or(FsError::NoXattr))
+    }
+
+    /// Finds out whether there are extended attributes at all. Walks through the image.
+    pub fn look_for_xattrs(&self) {
+        // One that is damaged is told of by who reads it.
+        let has_none = self.sound(|bootstrap| Ok(!xattrs::has_any(bootstrap)?)).unwrap_or_default();
+        self.has_no_xattrs.store(has_none, Ordering::Relaxed);
+    }
+
+    /// Whether no file has extended attributes, as far as it was found out.
+    pub fn has_no_xattrs(&self) -> bool {
+        self.has_no_xattrs.load(Ordering::Relaxed)
     }
 
     /// The names of all extended attributes, each ended by NUL.

@@ -65,8 +65,8 @@ fn error_of(error: &FsError) -> Errno {
 impl<Held: Send + Sync + 'static> Filesystem for Adapter<Held> {
     fn init(&mut self, _: &Request, config: &mut KernelConfig) -> std::io::Result<()> {
         let wanted = InitFlags::FUSE_PARALLEL_DIROPS
+            // Always, not only where the kernel finds that it pays: overlayfs looks up all that it lists.
             | InitFlags::FUSE_DO_READDIRPLUS
-            | InitFlags::FUSE_READDIRPLUS_AUTO
             | InitFlags::FUSE_NO_OPEN_SUPPORT
             | InitFlags::FUSE_NO_OPENDIR_SUPPORT
             | InitFlags::FUSE_CACHE_SYMLINKS
@@ -177,6 +177,10 @@ impl<Held: Send + Sync + 'static> Filesystem for Adapter<Held> {
     }
 
     fn getxattr(&self, _: &Request, ino: INodeNo, name: &OsStr, size: u32, reply: ReplyXattr) {
+        if self.fs.has_no_xattrs() {
+            // The kernel asks no more, of no file. overlayfs would ask for some of its own whenever it finds a file.
+            return reply.error(Errno::ENOSYS);
+        }
         answer_xattr(self.fs.xattr(Ino(ino.0), name.as_bytes()), size, reply);
     }
 

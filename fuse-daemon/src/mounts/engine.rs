@@ -282,6 +282,8 @@ impl<W: Fetcher> Engine<W> {
         let session = start(Arc::clone(&fs), held, &options)?;
         prefetch::start(&self.runtime, &fs, programs, &self.config.prefetch);
         self.runtime.spawn(let_go(Arc::downgrade(&fs)));
+        let looked_at = Arc::downgrade(&fs);
+        self.runtime.spawn_blocking(move || looked_at.upgrade().map(|fs| fs.look_for_xattrs()));
         Ok(Mounted {
             session,
             fs: Arc::downgrade(&fs),

@@ -40,6 +40,24 @@ fn the_mount_is_read_only_and_says_whose_it_is() {
 }
 
 #[test]
+fn attributes_that_no_file_has_are_not_asked_for() {
+    if !can_mount() {
+        return;
+    }
+    let image = TestImage::build(&tar_of(&[("file", b"content")]), &BuildOptions::default());
+    let cache = tempfile::tempdir().unwrap();
+    let node = Node::new(cache.path(), &Settings::default());
+    let mount = node.mount(&image);
+    // At first as of a file that happens to have none; once all were looked at, as of a file system without any.
+    eventually("it is known that there are none", || match xattr::get(mount.path("file"), "user.any") {
+        Ok(None) => false,
+        Ok(Some(value)) => panic!("{value:?}"),
+        Err(error) => error.raw_os_error() == Some(nix::libc::EOPNOTSUPP),
+    });
+    assert_eq!(xattr::list(mount.path("file")).unwrap().count(), 0);
+}
+
+#[test]
 fn reads_of_any_offset_and_size_are_right() {
     if !can_mount() {
         return;
