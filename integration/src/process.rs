@@ -10,7 +10,7 @@ use std::time::Duration;
 
 use anyhow::{Context, Result, anyhow, bail};
 use nix::sys::signal::{Signal, kill};
-use nix::unistd::Pid;
+use nix::unistd::{Pid, SysconfVar, sysconf};
 
 use crate::wait;
 
@@ -235,6 +235,20 @@ pub fn proportional_memory_bytes(pid: Pid) -> io::Result<u64> {
 /// Peak resident memory of a running process in bytes (`VmHWM`).
 pub fn peak_memory_bytes(pid: Pid) -> io::Result<u64> {
     Ok(kib_of(pid, "status", "VmHWM:")? * 1024)
+}
+
+/// Processor time that a process has taken so far, in seconds: of all its threads, in user mode and in the kernel.
+pub fn processor_seconds(pid: Pid) -> io::Result<f64> {
+    let path = format!("/proc/{pid}/stat");
+    let text = fs::read_to_string(&path)?;
+    // The name in parentheses may have blanks. Behind it, proc(5) counts from field 3: fields 14 and 15 are wanted.
+    let fields = text.rsplit_once(')').map(|(_, fields)| fields.split_whitespace()).into_iter().flatten();
+    let ticks: Vec<u64> = fields.skip(11).take(2).filter_map(|field| field.parse().ok()).collect();
+    let second = sysconf(SysconfVar::CLK_TCK)?.filter(|second| *second > 0);
+    match (ticks.as_slice(), second) {
+        (&[user, system], Some(second)) => Ok((user + system) as f64 / second as f64),
+        _ => Err(io::Error::other(format!("no processor time in {path}"))),
+    }
 }
 
 /// The number after `field` in a file of the process.

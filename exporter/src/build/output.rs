@@ -34,7 +34,9 @@ use image::assemble::NydusImage;
 use image::describe;
 use image::destination::{Destination, SpoolSpace, StoreError};
 use image::document::{DocumentError, Stored};
-use image::layer::{Claimed, ConvertError, ConvertedLayer, Flight, LayerConversion, Present, ReadConversion};
+use image::layer::{
+    AheadConversion, Claimed, ConvertError, ConvertedLayer, Flight, LayerConversion, Present,
+};
 use image::progress::{Progress, Task};
 
 /// How deep indexes may lie in indexes.
@@ -258,12 +260,12 @@ impl Output {
         Ok(self.prepared().await?.layer.convert(&self.layer_destination().await?))
     }
 
-    /// Begins to convert what may be a layer of this output; what is made of it stays in `space`.
+    /// Begins to convert what may be a layer of this output; what is made of it stays in `space` until that is known.
     pub(crate) async fn convert_ahead<R: Read + Send + 'static>(
         &self,
         input: R,
         space: &Arc<SpoolSpace>,
-    ) -> Result<ReadConversion<R>, OutputError> {
+    ) -> Result<AheadConversion<R>, OutputError> {
         Ok(self.prepared().await?.layer.convert_ahead(input, space))
     }
 

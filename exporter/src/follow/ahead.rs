@@ -34,7 +34,7 @@ pub(crate) async fn convert_ahead(build: Arc<Build>, builds: Arc<Builds>) {
     }
     // Those that were never announced; readers fail once the build is over.
     let ahead = std::mem::take(&mut *store.ahead());
-    join_all(ahead.into_values().map(Conversion::cancel)).await;
+    join_all(ahead.into_values().map(|ahead| ahead.conversion.cancel())).await;
 }
 
 /// Looks for blobs that buildkitd begins to write.

@@ -20,9 +20,10 @@ use std::fs::{File, Metadata};
 use std::io::{self, BufReader};
 use std::os::unix::fs::{FileExt as _, MetadataExt as _};
 use std::path::{Path, PathBuf};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
 
-use image::destination::{SpoolSpace, StoreError};
+use futures::FutureExt as _;
+use image::destination::{Destination, SpoolSpace, StoreError};
 use registry::digest::Digest;
 use rustix::fs::{Mode, OFlags, ResolveFlags, openat2};
 use rustix::io::Errno;
@@ -32,7 +33,7 @@ pub(crate) use self::ahead::convert_ahead;
 use self::reader::BlobReader;
 use crate::build::{Claim, Output, OutputError};
 use crate::intake::ingest::{Ingest, SNIFF_BYTES, is_document, short};
-use image::layer::{BuiltLayer, ConvertError, Flight, ReadConversion};
+use image::layer::{AheadConversion, BuiltLayer, ConvertError, Flight};
 use image::progress::Task;
 
 /// Read from a file at once.
@@ -62,8 +63,10 @@ impl FileId {
 
 /// A file on its way to a converted layer.
 struct Conversion {
-    conversion: ReadConversion<BufReader<BlobReader>>,
+    conversion: AheadConversion<BufReader<BlobReader>>,
     position: channel::Receiver<u64>,
+    /// As long as it is open, no other file can be taken for it.
+    file: Weak<File>,
 }
 
 /// Why a file that was followed did not become a layer.
@@ -128,7 +131,9 @@ impl LocalStore {
         };
         // One that waits for a slot may wait for what another client never completes: its file is read now.
         let begun = self.ahead().remove(&id).filter(|ahead| ahead.conversion.has_begun());
-        if let (Some(ahead), Claim::Absent(flight)) = (begun, &mut claim)
+        // Once one that was given up is closed, its place may be the announced file's, which then is read now.
+        let ahead = begun.and_then(|ahead| ahead.file.upgrade().map(|open| (ahead, open)));
+        if let (Some((ahead, _open)), Claim::Absent(flight)) = (ahead, &mut claim)
             && ahead.take(output, digest, total, flight).await?
         {
             tracing::info!(layer = %digest, ahead = true, "layer was read from buildkitd's content store");
@@ -176,9 +181,9 @@ impl Conversion {
         reader: BlobReader,
         space: &Arc<SpoolSpace>,
     ) -> Result<Self, OutputError> {
-        let position = reader.position();
+        let (position, file) = (reader.position(), reader.file());
         let reader = BufReader::with_capacity(READ_BYTES, reader);
-        Ok(Self { conversion: output.convert_ahead(reader, space).await?, position })
+        Ok(Self { conversion: output.convert_ahead(reader, space).await?, position, file })
     }
 
     /// Has the layer stored, if it was made of the blob `digest` of `total` bytes. `flight`, which tells others, is used then.
@@ -192,7 +197,7 @@ impl Conversion {
         let task = output.task(format!("converting {}", short(digest)), total);
         let destination = output.layer_destination().await?;
         let stored = async {
-            let built = self.built(digest, total, flight.as_ref(), &task).await?;
+            let built = self.built(digest, total, flight.as_ref(), &task, Arc::clone(&destination)).await?;
             Ok(built.store(destination.as_ref()).await?)
         };
         match stored.await {
@@ -214,16 +219,18 @@ impl Conversion {
         }
     }
 
-    /// Waits for the layer, which has to be made of the blob `digest` of `total` bytes, and shows how far it is.
+    /// Sends what is made of the layer to `destination` and waits for the rest, showing how far it is. It has to be made of the blob
+    /// `digest` of `total` bytes.
     async fn built(
         mut self,
         digest: &Digest,
         total: u64,
         flight: Option<&Flight>,
         task: &Task,
+        destination: Arc<dyn Destination>,
     ) -> Result<BuiltLayer<BufReader<BlobReader>>, LocalError> {
         let mut shown = 0;
-        let built = self.conversion.built();
+        let built = self.conversion.built_for(destination).boxed();
         tokio::pin!(built);
         let built = loop {
             tokio::select! {
@@ -242,18 +249,6 @@ impl Conversion {
             return Err(LocalError::Content { found, size });
         }
         Ok(built)
-    }
-
-    /// Nobody wants the layer: gives up what was made of it.
-    async fn cancel(self) {
-        if !self.conversion.has_begun() {
-            return;
-        }
-        match self.conversion.built().await {
-            Ok(built) => built.cancel().await,
-            // What fails has given it up itself.
-            Err(error) => tracing::debug!(%error, "conversion ahead ended"),
-        }
     }
 }
 

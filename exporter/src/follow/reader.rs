@@ -5,6 +5,7 @@ use std::io::{self, Read};
 use std::num::NonZeroU64;
 use std::os::unix::fs::MetadataExt as _;
 use std::path::PathBuf;
+use std::sync::{Arc, Weak};
 
 use registry::digest::{Digest, Hasher};
 use rustix::fs::{Advice, fadvise};
@@ -24,7 +25,7 @@ const WRITE_BACK_BYTES: u64 = 64 << 20;
 /// Reads a blob, hashing it. It blocks: it is for threads that may, with a runtime around them.
 #[derive(Debug)]
 pub(super) struct BlobReader {
-    file: File,
+    file: Arc<File>,
     hasher: Hasher,
     read: watch::Sender<u64>,
     /// How to find out that there is more.
@@ -45,7 +46,12 @@ pub(super) struct Writing {
 impl BlobReader {
     /// Reads `file` from where it stands until it has been moved away. When `stop` is cancelled, it fails.
     pub(super) fn new(file: File, writing: Writing, hasher: Hasher, stop: CancellationToken) -> Self {
-        Self { file, hasher, read: watch::Sender::new(0), writing, stop }
+        Self { file: Arc::new(file), hasher, read: watch::Sender::new(0), writing, stop }
+    }
+
+    /// The file, as long as it is read or may be asked for its digest.
+    pub(super) fn file(&self) -> Weak<File> {
+        Arc::downgrade(&self.file)
     }
 
     /// Tells how many bytes have been read.
@@ -67,7 +73,7 @@ impl Read for BlobReader {
             }
             // Before the read: what a writer wrote before it moved the file is read after this.
             let complete = self.writing.is_complete(&self.file)?;
-            let length = self.file.read(out)?;
+            let length = (&*self.file).read(out)?;
             if length > 0 {
                 self.hasher.update(&out[..length]);
                 self.read.send_modify(|read| *read += length as u64);

@@ -7,10 +7,12 @@ use image::layer::{Converter, LayerCache, ScratchSpace};
 use image::options::{Options, Recipe};
 use image::progress::Progress;
 use registry::client::{Client, ClientConfig, Credentials, CredentialsError, Keyring, Token, TokenRequest};
+use registry::server::ServerConfig;
 use tempfile::TempDir;
 use tokio::net::TcpListener;
 use tokio::task::JoinHandle;
 use tokio::time::{sleep, timeout};
+use tokio_util::sync::CancellationToken;
 
 use super::*;
 use crate::build::keys::{Attrs, EXPORTER_TYPE};
@@ -199,6 +201,46 @@ async fn a_layer_that_does_not_fit_is_converted_when_it_is_complete() {
     drop(registered);
     timeout(DEADLINE, following).await.expect("following ends with the build").unwrap();
     assert_eq!(lab.space.left(), 1);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_became_of_a_file_that_was_given_up_is_not_taken_for_the_next_at_its_place() {
+    let lab = Lab::new(ROOM);
+    let storage = tempfile::tempdir().unwrap();
+    let mut config = ServerConfig::new(storage.path());
+    config.listen.set_port(0);
+    config.access_log = Some(storage.path().join("access.log"));
+    let stop = CancellationToken::new();
+    let registry = registry::server::serve(config, stop.clone()).await.unwrap();
+    let name = format!("{}/app:v1", registry.address());
+    let registered = lab.builds.register(lab.build(&[("name", &name)])).unwrap();
+    let build = &registered.build;
+    let following = lab.follow(build);
+    let foreign = lab.write(build, "foreign", &foreign_layer()).await;
+    lab.something_is_kept().await;
+    let ahead = || build.local.as_ref().unwrap().ahead();
+    let place = FileId::of(&foreign.metadata().unwrap());
+    std::fs::remove_dir_all(foreign.parent().unwrap()).unwrap();
+    let closed = async {
+        while ahead()[&place].file.upgrade().is_some() {
+            sleep(LOOK).await;
+        }
+    };
+    timeout(DEADLINE, closed).await.expect("a file that is given up is closed");
+    // The file system gives its place to the build's own layer.
+    let own = own_layer();
+    let path = lab.content.path().join("ingest/own");
+    std::fs::write(&path, &own).unwrap();
+    let given_up = ahead().remove(&place).unwrap();
+    ahead().insert(FileId::of(&path.metadata().unwrap()), given_up);
+    assert!(lab.announce(build, &path, &own).await, "the layer came over the session");
+    drop(registered);
+    timeout(DEADLINE, following).await.expect("following ends with the build").unwrap();
+    stop.cancel();
+    registry.stopped().await;
+    let asked = std::fs::read_to_string(storage.path().join("access.log")).unwrap();
+    let uploads = asked.lines().filter(|line| line.contains("POST") && line.contains("/blobs/uploads/"));
+    assert_eq!(uploads.count(), 1, "the build's own layer is pushed, and nothing else: {asked}");
 }
 
 #[test]

@@ -34,7 +34,7 @@ pub(crate) use self::copy::{at_destination, begin_copy, mounted};
 pub use self::folder::{BlobFolder, FolderBlob};
 pub use self::nowhere::Nowhere;
 pub use self::registry::InRegistry;
-pub use self::spool::{SpoolSpace, SpooledBlob};
+pub use self::spool::{SpoolSpace, SpoolWriter, SpooledBlob};
 pub use self::staging::{Shape, Staging};
 use crate::document::Stored;
 

@@ -3,7 +3,6 @@
 use std::io::{self, Read, Write as _};
 use std::path::PathBuf;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
 
 use bytes::Bytes;
 use rafs::build::{BuildError, BuildOptions, build_directory, build_source};
@@ -21,7 +20,7 @@ use tokio_util::task::AbortOnDropHandle;
 use super::bridge::{InputReader, OutputWriter};
 use super::plain::Plain;
 use super::slot::Slot;
-use crate::destination::{BlobWriter, Destination, SpoolSpace, SpooledBlob, StoreError};
+use crate::destination::{BlobWriter, Destination, SpooledBlob, StoreError};
 use crate::options::Recipe;
 
 /// Messages of up to 1 MiB between buildkitd and the builder.
@@ -113,9 +112,9 @@ impl LayerConversion {
         let (input, receiver) = mpsc::channel(INPUT_QUEUE);
         let task = tokio::spawn(async move {
             let slot = Slot::take(slots).await;
-            let build = move |output| build(recipe.build(), InputReader::new(receiver), output);
-            let sink = Sink::At(Arc::clone(&destination));
-            build_blob(&sink, Some(slot), build).await?.store(destination.as_ref()).await
+            let build =
+                move |output| build(recipe.build(), InputReader::new(receiver), OutputWriter::new(output));
+            build_blob(destination.as_ref(), Some(slot), build).await?.store(destination.as_ref()).await
         });
         Self { input: Some(input), task: AbortOnDropHandle::new(task) }
     }
@@ -174,73 +173,24 @@ impl LayerConversion {
     }
 }
 
-/// Where a blob goes while it is made.
-pub(super) enum Sink {
-    /// Where it belongs.
-    At(Arc<dyn Destination>),
-    /// Nowhere yet: it is not known whose it is.
-    Spool(Arc<SpoolSpace>),
-}
-
-impl Sink {
-    async fn begin(&self) -> Result<Written, StoreError> {
-        Ok(match self {
-            Self::At(destination) => Written::Blob(destination.begin().await?),
-            Self::Spool(space) => Written::Spooled(space.begin().await?),
-        })
-    }
-}
-
-/// A blob that is being made.
-enum Written {
-    Blob(Box<dyn BlobWriter>),
-    Spooled(SpooledBlob),
-}
-
-impl Written {
-    async fn write(&mut self, piece: Bytes) -> Result<(), StoreError> {
-        match self {
-            Self::Blob(writer) => writer.write(piece).await,
-            Self::Spooled(blob) => blob.write(&piece).await,
-        }
-    }
-
-    /// All has been written: a file that could not be is no blob.
-    async fn complete(&mut self) -> Result<(), StoreError> {
-        match self {
-            Self::Blob(_) => Ok(()),
-            Self::Spooled(blob) => blob.flush().await,
-        }
-    }
-
-    async fn cancel(self) {
-        if let Self::Blob(writer) = self {
-            writer.cancel().await;
-        }
-    }
-}
-
 /// A conversion under way of what is read rather than sent; dropping it cancels it.
 pub struct ReadConversion<R> {
-    begun: Arc<AtomicBool>,
     task: AbortOnDropHandle<Result<BuiltLayer<R>, ConvertError>>,
 }
 
 impl<R: Read + Send + 'static> ReadConversion<R> {
-    pub(super) fn start(recipe: Arc<Recipe>, slots: Arc<Semaphore>, sink: Sink, input: R) -> Self {
-        let begun = Arc::new(AtomicBool::new(false));
-        let has_slot = Arc::clone(&begun);
+    pub(super) fn start(
+        recipe: Arc<Recipe>,
+        slots: Arc<Semaphore>,
+        destination: Arc<dyn Destination>,
+        input: R,
+    ) -> Self {
         let task = tokio::spawn(async move {
             let slot = Slot::take(slots).await;
-            has_slot.store(true, Ordering::Relaxed);
-            build_blob(&sink, Some(slot), move |output| build(recipe.build(), input, output)).await
+            let build = move |output| build(recipe.build(), input, OutputWriter::new(output));
+            build_blob(destination.as_ref(), Some(slot), build).await
         });
-        Self { begun, task: AbortOnDropHandle::new(task) }
-    }
-
-    /// Whether it has a slot; until then it waits for others to end.
-    pub fn has_begun(&self) -> bool {
-        self.begun.load(Ordering::Relaxed)
+        Self { task: AbortOnDropHandle::new(task) }
     }
 
     /// Waits until the input has ended.
@@ -251,8 +201,16 @@ impl<R: Read + Send + 'static> ReadConversion<R> {
 
 /// A layer as converted, its blob sent or spooled, but not yet one of the destination's.
 pub struct BuiltLayer<R> {
-    writer: Written,
-    built: Built<R>,
+    pub(super) blob: Made,
+    pub(super) built: Built<R>,
+}
+
+/// A blob that was made.
+pub(super) enum Made {
+    /// It is at a destination, without its name.
+    Sent(Box<dyn BlobWriter>),
+    /// It is on this machine.
+    Spooled(SpooledBlob),
 }
 
 /// A layer as built.
@@ -276,21 +234,23 @@ impl<R> BuiltLayer<R> {
 
     /// Has the blob stored at `destination`, which is the one that it was made for if there was one.
     pub async fn store(self, destination: &dyn Destination) -> Result<ConvertedLayer, ConvertError> {
-        let Self { writer, built: Built { layer, diff_id, .. } } = self;
+        let Self { blob, built: Built { layer, diff_id, .. } } = self;
         let own = layer.blobs.first();
         let id = own.and_then(|blob| blob.id).ok_or(ConvertError::NoDigest)?;
         let (digest, toc) =
             (sha256_digest(id), own.and_then(|blob| blob.toc).map(|(toc, _)| sha256_digest(toc)));
-        let size = match writer {
-            Written::Blob(writer) => writer.finish(&digest).await?,
-            Written::Spooled(blob) => blob.send(destination, &digest).await?,
+        let size = match blob {
+            Made::Sent(writer) => writer.finish(&digest).await?,
+            Made::Spooled(blob) => blob.store(destination, &digest).await?,
         };
         Ok(ConvertedLayer { layer, digest, size, source: None, diff_id, toc })
     }
 
     /// Gives up what was sent.
     pub async fn cancel(self) {
-        self.writer.cancel().await;
+        if let Made::Sent(writer) = self.blob {
+            writer.cancel().await;
+        }
     }
 }
 
@@ -313,7 +273,7 @@ pub(super) async fn convert_directory(
         output.flush()?;
         Ok(Built { layer, input: (), diff_id: None })
     };
-    build_blob(&Sink::At(Arc::clone(destination)), None, build).await?.store(destination.as_ref()).await
+    build_blob(destination.as_ref(), None, build).await?.store(destination.as_ref()).await
 }
 
 /// Output that is refused when nobody wants it any more.
@@ -346,25 +306,25 @@ pub async fn store_written(
         output.flush()?;
         Ok(Built { layer, input: (), diff_id: None })
     };
-    build_blob(&Sink::At(Arc::clone(destination)), None, build).await?.store(destination.as_ref()).await
+    build_blob(destination.as_ref(), None, build).await?.store(destination.as_ref()).await
 }
 
 /// Has a blob built on a thread that may block, and sends it meanwhile. That takes `slot`, where there are so many and no more,
 /// until the blob is built and sent.
 pub(super) async fn build_blob<R: Send + 'static>(
-    sink: &Sink,
+    destination: &dyn Destination,
     mut slot: Option<Slot>,
     build: impl FnOnce(mpsc::Sender<Bytes>) -> Result<Built<R>, ConvertError> + Send + 'static,
 ) -> Result<BuiltLayer<R>, ConvertError> {
     // Before anything is converted: a registry that refuses does so at once.
-    let writer = unless_stalled(&mut slot, sink.begin()).await?;
+    let writer = unless_stalled(&mut slot, destination.begin()).await?;
     let (sender, pieces) = mpsc::channel(OUTPUT_QUEUE);
     let building = tokio::task::spawn_blocking(move || build(sender));
     let (uploaded, built) = tokio::join!(upload(writer, pieces, &mut slot), building);
     // The builder fails as well when the upload does; the upload's reason is the one.
     let writer = uploaded?;
     match built.map_err(ConvertError::from).and_then(|built| built) {
-        Ok(built) => Ok(BuiltLayer { writer, built }),
+        Ok(built) => Ok(BuiltLayer { blob: Made::Sent(writer), built }),
         Err(error) => {
             writer.cancel().await;
             Err(error)
@@ -373,12 +333,11 @@ pub(super) async fn build_blob<R: Send + 'static>(
 }
 
 /// Builds the layer; runs on a thread that may block.
-fn build<R: Read + Send>(
+pub(super) fn build<R: Read + Send>(
     options: &BuildOptions,
     mut input: R,
-    output: mpsc::Sender<Bytes>,
+    mut output: impl io::Write + Send,
 ) -> Result<Built<R>, ConvertError> {
-    let mut output = OutputWriter::new(output);
     let mut plain = Plain::new(&mut input);
     let layer = build_source(&mut TarSource::plain(&mut plain), &mut output, options)?;
     output.flush()?;
@@ -390,14 +349,13 @@ fn build<R: Read + Send>(
 }
 
 async fn upload(
-    mut writer: Written,
+    mut writer: Box<dyn BlobWriter>,
     mut pieces: mpsc::Receiver<Bytes>,
     slot: &mut Option<Slot>,
-) -> Result<Written, StoreError> {
+) -> Result<Box<dyn BlobWriter>, StoreError> {
     while let Some(piece) = pieces.recv().await {
         unless_stalled(slot, writer.write(piece)).await?;
     }
-    writer.complete().await?;
     Ok(writer)
 }
 

@@ -14,7 +14,7 @@ use rafs::source::image::ImageSource;
 use registry::digest::{Digest, Hasher};
 
 use super::bridge::OutputWriter;
-use super::conversion::{Built, ConvertError, ConvertedLayer, Sink, build_blob};
+use super::conversion::{Built, ConvertError, ConvertedLayer, build_blob};
 use super::scratch::Scratch;
 use super::slot::Slot;
 use crate::destination::Destination;
@@ -61,5 +61,5 @@ pub(super) async fn flatten(
         output.flush()?;
         Ok(Built { layer, input: (), diff_id: None })
     };
-    build_blob(&Sink::At(Arc::clone(destination)), Some(slot), build).await?.store(destination.as_ref()).await
+    build_blob(destination.as_ref(), Some(slot), build).await?.store(destination.as_ref()).await
 }

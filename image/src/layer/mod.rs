@@ -7,6 +7,7 @@
 //! Both queues are short: whoever is slowest sets the pace, and memory stays bounded.
 //!
 //! - `conversion`: one conversion.
+//! - `ahead`: one of which it is not known yet whose it is.
 //! - `bridge`: between asynchronous tasks and the blocking thread.
 //! - `plain`: what comes without its compression, and its diff id.
 //! - `key`: what a converted layer is known by.
@@ -21,6 +22,7 @@
 //! - `dictionary`: where the blobs of a chunk dictionary are.
 //! - `scratch`: layers that stay on this machine, as files, until it is known what becomes of them.
 
+mod ahead;
 mod announce;
 mod bridge;
 mod cache;
@@ -46,7 +48,6 @@ use tokio::sync::Semaphore;
 use tokio_util::sync::CancellationToken;
 
 use self::cache::Known;
-use self::conversion::Sink;
 use self::flight::{Claim, Flights, STALLED_AFTER, Waited, Waiting};
 use self::key::Key;
 use self::provide::Elsewhere;
@@ -54,6 +55,7 @@ use self::slot::Slot;
 use crate::destination::{Destination, SpoolSpace, StoreError};
 use crate::options::Recipe;
 
+pub use ahead::AheadConversion;
 pub(crate) use announce::announcement;
 pub(crate) use bridge::{InputReader, OutputWriter};
 pub use cache::LayerCache;
@@ -185,17 +187,17 @@ impl Converter {
         destination: &Arc<dyn Destination>,
     ) -> ReadConversion<R> {
         let (recipe, slots) = (Arc::clone(&self.recipe), Arc::clone(&self.slots));
-        ReadConversion::start(recipe, slots, Sink::At(Arc::clone(destination)), input)
+        ReadConversion::start(recipe, slots, Arc::clone(destination), input)
     }
 
-    /// Begins to convert the layer that `input` is, of which it is not known yet whose it is: its blob stays in `space`.
+    /// Begins to convert the layer that `input` is, of which it is not known yet whose it is: its blob stays in `space` until that is said.
     pub fn convert_ahead<R: Read + Send + 'static>(
         &self,
         input: R,
         space: &Arc<SpoolSpace>,
-    ) -> ReadConversion<R> {
+    ) -> AheadConversion<R> {
         let (recipe, slots) = (Arc::clone(&self.recipe), Arc::clone(&self.ahead_slots));
-        ReadConversion::start(recipe, slots, Sink::Spool(Arc::clone(space)), input)
+        AheadConversion::start(recipe, slots, Arc::clone(space), input)
     }
 
     /// Converts the files of the directory at `path`, the blob going to `destination`, unless `stop` is cancelled.

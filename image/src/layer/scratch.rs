@@ -19,7 +19,7 @@ use tokio::io::AsyncWriteExt as _;
 use tokio::sync::{Semaphore, mpsc};
 
 use super::bridge::InputReader;
-use super::conversion::{ConvertError, ReadConversion, Sink};
+use super::conversion::{ConvertError, ReadConversion};
 use crate::destination::{BlobWriter, Destination, StoreError, Storing};
 use crate::document::Stored;
 use crate::options::Recipe;
@@ -266,8 +266,7 @@ pub async fn convert_to_file(
     let slots = Arc::new(Semaphore::new(1));
     let (sender, receiver) = mpsc::channel(QUEUE);
     let input = InputReader::new(receiver);
-    let conversion =
-        ReadConversion::start(Arc::clone(recipe), slots, Sink::At(Arc::clone(&destination)), input);
+    let conversion = ReadConversion::start(Arc::clone(recipe), slots, Arc::clone(&destination), input);
     let (fed, built) = tokio::join!(feed(blob, sender), conversion.built());
     // What the builder says of input that broke off follows from it.
     fed?;

@@ -5,6 +5,7 @@ use std::path::{Path, PathBuf};
 use std::process::Command;
 
 use anyhow::Result;
+use nix::unistd::Pid;
 
 use super::{START_DEADLINE, accepts_unix};
 use crate::peers::{self, Peers};
@@ -49,6 +50,11 @@ impl Buildkitd {
         server.wait_ready(START_DEADLINE, || accepts_unix(&socket))?;
         let content_store = root.join("runc-overlayfs/content");
         Ok(Self { server, socket, content_store })
+    }
+
+    /// The process id.
+    pub fn pid(&self) -> Result<Pid> {
+        self.server.pid()
     }
 
     /// The process.

@@ -6,6 +6,7 @@ use std::path::{Path, PathBuf};
 use anyhow::{Context, Result};
 use integration::oci_layout;
 use integration::peers::Peers;
+use integration::process;
 use integration::servers::{Buildctl, Buildkitd, EmbeddedRegistry, Exporter};
 use tempfile::TempDir;
 
@@ -65,6 +66,11 @@ impl Lab {
     /// Where buildkitd listens.
     pub(crate) fn buildkitd_address(&self) -> String {
         self.buildkitd.address()
+    }
+
+    /// Processor time that buildkitd has taken so far, in seconds.
+    pub(crate) fn buildkitd_processor_seconds(&self) -> Result<f64> {
+        Ok(process::processor_seconds(self.buildkitd.pid()?)?)
     }
 
     /// A directory for one use.

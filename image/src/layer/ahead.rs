@@ -1,0 +1,262 @@
+//! Conversions of layers of which it is not known yet whose they are: what they become stays on this machine until then.
+
+use std::io::{BufWriter, Read};
+use std::sync::{Arc, OnceLock};
+
+use futures::FutureExt as _;
+use futures::future::try_join;
+use tokio::sync::Semaphore;
+use tokio_util::task::AbortOnDropHandle;
+
+use super::conversion::{Built, BuiltLayer, ConvertError, Made, build};
+use super::slot::Slot;
+use crate::destination::{Destination, SpoolSpace, SpoolWriter, SpooledBlob};
+use crate::options::Recipe;
+
+/// Writes to the file are gathered to this size.
+const WRITE_BYTES: usize = 256 << 10;
+
+/// A conversion under way of which nothing is sent before somebody says where; dropping it cancels it.
+pub struct AheadConversion<R> {
+    /// Its blob, once it has a slot.
+    blob: Arc<OnceLock<SpooledBlob>>,
+    task: AbortOnDropHandle<Result<BuiltLayer<R>, ConvertError>>,
+}
+
+impl<R: Read + Send + 'static> AheadConversion<R> {
+    pub(super) fn start(
+        recipe: Arc<Recipe>,
+        slots: Arc<Semaphore>,
+        space: Arc<SpoolSpace>,
+        input: R,
+    ) -> Self {
+        let blob = Arc::new(OnceLock::new());
+        let begun = Arc::clone(&blob);
+        let task = tokio::spawn(async move {
+            let _slot = Slot::take(slots).await;
+            let (writer, blob) = space.begin().await?;
+            // There is one task.
+            _ = begun.set(blob.clone());
+            drop(begun);
+            let building = tokio::task::spawn_blocking(move || spool(&recipe, input, writer));
+            Ok(BuiltLayer { blob: Made::Spooled(blob), built: building.await?? })
+        });
+        Self { blob, task: AbortOnDropHandle::new(task) }
+    }
+
+    /// Whether it has a slot; until then it waits for others to end.
+    pub fn has_begun(&self) -> bool {
+        self.blob.get().is_some()
+    }
+
+    /// The layer belongs to `destination`: sends there what there is of its blob, and the rest while it is made. Waits until the
+    /// input has ended.
+    pub async fn built_for(self, destination: Arc<dyn Destination>) -> Result<BuiltLayer<R>, ConvertError> {
+        let Self { blob, task } = self;
+        let building = blob.get().filter(|blob| !blob.is_complete()).cloned();
+        drop(blob);
+        // One that is complete has its digest: it need not be sent where it is already.
+        let Some(blob) = building else { return task.await? };
+        let sending = async move { blob.send(destination.as_ref()).await.map_err(ConvertError::from) };
+        // A destination that refuses does so at once. A conversion that fails has given up its blob, which ends the sending.
+        let (sent, built) = try_join(sending.boxed(), task.map(Ok)).await?;
+        let built = match built {
+            Ok(built) => built,
+            Err(error) => Err(error.into()),
+        };
+        match (sent, built) {
+            (Some(writer), Ok(built)) => Ok(BuiltLayer { blob: Made::Sent(writer), ..built }),
+            (Some(writer), Err(error)) => {
+                writer.cancel().await;
+                Err(error)
+            }
+            (None, built) => built,
+        }
+    }
+
+    /// Nobody wants the layer: waits until what was made of it is given up, for which its input has to end.
+    pub async fn cancel(self) {
+        if !self.has_begun() {
+            return;
+        }
+        let Self { blob, task } = self;
+        drop(blob);
+        if let Ok(Err(error)) = task.await {
+            tracing::debug!(%error, "conversion ahead ended");
+        }
+    }
+}
+
+/// Builds the layer into `writer`; runs on a thread that may block.
+fn spool<R: Read + Send>(
+    recipe: &Recipe,
+    input: R,
+    mut writer: SpoolWriter,
+) -> Result<Built<R>, ConvertError> {
+    match build(recipe.build(), input, BufWriter::with_capacity(WRITE_BYTES, &mut writer)) {
+        Ok(built) => {
+            writer.complete();
+            Ok(built)
+        }
+        // What the builder says of it follows from it.
+        Err(error) => Err(writer.into_failure().map_or(error, ConvertError::from)),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::io;
+    use std::path::Path;
+    use std::sync::mpsc;
+    use std::time::Duration;
+
+    use bytes::Bytes;
+    use futures::future::{BoxFuture, ready};
+    use registry::digest::Digest;
+    use registry::reference::Reference;
+    use tokio::sync::watch;
+    use tokio::time::timeout;
+
+    use super::*;
+    use crate::destination::{BlobWriter, Storing};
+    use crate::document::Stored;
+
+    const DEADLINE: Duration = Duration::from_secs(60);
+
+    /// Bytes of a file in a layer.
+    const FILE_BYTES: usize = 8 << 20;
+
+    /// A destination that says what has come of its one blob.
+    #[derive(Clone, Debug)]
+    struct Counter(Arc<watch::Sender<Counted>>);
+
+    #[derive(Clone, Copy, Debug, Default, PartialEq)]
+    struct Counted {
+        bytes: usize,
+        given_up: bool,
+    }
+
+    impl Destination for Counter {
+        fn begin(&self) -> Storing<'_, Box<dyn BlobWriter>> {
+            ready(Ok(Box::new(self.clone()) as Box<dyn BlobWriter>)).boxed()
+        }
+
+        fn has_blob<'a>(&'a self, _digest: &'a Digest) -> Storing<'a, bool> {
+            ready(Ok(false)).boxed()
+        }
+
+        fn publish<'a>(&'a self, _names: &'a [Reference], _root: Option<&'a Stored>) -> Storing<'a, ()> {
+            ready(Ok(())).boxed()
+        }
+    }
+
+    impl BlobWriter for Counter {
+        fn write(&mut self, data: Bytes) -> Storing<'_, ()> {
+            self.0.send_modify(|counted| counted.bytes += data.len());
+            ready(Ok(())).boxed()
+        }
+
+        fn finish<'a>(self: Box<Self>, _digest: &'a Digest) -> Storing<'a, u64> {
+            ready(Ok(self.0.borrow().bytes as u64)).boxed()
+        }
+
+        fn cancel(self: Box<Self>) -> BoxFuture<'static, ()> {
+            self.0.send_modify(|counted| counted.given_up = true);
+            ready(()).boxed()
+        }
+    }
+
+    /// A tar that comes in pieces, until there are no more.
+    struct Coming {
+        pieces: mpsc::Receiver<Vec<u8>>,
+        piece: io::Cursor<Vec<u8>>,
+    }
+
+    impl Read for Coming {
+        fn read(&mut self, out: &mut [u8]) -> io::Result<usize> {
+            loop {
+                match self.piece.read(out)? {
+                    0 => match self.pieces.recv() {
+                        Ok(piece) => self.piece = io::Cursor::new(piece),
+                        Err(_) => return Ok(0),
+                    },
+                    length => return Ok(length),
+                }
+            }
+        }
+    }
+
+    /// A layer with a file that does not compress, in two halves.
+    fn halves() -> (Vec<u8>, Vec<u8>) {
+        let mut state = 1_u64;
+        let mut noise = Vec::with_capacity(FILE_BYTES);
+        while noise.len() < FILE_BYTES {
+            state = state.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
+            noise.extend_from_slice(&(state ^ (state >> 29)).to_be_bytes());
+        }
+        let mut tar = tar::Builder::new(Vec::new());
+        let mut header = tar::Header::new_ustar();
+        header.set_size(FILE_BYTES as u64);
+        header.set_mode(0o644);
+        tar.append_data(&mut header, "noise", noise.as_slice()).unwrap();
+        let mut first = tar.into_inner().unwrap();
+        let second = first.split_off(FILE_BYTES / 2);
+        (first, second)
+    }
+
+    fn begin(dir: &Path) -> (mpsc::Sender<Vec<u8>>, AheadConversion<Coming>) {
+        let (sender, pieces) = mpsc::channel();
+        let input = Coming { pieces, piece: io::Cursor::default() };
+        let (slots, space) = (Arc::new(Semaphore::new(1)), SpoolSpace::new(dir, 1 << 30));
+        (sender, AheadConversion::start(Arc::default(), slots, space, input))
+    }
+
+    /// Waits until something has been made of the layer.
+    async fn made(conversion: &AheadConversion<Coming>) {
+        let made = async {
+            while !conversion.blob.get().is_some_and(|blob| blob.size() > 0) {
+                tokio::time::sleep(Duration::from_millis(5)).await;
+            }
+        };
+        timeout(DEADLINE, made).await.expect("something is made");
+    }
+
+    #[tokio::test(flavor = "multi_thread")]
+    async fn a_layer_is_sent_while_it_is_made_once_it_is_known_where_it_belongs() {
+        let dir = tempfile::tempdir().unwrap();
+        let (sender, conversion) = begin(dir.path());
+        let (first, second) = halves();
+        sender.send(first).unwrap();
+        made(&conversion).await;
+        let counter = Counter(Arc::new(watch::Sender::new(Counted::default())));
+        let mut counted = counter.0.subscribe();
+        let destination = Arc::new(counter.clone());
+        let building = tokio::spawn(async move { conversion.built_for(destination).await });
+        let come = counted.wait_for(|counted| counted.bytes > 0);
+        timeout(DEADLINE, come).await.expect("it is sent before its input has ended").unwrap();
+        sender.send(second).unwrap();
+        drop(sender);
+        let built = timeout(DEADLINE, building).await.unwrap().unwrap().unwrap();
+        let layer = built.store(&counter).await.unwrap();
+        assert!(layer.size > FILE_BYTES as u64);
+        assert_eq!(layer.size, layer.layer.blobs[0].stored_size);
+    }
+
+    #[tokio::test(flavor = "multi_thread")]
+    async fn what_was_sent_of_a_layer_that_breaks_off_is_given_up() {
+        let dir = tempfile::tempdir().unwrap();
+        let (sender, conversion) = begin(dir.path());
+        sender.send(halves().0).unwrap();
+        made(&conversion).await;
+        let counter = Counter(Arc::new(watch::Sender::new(Counted::default())));
+        let mut counted = counter.0.subscribe();
+        let destination = Arc::new(counter.clone());
+        let building = tokio::spawn(async move { conversion.built_for(destination).await });
+        let come = counted.wait_for(|counted| counted.bytes > 0);
+        timeout(DEADLINE, come).await.expect("it is sent before its input has ended").unwrap();
+        drop(sender);
+        let built = timeout(DEADLINE, building).await.unwrap().unwrap();
+        assert!(matches!(built.err(), Some(ConvertError::Build(_))));
+        assert!(counted.borrow_and_update().given_up);
+    }
+}
