@@ -39,6 +39,7 @@ mod registry_conformance;
 mod remove_image;
 mod restart;
 mod same_tree;
+mod session_services;
 mod shared_layers;
 mod snapshots_suite;
 mod stalled_registry;
@@ -104,6 +105,7 @@ const TESTS: &[(&str, Test)] = &[
     ("plain_images::a_plain_image_runs_with_our_snapshotter", plain_images::runs),
     ("plain_images::other_builds_pass_through_the_exporter", plain_images::passes_through),
     ("plain_images::both_registries_take_the_image", plain_images::both_registries),
+    ("session_services::secrets_agents_and_caches_pass_through_the_exporter", session_services::pass_through),
     ("snapshots_suite::containerds_own_suite_passes", snapshots_suite::passes),
     ("names::all_names_of_an_image_are_read_from", names::all_are_read_from),
     ("certs_dir::mirrors_of_containerd_are_read_from", certs_dir::mirrors_are_read_from),
@@ -147,6 +149,7 @@ const TESTS: &[(&str, Test)] = &[
     ("keys::large_attestations_are_kept_for_all_platforms", keys::large_attestations),
     ("push_refused::the_reason_fails_the_build", push_refused::by_status),
     ("stalled_registry::another_build_goes_on_while_a_registry_stands_still", stalled_registry::others_go_on),
+    ("stalled_registry::all_of_buildkitds_slots_are_free_again_at_the_deadline", stalled_registry::all_slots),
     ("registry_conformance::the_specifications_own_suite_passes", registry_conformance::passes),
     ("push_refused::a_connection_cut_within_a_blob_is_retried", push_refused::cut_is_retried),
 ];

@@ -73,3 +73,56 @@ pub(crate) fn others_go_on(fixture: &Fixture) -> Result<()> {
     manifest(&stuck_name)?;
     Ok(())
 }
+
+/// buildkitd hands over so many layers at once, of all its builds.
+const SLOTS: u64 = 4;
+
+/// A registry that stands still under as many layers as buildkitd hands over at once keeps other builds waiting, no longer than its
+/// deadline: then its own build ends with its name, and the others go on.
+pub(crate) fn all_slots(fixture: &Fixture) -> Result<()> {
+    const PATIENCE: Duration = Duration::from_secs(15);
+    let dir = fixture.subdir("stalled-slots")?;
+    let patience = PATIENCE.as_secs();
+    let config = format!(
+        "[registry.timeouts]\nidle_seconds = {patience}\noperation_seconds = {patience}\n\
+         [registry.retries]\nattempts = 1\n"
+    );
+    let options = ExporterOptions { config, ..ExporterOptions::default() };
+    let exporter = Exporter::start_with(&dir.join("x"), &fixture.buildkitd()?.address(), &options)?;
+    let buildctl = Buildctl::new(fixture.peers(), exporter.address())?;
+    let registry = fixture.registry()?;
+    let proxy = FaultProxy::start(registry.address())?;
+    proxy.set_rules(vec![Rule::always("/blobs/uploads/", Failure::Stall)]);
+
+    let files = ["a", "b", "c", "d", "e"].map(|name| (name, 1 << 20));
+    let stuck = demo::random_files(fixture.peers(), &dir.join("stuck"), &files)?;
+    let stuck_name = format!("{}/stalled/slots:v1", registry.address());
+    let output = format!("type=nydus-cluster,name={}", through(&stuck_name, proxy.address()));
+    let log = dir.join("stuck.log");
+    let file = fs::File::create(&log)?;
+    let mut build = buildctl
+        .build_command(&stuck, &[&output])
+        .stdout(Stdio::null())
+        .stderr(file)
+        .spawn()
+        .context("starting buildctl")?;
+    let outcome = (|| {
+        wait::until_true("all slots stand still", DEADLINE, || proxy.failed_requests() == SLOTS)?;
+        let free = demo::random_files(fixture.peers(), &dir.join("free"), &files)?;
+        let free_name = format!("{}/stalled/slots-free:v1", registry.address());
+        let begin = Instant::now();
+        buildctl.build(&free, &[&format!("type=nydus-cluster,name={free_name}")])?;
+        manifest(&free_name)?;
+        // Nobody knows how far the stuck one was when this one began to wait; a loaded machine takes its time for the build itself.
+        ensure!(begin.elapsed() < PATIENCE * 3, "the other build waited for {:?}", begin.elapsed());
+        wait::until("the build whose registry stands still ends", DEADLINE, || Ok(build.try_wait()?))
+    })();
+    if outcome.is_err() {
+        build.kill()?;
+        build.wait()?;
+    }
+    let (status, said) = (outcome?, fs::read_to_string(&log)?);
+    let address = proxy.address().to_string();
+    ensure!(!status.success() && said.contains(&address), "it ended with {status}:\n{said}");
+    Ok(())
+}
