@@ -7,7 +7,8 @@ mod support;
 use registry::digest::sha256;
 use registry::nydus;
 use serde_json::Value;
-use support::{Stack, entries, is_oldest, noise};
+use support::{Stack, entries, is_oldest};
+use test_support::noise;
 
 const TWO_LAYERS: &str = "FROM scratch\nCOPY base /base\nCOPY app /app\nCMD [\"/app\"]\n";
 

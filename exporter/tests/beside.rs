@@ -7,7 +7,8 @@ mod support;
 use std::path::Path;
 
 use registry::nydus;
-use support::{Stack, entries, is_oldest, noise};
+use support::{Stack, entries, is_oldest};
+use test_support::noise;
 
 const TWO_LAYERS: &str = "FROM scratch\nCOPY base /base\nCOPY app /app\n";
 

@@ -13,7 +13,8 @@ use registry::client::{Client, ClientConfig, Retries};
 use registry::nydus;
 use registry::reference::Reference;
 use serde_json::Value;
-use support::{Stack, is_oldest, noise, run, wait_for};
+use support::{Stack, is_oldest, run, wait_for};
+use test_support::noise;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpListener;
 

@@ -6,7 +6,8 @@
 mod support;
 
 use serde_json::{Value, json};
-use support::{Stack, entries, is_oldest, noise, run};
+use support::{Stack, entries, is_oldest, run};
+use test_support::noise;
 
 const TWO_TARGETS: &str = "FROM scratch AS one\nCOPY base /base\n\
     FROM one AS two\nCOPY app /app\n";

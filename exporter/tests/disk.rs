@@ -10,7 +10,8 @@ use std::path::Path;
 
 use registry::digest::sha256;
 use serde_json::Value;
-use support::{Stack, entries, is_oldest, noise, run};
+use support::{Stack, entries, is_oldest, run};
+use test_support::noise;
 
 const TWO_LAYERS: &str = "FROM scratch\nCOPY base /base\nCOPY app /app\n";
 

@@ -10,7 +10,8 @@ use std::net::SocketAddr;
 use std::time::{Duration, Instant};
 
 use registry::server::{Server, ServerConfig};
-use support::{Stack, noise, wait_for};
+use support::{Stack, wait_for};
+use test_support::noise;
 use tokio_util::sync::CancellationToken;
 
 /// Three times as many as buildkitd asks for at once.

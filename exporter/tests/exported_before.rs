@@ -12,7 +12,8 @@ use image::platform::PlatformName;
 use registry::client::{Client, ClientConfig};
 use registry::reference::Reference;
 use serde_json::Value;
-use support::{Outcome, Stack, is_oldest, noise, run, wait_for};
+use support::{Outcome, Stack, is_oldest, run, wait_for};
+use test_support::noise;
 
 const TWO_LAYERS: &str = "FROM scratch\nCOPY base /base\nCOPY app /app\n";
 

@@ -10,7 +10,8 @@ use registry::client::{Client, ClientConfig};
 use registry::nydus;
 use registry::reference::Reference;
 use serde_json::{Value, json};
-use support::{Stack, entries, noise};
+use support::{Stack, entries};
+use test_support::noise;
 
 const TWO_LAYERS: &str = "FROM scratch\nCOPY base /base\nCOPY app /app\n";
 

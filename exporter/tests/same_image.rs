@@ -5,7 +5,8 @@
 mod support;
 
 use serde_json::Value;
-use support::{Stack, noise};
+use support::Stack;
+use test_support::noise;
 
 /// Steps with and without layers, and all that a config may have.
 const EVERYTHING: &str = r#"FROM scratch

@@ -12,7 +12,8 @@ use bytes::{Buf, Bytes, BytesMut};
 use exporter::ExporterConfig;
 use h2::client::SendRequest;
 use http::Request;
-use support::{Stack, noise, wait_for};
+use support::{Stack, wait_for};
+use test_support::noise;
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::net::{TcpListener, TcpStream, UnixStream};
 

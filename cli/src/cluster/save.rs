@@ -82,7 +82,7 @@ impl Bound {
             bail!("{} was moved while its images were saved: it is not bound to them", self.name);
         }
         let digest = registry::digest::sha256(&root);
-        client.put_manifest(&self.name, &described.media_type().to_string(), root).await?;
+        client.put_manifest(&self.name, described.media_type().as_ref(), root).await?;
         note(&format!("{} is {digest} now, bound to {images}", self.name));
         Ok(())
     }

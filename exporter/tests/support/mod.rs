@@ -13,7 +13,6 @@ use registry::nydus;
 use registry::reference::Reference;
 use registry::server::{Server, ServerConfig};
 use serde_json::Value;
-pub(crate) use test_support::noise;
 use test_support::{Need, has};
 use tokio::process::{Child, Command};
 use tokio_util::sync::CancellationToken;

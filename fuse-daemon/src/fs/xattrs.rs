@@ -47,7 +47,7 @@ mod tests {
         header.set_size(0);
         tar.append_data(&mut header, "some/directories/deep", std::io::empty()).unwrap();
         let tar = tar.into_inner().unwrap();
-        let layer = build_layer(tar.as_slice(), &mut Vec::new(), &BuildOptions::default()).unwrap();
+        let layer = build_layer(tar.as_slice(), Vec::new(), &BuildOptions::default()).unwrap();
         let merged = rafs::merge::merge(vec![layer]).unwrap();
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("image.boot");

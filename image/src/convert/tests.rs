@@ -222,7 +222,7 @@ async fn a_blob_says_what_it_was_made_of_and_how() {
 #[tokio::test]
 async fn what_a_layout_has_already_is_not_made_again() {
     let from_layers = |bench: &Bench| {
-        let layers = ["one", "two"].map(|name| bench.blob(LAYER, &tar_of(name, name.as_bytes())));
+        let layers = ["one", "two"].map(|name| bench.blob(LAYER, &tar_of(&[(name, name)])));
         bench.root(&bench.image("amd64", &layers));
     };
     for flatten in [false, true] {

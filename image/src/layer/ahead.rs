@@ -214,7 +214,7 @@ mod tests {
     /// Waits until something has been made of the layer.
     async fn made(conversion: &AheadConversion<Coming>) {
         let made = async {
-            while !conversion.blob.get().is_some_and(|blob| blob.size() > 0) {
+            while conversion.blob.get().is_none_or(|blob| blob.size() == 0) {
                 tokio::time::sleep(Duration::from_millis(5)).await;
             }
         };
