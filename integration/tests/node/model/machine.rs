@@ -48,6 +48,9 @@ pub(super) struct Machine<'a> {
 
 impl<'a> Machine<'a> {
     pub(super) fn new(lab: &'a Lab, world: &'a World, daemon: Daemon<'a>) -> Result<Self> {
+        // The threads that talk to the worker begin with it; this is the last of them.
+        let talks = || daemon.holds().is_ok_and(|(threads, _)| threads.iter().any(|name| name == "send"));
+        wait::until_true("the daemon talks to its worker", SOON, talks)?;
         let idle = daemon.holds()?;
         let available = Availability::new(lab);
         Ok(Self { world, daemon, mounts: Vec::new(), available, unwanted: BTreeSet::new(), idle, count: 0 })
