@@ -30,7 +30,7 @@ impl Responses for Front {
         match outcome {
             Ok(content) => match check(&described, content.bytes) {
                 Ok(()) => {
-                    self.note_pace(key);
+                    self.note_pace(key, content.from);
                     self.keep(key, &blob, &described.chunk, content.bytes);
                 }
                 Err(reason) => self.refuse(key, content.from, reason),
@@ -68,10 +68,10 @@ impl Front {
     }
 
     /// Remembers how long the chunk took.
-    fn note_pace(&self, key: ChunkKey) {
+    fn note_pace(&self, key: ChunkKey, from: &BackendName) {
         let ordered = self.flights().get(key).and_then(|flight| flight.ordered.take());
         if let Some(ordered) = ordered {
-            self.paces().came(&ordered, key.chunk);
+            self.paces().came(&ordered, key.chunk, from);
         }
     }
 

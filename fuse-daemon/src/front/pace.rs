@@ -1,8 +1,11 @@
-//! How fast blobs come, and so how much of one to ask for at once.
+//! How fast backends deliver, and so how much to ask for at once.
 //!
 //! A registry across the world takes as long for the first byte as for the next megabytes: there it is worth to ask for more than
 //! a reader waits for. One beside us answers at once, and what nobody needed is only lost. In between, what comes in the time of
 //! one answer (latency times rate) is the size at which waiting and loading cost the same.
+//!
+//! The time of an answer is the shortest of some minutes: a link that is busy answers late, and asking for more would make it later
+//! still.
 
 use std::collections::{HashMap, VecDeque};
 use std::sync::OnceLock;
@@ -10,20 +13,25 @@ use std::time::{Duration, Instant};
 
 use rafs::blob::ChunkIndex;
 
-use super::message::Order;
+use super::message::{BackendName, Order};
 use crate::control::BlobId;
 
 /// Stored bytes of the largest request.
 const REQUEST_BYTES_MAX: u64 = 8 << 20;
 
-/// Orders whose times count: the best of them, as others may have waited for something else than the network.
+/// Orders whose rate counts: the best of them, as others may have shared the link.
 const ORDERS: usize = 16;
+
+/// How long an answer counts, at least; twice as long at most. Nodes are busy for minutes when a cluster starts, and a
+/// registry moves away seldom.
+const LATENCY_WINDOW: Duration = Duration::from_secs(300);
 
 /// Less behind the first chunk says nothing of the rate.
 const RATE_BYTES_MIN: u64 = 64 << 10;
 
-/// Blobs that are remembered at most; beyond, all are forgotten, at the price of starting small again.
+/// Blobs and backends that are remembered at most; beyond, all are forgotten, at the price of starting small again.
 const BLOBS: usize = 1024;
+const BACKENDS: usize = 64;
 
 /// When what was ordered together came.
 #[derive(Debug)]
@@ -49,10 +57,35 @@ impl Ordered {
     }
 }
 
-/// How the last orders of a blob came.
+/// The shortest time of this window and of the one before.
+#[derive(Debug)]
+struct Shortest {
+    since: Instant,
+    now: Duration,
+    before: Duration,
+}
+
+impl Shortest {
+    fn new(latency: Duration, at: Instant) -> Self {
+        Self { since: at, now: latency, before: latency }
+    }
+
+    fn note(&mut self, latency: Duration, at: Instant) {
+        if at.saturating_duration_since(self.since) >= LATENCY_WINDOW {
+            *self = Self { since: at, now: latency, before: self.now };
+        }
+        self.now = self.now.min(latency);
+    }
+
+    fn get(&self) -> Duration {
+        self.now.min(self.before)
+    }
+}
+
+/// How the last orders from a backend came.
 #[derive(Debug, Default)]
 struct Pace {
-    latencies: VecDeque<Duration>,
+    latency: Option<Shortest>,
     /// Bytes a second.
     rates: VecDeque<u64>,
 }
@@ -60,30 +93,41 @@ struct Pace {
 impl Pace {
     /// Bytes that come in the time of one answer.
     fn bytes_of_an_answer(&self) -> Option<u64> {
-        let (latency, rate) = (self.latencies.iter().min()?, self.rates.iter().max()?);
+        let (latency, rate) = (self.latency.as_ref()?.get(), self.rates.iter().max()?);
         Some(u64::try_from(latency.as_micros()).ok()?.saturating_mul(*rate) / 1_000_000)
     }
 }
 
-/// The paces of all blobs.
+/// The paces of all backends.
 #[derive(Debug, Default)]
 pub(super) struct Paces {
-    of_blob: HashMap<BlobId, Pace>,
-    /// The blob that came last: where another comes from for which nothing is known.
-    last: Option<BlobId>,
+    of_backend: HashMap<BackendName, Pace>,
+    /// Who delivered last of a blob.
+    of_blob: HashMap<BlobId, BackendName>,
+    /// Who delivered last: where another blob comes from of which nothing is known.
+    last: Option<BackendName>,
 }
 
 impl Paces {
-    /// A chunk came that was ordered so.
-    pub(super) fn came(&mut self, ordered: &Ordered, chunk: ChunkIndex) {
+    /// A chunk came from `backend` that was ordered so.
+    pub(super) fn came(&mut self, ordered: &Ordered, chunk: ChunkIndex, backend: &BackendName) {
         let now = Instant::now();
+        // The names are the worker's, which may make them up.
+        if self.of_backend.len() >= BACKENDS && !self.of_backend.contains_key(backend) {
+            *self = Self::default();
+        }
         if self.of_blob.len() >= BLOBS && !self.of_blob.contains_key(&ordered.blob) {
             self.of_blob.clear();
         }
-        self.last = Some(ordered.blob);
-        let pace = self.of_blob.entry(ordered.blob).or_default();
+        self.of_blob.insert(ordered.blob, BackendName::clone(backend));
+        self.last = Some(BackendName::clone(backend));
+        let pace = self.of_backend.entry(BackendName::clone(backend)).or_default();
         if ordered.first_came.set(now).is_ok() {
-            note(&mut pace.latencies, now - ordered.at);
+            let latency = now.saturating_duration_since(ordered.at);
+            match &mut pace.latency {
+                Some(shortest) => shortest.note(latency, now),
+                none => *none = Some(Shortest::new(latency, now)),
+            }
         }
         let took = ordered.first_came.get().map_or(Duration::ZERO, |first| now - *first);
         if chunk == ordered.last && ordered.behind_first >= RATE_BYTES_MIN && !took.is_zero() {
@@ -93,9 +137,9 @@ impl Paces {
 
     /// Stored bytes to ask for at once, `least` or more.
     pub(super) fn request_bytes(&self, blob: BlobId, least: u64) -> u64 {
-        let known = self.of_blob.get(&blob).and_then(Pace::bytes_of_an_answer);
-        let similar = || self.of_blob.get(self.last.as_ref()?)?.bytes_of_an_answer();
-        known.or_else(similar).unwrap_or(least).clamp(least, REQUEST_BYTES_MAX.max(least))
+        let backend = self.of_blob.get(&blob).or(self.last.as_ref());
+        let pace = backend.and_then(|backend| self.of_backend.get(backend));
+        pace.and_then(Pace::bytes_of_an_answer).unwrap_or(least).clamp(least, REQUEST_BYTES_MAX.max(least))
     }
 }
 
@@ -111,26 +155,35 @@ mod tests {
     use super::*;
 
     const BLOB: BlobId = BlobId(rafs::digest::Digest([1; 32]));
+    const OTHER: BlobId = BlobId(rafs::digest::Digest([2; 32]));
     const LEAST: u64 = 256 << 10;
 
-    /// What is asked for after orders whose first chunk came after so many milliseconds, and 1 MiB behind it in so many more.
+    fn backend(name: &str) -> BackendName {
+        BackendName::from(name)
+    }
+
+    /// An order whose first chunk came after so many milliseconds, and 1 MiB behind it in so many more.
+    fn came(paces: &mut Paces, blob: BlobId, name: &str, (latency, transfer): (u64, u64)) {
+        let now = Instant::now();
+        let first = now - Duration::from_millis(transfer);
+        let latency = Duration::from_millis(latency);
+        let ordered = Ordered {
+            blob,
+            at: first - latency,
+            last: ChunkIndex(9),
+            behind_first: 1 << 20,
+            first_came: OnceLock::new(),
+        };
+        // As if it had come then.
+        let pace = paces.of_backend.entry(backend(name)).or_default();
+        pace.latency.get_or_insert_with(|| Shortest::new(latency, first)).note(latency, first);
+        let _ = ordered.first_came.set(first);
+        paces.came(&ordered, ChunkIndex(9), &backend(name));
+    }
+
     fn request_bytes(orders: &[(u64, u64)]) -> u64 {
         let mut paces = Paces::default();
-        for (latency, transfer) in orders {
-            let now = Instant::now();
-            let first = now - Duration::from_millis(*transfer);
-            let ordered = Ordered {
-                blob: BLOB,
-                at: first - Duration::from_millis(*latency),
-                last: ChunkIndex(9),
-                behind_first: 1 << 20,
-                first_came: OnceLock::new(),
-            };
-            // As if it had come then.
-            note(&mut paces.of_blob.entry(BLOB).or_default().latencies, first - ordered.at);
-            let _ = ordered.first_came.set(first);
-            paces.came(&ordered, ChunkIndex(9));
-        }
+        orders.iter().for_each(|order| came(&mut paces, BLOB, "one", *order));
         paces.request_bytes(BLOB, LEAST)
     }
 
@@ -154,7 +207,33 @@ mod tests {
     }
 
     #[test]
-    fn one_that_was_late_once_is_not_far_for_that() {
+    fn one_that_was_late_is_not_far_for_that() {
         assert_eq!(request_bytes(&[(1, 10), (500, 10)]), LEAST);
+        let mut busy = vec![(1, 10)];
+        busy.extend([(50, 10); 10 * ORDERS]);
+        assert_eq!(request_bytes(&busy), LEAST);
+    }
+
+    #[test]
+    fn an_answer_counts_for_some_minutes() {
+        let begin = Instant::now();
+        let mut shortest = Shortest::new(Duration::from_millis(1), begin);
+        let after = |seconds| begin + Duration::from_secs(seconds);
+        let late = Duration::from_millis(50);
+        shortest.note(late, after(301));
+        assert_eq!(shortest.get(), Duration::from_millis(1));
+        shortest.note(late, after(602));
+        assert_eq!(shortest.get(), late);
+    }
+
+    #[test]
+    fn blobs_of_one_backend_are_equally_far_and_those_of_another_are_not() {
+        let mut paces = Paces::default();
+        came(&mut paces, BLOB, "near", (1, 10));
+        came(&mut paces, OTHER, "near", (500, 10));
+        assert_eq!(paces.request_bytes(OTHER, LEAST), LEAST);
+        came(&mut paces, OTHER, "far", (500, 10));
+        assert_eq!(paces.request_bytes(OTHER, LEAST), REQUEST_BYTES_MAX);
+        assert_eq!(paces.request_bytes(BLOB, LEAST), LEAST);
     }
 }
