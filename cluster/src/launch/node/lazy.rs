@@ -173,6 +173,8 @@ fn put_settings(file: &Path, root: &Path) -> Result<(), LaunchError> {
 /// The settings of the text `own`, with places of our own.
 fn settings(own: &str, root: &Path) -> Result<String, String> {
     let mut settings: Table = toml::from_str(own).map_err(|error| error.to_string())?;
+    let prefetch = ["daemon", "prefetch"].iter().try_fold(&settings, |at, part| at.get(*part)?.as_table());
+    let complete_after = prefetch.and_then(|prefetch| prefetch.get("complete_after_seconds")).cloned();
     let mut set = |path: [&str; 2], name: &str, value: Value| {
         let mut at = &mut settings;
         for part in path.into_iter().filter(|part| !part.is_empty()) {
@@ -192,7 +194,8 @@ fn settings(own: &str, root: &Path) -> Result<String, String> {
     set(["snapshotter", "daemon"], "spawn", false.into())?;
     set(["daemon", ""], "socket", text(defaults.daemon.socket.path()))?;
     set(["daemon", ""], "cache_dir", text(&root.join("cache")))?;
-    set(["daemon", "prefetch"], "complete_after_seconds", COMPLETE_AFTER_SECONDS.into())?;
+    let complete_after = complete_after.unwrap_or(COMPLETE_AFTER_SECONDS.into());
+    set(["daemon", "prefetch"], "complete_after_seconds", complete_after)?;
     // Units have no home directory.
     let registry = settings.entry("registry").or_insert_with(|| Table::new().into());
     let registry = registry.as_table_mut().ok_or("expected a table at registry")?;
@@ -214,6 +217,10 @@ mod tests {
         assert_eq!(settings["snapshotter"]["daemon"]["spawn"].as_bool(), Some(false));
         assert_eq!(settings["daemon"]["cache_quota_bytes"].as_integer(), Some(7));
         assert_eq!(settings["daemon"]["cache_dir"].as_str(), Some("/ours/cache"));
+        assert_eq!(settings["daemon"]["prefetch"]["complete_after_seconds"].as_integer(), Some(300));
+        let own = "[daemon.prefetch]\ncomplete_after_seconds = 5\n";
+        let settings: Table = toml::from_str(&super::settings(own, Path::new("/ours")).unwrap()).unwrap();
+        assert_eq!(settings["daemon"]["prefetch"]["complete_after_seconds"].as_integer(), Some(5));
         assert!(super::settings("daemon = 1\n", Path::new("/ours")).unwrap_err().contains("daemon"));
     }
 }
