@@ -52,3 +52,20 @@ impl Services {
         values
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_second_version_has_other_services_and_the_same_kubernetes() {
+        let images: Vec<_> = Services::Two.second_images().map(|(_, image)| image.into_owned()).collect();
+        assert!(images.contains(&"registry.example/services/nginx:1.22-2".to_owned()), "{images:?}");
+        assert!(images.contains(&"registry.k8s.io/kube-proxy:v1.37.2".to_owned()), "{images:?}");
+        let values = Services::Two.second_values();
+        assert!(
+            values.contains("tomcat: {enabled: false}\n") && values.contains("nginx: {tag: \"1.22-2\"}\n")
+        );
+        assert!(Services::Five.second_values().starts_with("nginx: {tag"));
+    }
+}
