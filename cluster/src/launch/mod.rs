@@ -57,7 +57,7 @@ pub struct Run {
     pub package: Option<Package>,
     /// The first nodes, which run the control plane.
     pub masters: Vec<Place>,
-    /// Where the control plane is found, as HOST[:PORT]: at the first master if absent.
+    /// Where the control plane is found, as `HOST[:PORT]`: at the first master if absent.
     pub endpoint: Option<String>,
     /// The others.
     pub nodes: Vec<Place>,

@@ -115,7 +115,7 @@ pub struct Mirror {
 pub struct Init {
     /// The address on which the others reach it; kubeadm chooses if absent.
     pub address: Option<String>,
-    /// Where all nodes find the control plane, as HOST[:PORT]: needed where others may join it.
+    /// Where all nodes find the control plane, as `HOST[:PORT]`: needed where others may join it.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub endpoint: Option<String>,
 }
