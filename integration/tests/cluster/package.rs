@@ -28,9 +28,10 @@ pub(crate) fn becomes_a_cluster(peers: &Peers) -> Result<()> {
     let etcds = lab.kubectl("-n kube-system get pods -l component=etcd -o name")?;
     ensure!(etcds.lines().count() == 2, "{etcds}");
     // The second one answers by itself.
-    second.run(
-        "kubectl --kubeconfig /etc/kubernetes/admin.conf --server https://127.0.0.1:6443 get --raw /readyz",
-    )?;
+    let server = format!("https://{}:6443", second.address());
+    second.run(&format!(
+        "kubectl --kubeconfig /etc/kubernetes/admin.conf --server {server} get --raw /readyz"
+    ))?;
     // Every node names both for every host, a master itself first.
     for (machine, expected) in [(first, first), (second, second), (worker, first)] {
         for host in ["registry.k8s.io", "registry.example"] {

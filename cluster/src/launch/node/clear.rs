@@ -17,6 +17,8 @@ const SHIM: &str = "containerd-shim";
 const OF_CONTAINERD: [&str; 5] =
     ["/run/containerd", "/var/lib/containerd", "/var/lib/kubelet", "/etc/cni/net.d", "/opt/containerd"];
 const OF_KUBEADM: [&str; 2] = ["/etc/kubernetes", "/var/lib/etcd"];
+/// Where the cluster's network says which addresses pods of this node get.
+const POD_NETWORK: &str = "/etc/cni/net.d";
 
 /// Ends the shims of a containerd that has stopped, and removes all that it and the kubelet kept.
 pub(super) fn containerd() -> Result<(), LaunchError> {
@@ -34,6 +36,21 @@ pub(super) fn containerd() -> Result<(), LaunchError> {
 /// Removes what kubeadm leaves of a node's membership.
 pub(super) fn kubeadm() -> Result<(), LaunchError> {
     remove(&OF_KUBEADM)
+}
+
+/// Removes what the cluster's network wrote: the next cluster may give this node other addresses, and the first pods are started by
+/// what is there. The directory stays, for containerd does not watch one any longer that was removed.
+pub(super) fn pod_network() -> Result<(), LaunchError> {
+    let found = match fs::read_dir(POD_NETWORK) {
+        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(()),
+        found => found.map_err(LaunchError::io(POD_NETWORK))?,
+    };
+    for entry in found.flatten() {
+        let path = entry.path();
+        let removed = if path.is_dir() { fs::remove_dir_all(&path) } else { fs::remove_file(&path) };
+        removed.map_err(LaunchError::io(path))?;
+    }
+    Ok(())
 }
 
 /// Removes directories with all that is mounted in them.

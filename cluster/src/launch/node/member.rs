@@ -107,9 +107,13 @@ fn authorities() -> Result<BTreeMap<String, String>, LaunchError> {
     Ok(found)
 }
 
-/// Takes a node out of its cluster, or what an interrupted step left of it.
-pub(super) fn leave() -> Result<(), LaunchError> {
+/// Takes a node out of its cluster, or what an interrupted step left of it. What networks wrote for a containerd that the node has from
+/// elsewhere may be somebody else's.
+pub(super) fn leave(own_containerd: bool) -> Result<(), LaunchError> {
     run(Command::new("kubeadm").args(["reset", "--force"]), LONG)?;
+    if own_containerd {
+        clear::pod_network()?;
+    }
     clear::kubeadm()
 }
 

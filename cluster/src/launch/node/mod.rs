@@ -181,7 +181,7 @@ fn remove(dir: &Path, keep: bool) -> Result<(), LaunchError> {
     let Some(mut state) = State::read(dir)? else { return clear::remove(&[dir]) };
     if state.saved.role.is_some() {
         eprintln!("leaving the cluster");
-        member::leave()?;
+        member::leave(state.saved.own_containerd)?;
     }
     state.hook("clean")?;
     if keep {
@@ -312,7 +312,7 @@ impl State {
     fn began(&mut self) -> Result<(), LaunchError> {
         if self.saved.role.is_some() {
             eprintln!("an earlier run did not come to its end: beginning again");
-            member::leave()?;
+            member::leave(self.saved.own_containerd)?;
         }
         self.saved.role = Some(String::new());
         self.save()
