@@ -49,11 +49,13 @@ pub(super) fn bring(
 /// Converts a plain image once, to a layout under `dir`; returns what that is called.
 fn converted(dir: &Path, program: &Path, reference: &str) -> Result<String, LaunchError> {
     let name = registry::digest::sha256(reference.as_bytes());
-    let layout = dir.join("converted").join(name.digest());
+    let layouts = dir.join("converted");
+    let layout = layouts.join(name.digest());
     let place = format!("oci:{}", layout.display());
     // Written last.
     if !layout.join("index.json").exists() {
         eprintln!("converting {reference}, which is no nydus image");
+        std::fs::create_dir_all(&layouts).map_err(LaunchError::io(layouts))?;
         let mut convert = Command::new(program);
         convert.args(["image", "convert", "--layer-cache", "", "--compressor", "lz4", "--platform"]);
         convert.arg(PlatformName::host().to_string()).args([reference, &place]);
