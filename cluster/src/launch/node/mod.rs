@@ -13,6 +13,7 @@ mod ledger;
 mod member;
 mod mirrors;
 mod package;
+mod unit;
 
 use std::fs::{self, File};
 use std::io::{self, BufRead as _};

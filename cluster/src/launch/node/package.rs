@@ -11,6 +11,7 @@ use std::time::{Duration, Instant};
 use super::commands::systemctl;
 use super::image::UNITS;
 use super::ledger::{self, Ledger};
+use super::unit;
 use crate::launch::error::LaunchError;
 use crate::launch::task::{ServedPackage, Site};
 
@@ -103,25 +104,10 @@ fn connect(site: &str) -> io::Result<()> {
 
 fn unit(program: &Path, package: &ServedPackage) -> String {
     let (program, file, listen) = (program.display(), package.file.display(), package.listen);
-    format!(
-        "# Written by nydus-cluster cluster run.
-[Unit]
-Description=nydus-cluster registry serve, with the package of the cluster
-After=network-online.target
-Before=nydus-cluster-image.service containerd.service
-StartLimitIntervalSec=0
-
-[Service]
-Type=notify
-ExecStart={program} registry serve --package {file} --listen {listen}
-Restart=always
-RestartSec=100ms
-TimeoutStopSec=20
-OOMScoreAdjust=-999
-
-[Install]
-WantedBy=multi-user.target
-"
+    unit::serving(
+        "nydus-cluster registry serve, with the package of the cluster",
+        "After=network-online.target\nBefore=nydus-cluster-image.service containerd.service",
+        &format!("{program} registry serve --package {file} --listen {listen}"),
     )
 }
 

@@ -2,6 +2,8 @@
 
 use std::path::{Path, PathBuf};
 
+use crate::launch::node::unit;
+
 const DAEMON: &str = "nydus-cluster-daemon.service";
 const SNAPSHOTTER: &str = "nydus-cluster-snapshotter.service";
 const SERVE: &str = "nydus-cluster-serve.service";
@@ -29,37 +31,19 @@ pub(super) fn all(
 ) -> Vec<(PathBuf, String)> {
     let role = format!("{} --config {}", program.display(), settings.display());
     let documents = documents.display();
-    let serve = format!("{role} cluster serve {name} --root {documents} --listen 127.0.0.1:{port}");
+    let serve = unit::serving(
+        "nydus-cluster cluster serve, which answers for the names of images that are read lazily",
+        "Before=containerd.service",
+        &format!("{role} cluster serve {name} --root {documents} --listen 127.0.0.1:{port}"),
+    );
     let shipped = |unit: &str| unit.replace(shipped::PROGRAM, &role);
     let containerd = format!("{}\n[Unit]\nWants={SERVE}\nAfter={SERVE}\n", shipped(shipped::CONTAINERD));
     vec![
         (DAEMON.into(), shipped(shipped::DAEMON)),
         (SNAPSHOTTER.into(), shipped(shipped::SNAPSHOTTER)),
-        (SERVE.into(), serve_unit(&serve)),
+        (SERVE.into(), serve),
         ("containerd.service.d/20-nydus-cluster-images.conf".into(), containerd),
     ]
-}
-
-fn serve_unit(command: &str) -> String {
-    format!(
-        "# Written by nydus-cluster cluster run.
-[Unit]
-Description=nydus-cluster cluster serve, which answers for the names of images that are read lazily
-Before=containerd.service
-StartLimitIntervalSec=0
-
-[Service]
-Type=notify
-ExecStart={command}
-Restart=always
-RestartSec=100ms
-TimeoutStopSec=20
-OOMScoreAdjust=-999
-
-[Install]
-WantedBy=multi-user.target
-"
-    )
 }
 
 #[cfg(test)]
