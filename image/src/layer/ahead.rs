@@ -115,6 +115,7 @@ mod tests {
     use registry::digest::Digest;
     use registry::reference::Reference;
     use tokio::sync::watch;
+    use tokio::task::JoinHandle;
     use tokio::time::timeout;
 
     use super::*;
@@ -221,12 +222,10 @@ mod tests {
         timeout(DEADLINE, made).await.expect("something is made");
     }
 
-    #[tokio::test(flavor = "multi_thread")]
-    async fn a_layer_is_sent_while_it_is_made_once_it_is_known_where_it_belongs() {
-        let dir = tempfile::tempdir().unwrap();
-        let (sender, conversion) = begin(dir.path());
-        let (first, second) = halves();
-        sender.send(first).unwrap();
+    /// Says where a layer belongs of which something is made, and waits until some of it is there.
+    async fn sent(
+        conversion: AheadConversion<Coming>,
+    ) -> (Counter, JoinHandle<Result<BuiltLayer<Coming>, ConvertError>>) {
         made(&conversion).await;
         let counter = Counter(Arc::new(watch::Sender::new(Counted::default())));
         let mut counted = counter.0.subscribe();
@@ -234,6 +233,16 @@ mod tests {
         let building = tokio::spawn(async move { conversion.built_for(destination).await });
         let come = counted.wait_for(|counted| counted.bytes > 0);
         timeout(DEADLINE, come).await.expect("it is sent before its input has ended").unwrap();
+        (counter, building)
+    }
+
+    #[tokio::test(flavor = "multi_thread")]
+    async fn a_layer_is_sent_while_it_is_made_once_it_is_known_where_it_belongs() {
+        let dir = tempfile::tempdir().unwrap();
+        let (sender, conversion) = begin(dir.path());
+        let (first, second) = halves();
+        sender.send(first).unwrap();
+        let (counter, building) = sent(conversion).await;
         sender.send(second).unwrap();
         drop(sender);
         let built = timeout(DEADLINE, building).await.unwrap().unwrap().unwrap();
@@ -247,16 +256,10 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         let (sender, conversion) = begin(dir.path());
         sender.send(halves().0).unwrap();
-        made(&conversion).await;
-        let counter = Counter(Arc::new(watch::Sender::new(Counted::default())));
-        let mut counted = counter.0.subscribe();
-        let destination = Arc::new(counter.clone());
-        let building = tokio::spawn(async move { conversion.built_for(destination).await });
-        let come = counted.wait_for(|counted| counted.bytes > 0);
-        timeout(DEADLINE, come).await.expect("it is sent before its input has ended").unwrap();
+        let (counter, building) = sent(conversion).await;
         drop(sender);
         let built = timeout(DEADLINE, building).await.unwrap().unwrap();
         assert!(matches!(built.err(), Some(ConvertError::Build(_))));
-        assert!(counted.borrow_and_update().given_up);
+        assert!(counter.0.borrow().given_up);
     }
 }

@@ -1,6 +1,7 @@
 //! A registry that stands still in the middle of a build's push holds up no other build, and its own ends with its name.
 
 use std::fs;
+use std::path::Path;
 use std::process::Stdio;
 use std::time::{Duration, Instant};
 
@@ -21,15 +22,20 @@ const DEADLINE: Duration = Duration::from_secs(180);
 /// once.
 const LAYERS: u64 = 3;
 
-pub(crate) fn others_go_on(fixture: &Fixture) -> Result<()> {
-    let dir = fixture.subdir("stalled")?;
-    let patience = PATIENCE.as_secs();
+/// An exporter in `dir` that waits so long for a registry, once.
+fn patient_exporter(fixture: &Fixture, dir: &Path, patience: Duration) -> Result<Exporter> {
+    let patience = patience.as_secs();
     let config = format!(
         "[registry.timeouts]\nidle_seconds = {patience}\noperation_seconds = {patience}\n\
          [registry.retries]\nattempts = 1\n"
     );
     let options = ExporterOptions { config, ..ExporterOptions::default() };
-    let exporter = Exporter::start_with(&dir.join("x"), &fixture.buildkitd()?.address(), &options)?;
+    Exporter::start_with(dir, &fixture.buildkitd()?.address(), &options)
+}
+
+pub(crate) fn others_go_on(fixture: &Fixture) -> Result<()> {
+    let dir = fixture.subdir("stalled")?;
+    let exporter = patient_exporter(fixture, &dir.join("x"), PATIENCE)?;
     let buildctl = Buildctl::new(fixture.peers(), exporter.address())?;
     let registry = fixture.registry()?;
     let proxy = FaultProxy::start(registry.address())?;
@@ -82,13 +88,7 @@ const SLOTS: u64 = 4;
 pub(crate) fn all_slots(fixture: &Fixture) -> Result<()> {
     const PATIENCE: Duration = Duration::from_secs(15);
     let dir = fixture.subdir("stalled-slots")?;
-    let patience = PATIENCE.as_secs();
-    let config = format!(
-        "[registry.timeouts]\nidle_seconds = {patience}\noperation_seconds = {patience}\n\
-         [registry.retries]\nattempts = 1\n"
-    );
-    let options = ExporterOptions { config, ..ExporterOptions::default() };
-    let exporter = Exporter::start_with(&dir.join("x"), &fixture.buildkitd()?.address(), &options)?;
+    let exporter = patient_exporter(fixture, &dir.join("x"), PATIENCE)?;
     let buildctl = Buildctl::new(fixture.peers(), exporter.address())?;
     let registry = fixture.registry()?;
     let proxy = FaultProxy::start(registry.address())?;
