@@ -1,10 +1,14 @@
 //! Conversions of layers of which it is not known yet whose they are: what they become stays on this machine until then.
 
 use std::io::{BufWriter, Read};
+use std::panic::resume_unwind;
 use std::sync::{Arc, OnceLock};
+use std::thread;
 
 use futures::FutureExt as _;
 use futures::future::try_join;
+use rustix::process::nice;
+use tokio::runtime::Handle;
 use tokio::sync::Semaphore;
 use tokio_util::task::AbortOnDropHandle;
 
@@ -15,6 +19,10 @@ use crate::options::Recipe;
 
 /// Writes to the file are gathered to this size.
 const WRITE_BYTES: usize = 256 << 10;
+
+/// How much its threads yield to others' (`nice`): a third of the processor where there is one for two. Who writes the layer comes to its end sooner, and what
+/// there is of the blob can be sent while the rest is made.
+const NICENESS: i32 = 5;
 
 /// A conversion under way of which nothing is sent before somebody says where; dropping it cancels it.
 pub struct AheadConversion<R> {
@@ -93,7 +101,18 @@ fn spool<R: Read + Send>(
     input: R,
     mut writer: SpoolWriter,
 ) -> Result<Built<R>, ConvertError> {
-    match build(recipe.build(), input, BufWriter::with_capacity(WRITE_BYTES, &mut writer)) {
+    let runtime = Handle::current();
+    // A thread of its own, which those of the builder take their niceness from: it cannot be taken back from one that is used again.
+    let built = thread::scope(|scope| {
+        let building = scope.spawn(|| {
+            let _context = runtime.enter();
+            // Best effort: it is a matter of speed.
+            let _ = nice(NICENESS);
+            build(recipe.build(), input, BufWriter::with_capacity(WRITE_BYTES, &mut writer))
+        });
+        building.join().unwrap_or_else(|panic| resume_unwind(panic))
+    });
+    match built {
         Ok(built) => {
             writer.complete();
             Ok(built)
