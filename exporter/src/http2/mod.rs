@@ -6,11 +6,13 @@
 //! - [`unary`]: a call of one message, with something done before or after.
 //! - [`pump`]: one direction of a stream, with flow control.
 //! - [`settings`]: windows and limits of all HTTP/2 connections here.
+//! - [`socket`]: what they run over, read and written in large pieces.
 
 pub(crate) mod call;
 pub(crate) mod forward;
 pub(crate) mod pump;
 pub(crate) mod settings;
+pub(crate) mod socket;
 pub(crate) mod unary;
 pub(crate) mod upstream;
 

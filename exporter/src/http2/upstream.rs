@@ -9,7 +9,7 @@ use tokio::net::UnixStream;
 use tokio::sync::Mutex;
 use tokio_util::sync::CancellationToken;
 
-use super::settings;
+use super::{settings, socket};
 use crate::grpc::{Code, Status};
 
 /// A local socket answers at once or its owner hangs.
@@ -72,7 +72,7 @@ impl Upstream {
             .await
             .map_err(|error| ConnectError::Socket { path: self.path.clone(), error })?;
         let (send, connection) = settings::client()
-            .handshake(stream)
+            .handshake(socket::gathered(stream))
             .await
             .map_err(|error| ConnectError::Handshake { path: self.path.clone(), error })?;
         let (peer, stop) = (self.peer.clone(), self.stop.clone());

@@ -14,8 +14,8 @@ use super::{Exporter, health};
 use crate::control;
 use crate::grpc::{Status, respond};
 use crate::http2::forward::forward;
-use crate::http2::settings;
 use crate::http2::upstream::Upstream;
+use crate::http2::{settings, socket};
 
 /// Serves a client until it leaves or, after `shutdown`, its builds have ended.
 pub(crate) async fn serve_connection(
@@ -23,7 +23,7 @@ pub(crate) async fn serve_connection(
     exporter: Arc<Exporter>,
     shutdown: CancellationToken,
 ) {
-    let mut connection = match settings::server().handshake::<_, Bytes>(stream).await {
+    let mut connection = match settings::server().handshake::<_, Bytes>(socket::gathered(stream)).await {
         Ok(connection) => connection,
         Err(error) => return tracing::warn!(%error, "a client did not speak HTTP/2"),
     };

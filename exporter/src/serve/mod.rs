@@ -17,7 +17,7 @@ use cluster::ClusterConfig;
 use image::options::{Options, OptionsError, Recipe, Used, Word};
 use registry::client::Client;
 use service::metrics::{MetricsError, MetricsListener};
-use service::{BindError, UnixAddress, manager};
+use service::{BindError, UnixAddress, manager, memory};
 use tokio_util::sync::CancellationToken;
 
 use crate::build::Builds;
@@ -183,6 +183,9 @@ pub enum ServeError {
 ///
 /// buildkitd need not run yet: it is connected to for each client, and its absence is the client's error.
 pub async fn serve(config: ExporterConfig, shutdown: CancellationToken) -> Result<(), ServeError> {
+    // A conversion's threads come and go. With heaps of their own, each of these would keep what the largest layer took.
+    memory::keep_large_buffers_mapped();
+    memory::share_heaps();
     let (upstream, access) = (config.upstream.clone(), config.access());
     let (metrics_listen, drain) = (config.metrics_listen, config.drain_seconds);
     let exporter = Arc::new(Exporter::new(config)?);
