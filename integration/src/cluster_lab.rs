@@ -83,7 +83,7 @@ impl ClusterLab {
     }
 
     /// `cluster run` of a package: the first `masters` machines have the control plane.
-    pub fn run_package(&self, package: &Path, masters: usize) -> Result<Output> {
+    pub fn package_command(&self, package: &Path, masters: usize) -> Result<Command> {
         let addresses = |machines: &[Machine]| -> String {
             let addresses: Vec<_> = machines.iter().map(|machine| machine.address().to_string()).collect();
             addresses.join(",")
@@ -93,7 +93,12 @@ impl ClusterLab {
         command.arg("run").arg(package);
         command.args(["--masters", &addresses(masters), "--nodes", &addresses(nodes)]);
         command.args(["--user", "root", "--key"]).arg(self.machines.key());
-        process::run_within(&mut command, RUN_DEADLINE)
+        Ok(command)
+    }
+
+    /// Runs the package to its end.
+    pub fn run_package(&self, package: &Path, masters: usize) -> Result<Output> {
+        process::run_within(&mut self.package_command(package, masters)?, RUN_DEADLINE)
     }
 
     /// Runs it to its end, images lazily.

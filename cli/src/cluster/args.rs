@@ -33,7 +33,7 @@ pub(crate) enum Cluster {
     /// They are saved as RAFS, chunks that several of them have stored once; with --plain as they are, too. What they are says
     /// images.lock in the directory, or --lock; without one they are looked up. Without --to they go to DIR/registry, in the
     /// storage layout of CNCF distribution, which a registry serves as it is; with --output to a package, which the cluster image is
-    /// in as well. What is there already is not fetched again, so an interrupted save goes on where it was. Exit 1 if an image is
+    /// in as well, in the same forms. What is there already is not fetched again, so an interrupted save goes on where it was. Exit 1 if an image is
     /// not saved.
     Save(Save),
     /// Answer for saved images on this node, as the registries that they are of would: all but their layers
@@ -210,7 +210,7 @@ pub(crate) struct Run {
     /// bound to; else the image's tag with `-images` behind it, if there is such a tag]
     #[arg(long, value_name = "REPOSITORY[:TAG][@DIGEST]")]
     pub(crate) images: Option<Reference>,
-    /// Have nodes pull all container images whole, wherever they were saved
+    /// Have nodes pull all container images whole, wherever they were saved; a package has to have them as they are
     #[arg(long, conflicts_with = "images")]
     pub(crate) plain: bool,
     /// How long each command that launches the image may take, in seconds

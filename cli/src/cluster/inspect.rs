@@ -9,6 +9,7 @@ use cluster::describe::{Description, Kind};
 use cluster::inspect::{Sharing, blobs};
 use cluster::lock::{self, Lock, Locked};
 use cluster::package::{LOCK_FILE, Package};
+use cluster::saved::{DIRECTORY_REPOSITORY, SavedImages};
 use futures::StreamExt as _;
 use image::location::{InFile, Location};
 use image::source::Source;
@@ -86,7 +87,7 @@ pub(super) async fn run(config: &Config, flags: args::Inspect) -> anyhow::Result
         false => Some(Opened::open(config, &flags.source, flags.platform.as_ref()).await?),
     };
     let wanted = match &package {
-        Some(package) => of_package(package)?,
+        Some(package) => of_package(package, &client).await?,
         None => opened.as_ref().map(of_lock).transpose()?.unwrap_or_default(),
     };
     let image = match (&location, of_others) {
@@ -105,12 +106,24 @@ pub(super) async fn run(config: &Config, flags: args::Inspect) -> anyhow::Result
 }
 
 /// The container images of a package: those of its lock, or all that have a name.
-fn of_package(package: &Package) -> anyhow::Result<Vec<Wanted>> {
+async fn of_package(package: &Package, client: &Client) -> anyhow::Result<Vec<Wanted>> {
     let place =
         |image: String| Location::Package(InFile { path: package.path().to_owned(), image: Some(image) });
     if let Some(lock) = package.lock() {
-        let of = |locked: &Locked| of_locked(locked, place(locked.reference.to_string()));
-        return Ok(lock.images.iter().map(of).collect());
+        let saved = match package.saved() {
+            Some(saved) => Some(SavedImages::open(&saved, client).await?),
+            None => None,
+        };
+        let of = |locked: &Locked| {
+            let lazily = saved.as_ref().and_then(|saved| nydus_images(locked, saved));
+            match lazily {
+                Some((name, manifests)) if !package.has_as_it_is(locked)? => {
+                    Ok(Wanted { manifests: Some(manifests), ..of_locked(locked, place(name)) })
+                }
+                _ => Ok(of_locked(locked, place(locked.reference.to_string()))),
+            }
+        };
+        return lock.images.iter().map(of).collect();
     }
     let names = package.images().names()?;
     let of = |(repository, tag): (String, String)| {
@@ -120,6 +133,14 @@ fn of_package(package: &Package) -> anyhow::Result<Vec<Wanted>> {
         Ok(Wanted { name, digest, platforms: Vec::new(), manifests: None, location })
     };
     names.into_iter().map(of).collect()
+}
+
+/// The nydus images that an image is in `saved`, and what names them; `None` if it is none there.
+fn nydus_images(locked: &Locked, saved: &SavedImages) -> Option<(String, Vec<Digest>)> {
+    let table = saved.table()?;
+    let found = locked.platforms.iter().filter_map(|image| table.images.get(&image.digest));
+    let manifests: Vec<Digest> = found.map(|image| image.manifest.clone()).collect();
+    (!manifests.is_empty()).then(|| (format!("{DIRECTORY_REPOSITORY}@{}", saved.digest()), manifests))
 }
 
 /// The container images of the lock in a cluster image.

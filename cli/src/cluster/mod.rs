@@ -10,6 +10,7 @@ mod opened;
 mod package;
 mod run;
 mod save;
+mod saved;
 mod serve;
 
 use std::process::ExitCode;

@@ -1,7 +1,5 @@
 //! `cluster run`: a cluster of an image on nodes, and the side of a node.
 
-mod saved;
-
 use std::collections::BTreeSet;
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -20,9 +18,9 @@ use tempfile::TempDir;
 
 use super::args::{self, Login};
 use super::opened::Opened;
+use super::saved::Candidates;
 use crate::config::Config;
 use crate::stdout;
-use saved::Candidates;
 
 /// Where a cluster image has its lock.
 const LOCK: &str = "images.lock";
@@ -41,15 +39,21 @@ pub(super) async fn run(config: &Config, flags: args::Run) -> anyhow::Result<Exi
         certs.path().clone_into(&mut reading.registry.certs_dir);
     }
     let client = Client::new(reading.registry.clone())?;
-    let said = flags.images.clone().map_or(Candidates::Nowhere, Candidates::Sure);
+    let said = flags.images.clone().map(Candidates::Sure);
     let (opened, image, candidates) = match &source {
-        Source::Directory(path) => {
-            (Opened::open(&reading, &flags.source, None).await?, Image::Directory(path.clone()), said)
-        }
+        Source::Directory(path) => (
+            Opened::open(&reading, &flags.source, None).await?,
+            Image::Directory(path.clone()),
+            said.unwrap_or(Candidates::Nowhere),
+        ),
         Source::Package(package) => {
             let opened = Opened::open(&reading, &flags.source, None).await?;
             let image = of_registry(&opened, package.image());
-            (opened, image, said)
+            let candidates = match said {
+                Some(said) => said,
+                None => Candidates::of_package(package, &client, flags.plain).await?,
+            };
+            (opened, image, candidates)
         }
         Source::Registry(reference) => {
             let (pinned, bound) = pinned(&client, reference).await?;

@@ -30,11 +30,8 @@ pub(super) async fn run(config: &Config, flags: args::Save) -> anyhow::Result<Ex
         bound.as_ref().map_or_else(|| flags.discovery.source.clone(), |bound| bound.pinned.to_string());
     let opened = Opened::open(config, &source, flags.platform.first()).await?;
     if let Some(output) = &flags.output {
-        if !flags.plain {
-            bail!("a package holds images as they are: say so with --plain");
-        }
         let Some(lock) = lock(config, &flags, &opened, &client).await? else { return Ok(ExitCode::FAILURE) };
-        return package::run(&flags, &opened, &client, lock, output).await;
+        return package::run(&flags, &opened, &client, lock, output, &options(config, &flags)).await;
     }
     let destination = match &flags.to {
         Some(reference) => Destination::Repository(reference.clone()),
@@ -44,18 +41,21 @@ pub(super) async fn run(config: &Config, flags: args::Save) -> anyhow::Result<Ex
         }
     };
     let Some(lock) = lock(config, &flags, &opened, &client).await? else { return Ok(ExitCode::FAILURE) };
-    let forms = Forms { rafs: !flags.no_rafs, plain: flags.plain };
-    let options = SaveOptions {
-        forms,
-        spool_bytes: config.cluster.save_spool_bytes,
-        base: flags.base.clone(),
-        ..SaveOptions::default()
-    };
+    let options = options(config, &flags);
     let saved = save::save(&lock, &opened.dir, &client, &destination, &options, &say).await;
     if let (Some(bound), Ok(Some(digest))) = (&bound, &saved) {
         bound.bind(&client, digest).await?;
     }
     ended(saved.map(drop), lock.images.len())
+}
+
+fn options(config: &Config, flags: &args::Save) -> SaveOptions {
+    SaveOptions {
+        forms: Forms { rafs: !flags.no_rafs, plain: flags.plain },
+        spool_bytes: config.cluster.save_spool_bytes,
+        base: flags.base.clone(),
+        ..SaveOptions::default()
+    }
 }
 
 /// A cluster image whose tag is to lead to one that is bound to what is saved.

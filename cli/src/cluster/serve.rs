@@ -53,6 +53,6 @@ pub(super) fn place(source: &str) -> anyhow::Result<SavedAt> {
 fn is_pinned(place: &SavedAt, kept: &Kept) -> bool {
     match place {
         SavedAt::Repository(reference) => reference.digest() == Some(kept.images()),
-        SavedAt::Directory(_) => false,
+        SavedAt::Directory(_) | SavedAt::Package { .. } => false,
     }
 }

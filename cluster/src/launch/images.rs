@@ -19,17 +19,9 @@ pub fn images(
     lock: Option<&Lock>,
 ) -> Result<Images, LaunchError> {
     let name = format!("{repository}@{}", saved.digest());
-    for image in lock.into_iter().flat_map(|lock| &lock.images) {
-        // One that was not saved is pulled from where it comes from.
-        let found = saved.lock().get(&image.reference);
-        if let Some(found) = found.filter(|found| found.digest != image.digest) {
-            let reason = format!(
-                "{} is {} in it, and {} in the cluster image's lock: save the images of this cluster image",
-                image.reference, found.digest, image.digest
-            );
-            return Err(LaunchError::wrong(name, reason));
-        }
-    }
+    lock.map_or(Ok(()), |lock| saved.expect(lock))
+        .map_err(|error| LaunchError::wrong(&name, error.to_string()))?;
     let hosts = serve::hosts(saved).map_err(|error| LaunchError::wrong(name, error.to_string()))?;
-    Ok(Images { repository: repository.to_string(), digest: saved.digest().clone(), hosts })
+    let (repository, digest) = (repository.to_string(), saved.digest().clone());
+    Ok(Images { repository, digest, hosts, only_lazily: false })
 }

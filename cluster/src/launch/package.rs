@@ -5,10 +5,12 @@ use std::fs::File;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 
-use registry::Reference;
+use registry::reference::InvalidReference;
+use registry::{Digest, Reference, Repository};
 
 use super::error::LaunchError;
 use crate::package::{self, LOCK_FILE};
+use crate::saved::{DIRECTORY_REPOSITORY, SavedAt};
 
 /// What a package in a directory consists of.
 const PARTS: [&str; 3] = ["package.json", LOCK_FILE, "registry"];
@@ -23,6 +25,10 @@ pub struct Package {
     pub(super) hosts: BTreeSet<String>,
     /// The cluster image, by its digest.
     image: Reference,
+    /// Its container images as RAFS.
+    saved: Option<SavedAt>,
+    /// Whether all of its container images are in it as they are.
+    has_plain: bool,
 }
 
 impl Package {
@@ -44,10 +50,16 @@ impl Package {
         let of_lock = package.lock().into_iter().flat_map(|lock| &lock.images);
         let hosts = of_lock.map(|image| image.reference.host().to_owned());
         let hosts = hosts.chain([image.host().to_owned()]).collect();
-        let lock = about.lock.as_ref().map(|lock| lock.digest.to_string()).unwrap_or_default();
-        let id = registry::digest::sha256(format!("{image} {lock}").as_bytes());
+        let mut has_plain = true;
+        for image in package.lock().into_iter().flat_map(|lock| &lock.images) {
+            has_plain &= package.has_as_it_is(image).map_err(|error| wrong(&error.to_string()))?;
+        }
+        let of = |digest: Option<&Digest>| digest.map(ToString::to_string).unwrap_or_default();
+        let lock = of(about.lock.as_ref().map(|lock| &lock.digest));
+        let text = format!("{image} {lock} {} {has_plain}", of(about.images.as_ref()));
+        let id = registry::digest::sha256(text.as_bytes());
         let id = id.digest().get(..16).unwrap_or_default().to_owned();
-        Ok(Self { path: package.path().to_owned(), id, hosts, image })
+        Ok(Self { path: package.path().to_owned(), id, hosts, image, saved: package.saved(), has_plain })
     }
 
     /// A package of which nothing else is known.
@@ -55,12 +67,36 @@ impl Package {
     pub(super) fn named(image: &str, hosts: &[&str]) -> Self {
         let image = Reference::parse(image).unwrap();
         let hosts = hosts.iter().map(ToString::to_string).collect();
-        Self { path: PathBuf::new(), id: String::new(), hosts, image }
+        Self { path: PathBuf::new(), id: String::new(), hosts, image, saved: None, has_plain: true }
+    }
+
+    /// Where it is.
+    pub fn path(&self) -> &Path {
+        &self.path
     }
 
     /// The cluster image, as it is called where it is served.
     pub fn image(&self) -> &Reference {
         &self.image
+    }
+
+    /// Its container images as RAFS, if they are in it.
+    pub fn saved(&self) -> Option<&SavedAt> {
+        self.saved.as_ref()
+    }
+
+    /// The repository that has these where the package is served: of the cluster image's registry, so that nodes find it in the same way.
+    ///
+    /// # Errors
+    ///
+    /// When that registry's name is none.
+    pub fn repository(&self) -> Result<Repository, InvalidReference> {
+        Repository::parse(&format!("{}/{DIRECTORY_REPOSITORY}", self.image.host()))
+    }
+
+    /// Whether all of its container images are in it as they are.
+    pub fn has_plain(&self) -> bool {
+        self.has_plain
     }
 
     /// The size that it has as a file.

@@ -99,6 +99,9 @@ pub struct Images {
     pub digest: Digest,
     /// The registries that they are of, and with which part names of their repositories begin where the node answers for them.
     pub hosts: BTreeMap<String, String>,
+    /// Whether nobody has them as they are.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub only_lazily: bool,
 }
 
 /// A host whose images somebody else answers.

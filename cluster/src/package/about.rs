@@ -27,6 +27,9 @@ pub struct About {
     /// The file `images.lock`, which says what its container images are.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub lock: Option<LockFile>,
+    /// The digest of what names the container images as RAFS (the repository `nydus-cluster/images`), if they are in it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub images: Option<Digest>,
 }
 
 /// The cluster image of a package.
@@ -55,11 +58,11 @@ pub struct LockFile {
 }
 
 impl About {
-    /// What is said of a package of this version with `image` and `lock`.
-    pub(super) fn new(image: Option<ClusterImage>, lock: &str) -> Self {
+    /// What is said of a package of this version with `image`, `lock`, and the saved images with the digest `images`.
+    pub(super) fn new(image: Option<ClusterImage>, lock: &str, images: Option<Digest>) -> Self {
         let digest = registry::digest::sha256(lock.as_bytes());
         let lock = Some(LockFile { digest, size: lock.len() as u64 });
-        Self { version: VERSION, created_by: CREATED_BY.to_owned(), image, lock }
+        Self { version: VERSION, created_by: CREATED_BY.to_owned(), image, lock, images }
     }
 
     /// Reads the file's content; `path` is the package.

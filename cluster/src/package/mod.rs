@@ -1,7 +1,7 @@
 //! A cluster image with all container images that it needs, in one file or a directory: needs no network from then on.
 //!
 //! ```text
-//! package.json                   what this is: the cluster image, and the digest of the lock
+//! package.json                   what this is: the cluster image, the digests of the lock and of what names the images as RAFS
 //! images.lock                    what its container images are
 //! registry/docker/registry/v2    all content, in the storage layout of CNCF distribution
 //! ```
@@ -24,7 +24,8 @@ use registry::Digest;
 use registry::layout::{LayoutError, Part};
 use thiserror::Error;
 
-use crate::lock::{Lock, LockFileError};
+use crate::lock::{Lock, LockFileError, Locked};
+use crate::saved::SavedAt;
 
 pub use about::{About, ClusterImage, LockFile, VERSION};
 pub use cluster_image::cluster_image;
@@ -150,6 +151,22 @@ impl Package {
     /// What its container images are; `None` if it is another system's.
     pub fn lock(&self) -> Option<&Lock> {
         self.lock.as_ref()
+    }
+
+    /// Where its container images are as RAFS, if they are in it.
+    pub fn saved(&self) -> Option<SavedAt> {
+        let digest = self.about.as_ref()?.images.clone()?;
+        Some(SavedAt::Package { path: self.path.clone(), digest })
+    }
+
+    /// Whether an image of its lock is in it as it is.
+    ///
+    /// # Errors
+    ///
+    /// When the disk fails.
+    pub fn has_as_it_is(&self, image: &Locked) -> Result<bool, PackageError> {
+        let name = image.reference.repository().name();
+        Ok(self.images.layout().has_manifest(name, &image.digest)?)
     }
 
     /// Where in which file the content with this digest lies. Its bytes are not verified.

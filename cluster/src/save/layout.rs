@@ -240,7 +240,7 @@ pub(crate) fn no_conflict(lock: &Lock) -> Result<(), LayoutError> {
 }
 
 /// Writes a small file, whole or not at all; not if it says the same already.
-fn write(path: &Path, content: &[u8]) -> Result<(), LayoutError> {
+pub(crate) fn write(path: &Path, content: &[u8]) -> Result<(), LayoutError> {
     if fs::read(path).is_ok_and(|old| old == content) {
         return Ok(());
     }

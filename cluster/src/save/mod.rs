@@ -2,6 +2,7 @@
 //!
 //! | file | does |
 //! |---|---|
+//! | `error` | why something is not saved |
 //! | `plan` | which documents and blobs an image of the lock is made of |
 //! | `transfer` | blobs on their way as they are: several at once, none twice |
 //! | `rafs` | images as RAFS |
@@ -12,6 +13,7 @@
 //! What is there already is not fetched, so an interrupted save goes on where it was, and a second one fetches what changed. An
 //! image gets its name when all of it is there. What is saved is read by [`crate::saved`].
 
+mod error;
 pub(crate) mod layout;
 pub(crate) mod plan;
 mod rafs;
@@ -22,21 +24,17 @@ mod transfer;
 use std::path::Path;
 use std::sync::Arc;
 
-use ::rafs::share::StoredError;
 use futures::StreamExt as _;
-use image::assemble::AssembleError;
-use image::destination::StoreError;
-use image::document::DocumentError;
-use image::layer::{ConvertError, FileError};
-use image::options::{Options, OptionsError, Recipe};
-use image::source::{Source, SourceError};
+use image::destination::{BlobFolder, InRegistry};
+use image::options::{Options, Recipe};
+use image::source::Source;
 use registry::client::Client;
 use registry::{Digest, Reference, digest};
-use thiserror::Error;
 
 use crate::lock::{self, Lock, Locked};
-use crate::saved::{BlobStore, SavedAt, SavedError, SavedImages, Table};
+use crate::saved::{BlobStore, SavedAt, SavedImages, Table};
 
+pub use error::{Failed, NotSaved, SaveError};
 pub use layout::LayoutError;
 
 use layout::Layout;
@@ -100,139 +98,6 @@ impl Default for SaveOptions {
             base: None,
         }
     }
-}
-
-/// Why an image was not saved.
-#[derive(Debug, Error)]
-#[non_exhaustive]
-pub enum SaveError {
-    /// It cannot be read.
-    #[error(transparent)]
-    Source(#[from] SourceError),
-    /// It is not what the lock says.
-    #[error("it is {found}: the lock says {locked}")]
-    Moved {
-        /// The digest that the lock says.
-        locked: Digest,
-        /// The digest that was found.
-        found: Digest,
-    },
-    /// A document of it is none.
-    #[error("manifest {digest}: {error}")]
-    Document {
-        /// The document.
-        digest: Digest,
-        /// What is wrong with it.
-        error: DocumentError,
-    },
-    /// The lock names a platform's image that the index does not.
-    #[error("the index does not name manifest {0}, which the lock does")]
-    NotInIndex(Digest),
-    /// A manifest and its config do not go together.
-    #[error("manifest {digest}: {reason}")]
-    NoImage {
-        /// The manifest.
-        digest: Digest,
-        /// What is wrong.
-        reason: String,
-    },
-    /// Indexes lie in indexes without end.
-    #[error("indexes are nested more than {0} deep")]
-    TooDeep(usize),
-    /// It cannot be written to the directory.
-    #[error(transparent)]
-    Layout(#[from] LayoutError),
-    /// It cannot be pushed.
-    #[error(transparent)]
-    Push(#[from] registry::client::Error),
-    /// It cannot be stored.
-    #[error(transparent)]
-    Store(Box<StoreError>),
-    /// A layer cannot be converted.
-    #[error(transparent)]
-    Convert(#[from] Box<FileError>),
-    /// A converted layer cannot be stored.
-    #[error(transparent)]
-    Share(#[from] Box<ConvertError>),
-    /// A converted layer, or a blob at the destination, is broken.
-    #[error(transparent)]
-    Stored(#[from] Box<StoredError>),
-    /// The nydus image cannot be made.
-    #[error(transparent)]
-    Assemble(#[from] Box<AssembleError>),
-    /// What an earlier save left cannot be read.
-    #[error(transparent)]
-    Saved(#[from] Box<SavedError>),
-    /// Converted layers cannot wait.
-    #[error("cannot keep converted layers: {}: {error}", path.display())]
-    Spool {
-        /// The file or folder.
-        path: std::path::PathBuf,
-        /// Why.
-        error: std::io::Error,
-    },
-    /// The base is in another repository, or the images go to a directory.
-    #[error("{base} is not in the repository that images are saved to: its blobs cannot be used there")]
-    Base {
-        /// The base.
-        base: Reference,
-    },
-    /// The options do not go together.
-    #[error(transparent)]
-    Options(#[from] OptionsError),
-    /// A thread is gone.
-    #[error("saving ended unexpectedly: {0}")]
-    Panicked(#[from] tokio::task::JoinError),
-    /// This cannot be.
-    #[error("{0}: this is an error in nydus-cluster")]
-    Internal(&'static str),
-    /// A blob did not come, or is not what it should be.
-    #[error("blob {digest}: {reason}")]
-    Blob {
-        /// The blob.
-        digest: Digest,
-        /// Why it did not.
-        reason: String,
-    },
-}
-
-macro_rules! boxed {
-    ($($error:ty),*) => {
-        $(impl From<$error> for SaveError {
-            fn from(error: $error) -> Self {
-                Box::new(error).into()
-            }
-        })*
-    };
-}
-
-boxed!(FileError, ConvertError, StoredError, AssembleError, SavedError);
-
-impl From<StoreError> for SaveError {
-    fn from(error: StoreError) -> Self {
-        Self::Store(Box::new(error))
-    }
-}
-
-/// An image that could not be saved.
-#[derive(Debug, Error)]
-#[error("{image}: {error}")]
-pub struct Failed {
-    /// Its name.
-    pub image: Reference,
-    /// Why.
-    pub error: SaveError,
-}
-
-/// Why not everything is saved.
-#[derive(Debug, Error)]
-pub enum NotSaved {
-    /// It cannot go where it should.
-    #[error(transparent)]
-    Destination(SaveError),
-    /// Some images could not be saved. The others are.
-    #[error("{} images are not saved", .0.len())]
-    Images(Vec<Failed>),
 }
 
 /// What is said of an image when it is saved.
@@ -336,7 +201,8 @@ impl Work<'_> {
             tables.extend(found.and_then(|found| found.table().cloned()));
         }
         let known = Known::of(tables, &store, recipe.build()).await?;
-        let work = Rafs { store, spool, known, recipe, options: self.options.clone() };
+        let destination = self.target.destination();
+        let work = Rafs { destination, store, spool, known, recipe, options: self.options.clone() };
         let converted = match work.convert(saved, self.complete, done).await {
             Ok(converted) => converted,
             Err(mut errors) => {
@@ -429,6 +295,16 @@ impl Target {
         }
     }
 
+    /// As a place that images go to.
+    fn destination(&self) -> Arc<dyn image::destination::Destination> {
+        match self {
+            Self::Layout(layout) => Arc::<BlobFolder>::clone(layout.blobs()),
+            Self::Repository { client, repository } => {
+                Arc::new(InRegistry::new(client.clone(), repository.clone()))
+            }
+        }
+    }
+
     /// Names all of `saved`, and each image where they have names of their own. Returns the digest of what names all.
     async fn name(
         &self,
@@ -441,7 +317,7 @@ impl Target {
             // Whoever wants plain images of a directory asks for them by their names.
             return Ok(None);
         }
-        let set = set::put(self.store().destination().as_ref(), lock, table, saved).await?;
+        let set = set::put(self.destination().as_ref(), lock, table, saved).await?;
         let digest = digest::sha256(&set.index);
         match (self, destination) {
             (Self::Layout(layout), _) => {

@@ -10,10 +10,14 @@
 //! - `bound`: what binds them to their cluster image.
 //! - `set`: the table as a node's snapshotter has it.
 //! - `store`: where blobs are.
+//! - `error`: why they cannot be read.
+//! - `parts`: all that they consist of, to be copied.
 //!
 //! Everything is found by digest from the index on, and verified. `docs/cluster.md` describes it for whoever reads it otherwise.
 
 mod bound;
+mod error;
+mod parts;
 mod set;
 mod store;
 mod table;
@@ -27,17 +31,18 @@ use std::sync::Arc;
 use bytes::Bytes;
 use flate2::read::GzDecoder;
 use image::destination::BlobFolder;
-use image::source::{BlobStream, SourceError};
-use rafs::share::StoredError;
+use image::location::{InFile, Location};
+use image::source::{BlobStream, Source, SourceError};
 use registry::client::{Client, Descriptor};
 use registry::digest::Hasher;
 use registry::{Digest, Reference};
 use serde_json::Value;
-use thiserror::Error;
 
-use crate::lock::{Lock, LockFileError};
+use crate::lock::Lock;
 
 pub use bound::{IMAGES_ANNOTATION, bind, bound};
+pub use error::{OtherImage, SavedError};
+pub(crate) use parts::{Parts, SavedManifest};
 pub(crate) use store::BlobStore;
 pub use table::{
     BlobEntry, BootstrapEntry, ChainEntry, ImageEntry, LayerEntry, Table, TableError, TreeEntry, VERSION,
@@ -81,6 +86,13 @@ pub enum SavedAt {
     Repository(Reference),
     /// In a directory that a registry can serve.
     Directory(PathBuf),
+    /// In a package, a file or a directory.
+    Package {
+        /// The package.
+        path: PathBuf,
+        /// The digest of what names all of them.
+        digest: Digest,
+    },
 }
 
 impl std::fmt::Display for SavedAt {
@@ -88,67 +100,9 @@ impl std::fmt::Display for SavedAt {
         match self {
             Self::Repository(reference) => write!(f, "{reference}"),
             Self::Directory(path) => write!(f, "{}", path.display()),
+            Self::Package { path, digest } => write!(f, "{digest} in {}", path.display()),
         }
     }
-}
-
-/// Why saved images cannot be read.
-#[derive(Debug, Error)]
-#[non_exhaustive]
-pub enum SavedError {
-    /// There are none.
-    #[error("no saved images are at {0}")]
-    NotThere(String),
-    /// Something else is there.
-    #[error("what is at {place} are no saved images: {reason}")]
-    Other {
-        /// Where.
-        place: String,
-        /// What was expected.
-        reason: String,
-    },
-    /// The registry does not give them.
-    #[error(transparent)]
-    Registry(#[from] registry::client::Error),
-    /// A part of them cannot be read.
-    #[error(transparent)]
-    Source(#[from] SourceError),
-    /// A file cannot be read.
-    #[error("cannot read {}: {error}", path.display())]
-    Io {
-        /// The file.
-        path: PathBuf,
-        /// Why.
-        error: io::Error,
-    },
-    /// The lock is broken.
-    #[error(transparent)]
-    Lock(#[from] LockFileError),
-    /// The table is broken.
-    #[error(transparent)]
-    Table(#[from] TableError),
-    /// A layer's tree is broken.
-    #[error(transparent)]
-    Layer(#[from] StoredError),
-    /// Nothing is known of a layer or a chain.
-    #[error("the saved images have no {what} {digest}")]
-    Unknown {
-        /// `layer`, `chain with a bootstrap`, `blob`.
-        what: &'static str,
-        /// Its digest.
-        digest: Digest,
-    },
-    /// A bootstrap is not what the table says.
-    #[error("the bootstrap {digest}: {reason}")]
-    Bootstrap {
-        /// The blob that it is in.
-        digest: Digest,
-        /// What is wrong with it.
-        reason: String,
-    },
-    /// The thread that reads is gone.
-    #[error("reading ended unexpectedly: {0}")]
-    Panicked(#[from] tokio::task::JoinError),
 }
 
 /// An image's index, manifest or config, word for word.
@@ -163,6 +117,7 @@ pub struct SavedDocument {
 /// Saved images.
 #[derive(Clone, Debug)]
 pub struct SavedImages {
+    place: SavedAt,
     store: BlobStore,
     digest: Digest,
     lock: Lock,
@@ -191,6 +146,10 @@ impl SavedImages {
                 BlobStore::Repository { client: client.clone(), repository: reference.repository().clone() }
             }
             SavedAt::Directory(path) => BlobStore::Folder(Arc::new(BlobFolder::new(path, path))),
+            SavedAt::Package { path, digest } => match Source::open(&within(path, digest), client).await {
+                Err(SourceError::NoSuchImage { .. }) => return Ok(None),
+                source => BlobStore::Package(source?),
+            },
         };
         let Some(index) = root(place, &store, client).await? else { return Ok(None) };
         let other = |reason: String| SavedError::Other { place: place.to_string(), reason };
@@ -211,10 +170,11 @@ impl SavedImages {
             serde_json::from_value(value.clone()).map_err(|error| other(error.to_string()))
         };
         let entry = descriptor(entry)?;
-        let images = json(&manifest(&store, &entry).await?)?;
+        let images = json(&store.manifest(entry.digest(), entry.size()).await?)?;
         let config = descriptor(images.get("config").unwrap_or(&Value::Null))?;
-        let mut saved = Self { store, digest, lock: Lock::default(), table: None, documents: HashMap::new() };
-        let name = format!("the lock at {place}");
+        let (place, lock) = (place.clone(), Lock::default());
+        let mut saved = Self { place, store, digest, lock, table: None, documents: HashMap::new() };
+        let name = format!("the lock at {}", saved.place);
         saved.lock = Lock::parse(Path::new(&name), &saved.text(&config).await?)?;
         for layer in images.get("layers").and_then(Value::as_array).into_iter().flatten() {
             let layer = descriptor(layer)?;
@@ -245,6 +205,35 @@ impl SavedImages {
     /// The digest of the index that names all of it: under this they stay what they are.
     pub fn digest(&self) -> &Digest {
         &self.digest
+    }
+
+    /// All of it as it is stored.
+    pub(crate) async fn source(&self, client: &Client) -> Result<Source, SourceError> {
+        let location = match &self.place {
+            SavedAt::Repository(reference) => {
+                Location::Registry(reference.repository().with_digest(self.digest.clone()))
+            }
+            SavedAt::Directory(path) | SavedAt::Package { path, .. } => within(path, &self.digest),
+        };
+        Source::open(&location, client).await
+    }
+
+    /// Whether images that `lock` has too are the same ones here. One that was not saved is pulled from where it comes from.
+    ///
+    /// # Errors
+    ///
+    /// [`OtherImage`], which names the first that is another one.
+    pub fn expect(&self, lock: &Lock) -> Result<(), OtherImage> {
+        let other = lock.images.iter().find_map(|image| {
+            let found = self.lock.get(&image.reference).filter(|found| found.digest != image.digest)?;
+            Some(OtherImage {
+                image: image.reference.clone(),
+                expected: image.digest.clone(),
+                found: found.digest.clone(),
+                saved: self.digest.clone(),
+            })
+        });
+        other.map_or(Ok(()), Err)
     }
 
     /// The lock: which images these are, by name.
@@ -363,6 +352,10 @@ async fn root(place: &SavedAt, store: &BlobStore, client: &Client) -> Result<Opt
                 Err(error) => Err(error.into()),
             };
         }
+        SavedAt::Package { .. } => {
+            let BlobStore::Package(source) = store else { return Ok(None) };
+            return Ok(Some(source.root().await?.content));
+        }
         SavedAt::Directory(path) => path,
     };
     let tags = path.join(REPOSITORIES).join(DIRECTORY_REPOSITORY).join("_manifests/tags");
@@ -380,14 +373,10 @@ async fn root(place: &SavedAt, store: &BlobStore, client: &Client) -> Result<Opt
     Ok(Some(store.read(&digest, size).await?))
 }
 
-/// A manifest that the index names.
-async fn manifest(store: &BlobStore, descriptor: &Descriptor) -> Result<Bytes, SavedError> {
-    match store {
-        BlobStore::Folder(_) => Ok(store.read(descriptor.digest(), descriptor.size()).await?),
-        BlobStore::Repository { client, repository } => {
-            Ok(client.manifest(&repository.with_digest(descriptor.digest().clone())).await?.1)
-        }
-    }
+/// The saved images with this digest among all that is stored at a path.
+fn within(path: &Path, digest: &Digest) -> Location {
+    let image = format!("{DIRECTORY_REPOSITORY}@{digest}");
+    Location::Package(InFile { path: path.to_owned(), image: Some(image) })
 }
 
 /// The bootstrap in the tar of a bootstrap layer.

@@ -1,11 +1,11 @@
-//! Where saved images are: the blobs of a directory that a registry can serve, or of a repository.
+//! Where saved images are: the blobs of a directory that a registry can serve, of a repository, or of a package.
 
 use std::io;
 use std::ops::Range;
 use std::sync::Arc;
 
 use bytes::Bytes;
-use image::destination::{BlobFolder, Destination, InRegistry};
+use image::destination::BlobFolder;
 use image::location::Location;
 use image::source::{BlobStream, Source, SourceError};
 use registry::client::{Client, Descriptor};
@@ -15,25 +15,21 @@ use registry::{Digest, Repository};
 #[derive(Clone, Debug)]
 pub(crate) enum BlobStore {
     Folder(Arc<BlobFolder>),
-    Repository { client: Client, repository: Repository },
+    Repository {
+        client: Client,
+        repository: Repository,
+    },
+    /// Only to be read.
+    Package(Source),
 }
 
 impl BlobStore {
-    /// As a place that images go to.
-    pub(crate) fn destination(&self) -> Arc<dyn Destination> {
-        match self {
-            Self::Folder(folder) => Arc::<BlobFolder>::clone(folder),
-            Self::Repository { client, repository } => {
-                Arc::new(InRegistry::new(client.clone(), repository.clone()))
-            }
-        }
-    }
-
     /// Whether all of the blob is there.
     pub(crate) async fn has(&self, digest: &Digest) -> Result<bool, registry::client::Error> {
         match self {
             Self::Folder(folder) => Ok(folder.size(digest).is_some()),
             Self::Repository { client, repository } => client.has_blob(repository, digest).await,
+            Self::Package(source) => Ok(source.blob_file(digest).is_ok()),
         }
     }
 
@@ -43,6 +39,17 @@ impl BlobStore {
             Self::Folder(folder) => Ok(folder.size(digest).is_some()),
             Self::Repository { client, repository } => {
                 Ok(client.head_manifest(&repository.with_digest(digest.clone())).await?.is_some())
+            }
+            Self::Package(source) => Ok(source.blob_file(digest).is_ok()),
+        }
+    }
+
+    /// A manifest of this size, whole and verified.
+    pub(crate) async fn manifest(&self, digest: &Digest, size: u64) -> Result<Bytes, SourceError> {
+        match self {
+            Self::Folder(_) | Self::Package(_) => self.read(digest, size).await,
+            Self::Repository { client, repository } => {
+                Ok(client.manifest(&repository.with_digest(digest.clone())).await?.1)
             }
         }
     }
@@ -56,10 +63,9 @@ impl BlobStore {
             }
             Self::Repository { client, repository } => {
                 let location = Location::Registry(repository.with_digest(digest.clone()));
-                let descriptor =
-                    Descriptor::new(registry::nydus::MEDIA_TYPE_BLOB.into(), size, digest.clone());
-                Source::open(&location, client).await?.blob(&descriptor).await
+                Source::open(&location, client).await?.blob(&described(digest, size)).await
             }
+            Self::Package(source) => source.blob(&described(digest, size)).await,
         }
     }
 
@@ -104,6 +110,10 @@ impl BlobStore {
                 })
                 .await?
             }
+            Self::Package(source) => {
+                let part = source.blob_file(digest).map_err(io::Error::other)?;
+                tokio::task::spawn_blocking(move || part.read(range)).await?
+            }
             Self::Repository { client, repository } => {
                 let length = range.end.saturating_sub(range.start);
                 if length == 0 {
@@ -121,4 +131,9 @@ impl BlobStore {
         let handle = tokio::runtime::Handle::current();
         move |range| handle.block_on(store.range(&digest, range))
     }
+}
+
+/// A blob as it is asked for: of its media type nobody wants to know.
+fn described(digest: &Digest, size: u64) -> Descriptor {
+    Descriptor::new(registry::nydus::MEDIA_TYPE_BLOB.into(), size, digest.clone())
 }

@@ -5,6 +5,7 @@
 #[path = "../support/mod.rs"]
 mod support;
 // Other registries: as the registry's own tests have them.
+mod lazily;
 #[path = "../../../registry/tests/it/support/mod.rs"]
 #[allow(dead_code, reason = "these tests need some of it")]
 mod peers;
@@ -16,7 +17,8 @@ use std::sync::Mutex;
 use cluster::discover::{self, Options};
 use cluster::lock::{Lock, ResolveOptions, resolve};
 use cluster::package::{Contents, NotPackaged, Package, PackageTarget, cluster_image, write};
-use cluster::save::{NotSaved, Report, SaveOptions};
+use cluster::save::{Forms, NotSaved, Report, SaveOptions};
+use cluster::saved::SavedImages;
 use image::copy::copy_image;
 use image::destination::{Destination as _, InRegistry};
 use image::location::{InFile, Location};
@@ -64,19 +66,31 @@ impl Site {
         Self { registry, cluster, lock, root, app: (app, arm64.digest) }
     }
 
-    /// Writes the package; the bytes that were fetched.
+    /// Writes the package with images as they are; the bytes that were fetched.
     async fn write(&self, target: &PackageTarget) -> Result<u64, NotPackaged> {
-        let client = client();
-        let source = Source::open(&Location::Registry(self.cluster.clone()), &client).await.unwrap();
-        let cluster = cluster_image(&self.cluster, &source, &[]).await.unwrap();
-        let contents = Contents { cluster: Some(&cluster), lock: &self.lock, root: self.root.path() };
-        let reports: Mutex<Vec<Report>> = Mutex::default();
-        let done = |report: &Report| reports.lock().unwrap().push(report.clone());
-        write(&contents, &client, target, &SaveOptions::default(), &done).await?;
-        let reports = reports.into_inner().unwrap();
-        assert_eq!(reports.len(), 3, "a report an image");
-        Ok(reports.iter().map(|report| report.fetched).sum())
+        written(&self.cluster, &self.lock, self.root.path(), None, target, Forms::PLAIN).await
     }
+}
+
+/// Writes the package of a cluster image with two container images, of which `saved` was saved before; the bytes that were fetched.
+async fn written(
+    cluster: &Reference,
+    lock: &Lock,
+    root: &Path,
+    saved: Option<&SavedImages>,
+    target: &PackageTarget,
+    forms: Forms,
+) -> Result<u64, NotPackaged> {
+    let client = client();
+    let source = Source::open(&Location::Registry(cluster.clone()), &client).await.unwrap();
+    let cluster = cluster_image(cluster, &source, &[]).await.unwrap();
+    let contents = Contents { cluster: Some(&cluster), lock, root, saved };
+    let reports: Mutex<Vec<Report>> = Mutex::default();
+    let done = |report: &Report| reports.lock().unwrap().push(report.clone());
+    write(&contents, &client, target, &SaveOptions { forms, ..SaveOptions::default() }, &done).await?;
+    let reports = reports.into_inner().unwrap();
+    assert_eq!(reports.len(), 3, "a report an image");
+    Ok(reports.iter().map(|report| report.fetched).sum())
 }
 
 async fn locked(dir: &TempDir, images: &str) -> Lock {

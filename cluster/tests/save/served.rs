@@ -245,3 +245,21 @@ async fn images_that_can_only_be_pulled_whole_are_refused() {
     assert!(matches!(error, KeepError::Plain), "{error}");
     assert!(Kept::open(&root(&node)).unwrap().is_none());
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn nodes_are_told_of_the_images_that_the_lock_has_and_of_no_others() {
+    let (world, to) = (World::new().await, Registry::start().await);
+    let repository = to.repository("team/cluster");
+    let name = repository.with_tag("images").unwrap();
+    let saved = world.saved(&Destination::Repository(name), &SaveOptions::default()).await;
+    let told = cluster::launch::images(&saved, &repository, Some(&world.lock)).unwrap();
+    assert_eq!((&told.digest, told.hosts.len()), (saved.digest(), 1));
+    // The cluster image has the next version of one in its lock.
+    let newer = world.from.image("team/app", "linux/amd64", &[&layer(&[("app", b"newer")])]).await;
+    world.from.tag("team/app", "v1", newer.content.clone()).await;
+    let lock = locked(&world.dir, &format!("{}/team/app:v1\n", world.from.host()), &[]).await;
+    let error = cluster::launch::images(&saved, &repository, Some(&lock)).unwrap_err().to_string();
+    let (image, found) = (format!("{}/team/app:v1", world.from.host()), sha256(&world.index));
+    let expected = format!("{image} was saved as {found}: expected {}", newer.digest);
+    assert!(error.contains(&expected), "{error}");
+}

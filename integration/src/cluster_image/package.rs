@@ -15,7 +15,7 @@ use crate::{peers, process};
 const DEADLINE: Duration = Duration::from_secs(300);
 
 impl ClusterImage {
-    /// Writes the package `file`.
+    /// Writes the package `file`, with container images as they were saved.
     pub fn package(&self, services: Services, file: &Path) -> Result<()> {
         let run = tempfile::tempdir()?;
         let registry = self.serve(&run.path().join("registry"), IpAddr::V4(Ipv4Addr::LOCALHOST))?;
@@ -29,13 +29,7 @@ impl ClusterImage {
         let config = run.path().join("config.toml");
         fs::write(&config, format!("[registry]\ncerts_dir = \"{}\"\n", certs.display()))?;
         let mut command = Command::new(peers::nydus_cluster()?);
-        command.arg("--config").arg(config).args([
-            "cluster",
-            "save",
-            services.image(),
-            "--plain",
-            "--output",
-        ]);
+        command.arg("--config").arg(config).args(["cluster", "save", services.image(), "--output"]);
         process::run_within(command.arg(file), DEADLINE).map(drop)
     }
 }

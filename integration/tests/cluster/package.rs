@@ -1,4 +1,7 @@
-//! A cluster of a package: no registry is there, and two nodes have the control plane.
+//! A cluster of a package: no registry is there, two nodes have the control plane and serve it, and images are read lazily.
+
+use std::collections::BTreeSet;
+use std::ffi::OsStr;
 
 use anyhow::{Context, Result, ensure};
 use integration::cluster_image::{ClusterImage, Services};
@@ -44,7 +47,21 @@ pub(crate) fn becomes_a_cluster(peers: &Peers) -> Result<()> {
         }
     }
 
-    // Where one master does not serve the package any more, the other does.
+    // No image came as it was: nobody has its layers. Its chunks came from the package.
+    let layers = image.layers(services)?;
+    let layers: BTreeSet<_> = layers.iter().filter_map(|file| file.parent()?.file_name()).collect();
+    for machine in [first, second, worker] {
+        let contents = machine.run("ctr --namespace k8s.io content ls -q")?.stdout;
+        let whole =
+            contents.lines().find(|digest| layers.contains(OsStr::new(digest.trim_start_matches("sha256:"))));
+        ensure!(whole.is_none(), "{} has the layer {}", machine.name(), whole.unwrap_or_default());
+        let images = machine.run("ctr --namespace k8s.io images ls -q")?.stdout;
+        ensure!(images.contains("registry.k8s.io/kube-proxy"), "{} has:\n{images}", machine.name());
+        let sets = machine.run("/var/lib/nydus-cluster/bin/nydus-cluster node status --json")?.stdout;
+        ensure!(sets.contains("registry.example/nydus-cluster/images@sha256:"), "{}: {sets}", machine.name());
+    }
+
+    // Where one master does not serve the package any more, the other does: names, bootstraps and chunks.
     first.run("systemctl stop nydus-cluster-package")?;
     worker.run(&format!("! ctr --namespace k8s.io images ls -q | grep -x {OF_MASTERS}"))?;
     lab.run_pod("of-masters", OF_MASTERS, worker, &["etcd"])?;

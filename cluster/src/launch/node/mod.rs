@@ -136,6 +136,10 @@ fn prepare(dir: &Path, wanted: &Prepare, registry: &ClientConfig) -> Result<Valu
     };
     let mut ledger = Ledger::open(dir)?;
     let own_containerd = install::has_no_containerd(&ledger);
+    if !own_containerd && wanted.images.as_ref().is_some_and(|images| images.only_lazily) {
+        let reason = "the node has one of its own, which pulls images whole, and the package has them as RAFS alone: save it with --plain";
+        return Err(LaunchError::wrong("containerd", reason));
+    }
     // A containerd that the node has from elsewhere stays as it is.
     let images = wanted.images.as_ref().filter(|_| own_containerd);
     if images.is_some() && state.saved.port.is_none() {

@@ -5,7 +5,7 @@
 
 use std::collections::HashMap;
 use std::fs::{self, File, OpenOptions};
-use std::io::{self, Write as _};
+use std::io;
 use std::os::unix::fs::FileExt as _;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -16,8 +16,8 @@ use registry::Digest;
 use registry::client::Descriptor;
 use registry::layout::Paths;
 
-use super::REGISTRY;
 use super::contents::Gathered;
+use super::{REGISTRY, failed, folder};
 use crate::package::PackageError;
 use crate::save::{LayoutError, SaveError};
 
@@ -242,33 +242,8 @@ fn lock(file: &File, target: &Path) -> Result<(), PackageError> {
     }
 }
 
-fn folder(target: &Path) -> PathBuf {
-    match target.parent() {
-        Some(parent) if !parent.as_os_str().is_empty() => parent.to_owned(),
-        _ => PathBuf::from("."),
-    }
-}
-
-fn failed(doing: &'static str, path: &Path) -> impl FnOnce(io::Error) -> PackageError {
-    let path = path.to_owned();
-    move |error| PackageError::Io { doing, path, error }
-}
-
 async fn blocking<T: Send + 'static>(work: impl FnOnce() -> io::Result<T> + Send + 'static) -> io::Result<T> {
     tokio::task::spawn_blocking(work).await.map_err(io::Error::other)?
-}
-
-/// Writes a small file, whole or not at all.
-pub(super) fn replace(path: &Path, content: &[u8]) -> Result<(), PackageError> {
-    let write = || {
-        let permissions = std::os::unix::fs::PermissionsExt::from_mode(0o644);
-        let mut file = tempfile::Builder::new().permissions(permissions).tempfile_in(folder(path))?;
-        file.write_all(content)?;
-        file.as_file().sync_all()?;
-        file.persist(path)?;
-        File::open(folder(path))?.sync_all()
-    };
-    write().map_err(failed("write", path))
 }
 
 #[cfg(test)]

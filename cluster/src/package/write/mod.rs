@@ -1,29 +1,37 @@
 //! A package is written: all documents are read first, so that the place of every byte is known, then blobs come to their places,
 //! several at once.
 //!
+//! - `lazily`: the container images as RAFS.
 //! - `contents`: what is in it.
 //! - `archive`: the tar on its way.
+//! - `pending`: which images are not complete yet.
 
 mod archive;
 mod contents;
+mod lazily;
+mod pending;
 
+use std::fs::File;
+use std::io::{self, Write as _};
 use std::path::{Path, PathBuf};
-use std::sync::{Mutex, PoisonError};
 
+use bytes::Bytes;
 use futures::StreamExt as _;
 use image::location::{InFile, Location};
-use image::source::Source;
-use registry::client::Client;
+use image::source::{PACKAGE_FILE, Source, SourceError};
+use registry::client::{Client, Descriptor};
 use thiserror::Error;
 
 use self::archive::TarFile;
 use self::contents::{Blob, Gathered};
+use self::lazily::Lazily;
+use self::pending::Pending;
 use super::about::About;
 use super::{ClusterImage, LOCK_FILE, Package, PackageError};
 use crate::lock::{Lock, Locked};
-use crate::save::layout::no_conflict;
-use crate::save::{self, Destination, Failed, Forms, NotSaved, Report, SaveError, SaveOptions};
-use image::source::PACKAGE_FILE;
+use crate::save::layout::{self, Layout, no_conflict};
+use crate::save::{Done, NotSaved, SaveError, SaveOptions};
+use crate::saved::SavedImages;
 
 /// The folder of a package that a registry serves.
 const REGISTRY: &str = "registry";
@@ -37,6 +45,8 @@ pub struct Contents<'a> {
     pub lock: &'a Lock,
     /// The tree that archives of the lock are in.
     pub root: &'a Path,
+    /// What was saved as RAFS of them, to be taken as it is where the package has RAFS; else that is made.
+    pub saved: Option<&'a SavedImages>,
 }
 
 /// Where a package goes.
@@ -70,14 +80,40 @@ pub async fn write(
     client: &Client,
     target: &PackageTarget,
     options: &SaveOptions,
-    done: &(dyn Fn(&Report) + Send + Sync),
+    done: &Done<'_>,
 ) -> Result<(), NotPackaged> {
     let all = contents.all();
-    no_conflict(&all).map_err(|error| NotSaved::Destination(error.into()))?;
-    match target {
-        PackageTarget::Directory(path) => directory(contents, &all, client, path, options, done).await,
-        PackageTarget::File(path) => file(contents, &all, client, path, options, done).await,
+    no_conflict(&all).map_err(destination)?;
+    let before = before(target, client).await?;
+    let lazily = match options.forms.rafs && !contents.lock.images.is_empty() {
+        true => Some(Lazily::of(contents, client, target, before.as_ref(), options, done).await?),
+        false => None,
+    };
+    let mut sources = Vec::new();
+    if let Some(package) = &before {
+        sources.extend(any_source(package, client).await.map_err(destination)?);
     }
+    if let Some(lazily) = &lazily {
+        sources.extend(lazily.source(client).await.map_err(destination)?);
+    }
+    let (plain, at_once) = (options.forms.plain || !options.forms.rafs, options.images);
+    let gathered = Gathered::of(contents, plain, lazily.as_ref(), client, at_once).await?;
+    let head = [
+        (PACKAGE_FILE.to_owned(), contents.about(lazily.as_ref()).text().into()),
+        (LOCK_FILE.to_owned(), contents.lock.to_string().into()),
+    ];
+    let writing = match target {
+        PackageTarget::File(path) => Writing::Tar(TarFile::open(path, &head, &gathered)?),
+        PackageTarget::Directory(path) => {
+            Writing::Directory(path, Layout::open(&path.join(REGISTRY), &all).map_err(destination)?)
+        }
+    };
+    bring_all(&writing, &gathered, &sources, options.blobs, done).await?;
+    match writing {
+        Writing::Tar(tar) => tar.finish().await?,
+        Writing::Directory(path, _) => finish(path, &gathered, contents.lock, &head).await?,
+    }
+    lazily.map_or(Ok(()), Lazily::remove).map_err(Into::into)
 }
 
 impl Contents<'_> {
@@ -87,7 +123,7 @@ impl Contents<'_> {
         Lock { platforms: self.lock.platforms.clone(), images }
     }
 
-    fn about(&self) -> About {
+    fn about(&self, lazily: Option<&Lazily>) -> About {
         let image = self.cluster.map(|locked| {
             let mut platforms: Vec<String> = locked
                 .platforms
@@ -104,27 +140,9 @@ impl Contents<'_> {
                 platforms,
             }
         });
-        About::new(image, &self.lock.to_string())
+        let images = lazily.map(|lazily| lazily.images.digest().clone());
+        About::new(image, &self.lock.to_string(), images)
     }
-}
-
-async fn directory(
-    contents: &Contents<'_>,
-    all: &Lock,
-    client: &Client,
-    path: &Path,
-    options: &SaveOptions,
-    done: &(dyn Fn(&Report) + Send + Sync),
-) -> Result<(), NotPackaged> {
-    if !is_ours(path) {
-        return Err(PackageError::Occupied(path.to_owned()).into());
-    }
-    let destination = Destination::Directory(path.join(REGISTRY));
-    let options = SaveOptions { forms: Forms::PLAIN, ..options.clone() };
-    save::save(all, contents.root, client, &destination, &options, done).await?;
-    contents.lock.write(&path.join(LOCK_FILE)).map_err(PackageError::from)?;
-    archive::replace(&path.join(PACKAGE_FILE), contents.about().text().as_bytes())?;
-    Ok(())
 }
 
 /// Whether the directory is empty, a package, or one that was interrupted.
@@ -134,112 +152,126 @@ fn is_ours(path: &Path) -> bool {
     known || Package::is_directory(path)
 }
 
-async fn file(
-    contents: &Contents<'_>,
-    all: &Lock,
-    client: &Client,
-    path: &Path,
-    options: &SaveOptions,
-    done: &(dyn Fn(&Report) + Send + Sync),
-) -> Result<(), NotPackaged> {
-    let before = before(path, client).await?;
-    let gathered = Gathered::of(all, contents.root, client, options.images).await?;
-    let head = [
-        (PACKAGE_FILE.to_owned(), contents.about().text().into()),
-        (LOCK_FILE.to_owned(), contents.lock.to_string().into()),
-    ];
-    let archive = TarFile::open(path, &head, &gathered)?;
-    let pending = Mutex::new(Pending::new(&gathered, done));
+/// The package that is at the target already, whose blobs need not be fetched again: of a directory they are in place.
+async fn before(target: &PackageTarget, client: &Client) -> Result<Option<Package>, PackageError> {
+    let path = match target {
+        PackageTarget::Directory(path) if !is_ours(path) => return Err(PackageError::Occupied(path.clone())),
+        PackageTarget::File(path) if path.exists() => path,
+        _ => return Ok(None),
+    };
+    let (owned, spool) = (path.to_owned(), client.config().upload.spool_dir.clone());
+    let opened = tokio::task::spawn_blocking(move || Package::open(&owned, &spool)).await;
+    match opened {
+        Ok(Ok(package)) if package.about().is_some() && path.is_file() => Ok(Some(package)),
+        _ => Err(PackageError::Occupied(path.to_owned())),
+    }
+}
+
+/// All blobs of a package, by any of its images.
+async fn any_source(package: &Package, client: &Client) -> Result<Option<Source>, SourceError> {
+    let Some((repository, tag)) = package.images().names()?.into_iter().next() else { return Ok(None) };
+    let place = InFile { path: package.path().to_owned(), image: Some(format!("{repository}:{tag}")) };
+    Source::open(&Location::Package(place), client).await.map(Some)
+}
+
+/// A package on its way.
+enum Writing<'a> {
+    Tar(TarFile),
+    Directory(&'a Path, Layout),
+}
+
+impl Writing<'_> {
+    /// Has the blob at its place; returns the bytes that were fetched. They come from one of `local` if one has it.
+    async fn bring(&self, blob: &Blob, local: &[Source]) -> Result<u64, SaveError> {
+        let Self::Tar(tar) = self else { return self.bring_from(&blob.source, &blob.descriptor).await };
+        if tar.has(blob.descriptor.digest())? {
+            return Ok(0);
+        }
+        for source in local.iter().filter(|source| source.blob_file(blob.descriptor.digest()).is_ok()) {
+            if self.bring_from(source, &blob.descriptor).await.is_ok() {
+                return Ok(0);
+            }
+        }
+        let brought = self.bring_from(&blob.source, &blob.descriptor).await?;
+        // What lies on this machine was not fetched.
+        Ok(if blob.source.repository().is_some() { brought } else { 0 })
+    }
+
+    async fn bring_from(&self, source: &Source, blob: &Descriptor) -> Result<u64, SaveError> {
+        match self {
+            Self::Tar(tar) => tar.bring(source, blob).await,
+            Self::Directory(_, layout) => layout.bring(source, blob).await,
+        }
+    }
+}
+
+/// Brings all blobs, `at_once` at once.
+async fn bring_all(
+    writing: &Writing<'_>,
+    gathered: &Gathered,
+    local: &[Source],
+    at_once: usize,
+    done: &Done<'_>,
+) -> Result<(), NotSaved> {
+    let mut pending = Pending::new(gathered, done);
     let one = |blob: &Blob| {
-        let (archive, blob, before) = (&archive, blob.clone(), before.as_ref());
+        let blob = blob.clone();
         async move {
-            let brought = bring(archive, &blob, before).await;
+            let brought = writing.bring(&blob, local).await;
             (blob, brought)
         }
     };
     let blobs: Vec<_> = gathered.blobs.values().map(one).collect();
-    let mut blobs = futures::stream::iter(blobs).buffer_unordered(options.blobs.max(1));
+    let mut blobs = futures::stream::iter(blobs).buffer_unordered(at_once.max(1));
     while let Some((blob, brought)) = blobs.next().await {
-        pending.lock().unwrap_or_else(PoisonError::into_inner).blob(&blob, brought);
+        pending.blob(&blob, brought);
     }
-    let failed = pending.into_inner().unwrap_or_else(PoisonError::into_inner).failed;
-    if !failed.is_empty() {
-        return Err(NotSaved::Images(failed).into());
+    pending.ended()
+}
+
+/// Makes the blobs in the directory `path` known, and says what it is.
+async fn finish(
+    path: &Path,
+    gathered: &Gathered,
+    lock: &Lock,
+    head: &[(String, Bytes)],
+) -> Result<(), NotPackaged> {
+    let (folder, files) = (path.to_owned(), gathered.files.clone());
+    // In the order of their names: documents before links to them, and tags last.
+    let write = move || files.iter().try_for_each(|(name, file)| layout::write(&folder.join(name), file));
+    tokio::task::spawn_blocking(write).await.map_err(destination)?.map_err(destination)?;
+    lock.write(&path.join(LOCK_FILE)).map_err(PackageError::from)?;
+    for (name, content) in head.iter().filter(|(name, _)| name == PACKAGE_FILE) {
+        replace(&path.join(name), content)?;
     }
-    drop(blobs);
-    archive.finish().await?;
     Ok(())
 }
 
-/// The package that is at `path` already, whose blobs need not be fetched again.
-async fn before(path: &Path, client: &Client) -> Result<Option<(Package, Source)>, PackageError> {
-    if !path.exists() {
-        return Ok(None);
-    }
-    let (owned, spool) = (path.to_owned(), client.config().upload.spool_dir.clone());
-    let opened = tokio::task::spawn_blocking(move || Package::open(&owned, &spool)).await;
-    let package = match opened {
-        Ok(Ok(package)) if package.about().is_some() && path.is_file() => package,
-        _ => return Err(PackageError::Occupied(path.to_owned())),
+/// Writes a small file, whole or not at all.
+fn replace(path: &Path, content: &[u8]) -> Result<(), PackageError> {
+    let write = || {
+        let permissions = std::os::unix::fs::PermissionsExt::from_mode(0o644);
+        let mut file = tempfile::Builder::new().permissions(permissions).tempfile_in(folder(path))?;
+        file.write_all(content)?;
+        file.as_file().sync_all()?;
+        file.persist(path)?;
+        File::open(folder(path))?.sync_all()
     };
-    let Some((repository, tag)) = package.images().names()?.into_iter().next() else { return Ok(None) };
-    let place = InFile { path: path.to_owned(), image: Some(format!("{repository}:{tag}")) };
-    let source = Source::open(&Location::Package(place), client).await?;
-    Ok(Some((package, source)))
+    write().map_err(failed("write", path))
 }
 
-/// Has the blob at its place; returns the bytes that were fetched.
-async fn bring(archive: &TarFile, blob: &Blob, before: Option<&(Package, Source)>) -> Result<u64, SaveError> {
-    let digest = blob.descriptor.digest();
-    if archive.has(digest)? {
-        return Ok(0);
+fn folder(target: &Path) -> PathBuf {
+    match target.parent() {
+        Some(parent) if !parent.as_os_str().is_empty() => parent.to_owned(),
+        _ => PathBuf::from("."),
     }
-    if let Some((package, source)) = before
-        && package.blob(digest).is_ok_and(|part| part.is_some())
-        && archive.bring(source, &blob.descriptor).await.is_ok()
-    {
-        return Ok(0);
-    }
-    archive.bring(&blob.source, &blob.descriptor).await
 }
 
-/// Which images are not complete yet.
-struct Pending<'a> {
-    images: Vec<(Report, usize)>,
-    failed: Vec<Failed>,
-    done: &'a (dyn Fn(&Report) + Send + Sync),
+fn failed(doing: &'static str, path: &Path) -> impl FnOnce(io::Error) -> PackageError {
+    let path = path.to_owned();
+    move |error| PackageError::Io { doing, path, error }
 }
 
-impl<'a> Pending<'a> {
-    fn new(gathered: &Gathered, done: &'a (dyn Fn(&Report) + Send + Sync)) -> Self {
-        let images = gathered.images.iter().map(|image| {
-            let report = Report { image: image.reference.clone(), bytes: image.bytes, fetched: 0 };
-            (report, image.blobs)
-        });
-        Self { images: images.collect(), failed: Vec::new(), done }
-    }
-
-    /// Notes what became of a blob: it was fetched for the first image that has it.
-    fn blob(&mut self, blob: &Blob, brought: Result<u64, SaveError>) {
-        let reason = brought.as_ref().err().map(ToString::to_string);
-        let mut brought = Some(brought);
-        for &number in &blob.images {
-            let Some((report, left)) = self.images.get_mut(number) else { continue };
-            match (brought.take(), &reason) {
-                (Some(Err(error)), _) => self.failed.push(Failed { image: report.image.clone(), error }),
-                (None, Some(reason)) => {
-                    let error =
-                        SaveError::Blob { digest: blob.descriptor.digest().clone(), reason: reason.clone() };
-                    self.failed.push(Failed { image: report.image.clone(), error });
-                }
-                (fetched, _) => {
-                    report.fetched += fetched.and_then(Result::ok).unwrap_or(0);
-                    *left -= 1;
-                    if *left == 0 {
-                        (self.done)(report);
-                    }
-                }
-            }
-        }
-    }
+fn destination(error: impl Into<SaveError>) -> NotSaved {
+    NotSaved::Destination(error.into())
 }

@@ -115,9 +115,9 @@ impl Rafs {
                 (nydus::ANNOTATION_SOURCE_DIGEST, plan.manifest.descriptor.digest().to_string()),
             ],
         };
-        let destination = self.store.destination();
         let (manifest, config) = (&plan.manifest.content, &plan.config.content);
-        let assembled = assemble(manifest, config, layers, &self.recipe, &form, destination.as_ref()).await?;
+        let assembled =
+            assemble(manifest, config, layers, &self.recipe, &form, self.destination.as_ref()).await?;
         let digest = assembled.digest.clone();
         self.describe(plan, &assembled.manifest, digest).await
     }
@@ -134,12 +134,7 @@ impl Rafs {
         {
             return Ok(None);
         }
-        let manifest = match &self.store {
-            crate::saved::BlobStore::Folder(_) => self.store.read(&entry.manifest, entry.size).await?,
-            crate::saved::BlobStore::Repository { client, repository } => {
-                client.manifest(&repository.with_digest(entry.manifest.clone())).await?.1
-            }
-        };
+        let manifest = self.store.manifest(&entry.manifest, entry.size).await?;
         self.describe(plan, &manifest, entry.manifest.clone()).await.map(Some)
     }
 

@@ -126,7 +126,7 @@ impl Rafs {
             let blob = writing.write_shared(out)?;
             Ok(Layer { tree: Tree::new(), blobs: vec![blob] })
         };
-        let stored = store_written(&self.store.destination(), write).await?;
+        let stored = store_written(&self.destination, write).await?;
         // Whoever wrote has let go of it.
         let round = Arc::into_inner(round).ok_or_else(|| SaveError::Internal("a blob is still written"))?;
         Ok((stored, round))
@@ -136,7 +136,7 @@ impl Rafs {
     async fn store_layer(&self, round: &Arc<Round>, number: usize) -> Result<ConvertedLayer, SaveError> {
         let round = Arc::clone(round);
         let write = move |out: &mut dyn Write| round.write_layer(number, out);
-        Ok(store_written(&self.store.destination(), write).await?)
+        Ok(store_written(&self.destination, write).await?)
     }
 
     /// What the table says of a blob that was stored, read from where it is now.

@@ -23,6 +23,7 @@ use std::collections::{BTreeMap, HashMap};
 use std::sync::Arc;
 
 use futures::StreamExt as _;
+use image::destination::Destination;
 use image::options::Recipe;
 use registry::Digest;
 
@@ -36,6 +37,8 @@ pub(crate) use spool::Spool;
 
 /// What images become.
 pub(crate) struct Rafs {
+    pub(crate) destination: Arc<dyn Destination>,
+    /// The same, to be read.
     pub(crate) store: BlobStore,
     pub(crate) spool: Spool,
     pub(crate) known: Known,

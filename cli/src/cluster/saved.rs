@@ -1,9 +1,11 @@
-//! Which saved container images a cluster's nodes read lazily.
+//! Which saved container images a cluster's nodes read lazily, and a package of it has.
 
 use anyhow::{Context as _, bail};
 use cluster::launch::{self, task::Images};
 use cluster::lock::Lock;
-use cluster::saved::{SavedAt, SavedImages};
+use cluster::saved::{SavedAt, SavedImages, bound};
+use image::location::{InFile, Location};
+use image::source::Source;
 use registry::client::Client;
 use registry::{Digest, Reference, Repository};
 
@@ -21,6 +23,8 @@ pub(super) enum Candidates {
     Bound(Repository, Vec<Digest>),
     /// There, or nowhere: beside the tag of the cluster image, where only those can put them who can put another image there too.
     Perhaps(Reference),
+    /// There, in the package that the cluster is run of.
+    Package(launch::Package),
     /// Nobody says where.
     Nowhere,
 }
@@ -53,17 +57,54 @@ impl Candidates {
         })
     }
 
+    /// Those of a package; `plain`: they are to be pulled whole.
+    pub(super) async fn of_package(
+        package: &launch::Package,
+        client: &Client,
+        plain: bool,
+    ) -> anyhow::Result<Self> {
+        let path = package.path().display();
+        if plain && !package.has_plain() {
+            bail!("--plain: {path} has not all container images as they are: save it with --plain");
+        }
+        let Some(saved) = package.saved().filter(|_| !plain) else { return Ok(Self::Nowhere) };
+        let place = InFile { path: package.path().to_owned(), image: None };
+        let root = Source::open(&Location::Package(place), client).await?.root().await?;
+        let bound = bound(&root.content).with_context(|| package.image().to_string())?;
+        let is_bound = |digest: &Digest| bound.is_empty() || bound.contains(digest);
+        match saved {
+            SavedAt::Package { digest, .. } if !is_bound(digest) => bail!(
+                "{path} has the saved images {digest}, and its cluster image is bound to {}: save it again",
+                listed(&bound)
+            ),
+            _ => Ok(Self::Package(package.clone())),
+        }
+    }
+
     /// What nodes are told of them, if there are any; `lock` is the cluster image's.
     pub(super) async fn find(self, client: &Client, lock: Option<&Lock>) -> anyhow::Result<Option<Images>> {
-        let (saved, repository) = match &self {
+        let Some((saved, repository)) = self.saved(client).await? else { return Ok(None) };
+        note(&format!("container images are read lazily from {repository}@{}", saved.digest()));
+        let mut images = launch::images(&saved, &repository, lock)?;
+        images.only_lazily = matches!(&self, Self::Package(package) if !package.has_plain());
+        Ok(Some(images))
+    }
+
+    /// The images, if there are any, and the repository that has them.
+    pub(super) async fn saved(&self, client: &Client) -> anyhow::Result<Option<(SavedImages, Repository)>> {
+        let (saved, repository) = match self {
             Self::Nowhere => return Ok(None),
             Self::Perhaps(reference) => match find(client, reference).await? {
                 None => return Ok(None),
-                Some(saved) => (saved, reference.repository()),
+                Some(saved) => (saved, reference.repository().clone()),
             },
             Self::Sure(reference) => match find(client, reference).await? {
                 None => bail!("--images {reference}: nothing was saved there"),
-                Some(saved) => (saved, reference.repository()),
+                Some(saved) => (saved, reference.repository().clone()),
+            },
+            Self::Package(package) => match package.saved() {
+                None => return Ok(None),
+                Some(place) => (SavedImages::open(place, client).await?, package.repository()?),
             },
             Self::Bound(repository, digests) => {
                 let mut found = None;
@@ -74,16 +115,15 @@ impl Candidates {
                 }
                 let Some(saved) = found else {
                     bail!(
-                        "the saved images that the cluster image is bound to, {}, are not in {repository}: say with --images in which \
-                         repository they are, or have container images pulled whole with --plain",
+                        "the saved images that the cluster image is bound to, {}, are not in {repository}: say with --images of cluster \
+                         run in which repository they are, or do without them, with --plain, and of cluster save with --no-rafs too",
                         listed(digests)
                     );
                 };
-                (saved, repository)
+                (saved, repository.clone())
             }
         };
-        note(&format!("container images are read lazily from {repository}@{}", saved.digest()));
-        Ok(Some(launch::images(&saved, repository, lock)?))
+        Ok(Some((saved, repository)))
     }
 }
 
@@ -112,7 +152,7 @@ mod tests {
                 Candidates::Sure(reference) => format!("sure {reference}"),
                 Candidates::Bound(repository, digests) => format!("bound {repository} {}", digests.len()),
                 Candidates::Perhaps(reference) => format!("perhaps {reference}"),
-                Candidates::Nowhere => "nowhere".to_owned(),
+                Candidates::Package(_) | Candidates::Nowhere => "nowhere".to_owned(),
             })
         };
         assert_eq!(of(&image, &none, None)?, "perhaps r.example/cluster:v1-images");
