@@ -6,6 +6,7 @@ use anyhow::{Context as _, bail};
 use cluster::lock::{self, Lock, ResolveOptions};
 use cluster::save::{self, Destination, Forms, NotSaved, Report, SaveOptions};
 use cluster::saved::bind;
+use image::location::Location;
 use indicatif::HumanBytes;
 use registry::client::Client;
 use registry::{Digest, Reference};
@@ -41,7 +42,11 @@ pub(super) async fn run(config: &Config, flags: args::Save) -> anyhow::Result<Ex
         }
     };
     let Some(lock) = lock(config, &flags, &opened, &client).await? else { return Ok(ExitCode::FAILURE) };
-    let options = options(config, &flags);
+    let cluster_image = match &opened.location {
+        Some(Location::Registry(reference)) if opened.nydus => Some(reference.clone()),
+        _ => None,
+    };
+    let options = SaveOptions { cluster_image, ..options(config, &flags) };
     let saved = save::save(&lock, &opened.dir, &client, &destination, &options, &say).await;
     if let (Some(bound), Ok(Some(digest))) = (&bound, &saved) {
         bound.bind(&client, digest).await?;

@@ -3,6 +3,7 @@
 use image::assemble::AssembleError;
 use image::destination::StoreError;
 use image::document::DocumentError;
+use image::files::FilesError;
 use image::layer::{ConvertError, FileError};
 use image::options::OptionsError;
 use image::source::SourceError;
@@ -74,6 +75,14 @@ pub enum SaveError {
     /// What an earlier save left cannot be read.
     #[error(transparent)]
     Saved(#[from] Box<SavedError>),
+    /// The cluster image's blobs cannot be read.
+    #[error("{image}: {error}")]
+    ClusterImage {
+        /// The cluster image.
+        image: Reference,
+        /// Why.
+        error: Box<FilesError>,
+    },
     /// What was saved before are other images.
     #[error(transparent)]
     OtherImage(#[from] OtherImage),

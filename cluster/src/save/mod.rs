@@ -27,6 +27,7 @@ use std::sync::Arc;
 use futures::StreamExt as _;
 use image::destination::{BlobFolder, InRegistry};
 use image::options::{Options, Recipe};
+use image::platform::PlatformName;
 use image::source::Source;
 use registry::client::Client;
 use registry::{Digest, Reference, digest};
@@ -84,6 +85,8 @@ pub struct SaveOptions {
     pub spool_bytes: u64,
     /// What was saved before, in the same repository under another tag: its blobs are used where they hold the same.
     pub base: Option<Reference>,
+    /// The cluster image: chunks that its nydus image has are used there, where it is in the repository that images are saved to.
+    pub cluster_image: Option<Reference>,
 }
 
 impl Default for SaveOptions {
@@ -96,6 +99,7 @@ impl Default for SaveOptions {
             image: Options::default(),
             spool_bytes: 16 << 30,
             base: None,
+            cluster_image: None,
         }
     }
 }
@@ -183,6 +187,12 @@ struct Work<'a> {
 }
 
 impl Work<'_> {
+    /// The cluster image, if nodes find its blobs where the container images are.
+    fn cluster_image(&self) -> Option<&Reference> {
+        let Destination::Repository(to) = self.destination else { return None };
+        self.options.cluster_image.as_ref().filter(|image| image.repository() == to.repository())
+    }
+
     /// Makes the nydus images of `saved`, and returns their table; or says which cannot be made.
     async fn rafs(
         &self,
@@ -200,7 +210,10 @@ impl Work<'_> {
             let found = SavedImages::find(&place, self.client).await?;
             tables.extend(found.and_then(|found| found.table().cloned()));
         }
-        let known = Known::of(tables, &store, recipe.build()).await?;
+        let mut known = Known::of(tables, &store, recipe.build()).await?;
+        if let Some(image) = self.cluster_image() {
+            known.add_image(image, &platforms(saved), self.client, &store).await?;
+        }
         let destination = self.target.destination();
         let work = Rafs { destination, store, spool, known, recipe, options: self.options.clone() };
         let converted = match work.convert(saved, self.complete, done).await {
@@ -219,6 +232,17 @@ impl Work<'_> {
         }
         Ok(Ok(converted.table))
     }
+}
+
+/// The platforms for which there are nydus images of `saved`, each once.
+fn platforms(saved: &[Saved]) -> Vec<PlatformName> {
+    let mut platforms: Vec<PlatformName> = Vec::new();
+    for rafs in saved.iter().flat_map(|image| &image.plan.rafs) {
+        if !platforms.contains(&rafs.platform) {
+            platforms.push(rafs.platform.clone());
+        }
+    }
+    platforms
 }
 
 /// What earlier saves left at the destination.

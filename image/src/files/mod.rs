@@ -13,6 +13,7 @@ use std::collections::BTreeMap;
 use std::io;
 use std::path::{Path, PathBuf};
 
+use rafs::blob::Blob;
 use rafs::blob::source::BlobError;
 use rafs::bootstrap::ReadError;
 use registry::client::{Client, Descriptor};
@@ -154,6 +155,23 @@ pub(crate) async fn bootstrap_image(
     layer: &Descriptor,
 ) -> Result<rafs::tree::Image, FilesError> {
     nydus::image(source, layer).await
+}
+
+/// The blobs of the nydus image at `location` for `platform`, with all of their chunks. `None` if there is none, or it is no nydus image.
+///
+/// # Errors
+///
+/// When it cannot be read.
+pub async fn nydus_blobs(
+    location: &Location,
+    client: &Client,
+    platform: &PlatformName,
+) -> Result<Option<Vec<Blob>>, FilesError> {
+    match nydus_image(location, client, platform).await {
+        Ok((_, image)) => Ok(Some(image.blobs)),
+        Err(FilesError::NotNydus(_) | FilesError::NoPlatform { .. }) => Ok(None),
+        Err(error) => Err(error),
+    }
 }
 
 /// The nydus image at `location` for `platform`, opened, with its tree and all chunks of its blobs.

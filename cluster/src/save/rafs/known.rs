@@ -5,13 +5,19 @@ use std::sync::Arc;
 
 use futures::{StreamExt as _, TryStreamExt as _};
 use image::destination::StoreError;
+use image::files::nydus_blobs;
+use image::location::Location;
+use image::platform::PlatformName;
 use rafs::blob::Blob;
 use rafs::build::BuildOptions;
-use rafs::share::Holders;
-use registry::Digest;
+use rafs::share::{Holders, StoredError};
+use registry::client::Client;
+use registry::{Digest, Reference};
 
 use crate::save::SaveError;
-use crate::saved::{BlobEntry, BlobStore, BootstrapEntry, ImageEntry, LayerEntry, Table, rafs_digest};
+use crate::saved::{
+    BlobEntry, BlobStore, BootstrapEntry, ImageEntry, LayerEntry, Table, oci_digest, rafs_digest,
+};
 
 /// Blobs that are looked at at once.
 const AT_ONCE: usize = 8;
@@ -69,6 +75,39 @@ impl Known {
         Ok(known)
     }
 
+    /// Adds the blobs of the nydus images of `image`, as far as they are built as these are and in the same place.
+    pub(crate) async fn add_image(
+        &mut self,
+        image: &Reference,
+        platforms: &[PlatformName],
+        client: &Client,
+        store: &BlobStore,
+    ) -> Result<(), SaveError> {
+        let location = Location::Registry(image.clone());
+        for platform in platforms {
+            let blobs = nydus_blobs(&location, client, platform).await;
+            let blobs = blobs
+                .map_err(|error| SaveError::ClusterImage { image: image.clone(), error: Box::new(error) })?;
+            for blob in blobs.into_iter().flatten() {
+                if !self.fits(&blob) {
+                    continue;
+                }
+                let (Some(id), Some((toc, _))) = (blob.id.map(oci_digest), blob.toc) else { continue };
+                if !self.blobs.contains_key(&id) && store.has(&id).await.map_err(StoreError::from)? {
+                    self.blobs.insert(id, BlobEntry { size: blob.stored_size, toc: oci_digest(toc) });
+                }
+            }
+        }
+        Ok(())
+    }
+
+    /// Whether the chunks of a blob are as those of all others are here.
+    fn fits(&self, blob: &Blob) -> bool {
+        blob.chunk_size == self.chunk_size
+            && blob.digester.word() == self.digester
+            && blob.chunks.iter().all(|chunk| chunk.batch.is_none())
+    }
+
     pub(crate) fn layer(&self, diff_id: &Digest) -> Option<&LayerEntry> {
         self.layers.get(diff_id)
     }
@@ -103,7 +142,11 @@ impl Known {
             let Some(own) = rafs_digest(&id) else { return Ok(None) };
             let (toc, read) = (rafs_digest(&entry.toc), store.blocking(&id));
             let chunks = move || rafs::share::read_chunks(own, entry.size, toc, read);
-            Ok::<_, SaveError>(tokio::task::spawn_blocking(chunks).await??)
+            match tokio::task::spawn_blocking(chunks).await? {
+                // A blob of a cluster image that others made.
+                Err(StoredError::NoBootstrap { .. }) => Ok(None),
+                chunks => Ok::<_, SaveError>(chunks?),
+            }
         };
         let blobs: Vec<Option<Blob>> =
             futures::stream::iter(blobs).map(read).buffer_unordered(AT_ONCE).try_collect().await?;
