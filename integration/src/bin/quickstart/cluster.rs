@@ -1,8 +1,10 @@
 //! `--cluster`: three bare nodes on a link of 1 Gbit/s become a Kubernetes that serves: with images read lazily, with images pulled
-//! whole, and once more with all of them there.
+//! whole, once more with all of them there, and from a package, without a registry.
 
 use std::fmt;
+use std::fs;
 use std::path::Path;
+use std::process::Command;
 use std::thread;
 use std::time::{Duration, Instant};
 
@@ -43,6 +45,8 @@ pub(crate) struct Report {
     plain: Figures,
     /// The same with all images on the nodes: what Kubernetes itself takes.
     warm: Figures,
+    /// From a package that the first node serves, the registry ended: stored is the file, which is brought to that node meanwhile.
+    package: Figures,
 }
 
 /// Runs the cluster and measures; leaves it running in `dir`.
@@ -51,24 +55,30 @@ pub(crate) fn run(peers: &Peers, dir: &Path, services: Services) -> Result<(Repo
     let image = ClusterImage::make(peers, services)?;
     let stored = |pull| image.stored_bytes(services, pull);
     eprintln!("booting three bare nodes");
-    let lab = ClusterLab::start(peers, &image, services, dir)?;
+    let mut lab = ClusterLab::start(peers, &image, services, dir)?;
     eprintln!("running the cluster with images pulled whole, nothing on the nodes");
-    let plain = measure(&lab, dir, Pull::Plain, stored(Pull::Plain)?)?;
+    let plain = measure(&lab, dir, lab.run_command(Pull::Plain)?, stored(Pull::Plain)?)?;
     eprintln!("running it again, images on the nodes");
     lab.cluster(&["rm", "--keep-images"])?;
-    let warm = measure(&lab, dir, Pull::Plain, stored(Pull::Plain)?)?;
+    let warm = measure(&lab, dir, lab.run_command(Pull::Plain)?, stored(Pull::Plain)?)?;
     eprintln!("running it with images read lazily, nothing on the nodes");
     lab.cluster(&["rm"])?;
-    let lazy = measure(&lab, dir, Pull::Lazy, stored(Pull::Lazy)?)?;
+    let lazy = measure(&lab, dir, lab.run_command(Pull::Lazy)?, stored(Pull::Lazy)?)?;
+    eprintln!("writing a package, and running it without the registry, nothing on the nodes");
+    lab.cluster(&["rm"])?;
+    let file = dir.join("cluster.tar");
+    image.package(services, &file)?;
+    lab.end_registry()?;
+    let package = measure(&lab, dir, lab.package_command(&file, 1)?, fs::metadata(&file)?.len())?;
     let (nodes_ready, pods_serving) = (lab.nodes_ready()?, lab.pods_ready()?);
-    Ok((Report { nodes_ready, pods_serving, lazy, plain, warm }, lab))
+    Ok((Report { nodes_ready, pods_serving, lazy, plain, warm, package }, lab))
 }
 
-fn measure(lab: &ClusterLab, dir: &Path, pull: Pull, stored_bytes: u64) -> Result<Figures> {
+fn measure(lab: &ClusterLab, dir: &Path, command: Command, stored_bytes: u64) -> Result<Figures> {
     let log = lab.registry().access_log();
     let mark = log.mark()?;
     let start = Instant::now();
-    let mut run = Server::spawn("cluster run", lab.run_command(pull)?, dir.join("cluster-run.log"))?;
+    let mut run = Server::spawn("cluster run", command, dir.join("cluster-run.log"))?;
     let said = |run: &Server| format!("cluster run said:\n{}", run.log_text());
     // Before there is a cluster, nobody answers.
     ask("all nodes are ready", &mut run, || Ok(lab.nodes_ready().unwrap_or(0) == lab.machines().all().len()))
@@ -105,17 +115,18 @@ impl fmt::Display for Report {
     fn fmt(&self, out: &mut fmt::Formatter<'_>) -> fmt::Result {
         let megabytes = |bytes: u64| format!("{:.1} MB", bytes as f64 / 1e6);
         let seconds = |seconds: f64| format!("{seconds:.1} s");
-        let columns = [&self.lazy, &self.plain, &self.warm];
+        let columns = [&self.lazy, &self.plain, &self.warm, &self.package];
         let rows = [
-            ("stored in the registry", columns.map(|figures| megabytes(figures.stored_bytes))),
+            ("stored", columns.map(|figures| megabytes(figures.stored_bytes))),
             ("left the registry", columns.map(|figures| megabytes(figures.registry_bytes))),
             ("all nodes ready", columns.map(|figures| seconds(figures.ready_s))),
             ("all pods serve", columns.map(|figures| seconds(figures.serving_s))),
         ];
         writeln!(out, "{} nodes ready, {} pods serve\n", self.nodes_ready, self.pods_serving)?;
-        writeln!(out, "{:<24}{:>16}{:>16}{:>20}", "", "lazy", "plain images", "warm (images there)")?;
-        for (name, [lazy, plain, warm]) in rows {
-            writeln!(out, "{name:<24}{lazy:>16}{plain:>16}{warm:>20}")?;
+        let [lazy, plain, warm, package] = ["lazy", "plain images", "warm (images there)", "package"];
+        writeln!(out, "{:<24}{lazy:>16}{plain:>16}{warm:>20}{package:>16}", "")?;
+        for (name, [lazy, plain, warm, package]) in rows {
+            writeln!(out, "{name:<24}{lazy:>16}{plain:>16}{warm:>20}{package:>16}")?;
         }
         Ok(())
     }
