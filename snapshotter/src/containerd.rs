@@ -11,7 +11,7 @@ use std::time::Duration;
 use containerd_client::services::v1::content_client::ContentClient;
 use containerd_client::services::v1::images_client::ImagesClient;
 use containerd_client::services::v1::{
-    InfoRequest, ListContentRequest, ListImagesRequest, ReadContentRequest,
+    Info, InfoRequest, ListContentRequest, ListImagesRequest, ReadContentRequest,
 };
 use tonic::metadata::MetadataValue;
 use tonic::transport::Channel;
@@ -20,9 +20,9 @@ use tonic::{Code, Request, Status};
 /// containerd answers from its own database; it must not take longer to say whose a snapshot is.
 const DEADLINE: Duration = Duration::from_secs(10);
 /// Label of a config: chain id of the snapshot that was unpacked from it, by snapshotter.
-const UNPACKED_TO: &str = "containerd.io/gc.ref.snapshot.";
+pub(crate) const UNPACKED_TO: &str = "containerd.io/gc.ref.snapshot.";
 /// Label of a manifest: its config.
-const CONFIG: &str = "containerd.io/gc.ref.content.config";
+pub(crate) const CONFIG: &str = "containerd.io/gc.ref.content.config";
 /// Beginning of labels of an index: its manifests.
 const MANIFESTS: &str = "containerd.io/gc.ref.content.m.";
 /// Manifests of an index are looked for up to this number: more platforms than any image has.
@@ -43,7 +43,8 @@ pub(crate) struct Caller {
 
 /// Why containerd could not say it.
 #[derive(Debug, thiserror::Error)]
-pub(crate) enum LookupError {
+#[non_exhaustive]
+pub enum LookupError {
     /// containerd cannot be reached.
     #[error("cannot connect to containerd at {}", .0.display())]
     Connect(PathBuf, #[source] tonic::transport::Error),
@@ -51,8 +52,8 @@ pub(crate) enum LookupError {
     #[error("containerd answers {}: {}", .0.code(), .0.message())]
     Refused(Box<Status>),
     /// No answer in time.
-    #[error("containerd did not answer within {DEADLINE:?}")]
-    Deadline,
+    #[error("containerd did not answer within {} seconds", .0.as_secs())]
+    Deadline(Duration),
 }
 
 impl From<Status> for LookupError {
@@ -82,7 +83,7 @@ pub(crate) async fn images_unpacked_to(
 ) -> Result<Vec<String>, LookupError> {
     match tokio::time::timeout(DEADLINE, look_up(socket, caller, chain_ids)).await {
         Ok(result) => result,
-        Err(_) => Err(LookupError::Deadline),
+        Err(_) => Err(LookupError::Deadline(DEADLINE)),
     }
 }
 
@@ -93,38 +94,47 @@ pub(crate) async fn indexes_of(
     manifest: &str,
 ) -> Result<Vec<Vec<u8>>, LookupError> {
     let looking = async {
-        let channel = containerd_client::connect(socket).await;
-        let channel = channel.map_err(|error| LookupError::Connect(socket.to_owned(), error))?;
+        let channel = connect(socket).await?;
         Query { channel, namespace: &caller.namespace }.indexes(manifest).await
     };
-    tokio::time::timeout(DEADLINE, looking).await.unwrap_or(Err(LookupError::Deadline))
+    tokio::time::timeout(DEADLINE, looking).await.unwrap_or(Err(LookupError::Deadline(DEADLINE)))
+}
+
+pub(crate) async fn connect(socket: &Path) -> Result<Channel, LookupError> {
+    let channel = containerd_client::connect(socket).await;
+    channel.map_err(|error| LookupError::Connect(socket.to_owned(), error))
 }
 
 async fn look_up(socket: &Path, caller: &Caller, chain_ids: &[String]) -> Result<Vec<String>, LookupError> {
-    let channel = containerd_client::connect(socket).await;
-    let channel = channel.map_err(|error| LookupError::Connect(socket.to_owned(), error))?;
+    let channel = connect(socket).await?;
     let query = Query { channel, namespace: &caller.namespace };
     let configs = query.labelled(&format!("{UNPACKED_TO}{}", caller.snapshotter), chain_ids).await?;
     let manifests: BTreeSet<_> = query.labelled(CONFIG, &configs).await?.into_iter().collect();
     if manifests.is_empty() {
         return Ok(Vec::new());
     }
-    query.images_of(&manifests).await
+    let names = query.images_of(&manifests).await?;
+    // CRI also names images by their ids alone, from which nothing can be fetched.
+    Ok(names.into_iter().filter(|name| name.contains('/')).collect())
 }
 
 /// Questions in one namespace.
-struct Query<'c> {
-    channel: Channel,
-    namespace: &'c str,
+pub(crate) struct Query<'c> {
+    pub(crate) channel: Channel,
+    pub(crate) namespace: &'c str,
 }
 
 impl Query<'_> {
     /// Digests of the content whose label has one of the values.
-    async fn labelled(&self, label: &str, values: &[String]) -> Result<Vec<String>, LookupError> {
+    pub(crate) async fn labelled(&self, label: &str, values: &[String]) -> Result<Vec<String>, LookupError> {
         if values.is_empty() {
             return Ok(Vec::new());
         }
-        let filters = values.iter().map(|value| format!("labels.{label:?}=={value:?}")).collect();
+        self.found(values.iter().map(|value| format!("labels.{label:?}=={value:?}")).collect()).await
+    }
+
+    /// Digests of the content that one of the filters is true of.
+    pub(crate) async fn found(&self, filters: Vec<String>) -> Result<Vec<String>, LookupError> {
         let request = self.request(ListContentRequest { filters })?;
         let mut stream = ContentClient::new(self.channel.clone()).list(request).await?.into_inner();
         let mut digests = Vec::new();
@@ -143,32 +153,34 @@ impl Query<'_> {
         let mut indexes = Vec::new();
         while let Some(message) = found.message().await? {
             for info in message.info.into_iter().filter(|info| info.size <= INDEX_LIMIT_BYTES) {
-                let request = ReadContentRequest { digest: info.digest, offset: 0, size: 0 };
-                let mut parts =
-                    ContentClient::new(self.channel.clone()).read(self.request(request)?).await?.into_inner();
-                let mut content = Vec::new();
-                while let Some(part) = parts.message().await? {
-                    content.extend_from_slice(&part.data);
-                }
-                indexes.push(content);
+                indexes.push(self.content(info.digest).await?);
             }
         }
         Ok(indexes)
     }
 
-    /// The images, by name, that are one of the manifests or an index of one of them.
-    async fn images_of(&self, manifests: &BTreeSet<String>) -> Result<Vec<String>, LookupError> {
+    /// All of a document.
+    pub(crate) async fn content(&self, digest: String) -> Result<Vec<u8>, LookupError> {
+        let request = self.request(ReadContentRequest { digest, offset: 0, size: 0 })?;
+        let mut parts = ContentClient::new(self.channel.clone()).read(request).await?.into_inner();
+        let mut content = Vec::new();
+        while let Some(part) = parts.message().await? {
+            content.extend_from_slice(&part.data);
+        }
+        Ok(content)
+    }
+
+    /// The images, by all of their names, that are one of the manifests or an index of one of them.
+    pub(crate) async fn images_of(&self, manifests: &BTreeSet<String>) -> Result<Vec<String>, LookupError> {
         let request = self.request(ListImagesRequest { filters: Vec::new() })?;
         let mut images = ImagesClient::new(self.channel.clone()).list(request).await?.into_inner().images;
         images.sort_by(|one, other| one.name.cmp(&other.name));
         let mut names = Vec::new();
         for image in images {
             let Some(target) = image.target else { continue };
-            // CRI also names images by their ids alone, from which nothing can be fetched.
-            let located = image.name.contains('/');
-            let ours = manifests.contains(&target.digest)
-                || is_index(&target.media_type) && self.leads_to(&target.digest, manifests).await?;
-            if located && ours {
+            if manifests.contains(&target.digest)
+                || is_index(&target.media_type) && self.leads_to(&target.digest, manifests).await?
+            {
                 names.push(image.name);
             }
         }
@@ -177,20 +189,25 @@ impl Query<'_> {
 
     /// Whether an index has one of the manifests.
     async fn leads_to(&self, index: &str, manifests: &BTreeSet<String>) -> Result<bool, LookupError> {
-        let request = self.request(InfoRequest { digest: index.to_owned() })?;
-        let info = match ContentClient::new(self.channel.clone()).info(request).await {
-            Ok(response) => response.into_inner().info.unwrap_or_default(),
-            // Removed since it was listed.
-            Err(status) if status.code() == Code::NotFound => return Ok(false),
-            Err(status) => return Err(status.into()),
-        };
+        // It may have been removed since it was listed.
+        let info = self.info(index).await?.unwrap_or_default();
         Ok(info
             .labels
             .iter()
             .any(|(label, digest)| label.starts_with(MANIFESTS) && manifests.contains(digest)))
     }
 
-    fn request<T>(&self, message: T) -> Result<Request<T>, Status> {
+    /// What is known of content that is there.
+    pub(crate) async fn info(&self, digest: &str) -> Result<Option<Info>, LookupError> {
+        let request = self.request(InfoRequest { digest: digest.to_owned() })?;
+        match ContentClient::new(self.channel.clone()).info(request).await {
+            Ok(response) => Ok(response.into_inner().info),
+            Err(status) if status.code() == Code::NotFound => Ok(None),
+            Err(status) => Err(status.into()),
+        }
+    }
+
+    pub(crate) fn request<T>(&self, message: T) -> Result<Request<T>, Status> {
         let namespace = MetadataValue::try_from(self.namespace).map_err(|_| {
             Status::invalid_argument(format!("namespace {:?} is no header value", self.namespace))
         })?;

@@ -12,6 +12,7 @@
 //! filter     containerd's filter language
 //! broker     how registries are read, for the daemon  → kubernetes  pull secrets of the node's pods
 //! containerd questions to containerd itself
+//! forget     what containerd has of us is taken from it, when it goes on without us
 //! ```
 //!
 //! Plain images behave as with containerd's overlayfs snapshotter. Of a nydus image only the bootstrap is unpacked; the
@@ -24,6 +25,7 @@ pub mod control;
 mod daemon;
 mod error;
 mod filter;
+mod forget;
 mod kubernetes;
 mod metrics;
 mod nydus;
@@ -42,8 +44,10 @@ use tokio_util::sync::CancellationToken;
 use tracing::{info, warn};
 
 pub use config::{DaemonConfig, SnapshotterConfig};
+pub use containerd::LookupError;
 pub use error::{Error, MountFailure};
 pub use filter::FilterError;
+pub use forget::forget;
 pub use state::Kind;
 
 use broker::Broker;
