@@ -14,9 +14,21 @@ const CLUSTER_RUNTIME: &str = "cluster.alpha.sealer.io/cluster-runtime";
 const CNI: &str = "cluster.alpha.sealer.io/kube-cni-";
 const CSI: &str = "cluster.alpha.sealer.io/kube-csi-";
 
-/// Labels of sealos that are commands.
-const HOOKS: &[&str] =
-    &["init", "clean", "check", "init-registry", "clean-registry", "init-cri", "clean-cri", "auth", "image"];
+/// Labels that are commands: those of sealos, and the three by which an image makes a cluster of its own kind.
+const HOOKS: &[&str] = &[
+    "init",
+    "clean",
+    "check",
+    "init-registry",
+    "clean-registry",
+    "init-cri",
+    "clean-cri",
+    "auth",
+    "image",
+    "init-cluster",
+    "join-cluster",
+    "leave-cluster",
+];
 
 impl Description {
     pub(super) fn read_labels(&mut self, labels: &Words) {

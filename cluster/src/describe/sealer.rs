@@ -1,5 +1,7 @@
 //! sealer's documents: two annotations of the manifest, and the file `Metadata`.
 
+use std::collections::BTreeMap;
+
 use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value};
 
@@ -27,6 +29,15 @@ pub struct Application {
     /// The version of this description of it.
     #[serde(skip_serializing_if = "String::is_empty")]
     pub version: String,
+    /// Files in its folder, in the order in which they are applied or run.
+    #[serde(deserialize_with = "or_default", skip_serializing_if = "Vec::is_empty")]
+    pub files: Vec<String>,
+    /// What its commands see.
+    #[serde(deserialize_with = "or_default", skip_serializing_if = "BTreeMap::is_empty")]
+    pub env: BTreeMap<String, String>,
+    /// The words of the command that launches it, in its folder.
+    #[serde(deserialize_with = "or_default", skip_serializing_if = "Vec::is_empty")]
+    pub cmds: Vec<String>,
     /// What else is said of it.
     #[serde(flatten)]
     pub other: Map<String, Value>,
@@ -103,8 +114,10 @@ pub(super) struct Metadata {
     other: Map<String, Value>,
 }
 
-/// Go writes an empty list as `null`.
-fn or_default<'de, D: serde::Deserializer<'de>, T: Deserialize<'de>>(input: D) -> Result<Vec<T>, D::Error> {
+/// Go writes what is empty as `null`.
+fn or_default<'de, D: serde::Deserializer<'de>, T: Default + Deserialize<'de>>(
+    input: D,
+) -> Result<T, D::Error> {
     Ok(Option::deserialize(input)?.unwrap_or_default())
 }
 

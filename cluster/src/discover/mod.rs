@@ -6,7 +6,7 @@
 //! | `tree` | files, never beyond the tree; `ignore`: not those that nobody wants read |
 //! | `list` | lists that people wrote: `imageList`, `images/shim`, `images/skopeo/tar.txt` |
 //! | `manifest` | images in Kubernetes' objects, wherever a pod is described |
-//! | `template` | `.tmpl` files, rendered with the image's environment |
+//! | `template` | `.tmpl` files, rendered with the image's environment; `rendered`: all of a tree, for nodes |
 //! | `chart` | charts, rendered by `helm` |
 //!
 //! Every source gives *requests* ([`ask`]) with the place that they stand at. Text that only looks like a reference gives none.
@@ -19,6 +19,7 @@ pub mod layout;
 pub(crate) mod list;
 pub(crate) mod manifest;
 mod render;
+mod rendered;
 mod template;
 mod tree;
 
@@ -30,6 +31,8 @@ use thiserror::Error;
 
 pub use ask::{Archive, ArchiveKind, Discovery, Image, Origin, Problem, Way};
 pub use layout::Layout;
+
+pub use rendered::rendered;
 
 use crate::helm::Helm;
 use tree::Tree;
@@ -90,12 +93,20 @@ pub enum DiscoverError {
         /// Why.
         error: std::io::Error,
     },
+    /// A template cannot be rendered.
+    #[error("{place}: {reason}")]
+    Template {
+        /// The file, with the line where it is known.
+        place: String,
+        /// What is wrong.
+        reason: String,
+    },
     /// The thread that reads the tree is gone.
     #[error("reading the tree ended unexpectedly: {0}")]
     Panicked(#[from] tokio::task::JoinError),
 }
 
-/// Whether a file, by its path in a cluster image, says what the image is or which images it asks for. Of what it stands in
+/// Whether a file, by its path in a cluster image, says what the image is, which images it asks for, or is a template for nodes. Of what it stands in
 /// only the folders are needed, by which layouts are told apart. Archives of images are large, and are not among them.
 pub fn matters(path: &[u8]) -> bool {
     let folders: &[&[u8]] = &[b"manifests", b"charts", b"application", b"images/shim"];
@@ -112,7 +123,12 @@ pub fn matters(path: &[u8]) -> bool {
     let within = |folder: &&[u8]| {
         path.strip_prefix(*folder).is_some_and(|rest| rest.is_empty() || rest.starts_with(b"/"))
     };
-    folders.iter().any(within) || files.contains(&path) || marks.contains(&path)
+    let template = path.ends_with(rendered::TEMPLATE.as_bytes());
+    let of_nodes: &[&[u8]] = &[b"etc", b"scripts"];
+    folders.iter().any(within)
+        || template && of_nodes.iter().any(within)
+        || files.contains(&path)
+        || marks.contains(&path)
 }
 
 /// Whose conventions the tree `dir` follows; `None` if it shows none, or cannot be read.

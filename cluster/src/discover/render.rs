@@ -9,12 +9,10 @@ use super::ask::{Requests, Way};
 use super::chart::{Chart, Values};
 use super::collect::Collected;
 use super::manifest::{self, Context};
+use super::rendered::TEMPLATE;
 use super::template::{self, TemplateError, Templates};
 use super::{DiscoverError, Options};
 use crate::helm::Helm;
-
-/// What the names of templates end in.
-const TEMPLATE: &str = ".tmpl";
 
 /// Renders what the walk put aside, and adds what it asks for.
 pub(crate) async fn render(

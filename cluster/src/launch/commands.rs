@@ -1,5 +1,6 @@
 //! What launches an image, in the words of either system.
 
+use super::place::quoted;
 use crate::describe::Description;
 
 /// Shell commands that launch the image, in their order: sealer's of the annotation; where there are none, `ENTRYPOINT` and
@@ -15,15 +16,29 @@ pub fn commands(description: &Description, entrypoint: &[String], cmd: &[String]
     [entrypoint, cmd].into_iter().flat_map(of_image).collect()
 }
 
-/// How sealer launches an application that says nothing else.
+/// How sealer launches an application: by its own command, or as one of its kind is launched.
 fn application(description: &Description, name: &str) -> String {
-    let kind = description.applications.iter().find(|application| application.name == name);
     let folder = format!("application/apps/{name}");
-    match kind.map(|application| application.kind.as_str()) {
-        Some("helm") => format!("helm upgrade --install {name} {folder}"),
-        Some("shell") => format!("for script in {folder}/*.sh; do bash \"$script\"; done"),
-        _ => format!("kubectl apply -f {folder}"),
-    }
+    let Some(application) = description.applications.iter().find(|application| application.name == name)
+    else {
+        return format!("kubectl apply -f {folder}");
+    };
+    let each = |program: &str| {
+        let files =
+            application.files.iter().map(|file| format!("{program} {}", quoted(&format!("{folder}/{file}"))));
+        files.collect::<Vec<_>>().join(" && ")
+    };
+    let command = match (application.kind.as_str(), application.files.is_empty()) {
+        _ if !application.cmds.is_empty() => format!("cd {folder} && {}", application.cmds.join(" ")),
+        ("helm", _) => format!("helm upgrade --install {name} {folder}"),
+        ("shell", true) => format!("for script in {folder}/*.sh; do bash \"$script\"; done"),
+        ("shell", false) => each("bash"),
+        (_, true) => format!("kubectl apply -f {folder}"),
+        (_, false) => each("kubectl apply -f"),
+    };
+    let environment =
+        application.env.iter().map(|(name, value)| format!("export {name}={}; ", quoted(value)));
+    environment.chain([command]).collect()
 }
 
 fn of_image(words: &[String]) -> Vec<String> {
@@ -41,6 +56,27 @@ mod tests {
 
     fn words(words: &[&str]) -> Vec<String> {
         words.iter().map(ToString::to_string).collect()
+    }
+
+    #[test]
+    fn an_application_says_itself_how_it_is_launched() {
+        let of = |application: &str| {
+            let application = serde_json::from_str(application).unwrap();
+            let launch = Launch { cmds: Vec::new(), app_names: words(&["a"]) };
+            let mut description = Description::default();
+            description.applications.push(application);
+            description.launch = launch;
+            commands(&description, &[], &[]).remove(0)
+        };
+        let said = of(r#"{"name":"a","type":"kube","files":["1.yaml","2 b.yaml"],"env":null,"cmds":null}"#);
+        assert_eq!(
+            said,
+            "kubectl apply -f 'application/apps/a/1.yaml' && kubectl apply -f 'application/apps/a/2 b.yaml'"
+        );
+        let said = of(r#"{"name":"a","type":"shell","files":["go.sh"],"env":{"WORD":"it's"}}"#);
+        assert_eq!(said, "export WORD='it'\\''s'; bash 'application/apps/a/go.sh'");
+        let said = of(r#"{"name":"a","type":"helm","cmds":["helm","install","a","."]}"#);
+        assert_eq!(said, "cd application/apps/a && helm install a .");
     }
 
     #[test]
