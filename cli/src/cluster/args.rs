@@ -213,6 +213,9 @@ pub(crate) struct Run {
     /// Have nodes pull all container images whole, wherever they were saved; a package has to have them as they are
     #[arg(long, conflicts_with = "images")]
     pub(crate) plain: bool,
+    /// Leave a containerd that a node has already as it is: that node pulls all container images whole
+    #[arg(long)]
+    pub(crate) keep_containerd: bool,
     /// How long each command that launches the image may take, in seconds
     #[arg(long, value_name = "SECONDS", default_value_t = 600)]
     pub(crate) launch_timeout: u64,

@@ -1,12 +1,16 @@
 //! `cluster run`: a cluster of an image on nodes, and the side of a node.
 
-use std::collections::BTreeSet;
+mod saved;
+
+use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
+use std::time::Duration;
 
 use anyhow::{Context as _, bail};
 use cluster::describe::Description;
+use cluster::discover;
 use cluster::launch::task::{Image, Images, Launch, Mirror, Prepare};
 use cluster::launch::{self, Place, Run, SshOptions};
 use cluster::lock::Lock;
@@ -72,6 +76,7 @@ pub(super) async fn run(config: &Config, flags: args::Run) -> anyhow::Result<Exi
     drop(certs);
     let dir = launch::clusters_dir()?.join(&flags.name);
     let mut run = plan(&flags, image, &opened, Saved { hosts, lock, images })?;
+    run.prepare.rendered = rendered(config, &opened).await?;
     if let Source::Package(package) = source {
         run.package = Some(package);
     }
@@ -163,9 +168,11 @@ fn plan(flags: &args::Run, image: Image, opened: &Opened, saved: Saved) -> anyho
         package: None,
         serving: Vec::new(),
         images: saved.images,
+        keep_containerd: flags.keep_containerd,
         image,
         hooks: description.hooks,
         environment: opened.environment.clone(),
+        rendered: BTreeMap::new(),
     };
     let masters = if flags.masters.is_empty() { vec![Place::Here] } else { flags.masters.clone() };
     Ok(Run {
@@ -178,6 +185,17 @@ fn plan(flags: &args::Run, image: Image, opened: &Opened, saved: Saved) -> anyho
         launch: Launch { commands, seconds: flags.launch_timeout },
         program: std::env::current_exe().context("finding this program")?,
     })
+}
+
+/// What nodes get in the place of the image's templates.
+async fn rendered(config: &Config, opened: &Opened) -> anyhow::Result<BTreeMap<String, String>> {
+    let options = discover::Options {
+        environment: opened.environment.clone(),
+        helm: config.cluster.helm.clone(),
+        helm_deadline: Duration::from_secs(config.cluster.helm_seconds),
+        ..Default::default()
+    };
+    discover::rendered(&opened.dir, &options).await.context("rendering the image's templates")
 }
 
 /// A mirror of each host that the lock names, and of those of the cluster image and of what was saved.

@@ -100,7 +100,7 @@ pub async fn run(run: &Run, dir: &Path, say: Say<'_>) -> Result<PathBuf, LaunchE
 
     let endpoint = run.endpoint.clone().or_else(|| first.place.address().map(ToOwned::to_owned));
     let init = Task::Init(Init { address: first.place.address().map(ToOwned::to_owned), endpoint });
-    let begun = first.work("kubeadm init", &init, KUBEADM_DEADLINE).await?;
+    let begun = first.work("beginning", &init, KUBEADM_DEADLINE).await?;
     let begun: Begun = serde_json::from_value(begun)
         .map_err(|error| LaunchError::wrong(first.place.name(), error.to_string()))?;
     let kubeconfig = record::kubeconfig(dir);
@@ -111,15 +111,25 @@ pub async fn run(run: &Run, dir: &Path, say: Say<'_>) -> Result<PathBuf, LaunchE
             address: node.place.address().map(ToOwned::to_owned),
             authorities: begun.authorities.clone(),
         };
-        let join = Task::Join(Join { control_plane: Some(control_plane), ..begun.join.clone() });
-        node.work("kubeadm join", &join, KUBEADM_DEADLINE).await?;
+        node.work("joining", &joining(node, &begun.join, Some(control_plane)), KUBEADM_DEADLINE).await?;
     }
-    let join = Task::Join(begun.join);
-    each(nodes, |node| async { node.work("kubeadm join", &join, KUBEADM_DEADLINE).await.map(drop) }).await?;
+    each(nodes, |node| async {
+        node.work("joining", &joining(node, &begun.join, None), KUBEADM_DEADLINE).await.map(drop)
+    })
+    .await?;
     let deadline =
         Duration::from_secs(run.launch.seconds) * u32::try_from(run.launch.commands.len()).unwrap_or(1);
     first.work("launching", &Task::Launch(run.launch.clone()), deadline + STATUS_DEADLINE).await?;
     Ok(kubeconfig)
+}
+
+/// How a node joins.
+fn joining(node: &Node<'_>, join: &Join, control_plane: Option<ControlPlane>) -> Task {
+    let mut join = Join { control_plane, ..join.clone() };
+    if let Some(by_hooks) = &mut join.by_hooks {
+        by_hooks.address = node.place.address().map(ToOwned::to_owned);
+    }
+    Task::Join(join)
 }
 
 /// Brings the package to a node of the control plane, and says how that is to serve it.
@@ -244,14 +254,8 @@ mod tests {
             .map(|listen| ServedPackage { file: "/p".into(), listen: listen.parse().unwrap() })
             .into();
         let prepare = Prepare {
-            cluster: "c".to_owned(),
-            image: task::Image::Mounted("r.example/c@sha256:0".to_owned()),
             mirrors: vec![Mirror { host: "a.example".to_owned(), url: "http://own".to_owned() }],
-            package: None,
-            serving: Vec::new(),
-            images: None,
-            hooks: std::collections::BTreeMap::new(),
-            environment: std::collections::BTreeMap::new(),
+            ..Prepare::named("c")
         };
         let run = Run {
             prepare,

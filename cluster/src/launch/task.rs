@@ -52,10 +52,35 @@ pub struct Prepare {
     /// The container images that the node is to read lazily; it pulls all of them whole if absent.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub images: Option<Images>,
+    /// A containerd that the node has from elsewhere is left as it is, and pulls all of them whole.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub keep_containerd: bool,
     /// Commands that are run in the image's tree: `check` before anything is installed, `init` afterwards, `clean` at the end.
     pub hooks: BTreeMap<String, String>,
     /// The image's environment.
     pub environment: BTreeMap<String, String>,
+    /// Files of the image's tree that were templates, by their paths in it.
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    pub rendered: BTreeMap<String, String>,
+}
+
+#[cfg(test)]
+impl Prepare {
+    /// What a node gets of a cluster of which nothing else is said.
+    pub(super) fn named(cluster: &str) -> Self {
+        Self {
+            cluster: cluster.to_owned(),
+            image: Image::Mounted("r.example/c@sha256:0".to_owned()),
+            mirrors: Vec::new(),
+            package: None,
+            serving: Vec::new(),
+            images: None,
+            keep_containerd: false,
+            hooks: BTreeMap::new(),
+            environment: BTreeMap::new(),
+            rendered: BTreeMap::new(),
+        }
+    }
 }
 
 /// Where a node finds the cluster image.
@@ -145,6 +170,21 @@ pub struct Join {
     /// For a node that joins the control plane.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub control_plane: Option<ControlPlane>,
+    /// For a cluster that the image makes by its own hooks; then discovery and token are of no use.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub by_hooks: Option<ByHooks>,
+}
+
+/// What the image's own hooks join with.
+#[derive(Clone, Debug, Deserialize, PartialEq, Eq, Serialize)]
+#[serde(deny_unknown_fields)]
+pub struct ByHooks {
+    /// What the first node's hook left for others.
+    pub words: String,
+    /// The address on which others reach this node, if it is named by one.
+    pub address: Option<String>,
+    /// Where all nodes find the control plane, as `HOST[:PORT]`.
+    pub endpoint: Option<String>,
 }
 
 /// What a node joins the control plane with.

@@ -1,5 +1,6 @@
 //! What programs that we brought have made on a node, and nobody else knows of.
 
+use std::collections::BTreeSet;
 use std::fs;
 use std::io;
 use std::path::{Path, PathBuf};
@@ -38,15 +39,20 @@ pub(super) fn kubeadm() -> Result<(), LaunchError> {
     remove(&OF_KUBEADM)
 }
 
-/// Removes what the cluster's network wrote: the next cluster may give this node other addresses, and the first pods are started by
-/// what is there. The directory stays, for containerd does not watch one any longer that was removed.
-pub(super) fn pod_network() -> Result<(), LaunchError> {
+/// Names of what networks have written for the containerd of this node.
+pub(super) fn pod_networks() -> Result<BTreeSet<String>, LaunchError> {
     let found = match fs::read_dir(POD_NETWORK) {
-        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(()),
+        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(BTreeSet::new()),
         found => found.map_err(LaunchError::io(POD_NETWORK))?,
     };
-    for entry in found.flatten() {
-        let path = entry.path();
+    Ok(found.flatten().map(|entry| entry.file_name().to_string_lossy().into_owned()).collect())
+}
+
+/// Removes what the cluster's network wrote, all but what was there `before`: the next cluster may give this node other addresses, and the
+/// first pods are started by what is there. The directory stays, for containerd does not watch one any longer that was removed.
+pub(super) fn pod_network(before: &BTreeSet<String>) -> Result<(), LaunchError> {
+    for name in pod_networks()?.difference(before) {
+        let path = Path::new(POD_NETWORK).join(name);
         let removed = if path.is_dir() { fs::remove_dir_all(&path) } else { fs::remove_file(&path) };
         removed.map_err(LaunchError::io(path))?;
     }

@@ -16,68 +16,91 @@ use super::commands::say;
 use super::mirrors::CERTS_DIR;
 use crate::launch::error::LaunchError;
 
-/// The file.
+/// The file, where containerd is told no other.
 pub(super) const CONFIG: &str = "/etc/containerd/config.toml";
 /// What containerd knows our snapshotter as.
-const NAME: &str = "nydus-cluster";
+pub(super) const NAME: &str = "nydus-cluster";
+
+/// What containerd 2 takes as `config_path` where nothing is said. Its transfer service, with which CRI pulls, reads none of several.
+const CERTS_DIRS: &str = "/etc/containerd/certs.d:/etc/docker/certs.d";
 
 const CRI: &str = "io.containerd.grpc.v1.cri";
 const IMAGES: &str = "io.containerd.cri.v1.images";
 const TRANSFER: &str = "io.containerd.transfer.v1.local";
 
-/// The file's text with our snapshotter, which listens on `socket`. An empty text is one for the containerd that is installed.
-pub(super) fn configured(text: &str, socket: &Path) -> Result<String, LaunchError> {
-    let mut config: Table =
-        toml::from_str(text).map_err(|error| LaunchError::wrong(CONFIG, error.to_string()))?;
+/// The text of the configuration `file` with our snapshotter, which listens on `socket`, and with the folder of mirrors; without a socket with
+/// that folder alone. Where there is no file, or an empty one, `default` is
+/// asked for what that stands for: the text of `containerd config default`.
+pub(super) fn configured(
+    file: &Path,
+    text: Option<&str>,
+    socket: Option<&Path>,
+    default: impl FnOnce() -> Result<String, LaunchError>,
+) -> Result<String, LaunchError> {
+    let wrong = |reason: String| LaunchError::wrong(file.display().to_string(), reason);
+    let parse = |text: &str| toml::from_str::<Table>(text).map_err(|error| wrong(error.to_string()));
+    let mut config = parse(text.unwrap_or_default())?;
     if config.is_empty() {
-        config.insert("version".to_owned(), Value::Integer(version_installed()?));
+        let default = parse(&default()?)?;
+        // Files that are read where there is none are read on.
+        let names = ["version"].into_iter().chain(text.is_none().then_some("imports"));
+        config.extend(names.filter_map(|name| Some((name.to_owned(), default.get(name)?.clone()))));
     }
-    let version = config.get("version").and_then(Value::as_integer);
-    let cri = match version {
-        Some(2) => {
-            let cri = table(&mut config, &["plugins", CRI])?;
-            let containerd = table(cri, &["containerd"])?;
-            containerd.insert("snapshotter".to_owned(), NAME.into());
-            containerd.insert("disable_snapshot_annotations".to_owned(), false.into());
-            cri
-        }
-        Some(3 | 4) => {
-            unpack(table(&mut config, &["plugins", TRANSFER])?)?;
-            let images = table(&mut config, &["plugins", IMAGES])?;
-            images.insert("snapshotter".to_owned(), NAME.into());
-            images
-        }
+    put(&mut config, file, socket).map_err(wrong)?;
+    toml::to_string(&config).map_err(|error| wrong(error.to_string()))
+}
+
+/// What `program`, a containerd, has for its configuration where nothing is said.
+pub(super) fn default_of(program: &Path) -> Result<String, LaunchError> {
+    say(Command::new(program).args(["config", "default"]))
+}
+
+fn put(config: &mut Table, file: &Path, socket: Option<&Path>) -> Result<(), String> {
+    let cri = match config.get("version").and_then(Value::as_integer) {
+        Some(2) => CRI,
+        Some(3 | 4) => IMAGES,
         _ => {
             let reason =
                 "expected version = 2, 3 or 4: `containerd config migrate` makes one of an older file";
-            return Err(LaunchError::wrong(CONFIG, reason));
+            return Err(reason.to_owned());
         }
     };
-    certs_dir(table(cri, &["registry"])?)?;
-    let proxy = table(&mut config, &["proxy_plugins", NAME])?;
+    certs_dir(table(config, &["plugins", cri, "registry"])?)?;
+    if let Some(socket) = socket {
+        snapshotter(config, cri, socket)?;
+    }
+    check_imports(config, file)
+}
+
+/// Puts our snapshotter in, for the plugin `cri`.
+fn snapshotter(config: &mut Table, cri: &str, socket: &Path) -> Result<(), String> {
+    let proxy = table(config, &["proxy_plugins", NAME])?;
     proxy.insert("type".to_owned(), "snapshot".into());
     proxy.insert("address".to_owned(), socket.to_string_lossy().into_owned().into());
-    if version != Some(2) {
+    if cri == CRI {
+        let containerd = table(config, &["plugins", cri, "containerd"])?;
+        containerd.insert("snapshotter".to_owned(), NAME.into());
+        containerd.insert("disable_snapshot_annotations".to_owned(), false.into());
+    } else {
         let exports = table(proxy, &["exports"])?;
         exports.insert("enable_remote_snapshot_annotations".to_owned(), "true".into());
+        table(config, &["plugins", cri])?.insert("snapshotter".to_owned(), NAME.into());
+        unpack(table(config, &["plugins", TRANSFER])?)?;
     }
-    check_imports(&config)?;
-    toml::to_string(&config).map_err(|error| LaunchError::wrong(CONFIG, error.to_string()))
+    Ok(())
 }
 
 /// The table at `path`, made if it is not there.
-fn table<'a>(mut at: &'a mut Table, path: &[&str]) -> Result<&'a mut Table, LaunchError> {
+fn table<'a>(mut at: &'a mut Table, path: &[&str]) -> Result<&'a mut Table, String> {
     for name in path {
         let next = at.entry(*name).or_insert_with(|| Table::new().into());
-        at = next
-            .as_table_mut()
-            .ok_or_else(|| LaunchError::wrong(CONFIG, format!("expected a table at {}", path.join("."))))?;
+        at = next.as_table_mut().ok_or_else(|| format!("expected a table at {}", path.join(".")))?;
     }
     Ok(at)
 }
 
 /// Has the transfer service unpack with our snapshotter too.
-fn unpack(transfer: &mut Table) -> Result<(), LaunchError> {
+fn unpack(transfer: &mut Table) -> Result<(), String> {
     let platform = PlatformName::host().to_string();
     let entry = |snapshotter: &str| {
         let pairs = [("platform", platform.as_str()), ("snapshotter", snapshotter)];
@@ -85,8 +108,8 @@ fn unpack(transfer: &mut Table) -> Result<(), LaunchError> {
     };
     // A list takes the place of the default, which has this alone.
     let list = transfer.entry("unpack_config").or_insert_with(|| vec![entry("overlayfs")].into());
-    let reason = format!("expected a list at plugins.{TRANSFER}.unpack_config");
-    let list = list.as_array_mut().ok_or_else(|| LaunchError::wrong(CONFIG, reason))?;
+    let list =
+        list.as_array_mut().ok_or_else(|| format!("expected a list at plugins.{TRANSFER}.unpack_config"))?;
     if !list.iter().any(|entry| entry.get("snapshotter").and_then(Value::as_str) == Some(NAME)) {
         list.insert(0, entry(NAME));
     }
@@ -94,47 +117,45 @@ fn unpack(transfer: &mut Table) -> Result<(), LaunchError> {
 }
 
 /// Has containerd look for mirrors where we put them.
-fn certs_dir(registry: &mut Table) -> Result<(), LaunchError> {
+fn certs_dir(registry: &mut Table) -> Result<(), String> {
     for old in ["mirrors", "configs"] {
         if registry.get(old).and_then(Value::as_table).is_some_and(|table| !table.is_empty()) {
-            let reason =
-                format!("registry.{old} keeps containerd from reading {CERTS_DIR}: move what it says there");
-            return Err(LaunchError::wrong(CONFIG, reason));
+            return Err(format!(
+                "registry.{old} keeps containerd from reading {CERTS_DIR}: move what it says there"
+            ));
         }
     }
     let path = registry.entry("config_path").or_insert_with(|| "".into());
     match path.as_str() {
-        Some("") => *path = CERTS_DIR.into(),
+        Some("" | CERTS_DIRS) => *path = CERTS_DIR.into(),
         Some(path) if path.split(':').any(|path| Path::new(path) == Path::new(CERTS_DIR)) => {}
-        _ => {
-            let reason = format!("registry.config_path is {path}: expected {CERTS_DIR} in it");
-            return Err(LaunchError::wrong(CONFIG, reason));
-        }
+        _ => return Err(format!("registry.config_path is {path}: expected {CERTS_DIR} in it")),
     }
     Ok(())
 }
 
 /// Files that are read after this one must not set what we set: containerd takes a plugin's settings whole from the last that has any.
-fn check_imports(config: &Table) -> Result<(), LaunchError> {
+fn check_imports(config: &Table, file: &Path) -> Result<(), String> {
     let imports = config.get("imports").and_then(Value::as_array).into_iter().flatten();
-    for file in imports.filter_map(Value::as_str).flat_map(imported) {
-        let Ok(text) = fs::read_to_string(&file) else { continue };
+    for import in imports.filter_map(Value::as_str).flat_map(|pattern| imported(file, pattern)) {
+        let Ok(text) = fs::read_to_string(&import) else { continue };
         let Ok(imported) = toml::from_str::<Table>(&text) else { continue };
         let plugins = imported.get("plugins").and_then(Value::as_table);
         if let Some(name) =
             [CRI, IMAGES, TRANSFER].iter().find(|name| plugins.is_some_and(|all| all.contains_key(**name)))
         {
-            let reason =
-                format!("it would hide what {CONFIG} says of the plugin {name}: move its settings there");
-            return Err(LaunchError::wrong(file.display().to_string(), reason));
+            return Err(format!(
+                "what it says of the plugin {name} would be hidden by {}, which it imports: move that file's settings here",
+                import.display()
+            ));
         }
     }
     Ok(())
 }
 
 /// The files that a pattern may mean: all of its directory where its last part is one.
-fn imported(pattern: &str) -> Vec<PathBuf> {
-    let path = Path::new("/etc/containerd").join(pattern);
+fn imported(file: &Path, pattern: &str) -> Vec<PathBuf> {
+    let path = file.parent().unwrap_or(file).join(pattern);
     if !pattern.contains('*') {
         return vec![path];
     }
@@ -142,27 +163,22 @@ fn imported(pattern: &str) -> Vec<PathBuf> {
     entries.into_iter().flatten().flatten().map(|entry| entry.path()).collect()
 }
 
-/// The format that the installed containerd writes.
-fn version_installed() -> Result<i64, LaunchError> {
-    let said = say(Command::new("containerd").arg("--version"))?;
-    let major =
-        said.split_whitespace().find_map(|word| word.strip_prefix('v')?.split('.').next()?.parse().ok());
-    match major {
-        Some(1_u32) => Ok(2),
-        Some(_) => Ok(3),
-        None => Err(LaunchError::wrong("containerd --version", format!("expected a version in {said:?}"))),
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
 
-    fn configured_as(text: &str) -> Result<Table, String> {
-        let text = configured(text, Path::new("/run/s.sock")).map_err(|error| error.to_string())?;
+    fn configured_with(text: Option<&str>, default: &str) -> Result<Table, String> {
+        let configured = |text: Option<&str>| {
+            configured(Path::new(CONFIG), text, Some(Path::new("/run/s.sock")), || Ok(default.to_owned()))
+        };
+        let text = configured(text).map_err(|error| error.to_string())?;
         // What is there already is not put there twice.
-        assert_eq!(configured(&text, Path::new("/run/s.sock")).unwrap(), text);
+        assert_eq!(configured(Some(&text)).unwrap(), text);
         Ok(toml::from_str(&text).unwrap())
+    }
+
+    fn configured_as(text: &str) -> Result<Table, String> {
+        configured_with(Some(text), "")
     }
 
     #[test]
@@ -191,6 +207,35 @@ mod tests {
     }
 
     #[test]
+    fn mirrors_alone_leave_the_snapshotter() {
+        for (version, plugin) in [(2, CRI), (4, IMAGES)] {
+            let text = format!("version = {version}\n[plugins.\"{plugin}\"]\nx = 1\n");
+            let text = configured(Path::new(CONFIG), Some(&text), None, || Ok(String::new())).unwrap();
+            let expected = format!(
+                "version = {version}\n[plugins.\"{plugin}\"]\nx = 1\nregistry = {{ config_path = \"{CERTS_DIR}\" }}\n"
+            );
+            assert_eq!(toml::from_str::<Table>(&text), toml::from_str(&expected));
+        }
+    }
+
+    #[test]
+    fn where_there_is_no_file_its_containerd_says_what_that_stands_for() {
+        let default = "version = 4\nimports = ['/no/such/conf.d/*.toml']\nroot = '/x'\n[plugins.a]\nb = 1\n";
+        let config = configured_with(None, default).unwrap();
+        assert_eq!(config["version"].as_integer(), Some(4));
+        assert_eq!(config["imports"].as_array().unwrap().len(), 1);
+        assert_eq!(config.get("root"), None);
+        assert_eq!(config["plugins"].get("a"), None);
+        assert_eq!(config["plugins"][IMAGES]["registry"]["config_path"].as_str(), Some(CERTS_DIR));
+        // With an empty file nothing is imported.
+        let config = configured_with(Some("# nothing\n"), default).unwrap();
+        assert_eq!(config["version"].as_integer(), Some(4));
+        assert_eq!(config.get("imports"), None);
+        let config = configured_with(None, "version = 2\nimports = []\n").unwrap();
+        assert_eq!(config["plugins"][CRI]["containerd"]["snapshotter"].as_str(), Some(NAME));
+    }
+
+    #[test]
     fn what_would_not_work_is_named() {
         let cri = "version = 2\n[plugins.\"io.containerd.grpc.v1.cri\".registry]\n";
         for (text, word) in [
@@ -211,6 +256,6 @@ mod tests {
         fs::write(dir.path().join("x.toml"), "version = 2\n[plugins.\"io.containerd.grpc.v1.cri\"]\n")
             .unwrap();
         let text = format!("version = 2\nimports = [\"{}/*.toml\"]\n", dir.path().display());
-        assert!(configured_as(&text).unwrap_err().contains("x.toml: it would hide"));
+        assert!(configured_as(&text).unwrap_err().contains("x.toml, which it imports"));
     }
 }

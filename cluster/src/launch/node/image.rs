@@ -69,22 +69,48 @@ pub(super) fn tree(dir: &Path) -> PathBuf {
     dir.join("tree")
 }
 
+/// What a service needs whose program is in the tree: it waits for the mount however often that fails, and begins again when it does.
+pub(super) fn needed(dir: &Path) -> String {
+    let tree = tree(dir);
+    format!(
+        "# Written by nydus-cluster cluster run.
+[Unit]
+Wants={UNIT}
+After={UNIT}
+PartOf={UNIT}
+StartLimitIntervalSec=0
+
+[Service]
+ExecStartPre=/usr/bin/env mountpoint -q {}
+Restart=always
+RestartSec=1s
+",
+        tree.display()
+    )
+}
+
 fn unit(dir: &Path, program: &Path, source: &str) -> String {
     let (dir, program, seconds) = (dir.display(), program.display(), MOUNT_DEADLINE.as_secs());
     format!(
         "# Written by nydus-cluster cluster run.
 [Unit]
 Description=The cluster image {source}
+Wants=network-online.target
 After=network-online.target local-fs.target
 Before=containerd.service kubelet.service
+# Who has the image may be back only after this node.
+StartLimitIntervalSec=0
 
 [Service]
 ExecStart={program} image mount --options suid,dev,allow_other --cache {dir}/cache {source} {dir}/lower
-ExecStartPost=/bin/sh -c 'until mountpoint -q {dir}/lower; do sleep 0.05; done'
+ExecStartPost=/bin/sh -c 'until mountpoint -q {dir}/lower; do kill -0 $MAINPID || exit 1; sleep 0.05; done'
 ExecStartPost=/bin/mount -t overlay -o lowerdir={dir}/lower,upperdir={dir}/upper,workdir={dir}/work overlay {dir}/tree
 ExecStopPost=-/bin/umount -l {dir}/tree
+# One that was killed leaves a mount that nobody answers.
+ExecStopPost=-/bin/umount -l {dir}/lower
 TimeoutStartSec={seconds}
-Restart=on-failure
+Restart=always
+RestartSec=2s
 OOMScoreAdjust=-999
 
 [Install]

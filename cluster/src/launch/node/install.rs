@@ -8,17 +8,18 @@
 //! | `etc/containerd/…` | the same |
 //!
 //! A node that has containerd keeps its own: then none of `bin/containerd*`, `bin/ctr` and `bin/runc`, nothing of
-//! `etc/containerd/` and no `containerd.service` of the image's is used.
+//! `etc/containerd/` and no `containerd.service` of the image's is used. What it is told is in `foreign`.
 
+use std::collections::BTreeMap;
 use std::env;
 use std::ffi::OsStr;
 use std::fs;
 use std::io;
-use std::path::{Path, PathBuf};
+use std::path::{Component, Path, PathBuf};
 
 use super::commands::systemctl;
 use super::ledger::Ledger;
-use super::{containerd, image, lazy};
+use super::{containerd, lazy};
 use crate::launch::error::LaunchError;
 
 const UNITS: &str = "etc/systemd/system";
@@ -31,17 +32,17 @@ const SERVICES: [&str; 2] = ["containerd.service", "kubelet.service"];
 
 /// What is installed.
 #[derive(Clone, Copy, Debug)]
-pub(super) struct What {
+pub(super) struct What<'a> {
     /// containerd, since the node has none from elsewhere.
     pub(super) containerd: bool,
-    /// Units that need the tree wait for the image's mount.
-    pub(super) mounted: bool,
-    /// containerd unpacks with our snapshotter.
+    /// What units that need the tree are given, if it is mounted.
+    pub(super) needed: Option<&'a str>,
+    /// The containerd that is installed unpacks with our snapshotter.
     pub(super) lazy: bool,
 }
 
 /// Installs what is missing.
-pub(super) fn install(ledger: &mut Ledger, tree: &Path, what: What) -> Result<(), LaunchError> {
+pub(super) fn install(ledger: &mut Ledger, tree: &Path, what: What<'_>) -> Result<(), LaunchError> {
     let before = ledger.changed();
     for name in names(&tree.join("bin"))? {
         if (what.containerd || !is_runtime(&name)) && foreign(ledger, &name).is_none() {
@@ -67,14 +68,14 @@ pub(super) fn install(ledger: &mut Ledger, tree: &Path, what: What) -> Result<()
             ledger.file(&there, &read(&tree.join(&file))?)?;
         }
     }
-    if what.lazy {
+    if what.lazy && what.containerd {
         configure(ledger, tree)?;
     }
-    if what.mounted {
-        for service in SERVICES {
+    if let Some(needed) = what.needed {
+        // One that the node has from elsewhere runs nothing of the image's.
+        for service in SERVICES.into_iter().filter(|service| what.containerd || *service != SERVICES[0]) {
             let dropin = Path::new("/").join(UNITS).join(format!("{service}.d/10-nydus-cluster.conf"));
-            let text = format!("[Unit]\nRequires={0}\nAfter={0}\n", image::UNIT);
-            ledger.file(&dropin, &text)?;
+            ledger.file(&dropin, needed)?;
         }
     }
     if ledger.changed() > before {
@@ -87,16 +88,31 @@ pub(super) fn install(ledger: &mut Ledger, tree: &Path, what: What) -> Result<()
     Ok(())
 }
 
-/// Puts our snapshotter into containerd's configuration: the node's, or else the image's.
+/// Puts what the image's templates were rendered to into its tree.
+pub(super) fn rendered(
+    ledger: &mut Ledger,
+    tree: &Path,
+    files: &BTreeMap<String, String>,
+) -> Result<(), LaunchError> {
+    for (file, text) in files {
+        if Path::new(file).components().any(|part| !matches!(part, Component::Normal(_))) {
+            return Err(LaunchError::wrong(file, "expected a path in the image's tree"));
+        }
+        ledger.file(&tree.join(file), text)?;
+    }
+    Ok(())
+}
+
+/// Puts our snapshotter into the configuration of the image's containerd: the node's file, or else the image's.
 fn configure(ledger: &mut Ledger, tree: &Path) -> Result<(), LaunchError> {
     let file = Path::new(containerd::CONFIG);
     let of_image = tree.join(file.strip_prefix("/").unwrap_or(file));
     let text = match ledger.before(file)? {
-        Some(before) => before,
-        None if of_image.exists() => read(&of_image)?,
-        None => String::new(),
+        None if of_image.exists() => Some(read(&of_image)?),
+        before => before,
     };
-    ledger.file(file, &containerd::configured(&text, &lazy::socket())?)
+    let default = || containerd::default_of(Path::new("containerd"));
+    ledger.file(file, &containerd::configured(file, text.as_deref(), Some(&lazy::socket()), default)?)
 }
 
 /// Whether the node has no containerd, but ours.

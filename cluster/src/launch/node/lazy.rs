@@ -41,6 +41,8 @@ pub(super) use units::SERVICES;
 const OWN_SETTINGS: &str = "/etc/nydus-cluster/config.toml";
 /// Where `docker login` of root leaves credentials.
 const ROOTS_CREDENTIALS: &str = "/root/.docker/config.json";
+/// Where kubeadm leaves the kubelet's, with which pull secrets of this node's pods are read. Until then there are none.
+const KUBELETS_CREDENTIALS: &str = "/etc/kubernetes/kubelet.conf";
 /// Ports for the registry on the node: below those that systems give to connections.
 const PORTS: std::ops::Range<u16> = 5100..5200;
 /// So long after its mount an image is fetched whole, so that it needs no registry any more: late enough not to be in the way
@@ -93,7 +95,7 @@ pub(super) fn bring(
         _ => Some(fetch(&name, &documents, registry).map_err(wrong)?),
     };
     let settings = dir.join("images.toml");
-    put_settings(&settings, &snapshotter_root(dir))?;
+    let mut changed = put_settings(&settings, &snapshotter_root(dir))?;
     let before = ledger.changed();
     for (file, text) in units::all(program, &settings, &documents, &name, port) {
         let path = Path::new(UNITS).join(file);
@@ -105,7 +107,10 @@ pub(super) fn bring(
     }
     if ledger.changed() > before {
         systemctl(&["daemon-reload"])?;
-        // One that runs may answer for other images.
+        changed = true;
+    }
+    if changed {
+        // One that runs may answer for other images, or as it was told then.
         systemctl(&[&["try-restart"], SERVICES.as_slice()].concat())?;
     }
     systemctl(&[&["enable", "--now"], SERVICES.as_slice()].concat())?;
@@ -157,17 +162,17 @@ fn tell(
         .map_err(|error: control::ClientError| error.to_string())
 }
 
-/// Writes the configuration of daemon and snapshotter: what the node says of registries and all else holds.
-fn put_settings(file: &Path, root: &Path) -> Result<(), LaunchError> {
+/// Writes the configuration of daemon and snapshotter: what the node says of registries and all else holds. Whether it is another one now.
+fn put_settings(file: &Path, root: &Path) -> Result<bool, LaunchError> {
     let own = match fs::read_to_string(OWN_SETTINGS) {
         Err(error) if error.kind() == io::ErrorKind::NotFound => String::new(),
         own => own.map_err(LaunchError::io(OWN_SETTINGS))?,
     };
     let text = settings(&own, root).map_err(|error| LaunchError::wrong(OWN_SETTINGS, error))?;
     if fs::read(file).is_ok_and(|found| found == text.as_bytes()) {
-        return Ok(());
+        return Ok(false);
     }
-    ledger::write(file, text.as_bytes(), 0o600)
+    ledger::write(file, text.as_bytes(), 0o600).map(|()| true)
 }
 
 /// The settings of the text `own`, with places of our own.
@@ -196,6 +201,9 @@ fn settings(own: &str, root: &Path) -> Result<String, String> {
     set(["daemon", ""], "cache_dir", text(&root.join("cache")))?;
     let complete_after = complete_after.unwrap_or(COMPLETE_AFTER_SECONDS.into());
     set(["daemon", "prefetch"], "complete_after_seconds", complete_after)?;
+    let snapshotter = settings.get_mut("snapshotter").and_then(Value::as_table_mut);
+    let snapshotter = snapshotter.ok_or("expected a table at snapshotter")?;
+    snapshotter.entry("kubeconfig").or_insert_with(|| KUBELETS_CREDENTIALS.into());
     // Units have no home directory.
     let registry = settings.entry("registry").or_insert_with(|| Table::new().into());
     let registry = registry.as_table_mut().ok_or("expected a table at registry")?;
@@ -218,9 +226,11 @@ mod tests {
         assert_eq!(settings["daemon"]["cache_quota_bytes"].as_integer(), Some(7));
         assert_eq!(settings["daemon"]["cache_dir"].as_str(), Some("/ours/cache"));
         assert_eq!(settings["daemon"]["prefetch"]["complete_after_seconds"].as_integer(), Some(300));
-        let own = "[daemon.prefetch]\ncomplete_after_seconds = 5\n";
+        assert_eq!(settings["snapshotter"]["kubeconfig"].as_str(), Some(KUBELETS_CREDENTIALS));
+        let own = "[snapshotter]\nkubeconfig = \"/own\"\n[daemon.prefetch]\ncomplete_after_seconds = 5\n";
         let settings: Table = toml::from_str(&super::settings(own, Path::new("/ours")).unwrap()).unwrap();
         assert_eq!(settings["daemon"]["prefetch"]["complete_after_seconds"].as_integer(), Some(5));
+        assert_eq!(settings["snapshotter"]["kubeconfig"].as_str(), Some("/own"));
         assert!(super::settings("daemon = 1\n", Path::new("/ours")).unwrap_err().contains("daemon"));
     }
 }

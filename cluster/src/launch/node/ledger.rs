@@ -5,7 +5,7 @@
 use std::collections::BTreeMap;
 use std::fs::{self, File};
 use std::io::{self, Write as _};
-use std::os::unix::fs::{OpenOptionsExt as _, symlink};
+use std::os::unix::fs::{OpenOptionsExt as _, PermissionsExt as _, symlink};
 use std::path::{Path, PathBuf};
 
 use serde::{Deserialize, Serialize};
@@ -70,13 +70,13 @@ impl Ledger {
         }
     }
 
-    /// Puts a file at `path`, with the directories above it.
+    /// Puts a file at `path`, with the directories above it. Who may read one that is there may read the new one.
     pub(super) fn file(&mut self, path: &Path, content: &str) -> Result<(), LaunchError> {
         if fs::read(path).is_ok_and(|found| found == content.as_bytes()) {
             return Ok(());
         }
         self.note(path)?;
-        write(path, content.as_bytes(), 0o644)
+        write(path, content.as_bytes(), mode(path))
     }
 
     /// Puts a symbolic link at `path`.
@@ -107,7 +107,7 @@ impl Ledger {
         for (path, before) in &self.put {
             match before {
                 Before::Nothing => remove(path)?,
-                Before::Text(text) => write(path, text.as_bytes(), 0o644)?,
+                Before::Text(text) => write(path, text.as_bytes(), mode(path))?,
             }
         }
         for path in self.put.keys() {
@@ -125,6 +125,11 @@ impl Ledger {
         let text = serde_json::to_vec_pretty(&self.put).map_err(io::Error::other);
         write(&self.file, &text.map_err(LaunchError::io(&self.file))?, 0o600)
     }
+}
+
+/// The mode of a file that is there, or else of one that all may read.
+fn mode(path: &Path) -> u32 {
+    fs::metadata(path).map_or(0o644, |metadata| metadata.permissions().mode() & 0o7777)
 }
 
 /// Writes a file so that it is never there half-written.
@@ -168,6 +173,7 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         let path = |name: &str| dir.path().join(name);
         fs::write(path("own"), "own").unwrap();
+        fs::set_permissions(path("own"), fs::Permissions::from_mode(0o600)).unwrap();
         let mut ledger = Ledger::open(dir.path()).unwrap();
         ledger.file(&path("own"), "ours").unwrap();
         ledger.file(&path("new/file"), "ours").unwrap();
@@ -182,11 +188,13 @@ mod tests {
         again.file(&path("own"), "newer").unwrap();
         assert_eq!(again.before(&path("own")).unwrap().as_deref(), Some("own"));
         assert_eq!(fs::read_to_string(path("own")).unwrap(), "newer");
+        assert_eq!(mode(&path("own")), 0o600);
 
         Ledger::open(dir.path()).unwrap().undo().unwrap();
         let left: Vec<_> =
             fs::read_dir(dir.path()).unwrap().map(|entry| entry.unwrap().file_name()).collect();
         assert_eq!(left, ["own"]);
         assert_eq!(fs::read_to_string(path("own")).unwrap(), "own");
+        assert_eq!(mode(&path("own")), 0o600);
     }
 }

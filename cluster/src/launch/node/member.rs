@@ -1,6 +1,6 @@
-//! A node as a member of a cluster that kubeadm makes.
+//! A node as a member of a cluster that kubeadm makes, where the image does not make it by its own hooks.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
 use std::io;
 use std::path::Path;
@@ -10,7 +10,7 @@ use std::time::Duration;
 use serde_json::{Value, json};
 
 use super::commands::{LONG, run, say, systemctl};
-use super::{State, clear, install, ledger};
+use super::{State, by_hooks, clear, install, ledger};
 use crate::launch::error::LaunchError;
 use crate::launch::kubeadm::{Documents, OVERLAY};
 use crate::launch::task::{Begun, Init, Join, Launch};
@@ -34,6 +34,9 @@ const ANSWER_DEADLINE: Duration = Duration::from_secs(60);
 
 /// Makes this node the first, unless it is; returns what the others join with.
 pub(super) fn init(state: &mut State, init: &Init) -> Result<Begun, LaunchError> {
+    if by_hooks::makes(state) {
+        return by_hooks::init(state, init);
+    }
     if state.role().is_empty() {
         state.began()?;
         let documents = documents(&state.tree())?;
@@ -52,12 +55,15 @@ pub(super) fn init(state: &mut State, init: &Init) -> Result<Begun, LaunchError>
     run(kubectl().args(["wait", "--for=create", "--timeout=60s", "namespace/kube-system"]), ANSWER_DEADLINE)?;
     let token = say(token.args(["--kubeconfig", ADMIN, "token", "create"]))?.trim().to_owned();
     let kubeconfig = fs::read_to_string(ADMIN).map_err(LaunchError::io(ADMIN))?;
-    let join = Join { discovery: discovery(&kubeconfig)?, token, control_plane: None };
+    let join = Join { discovery: discovery(&kubeconfig)?, token, control_plane: None, by_hooks: None };
     Ok(Begun { join, kubeconfig, authorities: authorities()? })
 }
 
 /// Lets this node join, unless it has.
 pub(super) fn join(state: &mut State, join: &Join) -> Result<(), LaunchError> {
+    if by_hooks::makes(state) {
+        return by_hooks::join(state, join);
+    }
     if !state.role().is_empty() {
         return Ok(());
     }
@@ -82,12 +88,16 @@ pub(super) fn join(state: &mut State, join: &Join) -> Result<(), LaunchError> {
 
 /// Runs the image's commands, unless they have been run.
 pub(super) fn launch(state: &mut State, launch: &Launch) -> Result<(), LaunchError> {
+    let kubeconfig = match by_hooks::makes(state) {
+        true => by_hooks::kubeconfig(&state.dir),
+        false => ADMIN.into(),
+    };
     for (done, command) in launch.commands.iter().enumerate() {
         if done < state.launched() {
             continue;
         }
         eprintln!("running: {command}");
-        run(state.shell(command).env("KUBECONFIG", ADMIN), Duration::from_secs(launch.seconds))?;
+        run(state.shell(command).env("KUBECONFIG", &kubeconfig), Duration::from_secs(launch.seconds))?;
         state.has_launched(done + 1)?;
     }
     Ok(())
@@ -107,12 +117,17 @@ fn authorities() -> Result<BTreeMap<String, String>, LaunchError> {
     Ok(found)
 }
 
-/// Takes a node out of its cluster, or what an interrupted step left of it. What networks wrote for a containerd that the node has from
-/// elsewhere may be somebody else's.
-pub(super) fn leave(own_containerd: bool) -> Result<(), LaunchError> {
+/// Takes a node out of its cluster, or what an interrupted step left of it.
+pub(super) fn leave(state: &State) -> Result<(), LaunchError> {
+    if by_hooks::makes(state) {
+        return by_hooks::leave(state);
+    }
     run(Command::new("kubeadm").args(["reset", "--force"]), LONG)?;
-    if own_containerd {
-        clear::pod_network()?;
+    match &state.saved.networks {
+        _ if state.saved.own_containerd => clear::pod_network(&BTreeSet::new())?,
+        Some(before) => clear::pod_network(before)?,
+        // Whose they are is not known any more.
+        None => {}
     }
     clear::kubeadm()
 }

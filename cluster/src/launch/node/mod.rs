@@ -3,9 +3,11 @@
 //! Everything is under one directory, and what lies elsewhere is in its ledger. A task that was interrupted is done again and
 //! goes on; one that was done changes nothing.
 
+mod by_hooks;
 mod clear;
 mod commands;
 mod containerd;
+mod foreign;
 mod image;
 mod install;
 mod lazy;
@@ -15,6 +17,7 @@ mod mirrors;
 mod package;
 mod unit;
 
+use std::collections::BTreeSet;
 use std::fs::{self, File};
 use std::io::{self, BufRead as _};
 use std::path::{Path, PathBuf};
@@ -107,46 +110,48 @@ fn end_with_input() {
     });
 }
 
-fn prepare(dir: &Path, wanted: &Prepare, registry: &ClientConfig) -> Result<Value, LaunchError> {
-    let mut state = match State::read(dir)? {
-        Some(state) if state.saved.prepare.cluster != wanted.cluster => {
-            let reason = format!("this node belongs to the cluster {}", state.saved.prepare.cluster);
-            return Err(LaunchError::wrong(&wanted.cluster, reason));
+/// The state of this node, for what is wanted of it now.
+fn adopt(dir: &Path, wanted: &Prepare) -> Result<State, LaunchError> {
+    let Some(mut state) = State::read(dir)? else { return State::new(dir, wanted) };
+    let before = &state.saved.prepare;
+    if before.cluster != wanted.cluster {
+        let reason = format!("this node belongs to the cluster {}", before.cluster);
+        return Err(LaunchError::wrong(&wanted.cluster, reason));
+    }
+    let runs = !state.role().is_empty();
+    // What was pulled lazily has no layers, by which others could go on.
+    let keeps = wanted.keep_containerd && state.saved.port.is_some() && !state.saved.own_containerd;
+    let other = match () {
+        () if before.image != wanted.image && runs => Some("runs another image of this cluster"),
+        () if keeps || before.images != wanted.images && (runs || before.images.is_some()) => {
+            Some("reads other container images of this cluster, or reads them otherwise")
         }
-        Some(mut state) => {
-            let before = &state.saved.prepare;
-            let runs = !state.role().is_empty();
-            let other = match () {
-                () if before.image != wanted.image && runs => Some("runs another image of this cluster"),
-                // What was pulled lazily has no layers, by which others could go on.
-                () if before.images != wanted.images && (runs || before.images.is_some()) => {
-                    Some("reads other container images of this cluster, or reads them otherwise")
-                }
-                () => None,
-            };
-            if let Some(other) = other {
-                let reason =
-                    format!("this node {other}; there is no upgrade yet: take the cluster away first");
-                return Err(LaunchError::wrong(&wanted.cluster, reason));
-            }
-            state.saved.prepare = wanted.clone();
-            state
-        }
-        None => State::new(dir, wanted),
+        () => None,
     };
+    if let Some(other) = other {
+        let reason = format!("this node {other}; there is no upgrade yet: take the cluster away first");
+        return Err(LaunchError::wrong(&wanted.cluster, reason));
+    }
+    state.saved.prepare = wanted.clone();
+    Ok(state)
+}
+
+fn prepare(dir: &Path, wanted: &Prepare, registry: &ClientConfig) -> Result<Value, LaunchError> {
+    let mut state = adopt(dir, wanted)?;
     let mut ledger = Ledger::open(dir)?;
-    let own_containerd = install::has_no_containerd(&ledger);
-    if !own_containerd && wanted.images.as_ref().is_some_and(|images| images.only_lazily) {
-        let reason = "the node has one of its own, which pulls images whole, and the package has them as RAFS alone: save it with --plain";
+    let none_there = install::has_no_containerd(&ledger);
+    // A containerd from elsewhere that was left as it was in a cluster that runs is left so.
+    let tells =
+        !none_there && !wanted.keep_containerd && (state.saved.containerd_told || state.role().is_empty());
+    let images = wanted.images.as_ref().filter(|_| none_there || tells);
+    if images.is_none() && wanted.images.as_ref().is_some_and(|images| images.only_lazily) {
+        let reason = "the node's own is left as it is and pulls images whole, and the package has them as RAFS alone: save it with --plain";
         return Err(LaunchError::wrong("containerd", reason));
     }
-    // A containerd that the node has from elsewhere stays as it is.
-    let images = wanted.images.as_ref().filter(|_| own_containerd);
     if images.is_some() && state.saved.port.is_none() {
         state.saved.port = Some(lazy::free_port()?);
     }
     let images = images.zip(state.saved.port);
-    state.saved.own_containerd = own_containerd;
     state.save()?;
     let answered = images.into_iter().flat_map(|(images, port)| lazy::mirrors(images, port));
     let mirrors: Vec<_> = answered.chain(wanted.mirrors.iter().cloned()).collect();
@@ -158,20 +163,34 @@ fn prepare(dir: &Path, wanted: &Prepare, registry: &ClientConfig) -> Result<Valu
     package::wait(&wanted.serving)?;
     eprintln!("bringing the image");
     image::bring(&mut ledger, dir, &program, &wanted.image)?;
+    install::rendered(&mut ledger, &state.tree(), &wanted.rendered)?;
+    let own_containerd = none_there && state.tree().join("bin/containerd").exists();
+    state.saved.own_containerd = own_containerd;
+    state.save()?;
+    if none_there && !own_containerd && images.is_some() {
+        let reason = "it has no containerd that could read container images lazily: run it with --plain";
+        return Err(LaunchError::wrong("the cluster image", reason));
+    }
     state.hook("check")?;
     if let Some((images, port)) = images {
         lazy::bring(&mut ledger, dir, &program, images, port, registry)?;
     } else if wanted.images.is_some() {
-        eprintln!("the node has a containerd of its own, which pulls container images whole");
+        eprintln!("the node keeps its own containerd as it is, which pulls container images whole");
     }
     eprintln!("installing what is missing");
+    let needed = image::needed(dir);
     let what = install::What {
         containerd: own_containerd,
-        mounted: !matches!(wanted.image, Image::Directory(_)),
+        needed: Some(needed.as_str()).filter(|_| !matches!(wanted.image, Image::Directory(_))),
         lazy: images.is_some(),
     };
     install::install(&mut ledger, &state.tree(), what)?;
-    systemctl(&["enable", "--now", "containerd.service"])?;
+    if tells && !mirrors.is_empty() {
+        foreign::tell(&mut ledger, &mut state, images.is_some())?;
+    }
+    if own_containerd || !none_there {
+        systemctl(&["enable", "--now", "containerd.service"])?;
+    }
     for hook in ["init-cri", "init"] {
         if !state.saved.hooks_done.iter().any(|done| done == hook) {
             state.hook(hook)?;
@@ -186,13 +205,22 @@ fn remove(dir: &Path, keep: bool) -> Result<(), LaunchError> {
     let Some(mut state) = State::read(dir)? else { return clear::remove(&[dir]) };
     if state.saved.role.is_some() {
         eprintln!("leaving the cluster");
-        member::leave(state.saved.own_containerd)?;
+        member::leave(&state)?;
     }
     state.hook("clean")?;
     if keep {
         return state.left();
     }
-    let mut services = vec!["kubelet.service"];
+    let mut ledger = Ledger::open(dir)?;
+    let told =
+        !install::has_no_containerd(&ledger) && (state.saved.containerd_told || foreign::is_told(&ledger)?);
+    if told && state.saved.port.is_some() {
+        foreign::forget(&ledger)?;
+    }
+    let mut services = Vec::new();
+    if !by_hooks::makes(&state) {
+        services.push("kubelet.service");
+    }
     if state.saved.own_containerd {
         services.push("containerd.service");
     }
@@ -218,8 +246,11 @@ fn remove(dir: &Path, keep: bool) -> Result<(), LaunchError> {
         clear::containerd()?;
     }
     clear::remove(&[lazy::snapshotter_root(dir)])?;
-    Ledger::open(dir)?.undo()?;
+    ledger.undo()?;
     systemctl(&["daemon-reload"])?;
+    if told {
+        foreign::restore()?;
+    }
     fs::remove_dir_all(dir).map_err(LaunchError::io(dir))
 }
 
@@ -260,10 +291,16 @@ struct Saved {
     /// The port on which the node answers for container images that it reads lazily; absent where it reads none.
     #[serde(default)]
     port: Option<u16>,
+    /// Whether a containerd that the node has from elsewhere runs with what it was told.
+    #[serde(default)]
+    containerd_told: bool,
+    /// What networks had written for the node's containerd before there was a cluster; absent where nobody looked.
+    #[serde(default)]
+    networks: Option<BTreeSet<String>>,
 }
 
 impl State {
-    fn new(dir: &Path, prepare: &Prepare) -> Self {
+    fn new(dir: &Path, prepare: &Prepare) -> Result<Self, LaunchError> {
         let saved = Saved {
             prepare: prepare.clone(),
             own_containerd: false,
@@ -271,8 +308,10 @@ impl State {
             role: None,
             launched: 0,
             port: None,
+            containerd_told: false,
+            networks: Some(clear::pod_networks()?),
         };
-        Self { dir: dir.to_owned(), saved }
+        Ok(Self { dir: dir.to_owned(), saved })
     }
 
     fn file(dir: &Path) -> PathBuf {
@@ -317,7 +356,7 @@ impl State {
     fn began(&mut self) -> Result<(), LaunchError> {
         if self.saved.role.is_some() {
             eprintln!("an earlier run did not come to its end: beginning again");
-            member::leave(self.saved.own_containerd)?;
+            member::leave(self)?;
         }
         self.saved.role = Some(String::new());
         self.save()
