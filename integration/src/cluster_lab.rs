@@ -1,12 +1,13 @@
 //! What a cluster is launched on: machines, the registry that they pull from, and `nydus-cluster cluster` in front of both.
 
+use std::fs;
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
-use serde_json::json;
+use serde_json::{Value, json};
 
 use crate::cluster_image::{ClusterImage, Pull, Services};
 use crate::machines::{Machine, Machines, MachinesOptions};
@@ -18,6 +19,9 @@ use crate::{demo, wait};
 /// All of a cluster, on a loaded host.
 const RUN_DEADLINE: Duration = Duration::from_secs(600);
 const READY_DEADLINE: Duration = Duration::from_secs(120);
+
+/// What `nydus-cluster` is told.
+const CONFIG: &str = "config.toml";
 
 /// Fields are dropped in this order: machines before what they read from.
 #[derive(Debug)]
@@ -33,6 +37,8 @@ impl ClusterLab {
     pub fn start(peers: &Peers, image: &ClusterImage, services: Services, dir: &Path) -> Result<Self> {
         let machines = Machines::boot(peers, &dir.join("machines"), &MachinesOptions::default())?;
         let registry = image.serve(&dir.join("registry"), machines.host().into())?;
+        // Templates are rendered by it.
+        fs::write(dir.join(CONFIG), format!("[cluster]\nhelm = {:?}\n", peers.helm()?))?;
         Ok(Self { machines, registry, services, dir: dir.to_owned() })
     }
 
@@ -51,6 +57,18 @@ impl ClusterLab {
         self.registry.server().stop()
     }
 
+    /// Serves again where nobody was found.
+    pub fn begin_registry(&mut self) -> Result<()> {
+        self.registry = self.registry.again(&self.dir.join("registry"))?;
+        Ok(())
+    }
+
+    /// A second registry with the same content, for those alone whom `users` names, the lines of an htpasswd file.
+    pub fn private_registry(&self, users: &str) -> Result<EmbeddedRegistry> {
+        let (dir, host) = (self.dir.join("private-registry"), self.machines.host().into());
+        EmbeddedRegistry::serve_to(&dir, self.registry.root(), host, users)
+    }
+
     /// Leaves all of it running.
     pub fn release(self) -> Result<()> {
         self.registry.into_server().forget();
@@ -65,20 +83,34 @@ impl ClusterLab {
     /// `nydus-cluster cluster`, to be completed.
     pub fn command(&self) -> Result<Command> {
         let mut command = Command::new(peers::nydus_cluster()?);
-        command.arg("cluster").env("XDG_STATE_HOME", self.dir.join("state"));
+        command
+            .arg("--config")
+            .arg(self.dir.join(CONFIG))
+            .arg("cluster")
+            .env("XDG_STATE_HOME", self.dir.join("state"));
         Ok(command)
     }
 
     /// `cluster run` on the machines: the first is the master.
     pub fn run_command(&self, pull: Pull) -> Result<Command> {
+        let mut command = self.run_of_image(self.services.image())?;
+        command.args((pull == Pull::Plain).then_some("--plain"));
+        Ok(command)
+    }
+
+    /// Runs another cluster image of the lab's registry.
+    pub fn run_of(&self, image: &str) -> Result<Output> {
+        process::run_within(&mut self.run_of_image(image)?, RUN_DEADLINE)
+    }
+
+    fn run_of_image(&self, image: &str) -> Result<Command> {
         let addresses: Vec<_> =
             self.machines.all().iter().map(|machine| machine.address().to_string()).collect();
         let (master, nodes) = addresses.split_first().context("no machines")?;
         let mut command = self.command()?;
-        command.args(["run", self.services.image(), "--masters", master, "--nodes", &nodes.join(",")]);
+        command.args(["run", image, "--masters", master, "--nodes", &nodes.join(",")]);
         command.args(["--user", "root", "--key"]).arg(self.machines.key());
         command.arg("--registry").arg(format!("http://{}/v2", self.registry.address()));
-        command.args((pull == Pull::Plain).then_some("--plain"));
         Ok(command)
     }
 
@@ -123,9 +155,21 @@ impl ClusterLab {
 
     /// Runs a pod of an image on one of the machines, and waits until it runs.
     pub fn run_pod(&self, name: &str, image: &str, machine: &Machine, command: &[&str]) -> Result<()> {
-        let node = machine.name();
-        let spec =
-            json!({"apiVersion": "v1", "spec": {"nodeName": node, "terminationGracePeriodSeconds": 0}});
+        self.run_pod_with(name, image, machine, command, json!({}))
+    }
+
+    /// The same with more in the pod's specification.
+    pub fn run_pod_with(
+        &self,
+        name: &str,
+        image: &str,
+        machine: &Machine,
+        command: &[&str],
+        mut spec: Value,
+    ) -> Result<()> {
+        spec["nodeName"] = machine.name().into();
+        spec["terminationGracePeriodSeconds"] = 0.into();
+        let spec = json!({"apiVersion": "v1", "spec": spec});
         let command =
             if command.is_empty() { String::new() } else { format!("--command -- {}", command.join(" ")) };
         self.kubectl(&format!("run {name} --image={image} --overrides='{spec}' {command}"))?;

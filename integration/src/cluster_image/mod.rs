@@ -5,6 +5,7 @@
 
 mod build;
 mod outside;
+mod own_runtime;
 mod package;
 mod second;
 mod stored;
@@ -123,12 +124,20 @@ impl ClusterImage {
         Ok(Self { storage: dir.join("registry") })
     }
 
-    /// [`Self::make`], and with it what it is held against: the cluster image as a plain one, and a second version of all of it.
-    pub fn make_with_peers(peers: &Peers, services: Services) -> Result<Self> {
+    /// [`Self::make`], and the cluster image as a plain one too.
+    pub fn make_with_plain(peers: &Peers, services: Services) -> Result<Self> {
         let image = Self::make(peers, services)?;
         let dir = peers.cache().join("cluster");
         let steps = Steps::begin(peers, services, &dir)?;
         steps.once("made-plain", || build::plain(peers, services, &dir))?;
+        Ok(image)
+    }
+
+    /// [`Self::make_with_plain`], and with it what it is held against too: a second version of all of it.
+    pub fn make_with_peers(peers: &Peers, services: Services) -> Result<Self> {
+        let image = Self::make_with_plain(peers, services)?;
+        let dir = peers.cache().join("cluster");
+        let steps = Steps::begin(peers, services, &dir)?;
         steps.once("made-second", || build::second(peers, services, &dir))?;
         let first = services.saved();
         steps.once("saved-second", || build::save(&services.second_image(), Some(&first), &dir))?;

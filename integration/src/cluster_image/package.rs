@@ -1,4 +1,4 @@
-//! The cluster image and all that it needs, as one file.
+//! The cluster image and all that it needs, in a directory.
 
 use std::fs;
 use std::net::{IpAddr, Ipv4Addr};
@@ -15,8 +15,8 @@ use crate::{peers, process};
 const DEADLINE: Duration = Duration::from_secs(300);
 
 impl ClusterImage {
-    /// Writes the package `file`, with container images as they were saved.
-    pub fn package(&self, services: Services, file: &Path) -> Result<()> {
+    /// Writes a package of the cluster image `image`, with container images as they were saved, to a file or to the directory that is there.
+    pub fn package(&self, image: &str, place: &Path) -> Result<()> {
         let run = tempfile::tempdir()?;
         let registry = self.serve(&run.path().join("registry"), IpAddr::V4(Ipv4Addr::LOCALHOST))?;
         let certs = run.path().join("certs.d");
@@ -29,7 +29,7 @@ impl ClusterImage {
         let config = run.path().join("config.toml");
         fs::write(&config, format!("[registry]\ncerts_dir = \"{}\"\n", certs.display()))?;
         let mut command = Command::new(peers::nydus_cluster()?);
-        command.arg("--config").arg(config).args(["cluster", "save", services.image(), "--output"]);
-        process::run_within(command.arg(file), DEADLINE).map(drop)
+        command.arg("--config").arg(config).args(["cluster", "save", image, "--output"]);
+        process::run_within(command.arg(place), DEADLINE).map(drop)
     }
 }

@@ -52,18 +52,36 @@ impl EmbeddedRegistry {
 
     /// Serves the storage directory `root` on an address of this host, with logs under `dir`.
     pub fn serve(dir: &Path, root: &Path, address: IpAddr) -> Result<Self> {
+        // A port that the system chooses: one that was free a moment ago may be somebody else's now.
+        Self::serve_at(dir, root, SocketAddr::new(address, 0), "")
+    }
+
+    /// Serves the same to those alone whom `users` names, the lines of an htpasswd file.
+    pub fn serve_to(dir: &Path, root: &Path, address: IpAddr, users: &str) -> Result<Self> {
+        fs::create_dir_all(dir)?;
+        let htpasswd = dir.join("htpasswd");
+        fs::write(&htpasswd, users)?;
+        let config = format!("[server]\nhtpasswd = {htpasswd:?}\n");
+        Self::serve_at(dir, root, SocketAddr::new(address, 0), &config)
+    }
+
+    /// Serves what this one served, where it did; this one has ended.
+    pub fn again(&self, dir: &Path) -> Result<Self> {
+        Self::serve_at(dir, &self.root, self.address, "")
+    }
+
+    fn serve_at(dir: &Path, root: &Path, address: SocketAddr, config: &str) -> Result<Self> {
         let root = root.to_owned();
         let log = dir.join("registry.log");
         // Servers before this one wrote to the same log.
         let begin = fs::metadata(&log).map_or(0, |metadata| metadata.len()) as usize;
         let access_log = AccessLog::new(dir.join("access.log"));
-        let mut command = role(dir, "")?;
+        let mut command = role(dir, config)?;
         command
             .args(["registry", "serve", "--root"])
             .arg(&root)
             .arg("--listen")
-            // A port that the system chooses: one that was free a moment ago may be somebody else's now.
-            .arg(SocketAddr::new(address, 0).to_string())
+            .arg(address.to_string())
             .arg("--access-log")
             .arg(access_log.path());
         let mut server = Server::spawn("registry", command, log.clone())?;

@@ -2,7 +2,11 @@
 //!
 //! Where something is missing, tests say `skipped: needs …`; with `CI=true` they fail instead.
 
+mod own_containerd;
+mod own_runtime;
 mod package;
+mod private;
+mod registry_away;
 
 use std::collections::BTreeSet;
 use std::process::ExitCode;
@@ -16,6 +20,7 @@ use integration::machines::Machines;
 use integration::peers::Peers;
 use integration::suite::trial;
 use libtest_mimic::Arguments;
+use own_containerd::OwnContainerd;
 
 /// How long pods may take until they serve, images and all, on a loaded host.
 const SERVING_DEADLINE: Duration = Duration::from_secs(240);
@@ -64,27 +69,10 @@ fn becomes_a_cluster(peers: &Peers) -> Result<()> {
     let services = Services::Two;
     let image = ClusterImage::make(peers, services)?;
     let dir = tempfile::Builder::new().prefix("cluster-").tempdir_in(peers.cache())?;
-    let lab = ClusterLab::start(peers, &image, services, dir.path())?;
-    let (log, start) = (lab.registry().access_log(), lab.registry().access_log().mark()?);
-    // A run that is killed while kubeadm is at work, and one that goes on.
-    lab.killed_run("[WARNING SystemVerification]")?;
-    let first_run = lab.cluster_run()?;
-    ensure!(first_run.stderr.contains("an earlier run did not come to its end"), "{}", first_run.stderr);
-    ensure!(first_run.stdout.trim().ends_with("kubeconfig"), "{}", first_run.stdout);
-    lab.wait_nodes_ready(3)?;
-    lab.wait_serving(SERVING_DEADLINE)?;
-
-    // Container images were read as they were saved, and a part of them.
-    let on_nodes = lab.images_on_nodes()?;
-    let whole: u64 = on_nodes.iter().map(|images| image.images_bytes(images)).sum::<Result<_>>()?;
-    let saved = image.saved_blobs(services)?;
-    let (lazily, as_they_were) = read_of_images(&log.since(start)?, &saved);
-    eprintln!("{lazily} bytes of {whole} were read of container images");
-    ensure!(as_they_were == 0, "{as_they_were} bytes of container images came as they were");
-    ensure!(
-        lazily > 0 && lazily * 10 < whole * 7,
-        "{lazily} bytes of container images came: {whole} are all of them"
-    );
+    let mut lab = ClusterLab::start(peers, &image, services, dir.path())?;
+    let outside = image.push_outside(lab.registry())?;
+    let own_containerd = OwnContainerd::begin(&lab, peers, &outside)?;
+    begins(&lab, &image, services)?;
 
     // A second run finds nothing to do.
     let before = lab.state_of_nodes()?;
@@ -99,24 +87,10 @@ fn becomes_a_cluster(peers: &Peers) -> Result<()> {
     }
     ensure!(lab.cluster(&["logs"])?.stdout.contains("bringing the image"));
 
-    // A pod names an image by its digest alone. etcd runs on the first node only.
-    let worker = &lab.machines().all()[2];
-    let start = log.mark()?;
-    let etcd = image.digest("registry.k8s.io/etcd:3.7.0-0")?;
-    lab.run_pod("pinned", &format!("registry.k8s.io/etcd@{etcd}"), worker, &["etcd"])?;
-    let (lazily, as_they_were) = read_of_images(&log.since(start)?, &saved);
-    ensure!(lazily > 0 && as_they_were == 0, "{lazily}, {as_they_were}");
-    // One that was not saved comes as it is, on the layers of one that was.
-    let outside = image.push_outside(lab.registry())?;
-    lab.run_pod("outside", &outside, worker, &[])?;
-    ensure!(lab.kubectl("exec outside -- cat /outside")?.trim() == "outside");
-
-    // What is not there as it was cannot be taken from here.
-    worker.run("! ctr --namespace k8s.io images export /tmp/pause.tar registry.k8s.io/pause:3.10.2")?;
-
-    // A node comes back with its pods.
-    worker.reboot()?;
-    lab.wait_serving(SERVING_DEADLINE)?;
+    pulls(&lab, &image, services, &outside)?;
+    own_containerd.goes_on(&lab)?;
+    private::is_read_by_a_pull_secret(&lab, services)?;
+    registry_away::at_a_reboot(&mut lab)?;
 
     // Its images are kept for the next run, which finds nothing else of the cluster.
     lab.cluster(&["rm", "--keep-images"])?;
@@ -126,19 +100,79 @@ fn becomes_a_cluster(peers: &Peers) -> Result<()> {
         machine.run("test -z \"$(ls -A /etc/cni/net.d)\"")?;
         machine.run("ctr --namespace k8s.io images ls -q | grep -q registry.example/network")?;
     }
+    registry_away::complete_soon(&lab)?;
     lab.cluster_run()?;
     lab.wait_serving(SERVING_DEADLINE)?;
+    registry_away::after_completion(&mut lab)?;
 
     lab.cluster(&["rm"])?;
+    own_containerd.is_as_before(&lab)?;
+    is_gone(&lab)?;
+
+    // An image of another kind finds bare nodes again.
+    lab.begin_registry()?;
+    own_runtime::becomes_a_cluster(&lab, &image)?;
+    own_containerd.is_as_before(&lab)
+}
+
+/// The cluster comes up, and container images are read as they were saved.
+fn begins(lab: &ClusterLab, image: &ClusterImage, services: Services) -> Result<()> {
+    let (log, start) = (lab.registry().access_log(), lab.registry().access_log().mark()?);
+    // A run that is killed while kubeadm is at work, and one that goes on.
+    lab.killed_run("[WARNING SystemVerification]")?;
+    let first_run = lab.cluster_run()?;
+    ensure!(first_run.stderr.contains("an earlier run did not come to its end"), "{}", first_run.stderr);
+    ensure!(first_run.stdout.trim().ends_with("kubeconfig"), "{}", first_run.stdout);
+    lab.wait_nodes_ready(3)?;
+    lab.wait_serving(SERVING_DEADLINE)?;
+    let on_nodes = lab.images_on_nodes()?;
+    let whole: u64 = on_nodes.iter().map(|images| image.images_bytes(images)).sum::<Result<_>>()?;
+    let (lazily, as_they_were) = read_of_images(&log.since(start)?, &image.saved_blobs(services)?);
+    eprintln!("{lazily} bytes of {whole} were read of container images");
+    ensure!(as_they_were == 0, "{as_they_were} bytes of container images came as they were");
+    ensure!(
+        lazily > 0 && lazily * 10 < whole * 7,
+        "{lazily} bytes of container images came: {whole} are all of them"
+    );
+    Ok(())
+}
+
+/// Images that nobody has on a node yet.
+fn pulls(lab: &ClusterLab, image: &ClusterImage, services: Services, outside: &str) -> Result<()> {
+    let worker = &lab.machines().all()[2];
+    let (log, start) = (lab.registry().access_log(), lab.registry().access_log().mark()?);
+    // A pod names an image by its digest alone. etcd runs on the first node only.
+    let etcd = image.digest("registry.k8s.io/etcd:3.7.0-0")?;
+    for machine in [worker, own_containerd::machine(lab)] {
+        let name = format!("pinned-{}", machine.name());
+        lab.run_pod(&name, &format!("registry.k8s.io/etcd@{etcd}"), machine, &["etcd"])?;
+    }
+    let (lazily, as_they_were) = read_of_images(&log.since(start)?, &image.saved_blobs(services)?);
+    ensure!(lazily > 0 && as_they_were == 0, "{lazily}, {as_they_were}");
+    // One that was not saved comes as it is, on the layers of one that was.
+    lab.run_pod("outside", outside, worker, &[])?;
+    ensure!(lab.kubectl("exec outside -- cat /outside")?.trim() == "outside");
+    // What is not there as it was cannot be taken from here.
+    worker.run("! ctr --namespace k8s.io images export /tmp/pause.tar registry.k8s.io/pause:3.10.2").map(drop)
+}
+
+/// Nothing of the cluster is left on the nodes.
+fn is_gone(lab: &ClusterLab) -> Result<()> {
     for machine in lab.machines().all() {
         machine.run("test ! -e /var/lib/nydus-cluster/cluster && test ! -e /usr/bin/kubelet")?;
         machine.run("! find /etc /run -xdev -name '*nydus*' -not -path /run/nydus-cluster | grep .")?;
-        machine
-            .run("test ! -e /etc/kubernetes && test ! -e /etc/containerd && test ! -e /sys/class/net/cni0")?;
+        machine.run("test ! -e /etc/kubernetes && test ! -e /sys/class/net/cni0")?;
+        let (mut programs, mut places) = ("kube|etcd|nydus".to_owned(), "nydus|kubelet".to_owned());
+        if machine.name() != own_containerd::machine(lab).name() {
+            machine.run("test ! -e /etc/containerd")?;
+            programs += "|containerd";
+            places += "|containerd";
+        }
         let left = machine
-            .run("pgrep -l 'kube|etcd|containerd|nydus' || true; systemctl --failed --no-legend --plain")?;
-        ensure!(left.stdout.is_empty(), "on {} are:\n{}", machine.name(), left.stdout);
-        let mounts = machine.run("awk '$2 ~ /nydus|kubelet|containerd/' /proc/mounts")?.stdout;
+            .run(&format!("pgrep -l '{programs}' || true; systemctl --failed --no-legend --plain"))?
+            .stdout;
+        ensure!(left.is_empty(), "on {} are:\n{left}", machine.name());
+        let mounts = machine.run(&format!("awk '$2 ~ /{places}/' /proc/mounts"))?.stdout;
         ensure!(mounts.is_empty(), "{} has mounts:\n{mounts}", machine.name());
     }
     ensure!(lab.cluster(&["ps"])?.stdout.lines().count() == 1);

@@ -1,7 +1,9 @@
-//! A cluster of a package: no registry is there, two nodes have the control plane and serve it, and images are read lazily.
+//! A cluster of a package: no registry is there, two nodes have the control plane and serve it, and images are read lazily. The package is a
+//! directory, and the cluster image in it a plain one, which nodes make a nydus image of.
 
 use std::collections::BTreeSet;
 use std::ffi::OsStr;
+use std::fs;
 
 use anyhow::{Context, Result, ensure};
 use integration::cluster_image::{ClusterImage, Services};
@@ -15,13 +17,16 @@ const OF_MASTERS: &str = "registry.k8s.io/etcd:3.7.0-0";
 
 pub(crate) fn becomes_a_cluster(peers: &Peers) -> Result<()> {
     let services = Services::Two;
-    let image = ClusterImage::make(peers, services)?;
+    let image = ClusterImage::make_with_plain(peers, services)?;
     let dir = tempfile::Builder::new().prefix("cluster-").tempdir_in(peers.cache())?;
-    let package = dir.path().join("cluster.tar");
-    image.package(services, &package)?;
+    let package = dir.path().join("package");
+    fs::create_dir(&package)?;
+    image.package(&services.plain(), &package)?;
     let mut lab = ClusterLab::start(peers, &image, services, dir.path())?;
     lab.end_registry()?;
     lab.run_package(&package, 2)?;
+    let [first, ..] = lab.machines().all() else { anyhow::bail!("no machines") };
+    first.run("test -n \"$(ls -A /var/lib/nydus-cluster/cluster/converted)\"")?;
     lab.wait_nodes_ready(3)?;
     lab.wait_serving(SERVING_DEADLINE)?;
 

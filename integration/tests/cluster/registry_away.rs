@@ -1,0 +1,74 @@
+//! A registry that is not there: for a node that boots, and for a cluster whose images are complete.
+
+use std::time::Duration;
+
+use anyhow::{Context, Result, ensure};
+use integration::cluster_lab::ClusterLab;
+use integration::machines::Machine;
+use integration::wait;
+use serde_json::Value;
+
+use crate::SERVING_DEADLINE;
+
+/// Settings of the nodes' own.
+const CONFIG: &str = "/etc/nydus-cluster/config.toml";
+/// Units that begin again and again do so every second or two.
+const RETRY_DEADLINE: Duration = Duration::from_secs(60);
+/// Some hundred megabytes on each node.
+const COMPLETE_DEADLINE: Duration = Duration::from_secs(180);
+
+/// A node boots while nobody has the cluster image, and comes back with its pods when somebody has.
+pub(crate) fn at_a_reboot(lab: &mut ClusterLab) -> Result<()> {
+    lab.end_registry()?;
+    let worker = &lab.machines().all()[2];
+    // Whoever is asked instead says no at once, where elsewhere a name is looked up.
+    worker.run("echo 127.0.0.1 registry.example registry.k8s.io >>/etc/hosts")?;
+    worker.reboot()?;
+    for unit in ["nydus-cluster-image", "containerd", "kubelet"] {
+        let again = format!("test $(systemctl show --property=NRestarts --value {unit}) -gt 0");
+        worker.wait_for(&format!("{unit} begins again"), RETRY_DEADLINE, &again)?;
+    }
+    worker.run("! mountpoint -q /var/lib/nydus-cluster/cluster/tree && ! systemctl is-active kubelet")?;
+    lab.begin_registry()?;
+    lab.wait_serving(SERVING_DEADLINE)
+}
+
+/// Has nodes of the next run fetch images whole right after they are mounted.
+pub(crate) fn complete_soon(lab: &ClusterLab) -> Result<()> {
+    let soon = "[daemon.prefetch]\ncomplete_after_seconds = 1\n";
+    lab.machines().all().iter().try_for_each(|machine| machine.write(CONFIG, soon))
+}
+
+/// Once all images in use are on the nodes, pods begin again and new ones begin without the registry.
+pub(crate) fn after_completion(lab: &mut ClusterLab) -> Result<()> {
+    for machine in lab.machines().all() {
+        let mut last = Value::Null;
+        let complete = wait::until_true("all images in use are complete", COMPLETE_DEADLINE, || {
+            last = images(machine).unwrap_or_default();
+            let counts = last.as_array().into_iter().flatten().map(|image| &image["chunks"]);
+            let mut counts =
+                counts.map(|chunks| (chunks["ready"].as_u64(), chunks["all"].as_u64())).peekable();
+            counts.peek().is_some() && counts.all(|(ready, all)| ready.is_some() && ready == all)
+        });
+        complete.with_context(|| format!("{}: {last:#}", machine.name()))?;
+    }
+    lab.end_registry()?;
+    let before = lab.kubectl("get pods -l app=nginx -o name")?;
+    ensure!(before.lines().count() == 3, "{before}");
+    lab.kubectl("delete pods -l app=nginx --wait")?;
+    lab.kubectl("scale deployment nginx --replicas=6")?;
+    lab.kubectl(&format!("rollout status deployment nginx --timeout={}s", SERVING_DEADLINE.as_secs()))?;
+    let after = lab.kubectl("get pods -l app=nginx -o name")?;
+    ensure!(after.lines().count() == 6 && !after.lines().any(|pod| before.contains(pod)), "{after}");
+    lab.machines()
+        .all()
+        .iter()
+        .try_for_each(|machine| machine.run(&format!("rm -r $(dirname {CONFIG})")).map(drop))
+}
+
+/// What a node's daemon says of the images that are mounted.
+fn images(machine: &Machine) -> Result<Value> {
+    let said = machine.run("/var/lib/nydus-cluster/bin/nydus-cluster node status --json")?.stdout;
+    let mut said: Value = serde_json::from_str(&said)?;
+    Ok(said["mounts"].take())
+}
