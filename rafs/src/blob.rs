@@ -84,6 +84,25 @@ pub struct Blob {
     pub chunks: Vec<Chunk>,
 }
 
+impl Blob {
+    /// How the chunks of a blob are coded, and nothing else: it has none, and neither name nor sizes.
+    pub fn coding(chunk_size: u32, compressor: Compressor, digester: DigestAlgorithm) -> Self {
+        Self {
+            id: None,
+            stored_size: 0,
+            compressed_size: 0,
+            uncompressed_size: 0,
+            chunk_size,
+            compressor,
+            digester,
+            features: 0,
+            meta: None,
+            toc: None,
+            chunks: Vec::new(),
+        }
+    }
+}
+
 /// Where the chunk-info array (`blob.meta`) lies in the blob stream.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
 pub struct MetaLocation {

@@ -44,19 +44,7 @@ fn blob_id() -> BlobId {
 }
 
 fn coding() -> Arc<Blob> {
-    Arc::new(Blob {
-        id: None,
-        stored_size: 0,
-        compressed_size: 0,
-        uncompressed_size: 0,
-        chunk_size: 4096,
-        compressor: Compressor::None,
-        digester: DigestAlgorithm::Blake3,
-        features: 0,
-        meta: None,
-        toc: None,
-        chunks: Vec::new(),
-    })
+    Arc::new(Blob::coding(4096, Compressor::None, DigestAlgorithm::Blake3))
 }
 
 /// What chunk `index` holds.

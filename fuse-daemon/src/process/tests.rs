@@ -137,19 +137,7 @@ fn said() -> Vec<Said> {
 }
 
 fn coding() -> Blob {
-    Blob {
-        id: None,
-        stored_size: 0,
-        compressed_size: 0,
-        uncompressed_size: 0,
-        chunk_size: 1 << 20,
-        compressor: Compressor::None,
-        digester: DigestAlgorithm::Blake3,
-        features: 0,
-        meta: None,
-        toc: None,
-        chunks: Vec::new(),
-    }
+    Blob::coding(1 << 20, Compressor::None, DigestAlgorithm::Blake3)
 }
 
 impl Bench {

@@ -118,19 +118,7 @@ fn blob() -> BlobId {
 }
 
 fn order(chunks: Range<u32>, refused: &[&str], time: Duration) -> Order {
-    let coding = Blob {
-        id: None,
-        stored_size: 0,
-        compressed_size: 0,
-        uncompressed_size: 0,
-        chunk_size: 4096,
-        compressor: Compressor::None,
-        digester: DigestAlgorithm::Blake3,
-        features: 0,
-        meta: None,
-        toc: None,
-        chunks: Vec::new(),
-    };
+    let coding = Blob::coding(4096, Compressor::None, DigestAlgorithm::Blake3);
     let extents = chunks.clone().map(|index| {
         let start = u64::from(index) * CHUNK;
         let chunk = Chunk {

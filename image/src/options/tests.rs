@@ -120,16 +120,7 @@ fn dictionary_of(id: u8) -> Image {
     let build = BuildOptions::default();
     let blob = Blob {
         id: Some(rafs::digest::Digest([id; 32])),
-        stored_size: 0,
-        compressed_size: 0,
-        uncompressed_size: 0,
-        chunk_size: build.chunk_size,
-        compressor: build.compressor,
-        digester: build.digester,
-        features: 0,
-        meta: None,
-        toc: None,
-        chunks: Vec::new(),
+        ..Blob::coding(build.chunk_size, build.compressor, build.digester)
     };
     Image { tree: Tree::new(), blobs: vec![blob] }
 }

@@ -77,17 +77,10 @@ pub fn build_source(
 fn layer(tree: ReadTree, written: Written, options: &BuildOptions) -> Layer {
     let mut tree = tree.with_chunks(&written.places);
     let mut blobs = vec![Blob {
-        id: None,
-        stored_size: 0,
         compressed_size: written.compressed_size,
         uncompressed_size: written.uncompressed_size,
-        chunk_size: options.chunk_size,
-        compressor: options.compressor,
-        digester: options.digester,
-        features: 0,
-        meta: None,
-        toc: None,
         chunks: written.chunks,
+        ..Blob::coding(options.chunk_size, options.compressor, options.digester)
     }];
     if let Some(dictionary) = &options.dictionary {
         dictionary.append_used(&mut tree, &mut blobs);

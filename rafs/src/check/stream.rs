@@ -115,17 +115,9 @@ mod tests {
     #[test]
     fn no_byte_is_read_twice() {
         let blob = Blob {
-            id: None,
             stored_size: 100,
             compressed_size: 80,
-            uncompressed_size: 0,
-            chunk_size: 4096,
-            compressor: Compressor::None,
-            digester: DigestAlgorithm::Blake3,
-            features: 0,
-            meta: None,
-            toc: None,
-            chunks: Vec::new(),
+            ..Blob::coding(4096, Compressor::None, DigestAlgorithm::Blake3)
         };
         let source = Noting(RefCell::default());
         let stream = CheckedStream::open(&blob, &source).unwrap();

@@ -56,19 +56,7 @@ pub(crate) fn metadata(permissions: u16) -> Metadata {
 
 impl Builder {
     pub(crate) fn new(format: Format) -> Self {
-        let blob = Blob {
-            id: None,
-            stored_size: 0,
-            compressed_size: 0,
-            uncompressed_size: 0,
-            chunk_size: format.chunk_size,
-            compressor: format.compressor,
-            digester: format.digester,
-            features: 0,
-            meta: None,
-            toc: None,
-            chunks: Vec::new(),
-        };
+        let blob = Blob::coding(format.chunk_size, format.compressor, format.digester);
         Self { tree: Tree::new(), blob, out: BlobWriter::new(Vec::new()), format, contents: BTreeMap::new() }
     }
 

@@ -9,6 +9,8 @@ use image::layer::{ConvertedLayer, store_written};
 use rafs::blob::stream::Toc;
 use rafs::blob::{Blob, ChunkIndex};
 use rafs::bootstrap::WriteOptions;
+use rafs::compress::Compressor;
+use rafs::digest::DigestAlgorithm;
 use rafs::layout::toc::BOOTSTRAP;
 use rafs::share::{
     Decision, Holders, ImageUse, LayerChunks, SharedSource, SharingLimits, WriteSharedError, content, decide,
@@ -216,19 +218,8 @@ impl Round {
 fn whole(layer: Layer, bytes: &[u8], chunk_size: u32) -> Layer {
     let id = rafs_digest(&registry::digest::sha256(bytes));
     let size = bytes.len() as u64;
-    let own = Blob {
-        id,
-        stored_size: size,
-        compressed_size: 0,
-        uncompressed_size: 0,
-        chunk_size,
-        compressor: rafs::compress::Compressor::default(),
-        digester: rafs::digest::DigestAlgorithm::default(),
-        features: 0,
-        meta: None,
-        toc: None,
-        chunks: Vec::new(),
-    };
+    let coding = Blob::coding(chunk_size, Compressor::default(), DigestAlgorithm::default());
+    let own = Blob { id, stored_size: size, ..coding };
     Layer { tree: layer.tree, blobs: vec![own] }
 }
 
