@@ -20,7 +20,7 @@ use tokio::net::{TcpListener, TcpStream};
 use tokio::runtime::Runtime;
 use tokio::sync::watch;
 
-use body::{Altered, CutAfter, Paced, StallAfter};
+use body::{Altered, Limited, Paced};
 use tokens::Tokens;
 
 /// How a request is to fail.
@@ -207,19 +207,19 @@ async fn answer(
         }
         Some(Failure::StallDownload(bytes)) => {
             let answer = forward(request, &shared).await?;
-            Ok(answer.map(|body| StallAfter { body, left: bytes }.boxed_unsync()))
+            Ok(answer.map(|body| Limited::stalling(body, bytes).boxed_unsync()))
         }
         Some(Failure::WrongBytes) => {
             let answer = forward(request, &shared).await?;
             Ok(answer.map(|body| Altered { body }.boxed_unsync()))
         }
         Some(Failure::CutUpload(bytes)) => {
-            let limited = request.map(|body| CutAfter { body, left: bytes, cut });
+            let limited = request.map(|body| Limited::cutting(body, bytes, cut));
             forward(limited, &shared).await
         }
         Some(Failure::CutDownload(bytes)) => {
             let answer = forward(request, &shared).await?;
-            Ok(answer.map(|body| CutAfter { body, left: bytes, cut }.boxed_unsync()))
+            Ok(answer.map(|body| Limited::cutting(body, bytes, cut).boxed_unsync()))
         }
         None => forward(request, &shared).await,
     }

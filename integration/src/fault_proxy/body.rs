@@ -13,16 +13,16 @@ use tokio::time::{Instant, Sleep, sleep};
 /// How often a paced body sends: often enough to look like a slow line rather than like pauses.
 const TICK: Duration = Duration::from_millis(20);
 
-/// The next piece of data, of which `take` says how much may pass. What is no data passes as it is.
-fn limited<B: Body<Data = Bytes> + Unpin>(
+/// The next piece of data, as `change` makes it. What is no data passes as it is.
+fn changed<B: Body<Data = Bytes> + Unpin>(
     body: &mut B,
     context: &mut Context<'_>,
-    take: impl FnOnce(Bytes) -> Bytes,
+    change: impl FnOnce(Bytes) -> Bytes,
 ) -> Poll<Option<Result<Frame<Bytes>, B::Error>>> {
     let frame = ready!(Pin::new(body).poll_frame(context));
     Poll::Ready(frame.map(|frame| {
         frame.map(|frame| match frame.into_data() {
-            Ok(data) => Frame::data(take(data)),
+            Ok(data) => Frame::data(change(data)),
             Err(other) => other,
         })
     }))
@@ -35,14 +35,27 @@ fn at_most(left: &mut u64, mut data: Bytes) -> Bytes {
     data.split_to(passed)
 }
 
-/// A body that closes the client's connection after some bytes.
-pub(super) struct CutAfter<B> {
-    pub(super) body: B,
-    pub(super) left: u64,
-    pub(super) cut: Arc<watch::Sender<bool>>,
+/// A body that stops after some bytes, without an end.
+pub(super) struct Limited<B> {
+    body: B,
+    left: u64,
+    /// Told then, to close the client's connection.
+    cut: Option<Arc<watch::Sender<bool>>>,
 }
 
-impl<B: Body<Data = Bytes> + Unpin> Body for CutAfter<B> {
+impl<B> Limited<B> {
+    /// One after which nothing more happens.
+    pub(super) fn stalling(body: B, bytes: u64) -> Self {
+        Self { body, left: bytes, cut: None }
+    }
+
+    /// One after which the connection is closed.
+    pub(super) fn cutting(body: B, bytes: u64, cut: Arc<watch::Sender<bool>>) -> Self {
+        Self { body, left: bytes, cut: Some(cut) }
+    }
+}
+
+impl<B: Body<Data = Bytes> + Unpin> Body for Limited<B> {
     type Data = Bytes;
     type Error = B::Error;
 
@@ -52,32 +65,12 @@ impl<B: Body<Data = Bytes> + Unpin> Body for CutAfter<B> {
     ) -> Poll<Option<Result<Frame<Bytes>, B::Error>>> {
         let Self { body, left, cut } = self.get_mut();
         if *left == 0 {
-            cut.send_replace(true);
+            if let Some(cut) = cut {
+                cut.send_replace(true);
+            }
             return Poll::Pending;
         }
-        limited(body, context, |data| at_most(left, data))
-    }
-}
-
-/// A body that stops after some bytes, without an end.
-pub(super) struct StallAfter<B> {
-    pub(super) body: B,
-    pub(super) left: u64,
-}
-
-impl<B: Body<Data = Bytes> + Unpin> Body for StallAfter<B> {
-    type Data = Bytes;
-    type Error = B::Error;
-
-    fn poll_frame(
-        self: Pin<&mut Self>,
-        context: &mut Context<'_>,
-    ) -> Poll<Option<Result<Frame<Bytes>, B::Error>>> {
-        let Self { body, left } = self.get_mut();
-        if *left == 0 {
-            return Poll::Pending;
-        }
-        limited(body, context, |data| at_most(left, data))
+        changed(body, context, |data| at_most(left, data))
     }
 }
 
@@ -94,7 +87,7 @@ impl<B: Body<Data = Bytes> + Unpin> Body for Altered<B> {
         self: Pin<&mut Self>,
         context: &mut Context<'_>,
     ) -> Poll<Option<Result<Frame<Bytes>, B::Error>>> {
-        limited(&mut self.get_mut().body, context, |data| {
+        changed(&mut self.get_mut().body, context, |data| {
             let mut data = BytesMut::from(data.as_ref());
             let middle = data.len() / 2;
             if let Some(byte) = data.get_mut(middle) {
