@@ -10,64 +10,52 @@ use super::error::RegistryMessage;
 use super::manifests::next_query;
 use super::reader::content_range;
 use super::upload::received_bytes;
+use crate::arbitrary;
 use crate::reference::{Reference, Repository, is_name};
 
 /// Text with many of the characters that mean something to these parsers.
 fn text() -> impl Strategy<Value = String> {
-    let meaningful = prop::collection::vec(
-        prop_oneof![
-            prop::sample::select(vec![
-                "\"",
-                "\\",
-                "=",
-                ",",
-                " ",
-                "/",
-                ":",
-                "@",
-                "[",
-                "]",
-                ".",
-                "_",
-                "__",
-                "-",
-                "%",
-                "?",
-                "*",
-                "bytes",
-                "bytes ",
-                "Bearer ",
-                "Basic ",
-                "realm",
-                "scope",
-                "sha256",
-                "localhost",
-                "latest",
-                "<",
-                ">",
-                "rel=next",
-                "0",
-                "18446744073709551615",
-                "é",
-                "\u{0}",
-            ])
-            .prop_map(str::to_owned),
-            "[a-z0-9]{1,4}",
-        ],
-        0..24,
-    );
-    prop_oneof![meaningful.prop_map(|parts| parts.concat()), any::<String>()]
+    let words = &[
+        "\"",
+        "\\",
+        "=",
+        ",",
+        " ",
+        "/",
+        ":",
+        "@",
+        "[",
+        "]",
+        ".",
+        "_",
+        "__",
+        "-",
+        "%",
+        "?",
+        "*",
+        "bytes",
+        "bytes ",
+        "Bearer ",
+        "Basic ",
+        "realm",
+        "scope",
+        "sha256",
+        "localhost",
+        "latest",
+        "<",
+        ">",
+        "rel=next",
+        "0",
+        "18446744073709551615",
+        "é",
+        "\u{0}",
+    ];
+    prop_oneof![arbitrary::text(words, 24), any::<String>()]
 }
 
 /// JSON of any shape, with the keys of Docker's configuration.
 fn json() -> impl Strategy<Value = serde_json::Value> {
-    let leaf = prop_oneof![
-        Just(serde_json::Value::Null),
-        any::<bool>().prop_map(Into::into),
-        any::<i64>().prop_map(Into::into),
-        text().prop_map(Into::into),
-    ];
-    let key = prop::sample::select(vec![
+    let keys = &[
         "auths",
         "credHelpers",
         "credsStore",
@@ -81,14 +69,8 @@ fn json() -> impl Strategy<Value = serde_json::Value> {
         "errors",
         "code",
         "message",
-    ]);
-    leaf.prop_recursive(4, 40, 6, move |inner| {
-        prop_oneof![
-            prop::collection::vec(inner.clone(), 0..4).prop_map(Into::into),
-            prop::collection::hash_map(key.clone().prop_map(str::to_owned), inner, 0..6)
-                .prop_map(|map| serde_json::Value::Object(map.into_iter().collect())),
-        ]
-    })
+    ];
+    arbitrary::json(text(), keys)
 }
 
 fn headers(name: http::HeaderName, values: &[String]) -> HeaderMap {

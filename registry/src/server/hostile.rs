@@ -9,6 +9,7 @@ use super::manifests::parse;
 use super::request::Head;
 use super::routes::{ManifestName, Route};
 use super::uploads::check_range;
+use crate::arbitrary;
 
 fn head(path: &str, headers: &[(http::HeaderName, String)]) -> Option<Head> {
     let mut request = Request::builder().uri(path);
@@ -20,50 +21,39 @@ fn head(path: &str, headers: &[(http::HeaderName, String)]) -> Option<Head> {
 
 /// Text with many of the characters that mean something in paths and ranges.
 fn text() -> impl Strategy<Value = String> {
-    let parts = prop_oneof![
-        prop::sample::select(vec![
-            "/",
-            "..",
-            ".",
-            "%2e",
-            "%2F",
-            "%00",
-            "%",
-            "_",
-            "-",
-            ":",
-            "bytes=",
-            "bytes ",
-            ",",
-            "sha256:",
-            "manifests",
-            "blobs",
-            "uploads",
-            "tags/list",
-            "referrers",
-            "_catalog",
-            "0",
-            "18446744073709551615",
-            "?",
-            "=",
-            "&",
-        ])
-        .prop_map(str::to_owned),
-        "[a-z0-9]{1,4}",
+    let words = &[
+        "/",
+        "..",
+        ".",
+        "%2e",
+        "%2F",
+        "%00",
+        "%",
+        "_",
+        "-",
+        ":",
+        "bytes=",
+        "bytes ",
+        ",",
+        "sha256:",
+        "manifests",
+        "blobs",
+        "uploads",
+        "tags/list",
+        "referrers",
+        "_catalog",
+        "0",
+        "18446744073709551615",
+        "?",
+        "=",
+        "&",
     ];
-    prop::collection::vec(parts, 0..16).prop_map(|parts| parts.concat())
+    arbitrary::text(words, 16)
 }
 
 /// JSON of any shape, with the keys of manifests.
 fn json() -> impl Strategy<Value = serde_json::Value> {
-    let leaf = prop_oneof![
-        Just(serde_json::Value::Null),
-        any::<bool>().prop_map(Into::into),
-        any::<i64>().prop_map(Into::into),
-        text().prop_map(Into::into),
-        Just(serde_json::json!(2)),
-    ];
-    let key = prop::sample::select(vec![
+    let keys = &[
         "schemaVersion",
         "mediaType",
         "config",
@@ -76,14 +66,8 @@ fn json() -> impl Strategy<Value = serde_json::Value> {
         "digest",
         "size",
         "urls",
-    ]);
-    leaf.prop_recursive(4, 40, 6, move |inner| {
-        prop_oneof![
-            prop::collection::vec(inner.clone(), 0..4).prop_map(Into::into),
-            prop::collection::hash_map(key.clone().prop_map(str::to_owned), inner, 0..6)
-                .prop_map(|map| serde_json::Value::Object(map.into_iter().collect())),
-        ]
-    })
+    ];
+    arbitrary::json(text(), keys)
 }
 
 #[test]
