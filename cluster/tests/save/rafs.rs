@@ -4,8 +4,6 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
 use std::io::Read as _;
 use std::path::Path;
-use std::process::{Command, Stdio};
-use std::time::{Duration, Instant};
 
 use bytes::Bytes;
 use cluster::lock::Lock;
@@ -21,7 +19,7 @@ use tempfile::TempDir;
 
 use crate::peers::{self, have, noise};
 use crate::support::{self, Registry, index, layer};
-use crate::{client, fetched, locked, saved_in};
+use crate::{client, fetched, killed, locked, saved_in};
 
 /// Files of an image, by path.
 type Files = BTreeMap<String, Vec<u8>>;
@@ -338,18 +336,10 @@ async fn a_layer_that_is_not_what_its_config_says_fails_its_image_and_nothing_is
     world.check(&opened(&name).await).await;
 }
 
-/// Where the child of the next test finds its work.
-const CHILD: &str = "NYDUS_CLUSTER_TEST_SAVE_RAFS";
-
 /// What the next test kills.
 #[tokio::test(flavor = "multi_thread")]
 async fn saves_rafs_as_a_child() {
-    let Some(dir) = std::env::var_os(CHILD) else { return };
-    let dir = Path::new(&dir);
-    let lock = Lock::read(&dir.join("images.lock")).unwrap();
-    let to = Destination::Directory(dir.join("registry"));
-    let options = SaveOptions { conversions: 1, ..SaveOptions::default() };
-    let _ = saved_in(&client(), &lock, dir, &to, &options).await;
+    killed::save_as_a_child(&SaveOptions { conversions: 1, ..SaveOptions::default() }).await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -368,16 +358,8 @@ async fn a_save_that_is_killed_fetches_no_complete_layer_again() {
     let held = crate::registries::Held::start(registry.host()).await;
     let dir = tempfile::tempdir().unwrap();
     let lock = locked(&dir, &format!("{0}/small:v1\n{0}/large:v1\n", held.host), &[]).await;
-    lock.write(&dir.path().join("images.lock")).unwrap();
     // Enough for all but the end of the large layer.
     held.let_through(2 << 20);
-    let mut child = Command::new(std::env::current_exe().unwrap())
-        .args(["--exact", "rafs::saves_rafs_as_a_child"])
-        .env(CHILD, dir.path())
-        .stdout(Stdio::null())
-        .stderr(Stdio::null())
-        .spawn()
-        .unwrap();
     let target = dir.path().join("registry");
     let layers = target.join(".nydus-cluster-save/layers");
     let complete = layers.join(format!("{0}-{0}", digest(&small)));
@@ -389,13 +371,8 @@ async fn a_save_that_is_killed_fetches_no_complete_layer_again() {
         let entries = fs::read_dir(&layers).into_iter().flatten().flatten();
         entries.map(|entry| entry.path()).any(|path| is_partial(&path))
     };
-    let started = Instant::now();
-    while !(complete.exists() && partial()) {
-        assert!(started.elapsed() < Duration::from_secs(60), "the child converts nothing");
-        tokio::time::sleep(Duration::from_millis(5)).await;
-    }
-    child.kill().unwrap();
-    child.wait().unwrap();
+    killed::kill_when("rafs::saves_rafs_as_a_child", &lock, dir.path(), || complete.exists() && partial())
+        .await;
     assert!(!target.join("docker/registry/v2/repositories").exists());
     held.let_through(u64::MAX);
     let to = Destination::Directory(target.clone());

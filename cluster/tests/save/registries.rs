@@ -2,13 +2,11 @@
 
 use std::fs;
 use std::path::Path;
-use std::process::{Command, Stdio};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use base64::Engine as _;
-use cluster::lock::Lock;
 use cluster::save::{Destination, SaveOptions};
 use cluster::saved::{SavedAt, SavedImages};
 use registry::Reference;
@@ -20,7 +18,7 @@ use tokio_util::task::AbortOnDropHandle;
 use crate::peers::proxy::{Proxy, Way};
 use crate::peers::{self, have, noise, token};
 use crate::support::{self, Registry, layer};
-use crate::{check_image_as, client, fetched, locked, saved, saved_as, saved_in};
+use crate::{check_image_as, client, fetched, killed, locked, plain, saved, saved_as, saved_in};
 
 const LARGE: usize = 4 << 20;
 
@@ -29,13 +27,7 @@ async fn registry_with_tokens(dir: &Path) -> (peers::Registry, peers::fake::Fake
     let key = token::Key::make(dir);
     let certificate = key.certificate.clone();
     let service = token::service(key).await;
-    let auth = format!(
-        "auth:\n  token: {{ realm: \"http://{}/token\", service: {}, issuer: {}, rootcertbundle: {} }}",
-        service.host,
-        token::SERVICE,
-        token::ISSUER,
-        certificate.display()
-    );
+    let auth = token::configuration(&service.host, &certificate);
     (peers::Registry::docker(dir, &auth), service)
 }
 
@@ -227,16 +219,10 @@ async fn a_registry_that_says_no_more_fails_its_images_in_time() {
     assert!(failed.is_empty(), "{failed:?}");
 }
 
-/// Where the child of the next test finds its work.
-const CHILD: &str = "NYDUS_CLUSTER_TEST_SAVE";
-
 /// What the next test kills.
 #[tokio::test(flavor = "multi_thread")]
 async fn saves_as_a_child() {
-    let Some(dir) = std::env::var_os(CHILD) else { return };
-    let dir = Path::new(&dir);
-    let lock = Lock::read(&dir.join("images.lock")).unwrap();
-    let _ = saved(&lock, dir, &Destination::Directory(dir.join("registry"))).await;
+    killed::save_as_a_child(&plain()).await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -249,27 +235,16 @@ async fn a_save_that_is_killed_goes_on_where_it_was() {
     let held = Held::start(registry.host()).await;
     let dir = tempfile::tempdir().unwrap();
     let lock = locked(&dir, &format!("{0}/small:v1\n{0}/large:v1\n", held.host), &[]).await;
-    lock.write(&dir.path().join("images.lock")).unwrap();
     // Enough for all but the end of the large layer.
     held.let_through(3 << 20);
-    let mut child = Command::new(std::env::current_exe().unwrap())
-        .args(["--exact", "registries::saves_as_a_child"])
-        .env(CHILD, dir.path())
-        .stdout(Stdio::null())
-        .stderr(Stdio::null())
-        .spawn()
-        .unwrap();
     let target = dir.path().join("registry");
     let tag = target.join("docker/registry/v2/repositories/small/_manifests/tags/v1/current/link");
     let partial =
         target.join(".nydus-cluster-save").join(registry::digest::sha256(&noise(5, LARGE)).digest());
-    let started = Instant::now();
-    while !(tag.exists() && fs::metadata(&partial).is_ok_and(|metadata| metadata.len() > 1 << 20)) {
-        assert!(started.elapsed() < Duration::from_secs(60), "the child saves nothing");
-        tokio::time::sleep(Duration::from_millis(5)).await;
-    }
-    child.kill().unwrap();
-    child.wait().unwrap();
+    killed::kill_when("registries::saves_as_a_child", &lock, dir.path(), || {
+        tag.exists() && fs::metadata(&partial).is_ok_and(|metadata| metadata.len() > 1 << 20)
+    })
+    .await;
     assert!(!target.join("docker/registry/v2/repositories/large").exists());
     held.let_through(u64::MAX);
     let (reports, failed) = saved(&lock, dir.path(), &Destination::Directory(target.clone())).await;

@@ -78,13 +78,7 @@ async fn tokens_are_fetched_for_each_scope_and_used_again() {
     let key = token::Key::make(dir.path());
     let certificate = key.certificate.clone();
     let service = token::service(key).await;
-    let auth = format!(
-        "auth:\n  token: {{ realm: \"http://{}/token\", service: {}, issuer: {}, rootcertbundle: {} }}",
-        service.host,
-        token::SERVICE,
-        token::ISSUER,
-        certificate.display()
-    );
+    let auth = token::configuration(&service.host, &certificate);
     let registry = Registry::docker(dir.path(), &auth);
     let alice = client_as(dir.path(), &registry.host(), "alice:secret");
     let image = registry.reference("team/app:v1");

@@ -11,8 +11,8 @@ use serde_json::{Value, json};
 
 use super::fake::{Fake, answer};
 
-pub(crate) const SERVICE: &str = "test registry";
-pub(crate) const ISSUER: &str = "test issuer";
+const SERVICE: &str = "test registry";
+const ISSUER: &str = "test issuer";
 
 /// A key and a certificate of it, made with openssl.
 pub(crate) struct Key {
@@ -70,6 +70,14 @@ impl Key {
         let signature = URL_SAFE_NO_PAD.encode(self.sign(&message));
         format!("{message}.{signature}")
     }
+}
+
+/// The part of a registry's configuration with which it wants tokens of the service on `host`.
+pub(crate) fn configuration(host: &str, certificate: &Path) -> String {
+    format!(
+        "auth:\n  token: {{ realm: \"http://{host}/token\", service: {SERVICE}, issuer: {ISSUER}, rootcertbundle: {} }}",
+        certificate.display()
+    )
 }
 
 /// A service that gives the user `alice`, password `secret`, every scope, and others only `pull`.
