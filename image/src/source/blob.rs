@@ -7,7 +7,7 @@ use flate2::read::MultiGzDecoder;
 
 use super::error::SourceError;
 use super::files::{Part, PartReader};
-use registry::client::BlobReader;
+use registry::client::{BlobReader, Descriptor};
 use registry::digest::{Digest, Hasher};
 
 /// Bytes of a file handed on at once.
@@ -39,6 +39,12 @@ struct FileInput {
 impl BlobStream {
     pub(super) fn registry(reader: BlobReader, place: String, size: u64) -> Self {
         Self { input: Input::Registry(Box::new(reader)), place, size, received: 0, done: false }
+    }
+
+    /// The blob that `descriptor` names, which is all of `part`.
+    pub(super) fn part(part: Part, descriptor: &Descriptor) -> Result<Self, SourceError> {
+        part.check_size(descriptor)?;
+        Self::file(part, false, descriptor.digest(), descriptor.size())
     }
 
     /// The content of `part`, decompressed if `gzip`, that has digest `expected`.

@@ -55,10 +55,7 @@ impl OciLayout {
 
     /// The blob that `descriptor` names.
     pub(super) fn blob(&self, descriptor: &Descriptor) -> Result<BlobStream, SourceError> {
-        let part = self.part(descriptor.digest())?;
-        part.check_size(descriptor)?;
-        let size = part.size;
-        BlobStream::file(part, false, descriptor.digest(), size)
+        BlobStream::part(self.part(descriptor.digest())?, descriptor)
     }
 
     /// As people named it.

@@ -287,10 +287,7 @@ impl StoredImage {
     }
 
     pub(super) fn blob(&self, descriptor: &Descriptor) -> Result<BlobStream, SourceError> {
-        let part = self.part(descriptor.digest())?;
-        part.check_size(descriptor)?;
-        let size = part.size;
-        BlobStream::file(part, false, descriptor.digest(), size)
+        BlobStream::part(self.part(descriptor.digest())?, descriptor)
     }
 }
 
