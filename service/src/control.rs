@@ -34,26 +34,23 @@ pub trait Protocol: 'static {
     /// What the server answers.
     type Answer: Debug + DeserializeOwned + Serialize + Send;
     /// What kind of failure a request met, for programs.
-    type Kind: Copy + Debug + From<Refusal> + Send + Sync;
-
-    /// The answer to a request that failed, with what happened, for people.
-    fn failure(kind: Self::Kind, message: String) -> Self::Answer;
-
-    /// What a request came to.
-    ///
-    /// # Errors
-    ///
-    /// What [`failure`](Self::failure) made the answer of.
-    fn outcome(answer: Self::Answer) -> Result<Self::Answer, (Self::Kind, String)>;
+    type Kind: Copy + Debug + DeserializeOwned + Serialize + Send + Sync;
+    /// The failure of a request that is not a message of this version.
+    const INVALID: Self::Kind;
+    /// The failure of a request whose sender speaks no version that this end does.
+    const NO_COMMON_VERSION: Self::Kind;
 }
 
-/// Why a request is refused before anything is done of it.
-#[derive(Clone, Copy, Debug, Eq, PartialEq)]
-pub enum Refusal {
-    /// It is not a message of this version.
-    Invalid,
-    /// The two ends speak no common version.
-    Version,
+/// What a request to a server of the protocol came to.
+pub type Answered<P> = Result<<P as Protocol>::Answer, Failure<<P as Protocol>::Kind>>;
+
+/// A request that failed.
+#[derive(Clone, Debug, Deserialize, Eq, PartialEq, Serialize)]
+pub struct Failure<K> {
+    /// What kind of failure it is, for programs.
+    pub kind: K,
+    /// What happened, for people.
+    pub message: String,
 }
 
 /// What a client sends: one line.
@@ -71,11 +68,38 @@ pub struct Call<R> {
 
 /// What a server answers: one line.
 #[derive(Clone, Debug, Deserialize, PartialEq, Serialize)]
-pub struct Reply<A> {
+pub struct Reply<A, K> {
     /// The version of the answer: the newest that both ends speak.
     pub version: u32,
+    answer: Outcome<A, K>,
+}
+
+/// The result as it is written: a failure stands in the place of an answer named `error`.
+#[derive(Clone, Debug, Deserialize, PartialEq, Serialize)]
+#[serde(rename_all = "snake_case")]
+enum Outcome<A, K> {
+    Error(Failure<K>),
+    #[serde(untagged)]
+    Answer(A),
+}
+
+impl<A, K> Reply<A, K> {
+    /// The reply with this result.
+    pub fn new(version: u32, result: Result<A, Failure<K>>) -> Self {
+        Self { version, answer: result.map_or_else(Outcome::Error, Outcome::Answer) }
+    }
+
     /// The result.
-    pub answer: A,
+    ///
+    /// # Errors
+    ///
+    /// The server's.
+    pub fn into_result(self) -> Result<A, Failure<K>> {
+        match self.answer {
+            Outcome::Answer(answer) => Ok(answer),
+            Outcome::Error(failure) => Err(failure),
+        }
+    }
 }
 
 /// A message as a line.

@@ -9,7 +9,7 @@ use registry::Reference;
 use registry::client::RepositoryAccess;
 use registry::reference::InvalidReference;
 use serde::{Deserialize, Serialize};
-use service::control::{self, Refusal};
+use service::control;
 
 use crate::fs::Completeness;
 use crate::fuse::Negotiated;
@@ -36,33 +36,18 @@ impl control::Protocol for DaemonProtocol {
     type Request = Request;
     type Answer = Answer;
     type Kind = ErrorKind;
-
-    fn failure(kind: ErrorKind, message: String) -> Answer {
-        Answer::Error { kind, message }
-    }
-
-    fn outcome(answer: Answer) -> Result<Answer, (ErrorKind, String)> {
-        match answer {
-            Answer::Error { kind, message } => Err((kind, message)),
-            answer => Ok(answer),
-        }
-    }
-}
-
-impl From<Refusal> for ErrorKind {
-    fn from(refusal: Refusal) -> Self {
-        match refusal {
-            Refusal::Invalid => Self::Invalid,
-            Refusal::Version => Self::Version,
-        }
-    }
+    const INVALID: ErrorKind = ErrorKind::Invalid;
+    const NO_COMMON_VERSION: ErrorKind = ErrorKind::Version;
 }
 
 /// What a client sends.
 pub type Call = control::Call<Request>;
 
 /// What the daemon answers.
-pub type Reply = control::Reply<Answer>;
+pub type Reply = control::Reply<Answer, ErrorKind>;
+
+/// A request that failed.
+pub type Failure = control::Failure<ErrorKind>;
 
 /// A blob by its digest, `sha256:` and 64 hexadecimal digits.
 #[derive(Clone, Copy, Debug, Eq, Hash, Ord, PartialEq, PartialOrd)]
@@ -321,7 +306,7 @@ pub struct Handover {
     pub negotiated: Negotiated,
 }
 
-/// The result of a request.
+/// The result of a request that did not fail.
 #[derive(Clone, Debug, Deserialize, PartialEq, Serialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Answer {
@@ -366,13 +351,6 @@ pub enum Answer {
     Upgrade {
         /// The version of the program that would work.
         version: String,
-    },
-    /// The request failed.
-    Error {
-        /// What kind of failure it is, for programs.
-        kind: ErrorKind,
-        /// What happened, for people.
-        message: String,
     },
 }
 

@@ -9,7 +9,8 @@ use tokio::net::UnixStream;
 use tokio_util::sync::CancellationToken;
 
 use super::protocol::{
-    Answer, BootstrapRequest, DaemonProtocol, ErrorKind, Handover, LINE_LIMIT, MountRequest, Request, Status,
+    Answer, BootstrapRequest, DaemonProtocol, ErrorKind, Failure, Handover, LINE_LIMIT, MountRequest,
+    Request, Status,
 };
 use crate::cache::CacheError;
 use crate::describe;
@@ -30,7 +31,7 @@ pub(crate) async fn serve(server: &Server, table: &Arc<Table>, stop: &Cancellati
 
 async fn serve_client(stream: UnixStream, table: Arc<Table>, stop: CancellationToken) {
     let Some(received) = control::receive::<DaemonProtocol>(&stream).await else { return };
-    let (answer, descriptor) = match received.request {
+    let (answered, descriptor) = match received.request {
         Request::Renewals { wait_seconds } => {
             let wait = Duration::from_secs(wait_seconds).min(RENEWALS_WAIT_LIMIT);
             // A broker that ended must not be taken for one that waits.
@@ -38,17 +39,17 @@ async fn serve_client(stream: UnixStream, table: Arc<Table>, stop: CancellationT
                 repositories = table.renewals(wait) => repositories,
                 () = hung_up(&stream) => return,
             };
-            (Answer::Renewals { repositories }, None)
+            (Ok(Answer::Renewals { repositories }), None)
         }
         request => with_descriptor(request, received.descriptor, table).await,
     };
-    let ends = match &answer {
-        Answer::Shutdown { in_use } => in_use.is_empty(),
-        Answer::Upgrade { .. } => true,
+    let ends = match &answered {
+        Ok(Answer::Shutdown { in_use }) => in_use.is_empty(),
+        Ok(Answer::Upgrade { .. }) => true,
         _ => false,
     };
     let descriptor = descriptor.as_ref().map(AsFd::as_fd);
-    control::reply::<DaemonProtocol>(&stream, received.version, answer, descriptor).await;
+    control::reply::<DaemonProtocol>(&stream, received.version, answered, descriptor).await;
     if ends {
         stop.cancel();
     }
@@ -66,20 +67,24 @@ async fn hung_up(stream: &UnixStream) {
     }
 }
 
-/// An answer, and the descriptor that belongs to it.
-type Answered = (Answer, Option<OwnedFd>);
+type Answered = control::Answered<DaemonProtocol>;
 
-async fn with_descriptor(request: Request, descriptor: Option<OwnedFd>, table: Arc<Table>) -> Answered {
+/// What a request came to, and the descriptor that belongs to the answer.
+async fn with_descriptor(
+    request: Request,
+    descriptor: Option<OwnedFd>,
+    table: Arc<Table>,
+) -> (Answered, Option<OwnedFd>) {
     match request {
         Request::Handover { id } => match blocking(move || table.handover(&id)).await {
-            Ok((handover, descriptor)) => (Answer::Handover(handover), Some(descriptor)),
-            Err(error) => (done(Err(error)), None),
+            Ok((handover, descriptor)) => (Ok(Answer::Handover(handover)), Some(descriptor)),
+            Err(error) => (Err(failure(&error)), None),
         },
         request => (answer(request, descriptor, table).await, None),
     }
 }
 
-async fn answer(request: Request, descriptor: Option<OwnedFd>, table: Arc<Table>) -> Answer {
+async fn answer(request: Request, descriptor: Option<OwnedFd>, table: Arc<Table>) -> Answered {
     match request {
         Request::Adopt(handover) => match descriptor {
             Some(descriptor) => done(adopt(handover, descriptor, table).await),
@@ -96,14 +101,14 @@ async fn answer(request: Request, descriptor: Option<OwnedFd>, table: Arc<Table>
         }
         Request::Umount { id } => on_thread(move || done(table.unmount(&id, UNMOUNT_PATIENCE))).await,
         Request::Trace { id } => {
-            let traced = blocking(move || table.trace(&id)).await;
-            traced.map_or_else(|error| done(Err(error)), |paths| Answer::Trace { paths: shown(paths) })
+            let paths = blocking(move || table.trace(&id)).await.map_err(|error| failure(&error))?;
+            Ok(Answer::Trace { paths: shown(paths) })
         }
-        Request::Status => on_thread(move || Answer::Status(status(&table))).await,
+        Request::Status => on_thread(move || Ok(Answer::Status(status(&table)))).await,
         Request::Usage { blobs } => {
             let usage =
                 move |table: &Table| blobs.iter().map(|blob| table.engine().cache().usage(*blob)).collect();
-            on_thread(move || Answer::Usage { bytes: usage(&table) }).await
+            on_thread(move || Ok(Answer::Usage { bytes: usage(&table) })).await
         }
         Request::RemoveBlobs { digests } => {
             on_thread(move || of_cache(table.engine().cache().remove(&digests), Answer::Removed)).await
@@ -123,15 +128,15 @@ async fn answer(request: Request, descriptor: Option<OwnedFd>, table: Arc<Table>
             on_thread(move || of_cache(table.engine().cache().verify(&blobs), Answer::Verified)).await
         }
         Request::Upgrade => match table.make_place().await {
-            Ok(probe) => Answer::Upgrade { version: probe.version },
+            Ok(probe) => Ok(Answer::Upgrade { version: probe.version }),
             Err(error) => {
                 let message = describe(&error);
                 tracing::warn!(message, "not making place for another program");
-                Answer::Error { kind: ErrorKind::Failed, message }
+                Err(Failure { kind: ErrorKind::Failed, message })
             }
         },
         Request::Shutdown => {
-            on_thread(move || Answer::Shutdown { in_use: table.unmount_unused(UNMOUNT_PATIENCE) }).await
+            on_thread(move || Ok(Answer::Shutdown { in_use: table.unmount_unused(UNMOUNT_PATIENCE) })).await
         }
     }
 }
@@ -159,15 +164,12 @@ fn status(table: &Table) -> Status {
     }
 }
 
-fn of_cache<T>(result: Result<T, CacheError>, answer: impl FnOnce(T) -> Answer) -> Answer {
-    match result {
-        Ok(outcome) => answer(outcome),
-        Err(error) => Answer::Error { kind: ErrorKind::Failed, message: describe(&error) },
-    }
+fn of_cache<T>(result: Result<T, CacheError>, answer: impl FnOnce(T) -> Answer) -> Answered {
+    result.map(answer).map_err(|error| Failure { kind: ErrorKind::Failed, message: describe(&error) })
 }
 
-fn invalid(why: &str) -> Answer {
-    Answer::Error { kind: ErrorKind::Invalid, message: format!("the request cannot be answered: {why}") }
+fn invalid(why: &str) -> Answered {
+    Err(Failure { kind: ErrorKind::Invalid, message: format!("the request cannot be answered: {why}") })
 }
 
 async fn adopt(handover: Handover, descriptor: OwnedFd, table: Arc<Table>) -> Result<(), TableError> {
@@ -204,14 +206,17 @@ async fn blocking<T: Send + 'static>(
     result.unwrap_or_else(|panic| Err(TableError::Bug(panic.to_string())))
 }
 
-async fn on_thread(work: impl FnOnce() -> Answer + Send + 'static) -> Answer {
+async fn on_thread(work: impl FnOnce() -> Answered + Send + 'static) -> Answered {
     let answer = tokio::task::spawn_blocking(work).await;
     answer.unwrap_or_else(|panic| done(Err(TableError::Bug(panic.to_string()))))
 }
 
-fn done(result: Result<(), TableError>) -> Answer {
-    let Err(error) = result else { return Answer::Done };
-    let kind = match &error {
+fn done(result: Result<(), TableError>) -> Answered {
+    result.map(|()| Answer::Done).map_err(|error| failure(&error))
+}
+
+fn failure(error: &TableError) -> Failure {
+    let kind = match error {
         TableError::Id(_) | TableError::Path(_) | TableError::NoBackend | TableError::Backend(_) => {
             ErrorKind::Invalid
         }
@@ -224,7 +229,7 @@ fn done(result: Result<(), TableError>) -> Answer {
         | TableError::Trace { .. }
         | TableError::Bug(_) => ErrorKind::Failed,
     };
-    let message = describe(&error);
+    let message = describe(error);
     tracing::warn!(message, "request failed");
-    Answer::Error { kind, message }
+    Failure { kind, message }
 }

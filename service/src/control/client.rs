@@ -8,7 +8,7 @@ use std::time::Duration;
 
 use tokio::net::UnixStream;
 
-use super::{Call, Protocol, Reply, line, versions};
+use super::{Answered, Call, Failure, Protocol, Reply, line, versions};
 use crate::line::{read_line, write_line};
 
 /// Why a request failed. `K` says what kind of failure the server reports.
@@ -139,11 +139,11 @@ impl<P: Protocol> Client<P> {
             socket: self.socket.clone(),
             deadline: self.deadline,
         };
-        let (answer, descriptor) =
+        let (answered, descriptor) =
             tokio::time::timeout(self.deadline, exchange).await.map_err(timed_out)??;
-        match P::outcome(answer) {
+        match answered {
             Ok(answer) => Ok((answer, descriptor)),
-            Err((kind, message)) => Err(ClientError::Reported { server: P::SERVER, kind, message }),
+            Err(Failure { kind, message }) => Err(ClientError::Reported { server: P::SERVER, kind, message }),
         }
     }
 
@@ -151,7 +151,7 @@ impl<P: Protocol> Client<P> {
         &self,
         request: P::Request,
         descriptor: Option<BorrowedFd<'_>>,
-    ) -> Result<(P::Answer, Option<OwnedFd>), ClientError<P::Kind>> {
+    ) -> Result<(Answered<P>, Option<OwnedFd>), ClientError<P::Kind>> {
         let call = Call { version: P::VERSION, oldest: Some(P::OLDEST_VERSION), request };
         let call = line(&call)
             .map_err(|error| self.protocol(format!("the request cannot be written as JSON: {error}")))?;
@@ -175,10 +175,10 @@ impl<P: Protocol> Client<P> {
                 self.protocol(format!("{} bytes without an end of line", answer.len()))
             });
         }
-        let reply: Reply<P::Answer> =
+        let reply: Reply<P::Answer, P::Kind> =
             serde_json::from_slice(&answer).map_err(|error| self.protocol(error.to_string()))?;
         if (P::OLDEST_VERSION..=P::VERSION).contains(&reply.version) {
-            return Ok((reply.answer, descriptor));
+            return Ok((reply.into_result(), descriptor));
         }
         let expected = versions(P::OLDEST_VERSION, P::VERSION);
         Err(self.protocol(format!("version {}, expected {expected}", reply.version)))

@@ -10,7 +10,7 @@ use tokio::net::{UnixListener, UnixStream};
 use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
 
-use super::{Call, Protocol, Refusal, Reply, line, versions};
+use super::{Answered, Call, Failure, Protocol, Reply, line, versions};
 use crate::line::{read_line, write_line};
 use crate::{Access, BindError, SocketFile, bind_private};
 
@@ -94,22 +94,22 @@ pub async fn receive<P: Protocol>(stream: &UnixStream) -> Option<Received<P::Req
         };
     match parse::<P>(&line) {
         Ok((version, request)) => Some(Received { request, version, descriptor }),
-        Err((refusal, message)) => {
-            reply::<P>(stream, P::VERSION, P::failure(refusal.into(), message), None).await;
+        Err(failure) => {
+            reply::<P>(stream, P::VERSION, Err(failure), None).await;
             None
         }
     }
 }
 
 /// The request, and the version to answer in.
-fn parse<P: Protocol>(line: &[u8]) -> Result<(u32, P::Request), (Refusal, String)> {
+fn parse<P: Protocol>(line: &[u8]) -> Result<(u32, P::Request), Failure<P::Kind>> {
     /// Enough of a call to know which versions its sender speaks.
     #[derive(Deserialize)]
     struct Versions {
         version: u32,
         oldest: Option<u32>,
     }
-    let invalid = |message| (Refusal::Invalid, message);
+    let invalid = |message| Failure { kind: P::INVALID, message };
     if line.last() != Some(&b'\n') {
         return Err(invalid(format!("the request is no line of at most {} bytes", P::LINE_LIMIT)));
     }
@@ -120,7 +120,7 @@ fn parse<P: Protocol>(line: &[u8]) -> Result<(u32, P::Request), (Refusal, String
     if common < oldest.max(P::OLDEST_VERSION) {
         let (theirs, ours) = (versions(oldest, version), versions(P::OLDEST_VERSION, P::VERSION));
         let message = format!("the request is of version {theirs}; this {} speaks {ours}", P::SERVER);
-        return Err((Refusal::Version, message));
+        return Err(Failure { kind: P::NO_COMMON_VERSION, message });
     }
     let call: Call<P::Request> = serde_json::from_slice(line)
         .map_err(|error| invalid(format!("the request is not known: {error}")))?;
@@ -131,10 +131,10 @@ fn parse<P: Protocol>(line: &[u8]) -> Result<(u32, P::Request), (Refusal, String
 pub async fn reply<P: Protocol>(
     stream: &UnixStream,
     version: u32,
-    answer: P::Answer,
+    answered: Answered<P>,
     descriptor: Option<BorrowedFd<'_>>,
 ) {
-    let reply = line(&Reply { version, answer })
+    let reply = line(&Reply::new(version, answered))
         .expect("a reply holds nothing that JSON cannot express: strings, numbers, lists");
     let written = tokio::time::timeout(CLIENT_DEADLINE, write_line(stream, &reply, descriptor)).await;
     if !matches!(written, Ok(Ok(()))) {

@@ -11,7 +11,7 @@ use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::net::{UnixListener, UnixStream};
 use tokio_util::sync::CancellationToken;
 
-use super::{Client, ClientError, Protocol, Refusal, Server, receive, reply};
+use super::{Client, ClientError, Failure, Protocol, Server, receive, reply};
 use crate::Access;
 
 #[derive(Debug)]
@@ -29,7 +29,6 @@ enum Request {
 #[serde(rename_all = "snake_case")]
 enum Answer {
     Said { text: String },
-    Error { kind: Kind, message: String },
 }
 
 #[derive(Clone, Copy, Debug, Deserialize, PartialEq, Serialize)]
@@ -40,15 +39,6 @@ enum Kind {
     Failed,
 }
 
-impl From<Refusal> for Kind {
-    fn from(refusal: Refusal) -> Self {
-        match refusal {
-            Refusal::Invalid => Self::Invalid,
-            Refusal::Version => Self::Version,
-        }
-    }
-}
-
 impl Protocol for Speak {
     const SERVER: &'static str = "speaker";
     const VERSION: u32 = 3;
@@ -57,33 +47,24 @@ impl Protocol for Speak {
     type Request = Request;
     type Answer = Answer;
     type Kind = Kind;
-
-    fn failure(kind: Kind, message: String) -> Answer {
-        Answer::Error { kind, message }
-    }
-
-    fn outcome(answer: Answer) -> Result<Answer, (Kind, String)> {
-        match answer {
-            Answer::Error { kind, message } => Err((kind, message)),
-            answer => Ok(answer),
-        }
-    }
+    const INVALID: Kind = Kind::Invalid;
+    const NO_COMMON_VERSION: Kind = Kind::Version;
 }
 
 async fn serve(stream: UnixStream) {
     let Some(received) = receive::<Speak>(&stream).await else { return };
-    let answer = match received.request {
-        Request::Say { text } => Answer::Said { text },
-        Request::Fail => Speak::failure(Kind::Failed, "it failed".to_owned()),
+    let answered = match received.request {
+        Request::Say { text } => Ok(Answer::Said { text }),
+        Request::Fail => Err(Failure { kind: Kind::Failed, message: "it failed".to_owned() }),
         Request::Read => {
             let mut file = File::from(received.descriptor.unwrap());
             let mut text = String::new();
             file.rewind().unwrap();
             file.read_to_string(&mut text).unwrap();
-            Answer::Said { text }
+            Ok(Answer::Said { text })
         }
     };
-    reply::<Speak>(&stream, received.version, answer, None).await;
+    reply::<Speak>(&stream, received.version, answered, None).await;
 }
 
 struct Running {

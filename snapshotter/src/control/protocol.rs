@@ -1,6 +1,6 @@
 //! The messages of the snapshotter's control socket.
 
-use ::service::control::{self, Refusal};
+use ::service::control;
 use fuse_daemon::control::BackendSpec;
 use serde::{Deserialize, Serialize};
 
@@ -19,26 +19,8 @@ impl control::Protocol for SetProtocol {
     type Request = Request;
     type Answer = Answer;
     type Kind = ErrorKind;
-
-    fn failure(kind: ErrorKind, message: String) -> Answer {
-        Answer::Error { kind, message }
-    }
-
-    fn outcome(answer: Answer) -> Result<Answer, (ErrorKind, String)> {
-        match answer {
-            Answer::Error { kind, message } => Err((kind, message)),
-            answer => Ok(answer),
-        }
-    }
-}
-
-impl From<Refusal> for ErrorKind {
-    fn from(refusal: Refusal) -> Self {
-        match refusal {
-            Refusal::Invalid => Self::Invalid,
-            Refusal::Version => Self::Version,
-        }
-    }
+    const INVALID: ErrorKind = ErrorKind::Invalid;
+    const NO_COMMON_VERSION: ErrorKind = ErrorKind::Version;
 }
 
 /// What a client asks for.
@@ -58,7 +40,7 @@ pub enum Request {
     List,
 }
 
-/// The result of a request.
+/// The result of a request that did not fail.
 #[derive(Clone, Debug, Deserialize, PartialEq, Serialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Answer {
@@ -71,13 +53,6 @@ pub enum Answer {
     Sets {
         /// In order of their names.
         sets: Vec<SetStatus>,
-    },
-    /// The request failed, and changed nothing.
-    Error {
-        /// What kind of failure it is, for programs.
-        kind: ErrorKind,
-        /// What happened, for people.
-        message: String,
     },
 }
 

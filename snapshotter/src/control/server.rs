@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-use ::service::control::{self, Server};
+use ::service::control::{self, Answered, Failure, Server};
 use tokio::net::UnixStream;
 use tokio_util::sync::CancellationToken;
 use tracing::{info, warn};
@@ -24,11 +24,11 @@ pub(crate) async fn serve(server: Server, snapshotter: Arc<Snapshotter>, shutdow
 
 async fn serve_client(stream: UnixStream, snapshotter: Arc<Snapshotter>) {
     let Some(received) = control::receive::<SetProtocol>(&stream).await else { return };
-    let answer = answer(received.request, &snapshotter).await;
-    control::reply::<SetProtocol>(&stream, received.version, answer, None).await;
+    let answered = answer(received.request, &snapshotter).await;
+    control::reply::<SetProtocol>(&stream, received.version, answered, None).await;
 }
 
-async fn answer(request: Request, snapshotter: &Arc<Snapshotter>) -> Answer {
+async fn answer(request: Request, snapshotter: &Arc<Snapshotter>) -> Answered<SetProtocol> {
     let answered = match request {
         Request::Put(set) => {
             let (name, images) = (set.name.clone(), set.images.len());
@@ -51,10 +51,10 @@ async fn answer(request: Request, snapshotter: &Arc<Snapshotter>) -> Answer {
         }
         Request::List => snapshotter.sets().await.map(|sets| Answer::Sets { sets }),
     };
-    answered.unwrap_or_else(|error| {
+    answered.map_err(|error| {
         let kind = if matches!(error, Error::Set(_)) { ErrorKind::Invalid } else { ErrorKind::Failed };
         let message = describe(&error);
         warn!(message, "control request failed");
-        Answer::Error { kind, message }
+        Failure { kind, message }
     })
 }

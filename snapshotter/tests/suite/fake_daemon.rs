@@ -13,7 +13,7 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
-use fuse_daemon::control::protocol::{Answer, Call, ErrorKind, Reply, Request, VERSION};
+use fuse_daemon::control::protocol::{Answer, Call, ErrorKind, Failure, Reply, Request, VERSION};
 use fuse_daemon::control::{BlobId, Handover, Kept, MountRequest, MountStatus, Negotiated, Removed, Status};
 use nix::errno::Errno;
 use nix::mount::{MntFlags, MsFlags, mount, umount2};
@@ -163,12 +163,12 @@ impl FakeDaemon {
         if !matches!(call.request, Request::Status | Request::Renewals { .. }) {
             self.record("requests", &call.request);
         }
-        let (answer, descriptor) = match call.request {
+        let (answered, descriptor) = match call.request {
             Request::Handover { id } => self.hand_over(&id),
             Request::Adopt(handover) => (self.adopt(handover, adopted), None),
             request => (self.perform(request), None),
         };
-        let mut line = serde_json::to_vec(&Reply { version: VERSION, answer }).unwrap();
+        let mut line = serde_json::to_vec(&Reply::new(VERSION, answered)).unwrap();
         line.push(b'\n');
         match descriptor {
             Some(file) => {
@@ -188,21 +188,21 @@ impl FakeDaemon {
         record.write_all(format!("{}\n", serde_json::to_string(value).unwrap()).as_bytes()).unwrap();
     }
 
-    fn perform(&self, request: Request) -> Answer {
+    fn perform(&self, request: Request) -> Result<Answer, Failure> {
         match request {
             Request::Mount(request) => self.mount(request),
             Request::AddBackends { id, backends } => {
                 let mut mounts = self.mounts.lock().unwrap();
                 let Some((request, _)) = mounts.get_mut(&id) else {
-                    return Answer::Error { kind: ErrorKind::Unknown, message: id };
+                    return Err(Failure { kind: ErrorKind::Unknown, message: id });
                 };
                 request.backends.extend(backends);
-                Answer::Done
+                Ok(Answer::Done)
             }
-            Request::HandOut { .. } => Answer::Done,
+            Request::HandOut { .. } => Ok(Answer::Done),
             Request::MakeBootstrap(request) => match fs::copy(self.dir.join(MADE), &request.target) {
-                Ok(_) => Answer::Done,
-                Err(error) => Answer::Error { kind: ErrorKind::Bootstrap, message: error.to_string() },
+                Ok(_) => Ok(Answer::Done),
+                Err(error) => Err(Failure { kind: ErrorKind::Bootstrap, message: error.to_string() }),
             },
             Request::Renewals { wait_seconds } => {
                 let until = Instant::now() + Duration::from_secs(wait_seconds);
@@ -212,9 +212,9 @@ impl FakeDaemon {
                 }
                 let refused = fs::read_to_string(&file).unwrap_or_default();
                 let _ = fs::remove_file(&file);
-                Answer::Renewals { repositories: refused.lines().map(str::to_owned).collect() }
+                Ok(Answer::Renewals { repositories: refused.lines().map(str::to_owned).collect() })
             }
-            Request::Keep { .. } => Answer::Kept(Kept::default()),
+            Request::Keep { .. } => Ok(Answer::Kept(Kept::default())),
             Request::Umount { id } => {
                 let mounted = self.mounts.lock().unwrap().remove(&id);
                 if let Some((mount, bootstrap)) = mounted {
@@ -235,44 +235,44 @@ impl FakeDaemon {
                         Err(errno) => panic!("{errno}"),
                     }
                 }
-                Answer::Done
+                Ok(Answer::Done)
             }
-            Request::Status => Answer::Status(self.status()),
-            Request::Usage { blobs } => Answer::Usage { bytes: vec![CACHED_BYTES; blobs.len()] },
+            Request::Status => Ok(Answer::Status(self.status())),
+            Request::Usage { blobs } => Ok(Answer::Usage { bytes: vec![CACHED_BYTES; blobs.len()] }),
             Request::RemoveBlobs { digests } => {
                 let mounts = self.mounts.lock().unwrap();
                 let used: BTreeSet<_> =
                     mounts.values().flat_map(|(_, bootstrap)| bootstrap.blobs()).collect();
                 let (in_use, removed) = digests.iter().copied().partition(|blob| used.contains(blob));
-                Answer::Removed(Removed { removed, in_use })
+                Ok(Answer::Removed(Removed { removed, in_use }))
             }
             Request::Cached
             | Request::Prune
             | Request::Pin { .. }
             | Request::Verify { .. }
             | Request::Trace { .. } => {
-                Answer::Error { kind: ErrorKind::Invalid, message: "nobody asks for this".to_owned() }
+                Err(Failure { kind: ErrorKind::Invalid, message: "nobody asks for this".to_owned() })
             }
             Request::Handover { .. } | Request::Adopt(_) => unreachable!("they have descriptors"),
-            Request::Upgrade => Answer::Upgrade { version: "test".to_owned() },
-            Request::Shutdown => Answer::Shutdown { in_use: Vec::new() },
+            Request::Upgrade => Ok(Answer::Upgrade { version: "test".to_owned() }),
+            Request::Shutdown => Ok(Answer::Shutdown { in_use: Vec::new() }),
         }
     }
 
-    fn hand_over(&self, id: &str) -> (Answer, Option<File>) {
+    fn hand_over(&self, id: &str) -> (Result<Answer, Failure>, Option<File>) {
         let mounts = self.mounts.lock().unwrap();
         let Some((mount, _)) = mounts.get(id).filter(|(_, bootstrap)| bootstrap.hands_over) else {
             // As a daemon answers that is older than this request.
             let message = "the request is not known".to_owned();
-            return (Answer::Error { kind: ErrorKind::Invalid, message }, None);
+            return (Err(Failure { kind: ErrorKind::Invalid, message }), None);
         };
         let file = File::create(descriptor(&self.dir, id)).unwrap();
         file.lock_shared().unwrap();
         let negotiated = Negotiated { minor: 0, flags: 0, max_readahead: 0 };
-        (Answer::Handover(Handover { mount: mount.clone(), device: 0, negotiated }), Some(file))
+        (Ok(Answer::Handover(Handover { mount: mount.clone(), device: 0, negotiated })), Some(file))
     }
 
-    fn adopt(&self, handover: Handover, descriptor: Option<PathBuf>) -> Answer {
+    fn adopt(&self, handover: Handover, descriptor: Option<PathBuf>) -> Result<Answer, Failure> {
         let request = handover.mount;
         assert_eq!(descriptor, Some(self::descriptor(&self.dir, &request.id)));
         let bootstrap: Bootstrap = serde_json::from_slice(&fs::read(&request.bootstrap).unwrap()).unwrap();
@@ -282,27 +282,27 @@ impl FakeDaemon {
             std::process::exit(1);
         }
         if adoptions <= bootstrap.refused_adoptions || !is_mounted(&request.mountpoint) {
-            return Answer::Error { kind: ErrorKind::Failed, message: "cannot be taken over".to_owned() };
+            return Err(Failure { kind: ErrorKind::Failed, message: "cannot be taken over".to_owned() });
         }
         self.mounts.lock().unwrap().insert(request.id.clone(), (request, bootstrap));
-        Answer::Done
+        Ok(Answer::Done)
     }
 
-    fn mount(&self, request: MountRequest) -> Answer {
+    fn mount(&self, request: MountRequest) -> Result<Answer, Failure> {
         if let Some((mounted, _)) = self.mounts.lock().unwrap().get(&request.id)
             && is_mounted(&request.mountpoint)
         {
             return if *mounted == request {
-                Answer::Done
+                Ok(Answer::Done)
             } else {
-                Answer::Error { kind: ErrorKind::Conflict, message: "other content".to_owned() }
+                Err(Failure { kind: ErrorKind::Conflict, message: "other content".to_owned() })
             };
         }
         let bootstrap: Option<Bootstrap> =
             fs::read(&request.bootstrap).ok().and_then(|bytes| serde_json::from_slice(&bytes).ok());
         let Some(bootstrap) = bootstrap.filter(|bootstrap| !bootstrap.broken) else {
             let message = format!("{} is no bootstrap", request.bootstrap.display());
-            return Answer::Error { kind: ErrorKind::Bootstrap, message };
+            return Err(Failure { kind: ErrorKind::Bootstrap, message });
         };
         std::thread::sleep(Duration::from_millis(bootstrap.delay_ms));
         bootstrap.wait_while_held();
@@ -312,7 +312,7 @@ impl FakeDaemon {
         let read_only = MsFlags::MS_BIND | MsFlags::MS_REMOUNT | MsFlags::MS_RDONLY;
         mount(None::<&str>, to, None::<&str>, read_only, None::<&str>).unwrap();
         self.mounts.lock().unwrap().insert(request.id.clone(), (request, bootstrap));
-        Answer::Done
+        Ok(Answer::Done)
     }
 
     fn status(&self) -> Status {
