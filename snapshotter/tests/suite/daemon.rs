@@ -114,6 +114,20 @@ async fn a_clean_up_that_waits_for_the_daemon_holds_nobody_up() {
     node.harness.mounts("container").await.unwrap();
 }
 
+/// Unpacks a nydus image's bootstrap as the snapshot `boot`.
+async fn unpack_image(harness: &Harness) {
+    let labels = [
+        ("containerd.io/snapshot/nydus-bootstrap", "true"),
+        ("containerd.io/snapshot.ref", "sha256:chain"),
+        ("containerd.io/snapshot/cri.image-ref", "r/i:1"),
+    ];
+    let mounts = harness.prepare_with("boot-a", "", &labels).await.unwrap();
+    let image = std::path::PathBuf::from(&mounts[0].source).join("image");
+    fs::create_dir(&image).unwrap();
+    fs::write(image.join("image.boot"), "{}").unwrap();
+    harness.commit_with("boot", "boot-a", &labels).await.unwrap();
+}
+
 #[tokio::test]
 async fn the_socket_answers_while_there_is_no_daemon() {
     let harness = Harness::start_with(|dir, config| {
@@ -126,16 +140,7 @@ async fn the_socket_answers_while_there_is_no_daemon() {
     })
     .await;
     harness.prepare("plain", "").await.unwrap();
-    let labels = [
-        ("containerd.io/snapshot/nydus-bootstrap", "true"),
-        ("containerd.io/snapshot.ref", "sha256:chain"),
-        ("containerd.io/snapshot/cri.image-ref", "r/i:1"),
-    ];
-    let mounts = harness.prepare_with("boot-a", "", &labels).await.unwrap();
-    let image = std::path::PathBuf::from(&mounts[0].source).join("image");
-    fs::create_dir(&image).unwrap();
-    fs::write(image.join("image.boot"), "{}").unwrap();
-    harness.commit_with("boot", "boot-a", &labels).await.unwrap();
+    unpack_image(&harness).await;
     let begun = Instant::now();
     let refused = harness.prepare("container", "boot").await.unwrap_err();
     assert_eq!(refused.code(), Code::Unavailable);
@@ -156,16 +161,7 @@ async fn a_daemon_that_cannot_start_is_named_in_the_error() {
         config.mount_timeout_seconds = 1;
     })
     .await;
-    let labels = [
-        ("containerd.io/snapshot/nydus-bootstrap", "true"),
-        ("containerd.io/snapshot.ref", "sha256:chain"),
-        ("containerd.io/snapshot/cri.image-ref", "r/i:1"),
-    ];
-    let mounts = harness.prepare_with("boot-a", "", &labels).await.unwrap();
-    let image = std::path::PathBuf::from(&mounts[0].source).join("image");
-    fs::create_dir(&image).unwrap();
-    fs::write(image.join("image.boot"), "{}").unwrap();
-    harness.commit_with("boot", "boot-a", &labels).await.unwrap();
+    unpack_image(&harness).await;
     let refused = harness.prepare("container", "boot").await.unwrap_err();
     assert_eq!(refused.code(), Code::Unavailable);
     assert!(refused.message().contains("/nonexistent/daemon"), "{refused}");
