@@ -4,50 +4,18 @@
 
 mod support;
 
-use std::io::Write;
 use std::path::Path;
-use std::sync::{Arc, Mutex, PoisonError};
 
 use bytes::{Buf, Bytes, BytesMut};
 use exporter::ExporterConfig;
 use h2::client::SendRequest;
 use http::Request;
 use support::{Stack, wait_for};
-use test_support::noise;
+use test_support::{Log, noise};
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
-use tokio::net::{TcpListener, TcpStream, UnixStream};
+use tokio::net::{TcpStream, UnixStream};
 
 const TWO_LAYERS: &str = "FROM scratch\nCOPY base /base\nCOPY app /app\n";
-
-/// The log of this process.
-#[derive(Clone, Default)]
-struct Log(Arc<Mutex<Vec<u8>>>);
-
-impl Log {
-    fn start() -> Self {
-        let log = Self::default();
-        let writer = log.clone();
-        let subscriber = tracing_subscriber::fmt().with_ansi(false).with_writer(move || writer.clone());
-        subscriber.init();
-        log
-    }
-
-    fn lines(&self, word: &str) -> Vec<String> {
-        let log = self.0.lock().unwrap_or_else(PoisonError::into_inner);
-        String::from_utf8_lossy(&log).lines().filter(|line| line.contains(word)).map(str::to_owned).collect()
-    }
-}
-
-impl Write for Log {
-    fn write(&mut self, data: &[u8]) -> std::io::Result<usize> {
-        self.0.lock().unwrap_or_else(PoisonError::into_inner).extend_from_slice(data);
-        Ok(data.len())
-    }
-
-    fn flush(&mut self) -> std::io::Result<()> {
-        Ok(())
-    }
-}
 
 async fn connect(socket: &Path) -> SendRequest<Bytes> {
     let stream = UnixStream::connect(socket).await.unwrap();
@@ -105,17 +73,15 @@ fn value(scraped: &str, name: &str) -> f64 {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn what_the_exporter_does_is_counted_logged_and_asked_for() {
-    let log = Log::start();
+    let log = Log::of_process();
     let Some(mut stack) = Stack::start().await else { return };
-    // Some port that is free.
-    let free = TcpListener::bind("127.0.0.1:0").await.unwrap();
-    let metrics = free.local_addr().unwrap().to_string();
-    drop(free);
     let socket = stack.path("counted.sock");
     let config =
-        ExporterConfig { metrics_listen: Some(metrics.parse().unwrap()), ..ExporterConfig::default() };
+        ExporterConfig { metrics_listen: Some("127.0.0.1:0".parse().unwrap()), ..ExporterConfig::default() };
     stack.serve(&stack.path("buildkitd.sock"), &socket, config);
     wait_for("exporter", || socket.exists()).await;
+    wait_for("metrics", || log.address("metrics are served").is_some()).await;
+    let metrics = log.address("metrics are served").unwrap().to_string();
     let client = connect(&socket).await;
     assert_eq!(health(client.clone(), "nydus-cluster.exporter").await, Ok(1));
     assert_eq!(health(client.clone(), "").await, Ok(1));

@@ -2,6 +2,7 @@
 //!
 //! - [`content`]: bytes for files;
 //! - [`archive`]: layers, as tar streams;
+//! - [`log`](mod@log): what a program says, and where it listens;
 //! - [`needs`](mod@needs): tests that not every machine can run.
 
 #![forbid(unsafe_code)]
@@ -9,8 +10,10 @@
 
 pub mod archive;
 pub mod content;
+pub mod log;
 pub mod needs;
 
 pub use archive::{gzip, tar_of};
 pub use content::{noise, text};
+pub use log::Log;
 pub use needs::{Need, has};

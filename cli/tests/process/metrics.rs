@@ -1,13 +1,14 @@
 //! What Prometheus finds of a node.
 
-use std::fs;
+use std::fs::{self, File};
 use std::io::{Read, Write};
-use std::net::{SocketAddr, TcpListener, TcpStream};
-use std::process::Stdio;
+use std::net::{SocketAddr, TcpStream};
+
+use test_support::log::address_in;
 use test_support::noise;
 
-use crate::can_mount;
 use crate::node::{Node, Process};
+use crate::{can_mount, eventually};
 
 const DOCUMENTED: &str = include_str!("../../../docs/node.md");
 
@@ -33,15 +34,19 @@ fn the_daemon_counts_what_is_read_and_documents_all_names() {
         return;
     }
     let node = Node::new();
-    let address = TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap();
-    let config = format!("[daemon]\nmetrics_listen = \"{address}\"\n[daemon.read]\ndeadline_seconds = 5\n");
+    let config = "[daemon]\nmetrics_listen = \"127.0.0.1:0\"\n[daemon.read]\ndeadline_seconds = 5\n";
     fs::write(node.path("config.toml"), config).unwrap();
     let (content, lost) = (noise(1, 300_000), noise(2, 300_000));
     let image = node.image("i", &[("file", &content)]);
     let damaged = node.image("damaged", &[("file", &lost)]);
     damaged.corrupt();
-    let _daemon = Process::spawn(node.daemon_command().stdout(Stdio::null()).stderr(Stdio::null()));
+    let log = node.path("daemon.log");
+    let output = File::create(&log).unwrap();
+    let _daemon = Process::spawn(node.daemon_command().stdout(output.try_clone().unwrap()).stderr(output));
     node.daemon().wait();
+    let address = eventually("metrics are served", || {
+        address_in(&fs::read_to_string(&log).unwrap(), "metrics are served")
+    });
     let none = scrape(address);
     assert_eq!(value(&none, "nydus_cluster_daemon_reads_waited_total"), 0.0);
 

@@ -5,9 +5,10 @@ use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
-use anyhow::Result;
+use anyhow::{Context, Result};
+use test_support::log::distribution_address_in;
 
-use super::{START_DEADLINE, accepts, free_address};
+use super::START_DEADLINE;
 use crate::peers;
 use crate::process::Server;
 
@@ -31,11 +32,10 @@ impl DockerRegistry {
     /// Starts the registry with configuration and storage under `dir`.
     pub fn start(dir: &Path, options: &DockerRegistryOptions) -> Result<Self> {
         fs::create_dir_all(dir)?;
-        let address = free_address()?;
         let storage = options.storage.clone().unwrap_or_else(|| dir.join("storage"));
         let mut config = format!(
             "version: 0.1\nlog:\n  level: info\nstorage:\n  filesystem:\n    rootdirectory: {}\n  delete:\n    \
-             enabled: true\nhttp:\n  addr: {address}\n",
+             enabled: true\nhttp:\n  addr: 127.0.0.1:0\n",
             storage.display()
         );
         if let Some(htpasswd) = &options.htpasswd {
@@ -45,8 +45,18 @@ impl DockerRegistry {
         fs::write(&config_file, config)?;
         let mut command = Command::new(peers::system("docker-registry")?);
         command.arg("serve").arg(config_file).env("OTEL_TRACES_EXPORTER", "none");
-        let mut server = Server::spawn("docker-registry", command, dir.join("docker-registry.log"))?;
-        server.wait_ready(START_DEADLINE, || accepts(address))?;
+        let log = dir.join("docker-registry.log");
+        // One before this one may have written to the same log.
+        let begin = fs::metadata(&log).map_or(0, |metadata| metadata.len()) as usize;
+        let mut server = Server::spawn("docker-registry", command, log.clone())?;
+        let mut listening = None;
+        server.wait_ready(START_DEADLINE, || {
+            let said = fs::read(&log).unwrap_or_default();
+            let said = String::from_utf8_lossy(said.get(begin..).unwrap_or_default());
+            listening = distribution_address_in(&said);
+            listening.is_some()
+        })?;
+        let address = listening.context("docker-registry is ready and does not say where")?;
         Ok(Self { server, address })
     }
 

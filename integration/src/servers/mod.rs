@@ -10,7 +10,7 @@ mod docker_registry;
 mod ours;
 mod upstream;
 
-use std::net::{Ipv4Addr, SocketAddr, TcpListener, TcpStream};
+use std::net::{Ipv4Addr, SocketAddr, TcpListener};
 use std::os::unix::net::UnixStream;
 use std::path::Path;
 use std::time::Duration;
@@ -28,14 +28,9 @@ pub use upstream::{Nydusd, UpstreamMode, UpstreamSnapshotter, is_mountpoint};
 pub const START_DEADLINE: Duration = Duration::from_secs(60);
 
 /// An address on the loopback interface that nothing listens on at the moment. It may be somebody else's a moment later, so it is
-/// for programs alone that cannot be given port 0: others than ours.
+/// for applications in containers alone, which do not say where they listen. Servers are given port 0.
 pub fn free_address() -> Result<SocketAddr> {
     Ok(TcpListener::bind((Ipv4Addr::LOCALHOST, 0))?.local_addr()?)
-}
-
-/// Whether something accepts connections at `address`.
-pub fn accepts(address: SocketAddr) -> bool {
-    TcpStream::connect_timeout(&address, Duration::from_secs(1)).is_ok()
 }
 
 /// Whether something accepts connections on the Unix socket at `path`.

@@ -7,6 +7,7 @@ use std::process::Command;
 
 use anyhow::{Context, Result, anyhow};
 use nix::unistd::Pid;
+use test_support::log::address_in;
 
 use super::{ProxySnapshotter, START_DEADLINE, accepts_unix, is_mountpoint};
 use crate::access_log::AccessLog;
@@ -87,7 +88,9 @@ impl EmbeddedRegistry {
         let mut server = Server::spawn("registry", command, log.clone())?;
         let mut listening = None;
         server.wait_ready(START_DEADLINE, || {
-            listening = fs::read(&log).ok().and_then(|text| listens_at(text.get(begin..)?));
+            let said = fs::read(&log).unwrap_or_default();
+            let said = String::from_utf8_lossy(said.get(begin..).unwrap_or_default());
+            listening = address_in(&said, "registry listens");
             listening.is_some()
         })?;
         let address = listening.context("the registry is ready and does not say where")?;
@@ -124,13 +127,6 @@ impl EmbeddedRegistry {
     pub fn into_server(self) -> Server {
         self.server
     }
-}
-
-/// Where a registry listens, as its log says.
-fn listens_at(log: &[u8]) -> Option<SocketAddr> {
-    let text = String::from_utf8_lossy(log);
-    let line = text.lines().find(|line| line.contains("registry listens"))?;
-    line.split_whitespace().find_map(|field| field.strip_prefix("address="))?.parse().ok()
 }
 
 /// How the exporter is to run.

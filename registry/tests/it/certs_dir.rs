@@ -10,7 +10,7 @@ use registry::reference::Repository;
 
 use crate::support::fake::{Fake, answer};
 use crate::support::{Registry, SOON, config, folder, have};
-use crate::tls::make_certificate;
+use crate::tls::{SIGNED_BY_CA, make_certificate};
 
 fn client(certs_dir: &Path) -> Client {
     let mut config = ClientConfig { certs_dir: certs_dir.to_owned(), ..config() };
@@ -63,11 +63,10 @@ async fn authority_and_client_certificate_are_used_once_they_are_there() {
     }
     let dir = folder();
     let authority = make_certificate(dir.path(), "ca", &[]);
-    let signed_by = ["-CA", "ca.crt", "-CAkey", "ca.key", "-addext", "basicConstraints=critical,CA:FALSE"];
-    let certificate = make_certificate(dir.path(), "tls", &signed_by);
-    let own = make_certificate(dir.path(), "client", &signed_by);
+    let certificate = make_certificate(dir.path(), "tls", &SIGNED_BY_CA);
+    let own = make_certificate(dir.path(), "client", &SIGNED_BY_CA);
     let tls = format!(
-        "http:\n  addr: 127.0.0.1:PORT\n  tls:\n    certificate: {}\n    key: {}\n    clientcas: [{}]",
+        "http:\n  addr: 127.0.0.1:0\n  tls:\n    certificate: {}\n    key: {}\n    clientcas: [{}]",
         certificate.display(),
         dir.path().join("tls.key").display(),
         authority.display()

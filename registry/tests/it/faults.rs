@@ -5,11 +5,14 @@ use std::time::{Duration, Instant};
 use registry::Reference;
 use registry::client::{Client, ClientConfig, Error, Timeouts};
 
-use crate::support::{config, free_port};
+use crate::support::config;
 
 #[tokio::test]
 async fn a_refused_connection_is_retried_and_named() {
-    let reference = Reference::parse(&format!("127.0.0.1:{}/app:v1", free_port())).unwrap();
+    // Bound, so that it is nobody else's, and not listened on.
+    let bound = tokio::net::TcpSocket::new_v4().unwrap();
+    bound.bind("127.0.0.1:0".parse().unwrap()).unwrap();
+    let reference = Reference::parse(&format!("{}/app:v1", bound.local_addr().unwrap())).unwrap();
     let error = Client::new(config()).unwrap().manifest(&reference).await.unwrap_err();
     assert!(matches!(error, Error::Connection { .. }), "{error}");
     let text = error.to_string();

@@ -52,7 +52,7 @@ async fn what_the_embedded_server_deletes_is_collected_by_cncf_distribution_and_
     let (manifest, dropped) = push_image(&client, &drop, noise(42, 1000)).await;
     client.delete_manifest(&drop.at_digest(manifest)).await.unwrap();
     registry.stop().await;
-    let config = docker_config(dir.path(), 1, "");
+    let config = docker_config(dir.path(), "");
     let output = Command::new("docker-registry").arg("garbage-collect").arg(config).output().unwrap();
     assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
     let data =

@@ -9,6 +9,10 @@ use registry::server::{ServerConfig, TlsConfig};
 
 use crate::support::{Registry, config, folder, have, noise, push_image};
 
+/// What makes a certificate one of a server or client that the authority `ca` signed.
+pub(crate) const SIGNED_BY_CA: [&str; 6] =
+    ["-CA", "ca.crt", "-CAkey", "ca.key", "-addext", "basicConstraints=critical,CA:FALSE"];
+
 /// A key and a certificate `NAME.crt`, self-signed unless `more` says otherwise.
 pub(crate) fn make_certificate(dir: &Path, name: &str, more: &[&str]) -> PathBuf {
     let certificate = format!("{name}.crt");
@@ -41,11 +45,10 @@ async fn a_private_authority_is_trusted_only_when_named() {
     }
     let dir = folder();
     let authority = make_certificate(dir.path(), "ca", &[]);
-    let signed_by = ["-CA", "ca.crt", "-CAkey", "ca.key", "-addext", "basicConstraints=critical,CA:FALSE"];
-    let certificate = make_certificate(dir.path(), "tls", &signed_by);
+    let certificate = make_certificate(dir.path(), "tls", &SIGNED_BY_CA);
     let key = dir.path().join("tls.key");
     let tls = format!(
-        "http:\n  addr: 127.0.0.1:PORT\n  tls: {{ certificate: {}, key: {} }}",
+        "http:\n  addr: 127.0.0.1:0\n  tls: {{ certificate: {}, key: {} }}",
         certificate.display(),
         key.display()
     );
@@ -76,8 +79,7 @@ async fn the_embedded_registry_serves_https_with_a_certificate() {
     }
     let dir = folder();
     let authority = make_certificate(dir.path(), "ca", &[]);
-    let signed_by = ["-CA", "ca.crt", "-CAkey", "ca.key", "-addext", "basicConstraints=critical,CA:FALSE"];
-    let certificate = make_certificate(dir.path(), "tls", &signed_by);
+    let certificate = make_certificate(dir.path(), "tls", &SIGNED_BY_CA);
     let key = dir.path().join("tls.key");
     let tls = Some(TlsConfig { certificate: certificate.clone(), key: key.clone() });
     let registry =

@@ -1,7 +1,8 @@
 //! What Prometheus is told.
 
-use std::net::{SocketAddr, TcpListener};
+use std::net::SocketAddr;
 
+use test_support::Log;
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::net::TcpStream;
 use tonic::Code;
@@ -10,11 +11,6 @@ use crate::fake_daemon;
 use crate::harness::{Harness, code};
 use crate::needs_root;
 use crate::nydus::Node;
-
-/// An address of this machine that nobody listens at.
-fn free() -> SocketAddr {
-    TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap()
-}
 
 async fn scrape(address: SocketAddr) -> String {
     let mut stream = TcpStream::connect(address).await.unwrap();
@@ -33,10 +29,10 @@ fn value(scraped: &str, name: &str) -> Option<f64> {
 #[tokio::test]
 async fn calls_images_and_daemons_are_counted() {
     needs_root!();
-    let address = free();
+    let (log, _guard) = Log::of_thread();
     let harness = Harness::start_with(|dir, config| {
         config.daemon = fake_daemon::config(dir);
-        config.metrics_listen = Some(address.to_string().parse().unwrap());
+        config.metrics_listen = Some("127.0.0.1:0".parse().unwrap());
     })
     .await;
     let node = Node { harness };
@@ -45,7 +41,7 @@ async fn calls_images_and_daemons_are_counted() {
     assert_eq!(code(node.harness.prepare("container", &upper).await), Code::AlreadyExists);
     assert_eq!(code(node.harness.stat("nobody").await), Code::NotFound);
     let name = |name: &str| format!("nydus_cluster_snapshotter_{name}");
-    let scraped = scrape(address).await;
+    let scraped = scrape(log.address("metrics are served").unwrap()).await;
     let expected = [
         ("calls_total{call=\"stat\",code=\"NOT_FOUND\"}", 1.0),
         ("call_seconds_count{call=\"commit\"}", 1.0),

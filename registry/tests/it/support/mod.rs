@@ -13,6 +13,7 @@ use registry::client::{Client, ClientConfig, Retries, Timeouts, UploadConfig};
 use registry::server::{AccessRecord, Server, ServerConfig};
 use registry::{Digest, Reference, Repository};
 use test_support::Need;
+use test_support::log::distribution_address_in;
 use tokio_util::sync::CancellationToken;
 
 pub(crate) const MANIFEST: &str = "application/vnd.oci.image.manifest.v1+json";
@@ -53,9 +54,9 @@ impl Registry {
 
     /// CNCF distribution's registry with `more` in its configuration.
     pub(crate) fn docker(dir: &Path, more: &str) -> Self {
-        let port = free_port();
-        let config = docker_config(dir, port, more);
-        let log = std::fs::File::create(dir.join("docker-registry.log")).unwrap();
+        let config = docker_config(dir, more);
+        let path = dir.join("docker-registry.log");
+        let log = std::fs::File::create(&path).unwrap();
         let child = Command::new("docker-registry")
             .arg("serve")
             .arg(config)
@@ -64,14 +65,18 @@ impl Registry {
             .stdin(Stdio::null())
             .spawn()
             .unwrap();
-        let registry = Self::Docker { child, port };
+        let mut registry = Self::Docker { child, port: 0 };
         let started = Instant::now();
-        while std::net::TcpStream::connect(("127.0.0.1", port)).is_err() {
-            let log = || std::fs::read_to_string(dir.join("docker-registry.log")).unwrap();
-            assert!(started.elapsed() < SOON, "docker-registry does not listen: {}", log());
+        loop {
+            let log = std::fs::read_to_string(&path).unwrap();
+            if let (Some(address), Self::Docker { port, .. }) = (distribution_address_in(&log), &mut registry)
+            {
+                *port = address.port();
+                return registry;
+            }
+            assert!(started.elapsed() < SOON, "docker-registry does not listen: {log}");
             std::thread::sleep(Duration::from_millis(10));
         }
-        registry
     }
 
     pub(crate) fn host(&self) -> String {
@@ -127,26 +132,21 @@ impl Drop for Registry {
     }
 }
 
-/// Writes the configuration of CNCF distribution's registry.
-pub(crate) fn docker_config(dir: &Path, port: u16, more: &str) -> PathBuf {
+/// Writes the configuration of CNCF distribution's registry, which takes any port and logs which.
+pub(crate) fn docker_config(dir: &Path, more: &str) -> PathBuf {
     let path = dir.join("docker-registry.yml");
     let more = if more.starts_with("http:") {
         more.to_owned()
     } else {
-        format!("http: {{ addr: 127.0.0.1:{port} }}\n{more}")
+        format!("http: {{ addr: 127.0.0.1:0 }}\n{more}")
     };
     let text = format!(
-        "version: 0.1\nlog: {{ level: warn, accesslog: {{ disabled: true }} }}\nstorage:\n  filesystem: {{ rootdirectory: {} }}\n  \
-         delete: {{ enabled: true }}\n{}\n",
+        "version: 0.1\nlog: {{ level: info, accesslog: {{ disabled: true }} }}\nstorage:\n  filesystem: {{ rootdirectory: {} }}\n  \
+         delete: {{ enabled: true }}\n{more}\n",
         dir.join("root").display(),
-        more.replace("PORT", &port.to_string())
     );
     std::fs::write(&path, text).unwrap();
     path
-}
-
-pub(crate) fn free_port() -> u16 {
-    std::net::TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port()
 }
 
 /// Whether `program` can be run; see [`test_support::has`].
