@@ -51,7 +51,7 @@ pub(crate) enum Command {
     /// What this node serves, and what was read of it
     #[command(subcommand)]
     Node(Node),
-    /// Have the program that is at the daemon's place now take over from it, while containers read on
+    /// Have a new version of the program take over from the running daemon, while containers read on
     ///
     /// Replace the program's file by renaming another one over it first. If that would not work as a daemon, the running one
     /// goes on. The snapshotter has to run: it holds the mounts meanwhile.
@@ -306,7 +306,8 @@ pub(crate) struct Convert {
     /// Print JSON
     #[arg(long)]
     pub(crate) json: bool,
-    /// Where it is kept what layers became, so that the next conversion into a registry neither reads nor converts them; "": nowhere.
+    /// Directory that keeps what is known of converted layers, so that the next conversion into a registry does not read and
+    /// convert them again; "": none.
     /// Default: exporter.layer_cache_dir, of users other than root nydus-cluster/layers in $XDG_CACHE_HOME or ~/.cache
     #[arg(long, value_name = "DIR")]
     // No path of clap's, which refuses an empty one.

@@ -64,7 +64,7 @@ pub fn left() -> Vec<(RawFd, String)> {
     match sd_notify::listen_fds_with_names() {
         Ok(left) => left.collect(),
         Err(error) => {
-            tracing::warn!(%error, "what was left with the service manager cannot be used");
+            tracing::warn!(%error, "cannot use what the service manager holds");
             Vec::new()
         }
     }

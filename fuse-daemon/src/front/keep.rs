@@ -56,7 +56,10 @@ impl Orders for Front {
         let (orders, left) = self.flights().order_again();
         left.into_iter().for_each(|(key, waiters)| fail(waiters, key, &ChunkError::Lost));
         if !orders.is_empty() {
-            tracing::info!(chunks = orders.len(), "ordering again what a worker that ended had not brought");
+            tracing::info!(
+                chunks = orders.len(),
+                "ordering the chunks again that an ended worker did not bring"
+            );
             self.worker.fetch(orders);
         }
     }

@@ -155,7 +155,7 @@ pub enum ChunkError {
     /// It could not be written to the cache, or read there.
     #[error("the cache file cannot be written or read: {0}")]
     Cache(String),
-    /// No mounted image describes the chunk, or nobody is known who has the blob.
+    /// No mounted image describes the chunk, or no source of the blob is known.
     #[error("no mounted image has this chunk")]
     Unknown,
 }

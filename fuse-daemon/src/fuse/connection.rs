@@ -146,7 +146,7 @@ fn device_of(path: &Path) -> io::Result<u64> {
 fn prepare(at: &Path) -> Result<(), SessionError> {
     // Not by `stat`, which the kernel answers for a dead mount from what it was told to remember forever.
     while statfs(at).is_err_and(|errno| errno == Errno::ENOTCONN) {
-        tracing::info!(mountpoint = %at.display(), "clearing away a mount whose daemon is gone");
+        tracing::info!(mountpoint = %at.display(), "removing a mount whose daemon is gone");
         umount2(at, MntFlags::MNT_DETACH).map_err(|errno| failed("detach", at)(errno.into()))?;
     }
     std::fs::create_dir_all(at).map_err(failed("make directory", at))

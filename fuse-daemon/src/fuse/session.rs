@@ -127,7 +127,7 @@ impl Session {
         drop(answered);
         if let Err(error) = session.resend() {
             tracing::warn!(mountpoint = %at.display(), %error,
-                "the kernel (before 6.9) does not repeat what the last daemon had not answered: who waits for that, waits on");
+                "the kernel (before 6.9) does not repeat what the last daemon had not answered: programs that wait for that go on waiting");
         }
         Ok(session)
     }

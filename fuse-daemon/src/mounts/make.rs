@@ -67,7 +67,7 @@ pub enum MakeError {
     Write(#[from] WriteError),
     #[error("there is no image/image.boot in the tar in blob {0}")]
     NoBootstrap(BlobId),
-    #[error("it did not come about within {DEADLINE:?}")]
+    #[error("it did not happen within {DEADLINE:?}")]
     Late,
     #[error("cannot write {}", path.display())]
     Io { path: PathBuf, source: io::Error },

@@ -43,7 +43,7 @@ impl<W: Fetcher> OwnSources<W> {
     pub(super) fn have_answered(&self, blob: BlobId) -> bool {
         let names: Vec<String> = self.all().into_iter().map(|(name, _)| name).collect();
         self.cache.was_answered(blob, &names).unwrap_or_else(|error| {
-            tracing::warn!(%blob, error = crate::describe(&error), "who has a blob is asked again");
+            tracing::warn!(%blob, error = crate::describe(&error), "asking the sources again whether they have a blob");
             false
         })
     }
@@ -91,7 +91,7 @@ impl<W: Fetcher> Asker for Arc<OwnSources<W>> {
                     let remembered = own.cache.remember_answer(blob, &source);
                     told(Ok(()));
                     if let Err(error) = remembered.and_then(|remembered| remembered.sync()) {
-                        tracing::warn!(%blob, error = crate::describe(&error), "who has a blob is not remembered");
+                        tracing::warn!(%blob, error = crate::describe(&error), "cannot remember which sources have a blob");
                     }
                 }
                 Err(reason) => {

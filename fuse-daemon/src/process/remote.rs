@@ -350,7 +350,7 @@ impl Shared {
     pub(super) fn read_names(&self) {
         let names = NameFiles::read();
         if std::mem::replace(&mut self.lock().names, names.clone()) != names {
-            tracing::info!("names of hosts are looked up by other files from now on");
+            tracing::info!("host names are looked up as these files say from now on");
             self.tell(&ToWorker::Names(names));
         }
     }

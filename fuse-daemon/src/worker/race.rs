@@ -68,5 +68,5 @@ pub(super) async fn race<T, F: Future<Output = Result<T, String>>>(
 }
 
 fn given_up(failures: &[String]) -> String {
-    if failures.is_empty() { "nobody is known who has the blob".to_owned() } else { failures.join("; ") }
+    if failures.is_empty() { "no source of the blob is known".to_owned() } else { failures.join("; ") }
 }

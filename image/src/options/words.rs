@@ -90,7 +90,7 @@ pub const WORDS: &[Word] = &[
     Word {
         name: "also-oci",
         takes: Takes::Switch,
-        help: "Keep the plain image beside the nydus image, in one index, so that clients without nydus run it too",
+        help: "Keep the plain image next to the nydus image, in one index, so that clients without nydus run it too",
         default: None,
         used: WHEN_BUILT,
         parse: |options, value| boolean(value).map(|value| options.also_oci = value),
@@ -211,7 +211,7 @@ pub const WORDS: &[Word] = &[
     Word {
         name: "chunk-dict",
         takes: Takes::One("IMAGE"),
-        help: "Do not store what this nydus image has: `[docker://]REF`, `oci:DIR[:IMAGE]`, `files:DIR`, or a bootstrap beside \
+        help: "Do not store what this nydus image has: `[docker://]REF`, `oci:DIR[:IMAGE]`, `files:DIR`, or a bootstrap next to \
                its blobs/",
         default: None,
         used: WHEN_BUILT,

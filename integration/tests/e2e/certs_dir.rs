@@ -70,7 +70,7 @@ pub(crate) fn changes_are_noticed(fixture: &Fixture) -> Result<()> {
     point_to(&new)?;
     let snapshotter = node.snapshotter()?;
     wait::until_true("the change is handed out", NOTICED_DEADLINE, || {
-        snapshotter.server().log_text().contains("it is read otherwise from now on")
+        snapshotter.server().log_text().contains("it is read in another way from now on")
     })?;
     read(&node, "second")?;
     node.cri().remove_pod(&pod.id)

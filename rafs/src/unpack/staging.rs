@@ -60,7 +60,7 @@ impl<'a> Staging<'a> {
             None => empty(path),
         };
         if let Err(error) = removed {
-            tracing::warn!(path = %path.display(), %error, "cannot remove what was unpacked in vain");
+            tracing::warn!(path = %path.display(), %error, "cannot remove the files of an unpacking that failed");
         }
     }
 }

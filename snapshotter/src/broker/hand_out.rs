@@ -35,13 +35,13 @@ impl Broker {
             let Some(access) = self.values(repository) else { continue };
             let handed = HandedOut { repository: repository.to_string(), access: (*access).clone() };
             match daemon.hand_out(&[handed]).await {
-                Ok(()) => debug!(%repository, "handed out how it is read"),
+                Ok(()) => debug!(%repository, "handed out the access to a repository"),
                 Err(error @ ClientError::Reported { .. }) => {
-                    warn!(%repository, error = describe(&error), "the daemon does not take how a repository is read");
+                    warn!(%repository, error = describe(&error), "the daemon does not take the access to a repository");
                 }
                 // Whoever comes next is given all.
                 Err(error) => {
-                    debug!(%repository, error = describe(&error), "nobody takes how a repository is read")
+                    debug!(%repository, error = describe(&error), "nobody takes the access to a repository")
                 }
             }
         }
@@ -67,7 +67,7 @@ impl Broker {
                         let Ok(repository) = Repository::parse(&repository) else { continue };
                         let (broker, daemon) = (Arc::clone(self), daemon.clone());
                         tokio::spawn(async move {
-                            info!(%repository, "a registry refuses what it is shown: looking for others");
+                            info!(%repository, "a registry refuses these credentials: looking for others");
                             broker.find_out(&repository, None).await;
                             broker.hand_out_of(&daemon, &[repository]).await;
                         });
@@ -97,7 +97,7 @@ impl Broker {
                 let before = self.values(&repository);
                 self.find_out(&repository, None).await;
                 if self.values(&repository) != before {
-                    info!(%repository, "it is read otherwise from now on");
+                    info!(%repository, "it is read in another way from now on");
                     self.hand_out_of(daemon, &[repository]).await;
                 }
             }

@@ -20,7 +20,7 @@ pub(super) fn leave(id: &str, handover: &Handover, descriptor: BorrowedFd<'_>) {
     manager::forget(id);
     match described(handover) {
         Ok(file) => manager::leave(id, &[descriptor, file.as_fd()]),
-        Err(error) => warn!(mount = id, %error, "a mount is not left with the service manager"),
+        Err(error) => warn!(mount = id, %error, "the service manager does not hold a mount"),
     }
 }
 
@@ -40,13 +40,13 @@ pub(super) fn take_back() -> BTreeMap<String, (Handover, OwnedFd)> {
         match mount_of(descriptors) {
             Ok(mount) => drop(mounts.insert(id, mount)),
             Err(error) => {
-                warn!(mount = id, %error, "what was left of a mount with the service manager is of no use");
+                warn!(mount = id, %error, "cannot use what the service manager holds of a mount");
                 manager::forget(&id);
             }
         }
     }
     if !mounts.is_empty() {
-        info!(mounts = mounts.len(), "the service manager had held mounts");
+        info!(mounts = mounts.len(), "the service manager has held mounts");
     }
     mounts
 }

@@ -74,7 +74,7 @@ impl Output {
         };
         let mut first = None;
         for name in &self.attrs.names {
-            let step = self.progress.step(self.index, format!("pushing beside the plain image at {name}"));
+            let step = self.progress.step(self.index, format!("pushing next to the plain image at {name}"));
             let merged = async {
                 let merged = merge(client, name, &images)
                     .await
