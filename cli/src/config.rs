@@ -15,7 +15,7 @@ const DEFAULT_FILE: &str = "/etc/nydus-cluster/config.toml";
 #[serde(default, deny_unknown_fields)]
 pub(crate) struct Config {
     /// What is logged and how.
-    pub(crate) log: logging::Config,
+    pub(crate) log: logging::LogConfig,
     /// How registries are reached, by every role.
     pub(crate) registry: registry::client::ClientConfig,
     /// `nydus-cluster exporter`.

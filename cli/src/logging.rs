@@ -22,20 +22,20 @@ pub(crate) enum Format {
 /// The `[log]` section of the configuration.
 #[derive(Clone, Debug, Deserialize, Eq, PartialEq, Serialize)]
 #[serde(default, deny_unknown_fields)]
-pub(crate) struct Config {
+pub(crate) struct LogConfig {
     /// What to log: a level, or a `tracing` filter such as `info,registry=debug`.
     pub(crate) level: String,
     /// How a line looks.
     pub(crate) format: Format,
 }
 
-impl Default for Config {
+impl Default for LogConfig {
     fn default() -> Self {
         Self { level: "info".to_owned(), format: Format::Text }
     }
 }
 
-/// The flags that override [`Config`].
+/// The flags that override [`LogConfig`].
 #[derive(Clone, Debug, clap::Args)]
 pub(crate) struct Flags {
     /// What to log: error, warn, info, debug, trace, or a filter such as `info,registry=debug` [default: info]
@@ -48,7 +48,7 @@ pub(crate) struct Flags {
 
 impl Flags {
     /// The flags with which another process logs as this one does.
-    pub(crate) fn resolved(&self, config: &Config) -> Vec<String> {
+    pub(crate) fn resolved(&self, config: &LogConfig) -> Vec<String> {
         let level = self.level.as_ref().unwrap_or(&config.level);
         let format = match self.format.unwrap_or(config.format) {
             Format::Text => "text",
@@ -59,12 +59,12 @@ impl Flags {
 }
 
 /// The log of this process, for what is no event. What was logged is written before it is gone.
-pub(crate) struct Output {
+pub(crate) struct LogOutput {
     log: Log,
     _flush: Flush,
 }
 
-impl Write for Output {
+impl Write for LogOutput {
     fn write(&mut self, line: &[u8]) -> std::io::Result<usize> {
         self.log.write(line)
     }
@@ -75,7 +75,7 @@ impl Write for Output {
 }
 
 /// Starts logging for the rest of the process.
-pub(crate) fn start(flags: &Flags, config: &Config) -> anyhow::Result<Output> {
+pub(crate) fn start(flags: &Flags, config: &LogConfig) -> anyhow::Result<LogOutput> {
     let level = flags.level.as_ref().unwrap_or(&config.level);
     let filter = EnvFilter::try_new(level).with_context(|| {
         format!("log level {level:?}: expected a level or a filter such as info,registry=debug")
@@ -95,5 +95,5 @@ pub(crate) fn start(flags: &Flags, config: &Config) -> anyhow::Result<Output> {
         Format::Json => builder.json().init(),
     }
     service::log::log_panics();
-    Ok(Output { log, _flush })
+    Ok(LogOutput { log, _flush })
 }

@@ -44,7 +44,7 @@ fn main() -> ExitCode {
 fn worker(flags: &logging::Flags) -> ExitCode {
     let mut log = None;
     let served =
-        fuse_daemon::process::serve(|| log = logging::start(flags, &logging::Config::default()).ok());
+        fuse_daemon::process::serve(|| log = logging::start(flags, &logging::LogConfig::default()).ok());
     match (served, &mut log) {
         (Ok(()), _) => ExitCode::SUCCESS,
         (Err(error), Some(log)) => failed(log, &error.into()),

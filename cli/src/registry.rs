@@ -52,13 +52,13 @@ async fn copy(config: &Config, from: &str, to: &str, referrers: bool) -> anyhow:
 
 /// Where `sync` reads from or writes to.
 #[derive(Clone, Debug)]
-enum Place {
+enum SyncPlace {
     /// All repositories of a registry.
     Registry(String),
     Repository(Repository),
 }
 
-impl Place {
+impl SyncPlace {
     /// `HOST`, as it stands before a slash in references, or `HOST/NAME`.
     fn parse(text: &str) -> anyhow::Result<Self> {
         let is_host = !text.contains('/') && (text == "localhost" || text.contains(['.', ':']));
@@ -78,13 +78,13 @@ async fn sync(config: &Config, from: &str, to: &str, jobs: usize, referrers: boo
         ensure!(!referrers, "{from}: --referrers is for images of a registry");
         return package::sync(&client, Path::new(from), to, jobs).await;
     }
-    let pairs: Vec<(Repository, Repository)> = match (Place::parse(from)?, Place::parse(to)?) {
-        (Place::Repository(from), Place::Repository(to)) => vec![(from, to)],
-        (Place::Repository(from), Place::Registry(host)) => {
+    let pairs: Vec<(Repository, Repository)> = match (SyncPlace::parse(from)?, SyncPlace::parse(to)?) {
+        (SyncPlace::Repository(from), SyncPlace::Repository(to)) => vec![(from, to)],
+        (SyncPlace::Repository(from), SyncPlace::Registry(host)) => {
             let to = Repository::parse(&format!("{host}/{}", from.name()))?;
             vec![(from, to)]
         }
-        (Place::Registry(from), Place::Registry(to)) => {
+        (SyncPlace::Registry(from), SyncPlace::Registry(to)) => {
             let all = client.repositories(&from).await?;
             let pair = |from: Repository| {
                 let to = Repository::parse(&format!("{to}/{}", from.name()))?;
@@ -92,7 +92,7 @@ async fn sync(config: &Config, from: &str, to: &str, jobs: usize, referrers: boo
             };
             all.into_iter().map(pair).collect::<anyhow::Result<_>>()?
         }
-        (Place::Registry(from), Place::Repository(to)) => {
+        (SyncPlace::Registry(from), SyncPlace::Repository(to)) => {
             bail!("{from} is a registry and {to} one repository: expected a registry to write to")
         }
     };
@@ -177,11 +177,11 @@ mod tests {
             ("registry.example/team/app", "Repository"),
             ("busybox", "Repository"),
         ] {
-            let place = format!("{:?}", Place::parse(text).unwrap());
+            let place = format!("{:?}", SyncPlace::parse(text).unwrap());
             assert!(place.starts_with(expected), "{text}: {place}");
         }
         for text in ["", "registry.example/app:v1", "UPPER/x"] {
-            assert!(Place::parse(text).is_err(), "{text}");
+            assert!(SyncPlace::parse(text).is_err(), "{text}");
         }
     }
 }

@@ -119,6 +119,7 @@ pub async fn plain(
         let config = parse("image config", &part.config).map_err(part.wrong())?;
         let ids =
             ImageConfig::parse(&part.config).and_then(|config| config.diff_ids()).map_err(part.wrong())?;
+        // Before anything of it is copied: the lists of all images are put one behind the other, and would be out of step.
         if ids.len() != part.layers.len() {
             let error = DocumentError::new("image config", "expected a diff id for each layer");
             return Err(part.wrong()(error));

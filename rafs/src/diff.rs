@@ -5,7 +5,7 @@ mod content;
 mod fetch;
 mod tree;
 
-pub use change::{Change, Difference, Side, What};
+pub use change::{Change, ChangeKind, Difference, Side};
 pub use content::ContentReader;
 pub use fetch::{BlobFetch, Fetch, chunk_info_bytes, fetch};
 pub use tree::{DiffError, ReadContent, images, images_within};

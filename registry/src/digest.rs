@@ -12,10 +12,10 @@ pub struct UnsupportedAlgorithm(pub String);
 
 /// A running hash.
 #[derive(Clone, Debug)]
-pub struct Hasher(State);
+pub struct Hasher(Hashing);
 
 #[derive(Clone, Debug)]
-enum State {
+enum Hashing {
     Sha256(Sha256),
     Sha512(Sha512),
 }
@@ -23,14 +23,14 @@ enum State {
 impl Hasher {
     /// A SHA-256 hash of nothing so far: what registries address content by.
     pub fn sha256() -> Self {
-        Self(State::Sha256(Sha256::new()))
+        Self(Hashing::Sha256(Sha256::new()))
     }
 
     /// A hash of the algorithm that `digest` uses, to verify data against it.
     pub fn like(digest: &Digest) -> Result<Self, UnsupportedAlgorithm> {
         match digest.algorithm() {
             DigestAlgorithm::Sha256 => Ok(Self::sha256()),
-            DigestAlgorithm::Sha512 => Ok(Self(State::Sha512(Sha512::new()))),
+            DigestAlgorithm::Sha512 => Ok(Self(Hashing::Sha512(Sha512::new()))),
             _ => Err(UnsupportedAlgorithm(digest.to_string())),
         }
     }
@@ -38,16 +38,16 @@ impl Hasher {
     /// Adds `data` to the hash.
     pub fn update(&mut self, data: &[u8]) {
         match &mut self.0 {
-            State::Sha256(hash) => hash.update(data),
-            State::Sha512(hash) => hash.update(data),
+            Hashing::Sha256(hash) => hash.update(data),
+            Hashing::Sha512(hash) => hash.update(data),
         }
     }
 
     /// The digest of all data added.
     pub fn finish(self) -> Digest {
         let text = match self.0 {
-            State::Sha256(hash) => format!("sha256:{}", hex::encode(hash.finalize())),
-            State::Sha512(hash) => format!("sha512:{}", hex::encode(hash.finalize())),
+            Hashing::Sha256(hash) => format!("sha256:{}", hex::encode(hash.finalize())),
+            Hashing::Sha512(hash) => format!("sha512:{}", hex::encode(hash.finalize())),
         };
         Digest::try_from(text).expect("a known algorithm and its full hexadecimal value are a valid digest")
     }

@@ -30,10 +30,10 @@ pub(super) async fn ps(flags: args::Ps) -> anyhow::Result<ExitCode> {
     Ok(if all_answer { ExitCode::SUCCESS } else { ExitCode::FAILURE })
 }
 
-type Shown = (String, String, Place, Result<Status, LaunchError>);
+type ShownNode = (String, String, Place, Result<Status, LaunchError>);
 
-fn json(shown: &[Shown]) -> anyhow::Result<String> {
-    let node = |(cluster, image, place, status): &Shown| match status {
+fn json(shown: &[ShownNode]) -> anyhow::Result<String> {
+    let node = |(cluster, image, place, status): &ShownNode| match status {
         Ok(status) => json!({
             "cluster": cluster, "image": image, "node": place.name(), "role": status.role, "services": status.services,
         }),
@@ -45,7 +45,7 @@ fn json(shown: &[Shown]) -> anyhow::Result<String> {
     Ok(serde_json::to_string_pretty(&all)? + "\n")
 }
 
-fn table(shown: &[Shown]) -> String {
+fn table(shown: &[ShownNode]) -> String {
     let mut text = format!("{:<16}{:<24}{:<9}SERVICES\n", "CLUSTER", "NODE", "ROLE");
     for (cluster, _, place, status) in shown {
         let (role, services) = match status {

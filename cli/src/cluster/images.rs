@@ -14,7 +14,7 @@ use crate::stdout::{self, note};
 
 /// Everything `cluster images --json` prints.
 #[derive(Debug, Serialize)]
-struct Report<'a> {
+struct ImagesReport<'a> {
     layout: Option<Layout>,
     images: Vec<ImageReport<'a>>,
     problems: &'a [Problem],
@@ -80,14 +80,14 @@ pub(super) async fn discover(
         .with_context(|| format!("looking for images in {}", flags.source))
 }
 
-fn report(found: &Discovery) -> Report<'_> {
+fn report(found: &Discovery) -> ImagesReport<'_> {
     let images = found.images.iter().map(|image| ImageReport {
         image: image.reference.to_string(),
         candidate: !image.certain,
         asked_by: &image.origins,
         archive: image.archive.as_ref(),
     });
-    Report {
+    ImagesReport {
         layout: found.layout,
         images: images.collect(),
         problems: &found.problems,

@@ -60,7 +60,7 @@ struct ImageLine {
 }
 
 /// An image and where it is read.
-struct Wanted {
+struct WantedImage {
     name: String,
     digest: Option<Digest>,
     platforms: Vec<String>,
@@ -106,7 +106,7 @@ pub(super) async fn run(config: &Config, flags: args::Inspect) -> anyhow::Result
 }
 
 /// The container images of a package: those of its lock, or all that have a name.
-async fn of_package(package: &Package, client: &Client) -> anyhow::Result<Vec<Wanted>> {
+async fn of_package(package: &Package, client: &Client) -> anyhow::Result<Vec<WantedImage>> {
     let place =
         |image: String| Location::Package(InFile { path: package.path().to_owned(), image: Some(image) });
     if let Some(lock) = package.lock() {
@@ -118,7 +118,7 @@ async fn of_package(package: &Package, client: &Client) -> anyhow::Result<Vec<Wa
             let lazily = saved.as_ref().and_then(|saved| nydus_images(locked, saved));
             match lazily {
                 Some((name, manifests)) if !package.has_as_it_is(locked)? => {
-                    Ok(Wanted { manifests: Some(manifests), ..of_locked(locked, place(name)) })
+                    Ok(WantedImage { manifests: Some(manifests), ..of_locked(locked, place(name)) })
                 }
                 _ => Ok(of_locked(locked, place(locked.reference.to_string()))),
             }
@@ -130,7 +130,7 @@ async fn of_package(package: &Package, client: &Client) -> anyhow::Result<Vec<Wa
         let digest = package.images().layout().tagged(&repository, &tag)?;
         let name = format!("{repository}:{tag}");
         let location = place(name.clone());
-        Ok(Wanted { name, digest, platforms: Vec::new(), manifests: None, location })
+        Ok(WantedImage { name, digest, platforms: Vec::new(), manifests: None, location })
     };
     names.into_iter().map(of).collect()
 }
@@ -144,7 +144,7 @@ fn nydus_images(locked: &Locked, saved: &SavedImages) -> Option<(String, Vec<Dig
 }
 
 /// The container images of the lock in a cluster image.
-fn of_lock(opened: &Opened) -> anyhow::Result<Vec<Wanted>> {
+fn of_lock(opened: &Opened) -> anyhow::Result<Vec<WantedImage>> {
     let path = opened.dir.join(LOCK_FILE);
     if !path.is_file() {
         note(
@@ -156,12 +156,12 @@ fn of_lock(opened: &Opened) -> anyhow::Result<Vec<Wanted>> {
     Ok(Lock::read(&path)?.images.iter().map(of).collect())
 }
 
-fn of_locked(locked: &Locked, location: Location) -> Wanted {
+fn of_locked(locked: &Locked, location: Location) -> WantedImage {
     let images = || locked.platforms.iter().chain(&locked.nydus);
     let mut platforms: Vec<String> = images().map(|image| image.platform.to_string()).collect();
     platforms.sort();
     platforms.dedup();
-    Wanted {
+    WantedImage {
         name: locked.reference.to_string(),
         digest: Some(locked.digest.clone()),
         platforms,
@@ -182,8 +182,8 @@ async fn own(location: &Location, client: &Client) -> anyhow::Result<OwnReport> 
 }
 
 /// Looks at all images; says whether all of them could be read.
-async fn images(wanted: Vec<Wanted>, client: &Client) -> (Vec<ImageLine>, Sharing, bool) {
-    let look = |wanted: Wanted| async move {
+async fn images(wanted: Vec<WantedImage>, client: &Client) -> (Vec<ImageLine>, Sharing, bool) {
+    let look = |wanted: WantedImage| async move {
         let found = async {
             let source = Source::open(&wanted.location, client).await?;
             blobs(&source, wanted.manifests.as_deref()).await

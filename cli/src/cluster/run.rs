@@ -31,9 +31,9 @@ const LOCK: &str = "images.lock";
 
 /// Runs a cluster.
 pub(super) async fn run(config: &Config, flags: args::Run) -> anyhow::Result<ExitCode> {
-    let source = Source::of(config, &flags)?;
+    let source = ClusterImageSource::of(config, &flags)?;
     let mut hosts: BTreeSet<String> = flags.images.iter().map(|images| images.host().to_owned()).collect();
-    if let Source::Registry(reference) = &source {
+    if let ClusterImageSource::Registry(reference) = &source {
         hosts.insert(reference.host().to_owned());
     }
     let mut reading = config.clone();
@@ -45,12 +45,12 @@ pub(super) async fn run(config: &Config, flags: args::Run) -> anyhow::Result<Exi
     let client = Client::new(reading.registry.clone())?;
     let said = flags.images.clone().map(Candidates::Sure);
     let (opened, image, candidates) = match &source {
-        Source::Directory(path) => (
+        ClusterImageSource::Directory(path) => (
             Opened::open(&reading, &flags.source, None).await?,
             Image::Directory(path.clone()),
             said.unwrap_or(Candidates::Nowhere),
         ),
-        Source::Package(package) => {
+        ClusterImageSource::Package(package) => {
             let opened = Opened::open(&reading, &flags.source, None).await?;
             let image = of_registry(&opened, package.image());
             let candidates = match said {
@@ -59,7 +59,7 @@ pub(super) async fn run(config: &Config, flags: args::Run) -> anyhow::Result<Exi
             };
             (opened, image, candidates)
         }
-        Source::Registry(reference) => {
+        ClusterImageSource::Registry(reference) => {
             let (pinned, bound) = pinned(&client, reference).await?;
             let candidates = match flags.plain {
                 true => Candidates::Nowhere,
@@ -77,7 +77,7 @@ pub(super) async fn run(config: &Config, flags: args::Run) -> anyhow::Result<Exi
     let dir = launch::clusters_dir()?.join(&flags.name);
     let mut run = plan(&flags, image, &opened, Saved { hosts, lock, images })?;
     run.prepare.rendered = rendered(config, &opened).await?;
-    if let Source::Package(package) = source {
+    if let ClusterImageSource::Package(package) = source {
         run.package = Some(package);
     }
     let kubeconfig = launch::run(&run, &dir, &say).await?;
@@ -115,7 +115,7 @@ fn mirrored(url: &str, hosts: &BTreeSet<String>) -> anyhow::Result<TempDir> {
 }
 
 /// Where the cluster image is.
-enum Source {
+enum ClusterImageSource {
     /// In a registry, where each node gets it from.
     Registry(Reference),
     /// In a package, which nodes of the control plane serve.
@@ -124,7 +124,7 @@ enum Source {
     Directory(PathBuf),
 }
 
-impl Source {
+impl ClusterImageSource {
     fn of(config: &Config, flags: &args::Run) -> anyhow::Result<Self> {
         let path = Path::new(&flags.source);
         if launch::is_package(path) {

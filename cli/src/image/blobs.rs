@@ -24,13 +24,13 @@ const WINDOW_BYTES: u64 = 4 << 20;
 /// The blobs of an image, wherever they are. Calls block: use it outside asynchronous tasks. They fail once the command
 /// is to stop.
 pub(super) struct Blobs {
-    place: Place,
+    place: OpenBlobs,
     stop: CancellationToken,
     /// Shows how much was read.
     task: Option<Task>,
 }
 
-enum Place {
+enum OpenBlobs {
     Directory(BlobDirectory),
     Registry(RegistryBlobs),
     Archive(ArchiveBlobs),
@@ -40,16 +40,16 @@ impl Blobs {
     /// The blobs of `located`, until `stop`; an error where nobody said where they are.
     pub(super) fn of(located: &Located, stop: &CancellationToken) -> anyhow::Result<Self> {
         let place = match &located.blobs {
-            super::source::Blobs::Directory(path) => Place::Directory(BlobDirectory::new(path)),
-            super::source::Blobs::Registry(place) => {
+            super::source::BlobsPlace::Directory(path) => OpenBlobs::Directory(BlobDirectory::new(path)),
+            super::source::BlobsPlace::Registry(place) => {
                 let (client, reference) = place.as_ref();
                 let repository = reference.repository().clone();
-                Place::Registry(RegistryBlobs::new(client.clone(), repository, stop.clone()))
+                OpenBlobs::Registry(RegistryBlobs::new(client.clone(), repository, stop.clone()))
             }
-            super::source::Blobs::Archive(source) => {
-                Place::Archive(ArchiveBlobs { source: source.clone(), known: Mutex::default() })
+            super::source::BlobsPlace::Archive(source) => {
+                OpenBlobs::Archive(ArchiveBlobs { source: source.clone(), known: Mutex::default() })
             }
-            super::source::Blobs::Unknown => {
+            super::source::BlobsPlace::Unknown => {
                 anyhow::bail!("{}: say where its blobs are with --blobs DIR", located.name)
             }
         };
@@ -63,9 +63,9 @@ impl Blobs {
 
     fn source(&self) -> &dyn BlobSource {
         match &self.place {
-            Place::Directory(directory) => directory,
-            Place::Registry(registry) => registry,
-            Place::Archive(archive) => archive,
+            OpenBlobs::Directory(directory) => directory,
+            OpenBlobs::Registry(registry) => registry,
+            OpenBlobs::Archive(archive) => archive,
         }
     }
 

@@ -16,7 +16,7 @@ use crate::args::Source;
 use crate::{status, stdout};
 
 /// What is to be checked, and how it is told.
-pub(super) struct Wanted {
+pub(super) struct CheckRequest {
     /// The bootstrap alone, no blob.
     pub(super) metadata_only: bool,
     /// Where the image is that it was made from.
@@ -48,7 +48,11 @@ struct Checked {
 }
 
 /// Checks the bootstrap, all that the blobs hold, and that it is what it was made from, as far as that is wanted.
-pub(super) async fn run(context: &Context, source: &Source, wanted: Wanted) -> anyhow::Result<ExitCode> {
+pub(super) async fn run(
+    context: &Context,
+    source: &Source,
+    wanted: CheckRequest,
+) -> anyhow::Result<ExitCode> {
     let mut checked = Checked { report: Report::default(), compared: false };
     let as_json = wanted.json;
     match check(context, source, wanted, &mut checked).await {
@@ -63,7 +67,7 @@ pub(super) async fn run(context: &Context, source: &Source, wanted: Wanted) -> a
 async fn check(
     context: &Context,
     source: &Source,
-    wanted: Wanted,
+    wanted: CheckRequest,
     checked: &mut Checked,
 ) -> anyhow::Result<()> {
     let located = context.locate(source).await?;

@@ -192,13 +192,13 @@ async fn load_dictionary(image: &str, context: &Context, client: &Client) -> any
     let blobs = file.is_file().then(beside).flatten();
     let located = context.locate(&args::Source { image: image.to_owned(), blobs, platform: None }).await?;
     let places = match &located.blobs {
-        source::Blobs::Directory(directory) => DictionaryBlobs::Directory(directory.clone()),
-        source::Blobs::Registry(place) => {
+        source::BlobsPlace::Directory(directory) => DictionaryBlobs::Directory(directory.clone()),
+        source::BlobsPlace::Registry(place) => {
             let location = Location::Registry(place.as_ref().1.clone());
             DictionaryBlobs::Registry(Box::new(Source::open(&location, client).await?))
         }
         // What only an archive has is not copied from there.
-        source::Blobs::Archive(_) | source::Blobs::Unknown => DictionaryBlobs::Unknown,
+        source::BlobsPlace::Archive(_) | source::BlobsPlace::Unknown => DictionaryBlobs::Unknown,
     };
     let stop = context.stop.clone();
     let image = tokio::task::spawn_blocking(move || {

@@ -5,7 +5,7 @@ use std::process::ExitCode;
 
 use indicatif::HumanBytes;
 use rafs::blob::source::load_chunk_info;
-use rafs::diff::{self, Change, ContentReader, Fetch, What};
+use rafs::diff::{self, Change, ChangeKind, ContentReader, Fetch};
 use registry::client::Descriptor;
 use serde::Serialize;
 use tokio_util::sync::CancellationToken;
@@ -19,7 +19,7 @@ use crate::{status, stdout};
 
 /// Everything `image diff --json` prints. Sizes are in bytes.
 #[derive(Debug, Serialize)]
-struct Report {
+struct DiffReport {
     summary: Summary,
     changes: Vec<ChangeReport>,
     fetch: FetchReport,
@@ -108,7 +108,7 @@ fn compare(
     b: &Located,
     progress: &Progress,
     stop: &CancellationToken,
-) -> anyhow::Result<Report> {
+) -> anyhow::Result<DiffReport> {
     let open = |located: &Located| -> anyhow::Result<_> {
         let mut bootstrap = located.open()?;
         let source = Blobs::of(located, stop)
@@ -142,7 +142,7 @@ fn compare(
     let mut changes = Vec::new();
     diff::images(&image_a, &image_b, &mut read, &mut |change| changes.push(change))?;
     let fetch = diff::fetch(&image_a, &image_b);
-    Ok(Report {
+    Ok(DiffReport {
         summary: Summary::of(&changes),
         changes: changes.iter().map(ChangeReport::of).collect(),
         fetch: FetchReport::of(&fetch, bootstrap_bytes(a, b)?, diff::chunk_info_bytes(&bootstrap_b)),
@@ -164,12 +164,12 @@ impl Summary {
         let mut summary = Self::default();
         for change in changes {
             let (counted, bytes) = match &change.what {
-                What::Added(side) => (&mut summary.added, side.bytes),
-                What::Removed(side) => (&mut summary.removed, side.bytes),
-                What::Changed(differences) if differences.iter().any(diff::Difference::is_content) => {
+                ChangeKind::Added(side) => (&mut summary.added, side.bytes),
+                ChangeKind::Removed(side) => (&mut summary.removed, side.bytes),
+                ChangeKind::Changed(differences) if differences.iter().any(diff::Difference::is_content) => {
                     (&mut summary.content, content_bytes(differences))
                 }
-                What::Changed(_) => (&mut summary.metadata, 0),
+                ChangeKind::Changed(_) => (&mut summary.metadata, 0),
             };
             counted.files += 1;
             counted.content_bytes += bytes;
@@ -190,9 +190,9 @@ impl ChangeReport {
     fn of(change: &Change) -> Self {
         let side = |side: &diff::Side| (Some(side.kind.word()), side.bytes, Vec::new());
         let (name, (kind, bytes, differences)) = match &change.what {
-            What::Added(added) => ("added", side(added)),
-            What::Removed(removed) => ("removed", side(removed)),
-            What::Changed(differences) => {
+            ChangeKind::Added(added) => ("added", side(added)),
+            ChangeKind::Removed(removed) => ("removed", side(removed)),
+            ChangeKind::Changed(differences) => {
                 let reports = differences.iter().map(DifferenceReport::of).collect();
                 ("changed", (None, content_bytes(differences), reports))
             }
@@ -231,7 +231,7 @@ impl FetchReport {
     }
 }
 
-fn text(report: &Report) -> String {
+fn text(report: &DiffReport) -> String {
     let mut text = String::new();
     for change in &report.changes {
         let sign = match change.change {
@@ -266,7 +266,12 @@ fn text(report: &Report) -> String {
             HumanBytes(counted.content_bytes).to_string()
         );
     }
-    let fetch = &report.fetch;
+    fetch_text(&report.fetch, &mut text);
+    text
+}
+
+/// What a node fetches of B.
+fn fetch_text(fetch: &FetchReport, text: &mut String) {
     let _ = writeln!(text, "\na node that has read all of A fetches for all of B:");
     let _ = writeln!(text, "{:27} {:>12}", "bootstrap", HumanBytes(fetch.bootstrap_bytes).to_string());
     if fetch.chunk_info_bytes > 0 {
@@ -292,5 +297,4 @@ fn text(report: &Report) -> String {
             HumanBytes(elsewhere)
         );
     }
-    text
 }

@@ -239,6 +239,26 @@ fn text(image: &Inspection) -> String {
     );
     let _ = writeln!(text, "deduplication  {:.2}x", image.deduplication);
     let _ = writeln!(text, "compression    {:.2}x", image.compression);
+    blobs_text(image, &mut text);
+    for (title, entries) in
+        [("largest files", &image.largest_files), ("largest directories", &image.largest_directories)]
+    {
+        let _ = writeln!(text, "{title}");
+        for entry in entries {
+            let _ = writeln!(text, "  {:>12}  {}", HumanBytes(entry.content_bytes).to_string(), entry.path);
+        }
+    }
+    if !image.prefetch.is_empty() {
+        let _ = writeln!(text, "prefetch");
+    }
+    for path in &image.prefetch {
+        let _ = writeln!(text, "  {path}");
+    }
+    text
+}
+
+/// What the image is stored in.
+fn blobs_text(image: &Inspection, text: &mut String) {
     let _ = writeln!(text, "blobs");
     for blob in &image.blobs {
         let _ = writeln!(
@@ -263,21 +283,6 @@ fn text(image: &Inspection) -> String {
             layer.media_type
         );
     }
-    for (title, entries) in
-        [("largest files", &image.largest_files), ("largest directories", &image.largest_directories)]
-    {
-        let _ = writeln!(text, "{title}");
-        for entry in entries {
-            let _ = writeln!(text, "  {:>12}  {}", HumanBytes(entry.content_bytes).to_string(), entry.path);
-        }
-    }
-    if !image.prefetch.is_empty() {
-        let _ = writeln!(text, "prefetch");
-    }
-    for path in &image.prefetch {
-        let _ = writeln!(text, "  {path}");
-    }
-    text
 }
 
 fn ratio(uncompressed: u64, compressed: u64) -> f64 {

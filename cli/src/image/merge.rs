@@ -11,13 +11,13 @@ use rafs::merge;
 use serde::Serialize;
 use tokio_util::sync::CancellationToken;
 
-use super::output::Output;
+use super::output::OutputFile;
 use super::progress::Progress;
 use super::{Context, Interrupted, json};
 use crate::stdout;
 
 /// What is to be merged.
-pub(super) struct Wanted {
+pub(super) struct MergeRequest {
     /// Files, the lowest layer first.
     pub(super) layers: Vec<PathBuf>,
     pub(super) output: PathBuf,
@@ -36,7 +36,7 @@ struct MergeReport {
 }
 
 /// Merges the layers and writes the image's bootstrap.
-pub(super) async fn run(context: &Context, wanted: Wanted) -> anyhow::Result<ExitCode> {
+pub(super) async fn run(context: &Context, wanted: MergeRequest) -> anyhow::Result<ExitCode> {
     let (progress, stop) = (context.progress.clone(), context.stop.clone());
     let as_json = wanted.json;
     let report = tokio::task::spawn_blocking(move || {
@@ -84,7 +84,7 @@ fn merge(
         merge::merge(layers).with_context(|| format!("cannot merge{}", named().collect::<String>()))?;
     let prefetch = expand(&options.prefetch, &image.tree);
     let options = WriteOptions { prefetch, ..WriteOptions::default() };
-    let mut out = Output::create(output)?;
+    let mut out = OutputFile::create(output)?;
     bootstrap::write(&image, &options, &mut out)?;
     if stop.is_cancelled() {
         return Err(Interrupted.into());

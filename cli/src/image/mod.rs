@@ -65,18 +65,18 @@ async fn dispatch(context: &Context, command: Image) -> anyhow::Result<ExitCode>
             inspect::run(context, &source, json, file).await
         }
         Image::Check { source, json, metadata_only, original } => {
-            check::run(context, &source, check::Wanted { metadata_only, original, json }).await
+            check::run(context, &source, check::CheckRequest { metadata_only, original, json }).await
         }
         Image::Diff { a, b, blobs, platform, json } => {
             let a = Source { image: a, blobs: blobs.clone(), platform: platform.clone() };
             diff::run(context, &a, &Source { image: b, blobs, platform }, json).await
         }
         Image::Merge { layers, json, output, options } => {
-            merge::run(context, merge::Wanted { layers, output, options: options.0, json }).await
+            merge::run(context, merge::MergeRequest { layers, output, options: options.0, json }).await
         }
         Image::Mount { source, mountpoint, cache, options } => {
             let located = context.locate(&source).await?;
-            let place = mount::Place { mountpoint: &mountpoint, rights: mount::rights(&options), cache };
+            let place = mount::MountPlace { mountpoint: &mountpoint, rights: mount::rights(&options), cache };
             mount::run(&located, place, &context.config.daemon.read, context.stop.clone()).await
         }
         Image::Unpack { source, destination, directory } => {

@@ -12,12 +12,12 @@ use fuse_daemon::{ForegroundMount, ReadConfig, Rights};
 use tokio_util::sync::CancellationToken;
 
 use super::mountpoint::Mountpoint;
-use super::source::{Blobs, Located};
+use super::source::{BlobsPlace, Located};
 use crate::args::MountOption;
 use crate::stdout;
 
 /// Where and how to mount.
-pub(super) struct Place<'a> {
+pub(super) struct MountPlace<'a> {
     pub(super) mountpoint: &'a Path,
     pub(super) rights: Rights,
     /// Directory of the chunk cache, if not a temporary one.
@@ -36,18 +36,18 @@ pub(super) fn rights(options: &[MountOption]) -> Rights {
 /// Mounts until `stop` or until it is unmounted by somebody else.
 pub(super) async fn run(
     located: &Located,
-    place: Place<'_>,
+    place: MountPlace<'_>,
     read: &ReadConfig,
     stop: CancellationToken,
 ) -> anyhow::Result<ExitCode> {
     let backend: Arc<dyn Backend> = match &located.blobs {
-        Blobs::Registry(place) => {
+        BlobsPlace::Registry(place) => {
             let (client, reference) = place.as_ref();
             Arc::new(RegistryBackend::new(client.clone(), reference.repository().clone()))
         }
-        Blobs::Directory(directory) => Arc::new(DirectoryBackend::new(directory)),
-        Blobs::Archive(source) => Arc::new(archive::ArchiveBackend::new(source.clone())),
-        Blobs::Unknown => {
+        BlobsPlace::Directory(directory) => Arc::new(DirectoryBackend::new(directory)),
+        BlobsPlace::Archive(source) => Arc::new(archive::ArchiveBackend::new(source.clone())),
+        BlobsPlace::Unknown => {
             anyhow::bail!("{}: say where its blobs are with --blobs DIR", located.name)
         }
     };

@@ -11,15 +11,15 @@ use tempfile::NamedTempFile;
 /// Writes are gathered to this many bytes.
 const BUFFER_BYTES: usize = 1 << 20;
 
-/// A file that is being written under a temporary name beside its final one. Dropped without [`Output::finish`], it is
+/// A file that is being written under a temporary name beside its final one. Dropped without [`OutputFile::finish`], it is
 /// deleted.
-pub(crate) struct Output {
+pub(crate) struct OutputFile {
     file: BufWriter<NamedTempFile>,
     name: PathBuf,
     folder: PathBuf,
 }
 
-impl Output {
+impl OutputFile {
     /// Begins the file that will be called `name`.
     pub(crate) fn create(name: &Path) -> anyhow::Result<Self> {
         let folder = name.parent().filter(|folder| !folder.as_os_str().is_empty()).unwrap_or(Path::new("."));
@@ -42,7 +42,7 @@ impl Output {
     }
 }
 
-impl io::Write for Output {
+impl io::Write for OutputFile {
     fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
         self.file.write(bytes)
     }
@@ -62,11 +62,11 @@ mod tests {
     fn a_file_that_is_not_finished_leaves_nothing() {
         let folder = tempfile::tempdir().unwrap();
         let name = folder.path().join("file");
-        let mut output = Output::create(&name).unwrap();
+        let mut output = OutputFile::create(&name).unwrap();
         output.write_all(b"half").unwrap();
         drop(output);
         assert_eq!(std::fs::read_dir(&folder).unwrap().count(), 0);
-        let mut output = Output::create(&name).unwrap();
+        let mut output = OutputFile::create(&name).unwrap();
         output.write_all(b"whole").unwrap();
         output.finish().unwrap();
         assert_eq!(std::fs::read(&name).unwrap(), b"whole");

@@ -32,11 +32,11 @@ impl Progress {
     pub(crate) fn task(&self, name: impl Into<String>, total: u64) -> Task {
         let name = name.into();
         let Some(bars) = &self.bars else {
-            return Task { name, shown: Shown::Lines(Mutex::new(Lines::new(total))) };
+            return Task { name, shown: TaskView::Lines(Mutex::new(Lines::new(total))) };
         };
         let bar = bars.add(ProgressBar::new(total).with_style(style(total)).with_prefix(name.clone()));
         bar.enable_steady_tick(TICK);
-        Task { name, shown: Shown::Bar(bar) }
+        Task { name, shown: TaskView::Bar(bar) }
     }
 }
 
@@ -53,11 +53,11 @@ fn style(total: u64) -> ProgressStyle {
 #[derive(Debug)]
 pub(crate) struct Task {
     name: String,
-    shown: Shown,
+    shown: TaskView,
 }
 
 #[derive(Debug)]
-enum Shown {
+enum TaskView {
     Bar(ProgressBar),
     Lines(Mutex<Lines>),
 }
@@ -66,33 +66,33 @@ impl Task {
     /// So many more bytes are done.
     pub(crate) fn advance(&self, bytes: u64) {
         match &self.shown {
-            Shown::Bar(bar) => bar.inc(bytes),
-            Shown::Lines(lines) => self.line(lines, |lines| lines.done += bytes),
+            TaskView::Bar(bar) => bar.inc(bytes),
+            TaskView::Lines(lines) => self.line(lines, |lines| lines.done += bytes),
         }
     }
 
     /// So many bytes are done, out of `total` (0 where nobody knows).
     pub(crate) fn set(&self, done: u64, total: u64) {
         match &self.shown {
-            Shown::Bar(bar) => {
+            TaskView::Bar(bar) => {
                 if bar.length() != Some(total) {
                     bar.set_length(total);
                     bar.set_style(style(total));
                 }
                 bar.set_position(done);
             }
-            Shown::Lines(lines) => self.line(lines, |lines| (lines.done, lines.total) = (done, total)),
+            TaskView::Lines(lines) => self.line(lines, |lines| (lines.done, lines.total) = (done, total)),
         }
     }
 
     /// All is done.
     pub(crate) fn finish(self) {
         match &self.shown {
-            Shown::Bar(bar) => {
+            TaskView::Bar(bar) => {
                 bar.set_length(bar.position());
                 bar.finish();
             }
-            Shown::Lines(lines) => {
+            TaskView::Lines(lines) => {
                 let lines = lines.lock().unwrap_or_else(PoisonError::into_inner);
                 let seconds = lines.started.elapsed().as_secs_f64();
                 stdout::note(&format!("{}: {} in {seconds:.1} s", self.name, HumanBytes(lines.done)));
@@ -112,7 +112,7 @@ impl Task {
 
 impl Drop for Task {
     fn drop(&mut self) {
-        if let Shown::Bar(bar) = &self.shown
+        if let TaskView::Bar(bar) = &self.shown
             && !bar.is_finished()
         {
             bar.abandon();

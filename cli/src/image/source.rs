@@ -24,7 +24,7 @@ pub(super) struct Located {
     /// The bootstrap's file.
     pub(super) bootstrap: PathBuf,
     /// Where the blobs are.
-    pub(super) blobs: Blobs,
+    pub(super) blobs: BlobsPlace,
     /// The image's manifest, if it has one.
     pub(super) manifest: Option<Manifest>,
     /// Holds a bootstrap that was fetched.
@@ -39,7 +39,7 @@ impl Located {
 }
 
 /// Where an image's blobs are.
-pub(super) enum Blobs {
+pub(super) enum BlobsPlace {
     /// In the repository of this reference.
     Registry(Box<(Client, Reference)>),
     /// In a directory, each under its hexadecimal digest.
@@ -61,9 +61,9 @@ pub(super) async fn locate(
     progress: &Progress,
 ) -> anyhow::Result<Located> {
     let (path, name) = (Path::new(&source.image), source.image.clone());
-    let given = source.blobs.clone().map(Blobs::Directory);
+    let given = source.blobs.clone().map(BlobsPlace::Directory);
     if path.is_file() {
-        let blobs = given.unwrap_or(Blobs::Unknown);
+        let blobs = given.unwrap_or(BlobsPlace::Unknown);
         return Ok(Located { name, bootstrap: path.to_owned(), blobs, manifest: None, _directory: None });
     }
     if path.is_absolute() || source.image.starts_with("./") || source.image.starts_with("../") {
@@ -74,7 +74,7 @@ pub(super) async fn locate(
     }
     let location: Location = source.image.parse()?;
     if let Location::Files(folder) = &location {
-        let blobs = given.unwrap_or_else(|| Blobs::Directory(folder.join(BLOBS_FOLDER)));
+        let blobs = given.unwrap_or_else(|| BlobsPlace::Directory(folder.join(BLOBS_FOLDER)));
         let bootstrap = folder.join(BOOTSTRAP_FILE);
         return Ok(Located { name, bootstrap, blobs, manifest: None, _directory: None });
     }
@@ -98,10 +98,10 @@ pub(super) async fn locate(
     drop(task);
     let blobs = match (given, location) {
         (Some(given), _) => given,
-        (None, Location::Registry(reference)) => Blobs::Registry(Box::new((client, reference))),
-        (None, Location::Oci(layout)) => Blobs::Directory(layout.path.join("blobs/sha256")),
-        (None, Location::OciArchive(_) | Location::Package(_)) => Blobs::Archive(image),
-        (None, _) => Blobs::Unknown,
+        (None, Location::Registry(reference)) => BlobsPlace::Registry(Box::new((client, reference))),
+        (None, Location::Oci(layout)) => BlobsPlace::Directory(layout.path.join("blobs/sha256")),
+        (None, Location::OciArchive(_) | Location::Package(_)) => BlobsPlace::Archive(image),
+        (None, _) => BlobsPlace::Unknown,
     };
     Ok(Located { name, bootstrap, blobs, manifest: Some(manifest), _directory: Some(directory) })
 }

@@ -12,7 +12,7 @@ use tokio_util::sync::CancellationToken;
 
 use super::Context;
 use super::blobs::Blobs;
-use super::output::Output;
+use super::output::OutputFile;
 use super::progress::Progress;
 use super::source::Located;
 use crate::args::Source;
@@ -75,7 +75,7 @@ fn unpack(
         image.to_tar(&mut out)?;
         out.flush().context("writing to standard output")?;
     } else {
-        let mut out = Output::create(destination)?;
+        let mut out = OutputFile::create(destination)?;
         image.to_tar(&mut out)?;
         out.finish()?;
     }

@@ -76,6 +76,7 @@ async fn all_of(
             return Outcome { count: 1, failed: vec![repository.to_owned()], ..outcome };
         }
     };
+    // Tags first: what is copied with them needs no copy by its digest.
     let mut wanted: Vec<(String, Option<Digest>)> =
         tags.iter().map(|tag| (format!("{repository}:{tag}"), None)).collect();
     wanted.extend(revisions.into_iter().map(|digest| (format!("{repository}@{digest}"), Some(digest))));

@@ -21,14 +21,14 @@ const PROBE_DEADLINE: Duration = Duration::from_secs(5);
 
 /// Where an output goes.
 pub(crate) struct Target {
-    kind: Kind,
+    kind: TargetKind,
     /// How long the registry may be silent.
     answer_within: Duration,
     spool_dir: PathBuf,
     destination: OnceCell<Arc<dyn Destination>>,
 }
 
-enum Kind {
+enum TargetKind {
     Nowhere,
     Registry { client: Client, repository: Repository },
     Insecure { config: Box<ClientConfig>, builder: Arc<dyn Keyring>, repository: Repository },
@@ -46,8 +46,10 @@ pub(crate) enum TargetError {
 impl fmt::Debug for Target {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let repository = match &self.kind {
-            Kind::Nowhere => None,
-            Kind::Registry { repository, .. } | Kind::Insecure { repository, .. } => Some(repository),
+            TargetKind::Nowhere => None,
+            TargetKind::Registry { repository, .. } | TargetKind::Insecure { repository, .. } => {
+                Some(repository)
+            }
         };
         f.debug_struct("Target").field("repository", &repository).finish_non_exhaustive()
     }
@@ -66,12 +68,12 @@ impl Target {
     ) -> Self {
         let repository = attrs.names.first().filter(|_| attrs.push).map(|name| name.repository().clone());
         let kind = match repository {
-            None => Kind::Nowhere,
+            None => TargetKind::Nowhere,
             Some(repository) if attrs.insecure => {
-                Kind::Insecure { config: Box::new(client.config().clone()), builder, repository }
+                TargetKind::Insecure { config: Box::new(client.config().clone()), builder, repository }
             }
             Some(repository) => {
-                Kind::Registry { client: client.with_keyring(builder, own_credentials), repository }
+                TargetKind::Registry { client: client.with_keyring(builder, own_credentials), repository }
             }
         };
         Self {
@@ -85,7 +87,7 @@ impl Target {
     /// A target that need not be found out.
     pub(crate) fn ready(destination: Arc<dyn Destination>, spool_dir: &Path) -> Self {
         Self {
-            kind: Kind::Nowhere,
+            kind: TargetKind::Nowhere,
             answer_within: Duration::ZERO,
             spool_dir: spool_dir.to_owned(),
             destination: OnceCell::new_with(Some(destination)),
@@ -116,11 +118,11 @@ impl Target {
 
     async fn reach(&self) -> Result<Arc<dyn Destination>, Error> {
         Ok(match &self.kind {
-            Kind::Nowhere => Arc::new(Nowhere),
-            Kind::Registry { client, repository } => {
+            TargetKind::Nowhere => Arc::new(Nowhere),
+            TargetKind::Registry { client, repository } => {
                 Arc::new(InRegistry::new(client.clone(), repository.clone()))
             }
-            Kind::Insecure { config, builder, repository } => {
+            TargetKind::Insecure { config, builder, repository } => {
                 let client = insecure_client(config.as_ref().clone(), builder, repository).await?;
                 Arc::new(InRegistry::new(client, repository.clone()))
             }

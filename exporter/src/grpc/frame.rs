@@ -26,12 +26,12 @@ pub(crate) fn encode(message: &[u8]) -> Bytes {
 
 /// Cuts a sequence of bytes into messages.
 #[derive(Debug)]
-pub(crate) struct Splitter {
+pub(crate) struct MessageSplitter {
     buffer: BytesMut,
     limit: usize,
 }
 
-impl Splitter {
+impl MessageSplitter {
     /// One that refuses messages over `limit` bytes.
     pub(crate) fn new(limit: usize) -> Self {
         Self { buffer: BytesMut::new(), limit }
@@ -70,13 +70,13 @@ impl Splitter {
 /// Reads messages from a stream.
 pub(crate) struct MessageReader {
     body: RecvStream,
-    splitter: Splitter,
+    splitter: MessageSplitter,
 }
 
 impl MessageReader {
     /// Of `body`, refusing messages over `limit` bytes.
     pub(crate) fn new(body: RecvStream, limit: usize) -> Self {
-        Self { body, splitter: Splitter::new(limit) }
+        Self { body, splitter: MessageSplitter::new(limit) }
     }
 
     /// The next message; `None` at the end of the stream.
@@ -121,7 +121,7 @@ mod tests {
         let messages = [&b"first"[..], b"", b"second"];
         let stream: Vec<u8> = messages.iter().flat_map(|message| encode(message).to_vec()).collect();
         for piece in 1..stream.len() {
-            let mut splitter = Splitter::new(100);
+            let mut splitter = MessageSplitter::new(100);
             let mut found = Vec::new();
             for data in stream.chunks(piece) {
                 splitter.push(data);
@@ -136,7 +136,7 @@ mod tests {
 
     #[test]
     fn a_message_over_the_limit_is_refused_before_it_comes() {
-        let mut splitter = Splitter::new(10);
+        let mut splitter = MessageSplitter::new(10);
         splitter.push(&[0, 0xff, 0xff, 0xff, 0xff]);
         assert_eq!(splitter.next().unwrap_err().code, Code::ResourceExhausted);
     }

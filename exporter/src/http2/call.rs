@@ -43,10 +43,10 @@ pub(crate) struct Call {
     peer: &'static str,
     path: &'static str,
     send: SendStream<Bytes>,
-    answer: Answer,
+    answer: CallAnswer,
 }
 
-enum Answer {
+enum CallAnswer {
     Coming(ResponseFuture),
     Begun(MessageReader),
     Ended,
@@ -62,7 +62,7 @@ impl Call {
     ) -> Result<Self, Status> {
         let opened = timeout(DEADLINE, open(request(path, headers)?, false, streams)).await;
         let (response, send) = opened.map_err(|_| late(peer, path))?.map_err(|error| lost(peer, &error))?;
-        Ok(Self { peer, path, send, answer: Answer::Coming(response) })
+        Ok(Self { peer, path, send, answer: CallAnswer::Coming(response) })
     }
 
     /// Sends a message.
@@ -83,20 +83,20 @@ impl Call {
     }
 
     async fn next(&mut self) -> Result<Option<Bytes>, Status> {
-        if let Answer::Coming(response) = &mut self.answer {
+        if let CallAnswer::Coming(response) = &mut self.answer {
             let (head, body) = response.await.map_err(|error| lost(self.peer, &error))?.into_parts();
             if body.is_end_stream() {
-                self.answer = Answer::Ended;
+                self.answer = CallAnswer::Ended;
                 return status::of(&head.headers).map(|()| None);
             }
-            self.answer = Answer::Begun(MessageReader::new(body, ANSWER_LIMIT_BYTES));
+            self.answer = CallAnswer::Begun(MessageReader::new(body, ANSWER_LIMIT_BYTES));
         }
-        let Answer::Begun(reader) = &mut self.answer else { return Ok(None) };
+        let CallAnswer::Begun(reader) = &mut self.answer else { return Ok(None) };
         if let Some(message) = reader.message().await? {
             return Ok(Some(message));
         }
         let trailers = reader.trailers().await?.unwrap_or_default();
-        self.answer = Answer::Ended;
+        self.answer = CallAnswer::Ended;
         status::of(&trailers).map(|()| None)
     }
 }

@@ -25,10 +25,10 @@ pub(crate) struct Ingest<'a> {
     total: u64,
     received: u64,
     hasher: Hasher,
-    kind: Kind,
+    kind: IngestKind,
 }
 
-enum Kind {
+enum IngestKind {
     /// Too little has come to tell; what was claimed before, if it is a layer.
     Unknown(BytesMut, Option<Claim>),
     Document(Document),
@@ -56,7 +56,7 @@ impl<'a> Ingest<'a> {
     ) -> Result<Self, OutputError> {
         let hasher = Hasher::like(&expected)
             .map_err(|error| OutputError::Blob { digest: expected.clone(), reason: error.to_string() })?;
-        let kind = Kind::Unknown(BytesMut::new(), claim);
+        let kind = IngestKind::Unknown(BytesMut::new(), claim);
         Ok(Self { output, expected, total, received: 0, hasher, kind })
     }
 
@@ -73,7 +73,7 @@ impl<'a> Ingest<'a> {
             return Err(self.wrong(format!("has more than the announced {} bytes", self.total)));
         }
         match &mut self.kind {
-            Kind::Unknown(begin, claim) => {
+            IngestKind::Unknown(begin, claim) => {
                 begin.extend_from_slice(&data);
                 if begin.len() >= SNIFF_BYTES {
                     let (begin, claim) = (begin.split(), claim.take());
@@ -81,12 +81,12 @@ impl<'a> Ingest<'a> {
                 }
                 Ok(())
             }
-            Kind::Document(document) => {
+            IngestKind::Document(document) => {
                 let written = document.write(&data).await;
                 written.map_err(|error| self.output.documents_error(&self.expected, error))
             }
-            Kind::Layer(making) => making.write(self.output, &self.expected, data).await,
-            Kind::Known => Ok(()),
+            IngestKind::Layer(making) => making.write(self.output, &self.expected, data).await,
+            IngestKind::Known => Ok(()),
         }
     }
 
@@ -96,7 +96,7 @@ impl<'a> Ingest<'a> {
             let mut document = self.output.begin_document();
             let written = document.write(&begin).await;
             written.map_err(|error| self.output.documents_error(&self.expected, error))?;
-            self.kind = Kind::Document(document);
+            self.kind = IngestKind::Document(document);
             return Ok(());
         }
         let claim = match claim {
@@ -108,7 +108,7 @@ impl<'a> Ingest<'a> {
         };
         let (conversion, doing) = match claim {
             Claim::Here => {
-                self.kind = Kind::Known;
+                self.kind = IngestKind::Known;
                 return Ok(());
             }
             Claim::Converted => (None, "pushing"),
@@ -120,7 +120,7 @@ impl<'a> Ingest<'a> {
         let task = self.output.task(format!("{doing} {}", short(&self.expected)), self.total);
         let mut making = Box::new(Making { conversion, plain, task });
         making.write(self.output, &self.expected, begin.freeze()).await?;
-        self.kind = Kind::Layer(making);
+        self.kind = IngestKind::Layer(making);
         Ok(())
     }
 
@@ -133,14 +133,14 @@ impl<'a> Ingest<'a> {
         if found != self.expected {
             return Err(self.wrong(format!("has digest {found}")));
         }
-        if let Kind::Unknown(begin, claim) = &mut self.kind {
+        if let IngestKind::Unknown(begin, claim) = &mut self.kind {
             let (begin, claim) = (begin.split(), claim.take());
             self.decide(begin, claim).await?;
         }
         match self.kind {
-            Kind::Unknown(..) | Kind::Known => {}
-            Kind::Document(document) => self.output.add_document(&self.expected, document).await?,
-            Kind::Layer(making) => making.finish(self.output, &self.expected).await?,
+            IngestKind::Unknown(..) | IngestKind::Known => {}
+            IngestKind::Document(document) => self.output.add_document(&self.expected, document).await?,
+            IngestKind::Layer(making) => making.finish(self.output, &self.expected).await?,
         }
         Ok(found)
     }

@@ -18,7 +18,7 @@ use crate::build::{Output, OutputError};
 use crate::grpc::frame::MessageReader;
 use crate::grpc::{Code, Status, respond};
 use crate::http2::pump::until_reset;
-use split::{Event, Splitter};
+use split::{Event, TarSplitter};
 
 /// The RPC that sends a stream to the client.
 pub(crate) const DIFF_COPY: &str = "/moby.filesync.v1.FileSend/DiffCopy";
@@ -77,7 +77,7 @@ async fn receive(
 /// An OCI layout on its way into an output.
 struct Layout<'a> {
     output: &'a Output,
-    splitter: Splitter,
+    splitter: TarSplitter,
     current: Current<'a>,
     index: Vec<u8>,
     started: SystemTime,
@@ -91,7 +91,7 @@ enum Current<'a> {
 
 impl<'a> Layout<'a> {
     fn new(output: &'a Output) -> Self {
-        let (splitter, current) = (Splitter::default(), Current::Nothing);
+        let (splitter, current) = (TarSplitter::default(), Current::Nothing);
         Self { output, splitter, current, index: Vec::new(), started: SystemTime::now() }
     }
 

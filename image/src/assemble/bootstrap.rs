@@ -51,7 +51,7 @@ pub(crate) struct Packed {
 }
 
 /// A bootstrap as made.
-pub(super) struct Made {
+pub(super) struct MadeBootstrap {
     /// The bootstrap, and what belongs beside it: names and contents.
     pub(super) files: Vec<(String, Vec<u8>)>,
     /// The blobs that the image uses.
@@ -59,7 +59,10 @@ pub(super) struct Made {
 }
 
 /// Merges `layers` and makes their bootstrap, with what else belongs beside it.
-pub(super) fn build(layers: &[Arc<ConvertedLayer>], recipe: &Recipe) -> Result<Made, BootstrapError> {
+pub(super) fn build(
+    layers: &[Arc<ConvertedLayer>],
+    recipe: &Recipe,
+) -> Result<MadeBootstrap, BootstrapError> {
     let layers = layers.iter().map(|layer| layer.layer.clone()).collect();
     let image = rafs::merge::merge(layers)?;
     let mut boot = Vec::new();
@@ -78,7 +81,7 @@ pub(super) fn build(layers: &[Arc<ConvertedLayer>], recipe: &Recipe) -> Result<M
             files.push((format!("{id}.blob.meta"), encoded.to_file()));
         }
     }
-    Ok(Made { files, blobs })
+    Ok(MadeBootstrap { files, blobs })
 }
 
 /// Merges `layers` and writes their bootstrap layer to `out`. The same layers give the same bytes.
@@ -87,7 +90,7 @@ pub(crate) fn pack(
     recipe: &Recipe,
     out: impl Write,
 ) -> Result<Packed, BootstrapError> {
-    let Made { files, blobs } = build(layers, recipe)?;
+    let MadeBootstrap { files, blobs } = build(layers, recipe)?;
     Ok(pack_files(&files, blobs, out)?)
 }
 

@@ -12,7 +12,7 @@ use tokio::runtime::Handle;
 use tokio::sync::Semaphore;
 use tokio_util::task::AbortOnDropHandle;
 
-use super::conversion::{Built, BuiltLayer, ConvertError, Made, build};
+use super::conversion::{Built, BuiltLayer, ConvertError, MadeBlob, build};
 use super::slot::Slot;
 use crate::destination::{Destination, SpoolSpace, SpoolWriter, SpooledBlob};
 use crate::options::Recipe;
@@ -47,7 +47,7 @@ impl<R: Read + Send + 'static> AheadConversion<R> {
             _ = begun.set(blob.clone());
             drop(begun);
             let building = tokio::task::spawn_blocking(move || spool(&recipe, input, writer));
-            Ok(BuiltLayer { blob: Made::Spooled(blob), built: building.await?? })
+            Ok(BuiltLayer { blob: MadeBlob::Spooled(blob), built: building.await?? })
         });
         Self { blob, task: AbortOnDropHandle::new(task) }
     }
@@ -73,7 +73,7 @@ impl<R: Read + Send + 'static> AheadConversion<R> {
             Err(error) => Err(error.into()),
         };
         match (sent, built) {
-            (Some(writer), Ok(built)) => Ok(BuiltLayer { blob: Made::Sent(writer), ..built }),
+            (Some(writer), Ok(built)) => Ok(BuiltLayer { blob: MadeBlob::Sent(writer), ..built }),
             (Some(writer), Err(error)) => {
                 writer.cancel().await;
                 Err(error)

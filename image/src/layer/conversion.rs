@@ -201,12 +201,12 @@ impl<R: Read + Send + 'static> ReadConversion<R> {
 
 /// A layer as converted, its blob sent or spooled, but not yet one of the destination's.
 pub struct BuiltLayer<R> {
-    pub(super) blob: Made,
+    pub(super) blob: MadeBlob,
     pub(super) built: Built<R>,
 }
 
 /// A blob that was made.
-pub(super) enum Made {
+pub(super) enum MadeBlob {
     /// It is at a destination, without its name.
     Sent(Box<dyn BlobWriter>),
     /// It is on this machine.
@@ -240,15 +240,15 @@ impl<R> BuiltLayer<R> {
         let (digest, toc) =
             (sha256_digest(id), own.and_then(|blob| blob.toc).map(|(toc, _)| sha256_digest(toc)));
         let size = match blob {
-            Made::Sent(writer) => writer.finish(&digest).await?,
-            Made::Spooled(blob) => blob.store(destination, &digest).await?,
+            MadeBlob::Sent(writer) => writer.finish(&digest).await?,
+            MadeBlob::Spooled(blob) => blob.store(destination, &digest).await?,
         };
         Ok(ConvertedLayer { layer, digest, size, source: None, diff_id, toc })
     }
 
     /// Gives up what was sent.
     pub async fn cancel(self) {
-        if let Made::Sent(writer) = self.blob {
+        if let MadeBlob::Sent(writer) = self.blob {
             writer.cancel().await;
         }
     }
@@ -324,7 +324,7 @@ pub(super) async fn build_blob<R: Send + 'static>(
     // The builder fails as well when the upload does; the upload's reason is the one.
     let writer = uploaded?;
     match built.map_err(ConvertError::from).and_then(|built| built) {
-        Ok(built) => Ok(BuiltLayer { blob: Made::Sent(writer), built }),
+        Ok(built) => Ok(BuiltLayer { blob: MadeBlob::Sent(writer), built }),
         Err(error) => {
             writer.cancel().await;
             Err(error)

@@ -226,17 +226,17 @@ impl Bootstrap {
     /// When nothing is known of the chunk, or what is known is impossible.
     pub fn chunk(&self, blob: BlobIndex, chunk: ChunkIndex) -> Result<Chunk, ReadError> {
         let index = usize::from(blob.0);
-        let of = self.blobs.get(index).ok_or(ReadError::NoSuchBlob(blob.0))?;
+        let properties = self.blobs.get(index).ok_or(ReadError::NoSuchBlob(blob.0))?;
         if let Some(meta) = &self.metas[index] {
             let known = meta.chunk(chunk).map_err(|source| ReadError::ChunkInfo { blob: blob.0, source })?;
             // Without blob.digest, the digest is the chunk table's.
             let digest = match known.digest {
                 Some(digest) => digest,
-                None => self.table_chunk(of, blob, chunk)?.digest,
+                None => self.table_chunk(properties, blob, chunk)?.digest,
             };
             return Ok(known.with_digest(digest));
         }
-        let found = self.table_chunk(of, blob, chunk)?;
+        let found = self.table_chunk(properties, blob, chunk)?;
         match found.batch {
             Some(_) => Err(ReadError::NeedsChunkInfo { blob: blob.0 }),
             None => Ok(found),
@@ -250,12 +250,12 @@ impl Bootstrap {
     ///
     /// When the bootstrap does not describe it, or what it says is impossible.
     pub(crate) fn described_chunk(&self, blob: BlobIndex, chunk: ChunkIndex) -> Result<Chunk, ReadError> {
-        let of = self.blobs.get(usize::from(blob.0)).ok_or(ReadError::NoSuchBlob(blob.0))?;
-        self.table_chunk(of, blob, chunk)
+        let properties = self.blobs.get(usize::from(blob.0)).ok_or(ReadError::NoSuchBlob(blob.0))?;
+        self.table_chunk(properties, blob, chunk)
     }
 
-    fn table_chunk(&self, of: &Blob, blob: BlobIndex, chunk: ChunkIndex) -> Result<Chunk, ReadError> {
-        self.format.chunk(&self.data, of, blob, chunk)
+    fn table_chunk(&self, properties: &Blob, blob: BlobIndex, chunk: ChunkIndex) -> Result<Chunk, ReadError> {
+        self.format.chunk(&self.data, properties, blob, chunk)
     }
 
     /// What is known of a file of any type, without its content.

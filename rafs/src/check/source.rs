@@ -5,7 +5,7 @@ use crate::blob::source::BlobError;
 use crate::bootstrap::Bootstrap;
 use crate::build::BuildOptions;
 use crate::compress::Compressor;
-use crate::diff::{self, DiffError, Difference, Side, What};
+use crate::diff::{self, ChangeKind, DiffError, Difference, Side};
 use crate::tree::Image;
 
 /// How to build the layers of the source so that they can be compared with the image: chunks of the same size, digests of the
@@ -30,9 +30,11 @@ pub fn against_source(source: &Image, image: &Image) -> Report {
     let mut add = |change: diff::Change| {
         let path = change.shown();
         match &change.what {
-            What::Added(side) => report.add(path, format!("{}, which the source does not have", shown(side))),
-            What::Removed(side) => report.add(path, format!("missing; the source has {}", shown(side))),
-            What::Changed(differences) => {
+            ChangeKind::Added(side) => {
+                report.add(path, format!("{}, which the source does not have", shown(side)))
+            }
+            ChangeKind::Removed(side) => report.add(path, format!("missing; the source has {}", shown(side))),
+            ChangeKind::Changed(differences) => {
                 for difference in differences {
                     report.add(&path, problem(difference));
                 }

@@ -14,7 +14,7 @@ pub struct Change {
     /// Names from the root with a `/` before each; empty for the root.
     pub path: Vec<u8>,
     /// What happened to it.
-    pub what: What,
+    pub what: ChangeKind,
 }
 
 impl Change {
@@ -26,7 +26,7 @@ impl Change {
 
 /// How a path differs.
 #[derive(Clone, Debug, Eq, PartialEq)]
-pub enum What {
+pub enum ChangeKind {
     /// The first image does not have it.
     Added(Side),
     /// The second image does not have it.

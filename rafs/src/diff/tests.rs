@@ -31,9 +31,9 @@ fn changes(a: &Image, b: &Image) -> Vec<String> {
 fn line(change: &Change) -> String {
     let path = change.shown();
     match &change.what {
-        What::Added(side) => format!("+ {path} {:?} {}", side.kind, side.bytes),
-        What::Removed(side) => format!("- {path} {:?} {}", side.kind, side.bytes),
-        What::Changed(differences) => {
+        ChangeKind::Added(side) => format!("+ {path} {:?} {}", side.kind, side.bytes),
+        ChangeKind::Removed(side) => format!("- {path} {:?} {}", side.kind, side.bytes),
+        ChangeKind::Changed(differences) => {
             let texts: Vec<_> = differences.iter().map(ToString::to_string).collect();
             format!("  {path} {}", texts.join(", "))
         }
@@ -117,7 +117,7 @@ fn only_the_changed_chunk_of_a_file_counts() {
     let mut never = |_: &[_], _: &[_]| panic!("digests say it");
     images(&a, &b, &mut never, &mut |change| bytes.push(change.what)).unwrap();
     let content = Difference::Content { offset: Some(1 << 20), bytes: 1 << 20 };
-    assert_eq!(bytes[0], What::Changed(vec![content]));
+    assert_eq!(bytes[0], ChangeKind::Changed(vec![content]));
 }
 
 #[test]

@@ -2,7 +2,7 @@
 
 use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
 
-use super::change::{Change, Difference, Side, What};
+use super::change::{Change, ChangeKind, Difference, Side};
 use super::content::{Compared, by_digest, comparable};
 use crate::blob::source::BlobError;
 use crate::layout::v6::FileType;
@@ -163,10 +163,10 @@ impl<'a> SideBySide<'a> {
         let what = match (a, b) {
             (Some(a), Some(b)) => {
                 let differences = self.compare(a, b)?;
-                (!differences.is_empty()).then_some(What::Changed(differences))
+                (!differences.is_empty()).then_some(ChangeKind::Changed(differences))
             }
-            (Some(a), None) => Some(What::Removed(self.side(&first.tree, a, (Some(a), None)))),
-            (None, Some(b)) => Some(What::Added(self.side(&second.tree, b, (None, Some(b))))),
+            (Some(a), None) => Some(ChangeKind::Removed(self.side(&first.tree, a, (Some(a), None)))),
+            (None, Some(b)) => Some(ChangeKind::Added(self.side(&second.tree, b, (None, Some(b))))),
             (None, None) => None,
         };
         if let Some(what) = what {

@@ -18,14 +18,14 @@ pub struct ImageSource<'a, S> {
     open: Vec<(usize, Vec<(&'a Name, NodeId)>)>,
     path: Vec<u8>,
     /// Names of each node, and whether it was met.
-    nodes: Vec<Met>,
+    nodes: Vec<NodeNames>,
     /// The path under which a node of several names was met, or one that came first.
     met_at: HashMap<NodeId, Vec<u8>>,
     content: ChunkedContent<'a>,
 }
 
 #[derive(Clone, Copy, Default)]
-struct Met {
+struct NodeNames {
     names: u32,
     met: bool,
 }
@@ -188,8 +188,8 @@ impl<'a> ChunkedContent<'a> {
 }
 
 /// How many names each node of the tree has.
-fn names(tree: &Tree) -> Vec<Met> {
-    let mut nodes = vec![Met::default(); tree.node_count()];
+fn names(tree: &Tree) -> Vec<NodeNames> {
+    let mut nodes = vec![NodeNames::default(); tree.node_count()];
     let mut todo = vec![Tree::ROOT];
     while let Some(directory) = todo.pop() {
         for &id in tree.entries(directory).into_iter().flat_map(|entries| entries.values()) {

@@ -11,7 +11,7 @@ use super::challenge::{Challenge, Scopes};
 use super::credentials::{CredentialStore, Credentials, Found};
 use super::error::Error;
 use super::keyring::Keyring;
-use super::token::{Known, fetched, make};
+use super::token::{KnownHeader, fetched, make};
 use super::transport::Transport;
 
 /// How many headers of a host are kept before old ones are looked for.
@@ -60,7 +60,7 @@ struct Purpose {
 
 /// The header for one purpose. Locked while it is fetched, so that requests which need the same one wait for one
 /// fetch, and no others.
-type Slot = tokio::sync::Mutex<Option<Known>>;
+type Slot = tokio::sync::Mutex<Option<KnownHeader>>;
 
 impl Host {
     fn challenge(&self) -> Option<Challenge> {
@@ -72,7 +72,7 @@ impl Host {
         if slots.len() >= SLOTS_BEFORE_SWEEP {
             // In use, or locked by a fetch: stays. What else is thrown away is fetched again when it is needed.
             let fresh = |slot: &Arc<Slot>| {
-                slot.try_lock().is_ok_and(|known| known.as_ref().is_some_and(Known::is_fresh))
+                slot.try_lock().is_ok_and(|known| known.as_ref().is_some_and(KnownHeader::is_fresh))
             };
             slots.retain(|_, slot| Arc::strong_count(slot) > 1 || fresh(slot));
         }
@@ -210,7 +210,7 @@ impl Authenticator {
         }
         let made = match &self.source {
             Some(source) => {
-                let never_worked = |known: &Known| Some(&known.header) == rejected && !known.worked;
+                let never_worked = |known: &KnownHeader| Some(&known.header) == rejected && !known.worked;
                 let hopeless = refusal.is_some_and(|refusal| refusal.is_forbidden)
                     || slot.as_ref().is_some_and(never_worked);
                 // Without its type: what calls this is deep in others already.
@@ -261,14 +261,14 @@ impl Authenticator {
 
 /// What is made of the credentials that `source` has, of others if these are refused. `hopeless`: what was made of them last
 /// has been refused in a way that says that.
-async fn supplied<F: Future<Output = Result<Option<Known>, Error>>>(
+async fn supplied<F: Future<Output = Result<Option<KnownHeader>, Error>>>(
     source: &dyn AccessSource,
     host: &Host,
     request: Request<'_>,
     make: impl Fn(Credentials) -> F,
     rejected: Option<&HeaderValue>,
     hopeless: bool,
-) -> Result<Option<Known>, Error> {
+) -> Result<Option<KnownHeader>, Error> {
     let find = || {
         let access = source.access(request.registry, request.repository);
         let is_asked = |place: &&Place| place.host == request.host;

@@ -31,11 +31,11 @@ pub(super) struct CertsDir {
 }
 
 /// Where a registry's repositories are read, in order. Empty: from itself, by the defaults.
-pub(super) type Hosts = Vec<Host>;
+pub(super) type Hosts = Vec<ListedHost>;
 
 /// One place to read from.
 #[derive(Clone, Debug, PartialEq)]
-pub(super) struct Host {
+pub(super) struct ListedHost {
     /// Scheme and authority; `None` is the registry itself.
     pub(super) base: Option<String>,
     /// Path of the API there: `/v2`, unless it is overridden.
@@ -59,7 +59,7 @@ struct HostsFile {
 struct HostFile {
     capabilities: Vec<String>,
     ca: OneOrMany,
-    client: Option<Client>,
+    client: Option<ClientCertificates>,
     skip_verify: Option<bool>,
     header: BTreeMap<String, OneOrMany>,
     override_path: bool,
@@ -76,7 +76,7 @@ enum OneOrMany {
 
 #[derive(Deserialize)]
 #[serde(untagged)]
-enum Client {
+enum ClientCertificates {
     One(String),
     Many(Vec<Pair>),
 }
@@ -160,7 +160,7 @@ impl HostFile {
             || self.capabilities.iter().any(|each| each.eq_ignore_ascii_case("pull")))
     }
 
-    fn at(self, folder: &Path, url: Option<&str>) -> Result<Host, String> {
+    fn at(self, folder: &Path, url: Option<&str>) -> Result<ListedHost, String> {
         let (base, api) = match url {
             None => (None, "/v2".to_owned()),
             Some(url) => {
@@ -172,9 +172,9 @@ impl HostFile {
         let both = |path| ClientCertificate { chain: read(path), key: None };
         let client = match self.client {
             None => None,
-            Some(Client::One(path)) => Some(both(path)),
+            Some(ClientCertificates::One(path)) => Some(both(path)),
             // A registry has one authority: of several certificates containerd too shows the first that fits.
-            Some(Client::Many(pairs)) => pairs.into_iter().next().map(|pair| match pair {
+            Some(ClientCertificates::Many(pairs)) => pairs.into_iter().next().map(|pair| match pair {
                 Pair::Both(path) => both(path),
                 Pair::Apart([chain, key]) => ClientCertificate { chain: read(chain), key: Some(read(key)) },
             }),
@@ -191,7 +191,7 @@ impl HostFile {
         }
         let skip_verify = self.skip_verify.unwrap_or(false);
         let connection = Connection { authorities, client, skip_verify, headers, without_system: false };
-        Ok(Host { base, api, connection: Arc::new(connection) })
+        Ok(ListedHost { base, api, connection: Arc::new(connection) })
     }
 }
 
@@ -234,7 +234,7 @@ fn certificates(folder: &Path) -> io::Result<Hosts> {
         return Ok(Hosts::new());
     }
     let connection = Connection { authorities, client, ..Connection::default() };
-    Ok(vec![Host { base: None, api: "/v2".to_owned(), connection: Arc::new(connection) }])
+    Ok(vec![ListedHost { base: None, api: "/v2".to_owned(), connection: Arc::new(connection) }])
 }
 
 #[cfg(test)]
@@ -252,7 +252,7 @@ mod tests {
     }
 
     fn bases(hosts: &Hosts) -> Vec<String> {
-        let base = |host: &Host| format!("{}{}", host.base.as_deref().unwrap_or("itself"), host.api);
+        let base = |host: &ListedHost| format!("{}{}", host.base.as_deref().unwrap_or("itself"), host.api);
         hosts.iter().map(base).collect()
     }
 

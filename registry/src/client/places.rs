@@ -7,7 +7,7 @@ use std::time::Instant;
 use http::{HeaderMap, HeaderName, HeaderValue};
 
 use super::access::{AccessSource, Connection, Pem, Place, RepositoryAccess};
-use super::certs_dir::{Host, KNOWN_FOR};
+use super::certs_dir::{KNOWN_FOR, ListedHost};
 use super::credentials::{CredentialStore, Credentials, CredentialsError, Found};
 use super::endpoint::Endpoint;
 use super::error::{Error, Target};
@@ -94,7 +94,7 @@ impl Transport {
     }
 
     /// A place that containerd's settings of `host` list.
-    fn listed(&self, host: &str, at: &Host) -> Endpoint {
+    fn listed(&self, host: &str, at: &ListedHost) -> Endpoint {
         let api = at.api.clone();
         match &at.base {
             None => Endpoint { connection: Arc::clone(&at.connection), api, ..self.origin(host) },
@@ -110,7 +110,7 @@ impl Transport {
     }
 
     /// containerd's settings of `host`, where ours do not name it.
-    fn certs_of(&self, host: &str) -> Option<Arc<Vec<Host>>> {
+    fn certs_of(&self, host: &str) -> Option<Arc<Vec<ListedHost>>> {
         if self.config.hosts.contains_key(host) {
             return None;
         }
@@ -146,8 +146,8 @@ impl Transport {
     }
 
     /// Which of the places that containerd's settings of `host` list is that host.
-    fn itself(host: &str, hosts: &[Host]) -> Option<Arc<Connection>> {
-        let is_itself = |at: &&Host| {
+    fn itself(host: &str, hosts: &[ListedHost]) -> Option<Arc<Connection>> {
+        let is_itself = |at: &&ListedHost| {
             at.base
                 .as_ref()
                 .is_none_or(|base| base.split_once("://").is_some_and(|(_, at)| at == api_host(host)))

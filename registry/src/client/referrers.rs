@@ -24,7 +24,7 @@ const FILTERS_HEADER: &str = "oci-filters-applied";
 /// What a manifest says about its subject, and what the list of referrers repeats of it.
 #[derive(Deserialize)]
 #[serde(rename_all = "camelCase")]
-struct Referrer {
+struct SubjectOf {
     subject: Option<Descriptor>,
     artifact_type: Option<String>,
     config: Option<Descriptor>,
@@ -33,7 +33,7 @@ struct Referrer {
 
 /// A page of the list, as far as it is looked at. Registries written in Go say `null` for none.
 #[derive(Deserialize)]
-struct Page {
+struct ReferrersPage {
     manifests: Option<Vec<Descriptor>>,
 }
 
@@ -65,7 +65,7 @@ impl Client {
                 Ok(Exchange::new(Method::GET, url))
             };
             let accept = |target: &Target, headers: HeaderMap, body: Bytes| {
-                let page: Page = serde_json::from_slice(&body)
+                let page: ReferrersPage = serde_json::from_slice(&body)
                     .map_err(|e| Error::protocol(target, format!("the list of referrers: {e}")))?;
                 Ok((headers, page))
             };
@@ -73,6 +73,7 @@ impl Client {
                 self.small_read(&target, &scopes, ReadFrom::Mirrors, MANIFEST_LIMIT_BYTES, exchange, accept);
             let (headers, page) = match call.await {
                 Ok(answer) => answer,
+                // Before the specification's version 1.1 registries have no such list: whoever pushes keeps one under a tag.
                 Err(error) if error.is_not_found() => {
                     found = self.tagged_referrers(repository, digest).await?.manifests().clone();
                     break;
@@ -85,11 +86,13 @@ impl Client {
             let empty = manifests.is_empty();
             found.extend(manifests);
             let next = next_query(&headers);
+            // A registry that sends nothing more, or the same page again, would be asked without end.
             if empty || next.is_none() || next == query {
                 break;
             }
             query = next;
         }
+        // Registries may ignore the filter, and say so by not saying that they applied it.
         if let Some(kind) = artifact_type
             && !filtered
         {
@@ -107,7 +110,7 @@ impl Client {
         manifest: &[u8],
         noted: bool,
     ) -> Result<(), Error> {
-        let Ok(Referrer { subject: Some(subject), artifact_type, config, annotations }) =
+        let Ok(SubjectOf { subject: Some(subject), artifact_type, config, annotations }) =
             serde_json::from_slice(manifest)
         else {
             return Ok(());

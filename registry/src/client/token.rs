@@ -26,7 +26,7 @@ const RENEWAL_MARGIN: Duration = Duration::from_secs(10);
 const TOKEN_ANSWER_LIMIT_BYTES: usize = 1 << 20;
 
 /// A header, and what is known of it.
-pub(super) struct Known {
+pub(super) struct KnownHeader {
     pub(super) header: HeaderValue,
     /// When it must be renewed.
     pub(super) expires: Option<Instant>,
@@ -36,7 +36,7 @@ pub(super) struct Known {
     pub(super) fetched: bool,
 }
 
-impl Known {
+impl KnownHeader {
     pub(super) fn is_fresh(&self) -> bool {
         self.expires.is_none_or(|at| at > Instant::now())
     }
@@ -48,14 +48,14 @@ pub(super) async fn make(
     request: Request<'_>,
     challenge: &Challenge,
     credentials: Credentials,
-) -> Result<Option<Known>, Error> {
+) -> Result<Option<KnownHeader>, Error> {
     let known = match (challenge, credentials) {
         (_, Credentials::RegistryToken(token)) => {
             // Read again for every request: whoever hands it out renews it in the file.
             let header = secret_header(&format!("Bearer {token}"), request)?;
-            Known { header, expires: Some(Instant::now()), worked: true, fetched: false }
+            KnownHeader { header, expires: Some(Instant::now()), worked: true, fetched: false }
         }
-        (Challenge::Basic, Credentials::Basic { user, password }) => Known {
+        (Challenge::Basic, Credentials::Basic { user, password }) => KnownHeader {
             header: basic_header(&user, &password, request)?,
             expires: None,
             worked: false,
@@ -78,7 +78,7 @@ pub(super) async fn fetched(
     realm: &str,
     service: Option<&str>,
     scopes: &Scopes,
-) -> Result<Option<Known>, Error> {
+) -> Result<Option<KnownHeader>, Error> {
     // Whoever is on the way would read what the holder shows the token service; asking it ourselves fails for that.
     if request.secure && !realm.starts_with("https://") {
         return Ok(None);
@@ -91,7 +91,7 @@ pub(super) async fn fetched(
     };
     let Some(token) = keyring.token(question).await? else { return Ok(None) };
     let header = secret_header(&format!("Bearer {}", token.token), request)?;
-    Ok(Some(Known {
+    Ok(Some(KnownHeader {
         header,
         expires: Some(end_of(Instant::now(), token.life)),
         worked: false,
@@ -123,7 +123,7 @@ struct Answer {
 }
 
 impl Question<'_> {
-    async fn ask(&self, transport: &Transport) -> Result<Known, Error> {
+    async fn ask(&self, transport: &Transport) -> Result<KnownHeader, Error> {
         let mut target = Target {
             method: Method::GET,
             host: self.request.host.to_owned(),
@@ -133,6 +133,7 @@ impl Question<'_> {
         };
         let realm = Url::parse(self.realm)
             .map_err(|e| Error::protocol(&target, format!("the registry's token realm is no URL: {e}")))?;
+        // Before anything is sent: whoever answers in the registry's place must not get credentials in the clear.
         if self.request.secure && realm.scheme() != "https" {
             let reason = "the registry is reached by HTTPS and names a token realm without it: refused, credentials \
                           would travel in the clear";
@@ -150,6 +151,7 @@ impl Question<'_> {
         target.method = exchange.method.clone();
         let started = Instant::now();
         let mut response = transport.exchange_retrying(&target, &exchange).await?;
+        // Docker's services take GET, which is therefore tried first; some know OAuth2's POST alone.
         if let Credentials::Basic { user, password } = &self.credentials
             && matches!(response.status(), StatusCode::NOT_FOUND | StatusCode::METHOD_NOT_ALLOWED)
         {
@@ -168,9 +170,10 @@ impl Question<'_> {
             token.ok_or_else(|| Error::protocol(&target, "the token service's answer has no token"))?;
         let life =
             answer.expires_in.and_then(|s| Duration::try_from_secs_f64(s).ok()).unwrap_or(DEFAULT_TOKEN_LIFE);
+        // From the moment of the question on: what was under way since counts as used up.
         let expires = end_of(started, life);
         let header = secret_header(&format!("Bearer {token}"), self.request)?;
-        Ok(Known { header, expires: Some(expires), worked: false, fetched: false })
+        Ok(KnownHeader { header, expires: Some(expires), worked: false, fetched: false })
     }
 
     fn get(&self, realm: &Url, basic: Option<(&str, HeaderValue)>) -> Exchange {

@@ -68,12 +68,12 @@ pub(super) struct Transport {
     /// Who finds the addresses of hosts, in the place of the system.
     resolver: Option<Arc<dyn Resolve>>,
     auth: Authenticator,
-    pub(super) known: Arc<Known>,
+    pub(super) known: Arc<KnownRegistries>,
 }
 
 /// What is known about registries, whoever asks.
 #[derive(Default)]
-pub(super) struct Known {
+pub(super) struct KnownRegistries {
     clients: Mutex<HashMap<ClientKey, reqwest::Client>>,
     pub(super) mirrors: MirrorState,
     redirects: Redirects,

@@ -9,7 +9,7 @@ use super::body::{Body, FileBody, read_at};
 use super::error::{Code, Failure};
 use super::reply::Reply;
 use super::request::Head;
-use super::{State, blocking};
+use super::{ServerState, blocking};
 use crate::digest::Digest;
 
 /// Answers up to this size are read while the file is opened: one change of threads for a small range.
@@ -17,14 +17,19 @@ const INLINE_BYTES: u64 = 1 << 20;
 
 /// What part of a blob is asked for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Part {
+pub(super) enum AskedRange {
     Whole,
     Range { first: u64, last: u64 },
     Unsatisfiable,
 }
 
 /// GET and HEAD of a blob.
-pub(super) async fn get(state: &State, head: &Head, name: String, digest: Digest) -> Result<Reply, Failure> {
+pub(super) async fn get(
+    state: &ServerState,
+    head: &Head,
+    name: String,
+    digest: Digest,
+) -> Result<Reply, Failure> {
     let etag = format!("\"{digest}\"");
     let storage = state.storage.clone();
     let wanted = digest.clone();
@@ -39,11 +44,11 @@ pub(super) async fn get(state: &State, head: &Head, name: String, digest: Digest
             return Err(Failure::new(Code::BlobUnknown, format!("{wanted}{reason}")));
         };
         let size = blob.size;
-        let part = range.map_or(Part::Whole, |range| part(&range, size));
+        let part = range.map_or(AskedRange::Whole, |range| part(&range, size));
         let (offset, len) = match part {
-            Part::Whole => (0, size),
-            Part::Range { first, last } => (first, last - first + 1),
-            Part::Unsatisfiable => (0, 0),
+            AskedRange::Whole => (0, size),
+            AskedRange::Range { first, last } => (first, last - first + 1),
+            AskedRange::Unsatisfiable => (0, 0),
         };
         let body = if !send || unchanged {
             Body::Bytes(Default::default())
@@ -63,12 +68,12 @@ pub(super) async fn get(state: &State, head: &Head, name: String, digest: Digest
         _ if unchanged => {
             return Ok(Reply::empty(StatusCode::NOT_MODIFIED).header(ETAG, &etag).digest(&digest));
         }
-        Part::Unsatisfiable => {
+        AskedRange::Unsatisfiable => {
             let failure = Failure::new(Code::RangeInvalid, format!("the blob has {size} bytes"));
             return Ok(Reply::failure(&failure).header(CONTENT_RANGE, &format!("bytes */{size}")));
         }
-        Part::Whole => Reply::empty(StatusCode::OK),
-        Part::Range { first, last } => Reply::empty(StatusCode::PARTIAL_CONTENT)
+        AskedRange::Whole => Reply::empty(StatusCode::OK),
+        AskedRange::Range { first, last } => Reply::empty(StatusCode::PARTIAL_CONTENT)
             .header(CONTENT_RANGE, &format!("bytes {first}-{last}/{size}")),
     };
     let reply = reply
@@ -82,7 +87,7 @@ pub(super) async fn get(state: &State, head: &Head, name: String, digest: Digest
 }
 
 /// DELETE of a blob.
-pub(super) async fn delete(state: &State, name: String, digest: Digest) -> Result<Reply, Failure> {
+pub(super) async fn delete(state: &ServerState, name: String, digest: Digest) -> Result<Reply, Failure> {
     state.check_delete()?;
     let storage = state.storage.clone();
     let unknown = Failure::new(Code::BlobUnknown, digest.as_ref());
@@ -94,23 +99,23 @@ pub(super) async fn delete(state: &State, name: String, digest: Digest) -> Resul
 
 /// The part that `Range: TEXT` asks for of `size` bytes. Several ranges, and forms that are none, are answered with
 /// everything, as HTTP allows.
-pub(super) fn part(text: &str, size: u64) -> Part {
+pub(super) fn part(text: &str, size: u64) -> AskedRange {
     let Some((first, last)) = text.strip_prefix("bytes=").and_then(|range| range.trim().split_once('-'))
     else {
-        return Part::Whole;
+        return AskedRange::Whole;
     };
     match (first.parse::<u64>(), last.parse::<u64>()) {
-        (Ok(first), Ok(last)) if first > last => Part::Whole,
-        (Ok(first), Ok(_)) if first >= size => Part::Unsatisfiable,
-        (Ok(first), Ok(last)) => Part::Range { first, last: last.min(size - 1) },
-        (Ok(first), Err(_)) if last.is_empty() && first < size => Part::Range { first, last: size - 1 },
-        (Ok(_), Err(_)) if last.is_empty() => Part::Unsatisfiable,
-        (Err(_), Ok(0)) if first.is_empty() => Part::Unsatisfiable,
-        (Err(_), Ok(_)) if first.is_empty() && size == 0 => Part::Unsatisfiable,
+        (Ok(first), Ok(last)) if first > last => AskedRange::Whole,
+        (Ok(first), Ok(_)) if first >= size => AskedRange::Unsatisfiable,
+        (Ok(first), Ok(last)) => AskedRange::Range { first, last: last.min(size - 1) },
+        (Ok(first), Err(_)) if last.is_empty() && first < size => AskedRange::Range { first, last: size - 1 },
+        (Ok(_), Err(_)) if last.is_empty() => AskedRange::Unsatisfiable,
+        (Err(_), Ok(0)) if first.is_empty() => AskedRange::Unsatisfiable,
+        (Err(_), Ok(_)) if first.is_empty() && size == 0 => AskedRange::Unsatisfiable,
         (Err(_), Ok(suffix)) if first.is_empty() => {
-            Part::Range { first: size.saturating_sub(suffix), last: size - 1 }
+            AskedRange::Range { first: size.saturating_sub(suffix), last: size - 1 }
         }
-        _ => Part::Whole,
+        _ => AskedRange::Whole,
     }
 }
 
@@ -120,7 +125,7 @@ mod tests {
 
     #[test]
     fn single_ranges_are_cut_to_the_blob_and_other_forms_mean_everything() {
-        let range = |first, last| Part::Range { first, last };
+        let range = |first, last| AskedRange::Range { first, last };
         for (text, size, expected) in [
             ("bytes=0-0", 10, range(0, 0)),
             ("bytes=2-5", 10, range(2, 5)),
@@ -128,17 +133,17 @@ mod tests {
             ("bytes=-3", 10, range(7, 9)),
             ("bytes=-30", 10, range(0, 9)),
             ("bytes=8-99", 10, range(8, 9)),
-            ("bytes=10-11", 10, Part::Unsatisfiable),
-            ("bytes=10-", 10, Part::Unsatisfiable),
-            ("bytes=-0", 10, Part::Unsatisfiable),
-            ("bytes=0-", 0, Part::Unsatisfiable),
-            ("bytes=-1", 0, Part::Unsatisfiable),
+            ("bytes=10-11", 10, AskedRange::Unsatisfiable),
+            ("bytes=10-", 10, AskedRange::Unsatisfiable),
+            ("bytes=-0", 10, AskedRange::Unsatisfiable),
+            ("bytes=0-", 0, AskedRange::Unsatisfiable),
+            ("bytes=-1", 0, AskedRange::Unsatisfiable),
             ("bytes=0-18446744073709551615", 10, range(0, 9)),
-            ("bytes=5-2", 10, Part::Whole),
-            ("bytes=0-1,3-4", 10, Part::Whole),
-            ("bytes=-", 10, Part::Whole),
-            ("items=0-1", 10, Part::Whole),
-            ("bytes=99999999999999999999-", 10, Part::Whole),
+            ("bytes=5-2", 10, AskedRange::Whole),
+            ("bytes=0-1,3-4", 10, AskedRange::Whole),
+            ("bytes=-", 10, AskedRange::Whole),
+            ("items=0-1", 10, AskedRange::Whole),
+            ("bytes=99999999999999999999-", 10, AskedRange::Whole),
         ] {
             assert_eq!(part(text, size), expected, "{text} of {size}");
         }

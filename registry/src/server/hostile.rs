@@ -4,7 +4,7 @@ use http::Request;
 use http::header::{CONTENT_LENGTH, CONTENT_RANGE};
 use proptest::prelude::*;
 
-use super::blobs::{Part, part};
+use super::blobs::{AskedRange, part};
 use super::manifests::parse;
 use super::request::Head;
 use super::routes::{ManifestName, Route};
@@ -102,7 +102,7 @@ proptest! {
     #[test]
     fn a_range_lies_within_the_blob(text in text(), first: u64, last: u64, size: u64) {
         for text in [text.clone(), format!("bytes={text}"), format!("bytes={first}-{last}"), format!("bytes=-{last}")] {
-            if let Part::Range { first, last } = part(&text, size) {
+            if let AskedRange::Range { first, last } = part(&text, size) {
                 prop_assert!(first <= last && last < size, "{} of {}: {}-{}", text, size, first, last);
             }
         }

@@ -7,13 +7,13 @@ use serde_json::json;
 use super::error::{Code, Failure};
 use super::reply::Reply;
 use super::request::Head;
-use super::{State, blocking};
+use super::{ServerState, blocking};
 
 /// The longest page: bounds the answer where a client asks for everything.
 const MAX_PAGE: usize = 10_000;
 
 /// GET of a repository's tags.
-pub(super) async fn tags(state: &State, head: &Head, name: String) -> Result<Reply, Failure> {
+pub(super) async fn tags(state: &ServerState, head: &Head, name: String) -> Result<Reply, Failure> {
     let storage = state.storage.clone();
     let repository = name.clone();
     let tags = blocking(move || {
@@ -22,24 +22,24 @@ pub(super) async fn tags(state: &State, head: &Head, name: String) -> Result<Rep
         }
         Ok(storage.layout.tags(&repository)?)
     });
-    let page = Page::of(head, tags.await?, &format!("/v2/{name}/tags/list"))?;
+    let page = ListPage::of(head, tags.await?, &format!("/v2/{name}/tags/list"))?;
     Ok(page.reply("tags", Some(&name)))
 }
 
 /// GET of all repositories.
-pub(super) async fn catalog(state: &State, head: &Head) -> Result<Reply, Failure> {
+pub(super) async fn catalog(state: &ServerState, head: &Head) -> Result<Reply, Failure> {
     let storage = state.storage.clone();
     let names = blocking(move || Ok(storage.layout.repositories()?)).await?;
-    Ok(Page::of(head, names, "/v2/_catalog")?.reply("repositories", None))
+    Ok(ListPage::of(head, names, "/v2/_catalog")?.reply("repositories", None))
 }
 
 /// Up to `n` entries after `last`.
-struct Page {
+struct ListPage {
     entries: Vec<String>,
     next: Option<String>,
 }
 
-impl Page {
+impl ListPage {
     fn of(head: &Head, sorted: Vec<String>, path: &str) -> Result<Self, Failure> {
         let n = match head.parameter("n") {
             None => MAX_PAGE,

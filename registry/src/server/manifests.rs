@@ -10,7 +10,7 @@ use super::reply::Reply;
 use super::request::{Head, RequestBody};
 use super::routes::ManifestName;
 use super::storage::Storage;
-use super::{State, blocking};
+use super::{ServerState, blocking};
 use crate::digest::{self, Digest, Hasher};
 use crate::layout;
 use crate::media_types::{DOCKER_SCHEMA_1, DOCKER_SCHEMA_1_PLAIN, OCI_INDEX, OCI_MANIFEST};
@@ -62,7 +62,7 @@ impl Manifest {
 
 /// GET and HEAD of a manifest.
 pub(super) async fn get(
-    state: &State,
+    state: &ServerState,
     head: &Head,
     name: String,
     reference: ManifestName,
@@ -109,7 +109,7 @@ fn described(reference: &ManifestName) -> &str {
 
 /// PUT of a manifest.
 pub(super) async fn put(
-    state: &State,
+    state: &ServerState,
     head: &Head,
     body: &mut RequestBody,
     name: String,
@@ -200,7 +200,11 @@ fn check_contents(storage: &Storage, name: &str, manifest: &Manifest) -> Result<
 }
 
 /// DELETE: by digest the manifest and its tags, by tag the tag alone.
-pub(super) async fn delete(state: &State, name: String, reference: ManifestName) -> Result<Reply, Failure> {
+pub(super) async fn delete(
+    state: &ServerState,
+    name: String,
+    reference: ManifestName,
+) -> Result<Reply, Failure> {
     state.check_delete()?;
     let (storage, referrers) = (state.storage.clone(), state.referrers.clone());
     let unknown = Failure::new(Code::ManifestUnknown, described(&reference));

@@ -235,7 +235,7 @@ async fn listen(
     let listen_failed = |source| ServerError::Listen { address: config.listen, source };
     let listener = listener.map_err(listen_failed)?;
     let address = listener.local_addr().map_err(listen_failed)?;
-    let state = Arc::new(State {
+    let state = Arc::new(ServerState {
         storage: Storage::new(layout),
         uploads: Uploads::default(),
         disk: Arc::new(Semaphore::new(uploads::WRITERS)),
@@ -279,7 +279,7 @@ async fn purge_uploads(storage: Storage, stale: Duration) {
 async fn accept(
     listener: TcpListener,
     tls: Option<TlsAcceptor>,
-    state: Arc<State>,
+    state: Arc<ServerState>,
     shutdown: CancellationToken,
     drain: Duration,
 ) {
@@ -314,7 +314,7 @@ async fn accept(
     abort.cancel();
 }
 
-async fn connection(stream: TcpStream, tls: Option<TlsAcceptor>, state: Arc<State>, watcher: Watcher) {
+async fn connection(stream: TcpStream, tls: Option<TlsAcceptor>, state: Arc<ServerState>, watcher: Watcher) {
     if let Err(error) = stream.set_nodelay(true) {
         tracing::debug!(%error, "connection without TCP_NODELAY");
     }
@@ -330,7 +330,7 @@ async fn connection(stream: TcpStream, tls: Option<TlsAcceptor>, state: Arc<Stat
 /// Answers the requests of one connection.
 async fn requests(
     stream: impl AsyncRead + AsyncWrite + Unpin + Send + 'static,
-    state: Arc<State>,
+    state: Arc<ServerState>,
     watcher: Watcher,
 ) {
     let idle = state.idle;
@@ -349,7 +349,7 @@ async fn requests(
 }
 
 /// What all requests share.
-struct State {
+struct ServerState {
     storage: Storage,
     uploads: Uploads,
     /// Places for uploads that write.
@@ -363,7 +363,7 @@ struct State {
     idle: Duration,
 }
 
-impl State {
+impl ServerState {
     async fn answer(&self, request: Request<Incoming>) -> Response<Logged> {
         let started = Instant::now();
         let (parts, incoming) = request.into_parts();
@@ -407,6 +407,7 @@ impl State {
     }
 
     async fn route(&self, head: &Head, path: &str, body: &mut RequestBody) -> Result<Reply, Failure> {
+        // First of all, so that strangers learn nothing of what there is, not even by which errors they get.
         if let Some(passwords) = &self.passwords {
             passwords.check(head).await?;
         }

@@ -15,7 +15,7 @@ use super::manifests::Manifest;
 use super::reply::Reply;
 use super::request::Head;
 use super::storage::Storage;
-use super::{State, blocking};
+use super::{ServerState, blocking};
 use crate::digest::Digest;
 use crate::media_types::OCI_INDEX;
 
@@ -175,7 +175,12 @@ fn note(subjects: &mut BySubject, digest: &Digest, size: usize, manifest: &Manif
 }
 
 /// GET of the manifests whose subject is `digest`.
-pub(super) async fn get(state: &State, head: &Head, name: String, digest: Digest) -> Result<Reply, Failure> {
+pub(super) async fn get(
+    state: &ServerState,
+    head: &Head,
+    name: String,
+    digest: Digest,
+) -> Result<Reply, Failure> {
     let (storage, referrers): (_, Arc<Referrers>) = (state.storage.clone(), state.referrers.clone());
     let mut found = blocking(move || referrers.of(&storage, &name, &digest)).await?;
     let kind = head.parameter("artifactType").filter(|kind| !kind.is_empty());

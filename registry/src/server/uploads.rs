@@ -15,7 +15,7 @@ use super::reply::Reply;
 use super::request::{Head, RequestBody};
 use super::routes::checked_digest;
 use super::storage::{Storage, UploadFile};
-use super::{State, blocking};
+use super::{ServerState, blocking};
 use crate::digest::{Digest, DigestAlgorithm, Hasher};
 use crate::reference::is_name;
 
@@ -76,7 +76,7 @@ struct Held {
 }
 
 impl Uploads {
-    async fn hold(&self, state: &State, name: &str, id: &str) -> Result<Held, Failure> {
+    async fn hold(&self, state: &ServerState, name: &str, id: &str) -> Result<Held, Failure> {
         let hash = {
             let mut entries = self.0.lock().unwrap_or_else(|poisoned| poisoned.into_inner());
             if entries.len() > HASHES_BEFORE_SWEEP {
@@ -181,7 +181,7 @@ impl Held {
 
 /// POST: begins an upload, takes a whole blob (`digest`), or mounts one (`mount`).
 pub(super) async fn begin(
-    state: &State,
+    state: &ServerState,
     head: &Head,
     body: &mut RequestBody,
     name: String,
@@ -220,14 +220,14 @@ fn mount(storage: &Storage, to: &str, from: Option<&str>, digest: &Digest) -> Re
 }
 
 /// GET: how far the upload is.
-pub(super) async fn status(state: &State, name: String, id: String) -> Result<Reply, Failure> {
+pub(super) async fn status(state: &ServerState, name: String, id: String) -> Result<Reply, Failure> {
     let held = state.uploads.hold(state, &name, &id).await?;
     Ok(progress(StatusCode::NO_CONTENT, &name, &id, held.file.size()))
 }
 
 /// PATCH: adds bytes.
 pub(super) async fn append(
-    state: &State,
+    state: &ServerState,
     head: &Head,
     body: &mut RequestBody,
     name: String,
@@ -245,7 +245,7 @@ pub(super) async fn append(
 
 /// PUT: adds the last bytes, checks the digest, and makes the upload a blob.
 pub(super) async fn finish(
-    state: &State,
+    state: &ServerState,
     head: &Head,
     body: &mut RequestBody,
     name: String,
@@ -283,7 +283,7 @@ pub(super) async fn finish(
 }
 
 /// DELETE: forgets the upload.
-pub(super) async fn cancel(state: &State, name: String, id: String) -> Result<Reply, Failure> {
+pub(super) async fn cancel(state: &ServerState, name: String, id: String) -> Result<Reply, Failure> {
     // Waits for a request that still writes.
     let held = state.uploads.hold(state, &name, &id).await?;
     let (storage, upload) = (state.storage.clone(), id.clone());

@@ -38,12 +38,12 @@ pub(crate) struct Broker {
     /// For trials and for what is no registry. Its own files are not looked at.
     client: Client,
     kubernetes: Option<Kubernetes>,
-    known: Mutex<HashMap<Repository, Arc<Known>>>,
+    known: Mutex<HashMap<Repository, Arc<KnownRepository>>>,
 }
 
 /// What is known of one repository.
 #[derive(Default)]
-struct Known {
+struct KnownRepository {
     values: Mutex<Values>,
     /// Held by who finds out.
     finding: tokio::sync::Mutex<()>,
@@ -109,7 +109,7 @@ impl Broker {
         known.lock().failure.clone()
     }
 
-    async fn find_out_for_all(&self, repository: &Repository, known: &Known, wanted: Instant) {
+    async fn find_out_for_all(&self, repository: &Repository, known: &KnownRepository, wanted: Instant) {
         let _alone = known.finding.lock().await;
         let (blob, before) = {
             let mut values = known.lock();
@@ -121,7 +121,7 @@ impl Broker {
         };
         let resolve = self.resolve(repository, blob.as_ref(), before.as_deref());
         let Ok((access, failure)) = tokio::time::timeout(DEADLINE, resolve).await else {
-            return warn!(%repository, "it takes too long to find out how a repository is read");
+            return warn!(%repository, "it takes too long to find out how a repository can be read");
         };
         let mut values = known.lock();
         if values.access.as_deref() != Some(&access) {
@@ -188,17 +188,17 @@ impl Broker {
         };
     }
 
-    fn known(&self, repository: &Repository) -> Arc<Known> {
+    fn known(&self, repository: &Repository) -> Arc<KnownRepository> {
         Arc::clone(self.all().entry(repository.clone()).or_default())
     }
 
-    fn all(&self) -> MutexGuard<'_, HashMap<Repository, Arc<Known>>> {
+    fn all(&self) -> MutexGuard<'_, HashMap<Repository, Arc<KnownRepository>>> {
         // A map stays whole whatever its user does.
         self.known.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
-impl Known {
+impl KnownRepository {
     fn lock(&self) -> MutexGuard<'_, Values> {
         self.values.lock().unwrap_or_else(PoisonError::into_inner)
     }

@@ -40,11 +40,11 @@ pub(crate) struct Filters(Vec<Vec<Selector>>);
 #[derive(Debug)]
 struct Selector {
     path: Vec<String>,
-    condition: Condition,
+    condition: FieldCondition,
 }
 
 #[derive(Debug)]
-enum Condition {
+enum FieldCondition {
     Present,
     Equal(String),
     NotEqual(String),
@@ -68,10 +68,10 @@ impl Selector {
     fn matches(&self, key: &str, record: &Record) -> bool {
         let field = field(&self.path, key, record);
         match &self.condition {
-            Condition::Present => field.is_some(),
-            Condition::Equal(value) => field == Some(value),
-            Condition::NotEqual(value) => field.unwrap_or_default() != value,
-            Condition::Matches(expression) => expression.is_match(field.unwrap_or_default()),
+            FieldCondition::Present => field.is_some(),
+            FieldCondition::Equal(value) => field == Some(value),
+            FieldCondition::NotEqual(value) => field.unwrap_or_default() != value,
+            FieldCondition::Matches(expression) => expression.is_match(field.unwrap_or_default()),
         }
     }
 }

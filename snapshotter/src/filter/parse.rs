@@ -2,7 +2,7 @@
 
 use regex::{Regex, RegexBuilder};
 
-use super::{Condition, FilterError, Selector};
+use super::{FieldCondition, FilterError, Selector};
 
 /// Memory that one regular expression may take. Filters come from local clients; this is more than any needs.
 const REGEX_LIMIT_BYTES: usize = 1 << 20;
@@ -40,7 +40,7 @@ impl Parser<'_> {
             path.push(self.field()?);
         }
         let condition = match self.peek() {
-            None | Some(',') => Condition::Present,
+            None | Some(',') => FieldCondition::Present,
             Some(_) => self.condition()?,
         };
         Ok(Selector { path, condition })
@@ -54,15 +54,15 @@ impl Parser<'_> {
         if field.is_empty() { Err(self.error("expected a field or a quoted field")) } else { Ok(field) }
     }
 
-    fn condition(&mut self) -> Result<Condition, FilterError> {
+    fn condition(&mut self) -> Result<FieldCondition, FilterError> {
         let start = self.position;
         match self.take_while(|c| matches!(c, '=' | '!' | '~')).as_str() {
-            "==" => Ok(Condition::Equal(self.value(&['"'])?)),
-            "!=" => Ok(Condition::NotEqual(self.value(&['"'])?)),
+            "==" => Ok(FieldCondition::Equal(self.value(&['"'])?)),
+            "!=" => Ok(FieldCondition::NotEqual(self.value(&['"'])?)),
             "~=" => {
                 let start = self.position;
                 let expression = self.value(&['"', '/', '|'])?;
-                self.regex(&expression, start).map(Condition::Matches)
+                self.regex(&expression, start).map(FieldCondition::Matches)
             }
             other => {
                 self.position = start;

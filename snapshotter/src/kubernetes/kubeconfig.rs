@@ -139,14 +139,14 @@ impl Reading<'_> {
     }
 
     /// What `KEY-data` holds, or the file that `KEY` names.
-    fn pem(&mut self, of: Value<'_>, key: &str) -> Result<Option<Pem>, String> {
-        if let Some(data) = text(of, &format!("{key}-data")) {
+    fn pem(&mut self, entry: Value<'_>, key: &str) -> Result<Option<Pem>, String> {
+        if let Some(data) = text(entry, &format!("{key}-data")) {
             let bad = |reason: String| format!("{key}-data: {reason}");
             let decoded = STANDARD.decode(data.trim()).map_err(|error| bad(error.to_string()))?;
             let decoded = String::from_utf8(decoded).map_err(|error| bad(error.to_string()))?;
             return Ok(Some(Pem::new(format!("{key}-data of {}", self.name), decoded)));
         }
-        Ok(text(of, key).map(|file| Pem::read(&self.path(file))))
+        Ok(text(entry, key).map(|file| Pem::read(&self.path(file))))
     }
 
     fn path(&mut self, file: &str) -> PathBuf {
@@ -157,8 +157,8 @@ impl Reading<'_> {
 }
 
 /// The text of a scalar that is there and not empty.
-fn text<'a>(of: Value<'a>, key: &str) -> Option<&'a str> {
-    of.get(key)?.text().filter(|text| !text.is_empty())
+fn text<'a>(entry: Value<'a>, key: &str) -> Option<&'a str> {
+    entry.get(key)?.text().filter(|text| !text.is_empty())
 }
 
 /// The entry of a list that is called `name`.

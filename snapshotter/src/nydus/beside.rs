@@ -41,11 +41,11 @@ pub(crate) struct BesidePlain {
     client: Client,
     containerd: PathBuf,
     folder: PathBuf,
-    known: Mutex<HashMap<String, Arc<Known>>>,
+    known: Mutex<HashMap<String, Arc<KnownPlain>>>,
 }
 
 /// What is known of one plain image, once it is: whoever asks first finds out, others that ask meanwhile wait for that.
-type Known = OnceCell<Option<Arc<Fetched>>>;
+type KnownPlain = OnceCell<Option<Arc<Fetched>>>;
 
 /// The bootstrap of a nydus image that stands beside a plain one.
 #[derive(Debug)]
@@ -103,15 +103,15 @@ impl BesidePlain {
             warn!(
                 manifest,
                 error = describe(&error),
-                "containerd does not say what stands beside a plain image"
+                "containerd does not say what stands next to a plain image"
             );
         })?;
         let Some(nydus) = indexes.iter().find_map(|index| nydus_of(index, manifest)) else { return Ok(None) };
         self.broker.find_out(reference.repository(), None).await;
         let fetched = self.fetch(reference, &nydus).await.map_err(|error| {
-            warn!(image = %reference, %nydus, error = describe(&error), "the nydus image beside cannot be had");
+            warn!(image = %reference, %nydus, error = describe(&error), "the nydus image next to the plain one cannot be fetched");
         })?;
-        info!(image = %reference, %nydus, "a nydus image stands beside the plain one");
+        info!(image = %reference, %nydus, "a nydus image stands next to the plain one");
         Ok(Some(Arc::new(fetched)))
     }
 

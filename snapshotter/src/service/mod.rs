@@ -48,7 +48,7 @@ pub(crate) struct Service {
     snapshotter: Arc<Snapshotter>,
 }
 
-type Answer<T> = Result<Response<T>, Status>;
+type GrpcAnswer<T> = Result<Response<T>, Status>;
 
 /// Who called.
 fn caller<T>(request: &Request<T>, key: &str, snapshotter: &str) -> Caller {
@@ -65,7 +65,7 @@ fn span(call: &'static str, key: &str) -> tracing::Span {
 impl Snapshots for Service {
     type ListStream = ReceiverStream<Result<ListSnapshotsResponse, Status>>;
 
-    async fn prepare(&self, request: Request<PrepareSnapshotRequest>) -> Answer<PrepareSnapshotResponse> {
+    async fn prepare(&self, request: Request<PrepareSnapshotRequest>) -> GrpcAnswer<PrepareSnapshotResponse> {
         let span = span("prepare", &request.get_ref().key);
         let caller = caller(&request, &request.get_ref().key, &request.get_ref().snapshotter);
         let PrepareSnapshotRequest { key, parent: on, labels: with, .. } = request.into_inner();
@@ -73,7 +73,7 @@ impl Snapshots for Service {
         Ok(Response::new(PrepareSnapshotResponse { mounts: mounts(made) }))
     }
 
-    async fn view(&self, request: Request<ViewSnapshotRequest>) -> Answer<ViewSnapshotResponse> {
+    async fn view(&self, request: Request<ViewSnapshotRequest>) -> GrpcAnswer<ViewSnapshotResponse> {
         let span = span("view", &request.get_ref().key);
         let caller = caller(&request, &request.get_ref().key, &request.get_ref().snapshotter);
         let ViewSnapshotRequest { key, parent: on, labels: with, .. } = request.into_inner();
@@ -81,39 +81,39 @@ impl Snapshots for Service {
         Ok(Response::new(ViewSnapshotResponse { mounts: mounts(made) }))
     }
 
-    async fn mounts(&self, request: Request<MountsRequest>) -> Answer<MountsResponse> {
+    async fn mounts(&self, request: Request<MountsRequest>) -> GrpcAnswer<MountsResponse> {
         let span = span("mounts", &request.get_ref().key);
         let caller = caller(&request, &request.get_ref().key, &request.get_ref().snapshotter);
         let made = self.snapshotter.mounts(&caller, request.into_inner().key).instrument(span).await?;
         Ok(Response::new(MountsResponse { mounts: mounts(made) }))
     }
 
-    async fn commit(&self, request: Request<CommitSnapshotRequest>) -> Answer<Empty> {
+    async fn commit(&self, request: Request<CommitSnapshotRequest>) -> GrpcAnswer<Empty> {
         let span = span("commit", &request.get_ref().key);
         let CommitSnapshotRequest { name, key, labels: with, parent: on, .. } = request.into_inner();
         self.snapshotter.commit(name, key, parent(on), labels(with)).instrument(span).await?;
         Ok(Response::new(()))
     }
 
-    async fn remove(&self, request: Request<RemoveSnapshotRequest>) -> Answer<Empty> {
+    async fn remove(&self, request: Request<RemoveSnapshotRequest>) -> GrpcAnswer<Empty> {
         let span = span("remove", &request.get_ref().key);
         self.snapshotter.remove(request.into_inner().key).instrument(span).await?;
         Ok(Response::new(()))
     }
 
-    async fn stat(&self, request: Request<StatSnapshotRequest>) -> Answer<StatSnapshotResponse> {
+    async fn stat(&self, request: Request<StatSnapshotRequest>) -> GrpcAnswer<StatSnapshotResponse> {
         let key = request.into_inner().key;
         let record = self.snapshotter.stat(key.clone()).await?;
         Ok(Response::new(StatSnapshotResponse { info: Some(info(key, record)) }))
     }
 
-    async fn update(&self, request: Request<UpdateSnapshotRequest>) -> Answer<UpdateSnapshotResponse> {
+    async fn update(&self, request: Request<UpdateSnapshotRequest>) -> GrpcAnswer<UpdateSnapshotResponse> {
         let (key, update) = label_update(request.into_inner())?;
         let record = self.snapshotter.update(key.clone(), update).await?;
         Ok(Response::new(UpdateSnapshotResponse { info: Some(info(key, record)) }))
     }
 
-    async fn list(&self, request: Request<ListSnapshotsRequest>) -> Answer<Self::ListStream> {
+    async fn list(&self, request: Request<ListSnapshotsRequest>) -> GrpcAnswer<Self::ListStream> {
         let filters = Filters::parse(&request.into_inner().filters).map_err(crate::Error::from)?;
         let (answers, stream) = mpsc::channel(1);
         let snapshotter = Arc::clone(&self.snapshotter);
@@ -131,12 +131,12 @@ impl Snapshots for Service {
         Ok(Response::new(ReceiverStream::new(stream)))
     }
 
-    async fn usage(&self, request: Request<UsageRequest>) -> Answer<UsageResponse> {
+    async fn usage(&self, request: Request<UsageRequest>) -> GrpcAnswer<UsageResponse> {
         let usage = self.snapshotter.usage(request.into_inner().key).await?;
         Ok(Response::new(UsageResponse { size: usage.size, inodes: usage.inodes }))
     }
 
-    async fn cleanup(&self, _: Request<CleanupRequest>) -> Answer<Empty> {
+    async fn cleanup(&self, _: Request<CleanupRequest>) -> GrpcAnswer<Empty> {
         self.snapshotter.cleanup().await?;
         Ok(Response::new(()))
     }

@@ -77,6 +77,7 @@ impl Output {
         let failed =
             |error: ConvertError| OutputError::Flatten { title: self.title(), error: Box::new(error) };
         let destination = self.destination().await?;
+        // Before layers are fetched that buildkitd still has: nobody needs them if the one blob is there.
         let known = image.flattened(digests.iter().copied(), &self.present, destination.as_ref()).await;
         let layer = match known.map_err(|error| failed(error.into()))? {
             Some(known) => {

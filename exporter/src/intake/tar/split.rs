@@ -18,7 +18,7 @@ pub(super) enum Event {
 
 /// A tar stream on its way.
 #[derive(Debug, Default)]
-pub(super) struct Splitter {
+pub(super) struct TarSplitter {
     input: Bytes,
     /// What has come of a header block or of an extension's content.
     gathered: BytesMut,
@@ -44,8 +44,8 @@ enum State {
     Over,
 }
 
-impl Splitter {
-    /// Adds what came; everything before must have been taken by [`Splitter::next`].
+impl TarSplitter {
+    /// Adds what came; everything before must have been taken by [`TarSplitter::next`].
     pub(super) fn push(&mut self, data: Bytes) {
         debug_assert!(self.input.is_empty(), "all events are taken before more is added");
         self.input = data;
@@ -146,7 +146,7 @@ mod tests {
     use super::*;
 
     fn events(stream: &[u8], piece: usize) -> Result<Vec<(String, Vec<u8>)>, OutputError> {
-        let mut splitter = Splitter::default();
+        let mut splitter = TarSplitter::default();
         let mut found: Vec<(String, Vec<u8>)> = Vec::new();
         for data in stream.chunks(piece) {
             splitter.push(Bytes::copy_from_slice(data));
@@ -194,7 +194,7 @@ mod tests {
 
     fn begin_of(stream: &[u8]) -> Vec<Event> {
         let mut found = Vec::new();
-        let mut splitter = Splitter::default();
+        let mut splitter = TarSplitter::default();
         for data in stream.chunks(100) {
             splitter.push(Bytes::copy_from_slice(data));
             while let Some(event) = splitter.next().unwrap() {
@@ -239,7 +239,7 @@ mod tests {
             if stream.len() >= BLOCK_BYTES {
                 stream[..BLOCK_BYTES].copy_from_slice(&header("name", typeflag, size.as_bytes()));
             }
-            let mut splitter = Splitter::default();
+            let mut splitter = TarSplitter::default();
             let mut found = 0;
             'stream: for data in stream.chunks(piece) {
                 splitter.push(Bytes::copy_from_slice(data));

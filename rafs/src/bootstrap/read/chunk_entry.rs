@@ -71,6 +71,6 @@ pub(super) fn decode_of(
     blobs: &[Blob],
 ) -> Result<(BlobIndex, ChunkIndex, Chunk), ReadError> {
     let blob = BlobIndex(u8::try_from(blob).unwrap_or(u8::MAX));
-    let of = blobs.get(usize::from(blob.0)).ok_or(ReadError::NoSuchBlob(blob.0))?;
-    Ok((blob, ChunkIndex(index), decode(entry, of, ChunkIndex(index))?))
+    let properties = blobs.get(usize::from(blob.0)).ok_or(ReadError::NoSuchBlob(blob.0))?;
+    Ok((blob, ChunkIndex(index), decode(entry, properties, ChunkIndex(index))?))
 }

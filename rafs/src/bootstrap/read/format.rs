@@ -77,7 +77,13 @@ pub(super) trait Chunks {
     fn has_chunk_table(&self) -> bool;
 
     /// A chunk as it is described. Of a batch member, index and offset in the batch are not known here and are 0.
-    fn chunk(&self, data: &Data, of: &Blob, blob: BlobIndex, chunk: ChunkIndex) -> Result<Chunk, ReadError>;
+    fn chunk(
+        &self,
+        data: &Data,
+        properties: &Blob,
+        blob: BlobIndex,
+        chunk: ChunkIndex,
+    ) -> Result<Chunk, ReadError>;
 
     /// All chunks that are described, as [`chunk`](Self::chunk) gives them.
     fn described<'a>(&'a self, data: &'a Data, blobs: &'a [Blob]) -> Result<DescribedChunks<'a>, ReadError>;

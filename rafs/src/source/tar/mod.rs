@@ -155,6 +155,7 @@ impl<R: Read> TarSource<R> {
     fn step(&mut self) -> Result<Option<Entry>, ReadFailure> {
         self.finish_content()?;
         self.name.clear();
+        // Extension headers come before the entry that they extend, and end with it; only global ones stay.
         let mut extensions =
             Extensions { records: Records::new(self.global), long_name: None, long_link: None, any: false };
         loop {
@@ -179,6 +180,7 @@ impl<R: Read> TarSource<R> {
                     extensions.long_name = Some(name);
                 }
                 b'K' => extensions.long_link = Some(self.read_long(size()?, "long link target")?),
+                // An ACL of Solaris, a volume's label: neither is a file.
                 b'A' | b'V' => {
                     self.content = EntryContent::stored(size()?);
                     self.finish_content()?;

@@ -24,11 +24,11 @@ pub struct Upload {
     buffer: BytesMut,
     /// Bytes handed on to the session before those in the buffer.
     dispatched: u64,
-    state: State,
+    state: SessionState,
 }
 
 /// Where the session is: here, or in the task that sends a piece.
-enum State {
+enum SessionState {
     Idle(Box<Session>),
     Sending(AbortOnDropHandle<Result<Box<Session>, Error>>),
     Failed,
@@ -43,7 +43,7 @@ impl Client {
             piece_bytes: session.piece_bytes(),
             buffer: BytesMut::new(),
             dispatched: 0,
-            state: State::Idle(Box::new(session)),
+            state: SessionState::Idle(Box::new(session)),
         })
     }
 
@@ -85,15 +85,15 @@ impl Upload {
 
     /// Stops, and tells the registry to forget what came.
     pub async fn cancel(mut self) {
-        match std::mem::replace(&mut self.state, State::Failed) {
-            State::Idle(session) => session.abandon().await,
-            State::Sending(task) => {
+        match std::mem::replace(&mut self.state, SessionState::Failed) {
+            SessionState::Idle(session) => session.abandon().await,
+            SessionState::Sending(task) => {
                 // The piece on its way is let go through: its answer names the place to cancel.
                 if let Ok(Ok(session)) = task.await {
                     session.abandon().await;
                 }
             }
-            State::Failed => {}
+            SessionState::Failed => {}
         }
     }
 
@@ -103,19 +103,19 @@ impl Upload {
         self.buffer = BytesMut::new();
         let start = self.dispatched;
         self.dispatched += piece.len() as u64;
-        self.state = State::Sending(AbortOnDropHandle::new(tokio::spawn(session.send(start, piece))));
+        self.state = SessionState::Sending(AbortOnDropHandle::new(tokio::spawn(session.send(start, piece))));
         Ok(())
     }
 
     /// The session, once nothing is on its way any more.
     async fn settle(&mut self) -> Result<Box<Session>, Error> {
-        match std::mem::replace(&mut self.state, State::Failed) {
-            State::Idle(session) => Ok(session),
-            State::Sending(task) => match task.await {
+        match std::mem::replace(&mut self.state, SessionState::Failed) {
+            SessionState::Idle(session) => Ok(session),
+            SessionState::Sending(task) => match task.await {
                 Ok(result) => result,
                 Err(e) => Err(Error::protocol(&self.target, format!("the sending task ended: {e}"))),
             },
-            State::Failed => Err(Error::protocol(&self.target, "the upload has failed before")),
+            SessionState::Failed => Err(Error::protocol(&self.target, "the upload has failed before")),
         }
     }
 }

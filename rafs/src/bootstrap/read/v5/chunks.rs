@@ -61,11 +61,17 @@ impl Chunks for RafsV5 {
         true
     }
 
-    fn chunk(&self, data: &Data, of: &Blob, blob: BlobIndex, chunk: ChunkIndex) -> Result<Chunk, ReadError> {
+    fn chunk(
+        &self,
+        data: &Data,
+        properties: &Blob,
+        blob: BlobIndex,
+        chunk: ChunkIndex,
+    ) -> Result<Chunk, ReadError> {
         let locations = self.locations(data)?;
         let found = locations.binary_search_by_key(&(u32::from(blob.0), chunk.0), |(key, _)| *key);
         let found = found.map_err(|_| ReadError::NoSuchChunk { blob: blob.0, chunk: chunk.0 })?;
-        decode(self.at(data, locations[found].1)?, of, chunk)
+        decode(self.at(data, locations[found].1)?, properties, chunk)
     }
 
     /// All chunks that files have.

@@ -61,10 +61,16 @@ impl Chunks for RafsV6 {
         self.chunks.size > 0
     }
 
-    fn chunk(&self, data: &Data, of: &Blob, blob: BlobIndex, chunk: ChunkIndex) -> Result<Chunk, ReadError> {
+    fn chunk(
+        &self,
+        data: &Data,
+        properties: &Blob,
+        blob: BlobIndex,
+        chunk: ChunkIndex,
+    ) -> Result<Chunk, ReadError> {
         let entry = self.chunks.find(data, (u32::from(blob.0), chunk.0))?;
         let entry = entry.ok_or(ReadError::NoSuchChunk { blob: blob.0, chunk: chunk.0 })?;
-        decode(entry, of, chunk)
+        decode(entry, properties, chunk)
     }
 
     /// All chunks of the table.
