@@ -6,5 +6,6 @@ mod again;
 mod forms;
 mod lab;
 mod pipes;
+mod progress;
 mod statuses;
 mod transfers;
