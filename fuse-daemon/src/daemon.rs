@@ -16,7 +16,7 @@ use crate::access::Accesses;
 use crate::cache::{BootId, Cache, CacheError};
 use crate::control::server;
 use crate::front::FrontConfig;
-use crate::fuse::Rights;
+use crate::fuse::{JournalConfig, Rights, dir_beside};
 use crate::metrics;
 use crate::mounts::{Engine, EngineConfig, Image, MountError, Table};
 use crate::prefetch::PrefetchConfig;
@@ -45,6 +45,8 @@ pub struct DaemonConfig {
     pub read: ReadConfig,
     /// What is fetched before somebody reads it.
     pub prefetch: PrefetchSettings,
+    /// Whether requests are noted for the next daemon.
+    pub journal: JournalUse,
     /// The process that fetches and decodes.
     pub worker: WorkerProcess,
     /// How registries are reached: of a section of its own in the configuration file, which all roles share.
@@ -56,6 +58,20 @@ pub struct DaemonConfig {
     /// Arguments with which a program says, by [`probe`], whether it would work in the place of this one.
     #[serde(skip)]
     pub probe_arguments: Vec<String>,
+}
+
+/// When requests of the kernel are noted until they are answered: for the daemon that goes on after one that was killed. It
+/// costs time for each.
+#[derive(Clone, Copy, Debug, Default, Deserialize, Eq, PartialEq, Serialize)]
+#[serde(rename_all = "lowercase")]
+pub enum JournalUse {
+    /// Where the kernel does not repeat them: before Linux 6.9.
+    #[default]
+    Auto,
+    /// On every kernel.
+    Always,
+    /// On none.
+    Never,
 }
 
 /// The process that fetches and decodes.
@@ -84,6 +100,7 @@ impl Default for DaemonConfig {
             cache_quota_bytes: 0,
             read: ReadConfig::default(),
             prefetch: PrefetchSettings::default(),
+            journal: JournalUse::default(),
             worker: WorkerProcess::default(),
             registry: ClientConfig::default(),
             worker_arguments: vec!["worker".to_owned()],
@@ -210,7 +227,9 @@ pub async fn serve(config: DaemonConfig, shutdown: CancellationToken) -> Result<
     let accesses = Arc::new(Accesses::new(Client::new(config.registry.clone())?));
     let access = Access { mode: config.socket_mode, group: config.socket_group.clone() };
     let server = Server::bind(config.socket.path(), &access)?;
-    let (front, worker) = engine_config(&config.read, config.prefetch)?;
+    let (mut front, worker) = engine_config(&config.read, config.prefetch)?;
+    let (dir, always) = (dir_beside(config.socket.path()), config.journal == JournalUse::Always);
+    front.journal = (config.journal != JournalUse::Never).then_some(JournalConfig { dir, always });
     let process = process_config(worker, &front, &config);
     let worker = RemoteWorker::new(process, Handle::current(), Arc::clone(&accesses));
     let engine = engine(&config.cache_dir, config.cache_quota_bytes, front, worker)?;
@@ -360,6 +379,8 @@ fn engine_config(
     let front = EngineConfig {
         fuse_threads: read.fuse_threads,
         read_ahead_kib: Some(read.read_ahead_kib).filter(|kib| *kib > 0),
+        // Of a daemon alone.
+        journal: None,
         prefetch: prefetch.into(),
         front: FrontConfig {
             deadline,

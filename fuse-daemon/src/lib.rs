@@ -31,9 +31,10 @@ mod upgrade;
 pub mod worker;
 
 pub use daemon::{
-    DaemonConfig, DaemonError, ForegroundMount, PrefetchSettings, ReadConfig, mount_foreground, probe, serve,
+    DaemonConfig, DaemonError, ForegroundMount, JournalUse, PrefetchSettings, ReadConfig, mount_foreground,
+    probe, serve,
 };
-pub use fuse::Rights;
+pub use fuse::{JournalConfig, Rights};
 pub use upgrade::{Probe, UpgradeError};
 
 /// An error with its causes.

@@ -25,12 +25,31 @@ fn kill(mut daemon: Process) {
     daemon.ended();
 }
 
+/// Has daemons do without the kernel's help, as they have to before Linux 6.9.
+fn keep_journals(node: &Node) {
+    let config = "[daemon]\njournal = \"always\"\n[daemon.read]\ndeadline_seconds = 5\n";
+    fs::write(node.path("config.toml"), config).unwrap();
+}
+
 #[test]
 fn what_the_dead_daemon_had_taken_and_not_answered_is_answered_by_the_next() {
-    if !can_mount() {
-        return;
+    if can_mount() {
+        answered_by_the_next(&Node::new());
     }
-    let node = Node::new();
+}
+
+#[test]
+fn it_is_where_the_kernel_repeats_nothing() {
+    if can_mount() {
+        let node = Node::new();
+        keep_journals(&node);
+        answered_by_the_next(&node);
+        let journals = fs::read_dir(node.path("daemon.sock.journals")).unwrap().count();
+        assert_eq!(journals, 1, "one for the mount");
+    }
+}
+
+fn answered_by_the_next(node: &Node) {
     let content = noise(1, 500_000);
     let mut image = node.image("i", &[("f", &content)]);
     let good = BackendSpec::of_image(&image.reference).unwrap();
@@ -38,7 +57,7 @@ fn what_the_dead_daemon_had_taken_and_not_answered_is_answered_by_the_next() {
     let silent = TcpListener::bind("127.0.0.1:0").unwrap();
     image.reference = format!("{}/i:v1", silent.local_addr().unwrap());
 
-    let daemon = start(&node);
+    let daemon = start(node);
     let place = node.daemon().mount("i", &image);
     let (mut handover, descriptor) = node.daemon().handover("i");
     let read = node.path("read");
@@ -50,7 +69,7 @@ fn what_the_dead_daemon_had_taken_and_not_answered_is_answered_by_the_next() {
     let _asked = eventually("the daemon asks the registry", || silent.accept().ok());
     kill(daemon);
     handover.mount.backends = vec![good];
-    let mut next = start(&node);
+    let mut next = start(node);
     node.daemon().adopt(&handover, &descriptor).unwrap();
     node.daemon().adopt(&handover, &descriptor).expect("a repetition changes nothing");
     assert!(reader.ended().success());
@@ -58,7 +77,7 @@ fn what_the_dead_daemon_had_taken_and_not_answered_is_answered_by_the_next() {
     // Told to end, it leaves the mount to the next as well.
     next.signal(Signal::SIGTERM);
     assert!(next.ended().success());
-    let _last = start(&node);
+    let _last = start(node);
     node.daemon().adopt(&handover, &descriptor).unwrap();
     assert!(fs::read(node.path("mnt/i/f")).unwrap() == content);
 }
@@ -92,23 +111,34 @@ fn a_mount_that_cannot_be_taken_over_is_refused_and_stays_for_another_attempt() 
 
 #[test]
 fn twenty_kills_under_load_show_no_error_and_no_wrong_byte() {
-    if !can_mount() {
-        return;
+    if can_mount() {
+        kills_under_load(&Node::new(), 20);
     }
-    let node = Node::new();
+}
+
+#[test]
+fn nor_do_kills_where_the_kernel_repeats_nothing() {
+    if can_mount() {
+        let node = Node::new();
+        keep_journals(&node);
+        kills_under_load(&node, 8);
+    }
+}
+
+fn kills_under_load(node: &Node, kills: u64) {
     let files = files();
     let image = node
         .image("i", &files.iter().map(|(name, content)| (name.as_str(), &content[..])).collect::<Vec<_>>());
-    let mut daemon = start(&node);
+    let mut daemon = start(node);
     let place = node.daemon().mount("i", &image);
     let (handover, descriptor) = node.daemon().handover("i");
     let mut load = Load::start(&place);
-    for round in 0..20 {
+    for round in 0..kills {
         load.wait_for_reads(200);
         // At another moment of whatever it is doing each time.
         std::thread::sleep(Duration::from_millis(round * 3 % 17));
         kill(daemon);
-        daemon = start(&node);
+        daemon = start(node);
         node.daemon().adopt(&handover, &descriptor).unwrap();
     }
     load.wait_for_reads(200);

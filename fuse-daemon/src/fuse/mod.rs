@@ -3,7 +3,9 @@
 mod attributes;
 mod connection;
 mod failures;
+mod journal;
 mod negotiated;
+mod relay;
 mod session;
 
 use std::ffi::OsStr;
@@ -19,6 +21,8 @@ use fuser::{
 
 pub use connection::Rights;
 use failures::Failures;
+pub use journal::JournalConfig;
+pub(crate) use journal::dir_beside;
 pub use negotiated::Negotiated;
 pub(crate) use session::{HandedOver, Options, Session, SessionError};
 
@@ -47,14 +51,21 @@ pub(crate) struct Adapter<Held> {
     failures: Arc<Failures>,
     /// What the kernel offered, for who serves this after us.
     negotiated: Arc<OnceLock<Negotiated>>,
+    journal: Option<JournalConfig>,
     /// Kept until the kernel has let go of the file system.
     _held: Held,
 }
 
 impl<Held> Adapter<Held> {
-    fn new(fs: Arc<FileSystem>, image: &str, held: Held, negotiated: Arc<OnceLock<Negotiated>>) -> Self {
-        let failures = Arc::new(Failures::new(image));
-        Self { fs, no_open: false, no_opendir: false, failures, negotiated, _held: held }
+    fn new(
+        fs: Arc<FileSystem>,
+        options: &Options<'_>,
+        held: Held,
+        negotiated: Arc<OnceLock<Negotiated>>,
+    ) -> Self {
+        let failures = Arc::new(Failures::new(options.image));
+        let journal = options.journal.cloned();
+        Self { fs, no_open: false, no_opendir: false, failures, negotiated, journal, _held: held }
     }
 }
 
@@ -80,7 +91,8 @@ impl<Held: Send + Sync + 'static> Filesystem for Adapter<Held> {
         let _ = self.negotiated.set(negotiated);
         // The remaining errors name the nearest value that can be had; each is within its bounds.
         let _ = config.add_capabilities(offered);
-        let _ = config.set_max_write(READ_BYTES_MAX);
+        let is_relayed = self.journal.as_ref().is_some_and(|journal| journal.is_needed(negotiated));
+        let _ = config.set_max_write(if is_relayed { relay::READ_BYTES_MAX } else { READ_BYTES_MAX });
         let _ = config.set_max_background(BACKGROUND_MAX);
         Ok(())
     }

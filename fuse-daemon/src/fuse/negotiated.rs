@@ -57,6 +57,11 @@ impl Negotiated {
         self.flags & flag.bits() != 0
     }
 
+    /// Whether the kernel sends again what was read and not answered, if it is told to (from 6.9 on).
+    pub(super) fn repeats_requests(self) -> bool {
+        self.offers(InitFlags::FUSE_HAS_RESEND)
+    }
+
     /// A socket from which a session hears this, and the end that it answers to, which has to be kept until it has.
     pub(super) fn told_again(self) -> io::Result<(OwnedFd, OwnedFd)> {
         let flags = SockFlag::SOCK_CLOEXEC;

@@ -1,7 +1,7 @@
 //! The threads that serve a mount.
 
 use std::io;
-use std::os::fd::{AsFd, OwnedFd};
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, OnceLock, PoisonError, mpsc};
@@ -10,9 +10,10 @@ use std::time::{Duration, Instant};
 use fuser::{BackgroundSession, Config, SessionACL};
 use nix::sys::statfs::statfs;
 
-use super::Adapter;
 use super::connection::{Connection, Rights};
+use super::journal::JournalConfig;
 use super::negotiated::Negotiated;
+use super::{Adapter, relay};
 use crate::fs::FileSystem;
 
 /// How long to wait between attempts to unmount what is busy.
@@ -46,6 +47,15 @@ pub(crate) struct Options<'a> {
     pub(crate) threads: usize,
     /// What the kernel reads ahead of a program, in KiB; `None` leaves its default of 128.
     pub(crate) read_ahead_kib: Option<u32>,
+    /// Where requests are noted for who takes over, if somebody may.
+    pub(crate) journal: Option<&'a JournalConfig>,
+}
+
+impl Options<'_> {
+    /// The journal, if one is kept with a kernel that offers this.
+    fn journal(&self, negotiated: Negotiated) -> Option<&JournalConfig> {
+        self.journal.filter(|journal| journal.is_needed(negotiated))
+    }
 }
 
 /// What another daemon needs to serve a mount after this one.
@@ -100,8 +110,15 @@ impl Session {
     ) -> Result<Self, SessionError> {
         let connection = Arc::new(Connection::mount(options.source, options.mountpoint, options.rights)?);
         let descriptor = connection.duplicate();
-        let served = descriptor
-            .and_then(|descriptor| Self::start(fs, held, options, &connection, descriptor, |_| Ok(())));
+        let then = |place: BorrowedFd<'_>, negotiated| match options.journal(negotiated) {
+            Some(journal) => {
+                let noted = journal.begin(connection.device())?;
+                relay::begin(&connection, noted, Vec::new(), place, options.threads)
+            }
+            None => Ok(()),
+        };
+        let served =
+            descriptor.and_then(|descriptor| Self::start(fs, held, options, &connection, descriptor, then));
         served.inspect_err(|_| {
             if connection.is_mounted() {
                 let _ = connection.detach();
@@ -120,12 +137,17 @@ impl Session {
         let at = options.mountpoint;
         let connection = Arc::new(Connection::adopt(handed.descriptor, at, handed.device)?);
         let (told, answered) = handed.negotiated.told_again().map_err(failed("take over", at))?;
-        let session = Self::start(fs, held, options, &connection, told, |place| {
+        let session = Self::start(fs, held, options, &connection, told, |place, negotiated| {
             // The session has heard what it wanted; from here on it hears the kernel.
-            crate::sys::replace(connection.as_fd(), place)
+            match options.journal(negotiated) {
+                Some(journal) => relay_on(&connection, journal, place, options.threads),
+                None => crate::sys::replace(connection.as_fd(), place),
+            }
         })?;
         drop(answered);
-        if let Err(error) = session.resend() {
+        if options.journal(session.negotiated).is_none()
+            && let Err(error) = session.resend()
+        {
             tracing::warn!(mountpoint = %at.display(), %error,
                 "the kernel (before 6.9) does not repeat what the last daemon had not answered: programs that wait for that go on waiting");
         }
@@ -139,7 +161,7 @@ impl Session {
         options: &Options<'_>,
         connection: &Arc<Connection>,
         descriptor: OwnedFd,
-        then: impl FnOnce(std::os::fd::BorrowedFd<'_>) -> io::Result<()>,
+        then: impl FnOnce(BorrowedFd<'_>, Negotiated) -> io::Result<()>,
     ) -> Result<Self, SessionError> {
         let at = options.mountpoint;
         let (sender, ended) = mpsc::channel();
@@ -151,10 +173,12 @@ impl Session {
         // See `Connection::duplicate`.
         config.clone_fd = false;
         let negotiated = Arc::new(OnceLock::new());
-        let adapter = Adapter::new(fs, options.image, held, Arc::clone(&negotiated));
+        let adapter = Adapter::new(fs, options, held, Arc::clone(&negotiated));
         let session = fuser::Session::from_fd(adapter, descriptor, SessionACL::All, config)
             .map_err(failed("serve", at))?;
-        then(session.as_fd()).map_err(failed("take over", at))?;
+        let silent = || failed("serve", at)(io::Error::other("the session began without FUSE_INIT"));
+        let negotiated = negotiated.get().copied().ok_or_else(silent)?;
+        then(session.as_fd(), negotiated).map_err(failed("take over", at))?;
         armed.store(true, Ordering::Relaxed);
         let threads = session.spawn().map_err(failed("start threads for", at))?;
         // Always asks: it answers if a thread serves, and fails if none could be started.
@@ -167,11 +191,9 @@ impl Session {
         {
             tracing::info!(mountpoint = %at.display(), %error, "cannot set the kernel's read-ahead, its default is used");
         }
-        let negotiated = negotiated.get().copied();
-        let silent = || io::Error::other("the session began without FUSE_INIT");
         Ok(Self {
             connection: Arc::clone(connection),
-            negotiated: negotiated.ok_or_else(silent).map_err(failed("serve", at))?,
+            negotiated,
             ended: Mutex::new(ended),
             _threads: threads,
         })
@@ -221,6 +243,25 @@ impl Session {
         let ended = self.ended.lock().unwrap_or_else(PoisonError::into_inner);
         Ok(ended.recv_timeout(left) == Err(mpsc::RecvTimeoutError::Disconnected))
     }
+}
+
+/// Puts a relay before a session that takes over, with what the last daemon noted.
+fn relay_on(
+    connection: &Arc<Connection>,
+    journal: &JournalConfig,
+    place: BorrowedFd<'_>,
+    threads: usize,
+) -> io::Result<()> {
+    let (noted, pages, pending) = match journal.go_on(connection.device()) {
+        Ok(found) => found,
+        Err(error) => {
+            tracing::warn!(mountpoint = %connection.mountpoint().display(), %error,
+                "what the last daemon had not answered is not known: who waits for that, waits on");
+            let (noted, pages) = journal.begin(connection.device())?;
+            (noted, pages, Vec::new())
+        }
+    };
+    relay::begin(connection, (noted, pages), pending, place, threads)
 }
 
 fn set_read_ahead(device: u64, kib: u32) -> io::Result<()> {

@@ -14,7 +14,7 @@ use crate::cache::{CHUNK_BYTES_LIMIT, Cache, CacheError, Lease};
 use crate::control::BlobId;
 use crate::front::{Front, FrontConfig, Orders};
 use crate::fs::{Completeness, FileSystem, FsError, Gates};
-use crate::fuse::{HandedOver, Options, Rights, Session, SessionError};
+use crate::fuse::{HandedOver, JournalConfig, Options, Rights, Session, SessionError};
 use crate::metrics::Counters;
 use crate::prefetch::{self, PrefetchConfig};
 use crate::worker::{Fetcher, Place};
@@ -34,6 +34,8 @@ pub struct EngineConfig {
     pub fuse_threads: usize,
     /// What the kernel reads ahead of a program, in KiB.
     pub read_ahead_kib: Option<u32>,
+    /// Where requests are noted for another process that takes mounts over, if one may.
+    pub journal: Option<JournalConfig>,
     /// What is fetched ahead of readers.
     pub prefetch: PrefetchConfig,
     /// How reads are answered.
@@ -278,6 +280,7 @@ impl<W: Fetcher> Engine<W> {
             rights: image.rights,
             threads: self.config.fuse_threads,
             read_ahead_kib: self.config.read_ahead_kib,
+            journal: self.config.journal.as_ref(),
         };
         let session = start(Arc::clone(&fs), held, &options)?;
         prefetch::start(&self.runtime, &fs, programs, &self.config.prefetch);

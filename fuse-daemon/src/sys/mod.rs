@@ -1,8 +1,10 @@
 //! System calls that no safe crate offers.
 #![allow(unsafe_code)]
 
+mod pages;
 mod shared;
 
+pub(crate) use pages::Pages;
 pub(crate) use shared::{Arena, memory};
 
 use std::mem::ManuallyDrop;

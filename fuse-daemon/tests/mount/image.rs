@@ -133,6 +133,7 @@ impl Node {
             tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build().unwrap();
         let config = EngineConfig {
             fuse_threads: 2,
+            journal: None,
             read_ahead_kib: Some(1024),
             prefetch: settings.prefetch.clone(),
             front: FrontConfig {
