@@ -98,9 +98,9 @@ impl ClusterLab {
         Ok(command)
     }
 
-    /// Runs another cluster image of the lab's registry.
+    /// Runs another cluster image of the lab's registry, of which no container images were saved.
     pub fn run_of(&self, image: &str) -> Result<Output> {
-        process::run_within(&mut self.run_of_image(image)?, RUN_DEADLINE)
+        process::run_within(self.run_of_image(image)?.arg("--plain"), RUN_DEADLINE)
     }
 
     fn run_of_image(&self, image: &str) -> Result<Command> {

@@ -16,7 +16,7 @@ pub(crate) fn is_read_by_a_pull_secret(lab: &ClusterLab, services: Services) -> 
     let registry = lab.private_registry(&format!("{USER}:{HASH}\n"))?;
     let (host, worker) = (registry.address().to_string(), &lab.machines().all()[2]);
     let hosts = format!("/etc/containerd/certs.d/{host}");
-    worker.write(&format!("{hosts}/hosts.toml"), format!("server = \"http://{host}\"\n"))?;
+    worker.write(&format!("{hosts}/hosts.toml"), format!("[host.\"http://{host}\"]\n"))?;
     lab.kubectl(&format!(
         "create secret docker-registry own --docker-server={host} --docker-username={USER} --docker-password={PASSWORD}"
     ))?;
