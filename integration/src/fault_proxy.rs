@@ -21,7 +21,9 @@ use tokio::runtime::Runtime;
 use tokio::sync::watch;
 
 use body::{Altered, Limited, Paced};
-use tokens::Tokens;
+use tokens::{Kind, Tokens};
+
+pub use tokens::USER;
 
 /// How a request is to fail.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -42,6 +44,8 @@ pub enum Failure {
     CutUpload(u64),
     /// Close the connection once this many bytes of the answer's body have gone.
     CutDownload(u64),
+    /// The same, and all tokens expire while the body is on its way.
+    CutDownloadAndExpire(u64),
 }
 
 /// Which requests fail, and how.
@@ -81,7 +85,7 @@ struct Shared {
     upstream: SocketAddr,
     rules: Mutex<Vec<Rule>>,
     failed: AtomicU64,
-    /// Whether it asks for tokens.
+    /// Whether it asks for credentials.
     tokens: Option<Tokens>,
 }
 
@@ -116,7 +120,12 @@ impl FaultProxy {
 
     /// Starts a proxy that wants a bearer token with each request, and has a service that gives them to everybody.
     pub fn start_with_tokens(upstream: SocketAddr) -> Result<Self> {
-        Self::start_with(upstream, Some(Tokens::new()))
+        Self::start_with(upstream, Some(Tokens::new(Kind::Bearer)))
+    }
+
+    /// Starts a proxy that wants [`USER`] and the one [`password`](Self::password) that is good.
+    pub fn start_with_password(upstream: SocketAddr) -> Result<Self> {
+        Self::start_with(upstream, Some(Tokens::new(Kind::Password)))
     }
 
     fn start_with(upstream: SocketAddr, tokens: Option<Tokens>) -> Result<Self> {
@@ -140,11 +149,28 @@ impl FaultProxy {
         *self.shared.rules.lock().unwrap_or_else(PoisonError::into_inner) = rules;
     }
 
-    /// All tokens that were given so far have expired: they are refused with this status.
+    /// All tokens that were given so far have expired, or the password: they are refused with this status.
     pub fn expire_tokens(&self, refusal: u16) {
         if let Some(tokens) = &self.shared.tokens {
             tokens.expire(refusal);
         }
+    }
+
+    /// Tokens expire after so long, whatever is said of them; they are refused with 401 and 403 in turn.
+    pub fn let_tokens_live(&self, life: Duration) {
+        if let Some(tokens) = &self.shared.tokens {
+            tokens.live(life);
+        }
+    }
+
+    /// The password that is good now, if it asks for one.
+    pub fn password(&self) -> String {
+        self.shared.tokens.as_ref().map(Tokens::password).unwrap_or_default()
+    }
+
+    /// How many requests came with credentials that had expired.
+    pub fn refused_requests(&self) -> u64 {
+        self.shared.tokens.as_ref().map_or(0, Tokens::refused)
     }
 
     /// How many tokens were given.
@@ -217,8 +243,11 @@ async fn answer(
             let limited = request.map(|body| Limited::cutting(body, bytes, cut));
             forward(limited, &shared).await
         }
-        Some(Failure::CutDownload(bytes)) => {
+        Some(failure @ (Failure::CutDownload(bytes) | Failure::CutDownloadAndExpire(bytes))) => {
             let answer = forward(request, &shared).await?;
+            if let (Failure::CutDownloadAndExpire(_), Some(tokens)) = (failure, &shared.tokens) {
+                tokens.expire(401);
+            }
             Ok(answer.map(|body| Limited::cutting(body, bytes, cut).boxed_unsync()))
         }
         None => forward(request, &shared).await,

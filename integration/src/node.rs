@@ -4,6 +4,7 @@ use std::path::{Path, PathBuf};
 use std::{fs, io};
 
 use anyhow::{Context, Result, anyhow};
+use nix::mount::{MsFlags, mount};
 use nix::unistd::Pid;
 
 use crate::cri::{Cri, Pod};
@@ -36,6 +37,8 @@ pub struct NodeOptions {
     pub program: Option<PathBuf>,
     /// What containerd is told that our snapshotter is capable of.
     pub capabilities: Vec<&'static str>,
+    /// Bytes of a disk that our cache has to itself, if it is to have one.
+    pub cache_disk: Option<u64>,
 }
 
 /// A running node. Dropping it removes its pods and stops its servers, containerd before the snapshotter.
@@ -60,6 +63,12 @@ impl Node {
             containerd_dir(dir).join("certs.d").display(),
             socket.display(),
         );
+        if let Some(bytes) = options.cache_disk {
+            let cache = snapshotter_dir(dir).join(CACHE);
+            fs::create_dir_all(&cache)?;
+            let size = format!("size={bytes}");
+            mount(Some("tmpfs"), &cache, Some("tmpfs"), MsFlags::empty(), Some(size.as_str()))?;
+        }
         let snapshotter = match &options.program {
             Some(program) => Snapshotter::start_program(program, &snapshotter_dir(dir), &config)?,
             None => Snapshotter::start(&snapshotter_dir(dir), &config)?,
@@ -127,6 +136,18 @@ impl Node {
         }
     }
 
+    /// Where our daemon has its cache.
+    pub fn cache(&self) -> PathBuf {
+        self.snapshotter_dir.join(CACHE)
+    }
+
+    /// Gives the disk that our cache has to itself another size, in bytes.
+    pub fn resize_cache_disk(&self, bytes: u64) -> Result<()> {
+        let (size, none) = (format!("size={bytes}"), None::<&str>);
+        let resized = mount(none, &self.cache(), none, MsFlags::MS_REMOUNT, Some(size.as_str()));
+        resized.context("changing the size of the cache's disk")
+    }
+
     /// What our daemon has written so far; empty on another node.
     pub fn daemon_log(&self) -> String {
         match &self.snapshots {
@@ -170,6 +191,9 @@ impl Node {
         }
     }
 }
+
+/// Where the daemon has its cache, in the snapshotter's directory.
+const CACHE: &str = "root/cache";
 
 /// Where a node's snapshotter and its daemons have their files.
 fn snapshotter_dir(dir: &Path) -> PathBuf {

@@ -1,15 +1,27 @@
-//! Tokens expire while containers run; what these read then is fetched with new ones.
+//! Credentials expire while containers run; what these read then is fetched with new ones.
+
+use std::fs;
+use std::path::Path;
+use std::time::Duration;
 
 use anyhow::{Result, ensure};
-use integration::cri::ContainerSpec;
+use integration::cri::{ContainerSpec, Pod};
 use integration::demo;
-use integration::fault_proxy::FaultProxy;
+use integration::fault_proxy::{Failure, FaultProxy, Rule, USER};
+use integration::node::{Node, NodeOptions};
 use integration::tree::content_digest;
 
 use crate::fixture::{Fixture, through};
 
+/// How long tokens are good while containers read all the time …
+const LIFE: Duration = Duration::from_millis(700);
+/// … how fast each answer comes, in bytes a second, so that many of them end …
+const BANDWIDTH: u64 = 1_500_000;
+/// … and what reading everything may take.
+const PATIENCE: Duration = Duration::from_secs(60);
+
 pub(crate) fn is_renewed(fixture: &Fixture) -> Result<()> {
-    let files = [("first", 2 << 20), ("second", 2 << 20), ("third", 2 << 20)];
+    let files = [("first", 2 << 20), ("second", 2 << 20), ("third", 2 << 20), ("fourth", 2 << 20)];
     let context = demo::random_files(fixture.peers(), &fixture.subdir("expired")?, &files)?;
     let image = fixture.build(&context, "expired:v1")?;
     let proxy = FaultProxy::start_with_tokens(fixture.registry()?.address())?;
@@ -24,11 +36,101 @@ pub(crate) fn is_renewed(fixture: &Fixture) -> Result<()> {
             proxy.expire_tokens(status);
         }
         let before = proxy.tokens();
-        let sum = node.cri().exec(&container, &["/bin/busybox", "sha256sum", &format!("/{file}")])?;
-        let sum = sum.success()?;
-        let expected = content_digest(&context.join(file))?;
-        ensure!(sum.starts_with(&expected), "{file}: {sum}, expected {expected}");
+        read_right(node, &container, &context, file)?;
         ensure!(refusal.is_none() || proxy.tokens() > before, "{file} was read with an expired token");
     }
+    // What is on its way when it expires comes, and the rest with another one.
+    let cut = Rule::always("/blobs/", Failure::CutDownloadAndExpire(100_000)).method("GET").once();
+    proxy.set_rules(vec![cut]);
+    let before = (proxy.tokens(), proxy.failed_requests());
+    read_right(node, &container, &context, "fourth")?;
+    let after = (proxy.tokens(), proxy.failed_requests());
+    ensure!(after.0 > before.0 && after.1 > before.1, "nothing was cut, or no token asked for");
     node.cri().remove_pod(&pod.id)
+}
+
+/// Neither of containers that read all the time, over the end of the snapshotter too, nor behind a registry like ECR: there
+/// it is the password that ends, and 403 says so.
+pub(crate) fn is_never_noticed(fixture: &Fixture) -> Result<()> {
+    let dir = fixture.subdir("expiring")?;
+    let files = ["a", "b", "c", "d", "e", "f", "g"].map(|file| (file, 3 << 20));
+    let context = demo::random_files(fixture.peers(), &dir.join("context"), &files)?;
+    let image = fixture.build(&context, "expiring:v1")?;
+    let docker_config = dir.join("config.json");
+    let options = NodeOptions {
+        registry: format!("docker_config = \"{}\"", docker_config.display()),
+        ..NodeOptions::default()
+    };
+    let mut node = fixture.new_node_with("expiring-node", options)?;
+    let pod = node.pod("expiring")?;
+    let upstream = fixture.registry()?.address();
+
+    let tokens = FaultProxy::start_with_tokens(upstream)?;
+    let name = through(&image.name, tokens.address());
+    node.cri().pull(&name)?;
+    under_load(&mut node, &pod, &tokens, &name, &context)?;
+
+    let passwords = FaultProxy::start_with_password(upstream)?;
+    let name = through(&image.name, passwords.address());
+    let log_in = || {
+        let entry = serde_json::json!({"username": USER, "password": passwords.password()});
+        let host = passwords.address().to_string();
+        fs::write(&docker_config, serde_json::json!({"auths": {host: entry}}).to_string())
+    };
+    log_in()?;
+    node.cri().pull_as(&name, USER, &passwords.password())?;
+    let container = node.cri().run_container(&pod, &ContainerSpec::new("password", &name, &[]))?;
+    for (file, refusal) in [("e", None), ("f", Some(403)), ("g", Some(401))] {
+        if let Some(status) = refusal {
+            passwords.expire_tokens(status);
+            log_in()?;
+        }
+        read_right(&node, &container, &context, file)?;
+    }
+    // A file that changes is looked at without that too.
+    let noticed = node.snapshotter()?.server().log_text().contains("it is read otherwise from now on");
+    ensure!(passwords.refused_requests() > 0 || noticed, "no password has ended");
+    failed_nowhere(&node)
+}
+
+/// Containers read while tokens end every moment, and the snapshotter, which renews them, is killed.
+fn under_load(node: &mut Node, pod: &Pod, proxy: &FaultProxy, image: &str, context: &Path) -> Result<()> {
+    let orders = [["a", "b", "c", "d"], ["d", "c", "b", "a"]];
+    proxy.set_rules(vec![Rule::always("/blobs/", Failure::Bandwidth(BANDWIDTH)).method("GET")]);
+    proxy.let_tokens_live(LIFE);
+    let mut readers = Vec::new();
+    for files in orders {
+        let script = format!(
+            "for f in {}; do s=$(dd if=/$f bs=64k iflag=direct 2>/error | sha256sum); echo $f ${{s%% *}}; done",
+            files.join(" ")
+        );
+        let spec = ContainerSpec::new(files[0], image, &["/bin/busybox", "sh", "-c", &script]);
+        readers.push((node.cri().run_container(pod, &spec)?, files));
+    }
+    node.snapshotter()?.server().kill()?;
+    node.snapshotter()?.restart()?;
+    for (reader, files) in readers {
+        node.cri().wait_exit(&reader, PATIENCE)?;
+        let digest = |file: &str| content_digest(&context.join(file));
+        let lines: Result<String> =
+            files.iter().map(|file| Ok(format!("{file} {}\n", digest(file)?))).collect();
+        let (said, expected) = (node.cri().logs(&reader)?, lines?);
+        ensure!(said == expected, "the container says {said}, expected {expected}");
+    }
+    let (tokens, refused) = (proxy.tokens(), proxy.refused_requests());
+    ensure!(tokens > 3 && refused > 2, "{tokens} tokens, {refused} requests with one that had expired");
+    failed_nowhere(node)
+}
+
+fn failed_nowhere(node: &Node) -> Result<()> {
+    let log = node.daemon_log();
+    ensure!(!log.contains("reads of it fail"), "a read failed: {log}");
+    Ok(())
+}
+
+fn read_right(node: &Node, container: &str, context: &Path, file: &str) -> Result<()> {
+    let sum = node.cri().exec(container, &["/bin/busybox", "sha256sum", &format!("/{file}")])?.success()?;
+    let expected = content_digest(&context.join(file))?;
+    ensure!(sum.starts_with(&expected), "{file}: {sum}, expected {expected}");
+    Ok(())
 }

@@ -6,6 +6,7 @@
 mod beside_plain;
 mod build_cancelled;
 mod buildkit_absent;
+mod cache_room;
 mod certs_dir;
 mod cluster_build;
 mod cluster_save;
@@ -121,6 +122,9 @@ const TESTS: &[(&str, Test)] = &[
     ("corrupt_chunk::gives_an_error_on_that_file_alone", corrupt_chunk::one_file),
     ("dead_registry::a_read_fails_within_the_deadline", dead_registry::fails_in_time),
     ("expired_token::is_renewed_while_a_container_runs", expired_token::is_renewed),
+    ("expired_token::is_never_noticed_by_containers_that_read", expired_token::is_never_noticed),
+    ("cache_room::within_a_quota_what_runs_is_kept_and_what_ended_gives_way", cache_room::quota),
+    ("cache_room::on_a_full_disk_containers_start_and_read_on", cache_room::full_disk),
     ("shared_layers::a_new_version_leaves_the_old_one_alone", shared_layers::rolled_out),
     ("shared_layers::an_image_comes_back_whose_layers_another_uses", shared_layers::pulled_again),
     ("shared_layers::nothing_stays_cached_of_images_that_are_gone", shared_layers::freed),
