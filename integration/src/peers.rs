@@ -12,14 +12,31 @@ pub enum ContainerdVersion {
     /// 1.7 of Debian 13, with the configuration's format 2.
     #[default]
     V1_7,
+    /// 2.2, with the configuration's format 3.
+    V2_2,
     /// 2.4, with the configuration's format 4.
     V2_4,
+}
+
+/// Decides on which containerd the tests are that need one of series 2: `2.4` or `2.2`.
+const CONTAINERD: &str = "NYDUS_CLUSTER_CONTAINERD";
+
+impl ContainerdVersion {
+    /// The one of series 2 that is chosen: `$NYDUS_CLUSTER_CONTAINERD` says `2.4` or `2.2`.
+    pub fn of_series_2() -> Result<Self> {
+        match env::var(CONTAINERD).as_deref() {
+            Err(_) | Ok("2.4") => Ok(Self::V2_4),
+            Ok("2.2") => Ok(Self::V2_2),
+            Ok(other) => bail!("{CONTAINERD}={other}: expected 2.2 or 2.4"),
+        }
+    }
 }
 
 impl fmt::Display for ContainerdVersion {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(match self {
             Self::V1_7 => "1.7",
+            Self::V2_2 => "2.2",
             Self::V2_4 => "2.4",
         })
     }

@@ -132,6 +132,12 @@ fn configuration(options: &ContainerdOptions, dir: &Path, socket: &Path) -> Resu
     let without_annotations = !options.annotations;
     // Layers are unpacked at the same time only where the snapshotter is said to be capable of it.
     let unpacks = if options.capabilities.contains(&"rebase") { 4 } else { 1 };
+    let (format, grpc, ttrpc) = match options.version {
+        ContainerdVersion::V2_4 => {
+            (4, "plugins.\"io.containerd.server.v1.grpc\"", "plugins.\"io.containerd.server.v1.ttrpc\"")
+        }
+        _ => (3, "grpc", "ttrpc"),
+    };
     let mut text = match options.version {
         ContainerdVersion::V1_7 => format!(
             r#"version = 2
@@ -170,8 +176,8 @@ disabled_plugins = [
         BinaryName = "{runc}"
 "#
         ),
-        ContainerdVersion::V2_4 => format!(
-            r#"version = 4
+        ContainerdVersion::V2_2 | ContainerdVersion::V2_4 => format!(
+            r#"version = {format}
 root = "{dir}/root"
 state = "{dir}/state"
 # Not needed here, and some complain on hosts that lack their kernel parts.
@@ -180,9 +186,9 @@ disabled_plugins = [
   "io.containerd.snapshotter.v1.blockfile", "io.containerd.snapshotter.v1.erofs", "io.containerd.differ.v1.erofs",
   "io.containerd.internal.v1.tracing", "io.containerd.nri.v1.nri",
 ]
-[plugins."io.containerd.server.v1.grpc"]
+[{grpc}]
   address = "{socket}"
-[plugins."io.containerd.server.v1.ttrpc"]
+[{ttrpc}]
   address = "{socket}.ttrpc"
 [plugins."io.containerd.internal.v1.opt"]
   path = "{dir}/opt"
@@ -220,7 +226,7 @@ disabled_plugins = [
             proxy.socket.display(),
             options.capabilities,
         );
-        if options.version == ContainerdVersion::V2_4 && options.annotations {
+        if options.version != ContainerdVersion::V1_7 && options.annotations {
             text += &format!(
                 "  [proxy_plugins.{}.exports]\n    enable_remote_snapshot_annotations = \"true\"\n",
                 proxy.name

@@ -166,7 +166,7 @@ impl Fixture {
         let [first, second] = &self.shared.nodes;
         let node = match self.containerd {
             ContainerdVersion::V1_7 => first,
-            ContainerdVersion::V2_4 => second,
+            ContainerdVersion::V2_2 | ContainerdVersion::V2_4 => second,
         };
         node.get(|| self.new_node("node", ""))
     }
@@ -206,7 +206,7 @@ fn missing(peers: &Peers) -> Result<()> {
     for program in ["buildkitd", "buildctl"] {
         peers.buildkit(program)?;
     }
-    for version in [ContainerdVersion::V1_7, ContainerdVersion::V2_4] {
+    for version in [ContainerdVersion::V1_7, ContainerdVersion::of_series_2()?] {
         for program in ["containerd", "containerd-shim-runc-v2", "ctr"] {
             peers.containerd(version, program)?;
         }
