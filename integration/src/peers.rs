@@ -142,6 +142,11 @@ impl Peers {
         self.built("containerd-2.4", "snapshots-suite")
     }
 
+    /// The CRI's own suites.
+    pub fn critest(&self) -> Result<PathBuf> {
+        self.built("cri-tools", "critest")
+    }
+
     /// A program of upstream's nydus: `nydusd` or `nydus-image`.
     pub fn nydus(&self, program: &str) -> Result<PathBuf> {
         self.built("nydus", program)

@@ -14,6 +14,7 @@ mod content_store;
 mod convert;
 mod corrupt_chunk;
 mod credentials;
+mod critest;
 mod ctr;
 mod dead_registry;
 mod expired_token;
@@ -158,6 +159,9 @@ const TESTS: &[(&str, Test)] = &[
     ("push_refused::a_connection_cut_within_a_blob_is_retried", push_refused::cut_is_retried),
 ];
 
+/// What takes long, and needs what `scripts/soak` alone builds: run if `E2E_LONG` is set.
+const LONG_TESTS: &[(&str, Test)] = &[("critest::image_and_container_suites_pass", critest::passes)];
+
 /// What is there from containerd 2 on.
 const TESTS_ON_2: &[(&str, Test)] = &[
     ("ctr::runs_an_image_that_containerd_is_asked_about", ctr::without_annotations),
@@ -200,8 +204,9 @@ fn main() -> ExitCode {
             return ExitCode::FAILURE;
         }
     };
-    let mut trials: Vec<Trial> =
-        TESTS.iter().map(|&(name, test)| trial_of(name, test, fixture.clone())).collect();
+    let long = if std::env::var_os("E2E_LONG").is_some() { LONG_TESTS } else { &[] };
+    let all = TESTS.iter().chain(long);
+    let mut trials: Vec<Trial> = all.map(|&(name, test)| trial_of(name, test, fixture.clone())).collect();
     let also = TESTS.iter().filter(|(name, _)| ALSO_ON_2.contains(name));
     let newest = if version == ContainerdVersion::V2_2 { &[] } else { TESTS_ON_2_4 };
     for (name, test) in also.chain(TESTS_ON_2).chain(newest) {
