@@ -17,7 +17,10 @@ use model::Lab;
 
 type Test = fn(&Lab) -> Result<()>;
 
-const TESTS: &[(&str, Test)] = &[("model::any_mix_of_images_reads_right", model::runs)];
+const TESTS: &[(&str, Test)] = &[
+    ("model::any_mix_of_images_reads_right", model::any),
+    ("model::a_power_cut_costs_no_byte", model::power_cuts),
+];
 
 fn main() -> ExitCode {
     let mut arguments = Arguments::from_args();

@@ -16,11 +16,14 @@ use super::daemon::Daemon;
 use super::image::{Home, Image};
 use super::lab::Lab;
 use super::operation::{Choice, Homes, Operation, Part, SLOW_LINE};
+use super::power_cut::Past;
 use super::tamper::{Lost, Tamper, blob_files};
 use super::world::World;
 
 /// Mounts at once: more than images that share a blob.
 const MOUNTS: usize = 12;
+/// Operations between two looks at what the cache's files hold: what a power cut may bring back.
+const NOTED_EVERY: usize = 4;
 /// Pause before what may still fail is tried again.
 const RETRY: Duration = Duration::from_millis(100);
 /// What anything may take that should come at once.
@@ -44,6 +47,10 @@ pub(super) struct Machine<'a> {
     idle: (Vec<String>, Vec<String>),
     /// Number of mounts so far: each gets an id of its own.
     count: usize,
+    /// Number of operations so far.
+    steps: usize,
+    /// What the cache's files held a few operations ago.
+    past: Past,
 }
 
 impl<'a> Machine<'a> {
@@ -53,7 +60,8 @@ impl<'a> Machine<'a> {
         wait::until_true("the daemon talks to its worker", SOON, talks)?;
         let idle = daemon.holds()?;
         let available = Availability::new(lab);
-        Ok(Self { world, daemon, mounts: Vec::new(), available, unwanted: BTreeSet::new(), idle, count: 0 })
+        let (mounts, unwanted, past) = (Vec::new(), BTreeSet::new(), Past::default());
+        Ok(Self { world, daemon, mounts, available, unwanted, idle, count: 0, steps: 0, past })
     }
 
     pub(super) fn log_tail(&self) -> String {
@@ -62,6 +70,10 @@ impl<'a> Machine<'a> {
 
     /// Does one thing; an error is a fault of the node. `false`: there was nothing to do it to.
     pub(super) fn step(&mut self, operation: &Operation) -> Result<bool> {
+        if self.steps.is_multiple_of(NOTED_EVERY) {
+            self.past.note(&self.daemon.cache())?;
+        }
+        self.steps += 1;
         let done = self.perform(operation)?;
         self.daemon.check()?;
         Ok(done)
@@ -286,7 +298,8 @@ impl<'a> Machine<'a> {
 
     fn restart(&mut self, kill: bool, tamper: Option<&Tamper>) -> Result<()> {
         self.daemon.end(kill)?;
-        let lost = tamper.map_or(Ok(Lost::Nothing), |tamper| tamper.apply(&self.daemon.cache()))?;
+        let lost =
+            tamper.map_or(Ok(Lost::Nothing), |tamper| tamper.apply(&self.daemon.cache(), &self.past))?;
         self.available.lose(&lost);
         self.daemon.restart()?;
         // Its clients ask for all that they need, as the snapshotter does.

@@ -8,7 +8,7 @@
 //! | variable | meaning |
 //! |---|---|
 //! | `NODE_MODEL_SEED` | this run alone |
-//! | `NODE_MODEL_SECONDS` | begin runs until so much time has passed; 40 unless said |
+//! | `NODE_MODEL_SECONDS` | begin runs until so much time has passed; 30 unless said, and 12 of power cuts |
 //! | `NODE_MODEL_FIRST_SEED` | the seed of the first run; 1 unless said, so that short runs are alike |
 //! | `NODE_MODEL_OPERATIONS` | operations of a run; 40 unless said |
 //! | `NODE_MODEL_KEEP` | numbers of operations, with commas: those alone are done |
@@ -22,6 +22,7 @@ mod lab;
 mod layers;
 mod machine;
 mod operation;
+mod power_cut;
 mod random;
 mod reading;
 mod tamper;
@@ -38,29 +39,39 @@ pub(crate) use lab::Lab;
 
 use daemon::Daemon;
 use machine::Machine;
-use operation::{DEADLINE, Operation};
+use operation::{DEADLINE, Mix, Operation};
 use random::Random;
 use world::World;
 
 /// How many attempts shrinking may take.
 const SHRINK_ATTEMPTS: usize = 60;
 
-/// Runs, one seed after the other.
-pub(crate) fn runs(lab: &Lab) -> Result<()> {
+/// Runs of everything that happens to a node.
+pub(crate) fn any(lab: &Lab) -> Result<()> {
+    runs(lab, Mix::Any, 30)
+}
+
+/// Runs in which the power is cut again and again.
+pub(crate) fn power_cuts(lab: &Lab) -> Result<()> {
+    runs(lab, Mix::PowerCuts, 12)
+}
+
+/// Runs, one seed after the other, for so many seconds unless somebody says otherwise.
+fn runs(lab: &Lab, mix: Mix, seconds: u64) -> Result<()> {
     let operations = setting("NODE_MODEL_OPERATIONS")?.unwrap_or(40);
     if let Some(seed) = setting("NODE_MODEL_SEED")? {
-        return run(lab, seed, operations);
+        return run(lab, mix, seed, operations);
     }
-    let time = Duration::from_secs(setting("NODE_MODEL_SECONDS")?.unwrap_or(40));
+    let time = Duration::from_secs(setting("NODE_MODEL_SECONDS")?.unwrap_or(seconds));
     let first: u64 = setting("NODE_MODEL_FIRST_SEED")?.unwrap_or(1);
     let started = Instant::now();
     let mut seed = first;
     while started.elapsed() < time {
-        run(lab, seed, operations)?;
+        run(lab, mix, seed, operations)?;
         seed += 1;
     }
     println!(
-        "model: {} runs of {operations} operations, seeds {first} to {}, in {:?}",
+        "model, {mix:?}: {} runs of {operations} operations, seeds {first} to {}, in {:?}",
         seed - first,
         seed - 1,
         started.elapsed()
@@ -75,9 +86,13 @@ fn setting<T: FromStr<Err: Display>>(name: &str) -> Result<Option<T>> {
     }
 }
 
-fn run(lab: &Lab, seed: u64, count: usize) -> Result<()> {
+fn run(lab: &Lab, mix: Mix, seed: u64, count: usize) -> Result<()> {
     let mut random = Random::new(seed);
-    let operations = Operation::list(&mut random, count);
+    let operations = Operation::list(&mut random, mix, count);
+    let test = match mix {
+        Mix::Any => "model::any_mix",
+        Mix::PowerCuts => "model::a_power_cut",
+    };
     let kept: Vec<usize> = match setting::<String>("NODE_MODEL_KEEP")? {
         None => (0..operations.len()).collect(),
         Some(list) => {
@@ -94,7 +109,7 @@ fn run(lab: &Lab, seed: u64, count: usize) -> Result<()> {
     let how = |kept: &[usize]| {
         let list: Vec<String> = kept.iter().map(ToString::to_string).collect();
         format!(
-            "NODE_MODEL_SEED={seed} NODE_MODEL_OPERATIONS={count} NODE_MODEL_KEEP={} cargo test -p integration --test node",
+            "NODE_MODEL_SEED={seed} NODE_MODEL_OPERATIONS={count} NODE_MODEL_KEEP={} cargo test -p integration --test node -- {test}",
             list.join(",")
         )
     };

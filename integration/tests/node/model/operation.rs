@@ -120,12 +120,35 @@ impl Part {
     }
 }
 
+/// What runs consist of.
+#[derive(Clone, Copy, Debug)]
+pub(super) enum Mix {
+    /// Everything.
+    Any,
+    /// Reads, and power cuts between them.
+    PowerCuts,
+}
+
 impl Operation {
     /// The operations of a run.
-    pub(super) fn list(random: &mut Random, count: usize) -> Vec<Self> {
+    pub(super) fn list(random: &mut Random, mix: Mix, count: usize) -> Vec<Self> {
         // Some mounts first: what follows is about several images.
-        let start = (0..4).map(|_| Self::mount(random)).collect::<Vec<_>>();
-        start.into_iter().chain((4..count.max(4)).map(|_| Self::random(random)).collect::<Vec<_>>()).collect()
+        let next = |number| match mix {
+            _ if number < 4 => Self::mount(random),
+            Mix::Any => Self::random(random),
+            Mix::PowerCuts => Self::around_power_cuts(random),
+        };
+        (0..count.max(4)).map(next).collect()
+    }
+
+    fn around_power_cuts(random: &mut Random) -> Self {
+        match random.within(0..100) {
+            0..22 => Self::Restart { kill: random.chance(70), tamper: Some(Tamper::power_cut(random)) },
+            22..40 => Self::Read { mount: random.next(), parts: Part::several(random, 5) },
+            40..60 => Self::ReadAll { mount: random.next(), cold: true },
+            60..66 => Self::Heal,
+            _ => Self::random(random),
+        }
     }
 
     fn mount(random: &mut Random) -> Self {

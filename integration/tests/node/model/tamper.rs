@@ -7,17 +7,15 @@ use std::path::{Path, PathBuf};
 use anyhow::{Context, Result};
 use fuse_daemon::control::BlobId;
 
+use super::power_cut::{self, Past};
 use super::random::Random;
 
 /// The suffixes of a blob's files.
-const DATA: &str = ".blob.data";
-const MAP: &str = ".chunk_map";
+pub(super) const DATA: &str = ".blob.data";
+pub(super) const MAP: &str = ".chunk_map";
 /// Where a map has the boot in which it was written, and how many bytes that are.
 const BOOT_OFFSET: u64 = 16;
 const BOOT_SIZE: usize = 16;
-/// Where a map's bits begin.
-const WORDS_OFFSET: u64 = 4096;
-const PAGE: u64 = 4096;
 
 #[derive(Clone, Debug)]
 pub(super) enum Tamper {
@@ -27,8 +25,8 @@ pub(super) enum Tamper {
     Delete { file: u64 },
     /// One of a blob's files, other than its data, is cut short or filled with something else.
     Spoil { file: u64, cut: bool },
-    /// The machine starts anew. With a power cut, pages that were not written are lost.
-    Reboot { lost_pages: u64, seed: u64 },
+    /// The machine starts anew, after a power cut if a seed says what that left.
+    Reboot { cut: Option<u64> },
 }
 
 /// Of which blobs nobody can say any more what the cache holds.
@@ -40,26 +38,30 @@ pub(super) enum Lost {
 
 impl Tamper {
     pub(super) fn random(random: &mut Random) -> Self {
-        match random.within(0..6) {
+        match random.within(0..7) {
             0 => Self::Shorten { blob: random.next(), thousandths: random.within(0..1000) },
             1 => Self::Delete { file: random.next() },
             2 => Self::Spoil { file: random.next(), cut: random.chance(50) },
-            3 => Self::Reboot { lost_pages: 0, seed: 0 },
-            _ => Self::Reboot { lost_pages: random.within(1..200), seed: random.next() },
+            3 => Self::Reboot { cut: None },
+            _ => Self::power_cut(random),
         }
     }
 
-    pub(super) fn apply(&self, cache: &Path) -> Result<Lost> {
+    pub(super) fn power_cut(random: &mut Random) -> Self {
+        Self::Reboot { cut: Some(random.next()) }
+    }
+
+    /// Does it; `past` is what the cache's files held some time ago.
+    pub(super) fn apply(&self, cache: &Path, past: &Past) -> Result<Lost> {
         let files = blob_files(cache)?;
         let of = |kind: &str| -> Vec<&(PathBuf, BlobId)> {
-            files.iter().filter(|(path, _)| path.to_string_lossy().ends_with(kind)).collect()
+            files.iter().filter(|(path, _)| is(path, kind)).collect()
         };
         let pick = |among: &[&(PathBuf, BlobId)], number: u64| {
             (!among.is_empty()).then(|| among[(number % among.len() as u64) as usize].clone())
         };
         let all: Vec<_> = files.iter().collect();
-        let others: Vec<_> =
-            all.iter().filter(|(path, _)| !path.to_string_lossy().ends_with(DATA)).copied().collect();
+        let others: Vec<_> = all.iter().filter(|(path, _)| !is(path, DATA)).copied().collect();
         Ok(match *self {
             Self::Shorten { blob, thousandths } => match pick(&of(DATA), blob) {
                 Some((path, id)) => {
@@ -87,38 +89,26 @@ impl Tamper {
                 }
                 None => Lost::Nothing,
             },
-            Self::Reboot { lost_pages, seed } => {
-                for (path, _) in of(MAP) {
+            Self::Reboot { cut: seed } => {
+                if let Some(seed) = seed {
+                    power_cut::leave(cache, past, &mut Random::new(seed))?;
+                }
+                for (path, _) in blob_files(cache)?.iter().filter(|(path, _)| is(path, MAP)) {
                     let map = File::options().write(true).open(path)?;
-                    map.write_all_at(&[0xb0; BOOT_SIZE], BOOT_OFFSET)?;
-                }
-                let data = of(DATA);
-                let mut random = Random::new(seed);
-                for _ in 0..lost_pages {
-                    let Some((path, _)) = pick(&data, random.next()) else { break };
-                    lose_page(&path, 0, &mut random)?;
-                }
-                // In any order: a map may be older than the data.
-                for (path, _) in of(MAP) {
-                    if lost_pages > 0 && random.chance(30) {
-                        lose_page(path, WORDS_OFFSET, &mut random)?;
+                    // An empty one stays that.
+                    if map.metadata()?.len() >= BOOT_OFFSET + BOOT_SIZE as u64 {
+                        map.write_all_at(&[0xb0; BOOT_SIZE], BOOT_OFFSET)?;
                     }
                 }
-                if lost_pages > 0 { Lost::Everything } else { Lost::Nothing }
+                if seed.is_some() { Lost::Everything } else { Lost::Nothing }
             }
         })
     }
 }
 
-/// A page from `start` on holds zeros, as one that was never written.
-fn lose_page(path: &Path, start: u64, random: &mut Random) -> Result<()> {
-    let file = File::options().write(true).open(path)?;
-    let length = file.metadata()?.len();
-    if length > start {
-        let page = start + random.within(0..(length - start).div_ceil(PAGE)) * PAGE;
-        file.write_all_at(&vec![0; PAGE.min(length - page) as usize], page)?;
-    }
-    Ok(())
+/// Whether a file is one of these of a blob.
+pub(super) fn is(path: &Path, kind: &str) -> bool {
+    path.to_string_lossy().ends_with(kind)
 }
 
 /// The files in a cache that belong to a blob, in order.
