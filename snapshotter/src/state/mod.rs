@@ -15,9 +15,13 @@ mod write;
 #[cfg(test)]
 mod tests;
 
+use std::fs::File;
+use std::io;
+use std::os::unix::fs::FileExt;
 use std::path::Path;
 use std::time::{Duration, Instant};
 
+use nix::fcntl::{Flock, FlockArg};
 use redb::{Builder, Database, DatabaseError, ReadableDatabase, TableDefinition};
 
 pub use record::Kind;
@@ -47,6 +51,9 @@ const VERSION: (&str, u64) = ("version", 1);
 /// One above the largest id ever given out.
 const NEXT_ID: &str = "next id";
 
+/// Bytes that a database begins with.
+const MAGIC_BYTES: usize = 9;
+
 /// How long another process may still hold the file …
 const PATIENCE: Duration = Duration::from_secs(3);
 /// … and how often that is looked at.
@@ -63,6 +70,7 @@ pub(crate) struct State {
 impl State {
     /// Opens the file, or makes it. Only one process at a time can; one that is ending gets a moment.
     pub(crate) fn open(path: &Path) -> Result<Self, Error> {
+        clear_unfinished(path).map_err(Error::io("examine", path))?;
         let late = Instant::now() + PATIENCE;
         let database = loop {
             match Builder::new().set_cache_size(CACHE_BYTES).create(path) {
@@ -72,6 +80,10 @@ impl State {
                 database => break database.during("open the file")?,
             }
         };
+        Self::of(database)
+    }
+
+    fn of(database: Database) -> Result<Self, Error> {
         let state = Self { database };
         state.prepare_tables()?;
         Ok(state)
@@ -109,6 +121,23 @@ impl State {
 
     fn read(&self) -> Result<redb::ReadTransaction, Error> {
         self.database.begin_read().during("begin to read")
+    }
+}
+
+/// Empties a file whose first making a power cut ended: the bytes that say what it is are written last, so nothing was ever
+/// answered out of it, and the database would be refused for ever.
+fn clear_unfinished(path: &Path) -> io::Result<()> {
+    let file = match File::options().read(true).write(true).open(path) {
+        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(()),
+        file => file?,
+    };
+    // Locked by whoever has it open, who may be making it.
+    let Ok(file) = Flock::lock(file, FlockArg::LockExclusiveNonblock) else { return Ok(()) };
+    let mut first = [0; MAGIC_BYTES];
+    match file.read_exact_at(&mut first, 0) {
+        Err(error) if error.kind() == io::ErrorKind::UnexpectedEof => file.set_len(0),
+        Ok(()) if first == [0; MAGIC_BYTES] => file.set_len(0),
+        result => result,
     }
 }
 

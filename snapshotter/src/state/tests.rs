@@ -1,6 +1,8 @@
 use super::*;
 use crate::error::Error;
 
+mod power_cut;
+
 fn state() -> (tempfile::TempDir, State) {
     let root = tempfile::tempdir().unwrap();
     let state = State::open(&root.path().join("snapshots.redb")).unwrap();
