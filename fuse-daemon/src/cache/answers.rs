@@ -3,21 +3,23 @@
 
 use std::collections::BTreeSet;
 use std::fs::File;
-use std::io::{self, Write};
+use std::io;
 use std::path::{Path, PathBuf};
 
-use super::{BlobId, Cache, CacheError, blob};
+use super::{BlobId, Cache, CacheError, disk};
 
 /// Sources of one blob that are remembered. Beyond, a mount asks again.
 const SOURCES_LIMIT: usize = 1024;
 
-/// The file of a blob, with one source a line, by its name; and what becomes it.
-fn paths(dir: &Path, id: BlobId) -> [PathBuf; 2] {
-    ["sources", "sources.new"].map(|what| dir.join(format!("{}.{what}", id.0)))
+/// The file of a blob, with one source a line, by its name.
+fn path(dir: &Path, id: BlobId) -> PathBuf {
+    dir.join(format!("{}.sources", id.0))
 }
 
 pub(super) fn delete(dir: &Path, id: BlobId) -> Result<(), CacheError> {
-    paths(dir, id).iter().try_for_each(|path| blob::remove_if_there(path).map(drop))
+    let path = path(dir, id);
+    let deleted = disk::remove(&path).and_then(|_| disk::remove(&disk::unfinished(&path)));
+    deleted.map(drop).map_err(CacheError::io("delete", &path))
 }
 
 impl Cache {
@@ -27,7 +29,7 @@ impl Cache {
     ///
     /// [`CacheError`]: the file that says it cannot be read.
     pub fn was_answered(&self, id: BlobId, sources: &[String]) -> Result<bool, CacheError> {
-        let [path, _] = paths(&self.inner.dir, id);
+        let path = path(&self.inner.dir, id);
         let known = read(&path)?;
         Ok(sources.iter().any(|source| known.contains(source)))
     }
@@ -42,7 +44,7 @@ impl Cache {
     pub fn remember_answer(&self, id: BlobId, source: &str) -> Result<Remembered, CacheError> {
         // Held, so that two answers do not write over each other, and nobody deletes the blob meanwhile.
         let blobs = self.inner.lock();
-        let [path, new] = paths(&self.inner.dir, id);
+        let path = path(&self.inner.dir, id);
         let mut known = read(&path)?;
         let is_new = !source.contains('\n') && known.len() < SOURCES_LIMIT && !known.contains(source);
         if !is_new || !blobs.is_leased(id) {
@@ -50,9 +52,8 @@ impl Cache {
         }
         known.insert(source.to_owned());
         let text: String = known.iter().map(|source| format!("{source}\n")).collect();
-        let mut file = File::create(&new).map_err(CacheError::io("create", &new))?;
-        file.write_all(text.as_bytes()).map_err(CacheError::io("write", &new))?;
-        std::fs::rename(&new, &path).map_err(CacheError::io("replace", &path))?;
+        let file = disk::replace(&path, |file| file.write_all(text.as_bytes()))
+            .map_err(CacheError::io("write", &path))?;
         Ok(Remembered(Some((file, path))))
     }
 }
@@ -68,7 +69,7 @@ impl Remembered {
     ///
     /// [`CacheError`]: the disk says no.
     pub fn sync(self) -> Result<(), CacheError> {
-        self.0.map_or(Ok(()), |(file, path)| file.sync_all().map_err(CacheError::io("write", &path)))
+        self.0.map_or(Ok(()), |(file, path)| disk::sync(&file).map_err(CacheError::io("write", &path)))
     }
 }
 
@@ -110,7 +111,8 @@ mod tests {
 
         let cache = Cache::open(dir.path(), FIRST_BOOT).unwrap();
         assert!(has(&cache, "registry:a"));
-        let [path, new] = paths(dir.path(), id);
+        let path = path(dir.path(), id);
+        let new = disk::unfinished(&path);
         std::fs::write(&path, "registry:a\nregistry:b").unwrap();
         assert!(has(&cache, "registry:a") && !has(&cache, "registry:b"));
         std::fs::write(&path, [0xff, b'\n']).unwrap();

@@ -3,23 +3,20 @@
 use std::fs::File;
 use std::io;
 use std::ops::Range;
-use std::os::unix::fs::{FileExt, MetadataExt};
-use std::path::{Path, PathBuf};
-use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering, fence};
+use std::os::unix::fs::FileExt;
+use std::path::PathBuf;
+use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering, fence};
 use std::sync::{Arc, Mutex, PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard, Weak};
 use std::time::SystemTime;
 
-use nix::unistd::{Whence, lseek};
 use rafs::blob::decode::verify;
 use rafs::blob::{Blob, Chunk, ChunkIndex};
 
 use super::description::{Admission, Described, Descriptions, Said, same_bytes};
+use super::files::{holes, paths, remove};
 use super::quota::Quota;
-use super::{CacheError, ChunkMap, ChunkState, Inner, answers, is_full, places};
+use super::{CacheError, ChunkMap, ChunkState, Inner, disk, is_full, places};
 use crate::control::BlobId;
-
-/// Unit of `st_blocks`, whatever the file system's own block size.
-const STAT_BLOCK_BYTES: u64 = 512;
 
 /// Tells the files of a blob from those that it had before it was removed, and from those that images have which
 /// contradict each other. Unique in a process.
@@ -37,9 +34,14 @@ pub struct CachedBlob {
     generation: Generation,
     data: File,
     data_path: PathBuf,
+    map_path: PathBuf,
     places_path: PathBuf,
     map: ChunkMap,
+    /// The map's file says more than is to be trusted: what took trust away could not be written.
+    is_lying: AtomicBool,
     known: RwLock<Descriptions>,
+    /// What is known is not on disk, or not all of it.
+    is_unsaved: AtomicBool,
     /// Bytes that the data file was given.
     length: AtomicU64,
     /// Held while it is found out whether somebody else has changed the data file.
@@ -55,7 +57,7 @@ pub struct CachedBlob {
 #[derive(Debug, thiserror::Error)]
 pub enum StoreError {
     /// Images say something else of the chunk by now.
-    #[error("the chunk is described otherwise by now")]
+    #[error("images describe the chunk differently now")]
     Outdated,
     /// The file cannot be written.
     #[error("cannot write the cache file")]
@@ -72,10 +74,10 @@ impl CachedBlob {
         let [data_path, map_path, places_path] = paths(&cache.dir, id, variant);
         if !data_path.exists() {
             // A map without its data would promise what is not there.
-            remove_if_there(&map_path)?;
+            remove(&map_path)?;
         }
-        let data = open_or_create(&data_path)?;
-        let map_file = open_or_create(&map_path)?;
+        let data = disk::open_or_create(&data_path).map_err(CacheError::io("open", &data_path))?;
+        let map_file = disk::open_or_create(&map_path).map_err(CacheError::io("open", &map_path))?;
         let map = ChunkMap::open(map_file, cache.boot).map_err(CacheError::io("load", &map_path))?;
         let known = places::load(&places_path).map_err(CacheError::io("read", &places_path))?;
         let (known, length) = match known {
@@ -87,9 +89,12 @@ impl CachedBlob {
             generation,
             data,
             data_path,
+            map_path,
             places_path,
             map,
+            is_lying: AtomicBool::new(false),
             known: RwLock::new(known),
+            is_unsaved: AtomicBool::new(false),
             length: AtomicU64::new(length.unwrap_or(0)),
             suspicion: Mutex::default(),
             leases: AtomicUsize::new(0),
@@ -97,8 +102,8 @@ impl CachedBlob {
             cache: Arc::downgrade(cache),
         };
         if length.is_none() {
-            // Nobody knows what its bits mean.
-            blob.doubt_all();
+            // Nobody knows what its bits mean. That is on disk before it is said there what they mean from now on.
+            blob.doubt_all().map_err(CacheError::io("write", &blob.map_path))?;
         } else {
             blob.look_over()?;
         }
@@ -113,7 +118,7 @@ impl CachedBlob {
         let known = self.known();
         for hole in holes(&self.data, self.length.load(Ordering::Acquire)) {
             for record in known.within(hole.clone()).filter(|record| self.is_ready(record.index)) {
-                self.doubt(record.index);
+                self.doubt(record.index).map_err(CacheError::io("write", &self.map_path))?;
                 lost += 1;
             }
         }
@@ -129,7 +134,7 @@ impl CachedBlob {
         if length >= size {
             return Ok(false);
         }
-        self.data.set_len(size).map_err(CacheError::io("extend", &self.data_path))?;
+        disk::set_len(&self.data, size).map_err(CacheError::io("extend", &self.data_path))?;
         self.length.store(size, Ordering::Release);
         Ok(true)
     }
@@ -147,24 +152,49 @@ impl CachedBlob {
             Ok(admission) => admission,
             Err(chunk) => return Ok(Some(chunk)),
         };
-        if let Admission::Displaced(chunks) = &admission {
+        let recorded = self.record(&known, &admission, size);
+        if recorded.is_err() {
+            // The image is not mounted, so what it says binds nobody.
+            known.release(said.iter().map(|(index, _)| *index));
+        }
+        recorded.map(|()| None)
+    }
+
+    /// Puts on disk what an image's words have changed. In this order, whatever of it fails: a chunk that is described
+    /// otherwise is doubted before the new description is there, and nobody stores one whose description is not.
+    fn record(&self, known: &Descriptions, admission: &Admission, size: u64) -> Result<(), CacheError> {
+        if !matches!(admission, Admission::Known) {
+            self.is_unsaved.store(true, Ordering::Release);
+        }
+        if let Admission::Displaced(chunks) = admission {
             let (blob, chunks_left) = (self.id, chunks.len());
             tracing::info!(%blob, chunks = chunks_left, "an image contradicts one that is gone: what was cached for that is verified before use");
-            // While nobody can store under the old description, and before the new one is on disk.
-            chunks.iter().for_each(|chunk| self.doubt(*chunk));
+            // All of them, for this process, even if one cannot be recorded.
+            let doubted = chunks.iter().map(|chunk| self.doubt(*chunk)).fold(Ok(()), Result::and);
+            doubted.map_err(CacheError::io("write", &self.map_path))?;
         }
+        self.retract().map_err(CacheError::io("write", &self.map_path))?;
         let grown = self.reserve(size.max(known.end()))?;
-        if grown || !matches!(admission, Admission::Known) {
-            match places::save(&self.places_path, &known, self.length.load(Ordering::Acquire)) {
-                Err(error) if is_full(&error) => {
-                    tracing::warn!(blob = %self.id, %error, "no room for what chunks are: the next daemon verifies them");
-                    // What is there does not say what bits mean that are set from now on.
-                    places::remove(&self.places_path).map_err(CacheError::io("delete", &self.places_path))?;
-                }
-                result => result.map_err(CacheError::io("write", &self.places_path))?,
+        if !grown && !self.is_unsaved.load(Ordering::Acquire) {
+            return Ok(());
+        }
+        self.is_unsaved.store(true, Ordering::Release);
+        match places::save(&self.places_path, known, self.length.load(Ordering::Acquire)) {
+            Err(error) if is_full(&error) => {
+                tracing::warn!(blob = %self.id, %error, "no room for what chunks are: the next daemon verifies them");
+                // What is there does not say what bits mean that are set from now on.
+                places::remove(&self.places_path).map_err(CacheError::io("delete", &self.places_path))
+            }
+            saved => {
+                self.is_unsaved.store(saved.is_err(), Ordering::Release);
+                saved.map_err(CacheError::io("write", &self.places_path))
             }
         }
-        Ok(None)
+    }
+
+    /// Nothing is stored from now on: the blob's files go, and what cannot be deleted of them is the next one's.
+    pub(super) fn retire(&self) {
+        *self.known_mut() = Descriptions::default();
     }
 
     /// What a mount's image said of these chunks does not count for it any longer.
@@ -260,7 +290,7 @@ impl CachedBlob {
         }
         // A file that somebody shortened would be made long again by the write, with holes where chunks were.
         self.restore_length()?;
-        self.data.write_all_at(bytes, chunk.uncompressed_offset)?;
+        disk::write_at(&self.data, bytes, chunk.uncompressed_offset)?;
         self.restore_length()?;
         self.quota.took(bytes.len() as u64);
         self.set_ready(index);
@@ -314,7 +344,9 @@ impl CachedBlob {
     }
 
     fn set_ready(&self, chunk: ChunkIndex) {
-        if let Err(error) = self.map.set_ready(chunk) {
+        let retracted = self.retract();
+        // For this process in any case.
+        if let Err(error) = retracted.and(self.map.set_ready(chunk)) {
             let (blob, chunk) = (self.id, chunk.0);
             tracing::warn!(%blob, chunk, %error, "cannot record a cached chunk; it will be fetched again one day");
         }
@@ -322,23 +354,36 @@ impl CachedBlob {
 
     /// Records that what the cache held of the chunk was wrong.
     pub fn discard(&self, chunk: ChunkIndex) {
-        if let Err(error) = self.map.clear(chunk) {
+        if let Err(error) = self.withdrawn(self.map.clear(chunk)) {
             let (blob, chunk) = (self.id, chunk.0);
             tracing::warn!(%blob, chunk, %error, "cannot record that a cached chunk is bad");
         }
     }
 
-    fn doubt(&self, chunk: ChunkIndex) {
-        if let Err(error) = self.map.doubt(chunk) {
-            let (blob, chunk) = (self.id, chunk.0);
-            tracing::warn!(%blob, chunk, %error, "cannot record that a cached chunk is to be verified");
-        }
+    fn doubt(&self, chunk: ChunkIndex) -> io::Result<()> {
+        self.withdrawn(self.map.doubt(chunk))
     }
 
-    fn doubt_all(&self) {
-        if let Err(error) = self.map.doubt_all() {
-            tracing::warn!(blob = %self.id, %error, "cannot record that cached chunks are to be verified");
+    fn doubt_all(&self) -> io::Result<()> {
+        self.withdrawn(self.map.doubt_all())
+    }
+
+    /// What takes trust away has to be on disk, or the next daemon serves what this one knows to be wrong: where it could not be
+    /// written, all of the map goes.
+    fn withdrawn(&self, recorded: io::Result<()>) -> io::Result<()> {
+        let Err(error) = recorded else { return Ok(()) };
+        tracing::warn!(blob = %self.id, %error, "cannot record that cached chunks are not trusted: the next daemon finds none");
+        self.is_lying.store(true, Ordering::Release);
+        self.retract()
+    }
+
+    /// Empties the map's file if that is due.
+    fn retract(&self) -> io::Result<()> {
+        if self.is_lying.load(Ordering::Acquire) {
+            self.map.forget()?;
+            self.is_lying.store(false, Ordering::Release);
         }
+        Ok(())
     }
 
     /// Where somebody else has shortened the data file: trusts none of its chunks, and gives it its length back.
@@ -352,8 +397,8 @@ impl CachedBlob {
         if found < expected {
             tracing::warn!(blob = %self.id, found, expected, "somebody shortened a cached blob: it is not trusted");
             // Doubted while reads beyond the end fail, before they find zeros there.
-            self.doubt_all();
-            self.data.set_len(expected)?;
+            self.doubt_all()?;
+            disk::set_len(&self.data, expected)?;
         }
         Ok(())
     }
@@ -364,81 +409,5 @@ impl CachedBlob {
 
     fn known_mut(&self) -> RwLockWriteGuard<'_, Descriptions> {
         self.known.write().unwrap_or_else(PoisonError::into_inner)
-    }
-}
-
-/// The parts of a file up to `length` that take no space, where the file system tells.
-fn holes(file: &File, length: u64) -> Vec<Range<u64>> {
-    let mut holes = Vec::new();
-    let mut at = 0;
-    while at < length {
-        let Ok(start) = i64::try_from(at) else { break };
-        let data = match lseek(file, start, Whence::SeekData) {
-            Ok(data) => data.unsigned_abs(),
-            // No data behind.
-            Err(nix::errno::Errno::ENXIO) => length,
-            Err(_) => break,
-        };
-        if data > at {
-            holes.push(at..data.min(length));
-        }
-        let Some(data) = i64::try_from(data).ok().filter(|_| data < length) else { break };
-        match lseek(file, data, Whence::SeekHole) {
-            Ok(hole) if hole > data => at = hole.unsigned_abs(),
-            _ => break,
-        }
-    }
-    holes
-}
-
-/// The data file of a blob, its chunk map, and what is known of its chunks.
-pub(super) fn paths(dir: &Path, id: BlobId, variant: Variant) -> [PathBuf; 3] {
-    let name = match variant {
-        Variant(0) => id.0.to_string(),
-        Variant(number) => format!("{}.{number}", id.0),
-    };
-    ["blob.data", "chunk_map", "places"].map(|what| dir.join(format!("{name}.{what}")))
-}
-
-/// The blob and variant that a file of the cache belongs to.
-pub(super) fn owner(file_name: &str) -> Option<(BlobId, Variant)> {
-    let (id, what) = file_name.split_once('.')?;
-    let number = what.split('.').next().and_then(|number| number.parse().ok());
-    Some((id.parse().ok()?, Variant(number.unwrap_or(0))))
-}
-
-/// Deletes a blob's files; whether there were any.
-pub(super) fn delete(dir: &Path, id: BlobId, variant: Variant) -> Result<bool, CacheError> {
-    let [data, map, places] = paths(dir, id, variant);
-    // The map first: data without a map is garbage, a map without data would be a lie.
-    let had_map = remove_if_there(&map)?;
-    let had_places = places.exists();
-    places::remove(&places).map_err(CacheError::io("delete", &places))?;
-    if variant == Variant(0) {
-        answers::delete(dir, id)?;
-    }
-    let had_data = remove_if_there(&data)?;
-    Ok(had_map || had_places || had_data)
-}
-
-/// Bytes on disk that a blob's files take.
-pub(super) fn usage(dir: &Path, id: BlobId, variant: Variant) -> u64 {
-    let bytes =
-        |path: &PathBuf| std::fs::metadata(path).map_or(0, |metadata| metadata.blocks() * STAT_BLOCK_BYTES);
-    paths(dir, id, variant).iter().map(bytes).sum()
-}
-
-fn open_or_create(path: &Path) -> Result<File, CacheError> {
-    let mut options = File::options();
-    options.read(true).write(true).create(true).truncate(false);
-    std::os::unix::fs::OpenOptionsExt::mode(&mut options, 0o600);
-    options.open(path).map_err(CacheError::io("open", path))
-}
-
-pub(super) fn remove_if_there(path: &Path) -> Result<bool, CacheError> {
-    match std::fs::remove_file(path) {
-        Ok(()) => Ok(true),
-        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(false),
-        Err(error) => Err(CacheError::io("delete", path)(error)),
     }
 }

@@ -22,7 +22,7 @@ use std::sync::{Mutex, OnceLock, PoisonError};
 use rafs::blob::ChunkIndex;
 
 use super::boot::BootId;
-use super::is_full;
+use super::{disk, is_full};
 
 /// The number of chunks that a blob may have.
 pub const CHUNK_LIMIT: u32 = rafs::layout::MAX_CHUNKS;
@@ -87,11 +87,11 @@ impl ChunkMap {
             header[..8] == *MAGIC && header[8..12] == VERSION.to_le_bytes()
         };
         if !known {
-            file.set_len(0)?;
-            file.set_len(WORDS_START)?;
-            return match file.write_all_at(&encode_header(boot), 0) {
+            disk::set_len(&file, 0)?;
+            disk::set_len(&file, WORDS_START)?;
+            return match disk::write_at(&file, &encode_header(boot), 0) {
                 // A map for this process then, and an empty file for the next.
-                Err(error) if is_full(&error) => file.set_len(0),
+                Err(error) if is_full(&error) => disk::set_len(&file, 0),
                 result => result,
             };
         }
@@ -107,11 +107,11 @@ impl ChunkMap {
                 self.load_word(number * (PAGE / WORD_SIZE) + index, bytes, same_boot);
             }
             if !same_boot {
-                file.write_all_at(&page, WORDS_START + (number * PAGE) as u64)?;
+                disk::write_at(&file, &page, WORDS_START + (number * PAGE) as u64)?;
             }
         }
         // The header last: until then the words, old or new, are read as claims.
-        if same_boot { Ok(()) } else { file.write_all_at(&encode_header(boot), 0) }
+        if same_boot { Ok(()) } else { disk::write_at(&file, &encode_header(boot), 0) }
     }
 
     /// Takes a word over from the file, and makes it one of this boot there.
@@ -206,12 +206,21 @@ impl ChunkMap {
         result
     }
 
+    /// Has the file say nothing, so that the next process finds an empty map; this one knows what it knew.
+    ///
+    /// # Errors
+    ///
+    /// The file cannot be changed.
+    pub(super) fn forget(&self) -> io::Result<()> {
+        disk::set_len(&self.file.lock().unwrap_or_else(PoisonError::into_inner), 0)
+    }
+
     fn change(&self, index: usize, change: impl FnOnce(&Word)) -> io::Result<()> {
         let file = self.file.lock().unwrap_or_else(PoisonError::into_inner);
         let word = self.word_or_new(index);
         change(word);
         let bytes = encode_word(word.ready.load(Ordering::Acquire), word.claimed.load(Ordering::Acquire));
-        file.write_all_at(&bytes, WORDS_START + (index * WORD_SIZE) as u64)
+        disk::write_at(&file, &bytes, WORDS_START + (index * WORD_SIZE) as u64)
     }
 
     fn word(&self, index: usize) -> Option<&Word> {

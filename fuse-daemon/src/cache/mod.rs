@@ -10,6 +10,8 @@ mod blob;
 mod boot;
 mod chunk_map;
 mod description;
+mod disk;
+mod files;
 mod lease;
 mod places;
 mod quota;
@@ -155,7 +157,7 @@ impl Cache {
         let inner = Inner { dir, boot, blobs: Mutex::default(), quota, _lock: lock };
         // What only images needed that contradicted others: with the daemon that had them mounted, it is of no use.
         for (id, variant) in inner.files()?.into_iter().filter(|(_, variant)| *variant != Variant(0)) {
-            blob::delete(&inner.dir, id, variant)?;
+            files::delete(&inner.dir, id, variant)?;
         }
         inner.load_pins()?;
         inner.count(&inner.lock());
@@ -361,14 +363,14 @@ impl Inner {
         let mut files = BTreeSet::new();
         for entry in std::fs::read_dir(dir).map_err(CacheError::io("list", dir))? {
             let name = entry.map_err(CacheError::io("list", dir))?.file_name();
-            files.extend(name.to_str().and_then(blob::owner));
+            files.extend(name.to_str().and_then(files::owner));
         }
         Ok(files)
     }
 
     fn usage(&self, blobs: &Blobs, id: BlobId) -> u64 {
         let others = blobs.variants(id).map(|(variant, _)| variant).filter(|variant| *variant != Variant(0));
-        others.chain([Variant(0)]).map(|variant| blob::usage(&self.dir, id, variant)).sum()
+        others.chain([Variant(0)]).map(|variant| files::usage(&self.dir, id, variant)).sum()
     }
 
     /// Deletes a blob that nobody has a lease of; whether there were files of it.
@@ -378,9 +380,11 @@ impl Inner {
     }
 
     fn delete_variant(&self, blobs: &mut Blobs, id: BlobId, variant: Variant) -> Result<bool, CacheError> {
-        // What still works on it ends with the deleted files; who opens it next gets new ones, of another generation.
-        blobs.open.remove(&(id, variant));
-        blob::delete(&self.dir, id, variant)
+        // What still works on it stores nothing any more; who opens it next gets new files, of another generation.
+        if let Some(blob) = blobs.open.remove(&(id, variant)).and_then(|blob| blob.upgrade()) {
+            blob.retire();
+        }
+        files::delete(&self.dir, id, variant)
     }
 
     /// A lease ends; `end` ends it.

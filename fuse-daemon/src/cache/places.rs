@@ -22,9 +22,8 @@
 //!
 //! Numbers are little-endian. The file is replaced as a whole, never changed.
 
-use std::fs::File;
-use std::io::{self, BufWriter, Write};
-use std::path::{Path, PathBuf};
+use std::io;
+use std::path::Path;
 use std::sync::Arc;
 
 use rafs::blob::{BatchMember, Blob, Chunk, ChunkIndex};
@@ -33,6 +32,7 @@ use rafs::digest::{Digest, DigestAlgorithm};
 
 use super::chunk_map::CHUNK_LIMIT;
 use super::description::{Descriptions, Record};
+use super::disk;
 
 const MAGIC: &[u8; 8] = b"NYDPLACE";
 const VERSION: u32 = 2;
@@ -48,18 +48,12 @@ const IN_BATCH: u32 = 2;
 ///
 /// The file cannot be written or replaced.
 pub(super) fn save(path: &Path, known: &Descriptions, length: u64) -> io::Result<()> {
-    let temporary = temporary(path);
-    let mut options = File::options();
-    options.write(true).create(true).truncate(true);
-    std::os::unix::fs::OpenOptionsExt::mode(&mut options, 0o600);
-    let mut file = BufWriter::new(options.open(&temporary)?);
-    file.write_all(&encode_header(known.coding.as_deref(), length))?;
-    for record in known.records() {
-        file.write_all(&encode(record))?;
-    }
+    disk::replace(path, |file| {
+        file.write_all(&encode_header(known.coding.as_deref(), length))?;
+        known.records().iter().try_for_each(|record| file.write_all(&encode(record)))
+    })?;
     // Not synced: after another boot nothing relies on it.
-    file.into_inner().map_err(io::IntoInnerError::into_error)?;
-    std::fs::rename(&temporary, path)
+    Ok(())
 }
 
 /// Deletes the file, if it is there.
@@ -68,18 +62,8 @@ pub(super) fn save(path: &Path, known: &Descriptions, length: u64) -> io::Result
 ///
 /// It cannot be deleted.
 pub(super) fn remove(path: &Path) -> io::Result<()> {
-    for path in [path, &temporary(path)] {
-        match std::fs::remove_file(path) {
-            Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
-            _ => {}
-        }
-    }
-    Ok(())
-}
-
-/// What the file is called until it is whole.
-fn temporary(path: &Path) -> PathBuf {
-    path.with_extension("places.new")
+    disk::remove(path)?;
+    disk::remove(&disk::unfinished(path)).map(drop)
 }
 
 /// What is known, all of it from images that are gone, and the length of the data file; `None` if the file is not there,
@@ -146,19 +130,7 @@ fn coding(chunk_size: u32, compressor: u32, digester: u32) -> Option<Blob> {
         1 => DigestAlgorithm::Sha256,
         _ => return None,
     };
-    Some(Blob {
-        id: None,
-        stored_size: 0,
-        compressed_size: 0,
-        uncompressed_size: 0,
-        chunk_size,
-        compressor,
-        digester,
-        features: 0,
-        meta: None,
-        toc: None,
-        chunks: Vec::new(),
-    })
+    Some(Blob::coding(chunk_size, compressor, digester))
 }
 
 fn encode(record: &Record) -> [u8; RECORD_SIZE] {

@@ -2,12 +2,11 @@
 //! pinned ones never go.
 
 use std::collections::BTreeSet;
-use std::path::Path;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::SystemTime;
 
-use super::blob::{self, Variant};
-use super::{BlobId, Blobs, CacheError, Inner};
+use super::blob::Variant;
+use super::{BlobId, Blobs, CacheError, Inner, disk, files};
 
 /// Where pinned blobs are named, one a line.
 const PINS: &str = "pins";
@@ -92,7 +91,7 @@ impl Inner {
 
     /// When the blob was used last: its data file is touched when the last lease ends.
     pub(super) fn last_used(&self, id: BlobId) -> SystemTime {
-        let [data, ..] = blob::paths(&self.dir, id, Variant(0));
+        let [data, ..] = files::paths(&self.dir, id, Variant(0));
         std::fs::metadata(data).and_then(|data| data.modified()).unwrap_or(SystemTime::UNIX_EPOCH)
     }
 
@@ -109,13 +108,9 @@ impl Inner {
     pub(super) fn save_pins(&self, blobs: &Blobs) -> Result<(), CacheError> {
         let pinned: BTreeSet<&BlobId> = blobs.pinned.iter().collect();
         let text: String = pinned.into_iter().map(|blob| format!("{blob}\n")).collect();
-        write_whole(&self.dir.join(PINS), &text)
+        let path = self.dir.join(PINS);
+        disk::replace(&path, |file| file.write_all(text.as_bytes()))
+            .map(drop)
+            .map_err(CacheError::io("write", &path))
     }
-}
-
-/// Replaces a file by one that is whole whatever happens.
-fn write_whole(path: &Path, text: &str) -> Result<(), CacheError> {
-    let temporary = path.with_extension("new");
-    std::fs::write(&temporary, text).map_err(CacheError::io("write", &temporary))?;
-    std::fs::rename(&temporary, path).map_err(CacheError::io("replace", path))
 }

@@ -1,3 +1,5 @@
+mod faults;
+
 use std::collections::HashMap;
 
 use proptest::prelude::*;
@@ -16,19 +18,7 @@ pub(super) fn blob_id(name: &str) -> BlobId {
 }
 
 pub(super) fn coding() -> Arc<Blob> {
-    Arc::new(Blob {
-        id: None,
-        stored_size: 0,
-        compressed_size: 0,
-        uncompressed_size: 0,
-        chunk_size: 4096,
-        compressor: Compressor::None,
-        digester: DigestAlgorithm::Blake3,
-        features: 0,
-        meta: None,
-        toc: None,
-        chunks: Vec::new(),
-    })
+    Arc::new(Blob::coding(4096, Compressor::None, DigestAlgorithm::Blake3))
 }
 
 /// Chunk `index` with a content that stands for its digest.
@@ -65,7 +55,7 @@ fn store(blob: &CachedBlob, index: u32, byte: u8) {
 }
 
 fn data_file(dir: &Path) -> std::path::PathBuf {
-    blob::paths(dir, blob_id("a"), Variant(0))[0].clone()
+    files::paths(dir, blob_id("a"), Variant(0))[0].clone()
 }
 
 #[test]
@@ -117,7 +107,7 @@ fn a_map_whose_data_is_gone_promises_nothing() {
 fn a_file_that_is_no_map_becomes_one() {
     let dir = tempfile::tempdir().unwrap();
     store(&open(dir.path(), FIRST_BOOT), 3, 1);
-    std::fs::write(&blob::paths(dir.path(), blob_id("a"), Variant(0))[1], vec![0xff; 5000]).unwrap();
+    std::fs::write(&files::paths(dir.path(), blob_id("a"), Variant(0))[1], vec![0xff; 5000]).unwrap();
     let blob = open(dir.path(), FIRST_BOOT);
     assert_eq!(blob.state(ChunkIndex(3)), ChunkState::Missing);
     store(&blob, 3, 1);
@@ -205,7 +195,7 @@ impl Small {
         let lease = self.lease(name);
         Self::store(&lease).unwrap();
         drop(lease);
-        let [data, ..] = blob::paths(self.dir.path(), blob_id(name), Variant(0));
+        let [data, ..] = files::paths(self.dir.path(), blob_id(name), Variant(0));
         let time = SystemTime::UNIX_EPOCH + std::time::Duration::from_secs(second);
         File::options().write(true).open(data).unwrap().set_modified(time).unwrap();
     }
@@ -286,7 +276,8 @@ fn work_in_progress_does_not_keep_a_blob_and_what_it_writes_is_not_seen_by_the_n
     assert_eq!(cache.remove(&[blob_id("a")]).unwrap().removed, [blob_id("a")]);
     let next = open_in(&cache);
     assert_ne!(late.generation(), next.generation());
-    store(&late, 0, 1);
+    let stored = late.store(ChunkIndex(0), &chunk(0, 0), &[1; 16]);
+    assert!(matches!(stored, Err(StoreError::Outdated)), "{stored:?}");
     assert_eq!(next.state(ChunkIndex(0)), ChunkState::Missing);
     assert_eq!(open_again(dir.path(), cache).state(ChunkIndex(0)), ChunkState::Missing);
 }
@@ -318,7 +309,7 @@ fn a_file_that_somebody_shortened_or_emptied_in_between_is_not_trusted() {
 #[test]
 fn bits_whose_meaning_is_lost_are_claims() {
     let dir = tempfile::tempdir().unwrap();
-    let places = blob::paths(dir.path(), blob_id("a"), Variant(0))[2].clone();
+    let places = files::paths(dir.path(), blob_id("a"), Variant(0))[2].clone();
     // As the version before wrote it, cut off, and gone.
     for broken in [Some(vec![7; 48 * 5]), Some(b"NYDPLACE".to_vec()), None] {
         store(&open(dir.path(), FIRST_BOOT), 3, 1);
@@ -429,7 +420,7 @@ mod images {
     /// Chunks of the honest blob: index and content.
     const HONEST: [(u32, u8); 6] = [(0, 10), (1, 11), (2, 12), (3, 13), (4, 14), (63, 15)];
 
-    fn image(number: usize) -> Vec<Said> {
+    pub(super) fn image(number: usize) -> Vec<Said> {
         let mut all = said(&HONEST);
         match number {
             // Honest: the base, an image on it that replaced files, and another one.
@@ -455,10 +446,10 @@ mod images {
         all
     }
 
-    const IMAGES: usize = 7;
+    pub(super) const IMAGES: usize = 7;
 
     #[derive(Clone, Debug)]
-    enum Step {
+    pub(super) enum Step {
         Mount(usize),
         Unmount(usize),
         /// A mount reads a chunk: what it does not find ready, or claimed and right, is fetched.
@@ -469,7 +460,7 @@ mod images {
         Remove,
     }
 
-    fn steps() -> impl Strategy<Value = Vec<Step>> {
+    pub(super) fn steps() -> impl Strategy<Value = Vec<Step>> {
         let any = 0..10usize;
         let step = prop_oneof![
             4 => (0..IMAGES).prop_map(Step::Mount),
@@ -483,12 +474,12 @@ mod images {
     }
 
     /// The content that a digest stands for.
-    fn content(chunk: &Chunk) -> Vec<u8> {
+    pub(super) fn content(chunk: &Chunk) -> Vec<u8> {
         vec![chunk.digest.0[0]; chunk.uncompressed_size as usize]
     }
 
     /// Reads as the front does; whatever is read has to be what the image says.
-    fn read(lease: &Lease, (index, chunk): &Said) {
+    pub(super) fn read(lease: &Lease, (index, chunk): &Said) {
         let blob = lease.blob();
         let described = blob.describe(*index).expect("a mounted image's chunks are described");
         assert_eq!(described.chunk, *chunk, "as the image describes them");
