@@ -7,6 +7,7 @@
 //! Keys are used as they come. containerd has the namespace inside them (`default/12/name`) and calls its garbage
 //! collection without a namespace, so they must not be kept apart by the header of a call.
 
+mod disk;
 mod read;
 mod record;
 mod sets;
@@ -15,14 +16,14 @@ mod write;
 #[cfg(test)]
 mod tests;
 
-use std::fs::File;
-use std::io;
-use std::os::unix::fs::FileExt;
 use std::path::Path;
+use std::sync::{PoisonError, RwLock};
 use std::time::{Duration, Instant};
 
-use nix::fcntl::{Flock, FlockArg};
-use redb::{Builder, Database, DatabaseError, ReadableDatabase, TableDefinition};
+use redb::{
+    Database, DatabaseError, ReadTransaction, ReadableDatabase, ReadableTable as _, TableDefinition,
+    TableError, WriteTransaction,
+};
 
 pub use record::Kind;
 pub(crate) use record::{Labels, MountedImage, Record, SnapshotId, Timestamp, Usage};
@@ -30,6 +31,7 @@ pub(crate) use sets::{ChainSource, LayerTree, LazyLayer};
 pub(crate) use write::{Commit, Creation, LabelUpdate};
 
 use crate::error::Error;
+use disk::{Failed, Opener};
 
 /// Key of a snapshot → its [`Record`] as JSON.
 const SNAPSHOTS: TableDefinition<'_, &str, &[u8]> = TableDefinition::new("snapshots");
@@ -51,102 +53,142 @@ const VERSION: (&str, u64) = ("version", 1);
 /// One above the largest id ever given out.
 const NEXT_ID: &str = "next id";
 
-/// Bytes that a database begins with.
-const MAGIC_BYTES: usize = 9;
-
 /// How long another process may still hold the file …
 const PATIENCE: Duration = Duration::from_secs(3);
 /// … and how often that is looked at.
 const RETRY: Duration = Duration::from_millis(20);
 
-/// What is cached of the file, which has some kilobytes for each image; the library's own limit is a gigabyte.
-const CACHE_BYTES: usize = 4 << 20;
-
 /// The snapshots' database. Its methods block on the disk.
 pub(crate) struct State {
+    opener: Opener,
+    /// `None` since it could not be opened again.
+    open: RwLock<Option<OpenDatabase>>,
+}
+
+struct OpenDatabase {
     database: Database,
+    failed: Failed,
 }
 
 impl State {
     /// Opens the file, or makes it. Only one process at a time can; one that is ending gets a moment.
     pub(crate) fn open(path: &Path) -> Result<Self, Error> {
-        clear_unfinished(path).map_err(Error::io("examine", path))?;
-        let late = Instant::now() + PATIENCE;
-        let database = loop {
-            match Builder::new().set_cache_size(CACHE_BYTES).create(path) {
-                Err(DatabaseError::DatabaseAlreadyOpen) if Instant::now() < late => {
-                    std::thread::sleep(RETRY);
-                }
-                database => break database.during("open the file")?,
+        Self::open_with(disk::opener(path))
+    }
+
+    fn open_with(opener: Opener) -> Result<Self, Error> {
+        let open = RwLock::new(Some(OpenDatabase::new(&opener)?));
+        Ok(Self { opener, open })
+    }
+
+    fn read(&self) -> Result<ReadTransaction, Error> {
+        self.begin(|database| database.begin_read().during("begin to read"))
+    }
+
+    fn write(&self, doing: &'static str) -> Result<WriteTransaction, Error> {
+        self.begin(|database| database.begin_write().during(doing))
+    }
+
+    /// Begins something with the database, which is opened again if the disk has failed it.
+    fn begin<T>(&self, begin: impl Fn(&Database) -> Result<T, Error>) -> Result<T, Error> {
+        let open = self.open.read().unwrap_or_else(PoisonError::into_inner);
+        if let Some(open) = open.as_ref().filter(|open| !open.failed.is_set()) {
+            return begin(&open.database);
+        }
+        drop(open);
+        let mut open = self.open.write().unwrap_or_else(PoisonError::into_inner);
+        let open = match open.take() {
+            // Somebody else has opened it meanwhile.
+            Some(again) if !again.failed.is_set() => open.insert(again),
+            failed => {
+                // Closed first, for it has the file locked.
+                drop(failed);
+                let again = OpenDatabase::new(&self.opener)?;
+                tracing::warn!("opened the snapshots' database again, after an error of its disk");
+                open.insert(again)
             }
         };
-        Self::of(database)
-    }
-
-    fn of(database: Database) -> Result<Self, Error> {
-        let state = Self { database };
-        state.prepare_tables()?;
-        Ok(state)
-    }
-
-    /// Makes missing tables, so that readers need not care, and checks the version.
-    fn prepare_tables(&self) -> Result<(), Error> {
-        let transaction = self.database.begin_write().during("prepare the tables")?;
-        transaction.open_table(SNAPSHOTS).during("prepare the tables")?;
-        transaction.open_table(CHILDREN).during("prepare the tables")?;
-        transaction.open_table(IMAGES).during("prepare the tables")?;
-        transaction.open_table(SETS).during("prepare the tables")?;
-        transaction.open_table(SET_CHAINS).during("prepare the tables")?;
-        transaction.open_table(LAZY_LAYERS).during("prepare the tables")?;
-        {
-            let mut numbers = transaction.open_table(NUMBERS).during("prepare the tables")?;
-            let (name, expected) = VERSION;
-            let found = {
-                use redb::ReadableTable as _;
-                numbers.get(name).during("read the version")?.map(|version| version.value())
-            };
-            match found {
-                None => drop(numbers.insert(name, expected).during("write the version")?),
-                Some(version) if version == expected => {}
-                Some(version) => {
-                    return Err(Error::Record {
-                        what: "the database's version".to_owned(),
-                        problem: format!("it is {version}, expected {expected}"),
-                    });
-                }
-            }
-        }
-        transaction.commit().during("prepare the tables")
-    }
-
-    fn read(&self) -> Result<redb::ReadTransaction, Error> {
-        self.database.begin_read().during("begin to read")
+        begin(&open.database)
     }
 }
 
-/// Empties a file whose first making a power cut ended: the bytes that say what it is are written last, so nothing was ever
-/// answered out of it, and the database would be refused for ever.
-fn clear_unfinished(path: &Path) -> io::Result<()> {
-    let file = match File::options().read(true).write(true).open(path) {
-        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(()),
-        file => file?,
-    };
-    // Locked by whoever has it open, who may be making it.
-    let Ok(file) = Flock::lock(file, FlockArg::LockExclusiveNonblock) else { return Ok(()) };
-    let mut first = [0; MAGIC_BYTES];
-    match file.read_exact_at(&mut first, 0) {
-        Err(error) if error.kind() == io::ErrorKind::UnexpectedEof => file.set_len(0),
-        Ok(()) if first == [0; MAGIC_BYTES] => file.set_len(0),
-        result => result,
+impl OpenDatabase {
+    fn new(opener: &Opener) -> Result<Self, Error> {
+        let late = Instant::now() + PATIENCE;
+        loop {
+            let failed = Failed::default();
+            match opener(failed.clone()) {
+                Err(DatabaseError::DatabaseAlreadyOpen) if Instant::now() < late => {
+                    std::thread::sleep(RETRY);
+                }
+                database => {
+                    let open = Self { database: database.during("open the file")?, failed };
+                    open.prepare_tables()?;
+                    return Ok(open);
+                }
+            }
+        }
+    }
+
+    /// Makes missing tables, so that readers need not care, and checks the version. Where nothing is missing nothing is
+    /// written: on a disk that is full, what there is can still be read.
+    fn prepare_tables(&self) -> Result<(), Error> {
+        let (name, expected) = VERSION;
+        if !self.has_tables()? {
+            let transaction = self.database.begin_write().during("prepare the tables")?;
+            transaction.open_table(SNAPSHOTS).during("prepare the tables")?;
+            transaction.open_table(CHILDREN).during("prepare the tables")?;
+            transaction.open_table(IMAGES).during("prepare the tables")?;
+            transaction.open_table(SETS).during("prepare the tables")?;
+            transaction.open_table(SET_CHAINS).during("prepare the tables")?;
+            transaction.open_table(LAZY_LAYERS).during("prepare the tables")?;
+            {
+                let mut numbers = transaction.open_table(NUMBERS).during("prepare the tables")?;
+                if numbers.get(name).during("read the version")?.is_none() {
+                    numbers.insert(name, expected).during("write the version")?;
+                }
+            }
+            transaction.commit().during("prepare the tables")?;
+        }
+        let transaction = self.database.begin_read().during("begin to read")?;
+        let numbers = transaction.open_table(NUMBERS).during("read the version")?;
+        let found = numbers.get(name).during("read the version")?.map_or(0, |version| version.value());
+        if found == expected {
+            return Ok(());
+        }
+        Err(Error::Record {
+            what: "the database's version".to_owned(),
+            problem: format!("it is {found}, expected {expected}"),
+        })
+    }
+
+    fn has_tables(&self) -> Result<bool, Error> {
+        let transaction = self.database.begin_read().during("begin to read")?;
+        let tables = [
+            transaction.open_table(SNAPSHOTS).map(drop),
+            transaction.open_table(CHILDREN).map(drop),
+            transaction.open_table(IMAGES).map(drop),
+            transaction.open_table(SETS).map(drop),
+            transaction.open_table(SET_CHAINS).map(drop),
+            transaction.open_table(LAZY_LAYERS).map(drop),
+            transaction.open_table(NUMBERS).map(drop),
+        ];
+        for table in tables {
+            match table {
+                Err(TableError::TableDoesNotExist(_)) => return Ok(false),
+                table => table.during("look for the tables")?,
+            }
+        }
+        Ok(true)
     }
 }
 
 /// Says what was being done when the database failed.
-trait During<T> {
+trait FailedAction<T> {
     fn during(self, doing: &'static str) -> Result<T, Error>;
 }
 
-impl<T, E: Into<redb::Error>> During<T> for Result<T, E> {
+impl<T, E: Into<redb::Error>> FailedAction<T> for Result<T, E> {
     fn during(self, doing: &'static str) -> Result<T, Error> {
         self.map_err(|error| Error::State { doing, source: Box::new(error.into()) })
     }

@@ -4,7 +4,7 @@ use std::collections::BTreeSet;
 
 use redb::{ReadTransaction, ReadableTable, ReadableTableMetadata as _};
 
-use super::{During, IMAGES, MountedImage, NEXT_ID, NUMBERS, Record, SNAPSHOTS, SnapshotId, State};
+use super::{FailedAction, IMAGES, MountedImage, NEXT_ID, NUMBERS, Record, SNAPSHOTS, SnapshotId, State};
 use crate::error::Error;
 
 impl State {

@@ -11,7 +11,7 @@ use redb::{ReadTransaction, ReadableTable, Table};
 use registry::digest::{Digest, sha256};
 use serde::{Deserialize, Serialize};
 
-use super::{During, LAZY_LAYERS, NUMBERS, SET_CHAINS, SETS, SnapshotId, State};
+use super::{FailedAction, LAZY_LAYERS, NUMBERS, SET_CHAINS, SETS, SnapshotId, State};
 use crate::control::{ImageSet, MergedBootstrap, SetBlob, SetChain, SetImage, SetStatus, TreePlace};
 use crate::error::Error;
 
@@ -96,7 +96,7 @@ impl State {
     /// before is the one put last from now on, unless it is as it was.
     pub(crate) fn put_set(&self, set: &ImageSet) -> Result<bool, Error> {
         let content = sha256(&encode(&set.name, set)?);
-        let transaction = self.database.begin_write().during("store an image set")?;
+        let transaction = self.write("store an image set")?;
         {
             let mut sets = transaction.open_table(SETS).during("store an image set")?;
             let mut chains = transaction.open_table(SET_CHAINS).during("store an image set")?;
@@ -126,7 +126,7 @@ impl State {
 
     /// Forgets a set; whether there was one of that name. Layers that were taken from it stay as they are.
     pub(crate) fn remove_set(&self, name: &str) -> Result<bool, Error> {
-        let transaction = self.database.begin_write().during("forget an image set")?;
+        let transaction = self.write("forget an image set")?;
         {
             let mut sets = transaction.open_table(SETS).during("forget an image set")?;
             let mut chains = transaction.open_table(SET_CHAINS).during("forget an image set")?;

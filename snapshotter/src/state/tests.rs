@@ -1,3 +1,5 @@
+mod faults;
+
 use super::*;
 use crate::error::Error;
 
@@ -140,7 +142,7 @@ fn a_second_process_cannot_open_it() {
 #[test]
 fn a_file_of_another_version_is_refused() {
     let (root, state) = state();
-    let transaction = state.database.begin_write().unwrap();
+    let transaction = state.write("put another version").unwrap();
     transaction.open_table(NUMBERS).unwrap().insert("version", 7).unwrap();
     transaction.commit().unwrap();
     drop(state);

@@ -5,8 +5,8 @@ use redb::{ReadableTable, Table};
 use super::read::lookup;
 use super::sets::insert_lazy_layer;
 use super::{
-    CHILDREN, During, IMAGES, Kind, LAZY_LAYERS, Labels, LazyLayer, MountedImage, NEXT_ID, NUMBERS, Record,
-    SNAPSHOTS, SnapshotId, State, Timestamp, Usage,
+    CHILDREN, FailedAction, IMAGES, Kind, LAZY_LAYERS, Labels, LazyLayer, MountedImage, NEXT_ID, NUMBERS,
+    Record, SNAPSHOTS, SnapshotId, State, Timestamp, Usage,
 };
 use crate::error::Error;
 
@@ -53,7 +53,7 @@ impl State {
 
     fn create_from(&self, creation: Creation, layer: Option<&LazyLayer>) -> Result<Record, Error> {
         let Creation { id, kind, key, parent, labels } = creation;
-        let transaction = self.database.begin_write().during("create a snapshot")?;
+        let transaction = self.write("create a snapshot")?;
         let record = {
             let mut snapshots = transaction.open_table(SNAPSHOTS).during("create a snapshot")?;
             let mut children = transaction.open_table(CHILDREN).during("create a snapshot")?;
@@ -84,7 +84,7 @@ impl State {
 
     /// Has a data layer that is there already be one of an image set.
     pub(crate) fn make_lazy(&self, key: &str, layer: &LazyLayer) -> Result<(), Error> {
-        let transaction = self.database.begin_write().during("store a layer of an image set")?;
+        let transaction = self.write("store a layer of an image set")?;
         {
             let mut snapshots = transaction.open_table(SNAPSHOTS).during("store a layer of an image set")?;
             let mut layers = transaction.open_table(LAZY_LAYERS).during("store a layer of an image set")?;
@@ -100,7 +100,7 @@ impl State {
     /// that was made without a parent may get one now.
     pub(crate) fn commit(&self, key: &str, commit: Commit<'_>) -> Result<(), Error> {
         let Commit { name, parent, labels, usage } = commit;
-        let transaction = self.database.begin_write().during("commit a snapshot")?;
+        let transaction = self.write("commit a snapshot")?;
         {
             let mut snapshots = transaction.open_table(SNAPSHOTS).during("commit a snapshot")?;
             let mut children = transaction.open_table(CHILDREN).during("commit a snapshot")?;
@@ -128,7 +128,7 @@ impl State {
 
     /// Removes a snapshot without children.
     pub(crate) fn remove(&self, key: &str) -> Result<Record, Error> {
-        let transaction = self.database.begin_write().during("remove a snapshot")?;
+        let transaction = self.write("remove a snapshot")?;
         let record = {
             let mut snapshots = transaction.open_table(SNAPSHOTS).during("remove a snapshot")?;
             let mut children = transaction.open_table(CHILDREN).during("remove a snapshot")?;
@@ -154,7 +154,7 @@ impl State {
 
     /// Changes labels.
     pub(crate) fn update(&self, key: &str, update: LabelUpdate) -> Result<Record, Error> {
-        let transaction = self.database.begin_write().during("update a snapshot")?;
+        let transaction = self.write("update a snapshot")?;
         let record = {
             let mut snapshots = transaction.open_table(SNAPSHOTS).during("update a snapshot")?;
             let mut record =
@@ -185,7 +185,7 @@ impl State {
             what: format!("mounted image {id}"),
             problem: error.to_string(),
         })?;
-        let transaction = self.database.begin_write().during("remember an image")?;
+        let transaction = self.write("remember an image")?;
         {
             let mut images = transaction.open_table(IMAGES).during("remember an image")?;
             images.insert(id.0, value.as_slice()).during("remember an image")?;
@@ -195,7 +195,7 @@ impl State {
 
     /// Forgets images.
     pub(crate) fn forget_images(&self, ids: &[SnapshotId]) -> Result<(), Error> {
-        let transaction = self.database.begin_write().during("forget images")?;
+        let transaction = self.write("forget images")?;
         {
             let mut images = transaction.open_table(IMAGES).during("forget images")?;
             for id in ids {

@@ -120,11 +120,24 @@ impl StorageBackend for Disk {
     }
 }
 
-/// Layers are unpacked and containers come and go, until the power is cut: what of that was answered by then, and the disk.
-fn until_the_cut(writes: u64, seed: u64) -> Option<(BTreeSet<String>, BTreeSet<String>, Vec<u8>)> {
+/// What is left after a power cut.
+struct Left {
+    /// Keys that were answered to be there by then, and to be gone.
+    there: BTreeSet<String>,
+    gone: BTreeSet<String>,
+    /// Whether the file had its name, which it gets when it is a database.
+    is_made: bool,
+    content: Vec<u8>,
+}
+
+/// Layers are unpacked and containers come and go, until the power is cut.
+fn until_the_cut(writes: u64, seed: u64) -> Option<Left> {
     let disk = Disk::default();
     disk.cut_after(writes, seed);
-    let state = State::of(Builder::new().create_with_backend(disk.clone()).unwrap()).unwrap();
+    drop(disk::database(disk.clone(), Failed::default()).unwrap());
+    let is_made = disk.lock().after.is_none();
+    let file = disk.clone();
+    let state = State::open_with(Box::new(move |failed| disk::database(file.clone(), failed))).unwrap();
     let (mut there, mut gone) = (BTreeSet::new(), BTreeSet::new());
     for number in 1..20_u64 {
         let (key, name) = (format!("{number}-a"), format!("{number}"));
@@ -149,7 +162,7 @@ fn until_the_cut(writes: u64, seed: u64) -> Option<(BTreeSet<String>, BTreeSet<S
         gone.insert(container);
     }
     let after = disk.lock().after.take();
-    after.map(|after| (there, gone, after))
+    after.map(|content| Left { there, gone, is_made, content })
 }
 
 #[test]
@@ -157,9 +170,11 @@ fn what_was_answered_before_a_power_cut_is_there_after_it() {
     let (root, mut cuts) = (tempfile::tempdir().unwrap(), 0);
     let path = root.path().join("snapshots.redb");
     for seed in 0..CUTS {
-        let Some((there, gone, after)) = until_the_cut(seed * 37 % 601, seed) else { continue };
+        let left = until_the_cut(seed * 37 % 601, seed);
+        let Some(Left { there, gone, is_made, content }) = left else { continue };
         cuts += 1;
-        std::fs::write(&path, after).unwrap();
+        let _ = std::fs::remove_file(&path);
+        std::fs::write(if is_made { path.clone() } else { path.with_extension("new") }, content).unwrap();
         let state = State::open(&path).unwrap();
         let found: BTreeSet<String> = {
             let mut found = BTreeSet::new();
