@@ -1,7 +1,9 @@
 //! Buffers that threads take for a moment, so that reads allocate nothing: as many as are in use at once, and none once
 //! nobody reads. A buffer for each thread would stay for as long as that, which is as long as its mount.
 
-use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::sync::PoisonError;
+
+use crate::sync::{Mutex, MutexGuard};
 
 /// Larger buffers are given back after use: the kernel's largest read of 1 MiB fits.
 const KEPT_BYTES: usize = 1 << 20;

@@ -22,10 +22,13 @@ pub mod front;
 pub mod fs;
 mod fuse;
 mod metrics;
+#[cfg(all(test, feature = "model"))]
+mod model;
 pub mod mounts;
 mod pool;
 pub mod prefetch;
 pub mod process;
+mod sync;
 mod sys;
 mod upgrade;
 pub mod worker;

@@ -5,10 +5,11 @@
 mod tests;
 
 use std::collections::VecDeque;
-use std::sync::{Arc, Condvar, Mutex, PoisonError};
-use std::thread::JoinHandle;
+use std::sync::{Arc, PoisonError};
 
 use crate::front::ChunkKey;
+use crate::sync::thread::{self, JoinHandle};
+use crate::sync::{self, Condvar, Mutex};
 
 /// Work on some chunks.
 pub(crate) struct Job {
@@ -63,7 +64,7 @@ impl Pool {
         let mut pool = Self { shared, threads: Vec::new() };
         for index in 0..threads {
             let shared = Arc::clone(&pool.shared);
-            let thread = std::thread::Builder::new().name(format!("{name}-{index}"));
+            let thread = sync::named(format!("{name}-{index}"));
             pool.threads.push(thread.spawn(move || shared.run())?);
         }
         Ok(pool)
@@ -99,7 +100,7 @@ impl Drop for Pool {
         // Jobs may hold what leads back here: dropped without the lock.
         drop((demanded, ahead));
         self.shared.filled.notify_all();
-        let this = std::thread::current().id();
+        let this = thread::current().id();
         // The last owner may be one of the threads, in the job that it just ran.
         self.threads.drain(..).filter(|thread| thread.thread().id() != this).for_each(|thread| {
             let _ = thread.join();

@@ -5,8 +5,7 @@ use std::io;
 use std::ops::Range;
 use std::os::unix::fs::FileExt;
 use std::path::PathBuf;
-use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering, fence};
-use std::sync::{Arc, Mutex, PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard, Weak};
+use std::sync::{Arc, PoisonError, Weak};
 use std::time::SystemTime;
 
 use rafs::blob::decode::verify;
@@ -17,6 +16,8 @@ use super::files::{holes, paths, remove};
 use super::quota::Quota;
 use super::{CacheError, ChunkMap, ChunkState, Inner, disk, is_full, places};
 use crate::control::BlobId;
+use crate::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering, fence};
+use crate::sync::{Mutex, RwLock, RwLockReadGuard, RwLockWriteGuard, SharedFile};
 
 /// Tells the files of a blob from those that it had before it was removed, and from those that images have which
 /// contradict each other. Unique in a process.
@@ -32,7 +33,7 @@ pub(super) struct Variant(pub(super) u32);
 pub struct CachedBlob {
     id: BlobId,
     generation: Generation,
-    data: File,
+    data: SharedFile,
     data_path: PathBuf,
     map_path: PathBuf,
     places_path: PathBuf,
@@ -87,7 +88,7 @@ impl CachedBlob {
         let blob = Self {
             id,
             generation,
-            data,
+            data: SharedFile::new(data),
             data_path,
             map_path,
             places_path,
@@ -116,7 +117,7 @@ impl CachedBlob {
         self.restore_length().map_err(examine)?;
         let mut lost = 0;
         let known = self.known();
-        for hole in holes(&self.data, self.length.load(Ordering::Acquire)) {
+        for hole in holes(self.data.once(), self.length.load(Ordering::Acquire)) {
             for record in known.within(hole.clone()).filter(|record| self.is_ready(record.index)) {
                 self.doubt(record.index).map_err(CacheError::io("write", &self.map_path))?;
                 lost += 1;
@@ -134,7 +135,7 @@ impl CachedBlob {
         if length >= size {
             return Ok(false);
         }
-        disk::set_len(&self.data, size).map_err(CacheError::io("extend", &self.data_path))?;
+        disk::set_len(self.data.once(), size).map_err(CacheError::io("extend", &self.data_path))?;
         self.length.store(size, Ordering::Release);
         Ok(true)
     }
@@ -251,7 +252,7 @@ impl CachedBlob {
         if !self.is_ready(chunk) {
             return Ok(false);
         }
-        match self.data.read_exact_at(buffer, offset) {
+        match self.data.once().read_exact_at(buffer, offset) {
             Ok(()) => {
                 // What is read must not be older than what the second look sees.
                 fence(Ordering::SeqCst);
@@ -273,7 +274,7 @@ impl CachedBlob {
     /// The file cannot be read, or is shorter.
     pub fn claimed(&self, chunk: &Chunk) -> io::Result<Vec<u8>> {
         let mut content = vec![0; chunk.uncompressed_size as usize];
-        self.data.read_exact_at(&mut content, chunk.uncompressed_offset)?;
+        self.data.once().read_exact_at(&mut content, chunk.uncompressed_offset)?;
         Ok(content)
     }
 
@@ -290,7 +291,7 @@ impl CachedBlob {
         }
         // A file that somebody shortened would be made long again by the write, with holes where chunks were.
         self.restore_length()?;
-        disk::write_at(&self.data, bytes, chunk.uncompressed_offset)?;
+        disk::write_at(self.data.once(), bytes, chunk.uncompressed_offset)?;
         self.restore_length()?;
         self.quota.took(bytes.len() as u64);
         self.set_ready(index);
@@ -310,7 +311,7 @@ impl CachedBlob {
 
     /// Notes that the blob was just used, for who makes room.
     pub(super) fn touch(&self) {
-        if let Err(error) = self.data.set_modified(SystemTime::now()) {
+        if let Err(error) = self.data.once().set_modified(SystemTime::now()) {
             tracing::debug!(blob = %self.id, %error, "cannot note the time of a blob's last use");
         }
     }
@@ -389,16 +390,16 @@ impl CachedBlob {
     /// Where somebody else has shortened the data file: trusts none of its chunks, and gives it its length back.
     fn restore_length(&self) -> io::Result<()> {
         let expected = self.length.load(Ordering::Acquire);
-        if self.data.metadata()?.len() >= expected {
+        if self.data.once().metadata()?.len() >= expected {
             return Ok(());
         }
         let _alone = self.suspicion.lock().unwrap_or_else(PoisonError::into_inner);
-        let found = self.data.metadata()?.len();
+        let found = self.data.once().metadata()?.len();
         if found < expected {
             tracing::warn!(blob = %self.id, found, expected, "somebody shortened a cached blob: it is not trusted");
             // Doubted while reads beyond the end fail, before they find zeros there.
             self.doubt_all()?;
-            disk::set_len(&self.data, expected)?;
+            disk::set_len(self.data.once(), expected)?;
         }
         Ok(())
     }

@@ -16,13 +16,14 @@
 use std::fs::File;
 use std::io;
 use std::os::unix::fs::FileExt;
-use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::{Mutex, OnceLock, PoisonError};
+use std::sync::{OnceLock, PoisonError};
 
 use rafs::blob::ChunkIndex;
 
 use super::boot::BootId;
 use super::{disk, is_full};
+use crate::sync::atomic::{AtomicU64, Ordering};
+use crate::sync::{self, Mutex};
 
 /// The number of chunks that a blob may have.
 pub const CHUNK_LIMIT: u32 = rafs::layout::MAX_CHUNKS;
@@ -39,7 +40,7 @@ static ZEROS: [u8; PAGE] = [0; PAGE];
 
 /// Words of a segment, so 65,536 chunks: segments are allocated when a chunk of theirs comes, 1 MiB-chunk blobs
 /// up to 64 GiB have one.
-const SEGMENT_WORDS: usize = 1024;
+const SEGMENT_WORDS: usize = if sync::IS_MODEL { 4 } else { 1024 };
 const SEGMENTS: usize = CHUNK_LIMIT as usize / 64 / SEGMENT_WORDS;
 
 /// What the cache holds of a chunk.

@@ -22,7 +22,7 @@ use std::collections::{BTreeMap, BTreeSet, HashSet};
 use std::fs::File;
 use std::io;
 use std::path::{Path, PathBuf};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
+use std::sync::{Arc, PoisonError, Weak};
 use std::time::SystemTime;
 
 use nix::fcntl::{Flock, FlockArg};
@@ -37,6 +37,7 @@ pub use description::{CHUNK_BYTES_LIMIT, Described, Said};
 pub use lease::Lease;
 
 use crate::control::{BadChunks, BlobId, CachedStatus, Kept, Removed, Verified};
+use crate::sync::{Mutex, MutexGuard};
 use quota::Quota;
 
 /// Why the cache cannot be used.

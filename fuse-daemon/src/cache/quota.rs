@@ -2,11 +2,11 @@
 //! pinned ones never go.
 
 use std::collections::BTreeSet;
-use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::SystemTime;
 
 use super::blob::Variant;
 use super::{BlobId, Blobs, CacheError, Inner, disk, files};
+use crate::sync::atomic::{AtomicU64, Ordering};
 
 /// Where pinned blobs are named, one a line.
 const PINS: &str = "pins";

@@ -1,6 +1,5 @@
 //! What becomes of a chunk that was ordered: verified and kept, ordered again, or given up.
 
-use std::sync::atomic::Ordering;
 use std::sync::{Arc, Weak};
 use std::time::Instant;
 
@@ -16,6 +15,7 @@ use crate::cache::{CachedBlob, Described, StoreError, is_full};
 use crate::describe;
 use crate::metrics::Chunk as Outcome;
 use crate::pool::Job;
+use crate::sync::atomic::Ordering;
 
 /// How often a chunk is ordered again that was lost.
 const LOSSES_LIMIT: u32 = 3;

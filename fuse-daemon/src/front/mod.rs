@@ -30,8 +30,7 @@ mod tests;
 mod wait;
 
 use std::ops::Range;
-use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
+use std::sync::{Arc, PoisonError, Weak};
 use std::time::{Duration, Instant};
 
 use rafs::blob::ChunkIndex;
@@ -47,6 +46,8 @@ use crate::cache::{CachedBlob, ChunkState};
 use crate::control::BlobId;
 use crate::metrics::Counters;
 use crate::pool::Pool;
+use crate::sync::atomic::{AtomicBool, Ordering};
+use crate::sync::{Mutex, MutexGuard};
 use ahead::{Further, Streams};
 use deadline::Deadlines;
 use flight::{Flight, Flights};

@@ -1,7 +1,6 @@
 //! Somebody who waits for chunks.
 
-use std::sync::atomic::{AtomicUsize, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, PoisonError};
 use std::time::Instant;
 
 use rafs::blob::ChunkIndex;
@@ -9,6 +8,8 @@ use rafs::blob::ChunkIndex;
 use super::message::ChunkKey;
 use super::read::ReadError;
 use crate::cache::CachedBlob;
+use crate::sync::atomic::{AtomicUsize, Ordering};
+use crate::sync::{Mutex, MutexGuard};
 
 /// A chunk that is wanted in the cache.
 #[derive(Clone, Debug)]
