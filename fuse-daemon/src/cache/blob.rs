@@ -1,6 +1,5 @@
 //! One cached blob: its data file, its chunk map, and what is known of its chunks.
 
-use std::fs::File;
 use std::io;
 use std::ops::Range;
 use std::os::unix::fs::FileExt;

@@ -31,6 +31,7 @@ pub(super) fn opener(path: &Path) -> Opener {
             let file = options.clone().create(true).truncate(true).open(&new)?;
             drop(database(FileBackend::new(file)?, Failed::default())?);
             std::fs::rename(&new, &path)?;
+            File::open(path.parent().unwrap_or(Path::new("/")))?.sync_all()?;
         }
         database(FileBackend::new(options.open(&path)?)?, failed)
     })

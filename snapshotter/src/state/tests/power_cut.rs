@@ -55,12 +55,12 @@ impl Written {
     /// What is left: of sectors that nobody had waited for some, and a length from before or after.
     fn cut(&mut self) -> Vec<u8> {
         let mut left = self.durable.clone();
-        if self.random() % 4 > 0 {
+        if !self.random().is_multiple_of(4) {
             left.resize(self.content.len(), 0);
         }
         for sector in self.pending.clone() {
             let range = sector * SECTOR..((sector + 1) * SECTOR).min(self.content.len()).min(left.len());
-            if self.random() % 2 == 0 && range.start < range.end {
+            if self.random().is_multiple_of(2) && range.start < range.end {
                 left[range.clone()].copy_from_slice(&self.content[range]);
             }
         }
