@@ -78,7 +78,7 @@ pub(super) async fn run(config: &Config, flags: args::Run) -> anyhow::Result<Exi
     let mut run = plan(&flags, image, &opened, Saved { hosts, lock, images })?;
     run.prepare.rendered = rendered(config, &opened).await?;
     if let ClusterImageSource::Package(package) = source {
-        run.package = Some(package);
+        run.package = Some(*package);
     }
     let kubeconfig = launch::run(&run, &dir, &say).await?;
     stdout::print(&format!("{}\n", kubeconfig.display()))?;
@@ -119,7 +119,7 @@ enum ClusterImageSource {
     /// In a registry, where each node gets it from.
     Registry(Reference),
     /// In a package, which nodes of the control plane serve.
-    Package(launch::Package),
+    Package(Box<launch::Package>),
     /// A directory of this machine's.
     Directory(PathBuf),
 }
@@ -129,7 +129,7 @@ impl ClusterImageSource {
         let path = Path::new(&flags.source);
         if launch::is_package(path) {
             let package = Package::open(path, &config.registry.upload.spool_dir)?;
-            return Ok(Self::Package(launch::Package::of(&package)?));
+            return Ok(Self::Package(Box::new(launch::Package::of(&package)?)));
         }
         if path.is_dir() {
             if !flags.masters.is_empty() || !flags.nodes.is_empty() {

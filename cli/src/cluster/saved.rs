@@ -24,7 +24,7 @@ pub(super) enum Candidates {
     /// There, or nowhere: beside the tag of the cluster image, where only those can put them who can put another image there too.
     Perhaps(Reference),
     /// There, in the package that the cluster is run of.
-    Package(launch::Package),
+    Package(Box<launch::Package>),
     /// Nobody says where.
     Nowhere,
 }
@@ -77,7 +77,7 @@ impl Candidates {
                 "{path} has the saved images {digest}, and its cluster image is bound to {}: save it again",
                 listed(&bound)
             ),
-            _ => Ok(Self::Package(package.clone())),
+            _ => Ok(Self::Package(Box::new(package.clone()))),
         }
     }
 

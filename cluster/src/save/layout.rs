@@ -184,6 +184,12 @@ impl Layout {
     }
 }
 
+/// Whether somebody writes to the directory `root` now.
+pub(crate) fn is_busy(root: &Path) -> bool {
+    let locked = |file: File| matches!(file.try_lock(), Err(fs::TryLockError::WouldBlock));
+    File::open(root.join(PARTIAL)).is_ok_and(locked)
+}
+
 /// The files that make documents and blobs known in a repository, in the order in which they are written.
 struct Names {
     repository: PathBuf,

@@ -13,6 +13,7 @@ use registry::digest;
 
 use super::{Contents, NotPackaged, PackageTarget, REGISTRY, failed, folder};
 use crate::package::{Package, PackageError};
+use crate::save::layout::is_busy;
 use crate::save::{self, Destination, Done, NotSaved, SaveError, SaveOptions};
 use crate::saved::{SavedAt, SavedImages};
 
@@ -90,7 +91,11 @@ fn own_folder(target: &Path, lock: &str) -> Result<PathBuf, PackageError> {
         let is_lock =
             |lock: &str| lock.len() == LOCK_DIGITS && lock.bytes().all(|byte| byte.is_ascii_hexdigit());
         if lock.is_some_and(is_lock) && entry != own {
-            remove(&beside.join(entry))?;
+            let other = beside.join(entry);
+            if is_busy(&other.join(REGISTRY)) {
+                return Err(PackageError::Busy(target.to_owned()));
+            }
+            remove(&other)?;
         }
     }
     Ok(beside.join(own))
