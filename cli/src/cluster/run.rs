@@ -1,7 +1,5 @@
 //! `cluster run`: a cluster of an image on nodes, and the side of a node.
 
-mod saved;
-
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
 use std::path::{Path, PathBuf};

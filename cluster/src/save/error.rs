@@ -79,13 +79,13 @@ pub enum SaveError {
     #[error("{image}: {error}")]
     ClusterImage {
         /// The cluster image.
-        image: Reference,
+        image: Box<Reference>,
         /// Why.
         error: Box<FilesError>,
     },
     /// What was saved before are other images.
     #[error(transparent)]
-    OtherImage(#[from] OtherImage),
+    OtherImage(#[from] Box<OtherImage>),
     /// Converted layers cannot wait.
     #[error("cannot keep converted layers: {}: {error}", path.display())]
     Spool {
@@ -152,8 +152,14 @@ pub struct Failed {
 pub enum NotSaved {
     /// It cannot go where it should.
     #[error(transparent)]
-    Destination(SaveError),
+    Destination(Box<SaveError>),
     /// Some images could not be saved. The others are.
     #[error("{} images are not saved", .0.len())]
     Images(Vec<Failed>),
+}
+
+impl From<SaveError> for NotSaved {
+    fn from(error: SaveError) -> Self {
+        Self::Destination(Box::new(error))
+    }
 }

@@ -132,7 +132,7 @@ pub async fn save(
     options: &SaveOptions,
     done: &Done<'_>,
 ) -> Result<Option<Digest>, NotSaved> {
-    let (target, spool) = Target::open(lock, destination, client).map_err(NotSaved::Destination)?;
+    let (target, spool) = Target::open(lock, destination, client).map_err(NotSaved::from)?;
     let transfers = Transfers::new(target.clone(), options.blobs);
     let forms = options.forms;
     let one = |locked: &Locked| {
@@ -164,7 +164,7 @@ pub async fn save(
     if forms.rafs {
         let work = Work { target: &target, destination, client, options, complete: failed.is_empty() };
         let work = work.rafs(spool, &mut saved, done);
-        match work.await.map_err(NotSaved::Destination)? {
+        match work.await.map_err(NotSaved::from)? {
             Ok(made) => table = Some(made),
             Err(errors) => failed.extend(errors),
         }
@@ -173,7 +173,7 @@ pub async fn save(
     if !failed.is_empty() {
         return Err(NotSaved::Images(failed));
     }
-    target.name(destination, lock, table.as_ref(), &saved).await.map_err(NotSaved::Destination)
+    target.name(destination, lock, table.as_ref(), &saved).await.map_err(NotSaved::from)
 }
 
 /// What making nydus images needs to know.

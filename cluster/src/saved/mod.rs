@@ -223,15 +223,15 @@ impl SavedImages {
     /// # Errors
     ///
     /// [`OtherImage`], which names the first that is another one.
-    pub fn expect(&self, lock: &Lock) -> Result<(), OtherImage> {
+    pub fn expect(&self, lock: &Lock) -> Result<(), Box<OtherImage>> {
         let other = lock.images.iter().find_map(|image| {
             let found = self.lock.get(&image.reference).filter(|found| found.digest != image.digest)?;
-            Some(OtherImage {
+            Some(Box::new(OtherImage {
                 image: image.reference.clone(),
                 expected: image.digest.clone(),
                 found: found.digest.clone(),
                 saved: self.digest.clone(),
-            })
+            }))
         });
         other.map_or(Ok(()), Err)
     }

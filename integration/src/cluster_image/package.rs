@@ -8,7 +8,7 @@ use std::time::Duration;
 
 use anyhow::Result;
 
-use super::{ClusterImage, Services};
+use super::ClusterImage;
 use crate::{peers, process};
 
 /// Hundreds of megabytes, on a loaded host.

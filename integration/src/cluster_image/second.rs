@@ -10,7 +10,7 @@ const REBUILT: &str = "registry.example/services/";
 
 impl Services {
     /// The cluster image as a plain image.
-    pub(super) fn plain(self) -> String {
+    pub fn plain(self) -> String {
         format!("{}-plain", self.image())
     }
 

@@ -228,7 +228,7 @@ fn paths() -> Paths {
 }
 
 fn destination(error: impl Into<SaveError>) -> NotSaved {
-    NotSaved::Destination(error.into())
+    NotSaved::from(error.into())
 }
 
 /// The layout has other content under the digest of its SHA-256, which is known only when it is here.

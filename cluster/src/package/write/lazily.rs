@@ -109,5 +109,5 @@ fn remove(folder: &Path) -> Result<(), PackageError> {
 }
 
 fn wrong(error: impl Into<SaveError>) -> NotPackaged {
-    NotSaved::Destination(error.into()).into()
+    NotSaved::from(error.into()).into()
 }

@@ -273,5 +273,5 @@ fn failed(doing: &'static str, path: &Path) -> impl FnOnce(io::Error) -> Package
 }
 
 fn destination(error: impl Into<SaveError>) -> NotSaved {
-    NotSaved::Destination(error.into())
+    NotSaved::from(error.into())
 }

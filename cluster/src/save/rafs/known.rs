@@ -86,8 +86,10 @@ impl Known {
         let location = Location::Registry(image.clone());
         for platform in platforms {
             let blobs = nydus_blobs(&location, client, platform).await;
-            let blobs = blobs
-                .map_err(|error| SaveError::ClusterImage { image: image.clone(), error: Box::new(error) })?;
+            let blobs = blobs.map_err(|error| SaveError::ClusterImage {
+                image: Box::new(image.clone()),
+                error: Box::new(error),
+            })?;
             for blob in blobs.into_iter().flatten() {
                 if !self.fits(&blob) {
                     continue;
