@@ -3,10 +3,10 @@
 use anyhow::{Context as _, bail};
 use cluster::launch::{self, task::Images};
 use cluster::lock::Lock;
-use cluster::saved::{SavedAt, SavedImages, bound};
+use cluster::saved::{SavedAt, SavedError, SavedImages, bound};
 use image::location::{InFile, Location};
 use image::source::Source;
-use registry::client::Client;
+use registry::client::{self, Client};
 use registry::{Digest, Reference, Repository};
 
 use crate::stdout::note;
@@ -94,7 +94,7 @@ impl Candidates {
     pub(super) async fn saved(&self, client: &Client) -> anyhow::Result<Option<(SavedImages, Repository)>> {
         let (saved, repository) = match self {
             Self::Nowhere => return Ok(None),
-            Self::Perhaps(reference) => match find(client, reference).await? {
+            Self::Perhaps(reference) => match find_beside(client, reference).await? {
                 None => return Ok(None),
                 Some(saved) => (saved, reference.repository().clone()),
             },
@@ -130,6 +130,18 @@ impl Candidates {
 async fn find(client: &Client, reference: &Reference) -> anyhow::Result<Option<SavedImages>> {
     let found = SavedImages::find(&SavedAt::Repository(reference.clone()), client).await;
     found.with_context(|| format!("looking for saved images at {reference}"))
+}
+
+/// What is next to a cluster image that could be read.
+async fn find_beside(client: &Client, reference: &Reference) -> anyhow::Result<Option<SavedImages>> {
+    match SavedImages::find(&SavedAt::Repository(reference.clone()), client).await {
+        // The cluster image came from a mirror, which does not have these. Its host may be one that is only a name.
+        Err(SavedError::Registry(error @ client::Error::Connection { .. })) => {
+            note(&format!("saved images are not at {reference}, as far as can be seen: {error}"));
+            Ok(None)
+        }
+        found => found.with_context(|| format!("looking for saved images at {reference}")),
+    }
 }
 
 fn listed(digests: &[Digest]) -> String {

@@ -8,7 +8,7 @@ use std::time::Duration;
 
 use anyhow::Result;
 
-use super::ClusterImage;
+use super::{ClusterImage, Services};
 use crate::{peers, process};
 
 /// Hundreds of megabytes, on a loaded host.
@@ -16,9 +16,15 @@ const DEADLINE: Duration = Duration::from_secs(300);
 
 impl ClusterImage {
     /// Writes a package of the cluster image `image`, with container images as they were saved, to a file or to the directory that is there.
-    pub fn package(&self, image: &str, place: &Path) -> Result<()> {
+    pub fn package(&self, services: Services, image: &str, place: &Path) -> Result<()> {
         let run = tempfile::tempdir()?;
         let registry = self.serve(&run.path().join("registry"), IpAddr::V4(Ipv4Addr::LOCALHOST))?;
+        if image != services.image() {
+            let at = |name: String| format!("{}/{name}", registry.address());
+            let mut copy = Command::new(peers::nydus_cluster()?);
+            copy.args(["registry", "copy", &at(services.saved()), &at(format!("{image}-images"))]);
+            process::run_within(&mut copy, DEADLINE)?;
+        }
         let certs = run.path().join("certs.d");
         for host in ["registry.k8s.io", "registry.example"] {
             fs::create_dir_all(certs.join(host))?;

@@ -21,7 +21,7 @@ pub(crate) fn becomes_a_cluster(peers: &Peers) -> Result<()> {
     let dir = tempfile::Builder::new().prefix("cluster-").tempdir_in(peers.cache())?;
     let package = dir.path().join("package");
     fs::create_dir(&package)?;
-    image.package(&services.plain(), &package)?;
+    image.package(services, &services.plain(), &package)?;
     let mut lab = ClusterLab::start(peers, &image, services, dir.path())?;
     lab.end_registry()?;
     lab.run_package(&package, 2)?;

@@ -30,5 +30,11 @@ pub(crate) fn is_read_by_a_pull_secret(lab: &ClusterLab, services: Services) -> 
         read.iter().any(|request| request.status == 206),
         "nothing was read in parts: {read:#?} {refused:#?}"
     );
+    // Nobody can read it any more: it must not be among the images that later tests wait for.
+    lab.kubectl("delete pod private --now")?;
+    let digest = format!("ctr --namespace k8s.io images ls name=={image} | awk 'END {{ print $3 }}'");
+    let names =
+        format!("ctr --namespace k8s.io images ls | awk -v digest=$({digest}) '$3 == digest {{ print $1 }}'");
+    worker.run(&format!("{names} | xargs ctr --namespace k8s.io images rm --sync"))?;
     worker.run(&format!("rm -r {hosts}")).map(drop)
 }

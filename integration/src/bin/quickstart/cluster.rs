@@ -67,7 +67,7 @@ pub(crate) fn run(peers: &Peers, dir: &Path, services: Services) -> Result<(Repo
     eprintln!("writing a package, and running it without the registry, nothing on the nodes");
     lab.cluster(&["rm"])?;
     let file = dir.join("cluster.tar");
-    image.package(services.image(), &file)?;
+    image.package(services, services.image(), &file)?;
     lab.end_registry()?;
     let package = measure(&lab, dir, lab.package_command(&file, 1)?, fs::metadata(&file)?.len())?;
     let (nodes_ready, pods_serving) = (lab.nodes_ready()?, lab.pods_ready()?);
