@@ -88,7 +88,7 @@ pub(crate) fn is_never_noticed(fixture: &Fixture) -> Result<()> {
         read_right(&node, &container, &context, file)?;
     }
     // A file that changes is looked at without that too.
-    let noticed = node.snapshotter()?.server().log_text().contains("it is read otherwise from now on");
+    let noticed = node.snapshotter()?.server().log_text().contains("it is read in another way from now on");
     ensure!(passwords.refused_requests() > 0 || noticed, "no password has ended");
     failed_nowhere(&node)
 }
