@@ -81,7 +81,7 @@ fn crates_depend_on_what_the_architecture_says() {
     let text = std::fs::read_to_string(root().join("docs/architecture.md")).unwrap();
     let rows = text.lines().filter_map(|line| {
         let [name, _, on] = line.trim_matches('|').split(" | ").collect::<Vec<_>>()[..] else { return None };
-        Some((name.trim().trim_matches('`').strip_suffix('/')?, on.trim_end_matches(" |")))
+        Some((name.trim().trim_matches('`').strip_suffix('/')?, on.trim_end_matches(" |").trim()))
     });
     let mut seen = 0;
     for (name, on) in rows.filter(|(_, on)| *on != "all") {
