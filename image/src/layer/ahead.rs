@@ -20,8 +20,8 @@ use crate::options::Recipe;
 /// Writes to the file are gathered to this size.
 const WRITE_BYTES: usize = 256 << 10;
 
-/// How much its threads yield to others' (`nice`): a third of the processor where there is one for two. Who writes the layer comes to its end sooner, and what
-/// there is of the blob can be sent while the rest is made.
+/// How much its threads yield to others' (`nice`): a quarter of a core that it shares with one of them. Who writes the layer comes to
+/// its end sooner, and what there is of the blob can be sent while the rest is made.
 const NICENESS: i32 = 5;
 
 /// A conversion under way of which nothing is sent before somebody says where; dropping it cancels it.
