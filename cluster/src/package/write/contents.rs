@@ -12,8 +12,8 @@ use registry::media_types::OCI_INDEX;
 use registry::{Digest, Reference, digest};
 use serde_json::json;
 
-use super::REGISTRY;
 use super::lazily::Lazily;
+use super::{REGISTRY, destination};
 use crate::lock::{self, Locked};
 use crate::package::Contents;
 use crate::save::plan::Plan;
@@ -225,10 +225,6 @@ async fn planned(locked: &Locked, root: &Path, client: &Client) -> Result<(Sourc
 
 fn paths() -> Paths {
     Paths::new(Path::new(REGISTRY))
-}
-
-fn destination(error: impl Into<SaveError>) -> NotSaved {
-    NotSaved::from(error.into())
 }
 
 /// The layout has other content under the digest of its SHA-256, which is known only when it is here.
