@@ -1,5 +1,6 @@
 //! A registry that is not there: for a node that boots, and for a cluster whose images are complete.
 
+use std::collections::BTreeSet;
 use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
@@ -12,6 +13,8 @@ use crate::SERVING_DEADLINE;
 
 /// Settings of the nodes' own.
 const CONFIG: &str = "/etc/nydus-cluster/config.toml";
+/// The pods of the deployment that is made larger here.
+const PODS: &str = "get pods --no-headers -l app=nginx";
 /// Units that begin again and again do so every second or two.
 const RETRY_DEADLINE: Duration = Duration::from_secs(60);
 /// Some hundred megabytes on each node.
@@ -41,6 +44,17 @@ pub(crate) fn complete_soon(lab: &ClusterLab) -> Result<()> {
 
 /// Once all images in use are on the nodes, pods begin again and new ones begin without the registry.
 pub(crate) fn after_completion(lab: &mut ClusterLab) -> Result<()> {
+    let deadline = format!("--timeout={}s", SERVING_DEADLINE.as_secs());
+    // Pods that were placed before all nodes had joined are on one node; a node has the images of its own pods alone.
+    lab.wait_nodes_ready(lab.machines().all().len())?;
+    lab.kubectl("scale deployment nginx --replicas=6")?;
+    lab.kubectl(&format!("rollout status deployment nginx {deadline}"))?;
+    let nodes: BTreeSet<_> = lab
+        .kubectl(&format!("{PODS} -o custom-columns=:.spec.nodeName"))?
+        .lines()
+        .map(str::to_owned)
+        .collect();
+    ensure!(nodes.len() == lab.machines().all().len(), "{nodes:?}");
     for machine in lab.machines().all() {
         let mut last = Value::Null;
         let complete = wait::until_true("all images in use are complete", COMPLETE_DEADLINE, || {
@@ -53,13 +67,13 @@ pub(crate) fn after_completion(lab: &mut ClusterLab) -> Result<()> {
         complete.with_context(|| format!("{}: {last:#}", machine.name()))?;
     }
     lab.end_registry()?;
-    let before = lab.kubectl("get pods -l app=nginx -o name")?;
-    ensure!(before.lines().count() == 3, "{before}");
+    let before = lab.kubectl(&format!("{PODS} -o name"))?;
     lab.kubectl("delete pods -l app=nginx --wait")?;
-    lab.kubectl("scale deployment nginx --replicas=6")?;
-    lab.kubectl(&format!("rollout status deployment nginx --timeout={}s", SERVING_DEADLINE.as_secs()))?;
-    let after = lab.kubectl("get pods -l app=nginx -o name")?;
-    ensure!(after.lines().count() == 6 && !after.lines().any(|pod| before.contains(pod)), "{after}");
+    lab.kubectl("scale deployment nginx --replicas=9")?;
+    lab.kubectl(&format!("rollout status deployment nginx {deadline}"))
+        .with_context(|| lab.kubectl("describe pods -l app=nginx").unwrap_or_default())?;
+    let after = lab.kubectl(&format!("{PODS} -o name"))?;
+    ensure!(after.lines().count() == 9 && !after.lines().any(|pod| before.contains(pod)), "{after}");
     lab.machines()
         .all()
         .iter()
