@@ -54,7 +54,10 @@ impl MessageSplitter {
             let message = format!("gRPC message of {length} bytes: at most {} are accepted here", self.limit);
             return Err(Status::new(Code::ResourceExhausted, message));
         }
-        if self.buffer.len() - PREFIX_BYTES < length {
+        let whole = PREFIX_BYTES + length;
+        if self.buffer.len() < whole {
+            // Room for all of it at once: a buffer that grows with each piece is copied again and again.
+            self.buffer.reserve(whole - self.buffer.len());
             return Ok(None);
         }
         self.buffer.advance(PREFIX_BYTES);
