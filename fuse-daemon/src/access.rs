@@ -22,8 +22,8 @@ const RENEWAL_DEADLINE: Duration = Duration::from_secs(15);
 /// After a renewal that brought nothing, the next one: programs that retry at once do not have all these asked each time.
 const FRUITLESS_PAUSE: Duration = Duration::from_secs(2);
 
-/// A broker that does not ask again within this is gone.
-const BROKER_PAUSE: Duration = Duration::from_secs(2);
+/// A broker that does not ask again within this is gone: less than it takes to start again would fail reads for its crash.
+const BROKER_PAUSE: Duration = RENEWAL_DEADLINE;
 
 /// The values for all repositories.
 pub(crate) struct Accesses {
@@ -38,7 +38,7 @@ struct Inner {
     known: HashMap<Name, Known>,
     /// Brokers that wait for something to do.
     waiting: usize,
-    /// When the last one went, with something to do or without.
+    /// When the last one went, with something to do or without; or when one was said to come.
     left: Option<Instant>,
 }
 
@@ -85,6 +85,11 @@ impl Accesses {
     pub(crate) fn hand_out(&self, repository: &Repository, access: RepositoryAccess) {
         self.put(name_of(repository), access, false);
         tracing::debug!(%repository, "the broker says how it is read");
+    }
+
+    /// Somebody has a broker, which is about to ask: what is refused until then waits for it.
+    pub(crate) fn expect_broker(&self) {
+        self.lock().left = Some(Instant::now());
     }
 
     /// Reads our own files for repositories that nothing is known of.
@@ -150,6 +155,20 @@ impl Accesses {
         access
     }
 
+    /// Reads our own files for a repository that was read by them: whether there is something else to try now.
+    async fn read_files_again(&self, name: &Name) -> bool {
+        let (registry, path) = name;
+        let Ok(repository) = Repository::parse(&format!("{registry}/{path}")) else { return true };
+        let access = self.of_files(&repository).await;
+        let is_same = match self.lock().known.get(name) {
+            Some(known) if known.own => *known.access == access,
+            // What the broker has said meanwhile.
+            _ => return true,
+        };
+        self.put(name.clone(), access, true);
+        !is_same
+    }
+
     /// Asks the broker for other values, unless there is none, and waits for them.
     async fn renew_through_broker(&self, name: &Name) {
         let mut changes = self.changes.subscribe();
@@ -203,15 +222,11 @@ impl AccessSource for Accesses {
                 Some(known) => known.own,
                 None => return,
             };
-            if !own {
-                return self.renew_through_broker(&name).await;
+            if own && self.read_files_again(&name).await {
+                return;
             }
-            let Ok(repository) = Repository::parse(&format!("{registry}/{repository}")) else { return };
-            let access = self.of_files(&repository).await;
-            // Not what the broker has said meanwhile.
-            if self.lock().known.get(&name).is_some_and(|known| known.own) {
-                self.put(name, access, true);
-            }
+            // Where it came before the broker, whose pods may have what our files lack.
+            self.renew_through_broker(&name).await;
         };
         renew.boxed()
     }

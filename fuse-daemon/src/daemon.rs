@@ -47,6 +47,10 @@ pub struct DaemonConfig {
     pub prefetch: PrefetchSettings,
     /// Whether requests are noted for the next daemon.
     pub journal: JournalUse,
+    /// Whether a program that asks a file for an extended attribute which no file of its image has is told that the file has none
+    /// (ENODATA), as containerd wants to hear it for a commit, rather than that the file system knows none (EOPNOTSUPP). The kernel
+    /// asks for each file then, which makes walks through such an image take much longer. Default: false.
+    pub exact_xattrs: bool,
     /// The process that fetches and decodes.
     pub worker: WorkerProcess,
     /// How registries are reached: of a section of its own in the configuration file, which all roles share.
@@ -101,6 +105,7 @@ impl Default for DaemonConfig {
             read: ReadConfig::default(),
             prefetch: PrefetchSettings::default(),
             journal: JournalUse::default(),
+            exact_xattrs: false,
             worker: WorkerProcess::default(),
             registry: ClientConfig::default(),
             worker_arguments: vec!["worker".to_owned()],
@@ -230,6 +235,7 @@ pub async fn serve(config: DaemonConfig, shutdown: CancellationToken) -> Result<
     let (mut front, worker) = engine_config(&config.read, config.prefetch)?;
     let (dir, always) = (dir_beside(config.socket.path()), config.journal == JournalUse::Always);
     front.journal = (config.journal != JournalUse::Never).then_some(JournalConfig { dir, always });
+    front.exact_xattrs = config.exact_xattrs;
     let process = process_config(worker, &front, &config);
     let worker = RemoteWorker::new(process, Handle::current(), Arc::clone(&accesses));
     let engine = engine(&config.cache_dir, config.cache_quota_bytes, front, worker)?;
@@ -381,6 +387,7 @@ fn engine_config(
         read_ahead_kib: Some(read.read_ahead_kib).filter(|kib| *kib > 0),
         // Of a daemon alone.
         journal: None,
+        exact_xattrs: false,
         prefetch: prefetch.into(),
         front: FrontConfig {
             deadline,

@@ -2,7 +2,7 @@
 #![allow(unsafe_code)]
 
 use std::io;
-use std::os::fd::{FromRawFd, OwnedFd, RawFd};
+use std::os::fd::{AsRawFd, BorrowedFd, FromRawFd, OwnedFd, RawFd};
 use std::sync::atomic::{AtomicBool, Ordering};
 
 use nix::libc;
@@ -35,6 +35,16 @@ fn pidfd_open(pid: u32) -> io::Result<OwnedFd> {
     let fd = RawFd::try_from(fd).map_err(|_| io::Error::from_raw_os_error(libc::EBADF))?;
     // SAFETY: the call succeeded, so `fd` is a new descriptor that nobody else owns.
     Ok(unsafe { OwnedFd::from_raw_fd(fd) })
+}
+
+/// Whether two descriptors are of one open file. Where the kernel does not say it, they are not.
+pub(crate) fn is_same_file(one: BorrowedFd<'_>, other: BorrowedFd<'_>) -> bool {
+    /// `KCMP_FILE` of `linux/kcmp.h`.
+    const FILE: libc::c_int = 0;
+    let (process, one, other) = (std::process::id(), one.as_raw_fd(), other.as_raw_fd());
+    // SAFETY: kcmp takes numbers alone, and touches no memory of ours.
+    let compared = unsafe { libc::syscall(libc::SYS_kcmp, process, process, FILE, one, other) };
+    compared == 0
 }
 
 /// The descriptors that an earlier process left with the service manager, by name. Whoever asks first gets them.

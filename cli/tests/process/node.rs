@@ -1,6 +1,7 @@
 //! Images, a registry that has them, and processes of the real binary.
 
 use std::fs::{self, File};
+use std::net::SocketAddr;
 use std::os::fd::{AsFd, OwnedFd};
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
@@ -51,6 +52,11 @@ impl Node {
 
     /// An image of these files, with chunks of 64 KiB.
     pub(crate) fn image(&self, name: &str, files: &[(&str, &[u8])]) -> Image {
+        self.image_of(name, files, &BuildOptions { chunk_size: 65_536, ..BuildOptions::default() })
+    }
+
+    /// An image of these files, built so.
+    pub(crate) fn image_of(&self, name: &str, files: &[(&str, &[u8])], options: &BuildOptions) -> Image {
         let mut tar = tar::Builder::new(Vec::new());
         for (path, content) in files {
             let mut header = tar::Header::new_gnu();
@@ -59,8 +65,7 @@ impl Node {
             tar.append_data(&mut header, path, *content).unwrap();
         }
         let (mut blob, tar) = (Vec::new(), tar.into_inner().unwrap());
-        let options = BuildOptions { chunk_size: 65_536, ..BuildOptions::default() };
-        let layer = build_layer(&tar[..], &mut blob, &options).unwrap();
+        let layer = build_layer(&tar[..], &mut blob, options).unwrap();
         let id = layer.blobs[0].id.unwrap().to_string();
         let image = rafs::merge::merge(vec![layer]).unwrap();
         let bootstrap = self.path(&format!("{name}.boot"));
@@ -79,6 +84,11 @@ impl Node {
             reference: format!("{repository}:v1"),
             blob: root.join(&id[..2]).join(&id).join("data"),
         }
+    }
+
+    /// Where the registry listens.
+    pub(crate) fn registry(&self) -> SocketAddr {
+        self.registry.address()
     }
 
     /// A directory of the blobs of all images, as `--blobs` wants it.
@@ -159,6 +169,11 @@ impl Daemon<'_> {
     pub(crate) fn wait(&self) {
         let status = || self.node.runtime.block_on(self.client.status()).ok();
         eventually("the daemon answers", status);
+    }
+
+    /// The mounts that it is about to serve.
+    pub(crate) fn coming(&self) -> Vec<String> {
+        self.node.runtime.block_on(self.client.status()).unwrap().coming
     }
 
     /// What it serves.

@@ -75,6 +75,35 @@ async fn without_a_broker_nobody_waits_and_what_there_is_stays() {
 }
 
 #[tokio::test]
+async fn what_our_own_files_do_not_open_waits_for_a_broker_that_is_to_come() {
+    let accesses = without_files();
+    accesses.ensure(&repository()).await;
+    // As with a mount that is taken over: the daemon before had been told more.
+    accesses.expect_broker();
+    let broker = async {
+        assert_eq!(accesses.renewals(WAIT).await, ["r.example/app"]);
+        accesses.hand_out(&repository(), of_user("of a pod"));
+    };
+    tokio::join!(accesses.renew("r.example", "app"), broker);
+    assert_eq!(user(&accesses).as_deref(), Some("of a pod"));
+}
+
+#[tokio::test]
+async fn a_broker_that_starts_again_is_waited_for() {
+    let accesses = without_files();
+    accesses.hand_out(&repository(), of_user("first"));
+    assert_eq!(accesses.renewals(Duration::ZERO).await, [""; 0]);
+    let renewal = accesses.renew("r.example", "app");
+    let next = async {
+        assert_eq!(accesses.renewals(WAIT).await, ["r.example/app"]);
+        accesses.hand_out(&repository(), of_user("second"));
+    };
+    // Refused while there is none.
+    tokio::join!(renewal, next);
+    assert_eq!(user(&accesses).as_deref(), Some("second"));
+}
+
+#[tokio::test]
 async fn a_broker_with_nothing_better_is_not_asked_at_once_again() {
     let accesses = without_files();
     accesses.hand_out(&repository(), of_user("first"));

@@ -363,6 +363,9 @@ pub struct Status {
     pub pid: u32,
     /// What it serves, in order of ids.
     pub mounts: Vec<MountStatus>,
+    /// Ids of mounts that another daemon served which has ended, and this one is about to. An older daemon does not say.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub coming: Vec<String>,
     /// The process that fetches for it. An older daemon has none.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub worker: Option<WorkerStatus>,

@@ -159,6 +159,8 @@ fn status(table: &Table) -> Status {
     Status {
         version: env!("CARGO_PKG_VERSION").to_owned(),
         pid: std::process::id(),
+        // First: what arrives meanwhile is then among the mounts.
+        coming: table.arriving(),
         mounts: table.status(),
         worker: Some(worker),
     }
@@ -173,13 +175,15 @@ fn invalid(why: &str) -> Answered {
 }
 
 async fn adopt(handover: Handover, descriptor: OwnedFd, table: Arc<Table>) -> Result<(), TableError> {
+    let _coming = table.comes(&handover.mount.id).await;
     table.look_up(&handover.mount.backends).await;
     let (request, of) = (handover.mount.clone(), Arc::clone(&table));
     if blocking(move || of.mount_again(&request)).await? {
         return Ok(());
     }
     let prepared = table.prepare(&handover.mount).await?;
-    blocking(move || table.adopt(handover, descriptor, prepared)).await
+    let of = Arc::clone(&table);
+    blocking(move || of.adopt(handover, descriptor, prepared)).await
 }
 
 async fn make_bootstrap(request: BootstrapRequest, table: Arc<Table>) -> Result<(), TableError> {
@@ -189,6 +193,7 @@ async fn make_bootstrap(request: BootstrapRequest, table: Arc<Table>) -> Result<
 
 /// What may have to be fetched before the mount is waited for without a thread, and without a lock.
 async fn mount_image(mount: MountRequest, table: Arc<Table>) -> Result<(), TableError> {
+    table.settled(&mount.id).await;
     table.look_up(&mount.backends).await;
     let (request, of) = (mount.clone(), Arc::clone(&table));
     if blocking(move || of.mount_again(&request)).await? {

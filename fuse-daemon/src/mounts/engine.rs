@@ -36,6 +36,8 @@ pub struct EngineConfig {
     pub read_ahead_kib: Option<u32>,
     /// Where requests are noted for another process that takes mounts over, if one may.
     pub journal: Option<JournalConfig>,
+    /// Whether each file is asked for extended attributes also where none has any.
+    pub exact_xattrs: bool,
     /// What is fetched ahead of readers.
     pub prefetch: PrefetchConfig,
     /// How reads are answered.
@@ -285,8 +287,10 @@ impl<W: Fetcher> Engine<W> {
         let session = start(Arc::clone(&fs), held, &options)?;
         prefetch::start(&self.runtime, &fs, programs, &self.config.prefetch);
         self.runtime.spawn(let_go(Arc::downgrade(&fs)));
-        let looked_at = Arc::downgrade(&fs);
-        self.runtime.spawn_blocking(move || looked_at.upgrade().map(|fs| fs.look_for_xattrs()));
+        if !self.config.exact_xattrs {
+            let looked_at = Arc::downgrade(&fs);
+            self.runtime.spawn_blocking(move || looked_at.upgrade().map(|fs| fs.look_for_xattrs()));
+        }
         Ok(Mounted {
             session,
             fs: Arc::downgrade(&fs),

@@ -1,4 +1,5 @@
-//! The daemon's mounts by id. Each has a lock of its own, so a mount that is slow to come or go holds up no other.
+//! The daemon's mounts by id. Each has locks of its own, so a mount that is slow to come or go holds up no other, and nobody who
+//! only looks.
 
 use std::collections::BTreeMap;
 use std::os::fd::OwnedFd;
@@ -7,7 +8,9 @@ use std::time::Duration;
 
 use registry::Repository;
 
+use super::arrivals::{Arrival, Arrivals};
 use super::make::{self, MakeError};
+use super::slot::{Served, Slot};
 use super::{Engine, Image, MountError, Mounted, Prepared};
 use crate::access::Accesses;
 use crate::control::{BackendSpec, BootstrapRequest, HandedOut, Handover, MountRequest, MountStatus};
@@ -77,32 +80,7 @@ pub enum TableError {
     },
 }
 
-struct Slot {
-    request: MountRequest,
-    mounted: Mounted<RemoteWorker>,
-    /// Somebody else can have it served after this process.
-    handed_over: bool,
-}
-
-impl Slot {
-    /// Whether a request means this mount, whatever it calls the image and whoever has its blobs.
-    fn is_same(&self, request: &MountRequest) -> bool {
-        self.request.bootstrap == request.bootstrap && self.request.mountpoint == request.mountpoint
-    }
-
-    fn add(&mut self, backends: &[BackendSpec]) -> Result<(), TableError> {
-        for spec in backends {
-            if !self.request.backends.contains(spec) {
-                spec.check()?;
-                self.mounted.add_backend(spec);
-                self.request.backends.push(spec.clone());
-            }
-        }
-        Ok(())
-    }
-}
-
-type SharedSlot = Arc<Mutex<Option<Slot>>>;
+type SharedSlot = Arc<Slot>;
 
 /// See the module. Its methods block for as long as the operating system takes.
 pub struct Table {
@@ -111,6 +89,7 @@ pub struct Table {
     /// Arguments with which a program says whether it would work in this one's place.
     probe: Vec<String>,
     slots: Mutex<BTreeMap<String, SharedSlot>>,
+    arrivals: Arrivals,
     /// Held by who makes a bootstrap: the trees of all layers of an image are in memory meanwhile.
     making: tokio::sync::Mutex<()>,
 }
@@ -118,7 +97,8 @@ pub struct Table {
 impl Table {
     /// A table of no mounts, whose registries are reached by `accesses`, which its worker has as well.
     pub(crate) fn new(engine: Engine<RemoteWorker>, accesses: Arc<Accesses>, probe: Vec<String>) -> Self {
-        Self { engine, accesses, probe, slots: Mutex::default(), making: tokio::sync::Mutex::default() }
+        let (slots, arrivals) = (Mutex::default(), Arrivals::default());
+        Self { engine, accesses, probe, slots, arrivals, making: tokio::sync::Mutex::default() }
     }
 
     /// Finds out whether another program can take the place of this one.
@@ -139,9 +119,10 @@ impl Table {
         let slots: Vec<_> =
             self.lock_slots().iter().map(|(id, slot)| (id.clone(), Arc::clone(slot))).collect();
         let is_held = |slot: &SharedSlot| {
-            slot.try_lock().is_ok_and(|slot| slot.as_ref().is_none_or(|slot| slot.handed_over))
+            slot.is_settled() && slot.served().as_ref().is_none_or(|served| served.handed_over)
         };
-        slots.into_iter().filter(|(_, slot)| !is_held(slot)).map(|(id, _)| id).collect()
+        let not_held = slots.into_iter().filter(|(_, slot)| !is_held(slot)).map(|(id, _)| id);
+        not_held.chain(self.arriving()).collect()
     }
 
     /// Has repositories read so from now on, by mounts that there are as well.
@@ -191,13 +172,16 @@ impl Table {
         if request.backends.is_empty() {
             return Err(TableError::NoBackend);
         }
-        let Some(shared) = self.lock_slots().get(&request.id).cloned() else { return Ok(false) };
-        let mut slot = lock(&shared);
-        self.add_to_existing(&mut slot, request)
+        let Some(slot) = self.lock_slots().get(&request.id).cloned() else { return Ok(false) };
+        let _turn = slot.turn();
+        Self::add_to_existing(&slot, request)
     }
 
-    fn add_to_existing(&self, slot: &mut Option<Slot>, request: &MountRequest) -> Result<bool, TableError> {
-        let Some(existing) = slot.as_mut().filter(|slot| slot.mounted.is_mounted()) else { return Ok(false) };
+    fn add_to_existing(slot: &Slot, request: &MountRequest) -> Result<bool, TableError> {
+        let mut served = slot.served();
+        let Some(existing) = served.as_mut().filter(|served| served.mounted.is_mounted()) else {
+            return Ok(false);
+        };
         if existing.is_same(request) {
             existing.add(&request.backends)?;
             return Ok(true);
@@ -261,14 +245,32 @@ impl Table {
     /// [`TableError::Unknown`], or the descriptor cannot be duplicated.
     pub fn handover(&self, id: &str) -> Result<(Handover, OwnedFd), TableError> {
         let unknown = || TableError::Unknown(id.to_owned());
-        let shared = self.lock_slots().get(id).cloned().ok_or_else(unknown)?;
-        let mut slot = lock(&shared);
-        let slot = slot.as_mut().ok_or_else(unknown)?;
-        let handed = slot.mounted.hand_over();
+        let slot = self.lock_slots().get(id).cloned().ok_or_else(unknown)?;
+        let mut served = slot.served();
+        let served = served.as_mut().ok_or_else(unknown)?;
+        let handed = served.mounted.hand_over();
         let HandedOver { descriptor, device, negotiated } =
             handed.map_err(|source| TableError::Mount { id: id.to_owned(), source })?;
-        slot.handed_over = true;
-        Ok((Handover { mount: slot.request.clone(), device, negotiated }, descriptor))
+        served.handed_over = true;
+        Ok((Handover { mount: served.request.clone(), device, negotiated }, descriptor))
+    }
+
+    /// Says that a mount of a daemon that has ended is about to be served on, until the answer is dropped: nobody is to mount
+    /// anything in its place. Waits for others who said so of the same one.
+    pub async fn comes(&self, id: &str) -> Arrival<'_> {
+        // Whoever has it taken over is the broker, or was sent by one.
+        self.accesses.expect_broker();
+        self.arrivals.begin(id).await
+    }
+
+    /// Waits until a mount is served or not: a daemon that has ended may have left it.
+    pub async fn settled(&self, id: &str) {
+        self.arrivals.over(id).await;
+    }
+
+    /// The mounts that are just being taken over.
+    pub fn arriving(&self) -> Vec<String> {
+        self.arrivals.ids()
     }
 
     /// Goes on serving a prepared image that a daemon has mounted which has ended, unless it is served already.
@@ -294,16 +296,18 @@ impl Table {
         mount: impl FnOnce(&Image<'_, BackendSpec>) -> Result<Mounted<RemoteWorker>, MountError>,
     ) -> Result<(), TableError> {
         let image = Self::image(request)?;
-        let shared = self.slot(&request.id);
-        let mut slot = lock(&shared);
-        if self.add_to_existing(&mut slot, request)? {
+        let slot = self.slot(&request.id);
+        let turn = slot.turn();
+        if Self::add_to_existing(&slot, request)? {
             return Ok(());
         }
         let mounted = mount(&image).map_err(|source| TableError::Mount { id: request.id.clone(), source });
-        let result =
-            mounted.map(|mounted| *slot = Some(Slot { request: request.clone(), mounted, handed_over }));
-        drop(slot);
-        self.forget_if_empty(&request.id, &shared);
+        let result = mounted.map(|mounted| {
+            let served = Served { request: request.clone(), mounted: Arc::new(mounted), handed_over };
+            slot.served().replace(served);
+        });
+        drop(turn);
+        self.forget_if_empty(&request.id, &slot);
         result
     }
 
@@ -314,10 +318,9 @@ impl Table {
     /// [`TableError::Unknown`] and [`TableError::Trace`].
     pub fn trace(&self, id: &str) -> Result<Vec<Box<[u8]>>, TableError> {
         let unknown = || TableError::Unknown(id.to_owned());
-        let shared = self.lock_slots().get(id).cloned().ok_or_else(unknown)?;
-        let slot = lock(&shared);
-        let trace = slot.as_ref().ok_or_else(unknown)?.mounted.trace();
-        trace.map_err(|source| TableError::Trace { id: id.to_owned(), source })
+        let slot = self.lock_slots().get(id).cloned().ok_or_else(unknown)?;
+        let mounted = slot.mounted().ok_or_else(unknown)?;
+        mounted.trace().map_err(|source| TableError::Trace { id: id.to_owned(), source })
     }
 
     /// Adds backends to a mount, behind those that it has.
@@ -327,9 +330,9 @@ impl Table {
     /// [`TableError::Unknown`] and those of backends that are none.
     pub fn add_backends(&self, id: &str, backends: &[BackendSpec]) -> Result<(), TableError> {
         let unknown = || TableError::Unknown(id.to_owned());
-        let shared = self.lock_slots().get(id).cloned().ok_or_else(unknown)?;
-        let mut slot = lock(&shared);
-        slot.as_mut().ok_or_else(unknown)?.add(backends)
+        let slot = self.lock_slots().get(id).cloned().ok_or_else(unknown)?;
+        let mut served = slot.served();
+        served.as_mut().ok_or_else(unknown)?.add(backends)
     }
 
     /// Unmounts; what is in use for longer than `patience` is detached. An unknown id is no error.
@@ -338,9 +341,9 @@ impl Table {
     ///
     /// [`TableError::Mount`]; the mount stays in the table.
     pub fn unmount(&self, id: &str, patience: Duration) -> Result<(), TableError> {
-        let Some(shared) = self.lock_slots().get(id).cloned() else { return Ok(()) };
-        let mut slot = lock(&shared);
-        if let Some(Slot { mounted, .. }) = slot.as_ref() {
+        let Some(slot) = self.lock_slots().get(id).cloned() else { return Ok(()) };
+        let turn = slot.turn();
+        if let Some(mounted) = slot.mounted() {
             let ended = mounted
                 .unmount(patience)
                 .map_err(|source| TableError::Mount { id: id.to_owned(), source })?;
@@ -350,9 +353,9 @@ impl Table {
                 tracing::warn!(image = id, "detached: in use, it ends with its last user");
             }
         }
-        *slot = None;
-        drop(slot);
-        self.forget_if_empty(id, &shared);
+        let gone = slot.served().take();
+        drop((gone, turn));
+        self.forget_if_empty(id, &slot);
         Ok(())
     }
 
@@ -360,11 +363,11 @@ impl Table {
     pub fn unmount_unused(&self, patience: Duration) -> Vec<String> {
         let mut in_use = Vec::new();
         for id in self.ids() {
-            let Some(shared) = self.lock_slots().get(&id).cloned() else { continue };
-            let unused = match lock(&shared).as_ref() {
-                Some(slot) => slot.mounted.try_unmount(),
-                None => continue,
-            };
+            let Some(slot) = self.lock_slots().get(&id).cloned() else { continue };
+            let turn = slot.turn();
+            let Some(mounted) = slot.mounted() else { continue };
+            let unused = mounted.try_unmount();
+            drop((mounted, turn));
             match unused {
                 Ok(true) => {
                     if let Err(error) = self.unmount(&id, patience) {
@@ -385,8 +388,9 @@ impl Table {
     /// in use.
     pub fn leave(&self) {
         for id in self.ids() {
-            let shared = self.lock_slots().get(&id).cloned();
-            if shared.is_some_and(|shared| lock(&shared).as_ref().is_some_and(|slot| slot.handed_over)) {
+            let slot = self.lock_slots().get(&id).cloned();
+            let is_held = |slot: &SharedSlot| slot.served().as_ref().is_some_and(|served| served.handed_over);
+            if slot.as_ref().is_some_and(is_held) {
                 tracing::info!(image = id, "left in place for the next daemon");
                 continue;
             }
@@ -396,20 +400,20 @@ impl Table {
         }
     }
 
-    /// What is mounted. Mounts that are just coming or going are left out.
+    /// What is mounted: all of it, whoever else looks at it or changes something. What is not served yet is left out.
     pub fn status(&self) -> Vec<MountStatus> {
         let slots: Vec<SharedSlot> = self.lock_slots().values().cloned().collect();
-        let known = slots.iter().filter_map(|shared| {
-            let slot = shared.try_lock().ok()?;
-            let Slot { request, mounted, .. } = slot.as_ref()?;
+        let known = slots.iter().filter_map(|slot| {
+            // Counting chunks takes a while, for which nobody is to wait.
+            let Served { request, mounted, .. } = slot.served().clone()?;
             Some(MountStatus {
-                id: request.id.clone(),
-                bootstrap: request.bootstrap.clone(),
-                mountpoint: request.mountpoint.clone(),
-                image: request.image.clone(),
-                backends: request.backends.clone(),
                 blobs: mounted.blobs().to_vec(),
                 chunks: mounted.completeness(),
+                id: request.id,
+                bootstrap: request.bootstrap,
+                mountpoint: request.mountpoint,
+                image: request.image,
+                backends: request.backends,
             })
         });
         known.collect()
@@ -429,10 +433,10 @@ impl Table {
     }
 
     /// Removes an empty slot unless somebody is about to fill it.
-    fn forget_if_empty(&self, id: &str, shared: &SharedSlot) {
+    fn forget_if_empty(&self, id: &str, slot: &SharedSlot) {
         let mut slots = self.lock_slots();
         // One is in the table, one is the caller's.
-        if Arc::strong_count(shared) == 2 && shared.try_lock().is_ok_and(|slot| slot.is_none()) {
+        if Arc::strong_count(slot) == 2 && slot.is_settled() && slot.served().is_none() {
             slots.remove(id);
         }
     }
@@ -440,10 +444,6 @@ impl Table {
     fn lock_slots(&self) -> MutexGuard<'_, BTreeMap<String, SharedSlot>> {
         self.slots.lock().unwrap_or_else(PoisonError::into_inner)
     }
-}
-
-fn lock(slot: &SharedSlot) -> MutexGuard<'_, Option<Slot>> {
-    slot.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 fn check_path(path: &std::path::Path) -> Result<(), TableError> {

@@ -6,6 +6,8 @@ use std::ops::Range;
 
 use memmap2::{MmapOptions, MmapRaw};
 
+const PAGE_BYTES: usize = 4096;
+
 /// See the module. Whoever has it writes there alone; the file may be written elsewhere besides.
 pub(crate) struct Pages(MmapRaw);
 
@@ -15,7 +17,22 @@ impl Pages {
         if file.metadata()?.len() < bytes as u64 {
             return Err(io::Error::new(io::ErrorKind::UnexpectedEof, "the file is too short"));
         }
-        Ok(Self(MmapOptions::new().len(bytes).map_raw(file)?))
+        let mut pages = Self(MmapOptions::new().len(bytes).map_raw(file)?);
+        pages.bring_in();
+        Ok(pages)
+    }
+
+    /// Has all of it in memory, to be written: what is not, the kernel does not bring in for who is being killed, and a request that
+    /// is copied there then fails.
+    fn bring_in(&mut self) {
+        let len = self.0.len();
+        for at in (0..len).step_by(PAGE_BYTES) {
+            let byte = &mut self.part(at..at + 1)[0];
+            let as_it_is = std::hint::black_box(*byte);
+            // Written for the sake of it.
+            *byte = std::hint::black_box(as_it_is);
+        }
+        crate::sys::lock(self.0.as_ptr().addr(), len);
     }
 
     /// A part of it.

@@ -111,12 +111,14 @@ pub(crate) struct Settings {
     pub(crate) request_bytes: u64,
     pub(crate) boot: BootId,
     pub(crate) prefetch: PrefetchConfig,
+    pub(crate) exact_xattrs: bool,
 }
 
 impl Default for Settings {
     fn default() -> Self {
         let prefetch = PrefetchConfig { table: true, programs: true, complete_after: None };
-        Self { deadline: super::SOON, request_bytes: 1 << 20, boot: FIRST_BOOT, prefetch }
+        let (deadline, request_bytes) = (super::SOON, 1 << 20);
+        Self { deadline, request_bytes, boot: FIRST_BOOT, prefetch, exact_xattrs: false }
     }
 }
 
@@ -134,6 +136,7 @@ impl Node {
         let config = EngineConfig {
             fuse_threads: 2,
             journal: None,
+            exact_xattrs: settings.exact_xattrs,
             read_ahead_kib: Some(1024),
             prefetch: settings.prefetch.clone(),
             front: FrontConfig {

@@ -58,6 +58,23 @@ fn attributes_that_no_file_has_are_not_asked_for() {
 }
 
 #[test]
+fn each_file_says_that_it_has_none_if_that_is_wanted() {
+    if !can_mount() {
+        return;
+    }
+    let image = TestImage::build(&tar_of(&[("file", b"content")]), &BuildOptions::default());
+    let cache = tempfile::tempdir().unwrap();
+    let node = Node::new(cache.path(), &Settings { exact_xattrs: true, ..Settings::default() });
+    let mount = node.mount(&image);
+    for attribute in ["security.capability", "trusted.overlay.metacopy", "user.any"] {
+        for _ in 0..2 {
+            // ENODATA, and no EOPNOTSUPP, at any time.
+            assert_eq!(xattr::get(mount.path("file"), attribute).unwrap(), None, "{attribute}");
+        }
+    }
+}
+
+#[test]
 fn reads_of_any_offset_and_size_are_right() {
     if !can_mount() {
         return;

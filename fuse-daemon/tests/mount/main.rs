@@ -11,6 +11,7 @@ mod faults;
 mod image;
 mod kernel;
 mod log;
+mod looks;
 mod make;
 mod own_sources;
 mod prefetch;

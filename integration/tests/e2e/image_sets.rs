@@ -9,6 +9,7 @@ use cluster::saved::{SavedAt, SavedImages};
 use integration::access_log::Request;
 use integration::cri::{ContainerSpec, Cri};
 use integration::node::{Node, NodeOptions};
+use integration::servers::EmbeddedRegistry;
 use integration::{oci_layout, peers, process, wait};
 use nix::sys::signal::{Signal, kill};
 use registry::Reference;
@@ -184,8 +185,8 @@ fn runs_lazily(fixture: &Fixture, name: &str, options: NodeOptions) -> Result<()
     let (_, container) = run(&node, "by-tag", &inside.name)?;
     expect_content(node.cri(), &container, "inside")?;
     node.cri().pull(&inside.digest)?;
-    let (_, container) = run(&node, "by-digest", &inside.digest)?;
-    expect_content(node.cri(), &container, "inside")?;
+    let (_, by_digest) = run(&node, "by-digest", &inside.digest)?;
+    expect_content(node.cri(), &by_digest, "inside")?;
     let requests = log.since(start)?;
     ensure!(fetched(&inside, &requests).is_empty(), "a layer was fetched: {requests:#?}");
     ensure!(images.of_saved(&requests).iter().any(|request| request.range.is_some()), "{requests:#?}");
@@ -201,10 +202,7 @@ fn runs_lazily(fixture: &Fixture, name: &str, options: NodeOptions) -> Result<()
         // containerd has forgotten the layers below, and `ctr images mount` wants all of them.
         return shows_set(&mut node, &set);
     }
-    let archive = images.dir.join("export.tar");
-    let mut export = node.containerd().ctr();
-    let said = process::run_failing(export.args(["images", "export"]).arg(archive).arg(&inside.name))?;
-    ensure!(said.stderr.contains("not found"), "its layers are not on the node: {said:?}");
+    leaves_the_node_where_its_layers_are(&images, &node, &inside, &by_digest)?;
     let plain = fixture.node()?;
     for image in [&inside, &outside] {
         plain.cri().pull(&image.name)?;
@@ -212,6 +210,40 @@ fn runs_lazily(fixture: &Fixture, name: &str, options: NodeOptions) -> Result<()
         plain.cri().remove_image(&image.name)?;
     }
     shows_set(&mut node, &set)
+}
+
+/// An image whose layers are not on the node can be pushed to where they are, and nowhere else; nor exported. containerd says which layer
+/// it lacks, nothing gets a name, and the image runs on, and again.
+fn leaves_the_node_where_its_layers_are(
+    images: &Images,
+    node: &Node,
+    inside: &Plain,
+    container: &str,
+) -> Result<()> {
+    let ctr = |command: &[&str]| {
+        let mut ctr = node.containerd().ctr();
+        ctr.args(command);
+        ctr
+    };
+    let lacks_a_layer = |said: &process::Output| {
+        inside.layers.iter().any(|layer| said.stderr.contains(layer)) && said.stderr.contains("not found")
+    };
+    let again = format!("{}/{}:again", images.host, inside.repository);
+    process::run(&mut ctr(&["images", "push", "--plain-http", &again, &inside.name]))?;
+    ensure!(manifest(&again)? == manifest(&inside.name)?, "another image was pushed");
+
+    let elsewhere = EmbeddedRegistry::start(&images.dir.join("elsewhere"))?;
+    let target = format!("{}/{}:v1", elsewhere.address(), inside.repository);
+    let said = process::run_failing(&mut ctr(&["images", "push", "--plain-http", &target, &inside.name]))?;
+    ensure!(lacks_a_layer(&said), "{said:?}");
+    ensure!(manifest(&target).is_err(), "{target} has a name");
+    let archive = images.dir.join("export.tar");
+    let said = process::run_failing(ctr(&["images", "export"]).arg(&archive).arg(&inside.name))?;
+    ensure!(lacks_a_layer(&said), "{said:?}");
+
+    expect_content(node.cri(), container, "inside")?;
+    let (_, container) = run(node, "after", &inside.name)?;
+    expect_content(node.cri(), &container, "inside")
 }
 
 /// The tree that one node shows of an image is that of another one, which has it plainly.

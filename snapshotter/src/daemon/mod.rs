@@ -5,11 +5,13 @@
 //! ends is replaced, with growing pauses if that keeps happening, and the next one goes on with its mounts: this process
 //! holds their descriptors meanwhile.
 
+mod adopt;
 mod held;
 mod left;
 mod process;
 mod supervise;
 
+use std::process::ExitStatus;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
 use std::time::Duration;
@@ -44,6 +46,9 @@ pub(crate) struct Daemon {
     process: AtomicU32,
     /// Daemons that were found or started.
     found: AtomicU64,
+    /// The last process that was started here, and the last of these that ended, and how.
+    started: AtomicU32,
+    exit: watch::Sender<Option<(u32, ExitStatus)>>,
     /// Apart from the daemon's process, which may end at any time.
     held: Arc<Held>,
 }
@@ -53,9 +58,10 @@ impl Daemon {
     pub(crate) fn new(config: DaemonConfig, broker: Arc<Broker>) -> Self {
         let client = Client::new(config.socket.path());
         let condition = watch::Sender::new(Condition::Starting);
-        let process = AtomicU32::new(0);
-        let found = AtomicU64::new(0);
-        Self { config, client, broker, condition, process, found, held: Arc::new(Held::of_manager()) }
+        let (process, started) = (AtomicU32::new(0), AtomicU32::new(0));
+        let (found, exit) = (AtomicU64::new(0), watch::Sender::new(None));
+        let held = Arc::new(Held::of_manager());
+        Self { config, client, broker, condition, process, found, started, exit, held }
     }
 
     /// Daemons that were found or started so far.

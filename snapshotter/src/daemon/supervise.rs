@@ -8,6 +8,7 @@ use fuse_daemon::control::Status;
 use tokio_util::sync::CancellationToken;
 use tracing::{info, warn};
 
+use super::adopt::ADOPTION_DEADLINE;
 use super::{Condition, Daemon, process};
 
 /// How long a running daemon may take to say that it runs.
@@ -33,29 +34,22 @@ impl Daemon {
         let mut pause = FIRST_PAUSE;
         let mut generation = 0;
         loop {
-            let found = self.find_or_start(ours).await;
-            let answered = found.is_ok();
-            match found {
-                Ok(pid) => {
-                    generation += 1;
-                    let since = Instant::now();
-                    self.process.store(pid, Ordering::Relaxed);
-                    self.found.store(generation, Ordering::Relaxed);
-                    self.condition.send_replace(Condition::Ready(generation));
-                    let ended = tokio::select! {
-                        ended = process::ended(pid) => ended,
-                        never = self.broker.serve(self.client.clone()) => match never {},
-                    };
-                    if let Err(error) = ended {
-                        warn!(pid, %error, "cannot watch the nydus daemon");
-                    }
-                    warn!(pid, "the nydus daemon ended");
-                    self.condition.send_replace(Condition::Starting);
-                    if since.elapsed() >= HEALTHY {
-                        pause = FIRST_PAUSE;
-                        continue;
-                    }
+            let found = self.find_or_start().await;
+            let lived = match found {
+                Ok(status) => tokio::select! {
+                    lived = self.live_with(ours, &status, &mut generation) => lived,
+                    // What a registry refuses while mounts are taken over is found out as well.
+                    never = self.broker.serve(self.client.clone()) => match never {},
+                },
+                Err(problem) => Err(problem),
+            };
+            let answered = lived.is_ok();
+            match lived {
+                Ok(lived) if lived >= HEALTHY => {
+                    pause = FIRST_PAUSE;
+                    continue;
                 }
+                Ok(_) => {}
                 Err(problem) => {
                     warn!(problem, pause_ms = pause.as_millis(), "no nydus daemon");
                     self.condition.send_replace(Condition::Failed(problem));
@@ -67,20 +61,60 @@ impl Daemon {
         }
     }
 
-    /// The process id of a daemon that answers, and serves what an earlier one did.
-    async fn find_or_start(&self, ours: &Path) -> Result<u32, String> {
-        let status = match self.client(STATUS_DEADLINE).status().await {
-            Ok(status) => {
-                info!(pid = status.pid, mounts = status.mounts.len(), "found the nydus daemon");
-                status
-            }
-            Err(error) if error.is_not_running() && self.config.spawn => self.start().await?,
-            Err(error) => return Err(describe(&error)),
-        };
+    /// Has a daemon serve what an earlier one did, and is ready as long as it lives. Gives how long it was. An error: it ended before.
+    async fn live_with(
+        &self,
+        ours: &Path,
+        status: &Status,
+        generation: &mut u64,
+    ) -> Result<Duration, String> {
         // What it takes over it is to read as its predecessor did.
         self.broker.hand_out_all(&self.client(STATUS_DEADLINE)).await;
-        self.take_over(ours, &status.mounts).await?;
-        Ok(status.pid)
+        self.take_over(ours, status).await?;
+        *generation += 1;
+        let (pid, since) = (status.pid, Instant::now());
+        self.process.store(pid, Ordering::Relaxed);
+        self.found.store(*generation, Ordering::Relaxed);
+        self.condition.send_replace(Condition::Ready(*generation));
+        let rest = async {
+            self.take_over_rest(pid).await;
+            std::future::pending().await
+        };
+        let ended = tokio::select! {
+            ended = process::ended(pid) => ended,
+            never = rest => never,
+        };
+        if let Err(error) = ended {
+            warn!(pid, %error, "cannot watch the nydus daemon");
+        }
+        warn!(pid, "the nydus daemon ended");
+        self.condition.send_replace(Condition::Starting);
+        Ok(since.elapsed())
+    }
+
+    /// A daemon that answers.
+    async fn find_or_start(&self) -> Result<Status, String> {
+        match self.client(STATUS_DEADLINE).status().await {
+            Ok(status) => {
+                let status = self.settled(status).await?;
+                info!(pid = status.pid, mounts = status.mounts.len(), "found the nydus daemon");
+                Ok(status)
+            }
+            Err(error) if error.is_not_running() && self.config.spawn => self.start().await,
+            Err(error) => Err(describe(&error)),
+        }
+    }
+
+    /// What a daemon serves once it has taken over what another process of ours asked it for, which cannot say any more that it
+    /// holds that.
+    async fn settled(&self, mut status: Status) -> Result<Status, String> {
+        let deadline = tokio::time::Instant::now() + ADOPTION_DEADLINE;
+        while !status.coming.is_empty() && tokio::time::Instant::now() < deadline {
+            tokio::time::sleep(READY_POLL).await;
+            let asked = self.client(STATUS_DEADLINE).status().await;
+            status = asked.map_err(|error| describe(&error))?;
+        }
+        Ok(status)
     }
 
     async fn start(&self) -> Result<Status, String> {
@@ -89,8 +123,13 @@ impl Daemon {
         let problem = loop {
             if let Ok(status) = self.client(STATUS_DEADLINE).status().await {
                 info!(pid = status.pid, "started the nydus daemon");
+                self.started.store(status.pid, Ordering::Relaxed);
                 // The child is reaped when it ends, by whoever runs then.
-                tokio::spawn(async move { child.wait().await });
+                let (exit, pid) = (self.exit.clone(), child.id());
+                tokio::spawn(async move {
+                    let ended = child.wait().await.ok();
+                    exit.send_replace(pid.zip(ended));
+                });
                 return Ok(status);
             }
             match child.try_wait() {

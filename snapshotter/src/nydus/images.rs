@@ -247,7 +247,12 @@ impl Images {
         if !self.daemon.is_ready(status.pid) {
             return Err(MountFailure::Unavailable("the nydus daemon has just been replaced".to_owned()));
         }
-        if !status.mounts.iter().any(|mount| mount.id == request.id) {
+        if self.daemon.is_refused(&request.id) {
+            let problem = "the nydus daemon cannot take over its mount yet".to_owned();
+            return Err(MountFailure::Unavailable(problem));
+        }
+        let is_served = status.mounts.iter().any(|mount| mount.id == request.id);
+        if !is_served && !status.coming.contains(&request.id) {
             detach_remains(&image.mountpoint).await?;
         }
         match client.mount(&request).await {
@@ -258,7 +263,7 @@ impl Images {
             }
             result => result.map_err(failure)?,
         }
-        self.daemon.hold(&client, &request.id).await;
+        self.daemon.hold(&client, &request.id).await.map_err(failure)?;
         self.remember(image, names, &client).await
     }
 

@@ -25,9 +25,12 @@ impl Images {
         self.broker.hand_out(&client, &layer.backends).await;
         match client.add_backends(&mount_id(image.id), &layer.backends).await {
             // It is told when it is mounted.
-            Err(ClientError::Reported { kind: ErrorKind::Unknown, .. }) => Ok(()),
-            told => told.map_err(|error| Error::Daemon { problem: describe(&error) }),
+            Err(ClientError::Reported { kind: ErrorKind::Unknown, .. }) => return Ok(()),
+            told => told.map_err(|error| Error::Daemon { problem: describe(&error) })?,
         }
+        // The next daemon is to know as well, from its first read on.
+        let held = self.daemon.hold(&client, &mount_id(image.id)).await;
+        held.map_err(|error| Error::Daemon { problem: describe(&error) })
     }
 }
 

@@ -9,7 +9,7 @@ mod beside;
 mod images;
 mod layer;
 mod lazy;
-mod mountinfo;
+pub(crate) mod mountinfo;
 mod names;
 
 #[cfg(test)]

@@ -14,6 +14,16 @@ pub(super) fn is_mounted(path: &Path) -> Result<bool, Error> {
     Ok(contains(&mounts, path.as_os_str().as_bytes()))
 }
 
+/// Whether what is mounted at `path`, on top of whatever else is there, has this device number.
+pub(crate) fn has_device(path: &Path, device: u64) -> Result<bool, Error> {
+    let mounts = fs::read(MOUNTINFO).map_err(Error::io("read", MOUNTINFO))?;
+    let (major, minor) = (nix::sys::stat::major(device), nix::sys::stat::minor(device));
+    let (path, number) = (path.as_os_str().as_bytes(), format!("{major}:{minor}"));
+    let fields = mounts.split(|&byte| byte == b'\n').map(|line| line.split(|&byte| byte == b' '));
+    let mut at_path = fields.filter(|line| line.clone().nth(4).is_some_and(|field| unescape(field) == path));
+    Ok(at_path.next_back().is_some_and(|mut line| line.nth(2) == Some(number.as_bytes())))
+}
+
 /// Detaches whatever is mounted at `path`, which need not answer.
 pub(super) fn detach(path: &Path) -> Result<(), Error> {
     while is_mounted(path)? {

@@ -7,6 +7,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::fs::{self, File};
 use std::io::{IoSlice, IoSliceMut, Write};
 use std::os::fd::{AsRawFd, RawFd};
+use std::os::unix::fs::MetadataExt;
 use std::os::unix::net::{UnixListener, UnixStream};
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicUsize, Ordering};
@@ -17,6 +18,7 @@ use fuse_daemon::control::protocol::{Answer, Call, ErrorKind, Failure, Reply, Re
 use fuse_daemon::control::{BlobId, Handover, Kept, MountRequest, MountStatus, Negotiated, Removed, Status};
 use nix::errno::Errno;
 use nix::mount::{MntFlags, MsFlags, mount, umount2};
+use nix::sys::signal::{Signal, raise};
 use nix::sys::socket::{ControlMessage, ControlMessageOwned, MsgFlags, recvmsg, sendmsg};
 use serde::{Deserialize, Serialize};
 use snapshotter::DaemonConfig;
@@ -46,19 +48,29 @@ pub(crate) struct Bootstrap {
     pub(crate) hands_over: bool,
     /// How many adoptions are refused before one succeeds, by all daemons together.
     pub(crate) refused_adoptions: usize,
+    /// Whether another attempt would be refused as well.
+    pub(crate) refused_for_good: bool,
+    /// Adopting waits as long as this file is there.
+    pub(crate) adoption_held_by: Option<PathBuf>,
     /// How many adoptions end their daemon before one succeeds.
     pub(crate) fatal_adoptions: usize,
+    /// Whether it is killed then, rather than failing.
+    pub(crate) killed: bool,
 }
 
 impl Bootstrap {
     fn wait_while_held(&self) {
-        while self.held_by.as_ref().is_some_and(|file| file.exists()) {
-            std::thread::sleep(Duration::from_millis(5));
-        }
+        wait_while_there(self.held_by.as_ref());
     }
 
     fn blobs(&self) -> Vec<BlobId> {
         self.blobs.iter().map(|blob| blob.parse().unwrap()).collect()
+    }
+}
+
+fn wait_while_there(file: Option<&PathBuf>) {
+    while file.is_some_and(|file| file.exists()) {
+        std::thread::sleep(Duration::from_millis(5));
     }
 }
 
@@ -134,6 +146,7 @@ fn process() {
     let daemon = Arc::new(FakeDaemon {
         dir,
         mounts: Mutex::default(),
+        coming: Mutex::default(),
         unmounting: AtomicUsize::new(0),
         most_unmounting: AtomicUsize::new(0),
     });
@@ -151,6 +164,7 @@ fn is_mounted(path: &Path) -> bool {
 struct FakeDaemon {
     dir: PathBuf,
     mounts: Mutex<BTreeMap<String, (MountRequest, Bootstrap)>>,
+    coming: Mutex<BTreeSet<String>>,
     unmounting: AtomicUsize,
     most_unmounting: AtomicUsize,
 }
@@ -269,7 +283,8 @@ impl FakeDaemon {
         let file = File::create(descriptor(&self.dir, id)).unwrap();
         file.lock_shared().unwrap();
         let negotiated = Negotiated { minor: 0, flags: 0, max_readahead: 0 };
-        (Ok(Answer::Handover(Handover { mount: mount.clone(), device: 0, negotiated })), Some(file))
+        let device = fs::metadata(&mount.mountpoint).unwrap().dev();
+        (Ok(Answer::Handover(Handover { mount: mount.clone(), device, negotiated })), Some(file))
     }
 
     fn adopt(&self, handover: Handover, descriptor: Option<PathBuf>) -> Result<Answer, Failure> {
@@ -279,12 +294,20 @@ impl FakeDaemon {
         let adoptions =
             requests(&self.dir).iter().filter(|request| matches!(request, Request::Adopt(_))).count();
         if adoptions <= bootstrap.fatal_adoptions {
+            if bootstrap.killed {
+                raise(Signal::SIGKILL).unwrap();
+            }
             std::process::exit(1);
         }
         if adoptions <= bootstrap.refused_adoptions || !is_mounted(&request.mountpoint) {
-            return Err(Failure { kind: ErrorKind::Failed, message: "cannot be taken over".to_owned() });
+            let kind = if bootstrap.refused_for_good { ErrorKind::Bootstrap } else { ErrorKind::Failed };
+            return Err(Failure { kind, message: "cannot be taken over".to_owned() });
         }
-        self.mounts.lock().unwrap().insert(request.id.clone(), (request, bootstrap));
+        let id = request.id.clone();
+        self.coming.lock().unwrap().insert(id.clone());
+        wait_while_there(bootstrap.adoption_held_by.as_ref());
+        self.mounts.lock().unwrap().insert(id.clone(), (request, bootstrap));
+        self.coming.lock().unwrap().remove(&id);
         Ok(Answer::Done)
     }
 
@@ -325,10 +348,12 @@ impl FakeDaemon {
             blobs: bootstrap.blobs(),
             chunks: Default::default(),
         };
+        let coming = self.coming.lock().unwrap().iter().cloned().collect();
         let mounts = self.mounts.lock().unwrap();
         Status {
             version: "test".to_owned(),
             pid: std::process::id(),
+            coming,
             mounts: mounts.values().map(mount).collect(),
             worker: None,
         }

@@ -1,6 +1,7 @@
 //! Mounts that outlive their daemon, since the service holds their descriptors.
 
 use std::fs;
+use std::path::Path;
 
 use fuse_daemon::control::protocol::Request;
 use nix::mount::{MsFlags, mount};
@@ -42,7 +43,11 @@ fn mark(node: &Node) {
 
 /// Whether the only image's mount is the one that was marked.
 fn is_marked(node: &Node) -> bool {
-    let (place, text) = (node.mountpoint(), fs::read_to_string("/proc/self/mountinfo").unwrap());
+    is_marked_at(&node.mountpoint())
+}
+
+fn is_marked_at(place: &Path) -> bool {
+    let text = fs::read_to_string("/proc/self/mountinfo").unwrap();
     let fields = text.lines().map(|line| line.split(' ').collect::<Vec<_>>());
     let found: Vec<_> = fields.filter(|fields| fields[4] == place.to_str().unwrap()).collect();
     assert_eq!(found.len(), 1, "{found:?}");
@@ -115,7 +120,7 @@ async fn a_mount_that_is_refused_for_a_while_is_adopted() {
 async fn a_mount_that_no_daemon_adopts_is_let_go_and_mounted_again() {
     needs_root!();
     let node = Node::start().await;
-    let content = Bootstrap { refused_adoptions: usize::MAX, ..lasting(&node) };
+    let content = Bootstrap { refused_adoptions: usize::MAX, refused_for_good: true, ..lasting(&node) };
     let upper = node.pull("r/i:1", 'a', &content).await;
     node.harness.prepare("container", &upper).await.unwrap();
     mark(&node);
@@ -123,6 +128,78 @@ async fn a_mount_that_no_daemon_adopts_is_let_go_and_mounted_again() {
     let expected = ["mount", "handover", "adopt", "adopt", "adopt", "adopt", "mount", "handover"];
     wait_until_asked(&node, &expected).await;
     assert!(!is_marked(&node));
+}
+
+#[tokio::test]
+async fn a_mount_that_is_refused_for_long_stays_and_holds_up_no_other() {
+    needs_root!();
+    let node = Node::start().await;
+    let content = Bootstrap { refused_adoptions: 5, ..lasting(&node) };
+    let upper = node.pull("r/i:1", 'a', &content).await;
+    node.harness.prepare("container", &upper).await.unwrap();
+    mark(&node);
+    let place = node.mountpoint();
+    kill_daemon(&node).await;
+    let mut expected = vec!["mount", "handover", "adopt", "adopt", "adopt", "adopt"];
+    wait_until_asked(&node, &expected).await;
+    // Others are served, and nothing is put over what programs wait for.
+    let other = node.pull("r/j:1", 'b', &node.content("j")).await;
+    node.harness.prepare("other", &other).await.unwrap();
+    let refused = node.harness.prepare("second", &upper).await.unwrap_err();
+    assert_eq!(refused.code(), tonic::Code::Unavailable, "{refused}");
+    expected.extend(["mount", "handover", "adopt", "adopt", "mount", "handover"]);
+    eventually("it is taken over", async || {
+        let mut asked = asked(&node);
+        // The other image is said again when the first one has changed.
+        asked.truncate(expected.len());
+        (asked == expected && is_marked_at(&place)).then_some(())
+    })
+    .await;
+    node.harness.prepare("third", &upper).await.unwrap();
+    assert!(is_marked_at(&place), "it was mounted again");
+}
+
+#[tokio::test]
+async fn a_mount_that_is_just_being_taken_over_when_a_service_comes_stays_in_place() {
+    needs_root!();
+    let mut node = Node::start().await;
+    let gate = node.harness.dir.path().join("gate");
+    let content = Bootstrap { adoption_held_by: Some(gate.clone()), ..lasting(&node) };
+    let upper = node.pull("r/i:1", 'a', &content).await;
+    node.harness.prepare("container", &upper).await.unwrap();
+    mark(&node);
+    fs::write(&gate, "").unwrap();
+    kill_daemon(&node).await;
+    let mut expected = vec!["mount", "handover", "adopt"];
+    wait_until_asked(&node, &expected).await;
+    // Who asked for it is gone before the answer.
+    node.harness.restart().await;
+    let client = fuse_daemon::control::Client::new(node.harness.config.daemon.socket.path());
+    let id = mount_id(&node);
+    eventually("the daemon says that it comes", async || {
+        client.status().await.ok().filter(|status| status.coming == [id.clone()])
+    })
+    .await;
+    fs::remove_file(&gate).unwrap();
+    expected.extend(["handover", "mount", "handover"]);
+    wait_until_asked(&node, &expected).await;
+    assert!(is_marked(&node), "it was mounted again");
+}
+
+#[tokio::test]
+async fn whoever_kills_daemons_while_they_take_a_mount_over_does_not_end_it() {
+    needs_root!();
+    let node = Node::start().await;
+    let content = Bootstrap { fatal_adoptions: 6, killed: true, ..lasting(&node) };
+    let upper = node.pull("r/i:1", 'a', &content).await;
+    node.harness.prepare("container", &upper).await.unwrap();
+    mark(&node);
+    kill_daemon(&node).await;
+    let mut expected = vec!["mount", "handover"];
+    expected.extend(["adopt"; 7]);
+    expected.extend(["mount", "handover"]);
+    wait_until_asked(&node, &expected).await;
+    assert!(is_marked(&node), "it was mounted again");
 }
 
 #[tokio::test]

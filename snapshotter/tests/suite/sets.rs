@@ -4,6 +4,8 @@ use std::os::unix::fs::PermissionsExt as _;
 
 use fuse_daemon::control::BootstrapSource;
 use fuse_daemon::control::protocol::Request;
+use nix::sys::signal::{Signal, kill};
+use nix::unistd::Pid;
 use registry::digest::{Digest, sha256};
 use snapshotter::control::protocol::ErrorKind;
 use snapshotter::control::{
@@ -14,7 +16,7 @@ use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::net::UnixStream;
 use tonic::Code;
 
-use crate::fake_daemon;
+use crate::fake_daemon::{self, Bootstrap};
 use crate::harness::{Harness, code};
 use crate::needs_root;
 use crate::nydus::Node;
@@ -274,7 +276,7 @@ async fn images_that_run_are_read_from_where_their_set_is_now() {
     let mut one = set("one", registry(), &["base", "nginx"]);
     client(harness).put(&one).await.unwrap();
     let top = pull(harness, &one).await;
-    fake_daemon::will_make(harness.dir.path(), &node.content("nginx"));
+    fake_daemon::will_make(harness.dir.path(), &Bootstrap { hands_over: true, ..node.content("nginx") });
     harness.prepare("running", &top).await.unwrap();
     one.backends = vec![BackendSpec::Directory { path: "/moved".into() }];
     assert!(client(harness).put(&one).await.unwrap());
@@ -282,6 +284,25 @@ async fn images_that_run_are_read_from_where_their_set_is_now() {
     crate::harness::eventually("the daemon is told", async || {
         let told = |request: &Request| matches!(request, Request::AddBackends { backends, .. } if *backends == expected);
         node.requests().iter().any(told).then_some(())
+    })
+    .await;
+    // And so is the next one, before anybody reads.
+    crate::harness::eventually("it is held as it is now", async || {
+        let handovers =
+            node.requests().iter().filter(|request| matches!(request, Request::Handover { .. })).count();
+        (handovers == 2).then_some(())
+    })
+    .await;
+    kill(Pid::from_raw(node.daemon_pid().await.try_into().unwrap()), Signal::SIGKILL).unwrap();
+    crate::harness::eventually("the next daemon has the mount", async || {
+        let requests = node.requests();
+        let adopted = requests.iter().find_map(|request| match request {
+            Request::Adopt(handover) => Some(handover.mount.backends.clone()),
+            _ => None,
+        })?;
+        let moved = BackendSpec::Directory { path: "/moved".into() };
+        assert!(adopted.contains(&moved), "{adopted:?}");
+        Some(())
     })
     .await;
 }

@@ -1,0 +1,171 @@
+//! kill -9 of the daemon at moments that have to be made: requests come while it is dying, and it is replaced while it takes over.
+
+use std::fs;
+use std::io;
+use std::net::{TcpListener, TcpStream};
+use std::path::Path;
+use std::process::{Command, Stdio};
+
+use fuse_daemon::control::BackendSpec;
+use nix::mount::{MsFlags, mount};
+use nix::sched::{CpuSet, sched_getaffinity, sched_setaffinity};
+use nix::sys::signal::Signal;
+use nix::unistd::Pid;
+use rafs::build::BuildOptions;
+use test_support::noise;
+
+use crate::node::{Node, Process};
+use crate::{can_mount, eventually};
+
+/// Threads of the mount: all but one have had no request when they are killed.
+const THREADS: usize = 16;
+/// Programs that ask for something meanwhile.
+const READERS: usize = 40;
+
+/// The processors that tests may use: one for the daemon, and another one.
+fn two_processors() -> Option<(usize, usize)> {
+    let all = sched_getaffinity(Pid::from_raw(0)).unwrap();
+    let mut usable = (0..CpuSet::count()).filter(|cpu| all.is_set(*cpu).unwrap());
+    usable.next().zip(usable.next())
+}
+
+fn on_processor(cpu: usize, command: &Command) -> Command {
+    let mut pinned = Command::new("taskset");
+    pinned.args(["--cpu-list", &cpu.to_string()]).arg(command.get_program()).args(command.get_args());
+    for (name, value) in command.get_envs() {
+        match value {
+            Some(value) => pinned.env(name, value),
+            None => pinned.env_remove(name),
+        };
+    }
+    pinned.stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::null());
+    pinned
+}
+
+/// Keeps everything else from a processor, for less than the second after which the kernel sees to that.
+fn keep_processor(cpu: usize) -> Option<Process> {
+    let mut busy = Command::new("chrt");
+    busy.args(["--fifo", "1", "sh", "-c", "while :; do :; done"]);
+    let mut hog = Process::spawn(&mut on_processor(cpu, &busy));
+    let stat = format!("/proc/{}/stat", hog.0.id());
+    eventually("it keeps the processor, or cannot", || {
+        if !hog.running() {
+            return Some(false);
+        }
+        let stat = fs::read_to_string(&stat).unwrap_or_default();
+        // Its 41st field is how it is scheduled: 1 is SCHED_FIFO. Those behind the name are counted from the third on.
+        let policy = stat.rsplit_once(')').and_then(|(_, rest)| rest.split_whitespace().nth(38))?.to_owned();
+        (policy == "1").then_some(true)
+    })
+    .then_some(hog)
+}
+
+/// Requests of a mount that are not answered.
+fn waiting(control: &Path, device: u64) -> usize {
+    let file = control.join(nix::sys::stat::minor(device).to_string()).join("waiting");
+    fs::read_to_string(file).unwrap().trim().parse().unwrap()
+}
+
+#[test]
+fn what_a_dying_daemon_takes_is_answered_by_the_next() {
+    if !can_mount() {
+        return;
+    }
+    let Some((first, second)) = two_processors() else { return eprintln!("skipped: needs two processors") };
+    let node = Node::new();
+    let config = format!("[daemon.read]\nfuse_threads = {THREADS}\n");
+    fs::write(node.path("config.toml"), config).unwrap();
+    let control = node.path("connections");
+    fs::create_dir(&control).unwrap();
+    mount(Some("fusectl"), &control, Some("fusectl"), MsFlags::empty(), None::<&str>).unwrap();
+    let names: Vec<String> = (0..READERS).map(|number| format!("f{number}")).collect();
+    let image =
+        node.image("i", &names.iter().map(|name| (name.as_str(), &b"content"[..])).collect::<Vec<_>>());
+
+    let mut daemon = Process::spawn(&mut on_processor(first, &node.daemon_command()));
+    node.daemon().wait();
+    let place = node.daemon().mount("i", &image);
+    let (handover, descriptor) = node.daemon().handover("i");
+    let mut others = CpuSet::new();
+    others.set(second).unwrap();
+    sched_setaffinity(Pid::from_raw(0), &others).unwrap();
+    let before = waiting(&control, handover.device);
+    let Some(hog) = keep_processor(first) else { return eprintln!("skipped: needs real-time scheduling") };
+    // Its threads wake up to end, each with a look at what there is to do, once they have a processor.
+    daemon.signal(Signal::SIGKILL);
+    let looks_at = |name: &String| {
+        let mut command = Command::new("stat");
+        Process::spawn(command.arg(place.join(name)).stdout(Stdio::null()).stderr(Stdio::null()))
+    };
+    let mut readers: Vec<_> = names.iter().map(looks_at).collect();
+    eventually("all ask", || (waiting(&control, handover.device) >= before + READERS).then_some(()));
+    assert!(daemon.running(), "it is not gone yet");
+    drop(hog);
+    daemon.ended();
+
+    let _next = Process::spawn(node.daemon_command().stdout(Stdio::null()).stderr(Stdio::null()));
+    node.daemon().wait();
+    node.daemon().adopt(&handover, &descriptor).unwrap();
+    let failed = readers.iter_mut().filter_map(|reader| (!reader.ended().success()).then_some(())).count();
+    assert_eq!(failed, 0, "so many programs of {READERS} met an error");
+}
+
+/// Passes all connections on to `to`, once it is started.
+fn pass_on(listener: TcpListener, to: std::net::SocketAddr) {
+    std::thread::spawn(move || {
+        for stream in listener.incoming().map_while(Result::ok) {
+            let Ok(other) = TcpStream::connect(to) else { return };
+            for (mut from, mut to) in
+                [(stream.try_clone().unwrap(), other.try_clone().unwrap()), (other, stream)]
+            {
+                std::thread::spawn(move || {
+                    let _ = io::copy(&mut from, &mut to);
+                    let _ = to.shutdown(std::net::Shutdown::Write);
+                });
+            }
+        }
+    });
+}
+
+#[test]
+fn a_mount_that_is_just_being_taken_over_is_said_to_come_and_is_not_mounted_again() {
+    if !can_mount() {
+        return;
+    }
+    let node = Node::new();
+    let content = noise(1, 5_000);
+    let files: Vec<String> = (0..20).map(|number| format!("f{number}")).collect();
+    let files: Vec<_> = files.iter().map(|name| (name.as_str(), &content[..])).collect();
+    // Where its chunks are is not in its bootstrap alone: it takes a registry to be mounted.
+    let image =
+        node.image_of("i", &files, &BuildOptions { batch_size: Some(65_536), ..BuildOptions::default() });
+    let mut daemon = Process::spawn(node.daemon_command().stdout(Stdio::null()).stderr(Stdio::null()));
+    node.daemon().wait();
+    let place = node.daemon().mount("i", &image);
+    let (mut handover, descriptor) = node.daemon().handover("i");
+    daemon.signal(Signal::SIGKILL);
+    daemon.ended();
+    let _next = Process::spawn(node.daemon_command().stdout(Stdio::null()).stderr(Stdio::null()));
+    node.daemon().wait();
+
+    // Takes connections, and is silent at first.
+    let silent = TcpListener::bind("127.0.0.1:0").unwrap();
+    let repository = format!("{}/i", silent.local_addr().unwrap());
+    handover.mount.backends = vec![BackendSpec::Registry { repository }];
+    std::thread::scope(|scope| {
+        let adopted = scope.spawn(|| node.daemon().adopt(&handover, &descriptor));
+        eventually("it is said to come", || (node.daemon().coming() == ["i"]).then_some(()));
+        assert!(node.daemon().mounts().is_empty());
+        let mounted = scope.spawn(|| node.daemon().try_mount("i", &image));
+        pass_on(silent, node.registry());
+        adopted.join().unwrap().unwrap();
+        mounted.join().unwrap().unwrap();
+    });
+    assert!(node.daemon().coming().is_empty());
+    assert!(fs::read(place.join("f7")).unwrap() == content);
+    let mounts = fs::read_to_string("/proc/self/mountinfo").unwrap();
+    let there: Vec<_> = mounts.lines().filter(|line| line.split(' ').nth(4) == place.to_str()).collect();
+    let number =
+        format!("{}:{}", nix::sys::stat::major(handover.device), nix::sys::stat::minor(handover.device));
+    assert!(there.len() == 1 && there[0].split(' ').nth(2) == Some(&number), "{there:?}, expected {number}");
+}
