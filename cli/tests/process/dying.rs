@@ -17,10 +17,10 @@ use test_support::noise;
 use crate::node::{Node, Process};
 use crate::{can_mount, eventually};
 
-/// Threads of the mount: all but one have had no request when they are killed.
-const THREADS: usize = 16;
+/// Requests in a page of the journal.
+const SLOTS_OF_A_PAGE: usize = 8;
 /// Programs that ask for something meanwhile.
-const READERS: usize = 40;
+const READERS: usize = 4;
 
 /// The processors that tests may use: one for the daemon, and another one.
 fn two_processors() -> Option<(usize, usize)> {
@@ -72,42 +72,66 @@ fn what_a_dying_daemon_takes_is_answered_by_the_next() {
         return;
     }
     let Some((first, second)) = two_processors() else { return eprintln!("skipped: needs two processors") };
-    let node = Node::new();
-    let config = format!("[daemon.read]\nfuse_threads = {THREADS}\n");
-    fs::write(node.path("config.toml"), config).unwrap();
-    let control = node.path("connections");
-    fs::create_dir(&control).unwrap();
-    mount(Some("fusectl"), &control, Some("fusectl"), MsFlags::empty(), None::<&str>).unwrap();
-    let names: Vec<String> = (0..READERS).map(|number| format!("f{number}")).collect();
-    let image =
-        node.image("i", &names.iter().map(|name| (name.as_str(), &b"content"[..])).collect::<Vec<_>>());
-
-    let mut daemon = Process::spawn(&mut on_processor(first, &node.daemon_command()));
-    node.daemon().wait();
-    let place = node.daemon().mount("i", &image);
-    let (handover, descriptor) = node.daemon().handover("i");
     let mut others = CpuSet::new();
     others.set(second).unwrap();
     sched_setaffinity(Pid::from_raw(0), &others).unwrap();
-    let before = waiting(&control, handover.device);
-    let Some(hog) = keep_processor(first) else { return eprintln!("skipped: needs real-time scheduling") };
-    // Its threads wake up to end, each with a look at what there is to do, once they have a processor.
-    daemon.signal(Signal::SIGKILL);
-    let looks_at = |name: &String| {
-        let mut command = Command::new("stat");
+    // By whatever page of the journal the next request is written to: the first of a page is not there before.
+    for waiting in 0..=SLOTS_OF_A_PAGE {
+        if !takes_while_dying(first, waiting) {
+            return eprintln!("skipped: needs real-time scheduling");
+        }
+    }
+}
+
+/// Kills a daemon that so many programs wait for, and has others ask while it is dying; whether that can be done here.
+fn takes_while_dying(cpu: usize, waiting_before: usize) -> bool {
+    let node = Node::new();
+    fs::write(node.path("config.toml"), "[daemon]\njournal = \"always\"\n").unwrap();
+    let control = node.path("connections");
+    fs::create_dir(&control).unwrap();
+    mount(Some("fusectl"), &control, Some("fusectl"), MsFlags::empty(), None::<&str>).unwrap();
+    let names: Vec<String> = (0..waiting_before + READERS).map(|number| format!("f{number}")).collect();
+    let content = noise(1, 3000);
+    let mut image =
+        node.image("i", &names.iter().map(|name| (name.as_str(), &content[..])).collect::<Vec<_>>());
+    let good = BackendSpec::of_image(&image.reference).unwrap();
+    // Takes connections, and is silent.
+    let silent = TcpListener::bind("127.0.0.1:0").unwrap();
+    image.reference = format!("{}/i:v1", silent.local_addr().unwrap());
+
+    let mut daemon = Process::spawn(&mut on_processor(cpu, &node.daemon_command()));
+    node.daemon().wait();
+    let place = node.daemon().mount("i", &image);
+    let (mut handover, descriptor) = node.daemon().handover("i");
+    let begun = waiting(&control, handover.device);
+    let program = |program: &str, name: &String| {
+        let mut command = Command::new(program);
         Process::spawn(command.arg(place.join(name)).stdout(Stdio::null()).stderr(Stdio::null()))
     };
-    let mut readers: Vec<_> = names.iter().map(looks_at).collect();
-    eventually("all ask", || (waiting(&control, handover.device) >= before + READERS).then_some(()));
+    let mut programs = Vec::new();
+    for (number, name) in names[..waiting_before].iter().enumerate() {
+        programs.push(program("cat", name));
+        eventually("it waits for content", || {
+            (waiting(&control, handover.device) > begun + number).then_some(())
+        });
+    }
+    let Some(hog) = keep_processor(cpu) else { return false };
+    // Its threads wake up to end, each with a look at what there is to do, once they have a processor.
+    daemon.signal(Signal::SIGKILL);
+    programs.extend(names[waiting_before..].iter().map(|name| program("stat", name)));
+    let all = begun + programs.len();
+    eventually("all ask", || (waiting(&control, handover.device) >= all).then_some(()));
     assert!(daemon.running(), "it is not gone yet");
     drop(hog);
     daemon.ended();
 
     let _next = Process::spawn(node.daemon_command().stdout(Stdio::null()).stderr(Stdio::null()));
     node.daemon().wait();
+    handover.mount.backends = vec![good];
     node.daemon().adopt(&handover, &descriptor).unwrap();
-    let failed = readers.iter_mut().filter_map(|reader| (!reader.ended().success()).then_some(())).count();
-    assert_eq!(failed, 0, "so many programs of {READERS} met an error");
+    let failed = programs.iter_mut().filter_map(|program| (!program.ended().success()).then_some(())).count();
+    assert_eq!(failed, 0, "so many programs met an error, {waiting_before} of which waited before");
+    true
 }
 
 /// Passes all connections on to `to`, once it is started.

@@ -11,6 +11,7 @@ mod kill;
 mod limits;
 mod load;
 mod log;
+mod looks;
 mod manager;
 mod metrics;
 mod node;

@@ -4,7 +4,6 @@ mod attributes;
 mod connection;
 mod failures;
 mod journal;
-mod muster;
 mod negotiated;
 mod relay;
 mod session;
@@ -24,7 +23,6 @@ pub use connection::Rights;
 use failures::Failures;
 pub use journal::JournalConfig;
 pub(crate) use journal::dir_beside;
-use muster::Muster;
 pub use negotiated::Negotiated;
 pub(crate) use session::{HandedOver, Options, Session, SessionError};
 
@@ -54,8 +52,6 @@ pub(crate) struct Adapter<Held> {
     /// What the kernel offered, for who serves this after us.
     negotiated: Arc<OnceLock<Negotiated>>,
     journal: Option<JournalConfig>,
-    /// Where threads wait before the first request.
-    muster: Arc<Muster>,
     /// Kept until the kernel has let go of the file system.
     _held: Held,
 }
@@ -66,11 +62,10 @@ impl<Held> Adapter<Held> {
         options: &Options<'_>,
         held: Held,
         negotiated: Arc<OnceLock<Negotiated>>,
-        muster: Arc<Muster>,
     ) -> Self {
         let failures = Arc::new(Failures::new(options.image));
         let journal = options.journal.cloned();
-        Self { fs, no_open: false, no_opendir: false, failures, negotiated, journal, muster, _held: held }
+        Self { fs, no_open: false, no_opendir: false, failures, negotiated, journal, _held: held }
     }
 }
 
@@ -109,11 +104,6 @@ impl<Held: Send + Sync + 'static> Filesystem for Adapter<Held> {
             Ok(None) => reply.entry(&FOREVER, &attributes::nothing(), Generation(0)),
             Err(error) => reply.error(error_of(&error)),
         }
-    }
-
-    /// The kernel need not say it: an inode is where it is. So nothing is done about what it says.
-    fn forget(&self, request: &Request, ino: INodeNo, _: u64) {
-        self.muster.arrive(request, ino);
     }
 
     fn getattr(&self, _: &Request, ino: INodeNo, _: Option<FileHandle>, reply: ReplyAttr) {

@@ -1,7 +1,7 @@
 //! The threads that serve a mount.
 
 use std::io;
-use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, OnceLock, PoisonError, mpsc};
@@ -12,7 +12,6 @@ use nix::sys::statfs::statfs;
 
 use super::connection::{Connection, Rights};
 use super::journal::JournalConfig;
-use super::muster::Muster;
 use super::negotiated::Negotiated;
 use super::{Adapter, relay};
 use crate::fs::FileSystem;
@@ -116,7 +115,7 @@ impl Session {
                 let noted = journal.begin(connection.device())?;
                 relay::begin(&connection, noted, Vec::new(), place, options.threads)
             }
-            None => crate::sys::replace(connection.as_fd(), place),
+            None => Ok(()),
         };
         let served =
             descriptor.and_then(|descriptor| Self::start(fs, held, options, &connection, descriptor, then));
@@ -155,7 +154,7 @@ impl Session {
         Ok(session)
     }
 
-    /// `descriptor` is what the session begins with; once its threads are ready, `then` puts in its place what they are to hear.
+    /// `descriptor` is what the session hears first; `then` may put another in its place.
     fn start<Held: Send + Sync + 'static>(
         fs: Arc<FileSystem>,
         held: Held,
@@ -174,20 +173,14 @@ impl Session {
         // See `Connection::duplicate`.
         config.clone_fd = false;
         let negotiated = Arc::new(OnceLock::new());
-        let muster = Arc::new(Muster::new(options.threads.max(1)));
-        let adapter = Adapter::new(fs, options, held, Arc::clone(&negotiated), Arc::clone(&muster));
+        let adapter = Adapter::new(fs, options, held, Arc::clone(&negotiated));
         let session = fuser::Session::from_fd(adapter, descriptor, SessionACL::All, config)
             .map_err(failed("serve", at))?;
         let silent = || failed("serve", at)(io::Error::other("the session began without FUSE_INIT"));
         let negotiated = negotiated.get().copied().ok_or_else(silent)?;
-        let call = muster.call(session.as_fd()).map_err(failed("serve", at))?;
-        let place = session.as_fd().as_raw_fd();
-        let threads = session.spawn().map_err(failed("start threads for", at))?;
-        call.wait(|| threads.guard.is_finished()).map_err(failed("start threads for", at))?;
-        // What the threads have is kept open by the handle to them too.
-        then(crate::sys::borrowed(place, &threads), negotiated).map_err(failed("take over", at))?;
+        then(session.as_fd(), negotiated).map_err(failed("take over", at))?;
         armed.store(true, Ordering::Relaxed);
-        drop(call);
+        let threads = session.spawn().map_err(failed("start threads for", at))?;
         // Always asks: it answers if a thread serves, and fails if none could be started.
         statfs(at).map_err(|errno| failed("serve", at)(errno.into()))?;
         if threads.guard.is_finished() {

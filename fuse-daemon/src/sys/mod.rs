@@ -8,7 +8,7 @@ pub(crate) use pages::Pages;
 pub(crate) use shared::{Arena, memory};
 
 use std::mem::ManuallyDrop;
-use std::os::fd::{AsRawFd, BorrowedFd, FromRawFd, OwnedFd, RawFd};
+use std::os::fd::{AsRawFd, BorrowedFd, FromRawFd, OwnedFd};
 
 /// Makes `place`, a descriptor whose owner does not let go of it, another descriptor of what `descriptor` is one of.
 pub(crate) fn replace(descriptor: BorrowedFd<'_>, place: BorrowedFd<'_>) -> std::io::Result<()> {
@@ -17,19 +17,6 @@ pub(crate) fn replace(descriptor: BorrowedFd<'_>, place: BorrowedFd<'_>) -> std:
     let mut place = ManuallyDrop::new(unsafe { OwnedFd::from_raw_fd(place.as_raw_fd()) });
     rustix::io::dup3(descriptor, &mut place, rustix::io::DupFlags::CLOEXEC)?;
     Ok(())
-}
-
-/// A descriptor by its number, which `keeper` keeps open.
-pub(crate) fn borrowed<K>(number: RawFd, _keeper: &K) -> BorrowedFd<'_> {
-    // SAFETY: it is open for as long as its keeper is borrowed, as callers say.
-    unsafe { BorrowedFd::borrow_raw(number) }
-}
-
-/// Brings in the pages of so many bytes at an address, and keeps them in memory until they are unmapped; does nothing where that is not
-/// allowed.
-pub(crate) fn lock(address: usize, bytes: usize) {
-    // SAFETY: what is in memory is not looked at, and the system refuses an address where there is none.
-    unsafe { nix::libc::mlock(std::ptr::without_provenance(address), bytes) };
 }
 
 /// Closes all descriptors from the number `first` on that were inherited: whoever started this process may hold what keeps

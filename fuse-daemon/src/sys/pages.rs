@@ -23,16 +23,15 @@ impl Pages {
     }
 
     /// Has all of it in memory, to be written: what is not, the kernel does not bring in for who is being killed, and a request that
-    /// is copied there then fails.
+    /// it copies there then fails with EIO.
     fn bring_in(&mut self) {
-        let len = self.0.len();
-        for at in (0..len).step_by(PAGE_BYTES) {
+        for at in (0..self.0.len()).step_by(PAGE_BYTES) {
             let byte = &mut self.part(at..at + 1)[0];
-            let as_it_is = std::hint::black_box(*byte);
-            // Written for the sake of it.
-            *byte = std::hint::black_box(as_it_is);
+            // Written as it is, for the sake of it.
+            *byte = std::hint::black_box(*byte);
         }
-        crate::sys::lock(self.0.as_ptr().addr(), len);
+        // For good, where that is allowed.
+        let _ = self.0.lock();
     }
 
     /// A part of it.

@@ -11,7 +11,6 @@ mod faults;
 mod image;
 mod kernel;
 mod log;
-mod looks;
 mod make;
 mod own_sources;
 mod prefetch;

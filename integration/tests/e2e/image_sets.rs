@@ -292,6 +292,40 @@ pub(crate) fn by_ctr(fixture: &Fixture) -> Result<()> {
     Ok(())
 }
 
+/// containerd can take what a container has changed, as for a commit, where each file answers for its extended attributes; elsewhere
+/// it says that it cannot. The container goes on.
+pub(crate) fn changes_are_taken(fixture: &Fixture) -> Result<()> {
+    let images = Images::new(fixture, "sets-changed")?;
+    let inside = images.push("inside")?;
+    let set = images.save("one", &[&inside])?;
+    for exact in [false, true] {
+        let config = format!("[daemon]\nexact_xattrs = {exact}\n");
+        let mut node = fixture.new_node(&format!("sets-changed-{exact}"), &config)?;
+        put(&mut node, &set)?;
+        node.cri().pull(&inside.name)?;
+        let (_, container) = run(&node, "changed", &inside.name)?;
+        // It writes a file.
+        expect_content(node.cri(), &container, "inside")?;
+        let (layer, containerd) = (images.dir.join(format!("{exact}.tar")), node.containerd());
+        let ctr = containerd.ctr();
+        let mut diff = Command::new("sh");
+        diff.args(["-c", "exec \"$@\" >\"$0\""]).arg(&layer).arg(ctr.get_program()).args(ctr.get_args());
+        diff.args(["snapshots", "--snapshotter", containerd.snapshotter(), "diff", "--media-type"]);
+        diff.args(["application/vnd.oci.image.layer.v1.tar", &container]);
+        if exact {
+            process::run(&mut diff)?;
+            let listed = process::run(Command::new("tar").arg("-tf").arg(&layer))?.stdout;
+            let files: Vec<_> = listed.lines().filter(|name| !name.ends_with('/')).collect();
+            ensure!(files == ["etc/written"], "{listed}");
+        } else {
+            let said = process::run_failing(&mut diff)?;
+            ensure!(said.stderr.contains("failed to get xattr"), "{said:?}");
+        }
+        expect_content(node.cri(), &container, "inside")?;
+    }
+    Ok(())
+}
+
 /// What was pulled goes on after its set is gone, over restarts and crashes of both processes; what is pulled then is plain.
 pub(crate) fn outlive(fixture: &Fixture) -> Result<()> {
     let images = Images::new(fixture, "sets-gone")?;
