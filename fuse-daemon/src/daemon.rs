@@ -392,6 +392,8 @@ fn engine_config(
         front: FrontConfig {
             deadline,
             request_bytes: read.request_bytes,
+            // Half of what may be under way from one backend.
+            ahead_bytes: read.buffer_bytes as u64,
             threads,
             failure_memory: FAILURE_MEMORY,
         },

@@ -179,6 +179,7 @@ impl Bench {
         let config = FrontConfig {
             deadline: Duration::from_secs(3600),
             request_bytes: 1,
+            ahead_bytes: 0,
             threads: 1,
             failure_memory: Duration::ZERO,
         };

@@ -4,8 +4,11 @@
 //! |---|---|
 //! | files in the image's prefetch table | from the mount on |
 //! | programs that are read nearly whole | when their first page is read |
+//! | other programs of what is far, and the libraries that they need | the same: the loader would ask for one after the other |
 //! | everything | if asked for, some time after the mount: from then on the image needs no registry |
 
+use std::collections::HashSet;
+use std::ops::Range;
 use std::sync::{Arc, Weak};
 use std::time::Duration;
 
@@ -17,7 +20,7 @@ use tokio::sync::{mpsc, oneshot};
 
 use crate::describe;
 use crate::front::Want;
-use crate::fs::FileSystem;
+use crate::fs::{FileSystem, FsError, Started};
 
 /// Chunks that are asked for together.
 const WINDOW: usize = 8;
@@ -41,19 +44,25 @@ const COMPLETION_PAUSE: Duration = Duration::from_secs(30);
 /// Programs that wait in line.
 const PROGRAMS: usize = 64;
 
+/// Libraries that are fetched for one program at most.
+const LIBRARIES: usize = 256;
+
+/// All of a file.
+const WHOLE: Range<u64> = 0..u64::MAX;
+
 /// What is fetched ahead of readers.
 #[derive(Clone, Debug)]
 pub struct PrefetchConfig {
     /// Files in images' prefetch tables.
     pub table: bool,
-    /// Programs that are read nearly whole, when they start.
+    /// Programs, when they start: those that are read nearly whole, and where that is far others too, with their libraries.
     pub programs: bool,
     /// Everything, so long after the mount. `None`: not.
     pub complete_after: Option<Duration>,
 }
 
 /// Where a file system reports programs to, and the one who hears of them.
-pub(crate) fn programs() -> (mpsc::Sender<Nid>, mpsc::Receiver<Nid>) {
+pub(crate) fn programs() -> (mpsc::Sender<Started>, mpsc::Receiver<Started>) {
     mpsc::channel(PROGRAMS)
 }
 
@@ -61,7 +70,7 @@ pub(crate) fn programs() -> (mpsc::Sender<Nid>, mpsc::Receiver<Nid>) {
 pub(crate) fn start(
     runtime: &Handle,
     fs: &Arc<FileSystem>,
-    programs: mpsc::Receiver<Nid>,
+    programs: mpsc::Receiver<Started>,
     config: &PrefetchConfig,
 ) {
     if config.programs {
@@ -72,11 +81,58 @@ pub(crate) fn start(
     }
 }
 
-async fn fetch_programs(fs: Weak<FileSystem>, mut programs: mpsc::Receiver<Nid>) {
+async fn fetch_programs(fs: Weak<FileSystem>, mut programs: mpsc::Receiver<Started>) {
+    let mut seen = HashSet::new();
     // Ends with the file system, which has the other end.
-    while let Some(program) = programs.recv().await {
-        fetch_file(&fs, program).await;
+    while let Some(Started { file, is_read_whole }) = programs.recv().await {
+        if is_read_whole {
+            fetch_file(&fs, file, WHOLE).await;
+        } else if is_far(&fs, file) {
+            fetch_libraries(&fs, file, &mut seen).await;
+        }
     }
+}
+
+fn is_far(fs: &Weak<FileSystem>, file: Nid) -> bool {
+    fs.upgrade().is_some_and(|fs| fs.is_far(file).unwrap_or_default())
+}
+
+/// Fetches a program and its libraries, and what these need: all at once that is known of.
+async fn fetch_libraries(fs: &Weak<FileSystem>, program: Nid, seen: &mut HashSet<Nid>) {
+    let mut next = vec![program];
+    let mut count = 0;
+    loop {
+        next.retain(|file| seen.insert(*file));
+        count += next.len();
+        if next.is_empty() || count > LIBRARIES {
+            return;
+        }
+        let fetching = next.iter().map(|file| fetch_linked(fs, *file));
+        next = futures::future::join_all(fetching).await.concat();
+    }
+}
+
+/// Fetches what the loader will look at in a program; the libraries that it needs.
+async fn fetch_linked(fs: &Weak<FileSystem>, file: Nid) -> Vec<Nid> {
+    match try_fetch_linked(fs, file).await {
+        Ok(found) => found.unwrap_or_default(),
+        Err(error) => {
+            tracing::debug!(file = file.0, error = describe(&error), "its libraries are not known");
+            Vec::new()
+        }
+    }
+}
+
+async fn try_fetch_linked(fs: &Weak<FileSystem>, file: Nid) -> Result<Option<Vec<Nid>>, FsError> {
+    let mounted = || fs.upgrade();
+    let Some(part) = mounted().map(|fs| fs.needed_part(file)).transpose()? else { return Ok(None) };
+    fetch_file(fs, file, part).await;
+    let Some(linked) = mounted().map(|fs| fs.linked(file)).transpose()?.flatten() else { return Ok(None) };
+    fetch_file(fs, file, linked.entries.clone()).await;
+    let names = mounted().map(|fs| fs.names_of_libraries(file, &linked)).transpose()?.flatten();
+    let Some(names) = names else { return Ok(None) };
+    fetch_file(fs, file, names.all.clone()).await;
+    mounted().map(|fs| fs.libraries(file, &linked, &names)).transpose()
 }
 
 async fn fetch_ahead(fs: Weak<FileSystem>, config: PrefetchConfig) {
@@ -85,7 +141,7 @@ async fn fetch_ahead(fs: Weak<FileSystem>, config: PrefetchConfig) {
         match table {
             Ok(files) => {
                 for file in files {
-                    fetch_file(&fs, file).await;
+                    fetch_file(&fs, file, WHOLE).await;
                 }
             }
             Err(error) => {
@@ -99,10 +155,10 @@ async fn fetch_ahead(fs: Weak<FileSystem>, config: PrefetchConfig) {
     }
 }
 
-/// Fetches a file, several windows at a time. What is in order in the file is in order in its blob.
-async fn fetch_file(fs: &Weak<FileSystem>, file: Nid) {
+/// Fetches a part of a file, several windows at a time. What is in order in the file is in order in its blob.
+async fn fetch_file(fs: &Weak<FileSystem>, file: Nid, range: Range<u64>) {
     let Some(mounted) = fs.upgrade() else { return };
-    let missing = mounted.missing_of_file(file);
+    let missing = mounted.missing_of_file(file, range);
     drop(mounted);
     match missing {
         Ok(missing) => fetch(fs, missing, WINDOWS).await,

@@ -200,7 +200,10 @@ impl Front {
         let (blob, chunk) = (Arc::clone(&flight.blob), flight.described.chunk.clone());
         let until = flight.waiters.iter().map(|waiter| waiter.until()).max();
         let orders = match until {
-            Some(until) => self.plan(&mut flights, &blob, &[(key.chunk, chunk)], until),
+            Some(until) => {
+                let limits = self.limits(blob.id());
+                self.plan(&mut flights, &blob, &[(key.chunk, chunk)], (until, limits))
+            }
             None => Vec::new(),
         };
         drop(flights);

@@ -21,6 +21,7 @@ mod deadline;
 mod flight;
 mod keep;
 mod message;
+mod order;
 mod pace;
 mod plan;
 mod read;
@@ -29,11 +30,8 @@ mod suspects;
 mod tests;
 mod wait;
 
-use std::ops::Range;
 use std::sync::{Arc, PoisonError, Weak};
 use std::time::{Duration, Instant};
-
-use rafs::blob::ChunkIndex;
 
 pub use message::{
     BackendName, ChunkError, ChunkKey, Content, Extent, Fill, Order, Orders, Responses, Worker,
@@ -42,25 +40,18 @@ pub use read::{Piece, ReadError};
 pub use wait::Want;
 
 use crate::buffers::Buffers;
-use crate::cache::{CachedBlob, ChunkState};
+use crate::cache::ChunkState;
 use crate::control::BlobId;
 use crate::metrics::Counters;
 use crate::pool::Pool;
-use crate::sync::atomic::{AtomicBool, Ordering};
+use crate::sync::atomic::AtomicBool;
 use crate::sync::{Mutex, MutexGuard};
-use ahead::{Further, Streams};
+use ahead::Streams;
 use deadline::Deadlines;
 use flight::{Flight, Flights};
-use pace::{Ordered, Paces};
-use plan::Limits;
+use pace::Paces;
 use read::{Answer, read_now};
 use wait::{Done, Loose, Urgency, Waiter};
-
-/// Chunks that are looked at in search of what to read ahead.
-const PASSED_OVER_LIMIT: u32 = 1024;
-
-/// Stored bytes that are ordered at once ahead of a reader at most.
-const AHEAD_BYTES_MAX: u64 = 16 << 20;
 
 /// How the front works.
 #[derive(Clone, Debug)]
@@ -70,6 +61,9 @@ pub struct FrontConfig {
     /// Stored bytes to order at once, chunks that nobody asked for included: so many of what is near, more of what takes
     /// long to answer.
     pub request_bytes: u64,
+    /// Stored bytes of a blob that are ordered ahead of readers at most: as much as a worker takes of a backend that readers may
+    /// need at any time.
+    pub ahead_bytes: u64,
     /// Threads that verify what an earlier boot left.
     pub threads: usize,
     /// How long a chunk that failed is not tried again.
@@ -130,7 +124,8 @@ impl Front {
         answer: impl FnOnce(Result<&[u8], ReadError>) + Send + 'static,
     ) {
         let Err((answer, missing)) = read_now(&pieces, &[], &self.buffers, Box::new(answer)) else {
-            return self.counters.cached();
+            self.counters.cached();
+            return self.follow(&pieces);
         };
         let (counters, begun) = (Arc::clone(&self.counters), Instant::now());
         let counted = move |result: Result<&[u8], ReadError>| {
@@ -158,6 +153,11 @@ impl Front {
     /// Chunks that are on their way.
     pub(crate) fn awaited(&self) -> usize {
         self.flights().len()
+    }
+
+    /// Whether a blob's backend takes so long to answer that it is worth to ask for more than is known to be needed.
+    pub(crate) fn is_far(&self, blob: BlobId) -> bool {
+        self.paces().is_far(blob)
     }
 
     /// When what begins now is to be answered.
@@ -237,7 +237,6 @@ impl Front {
     fn enter(&self, flights: &mut Flights, wanted: &[Want], waiter: &Arc<Waiter>, todo: &mut Todo) {
         let Some(Want { blob, .. }) = wanted.first() else { return };
         let mut missing = Vec::new();
-        let mut caught_up = None;
         for want in wanted {
             let key = want.key();
             // Looked at again under the lock: an answer that came since the first look will not come again. One that
@@ -253,7 +252,6 @@ impl Front {
                 }
                 if waiter.is_reader() && !flight.is_demanded() {
                     todo.hurry.push(key);
-                    caught_up = Some(want.chunk);
                 }
                 flight.wait(waiter);
                 // Ordered for an image that is gone, which this one contradicts.
@@ -285,107 +283,20 @@ impl Front {
                 todo.failed = Some((key, ChunkError::Unknown));
             }
         }
-        let orders = self.plan(flights, blob, &missing, waiter.until());
+        let is_reader = waiter.is_reader();
+        let limits = if is_reader { self.limits(blob.id()) } else { self.limits_ahead(blob.id()) };
+        let orders = self.plan(flights, blob, &missing, (waiter.until(), limits));
         // Where the reader is, and where what is ordered for it ends.
         let last = orders.last().and_then(|order| Some((*order.demanded.first()?, order.end())));
         todo.orders.extend(orders);
-        if !waiter.is_reader() {
+        if !is_reader {
             return;
         }
-        if let Some((chunk, end)) = last.or(caught_up.map(|chunk| (chunk, chunk))) {
+        let read = wanted.iter().map(|want| want.chunk);
+        let due = read.filter(|chunk| self.streams().reads(blob.generation(), *chunk)).last();
+        if let Some((chunk, end)) = last.or(due.map(|chunk| (chunk, chunk))) {
             todo.orders.extend(self.order_further(flights, blob, chunk, end));
         }
-    }
-
-    /// Orders beyond what a reader of `chunk` waits for, which ends before `end`, if it goes through the blob in order.
-    fn order_further(
-        &self,
-        flights: &mut Flights,
-        blob: &Arc<CachedBlob>,
-        chunk: ChunkIndex,
-        end: ChunkIndex,
-    ) -> Vec<Order> {
-        if self.is_full.load(Ordering::Relaxed) {
-            return Vec::new();
-        }
-        let mut streams = self.streams.lock().unwrap_or_else(PoisonError::into_inner);
-        let Some(Further { from, requests }) = streams.waits(blob.generation(), chunk, end) else {
-            return Vec::new();
-        };
-        let until = Instant::now() + self.config.deadline;
-        let mut orders: Vec<Order> = Vec::new();
-        let (mut at, mut bytes) = (from, 0);
-        // What is there already is passed over, but not for ever.
-        let end = ChunkIndex(from.0.saturating_add(PASSED_OVER_LIMIT));
-        while orders.len() < requests as usize && bytes < AHEAD_BYTES_MAX && at < end {
-            let Some(described) = blob.describe(at) else { break };
-            if blob.state(at) == ChunkState::Missing && flights.is_free(self.key(blob, at)) {
-                let planned = self.plan(flights, blob, &[(at, described.chunk)], until);
-                at = planned.last().map_or(at, Order::end).max(ChunkIndex(at.0 + 1));
-                bytes += planned.iter().map(|order| size(&order.stored())).sum::<u64>();
-                orders.extend(planned);
-            } else {
-                at = ChunkIndex(at.0 + 1);
-            }
-        }
-        streams.ordered(blob.generation(), at);
-        orders
-    }
-
-    fn key(&self, blob: &CachedBlob, chunk: ChunkIndex) -> ChunkKey {
-        ChunkKey { blob: blob.id(), generation: blob.generation(), chunk }
-    }
-
-    /// Orders for chunks of a blob that are missing, and for what comes along with them.
-    fn plan(
-        &self,
-        flights: &mut Flights,
-        blob: &Arc<CachedBlob>,
-        missing: &[(ChunkIndex, rafs::blob::Chunk)],
-        until: Instant,
-    ) -> Vec<Order> {
-        let Some(coding) = missing.first().and_then(|(first, _)| blob.describe(*first)) else {
-            return Vec::new();
-        };
-        let key = |chunk| self.key(blob, chunk);
-        let found = |chunk| flights.is_free(key(chunk)).then(|| blob.state(chunk));
-        let describe = |chunk| blob.describe(chunk).map(|described| described.chunk);
-        let requests = plan::plan(missing, describe, found, self.limits(blob.id()));
-        let mut orders = Vec::with_capacity(requests.len());
-        for extents in requests {
-            let order = Order {
-                blob: blob.id(),
-                generation: blob.generation(),
-                coding: Arc::clone(&coding.coding),
-                demanded: Vec::new(),
-                refused: Vec::new(),
-                extents,
-                until,
-            };
-            let alone = order.extents.len() == 1;
-            let ordered = Arc::new(Ordered::now(&order));
-            let mut demanded = Vec::new();
-            for (chunk, described) in order.extents.iter().flat_map(|extent| &extent.chunks) {
-                if let Some(flight) = flights.get(key(*chunk)) {
-                    // What was ordered for nobody may be given up for that: not a reason to fail who joins.
-                    flight.alone = alone && flight.is_demanded();
-                    flight.ordered = Some(Arc::clone(&ordered));
-                    if flight.is_demanded() {
-                        demanded.push(*chunk);
-                    }
-                } else {
-                    let described = crate::cache::Described {
-                        coding: Arc::clone(&order.coding),
-                        chunk: described.clone(),
-                    };
-                    let mut flight = Flight::new(Arc::clone(blob), described);
-                    flight.ordered = Some(Arc::clone(&ordered));
-                    flights.insert(key(*chunk), flight);
-                }
-            }
-            orders.push(Order { demanded, ..order });
-        }
-        orders
     }
 
     /// Does what has to be done without the lock.
@@ -409,25 +320,9 @@ impl Front {
         self.flights().forget_failures(|key| blobs.contains(&key.blob));
     }
 
-    fn limits(&self, blob: BlobId) -> Limits {
-        // What there is no room for is not read ahead.
-        let is_full = self.is_full.load(Ordering::Relaxed);
-        let request_bytes =
-            if is_full { 1 } else { self.paces().request_bytes(blob, self.config.request_bytes) };
-        Limits { request_bytes, ahead_uncompressed_bytes: request_bytes.saturating_mul(4) }
-    }
-
-    fn paces(&self) -> MutexGuard<'_, Paces> {
-        self.paces.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-
     fn flights(&self) -> MutexGuard<'_, Flights> {
         self.flights.lock().unwrap_or_else(PoisonError::into_inner)
     }
-}
-
-fn size(range: &Range<u64>) -> u64 {
-    range.end.saturating_sub(range.start)
 }
 
 /// What follows from wanting chunks.

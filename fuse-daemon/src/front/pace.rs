@@ -13,6 +13,7 @@ use std::time::{Duration, Instant};
 
 use rafs::blob::ChunkIndex;
 
+use super::ahead::OnWay;
 use super::message::{BackendName, Order};
 use crate::control::BlobId;
 
@@ -29,6 +30,20 @@ const LATENCY_WINDOW: Duration = Duration::from_secs(300);
 /// Less behind the first chunk says nothing of the rate.
 const RATE_BYTES_MIN: u64 = 64 << 10;
 
+/// Bytes a second of what is far, until the rate is known: the time of an answer is known sooner …
+const RATE_GUESSED: u64 = 16 << 20;
+/// … and what takes so long to answer is far.
+const FAR: Duration = Duration::from_millis(10);
+/// A link that is slower than that is busy with no more than so many times the least.
+const GUESSED_FACTOR: u64 = 4;
+
+/// Requests of the size that comes in the time of an answer that are ahead of who reads in order, all together: one that comes, one
+/// that is asked for, and as much again since neither time nor rate are ever the best that was seen.
+const ANSWERS_AHEAD: u64 = 4;
+
+/// The same of a backend that answers at once, in requests of the least size: fetching, decoding and reading go on side by side.
+const LEAST_AHEAD: u64 = 4;
+
 /// Blobs and backends that are remembered at most; beyond, all are forgotten, at the price of starting small again.
 const BLOBS: usize = 1024;
 const BACKENDS: usize = 64;
@@ -42,10 +57,11 @@ pub(super) struct Ordered {
     /// Stored bytes behind the first extent.
     behind_first: u64,
     first_came: OnceLock<Instant>,
+    _on_way: OnWay,
 }
 
 impl Ordered {
-    pub(super) fn now(order: &Order) -> Self {
+    pub(super) fn now(order: &Order, on_way: OnWay) -> Self {
         let first = order.extents.front().map_or(0, |extent| extent.stored.end);
         Self {
             blob: order.blob,
@@ -53,6 +69,7 @@ impl Ordered {
             last: ChunkIndex(order.end().0.saturating_sub(1)),
             behind_first: order.stored().end.saturating_sub(first),
             first_came: OnceLock::new(),
+            _on_way: on_way,
         }
     }
 }
@@ -91,10 +108,16 @@ struct Pace {
 }
 
 impl Pace {
-    /// Bytes that come in the time of one answer.
-    fn bytes_of_an_answer(&self) -> Option<u64> {
-        let (latency, rate) = (self.latency.as_ref()?.get(), self.rates.iter().max()?);
-        Some(u64::try_from(latency.as_micros()).ok()?.saturating_mul(*rate) / 1_000_000)
+    /// Bytes that come in the time of one answer, as far as it is known; `least` are asked for at once otherwise.
+    fn bytes_of_an_answer(&self, least: u64) -> Option<u64> {
+        let latency = self.latency.as_ref()?.get();
+        let bytes =
+            |rate: u64| Some(u64::try_from(latency.as_micros()).ok()?.saturating_mul(rate) / 1_000_000);
+        match self.rates.iter().max() {
+            Some(rate) => bytes(*rate),
+            None if latency < FAR => None,
+            None => bytes(RATE_GUESSED).map(|bytes| bytes.min(least.saturating_mul(GUESSED_FACTOR))),
+        }
     }
 }
 
@@ -137,9 +160,28 @@ impl Paces {
 
     /// Stored bytes to ask for at once, `least` or more.
     pub(super) fn request_bytes(&self, blob: BlobId, least: u64) -> u64 {
-        let backend = self.of_blob.get(&blob).or(self.last.as_ref());
-        let pace = backend.and_then(|backend| self.of_backend.get(backend));
-        pace.and_then(Pace::bytes_of_an_answer).unwrap_or(least).clamp(least, REQUEST_BYTES_MAX.max(least))
+        self.bytes_of_an_answer(blob, least).unwrap_or(least).clamp(least, REQUEST_BYTES_MAX.max(least))
+    }
+
+    /// Stored bytes that are ahead of a reader in order at most, where `least` are asked for at once.
+    pub(super) fn ahead_bytes(&self, blob: BlobId, least: u64) -> u64 {
+        let far = self.bytes_of_an_answer(blob, least).unwrap_or_default().saturating_mul(ANSWERS_AHEAD);
+        far.max(least.saturating_mul(LEAST_AHEAD))
+    }
+
+    /// Whether it takes long to answer.
+    pub(super) fn is_far(&self, blob: BlobId) -> bool {
+        let latency = self.of(blob).and_then(|pace| pace.latency.as_ref());
+        latency.is_some_and(|latency| latency.get() >= FAR)
+    }
+
+    fn bytes_of_an_answer(&self, blob: BlobId, least: u64) -> Option<u64> {
+        self.of(blob)?.bytes_of_an_answer(least)
+    }
+
+    /// Of the backend that delivered last of the blob, or else of any.
+    fn of(&self, blob: BlobId) -> Option<&Pace> {
+        self.of_backend.get(self.of_blob.get(&blob).or(self.last.as_ref())?)
     }
 }
 
@@ -152,7 +194,9 @@ fn note<T>(values: &mut VecDeque<T>, value: T) {
 
 #[cfg(test)]
 mod tests {
+    use super::super::ahead::Streams;
     use super::*;
+    use crate::cache::Generation;
 
     const BLOB: BlobId = BlobId(rafs::digest::Digest([1; 32]));
     const OTHER: BlobId = BlobId(rafs::digest::Digest([2; 32]));
@@ -173,6 +217,7 @@ mod tests {
             last: ChunkIndex(9),
             behind_first: 1 << 20,
             first_came: OnceLock::new(),
+            _on_way: Streams::default().sets_out(Generation(1), 1 << 20),
         };
         // As if it had come then.
         let pace = paces.of_backend.entry(backend(name)).or_default();
@@ -199,6 +244,31 @@ mod tests {
         let bytes = request_bytes(&[(20, 10)]);
         assert!((1 << 20..=(2 << 20)).contains(&bytes), "{bytes}");
         assert_eq!(request_bytes(&[(500, 10)]), REQUEST_BYTES_MAX);
+    }
+
+    #[test]
+    fn far_is_known_before_the_rate_is() {
+        let mut paces = Paces::default();
+        let now = Instant::now();
+        let latency = Duration::from_millis(100);
+        let pace = paces.of_backend.entry(backend("one")).or_default();
+        pace.latency = Some(Shortest::new(latency, now));
+        paces.of_blob.insert(BLOB, backend("one"));
+        assert_eq!(paces.request_bytes(BLOB, LEAST), GUESSED_FACTOR * LEAST);
+        assert_eq!(paces.request_bytes(BLOB, 1), GUESSED_FACTOR, "who wants little gets little");
+    }
+
+    #[test]
+    fn the_further_the_more_is_ahead_of_who_reads_in_order() {
+        let ahead_bytes = |order| {
+            let mut paces = Paces::default();
+            came(&mut paces, BLOB, "one", order);
+            paces.ahead_bytes(BLOB, LEAST)
+        };
+        assert_eq!(Paces::default().ahead_bytes(BLOB, LEAST), 4 * LEAST);
+        assert_eq!(ahead_bytes((1, 10)), 4 * LEAST);
+        assert!((16 << 20..=20 << 20).contains(&ahead_bytes((50, 10))), "{}", ahead_bytes((50, 10)));
+        assert_eq!(ahead_bytes((100, 10_000)), 4 * LEAST, "it would fill a slow link");
     }
 
     #[test]

@@ -25,6 +25,13 @@ pub(super) struct Limits {
     pub(super) ahead_uncompressed_bytes: u64,
 }
 
+impl Limits {
+    /// Those of requests of so many stored bytes.
+    pub(super) fn of(request_bytes: u64) -> Self {
+        Self { request_bytes, ahead_uncompressed_bytes: request_bytes.saturating_mul(4) }
+    }
+}
+
 /// Plans the requests for `demanded`, which is sorted: each is extents that start where the one before ends. `chunk` looks
 /// a chunk up; `found` says what the cache has of one, unless somebody works on it or it failed.
 pub(super) fn plan(

@@ -43,6 +43,14 @@ impl Piece {
         loose.iter().find(|loose| loose.key == key)
     }
 
+    /// The chunk that it lies in.
+    pub(super) fn chunk(&self) -> Option<(&Arc<CachedBlob>, ChunkIndex)> {
+        match self {
+            Self::Chunk { blob, chunk, .. } => Some((blob, *chunk)),
+            Self::Zeros(_) => None,
+        }
+    }
+
     /// What has to be there for the piece to be read.
     fn want(&self) -> Option<Want> {
         match self {

@@ -1,12 +1,13 @@
 use std::sync::mpsc;
 
-use rafs::blob::{Blob, Chunk};
+use rafs::blob::{Blob, Chunk, ChunkIndex};
 use rafs::compress::Compressor;
 use rafs::digest::DigestAlgorithm;
 
 use super::*;
-use crate::cache::{BootId, Cache, Lease, Said};
+use crate::cache::{BootId, Cache, CachedBlob, Lease, Said};
 
+mod ahead;
 mod late;
 
 const SOON: Duration = Duration::from_secs(20);
@@ -75,7 +76,8 @@ struct Bench {
 }
 
 fn config(deadline: Duration, failure_memory: Duration) -> FrontConfig {
-    FrontConfig { deadline, request_bytes: 12, threads: 1, failure_memory }
+    // What is read ahead has tests of its own.
+    FrontConfig { deadline, request_bytes: 12, ahead_bytes: 0, threads: 1, failure_memory }
 }
 
 type Outcome = mpsc::Receiver<Result<Vec<u8>, String>>;

@@ -3,6 +3,8 @@
 mod attributes;
 mod first_reads;
 mod gate;
+mod libraries;
+mod linked;
 mod names;
 mod program;
 mod xattrs;
@@ -78,8 +80,8 @@ pub struct FileSystem {
     gates: Arc<Gates>,
     front: Arc<Front>,
     first_reads: FirstReads,
-    /// Who is told of programs that are read nearly whole, when they start.
-    programs: mpsc::Sender<Nid>,
+    /// Who is told of programs when they start.
+    programs: mpsc::Sender<Started>,
     /// Whether it was logged that the bootstrap is damaged.
     damage_is_known: AtomicBool,
     /// Whether it is known that no file has extended attributes.
@@ -95,6 +97,15 @@ pub struct Completeness {
     pub all: u64,
 }
 
+/// A program that was begun to be read, or a library.
+#[derive(Clone, Copy, Debug)]
+pub struct Started {
+    /// Its file.
+    pub file: Nid,
+    /// Whether it is one that is read nearly whole.
+    pub is_read_whole: bool,
+}
+
 /// Smaller programs come with their first read, or the second.
 const PROGRAM_BYTES_MIN: u64 = 2 << 20;
 
@@ -103,13 +114,13 @@ const DOTS: u64 = 2;
 
 impl FileSystem {
     /// The file system of `bootstrap`, whose blobs are cached in `blobs` and read through `gates`, in the same order. `programs`
-    /// is told of files that had better be fetched whole.
+    /// is told of programs that are begun to be read.
     pub fn new(
         bootstrap: Arc<Bootstrap>,
         blobs: Vec<Lease>,
         gates: Arc<Gates>,
         front: Arc<Front>,
-        programs: mpsc::Sender<Nid>,
+        programs: mpsc::Sender<Started>,
     ) -> Self {
         let first_reads = FirstReads::default();
         Self {
@@ -260,21 +271,22 @@ impl FileSystem {
         let range = offset..offset.saturating_add(u64::from(size));
         let read = self.sound(|bootstrap| {
             let starts = offset == 0 && size as usize >= program::HEAD_BYTES;
-            let may_be_program = starts && is_large_program(&bootstrap.inode(nid)?);
-            Ok((self.pieces(bootstrap, nid, range)?, may_be_program))
+            let is_large = starts && is_large_program(&bootstrap.inode(nid)?);
+            Ok((self.pieces(bootstrap, nid, range)?, starts.then_some(is_large)))
         });
-        let ((pieces, closed), may_be_program) = match read {
+        let ((pieces, closed), starts) = match read {
             Ok(read) => read,
             Err(error) => return done(Err(error)),
         };
         self.first_reads.note(nid);
-        let programs = may_be_program.then(|| self.programs.clone());
+        let programs = starts.map(|is_large| (is_large, self.programs.clone()));
         let answer = move |result: Result<&[u8], FsError>| {
-            if let (Some(programs), Ok(bytes)) = (programs, &result)
-                && program::is_read_whole(bytes)
+            if let (Some((is_large, programs)), Ok(bytes)) = (programs, &result)
+                && program::is_one(bytes)
             {
+                let is_read_whole = is_large && program::is_read_whole(bytes);
                 // If so many start at once that they wait in line, this one is read as it goes.
-                let _ = programs.try_send(nid);
+                let _ = programs.try_send(Started { file: nid, is_read_whole });
             }
             done(result);
         };
@@ -324,15 +336,15 @@ impl FileSystem {
         Ok(lease.ok_or(BootstrapError::NoSuchBlob(index.0))?.blob())
     }
 
-    /// The chunks of a file that are not in the cache.
+    /// The chunks of a range of a file that are not in the cache.
     ///
     /// # Errors
     ///
     /// [`FsError::Bootstrap`].
-    pub fn missing_of_file(&self, nid: Nid) -> Result<Vec<Want>, FsError> {
+    pub fn missing_of_file(&self, nid: Nid, range: Range<u64>) -> Result<Vec<Want>, FsError> {
         self.sound(|bootstrap| {
             let mut missing = Vec::new();
-            for piece in bootstrap.chunks(nid, 0..u64::MAX)? {
+            for piece in bootstrap.chunks(nid, range)? {
                 let piece = piece?;
                 let blob = self.blob(piece.blob)?;
                 if !blob.is_ready(piece.chunk) {

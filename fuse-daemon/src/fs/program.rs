@@ -13,6 +13,11 @@ pub(super) const HEAD_BYTES: usize = 4096;
 /// The note that the linker of Go leaves in each program: its build id.
 const GO_NOTE: (&[u8], u32) = (b"Go", 4);
 
+/// Whether a file that begins like this is a program, or a library.
+pub(super) fn is_one(head: &[u8]) -> bool {
+    head.starts_with(&elf::ELFMAG)
+}
+
 /// Whether a program that begins like this is read nearly whole. Of what is no program, or cannot be read, `false`.
 pub(super) fn is_read_whole(head: &[u8]) -> bool {
     has_go_note(head).unwrap_or_default()

@@ -162,7 +162,8 @@ impl Bench {
         let accesses = Arc::new(Accesses::new(Client::new(ClientConfig::default()).unwrap()));
         let (launch, launched) = workers(acts.to_vec(), crash);
         let worker = Arc::new(RemoteWorker::with(config, runtime.handle().clone(), accesses, launch));
-        let config = FrontConfig { deadline, request_bytes: 1, threads: 1, failure_memory: Duration::ZERO };
+        let failure_memory = Duration::ZERO;
+        let config = FrontConfig { deadline, request_bytes: 1, ahead_bytes: 0, threads: 1, failure_memory };
         let front = Front::new(worker.clone(), config).unwrap();
         let orders = Arc::downgrade(&front);
         worker.connect(orders as std::sync::Weak<dyn Orders>).unwrap();

@@ -91,6 +91,11 @@ impl Watched {
     pub(crate) fn reads(&self) -> usize {
         self.reads.lock().unwrap().len()
     }
+
+    /// Stored bytes that were asked for.
+    pub(crate) fn bytes(&self) -> usize {
+        self.bytes.load(Ordering::Relaxed)
+    }
 }
 
 impl Backend for Watched {

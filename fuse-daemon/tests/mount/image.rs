@@ -142,6 +142,7 @@ impl Node {
             front: FrontConfig {
                 deadline: settings.deadline,
                 request_bytes: settings.request_bytes,
+                ahead_bytes: 8 << 20,
                 threads: 2,
                 failure_memory: Duration::from_millis(300),
             },

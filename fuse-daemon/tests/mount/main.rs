@@ -7,6 +7,7 @@
 
 mod control;
 mod disk;
+mod far;
 mod faults;
 mod image;
 mod kernel;
