@@ -119,8 +119,8 @@ impl Front {
     /// order, and what is asked for at the same time takes no time.
     fn order_before(&self, flights: &mut Flights, blob: &Arc<CachedBlob>, chunk: ChunkIndex) -> Vec<Order> {
         let limits = self.limits_ahead(blob.id());
-        let is_far = limits.request_bytes > self.config.request_bytes;
-        let Some(here) = blob.describe(chunk).filter(|_| is_far) else { return Vec::new() };
+        let here = blob.describe(chunk).filter(|_| self.paces().is_far(blob.id()));
+        let Some(here) = here else { return Vec::new() };
         let here = stored(&here.chunk);
         if size(&here) > SMALL_BYTES_MAX || self.room_ahead(blob) < limits.request_bytes {
             return Vec::new();

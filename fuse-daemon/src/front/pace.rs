@@ -30,6 +30,10 @@ const LATENCY_WINDOW: Duration = Duration::from_secs(300);
 /// Less behind the first chunk says nothing of the rate.
 const RATE_BYTES_MIN: u64 = 64 << 10;
 
+/// What fetching, decoding and keeping take on this machine itself, and more is not asked for: of a registry on the same machine as much
+/// came in that time as nobody would wait for.
+const OWN_WORK: Duration = Duration::from_millis(2);
+
 /// Bytes a second of what is far, until the rate is known: the time of an answer is known sooner …
 const RATE_GUESSED: u64 = 16 << 20;
 /// … and what takes so long to answer is far.
@@ -111,8 +115,8 @@ impl Pace {
     /// Bytes that come in the time of one answer, as far as it is known; `least` are asked for at once otherwise.
     fn bytes_of_an_answer(&self, least: u64) -> Option<u64> {
         let latency = self.latency.as_ref()?.get();
-        let bytes =
-            |rate: u64| Some(u64::try_from(latency.as_micros()).ok()?.saturating_mul(rate) / 1_000_000);
+        let on_way = u64::try_from(latency.saturating_sub(OWN_WORK).as_micros()).ok()?;
+        let bytes = |rate: u64| Some(on_way.saturating_mul(rate) / 1_000_000);
         match self.rates.iter().max() {
             Some(rate) => bytes(*rate),
             None if latency < FAR => None,

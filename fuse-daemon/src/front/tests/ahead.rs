@@ -29,6 +29,20 @@ impl Bench {
         }
     }
 
+    /// Reads a chunk; `come` has it come, if it has to be waited for. Whether that was so.
+    fn read_on(&self, chunk: u32, come: impl FnOnce()) -> bool {
+        let read = self.read(&[chunk]);
+        let (waited, found) = match read.try_recv() {
+            Ok(found) => (false, found),
+            Err(_) => {
+                come();
+                (true, answered(&read))
+            }
+        };
+        assert_eq!(found.unwrap(), content(chunk));
+        waited
+    }
+
     /// Chunks that were ordered and are not there.
     fn on_way(&self) -> Vec<u32> {
         let mut chunks = self.worker.ordered();
@@ -40,16 +54,12 @@ impl Bench {
 #[test]
 fn a_reader_in_order_waits_for_the_first_chunk_only() {
     let bench = Bench::reading_ahead(1 << 20);
-    let mut waited = Vec::new();
-    for chunk in 0..200 {
-        let read = bench.read(&[chunk]);
-        if waits(&read) {
-            waited.push(chunk);
-        }
+    let waits = |chunk: &u32| {
+        let waited = bench.read_on(*chunk, || bench.deliver_all());
         bench.deliver_all();
-        assert_eq!(answered(&read).unwrap(), content(chunk));
-    }
-    assert_eq!(waited, [0]);
+        waited
+    };
+    assert_eq!((0..200).filter(waits).collect::<Vec<_>>(), [0]);
     let ordered = bench.worker.ordered();
     assert_eq!(ordered, (0..ordered.len() as u32).collect::<Vec<_>>(), "each once, in order");
 }
@@ -59,13 +69,11 @@ fn the_further_a_reader_goes_the_more_requests_are_under_way_up_to_a_limit() {
     let bench = Bench::reading_ahead(1 << 20);
     let mut most = 0;
     for chunk in 0..100 {
-        let read = bench.read(&[chunk]);
-        most = most.max(bench.on_way().len());
         // What it waits for comes, and nothing before it is needed.
-        if waits(&read) {
+        bench.read_on(chunk, || {
+            most = most.max(bench.on_way().len());
             bench.deliver(chunk);
-        }
-        assert_eq!(answered(&read).unwrap(), content(chunk));
+        });
         assert!(bench.on_way().len() as u64 * 4 <= WINDOW + REQUEST, "{:?} at {chunk}", bench.on_way());
     }
     assert!(most as u64 * 4 >= WINDOW * 3 / 4, "{most} chunks at most");
@@ -104,22 +112,14 @@ fn all_readers_of_a_blob_together_have_no_more_under_way_than_may_be() {
     const REQUESTS: u64 = 6;
     let bench = Bench::reading_ahead(REQUESTS * 1024);
     let firsts = [0, 50, 100, 150];
-    let mut reads = Vec::new();
     for step in 0..20 {
         for first in firsts {
-            let read = bench.read(&[first + step]);
-            if waits(&read) {
-                bench.deliver(first + step);
-            }
-            reads.push((first + step, read));
+            bench.read_on(first + step, || bench.deliver(first + step));
             let on_way = bench.on_way();
             // What readers wait for, and what comes along with that, goes before.
             let limit = (REQUESTS + firsts.len() as u64) * REQUEST;
             assert!(on_way.len() as u64 * 4 <= limit, "{on_way:?}");
         }
-    }
-    for (chunk, read) in reads {
-        assert_eq!(answered(&read).unwrap(), content(chunk));
     }
 }
 
@@ -132,4 +132,25 @@ fn where_nothing_may_be_under_way_ahead_of_readers_only_what_comes_along_is_orde
         assert_eq!(answered(&read).unwrap(), content(chunk));
     }
     assert_eq!(bench.worker.ordered(), (0..21).collect::<Vec<_>>());
+}
+
+#[test]
+fn of_what_is_far_the_files_before_one_come_along_too_and_after_what_is_waited_for() {
+    let bench = Bench::reading_ahead(1 << 20);
+    let first = bench.read(&[200]);
+    // The time of an answer.
+    std::thread::sleep(Duration::from_millis(15));
+    bench.deliver_all();
+    assert_eq!(answered(&first).unwrap(), content(200));
+    let before = bench.worker.ordered().len();
+    let read = bench.read(&[50]);
+    let ordered = bench.ordered_since(before);
+    assert_eq!(ordered[0], 50, "{ordered:?}");
+    assert!(ordered.contains(&49) && ordered.contains(&51) && !ordered.contains(&0), "{ordered:?}");
+    // Of what is wanted for itself only, nothing else is.
+    let before = bench.worker.ordered().len();
+    let _brought = bench.bring(&[120]);
+    assert!(bench.ordered_since(before).iter().all(|chunk| *chunk >= 120));
+    bench.deliver_all();
+    assert_eq!(answered(&read).unwrap(), content(50));
 }
