@@ -5,11 +5,12 @@ mod package;
 use std::io::{BufRead as _, IsTerminal as _};
 use std::path::Path;
 use std::process::ExitCode;
+use std::sync::Arc;
 
 use ::image::location::Location;
 use anyhow::{Context as _, bail, ensure};
 use indicatif::HumanBytes;
-use registry::client::{Client, Copied};
+use registry::client::{Client, Copied, PlacedBlobs};
 use registry::server::htpasswd;
 use registry::{Reference, Repository};
 use tokio::task::JoinSet;
@@ -45,7 +46,7 @@ async fn copy(config: &Config, from: &str, to: &str, referrers: bool) -> anyhow:
         ensure!(!referrers, "{from}: --referrers is for images of a registry");
         return package::copy(&client, &location, &to).await;
     };
-    let copied = client.copy_image(&from, &to, referrers).await?;
+    let copied = client.copy_image(&from, &to, referrers, &PlacedBlobs::default()).await?;
     said(&from, &to, copied);
     Ok(())
 }
@@ -108,15 +109,15 @@ async fn sync(config: &Config, from: &str, to: &str, jobs: usize, referrers: boo
         }
     }
     ensure!(!images.is_empty(), "{from} has no images");
-    let (mut total, mut failed) = (Copied::default(), Vec::new());
+    let (placed, mut total, mut failed) = (Arc::new(PlacedBlobs::default()), Copied::default(), Vec::new());
     let (count, mut left, mut running) = (images.len(), images.into_iter(), JoinSet::new());
     loop {
         while running.len() < jobs.max(1)
             && let Some((from, to)) = left.next()
         {
-            let client = client.clone();
+            let (client, placed) = (client.clone(), Arc::clone(&placed));
             running.spawn(async move {
-                let copied = client.copy_image(&from, &to, referrers).await;
+                let copied = client.copy_image(&from, &to, referrers, &placed).await;
                 (from, to, copied)
             });
         }

@@ -4,10 +4,10 @@ use std::collections::{HashMap, HashSet};
 
 use futures::StreamExt as _;
 use futures::future::BoxFuture;
-use registry::client::Descriptor;
+use registry::client::{Descriptor, PlacedBlobs, Placing};
 use registry::digest::Digest;
 
-use crate::destination::{CopyError, Destination, copy_blob};
+use crate::destination::{CopyError, Destination, StoreError, copy_blob};
 use crate::document::{DEPTH_LIMIT, DOCKER_INDEX, Index, Parsed, Stored};
 use crate::source::{Document, Source, SourceError};
 
@@ -23,6 +23,8 @@ pub struct CopiedImage {
     pub blobs: u64,
     /// Their bytes.
     pub bytes: u64,
+    /// Blobs that the registry took over from another repository of its own.
+    pub mounted: u64,
     /// Manifests that an index names and the source does not have, as in a package for one platform.
     pub left_out: Vec<Digest>,
     /// All that is at the destination now.
@@ -31,6 +33,7 @@ pub struct CopiedImage {
 
 /// Has `source` with all that it names at `destination`; returns what its name is to lead to there. An index that names manifests
 /// which the source does not have is put without these, since registries take only what is whole: then its digest is another.
+/// Blobs that are `placed` in another repository of a registry are mounted.
 ///
 /// # Errors
 ///
@@ -38,8 +41,9 @@ pub struct CopiedImage {
 pub async fn copy_image(
     source: &Source,
     destination: &dyn Destination,
+    placed: &PlacedBlobs,
 ) -> Result<(Stored, CopiedImage), CopyError> {
-    let mut job = CopyJob { source, destination, copied: CopiedImage::default() };
+    let mut job = CopyJob { source, destination, placed, copied: CopiedImage::default() };
     let root = source.root().await?;
     let root = job.document(root, 0).await?;
     Ok((root, job.copied))
@@ -48,6 +52,7 @@ pub async fn copy_image(
 struct CopyJob<'a> {
     source: &'a Source,
     destination: &'a dyn Destination,
+    placed: &'a PlacedBlobs,
     copied: CopiedImage,
 }
 
@@ -114,17 +119,37 @@ impl CopyJob<'_> {
             .filter(|blob| seen.insert(blob.digest().clone()))
             .cloned()
             .collect();
-        let (source, destination) = (self.source, self.destination);
-        let copies = blobs.into_iter().map(|blob| async move { copy_blob(source, &blob, destination).await });
+        let (source, destination, placed) = (self.source, self.destination, self.placed);
+        let copies =
+            blobs.into_iter().map(|blob| async move { copy_once(source, &blob, destination, placed).await });
         let copies: Vec<_> = copies.collect();
         let mut copies = futures::stream::iter(copies).buffer_unordered(PARALLEL_BLOBS);
-        while let Some(bytes) = copies.next().await {
-            let bytes = bytes?;
-            self.copied.blobs += u64::from(bytes > 0);
-            self.copied.bytes += bytes;
+        while let Some(copied) = copies.next().await {
+            self.copied.add(copied?);
         }
         Ok(())
     }
+}
+
+/// Copies a blob, unless it is placed in the destination's registry.
+async fn copy_once(
+    source: &Source,
+    blob: &Descriptor,
+    destination: &dyn Destination,
+    placed: &PlacedBlobs,
+) -> Result<CopiedImage, CopyError> {
+    let sent = |bytes| CopiedImage { blobs: u64::from(bytes > 0), bytes, ..CopiedImage::default() };
+    let Some((client, repository)) = destination.repository() else {
+        return copy_blob(source, blob, destination).await.map(sent);
+    };
+    let turn = placed.turn(blob.digest()).await;
+    let copied = match turn.place(client, repository).await.map_err(StoreError::from)? {
+        Placing::Present => CopiedImage::default(),
+        Placing::Mounted => CopiedImage { mounted: 1, ..CopiedImage::default() },
+        Placing::Absent => sent(copy_blob(source, blob, destination).await?),
+    };
+    turn.done(repository);
+    Ok(copied)
 }
 
 fn stored(document: &Document) -> Stored {
@@ -141,6 +166,7 @@ impl CopiedImage {
         self.manifests += other.manifests;
         self.blobs += other.blobs;
         self.bytes += other.bytes;
+        self.mounted += other.mounted;
         self.left_out.extend(other.left_out);
         self.known.extend(other.known);
     }

@@ -10,29 +10,31 @@ use image::destination::{Destination as _, InRegistry};
 use image::location::{InFile, Location};
 use image::source::{Source, StoredImages};
 use indicatif::HumanBytes;
-use registry::client::Client;
+use registry::client::{Client, PlacedBlobs};
 use registry::{Digest, Reference, Repository};
 
 use crate::stdout::note;
 
 /// Copies the image at `from` to the name `to`.
 pub(super) async fn copy(client: &Client, from: &Location, to: &Reference) -> anyhow::Result<()> {
-    let copied = copied(client, from, to.repository(), Some(to)).await?;
+    let copied = copied(client, from, to.repository(), Some(to), &PlacedBlobs::default()).await?;
     said(&from.to_string(), &to.to_string(), &copied);
     Ok(())
 }
 
-/// Copies all images of a package to `to` (`HOST[:PORT]` or `HOST[:PORT]/FOLDER`), under the names that they have in it.
+/// Copies all images of a package to `to` (`HOST[:PORT]` or `HOST[:PORT]/FOLDER`), under the names that they have in it. A blob that several of them have
+/// is sent once.
 pub(super) async fn sync(client: &Client, path: &Path, to: &str, jobs: usize) -> anyhow::Result<()> {
     let (opened, spool) = (path.to_owned(), client.config().upload.spool_dir.clone());
     let images = tokio::task::spawn_blocking(move || StoredImages::open(&opened, &spool)).await??;
     let repositories = images.layout().repositories()?;
     ensure!(!repositories.is_empty(), "{} has no images", path.display());
+    let placed = PlacedBlobs::default();
     let one = |repository: String| {
-        let images = &images;
+        let job = SyncJob { client, path, images: &images, placed: &placed };
         async move {
             let target = Repository::parse(&format!("{to}/{repository}"))?;
-            Ok::<_, anyhow::Error>(all_of(client, path, images, &repository, &target).await)
+            Ok::<_, anyhow::Error>(job.all_of(&repository, &target).await)
         }
     };
     let jobs: Vec<_> = futures::stream::iter(repositories.into_iter().map(one).collect::<Vec<_>>())
@@ -59,51 +61,58 @@ struct Outcome {
     failed: Vec<String>,
 }
 
-/// Copies what has a tag, and then what has none: images that are named by digest.
-async fn all_of(
-    client: &Client,
-    path: &Path,
-    images: &StoredImages,
-    repository: &str,
-    target: &Repository,
-) -> Outcome {
-    let mut outcome = Outcome::default();
-    let mut known: HashSet<Digest> = HashSet::new();
-    let (tags, revisions) = match (images.layout().tags(repository), images.layout().revisions(repository)) {
-        (Ok(tags), Ok(revisions)) => (tags, revisions),
-        (Err(error), _) | (_, Err(error)) => {
-            note(&format!("{repository}: failed: {error}"));
-            return Outcome { count: 1, failed: vec![repository.to_owned()], ..outcome };
-        }
-    };
-    // Tags first: what is copied with them needs no copy by its digest.
-    let mut wanted: Vec<(String, Option<Digest>)> =
-        tags.iter().map(|tag| (format!("{repository}:{tag}"), None)).collect();
-    wanted.extend(revisions.into_iter().map(|digest| (format!("{repository}@{digest}"), Some(digest))));
-    for (name, digest) in wanted {
-        if digest.is_some_and(|digest| known.contains(&digest)) {
-            continue;
-        }
-        outcome.count += 1;
-        let from = Location::Package(InFile { path: path.to_owned(), image: Some(name.clone()) });
-        let copied = async {
-            let tag =
-                name.strip_prefix(&format!("{repository}:")).map(|tag| target.with_tag(tag)).transpose()?;
-            copied(client, &from, target, tag.as_ref()).await
+/// What copies of a package's repositories have in common.
+struct SyncJob<'a> {
+    client: &'a Client,
+    path: &'a Path,
+    images: &'a StoredImages,
+    placed: &'a PlacedBlobs,
+}
+
+impl SyncJob<'_> {
+    /// Copies what has a tag, and then what has none: images that are named by digest.
+    async fn all_of(&self, repository: &str, target: &Repository) -> Outcome {
+        let mut outcome = Outcome::default();
+        let mut known: HashSet<Digest> = HashSet::new();
+        let layout = self.images.layout();
+        let (tags, revisions) = match (layout.tags(repository), layout.revisions(repository)) {
+            (Ok(tags), Ok(revisions)) => (tags, revisions),
+            (Err(error), _) | (_, Err(error)) => {
+                note(&format!("{repository}: failed: {error}"));
+                return Outcome { count: 1, failed: vec![repository.to_owned()], ..outcome };
+            }
         };
-        match copied.await {
-            Ok(copied) => {
-                said(&name, &target.to_string(), &copied);
-                outcome.bytes += copied.bytes;
-                known.extend(copied.known);
+        // Tags first: what is copied with them needs no copy by its digest.
+        let mut wanted: Vec<(String, Option<Digest>)> =
+            tags.iter().map(|tag| (format!("{repository}:{tag}"), None)).collect();
+        wanted.extend(revisions.into_iter().map(|digest| (format!("{repository}@{digest}"), Some(digest))));
+        for (name, digest) in wanted {
+            if digest.is_some_and(|digest| known.contains(&digest)) {
+                continue;
             }
-            Err(error) => {
-                note(&format!("{name}: failed: {error:#}"));
-                outcome.failed.push(name);
+            outcome.count += 1;
+            let from = Location::Package(InFile { path: self.path.to_owned(), image: Some(name.clone()) });
+            let copied = async {
+                let tag = name
+                    .strip_prefix(&format!("{repository}:"))
+                    .map(|tag| target.with_tag(tag))
+                    .transpose()?;
+                copied(self.client, &from, target, tag.as_ref(), self.placed).await
+            };
+            match copied.await {
+                Ok(copied) => {
+                    said(&name, &target.to_string(), &copied);
+                    outcome.bytes += copied.bytes;
+                    known.extend(copied.known);
+                }
+                Err(error) => {
+                    note(&format!("{name}: failed: {error:#}"));
+                    outcome.failed.push(name);
+                }
             }
         }
+        outcome
     }
-    outcome
 }
 
 async fn copied(
@@ -111,10 +120,11 @@ async fn copied(
     from: &Location,
     repository: &Repository,
     name: Option<&Reference>,
+    placed: &PlacedBlobs,
 ) -> anyhow::Result<CopiedImage> {
     let source = Source::open(from, client).await?;
     let destination = InRegistry::new(client.clone(), repository.clone());
-    let (root, copied) = copy_image(&source, &destination).await.with_context(|| from.to_string())?;
+    let (root, copied) = copy_image(&source, &destination, placed).await.with_context(|| from.to_string())?;
     if let Some(name) = name {
         destination.publish(std::slice::from_ref(name), Some(&root)).await?;
     }
@@ -123,8 +133,8 @@ async fn copied(
 
 /// A line an image.
 fn said(from: &str, to: &str, copied: &CopiedImage) {
-    let CopiedImage { blobs, bytes, left_out, .. } = copied;
-    note(&format!("{from} -> {to}: {blobs} blobs sent ({})", HumanBytes(*bytes)));
+    let CopiedImage { blobs, bytes, mounted, left_out, .. } = copied;
+    note(&format!("{from} -> {to}: {blobs} blobs sent ({}), {mounted} mounted", HumanBytes(*bytes)));
     if !left_out.is_empty() {
         let count = left_out.len();
         note(&format!(

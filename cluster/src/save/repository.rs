@@ -20,16 +20,10 @@ pub(crate) async fn bring(
         return Ok(0);
     }
     if let Some(from) = source.repository()
-        && from.host() == repository.host()
         && from != repository
+        && client.mount_blob(repository, from, digest).await?
     {
-        match client.mount_blob(repository, from, digest).await {
-            Ok(true) => return Ok(0),
-            Ok(false) => {}
-            // Who may push here need not be allowed to read there in this way.
-            Err(error) if error.is_denied() || error.is_not_found() => {}
-            Err(error) => return Err(error.into()),
-        }
+        return Ok(0);
     }
     let mut stream = source.blob(blob).await?;
     let mut upload = client.begin_upload(repository).await?;

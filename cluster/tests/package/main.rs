@@ -23,7 +23,7 @@ use image::copy::copy_image;
 use image::destination::{Destination as _, InRegistry};
 use image::location::{InFile, Location};
 use image::source::Source;
-use registry::client::Client;
+use registry::client::{Client, PlacedBlobs};
 use registry::server::{ServerConfig, serve_read_only};
 use registry::{Reference, Repository, digest};
 use support::{Registry, index};
@@ -284,7 +284,7 @@ async fn images_go_on_to_a_registry_which_takes_an_index_with_what_is_here() {
         let source = Source::open(&Location::Package(place), &client()).await.unwrap();
         let name = Reference::parse(&format!("{}/mine/{image}", to.host())).unwrap();
         let destination = InRegistry::new(client(), name.repository().clone());
-        let (root, copied) = copy_image(&source, &destination).await.unwrap();
+        let (root, copied) = copy_image(&source, &destination, &PlacedBlobs::default()).await.unwrap();
         assert_eq!(copied.left_out.len(), left_out, "{image}");
         destination.publish(std::slice::from_ref(&name), Some(&root)).await.unwrap();
         let (found, content) = client().manifest(&name).await.unwrap();
@@ -292,6 +292,6 @@ async fn images_go_on_to_a_registry_which_takes_an_index_with_what_is_here() {
         assert_eq!(same, left_out == 0, "{image}");
         assert!(!String::from_utf8_lossy(&content).contains(&site.app.1));
         // Nothing is sent twice.
-        assert_eq!(copy_image(&source, &destination).await.unwrap().1.bytes, 0);
+        assert_eq!(copy_image(&source, &destination, &PlacedBlobs::default()).await.unwrap().1.bytes, 0);
     }
 }

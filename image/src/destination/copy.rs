@@ -3,9 +3,8 @@
 use std::path::PathBuf;
 
 use crate::source::{Source, SourceError};
-use registry::client::{Client, Descriptor};
+use registry::client::Descriptor;
 use registry::digest::Digest;
-use registry::reference::Repository;
 use tokio::io::AsyncReadExt as _;
 
 use super::{BlobWriter, Destination, StoreError};
@@ -86,29 +85,11 @@ pub(crate) async fn begin_copy(
     }
     if let (Some((client, repository)), Some(from)) = (destination.repository(), source.repository())
         && repository != from
-        && mounted(client, repository, from, digest).await?
+        && client.mount_blob(repository, from, digest).await.map_err(StoreError::from)?
     {
         return Ok(None);
     }
     Ok(Some(destination.begin().await?))
-}
-
-/// Whether the registry made the blob of its repository `from` part of `repository`.
-pub(crate) async fn mounted(
-    client: &Client,
-    repository: &Repository,
-    from: &Repository,
-    digest: &Digest,
-) -> Result<bool, StoreError> {
-    match client.mount_blob(repository, from, digest).await {
-        Ok(mounted) => Ok(mounted),
-        // Who may push here need not be allowed to read there in this way.
-        Err(error) if error.is_denied() || error.is_not_found() => {
-            tracing::debug!(%error, %from, "blob not mounted");
-            Ok(false)
-        }
-        Err(error) => Err(error.into()),
-    }
 }
 
 /// The size in bytes of a blob that has to be at `destination` already.

@@ -30,7 +30,7 @@ use futures::future::{BoxFuture, ready};
 
 pub use self::archive::LayoutStream;
 pub use self::copy::{CopyError, copy_blob, copy_file};
-pub(crate) use self::copy::{at_destination, begin_copy, mounted};
+pub(crate) use self::copy::{at_destination, begin_copy};
 pub use self::folder::{BlobFolder, FolderBlob};
 pub use self::nowhere::Nowhere;
 pub use self::registry::InRegistry;

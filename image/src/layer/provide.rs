@@ -11,7 +11,7 @@ use registry::reference::Repository;
 use tokio::time::{Instant, timeout};
 
 use super::cache::Known;
-use crate::destination::{Destination, StoreError, mounted};
+use crate::destination::{Destination, StoreError};
 
 /// From so many repositories a blob is fetched from other registries before it is made again, or a layer mounted before it is
 /// sent.
@@ -84,7 +84,7 @@ pub(super) async fn provide(
     let Some((client, repository)) = destination.repository() else { return Ok(false) };
     let others = || known.repositories.iter().filter(|from| *from != repository);
     for from in others().filter(|from| from.host() == repository.host()) {
-        if mounted(client, repository, from, digest).await? {
+        if client.mount_blob(repository, from, digest).await? {
             return Ok(true);
         }
     }
@@ -108,7 +108,7 @@ pub(super) async fn mount_source(
     let siblings =
         known.repositories.iter().filter(|from| *from != repository && from.host() == repository.host());
     for from in siblings.take(COPIES) {
-        if mounted(client, repository, from, source).await? {
+        if client.mount_blob(repository, from, source).await? {
             return Ok(true);
         }
     }

@@ -146,7 +146,7 @@ impl Client {
     }
 
     /// Makes the blob of the same registry's repository `from` part of `repository`. `false`: the registry did
-    /// not, push it.
+    /// not, push it. Who may push here need not be allowed to read there.
     pub async fn mount_blob(
         &self,
         repository: &Repository,
@@ -160,13 +160,18 @@ impl Client {
             Target::new(Method::POST, repository, format!("mount of blob {digest} from {}", from.name()));
         let scopes = Scopes::push(repository.name()).and(&Scopes::pull(from.name()));
         let good = [StatusCode::CREATED, StatusCode::ACCEPTED];
-        let response = self
-            .small(&target, &scopes, &good, |endpoint| {
-                let mut url = endpoint.url(&target, repository, "blobs/uploads/")?;
-                url.query_pairs_mut().append_pair("mount", digest.as_ref()).append_pair("from", from.name());
-                Ok(Exchange::new(Method::POST, url))
-            })
-            .await?;
+        let call = self.small(&target, &scopes, &good, |endpoint| {
+            let mut url = endpoint.url(&target, repository, "blobs/uploads/")?;
+            url.query_pairs_mut().append_pair("mount", digest.as_ref()).append_pair("from", from.name());
+            Ok(Exchange::new(Method::POST, url))
+        });
+        let response = match call.await {
+            Err(error) if error.is_denied() || error.is_not_found() => {
+                tracing::debug!(%error, %from, "blob not mounted");
+                return Ok(false);
+            }
+            response => response?,
+        };
         if response.status() == StatusCode::CREATED {
             return Ok(true);
         }

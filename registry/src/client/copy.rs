@@ -9,7 +9,7 @@ use http::Method;
 use oci_spec::image::Descriptor;
 use serde::Deserialize;
 
-use super::{Client, Error, Target};
+use super::{Client, Error, PlacedBlobs, Placing, Target};
 use crate::digest::Digest;
 use crate::reference::{Reference, Repository};
 
@@ -58,15 +58,16 @@ struct Named {
 
 impl Client {
     /// Copies the image `from` with everything that it names to `to`: what is there already is not sent, and what the
-    /// registry has in `from`'s repository is mounted. With `referrers` what refers to it (signatures, attestations)
-    /// comes along. `to` names it when all is there.
+    /// registry has in `from`'s repository, or copies have put elsewhere in it, is mounted. With `referrers` what refers to it
+    /// (signatures, attestations) comes along. `to` names it when all is there.
     pub async fn copy_image(
         &self,
         from: &Reference,
         to: &Reference,
         referrers: bool,
+        placed: &PlacedBlobs,
     ) -> Result<Copied, Error> {
-        let job = Job { client: self, from: from.repository(), to: to.repository() };
+        let job = Job { client: self, from: from.repository(), to: to.repository(), placed };
         let found = self.manifest(from).await?;
         let digest = found.0.digest().clone();
         // A registry takes a manifest only with all that it names.
@@ -86,6 +87,7 @@ struct Job<'a> {
     client: &'a Client,
     from: &'a Repository,
     to: &'a Repository,
+    placed: &'a PlacedBlobs,
 }
 
 impl Job<'_> {
@@ -153,6 +155,17 @@ impl Job<'_> {
     }
 
     async fn blob(&self, digest: Digest) -> Result<Copied, Error> {
+        let turn = self.placed.turn(&digest).await;
+        let copied = match turn.place(self.client, self.to).await? {
+            Placing::Present => Copied { present: 1, ..Copied::default() },
+            Placing::Mounted => Copied { mounted: 1, ..Copied::default() },
+            Placing::Absent => self.bring(digest).await?,
+        };
+        turn.done(self.to);
+        Ok(copied)
+    }
+
+    async fn bring(&self, digest: Digest) -> Result<Copied, Error> {
         if self.client.has_blob(self.to, &digest).await? {
             return Ok(Copied { present: 1, ..Copied::default() });
         }

@@ -21,6 +21,7 @@ mod keyring;
 mod manifests;
 mod mirrors;
 mod outgoing;
+mod placed;
 mod places;
 mod reader;
 mod redirects;
@@ -43,6 +44,7 @@ pub use error::{Error, RegistryMessage, Target};
 pub use keyring::{Keyring, Token, TokenRequest};
 pub use manifests::MANIFEST_LIMIT_BYTES;
 pub use oci_spec::image::Descriptor;
+pub use placed::{PlacedBlobs, Placing, Turn};
 pub use reader::BlobReader;
 pub use upload::Upload;
 

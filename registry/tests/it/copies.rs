@@ -1,7 +1,7 @@
 //! Images from registry to registry.
 
 use bytes::Bytes;
-use registry::client::Copied;
+use registry::client::{Copied, PlacedBlobs};
 use registry::digest::sha256;
 use serde_json::json;
 
@@ -32,17 +32,23 @@ async fn an_index_is_copied_whole_and_nothing_is_sent_twice(kind: Kind) {
     client.put_manifest(&image, INDEX, Bytes::from(index.clone())).await.unwrap();
 
     let copy = to.reference("mirror/app:v1");
-    let copied = client.copy_image(&image, &copy, false).await.unwrap();
+    let copied = client.copy_image(&image, &copy, false, &PlacedBlobs::default()).await.unwrap();
     assert_eq!((copied.manifests, copied.blobs, copied.mounted), (3, 4, 0), "{copied:?}");
     assert!(copied.bytes > 1_001_000, "{copied:?}");
     assert_eq!(client.manifest(&copy).await.unwrap().1, index);
     assert_eq!(read_blob(&client, copy.repository(), &digest).await, layer);
-    let again = client.copy_image(&image, &copy, false).await.unwrap();
+    let again = client.copy_image(&image, &copy, false, &PlacedBlobs::default()).await.unwrap();
     assert_eq!(again, Copied { present: 1, ..Copied::default() });
     // Under another name of that repository: the manifests are there. In another one blobs are mounted.
-    let tagged = client.copy_image(&one, &to.reference("mirror/app:one"), false).await.unwrap();
+    let tagged = client
+        .copy_image(&one, &to.reference("mirror/app:one"), false, &PlacedBlobs::default())
+        .await
+        .unwrap();
     assert_eq!((tagged.manifests, tagged.blobs, tagged.bytes), (1, 0, 0), "{tagged:?}");
-    let other = client.copy_image(&copy, &to.reference("other/app:v1"), false).await.unwrap();
+    let other = client
+        .copy_image(&copy, &to.reference("other/app:v1"), false, &PlacedBlobs::default())
+        .await
+        .unwrap();
     assert_eq!((other.manifests, other.blobs, other.mounted), (3, 0, 4), "{other:?}");
 }
 
@@ -65,9 +71,9 @@ async fn what_refers_to_an_image_comes_along_if_asked_for(kind: Kind) {
     client.put_manifest(&image.at_digest(sha256(&signature)), MANIFEST, signature.clone()).await.unwrap();
 
     let copy = to.reference("app:v1");
-    client.copy_image(&image, &copy, false).await.unwrap();
+    client.copy_image(&image, &copy, false, &PlacedBlobs::default()).await.unwrap();
     assert_eq!(client.referrers(copy.repository(), &subject, None).await.unwrap(), []);
-    client.copy_image(&image, &copy, true).await.unwrap();
+    client.copy_image(&image, &copy, true, &PlacedBlobs::default()).await.unwrap();
     let found = client.referrers(copy.repository(), &subject, None).await.unwrap();
     assert_eq!(found.iter().map(|one| one.digest().clone()).collect::<Vec<_>>(), [sha256(&signature)]);
 }
