@@ -421,6 +421,9 @@ pub(crate) enum Image {
         /// Directory of the chunk cache [default: a temporary one]
         #[arg(long, value_name = "DIR")]
         cache: Option<PathBuf>,
+        /// Fetch all of the image so long after the mount: it needs no registry from then on [default: what is read alone]
+        #[arg(long, value_name = "SECONDS")]
+        complete_after: Option<u64>,
         /// What the mount may do beyond showing files to the user who mounts
         #[arg(long, short, value_enum, value_name = "OPTION", value_delimiter = ',')]
         options: Vec<MountOption>,

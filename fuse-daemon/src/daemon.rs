@@ -305,6 +305,8 @@ pub struct ForegroundMount<'a> {
     pub cache_dir: &'a Path,
     /// How it reads.
     pub read: &'a ReadConfig,
+    /// So long after the mount everything is fetched. `None`: not.
+    pub complete_after: Option<Duration>,
 }
 
 /// Mounts one image and serves it until `shutdown` is cancelled or somebody unmounts it. `mounted` is called once it
@@ -319,7 +321,8 @@ pub async fn mount_foreground(
     shutdown: CancellationToken,
 ) -> Result<(), DaemonError> {
     service::memory::keep_large_buffers_mapped();
-    let (config, worker) = engine_config(mount.read, PrefetchSettings::default())?;
+    let (mut config, worker) = engine_config(mount.read, PrefetchSettings::default())?;
+    config.prefetch.complete_after = mount.complete_after;
     let worker = LocalWorker::new(worker, Handle::current()).map_err(threads)?;
     let engine = engine(mount.cache_dir, 0, config, worker)?;
     let id = format!("foreground-{}", std::process::id());

@@ -66,18 +66,19 @@ pub(crate) fn programs() -> (mpsc::Sender<Started>, mpsc::Receiver<Started>) {
     mpsc::channel(PROGRAMS)
 }
 
-/// Fetches for a mount, until it ends.
+/// Fetches for a mount, until it ends. `image` is what the log calls it.
 pub(crate) fn start(
     runtime: &Handle,
     fs: &Arc<FileSystem>,
     programs: mpsc::Receiver<Started>,
     config: &PrefetchConfig,
+    image: &str,
 ) {
     if config.programs {
         runtime.spawn(fetch_programs(Arc::downgrade(fs), programs));
     }
     if config.table || config.complete_after.is_some() {
-        runtime.spawn(fetch_ahead(Arc::downgrade(fs), config.clone()));
+        runtime.spawn(fetch_ahead(Arc::downgrade(fs), config.clone(), image.to_owned()));
     }
 }
 
@@ -135,7 +136,7 @@ async fn try_fetch_linked(fs: &Weak<FileSystem>, file: Nid) -> Result<Option<Vec
     mounted().map(|fs| fs.libraries(file, &linked, &names)).transpose()
 }
 
-async fn fetch_ahead(fs: Weak<FileSystem>, config: PrefetchConfig) {
+async fn fetch_ahead(fs: Weak<FileSystem>, config: PrefetchConfig, image: String) {
     if config.table {
         let table = fs.upgrade().map(|fs| fs.prefetch_table()).unwrap_or_else(|| Ok(Vec::new()));
         match table {
@@ -151,7 +152,9 @@ async fn fetch_ahead(fs: Weak<FileSystem>, config: PrefetchConfig) {
     }
     if let Some(after) = config.complete_after {
         tokio::time::sleep(after).await;
-        complete(&fs).await;
+        if complete(&fs).await {
+            tracing::info!(image, "all of the image is cached: it needs no registry any more");
+        }
     }
 }
 
@@ -166,8 +169,8 @@ async fn fetch_file(fs: &Weak<FileSystem>, file: Nid, range: Range<u64>) {
     }
 }
 
-/// Fetches all of the image that is not there, one window at a time.
-async fn complete(fs: &Weak<FileSystem>) {
+/// Fetches all of the image that is not there, one window at a time. `false`: the mount ended before.
+async fn complete(fs: &Weak<FileSystem>) -> bool {
     const START: (usize, ChunkIndex) = (0, ChunkIndex(0));
     let mut from = START;
     while let Some(mounted) = fs.upgrade() {
@@ -176,13 +179,14 @@ async fn complete(fs: &Weak<FileSystem>) {
         fetch(fs, missing, 1).await;
         from = next.unwrap_or(START);
         if next.is_none() {
-            let is_complete = |fs: Arc<FileSystem>| fs.missing_from(START, 1).0.is_empty();
-            if fs.upgrade().is_none_or(is_complete) {
-                return;
+            match fs.upgrade().map(|fs| fs.missing_from(START, 1).0.is_empty()) {
+                Some(true) => return true,
+                Some(false) => tokio::time::sleep(COMPLETION_PAUSE).await,
+                None => return false,
             }
-            tokio::time::sleep(COMPLETION_PAUSE).await;
         }
     }
+    false
 }
 
 async fn fetch(fs: &Weak<FileSystem>, missing: Vec<Want>, windows: usize) {

@@ -43,8 +43,8 @@ pub(super) async fn run(config: &Config, flags: args::Save) -> anyhow::Result<Ex
     };
     let Some(lock) = lock(config, &flags, &opened, &client).await? else { return Ok(ExitCode::FAILURE) };
     let cluster_image = match &opened.location {
-        Some(Location::Registry(reference)) if opened.nydus => Some(reference.clone()),
-        _ => None,
+        Some(Location::Registry(reference)) if opened.nydus => vec![reference.clone()],
+        _ => Vec::new(),
     };
     let options = SaveOptions { cluster_image, ..options(config, &flags) };
     let saved = save::save(&lock, &opened.dir, &client, &destination, &options, &say).await;

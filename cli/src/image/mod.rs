@@ -16,6 +16,7 @@ mod source;
 mod unpack;
 
 use std::process::ExitCode;
+use std::time::Duration;
 
 use tokio_util::sync::CancellationToken;
 
@@ -74,9 +75,14 @@ async fn dispatch(context: &Context, command: Image) -> anyhow::Result<ExitCode>
         Image::Merge { layers, json, output, options } => {
             merge::run(context, merge::MergeRequest { layers, output, options: options.0, json }).await
         }
-        Image::Mount { source, mountpoint, cache, options } => {
+        Image::Mount { source, mountpoint, cache, complete_after, options } => {
             let located = context.locate(&source).await?;
-            let place = mount::MountPlace { mountpoint: &mountpoint, rights: mount::rights(&options), cache };
+            let place = mount::MountPlace {
+                mountpoint: &mountpoint,
+                rights: mount::rights(&options),
+                cache,
+                complete_after: complete_after.map(Duration::from_secs),
+            };
             mount::run(&located, place, &context.config.daemon.read, context.stop.clone()).await
         }
         Image::Unpack { source, destination, directory } => {

@@ -5,6 +5,7 @@ mod archive;
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 use std::sync::Arc;
+use std::time::Duration;
 
 use anyhow::Context as _;
 use fuse_daemon::worker::{Backend, DirectoryBackend, RegistryBackend};
@@ -22,6 +23,8 @@ pub(super) struct MountPlace<'a> {
     pub(super) rights: Rights,
     /// Directory of the chunk cache, if not a temporary one.
     pub(super) cache: Option<PathBuf>,
+    /// So long after the mount everything is fetched, if at all.
+    pub(super) complete_after: Option<Duration>,
 }
 
 /// What is asked for, beyond what somebody needs who only looks.
@@ -68,6 +71,7 @@ pub(super) async fn run(
         backend,
         cache_dir: &cache_dir,
         read,
+        complete_after: place.complete_after,
     };
     // That nobody reads it ends no mount.
     let line = format!("mounted on {}; interrupt to unmount\n", mountpoint.path().display());

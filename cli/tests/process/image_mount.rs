@@ -62,3 +62,25 @@ fn a_mount_that_would_hide_files_is_refused() {
     assert!(!output.status.success() && text.contains("is not empty"), "{text}");
     assert!(place.join("precious").exists());
 }
+
+#[test]
+fn a_mount_that_is_complete_needs_its_blobs_no_more() {
+    if !can_mount() {
+        return;
+    }
+    let node = Node::new();
+    let content = noise(2, 3_000_000);
+    let image = node.image("i", &[("f", &content)]);
+    let (place, cache, log) = (node.path("place"), node.path("cache"), node.path("mount.log"));
+    let mut command = node.role(&["image", "mount", "--complete-after", "0", "--cache"]);
+    command.arg(&cache).arg(&image.bootstrap).arg(&place).arg("--blobs").arg(node.blobs());
+    command.stdout(Stdio::null()).stderr(fs::File::create(&log).unwrap());
+    let mut process = Process::spawn(&mut command);
+    eventually("it says that all is there", || {
+        fs::read_to_string(&log).ok().filter(|said| said.contains("all of the image is cached"))
+    });
+    fs::remove_dir_all(node.blobs()).unwrap();
+    assert!(fs::read(place.join("f")).unwrap() == content);
+    process.signal(Signal::SIGTERM);
+    assert!(process.ended().success());
+}

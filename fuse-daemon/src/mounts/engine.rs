@@ -285,7 +285,7 @@ impl<W: Fetcher> Engine<W> {
             journal: self.config.journal.as_ref(),
         };
         let session = start(Arc::clone(&fs), held, &options)?;
-        prefetch::start(&self.runtime, &fs, programs, &self.config.prefetch);
+        prefetch::start(&self.runtime, &fs, programs, &self.config.prefetch, image.id);
         self.runtime.spawn(let_go(Arc::downgrade(&fs)));
         if !self.config.exact_xattrs {
             let looked_at = Arc::downgrade(&fs);

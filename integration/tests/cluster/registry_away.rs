@@ -20,6 +20,14 @@ const RETRY_DEADLINE: Duration = Duration::from_secs(60);
 /// Some hundred megabytes on each node.
 const COMPLETE_DEADLINE: Duration = Duration::from_secs(180);
 
+/// What the mount of the cluster image, as it runs now, has said.
+const CLUSTER_IMAGE_COMPLETE: &str = "journalctl --output cat \
+    _SYSTEMD_INVOCATION_ID=$(systemctl show --property=InvocationID --value nydus-cluster-image) \
+    | grep 'all of the image is cached'";
+/// A program that the first node alone has run, and then all there is.
+const READ_CLUSTER_IMAGE: &str =
+    "cd /var/lib/nydus-cluster/cluster/tree && bin/helm version && find . -type f -exec cat {} + >/dev/null";
+
 /// A node boots while nobody has the cluster image, and comes back with its pods when somebody has.
 pub(crate) fn at_a_reboot(lab: &mut ClusterLab) -> Result<()> {
     lab.end_registry()?;
@@ -36,7 +44,7 @@ pub(crate) fn at_a_reboot(lab: &mut ClusterLab) -> Result<()> {
     lab.wait_serving(SERVING_DEADLINE)
 }
 
-/// Has nodes of the next run fetch images whole right after they are mounted.
+/// Has nodes of the next run fetch images whole right after they are mounted, the cluster image too.
 pub(crate) fn complete_soon(lab: &ClusterLab) -> Result<()> {
     let soon = "[daemon.prefetch]\ncomplete_after_seconds = 1\n";
     lab.machines().all().iter().try_for_each(|machine| machine.write(CONFIG, soon))
@@ -66,7 +74,13 @@ pub(crate) fn after_completion(lab: &mut ClusterLab) -> Result<()> {
         });
         complete.with_context(|| format!("{}: {last:#}", machine.name()))?;
     }
+    for machine in lab.machines().all() {
+        machine.wait_for("the cluster image is complete", COMPLETE_DEADLINE, CLUSTER_IMAGE_COMPLETE)?;
+    }
     lab.end_registry()?;
+    for machine in lab.machines().all() {
+        machine.run(READ_CLUSTER_IMAGE)?;
+    }
     let before = lab.kubectl(&format!("{PODS} -o name"))?;
     lab.kubectl("delete pods -l app=nginx --wait")?;
     lab.kubectl("scale deployment nginx --replicas=9")?;

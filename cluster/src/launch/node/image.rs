@@ -1,6 +1,7 @@
 //! The cluster image on a node: a tree that scripts may write to.
 //!
-//! A nydus image is mounted by a unit of its own, lazily, and the writable tree is an overlay on it. A plain one is made a nydus image first.
+//! A nydus image is mounted by a unit of its own, lazily, and the writable tree is an overlay on it. Some time after that all of it is fetched, so
+//! that what runs out of it needs no registry any more. A plain image is made a nydus image first, and is on the node whole.
 
 use std::path::{Path, PathBuf};
 use std::process::Command;
@@ -10,6 +11,7 @@ use image::platform::PlatformName;
 
 use super::commands::{LONG, run, systemctl};
 use super::ledger::Ledger;
+use super::own;
 use crate::launch::error::LaunchError;
 use crate::launch::task::Image;
 
@@ -20,17 +22,18 @@ pub(super) const UNITS: &str = "/etc/systemd/system";
 /// Within it the image's files can be read, or there is something wrong.
 const MOUNT_DEADLINE: Duration = Duration::from_secs(60);
 
-/// Brings the image under `dir`, and returns its tree.
+/// Brings the image under `dir`, and returns its tree. `runs`: a cluster runs out of the tree that may be there, which is not taken from it.
 pub(super) fn bring(
     ledger: &mut Ledger,
     dir: &Path,
     program: &Path,
     image: &Image,
+    runs: bool,
 ) -> Result<PathBuf, LaunchError> {
-    let source = match image {
+    let (source, complete_after) = match image {
         Image::Directory(tree) => return Ok(tree.clone()),
-        Image::Mounted(reference) => reference.clone(),
-        Image::Converted(reference) => converted(dir, program, reference)?,
+        Image::Mounted(reference) => (reference.clone(), own::complete_after_seconds()?),
+        Image::Converted(reference) => (converted(dir, program, reference)?, 0),
     };
     let tree = tree(dir);
     for place in ["lower", "upper", "work", "tree", "cache"] {
@@ -38,9 +41,13 @@ pub(super) fn bring(
         std::fs::create_dir_all(&place).map_err(LaunchError::io(place))?;
     }
     let before = ledger.changed();
-    ledger.file(&Path::new(UNITS).join(UNIT), &unit(dir, program, &source))?;
+    ledger.file(&Path::new(UNITS).join(UNIT), &unit(dir, program, &source, complete_after))?;
     if ledger.changed() > before {
         systemctl(&["daemon-reload"])?;
+        if !runs {
+            // One that was kept for this run may have mounted another image.
+            systemctl(&["try-restart", UNIT])?;
+        }
     }
     systemctl(&["enable", "--now", UNIT])?;
     Ok(tree)
@@ -89,8 +96,13 @@ RestartSec=1s
     )
 }
 
-fn unit(dir: &Path, program: &Path, source: &str) -> String {
+/// With 0 for `complete_after`, what is read of the image is fetched alone.
+fn unit(dir: &Path, program: &Path, source: &str, complete_after: u64) -> String {
     let (dir, program, seconds) = (dir.display(), program.display(), MOUNT_DEADLINE.as_secs());
+    let complete = match complete_after {
+        0 => String::new(),
+        after => format!(" --complete-after {after}"),
+    };
     format!(
         "# Written by nydus-cluster cluster run.
 [Unit]
@@ -102,7 +114,7 @@ Before=containerd.service kubelet.service
 StartLimitIntervalSec=0
 
 [Service]
-ExecStart={program} image mount --options suid,dev,allow_other --cache {dir}/cache {source} {dir}/lower
+ExecStart={program} image mount --options suid,dev,allow_other --cache {dir}/cache{complete} {source} {dir}/lower
 ExecStartPost=/bin/sh -c 'until mountpoint -q {dir}/lower; do kill -0 $MAINPID || exit 1; sleep 0.05; done'
 ExecStartPost=/bin/mount -t overlay -o lowerdir={dir}/lower,upperdir={dir}/upper,workdir={dir}/work overlay {dir}/tree
 ExecStopPost=-/bin/umount -l {dir}/tree
@@ -117,4 +129,23 @@ OOMScoreAdjust=-999
 WantedBy=multi-user.target
 "
     )
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_image_of_a_registry_is_completed_and_one_that_is_on_the_node_is_not() {
+        let line = |source: &str, after| {
+            let unit = unit(Path::new("/d"), Path::new("/d/nydus"), source, after);
+            unit.lines().find(|line| line.starts_with("ExecStart=")).unwrap().to_owned()
+        };
+        let options = "image mount --options suid,dev,allow_other --cache /d/cache";
+        assert_eq!(
+            line("r.example/c@sha256:0", 300),
+            format!("ExecStart=/d/nydus {options} --complete-after 300 r.example/c@sha256:0 /d/lower")
+        );
+        assert_eq!(line("oci:/d/c", 0), format!("ExecStart=/d/nydus {options} oci:/d/c /d/lower"));
+    }
 }

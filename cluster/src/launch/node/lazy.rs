@@ -16,7 +16,6 @@
 mod units;
 
 use std::fs;
-use std::io;
 use std::net::{Ipv4Addr, TcpListener};
 use std::path::{Path, PathBuf};
 
@@ -30,6 +29,7 @@ use toml::{Table, Value};
 use super::commands::systemctl;
 use super::image::UNITS;
 use super::ledger::{self, Ledger};
+use super::own;
 use crate::launch::error::LaunchError;
 use crate::launch::task::{Images, Mirror};
 use crate::saved::{SavedAt, SavedImages};
@@ -37,17 +37,12 @@ use crate::serve::Kept;
 
 pub(super) use units::SERVICES;
 
-/// Settings that the node has for all of nydus-cluster.
-const OWN_SETTINGS: &str = "/etc/nydus-cluster/config.toml";
 /// Where `docker login` of root leaves credentials.
 const ROOTS_CREDENTIALS: &str = "/root/.docker/config.json";
 /// Where kubeadm leaves the kubelet's, with which pull secrets of this node's pods are read. Until then there are none.
 const KUBELETS_CREDENTIALS: &str = "/etc/kubernetes/kubelet.conf";
 /// Ports for the registry on the node: below those that systems give to connections.
 const PORTS: std::ops::Range<u16> = 5100..5200;
-/// So long after its mount an image is fetched whole, so that it needs no registry any more: late enough not to be in the way
-/// of a cluster that starts.
-const COMPLETE_AFTER_SECONDS: i64 = 300;
 
 /// A port that nobody listens on, for the registry on the node.
 pub(super) fn free_port() -> Result<u16, LaunchError> {
@@ -164,22 +159,17 @@ fn tell(
 
 /// Writes the configuration of daemon and snapshotter: what the node says of registries and all else holds. Whether it is another one now.
 fn put_settings(file: &Path, root: &Path) -> Result<bool, LaunchError> {
-    let own = match fs::read_to_string(OWN_SETTINGS) {
-        Err(error) if error.kind() == io::ErrorKind::NotFound => String::new(),
-        own => own.map_err(LaunchError::io(OWN_SETTINGS))?,
-    };
-    let text = settings(&own, root).map_err(|error| LaunchError::wrong(OWN_SETTINGS, error))?;
+    let text = settings(&own::text()?, root).map_err(|error| LaunchError::wrong(own::FILE, error))?;
     if fs::read(file).is_ok_and(|found| found == text.as_bytes()) {
         return Ok(false);
     }
     ledger::write(file, text.as_bytes(), 0o600).map(|()| true)
 }
 
-/// The settings of the text `own`, with places of our own.
-fn settings(own: &str, root: &Path) -> Result<String, String> {
-    let mut settings: Table = toml::from_str(own).map_err(|error| error.to_string())?;
-    let prefetch = ["daemon", "prefetch"].iter().try_fold(&settings, |at, part| at.get(*part)?.as_table());
-    let complete_after = prefetch.and_then(|prefetch| prefetch.get("complete_after_seconds")).cloned();
+/// The settings of the node's own `text`, with places of our own.
+fn settings(text: &str, root: &Path) -> Result<String, String> {
+    let mut settings = own::parse(text)?;
+    let complete_after = own::complete_after(&settings)?;
     let mut set = |path: [&str; 2], name: &str, value: Value| {
         let mut at = &mut settings;
         for part in path.into_iter().filter(|part| !part.is_empty()) {
@@ -199,8 +189,7 @@ fn settings(own: &str, root: &Path) -> Result<String, String> {
     set(["snapshotter", "daemon"], "spawn", false.into())?;
     set(["daemon", ""], "socket", text(defaults.daemon.socket.path()))?;
     set(["daemon", ""], "cache_dir", text(&root.join("cache")))?;
-    let complete_after = complete_after.unwrap_or(COMPLETE_AFTER_SECONDS.into());
-    set(["daemon", "prefetch"], "complete_after_seconds", complete_after)?;
+    set(["daemon", "prefetch"], "complete_after_seconds", own::seconds(complete_after))?;
     let snapshotter = settings.get_mut("snapshotter").and_then(Value::as_table_mut);
     let snapshotter = snapshotter.ok_or("expected a table at snapshotter")?;
     snapshotter.entry("kubeconfig").or_insert_with(|| KUBELETS_CREDENTIALS.into());

@@ -14,6 +14,7 @@ mod lazy;
 mod ledger;
 mod member;
 mod mirrors;
+mod own;
 mod package;
 mod unit;
 
@@ -162,7 +163,7 @@ fn prepare(dir: &Path, wanted: &Prepare, registry: &ClientConfig) -> Result<Valu
     }
     package::wait(&wanted.serving)?;
     eprintln!("bringing the image");
-    image::bring(&mut ledger, dir, &program, &wanted.image)?;
+    image::bring(&mut ledger, dir, &program, &wanted.image, !state.role().is_empty())?;
     install::rendered(&mut ledger, &state.tree(), &wanted.rendered)?;
     let own_containerd = none_there && state.tree().join("bin/containerd").exists();
     state.saved.own_containerd = own_containerd;
