@@ -85,8 +85,9 @@ pub struct SaveOptions {
     pub spool_bytes: u64,
     /// What was saved before, in the same repository under another tag: its blobs are used where they hold the same.
     pub base: Option<Reference>,
-    /// The cluster image: chunks that its nydus image has are used there, where it is in the repository that images are saved to.
-    pub cluster_image: Option<Reference>,
+    /// The cluster image, or its manifests: chunks that its nydus images have are used there, where they are in the repository that
+    /// images are saved to.
+    pub cluster_image: Vec<Reference>,
 }
 
 impl Default for SaveOptions {
@@ -99,7 +100,7 @@ impl Default for SaveOptions {
             image: Options::default(),
             spool_bytes: 16 << 30,
             base: None,
-            cluster_image: None,
+            cluster_image: Vec::new(),
         }
     }
 }
@@ -188,9 +189,12 @@ struct Work<'a> {
 
 impl Work<'_> {
     /// The cluster image, if nodes find its blobs where the container images are.
-    fn cluster_image(&self) -> Option<&Reference> {
-        let Destination::Repository(to) = self.destination else { return None };
-        self.options.cluster_image.as_ref().filter(|image| image.repository() == to.repository())
+    fn cluster_image(&self) -> impl Iterator<Item = &Reference> {
+        let to = match self.destination {
+            Destination::Repository(to) => Some(to.repository()),
+            Destination::Directory(_) => None,
+        };
+        self.options.cluster_image.iter().filter(move |image| Some(image.repository()) == to)
     }
 
     /// Makes the nydus images of `saved`, and returns their table; or says which cannot be made.
@@ -211,7 +215,7 @@ impl Work<'_> {
             tables.extend(found.and_then(|found| found.table().cloned()));
         }
         let mut known = Known::of(tables, &store, recipe.build()).await?;
-        if let Some(image) = self.cluster_image() {
+        for image in self.cluster_image() {
             known.add_image(image, &platforms(saved), self.client, &store).await?;
         }
         let destination = self.target.destination();

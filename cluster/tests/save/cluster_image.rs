@@ -56,7 +56,7 @@ async fn chunks_of_the_cluster_image_are_used_in_its_own_repository_alone() {
     converted(&name("team/plain:v1"), &cluster).await;
     let of_cluster = blobs(&cluster).await;
     let save = async |to: &str, cluster_image: &Reference| {
-        let options = SaveOptions { cluster_image: Some(cluster_image.clone()), ..SaveOptions::default() };
+        let options = SaveOptions { cluster_image: vec![cluster_image.clone()], ..SaveOptions::default() };
         let destination = Destination::Repository(name(to));
         let (_, failed) = saved_in(&client(), &lock, dir.path(), &destination, &options).await;
         assert!(failed.is_empty(), "{failed:?}");

@@ -178,9 +178,11 @@ pub(crate) fn united(locks: Vec<Lock>) -> Lock {
 }
 
 /// Saves the images of `lock` in the repository of `name`, under its tag with `-images` behind it; returns the digest of what names them.
+/// Chunks that `built`, the cluster image, has in this repository are used there.
 pub(crate) async fn save(
     lock: &Lock,
     name: &Reference,
+    built: &[Reference],
     client: &Client,
 ) -> Result<Option<Digest>, ImagesError> {
     let tag = format!("{}-images", name.tag().unwrap_or("latest"));
@@ -188,7 +190,8 @@ pub(crate) async fn save(
     let destination = Destination::Repository(target);
     // Archives of a tree are not here: an image in one is an error that names it.
     let root = tempfile::tempdir()?;
-    let saved = save::save(lock, root.path(), client, &destination, &SaveOptions::default(), &|_| {}).await;
+    let options = SaveOptions { cluster_image: built.to_vec(), ..SaveOptions::default() };
+    let saved = save::save(lock, root.path(), client, &destination, &options, &|_| {}).await;
     saved.map_err(|error| match error {
         NotSaved::Images(failed) => {
             let failed: Vec<String> = failed.iter().take(SHOWN).map(ToString::to_string).collect();

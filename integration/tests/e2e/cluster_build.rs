@@ -1,11 +1,12 @@
-//! The key `images`: the container images that a build's result asks for are locked in it.
+//! The key `images`: the container images that a build's result asks for are locked in it, and saved with it.
 
+use std::collections::BTreeMap;
 use std::fs;
 use std::path::Path;
 use std::process::Command;
 
 use anyhow::{Context, Result, ensure};
-use integration::{demo, gnu_tar, peers, process};
+use integration::{demo, gnu_tar, oci_layout, peers, process};
 use serde_json::Value;
 
 use crate::fixture::{Fixture, manifest, nydus_layers};
@@ -134,4 +135,71 @@ fn bound(fixture: &Fixture, name: &str, context: &Path, dir: &Path) -> Result<()
         ensure!(manifest(&format!("{repository}@{digest}"))? == manifest(&format!("{name}-images"))?);
     }
     Ok(())
+}
+
+/// A program that the root file system has, and a container image.
+const PROGRAM_BYTES: u64 = 3 << 20;
+/// What documents and metadata may take.
+const SMALL_BYTES: u64 = 64 << 10;
+
+/// What the root file system has is not stored again for the container images, whether the plain image is beside it or not.
+pub(crate) fn shared(fixture: &Fixture) -> Result<()> {
+    let dir = fixture.subdir("cluster-shared")?;
+    let registry = fixture.registry()?.address();
+    let (image, tree) = (dir.join("image"), dir.join("tree"));
+    for place in [image.join("bin"), tree.join("bin"), tree.join("manifests")] {
+        fs::create_dir_all(place)?;
+    }
+    demo::random_file(&image.join("bin/tool"), PROGRAM_BYTES)?;
+    demo::random_file(&image.join("bin/own"), PROGRAM_BYTES)?;
+    fs::copy(image.join("bin/tool"), tree.join("bin/tool"))?;
+    let layer = dir.join("image.tar");
+    gnu_tar::pack(&image, &layer)?;
+    let asked =
+        oci_layout::push(registry, "cluster-shared-tool", &layer, &["/bin/tool"], &dir.join("layout"))?;
+    fs::write(tree.join("manifests/imageList"), format!("{asked}\n"))?;
+    let packed = dir.join("tree.tar");
+    gnu_tar::pack(&tree, &packed)?;
+    let context = demo::one_layer(&packed, &dir.join("context"))?;
+    for (number, keys) in ["", ",also-oci=true"].iter().enumerate() {
+        let name = format!("{registry}/cluster-shared-{number}:v1");
+        let output = format!("type=nydus-cluster,name={name},images=embed{keys}");
+        fixture.buildctl()?.build(&context, &[&output])?;
+        let elsewhere = format!("{registry}/cluster-shared-elsewhere-{number}:v1");
+        let mut save = Command::new(peers::nydus_cluster()?);
+        process::run(save.args(["cluster", "save", &name, "--to", &elsewhere]))?;
+        let (embedded, apart) = (stored(&[&name, &format!("{name}-images")])?, stored(&[&name, &elsewhere])?);
+        eprintln!("{embedded} bytes are stored{keys}, {apart} if the images are saved apart");
+        ensure!(embedded + PROGRAM_BYTES < apart + SMALL_BYTES, "{embedded} bytes{keys}, apart {apart}");
+        // It can be read: the images name the blobs of the root file system that they use.
+        let repository = name.trim_end_matches(":v1");
+        for entry in manifest(&format!("{name}-images"))?["manifests"].as_array().context("manifests")? {
+            if entry["artifactType"].as_str().is_some_and(|kind| kind.contains("nydus.image")) {
+                let digest = entry["digest"].as_str().context("a digest")?;
+                let check = ["image", "check", &format!("{repository}@{digest}")];
+                process::run(Command::new(peers::nydus_cluster()?).args(check))?;
+            }
+        }
+    }
+    Ok(())
+}
+
+/// The bytes of all blobs that these names lead to, each counted once.
+fn stored(names: &[&str]) -> Result<u64> {
+    let mut blobs = BTreeMap::new();
+    for name in names {
+        let (repository, _) = name.rsplit_once(':').context("a tag")?;
+        let mut left = vec![manifest(name)?];
+        while let Some(found) = left.pop() {
+            for entry in found["manifests"].as_array().into_iter().flatten() {
+                let digest = entry["digest"].as_str().context("a digest")?;
+                left.push(manifest(&format!("{repository}@{digest}"))?);
+            }
+            for blob in found["layers"].as_array().into_iter().flatten().chain([&found["config"]]) {
+                let size = blob["size"].as_u64().unwrap_or_default();
+                blobs.insert(blob["digest"].as_str().unwrap_or_default().to_owned(), size);
+            }
+        }
+    }
+    Ok(blobs.values().sum())
 }

@@ -11,6 +11,7 @@ use registry::digest::{self, Digest};
 
 use super::{Output, OutputError};
 use crate::build::images::{self, ImagesError};
+use crate::build::keys::Images;
 
 impl Output {
     /// Finds and locks the container images that the image `digest` asks for; the image with the lock on top.
@@ -49,17 +50,23 @@ impl Output {
         self.assemble(&content, &config, layers, &form).await
     }
 
-    /// Saves the container images of all platforms in the image's repositories; returns the digests of what names them there.
-    pub(super) async fn embed(&self) -> Result<Vec<Digest>, OutputError> {
+    /// Saves the container images of all platforms in the image's repositories, if they are to be embedded; returns the digests of what
+    /// names them there. `built` are the image's own manifests or index, as far as they are stored.
+    pub(super) async fn embed(&self, built: &[&Digest]) -> Result<Vec<Digest>, OutputError> {
+        if self.attrs.images != Images::Embed {
+            return Ok(Vec::new());
+        }
         let failed = |error| OutputError::Images { title: self.title(), error: Box::new(error) };
         let lock = images::united(std::mem::take(&mut self.received().locks));
         let destination = self.destination().await?;
-        let (client, _) = destination.repository().ok_or(ImagesError::NoRegistry).map_err(failed)?;
+        let (client, repository) = destination.repository().ok_or(ImagesError::NoRegistry).map_err(failed)?;
+        let built: Vec<_> =
+            built.iter().map(|digest| repository.with_digest(Digest::clone(digest))).collect();
         let mut saved = Vec::new();
         for name in &self.attrs.names {
             let step =
                 self.progress.step(self.index, format!("saving {} container images", lock.images.len()));
-            match images::save(&lock, name, client).await {
+            match images::save(&lock, name, &built, client).await {
                 Ok(digest) => saved.extend(digest.filter(|digest| !saved.contains(digest))),
                 Err(error) => {
                     let error = failed(error);

@@ -6,7 +6,7 @@ use registry::digest::Digest;
 use registry::reference::Reference;
 
 use super::{Output, OutputError};
-use crate::build::keys::{Beside, Images, Receiver};
+use crate::build::keys::{Beside, Receiver};
 
 impl Output {
     /// The image that no index names: what the build made.
@@ -39,15 +39,12 @@ impl Output {
 
     /// buildkitd is done: gives the image its names and returns it.
     pub(crate) async fn publish(&self) -> Result<Stored, OutputError> {
-        // Before its name: whoever finds the image finds them.
-        let saved = match self.attrs.images {
-            Images::Embed => self.embed().await?,
-            Images::None | Images::Ref => Vec::new(),
-        };
         if self.attrs.beside == Beside::Named {
-            return self.publish_merged(&saved).await;
+            return self.publish_merged().await;
         }
         let mut root = self.root().await?;
+        // Before its name: whoever finds the image finds them.
+        let saved = self.embed(&[&root.digest]).await?;
         if !saved.is_empty() {
             root = self.put_index(self.bound(root, &saved)?).await?;
         }
@@ -65,13 +62,15 @@ impl Output {
     }
 
     /// Puts the images into the index of each name, and returns the first of those.
-    async fn publish_merged(&self, saved: &[Digest]) -> Result<Stored, OutputError> {
+    async fn publish_merged(&self) -> Result<Stored, OutputError> {
         let mut images: Vec<NydusImage> = self.received().beside.values().cloned().collect();
         images.sort_by_key(|image| image.platform.to_string());
         let destination = self.destination().await?;
         let Some((client, _)) = destination.repository().filter(|_| !images.is_empty()) else {
             return Err(OutputError::NoImage { title: self.title() });
         };
+        let built: Vec<&Digest> = images.iter().map(|image| &image.nydus.digest).collect();
+        let saved = self.embed(&built).await?;
         let mut first = None;
         for name in &self.attrs.names {
             let step = self.progress.step(self.index, format!("pushing next to the plain image at {name}"));
@@ -80,7 +79,7 @@ impl Output {
                     .await
                     .map_err(|error| OutputError::Merge { title: self.title(), error: Box::new(error) })?;
                 // What was saved for an earlier build is not this one's.
-                let merged = self.bound(merged, saved)?;
+                let merged = self.bound(merged, &saved)?;
                 let named = std::slice::from_ref(name);
                 let published = destination.publish(named, Some(&merged)).await;
                 published.map_err(|error| self.push_error(name.to_string(), error))?;
