@@ -47,12 +47,10 @@ impl Package {
         })?;
         let reference = Reference::parse(&image.reference).map_err(|error| wrong(&error.to_string()))?;
         let image = reference.at_digest(image.digest.clone());
-        let of_lock = package.lock().into_iter().flat_map(|lock| &lock.images);
-        let hosts = of_lock.map(|image| image.reference.host().to_owned());
-        let hosts = hosts.chain([image.host().to_owned()]).collect();
-        let mut has_plain = true;
-        for image in package.lock().into_iter().flat_map(|lock| &lock.images) {
-            has_plain &= package.has_as_it_is(image).map_err(|error| wrong(&error.to_string()))?;
+        let (mut hosts, mut has_plain) = (BTreeSet::from([image.host().to_owned()]), true);
+        for locked in package.lock().into_iter().flat_map(|lock| &lock.images) {
+            hosts.insert(locked.reference.host().to_owned());
+            has_plain &= package.has_as_it_is(locked).map_err(|error| wrong(&error.to_string()))?;
         }
         let of = |digest: Option<&Digest>| digest.map(ToString::to_string).unwrap_or_default();
         let lock = of(about.lock.as_ref().map(|lock| &lock.digest));

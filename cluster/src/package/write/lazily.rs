@@ -11,10 +11,10 @@ use image::source::{Source, SourceError};
 use registry::client::Client;
 use registry::digest;
 
-use super::{Contents, NotPackaged, PackageTarget, REGISTRY, failed, folder};
+use super::{Contents, NotPackaged, PackageTarget, REGISTRY, destination, failed, folder};
 use crate::package::{Package, PackageError};
 use crate::save::layout::is_busy;
-use crate::save::{self, Destination, Done, NotSaved, SaveError, SaveOptions};
+use crate::save::{self, Destination, Done, SaveError, SaveOptions};
 use crate::saved::{SavedAt, SavedImages};
 
 /// How many digits of the lock's digest are in the name.
@@ -40,11 +40,11 @@ impl Lazily {
         done: &Done<'_>,
     ) -> Result<Self, NotPackaged> {
         if let Some(images) = contents.saved {
-            images.expect(contents.lock).map_err(wrong)?;
+            images.expect(contents.lock).map_err(destination)?;
             return Ok(Self { images: images.clone(), made: false, folder: None });
         }
         if let Some(place) = before.filter(|it| it.lock() == Some(contents.lock)).and_then(Package::saved)
-            && let Some(images) = SavedImages::find(&place, client).await.map_err(wrong)?
+            && let Some(images) = SavedImages::find(&place, client).await.map_err(destination)?
         {
             return Ok(Self { images, made: false, folder: None });
         }
@@ -58,9 +58,10 @@ impl Lazily {
         let options = SaveOptions { base: None, ..options.clone() };
         let to = Destination::Directory(package.join(REGISTRY));
         let digest = save::save(contents.lock, contents.root, client, &to, &options, done).await?;
-        let digest = digest.ok_or_else(|| wrong(SaveError::Internal("nothing names what was saved")))?;
+        let digest =
+            digest.ok_or_else(|| destination(SaveError::Internal("nothing names what was saved")))?;
         let place = SavedAt::Package { path: package, digest };
-        let images = SavedImages::open(&place, client).await.map_err(wrong)?;
+        let images = SavedImages::open(&place, client).await.map_err(destination)?;
         Ok(Self { images, made: true, folder })
     }
 
@@ -106,8 +107,4 @@ fn remove(folder: &Path) -> Result<(), PackageError> {
         Err(error) if error.kind() != io::ErrorKind::NotFound => Err(failed("remove", folder)(error)),
         _ => Ok(()),
     }
-}
-
-fn wrong(error: impl Into<SaveError>) -> NotPackaged {
-    NotSaved::from(error.into()).into()
 }
