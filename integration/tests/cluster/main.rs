@@ -71,7 +71,7 @@ fn becomes_a_cluster(peers: &Peers) -> Result<()> {
     let dir = tempfile::Builder::new().prefix("cluster-").tempdir_in(peers.cache())?;
     let mut lab = ClusterLab::start(peers, &image, services, dir.path())?;
     let outside = image.push_outside(lab.registry())?;
-    let own_containerd = OwnContainerd::begin(&lab, peers, &outside)?;
+    let own_containerd = OwnContainerd::begin(&lab, peers, own_containerd::SERIES_2, &outside)?;
     begins(&lab, &image, services)?;
 
     // A second run finds nothing to do.
@@ -87,7 +87,7 @@ fn becomes_a_cluster(peers: &Peers) -> Result<()> {
     }
     ensure!(lab.cluster(&["logs"])?.stdout.contains("bringing the image"));
 
-    pulls(&lab, &image, services, &outside)?;
+    pulls(&lab, &image, services, &outside, &own_containerd)?;
     own_containerd.goes_on(&lab)?;
     private::is_read_by_a_pull_secret(&lab, services)?;
     registry_away::at_a_reboot(&mut lab)?;
@@ -107,7 +107,7 @@ fn becomes_a_cluster(peers: &Peers) -> Result<()> {
 
     lab.cluster(&["rm"])?;
     own_containerd.is_as_before(&lab)?;
-    is_gone(&lab)?;
+    is_gone(&lab, &own_containerd)?;
 
     // An image of another kind finds bare nodes again.
     lab.begin_registry()?;
@@ -138,12 +138,18 @@ fn begins(lab: &ClusterLab, image: &ClusterImage, services: Services) -> Result<
 }
 
 /// Images that nobody has on a node yet.
-fn pulls(lab: &ClusterLab, image: &ClusterImage, services: Services, outside: &str) -> Result<()> {
+fn pulls(
+    lab: &ClusterLab,
+    image: &ClusterImage,
+    services: Services,
+    outside: &str,
+    own_containerd: &OwnContainerd,
+) -> Result<()> {
     let worker = &lab.machines().all()[2];
     let (log, start) = (lab.registry().access_log(), lab.registry().access_log().mark()?);
     // A pod names an image by its digest alone. etcd runs on the first node only.
     let etcd = image.digest("registry.k8s.io/etcd:3.7.0-0")?;
-    for machine in [worker, own_containerd::machine(lab)] {
+    for machine in [worker, own_containerd.machine(lab)] {
         let name = format!("pinned-{}", machine.name());
         lab.run_pod(&name, &format!("registry.k8s.io/etcd@{etcd}"), machine, &["etcd"])?;
     }
@@ -157,13 +163,13 @@ fn pulls(lab: &ClusterLab, image: &ClusterImage, services: Services, outside: &s
 }
 
 /// Nothing of the cluster is left on the nodes.
-fn is_gone(lab: &ClusterLab) -> Result<()> {
+fn is_gone(lab: &ClusterLab, own_containerd: &OwnContainerd) -> Result<()> {
     for machine in lab.machines().all() {
         machine.run("test ! -e /var/lib/nydus-cluster/cluster && test ! -e /usr/bin/kubelet")?;
         machine.run("! find /etc /run -xdev -name '*nydus*' -not -path /run/nydus-cluster | grep .")?;
         machine.run("test ! -e /etc/kubernetes && test ! -e /sys/class/net/cni0")?;
         let (mut programs, mut places) = ("kube|etcd|nydus".to_owned(), "nydus|kubelet".to_owned());
-        if machine.name() != own_containerd::machine(lab).name() {
+        if machine.name() != own_containerd.machine(lab).name() {
             machine.run("test ! -e /etc/containerd")?;
             programs += "|containerd";
             places += "|containerd";

@@ -1,5 +1,6 @@
 //! A cluster of a package: no registry is there, two nodes have the control plane and serve it, and images are read lazily. The package is a
-//! directory, and the cluster image in it a plain one, which nodes make a nydus image of.
+//! directory, and the cluster image in it a plain one, which nodes make a nydus image of. One node is bare; the second master has a containerd
+//! of its own without a configuration, and the third node an old one.
 
 use std::collections::BTreeSet;
 use std::ffi::OsStr;
@@ -11,6 +12,7 @@ use integration::cluster_lab::ClusterLab;
 use integration::peers::Peers;
 
 use crate::SERVING_DEADLINE;
+use crate::own_containerd::{self, OwnContainerd};
 
 /// An image that no worker has.
 const OF_MASTERS: &str = "registry.k8s.io/etcd:3.7.0-0";
@@ -23,6 +25,11 @@ pub(crate) fn becomes_a_cluster(peers: &Peers) -> Result<()> {
     fs::create_dir(&package)?;
     image.package(services, &services.plain(), &package)?;
     let mut lab = ClusterLab::start(peers, &image, services, dir.path())?;
+    let outside = image.push_outside(lab.registry())?;
+    let own_containerds = [own_containerd::WITHOUT_FILE, own_containerd::SERIES_1]
+        .map(|kind| OwnContainerd::begin(&lab, peers, kind, &outside));
+    let [of_master, of_worker] = own_containerds;
+    let own_containerds = [of_master?, of_worker?];
     lab.end_registry()?;
     lab.run_package(&package, 2)?;
     let [first, ..] = lab.machines().all() else { anyhow::bail!("no machines") };
@@ -56,10 +63,13 @@ pub(crate) fn becomes_a_cluster(peers: &Peers) -> Result<()> {
     let layers = image.layers(services)?;
     let layers: BTreeSet<_> = layers.iter().filter_map(|file| file.parent()?.file_name()).collect();
     for machine in [first, second, worker] {
-        let contents = machine.run("ctr --namespace k8s.io content ls -q")?.stdout;
+        let mut contents = own_containerd::contents(machine)?;
+        if let Some(own) = own_containerds.iter().find(|own| own.machine(&lab).name() == machine.name()) {
+            contents.retain(|digest| !own.had(digest));
+        }
         let whole =
-            contents.lines().find(|digest| layers.contains(OsStr::new(digest.trim_start_matches("sha256:"))));
-        ensure!(whole.is_none(), "{} has the layer {}", machine.name(), whole.unwrap_or_default());
+            contents.iter().find(|digest| layers.contains(OsStr::new(digest.trim_start_matches("sha256:"))));
+        ensure!(whole.is_none(), "{} has the layer {whole:?}", machine.name());
         let images = machine.run("ctr --namespace k8s.io images ls -q")?.stdout;
         ensure!(images.contains("registry.k8s.io/kube-proxy"), "{} has:\n{images}", machine.name());
         let sets = machine.run("/var/lib/nydus-cluster/bin/nydus-cluster node status --json")?.stdout;
@@ -71,6 +81,8 @@ pub(crate) fn becomes_a_cluster(peers: &Peers) -> Result<()> {
     worker.run(&format!("! ctr --namespace k8s.io images ls -q | grep -x {OF_MASTERS}"))?;
     lab.run_pod("of-masters", OF_MASTERS, worker, &["etcd"])?;
     first.run("systemctl start nydus-cluster-package")?;
+
+    own_containerds.iter().try_for_each(|own| own.goes_on(&lab))?;
 
     // A second run finds nothing to do, and does not bring the package again.
     let before = lab.state_of_nodes()?;
@@ -85,10 +97,16 @@ pub(crate) fn becomes_a_cluster(peers: &Peers) -> Result<()> {
     for machine in lab.machines().all() {
         machine
             .run("cd /var/lib/nydus-cluster && test ! -e cluster && test ! -e packages && test ! -e bin")?;
-        machine.run("test ! -e /etc/kubernetes && test ! -e /etc/containerd")?;
+        machine.run("test ! -e /etc/kubernetes")?;
+        let mut programs = "kube|etcd|nydus".to_owned();
+        if !own_containerds.iter().any(|own| own.machine(&lab).name() == machine.name()) {
+            machine.run("test ! -e /etc/containerd")?;
+            programs += "|containerd";
+        }
         let left = machine
-            .run("pgrep -l 'kube|etcd|containerd|nydus' || true; systemctl --failed --no-legend --plain")?;
-        ensure!(left.stdout.is_empty(), "on {} are:\n{}", machine.name(), left.stdout);
+            .run(&format!("pgrep -l '{programs}' || true; systemctl --failed --no-legend --plain"))?
+            .stdout;
+        ensure!(left.is_empty(), "on {} are:\n{left}", machine.name());
     }
-    Ok(())
+    own_containerds.iter().try_for_each(|own| own.is_as_before(&lab))
 }
