@@ -1,6 +1,7 @@
 //! A node as Kubernetes knows it, without the kubelet: containerd with one of the snapshotters, spoken to by CRI.
 
 use std::path::{Path, PathBuf};
+use std::time::Duration;
 use std::{fs, io};
 
 use anyhow::{Context, Result, anyhow};
@@ -10,7 +11,10 @@ use nix::unistd::Pid;
 use crate::cri::{Cri, Pod};
 use crate::peers::{ContainerdVersion, Peers};
 use crate::servers::{Containerd, ContainerdOptions, Snapshotter, UpstreamMode, UpstreamSnapshotter};
-use crate::{leftovers, process};
+use crate::{leftovers, process, wait};
+
+/// containerd asks a snapshotter that was away after three seconds at the latest.
+const FOUND_DEADLINE: Duration = Duration::from_secs(15);
 
 /// Where a node's snapshots come from.
 #[derive(Debug)]
@@ -134,6 +138,16 @@ impl Node {
             Snapshots::Ours(snapshotter) => Ok(snapshotter),
             other => Err(anyhow!("this node runs {other:?}")),
         }
+    }
+
+    /// Starts our snapshotter again, and waits until containerd, which asks one that was away again after seconds alone, has found it.
+    pub fn restart_snapshotter(&mut self) -> Result<()> {
+        self.snapshotter()?.restart()?;
+        let mut list = self.containerd.ctr();
+        list.args(["snapshots", "--snapshotter", self.containerd.snapshotter(), "ls"]);
+        wait::until_true("containerd finds the snapshotter again", FOUND_DEADLINE, || {
+            process::run(&mut list).is_ok()
+        })
     }
 
     /// Where our daemon has its cache.

@@ -105,7 +105,7 @@ pub(crate) fn quota(fixture: &Fixture) -> Result<()> {
     let daemon = node.snapshotter()?.daemon_pid()?;
     node.snapshotter()?.server().stop()?;
     leftovers::end(daemon)?;
-    node.snapshotter()?.restart()?;
+    node.restart_snapshotter()?;
 
     let pod = node.pod("quota-again")?;
     let both = [&one, &two, &one, &two].map(|image| (image, image.name.as_str()));

@@ -108,7 +108,7 @@ fn under_load(node: &mut Node, pod: &Pod, proxy: &FaultProxy, image: &str, conte
         readers.push((node.cri().run_container(pod, &spec)?, files));
     }
     node.snapshotter()?.server().kill()?;
-    node.snapshotter()?.restart()?;
+    node.restart_snapshotter()?;
     for (reader, files) in readers {
         node.cri().wait_exit(&reader, PATIENCE)?;
         let digest = |file: &str| content_digest(&context.join(file));

@@ -339,7 +339,7 @@ pub(crate) fn outlive(fixture: &Fixture) -> Result<()> {
     let (_, beside) = run(&node, "beside", &outside.name)?;
 
     node.snapshotter()?.server().kill()?;
-    node.snapshotter()?.restart()?;
+    node.restart_snapshotter()?;
     // Once it has served this one it holds what the daemon serves.
     run(&node, "again", &inside.name)?;
     kill_daemon(&mut node)?;
@@ -352,7 +352,7 @@ pub(crate) fn outlive(fixture: &Fixture) -> Result<()> {
     let daemon = node.snapshotter()?.daemon_pid()?;
     node.snapshotter()?.server().kill()?;
     kill(daemon, Signal::SIGKILL)?;
-    node.snapshotter()?.restart()?;
+    node.restart_snapshotter()?;
     for (pod, name, image) in [("second", "inside", &inside), ("third", "outside", &outside)] {
         let (_, container) = run(&node, pod, &image.name)?;
         expect_content(node.cri(), &container, name)?;

@@ -43,7 +43,7 @@ pub(crate) fn outlive_restarts(fixture: &Fixture) -> Result<()> {
             _ => server.kill()?,
         }
         if round > 0 {
-            node.snapshotter()?.restart()?;
+            node.restart_snapshotter()?;
         }
         for (container, image) in &containers {
             let sum = node.cri().exec(container, &["/bin/busybox", "sha256sum", &format!("/{file}")])?;

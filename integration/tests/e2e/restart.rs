@@ -39,7 +39,7 @@ pub(crate) fn snapshotter_restarts(fixture: &Fixture) -> Result<()> {
         }
         // Never read before: without a snapshotter it still comes from the registry.
         read_right(node.cri(), &container, file, &context)?;
-        node.snapshotter()?.restart()?;
+        node.restart_snapshotter()?;
         read_right(node.cri(), &container, file, &context)?;
     }
     ensure!(node.snapshotter()?.daemon_pid()? == daemon, "the restarted snapshotter started another daemon");
@@ -71,7 +71,7 @@ pub(crate) fn daemon_is_killed(fixture: &Fixture) -> Result<()> {
     }
     reads_on(node.cri(), &reader)?;
     node.snapshotter()?.server().kill()?;
-    node.snapshotter()?.restart()?;
+    node.restart_snapshotter()?;
     // Serving containerd, it has all that the daemon serves.
     let second = node.cri().run_container(&pod, &ContainerSpec::new("second", &image.name, &[]))?;
     reads_on(node.cri(), &reader)?;
