@@ -25,7 +25,7 @@ const PASSED_OVER_LIMIT: u32 = 1024;
 /// free again the sooner.
 const AHEAD_REQUEST_BYTES_MAX: u64 = 2 << 20;
 
-/// Stored bytes of a small file at most: files beside it are small too.
+/// Stored bytes of a small file at most: files next to it are small too.
 const SMALL_BYTES_MAX: u64 = 64 << 10;
 
 /// The unit in which the worker counts what is under way.
@@ -92,7 +92,7 @@ impl Front {
             if edge.saturating_sub(here).max(ordered) >= window {
                 break;
             }
-            if !self.is_to_be_had(flights, blob, at) {
+            if !self.is_orderable(flights, blob, at) {
                 at = ChunkIndex(at.0 + 1);
                 continue;
             }
@@ -130,7 +130,7 @@ impl Front {
         for at in (chunk.0.saturating_sub(PASSED_OVER_LIMIT)..chunk.0).rev().map(ChunkIndex) {
             match blob.describe(at) {
                 Some(described) if stored(&described.chunk).start >= first => {
-                    missing.extend(self.is_to_be_had(flights, blob, at).then_some((at, described.chunk)));
+                    missing.extend(self.is_orderable(flights, blob, at).then_some((at, described.chunk)));
                 }
                 _ => break,
             }
@@ -140,7 +140,7 @@ impl Front {
     }
 
     /// Whether a chunk is missing, and nobody works on it.
-    fn is_to_be_had(&self, flights: &Flights, blob: &CachedBlob, chunk: ChunkIndex) -> bool {
+    fn is_orderable(&self, flights: &Flights, blob: &CachedBlob, chunk: ChunkIndex) -> bool {
         blob.state(chunk) == ChunkState::Missing && flights.is_free(self.key(blob, chunk))
     }
 

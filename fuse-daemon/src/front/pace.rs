@@ -36,8 +36,9 @@ const OWN_WORK: Duration = Duration::from_millis(2);
 
 /// Bytes a second of what is far, until the rate is known: the time of an answer is known sooner …
 const RATE_GUESSED: u64 = 16 << 20;
-/// … and what takes so long to answer is far.
+/// … and what takes so long to answer is far; if it has answered once only, so long: a registry nearby may read from its disk first.
 const FAR: Duration = Duration::from_millis(10);
+const FAR_AT_FIRST: Duration = Duration::from_millis(40);
 /// A link that is slower than that is busy with no more than so many times the least.
 const GUESSED_FACTOR: u64 = 4;
 
@@ -107,11 +108,19 @@ impl Shortest {
 #[derive(Debug, Default)]
 struct Pace {
     latency: Option<Shortest>,
+    /// Whether it has answered more than once.
+    answers_again: bool,
     /// Bytes a second.
     rates: VecDeque<u64>,
 }
 
 impl Pace {
+    /// Whether it takes long to answer.
+    fn is_far(&self) -> bool {
+        let far = if self.answers_again { FAR } else { FAR_AT_FIRST };
+        self.latency.as_ref().is_some_and(|latency| latency.get() >= far)
+    }
+
     /// Bytes that come in the time of one answer, as far as it is known; `least` are asked for at once otherwise.
     fn bytes_of_an_answer(&self, least: u64) -> Option<u64> {
         let latency = self.latency.as_ref()?.get();
@@ -119,7 +128,7 @@ impl Pace {
         let bytes = |rate: u64| Some(on_way.saturating_mul(rate) / 1_000_000);
         match self.rates.iter().max() {
             Some(rate) => bytes(*rate),
-            None if latency < FAR => None,
+            None if !self.is_far() => None,
             None => bytes(RATE_GUESSED).map(|bytes| bytes.min(least.saturating_mul(GUESSED_FACTOR))),
         }
     }
@@ -152,7 +161,10 @@ impl Paces {
         if ordered.first_came.set(now).is_ok() {
             let latency = now.saturating_duration_since(ordered.at);
             match &mut pace.latency {
-                Some(shortest) => shortest.note(latency, now),
+                Some(shortest) => {
+                    shortest.note(latency, now);
+                    pace.answers_again = true;
+                }
                 none => *none = Some(Shortest::new(latency, now)),
             }
         }
@@ -175,8 +187,7 @@ impl Paces {
 
     /// Whether it takes long to answer.
     pub(super) fn is_far(&self, blob: BlobId) -> bool {
-        let latency = self.of(blob).and_then(|pace| pace.latency.as_ref());
-        latency.is_some_and(|latency| latency.get() >= FAR)
+        self.of(blob).is_some_and(Pace::is_far)
     }
 
     fn bytes_of_an_answer(&self, blob: BlobId, least: u64) -> Option<u64> {
@@ -260,6 +271,30 @@ mod tests {
         paces.of_blob.insert(BLOB, backend("one"));
         assert_eq!(paces.request_bytes(BLOB, LEAST), GUESSED_FACTOR * LEAST);
         assert_eq!(paces.request_bytes(BLOB, 1), GUESSED_FACTOR, "who wants little gets little");
+    }
+
+    #[test]
+    fn one_that_is_slow_to_answer_the_first_time_only_is_not_far() {
+        let is_far = |orders: &[u64]| {
+            let mut paces = Paces::default();
+            for latency in orders {
+                // Noted as it comes, and so without what the helper puts in before.
+                let at = Instant::now() - Duration::from_millis(*latency);
+                let on_way = Streams::default().sets_out(Generation(1), 0);
+                let ordered = Ordered {
+                    blob: BLOB,
+                    at,
+                    last: ChunkIndex(0),
+                    behind_first: 0,
+                    first_came: OnceLock::new(),
+                    _on_way: on_way,
+                };
+                paces.came(&ordered, ChunkIndex(0), &backend("one"));
+            }
+            paces.is_far(BLOB)
+        };
+        assert!(!is_far(&[]) && !is_far(&[20]) && is_far(&[60]));
+        assert!(is_far(&[20, 20]) && !is_far(&[60, 3]));
     }
 
     #[test]

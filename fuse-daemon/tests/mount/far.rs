@@ -123,7 +123,7 @@ fn libraries_of_a_far_program_come_before_the_loader_asks_for_them() {
     let cache = tempfile::tempdir().unwrap();
     // Nothing comes along with what is read.
     let node = Node::new(cache.path(), &Settings { request_bytes: 1, ..Settings::default() });
-    let backend = Watched::with(&image, Behaviour::Slow(Duration::from_millis(30)));
+    let backend = Watched::with(&image, Behaviour::Slow(Duration::from_millis(50)));
     let mount = node.mount_from(&image, backend);
     File::open(mount.path("program")).unwrap().read_exact_at(&mut [0; 4096], 0).unwrap();
     eventually("all but the other file is there", || {

@@ -139,7 +139,7 @@ fn of_what_is_far_the_files_before_one_come_along_too_and_after_what_is_waited_f
     let bench = Bench::reading_ahead(1 << 20);
     let first = bench.read(&[200]);
     // The time of an answer.
-    std::thread::sleep(Duration::from_millis(15));
+    std::thread::sleep(Duration::from_millis(50));
     bench.deliver_all();
     assert_eq!(answered(&first).unwrap(), content(200));
     let before = bench.worker.ordered().len();
