@@ -10,7 +10,6 @@ use std::time::SystemTime;
 use rafs::blob::decode::verify;
 use rafs::blob::{Blob, Chunk, ChunkIndex};
 
-use super::ahead::Ahead;
 use super::description::{Admission, Described, Descriptions, Said, same_bytes};
 use super::files::{holes, paths, remove};
 use super::quota::Quota;
@@ -49,8 +48,6 @@ pub struct CachedBlob {
     suspicion: Mutex<()>,
     /// Leases that were given out and not returned.
     leases: AtomicUsize,
-    /// Who reads from the disk in order.
-    ahead: Ahead,
     quota: Arc<Quota>,
     /// Who can make room.
     cache: Weak<Inner>,
@@ -101,7 +98,6 @@ impl CachedBlob {
             length: AtomicU64::new(length.unwrap_or(0)),
             suspicion: Mutex::default(),
             leases: AtomicUsize::new(0),
-            ahead: Ahead::default(),
             quota: Arc::clone(&cache.quota),
             cache: Arc::downgrade(cache),
         };
@@ -255,8 +251,6 @@ impl CachedBlob {
         if !self.is_ready(chunk) {
             return Ok(false);
         }
-        // Asked for before this read waits for the disk itself.
-        self.ahead.reads(self.data.once(), &(offset..offset.saturating_add(buffer.len() as u64)));
         match self.data.once().read_exact_at(buffer, offset) {
             Ok(()) => {
                 // What is read must not be older than what the second look sees.

@@ -5,7 +5,6 @@
 //! Images that are mounted at once and contradict each other get caches of their own. A directory has one owner at a time,
 //! by a lock file.
 
-mod ahead;
 mod answers;
 mod blob;
 mod boot;
