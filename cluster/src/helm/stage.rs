@@ -10,12 +10,22 @@ use tempfile::TempDir;
 
 use super::{Rendering, run};
 
+/// A directory in memory. A stage lives for a tenth of a second, and on a disk the next one pays for it: ext4 does not use
+/// again the inodes of what was deleted just now, and looks for others for a millisecond a file.
+const IN_MEMORY: &str = "/dev/shm";
+
 /// A directory that goes when this goes.
 pub(super) struct Stage(TempDir);
 
 impl Stage {
     pub(super) fn write(rendering: &Rendering<'_>) -> io::Result<Self> {
-        let stage = Self(tempfile::Builder::new().prefix("nydus-cluster-helm-").tempdir()?);
+        // It may be absent, and in a container it is small.
+        Self::write_in(Path::new(IN_MEMORY), rendering)
+            .or_else(|_| Self::write_in(&std::env::temp_dir(), rendering))
+    }
+
+    fn write_in(dir: &Path, rendering: &Rendering<'_>) -> io::Result<Self> {
+        let stage = Self(tempfile::Builder::new().prefix("nydus-cluster-helm-").tempdir_in(dir)?);
         folder(&stage.home())?;
         for (path, content) in rendering.chart {
             let path = stage.chart().join(path);
