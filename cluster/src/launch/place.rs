@@ -29,11 +29,12 @@ pub enum Place {
 }
 
 impl Place {
-    /// Its name in messages.
-    pub fn name(&self) -> &str {
+    /// Its name in messages: as it was named, for several may be behind the ports of one host.
+    pub fn name(&self) -> String {
         match self {
-            Self::Here => "this machine",
-            Self::There { host, .. } => host,
+            Self::Here => "this machine".to_owned(),
+            Self::There { host, port: None } => host.clone(),
+            Self::There { host, port: Some(port) } => format!("{host}:{port}"),
         }
     }
 
@@ -101,7 +102,7 @@ impl Ssh {
         self.dir.join("password")
     }
 
-    /// A shell's command on a node, as root. It ends when it is dropped.
+    /// A shell's command on a node, as root. When it is dropped, it ends or its input does.
     pub(super) fn command(&self, place: &Place, script: &str) -> Command {
         let mut command = match place {
             Place::Here => {
@@ -111,8 +112,10 @@ impl Ssh {
             }
             Place::There { host, port } => self.ssh(host, *port, script),
         };
-        // An interrupt at the terminal reaches us alone; a node ends what it does when its standard input ends.
-        command.process_group(0).kill_on_drop(true).stdout(Stdio::piped()).stderr(Stdio::piped());
+        // An interrupt at the terminal reaches us alone; a node ends what it does when its standard input ends. Here a signal that kills would
+        // keep it from that.
+        command.process_group(0).kill_on_drop(*place != Place::Here);
+        command.stdout(Stdio::piped()).stderr(Stdio::piped());
         command
     }
 
@@ -174,6 +177,9 @@ mod tests {
         assert_eq!("fd00::1".parse(), there("fd00::1", None));
         for wrong in ["", "-oProxyCommand=x", "a b", "root@a", "a:ssh", ":22"] {
             assert!(wrong.parse::<Place>().is_err(), "{wrong}");
+        }
+        for name in ["a.example", "10.0.0.1:2222", "fd00::1"] {
+            assert_eq!(name.parse::<Place>().unwrap().name(), name);
         }
     }
 

@@ -47,7 +47,7 @@ impl Node<'_> {
         if there.starts_with(digest) {
             return Ok(());
         }
-        (self.say)(self.place.name(), step);
+        (self.say)(&self.place.name(), step);
         let bring = format!(
             "set -e; mkdir -p \"$(dirname {PROGRAM})\"; cat >{PROGRAM}.new; chmod 755 {PROGRAM}.new; mv {PROGRAM}.new {PROGRAM}"
         );
@@ -63,7 +63,7 @@ impl Node<'_> {
             return Ok(file.into());
         }
         let bytes = package.bytes().await?;
-        (self.say)(self.place.name(), &format!("{step}: {} MB", bytes / 1_000_000));
+        (self.say)(&self.place.name(), &format!("{step}: {} MB", bytes / 1_000_000));
         // What is cut off on the way ends like what is whole.
         let bring = format!(
             "set -e; mkdir -p {PACKAGES}; cat >{file}.new; size=$(stat -c %s {file}.new); \
@@ -85,7 +85,7 @@ impl Node<'_> {
             serde_json::to_string(task).map_err(|error| LaunchError::wrong(step, error.to_string()))?;
         let script = format!("exec {} cluster node", quoted(PROGRAM));
         let answer = self.run(step, &script, Input::Line(line), deadline).await?;
-        // Commands that the task ran may have written before it.
+        // The shell of whoever logs in may have written before it.
         let last = answer.lines().last().unwrap_or("null");
         serde_json::from_str(last).map_err(|error| self.failed(step, error.to_string(), Vec::new()))
     }
@@ -105,7 +105,7 @@ impl Node<'_> {
     }
 
     fn failed(&self, step: &'static str, reason: String, last: Vec<String>) -> LaunchError {
-        LaunchError::Step { node: self.place.name().to_owned(), step, reason, last }
+        LaunchError::Step { node: self.place.name(), step, reason, last }
     }
 
     async fn run(
@@ -187,7 +187,7 @@ impl Node<'_> {
             }
             let line = String::from_utf8_lossy(&line).trim_end().to_owned();
             writeln!(log, "{line}")?;
-            (self.say)(self.place.name(), &line);
+            (self.say)(&self.place.name(), &line);
             if last.len() == LAST_LINES {
                 last.pop_front();
             }

@@ -1,10 +1,18 @@
-//! Programs that a node runs for a task. What they say goes to our standard error, line by line, to whoever waits.
+//! Programs that a node runs for a task. What they say goes to our standard error, line by line, to whoever waits: our standard
+//! output is for what comes of the task.
+//!
+//! Each leads a process group of its own, so that it ends together with what it has started.
 
 use std::fmt::Write as _;
-use std::io::Read as _;
-use std::process::{Command, Stdio};
+use std::fs;
+use std::io::{self, Read as _};
+use std::os::unix::process::CommandExt as _;
+use std::process::{Child, Command, Stdio};
 use std::thread;
 use std::time::{Duration, Instant};
+
+use nix::sys::signal::{Signal, killpg};
+use nix::unistd::Pid;
 
 use crate::launch::error::LaunchError;
 
@@ -12,6 +20,8 @@ use crate::launch::error::LaunchError;
 pub(super) const SHORT: Duration = Duration::from_secs(90);
 /// How long kubeadm may take: most of it is images that come.
 pub(super) const LONG: Duration = Duration::from_secs(900);
+/// How long one may take to end that is told to: helm then says in the cluster that it failed, and can begin again.
+const END_DEADLINE: Duration = Duration::from_secs(5);
 /// How often it is looked at.
 const POLL_INTERVAL: Duration = Duration::from_millis(20);
 
@@ -21,7 +31,7 @@ const POLL_INTERVAL: Duration = Duration::from_millis(20);
 ///
 /// When it cannot be run, fails, or does not end within `deadline`.
 pub(super) fn run(command: &mut Command, deadline: Duration) -> Result<(), LaunchError> {
-    output(command.stdout(Stdio::inherit()), deadline).map(drop)
+    output(command.stdout(io::stderr()), deadline).map(drop)
 }
 
 /// Runs `command` and returns what it says, where its standard output is not set.
@@ -32,7 +42,8 @@ pub(super) fn say(command: &mut Command) -> Result<String, LaunchError> {
 fn output(command: &mut Command, deadline: Duration) -> Result<String, LaunchError> {
     let shown = shown(command);
     let failed = |reason: String| LaunchError::Command { command: shown.clone(), reason };
-    let mut child = command.stdin(Stdio::null()).spawn().map_err(|error| failed(error.to_string()))?;
+    let command = command.stdin(Stdio::null()).process_group(0);
+    let mut child = command.spawn().map_err(|error| failed(error.to_string()))?;
     let reader = child.stdout.take().map(|mut stdout| {
         thread::spawn(move || {
             let mut text = String::new();
@@ -45,9 +56,7 @@ fn output(command: &mut Command, deadline: Duration) -> Result<String, LaunchErr
             break status;
         }
         if start.elapsed() > deadline {
-            // Either way it is not ours any more.
-            _ = child.kill();
-            _ = child.wait();
+            end(&mut child);
             return Err(failed(format!("did not end within {} seconds", deadline.as_secs())));
         }
         thread::sleep(POLL_INTERVAL);
@@ -58,6 +67,32 @@ fn output(command: &mut Command, deadline: Duration) -> Result<String, LaunchErr
     let text = reader.map(thread::JoinHandle::join).transpose();
     let text = text.map_err(|_| failed("its output could not be read".to_owned()))?;
     text.transpose().map(Option::unwrap_or_default).map_err(|error| failed(error.to_string()))
+}
+
+/// Ends a child with all that it has started, by force if it takes long.
+fn end(child: &mut Child) {
+    let group = Pid::from_raw(child.id().cast_signed());
+    _ = killpg(group, Signal::SIGTERM);
+    let start = Instant::now();
+    // What it has started may outlive it.
+    while start.elapsed() < END_DEADLINE && killpg(group, None).is_ok() {
+        _ = child.try_wait();
+        thread::sleep(POLL_INTERVAL);
+    }
+    _ = killpg(group, Signal::SIGKILL);
+    _ = child.wait();
+}
+
+/// Tells all that this process runs to end.
+pub(super) fn end_all() {
+    for child in fs::read_dir("/proc").into_iter().flatten().flatten() {
+        let Some(pid) = child.file_name().to_str().and_then(|name| name.parse().ok()) else { continue };
+        let status = fs::read_to_string(child.path().join("status")).unwrap_or_default();
+        let parent = status.lines().find_map(|line| line.strip_prefix("PPid:")?.trim().parse().ok());
+        if parent == Some(Pid::this().as_raw()) {
+            _ = killpg(Pid::from_raw(pid), Signal::SIGTERM);
+        }
+    }
 }
 
 /// A command line as a person would write it.
@@ -76,7 +111,16 @@ pub(super) fn systemctl(arguments: &[&str]) -> Result<(), LaunchError> {
 
 #[cfg(test)]
 mod tests {
+    use std::env;
+    use std::path::Path;
+
     use super::*;
+    use crate::launch::node::end_with_input;
+
+    /// Within it what is told to end has ended, on a loaded machine.
+    const WAIT_DEADLINE: Duration = Duration::from_secs(30);
+    /// Where a test that is a process of its own writes which one it runs.
+    const PID_FILE: &str = "NYDUS_CLUSTER_TEST_PID_FILE";
 
     #[test]
     fn what_ran_is_named_with_how_it_ended() {
@@ -89,5 +133,88 @@ mod tests {
         assert!(late.ends_with("did not end within 0 seconds"), "{late}");
         assert!(say(&mut Command::new("/no/such/program")).is_err());
         assert_eq!(say(Command::new("/bin/echo").arg("word")).unwrap(), "word\n");
+    }
+
+    #[test]
+    fn what_a_program_says_is_no_part_of_the_answer() {
+        let said = own_process("says_a_word").output().unwrap();
+        let (answer, shown) = (String::from_utf8_lossy(&said.stdout), String::from_utf8_lossy(&said.stderr));
+        assert!(said.status.success(), "{shown}");
+        assert!(shown.lines().any(|line| line == "word"), "{shown}");
+        assert!(!answer.lines().any(|line| line == "word"), "{answer}");
+    }
+
+    #[test]
+    fn what_is_late_ends_with_all_that_it_has_started() {
+        let dir = tempfile::tempdir().unwrap();
+        let file = dir.path().join("pid");
+        let late = run(&mut shell_with_a_child(&file), Duration::from_millis(500)).unwrap_err();
+        assert!(late.to_string().contains("did not end"), "{late}");
+        wait_until("the child has ended", || !is_running(&pid_in(&file)));
+    }
+
+    #[test]
+    fn all_that_runs_ends_with_the_input() {
+        let dir = tempfile::tempdir().unwrap();
+        let file = dir.path().join("pid");
+        let mut process = own_process("runs_a_shell_with_a_child");
+        let mut process = process.env(PID_FILE, &file).stdin(Stdio::piped()).spawn().unwrap();
+        wait_until("the child runs", || !pid_in(&file).is_empty());
+        assert!(is_running(&pid_in(&file)));
+        drop(process.stdin.take());
+        process.wait().unwrap();
+        wait_until("the child has ended", || !is_running(&pid_in(&file)));
+    }
+
+    #[test]
+    #[ignore = "is run by another test"]
+    fn says_a_word() {
+        run(Command::new("echo").arg("word"), SHORT).unwrap();
+    }
+
+    #[test]
+    #[ignore = "is run by another test"]
+    fn runs_a_shell_with_a_child() {
+        let Some(file) = env::var_os(PID_FILE) else { return };
+        end_with_input();
+        run(&mut shell_with_a_child(Path::new(&file)), SHORT).unwrap();
+    }
+
+    /// A test of this module as a process of its own, for it has a standard input and output.
+    fn own_process(test: &str) -> Command {
+        let (_, module) = module_path!().split_once("::").unwrap();
+        let mut command = Command::new(env::current_exe().unwrap());
+        command.args([&format!("{module}::{test}"), "--exact", "--ignored", "--nocapture"]).process_group(0);
+        command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped());
+        command
+    }
+
+    /// A shell that writes which process it has started.
+    fn shell_with_a_child(file: &Path) -> Command {
+        let mut shell = Command::new("/bin/sh");
+        shell.args(["-c", "sleep 300 & echo $! >$0.new; mv $0.new $0; wait"]).arg(file);
+        shell
+    }
+
+    fn pid_in(file: &Path) -> String {
+        fs::read_to_string(file).unwrap_or_default().trim().to_owned()
+    }
+
+    /// Nobody may have waited for one that has ended.
+    fn is_running(pid: &str) -> bool {
+        let status = fs::read_to_string(format!("/proc/{pid}/status")).unwrap_or_default();
+        status.lines().any(|line| line.starts_with("State:") && !line.contains('Z'))
+    }
+
+    fn wait_until(what: &str, is_so: impl Fn() -> bool) {
+        let start = Instant::now();
+        while !is_so() {
+            assert!(
+                start.elapsed() < WAIT_DEADLINE,
+                "not within {} seconds: {what}",
+                WAIT_DEADLINE.as_secs()
+            );
+            thread::sleep(POLL_INTERVAL);
+        }
     }
 }

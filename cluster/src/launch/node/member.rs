@@ -47,7 +47,9 @@ pub(super) fn init(state: &mut State, init: &Init) -> Result<Begun, LaunchError>
             0o600,
         )?;
         systemctl(&["enable", "kubelet.service"])?;
-        run(Command::new("kubeadm").arg("init").arg("--config").arg(&config), LONG)?;
+        // What it says is shown and kept, and nobody may join by that.
+        let mut init = Command::new("kubeadm");
+        run(init.args(["init", "--skip-token-print", "--config"]).arg(&config), LONG)?;
         state.joined("master")?;
     }
     let mut token = Command::new("kubeadm");

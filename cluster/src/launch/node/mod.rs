@@ -106,7 +106,7 @@ fn end_with_input() {
     thread::spawn(|| {
         _ = io::copy(&mut io::stdin().lock(), &mut io::sink());
         eprintln!("nobody waits any more: ending");
-        // Our process group: all that was started for the task.
+        commands::end_all();
         _ = nix::sys::signal::kill(nix::unistd::Pid::from_raw(0), nix::sys::signal::Signal::SIGTERM);
     });
 }
