@@ -19,7 +19,7 @@ pub(super) async fn ps(flags: args::Ps) -> anyhow::Result<ExitCode> {
     let mut shown = Vec::new();
     let mut all_answer = true;
     for (name, dir) in clusters()? {
-        let record = launch::Record::read(&dir)?;
+        let Some(record) = launch::Record::find(&dir)? else { continue };
         for (place, status) in launch::status(&dir, &ssh).await? {
             all_answer &= status.is_ok();
             shown.push((name.clone(), record.image.clone(), place, status));

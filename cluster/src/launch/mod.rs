@@ -77,7 +77,7 @@ pub struct Run {
 /// When a step on a node fails; the other nodes' steps of the same kind come to their end.
 pub async fn run(run: &Run, dir: &Path, say: Say<'_>) -> Result<PathBuf, LaunchError> {
     let record = Record::of(run);
-    record.keep(dir)?;
+    let kept = record.with_earlier(dir)?;
     let ssh = Ssh::new(&run.ssh, dir)?;
     let all: Vec<_> = record.places().into_iter().map(|place| node(place, &ssh, dir, say)).collect();
     let (masters, nodes) = all.split_at(record.masters().min(all.len()));
@@ -88,6 +88,8 @@ pub async fn run(run: &Run, dir: &Path, say: Say<'_>) -> Result<PathBuf, LaunchE
     drop(bytes);
 
     each(&all, |node| async { node.bring_program(&run.program, &digest).await }).await?;
+    // Nodes that are named by mistake do not answer.
+    kept.keep(dir)?;
     let served = match &run.package {
         Some(package) => Some(each(masters, |node| served(node, package)).await?),
         None => None,
@@ -117,10 +119,14 @@ pub async fn run(run: &Run, dir: &Path, say: Say<'_>) -> Result<PathBuf, LaunchE
         node.work("joining", &joining(node, &begun.join, None), KUBEADM_DEADLINE).await.map(drop)
     })
     .await?;
-    let deadline =
-        Duration::from_secs(run.launch.seconds) * u32::try_from(run.launch.commands.len()).unwrap_or(1);
-    first.work("launching", &Task::Launch(run.launch.clone()), deadline + STATUS_DEADLINE).await?;
+    first.work("launching", &Task::Launch(run.launch.clone()), launch_deadline(&run.launch)).await?;
     Ok(kubeconfig)
+}
+
+/// How long all commands may take together that launch an image.
+fn launch_deadline(launch: &Launch) -> Duration {
+    let commands = u32::try_from(launch.commands.len()).unwrap_or(u32::MAX);
+    Duration::from_secs(launch.seconds).saturating_mul(commands).saturating_add(STATUS_DEADLINE)
 }
 
 /// How a node joins.
@@ -247,6 +253,14 @@ where
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn commands_that_launch_may_take_as_long_as_anybody_says() {
+        let deadline =
+            |commands, seconds| launch_deadline(&Launch { commands: vec![String::new(); commands], seconds });
+        assert_eq!(deadline(2, 600), Duration::from_secs(1200) + STATUS_DEADLINE);
+        assert_eq!(deadline(2, u64::MAX), Duration::MAX);
+    }
 
     #[test]
     fn nodes_ask_all_that_serve_the_package_each_another_one_first() {
