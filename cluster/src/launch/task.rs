@@ -55,7 +55,7 @@ pub struct Prepare {
     /// A containerd that the node has from elsewhere is left as it is, and pulls all of them whole.
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]
     pub keep_containerd: bool,
-    /// Commands that are run in the image's tree: `check` before anything is installed, `init` afterwards, `clean` at the end.
+    /// Commands that are run in the image's tree: `check` before any of it is installed, `init` afterwards, `clean` at the end.
     pub hooks: BTreeMap<String, String>,
     /// The image's environment.
     pub environment: BTreeMap<String, String>,

@@ -3,12 +3,14 @@
 use std::collections::BTreeSet;
 use std::fs;
 use std::io;
+use std::os::unix::ffi::OsStrExt as _;
 use std::path::{Path, PathBuf};
 
 use nix::errno::Errno;
 use nix::mount::{MntFlags, umount2};
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
+use snapshotter::SnapshotterConfig;
 
 use crate::launch::error::LaunchError;
 
@@ -21,17 +23,27 @@ const OF_KUBEADM: [&str; 2] = ["/etc/kubernetes", "/var/lib/etcd"];
 /// Where the cluster's network says which addresses pods of this node get.
 const POD_NETWORK: &str = "/etc/cni/net.d";
 
-/// Ends the shims of a containerd that has stopped, and removes all that it and the kubelet kept.
+/// Ends the shims of our containerd, which has stopped, and removes all that it and the kubelet kept.
 pub(super) fn containerd() -> Result<(), LaunchError> {
+    let socket = SnapshotterConfig::default().containerd;
     for entry in fs::read_dir("/proc").map_err(LaunchError::io("/proc"))?.flatten() {
         let Some(pid) = entry.file_name().to_str().and_then(|name| name.parse().ok()) else { continue };
         // A process may end while we look.
         let name = fs::read_to_string(entry.path().join("comm")).unwrap_or_default();
-        if name.trim_end() == SHIM {
+        let words = fs::read(entry.path().join("cmdline")).unwrap_or_default();
+        if name.trim_end() == SHIM && is_shim_of(&words, socket.path()) {
             _ = kill(Pid::from_raw(pid), Signal::SIGKILL);
         }
     }
     remove(&OF_CONTAINERD)
+}
+
+/// Whether a shim with this command line belongs to the containerd at `socket`: a node may have another one, such as that of k3s.
+fn is_shim_of(words: &[u8], socket: &Path) -> bool {
+    let words: Vec<_> = words.split(|&byte| byte == 0).collect();
+    words.windows(2).any(|pair| {
+        matches!(pair, [b"-address" | b"--address", address] if *address == socket.as_os_str().as_bytes())
+    })
 }
 
 /// Removes what kubeadm leaves of a node's membership.
@@ -86,4 +98,21 @@ fn mounts_below(directory: &Path) -> Result<Vec<PathBuf>, LaunchError> {
     let mut found: Vec<_> = points.filter(|point| point.starts_with(directory)).collect();
     found.reverse();
     Ok(found)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn shims_of_another_containerd_are_not_ours() {
+        let of = |address: &str| {
+            let words = ["/usr/bin/containerd-shim-runc-v2", "-namespace", "k8s.io", "-address", address, ""];
+            is_shim_of(words.join("\0").as_bytes(), Path::new("/run/containerd/containerd.sock"))
+        };
+        assert!(of("/run/containerd/containerd.sock"));
+        assert!(!of("/run/k3s/containerd/containerd.sock"));
+        assert!(!of("/run/containerd/containerd.sock.ttrpc"));
+        assert!(!is_shim_of(b"", Path::new("")));
+    }
 }

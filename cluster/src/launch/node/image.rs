@@ -11,7 +11,7 @@ use image::platform::PlatformName;
 
 use super::commands::{LONG, run, systemctl};
 use super::ledger::Ledger;
-use super::own;
+use super::{clear, own};
 use crate::launch::error::LaunchError;
 use crate::launch::task::Image;
 
@@ -19,6 +19,8 @@ use crate::launch::task::Image;
 pub(super) const UNIT: &str = "nydus-cluster-image.service";
 /// Where a node's own units are.
 pub(super) const UNITS: &str = "/etc/systemd/system";
+/// Where plain images are as nydus images.
+const CONVERTED: &str = "converted";
 /// Within it the image's files can be read, or there is something wrong.
 const MOUNT_DEADLINE: Duration = Duration::from_secs(60);
 
@@ -40,23 +42,27 @@ pub(super) fn bring(
         let place = dir.join(place);
         std::fs::create_dir_all(&place).map_err(LaunchError::io(place))?;
     }
-    let before = ledger.changed();
-    ledger.file(&Path::new(UNITS).join(UNIT), &unit(dir, program, &source, complete_after))?;
-    if ledger.changed() > before {
+    let text = unit(dir, program, &source, complete_after);
+    let restart = || {
         systemctl(&["daemon-reload"])?;
-        if !runs {
-            // One that was kept for this run may have mounted another image.
-            systemctl(&["try-restart", UNIT])?;
-        }
-    }
+        // One that was kept for this run may have been told otherwise.
+        if runs { Ok(()) } else { systemctl(&["try-restart", UNIT]) }
+    };
+    ledger.put_for(UNIT, |ledger| ledger.file(&Path::new(UNITS).join(UNIT), &text), restart)?;
     systemctl(&["enable", "--now", UNIT])?;
     Ok(tree)
+}
+
+/// Removes the image with all that was written to it, once it is not served any more. What was fetched of it stays: another one may have the
+/// same.
+pub(super) fn remove(dir: &Path) -> Result<(), LaunchError> {
+    clear::remove(&["tree", "upper", "work", "lower", CONVERTED].map(|place| dir.join(place)))
 }
 
 /// Converts a plain image once, to a layout under `dir`; returns what that is called.
 fn converted(dir: &Path, program: &Path, reference: &str) -> Result<String, LaunchError> {
     let name = registry::digest::sha256(reference.as_bytes());
-    let layouts = dir.join("converted");
+    let layouts = dir.join(CONVERTED);
     let layout = layouts.join(name.digest());
     let place = format!("oci:{}", layout.display());
     // Written last.

@@ -15,37 +15,51 @@ use std::env;
 use std::ffi::OsStr;
 use std::fs;
 use std::io;
+use std::os::unix::fs::PermissionsExt as _;
 use std::path::{Component, Path, PathBuf};
 
 use super::commands::systemctl;
 use super::ledger::Ledger;
-use super::{containerd, lazy};
+use super::{containerd, lazy, mirrors};
 use crate::launch::error::LaunchError;
+use crate::launch::task::Mirror;
 
 const UNITS: &str = "etc/systemd/system";
 const CONTAINERD: &str = "etc/containerd";
+/// What a template's name has more than that of what it becomes.
+const TEMPLATE: &str = ".tmpl";
 /// How deep units and configuration may lie, and how large a file of them may be.
 const DEPTH_LIMIT: usize = 4;
 const FILE_LIMIT_BYTES: u64 = 1 << 20;
 /// Services that need the image's tree.
 const SERVICES: [&str; 2] = ["containerd.service", "kubelet.service"];
 
-/// What is installed.
+/// Which parts of the image a node gets, and how.
 #[derive(Clone, Copy, Debug)]
-pub(super) struct What<'a> {
+pub(super) struct Parts<'a> {
     /// containerd, since the node has none from elsewhere.
     pub(super) containerd: bool,
     /// What units that need the tree are given, if it is mounted.
     pub(super) needed: Option<&'a str>,
     /// The containerd that is installed unpacks with our snapshotter.
     pub(super) lazy: bool,
+    /// What stands in files for containerd already, before what the image has there.
+    pub(super) mirrors: &'a [Mirror],
 }
 
 /// Installs what is missing.
-pub(super) fn install(ledger: &mut Ledger, tree: &Path, what: What<'_>) -> Result<(), LaunchError> {
-    let before = ledger.changed();
+pub(super) fn install(ledger: &mut Ledger, tree: &Path, parts: Parts<'_>) -> Result<(), LaunchError> {
+    let restart = || {
+        systemctl(&["daemon-reload"])?;
+        // One that an earlier run started has read what was there then.
+        if parts.containerd { systemctl(&["try-restart", SERVICES[0]]) } else { Ok(()) }
+    };
+    ledger.put_for(SERVICES[0], |ledger| put(ledger, tree, parts), restart)
+}
+
+fn put(ledger: &mut Ledger, tree: &Path, parts: Parts<'_>) -> Result<(), LaunchError> {
     for name in names(&tree.join("bin"))? {
-        if (what.containerd || !is_runtime(&name)) && foreign(ledger, &name).is_none() {
+        if (parts.containerd || !is_runtime(&name)) && foreign(ledger, &name).is_none() {
             ledger.link(&Path::new("/usr/bin").join(&name), &tree.join("bin").join(&name))?;
         }
     }
@@ -57,38 +71,34 @@ pub(super) fn install(ledger: &mut Ledger, tree: &Path, what: What<'_>) -> Resul
     }
     let mut files = Vec::new();
     find(tree, Path::new(UNITS), DEPTH_LIMIT, &mut files)?;
-    if what.containerd {
+    if parts.containerd {
         find(tree, Path::new(CONTAINERD), DEPTH_LIMIT, &mut files)?;
     }
     for file in files {
         let there = Path::new("/").join(&file);
         let of_containerd = file.file_name() == Some(OsStr::new(SERVICES[0]));
-        let ours = what.lazy && there == Path::new(containerd::CONFIG);
-        if !ours && (what.containerd || !of_containerd) && (ledger.has(&there) || !there.exists()) {
+        let certs = Path::new(mirrors::CERTS_DIR);
+        let is_mirror = |mirror: &Mirror| there == mirrors::file(certs, &mirror.host);
+        let ours =
+            parts.lazy && there == Path::new(containerd::CONFIG) || parts.mirrors.iter().any(is_mirror);
+        if !ours && (parts.containerd || !of_containerd) && (ledger.has(&there) || !there.exists()) {
             ledger.file(&there, &read(&tree.join(&file))?)?;
         }
     }
-    if what.lazy && what.containerd {
+    if parts.lazy && parts.containerd {
         configure(ledger, tree)?;
     }
-    if let Some(needed) = what.needed {
+    if let Some(needed) = parts.needed {
         // One that the node has from elsewhere runs nothing of the image's.
-        for service in SERVICES.into_iter().filter(|service| what.containerd || *service != SERVICES[0]) {
+        for service in SERVICES.into_iter().filter(|service| parts.containerd || *service != SERVICES[0]) {
             let dropin = Path::new("/").join(UNITS).join(format!("{service}.d/10-nydus-cluster.conf"));
             ledger.file(&dropin, needed)?;
-        }
-    }
-    if ledger.changed() > before {
-        systemctl(&["daemon-reload"])?;
-        if what.containerd {
-            // One that an earlier run started has read what was there then.
-            systemctl(&["try-restart", SERVICES[0]])?;
         }
     }
     Ok(())
 }
 
-/// Puts what the image's templates were rendered to into its tree.
+/// Puts what the image's templates were rendered to into its tree, with their modes: scripts among them are run.
 pub(super) fn rendered(
     ledger: &mut Ledger,
     tree: &Path,
@@ -98,7 +108,9 @@ pub(super) fn rendered(
         if Path::new(file).components().any(|part| !matches!(part, Component::Normal(_))) {
             return Err(LaunchError::wrong(file, "expected a path in the image's tree"));
         }
-        ledger.file(&tree.join(file), text)?;
+        let template = fs::metadata(tree.join(format!("{file}{TEMPLATE}")));
+        let mode = template.map_or(0o644, |template| template.permissions().mode() & 0o7777);
+        ledger.file_with_mode(&tree.join(file), text, mode)?;
     }
     Ok(())
 }
@@ -169,4 +181,32 @@ pub(super) fn read(file: &Path) -> Result<String, LaunchError> {
         return Err(LaunchError::wrong(file.display().to_string(), reason));
     }
     fs::read_to_string(file).map_err(LaunchError::io(file))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_a_template_becomes_has_its_mode() {
+        let dir = tempfile::tempdir().unwrap();
+        let (tree, script) = (dir.path().join("tree"), "scripts/up.sh");
+        fs::create_dir_all(tree.join("scripts")).unwrap();
+        let template = tree.join("scripts/up.sh.tmpl");
+        fs::write(&template, "").unwrap();
+        fs::set_permissions(&template, fs::Permissions::from_mode(0o755)).unwrap();
+        let files = BTreeMap::from([(script, "#!/bin/sh\n"), ("etc/of-none", "text\n")])
+            .into_iter()
+            .map(|(file, text)| (file.to_owned(), text.to_owned()))
+            .collect();
+        let mode = |file: &str| fs::metadata(tree.join(file)).unwrap().permissions().mode() & 0o7777;
+        let mut ledger = Ledger::open(dir.path()).unwrap();
+        rendered(&mut ledger, &tree, &files).unwrap();
+        assert_eq!((mode(script), mode("etc/of-none")), (0o755, 0o644));
+        // As an earlier version left it.
+        fs::set_permissions(tree.join(script), fs::Permissions::from_mode(0o644)).unwrap();
+        rendered(&mut ledger, &tree, &files).unwrap();
+        assert_eq!(mode(script), 0o755);
+        assert_eq!(ledger.changed(), 3);
+    }
 }

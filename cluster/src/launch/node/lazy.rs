@@ -15,7 +15,6 @@
 
 mod units;
 
-use std::fs;
 use std::net::{Ipv4Addr, TcpListener};
 use std::path::{Path, PathBuf};
 
@@ -28,7 +27,7 @@ use toml::{Table, Value};
 
 use super::commands::systemctl;
 use super::image::UNITS;
-use super::ledger::{self, Ledger};
+use super::ledger::Ledger;
 use super::own;
 use crate::launch::error::LaunchError;
 use crate::launch::task::{Images, Mirror};
@@ -89,25 +88,27 @@ pub(super) fn bring(
         Some(kept) if *kept.images() == images.digest => None,
         _ => Some(fetch(&name, &documents, registry).map_err(wrong)?),
     };
-    let settings = dir.join("images.toml");
-    let mut changed = put_settings(&settings, &snapshotter_root(dir))?;
-    let before = ledger.changed();
-    for (file, text) in units::all(program, &settings, &documents, &name, port) {
-        let path = Path::new(UNITS).join(file);
-        if !ledger.has(&path) && path.exists() {
-            let reason = "the node has this already: take it away first, or run the cluster with --plain";
-            return Err(LaunchError::wrong(path.display().to_string(), reason));
+    let settings_file = dir.join("images.toml");
+    let settings = settings(&own::text()?, &snapshotter_root(dir))
+        .map_err(|error| LaunchError::wrong(own::FILE, error))?;
+    let put = |ledger: &mut Ledger| {
+        ledger.file_with_mode(&settings_file, &settings, 0o600)?;
+        for (file, text) in units::all(program, &settings_file, &documents, &name, port) {
+            let path = Path::new(UNITS).join(file);
+            if !ledger.has(&path) && path.exists() {
+                let reason = "the node has this already: take it away first, or run the cluster with --plain";
+                return Err(LaunchError::wrong(path.display().to_string(), reason));
+            }
+            ledger.file(&path, &text)?;
         }
-        ledger.file(&path, &text)?;
-    }
-    if ledger.changed() > before {
+        Ok(())
+    };
+    let restart = || {
         systemctl(&["daemon-reload"])?;
-        changed = true;
-    }
-    if changed {
         // One that runs may answer for other images, or as it was told then.
-        systemctl(&[&["try-restart"], SERVICES.as_slice()].concat())?;
-    }
+        systemctl(&[&["try-restart"], SERVICES.as_slice()].concat())
+    };
+    ledger.put_for(SERVICES[0], put, restart)?;
     systemctl(&[&["enable", "--now"], SERVICES.as_slice()].concat())?;
     tell(&name, images, saved, registry).map_err(|error| LaunchError::wrong(name.clone(), error))
 }
@@ -157,16 +158,7 @@ fn tell(
         .map_err(|error: control::ClientError| error.to_string())
 }
 
-/// Writes the configuration of daemon and snapshotter: what the node says of registries and all else holds. Whether it is another one now.
-fn put_settings(file: &Path, root: &Path) -> Result<bool, LaunchError> {
-    let text = settings(&own::text()?, root).map_err(|error| LaunchError::wrong(own::FILE, error))?;
-    if fs::read(file).is_ok_and(|found| found == text.as_bytes()) {
-        return Ok(false);
-    }
-    ledger::write(file, text.as_bytes(), 0o600).map(|()| true)
-}
-
-/// The settings of the node's own `text`, with places of our own.
+/// The configuration of daemon and snapshotter: the node's own `text`, which holds for registries and all else, with places of our own.
 fn settings(text: &str, root: &Path) -> Result<String, String> {
     let mut settings = own::parse(text)?;
     let complete_after = own::complete_after(&settings)?;

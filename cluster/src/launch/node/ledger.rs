@@ -1,27 +1,34 @@
 //! What was put on a node, in a file, so that all of it goes again and what was there before comes back.
 //!
-//! A change is in the ledger before it is made: whatever interrupts us, `remove` knows at least all that was done.
+//! A change is in the ledger before it is made: whatever interrupts us, `remove` knows at least all that was done, and the next run
+//! who has not read it yet.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::fs::{self, File};
 use std::io::{self, Write as _};
 use std::os::unix::fs::{OpenOptionsExt as _, PermissionsExt as _, symlink};
 use std::path::{Path, PathBuf};
 
+use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 
 use crate::launch::error::LaunchError;
 
 const FILE: &str = "ledger.json";
+const UNREAD_FILE: &str = "unread.json";
 /// `/`, `/etc` and the like are every system's own, even if nothing is in them.
 const KEPT_DEPTH: usize = 2;
 
 /// What was put on this node.
 #[derive(Debug)]
 pub(super) struct Ledger {
-    file: PathBuf,
+    dir: PathBuf,
     put: BTreeMap<PathBuf, Before>,
     changed: usize,
+    /// Who reads what is put now.
+    reader: Option<&'static str>,
+    /// Who has not read yet what was put.
+    unread: BTreeSet<String>,
 }
 
 /// What was at a path before.
@@ -37,14 +44,8 @@ enum Before {
 impl Ledger {
     /// Opens the ledger in `dir`, or begins one.
     pub(super) fn open(dir: &Path) -> Result<Self, LaunchError> {
-        let file = dir.join(FILE);
-        let put = match fs::read(&file) {
-            Ok(text) => serde_json::from_slice(&text)
-                .map_err(|error| LaunchError::wrong(file.display().to_string(), error.to_string()))?,
-            Err(error) if error.kind() == io::ErrorKind::NotFound => BTreeMap::new(),
-            Err(error) => return Err(LaunchError::io(file)(error)),
-        };
-        Ok(Self { file, put, changed: 0 })
+        let (put, unread) = (read(&dir.join(FILE))?, read(&dir.join(UNREAD_FILE))?);
+        Ok(Self { dir: dir.to_owned(), put, changed: 0, reader: None, unread })
     }
 
     /// How much this process has changed.
@@ -70,13 +71,53 @@ impl Ledger {
         }
     }
 
+    /// The paths in `directory` that are of our making.
+    pub(super) fn below(&self, directory: &Path) -> Vec<PathBuf> {
+        self.put.keys().filter(|path| path.starts_with(directory)).cloned().collect()
+    }
+
+    /// Puts what `reader` reads, and has it `read` that if anything is new to it, also by an earlier run that was interrupted.
+    pub(super) fn put_for(
+        &mut self,
+        reader: &'static str,
+        put: impl FnOnce(&mut Self) -> Result<(), LaunchError>,
+        read: impl FnOnce() -> Result<(), LaunchError>,
+    ) -> Result<(), LaunchError> {
+        self.reader = Some(reader);
+        let done = put(self);
+        self.reader = None;
+        done?;
+        if self.unread.contains(reader) {
+            read()?;
+            self.unread.remove(reader);
+            self.save_unread()?;
+        }
+        Ok(())
+    }
+
     /// Puts a file at `path`, with the directories above it. Who may read one that is there may read the new one.
     pub(super) fn file(&mut self, path: &Path, content: &str) -> Result<(), LaunchError> {
-        if fs::read(path).is_ok_and(|found| found == content.as_bytes()) {
+        self.put_file(path, content, mode(path))
+    }
+
+    /// The same with `new_mode` for a file that is of our making.
+    pub(super) fn file_with_mode(
+        &mut self,
+        path: &Path,
+        content: &str,
+        new_mode: u32,
+    ) -> Result<(), LaunchError> {
+        let is_theirs = !matches!(self.put.get(path), Some(Before::Nothing)) && path.exists();
+        self.put_file(path, content, if is_theirs { mode(path) } else { new_mode })
+    }
+
+    fn put_file(&mut self, path: &Path, content: &str, new_mode: u32) -> Result<(), LaunchError> {
+        let is_so = fs::read(path).is_ok_and(|found| found == content.as_bytes()) && mode(path) == new_mode;
+        if is_so {
             return Ok(());
         }
         self.note(path)?;
-        write(path, content.as_bytes(), mode(path))
+        write(path, content.as_bytes(), new_mode)
     }
 
     /// Puts a symbolic link at `path`.
@@ -94,6 +135,11 @@ impl Ledger {
 
     fn note(&mut self, path: &Path) -> Result<(), LaunchError> {
         self.changed += 1;
+        if let Some(reader) = self.reader
+            && self.unread.insert(reader.to_owned())
+        {
+            self.save_unread()?;
+        }
         if !self.put.contains_key(path) {
             let before = self.before(path)?.map_or(Before::Nothing, Before::Text);
             self.put.insert(path.to_owned(), before);
@@ -105,26 +151,64 @@ impl Ledger {
     /// Brings back what was there before.
     pub(super) fn undo(&mut self) -> Result<(), LaunchError> {
         for (path, before) in &self.put {
-            match before {
-                Before::Nothing => remove(path)?,
-                Before::Text(text) => write(path, text.as_bytes(), mode(path))?,
-            }
+            before.bring_back(path)?;
         }
         for path in self.put.keys() {
-            let parents =
-                path.ancestors().skip(1).take_while(|parent| parent.components().count() > KEPT_DEPTH);
-            // Those that are empty now were ours, or nobody misses them.
-            let mut parents = parents.map(fs::remove_dir);
-            while parents.next().is_some_and(|removed| removed.is_ok()) {}
+            remove_empty_parents(path);
         }
         self.put.clear();
-        remove(&self.file)
+        self.unread.clear();
+        remove(&self.dir.join(UNREAD_FILE))?;
+        remove(&self.dir.join(FILE))
+    }
+
+    /// Brings back what was at `path` before.
+    pub(super) fn undo_at(&mut self, path: &Path) -> Result<(), LaunchError> {
+        let Some(before) = self.put.get(path) else { return Ok(()) };
+        self.changed += 1;
+        before.bring_back(path)?;
+        remove_empty_parents(path);
+        self.put.remove(path);
+        self.save()
     }
 
     fn save(&self) -> Result<(), LaunchError> {
-        let text = serde_json::to_vec_pretty(&self.put).map_err(io::Error::other);
-        write(&self.file, &text.map_err(LaunchError::io(&self.file))?, 0o600)
+        save(&self.dir.join(FILE), &self.put)
     }
+
+    fn save_unread(&self) -> Result<(), LaunchError> {
+        save(&self.dir.join(UNREAD_FILE), &self.unread)
+    }
+}
+
+impl Before {
+    fn bring_back(&self, path: &Path) -> Result<(), LaunchError> {
+        match self {
+            Self::Nothing => remove(path),
+            Self::Text(text) => write(path, text.as_bytes(), mode(path)),
+        }
+    }
+}
+
+/// Those that are empty now were ours, or nobody misses them.
+fn remove_empty_parents(path: &Path) {
+    let parents = path.ancestors().skip(1).take_while(|parent| parent.components().count() > KEPT_DEPTH);
+    let mut parents = parents.map(fs::remove_dir);
+    while parents.next().is_some_and(|removed| removed.is_ok()) {}
+}
+
+fn read<T: DeserializeOwned + Default>(file: &Path) -> Result<T, LaunchError> {
+    match fs::read(file) {
+        Ok(text) => serde_json::from_slice(&text)
+            .map_err(|error| LaunchError::wrong(file.display().to_string(), error.to_string())),
+        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(T::default()),
+        Err(error) => Err(LaunchError::io(file)(error)),
+    }
+}
+
+fn save(file: &Path, value: &impl Serialize) -> Result<(), LaunchError> {
+    let text = serde_json::to_vec_pretty(value).map_err(io::Error::other);
+    write(file, &text.map_err(LaunchError::io(file))?, 0o600)
 }
 
 /// The mode of a file that is there, or else of one that all may read.
@@ -196,5 +280,64 @@ mod tests {
         assert_eq!(left, ["own"]);
         assert_eq!(fs::read_to_string(path("own")).unwrap(), "own");
         assert_eq!(mode(&path("own")), 0o600);
+    }
+
+    #[test]
+    fn one_thing_comes_back_alone() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = |name: &str| dir.path().join(name);
+        fs::write(path("own"), "own").unwrap();
+        let mut ledger = Ledger::open(dir.path()).unwrap();
+        for name in ["own", "new/file", "other/file"] {
+            ledger.file(&path(name), "ours").unwrap();
+        }
+        assert_eq!(ledger.below(&path("new")), [path("new/file")]);
+        ledger.undo_at(&path("own")).unwrap();
+        ledger.undo_at(&path("new/file")).unwrap();
+        assert_eq!(fs::read_to_string(path("own")).unwrap(), "own");
+        assert!(!path("new").exists() && path("other/file").exists());
+        let again = Ledger::open(dir.path()).unwrap();
+        assert!(!again.has(&path("own")) && again.has(&path("other/file")));
+    }
+
+    #[test]
+    fn what_was_not_read_for_an_interruption_is_read_by_the_next_run() {
+        let dir = tempfile::tempdir().unwrap();
+        let file = dir.path().join("file");
+        let put = |text: &'static str, end: Result<(), LaunchError>| {
+            let mut was_read = false;
+            let read = || {
+                was_read = true;
+                end
+            };
+            let mut ledger = Ledger::open(dir.path()).unwrap();
+            let done = ledger.put_for("service", |ledger| ledger.file(&file, text), read);
+            (was_read, done.is_ok())
+        };
+        let interrupted = || Err(LaunchError::wrong("service", "interrupted"));
+        assert_eq!(put("1", interrupted()), (true, false));
+        // The file is as it should be, and who reads it is not.
+        assert_eq!(put("1", Ok(())), (true, true));
+        assert_eq!(put("1", Ok(())), (false, true));
+        assert_eq!(put("2", Ok(())), (true, true));
+        // What somebody else reads is not its affair.
+        let mut ledger = Ledger::open(dir.path()).unwrap();
+        ledger.file(&file, "3").unwrap();
+        assert_eq!(put("3", Ok(())), (false, true));
+    }
+
+    #[test]
+    fn a_file_of_our_making_has_the_mode_that_it_should_have() {
+        let dir = tempfile::tempdir().unwrap();
+        let (own, new) = (dir.path().join("own"), dir.path().join("new"));
+        fs::write(&own, "own").unwrap();
+        let theirs = mode(&own);
+        let mut ledger = Ledger::open(dir.path()).unwrap();
+        // One that an earlier version put there.
+        ledger.file(&new, "ours").unwrap();
+        for path in [&own, &new] {
+            ledger.file_with_mode(path, "ours", 0o755).unwrap();
+        }
+        assert_eq!((mode(&own), mode(&new)), (theirs, 0o755));
     }
 }

@@ -3,6 +3,7 @@
 //! Everything is under one directory, and what lies elsewhere is in its ledger. A task that was interrupted is done again and
 //! goes on; one that was done changes nothing.
 
+mod away;
 mod by_hooks;
 mod clear;
 mod commands;
@@ -32,7 +33,7 @@ use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
 
 use super::error::LaunchError;
-use super::task::{Image, Prepare, Status, Task};
+use super::task::{Image, Mirror, Prepare, Status, Task};
 use commands::{LONG, run, systemctl};
 use ledger::Ledger;
 
@@ -69,7 +70,7 @@ pub fn work(dir: &Path, registry: &ClientConfig) -> Result<Value, LaunchError> {
         return prepare(dir, wanted, registry);
     }
     if let Task::Remove { keep } = task {
-        return remove(dir, keep).map(|()| Value::Null);
+        return away::remove(dir, keep).map(|()| Value::Null);
     }
     let mut state = State::read(dir)?.ok_or_else(|| {
         LaunchError::wrong(dir.display().to_string(), "there is no cluster image on this node")
@@ -111,8 +112,8 @@ fn end_with_input() {
     });
 }
 
-/// The state of this node, for what is wanted of it now.
-fn adopt(dir: &Path, wanted: &Prepare) -> Result<State, LaunchError> {
+/// The state of this node, for what is wanted of it now. What another image left here goes.
+fn adopt(dir: &Path, ledger: &mut Ledger, wanted: &Prepare) -> Result<State, LaunchError> {
     let Some(mut state) = State::read(dir)? else { return State::new(dir, wanted) };
     let before = &state.saved.prepare;
     if before.cluster != wanted.cluster {
@@ -133,13 +134,16 @@ fn adopt(dir: &Path, wanted: &Prepare) -> Result<State, LaunchError> {
         let reason = format!("this node {other}; there is no upgrade yet: take the cluster away first");
         return Err(LaunchError::wrong(&wanted.cluster, reason));
     }
+    if before.image != wanted.image {
+        away::image(&mut state, ledger)?;
+    }
     state.saved.prepare = wanted.clone();
     Ok(state)
 }
 
 fn prepare(dir: &Path, wanted: &Prepare, registry: &ClientConfig) -> Result<Value, LaunchError> {
-    let mut state = adopt(dir, wanted)?;
     let mut ledger = Ledger::open(dir)?;
+    let mut state = adopt(dir, &mut ledger, wanted)?;
     let none_there = install::has_no_containerd(&ledger);
     // A containerd from elsewhere that was left as it was in a cluster that runs is left so.
     let tells =
@@ -156,7 +160,7 @@ fn prepare(dir: &Path, wanted: &Prepare, registry: &ClientConfig) -> Result<Valu
     state.save()?;
     let answered = images.into_iter().flat_map(|(images, port)| lazy::mirrors(images, port));
     let mirrors: Vec<_> = answered.chain(wanted.mirrors.iter().cloned()).collect();
-    mirrors::put(&mut ledger, &mirrors)?;
+    put_mirrors(&mut ledger, &state, none_there, &mirrors)?;
     let program = std::env::current_exe().map_err(LaunchError::io("this program"))?;
     if let Some(served) = &wanted.package {
         package::serve(&mut ledger, &program, served)?;
@@ -165,7 +169,8 @@ fn prepare(dir: &Path, wanted: &Prepare, registry: &ClientConfig) -> Result<Valu
     eprintln!("bringing the image");
     image::bring(&mut ledger, dir, &program, &wanted.image, !state.role().is_empty())?;
     install::rendered(&mut ledger, &state.tree(), &wanted.rendered)?;
-    let own_containerd = none_there && state.tree().join("bin/containerd").exists();
+    put_mirrors(&mut ledger, &state, none_there, &mirrors)?;
+    let own_containerd = none_there && has_containerd(&state.tree());
     state.saved.own_containerd = own_containerd;
     state.save()?;
     if none_there && !own_containerd && images.is_some() {
@@ -180,12 +185,13 @@ fn prepare(dir: &Path, wanted: &Prepare, registry: &ClientConfig) -> Result<Valu
     }
     eprintln!("installing what is missing");
     let needed = image::needed(dir);
-    let what = install::What {
+    let parts = install::Parts {
         containerd: own_containerd,
         needed: Some(needed.as_str()).filter(|_| !matches!(wanted.image, Image::Directory(_))),
         lazy: images.is_some(),
+        mirrors: &mirrors,
     };
-    install::install(&mut ledger, &state.tree(), what)?;
+    install::install(&mut ledger, &state.tree(), parts)?;
     if tells && !mirrors.is_empty() {
         foreign::tell(&mut ledger, &mut state, images.is_some())?;
     }
@@ -202,57 +208,19 @@ fn prepare(dir: &Path, wanted: &Prepare, registry: &ClientConfig) -> Result<Valu
     Ok(json!({"changed": ledger.changed()}))
 }
 
-fn remove(dir: &Path, keep: bool) -> Result<(), LaunchError> {
-    let Some(mut state) = State::read(dir)? else { return clear::remove(&[dir]) };
-    if state.saved.role.is_some() {
-        eprintln!("leaving the cluster");
-        member::leave(&state)?;
-    }
-    state.hook("clean")?;
-    if keep {
-        return state.left();
-    }
-    let mut ledger = Ledger::open(dir)?;
-    let told =
-        !install::has_no_containerd(&ledger) && (state.saved.containerd_told || foreign::is_told(&ledger)?);
-    if told && state.saved.port.is_some() {
-        foreign::forget(&ledger)?;
-    }
-    let mut services = Vec::new();
-    if !by_hooks::makes(&state) {
-        services.push("kubelet.service");
-    }
-    if state.saved.own_containerd {
-        services.push("containerd.service");
-    }
-    if state.saved.port.is_some() {
-        // What is asked ends before whom it asks.
-        services.extend(lazy::SERVICES.iter().rev());
-    }
-    services.push(image::UNIT);
-    if state.saved.prepare.package.is_some() {
-        services.push(package::UNIT);
-    }
-    for service in &services {
-        // One that is not there, since it never came that far, cannot be disabled.
-        if let Err(error) = systemctl(&["disable", "--now", service]) {
-            eprintln!("{error}");
-        }
-    }
-    // One that had to be killed would be shown as failed for as long as the node is up.
-    if let Err(error) = systemctl(&[&["reset-failed"], services.as_slice()].concat()) {
-        eprintln!("{error}");
-    }
-    if state.saved.own_containerd {
-        clear::containerd()?;
-    }
-    clear::remove(&[lazy::snapshotter_root(dir)])?;
-    ledger.undo()?;
-    systemctl(&["daemon-reload"])?;
-    if told {
-        foreign::restore()?;
-    }
-    fs::remove_dir_all(dir).map_err(LaunchError::io(dir))
+/// With what the image says of the same hosts behind them, once it is there and its containerd is used.
+fn put_mirrors(
+    ledger: &mut Ledger,
+    state: &State,
+    none_there: bool,
+    mirrors: &[Mirror],
+) -> Result<(), LaunchError> {
+    let tree = Some(state.tree()).filter(|tree| none_there && has_containerd(tree));
+    mirrors::put(ledger, Path::new(mirrors::CERTS_DIR), tree.as_deref(), mirrors)
+}
+
+fn has_containerd(tree: &Path) -> bool {
+    tree.join("bin/containerd").exists()
 }
 
 fn status(dir: &Path) -> Status {

@@ -64,13 +64,13 @@ fn own_address() -> Option<IpAddr> {
 
 /// Serves the package, from now on and after each boot.
 pub(super) fn serve(ledger: &mut Ledger, program: &Path, package: &ServedPackage) -> Result<(), LaunchError> {
-    let before = ledger.changed();
-    ledger.file(&Path::new(UNITS).join(UNIT), &unit(program, package))?;
-    if ledger.changed() > before {
+    let (file, text) = (Path::new(UNITS).join(UNIT), unit(program, package));
+    let restart = || {
         systemctl(&["daemon-reload"])?;
         // One that runs may serve another package.
-        systemctl(&["try-restart", UNIT])?;
-    }
+        systemctl(&["try-restart", UNIT])
+    };
+    ledger.put_for(UNIT, |ledger| ledger.file(&file, &text), restart)?;
     systemctl(&["enable", "--now", UNIT])
 }
 
