@@ -103,6 +103,11 @@ impl ClusterLab {
         process::run_within(self.run_of_image(image)?.arg("--plain"), RUN_DEADLINE)
     }
 
+    /// The same of one that cannot be run.
+    pub fn failing_run_of(&self, image: &str) -> Result<Output> {
+        process::run_failing(self.run_of_image(image)?.arg("--plain"))
+    }
+
     fn run_of_image(&self, image: &str) -> Result<Command> {
         let addresses: Vec<_> =
             self.machines.all().iter().map(|machine| machine.address().to_string()).collect();

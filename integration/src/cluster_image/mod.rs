@@ -17,6 +17,7 @@ use std::process::Command;
 
 use anyhow::{Context, Result};
 use nix::fcntl::{Flock, FlockArg};
+pub use own_runtime::OwnRuntime;
 
 use crate::peers::Peers;
 use crate::servers::EmbeddedRegistry;

@@ -15,41 +15,85 @@ const LAYER_TYPE: &str = "application/vnd.oci.image.layer.v1.tar";
 const MANIFEST_TYPE: &str = "application/vnd.oci.image.manifest.v1+json";
 const CONFIG_TYPE: &str = "application/vnd.oci.image.config.v1+json";
 
-/// What it has: what its hooks say is in `/run/own-runtime` of a node.
-const FILES: &[(&str, &str)] = &[
-    ("images.lock", "{\"images.lock\":1,\"platforms\":[\"linux/amd64\"]}\n"),
-    ("etc/own.conf.tmpl", "color is {{ .COLOR }}\n"),
+/// Which image of this name.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum OwnRuntime {
+    /// The first one, with a hook that fails.
+    Failing,
+    /// With templates.
+    First,
+    /// Other files in place of those.
+    Second,
+}
+
+/// A file: its path, its mode, what is in it.
+type File = (&'static str, u32, &'static str);
+
+/// What each has: what its hooks say is in `/run/own-runtime` of a node.
+const FILES: &[File] = &[
+    ("images.lock", 0o644, "{\"images.lock\":1,\"platforms\":[\"linux/amd64\"]}\n"),
     (
         "scripts/up.sh",
+        0o644,
         "set -e; { cat etc/own.conf; echo \"first $NODE_ROLE $NODE_ADDRESS\"; } >/run/own-runtime\necho token-of-first >$CLUSTER_JOIN; echo 'kind: Config' >$KUBECONFIG\n",
     ),
     (
-        "scripts/join.sh",
-        "echo \"$NODE_ROLE $NODE_ADDRESS joins $CLUSTER_ENDPOINT with $(cat $CLUSTER_JOIN)\" >/run/own-runtime\n",
-    ),
-    (
         "application/apps/word/go.sh",
+        0o644,
         "echo \"$WORD of $CLUSTER_NAME, $(cat $KUBECONFIG)\" >>/run/own-runtime\n",
     ),
+];
+const JOIN: &str = "#!/bin/sh\necho \"$NODE_ROLE $NODE_ADDRESS joins $CLUSTER_ENDPOINT with $(cat $CLUSTER_JOIN)\" >/run/own-runtime\n";
+const OF_FIRST: &[File] = &[
+    ("etc/own.conf.tmpl", 0o644, "color is {{ .COLOR }}\n"),
+    ("scripts/join.sh.tmpl", 0o755, JOIN),
+    ("bin/own-first", 0o755, "#!/bin/sh\necho first\n"),
+];
+const OF_SECOND: &[File] = &[
+    ("etc/own.conf", 0o644, "color is of the second\n"),
+    ("scripts/join.sh", 0o755, JOIN),
+    ("bin/own-second", 0o755, "#!/bin/sh\necho second\n"),
 ];
 /// sealer's words.
 const EXTENSION: &str = r#"{"schemaVersion":"v1alpha1","type":"kube-installer","applications":[{"name":"word","type":"shell","files":["go.sh"],"env":{"WORD":"launched"}}],"launch":{"cmds":null,"app_names":["word"]}}"#;
 
 impl ClusterImage {
     /// Pushes the image; returns its name.
-    pub fn push_own_runtime(&self, registry: &EmbeddedRegistry) -> Result<String> {
+    pub fn push_own_runtime(&self, registry: &EmbeddedRegistry, which: OwnRuntime) -> Result<String> {
         let runtime = tokio::runtime::Runtime::new()?;
-        runtime.block_on(push(&registry.address().to_string()))?;
-        Ok(format!("{NAME}:1"))
+        runtime.block_on(push(&registry.address().to_string(), which))?;
+        Ok(format!("{NAME}:{}", which.tag()))
     }
 }
 
-async fn push(host: &str) -> Result<()> {
+impl OwnRuntime {
+    fn tag(self) -> &'static str {
+        match self {
+            Self::Failing => "failing",
+            Self::First => "1",
+            Self::Second => "2",
+        }
+    }
+
+    fn files(self) -> impl Iterator<Item = &'static File> {
+        FILES.iter().chain(if self == Self::Second { OF_SECOND } else { OF_FIRST })
+    }
+
+    /// The label `init`, which writes into the image's tree too.
+    fn init(self) -> String {
+        match self {
+            Self::Failing => "echo why >&2; exit 3".to_owned(),
+            Self::First | Self::Second => format!("echo init | tee written-{} >>/run/own-hooks", self.tag()),
+        }
+    }
+}
+
+async fn push(host: &str, which: OwnRuntime) -> Result<()> {
     let plain = HostConfig { plain_http: Some(true), ..HostConfig::default() };
     let hosts = BTreeMap::from([(host.to_owned(), plain)]);
     let client = Client::new(ClientConfig { hosts, ..ClientConfig::default() })?;
     let repository = Repository::parse(&format!("{host}/{NAME}"))?;
-    let layer = layer()?;
+    let layer = layer(which)?;
     let config = json!({
         "architecture": "amd64",
         "os": "linux",
@@ -57,8 +101,12 @@ async fn push(host: &str) -> Result<()> {
             "Env": ["COLOR=green"],
             "Labels": {
                 "init-cluster": "sh scripts/up.sh",
-                "join-cluster": "sh scripts/join.sh",
+                "join-cluster": "scripts/join.sh",
                 "leave-cluster": "rm /run/own-runtime",
+                "check": "echo \"checked $CLUSTER_NAME\"; echo check >>/run/own-hooks",
+                "init-cri": "echo init-cri >>/run/own-hooks",
+                "init": which.init(),
+                "clean": "rm /run/own-hooks",
             },
         },
         "rootfs": {"type": "layers", "diff_ids": [digest::sha256(&layer).to_string()]},
@@ -75,16 +123,18 @@ async fn push(host: &str) -> Result<()> {
     });
     client.push_blob(&repository, config.into()).await?;
     client.push_blob(&repository, layer.into()).await?;
-    client.put_manifest(&repository.with_tag("1")?, MANIFEST_TYPE, manifest.to_string().into()).await?;
+    client
+        .put_manifest(&repository.with_tag(which.tag())?, MANIFEST_TYPE, manifest.to_string().into())
+        .await?;
     Ok(())
 }
 
-fn layer() -> Result<Vec<u8>> {
+fn layer(which: OwnRuntime) -> Result<Vec<u8>> {
     let mut tar = tar::Builder::new(Vec::new());
-    for (path, content) in FILES {
+    for (path, mode, content) in which.files() {
         let mut header = tar::Header::new_gnu();
         header.set_size(content.len() as u64);
-        header.set_mode(0o644);
+        header.set_mode(*mode);
         tar.append_data(&mut header, path, content.as_bytes())?;
     }
     Ok(tar.into_inner()?)

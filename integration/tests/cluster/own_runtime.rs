@@ -1,40 +1,92 @@
-//! A cluster image that makes its cluster by its own hooks: a plain one, with a template, launched in sealer's words.
+//! A cluster image that makes its cluster by its own hooks: a plain one, with templates, launched in sealer's words.
 
 use anyhow::{Result, ensure};
-use integration::cluster_image::ClusterImage;
+use integration::cluster_image::{ClusterImage, OwnRuntime};
 use integration::cluster_lab::ClusterLab;
+use integration::machines::Machine;
+
+const TREE: &str = "/var/lib/nydus-cluster/cluster/tree";
 
 /// On machines that have no cluster.
 pub(crate) fn becomes_a_cluster(lab: &ClusterLab, image: &ClusterImage) -> Result<()> {
-    let name = image.push_own_runtime(lab.registry())?;
-    let run = || lab.run_of(&name);
-    run()?;
-    let [first, second, third] = lab.machines().all() else { anyhow::bail!("not three machines") };
-    let expected = [
-        (
-            first,
-            format!("color is green\nfirst master {0}\nlaunched of default, kind: Config\n", first.address()),
-        ),
-        (second, format!("node {} joins {} with token-of-first\n", second.address(), first.address())),
-        (third, format!("node {} joins {} with token-of-first\n", third.address(), first.address())),
-    ];
-    let is_so = || -> Result<()> {
-        for (machine, expected) in &expected {
-            let said = machine.run("cat /run/own-runtime")?.stdout;
-            ensure!(said == *expected, "{} says:\n{said}", machine.name());
-        }
-        Ok(())
-    };
-    is_so()?;
+    let push = |which| image.push_own_runtime(lab.registry(), which);
+    fails(lab, &push(OwnRuntime::Failing)?)?;
+    // What the other image left is not in its way.
+    let first = push(OwnRuntime::First)?;
+    lab.run_of(&first)?;
+    says(lab, "color is green")?;
+    have_run(lab, "check\ninit-cri\ninit\n")?;
+    ensure!(lab.cluster(&["logs"])?.stdout.contains(": checked default\n"), "output of hooks is not kept");
     // Where images are pulled whole, a node's own containerd is told where they are, and nothing else.
+    let second = &lab.machines().all()[1];
     let config = second.run("cat /etc/containerd/config.toml")?.stdout;
     ensure!(config.contains("certs.d") && !config.contains("snapshotter"), "{config}");
     // A second run finds nothing to do.
-    run()?;
-    is_so()?;
+    lab.run_of(&first)?;
+    says(lab, "color is green")?;
+    have_run(lab, "check\ninit-cri\ninit\ncheck\n")?;
+    on_all(lab, &format!("own-first && test -e {TREE}/written-1 && test -x {TREE}/scripts/join.sh"))?;
+
+    another_image_follows(lab, &push(OwnRuntime::Second)?)?;
     lab.cluster(&["rm"])?;
+    on_all(lab, "test ! -e /run/own-runtime && test ! -e /run/own-hooks && test ! -e /usr/bin/own-second")?;
+    on_all(lab, "test ! -e /var/lib/nydus-cluster/cluster")
+}
+
+/// A hook that fails is said with all there is to know of it.
+fn fails(lab: &ClusterLab, image: &str) -> Result<()> {
+    let said = lab.failing_run_of(image)?.stderr;
     for machine in lab.machines().all() {
-        machine.run("test ! -e /run/own-runtime && test ! -e /var/lib/nydus-cluster/cluster")?;
+        let error = format!("{}: preparing: ", machine.address());
+        let error = said.split_once(&error).map(|(_, error)| error).unwrap_or_default();
+        ensure!(error.contains("exit status: 3") && error.contains("\n  why\n"), "{said}");
+    }
+    have_run(lab, "check\ninit-cri\n")
+}
+
+/// Nodes that left the cluster, and kept what was brought to them, run another image.
+fn another_image_follows(lab: &ClusterLab, image: &str) -> Result<()> {
+    lab.cluster(&["rm", "--keep-images"])?;
+    on_all(lab, "own-first && test ! -e /run/own-runtime && test ! -e /run/own-hooks")?;
+    lab.run_of(image)?;
+    says(lab, "color is of the second")?;
+    have_run(lab, "check\ninit-cri\ninit\n")?;
+    on_all(lab, "own-second && test ! -L /usr/bin/own-first")?;
+    let files = "etc/own.conf scripts/join.sh scripts/up.sh bin/own-second images.lock application/apps/word/go.sh written-2";
+    let expected: Vec<_> = files.split(' ').map(|file| format!("./{file}")).collect();
+    for machine in lab.machines().all() {
+        let found = machine.run(&format!("cd {TREE} && find . -type f"))?.stdout;
+        let found: Vec<_> = found.lines().collect();
+        let is_so =
+            found.len() == expected.len() && expected.iter().all(|file| found.contains(&file.as_str()));
+        ensure!(is_so, "{} has {found:?}", machine.name());
     }
     Ok(())
+}
+
+/// What the image's own cluster says on each node.
+fn says(lab: &ClusterLab, color: &str) -> Result<()> {
+    let [first, second, third] = lab.machines().all() else { anyhow::bail!("not three machines") };
+    let joined = |machine: &Machine| {
+        format!("node {} joins {} with token-of-first\n", machine.address(), first.address())
+    };
+    let of_first = format!("{color}\nfirst master {}\nlaunched of default, kind: Config\n", first.address());
+    for (machine, expected) in [(first, of_first), (second, joined(second)), (third, joined(third))] {
+        let said = machine.run("cat /run/own-runtime")?.stdout;
+        ensure!(said == expected, "{} says:\n{said}", machine.name());
+    }
+    Ok(())
+}
+
+/// Which hooks of every cluster have run on each node.
+fn have_run(lab: &ClusterLab, hooks: &str) -> Result<()> {
+    for machine in lab.machines().all() {
+        let found = machine.run("cat /run/own-hooks")?.stdout;
+        ensure!(found == hooks, "{} has run:\n{found}", machine.name());
+    }
+    Ok(())
+}
+
+fn on_all(lab: &ClusterLab, script: &str) -> Result<()> {
+    lab.machines().all().iter().try_for_each(|machine| machine.run(script).map(drop))
 }
