@@ -224,6 +224,8 @@ pub(super) fn write(path: &Path, content: &[u8], mode: u32) -> Result<(), Launch
     let written = (|| {
         remove_any(&temporary)?;
         let mut file = File::options().write(true).create_new(true).mode(mode).open(&temporary)?;
+        // Also where whoever logs in has it that others may read less of new files.
+        file.set_permissions(fs::Permissions::from_mode(mode))?;
         file.write_all(content)?;
         file.sync_all()?;
         fs::rename(&temporary, path)
@@ -250,6 +252,9 @@ fn make_parent(path: &Path) -> Result<(), LaunchError> {
 
 #[cfg(test)]
 mod tests {
+    use std::env;
+    use std::process::Command;
+
     use super::*;
 
     #[test]
@@ -339,5 +344,16 @@ mod tests {
             ledger.file_with_mode(path, "ours", 0o755).unwrap();
         }
         assert_eq!((mode(&own), mode(&new)), (theirs, 0o755));
+    }
+
+    #[test]
+    fn a_umask_takes_nothing_from_a_mode() {
+        let (_, module) = module_path!().split_once("::").unwrap();
+        let test = format!("{module}::a_file_of_our_making_has_the_mode_that_it_should_have");
+        let mut shell = Command::new("/bin/sh");
+        shell.args(["-c", "umask 077; exec \"$@\"", "sh"]).arg(env::current_exe().unwrap());
+        let said = shell.args([&test, "--exact"]).output().unwrap();
+        let text = String::from_utf8_lossy(&said.stdout);
+        assert!(said.status.success() && text.contains("1 passed"), "{text}");
     }
 }
