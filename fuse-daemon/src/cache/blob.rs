@@ -1,7 +1,7 @@
 //! One cached blob: its data file, its chunk map, and what is known of its chunks.
 
 use std::io;
-use std::ops::Range;
+use std::ops::{Deref, Range};
 use std::os::unix::fs::FileExt;
 use std::path::PathBuf;
 use std::sync::{Arc, PoisonError, Weak};
@@ -11,7 +11,7 @@ use rafs::blob::decode::verify;
 use rafs::blob::{Blob, Chunk, ChunkIndex};
 
 use super::description::{Admission, Described, Descriptions, Said, same_bytes};
-use super::files::{holes, paths, remove};
+use super::files::{holes, on_disk, paths, remove};
 use super::quota::Quota;
 use super::{CacheError, ChunkMap, ChunkState, Inner, disk, is_full, places};
 use crate::control::BlobId;
@@ -44,7 +44,9 @@ pub struct CachedBlob {
     is_unsaved: AtomicBool,
     /// Bytes that the data file was given.
     length: AtomicU64,
-    /// Held while it is found out whether somebody else has changed the data file.
+    /// Bytes on disk that the data file has, as far as was seen: it only grows, but by somebody else's hand.
+    filled: AtomicU64,
+    /// Held while it is found out what somebody else has done to the data file.
     suspicion: Mutex<()>,
     /// Leases that were given out and not returned.
     leases: AtomicUsize,
@@ -96,6 +98,7 @@ impl CachedBlob {
             known: RwLock::new(known),
             is_unsaved: AtomicBool::new(false),
             length: AtomicU64::new(length.unwrap_or(0)),
+            filled: AtomicU64::new(0),
             suspicion: Mutex::default(),
             leases: AtomicUsize::new(0),
             quota: Arc::clone(&cache.quota),
@@ -104,28 +107,9 @@ impl CachedBlob {
         if length.is_none() {
             // Nobody knows what its bits mean. That is on disk before it is said there what they mean from now on.
             blob.doubt_all().map_err(CacheError::io("write", &blob.map_path))?;
-        } else {
-            blob.look_over()?;
         }
+        blob.look_over(&blob.known()).map_err(CacheError::io("examine", &blob.data_path))?;
         Ok(blob)
-    }
-
-    /// Doubts chunks that cannot be in the file as it is found.
-    fn look_over(&self) -> Result<(), CacheError> {
-        let examine = |source| CacheError::io("examine", &self.data_path)(source);
-        self.restore_length().map_err(examine)?;
-        let mut lost = 0;
-        let known = self.known();
-        for hole in holes(self.data.once(), self.length.load(Ordering::Acquire)) {
-            for record in known.within(hole.clone()).filter(|record| self.is_ready(record.index)) {
-                self.doubt(record.index).map_err(CacheError::io("write", &self.map_path))?;
-                lost += 1;
-            }
-        }
-        if lost > 0 {
-            tracing::warn!(blob = %self.id, chunks = lost, "somebody emptied parts of a cached blob: they are not trusted");
-        }
-        Ok(())
     }
 
     /// Makes the data file at least `size` bytes long, without taking space on disk.
@@ -242,7 +226,8 @@ impl CachedBlob {
     }
 
     /// Fills `buffer` from `offset` in the uncompressed blob, where `chunk` has to be; `false` if the chunk is not ready,
-    /// or ceased to be so meanwhile: then the buffer has anything.
+    /// or ceased to be so meanwhile: then the buffer has anything. What somebody else took out of the file is noticed by what
+    /// the file has on disk, so not if as much was stored since it was last looked at.
     ///
     /// # Errors
     ///
@@ -253,12 +238,13 @@ impl CachedBlob {
         }
         match self.data.once().read_exact_at(buffer, offset) {
             Ok(()) => {
+                self.look_again(|| self.known())?;
                 // What is read must not be older than what the second look sees.
                 fence(Ordering::SeqCst);
                 Ok(self.is_ready(chunk))
             }
             Err(error) if error.kind() == io::ErrorKind::UnexpectedEof => {
-                self.restore_length()?;
+                self.look_again(|| self.known())?;
                 // No longer, if somebody shortened the file.
                 if self.is_ready(chunk) { Err(error) } else { Ok(false) }
             }
@@ -289,10 +275,10 @@ impl CachedBlob {
             return Err(StoreError::Outdated);
         }
         // A file that somebody shortened would be made long again by the write, with holes where chunks were.
-        self.restore_length()?;
+        self.look_again(|| &*known)?;
         disk::write_at(self.data.once(), bytes, chunk.uncompressed_offset)?;
-        self.restore_length()?;
-        self.quota.took(bytes.len() as u64);
+        let filled = self.look_again(|| &*known)?;
+        self.note_growth(filled);
         self.set_ready(index);
         Ok(())
     }
@@ -386,21 +372,63 @@ impl CachedBlob {
         Ok(())
     }
 
-    /// Where somebody else has shortened the data file: trusts none of its chunks, and gives it its length back.
-    fn restore_length(&self) -> io::Result<()> {
-        let expected = self.length.load(Ordering::Acquire);
-        if self.data.once().metadata()?.len() >= expected {
-            return Ok(());
+    /// Bytes on disk that the data file has; `None` if it is shorter than it was, or has less.
+    fn found(&self) -> io::Result<Option<u64>> {
+        // What was before the look: others may store meanwhile.
+        let (length, filled) = (self.length.load(Ordering::Acquire), self.filled.load(Ordering::Acquire));
+        let found = self.data.once().metadata()?;
+        Ok((found.len() >= length && on_disk(&found) >= filled).then(|| on_disk(&found)))
+    }
+
+    /// Bytes on disk that the data file has. What somebody took out of it is doubted by then.
+    fn look_again<K: Deref<Target = Descriptions>>(&self, known: impl FnOnce() -> K) -> io::Result<u64> {
+        if let Some(filled) = self.found()? {
+            return Ok(filled);
         }
+        let known = known();
         let _alone = self.suspicion.lock().unwrap_or_else(PoisonError::into_inner);
-        let found = self.data.once().metadata()?.len();
-        if found < expected {
+        match self.found()? {
+            Some(filled) => Ok(filled),
+            None => self.look_over(&known),
+        }
+    }
+
+    /// Doubts chunks that cannot be in the file as it is found, and gives it its length back: the bytes that it has on disk.
+    fn look_over(&self, known: &Descriptions) -> io::Result<u64> {
+        let found = self.data.once().metadata()?;
+        let expected = self.length.load(Ordering::Acquire);
+        if found.len() < expected {
+            let found = found.len();
             tracing::warn!(blob = %self.id, found, expected, "somebody shortened a cached blob: it is not trusted");
             // Doubted while reads beyond the end fail, before they find zeros there.
             self.doubt_all()?;
             disk::set_len(self.data.once(), expected)?;
         }
+        self.doubt_holes(known, expected)?;
+        // Behind the doubts, for whoever finds as much as he expects.
+        let (filled, before) = (on_disk(&found), self.filled.swap(on_disk(&found), Ordering::AcqRel));
+        self.quota.gave(before.saturating_sub(filled));
+        Ok(filled)
+    }
+
+    fn doubt_holes(&self, known: &Descriptions, length: u64) -> io::Result<()> {
+        let mut lost = 0;
+        for hole in holes(self.data.once(), length) {
+            for record in known.within(hole).filter(|record| self.is_ready(record.index)) {
+                self.doubt(record.index)?;
+                lost += 1;
+            }
+        }
+        if lost > 0 {
+            tracing::warn!(blob = %self.id, chunks = lost, "somebody emptied parts of a cached blob: they are not trusted");
+        }
         Ok(())
+    }
+
+    /// The data file has so many bytes on disk now.
+    fn note_growth(&self, filled: u64) {
+        let before = self.filled.fetch_max(filled, Ordering::AcqRel);
+        self.quota.took(filled.saturating_sub(before));
     }
 
     fn known(&self) -> RwLockReadGuard<'_, Descriptions> {

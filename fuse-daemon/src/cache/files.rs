@@ -1,6 +1,6 @@
 //! The files of a blob: their names, what they take, and how they go.
 
-use std::fs::File;
+use std::fs::{File, Metadata};
 use std::ops::Range;
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
@@ -46,9 +46,13 @@ pub(super) fn delete(dir: &Path, id: BlobId, variant: Variant) -> Result<bool, C
 
 /// Bytes on disk that a blob's files take.
 pub(super) fn usage(dir: &Path, id: BlobId, variant: Variant) -> u64 {
-    let bytes =
-        |path: &PathBuf| std::fs::metadata(path).map_or(0, |metadata| metadata.blocks() * STAT_BLOCK_BYTES);
+    let bytes = |path: &PathBuf| std::fs::metadata(path).map_or(0, |metadata| on_disk(&metadata));
     paths(dir, id, variant).iter().map(bytes).sum()
+}
+
+/// Bytes on disk that a file takes.
+pub(super) fn on_disk(file: &Metadata) -> u64 {
+    file.blocks().saturating_mul(STAT_BLOCK_BYTES)
 }
 
 pub(super) fn remove(path: &Path) -> Result<bool, CacheError> {

@@ -161,7 +161,6 @@ impl Cache {
             files::delete(&inner.dir, id, variant)?;
         }
         inner.load_pins()?;
-        inner.count(&inner.lock());
         inner.make_room(0);
         Ok(Self { inner: Arc::new(inner) })
     }
@@ -269,6 +268,7 @@ impl Cache {
                 blobs.pinned.remove(id)
             };
         }
+        self.inner.quota.renew();
         self.inner.save_pins(&blobs)
     }
 
@@ -385,13 +385,17 @@ impl Inner {
         if let Some(blob) = blobs.open.remove(&(id, variant)).and_then(|blob| blob.upgrade()) {
             blob.retire();
         }
-        files::delete(&self.dir, id, variant)
+        let usage = files::usage(&self.dir, id, variant);
+        let deleted = files::delete(&self.dir, id, variant)?;
+        self.quota.gave(usage);
+        Ok(deleted)
     }
 
     /// A lease ends; `end` ends it.
     fn released(&self, lease: &Lease, end: impl FnOnce()) {
         let mut blobs = self.lock();
         end();
+        self.quota.renew();
         let id = lease.blob.id();
         lease.blob.touch();
         let freed = if lease.variant != Variant(0) && !lease.blob.is_leased() {

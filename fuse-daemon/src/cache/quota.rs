@@ -6,7 +6,7 @@ use std::time::SystemTime;
 
 use super::blob::Variant;
 use super::{BlobId, Blobs, CacheError, Inner, disk, files};
-use crate::sync::atomic::{AtomicU64, Ordering};
+use crate::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 
 /// Where pinned blobs are named, one a line.
 const PINS: &str = "pins";
@@ -20,12 +20,18 @@ pub(super) struct Quota {
     limit: u64,
     /// What was counted last, and stored since.
     used: AtomicU64,
+    /// Whether all was freed that could be: before a lease or a pin ends, nobody need look again.
+    is_exhausted: AtomicBool,
 }
 
 impl Quota {
     /// No limit where there is none.
     pub(super) fn new(limit: Option<u64>) -> Self {
-        Self { limit: limit.unwrap_or(u64::MAX), used: AtomicU64::new(0) }
+        Self {
+            limit: limit.unwrap_or(u64::MAX),
+            used: AtomicU64::new(0),
+            is_exhausted: AtomicBool::new(false),
+        }
     }
 
     /// Whether so many bytes more fit.
@@ -36,20 +42,34 @@ impl Quota {
     pub(super) fn took(&self, bytes: u64) {
         self.used.fetch_add(bytes, Ordering::Relaxed);
     }
+
+    pub(super) fn gave(&self, bytes: u64) {
+        let less = |used: u64| Some(used.saturating_sub(bytes));
+        let _ = self.used.fetch_update(Ordering::Relaxed, Ordering::Relaxed, less);
+    }
+
+    /// Whether there is nothing to free.
+    pub(super) fn is_exhausted(&self) -> bool {
+        self.is_exhausted.load(Ordering::Relaxed)
+    }
+
+    /// Something may be freed from now on that could not before. Called, as what looks for that, under the cache's lock.
+    pub(super) fn renew(&self) {
+        self.is_exhausted.store(false, Ordering::Relaxed);
+    }
 }
 
 impl Inner {
     /// Frees blobs that nobody has a lease of until there is room for `bytes` more, as far as there are such.
     pub(super) fn make_room(&self, bytes: u64) {
         let mut blobs = self.lock();
-        let evictable = self.evictable(&blobs);
-        if evictable.is_empty() || self.quota.limit == u64::MAX {
+        if self.quota.limit == u64::MAX || self.quota.is_exhausted() {
             return;
         }
         self.count(&blobs);
         let spare = self.quota.limit / SPARE_FRACTION;
         let (mut freed, mut number) = (0, 0);
-        for (_, id) in evictable {
+        for (_, id) in self.evictable(&blobs) {
             if self.quota.fits(bytes.saturating_add(spare)) {
                 break;
             }
@@ -58,9 +78,9 @@ impl Inner {
                 tracing::warn!(blob = %id, %error, "cannot free a cached blob");
                 continue;
             }
-            self.quota.used.fetch_sub(usage, Ordering::Relaxed);
             (freed, number) = (freed + usage, number + 1);
         }
+        self.quota.is_exhausted.store(!self.quota.fits(bytes), Ordering::Relaxed);
         if number > 0 {
             tracing::info!(
                 blobs = number,

@@ -1,7 +1,9 @@
 mod faults;
+mod quota;
 
 use std::collections::HashMap;
 
+use nix::fcntl::FallocateFlags;
 use proptest::prelude::*;
 use rafs::blob::{Chunk, ChunkIndex};
 use rafs::compress::Compressor;
@@ -165,84 +167,6 @@ fn what_is_not_kept_goes_at_once_or_with_its_last_lease_unless_it_is_leased_agai
     assert!(cache.held().unwrap().is_empty());
 }
 
-/// A cache of at most so many bytes, in which each named blob may have a chunk of 64 KiB.
-struct Small {
-    dir: tempfile::TempDir,
-    cache: Cache,
-}
-
-impl Small {
-    fn new(quota: u64) -> Self {
-        let dir = tempfile::tempdir().unwrap();
-        let cache = Cache::open_with_quota(dir.path(), FIRST_BOOT, Some(quota)).unwrap();
-        Self { dir, cache }
-    }
-
-    fn large() -> Chunk {
-        Chunk { uncompressed_size: 65_536, ..chunk(0, 0) }
-    }
-
-    fn lease(&self, name: &str) -> Lease {
-        self.cache.blob(blob_id(name), &coding(), 65_536, &[(ChunkIndex(0), Self::large())]).unwrap()
-    }
-
-    fn store(lease: &Lease) -> Result<(), StoreError> {
-        lease.blob().store(ChunkIndex(0), &Self::large(), &[7; 65_536])
-    }
-
-    /// Stores a chunk of a blob, which was used last at that second.
-    fn used_at(&self, name: &str, second: u64) {
-        let lease = self.lease(name);
-        Self::store(&lease).unwrap();
-        drop(lease);
-        let [data, ..] = files::paths(self.dir.path(), blob_id(name), Variant(0));
-        let time = SystemTime::UNIX_EPOCH + std::time::Duration::from_secs(second);
-        File::options().write(true).open(data).unwrap().set_modified(time).unwrap();
-    }
-
-    fn held(&self) -> BTreeSet<BlobId> {
-        self.cache.held().unwrap()
-    }
-}
-
-#[test]
-fn over_the_quota_what_was_used_longest_ago_gives_way_but_nothing_open_or_pinned() {
-    // Four blobs and a half, each with what says what it has.
-    let small = Small::new(360 << 10);
-    let open = small.lease("open");
-    Small::store(&open).unwrap();
-    for (name, second) in [("second", 2), ("pinned", 1), ("third", 3)] {
-        small.used_at(name, second);
-    }
-    small.cache.pin(&[blob_id("pinned")], true).unwrap();
-    let new = small.lease("new");
-    Small::store(&new).unwrap();
-    let expected = BTreeSet::from(["open", "pinned", "third", "new"].map(blob_id));
-    assert_eq!(small.held(), expected);
-    let total: u64 = expected.iter().map(|id| small.cache.usage(*id)).sum();
-    assert!(total <= 360 << 10, "{total}");
-    // The next daemon knows what is pinned.
-    let Small { dir, cache } = small;
-    drop((open, new, cache));
-    let cache = Cache::open_with_quota(dir.path(), FIRST_BOOT, Some(65_536 * 3 / 2)).unwrap();
-    assert_eq!(cache.held().unwrap(), [blob_id("pinned")].into());
-    assert!(cache.prune().unwrap().freed.is_empty());
-    cache.pin(&[blob_id("pinned")], false).unwrap();
-    assert_eq!(cache.prune().unwrap().freed, [blob_id("pinned")]);
-}
-
-#[test]
-fn where_open_blobs_fill_the_quota_nothing_more_is_taken() {
-    let small = Small::new(180 << 10);
-    let leases = ["a", "b", "c"].map(|name| small.lease(name));
-    Small::store(&leases[0]).unwrap();
-    let refused = Small::store(&leases[1]).and_then(|()| Small::store(&leases[2])).unwrap_err();
-    assert!(matches!(&refused, StoreError::Io(error) if is_full(error)), "{refused}");
-    let [first, others @ ..] = leases;
-    drop(first);
-    Small::store(&others[1]).unwrap();
-}
-
 #[test]
 fn what_is_listed_and_verified_is_what_there_is() {
     let dir = tempfile::tempdir().unwrap();
@@ -303,6 +227,40 @@ fn a_file_that_somebody_shortened_or_emptied_in_between_is_not_trusted() {
             (blob.state(ChunkIndex(0)), blob.state(ChunkIndex(64)) == ChunkState::Ready),
             (expected, length > 64 * CHUNK)
         );
+    }
+}
+
+#[test]
+fn of_a_file_that_somebody_empties_while_it_is_open_no_zeros_are_read() {
+    let punch = |file: &File| {
+        let mode = FallocateFlags::FALLOC_FL_PUNCH_HOLE | FallocateFlags::FALLOC_FL_KEEP_SIZE;
+        nix::fcntl::fallocate(file, mode, 0, CHUNK as i64).unwrap();
+    };
+    let empty = |file: &File| {
+        let length = file.metadata().unwrap().len();
+        file.set_len(0).unwrap();
+        file.set_len(length).unwrap();
+    };
+    for (change, is_partly) in [(&punch as &dyn Fn(&File), true), (&empty, false)] {
+        let dir = tempfile::tempdir().unwrap();
+        let blob = open(dir.path(), FIRST_BOOT);
+        let read = |index: u32| {
+            let mut bytes = [0; 16];
+            let ready = blob.read(ChunkIndex(index), &mut bytes, u64::from(index) * CHUNK).unwrap();
+            ready.then_some(bytes)
+        };
+        store(&blob, 0, 1);
+        store(&blob, 64, 1);
+        let file = File::options().write(true).open(data_file(dir.path())).unwrap();
+        for _ in 0..2 {
+            assert_eq!([0, 64].map(read), [Some([1; 16]); 2]);
+            change(&file);
+            assert_eq!([0, 64].map(read), [None, is_partly.then_some([1; 16])]);
+            store(&blob, 0, 1);
+            store(&blob, 64, 1);
+        }
+        drop(blob);
+        assert_eq!(open(dir.path(), FIRST_BOOT).state(ChunkIndex(64)), ChunkState::Ready);
     }
 }
 
