@@ -2,10 +2,11 @@
 
 use std::fs;
 use std::net::TcpListener;
+use std::os::fd::OwnedFd;
 use std::process::{Command, Stdio};
 use std::time::Duration;
 
-use fuse_daemon::control::BackendSpec;
+use fuse_daemon::control::{BackendSpec, Handover};
 use nix::sys::signal::Signal;
 use test_support::noise;
 
@@ -26,7 +27,7 @@ fn kill(mut daemon: Process) {
 }
 
 /// Has daemons do without the kernel's help, as they have to before Linux 6.9.
-fn keep_journals(node: &Node) {
+pub(crate) fn keep_journals(node: &Node) {
     let config = "[daemon]\njournal = \"always\"\n[daemon.read]\ndeadline_seconds = 5\n";
     fs::write(node.path("config.toml"), config).unwrap();
 }
@@ -34,7 +35,7 @@ fn keep_journals(node: &Node) {
 #[test]
 fn what_the_dead_daemon_had_taken_and_not_answered_is_answered_by_the_next() {
     if can_mount() {
-        answered_by_the_next(&Node::new());
+        answered_by_the_next(&Node::new(), adopt);
     }
 }
 
@@ -43,13 +44,19 @@ fn it_is_where_the_kernel_repeats_nothing() {
     if can_mount() {
         let node = Node::new();
         keep_journals(&node);
-        answered_by_the_next(&node);
+        answered_by_the_next(&node, adopt);
         let journals = fs::read_dir(node.path("daemon.sock.journals")).unwrap().count();
         assert_eq!(journals, 1, "one for the mount");
     }
 }
 
-fn answered_by_the_next(node: &Node) {
+/// Has a daemon take over the mount.
+fn adopt(node: &Node, _daemon: &Process, handover: &Handover, descriptor: &OwnedFd) {
+    node.daemon().adopt(handover, descriptor).unwrap();
+}
+
+/// A reader waits while its daemon is killed, and `adopt` has the next one take over.
+pub(crate) fn answered_by_the_next(node: &Node, adopt: fn(&Node, &Process, &Handover, &OwnedFd)) {
     let content = noise(1, 500_000);
     let mut image = node.image("i", &[("f", &content)]);
     let good = BackendSpec::of_image(&image.reference).unwrap();
@@ -70,7 +77,7 @@ fn answered_by_the_next(node: &Node) {
     kill(daemon);
     handover.mount.backends = vec![good];
     let mut next = start(node);
-    node.daemon().adopt(&handover, &descriptor).unwrap();
+    adopt(node, &next, &handover, &descriptor);
     node.daemon().adopt(&handover, &descriptor).expect("a repetition changes nothing");
     assert!(reader.ended().success());
     assert!(fs::read(&read).unwrap() == content);

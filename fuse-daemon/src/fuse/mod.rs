@@ -7,6 +7,7 @@ mod journal;
 mod negotiated;
 mod relay;
 mod session;
+mod stand_in;
 
 use std::ffi::OsStr;
 use std::os::unix::ffi::OsStrExt;

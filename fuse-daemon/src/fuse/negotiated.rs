@@ -1,13 +1,9 @@
 //! What kernel and daemon agreed on when a file system was mounted (FUSE_INIT), for a daemon that takes it over.
 //!
 //! The kernel says it once. `fuser` wants to hear it at the start of every session, so one that takes over a descriptor is
-//! told again, by us, over a socket.
-
-use std::io;
-use std::os::fd::OwnedFd;
+//! told again, by us: see [`StandIn`](super::stand_in::StandIn).
 
 use fuser::{InitFlags, KernelConfig, Version};
-use nix::sys::socket::{AddressFamily, SockFlag, SockType, socketpair};
 use serde::{Deserialize, Serialize};
 
 /// What the kernel offered.
@@ -62,15 +58,8 @@ impl Negotiated {
         self.offers(InitFlags::FUSE_HAS_RESEND)
     }
 
-    /// A socket from which a session hears this, and the end that it answers to, which has to be kept until it has.
-    pub(super) fn told_again(self) -> io::Result<(OwnedFd, OwnedFd)> {
-        let flags = SockFlag::SOCK_CLOEXEC;
-        let (ours, theirs) = socketpair(AddressFamily::Unix, SockType::SeqPacket, None, flags)?;
-        nix::unistd::write(&ours, &self.request())?;
-        Ok((theirs, ours))
-    }
-
-    fn request(self) -> [u8; REQUEST_BYTES] {
+    /// The kernel's request that offers this.
+    pub(super) fn request(self) -> [u8; REQUEST_BYTES] {
         let flags = self.flags | FUSE_INIT_EXT;
         let (low, high) = (flags & u64::from(u32::MAX), flags >> 32);
         let fields = [

@@ -4,7 +4,7 @@
 //! It costs two more hand-overs and copies for each request, and two threads a mount.
 
 use std::io::{self, IoSlice, IoSliceMut};
-use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
+use std::os::fd::{AsFd, AsRawFd, OwnedFd};
 use std::sync::Arc;
 
 use nix::errno::Errno;
@@ -15,8 +15,9 @@ use nix::sys::socket::{
 use nix::sys::uio::readv;
 
 use super::connection::Connection;
-use super::journal::{ID, Journal, SLOT_BYTES, id};
-use crate::sys::{Pages, replace};
+use super::journal::{Journal, SLOT_BYTES, id};
+use super::stand_in::{DESTROY, FORGET, HEADER_BYTES, request};
+use crate::sys::{Pages, Place, replace};
 
 /// The largest read where answers go over a socket, which wants their pages in one piece: what kernels ask for by default.
 pub(super) const READ_BYTES_MAX: u32 = 128 << 10;
@@ -25,20 +26,16 @@ const SOCKET_BYTES: usize = 4 << 20;
 /// The largest answer, and the kernel's least room for a request: a megabyte and what goes before.
 const MESSAGE_BYTES: usize = (1 << 20) + 8192;
 
-/// Bytes of `struct fuse_in_header`.
-const REQUEST_HEADER_BYTES: usize = 40;
-/// Opcodes of `linux/fuse.h` whose requests nobody waits for.
-const FORGET: u32 = 2;
+/// Opcodes of `linux/fuse.h` whose requests nobody waits for, beside those that have a name already.
 const INTERRUPT: u32 = 36;
-const DESTROY: u32 = 38;
 const BATCH_FORGET: u32 = 42;
 
-/// Puts a relay before a session that hears `place` and has `threads` threads; `pending` is what it is to hear first.
+/// Puts a relay before a session that hears what is at `place` and has `threads` threads; `pending` is what it is to hear first.
 pub(super) fn begin(
     connection: &Arc<Connection>,
     (journal, pages): (Journal, Pages),
     pending: Vec<Vec<u8>>,
-    place: BorrowedFd<'_>,
+    place: Place,
     threads: usize,
 ) -> io::Result<()> {
     let (ours, theirs) = socketpair(AddressFamily::Unix, SockType::SeqPacket, None, SockFlag::SOCK_CLOEXEC)?;
@@ -51,7 +48,8 @@ pub(super) fn begin(
     let taking = Arc::clone(&relay);
     let begun = thread("fuse requests").spawn(move || taking.take(pages, &pending, threads));
     if begun.is_err() {
-        relay.end(threads);
+        // The journal stays, for another attempt.
+        let _ = shutdown(relay.socket.as_raw_fd(), Shutdown::Both);
     }
     begun.map(drop)
 }
@@ -95,7 +93,7 @@ impl Relay {
             Err(Errno::EINTR | Errno::ENOENT | Errno::EAGAIN) => 0,
             result => result?,
         };
-        if size < REQUEST_HEADER_BYTES {
+        if size < HEADER_BYTES {
             self.journal.give_back(slot);
             return Ok(());
         }
@@ -150,10 +148,7 @@ impl Relay {
 
     /// The mount is gone: the session's threads are told so one by one.
     fn end(&self, threads: usize) {
-        let mut destroy = [0; REQUEST_HEADER_BYTES];
-        destroy[..4].copy_from_slice(&(REQUEST_HEADER_BYTES as u32).to_ne_bytes());
-        destroy[4..8].copy_from_slice(&DESTROY.to_ne_bytes());
-        destroy[ID].copy_from_slice(&u64::MAX.to_ne_bytes());
+        let destroy = request(DESTROY, u64::MAX, 0);
         for _ in 0..threads {
             if self.send(&[IoSlice::new(&destroy)]).is_err() {
                 break;

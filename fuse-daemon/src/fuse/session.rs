@@ -1,7 +1,7 @@
 //! The threads that serve a mount.
 
 use std::io;
-use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::os::fd::{AsFd, OwnedFd};
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, OnceLock, PoisonError, mpsc};
@@ -13,8 +13,10 @@ use nix::sys::statfs::statfs;
 use super::connection::{Connection, Rights};
 use super::journal::JournalConfig;
 use super::negotiated::Negotiated;
+use super::stand_in::StandIn;
 use super::{Adapter, relay};
 use crate::fs::FileSystem;
+use crate::sys::Place;
 
 /// How long to wait between attempts to unmount what is busy.
 const RETRY: Duration = Duration::from_millis(20);
@@ -77,6 +79,16 @@ pub(crate) struct Session {
     _threads: BackgroundSession,
 }
 
+/// A session that knows what was negotiated, and has no thread yet.
+struct Begun<'a, Held: Send + Sync + 'static> {
+    session: fuser::Session<Adapter<EndMark<Held>>>,
+    negotiated: Negotiated,
+    /// Set when its end is to be the mount's.
+    armed: &'a AtomicBool,
+    /// Disconnected when nothing of it is left.
+    ended: &'a mpsc::Receiver<()>,
+}
+
 /// Tells the end of a session by being dropped.
 struct EndMark<Held> {
     // Dropped in this order: who hears of the end finds everything else released.
@@ -108,17 +120,22 @@ impl Session {
         held: Held,
         options: &Options<'_>,
     ) -> Result<Self, SessionError> {
-        let connection = Arc::new(Connection::mount(options.source, options.mountpoint, options.rights)?);
+        let at = options.mountpoint;
+        let connection = Arc::new(Connection::mount(options.source, at, options.rights)?);
         let descriptor = connection.duplicate();
-        let then = |place: BorrowedFd<'_>, negotiated| match options.journal(negotiated) {
-            Some(journal) => {
-                let noted = journal.begin(connection.device())?;
-                relay::begin(&connection, noted, Vec::new(), place, options.threads)
+        let serve = |begun: Begun<'_, Held>| {
+            if let Some(journal) = options.journal(begun.negotiated) {
+                let place = Place::of(begun.session.as_fd());
+                let noted = journal.begin(connection.device());
+                noted
+                    .and_then(|noted| relay::begin(&connection, noted, Vec::new(), place, options.threads))
+                    .map_err(failed("serve", at))?;
             }
-            None => Ok(()),
+            begun.armed.store(true, Ordering::Relaxed);
+            begun.session.spawn().map_err(failed("start threads for", at))
         };
         let served =
-            descriptor.and_then(|descriptor| Self::start(fs, held, options, &connection, descriptor, then));
+            descriptor.and_then(|descriptor| Self::start(fs, held, options, &connection, descriptor, serve));
         served.inspect_err(|_| {
             if connection.is_mounted() {
                 let _ = connection.detach();
@@ -136,15 +153,27 @@ impl Session {
     ) -> Result<Self, SessionError> {
         let at = options.mountpoint;
         let connection = Arc::new(Connection::adopt(handed.descriptor, at, handed.device)?);
-        let (told, answered) = handed.negotiated.told_again().map_err(failed("take over", at))?;
-        let session = Self::start(fs, held, options, &connection, told, |place, negotiated| {
-            // The session has heard what it wanted; from here on it hears the kernel.
-            match options.journal(negotiated) {
+        let threads = options.threads.max(1);
+        let (stand_in, heard) = StandIn::new(handed.negotiated, threads).map_err(failed("take over", at))?;
+        let session = Self::start(fs, held, options, &connection, heard, |begun| {
+            let Begun { session, negotiated, armed, ended } = begun;
+            let place = Place::of(session.as_fd());
+            // It keeps what is at that place.
+            let served = session.spawn().map_err(failed("start threads for", at))?;
+            let is_over = || ended.try_recv() == Err(mpsc::TryRecvError::Disconnected);
+            let taken = stand_in.wait_for_answer(is_over).and_then(|()| match options.journal(negotiated) {
                 Some(journal) => relay_on(&connection, journal, place, options.threads),
                 None => crate::sys::replace(connection.as_fd(), place),
+            });
+            if let Err(error) = taken {
+                stand_in.dismiss();
+                return Err(failed("take over", at)(error));
             }
+            armed.store(true, Ordering::Relaxed);
+            stand_in.step_aside();
+            Ok(served)
         })?;
-        drop(answered);
+        drop(stand_in);
         if options.journal(session.negotiated).is_none()
             && let Err(error) = session.resend()
         {
@@ -154,14 +183,14 @@ impl Session {
         Ok(session)
     }
 
-    /// `descriptor` is what the session hears first; `then` may put another in its place.
+    /// `descriptor` is what the session hears first; `serve` starts its threads.
     fn start<Held: Send + Sync + 'static>(
         fs: Arc<FileSystem>,
         held: Held,
         options: &Options<'_>,
         connection: &Arc<Connection>,
         descriptor: OwnedFd,
-        then: impl FnOnce(BorrowedFd<'_>, Negotiated) -> io::Result<()>,
+        serve: impl FnOnce(Begun<'_, Held>) -> Result<BackgroundSession, SessionError>,
     ) -> Result<Self, SessionError> {
         let at = options.mountpoint;
         let (sender, ended) = mpsc::channel();
@@ -178,9 +207,7 @@ impl Session {
             .map_err(failed("serve", at))?;
         let silent = || failed("serve", at)(io::Error::other("the session began without FUSE_INIT"));
         let negotiated = negotiated.get().copied().ok_or_else(silent)?;
-        then(session.as_fd(), negotiated).map_err(failed("take over", at))?;
-        armed.store(true, Ordering::Relaxed);
-        let threads = session.spawn().map_err(failed("start threads for", at))?;
+        let threads = serve(Begun { session, negotiated, armed: &armed, ended: &ended })?;
         // Always asks: it answers if a thread serves, and fails if none could be started.
         statfs(at).map_err(|errno| failed("serve", at)(errno.into()))?;
         if threads.guard.is_finished() {
@@ -249,7 +276,7 @@ impl Session {
 fn relay_on(
     connection: &Arc<Connection>,
     journal: &JournalConfig,
-    place: BorrowedFd<'_>,
+    place: Place,
     threads: usize,
 ) -> io::Result<()> {
     let (noted, pages, pending) = match journal.go_on(connection.device()) {

@@ -8,13 +8,24 @@ pub(crate) use pages::Pages;
 pub(crate) use shared::{Arena, memory};
 
 use std::mem::ManuallyDrop;
-use std::os::fd::{AsRawFd, BorrowedFd, FromRawFd, OwnedFd};
+use std::os::fd::{AsRawFd, BorrowedFd, FromRawFd, OwnedFd, RawFd};
 
-/// Makes `place`, a descriptor whose owner does not let go of it, another descriptor of what `descriptor` is one of.
-pub(crate) fn replace(descriptor: BorrowedFd<'_>, place: BorrowedFd<'_>) -> std::io::Result<()> {
-    // SAFETY: `place` is open for as long as it is borrowed, and is not closed here: the value is never dropped. Its
-    // owner goes on owning the same number, which stays open all the time.
-    let mut place = ManuallyDrop::new(unsafe { OwnedFd::from_raw_fd(place.as_raw_fd()) });
+/// Where a process has a descriptor. It is not borrowed: whoever uses this sees to it that the owner has not let go of it.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Place(RawFd);
+
+impl Place {
+    /// That of a descriptor.
+    pub(crate) fn of(descriptor: BorrowedFd<'_>) -> Self {
+        Self(descriptor.as_raw_fd())
+    }
+}
+
+/// Makes what is at `place` another descriptor of what `descriptor` is one of.
+pub(crate) fn replace(descriptor: BorrowedFd<'_>, Place(place): Place) -> std::io::Result<()> {
+    // SAFETY: it is open, as whoever has the place sees to, and is not closed here: the value is never dropped. Its owner
+    // goes on owning the same number, which stays open all the time.
+    let mut place = ManuallyDrop::new(unsafe { OwnedFd::from_raw_fd(place) });
     rustix::io::dup3(descriptor, &mut place, rustix::io::DupFlags::CLOEXEC)?;
     Ok(())
 }
