@@ -6,7 +6,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::os::fd::{AsFd, OwnedFd};
-use std::sync::atomic::AtomicU32;
+use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Instant;
 
@@ -61,7 +61,11 @@ impl HeldMount {
 
 /// The mounts that are held, by their ids in the daemon.
 #[derive(Debug, Default)]
-pub(super) struct Held(Mutex<BTreeMap<String, Arc<HeldMount>>>);
+pub(super) struct Held {
+    mounts: Mutex<BTreeMap<String, Arc<HeldMount>>>,
+    /// How often some mount was released.
+    releases: AtomicU64,
+}
 
 /// Some of them.
 pub(super) type HeldMounts = Vec<(String, Arc<HeldMount>)>;
@@ -73,12 +77,12 @@ impl Held {
         let held = held.map(|(id, (handover, descriptor, about))| {
             (id, HeldMount::new(handover, descriptor, Some(about)))
         });
-        Self(Mutex::new(held.collect()))
+        Self { mounts: Mutex::new(held.collect()), releases: AtomicU64::new(0) }
     }
 
     fn lock(&self) -> MutexGuard<'_, BTreeMap<String, Arc<HeldMount>>> {
         // No code that holds it can panic half-way through a change.
-        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+        self.mounts.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     pub(super) fn is_empty(&self) -> bool {
@@ -107,6 +111,36 @@ impl Held {
         self.lock().get(id).is_some_and(|held| Arc::ptr_eq(held, mount))
     }
 
+    fn releases(&self) -> u64 {
+        self.releases.load(Ordering::Acquire)
+    }
+
+    /// Holds a mount that the daemon has handed over since `releases` were counted; whether nothing was released meanwhile, which may
+    /// have been this one.
+    fn take(&self, id: &str, handover: Handover, descriptor: OwnedFd, releases: u64) -> bool {
+        let mut held = self.lock();
+        if self.releases() != releases {
+            return false;
+        }
+        // What is left with the manager stays there: else there would be none for a moment.
+        let before = held.get(id).filter(|held| held.is_of(&descriptor)).cloned();
+        if before.as_ref().is_some_and(|before| before.handover == handover) {
+            return true;
+        }
+        let about = before.and_then(|before| before.say_again(&handover));
+        let about = about.or_else(|| left::leave(id, &handover, descriptor.as_fd()));
+        held.insert(id.to_owned(), HeldMount::new(handover, descriptor, about));
+        true
+    }
+
+    fn release(&self, id: &str) {
+        let mut held = self.lock();
+        self.releases.fetch_add(1, Ordering::AcqRel);
+        if held.remove(id).is_some() {
+            left::forget(id);
+        }
+    }
+
     pub(super) fn let_go(&self, id: &str, mount: &Arc<HeldMount>) {
         let mut held = self.lock();
         if held.get(id).is_some_and(|held| Arc::ptr_eq(held, mount)) {
@@ -123,36 +157,61 @@ impl Daemon {
     ///
     /// It is not held: the daemon did not answer.
     pub(crate) async fn hold(&self, client: &Client, id: &str) -> Result<(), ClientError> {
-        let (handover, descriptor) = match client.handover(id).await {
-            Ok(handed_over) => handed_over,
-            Err(error @ ClientError::Reported { kind: ErrorKind::Invalid | ErrorKind::Unknown, .. }) => {
-                debug!(mount = id, error = describe(&error), "this mount ends with its daemon");
+        loop {
+            let releases = self.held.releases();
+            let (handover, descriptor) = match client.handover(id).await {
+                Ok(handed_over) => handed_over,
+                Err(error @ ClientError::Reported { kind: ErrorKind::Invalid | ErrorKind::Unknown, .. }) => {
+                    debug!(mount = id, error = describe(&error), "this mount ends with its daemon");
+                    return Ok(());
+                }
+                Err(error) => return Err(error),
+            };
+            if self.held.take(id, handover, descriptor, releases) {
                 return Ok(());
             }
-            Err(error) => return Err(error),
-        };
-        let mut held = self.held.lock();
-        // What is left with the manager stays there: else there would be none for a moment.
-        let before = held.get(id).filter(|held| held.is_of(&descriptor)).cloned();
-        if before.as_ref().is_some_and(|before| before.handover == handover) {
-            return Ok(());
         }
-        let about = before.and_then(|before| before.say_again(&handover));
-        let about = about.or_else(|| left::leave(id, &handover, descriptor.as_fd()));
-        held.insert(id.to_owned(), HeldMount::new(handover, descriptor, about));
-        Ok(())
     }
 
-    /// Holds a mount no longer, which is to be unmounted.
+    /// Holds a mount no longer, which is to be unmounted, or was: whoever asked the daemon for it in between holds nothing then.
     pub(crate) fn release(&self, id: &str) {
-        let mut held = self.held.lock();
-        if held.remove(id).is_some() {
-            left::forget(id);
-        }
+        self.held.release(id);
     }
 
     /// Whether a mount is held that the daemon does not serve, as it cannot take it over for now. Programs wait for it.
     pub(crate) fn is_refused(&self, id: &str) -> bool {
         self.held.lock().get(id).is_some_and(|mount| mount.is_refused())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::fs::File;
+
+    use fuse_daemon::control::{MountRequest, Negotiated};
+
+    use super::*;
+
+    #[test]
+    fn what_was_released_while_the_daemon_handed_it_over_is_not_held() {
+        let held = Held::default();
+        let take = |releases| {
+            let mount = MountRequest {
+                id: "i".to_owned(),
+                bootstrap: "/b".into(),
+                mountpoint: "/m".into(),
+                image: "i".to_owned(),
+                backends: Vec::new(),
+            };
+            let negotiated = Negotiated { minor: 1, flags: 2, max_readahead: 3 };
+            let handover = Handover { mount, device: 7, negotiated };
+            held.take("i", handover, File::open("/dev/null").unwrap().into(), releases)
+        };
+        let before = held.releases();
+        held.release("i");
+        assert!(!take(before) && held.is_empty());
+        assert!(take(held.releases()) && held.len() == 1);
+        held.release("i");
+        assert!(held.is_empty());
     }
 }

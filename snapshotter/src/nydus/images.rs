@@ -147,6 +147,8 @@ impl Images {
             // Without a daemon there may still be what a dead one left.
             _ => blocking(move || mountinfo::detach(&mountpoint)).await?,
         }
+        // What asked for it in between does not keep what is gone.
+        self.daemon.release(&mount_id(id));
         info!(snapshot = %id, mount = mount_id(id), "unmounted an image");
         Ok(())
     }
