@@ -6,6 +6,8 @@
 //! | programs that are read nearly whole | when their first page is read |
 //! | other programs of what is far, and the libraries that they need | the same: the loader would ask for one after the other |
 //! | everything | if asked for, some time after the mount: from then on the image needs no registry |
+//!
+//! What the cache has no room for is fetched once for nothing, and no more: see [`Full`].
 
 use std::collections::HashSet;
 use std::ops::Range;
@@ -18,8 +20,9 @@ use rafs::bootstrap::Nid;
 use tokio::runtime::Handle;
 use tokio::sync::{mpsc, oneshot};
 
+use crate::cache::ChunkState;
 use crate::describe;
-use crate::front::Want;
+use crate::front::{ReadError, Want};
 use crate::fs::{FileSystem, FsError, Started};
 
 /// Chunks that are asked for together.
@@ -40,6 +43,11 @@ const ATTEMPTS: u32 = 20;
 
 /// How long to wait before looking again for what could not be fetched, when everything is to be.
 const COMPLETION_PAUSE: Duration = Duration::from_secs(30);
+
+/// How often to look whether something else has found room, where the cache had none for all of the image …
+const ROOM_LOOK: Duration = Duration::from_secs(3);
+/// … and after how long to try it, with one chunk.
+const ROOM_PAUSE: Duration = Duration::from_secs(300);
 
 /// Programs that wait in line.
 const PROGRAMS: usize = 64;
@@ -87,7 +95,8 @@ async fn fetch_programs(fs: Weak<FileSystem>, mut programs: mpsc::Receiver<Start
     // Ends with the file system, which has the other end.
     while let Some(Started { file, is_read_whole }) = programs.recv().await {
         if is_read_whole {
-            fetch_file(&fs, file, WHOLE).await;
+            // Of one that finds no room, the reader has the rest brought.
+            let _ = fetch_file(&fs, file, WHOLE).await;
         } else if is_far(&fs, file) {
             fetch_libraries(&fs, file, &mut seen).await;
         }
@@ -127,56 +136,78 @@ async fn fetch_linked(fs: &Weak<FileSystem>, file: Nid) -> Vec<Nid> {
 async fn try_fetch_linked(fs: &Weak<FileSystem>, file: Nid) -> Result<Option<Vec<Nid>>, FsError> {
     let mounted = || fs.upgrade();
     let Some(part) = mounted().map(|fs| fs.needed_part(file)).transpose()? else { return Ok(None) };
-    fetch_file(fs, file, part).await;
+    if fetch_file(fs, file, part).await.is_err() {
+        return Ok(None);
+    }
     let Some(linked) = mounted().map(|fs| fs.linked(file)).transpose()?.flatten() else { return Ok(None) };
-    fetch_file(fs, file, linked.entries.clone()).await;
+    if fetch_file(fs, file, linked.entries.clone()).await.is_err() {
+        return Ok(None);
+    }
     let names = mounted().map(|fs| fs.names_of_libraries(file, &linked)).transpose()?.flatten();
     let Some(names) = names else { return Ok(None) };
-    fetch_file(fs, file, names.all.clone()).await;
+    if fetch_file(fs, file, names.all.clone()).await.is_err() {
+        return Ok(None);
+    }
     mounted().map(|fs| fs.libraries(file, &linked, &names)).transpose()
 }
 
 async fn fetch_ahead(fs: Weak<FileSystem>, config: PrefetchConfig, image: String) {
     if config.table {
-        let table = fs.upgrade().map(|fs| fs.prefetch_table()).unwrap_or_else(|| Ok(Vec::new()));
-        match table {
-            Ok(files) => {
-                for file in files {
-                    fetch_file(&fs, file, WHOLE).await;
-                }
-            }
-            Err(error) => {
-                tracing::warn!(error = describe(&error), "the image's prefetch table cannot be read")
-            }
-        }
+        fetch_table(&fs).await;
     }
     if let Some(after) = config.complete_after {
         tokio::time::sleep(after).await;
-        if complete(&fs).await {
+        if complete(&fs, &image).await {
             tracing::info!(image, "all of the image is cached: it needs no registry any more");
         }
     }
 }
 
+/// Fetches the files in the image's prefetch table.
+async fn fetch_table(fs: &Weak<FileSystem>) {
+    let table = fs.upgrade().map(|fs| fs.prefetch_table()).unwrap_or_else(|| Ok(Vec::new()));
+    let files = table.unwrap_or_else(|error| {
+        tracing::warn!(error = describe(&error), "the image's prefetch table cannot be read");
+        Vec::new()
+    });
+    for file in files {
+        if let Err(Full) = fetch_file(fs, file, WHOLE).await {
+            return;
+        }
+    }
+}
+
+/// The cache has no room. What is fetched all the same is thrown away, so whoever fetches ahead of readers leaves it.
+struct Full;
+
 /// Fetches a part of a file, several windows at a time. What is in order in the file is in order in its blob.
-async fn fetch_file(fs: &Weak<FileSystem>, file: Nid, range: Range<u64>) {
-    let Some(mounted) = fs.upgrade() else { return };
+async fn fetch_file(fs: &Weak<FileSystem>, file: Nid, range: Range<u64>) -> Result<(), Full> {
+    let Some(mounted) = fs.upgrade() else { return Ok(()) };
     let missing = mounted.missing_of_file(file, range);
     drop(mounted);
     match missing {
         Ok(missing) => fetch(fs, missing, WINDOWS).await,
-        Err(error) => tracing::debug!(file = file.0, error = describe(&error), "cannot be fetched ahead"),
+        Err(error) => {
+            tracing::debug!(file = file.0, error = describe(&error), "cannot be fetched ahead");
+            Ok(())
+        }
     }
 }
 
 /// Fetches all of the image that is not there, one window at a time. `false`: the mount ended before.
-async fn complete(fs: &Weak<FileSystem>) -> bool {
+async fn complete(fs: &Weak<FileSystem>, image: &str) -> bool {
     const START: (usize, ChunkIndex) = (0, ChunkIndex(0));
-    let mut from = START;
+    let (mut from, mut was_full) = (START, false);
     while let Some(mounted) = fs.upgrade() {
         let (missing, next) = mounted.missing_from(from, STRIDE);
         drop(mounted);
-        fetch(fs, missing, 1).await;
+        if let Err(Full) = fetch(fs, missing, 1).await {
+            if !std::mem::replace(&mut was_full, true) {
+                tracing::info!(image, "the cache has no room for all of the image: it waits for that");
+            }
+            wait_for_room(fs).await;
+            continue;
+        }
         from = next.unwrap_or(START);
         if next.is_none() {
             match fs.upgrade().map(|fs| fs.missing_from(START, 1).0.is_empty()) {
@@ -189,29 +220,58 @@ async fn complete(fs: &Weak<FileSystem>) -> bool {
     false
 }
 
-async fn fetch(fs: &Weak<FileSystem>, missing: Vec<Want>, windows: usize) {
-    let windows_of = missing.chunks(WINDOW).map(<[Want]>::to_vec).collect::<Vec<_>>();
-    let fetching = windows_of.into_iter().map(|window| fetch_window(fs, window));
-    futures::stream::iter(fetching).buffer_unordered(windows).collect::<Vec<()>>().await;
+/// Waits until a reader's chunk has found room in the cache, or it is worth a try.
+async fn wait_for_room(fs: &Weak<FileSystem>) {
+    let until = tokio::time::Instant::now() + ROOM_PAUSE;
+    loop {
+        tokio::time::sleep(ROOM_LOOK).await;
+        if !is_full(fs) || tokio::time::Instant::now() >= until {
+            return;
+        }
+    }
 }
 
-/// Fetches some chunks, within some attempts: readers are told of errors, nobody waits for this.
-async fn fetch_window(fs: &Weak<FileSystem>, mut window: Vec<Want>) {
+fn is_full(fs: &Weak<FileSystem>) -> bool {
+    fs.upgrade().is_some_and(|fs| fs.is_cache_full())
+}
+
+async fn fetch(fs: &Weak<FileSystem>, missing: Vec<Want>, windows: usize) -> Result<(), Full> {
+    let needs_room = |want: &&Want| want.blob.state(want.chunk) == ChunkState::Missing;
+    if let Some(first) = missing.iter().find(|want| is_full(fs) && needs_room(want)) {
+        // One chunk finds out whether there is room again.
+        fetch_window(fs, vec![first.clone()]).await?;
+        if is_full(fs) {
+            return Err(Full);
+        }
+    }
+    let windows_of = missing.chunks(WINDOW).map(<[Want]>::to_vec).collect::<Vec<_>>();
+    let fetching = windows_of.into_iter().map(|window| fetch_window(fs, window));
+    let mut fetching = futures::stream::iter(fetching).buffer_unordered(windows);
+    while let Some(fetched) = fetching.next().await {
+        fetched?;
+    }
+    Ok(())
+}
+
+/// Fetches some chunks, within some attempts: readers are told of other errors, nobody waits for this.
+async fn fetch_window(fs: &Weak<FileSystem>, mut window: Vec<Want>) -> Result<(), Full> {
     let mut pause = PAUSE;
     for _ in 0..ATTEMPTS {
         window.retain(|want| !want.blob.is_ready(want.chunk));
         // The mount is not held while waiting: it may end.
-        let Some(mounted) = fs.upgrade().filter(|_| !window.is_empty()) else { return };
+        let Some(mounted) = fs.upgrade().filter(|_| !window.is_empty()) else { return Ok(()) };
         let (told, done) = oneshot::channel();
         mounted.ensure_idle(window.clone(), move |result| {
             let _ = told.send(result);
         });
         drop(mounted);
         match done.await {
-            Ok(Ok(())) | Err(_) => return,
+            Ok(Ok(())) | Err(_) => return Ok(()),
+            Ok(Err(FsError::Read(ReadError::NoRoom(_)))) => return Err(Full),
             Ok(Err(error)) => tracing::trace!(error = describe(&error), "fetching ahead gives way"),
         }
         tokio::time::sleep(pause).await;
         pause = (pause * 2).min(PAUSE_MAX);
     }
+    Ok(())
 }

@@ -44,7 +44,7 @@ use crate::cache::ChunkState;
 use crate::control::BlobId;
 use crate::metrics::Counters;
 use crate::pool::Pool;
-use crate::sync::atomic::AtomicBool;
+use crate::sync::atomic::{AtomicBool, Ordering};
 use crate::sync::{Mutex, MutexGuard};
 use ahead::Streams;
 use deadline::Deadlines;
@@ -165,6 +165,11 @@ impl Front {
         Instant::now() + self.config.deadline
     }
 
+    /// Whether the cache had no room for the last chunk that came.
+    pub(crate) fn is_full(&self) -> bool {
+        self.is_full.load(Ordering::Relaxed)
+    }
+
     fn read_after(
         &self,
         pieces: Vec<Piece>,
@@ -206,11 +211,8 @@ impl Front {
         done: impl FnOnce(Result<(), ReadError>) + Send + 'static,
     ) {
         let done = move |result: Result<Vec<Loose>, ReadError>| {
-            let no_room = |Loose { key, .. }: &Loose| ReadError::Chunk {
-                key: *key,
-                source: ChunkError::Cache("the disk is full".to_owned()),
-            };
-            done(result.and_then(|loose| loose.first().map_or(Ok(()), |first| Err(no_room(first)))));
+            let no_room = |first: &Loose| Err(ReadError::NoRoom(first.key));
+            done(result.and_then(|loose| loose.first().map_or(Ok(()), no_room)));
         };
         self.ensure_until(wanted, self.deadline(), urgency, Box::new(done));
     }

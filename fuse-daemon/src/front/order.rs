@@ -16,7 +16,6 @@ use super::read::Piece;
 use crate::cache::{CachedBlob, ChunkState, Described};
 use crate::control::BlobId;
 use crate::sync::MutexGuard;
-use crate::sync::atomic::Ordering;
 
 /// Chunks that are looked at in search of what to read ahead.
 const PASSED_OVER_LIMIT: u32 = 1024;
@@ -147,7 +146,7 @@ impl Front {
     /// Stored bytes of a blob that may be ordered ahead of readers: what they wait for goes before, and beyond this its backend
     /// is busy.
     fn room_ahead(&self, blob: &CachedBlob) -> u64 {
-        if self.is_full.load(Ordering::Relaxed) {
+        if self.is_full() {
             return 0;
         }
         self.config.ahead_bytes.saturating_sub(self.streams().on_way(blob.generation()))
@@ -211,9 +210,8 @@ impl Front {
     /// How large requests of a blob are.
     pub(super) fn limits(&self, blob: BlobId) -> Limits {
         // What there is no room for is not read ahead.
-        let is_full = self.is_full.load(Ordering::Relaxed);
         let request_bytes =
-            if is_full { 1 } else { self.paces().request_bytes(blob, self.config.request_bytes) };
+            if self.is_full() { 1 } else { self.paces().request_bytes(blob, self.config.request_bytes) };
         Limits::of(request_bytes)
     }
 

@@ -103,6 +103,9 @@ pub enum ReadError {
         /// Why.
         source: ChunkError,
     },
+    /// A chunk that was to be in the cache came, and the cache had no room for it.
+    #[error("blob {} chunk {}: the cache has no room for it", .0.blob, .0.chunk.0)]
+    NoRoom(ChunkKey),
     /// The worker took too long.
     #[error("its chunks did not arrive within {0:?}")]
     Deadline(Duration),

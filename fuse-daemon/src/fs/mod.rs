@@ -410,6 +410,11 @@ impl FileSystem {
         });
     }
 
+    /// Whether the cache had no room for the last chunk that came.
+    pub(crate) fn is_cache_full(&self) -> bool {
+        self.front.is_full()
+    }
+
     /// The regular files that the image's prefetch table names, and those in directories that it names, in order.
     ///
     /// # Errors

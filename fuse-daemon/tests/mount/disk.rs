@@ -1,14 +1,17 @@
 //! Disks that are full, and bootstraps that cannot be read.
 
+use std::os::unix::fs::FileExt;
 use std::path::Path;
+use std::time::Duration;
 
+use fuse_daemon::prefetch::PrefetchConfig;
 use nix::mount::{MntFlags, MsFlags, mount, umount2};
 use rafs::build::BuildOptions;
 use test_support::{noise, tar_of};
 
-use crate::can_mount;
 use crate::faults::{EIO, Watched};
 use crate::image::{Node, Settings, TestImage};
+use crate::{can_mount, eventually};
 
 /// A small file system of its own, gone after the test.
 struct Disk(tempfile::TempDir);
@@ -62,6 +65,37 @@ fn on_a_full_disk_images_are_read_without_being_cached_and_cached_when_there_is_
     reads();
     assert_eq!(log.count(|line| line.contains("disk has room again")), 1);
     assert_eq!(reads(), 0);
+}
+
+#[test]
+fn what_a_full_disk_has_no_room_for_is_fetched_ahead_once_and_again_when_there_is_room() {
+    if !can_mount() {
+        return;
+    }
+    const CHUNKS: usize = 80;
+    let content = noise(85, CHUNKS * 65_536);
+    let tar = tar_of(&[("first", &content)]);
+    let options = BuildOptions { chunk_size: 65_536, ..BuildOptions::default() };
+    let image = TestImage::build_layers_with(&[&tar], &options, &["/first"]);
+    // A fifth of it fits.
+    let disk = Disk::new(1 << 20);
+    let complete_after = Some(Duration::from_millis(1));
+    let prefetch = PrefetchConfig { table: true, programs: true, complete_after };
+    // Each chunk is a request.
+    let node = Node::new(disk.0.path(), &Settings { prefetch, request_bytes: 1, ..Settings::default() });
+    let log = crate::log::lines();
+    let backend = Watched::over(&image);
+    let mount = node.mount_from(&image, backend.clone());
+    let waits = |line: &str| line.contains("the cache has no room for all of the image");
+    eventually("it waits for room", || backend.reads() > CHUNKS || log.count(waits) > 0);
+    assert!(backend.reads() < CHUNKS, "{} requests for what did not fit", backend.reads());
+    assert!(mount.mounted.completeness().ready < CHUNKS as u64 / 2);
+    disk.grow(64 << 20);
+    // A reader is served, and with that it shows.
+    let mut last = [0; 4096];
+    let file = std::fs::File::open(mount.path("first")).unwrap();
+    file.read_exact_at(&mut last, content.len() as u64 - 4096).unwrap();
+    eventually("all of it is there", || mount.mounted.completeness().ready == CHUNKS as u64);
 }
 
 /// Shortens a file without changing anything else about it.
