@@ -11,6 +11,9 @@ use crate::sync::{self, Mutex};
 /// How often the thread looks up while somebody waits: those that were answered in time are dropped then.
 const SWEEP: Duration = Duration::from_secs(1);
 
+/// Its shortest sleep: while there is no worker, times grow as it looks.
+const LEAST: Duration = Duration::from_millis(5);
+
 /// A thread that fails those whose time is over.
 pub(super) struct Deadlines {
     /// What a wait may take, for messages.
@@ -66,12 +69,18 @@ impl Shared {
             let now = Instant::now();
             let mut expired = Vec::new();
             while let Some(first) = queue.waiters.first_entry() {
-                match first.get().upgrade() {
-                    Some(waiter) if waiter.until() <= now => expired.push(waiter),
-                    Some(waiter) if !waiter.is_answered() => break,
-                    _ => {}
+                let ((end, number), waiter) = first.remove_entry();
+                let Some(waiter) = waiter.upgrade().filter(|waiter| !waiter.is_answered()) else { continue };
+                let until = waiter.until();
+                if until <= now {
+                    expired.push(waiter);
+                    continue;
                 }
-                first.remove();
+                // Later than it was, if there was no worker.
+                queue.waiters.insert((until.max(end), number), Arc::downgrade(&waiter));
+                if end > now {
+                    break;
+                }
             }
             if !expired.is_empty() {
                 // Answered without the lock: an answer is a system call.
@@ -85,7 +94,7 @@ impl Shared {
                 queue.running = false;
                 return;
             };
-            let wait = end.saturating_duration_since(now).min(SWEEP);
+            let wait = end.saturating_duration_since(now).clamp(LEAST, SWEEP);
             drop(queue);
             // Not woken by new ones, which end later than those that wait already. What waits a second time for the same
             // read may end up to a sweep later.

@@ -52,7 +52,12 @@ impl Orders for Front {
         }
     }
 
+    fn is_alone(&self) {
+        self.outages.begin();
+    }
+
     fn order_again(&self) {
+        self.outages.end();
         let (orders, left) = self.flights().order_again();
         left.into_iter().for_each(|(key, waiters)| fail(waiters, key, &ChunkError::Lost));
         if !orders.is_empty() {

@@ -122,6 +122,9 @@ pub trait Orders: Responses {
     /// A worker has ended by itself, or was ended as it hung, while it owed these chunks: one of them may be the reason.
     fn blame(&self, owed: &[ChunkKey]);
 
+    /// There is no worker from now on, until another one is ready.
+    fn is_alone(&self);
+
     /// Another worker has taken the place of one that ended: it knows of no order.
     fn order_again(&self);
 }

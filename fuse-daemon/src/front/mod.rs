@@ -22,6 +22,7 @@ mod flight;
 mod keep;
 mod message;
 mod order;
+mod outage;
 mod pace;
 mod plan;
 mod read;
@@ -36,6 +37,7 @@ use std::time::{Duration, Instant};
 pub use message::{
     BackendName, ChunkError, ChunkKey, Content, Extent, Fill, Order, Orders, Responses, Worker,
 };
+pub use outage::Until;
 pub use read::{Piece, ReadError};
 pub use wait::Want;
 
@@ -49,6 +51,7 @@ use crate::sync::{Mutex, MutexGuard};
 use ahead::Streams;
 use deadline::Deadlines;
 use flight::{Flight, Flights};
+use outage::Outages;
 use pace::Paces;
 use read::{Answer, read_now};
 use wait::{Done, Loose, Urgency, Waiter};
@@ -79,6 +82,7 @@ pub struct Front {
     streams: Mutex<Streams>,
     paces: Mutex<Paces>,
     deadlines: Deadlines,
+    outages: Arc<Outages>,
     pool: Pool,
     /// Whether the last chunk found no room in the cache.
     is_full: AtomicBool,
@@ -102,6 +106,7 @@ impl Front {
             streams: Mutex::default(),
             paces: Mutex::default(),
             deadlines: Deadlines::new(config.deadline),
+            outages: Arc::default(),
             pool,
             is_full: AtomicBool::new(false),
             counters: Arc::default(),
@@ -120,7 +125,7 @@ impl Front {
     pub fn read_by(
         &self,
         pieces: Vec<Piece>,
-        until: Instant,
+        until: Until,
         answer: impl FnOnce(Result<&[u8], ReadError>) + Send + 'static,
     ) {
         let Err((answer, missing)) = read_now(&pieces, &[], &self.buffers, Box::new(answer)) else {
@@ -160,25 +165,25 @@ impl Front {
         self.paces().is_far(blob)
     }
 
-    /// When what begins now is to be answered.
-    pub fn deadline(&self) -> Instant {
-        Instant::now() + self.config.deadline
-    }
-
     /// Whether the cache had no room for the last chunk that came.
     pub(crate) fn is_full(&self) -> bool {
         self.is_full.load(Ordering::Relaxed)
+    }
+
+    /// When what begins now is to be answered.
+    pub fn deadline(&self) -> Until {
+        Until::after(self.config.deadline, &self.outages)
     }
 
     fn read_after(
         &self,
         pieces: Vec<Piece>,
         missing: Vec<Want>,
-        until: Instant,
+        until: Until,
         mut loose: Vec<Loose>,
         answer: Answer,
     ) {
-        let front = Weak::clone(&self.me);
+        let (front, time) = (Weak::clone(&self.me), until.clone());
         let again = move |result| match (result, front.upgrade()) {
             (Ok(more), Some(front)) => {
                 loose.extend(more);
@@ -190,7 +195,7 @@ impl Front {
             (Ok(_), None) => {}
             (Err(error), _) => answer(Err(error)),
         };
-        self.ensure_until(missing, until, Urgency::Reader, Box::new(again));
+        self.ensure_until(missing, time, Urgency::Reader, Box::new(again));
     }
 
     /// Brings chunks into the cache; `done` is called when all are there or one cannot be brought, within the deadline.
@@ -217,7 +222,7 @@ impl Front {
         self.ensure_until(wanted, self.deadline(), urgency, Box::new(done));
     }
 
-    fn ensure_until(&self, mut wanted: Vec<Want>, until: Instant, urgency: Urgency, done: Done) {
+    fn ensure_until(&self, mut wanted: Vec<Want>, until: Until, urgency: Urgency, done: Done) {
         wanted.sort_unstable_by_key(Want::key);
         wanted.dedup_by_key(|want| want.key());
         if wanted.is_empty() {

@@ -78,7 +78,7 @@ impl Front {
             return orders;
         };
         let limits = self.limits_ahead(blob.id());
-        let until = self.deadline();
+        let until = self.deadline().time();
         // What is there already is passed over, but not for ever.
         let last = ChunkIndex(from.0.saturating_add(PASSED_OVER_LIMIT));
         let (mut at, mut edge, mut ordered) = (from, here, 0);
@@ -135,7 +135,7 @@ impl Front {
             }
         }
         missing.reverse();
-        self.plan(flights, blob, &missing, (self.deadline(), limits))
+        self.plan(flights, blob, &missing, (self.deadline().time(), limits))
     }
 
     /// Whether a chunk is missing, and nobody works on it.

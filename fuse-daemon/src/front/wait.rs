@@ -6,6 +6,7 @@ use std::time::Instant;
 use rafs::blob::ChunkIndex;
 
 use super::message::ChunkKey;
+use super::outage::Until;
 use super::read::ReadError;
 use crate::cache::CachedBlob;
 use crate::sync::atomic::{AtomicUsize, Ordering};
@@ -51,7 +52,7 @@ pub(super) enum Urgency {
 pub(super) struct Waiter {
     /// Chunks that are still missing.
     missing: AtomicUsize,
-    until: Instant,
+    until: Until,
     urgency: Urgency,
     loose: Mutex<Vec<Loose>>,
     /// Taken by whoever answers first.
@@ -59,7 +60,7 @@ pub(super) struct Waiter {
 }
 
 impl Waiter {
-    pub(super) fn new(missing: usize, until: Instant, urgency: Urgency, done: Done) -> Self {
+    pub(super) fn new(missing: usize, until: Until, urgency: Urgency, done: Done) -> Self {
         Self {
             missing: AtomicUsize::new(missing),
             until,
@@ -69,9 +70,9 @@ impl Waiter {
         }
     }
 
-    /// When its time is over.
+    /// When its time is over: later, if there is no worker meanwhile.
     pub(super) fn until(&self) -> Instant {
-        self.until
+        self.until.time()
     }
 
     /// Whether a program stands still meanwhile.

@@ -20,7 +20,7 @@ use serde::{Deserialize, Serialize};
 use tokio::sync::mpsc;
 
 pub use attributes::{Attributes, Ino};
-pub use gate::{Answer, Asker, Gates, Told};
+pub use gate::{Answer, Asker, Gates, Later, Refusal, Told};
 
 use crate::cache::{CachedBlob, Lease};
 use crate::front::{Front, Piece, ReadError, Want};
@@ -295,9 +295,9 @@ impl FileSystem {
         }
         // One deadline for both: that the blobs may be read, and that they are.
         let (until, front) = (self.front.deadline(), Arc::clone(&self.front));
-        self.gates.wait_for(closed, move |allowed| match allowed {
+        self.gates.wait_for(closed, until.clone(), move |allowed| match allowed {
             Ok(()) => front.read_by(pieces, until, move |result| answer(result.map_err(FsError::from))),
-            Err(reason) => answer(Err(FsError::Unanswered(reason))),
+            Err(refusal) => answer(Err(FsError::Unanswered(refusal.reason))),
         });
     }
 
@@ -404,9 +404,9 @@ impl FileSystem {
         };
         let closed: Vec<usize> = self.blobs.iter().enumerate().filter_map(is_closed).collect();
         let front = Arc::clone(&self.front);
-        self.gates.wait_for(closed, move |allowed| match allowed {
+        self.gates.wait_for_idle(closed, front.deadline(), move |allowed| match allowed {
             Ok(()) => front.ensure_idle(wanted, move |result| done(result.map_err(FsError::from))),
-            Err(reason) => done(Err(FsError::Unanswered(reason))),
+            Err(refusal) => done(Err(FsError::Unanswered(refusal.reason))),
         });
     }
 

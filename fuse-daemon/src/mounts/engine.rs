@@ -308,14 +308,13 @@ impl<W: Fetcher> Engine<W> {
             worker: Arc::clone(&self.worker),
             cache: self.cache.clone(),
             runtime: self.runtime.clone(),
-            deadline: self.config.front.deadline,
             failure_memory: self.config.front.failure_memory,
             sources: Arc::downgrade(sources),
             refused: Arc::default(),
         });
         let answered: Vec<_> = blobs.iter().map(|blob| (*blob, own.have_answered(*blob))).collect();
-        let gates = Gates::new(Arc::new(own), answered);
-        gates.ask_ahead();
+        let gates = Gates::new(Arc::new(own), answered, self.config.front.failure_memory);
+        gates.ask_ahead(&self.front.deadline());
         gates
     }
 

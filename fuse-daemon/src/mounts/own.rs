@@ -10,11 +10,14 @@ use tokio::runtime::Handle;
 
 use crate::cache::Cache;
 use crate::control::BlobId;
-use crate::fs::{Asker, Told};
+use crate::fs::{Asker, Later, Refusal, Told};
 use crate::worker::Fetcher;
 
 /// A mount's own sources by their names, for as long as it needs them.
 pub(super) type Sources<W> = Mutex<Vec<(String, Arc<<W as Fetcher>::Registration>)>>;
+
+/// A worker's answer that there is none in time may come so much before that: it counts whole milliseconds.
+const EARLY: Duration = Duration::from_millis(20);
 
 /// The sources of one mount.
 pub(super) struct OwnSources<W: Fetcher> {
@@ -23,8 +26,6 @@ pub(super) struct OwnSources<W: Fetcher> {
     pub(super) worker: Arc<W>,
     pub(super) cache: Cache,
     pub(super) runtime: Handle,
-    /// How long they may take to answer.
-    pub(super) deadline: Duration,
     /// How long what all of them said no to is not asked for again.
     pub(super) failure_memory: Duration,
     pub(super) sources: Weak<Sources<W>>,
@@ -48,17 +49,17 @@ impl<W: Fetcher> OwnSources<W> {
         })
     }
 
-    /// The name of one that has it.
-    async fn who_has(&self, blob: BlobId) -> Result<String, Arc<str>> {
+    /// The name of one that has it. If one has not answered until then, what the others say is not remembered.
+    async fn who_has(&self, blob: BlobId, until: Instant) -> Result<String, Refusal> {
         let sources = self.all();
         let number = sources.len();
         if let Some((at, asked, reason)) = lock(&self.refused).get(&blob)
             && *asked == number
             && at.elapsed() < self.failure_memory
         {
-            return Err(Arc::clone(reason));
+            return Err(Refusal { reason: Arc::clone(reason), is_late: false });
         }
-        let until = tokio::time::Instant::now() + self.deadline;
+        let until = tokio::time::Instant::from_std(until);
         let asked = sources.into_iter().map(|(name, source)| async move {
             match tokio::time::timeout_at(until, self.worker.has(blob, &source, until)).await {
                 Ok(Ok(())) => Ok(name),
@@ -75,16 +76,21 @@ impl<W: Fetcher> OwnSources<W> {
             }
         }
         let reason: Arc<str> = reasons.join("; ").into();
-        lock(&self.refused).insert(blob, (Instant::now(), number, Arc::clone(&reason)));
-        Err(reason)
+        let is_late = tokio::time::Instant::now() + EARLY >= until;
+        if is_late {
+            tokio::time::sleep_until(until).await;
+        } else {
+            lock(&self.refused).insert(blob, (Instant::now(), number, Arc::clone(&reason)));
+        }
+        Err(Refusal { reason, is_late })
     }
 }
 
 impl<W: Fetcher> Asker for Arc<OwnSources<W>> {
-    fn ask(&self, blob: BlobId, told: Told) {
+    fn ask(&self, blob: BlobId, until: Instant, told: Told) {
         let own = Arc::clone(self);
         self.runtime.spawn(async move {
-            let found = own.who_has(blob).await;
+            let found = own.who_has(blob, until).await;
             let answering = tokio::task::spawn_blocking(move || match found {
                 Ok(source) => {
                     // Before somebody reads, so that whoever has read does so after a crash; but nobody waits for the disk.
@@ -94,15 +100,23 @@ impl<W: Fetcher> Asker for Arc<OwnSources<W>> {
                         tracing::warn!(%blob, error = crate::describe(&error), "cannot remember which sources have a blob");
                     }
                 }
-                Err(reason) => {
-                    let image = &own.image;
+                Err(refusal) => {
+                    let (image, reason) = (&own.image, &refusal.reason);
                     tracing::warn!(image, %blob, %reason, "none of the image's own sources says that it has a blob");
-                    told(Err(reason));
+                    told(Err(refusal));
                 }
             });
             if let Err(panic) = answering.await {
                 tracing::error!(%blob, %panic, "answering readers ended in a bug");
             }
+        });
+    }
+
+    fn at(&self, time: Instant, then: Later) {
+        let runtime = self.runtime.clone();
+        self.runtime.spawn(async move {
+            tokio::time::sleep_until(time.into()).await;
+            runtime.spawn_blocking(then);
         });
     }
 }

@@ -155,6 +155,7 @@ impl RemoteWorker {
         }
         impl Orders for Nobody {
             fn blame(&self, _: &[ChunkKey]) {}
+            fn is_alone(&self) {}
             fn order_again(&self) {}
         }
         let nobody = Arc::new(Nobody);
@@ -213,6 +214,9 @@ impl Fetcher for RemoteWorker {
 
     fn connect(&self, orders: Weak<dyn Orders>) -> io::Result<()> {
         if self.shared.orders.set(orders).is_ok() {
+            if let Some(orders) = self.shared.orders() {
+                orders.is_alone();
+            }
             self.shared.runtime.spawn(given::follow(Arc::downgrade(&self.shared)));
             supervise::start(&self.shared)?;
         }
@@ -381,7 +385,9 @@ impl Shared {
         // Who waits asks the next.
         state.errands.drain().for_each(|(_, errand)| errand.abandon());
         drop(state);
-        if let Some(orders) = self.orders().filter(|_| !blamed.is_empty()) {
+        let Some(orders) = self.orders() else { return };
+        orders.is_alone();
+        if !blamed.is_empty() {
             orders.blame(blamed);
         }
     }

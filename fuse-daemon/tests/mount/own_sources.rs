@@ -1,8 +1,15 @@
 //! What is cached of a blob is for mounts whose own sources have it.
 
+use std::ops::Range;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::time::Duration;
 
-use fuse_daemon::worker::{Backend, DirectoryBackend};
+use bytes::Bytes;
+use fuse_daemon::control::BlobId;
+use fuse_daemon::worker::{Backend, BackendError, DirectoryBackend};
+use futures::future::BoxFuture;
+use futures::stream::BoxStream;
 use rafs::build::BuildOptions;
 use test_support::{noise, tar_of};
 
@@ -60,4 +67,46 @@ fn a_cached_blob_is_read_once_an_own_source_has_it_and_from_then_on_without_any(
     let stranger = tempfile::tempdir().unwrap();
     let foreign = node.mount_from(&owner, Arc::new(DirectoryBackend::new(stranger.path())));
     assert_eq!(foreign.read("secret").unwrap_err().raw_os_error(), EIO);
+}
+
+/// Does not answer the first time that it is asked whether it has a blob.
+struct SilentAtFirst {
+    inner: Arc<dyn Backend>,
+    asked: AtomicUsize,
+}
+
+impl Backend for SilentAtFirst {
+    fn name(&self) -> String {
+        self.inner.name()
+    }
+
+    fn size(&self, blob: BlobId) -> BoxFuture<'_, Result<u64, BackendError>> {
+        match self.asked.fetch_add(1, Ordering::SeqCst) {
+            0 => Box::pin(futures::future::pending()),
+            _ => self.inner.size(blob),
+        }
+    }
+
+    fn read(&self, blob: BlobId, range: Range<u64>) -> BoxStream<'static, Result<Bytes, BackendError>> {
+        self.inner.read(blob, range)
+    }
+}
+
+#[test]
+fn a_reader_has_its_own_time_however_long_a_source_was_asked_before() {
+    if !can_mount() {
+        return;
+    }
+    let content = noise(72, 60_000);
+    let image = TestImage::build(&tar_of(&[("file", &content)]), &BuildOptions::default());
+    let cache = tempfile::tempdir().unwrap();
+    let deadline = Duration::from_secs(2);
+    let node = Node::new(cache.path(), &Settings { deadline, ..Settings::default() });
+    let source = Arc::new(SilentAtFirst { inner: image.backend(), asked: AtomicUsize::new(0) });
+    let mount = node.mount_from(&image, source.clone());
+    eventually("it is asked with the mount", || source.asked.load(Ordering::SeqCst) == 1);
+    // The reader comes when half of that question's time is over.
+    std::thread::sleep(deadline / 2);
+    assert!(mount.read("file").unwrap() == content);
+    assert_eq!(source.asked.load(Ordering::SeqCst), 2);
 }

@@ -27,6 +27,25 @@ fn who_came_later_has_time_left_when_an_order_is_too_late() {
     assert_eq!(answered(&read).unwrap(), content(1));
 }
 
+#[test]
+fn time_without_a_worker_is_not_a_readers_but_not_for_ever() {
+    let deadline = Duration::from_millis(300);
+    let bench = Bench::new(deadline);
+    let read = bench.read(&[1]);
+    bench.front.is_alone();
+    std::thread::sleep(deadline * 2);
+    assert!(waits(&read));
+    bench.front.order_again();
+    assert_eq!(bench.worker.ordered(), [1, 1]);
+    assert!(bench.worker.last().until > Instant::now());
+    bench.deliver(1);
+    assert_eq!(answered(&read).unwrap(), content(1));
+    bench.front.is_alone();
+    let started = Instant::now();
+    assert!(answered(&bench.read(&[2])).is_err());
+    assert!(started.elapsed() > deadline * 3, "{:?}", started.elapsed());
+}
+
 /// As the kernel does with the pages of a read-ahead that failed: it asks again for each, one after the other.
 #[test]
 fn readers_that_come_one_after_the_other_do_not_wait_for_the_deadline_each() {
