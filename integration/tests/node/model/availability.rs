@@ -25,6 +25,8 @@ struct Fault {
 
 pub(super) struct Availability<'a> {
     lab: &'a Lab,
+    /// Whether the cache has to drop what others need more room for, so that nobody can rely on it.
+    has_quota: bool,
     faults: [Option<Fault>; Lab::REGISTRIES],
     /// When each registry was last well again.
     healed: [Option<Instant>; Lab::REGISTRIES],
@@ -39,9 +41,10 @@ pub(super) struct Availability<'a> {
 }
 
 impl<'a> Availability<'a> {
-    pub(super) fn new(lab: &'a Lab) -> Self {
+    pub(super) fn new(lab: &'a Lab, has_quota: bool) -> Self {
         let mut this = Self {
             lab,
+            has_quota,
             faults: [None; Lab::REGISTRIES],
             healed: [None; Lab::REGISTRIES],
             cached: HashSet::new(),
@@ -110,7 +113,7 @@ impl<'a> Availability<'a> {
     }
 
     pub(super) fn is_cached(&self, chunk: &ChunkKey) -> bool {
-        self.cached.contains(chunk) && !self.apart.contains(&chunk.0)
+        !self.has_quota && self.cached.contains(chunk) && !self.apart.contains(&chunk.0)
     }
 
     /// Chunks of these blobs may be in the cache of others alone.
@@ -120,7 +123,8 @@ impl<'a> Availability<'a> {
 
     /// Whether a mount of these places may read what is cached of a blob: one of them has said that it has it, or does so now.
     pub(super) fn is_allowed(&self, homes: &[Home], blob: BlobId) -> bool {
-        let answered = |home: &Home| self.answered.contains(&(home.clone(), blob));
+        // With the blob goes what is known of who has it.
+        let answered = |home: &Home| !self.has_quota && self.answered.contains(&(home.clone(), blob));
         homes.iter().any(answered) || self.can_deliver(homes, blob)
     }
 

@@ -54,12 +54,13 @@ pub(super) struct Machine<'a> {
 }
 
 impl<'a> Machine<'a> {
-    pub(super) fn new(lab: &'a Lab, world: &'a World, daemon: Daemon<'a>) -> Result<Self> {
+    /// `has_quota`: its cache may drop what it likes.
+    pub(super) fn new(lab: &'a Lab, world: &'a World, daemon: Daemon<'a>, has_quota: bool) -> Result<Self> {
         // The threads that talk to the worker begin with it; this is the last of them.
         let talks = || daemon.holds().is_ok_and(|(threads, _)| threads.iter().any(|name| name == "send"));
         wait::until_true("the daemon talks to its worker", SOON, talks)?;
         let idle = daemon.holds()?;
-        let available = Availability::new(lab);
+        let available = Availability::new(lab, has_quota);
         let (mounts, unwanted, past) = (Vec::new(), BTreeSet::new(), Past::default());
         Ok(Self { world, daemon, mounts, available, unwanted, idle, count: 0, steps: 0, past })
     }

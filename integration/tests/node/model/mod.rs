@@ -155,8 +155,9 @@ fn attempt(lab: &Lab, seed: u64, operations: &[Operation], kept: &[usize]) -> Re
     let mut random = Random::new(seed ^ u64::MAX);
     let world = World::random(&mut random, lab, dir.path(), &format!("seed-{seed}"))?;
     let made = started.elapsed();
-    let daemon = Daemon::start(lab, &dir.path().join("d"), &config(&mut random))?;
-    let mut machine = Machine::new(lab, &world, daemon)?;
+    let settings = Settings::random(&mut random);
+    let daemon = Daemon::start(lab, &dir.path().join("d"), &settings.config())?;
+    let mut machine = Machine::new(lab, &world, daemon, settings.quota > 0)?;
     let mut trace = String::new();
     let mut steps = || {
         for &number in kept {
@@ -178,7 +179,10 @@ fn attempt(lab: &Lab, seed: u64, operations: &[Operation], kept: &[usize]) -> Re
         let images: Vec<String> =
             world.images.iter().map(|image| format!("{} {:?}", image.name, image.homes)).collect();
         let log = machine.log_tail();
-        error.context(format!("{}\n{trace}--- end of the daemon's log ---\n{log}", images.join("\n")))
+        error.context(format!(
+            "{}\n{settings:?}\n{trace}--- end of the daemon's log ---\n{log}",
+            images.join("\n")
+        ))
     })?;
     println!(
         "seed {seed}: {} operations on {} images in {:.1?}, of which {made:.1?} to make them",
@@ -189,13 +193,40 @@ fn attempt(lab: &Lab, seed: u64, operations: &[Operation], kept: &[usize]) -> Re
     Ok(())
 }
 
-/// A daemon that does not wait long, for runs are short.
-fn config(random: &mut Random) -> String {
-    let request_bytes = *random.one_of(&[64 << 10, 256 << 10, 1 << 20]);
-    let read_ahead = *random.one_of(&[0, 128, 1024]);
-    format!(
-        "[log]\nlevel = \"debug\"\n[registry.retries]\nattempts = 2\nfirst_delay_seconds = 0.05\n\
-         [daemon.read]\ndeadline_seconds = {}\nrequest_bytes = {request_bytes}\nread_ahead_kib = {read_ahead}\n",
-        DEADLINE.as_secs()
-    )
+/// How a run's daemon is set.
+#[derive(Debug)]
+struct Settings {
+    request_bytes: u64,
+    read_ahead_kib: u64,
+    /// Requests are noted for the next daemon, as before Linux 6.9.
+    keeps_journals: bool,
+    /// Bytes that the cache may take; 0: as it likes.
+    quota: u64,
+    /// Seconds after which all of an image is fetched; 0: not.
+    complete_after: u64,
+}
+
+impl Settings {
+    fn random(random: &mut Random) -> Self {
+        Self {
+            request_bytes: *random.one_of(&[64 << 10, 256 << 10, 1 << 20]),
+            read_ahead_kib: *random.one_of(&[0, 128, 1024]),
+            keeps_journals: random.chance(30),
+            quota: *random.one_of(&[0, 0, 0, 128 << 10, 1 << 20]),
+            complete_after: *random.one_of(&[0, 0, 1]),
+        }
+    }
+
+    /// Of a daemon that does not wait long, for runs are short.
+    fn config(&self) -> String {
+        let Self { request_bytes, read_ahead_kib, keeps_journals, quota, complete_after } = self;
+        let journal = if *keeps_journals { "always" } else { "auto" };
+        format!(
+            "[log]\nlevel = \"debug\"\n[registry.retries]\nattempts = 2\nfirst_delay_seconds = 0.05\n\
+             [daemon]\njournal = \"{journal}\"\ncache_quota_bytes = {quota}\n\
+             [daemon.read]\ndeadline_seconds = {}\nrequest_bytes = {request_bytes}\nread_ahead_kib = {read_ahead_kib}\n\
+             [daemon.prefetch]\ncomplete_after_seconds = {complete_after}\n",
+            DEADLINE.as_secs()
+        )
+    }
 }
