@@ -418,7 +418,8 @@ pub(crate) enum Image {
         source: Source,
         /// Where to mount
         mountpoint: PathBuf,
-        /// Directory of the chunk cache [default: a temporary one]
+        /// Directory of the chunk cache, and of the bootstraps of images that are named by digest: what is there is not asked for again
+        /// [default: a temporary one]
         #[arg(long, value_name = "DIR")]
         cache: Option<PathBuf>,
         /// Fetch all of the image so long after the mount: it needs no registry from then on [default: what is read alone]

@@ -6,6 +6,7 @@ mod convert;
 mod diff;
 mod inspect;
 mod json;
+mod kept;
 mod merge;
 mod mount;
 mod mountpoint;
@@ -15,6 +16,7 @@ mod progress;
 mod source;
 mod unpack;
 
+use std::path::Path;
 use std::process::ExitCode;
 use std::time::Duration;
 
@@ -41,7 +43,12 @@ struct Context {
 
 impl Context {
     async fn locate(&self, source: &Source) -> anyhow::Result<source::Located> {
-        let located = source::locate(source, &self.config.registry, &self.progress);
+        self.locate_again(source, None).await
+    }
+
+    /// As [`Self::locate`], with what the directory of a cache keeps.
+    async fn locate_again(&self, source: &Source, keep: Option<&Path>) -> anyhow::Result<source::Located> {
+        let located = source::locate(source, keep, &self.config.registry, &self.progress);
         self.stop.run_until_cancelled(located).await.ok_or(Interrupted)?
     }
 }
@@ -76,7 +83,7 @@ async fn dispatch(context: &Context, command: Image) -> anyhow::Result<ExitCode>
             merge::run(context, merge::MergeRequest { layers, output, options: options.0, json }).await
         }
         Image::Mount { source, mountpoint, cache, complete_after, options } => {
-            let located = context.locate(&source).await?;
+            let located = context.locate_again(&source, cache.as_deref()).await?;
             let place = mount::MountPlace {
                 mountpoint: &mountpoint,
                 rights: mount::rights(&options),

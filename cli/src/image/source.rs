@@ -9,11 +9,12 @@ use image::location::Location;
 use image::platform::{PlatformName, listed};
 use image::source::Source;
 use rafs::bootstrap::Bootstrap;
-use registry::client::{Client, Descriptor};
+use registry::client::{Client, ClientConfig, Descriptor};
 use registry::nydus;
 use registry::reference::Reference;
 use tempfile::TempDir;
 
+use super::kept::Kept;
 use super::progress::Progress;
 use crate::args;
 
@@ -27,7 +28,7 @@ pub(super) struct Located {
     pub(super) blobs: BlobsPlace,
     /// The image's manifest, if it has one.
     pub(super) manifest: Option<Manifest>,
-    /// Holds a bootstrap that was fetched.
+    /// Holds a bootstrap that was fetched and is not kept.
     _directory: Option<TempDir>,
 }
 
@@ -51,13 +52,15 @@ pub(super) enum BlobsPlace {
 }
 
 /// Where the bootstrap is among the files of an image, and where its blobs.
-const BOOTSTRAP_FILE: &str = "image.boot";
+pub(super) const BOOTSTRAP_FILE: &str = "image.boot";
 const BLOBS_FOLDER: &str = "blobs";
 
-/// Finds the image; one in a registry or a layout has its bootstrap fetched.
+/// Finds the image; one in a registry or a layout has its bootstrap fetched. The bootstrap of an image that its digest names is kept in `keep`,
+/// the directory of a cache, and the registry is not asked for it again; nobody knows its manifest then.
 pub(super) async fn locate(
     source: &args::Source,
-    client: &registry::client::ClientConfig,
+    keep: Option<&Path>,
+    client: &ClientConfig,
     progress: &Progress,
 ) -> anyhow::Result<Located> {
     let (path, name) = (Path::new(&source.image), source.image.clone());
@@ -80,7 +83,48 @@ pub(super) async fn locate(
     }
     let client = Client::new(client.clone())?;
     let image = Source::open(&location, &client).await?;
-    let manifest = nydus_manifest(&image, source.platform.as_deref()).await?;
+    let platform = source.platform.as_deref().map_or_else(|| Ok(PlatformName::host()), str::parse)?;
+    let kept = keep.and_then(|cache| Kept::place(cache, &location, &platform));
+    let (bootstrap, manifest, directory) = match kept {
+        Some(kept) => {
+            let (bootstrap, manifest) = kept_bootstrap(&kept, &image, &location, &platform, progress).await?;
+            (bootstrap, manifest, None)
+        }
+        None => {
+            let directory = tempfile::tempdir().context("making a temporary directory")?;
+            let manifest = fetch(&image, &location, &platform, directory.path(), progress).await?;
+            (directory.path().join(BOOTSTRAP_FILE), Some(manifest), Some(directory))
+        }
+    };
+    let blobs = given.unwrap_or_else(|| blobs_place(location, client, image));
+    Ok(Located { name, bootstrap, blobs, manifest, _directory: directory })
+}
+
+/// The bootstrap where it is kept; with the manifest if it had to be fetched.
+async fn kept_bootstrap(
+    kept: &Kept,
+    image: &Source,
+    location: &Location,
+    platform: &PlatformName,
+    progress: &Progress,
+) -> anyhow::Result<(PathBuf, Option<Manifest>)> {
+    if let Some(found) = kept.find().await? {
+        return Ok((found, None));
+    }
+    let directory = kept.begin()?;
+    let manifest = fetch(image, location, platform, directory.path(), progress).await?;
+    Ok((kept.keep(directory).await?, Some(manifest)))
+}
+
+/// Fetches the image's bootstrap to `directory`; returns its manifest.
+async fn fetch(
+    image: &Source,
+    location: &Location,
+    platform: &PlatformName,
+    directory: &Path,
+    progress: &Progress,
+) -> anyhow::Result<Manifest> {
+    let manifest = nydus_manifest(image, platform).await?;
     let layer = manifest.bootstrap().with_context(|| {
         let what = manifest.what();
         format!(
@@ -88,27 +132,25 @@ pub(super) async fn locate(
             nydus::ANNOTATION_BOOTSTRAP
         )
     })?;
-    let directory = tempfile::tempdir().context("making a temporary directory")?;
-    let bootstrap = directory.path().join(BOOTSTRAP_FILE);
     let task = progress.task("fetch bootstrap", layer.size());
-    fetch_bootstrap(&image, layer, &bootstrap, |bytes| task.advance(bytes))
+    fetch_bootstrap(image, layer, &directory.join(BOOTSTRAP_FILE), |bytes| task.advance(bytes))
         .await
         .with_context(|| format!("{location}: bootstrap layer {}", layer.digest()))?;
-    // Small ones are there before anybody asks.
-    drop(task);
-    let blobs = match (given, location) {
-        (Some(given), _) => given,
-        (None, Location::Registry(reference)) => BlobsPlace::Registry(Box::new((client, reference))),
-        (None, Location::Oci(layout)) => BlobsPlace::Directory(layout.path.join("blobs/sha256")),
-        (None, Location::OciArchive(_) | Location::Package(_)) => BlobsPlace::Archive(image),
-        (None, _) => BlobsPlace::Unknown,
-    };
-    Ok(Located { name, bootstrap, blobs, manifest: Some(manifest), _directory: Some(directory) })
+    Ok(manifest)
+}
+
+/// Where the blobs are of an image that is not merely files.
+fn blobs_place(location: Location, client: Client, image: Source) -> BlobsPlace {
+    match location {
+        Location::Registry(reference) => BlobsPlace::Registry(Box::new((client, reference))),
+        Location::Oci(layout) => BlobsPlace::Directory(layout.path.join("blobs/sha256")),
+        Location::OciArchive(_) | Location::Package(_) => BlobsPlace::Archive(image),
+        _ => BlobsPlace::Unknown,
+    }
 }
 
 /// The manifest of the nydus image that this leads to, by way of an index if it is one.
-async fn nydus_manifest(image: &Source, platform: Option<&str>) -> anyhow::Result<Manifest> {
-    let wanted = platform.map_or_else(|| Ok(PlatformName::host()), str::parse)?;
+async fn nydus_manifest(image: &Source, wanted: &PlatformName) -> anyhow::Result<Manifest> {
     let name = image.name();
     let root = image.root().await?;
     let index = match image.parse(&root)? {

@@ -1,6 +1,7 @@
 //! `image mount`: what it lets others do, and what it leaves behind.
 
 use std::fs;
+use std::path::{Path, PathBuf};
 use std::process::Stdio;
 
 use nix::sys::signal::Signal;
@@ -8,6 +9,7 @@ use nix::sys::statvfs::{FsFlags, statvfs};
 use test_support::noise;
 
 use crate::node::{Node, Process};
+use crate::registry::Serving;
 use crate::{can_mount, eventually};
 
 #[test]
@@ -83,4 +85,55 @@ fn a_mount_that_is_complete_needs_its_blobs_no_more() {
     assert!(fs::read(place.join("f")).unwrap() == content);
     process.signal(Signal::SIGTERM);
     assert!(process.ended().success());
+}
+
+/// The bootstraps that a cache's directory keeps.
+fn kept(cache: &Path) -> Vec<PathBuf> {
+    fs::read_dir(cache.join("bootstraps"))
+        .map(|all| all.map(|entry| entry.unwrap().path().join("image.boot")).collect())
+        .unwrap_or_default()
+}
+
+#[test]
+fn an_image_that_its_digest_names_is_mounted_again_without_its_registry() {
+    if !can_mount() {
+        return;
+    }
+    let node = Node::new();
+    let content = noise(3, 3_000_000);
+    let (tree, place, cache) = (node.path("tree"), node.path("place"), node.path("cache"));
+    fs::create_dir(&tree).unwrap();
+    fs::write(tree.join("f"), &content).unwrap();
+    let registry = Serving::start(node.dir.path(), "elsewhere", &[]);
+    let name = format!("{}/team/image", registry.address);
+    let from = format!("directory:{}", tree.display());
+    let convert = ["image", "convert", "--layer-cache", "", &from, &format!("{name}:v1")];
+    let digest = String::from_utf8(node.role(&convert).output().unwrap().stdout).unwrap();
+    let image = format!("{name}@{}", digest.trim_end());
+    let mount = |image: &str| {
+        let mut command = node.role(&["image", "mount", image]);
+        command.arg(&place).arg("--cache").arg(&cache).stdout(Stdio::null());
+        command
+    };
+    let read_all = |image: &str| {
+        let mut process = Process::spawn(&mut mount(image));
+        eventually("it serves", || fs::read(place.join("f")).ok().filter(|read| *read == content));
+        process.signal(Signal::SIGTERM);
+        assert!(process.ended().success());
+    };
+    // A tag may lead elsewhere tomorrow.
+    read_all(&format!("{name}:v1"));
+    assert_eq!(kept(&cache), <[PathBuf; 0]>::default());
+    read_all(&image);
+    drop(registry);
+    read_all(&image);
+    let [bootstrap] = &kept(&cache)[..] else { panic!("{:?}", kept(&cache)) };
+
+    // One that is not as it was written is not used.
+    let mut bytes = fs::read(bootstrap).unwrap();
+    *bytes.last_mut().unwrap() ^= 1;
+    fs::write(bootstrap, bytes).unwrap();
+    let output = mount(&image).output().unwrap();
+    let said = String::from_utf8_lossy(&output.stderr);
+    assert!(!output.status.success() && said.contains("GET manifest"), "{said}");
 }

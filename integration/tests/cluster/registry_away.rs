@@ -28,10 +28,14 @@ const CLUSTER_IMAGE_COMPLETE: &str = "journalctl --output cat \
 const READ_CLUSTER_IMAGE: &str =
     "cd /var/lib/nydus-cluster/cluster/tree && bin/helm version && find . -type f -exec cat {} + >/dev/null";
 
-/// A node boots while nobody has the cluster image, and comes back with its pods when somebody has.
+/// What a node keeps of the cluster image, to mount it without its registry.
+const KEPT_BOOTSTRAPS: &str = "/var/lib/nydus-cluster/cluster/cache/bootstraps";
+
+/// A node that has nothing of the cluster image boots while nobody has it, and comes back with its pods when somebody has.
 pub(crate) fn at_a_reboot(lab: &mut ClusterLab) -> Result<()> {
     lab.end_registry()?;
     let worker = &lab.machines().all()[2];
+    worker.run(&format!("rm -r {KEPT_BOOTSTRAPS}"))?;
     // Whoever is asked instead says no at once, where elsewhere a name is looked up.
     worker.run("echo 127.0.0.1 registry.example registry.k8s.io >>/etc/hosts")?;
     worker.reboot()?;
@@ -81,6 +85,7 @@ pub(crate) fn after_completion(lab: &mut ClusterLab) -> Result<()> {
     for machine in lab.machines().all() {
         machine.run(READ_CLUSTER_IMAGE)?;
     }
+    boots(lab)?;
     let before = lab.kubectl(&format!("{PODS} -o name"))?;
     lab.kubectl("delete pods -l app=nginx --wait")?;
     lab.kubectl("scale deployment nginx --replicas=9")?;
@@ -92,6 +97,24 @@ pub(crate) fn after_completion(lab: &mut ClusterLab) -> Result<()> {
         .all()
         .iter()
         .try_for_each(|machine| machine.run(&format!("rm -r $(dirname {CONFIG})")).map(drop))
+}
+
+/// A node boots without the registry: it has all that it needs, for new pods and for those that were there.
+fn boots(lab: &ClusterLab) -> Result<()> {
+    let worker = &lab.machines().all()[2];
+    worker.reboot()?;
+    worker.wait_for("the kubelet runs", SERVING_DEADLINE, "systemctl is-active kubelet")?;
+    let image = "jsonpath='{.spec.template.spec.containers[0].image}'";
+    let image = lab.kubectl(&format!("get deployment nginx -o {image}"))?;
+    // What the API server says of others may be of the time before; of this one it is not.
+    lab.run_pod("after-boot", &image, worker, &[])?;
+    lab.wait_nodes_ready(lab.machines().all().len())?;
+    let of_node = format!("--field-selector=spec.nodeName={}", worker.name());
+    let deadline = SERVING_DEADLINE.as_secs();
+    lab.kubectl(&format!("wait --for=condition=Ready --timeout={deadline}s pods -A {of_node}"))
+        .with_context(|| lab.kubectl(&format!("get pods -A -o wide {of_node}")).unwrap_or_default())?;
+    worker.run(READ_CLUSTER_IMAGE)?;
+    lab.kubectl("delete pod after-boot --wait").map(drop)
 }
 
 /// What a node's daemon says of the images that are mounted.
