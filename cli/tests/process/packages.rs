@@ -13,7 +13,7 @@ use test_support::{noise, tar_of};
 use super::registry::{Serving, closed};
 
 /// `nydus-cluster`, with the configuration and credentials in `dir` alone.
-fn command(dir: &Path, arguments: &[&str]) -> Command {
+pub(crate) fn command(dir: &Path, arguments: &[&str]) -> Command {
     let config = dir.join("config.toml");
     fs::write(&config, "").unwrap();
     let mut command = Command::new(env!("CARGO_BIN_EXE_nydus-cluster"));
@@ -22,7 +22,7 @@ fn command(dir: &Path, arguments: &[&str]) -> Command {
 }
 
 /// What the command says, if it ends well.
-fn said(dir: &Path, arguments: &[&str]) -> String {
+pub(crate) fn said(dir: &Path, arguments: &[&str]) -> String {
     let output = command(dir, arguments).output().unwrap();
     assert!(output.status.success(), "{arguments:?}: {output:?}");
     String::from_utf8(output.stdout).unwrap()
@@ -92,7 +92,7 @@ fn a_cluster_image_travels_as_a_package() {
 }
 
 /// Pushes a plain image of one layer with these files.
-async fn push_plain(client: &Client, name: &str, files: &[(&str, Vec<u8>)]) {
+pub(crate) async fn push_plain(client: &Client, name: &str, files: &[(&str, Vec<u8>)]) {
     let (name, layer) = (Reference::parse(name).unwrap(), tar_of(files));
     let config = serde_json::json!({
         "os": "linux", "architecture": "amd64",
@@ -113,13 +113,13 @@ async fn push_plain(client: &Client, name: &str, files: &[(&str, Vec<u8>)]) {
 
 /// Blobs and their bytes.
 #[derive(Debug, Default, PartialEq)]
-struct Blobs {
-    number: usize,
-    bytes: u64,
+pub(crate) struct Blobs {
+    pub(crate) number: usize,
+    pub(crate) bytes: u64,
 }
 
 /// What was sent to a registry, and how many blobs were mounted there, by its access log.
-fn sent(log: &Path) -> (Blobs, usize) {
+pub(crate) fn sent(log: &Path) -> (Blobs, usize) {
     let (mut sent, mut mounted) = (Blobs::default(), 0);
     for line in fs::read_to_string(log).unwrap().lines() {
         let request: Value = serde_json::from_str(line).unwrap();

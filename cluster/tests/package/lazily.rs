@@ -15,7 +15,7 @@ use serde_json::Value;
 use tempfile::TempDir;
 use tokio_util::sync::CancellationToken;
 
-use crate::peers::noise;
+use crate::peers::{self, noise};
 use crate::support::{Registry, index, layer};
 use crate::{AMD64, client, locked, names, open, unpack, written};
 
@@ -145,6 +145,16 @@ async fn images_are_there_as_rafs_and_what_they_share_is_there_once() {
     let named: Value = serde_json::from_slice(&client().manifest(&name).await.unwrap().1).unwrap();
     assert_eq!(named["manifests"][0]["artifactType"], registry::nydus::ARTIFACT_TYPE_MANIFEST);
     stop.cancel();
+
+    // And from CNCF distribution, of the directory.
+    if peers::have("docker-registry") {
+        fs::rename(unpacked.path().join("registry"), unpacked.path().join("root")).unwrap();
+        let docker = peers::Registry::docker(unpacked.path(), "");
+        let images = docker.repository("nydus-cluster/images").with_digest(saved.digest().clone());
+        read_all(&SavedImages::open(&SavedAt::Repository(images), &client()).await.unwrap()).await;
+        let (_, content) = client().manifest(&docker.reference("team/app:v1")).await.unwrap();
+        assert_eq!(serde_json::from_slice::<Value>(&content).unwrap(), named);
+    }
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -4,6 +4,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
 use std::io::Read as _;
 use std::path::Path;
+use std::process::Command;
 
 use bytes::Bytes;
 use cluster::lock::Lock;
@@ -300,6 +301,29 @@ async fn a_directory_is_served_with_the_images_under_their_names() {
     let (found, _) = client().manifest(&name.with_tag("v1").unwrap()).await.unwrap();
     assert_eq!(*found.digest(), sha256(&world.index));
     crate::check_image(&name, &world.manifests[0].digest).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn garbage_collection_leaves_what_was_saved() {
+    if !have("docker-registry") {
+        return;
+    }
+    let (world, dir) = (World::new().await, tempfile::tempdir().unwrap());
+    let lock = locked(&dir, &world.list(), &[]).await;
+    let served = peers::Registry::docker(dir.path(), "");
+    let name = served.reference("team/cluster:images");
+    let (_, failed) = saved(&lock, &dir, &Destination::Repository(name.clone())).await;
+    assert!(failed.is_empty(), "{failed:?}");
+    let garbage = noise(7, 1000);
+    client().push_blob(name.repository(), garbage.clone()).await.unwrap();
+    served.stop().await;
+    let config = peers::docker_config(dir.path(), "");
+    let output = Command::new("docker-registry").arg("garbage-collect").arg(config).output().unwrap();
+    assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+    let (garbage, blobs) = (sha256(&garbage), dir.path().join("root/docker/registry/v2/blobs/sha256"));
+    assert!(!blobs.join(&garbage.digest()[..2]).join(garbage.digest()).join("data").exists());
+    let served = peers::Registry::docker(dir.path(), "");
+    world.check(&opened(&served.reference("team/cluster:images")).await).await;
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -1,0 +1,139 @@
+//! `nydus-cluster cluster`: locks, saves and merges, by the commands.
+
+use std::fs;
+use std::path::Path;
+
+use registry::client::{Client, ClientConfig};
+use registry::{Digest, Reference, digest};
+use test_support::{noise, tar_of};
+
+use super::packages::{command, push_plain, said, sent};
+use super::registry::Serving;
+
+fn client() -> Client {
+    Client::new(ClientConfig::default()).unwrap()
+}
+
+/// What a command that fails says: on standard output, and on standard error.
+fn failing(dir: &Path, arguments: &[&str]) -> (String, String) {
+    let output = command(dir, arguments).output().unwrap();
+    assert_eq!(output.status.code(), Some(1), "{arguments:?}: {output:?}");
+    (String::from_utf8(output.stdout).unwrap(), String::from_utf8(output.stderr).unwrap())
+}
+
+async fn digest_of(name: &str) -> Digest {
+    client().manifest(&Reference::parse(name).unwrap()).await.unwrap().0.digest().clone()
+}
+
+/// A tree whose list asks for these images.
+fn asks_for(dir: &Path, images: &[&str]) {
+    let list = dir.join("root/manifests");
+    fs::create_dir_all(&list).unwrap();
+    fs::write(list.join("imageList"), format!("# what it needs\n{}\n", images.join("\n"))).unwrap();
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_lock_is_obeyed_checked_and_updated() {
+    let dir = tempfile::tempdir().unwrap();
+    let dir = dir.path();
+    let serving = Serving::start(dir, "registry", &[]);
+    let [app, db, none] = ["app", "db", "none"].map(|name| format!("{}/team/{name}:v1", serving.address));
+    for name in [&app, &db] {
+        push_plain(&client(), name, &[("file", name.clone().into_bytes())]).await;
+    }
+    asks_for(dir, &[&app, &db]);
+    let table = said(dir, &["cluster", "images", "root"]);
+    let rows: Vec<Vec<&str>> = table.lines().map(|line| line.split_whitespace().collect()).collect();
+    let place = |line: usize| format!("manifests/imageList:{line}");
+    assert_eq!(rows, [vec!["IMAGE", "ASKED", "BY"], vec![&app, &place(2)], vec![&db, &place(3)]]);
+    let why = |image: &str| said(dir, &["cluster", "images", "root", "--why", image]);
+    assert_eq!(why(&app), format!("{app}\n  {}\n", place(2)));
+    assert_eq!(why(app.trim_end_matches(":v1")), why(&app), "all of a repository");
+    let (_, error) = failing(dir, &["cluster", "images", "root", "--why", "app"]);
+    assert!(error.contains("nothing asks for app"), "{error}");
+
+    let lock = ["cluster", "images", "root", "--lock", "images.lock"];
+    let check = ["cluster", "images", "root", "--check", "images.lock"];
+    said(dir, &lock);
+    assert_eq!(said(dir, &check), "");
+    let (first, locked) = (digest_of(&app).await, || fs::read_to_string(dir.join("images.lock")).unwrap());
+    let before = locked();
+    assert!(before.contains(first.as_ref()), "{before}");
+    // The tag is moved.
+    push_plain(&client(), &app, &[("file", b"second".to_vec())]).await;
+    let second = digest_of(&app).await;
+    let (changes, _) = failing(dir, &check);
+    assert_eq!(changes, format!("{app}: locked as {first}, but is {second}\n"));
+    said(dir, &lock);
+    assert_eq!(locked(), before, "what is locked stays");
+    said(dir, &[&lock[..], &["--update"]].concat());
+    assert_eq!(locked(), before.replace(first.as_ref(), second.as_ref()), "one line is another one");
+    assert_eq!(said(dir, &check), "");
+
+    // One that is not there is an error, unless it may be missing; then it is not locked.
+    asks_for(dir, &[&app, &db, &none]);
+    let before = locked();
+    let (_, error) = failing(dir, &lock);
+    assert!(error.contains(&format!("error: {}: {none}: ", place(4))), "{error}");
+    assert!(error.contains("images.lock is not written"), "{error}");
+    let allowed = [&lock[..], &["--allow-missing", "**/team/none:*"]].concat();
+    let output = command(dir, &allowed).output().unwrap();
+    let warning = String::from_utf8(output.stderr).unwrap();
+    assert!(output.status.success(), "{warning}");
+    assert!(warning.contains(&format!("warning: {}: {none}: ", place(4))), "{warning}");
+    assert_eq!(locked(), before);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_save_that_fails_names_the_image_and_gives_no_name() {
+    let dir = tempfile::tempdir().unwrap();
+    let dir = dir.path();
+    let serving = Serving::start(dir, "registry", &[]);
+    let [good, bad] = ["good", "bad"].map(|name| format!("{}/team/{name}:v1", serving.address));
+    push_plain(&client(), &good, &[("file", b"good".to_vec())]).await;
+    let files = [("file", b"bad".to_vec())];
+    push_plain(&client(), &bad, &files).await;
+    asks_for(dir, &[&good, &bad]);
+    said(dir, &["cluster", "images", "root", "--lock", "root/images.lock"]);
+    let layer = digest::sha256(&tar_of(&files));
+    let shelf = dir.join("registry/docker/registry/v2/blobs/sha256").join(&layer.digest()[..2]);
+    fs::remove_dir_all(shelf.join(layer.digest())).unwrap();
+
+    let to = format!("{}/cluster:images", serving.address);
+    let (_, error) = failing(dir, &["cluster", "save", "root", "--to", &to]);
+    assert!(error.contains(&format!("error: {bad}: ")), "{error}");
+    assert!(error.contains("1 of 2 images are not saved"), "{error}");
+    assert!(client().head_manifest(&Reference::parse(&to).unwrap()).await.unwrap().is_none());
+    let (_, error) = failing(dir, &["cluster", "save", "root"]);
+    assert!(error.contains(&format!("error: {bad}: ")), "{error}");
+}
+
+/// What a merge in one registry may send: documents, and a nydus image's bootstrap.
+const SMALL_BYTES: u64 = 64 << 10;
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_merge_moves_no_data() {
+    let dir = tempfile::tempdir().unwrap();
+    let dir = dir.path();
+    let layers = [noise(1, 600_000), noise(2, 400_000)];
+    let before = Serving::start(dir, "registry", &[]);
+    for ((name, file), content) in [("k8s", "bin/kubeadm"), ("net", "opt/net")].into_iter().zip(&layers) {
+        let plain = format!("{}/team/{name}:v1", before.address);
+        push_plain(&client(), &plain, &[(file, content.clone())]).await;
+        said(dir, &["image", "convert", "--layer-cache", "", &plain, &plain.replace(":v1", ":nydus")]);
+    }
+    drop(before);
+    for form in ["v1", "nydus"] {
+        let log = format!("{form}.json");
+        let serving = Serving::start(dir, "registry", &["--access-log", &log]);
+        let [k8s, net, merged] =
+            ["team/k8s", "team/net", "merged"].map(|name| format!("{}/{name}:{form}", serving.address));
+        let output = said(dir, &["cluster", "merge", &k8s, &net, "-t", &merged]);
+        assert!(output.starts_with(&format!("{merged}@{}", digest_of(&merged).await)), "{output}");
+        let (sent, mounted) = sent(&dir.join(&log));
+        assert!(sent.bytes < SMALL_BYTES && mounted >= layers.len(), "{form}: {mounted} mounted, {sent:?}");
+        if form == "nydus" {
+            said(dir, &["image", "check", &merged]);
+        }
+    }
+}
