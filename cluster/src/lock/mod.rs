@@ -78,6 +78,19 @@ pub struct PlatformImage {
     pub bytes: u64,
 }
 
+impl Locked {
+    /// Its nydus images for platforms of which no plain image is, as `is_rafs` says by their manifests' digests, there as RAFS.
+    pub(crate) fn own_nydus(
+        &self,
+        is_rafs: impl Fn(&Digest) -> bool,
+    ) -> impl Iterator<Item = &PlatformImage> {
+        self.nydus.iter().filter(move |nydus| {
+            let mut plain = self.platforms.iter().filter(|plain| plain.platform == nydus.platform);
+            !plain.any(|plain| is_rafs(&plain.digest))
+        })
+    }
+}
+
 impl Lock {
     /// The image of this name.
     pub fn get(&self, reference: &Reference) -> Option<&Locked> {

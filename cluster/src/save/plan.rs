@@ -9,7 +9,7 @@ use registry::digest::sha256;
 use registry::media_types::{DOCKER_INDEX, OCI_INDEX};
 
 use super::{Forms, SaveError};
-use crate::lock::Locked;
+use crate::lock::{Locked, PlatformImage};
 
 /// The documents and blobs of an image.
 #[derive(Clone, Debug, Default)]
@@ -55,15 +55,38 @@ impl Plan {
             let found = root.descriptor.digest().clone();
             return Err(SaveError::Moved { locked: locked.digest.clone(), found });
         }
-        let wanted: Vec<_> =
-            locked.platforms.iter().chain(&locked.nydus).map(|image| &image.digest).collect();
         let mut plan = Self::default();
-        let mut todo = vec![(root, 0)];
+        let wanted = |digest: &Digest| locked.platforms.iter().any(|image| image.digest == *digest);
+        let others = plan.add(root, wanted, source, forms).await?;
+        // Nodes read what is made of the plain image; whoever wants images as they are may want all that there is.
+        let is_made = |digest: &Digest| !forms.plain && plan.rafs.iter().any(|rafs| rafs.is_of(digest));
+        let nydus: Vec<&PlatformImage> = locked.own_nydus(is_made).collect();
+        for entry in others.iter().filter(|entry| nydus.iter().any(|image| image.digest == *entry.digest())) {
+            plan.add(source.manifest(entry).await?, |_| false, source, forms).await?;
+        }
+        let has = |digest| plan.manifests.iter().any(|manifest| manifest.descriptor.digest() == digest);
+        let mut all = locked.platforms.iter().chain(nydus).map(|image| &image.digest);
+        match all.find(|digest| !has(*digest)) {
+            Some(digest) => Err(SaveError::NotInIndex(digest.clone())),
+            None => Ok(plan),
+        }
+    }
+
+    /// Adds a manifest, or an index and those of its manifests that are wanted; returns what it names besides.
+    async fn add(
+        &mut self,
+        document: Document,
+        wanted: impl Fn(&Digest) -> bool,
+        source: &Source,
+        forms: Forms,
+    ) -> Result<Vec<Descriptor>, SaveError> {
+        let mut others = Vec::new();
+        let mut todo = vec![(document, 0)];
         while let Some((document, depth)) = todo.pop() {
             let index = match source.parse(&document)? {
                 Parsed::Index(index) => index,
                 Parsed::Manifest(manifest) => {
-                    plan.add_manifest(document, manifest, source, forms).await?;
+                    self.add_manifest(document, manifest, source, forms).await?;
                     continue;
                 }
                 Parsed::Artifact(artifact) => {
@@ -74,19 +97,17 @@ impl Plan {
             if depth == DEPTH_LIMIT {
                 return Err(SaveError::TooDeep(DEPTH_LIMIT));
             }
-            plan.indexes.push(document);
+            self.indexes.push(document);
             for entry in &index.manifests {
                 let is_index = [OCI_INDEX, DOCKER_INDEX].contains(&entry.media_type().as_ref());
-                if is_index || wanted.contains(&entry.digest()) {
+                if is_index || wanted(entry.digest()) {
                     todo.push((source.manifest(entry).await?, depth + 1));
+                } else {
+                    others.push(entry.clone());
                 }
             }
         }
-        let has = |digest| plan.manifests.iter().any(|manifest| manifest.descriptor.digest() == digest);
-        match wanted.into_iter().find(|digest| !has(*digest)) {
-            Some(digest) => Err(SaveError::NotInIndex(digest.clone())),
-            None => Ok(plan),
-        }
+        Ok(others)
     }
 
     async fn add_manifest(
@@ -118,6 +139,10 @@ impl Plan {
 }
 
 impl RafsPlan {
+    fn is_of(&self, manifest: &Digest) -> bool {
+        self.manifest.descriptor.digest() == manifest
+    }
+
     /// `None` for what is kept as it is: artifacts, nydus images, images of other systems than Linux or without layers.
     async fn of(
         document: &Document,

@@ -19,7 +19,11 @@ use crate::{client, locked, saved_in};
 
 /// Converts a plain image to a nydus image.
 async fn converted(from: &Reference, to: &Reference) {
-    let recipe = Recipe::new(Options::default(), None, Vec::new(), 1).unwrap();
+    converted_as(Options::default(), from, to).await;
+}
+
+pub(crate) async fn converted_as(options: Options, from: &Reference, to: &Reference) {
+    let recipe = Recipe::new(options, None, Vec::new(), 1).unwrap();
     let how = Conversion {
         converter: &Converter::new(recipe, 1, LayerCache::new(0)),
         client: &client(),

@@ -7,6 +7,7 @@ mod support;
 // Other registries, and what is between them and us: as the registry's own tests have them.
 mod cluster_image;
 mod killed;
+mod own_nydus;
 #[path = "../../../registry/tests/it/support/mod.rs"]
 #[allow(dead_code, reason = "these tests need some of it")]
 mod peers;

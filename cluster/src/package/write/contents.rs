@@ -211,8 +211,10 @@ impl Gathered {
 
 /// The images of `locked` that are not there as RAFS; `None` if all are.
 fn as_they_are(locked: &Locked, table: &Table) -> Option<Locked> {
+    let is_rafs = |digest: &Digest| table.images.contains_key(digest);
     let mut rest = locked.clone();
-    rest.platforms.retain(|image| !table.images.contains_key(&image.digest));
+    rest.nydus = locked.own_nydus(is_rafs).cloned().collect();
+    rest.platforms.retain(|image| !is_rafs(&image.digest));
     let as_rafs = rest.platforms.len() < locked.platforms.len();
     (!as_rafs || !rest.platforms.is_empty() || !rest.nydus.is_empty()).then_some(rest)
 }
