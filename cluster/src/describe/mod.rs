@@ -2,7 +2,7 @@
 //!
 //! | said | sealer | sealos |
 //! |---|---|---|
-//! | what it is | `type` in the annotation `sealer.image.extension` | label `sealos.io.type` |
+//! | what it is | `type` in the annotation `sealer.image.extension`; a root file system has `Metadata` | label `sealos.io.type` |
 //! | its version | `version` in the file `Metadata` | label `version` |
 //! | the versions of Kubernetes that it is for | label `app.alpha.sealer.io/supported-kube-version`, `kubeVersion` in `Metadata` | |
 //! | the kind of cluster | label `cluster.alpha.sealer.io/cluster-runtime-type`, `ClusterRuntime` in `Metadata` | label `sealos.io.distribution` |

@@ -131,6 +131,8 @@ fn some(text: &str) -> Option<String> {
 
 impl Description {
     pub(super) fn read_metadata(&mut self, metadata: Metadata) {
+        // Root file systems alone have the file.
+        self.kind = Some(Kind::Rootfs);
         self.version = some(&metadata.version);
         self.architecture = some(&metadata.arch).map(|arch| (arch, metadata.variant.clone()));
         self.kube_versions = some(&metadata.kube_versions);

@@ -57,6 +57,16 @@ fn sealers_words_are_read() {
 }
 
 #[test]
+fn what_has_metadata_is_a_root_file_system_unless_it_says_otherwise() {
+    let kind = |labels: &[(&str, &str)], metadata| {
+        Description::read(&words(labels), &Words::new(), metadata).unwrap().kind
+    };
+    assert_eq!(kind(&[], Some(METADATA)), Some(Kind::Rootfs));
+    assert_eq!(kind(&[("sealos.io.type", "application")], Some(METADATA)), Some(Kind::Application));
+    assert_eq!(kind(&[], None), None);
+}
+
+#[test]
 fn sealos_words_are_read() {
     let labels = words(&[
         ("sealos.io.type", "rootfs"),

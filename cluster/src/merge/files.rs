@@ -141,7 +141,7 @@ impl United {
     /// A tar with the united lock, unless it is that of one image.
     pub(super) fn layer(&self) -> std::io::Result<Option<Bytes>> {
         let Some((lock, _, 2..)) = &self.lock else { return Ok(None) };
-        lock_layer(lock).map(Some)
+        lock_layer(lock, None).map(Some)
     }
 }
 

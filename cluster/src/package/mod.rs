@@ -34,21 +34,27 @@ pub use write::{Contents, NotPackaged, PackageTarget, write};
 /// The lock in a package, and in a cluster image.
 pub const LOCK_FILE: &str = "images.lock";
 
-/// The tar of a layer that has the lock as its only file. The same lock gives the same bytes.
+/// What a root file system says of itself in sealer's words ([`crate::describe`]).
+pub const METADATA_FILE: &str = "Metadata";
+
+/// The tar of a layer that has the lock, and sealer's `Metadata` if there is some, as its only files. The same content gives the same bytes.
 ///
 /// # Errors
 ///
 /// When it is larger than memory holds.
-pub fn lock_layer(lock: &Lock) -> std::io::Result<bytes::Bytes> {
-    let content = lock.to_string();
+pub fn lock_layer(lock: &Lock, metadata: Option<&str>) -> std::io::Result<bytes::Bytes> {
+    let lock = lock.to_string();
     let mut tar = tar::Builder::new(Vec::new());
-    let mut header = tar::Header::new_ustar();
-    header.set_mode(0o644);
-    header.set_uid(0);
-    header.set_gid(0);
-    header.set_mtime(0);
-    header.set_size(content.len() as u64);
-    tar.append_data(&mut header, LOCK_FILE, content.as_bytes())?;
+    for (name, content) in [(LOCK_FILE, Some(lock.as_str())), (METADATA_FILE, metadata)] {
+        let Some(content) = content else { continue };
+        let mut header = tar::Header::new_ustar();
+        header.set_mode(0o644);
+        header.set_uid(0);
+        header.set_gid(0);
+        header.set_mtime(0);
+        header.set_size(content.len() as u64);
+        tar.append_data(&mut header, name, content.as_bytes())?;
+    }
     Ok(tar.into_inner()?.into())
 }
 

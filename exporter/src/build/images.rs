@@ -1,19 +1,17 @@
 //! The key `images`: which container images the built image asks for. They are found in what was built, once it is stored, and locked;
-//! the lock becomes its topmost layer, `images.lock`.
+//! the lock becomes its topmost layer, `images.lock`. What it says of itself in the words of one system it says in those of the other too.
 //!
 //! The files are a builder's: what reads them is what `cluster images` is, and helm runs confined there.
 
-use std::collections::BTreeMap;
 use std::io;
-use std::path::Path;
 use std::time::Duration;
 
 use bytes::Bytes;
 use cluster::ClusterConfig;
-use cluster::describe::{ContainerImage, DescribeError, Description, Platform};
+use cluster::describe::{ContainerImage, DescribeError, Description, Kind, Platform, Words};
 use cluster::discover::{self, DiscoverError, Options};
-use cluster::lock::{self, Lock, LockFileError, ResolveError, ResolveOptions};
-use cluster::package::{LOCK_FILE, lock_layer};
+use cluster::lock::{self, Lock, LockFileError, Locked, PlatformImage, ResolveError, ResolveOptions};
+use cluster::package::{LOCK_FILE, METADATA_FILE, lock_layer};
 use cluster::save::{self, Destination, NotSaved, SaveOptions};
 use image::document::ImageConfig;
 use image::files::{self, FilesError};
@@ -59,10 +57,12 @@ pub(crate) enum ImagesError {
 #[derive(Debug)]
 pub(crate) struct Found {
     pub(crate) lock: Lock,
-    /// A tar with the lock.
+    /// A tar with the lock, and with sealer's `Metadata` for a root file system that has none.
     pub(crate) layer: Bytes,
     /// Annotations of the manifest, in sealer's words.
     pub(crate) annotations: Vec<(&'static str, String)>,
+    /// Labels for the config, in the words of both systems.
+    pub(crate) labels: Words,
     /// What need not be an error.
     pub(crate) warnings: Vec<String>,
 }
@@ -103,38 +103,37 @@ pub(crate) async fn find(
     }
     let warnings = found.warnings.iter().chain(&resolved.warnings).map(ToString::to_string).collect();
     let labels = configured.labels.unwrap_or_default();
-    let annotations = annotations(&labels, &configured.annotations, root, &resolved.lock)?;
-    let layer = lock_layer(&resolved.lock)?;
-    Ok(Found { lock: resolved.lock, layer, annotations, warnings })
+    let metadata = std::fs::read_to_string(root.join(METADATA_FILE)).ok();
+    let mut said = Description::read(&labels, &configured.annotations, metadata.as_deref())?;
+    said.images = container_images(&resolved.lock);
+    said.architecture.get_or_insert_with(|| {
+        (platform.architecture().to_owned(), platform.variant().unwrap_or_default().to_owned())
+    });
+    let metadata = (metadata.is_none() && said.kind == Some(Kind::Rootfs)).then(|| said.metadata());
+    let layer = lock_layer(&resolved.lock, metadata.as_deref())?;
+    Ok(Found { lock: resolved.lock, layer, annotations: annotations(&said), labels: said.labels(), warnings })
+}
+
+/// The images of the lock, as sealer lists them.
+fn container_images(lock: &Lock) -> Vec<ContainerImage> {
+    let of_platform = |(image, found): (&Locked, &PlatformImage)| ContainerImage {
+        image: image.reference.to_string(),
+        app_name: String::new(),
+        platform: Some(Platform {
+            os: found.platform.os().to_owned(),
+            architecture: found.platform.architecture().to_owned(),
+            variant: found.platform.variant().unwrap_or_default().to_owned(),
+        }),
+    };
+    let all = lock.images.iter().flat_map(|image| image.platforms.iter().map(move |found| (image, found)));
+    all.map(of_platform).collect()
 }
 
 /// sealer's words for the images, and for the rest where the image has some of them.
-fn annotations(
-    labels: &BTreeMap<String, String>,
-    annotations: &BTreeMap<String, String>,
-    root: &Path,
-    lock: &Lock,
-) -> Result<Vec<(&'static str, String)>, ImagesError> {
-    let metadata = std::fs::read_to_string(root.join("Metadata")).ok();
-    let mut said = Description::read(labels, annotations, metadata.as_deref())?;
-    said.images = lock
-        .images
-        .iter()
-        .flat_map(|image| {
-            image.platforms.iter().map(|found| ContainerImage {
-                image: image.reference.to_string(),
-                app_name: String::new(),
-                platform: Some(Platform {
-                    os: found.platform.os().to_owned(),
-                    architecture: found.platform.architecture().to_owned(),
-                    variant: found.platform.variant().unwrap_or_default().to_owned(),
-                }),
-            })
-        })
-        .collect();
+fn annotations(said: &Description) -> Vec<(&'static str, String)> {
     let mut words = said.annotations();
     let names = ["sealer.image.extension", "sealer.image.container.images"];
-    Ok(names.into_iter().filter_map(|name| Some((name, words.remove(name)?))).collect())
+    names.into_iter().filter_map(|name| Some((name, words.remove(name)?))).collect()
 }
 
 /// What the config says that an image is for.

@@ -1,10 +1,12 @@
-//! An image's documents with one layer more.
+//! An image's documents with more in them: a layer, labels.
+
+use std::collections::BTreeMap;
 
 use bytes::Bytes;
 use registry::digest;
 use serde_json::{Value, json};
 
-use super::{DOCKER_MANIFEST, DocumentError, parse, serialise};
+use super::{DOCKER_MANIFEST, DocumentError, Object, parse, serialise};
 
 const OCI_LAYER: &str = "application/vnd.oci.image.layer.v1.tar";
 const DOCKER_LAYER: &str = "application/vnd.docker.image.rootfs.diff.tar";
@@ -34,6 +36,30 @@ pub fn with_layer(
         history.push(json!({"created_by": created_by}));
     }
     Ok((serialise(&manifest), serialise(&config)))
+}
+
+/// A config of an image with these labels too; those that it has stay as they are.
+///
+/// # Errors
+///
+/// When it is none.
+pub fn with_labels(config: &[u8], labels: &BTreeMap<String, String>) -> Result<Bytes, DocumentError> {
+    let wrong = || DocumentError::new("image config", "its config or its labels are no object");
+    let mut config = parse("image config", config)?;
+    let inner = object(config.entry("config").or_insert(Value::Null)).ok_or_else(wrong)?;
+    let own = object(inner.entry("Labels").or_insert(Value::Null)).ok_or_else(wrong)?;
+    for (name, value) in labels {
+        own.entry(name).or_insert_with(|| value.as_str().into());
+    }
+    Ok(serialise(&config))
+}
+
+/// An object to be added to. An empty one may be written as `null`.
+fn object(value: &mut Value) -> Option<&mut Object> {
+    if value.is_null() {
+        *value = json!({});
+    }
+    value.as_object_mut()
 }
 
 /// A list to be added to. An empty one may be written as `null`.
@@ -70,5 +96,20 @@ mod tests {
             (serde_json::from_slice(&manifest).unwrap(), serde_json::from_slice(&config).unwrap());
         assert_eq!(manifest["layers"][0]["digest"], digest.as_ref());
         assert_eq!(config["rootfs"]["diff_ids"], json!([digest.as_ref()]));
+    }
+    #[test]
+    fn labels_are_added_to_those_that_there_are() {
+        let labels = [("a", "new"), ("b", "new")].map(|(name, value)| (name.to_owned(), value.to_owned()));
+        let added = |config: Value| -> Value {
+            let added = with_labels(config.to_string().as_bytes(), &labels.clone().into()).unwrap();
+            serde_json::from_slice(&added).unwrap()
+        };
+        let kept = added(json!({"os": "linux", "config": {"Cmd": ["x"], "Labels": {"a": "old"}}}));
+        let expected = json!({"Cmd": ["x"], "Labels": {"a": "old", "b": "new"}});
+        assert_eq!((&kept["os"], &kept["config"]), (&json!("linux"), &expected));
+        for empty in [json!({}), json!({"config": null}), json!({"config": {"Labels": null}})] {
+            assert_eq!(added(empty)["config"]["Labels"], json!({"a": "new", "b": "new"}));
+        }
+        assert!(with_labels(br#"{"config": {"Labels": []}}"#, &labels.into()).is_err());
     }
 }

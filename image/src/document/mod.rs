@@ -20,7 +20,7 @@ mod kind;
 mod manifest;
 mod parsed;
 
-pub use addition::with_layer;
+pub use addition::{with_labels, with_layer};
 pub use attestation::{Attestation, Attested, Subject};
 pub use config::ImageConfig;
 pub(crate) use config::convert as convert_config;

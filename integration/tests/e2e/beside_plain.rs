@@ -58,19 +58,23 @@ pub(crate) fn plain_client(fixture: &Fixture) -> Result<()> {
     Ok(())
 }
 
-/// Images of builds, each with the plain one beside it: that of the build, and the one that its name had.
+/// Images of builds, cluster images at that, each with the plain one beside it: that of the build, and the one that its name had.
 pub(crate) fn of_builds(fixture: &Fixture) -> Result<()> {
     let dir = fixture.subdir("beside-builds")?;
     let registry = fixture.registry()?;
     let mut images = Vec::new();
     for (way, size) in [("also-oci", 2 << 20), ("merge-manifest", 3 << 20)] {
         let context = demo::random_files(fixture.peers(), &dir.join(way), &[("data", size)])?;
+        fs::write(context.join("imageList"), format!("{}\n", fixture.pause()?))?;
+        let dockerfile = context.join("Dockerfile");
+        fs::write(&dockerfile, fs::read_to_string(&dockerfile)? + "COPY imageList /imageList\n")?;
         let name = format!("{}/beside-builds/{way}-{}:v1", registry.address(), fixture.containerd());
         if way == "merge-manifest" {
             let plain = format!("type=image,name={name},push=true,registry.insecure=true");
             fixture.buildctl()?.build(&context, &[&plain])?;
         }
-        fixture.buildctl()?.build(&context, &[&format!("type=nydus-cluster,name={name},{way}=true")])?;
+        let output = format!("type=nydus-cluster,name={name},{way}=true,images=ref");
+        fixture.buildctl()?.build(&context, &[&output])?;
         images.push(Both::of(&name, content_digest(&context.join("data"))?)?);
     }
     let stock = dir.join("stock");

@@ -137,12 +137,105 @@ fn bound(fixture: &Fixture, name: &str, context: &Path, dir: &Path) -> Result<()
     Ok(())
 }
 
+/// A lock in what is built is obeyed, wherever the tags of its images lead meanwhile; without one they are looked up.
+pub(crate) fn obeyed(fixture: &Fixture) -> Result<()> {
+    let dir = fixture.subdir("cluster-obeyed")?;
+    let registry = fixture.registry()?.address();
+    let push = |version: &str| -> Result<String> {
+        let tree = dir.join(version);
+        fs::create_dir_all(&tree)?;
+        fs::write(tree.join("version"), version)?;
+        let layer = dir.join(format!("{version}.tar"));
+        gnu_tar::pack(&tree, &layer)?;
+        let layout = dir.join(format!("{version}-layout"));
+        oci_layout::push(registry, "cluster-obeyed-moving", &layer, &["/version"], &layout)
+    };
+    let moving = push("first")?;
+    let tree = dir.join("tree");
+    fs::create_dir_all(tree.join("manifests"))?;
+    fs::write(tree.join("manifests/imageList"), format!("{moving}\n"))?;
+    let build = |name: &str| -> Result<Value> {
+        let packed = dir.join("tree.tar");
+        gnu_tar::pack(&tree, &packed)?;
+        let context = demo::one_layer(&packed, &dir.join("context"))?;
+        fixture.buildctl()?.build(&context, &[&format!("type=nydus-cluster,name={name},images=ref")])?;
+        let mut inspect = Command::new(peers::nydus_cluster()?);
+        let said = process::run(inspect.args(["cluster", "inspect", name, "--json"]))?.stdout;
+        let report: Value = serde_json::from_str(&said)?;
+        Ok(report["images"][0]["digest"].clone())
+    };
+    let without = format!("{registry}/cluster-obeyed-without:v1");
+    let first = build(&without)?;
+    let mut lock = Command::new(peers::nydus_cluster()?);
+    lock.args(["cluster", "images"]).arg(&tree).arg("--lock").arg(tree.join("images.lock"));
+    let platform = format!("linux/{}", oci_layout::architecture());
+    process::run(lock.args(["--platform", &platform]))?;
+    push("second")?;
+    let locked = build(&format!("{registry}/cluster-obeyed-with:v1"))?;
+    ensure!(locked == first && first.is_string(), "{locked} is locked: expected {first}");
+    fs::remove_file(tree.join("images.lock"))?;
+    let second = build(&without)?;
+    ensure!(second != first && second.is_string(), "{second}: the tag was moved from {first}");
+    Ok(())
+}
+
+/// What an image says of itself in the words of one system, it says in those of the other as well.
+pub(crate) fn described(fixture: &Fixture) -> Result<()> {
+    let dir = fixture.subdir("cluster-described")?;
+    let registry = fixture.registry()?;
+    let metadata = r#"{"version": "v1.29.0", "arch": "any", "ClusterRuntime": "k8s", "more": 1}"#;
+    let labels =
+        "LABEL sealos.io.type=rootfs sealos.io.distribution=k3s version=v1.30.0 init=\"sh init.sh\"\n";
+    for (system, metadata, labels) in [("sealer", Some(metadata), ""), ("sealos", None, labels)] {
+        let tree = dir.join(system);
+        fs::create_dir_all(tree.join("manifests"))?;
+        fs::write(tree.join("manifests/imageList"), format!("{}\n", fixture.pause()?))?;
+        metadata.map(|text| fs::write(tree.join("Metadata"), text)).transpose()?;
+        let packed = dir.join(format!("{system}.tar"));
+        gnu_tar::pack(&tree, &packed)?;
+        let context = demo::one_layer(&packed, &dir.join(format!("{system}-context")))?;
+        let dockerfile = context.join("Dockerfile");
+        fs::write(&dockerfile, fs::read_to_string(&dockerfile)? + labels)?;
+        let name = format!("{}/cluster-described:{system}", registry.address());
+        fixture.buildctl()?.build(&context, &[&format!("type=nydus-cluster,name={name},images=ref")])?;
+
+        let unpacked = dir.join(format!("{system}-unpacked"));
+        let mut unpack = Command::new(peers::nydus_cluster()?);
+        process::run(unpack.args(["image", "unpack", &name]).arg(&unpacked).arg("--directory"))?;
+        let text = fs::read_to_string(unpacked.join("Metadata"))?;
+        let said: Value = serde_json::from_str(&text)?;
+        let made = manifest(&name)?;
+        let digest = made["config"]["digest"].as_str().and_then(|digest| digest.split(':').nth(1));
+        let digest = digest.context("a config")?;
+        let blobs = registry.root().join("docker/registry/v2/blobs/sha256");
+        let config: Value =
+            serde_json::from_slice(&fs::read(blobs.join(&digest[..2]).join(digest).join("data"))?)?;
+        let labels = &config["config"]["Labels"];
+        let extension = made["annotations"]["sealer.image.extension"].as_str().unwrap_or_default();
+        ensure!(extension.contains("kube-installer"), "{made}");
+        ensure!(labels["sealos.io.type"] == "rootfs" && labels["sealos.io.version"] == "v1beta1", "{config}");
+        ensure!(labels["version"] == said["version"], "{config}: {said}");
+        ensure!(labels["sealos.io.distribution"] == said["ClusterRuntime"], "{config}: {said}");
+        ensure!(labels["cluster.alpha.sealer.io/cluster-runtime-type"] == said["ClusterRuntime"], "{config}");
+        match metadata {
+            Some(metadata) => ensure!(text == metadata, "{text}: what is there stays"),
+            None => {
+                ensure!(said["version"] == "v1.30.0" && said["ClusterRuntime"] == "k3s", "{said}");
+                ensure!(said["arch"] == oci_layout::architecture(), "{said}");
+                ensure!(labels["init"] == "sh init.sh", "{config}");
+            }
+        }
+    }
+    Ok(())
+}
+
 /// A program that the root file system has, and a container image.
 const PROGRAM_BYTES: u64 = 3 << 20;
 /// What documents and metadata may take.
 const SMALL_BYTES: u64 = 64 << 10;
 
-/// What the root file system has is not stored again for the container images, whether the plain image is beside it or not.
+/// What the root file system has is not stored again for the container images, whether a plain image is beside it or not: the build's own, or the
+/// one that its name had.
 pub(crate) fn shared(fixture: &Fixture) -> Result<()> {
     let dir = fixture.subdir("cluster-shared")?;
     let registry = fixture.registry()?.address();
@@ -161,8 +254,12 @@ pub(crate) fn shared(fixture: &Fixture) -> Result<()> {
     let packed = dir.join("tree.tar");
     gnu_tar::pack(&tree, &packed)?;
     let context = demo::one_layer(&packed, &dir.join("context"))?;
-    for (number, keys) in ["", ",also-oci=true"].iter().enumerate() {
+    for (number, keys) in ["", ",also-oci=true", ",merge-manifest=true"].into_iter().enumerate() {
         let name = format!("{registry}/cluster-shared-{number}:v1");
+        if keys.contains("merge-manifest") {
+            let plain = format!("type=image,name={name},push=true,registry.insecure=true");
+            fixture.buildctl()?.build(&context, &[&plain])?;
+        }
         let output = format!("type=nydus-cluster,name={name},images=embed{keys}");
         fixture.buildctl()?.build(&context, &[&output])?;
         let elsewhere = format!("{registry}/cluster-shared-elsewhere-{number}:v1");

@@ -212,8 +212,8 @@ fn runs_lazily(fixture: &Fixture, name: &str, options: NodeOptions) -> Result<()
     shows_set(&mut node, &set)
 }
 
-/// An image whose layers are not on the node can be pushed to where they are, and nowhere else; nor exported. containerd says which layer
-/// it lacks, nothing gets a name, and the image runs on, and again.
+/// An image whose layers are not on the node can be pushed to where they are, and nowhere else; nor exported, nor run by another snapshotter. containerd says
+/// which layer it lacks, nothing gets a name, and the image runs on, and again.
 fn leaves_the_node_where_its_layers_are(
     images: &Images,
     node: &Node,
@@ -239,6 +239,10 @@ fn leaves_the_node_where_its_layers_are(
     ensure!(manifest(&target).is_err(), "{target} has a name");
     let archive = images.dir.join("export.tar");
     let said = process::run_failing(ctr(&["images", "export"]).arg(&archive).arg(&inside.name))?;
+    ensure!(lacks_a_layer(&said), "{said:?}");
+    // Nor does another snapshotter of the node find them.
+    let mut second = ctr(&["run", "--snapshotter", "overlayfs", "--rm", &inside.name, "second"]);
+    let said = process::run_failing(second.args(["/bin/busybox", "true"]))?;
     ensure!(lacks_a_layer(&said), "{said:?}");
 
     expect_content(node.cri(), container, "inside")?;

@@ -5,7 +5,7 @@ use std::sync::Arc;
 
 use cluster::saved::bind;
 use image::assemble::{Assembled, Form};
-use image::document::{Stored, with_layer};
+use image::document::{Stored, with_labels, with_layer};
 use image::layer::ConvertedLayer;
 use registry::digest::{self, Digest};
 
@@ -44,8 +44,10 @@ impl Output {
             conversion.built().await.map_err(wrong)?.store(destination.as_ref()).await.map_err(wrong)?;
         layers.push(Arc::new(layer));
         form.annotations.extend(found.annotations);
-        let (content, config) = with_layer(content, config, &found.layer, images::CREATED_BY)
-            .map_err(|error| self.document_error(error))?;
+        let wrong = |error| self.document_error(error);
+        let (content, config) =
+            with_layer(content, config, &found.layer, images::CREATED_BY).map_err(wrong)?;
+        let config = with_labels(&config, &found.labels).map_err(wrong)?;
         self.received().locks.push(found.lock);
         self.assemble(&content, &config, layers, &form).await
     }
