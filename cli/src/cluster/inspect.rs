@@ -88,7 +88,10 @@ pub(super) async fn run(config: &Config, flags: args::Inspect) -> anyhow::Result
     };
     let wanted = match &package {
         Some(package) => of_package(package, &client).await?,
-        None => opened.as_ref().map(of_lock).transpose()?.unwrap_or_default(),
+        None => match &opened {
+            Some(opened) => of_lock(config, opened).await?,
+            None => Vec::new(),
+        },
     };
     let image = match (&location, of_others) {
         (Some(location), false) => Some(own(location, &client).await?),
@@ -144,7 +147,7 @@ fn nydus_images(locked: &Locked, saved: &SavedImages) -> Option<(String, Vec<Dig
 }
 
 /// The container images of the lock in a cluster image.
-fn of_lock(opened: &Opened) -> anyhow::Result<Vec<WantedImage>> {
+async fn of_lock(config: &Config, opened: &Opened) -> anyhow::Result<Vec<WantedImage>> {
     let path = opened.dir.join(LOCK_FILE);
     if !path.is_file() {
         note(
@@ -152,8 +155,10 @@ fn of_lock(opened: &Opened) -> anyhow::Result<Vec<WantedImage>> {
         );
         return Ok(Vec::new());
     }
-    let of = |locked: &Locked| of_locked(locked, lock::locked_source(locked, &opened.dir));
-    Ok(Lock::read(&path)?.images.iter().map(of).collect())
+    let lock = Lock::read(&path)?;
+    let root = opened.archives(config, lock.images.iter().filter_map(|image| image.archive.as_ref())).await?;
+    let of = |locked: &Locked| of_locked(locked, lock::locked_source(locked, root));
+    Ok(lock.images.iter().map(of).collect())
 }
 
 fn of_locked(locked: &Locked, location: Location) -> WantedImage {

@@ -68,7 +68,9 @@ async fn resolve(
     obeyed: Option<&Lock>,
 ) -> anyhow::Result<Resolved> {
     let client = Client::new(config.registry.clone())?;
-    let resolved = lock::resolve(found, &opened.dir, &client, options, obeyed).await?;
+    let archives = found.images.iter().filter_map(|image| image.archive.as_ref());
+    let root = opened.archives(config, archives).await?;
+    let resolved = lock::resolve(found, root, &client, options, obeyed).await?;
     for warning in &resolved.warnings {
         note(&format!("warning: {warning}"));
     }

@@ -1,16 +1,17 @@
 //! The files of a cluster image: a directory, or an image, of which those that matter are fetched.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context as _, bail};
-use cluster::discover;
+use cluster::discover::{self, Archive};
 use cluster::package::Package;
 use image::files;
 use image::location::{InFile, Location};
 use image::platform::PlatformName;
 use registry::client::Client;
 use tempfile::TempDir;
+use tokio::sync::OnceCell;
 
 use crate::config::Config;
 
@@ -31,7 +32,15 @@ pub(super) struct Opened {
     /// The image that they are of; `None` for a directory of the user's.
     pub(super) location: Option<Location>,
     /// Goes with this, where the files were fetched.
-    _fetched: Option<TempDir>,
+    fetched: Option<Fetched>,
+}
+
+/// What was fetched of an image.
+struct Fetched {
+    platform: PlatformName,
+    _files: TempDir,
+    /// Archives of images, once they are needed, apart from the files: none of these leads there.
+    archives: OnceCell<TempDir>,
 }
 
 impl Opened {
@@ -58,7 +67,7 @@ impl Opened {
                     command: [Vec::new(), Vec::new()],
                     nydus: false,
                     location: None,
-                    _fetched: None,
+                    fetched: None,
                 });
             }
         };
@@ -82,8 +91,37 @@ impl Opened {
             command,
             nydus: configured.nydus,
             location: Some(location),
-            _fetched: Some(directory),
+            fetched: Some(Fetched { platform, _files: directory, archives: OnceCell::new() }),
         })
+    }
+
+    /// The directory that has these archives of images: fetched now, if they are in an image.
+    pub(super) async fn archives<'a>(
+        &self,
+        config: &Config,
+        wanted: impl Iterator<Item = &'a Archive>,
+    ) -> anyhow::Result<&Path> {
+        let (Some(fetched), Some(location)) = (&self.fetched, &self.location) else { return Ok(&self.dir) };
+        let spool = &config.registry.upload.spool_dir;
+        let make = || async {
+            tempfile::tempdir_in(spool)
+                .with_context(|| format!("making a temporary directory in {}", spool.display()))
+        };
+        let mut wanted = wanted.peekable();
+        if wanted.peek().is_none() {
+            return Ok(&self.dir);
+        }
+        let dir = fetched.archives.get_or_try_init(make).await?.path();
+        let missing = wanted.filter(|archive| !dir.join(&archive.path).exists());
+        let missing: BTreeSet<Vec<u8>> = missing.map(|archive| archive.path.clone().into_bytes()).collect();
+        if !missing.is_empty() {
+            let client = Client::new(config.registry.clone())?;
+            let limit = config.cluster.save_spool_bytes;
+            files::extract_large(location, &client, &fetched.platform, missing, limit, dir)
+                .await
+                .with_context(|| format!("reading the archives of images in {location}"))?;
+        }
+        Ok(dir)
     }
 }
 

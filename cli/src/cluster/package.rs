@@ -19,12 +19,13 @@ use super::opened::Opened;
 use super::save::{ended, say};
 use super::saved::Candidates;
 
-/// Writes the package of what was opened, whose images are those of `lock`.
+/// Writes the package of what was opened, whose images are those of `lock`; archives of them are in `root`.
 pub(super) async fn run(
     flags: &args::Save,
     opened: &Opened,
     client: &Client,
     lock: Lock,
+    root: &Path,
     output: &Path,
     options: &SaveOptions,
 ) -> anyhow::Result<ExitCode> {
@@ -49,7 +50,7 @@ pub(super) async fn run(
         false => PackageTarget::File(output.to_owned()),
     };
     let (cluster, saved) = (cluster.as_ref(), saved.as_ref());
-    let contents = Contents { cluster, lock: &lock, root: &opened.dir, saved };
+    let contents = Contents { cluster, lock: &lock, root, saved };
     let count = lock.images.len() + usize::from(cluster.is_some());
     match write(&contents, client, &target, options, &say).await {
         Ok(()) => Ok(ExitCode::SUCCESS),

@@ -1,5 +1,6 @@
 //! `cluster save`: the images of a cluster image, brought to a directory or a repository.
 
+use std::path::Path;
 use std::process::ExitCode;
 
 use anyhow::{Context as _, bail};
@@ -32,7 +33,8 @@ pub(super) async fn run(config: &Config, flags: args::Save) -> anyhow::Result<Ex
     let opened = Opened::open(config, &source, flags.platform.first()).await?;
     if let Some(output) = &flags.output {
         let Some(lock) = lock(config, &flags, &opened, &client).await? else { return Ok(ExitCode::FAILURE) };
-        return package::run(&flags, &opened, &client, lock, output, &options(config, &flags)).await;
+        let root = archives(config, &opened, &lock).await?;
+        return package::run(&flags, &opened, &client, lock, root, output, &options(config, &flags)).await;
     }
     let destination = match &flags.to {
         Some(reference) => Destination::Repository(reference.clone()),
@@ -47,11 +49,17 @@ pub(super) async fn run(config: &Config, flags: args::Save) -> anyhow::Result<Ex
         _ => Vec::new(),
     };
     let options = SaveOptions { cluster_image, ..options(config, &flags) };
-    let saved = save::save(&lock, &opened.dir, &client, &destination, &options, &say).await;
+    let root = archives(config, &opened, &lock).await?;
+    let saved = save::save(&lock, root, &client, &destination, &options, &say).await;
     if let (Some(bound), Ok(Some(digest))) = (&bound, &saved) {
         bound.bind(&client, digest).await?;
     }
     ended(saved.map(drop), lock.images.len())
+}
+
+/// Where the archives are that images of the lock come from.
+async fn archives<'a>(config: &Config, opened: &'a Opened, lock: &Lock) -> anyhow::Result<&'a Path> {
+    opened.archives(config, lock.images.iter().filter_map(|image| image.archive.as_ref())).await
 }
 
 fn options(config: &Config, flags: &args::Save) -> SaveOptions {
@@ -131,8 +139,9 @@ async fn lock(
     }
     let found = images::discover(config, &flags.discovery, opened).await?;
     let options = ResolveOptions { platforms: flags.platform.clone(), ..ResolveOptions::default() };
-    let resolved =
-        lock::resolve(&found, &opened.dir, client, &options, None).await.context("looking up images")?;
+    let root =
+        opened.archives(config, found.images.iter().filter_map(|image| image.archive.as_ref())).await?;
+    let resolved = lock::resolve(&found, root, client, &options, None).await.context("looking up images")?;
     for warning in found.warnings.iter().chain(&resolved.warnings) {
         note(&format!("warning: {warning}"));
     }

@@ -5,6 +5,7 @@ use std::path::Path;
 
 use registry::client::{Client, ClientConfig};
 use registry::{Digest, Reference, digest};
+use serde_json::json;
 use test_support::{noise, tar_of};
 
 use super::packages::{command, push_plain, said, sent};
@@ -135,5 +136,49 @@ async fn a_merge_moves_no_data() {
         if form == "nydus" {
             said(dir, &["image", "check", &merged]);
         }
+    }
+}
+
+/// What `docker save` writes of an image of one layer.
+fn docker_archive(name: &str) -> Vec<u8> {
+    let layer = tar_of(&[("file", noise(3, 200_000))]);
+    let diff_id = digest::sha256(&layer).to_string();
+    let config = json!({
+        "os": "linux", "architecture": "amd64", "rootfs": {"type": "layers", "diff_ids": [diff_id]},
+    });
+    let manifest = json!([{"Config": "config.json", "RepoTags": [name], "Layers": ["layer.tar"]}]);
+    let [config, manifest] = [config, manifest].map(|document| document.to_string().into_bytes());
+    tar_of(&[("manifest.json", manifest), ("config.json", config), ("layer.tar", layer)])
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn images_in_archives_of_a_cluster_image_are_locked_and_saved() {
+    let dir = tempfile::tempdir().unwrap();
+    let dir = dir.path();
+    let serving = Serving::start(dir, "registry", &[]);
+    let [plain, nydus] = ["plain", "nydus"].map(|tag| format!("{}/team/root:{tag}", serving.address));
+    let list = "docker-archive:own.tar@team/own:v1\ndocker-archive:none.tar@team/none:v1\n";
+    let files =
+        [("images/skopeo/tar.txt", list.into()), ("images/skopeo/own.tar", docker_archive("team/own:v1"))];
+    push_plain(&client(), &plain, &files).await;
+    let platform = ["--platform", "linux/amd64"];
+    let convert = ["image", "convert", "--layer-cache", "", &plain, &nydus];
+    said(dir, &[&convert[..], &platform].concat());
+    for image in [&plain, &nydus] {
+        let images = [&["cluster", "images", image, "--lock", "images.lock"][..], &platform].concat();
+        let (_, error) = failing(dir, &images);
+        assert!(error.contains("images/skopeo/tar.txt:2: docker.io/team/none:v1: "), "{error}");
+        said(dir, &[&images[..], &["--allow-missing", "**/none:*"]].concat());
+        let lock = fs::read_to_string(dir.join("images.lock")).unwrap();
+        assert!(lock.contains("docker-archive:images/skopeo/own.tar"), "{lock}");
+        let to = format!("{image}-images");
+        said(dir, &["cluster", "save", image, "--lock", "images.lock", "--to", &to]);
+        let (_, saved) = client().manifest(&Reference::parse(&to).unwrap()).await.unwrap();
+        let saved = String::from_utf8(saved.to_vec()).unwrap();
+        assert!(saved.contains("docker.io/team/own:v1"), "{saved}");
+        said(dir, &["cluster", "save", image, "--lock", "images.lock", "-o", "cluster.tar"]);
+        said(dir, &["image", "check", "package:cluster.tar:team/own:v1"]);
+        fs::remove_file(dir.join("images.lock")).unwrap();
+        fs::remove_file(dir.join("cluster.tar")).unwrap();
     }
 }

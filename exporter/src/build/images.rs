@@ -3,13 +3,15 @@
 //!
 //! The files are a builder's: what reads them is what `cluster images` is, and helm runs confined there.
 
+use std::collections::BTreeSet;
 use std::io;
+use std::path::Path;
 use std::time::Duration;
 
 use bytes::Bytes;
 use cluster::ClusterConfig;
 use cluster::describe::{ContainerImage, DescribeError, Description, Kind, Platform, Words};
-use cluster::discover::{self, DiscoverError, Options};
+use cluster::discover::{self, DiscoverError, Discovery, Options};
 use cluster::lock::{self, Lock, LockFileError, Locked, PlatformImage, ResolveError, ResolveOptions};
 use cluster::package::{LOCK_FILE, METADATA_FILE, lock_layer};
 use cluster::save::{self, Destination, NotSaved, SaveOptions};
@@ -19,6 +21,7 @@ use image::location::Location;
 use image::platform::PlatformName;
 use registry::client::Client;
 use registry::{Digest, Reference};
+use tempfile::TempDir;
 
 /// How many problems an error lists.
 const SHOWN: usize = 10;
@@ -47,6 +50,10 @@ pub(crate) enum ImagesError {
     NoRegistry,
     #[error("{0} cannot have a tag for its container images")]
     Tag(String),
+    #[error(
+        "container images in archives of the tree are embedded for one platform a build: save them with cluster save"
+    )]
+    Archives,
     #[error("container images are not saved: {0}")]
     NotSaved(String),
     #[error("cannot use a temporary directory: {0}")]
@@ -57,6 +64,8 @@ pub(crate) enum ImagesError {
 #[derive(Debug)]
 pub(crate) struct Found {
     pub(crate) lock: Lock,
+    /// Has the archives that images of the lock come from, if some do.
+    pub(crate) archives: Option<TempDir>,
     /// A tar with the lock, and with sealer's `Metadata` for a root file system that has none.
     pub(crate) layer: Bytes,
     /// Annotations of the manifest, in sealer's words.
@@ -87,11 +96,13 @@ pub(crate) async fn find(
         ..Options::default()
     };
     let found = discover::discover(root, &options).await?;
+    let archives = archives(&location, platform, client, &found, config).await?;
     let before = root.join(LOCK_FILE);
     let obeyed = if before.is_file() { Some(Lock::read(&before)?) } else { None };
     let platforms = obeyed.as_ref().map_or_else(|| vec![platform.clone()], |lock| lock.platforms.clone());
     let options = ResolveOptions { platforms, ..ResolveOptions::default() };
-    let resolved = lock::resolve(&found, root, client, &options, obeyed.as_ref()).await?;
+    let of_archives = archives.as_ref().map_or(root, TempDir::path);
+    let resolved = lock::resolve(&found, of_archives, client, &options, obeyed.as_ref()).await?;
     let problems: Vec<String> =
         found.problems.iter().chain(&resolved.problems).map(ToString::to_string).collect();
     if !problems.is_empty() {
@@ -111,7 +122,27 @@ pub(crate) async fn find(
     });
     let metadata = (metadata.is_none() && said.kind == Some(Kind::Rootfs)).then(|| said.metadata());
     let layer = lock_layer(&resolved.lock, metadata.as_deref())?;
-    Ok(Found { lock: resolved.lock, layer, annotations: annotations(&said), labels: said.labels(), warnings })
+    let (annotations, labels) = (annotations(&said), said.labels());
+    Ok(Found { lock: resolved.lock, archives, layer, annotations, labels, warnings })
+}
+
+/// Fetches the archives that images come from, apart from all other files: none of these leads there.
+async fn archives(
+    location: &Location,
+    platform: &PlatformName,
+    client: &Client,
+    found: &Discovery,
+    config: &ClusterConfig,
+) -> Result<Option<TempDir>, ImagesError> {
+    let wanted = found.images.iter().filter_map(|image| image.archive.as_ref());
+    let wanted: BTreeSet<Vec<u8>> = wanted.map(|archive| archive.path.clone().into_bytes()).collect();
+    if wanted.is_empty() {
+        return Ok(None);
+    }
+    let directory = tempfile::tempdir_in(&client.config().upload.spool_dir)?;
+    let limit = config.save_spool_bytes;
+    files::extract_large(location, client, platform, wanted, limit, directory.path()).await?;
+    Ok(Some(directory))
 }
 
 /// The images of the lock, as sealer lists them.
@@ -177,9 +208,10 @@ pub(crate) fn united(locks: Vec<Lock>) -> Lock {
 }
 
 /// Saves the images of `lock` in the repository of `name`, under its tag with `-images` behind it; returns the digest of what names them.
-/// Chunks that `built`, the cluster image, has in this repository are used there.
+/// Chunks that `built`, the cluster image, has in this repository are used there. Archives of images are in `archives`.
 pub(crate) async fn save(
     lock: &Lock,
+    archives: &Path,
     name: &Reference,
     built: &[Reference],
     client: &Client,
@@ -187,10 +219,8 @@ pub(crate) async fn save(
     let tag = format!("{}-images", name.tag().unwrap_or("latest"));
     let target = name.repository().with_tag(&tag).map_err(|error| ImagesError::Tag(error.to_string()))?;
     let destination = Destination::Repository(target);
-    // Archives of a tree are not here: an image in one is an error that names it.
-    let root = tempfile::tempdir()?;
     let options = SaveOptions { cluster_image: built.to_vec(), ..SaveOptions::default() };
-    let saved = save::save(lock, root.path(), client, &destination, &options, &|_| {}).await;
+    let saved = save::save(lock, archives, client, &destination, &options, &|_| {}).await;
     saved.map_err(|error| match error {
         NotSaved::Images(failed) => {
             let failed: Vec<String> = failed.iter().take(SHOWN).map(ToString::to_string).collect();

@@ -17,6 +17,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use bytes::Bytes;
 use registry::digest::Digest;
+use tempfile::TempDir;
 use tokio::sync::OnceCell;
 
 pub(crate) use error::OutputError;
@@ -101,8 +102,8 @@ struct Received {
     beside: HashMap<Digest, NydusImage>,
     /// Layers that were converted for this output, and the bytes of their blobs.
     converted: (u64, u64),
-    /// Which container images are asked for, one lock a platform.
-    locks: Vec<Lock>,
+    /// Which container images are asked for, one lock a platform; with the archives that some come from.
+    locks: Vec<(Lock, Option<TempDir>)>,
 }
 
 /// Known by its place and image.

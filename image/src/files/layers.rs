@@ -1,11 +1,14 @@
 //! The files of a plain image: its layers, the lowest first, with what each takes away.
 
+use std::collections::BTreeSet;
+
 use rafs::source::tar::TarSource;
 use rafs::source::{Entry, EntryKind, Source as _};
 use registry::client::Descriptor;
 use tokio::sync::mpsc;
 
 use super::collected::{Collected, Item, normalised};
+use super::large::Large;
 use super::{FilesError, Wanted};
 use crate::layer::InputReader;
 use crate::source::Source;
@@ -21,14 +24,29 @@ pub(super) async fn collect(
     layers: &[Descriptor],
     wanted: Wanted,
 ) -> Result<Collected, FilesError> {
-    let mut collected = Collected::default();
+    let read = move |input: InputReader, collected: &mut Collected| read(input, wanted, collected);
+    over(source, layers, Collected::default(), read).await
+}
+
+/// Writes the files that are wanted.
+pub(super) async fn write(source: &Source, layers: &[Descriptor], large: Large) -> Result<(), FilesError> {
+    over(source, layers, large, write_layer).await.map(drop)
+}
+
+/// Reads every layer on a thread that may block; returns what came of it.
+async fn over<T: Send + 'static>(
+    source: &Source,
+    layers: &[Descriptor],
+    mut state: T,
+    read: impl Fn(InputReader, &mut T) -> Result<(), Failed> + Copy + Send + 'static,
+) -> Result<T, FilesError> {
     for layer in layers {
         let mut stream = source.blob(layer).await?;
         let (sender, receiver) = mpsc::channel(PIECES);
         let name = layer.digest().to_string();
         let reading = tokio::task::spawn_blocking(move || {
-            let read = read(InputReader::new(receiver), wanted, &mut collected);
-            (collected, read.map_err(|error| named(error, name)))
+            let done = read(InputReader::new(receiver), &mut state);
+            (state, done.map_err(|error| named(error, name)))
         });
         let mut heard = true;
         // To its end, even if nobody reads any more: only then it is known to be what its digest says.
@@ -39,11 +57,11 @@ pub(super) async fn collect(
         }
         let _ = sender.send(bytes::Bytes::new()).await;
         drop(sender);
-        let (back, read) = reading.await?;
-        read?;
-        collected = back;
+        let (back, done) = reading.await?;
+        done?;
+        state = back;
     }
-    Ok(collected)
+    Ok(state)
 }
 
 /// What reading a layer fails with.
@@ -59,6 +77,67 @@ fn named(error: Failed, layer: String) -> FilesError {
     }
 }
 
+/// Writes what is wanted of a layer's tar over what is below it.
+fn write_layer(input: InputReader, large: &mut Large) -> Result<(), Failed> {
+    let mut tar = TarSource::new(input);
+    let mut of_layer = BTreeSet::new();
+    while let Some(entry) = tar.next_entry().map_err(Failed::Tar)? {
+        let Some(path) = normalised(&entry.path) else { continue };
+        if let Some(hidden) = Hidden::of(&path) {
+            // What the layer itself has is not below it.
+            large.remove(|path| hidden.covers(path) && !of_layer.contains(path)).map_err(Failed::Files)?;
+            continue;
+        }
+        if let (EntryKind::Regular { size }, true) = (&entry.kind, large.wants(&path)) {
+            let mut file = large.begin(&path, *size).map_err(Failed::Files)?;
+            let mut buffer = vec![0; 64 << 10];
+            loop {
+                match tar.read(&mut buffer).map_err(Failed::Tar)? {
+                    0 => break,
+                    read => file.write(&buffer[..read]).map_err(Failed::Files)?,
+                }
+            }
+            of_layer.insert(path);
+        } else if !matches!(entry.kind, EntryKind::Directory) {
+            large.remove(|below| covers(&path, below)).map_err(Failed::Files)?;
+        }
+    }
+    Ok(())
+}
+
+/// What a layer takes away of those below it.
+enum Hidden<'a> {
+    /// What is in this directory.
+    Within(&'a [u8]),
+    /// This path, and what is in it.
+    Path(Vec<u8>),
+}
+
+impl<'a> Hidden<'a> {
+    /// What the entry at `path` takes away; `None` for one that is a file or directory itself.
+    fn of(path: &'a [u8]) -> Option<Self> {
+        let split = path.iter().rposition(|byte| *byte == b'/').map_or(0, |slash| slash + 1);
+        let (folder, name) = (&path[..split.saturating_sub(1)], &path[split..]);
+        if name == OPAQUE {
+            return Some(Self::Within(folder));
+        }
+        let name = name.strip_prefix(WHITEOUT)?;
+        Some(Self::Path([&path[..split], name].concat()))
+    }
+
+    fn covers(&self, path: &[u8]) -> bool {
+        match self {
+            Self::Within(folder) => folder.is_empty() || path != *folder && covers(folder, path),
+            Self::Path(hidden) => covers(hidden, path),
+        }
+    }
+}
+
+/// Whether `path` is `place`, or in it.
+fn covers(place: &[u8], path: &[u8]) -> bool {
+    path.strip_prefix(place).is_some_and(|rest| rest.is_empty() || rest.starts_with(b"/"))
+}
+
 /// Reads a layer's tar over what is below it.
 fn read(input: InputReader, wanted: Wanted, collected: &mut Collected) -> Result<(), Failed> {
     let mut tar = TarSource::new(input);
@@ -66,12 +145,11 @@ fn read(input: InputReader, wanted: Wanted, collected: &mut Collected) -> Result
     // What the layer takes away is below it, wherever in the tar it says so.
     while let Some(entry) = tar.next_entry().map_err(Failed::Tar)? {
         let Some(path) = normalised(&entry.path) else { continue };
-        let split = path.iter().rposition(|byte| *byte == b'/').map_or(0, |slash| slash + 1);
-        let (folder, name) = (&path[..split.saturating_sub(1)], &path[split..]);
-        if name == OPAQUE {
-            collected.remove_within(folder);
-        } else if let Some(name) = name.strip_prefix(WHITEOUT) {
-            collected.remove(&[&path[..split], name].concat());
+        if let Some(hidden) = Hidden::of(&path) {
+            match hidden {
+                Hidden::Within(folder) => collected.remove_within(folder),
+                Hidden::Path(path) => collected.remove(&path),
+            }
         } else if wanted(&path) {
             let left = collected.left();
             if let Some(item) = item(&mut tar, entry, &layer, collected, left)? {
@@ -117,4 +195,41 @@ fn item(
         }
         _ => None,
     })
+}
+
+#[cfg(test)]
+mod tests {
+    use std::fs;
+
+    use super::*;
+
+    fn lay(large: &mut Large, files: &[(&str, &str)]) -> Result<(), Failed> {
+        let (sender, receiver) = mpsc::channel(2);
+        for piece in [test_support::tar_of(files).into(), bytes::Bytes::new()] {
+            sender.try_send(piece).unwrap();
+        }
+        write_layer(InputReader::new(receiver), large)
+    }
+
+    #[test]
+    fn large_files_are_what_the_layers_together_show() {
+        let dir = tempfile::tempdir().unwrap();
+        let paths = ["a/x", "a/y", "b", "d/z"].map(|path| path.as_bytes().to_vec());
+        let mut large = Large::new(paths.into(), dir.path().to_owned(), 16);
+        let read = |path: &str| fs::read_to_string(dir.path().join(path)).ok();
+        let shown = || ["a/x", "a/y", "b", "d/z"].map(|path| read(path).unwrap_or_default());
+        let of = |large: &mut Large, files: &[(&str, &str)]| assert!(lay(large, files).is_ok());
+        of(&mut large, &[("a/x", "x1"), ("./a/y", "y1"), ("b", "b1"), ("c", "not wanted"), ("d/z", "z1")]);
+        assert_eq!(shown(), ["x1", "y1", "b1", "z1"]);
+        assert!(!dir.path().join("c").exists());
+        of(&mut large, &[("a/.wh.x", ""), ("b", "b2, longer")]);
+        assert_eq!(shown(), ["", "y1", "b2, longer", "z1"].map(str::to_owned));
+        // What a layer takes away is below it, wherever in it that stands; a file hides a directory.
+        of(&mut large, &[("a/x", "x"), ("a/.wh..wh..opq", ""), ("b", ""), ("d", "a file")]);
+        assert_eq!(shown(), ["x", "", "", ""].map(str::to_owned));
+        assert!(read("b").is_some());
+        let error =
+            lay(&mut large, &[("b", "0123456789")]).and_then(|()| lay(&mut large, &[("a/y", "012345")]));
+        assert!(matches!(error, Err(Failed::Files(FilesError::TooMuch { what: "bytes", limit: 16 }))));
+    }
 }

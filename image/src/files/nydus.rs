@@ -13,6 +13,7 @@ use rafs::tree::{Image, Kind, NodeId, Tree};
 use registry::client::Descriptor;
 
 use super::collected::{Collected, Item};
+use super::large::Large;
 use super::{FilesError, Wanted};
 use crate::source::{BlobFile, RegistryBlobs, Source, blob_digest};
 
@@ -35,6 +36,33 @@ pub(super) async fn collect(
         Ok(collected)
     })
     .await
+}
+
+/// Writes the files that are wanted.
+pub(super) async fn write(source: &Source, layer: &Descriptor, mut large: Large) -> Result<(), FilesError> {
+    with_bootstrap(source, layer, move |bootstrap, blobs| {
+        let image = bootstrap.to_image()?;
+        let mut chunks = ChunkReader::new(bootstrap, blobs);
+        for path in large.paths() {
+            let Some(Kind::Regular { size, chunks: pieces }) = find(&image.tree, &path) else { continue };
+            let mut file = large.begin(&path, *size)?;
+            for piece in pieces {
+                file.write(&chunks.read(piece.blob, piece.chunk)?)?;
+            }
+        }
+        Ok(())
+    })
+    .await
+}
+
+/// What is at a path.
+fn find<'a>(tree: &'a Tree, path: &[u8]) -> Option<&'a Kind> {
+    let mut at = Tree::ROOT;
+    for name in path.split(|byte| *byte == b'/') {
+        let Kind::Directory(entries) = &tree.node(at).kind else { return None };
+        at = *entries.iter().find(|(entry, _)| &entry[..] == name)?.1;
+    }
+    Some(&tree.node(at).kind)
 }
 
 /// All that the bootstrap says.

@@ -179,6 +179,34 @@ pub(crate) fn obeyed(fixture: &Fixture) -> Result<()> {
     Ok(())
 }
 
+/// An image in an archive of the tree is locked, and embedded with the others.
+pub(crate) fn archived(fixture: &Fixture) -> Result<()> {
+    let dir = fixture.subdir("cluster-archived")?;
+    let tree = dir.join("tree");
+    let place = tree.join("images/skopeo");
+    fs::create_dir_all(&place)?;
+    fs::write(place.join("tar.txt"), "docker-archive:own.tar@team/own:v1\n")?;
+    let archive = format!("docker-archive:{}:team/own:v1", place.join("own.tar").display());
+    oci_layout::copy(&format!("docker://{}", fixture.pause()?), &archive)?;
+    let packed = dir.join("tree.tar");
+    gnu_tar::pack(&tree, &packed)?;
+    let context = demo::one_layer(&packed, &dir.join("context"))?;
+    let name = format!("{}/cluster-archived:v1", fixture.registry()?.address());
+    fixture.buildctl()?.build(&context, &[&format!("type=nydus-cluster,name={name},images=embed")])?;
+    let inspect = ["cluster", "inspect", &name];
+    let said = process::run(Command::new(peers::nydus_cluster()?).args(inspect))?.stdout;
+    ensure!(said.contains("docker.io/team/own:v1"), "{said}");
+    let (repository, _) = name.rsplit_once(':').context("a tag")?;
+    let saved = manifest(&format!("{name}-images"))?;
+    let of_image =
+        |entry: &&Value| entry["annotations"]["org.opencontainers.image.ref.name"] == "docker.io/team/own:v1";
+    let entry = saved["manifests"].as_array().into_iter().flatten().find(of_image);
+    let digest = entry.and_then(|entry| entry["digest"].as_str()).context("the image is not saved")?;
+    let check = ["image", "check", &format!("{repository}@{digest}")];
+    process::run(Command::new(peers::nydus_cluster()?).args(check))?;
+    Ok(())
+}
+
 /// What an image says of itself in the words of one system, it says in those of the other as well.
 pub(crate) fn described(fixture: &Fixture) -> Result<()> {
     let dir = fixture.subdir("cluster-described")?;

@@ -83,6 +83,7 @@ const TESTS: &[(&str, Test)] = &[
     ("image_source::every_difference_is_named", image_source::differences),
     ("cluster_build::a_build_locks_what_it_asks_for", cluster_build::locked),
     ("cluster_build::a_build_obeys_the_lock_that_it_has", cluster_build::obeyed),
+    ("cluster_build::an_image_in_an_archive_is_embedded", cluster_build::archived),
     ("cluster_build::an_image_is_described_in_the_words_of_both_systems", cluster_build::described),
     ("cluster_build::embedded_images_use_what_the_root_file_system_has", cluster_build::shared),
     ("convert::every_source_gives_the_same_image", convert::sources),

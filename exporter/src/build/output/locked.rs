@@ -1,13 +1,16 @@
 //! The container images that a result asks for: locked in it, and saved beside it.
 
 use std::io::Cursor;
+use std::path::Path;
 use std::sync::Arc;
 
+use cluster::lock::Lock;
 use cluster::saved::bind;
 use image::assemble::{Assembled, Form};
 use image::document::{Stored, with_labels, with_layer};
 use image::layer::ConvertedLayer;
 use registry::digest::{self, Digest};
+use tempfile::TempDir;
 
 use super::{Output, OutputError};
 use crate::build::images::{self, ImagesError};
@@ -48,7 +51,9 @@ impl Output {
         let (content, config) =
             with_layer(content, config, &found.layer, images::CREATED_BY).map_err(wrong)?;
         let config = with_labels(&config, &found.labels).map_err(wrong)?;
-        self.received().locks.push(found.lock);
+        // Saved later, images come out of the archives once more.
+        let archives = found.archives.filter(|_| self.attrs.images == Images::Embed);
+        self.received().locks.push((found.lock, archives));
         self.assemble(&content, &config, layers, &form).await
     }
 
@@ -59,7 +64,16 @@ impl Output {
             return Ok(Vec::new());
         }
         let failed = |error| OutputError::Images { title: self.title(), error: Box::new(error) };
-        let lock = images::united(std::mem::take(&mut self.received().locks));
+        let (locks, archives): (Vec<Lock>, Vec<_>) =
+            std::mem::take(&mut self.received().locks).into_iter().unzip();
+        let lock = images::united(locks);
+        let archives: Vec<TempDir> = archives.into_iter().flatten().collect();
+        let archives = match &archives[..] {
+            // No image comes from one.
+            [] => Path::new(""),
+            [archives] => archives.path(),
+            _ => return Err(failed(ImagesError::Archives)),
+        };
         let destination = self.destination().await?;
         let (client, repository) = destination.repository().ok_or(ImagesError::NoRegistry).map_err(failed)?;
         let built: Vec<_> =
@@ -68,7 +82,7 @@ impl Output {
         for name in &self.attrs.names {
             let step =
                 self.progress.step(self.index, format!("saving {} container images", lock.images.len()));
-            match images::save(&lock, name, &built, client).await {
+            match images::save(&lock, archives, name, &built, client).await {
                 Ok(digest) => saved.extend(digest.filter(|digest| !saved.contains(digest))),
                 Err(error) => {
                     let error = failed(error);
