@@ -31,7 +31,7 @@ struct SubjectOf {
     annotations: Option<std::collections::HashMap<String, String>>,
 }
 
-/// A page of the list, as far as it is looked at. Registries written in Go say `null` for none.
+/// The list or a page of it, as far as it is looked at. Registries written in Go say `null` for none.
 #[derive(Deserialize)]
 struct ReferrersPage {
     manifests: Option<Vec<Descriptor>>,
@@ -75,7 +75,7 @@ impl Client {
                 Ok(answer) => answer,
                 // Before the specification's version 1.1 registries have no such list: whoever pushes keeps one under a tag.
                 Err(error) if error.is_not_found() => {
-                    found = self.tagged_referrers(repository, digest).await?.manifests().clone();
+                    found = self.tagged_referrers(repository, digest).await?;
                     break;
                 }
                 Err(error) => return Err(error),
@@ -121,8 +121,7 @@ impl Client {
         let kind = artifact_type.or_else(|| config.map(|config| config.media_type().to_string()));
         descriptor.set_artifact_type(kind.map(|kind| MediaType::from(kind.as_str())));
         descriptor.set_annotations(annotations);
-        let index = self.tagged_referrers(repository, subject.digest()).await?;
-        let mut manifests = index.manifests().clone();
+        let mut manifests = self.tagged_referrers(repository, subject.digest()).await?;
         if manifests.iter().any(|one| one.digest() == descriptor.digest()) {
             return Ok(());
         }
@@ -130,28 +129,34 @@ impl Client {
         let reference = fallback_tag(repository, subject.digest())?;
         let target =
             Target::new(Method::PUT, repository, format!("list of referrers {}", reference.identifier()));
-        let text = serde_json::to_vec(&empty_index(manifests, &target)?)
+        let text = serde_json::to_vec(&index_of(manifests, &target)?)
             .map_err(|e| Error::protocol(&target, e.to_string()))?;
         Box::pin(self.put_manifest(&reference, OCI_INDEX, Bytes::from(text))).await?;
         Ok(())
     }
 
-    async fn tagged_referrers(&self, repository: &Repository, digest: &Digest) -> Result<ImageIndex, Error> {
+    async fn tagged_referrers(
+        &self,
+        repository: &Repository,
+        digest: &Digest,
+    ) -> Result<Vec<Descriptor>, Error> {
         let reference = fallback_tag(repository, digest)?;
         let target =
             Target::new(Method::GET, repository, format!("list of referrers {}", reference.identifier()));
         // Not of a mirror: the list is written again with one more, and an older one would lose those that came since.
         match self.manifest_from(&reference, ReadFrom::Registry).await {
             Ok((_, body)) => {
-                serde_json::from_slice(&body).map_err(|e| Error::protocol(&target, e.to_string()))
+                let page: ReferrersPage =
+                    serde_json::from_slice(&body).map_err(|e| Error::protocol(&target, e.to_string()))?;
+                Ok(page.manifests.unwrap_or_default())
             }
-            Err(error) if error.is_not_found() => empty_index(Vec::new(), &target),
+            Err(error) if error.is_not_found() => Ok(Vec::new()),
             Err(error) => Err(error),
         }
     }
 }
 
-fn empty_index(manifests: Vec<Descriptor>, target: &Target) -> Result<ImageIndex, Error> {
+fn index_of(manifests: Vec<Descriptor>, target: &Target) -> Result<ImageIndex, Error> {
     let builder = ImageIndexBuilder::default().schema_version(2u32).media_type(MediaType::ImageIndex);
     builder.manifests(manifests).build().map_err(|e| Error::protocol(target, e.to_string()))
 }

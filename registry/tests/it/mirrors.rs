@@ -6,6 +6,7 @@ use bytes::Bytes;
 use http::Method;
 use registry::client::{Client, ClientConfig, HostConfig};
 use registry::digest::sha256;
+use registry::media_types::OCI_INDEX;
 
 use crate::support::fake::{Fake, answer};
 use crate::support::{MANIFEST, config};
@@ -105,7 +106,7 @@ async fn the_list_that_stands_in_for_referrers_is_read_from_the_registry_itself(
 }
 
 #[tokio::test]
-async fn a_list_of_referrers_may_be_null_and_schema_1_is_refused_by_name() {
+async fn a_list_of_referrers_may_be_null_wherever_it_is_and_schema_1_is_refused_by_name() {
     let fake = Fake::start(|request, _| match request.path.contains("referrers") {
         true => answer(200, &[], r#"{"schemaVersion":2,"manifests":null}"#),
         false => answer(200, &[("content-type", "application/json")], r#"{"schemaVersion":1,"fsLayers":[]}"#),
@@ -114,6 +115,14 @@ async fn a_list_of_referrers_may_be_null_and_schema_1_is_refused_by_name() {
     let client = Client::new(config()).unwrap();
     let repository = fake.repository("app");
     assert_eq!(client.referrers(&repository, &sha256(b"x"), None).await.unwrap(), []);
+    // The same under the tag that stands in for the list.
+    let tagged = Fake::start(|request, _| match request.path.contains("/manifests/sha256-") {
+        true => answer(200, &[("content-type", OCI_INDEX)], r#"{"schemaVersion":2,"manifests":null}"#),
+        false => answer(404, &[], ""),
+    })
+    .await;
+    let found = client.referrers(&tagged.repository("app"), &sha256(b"x"), None).await;
+    assert_eq!(found.unwrap(), []);
     let error = client.manifest(&repository.with_tag("old").unwrap()).await.unwrap_err().to_string();
     assert!(error.contains("schema 1") && error.contains("manifest old"), "{error}");
 }
