@@ -218,6 +218,30 @@ mod tests {
     }
 
     #[test]
+    fn a_repository_that_is_being_read_keeps_no_other_waiting() {
+        let dir = tempfile::tempdir().unwrap();
+        let storage = Storage::new(crate::layout::Layout::directory(dir.path()));
+        let (referrers, subject) = (Arc::new(Referrers::default()), sha256(b"subject"));
+        for name in ["slow", "other"] {
+            storage.link_blob(name, &subject, &subject).unwrap();
+        }
+        let slow = lock(&referrers.0).get_or_insert("slow");
+        let reading = lock(&slow);
+        let ask = |name: &'static str| {
+            let (referrers, storage, subject) = (referrers.clone(), storage.clone(), subject.clone());
+            let (told, answer) = std::sync::mpsc::channel();
+            std::thread::spawn(move || told.send(referrers.of(&storage, name, &subject).is_ok()));
+            answer
+        };
+        let same = ask("slow");
+        let deadline = std::time::Duration::from_secs(20);
+        assert_eq!(ask("other").recv_timeout(deadline), Ok(true));
+        assert!(same.try_recv().is_err(), "what is being read is not known yet");
+        drop(reading);
+        assert_eq!(same.recv_timeout(deadline), Ok(true));
+    }
+
+    #[test]
     fn a_repository_with_very_many_referrers_displaces_others() {
         let mut cache = Cache::default();
         for name in ["a", "b", "c"] {
