@@ -8,6 +8,7 @@ use std::sync::Arc;
 use bytes::Bytes;
 use registry::client::Descriptor;
 use registry::digest;
+use registry::media_types::{DOCKER_LAYER, OCI_LAYER};
 use serde_json::{Value, json};
 
 use crate::assemble::{AssembleError, Form, assemble_merged};
@@ -19,13 +20,6 @@ use crate::files::{self, FilesError};
 use crate::layer::{ConvertError, ConvertedLayer, Converter, LayerCache};
 use crate::options::{Options, OptionsError, Recipe};
 use crate::source::{Source, SourceError};
-
-/// A layer of a docker manifest, and what OCI calls it.
-const LAYER_TYPES: [(&str, &str); 2] = [
-    ("application/vnd.docker.image.rootfs.diff.tar.gzip", "application/vnd.oci.image.layer.v1.tar+gzip"),
-    ("application/vnd.docker.image.rootfs.diff.tar", PLAIN_LAYER),
-];
-const PLAIN_LAYER: &str = "application/vnd.oci.image.layer.v1.tar";
 
 /// Why images are not merged.
 #[derive(Debug, thiserror::Error)]
@@ -134,7 +128,7 @@ pub async fn plain(
     }
     if let Some(tar) = &said.on_top {
         let digest = destination.put_blob(tar.clone()).await?;
-        layers.push(json!({"mediaType": PLAIN_LAYER, "digest": digest.as_ref(), "size": tar.len()}));
+        layers.push(json!({"mediaType": OCI_LAYER, "digest": digest.as_ref(), "size": tar.len()}));
         diff_ids.push(digest.as_ref().into());
         history.push(json!({"created_by": "nydus-cluster cluster merge"}));
     }
@@ -155,8 +149,10 @@ pub async fn plain(
 
 fn oci(mut layer: Value) -> Value {
     let kind = layer.get("mediaType").and_then(Value::as_str).unwrap_or_default();
-    if let Some((_, oci)) = LAYER_TYPES.iter().find(|(docker, _)| *docker == kind) {
-        layer["mediaType"] = (*oci).into();
+    match kind.strip_prefix(DOCKER_LAYER) {
+        Some("") => layer["mediaType"] = OCI_LAYER.into(),
+        Some(".gzip") => layer["mediaType"] = format!("{OCI_LAYER}+gzip").into(),
+        _ => {}
     }
     layer
 }

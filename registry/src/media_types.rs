@@ -16,6 +16,8 @@ pub const DOCKER_INDEX: &str = "application/vnd.docker.distribution.manifest.lis
 pub const DOCKER_CONFIG: &str = "application/vnd.docker.container.image.v1+json";
 /// OCI's media type of a layer that is a tar; with `+gzip` or `+zstd` behind it, of a compressed one.
 pub const OCI_LAYER: &str = "application/vnd.oci.image.layer.v1.tar";
+/// Docker's media type of a layer that is a tar; with `.gzip` behind it, of a compressed one.
+pub const DOCKER_LAYER: &str = "application/vnd.docker.image.rootfs.diff.tar";
 /// Docker's manifests of schema 1, signed, which no registry hands out to those who accept others.
 pub const DOCKER_SCHEMA_1: &str = "application/vnd.docker.distribution.manifest.v1+prettyjws";
 /// The same, unsigned.

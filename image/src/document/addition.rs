@@ -4,12 +4,10 @@ use std::collections::BTreeMap;
 
 use bytes::Bytes;
 use registry::digest;
+use registry::media_types::{DOCKER_LAYER, OCI_LAYER};
 use serde_json::{Value, json};
 
 use super::{DOCKER_MANIFEST, DocumentError, Object, parse, serialise};
-
-const OCI_LAYER: &str = "application/vnd.oci.image.layer.v1.tar";
-const DOCKER_LAYER: &str = "application/vnd.docker.image.rootfs.diff.tar";
 
 /// Manifest and config of an image with the uncompressed tar `layer` on top. The manifest's config is not replaced.
 ///

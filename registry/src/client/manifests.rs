@@ -2,7 +2,7 @@
 
 use bytes::Bytes;
 use http::header::{ACCEPT, CONTENT_TYPE, LINK};
-use http::{HeaderMap, HeaderValue, Method, StatusCode};
+use http::{HeaderMap, Method, StatusCode};
 use oci_spec::image::{Descriptor, MediaType};
 use serde::Deserialize;
 
@@ -12,12 +12,13 @@ use super::reader::ReadFrom;
 use super::transport::{Exchange, header_value};
 use super::{Client, Error, Target};
 use crate::digest::{self, Digest};
-use crate::media_types::{DOCKER_SCHEMA_1, DOCKER_SCHEMA_1_PLAIN};
+use crate::media_types::{
+    DOCKER_INDEX, DOCKER_MANIFEST, DOCKER_SCHEMA_1, DOCKER_SCHEMA_1_PLAIN, OCI_INDEX, OCI_MANIFEST,
+};
 use crate::reference::{Reference, Repository};
 
 /// Every kind of manifest there is.
-const ACCEPTED: &str = "application/vnd.oci.image.manifest.v1+json, application/vnd.oci.image.index.v1+json, \
-    application/vnd.docker.distribution.manifest.v2+json, application/vnd.docker.distribution.manifest.list.v2+json, */*";
+const ACCEPTED: [&str; 5] = [OCI_MANIFEST, OCI_INDEX, DOCKER_MANIFEST, DOCKER_INDEX, "*/*"];
 
 /// Docker's manifests before 2016: signed inside, without a config, layers named in reverse.
 const SCHEMA_1: [&str; 2] = [DOCKER_SCHEMA_1, DOCKER_SCHEMA_1_PLAIN];
@@ -46,7 +47,7 @@ impl Client {
         let exchange = |endpoint: &Endpoint| {
             let path = format!("manifests/{}", reference.identifier());
             let mut exchange = Exchange::new(Method::GET, endpoint.url(&target, repository, &path)?);
-            exchange.headers.insert(ACCEPT, HeaderValue::from_static(ACCEPTED));
+            exchange.headers.insert(ACCEPT, header_value(&target, &ACCEPTED.join(", "))?);
             Ok(exchange)
         };
         let accept = |target: &Target, headers: HeaderMap, body: Bytes| {
@@ -76,7 +77,7 @@ impl Client {
         let call = self.small(&target, &scopes, &[StatusCode::OK], |endpoint| {
             let path = format!("manifests/{}", reference.identifier());
             let mut exchange = Exchange::new(Method::HEAD, endpoint.url(&target, repository, &path)?);
-            exchange.headers.insert(ACCEPT, HeaderValue::from_static(ACCEPTED));
+            exchange.headers.insert(ACCEPT, header_value(&target, &ACCEPTED.join(", "))?);
             Ok(exchange)
         });
         let response = match call.await {
@@ -273,6 +274,8 @@ fn media_type(headers: &HeaderMap, body: &[u8]) -> Option<MediaType> {
 
 #[cfg(test)]
 mod tests {
+    use http::HeaderValue;
+
     use super::*;
 
     #[test]
