@@ -124,6 +124,15 @@ impl Index {
         self.manifests = descriptors("index", &self.object, "manifests").unwrap_or_default();
     }
 
+    /// Its entries but for attestations, which have no layers of a file system.
+    pub fn without_attestations(&self) -> impl Iterator<Item = &Descriptor> {
+        let attests = self.entries().map(|entry| {
+            let annotations = entry.get("annotations");
+            annotations.is_some_and(|annotations| annotations.get(ATTESTED).is_some())
+        });
+        self.manifests.iter().zip(attests).filter(|(_, attests)| !attests).map(|(entry, _)| entry)
+    }
+
     /// The attestations among its entries, each with the digest of what it is about and what that is for.
     pub fn attestations(&self) -> Vec<(Digest, Digest, Option<&Value>)> {
         let found = |entry: &Value| {

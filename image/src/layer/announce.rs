@@ -87,3 +87,15 @@ fn read(layer: &Descriptor, fingerprint: &Fingerprint) -> Option<Announcement> {
         implied: serde_json::from_str(annotation(IMPLIED)?).ok()?,
     })
 }
+
+#[cfg(test)]
+pub(super) mod tests {
+    use super::*;
+
+    /// The annotations of a blob that was made of the layer `source`.
+    pub(in crate::layer) fn announced(source: &Digest, fingerprint: &Fingerprint) -> serde_json::Value {
+        json!({
+            SOURCE: source.as_ref(), FINGERPRINT: fingerprint.as_str(), TOC: source.as_ref(), IMPLIED: "[]",
+        })
+    }
+}

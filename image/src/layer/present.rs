@@ -27,8 +27,8 @@ use crate::document::Parsed;
 use crate::options::{Fingerprint, Recipe};
 use crate::source::RegistryBlobs;
 
-/// So many manifests of an index are looked at.
-const MANIFESTS: usize = 16;
+/// So many manifests and indexes are looked at: a few names of an image for all platforms there are.
+const MANIFESTS: usize = 64;
 
 /// Within so long a registry has to give the manifests, or a layer's tree: converting may be as fast.
 const DEADLINE: Duration = Duration::from_secs(20);
@@ -96,7 +96,11 @@ impl Present {
         let mut todo: Vec<Reference> = self.names.clone();
         let mut seen = HashSet::new();
         while let Some(reference) = todo.pop() {
-            if seen.len() == MANIFESTS || !seen.insert(reference.identifier().to_owned()) {
+            if seen.len() == MANIFESTS {
+                tracing::debug!(%reference, "more than {MANIFESTS} manifests are at the image's names: the rest is not looked at");
+                break;
+            }
+            if !seen.insert(reference.identifier().to_owned()) {
                 continue;
             }
             let manifest = match timeout(DEADLINE, client.manifest(&reference)).await {
@@ -109,9 +113,8 @@ impl Present {
             };
             match Parsed::parse(&manifest) {
                 Ok(Parsed::Index(index)) => {
-                    todo.extend(
-                        index.manifests.iter().map(|entry| reference.at_digest(entry.digest().clone())),
-                    );
+                    let images = index.without_attestations();
+                    todo.extend(images.map(|entry| reference.at_digest(entry.digest().clone())));
                 }
                 Ok(Parsed::Manifest(manifest)) => {
                     for announcement in announcements(&manifest, fingerprint) {
@@ -189,4 +192,79 @@ fn tree(blobs: &RegistryBlobs, announcement: &Announcement, recipe: &Recipe) -> 
         return Err(PresentError::Wrong("directories that the layer has"));
     }
     Ok(layer)
+}
+
+#[cfg(test)]
+mod tests {
+    use bytes::Bytes;
+    use registry::client::ClientConfig;
+    use registry::digest::sha256;
+    use registry::media_types::{OCI_CONFIG, OCI_INDEX, OCI_LAYER, OCI_MANIFEST};
+    use registry::server::ServerConfig;
+    use serde_json::{Value, json};
+    use tokio_util::sync::CancellationToken;
+
+    use super::*;
+    use crate::layer::announce::tests::announced;
+
+    /// More than a stack of all entries had once room for, with their attestations behind them, as BuildKit writes them.
+    const PLATFORMS: usize = 15;
+
+    async fn put(client: &Client, at: &Reference, media_type: &str, document: &Value) -> Value {
+        let content = Bytes::from(document.to_string());
+        let described =
+            json!({"mediaType": media_type, "digest": sha256(&content).as_ref(), "size": content.len()});
+        client.put_manifest(at, media_type, content).await.unwrap();
+        described
+    }
+
+    #[tokio::test]
+    async fn every_platform_s_layers_are_known_whatever_attests_them() {
+        let dir = tempfile::tempdir().unwrap();
+        let stop = CancellationToken::new();
+        let mut config = ServerConfig::new(dir.path().to_owned());
+        config.listen.set_port(0);
+        let server = registry::server::serve(config, stop.clone()).await.unwrap();
+        let name = Reference::parse(&format!("{}/app:v1", server.address())).unwrap();
+        let client = Client::new(ClientConfig::default()).unwrap();
+        let recipe = Recipe::default();
+
+        let blob = async |media_type: &str, content: String| {
+            let size = content.len();
+            let digest = client.push_blob(name.repository(), Bytes::from(content)).await.unwrap();
+            json!({"mediaType": media_type, "digest": digest.as_ref(), "size": size})
+        };
+        let manifest = async |layer: Value, platform: Value| {
+            let config = blob(OCI_CONFIG, platform.to_string()).await;
+            let manifest =
+                json!({"schemaVersion": 2, "mediaType": OCI_MANIFEST, "config": config, "layers": [layer]});
+            let at = name.at_digest(sha256(manifest.to_string().as_bytes()));
+            let mut entry = put(&client, &at, OCI_MANIFEST, &manifest).await;
+            entry["platform"] = platform;
+            entry
+        };
+        let source = |number: usize| sha256(format!("layer {number}").as_bytes());
+        let (mut images, mut attestations) = (Vec::new(), Vec::new());
+        for number in 0..PLATFORMS {
+            let mut layer = blob(OCI_LAYER, format!("blob {number}")).await;
+            layer["annotations"] = announced(&source(number), recipe.fingerprint());
+            let image = manifest(layer, json!({"os": "linux", "architecture": format!("a{number}")})).await;
+            let statement = blob("application/vnd.in-toto+json", format!("statement {number}")).await;
+            let unknown = json!({"os": "unknown", "architecture": "unknown"});
+            let mut attestation = manifest(statement, unknown).await;
+            attestation["annotations"] = json!({"vnd.docker.reference.digest": image["digest"]});
+            images.push(image);
+            attestations.push(attestation);
+        }
+        images.extend(attestations);
+        let index = json!({"schemaVersion": 2, "mediaType": OCI_INDEX, "manifests": images});
+        put(&client, &name, OCI_INDEX, &index).await;
+
+        let found = Present::new(vec![name]).read(&client, recipe.fingerprint()).await;
+        for number in 0..PLATFORMS {
+            assert!(found.contains_key(&source(number)), "layer {number}");
+        }
+        stop.cancel();
+        server.stopped().await;
+    }
 }
