@@ -31,7 +31,7 @@ pub(crate) struct Target {
 enum TargetKind {
     Nowhere,
     Registry { client: Client, repository: Repository },
-    Insecure { config: Box<ClientConfig>, builder: Arc<dyn Keyring>, repository: Repository },
+    Insecure { client: Client, builder: Arc<dyn Keyring>, repository: Repository },
 }
 
 /// Why nothing can go there.
@@ -70,7 +70,7 @@ impl Target {
         let kind = match repository {
             None => TargetKind::Nowhere,
             Some(repository) if attrs.insecure => {
-                TargetKind::Insecure { config: Box::new(client.config().clone()), builder, repository }
+                TargetKind::Insecure { client: client.clone(), builder, repository }
             }
             Some(repository) => {
                 TargetKind::Registry { client: client.with_keyring(builder, own_credentials), repository }
@@ -122,8 +122,8 @@ impl Target {
             TargetKind::Registry { client, repository } => {
                 Arc::new(InRegistry::new(client.clone(), repository.clone()))
             }
-            TargetKind::Insecure { config, builder, repository } => {
-                let client = insecure_client(config.as_ref().clone(), builder, repository).await?;
+            TargetKind::Insecure { client, builder, repository } => {
+                let client = insecure_client(client, builder, repository).await?;
                 Arc::new(InRegistry::new(client, repository.clone()))
             }
         })
@@ -132,10 +132,11 @@ impl Target {
 
 /// A client that takes the registry with any certificate or, if it speaks no TLS, without.
 async fn insecure_client(
-    mut config: ClientConfig,
+    client: &Client,
     builder: &Arc<dyn Keyring>,
     repository: &Repository,
 ) -> Result<Client, Error> {
+    let mut config = client.config().clone();
     let settings = config.hosts.entry(repository.host().to_owned()).or_default();
     settings.insecure_skip_verify = true;
     if settings.plain_http.is_none() {
@@ -143,7 +144,7 @@ async fn insecure_client(
         let tls = speaks_tls(config.clone(), builder, repository).await?;
         config.hosts.entry(repository.host().to_owned()).or_default().plain_http = Some(!tls);
     }
-    Ok(Client::new(config)?.with_keyring(Arc::clone(builder), false))
+    Ok(client.with_config(config)?.with_keyring(Arc::clone(builder), false))
 }
 
 /// Whether a registry answers at all when spoken to as `config` says, with TLS; what it answers does not matter.

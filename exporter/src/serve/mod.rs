@@ -32,6 +32,9 @@ use image::layer::{Converter, LayerCache, ScratchSpace};
 /// and every one costs some 5 MB of buffers.
 const DEFAULT_THREADS_LIMIT: usize = 4;
 
+/// How long registries get at the end to forget what builds had begun to push that were cancelled.
+const GIVING_UP: Duration = Duration::from_secs(5);
+
 /// The number of worker threads that a setting means: 0 is one a core, up to four.
 pub fn threads(setting: usize) -> usize {
     match setting {
@@ -207,6 +210,9 @@ pub async fn serve(config: ExporterConfig, shutdown: CancellationToken) -> Resul
     });
     listener.serve(Arc::clone(&exporter), shutdown).await;
     exporter.converter.settled().await;
+    if tokio::time::timeout(GIVING_UP, exporter.client.uploads_ended()).await.is_err() {
+        tracing::warn!("what was cancelled is left to its registries, which did not answer in time");
+    }
     Ok(())
 }
 

@@ -6,6 +6,7 @@ use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
 
+use super::error::Error;
 use crate::reference::{api_host, is_loopback};
 
 /// How the client reaches registries.
@@ -130,6 +131,15 @@ impl Default for UploadConfig {
 }
 
 impl ClientConfig {
+    /// Refuses settings with which nothing works.
+    pub(super) fn check(&self) -> Result<(), Error> {
+        if self.upload.piece_bytes == 0 {
+            let (what, reason) = ("upload.piece_bytes".to_owned(), "must be more than 0".to_owned());
+            return Err(Error::Config { what, reason });
+        }
+        Ok(())
+    }
+
     /// The file with Docker's credentials, if it is known which one that is; it need not exist.
     pub fn docker_config_file(&self) -> Option<PathBuf> {
         let env = |name: &str| std::env::var_os(name).filter(|value| !value.is_empty()).map(PathBuf::from);

@@ -69,11 +69,25 @@ pub struct Client {
 impl Client {
     /// A client with `config`. Nothing is connected, and no credentials are read, before they are needed.
     pub fn new(config: ClientConfig) -> Result<Self, Error> {
-        if config.upload.piece_bytes == 0 {
-            let (what, reason) = ("upload.piece_bytes".to_owned(), "must be more than 0".to_owned());
-            return Err(Error::Config { what, reason });
-        }
+        config.check()?;
         Ok(Self { transport: Arc::new(Transport::new(config)) })
+    }
+
+    /// A client with `config` instead, and connections of its own.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::Config`]: the settings are wrong.
+    pub fn with_config(&self, config: ClientConfig) -> Result<Self, Error> {
+        config.check()?;
+        Ok(Self { transport: Arc::new(self.transport.with_config(config)) })
+    }
+
+    /// Waits until no upload is open any more, of this client and of all that were made of it: those that were left without a
+    /// word have been given up at their registries then, as far as these answer. For a process that is about to end.
+    pub async fn uploads_ended(&self) {
+        self.transport.uploads.close();
+        self.transport.uploads.wait().await;
     }
 
     /// The same client with the credentials of `keyring`, which are never used for anybody else. Where it has none, those

@@ -1,5 +1,5 @@
 //! Where blobs were redirected to: remembered for a while, so that a thousand ranges of one blob ask the registry once
-//! a minute and not a thousand times.
+//! a minute and not a thousand times. They are good for those alone to whom the registry gave them.
 
 use std::collections::HashMap;
 use std::sync::Mutex;

@@ -12,6 +12,7 @@ use http::{HeaderMap, HeaderValue, Method, StatusCode};
 use reqwest::Url;
 use reqwest::dns::Resolve;
 use rustls::RootCertStore;
+use tokio_util::task::TaskTracker;
 
 use super::access::{AccessSource, Connection, Pem};
 use super::auth::{Authenticator, Request};
@@ -68,6 +69,10 @@ pub(super) struct Transport {
     /// Who finds the addresses of hosts, in the place of the system.
     resolver: Option<Arc<dyn Resolve>>,
     auth: Authenticator,
+    /// Where blobs were redirected to with these credentials: whoever has others asks the registry, which may refuse.
+    redirects: Redirects,
+    /// Uploads that are open or are being given up.
+    pub(super) uploads: TaskTracker,
     pub(super) known: Arc<KnownRegistries>,
 }
 
@@ -76,7 +81,6 @@ pub(super) struct Transport {
 pub(super) struct KnownRegistries {
     clients: Mutex<HashMap<ClientKey, reqwest::Client>>,
     pub(super) mirrors: MirrorState,
-    redirects: Redirects,
     system_roots: OnceLock<RootCertStore>,
     /// Files of certificates that our own settings name, and when they were read.
     pub(super) pems: Mutex<HashMap<PathBuf, (Instant, Pem)>>,
@@ -98,20 +102,33 @@ impl Transport {
         let certs = Some(&config.certs_dir).filter(|root| !root.as_os_str().is_empty());
         let certs = certs.map(|root| Arc::new(CertsDir::new(root.clone())));
         let auth = Authenticator::new(Some(store), None, None);
-        Self { config, certs, source: None, resolver: None, auth, known: Arc::default() }
+        let (redirects, uploads) = (Redirects::default(), TaskTracker::new());
+        Self { config, certs, source: None, resolver: None, auth, redirects, uploads, known: Arc::default() }
+    }
+
+    /// Connections of its own, by other settings.
+    pub(super) fn with_config(&self, config: ClientConfig) -> Self {
+        Self { uploads: self.uploads.clone(), ..Self::new(config) }
     }
 
     /// The same connections, for what `source` says and no file.
     pub(super) fn with_source(&self, source: Arc<dyn AccessSource>) -> Self {
         let auth = Authenticator::new(None, None, Some(Arc::clone(&source)));
-        let config = self.config.clone();
-        let resolver = self.resolver.clone();
-        Self { config, certs: None, source: Some(source), resolver, auth, known: Arc::clone(&self.known) }
+        Self {
+            config: self.config.clone(),
+            certs: None,
+            source: Some(source),
+            resolver: self.resolver.clone(),
+            auth,
+            redirects: Redirects::default(),
+            uploads: self.uploads.clone(),
+            known: Arc::clone(&self.known),
+        }
     }
 
     /// Connections of its own, to addresses that `resolver` finds.
     pub(super) fn with_resolver(&self, resolver: Arc<dyn Resolve>) -> Self {
-        Self { resolver: Some(resolver), ..Self::new(self.config.clone()) }
+        Self { resolver: Some(resolver), ..self.with_config(self.config.clone()) }
     }
 
     /// The same connections, used with the credentials of `keyring`; where it has none, with the files' if `fall_back`.
@@ -119,13 +136,14 @@ impl Transport {
         let config = self.config.clone();
         let store = CredentialStore::new(config.docker_config_file(), config.timeouts.credential_helper);
         let auth = Authenticator::new(fall_back.then_some(store), Some(keyring), None);
-        let resolver = self.resolver.clone();
         Self {
             config,
             certs: self.certs.clone(),
             source: None,
-            resolver,
+            resolver: self.resolver.clone(),
             auth,
+            redirects: Redirects::default(),
+            uploads: self.uploads.clone(),
             known: Arc::clone(&self.known),
         }
     }
@@ -280,8 +298,7 @@ impl Transport {
         let mut header = Box::pin(self.auth.authorization(self, request)).await?;
         let mut tries = Tries::default();
         // Signed URLs are good for the method they were given for.
-        let mut shortcut =
-            if exchange.method == Method::GET { self.known.redirects.get(&first) } else { None };
+        let mut shortcut = if exchange.method == Method::GET { self.redirects.get(&first) } else { None };
         loop {
             exchange.url = shortcut.as_ref().unwrap_or(&exchange.url).clone();
             exchange.headers.remove(AUTHORIZATION);
@@ -305,7 +322,7 @@ impl Transport {
             if shortcut.take().is_some()
                 && !response.as_ref().is_ok_and(|response| response.status().is_success())
             {
-                self.known.redirects.forget(&first);
+                self.redirects.forget(&first);
                 exchange.url = first.clone();
                 continue;
             }
@@ -330,7 +347,7 @@ impl Transport {
                     None => return Ok(response),
                 }
             } else if exchange.method == Method::GET && response.status().is_success() {
-                self.known.redirects.remember(&first, &exchange.url);
+                self.redirects.remember(&first, &exchange.url);
                 return Ok(response);
             } else if exchange.method == Method::GET && has_ended(response.status()) && !tries.asked_again {
                 // A signed URL that ended on its way here, or came out of a cache: the registry makes a new one.

@@ -130,3 +130,29 @@ async fn a_token_that_the_user_fetches_keeps_the_password_with_the_user() {
         assert_eq!(to_service, usize::from(token == "weak" && password.is_none() && fall_back));
     }
 }
+
+#[tokio::test]
+async fn a_blob_s_place_that_one_user_was_sent_to_is_no_other_user_s() {
+    let store = Fake::start(|_, _| answer(206, &[("content-range", "bytes 0-1/2")], "ok")).await;
+    let location = format!("http://{}/object?signed", store.host);
+    let fake = Fake::start(move |seen, _| match seen.header("authorization") {
+        Some(header) if header == basic("mine") => answer(307, &[("location", &location)], ""),
+        Some(_) => answer(403, &[], ""),
+        None => answer(401, &[("www-authenticate", "Basic realm=\"x\"")], ""),
+    })
+    .await;
+    let dir = folder();
+    let shared = client(dir.path(), &fake.host);
+    let of = |password| shared.with_keyring(user(Some(password), None), false);
+    let (mine, other) = (of("mine"), of("other"));
+    let digest = sha256(b"ok");
+    let read = async |client: &Client| client.blob_range(&fake.repository("app"), &digest, 0, 2).await;
+    assert_eq!(read(&mine).await.unwrap().as_ref(), b"ok");
+    let asked = fake.seen().len();
+    read(&mine).await.unwrap();
+    assert_eq!(fake.seen().len(), asked, "whoever was sent there is not asked again");
+    for client in [&other, &shared] {
+        assert!(read(client).await.unwrap_err().is_denied());
+    }
+    assert_eq!(store.seen().len(), 2);
+}

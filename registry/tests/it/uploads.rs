@@ -1,16 +1,21 @@
 //! Pushes across broken connections, restarts and refusals.
 
+use std::time::Duration;
+
 use http::StatusCode;
-use registry::client::{Client, Error, UploadConfig};
+use registry::client::{Client, Error, Timeouts, UploadConfig};
 use registry::digest::sha256;
 use registry::server::ServerConfig;
 use registry::{Digest, Repository};
+use tokio::time::timeout;
 
 use crate::support::fake::{Fake, answer};
 use crate::support::proxy::{Proxy, Way};
 use crate::support::{Kind, Registry, client, config, folder, have, noise, read_blob};
 
 const LEN: usize = 3_000_000;
+
+const DEADLINE: Duration = Duration::from_secs(20);
 
 async fn push(client: &Client, repository: &Repository, len: usize) -> Result<Digest, Error> {
     let data = noise(11, len);
@@ -166,11 +171,20 @@ async fn an_upload_that_is_dropped_is_given_up_at_the_registry() {
     let mut upload = client.begin_upload(&fake.repository("app")).await.unwrap();
     upload.write(noise(11, 150_000)).await.unwrap();
     drop(upload);
-    let given_up = || fake.seen().iter().any(|seen| seen.method == "DELETE");
-    let wait = async {
-        while !given_up() {
-            tokio::time::sleep(std::time::Duration::from_millis(10)).await;
-        }
-    };
-    tokio::time::timeout(std::time::Duration::from_secs(20), wait).await.expect("the upload is given up");
+    // As a process does before it ends.
+    timeout(DEADLINE, client.uploads_ended()).await.expect("the upload is given up");
+    let given_up = fake.seen().iter().filter(|seen| seen.method == "DELETE").count();
+    assert_eq!(given_up, 1);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn giving_up_an_upload_ends_though_the_registry_does_not_answer() {
+    let begun = b"HTTP/1.1 202 Ok\r\nLocation: /v2/app/blobs/uploads/1\r\nContent-Length: 0\r\nConnection: close\r\n\r\n";
+    let fake = Fake::raw(vec![begun.to_vec()]).await;
+    let timeouts = Timeouts { idle: Duration::from_millis(200), ..config().timeouts };
+    let client = Client::new(registry::client::ClientConfig { timeouts, ..config() }).unwrap();
+    let upload = client.begin_upload(&fake.repository("app")).await.unwrap();
+    timeout(DEADLINE, upload.cancel()).await.expect("it is cancelled");
+    assert_eq!(fake.seen().last().unwrap().method, "DELETE");
+    timeout(DEADLINE, client.uploads_ended()).await.expect("nothing is left");
 }

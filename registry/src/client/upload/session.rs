@@ -4,6 +4,7 @@ use bytes::Bytes;
 use http::header::{CONTENT_RANGE, CONTENT_TYPE, RANGE};
 use http::{HeaderValue, Method, StatusCode};
 use reqwest::Url;
+use tokio_util::task::task_tracker::TaskTrackerToken;
 
 use super::spool::Spool;
 use crate::client::challenge::Scopes;
@@ -39,6 +40,7 @@ pub(super) struct Session {
     keep: Keep,
     /// Whether the registry still holds what came.
     open: bool,
+    _counted: TaskTrackerToken,
 }
 
 impl Drop for Session {
@@ -49,7 +51,8 @@ impl Drop for Session {
         {
             let (client, repository) = (self.client.clone(), self.repository.clone());
             let location = self.location.clone();
-            runtime.spawn(async move { abandon(&client, &repository, location).await });
+            let abandoned = async move { abandon(&client, &repository, location).await };
+            self.client.transport.uploads.spawn_on(abandoned, &runtime);
         }
     }
 }
@@ -66,6 +69,7 @@ enum Keep {
 impl Session {
     pub(super) async fn begin(client: Client, repository: Repository) -> Result<Self, Error> {
         let scopes = Scopes::push(repository.name());
+        let counted = client.transport.uploads.token();
         let Begun { location, piece_bytes } = start(&client, &repository, &scopes).await?;
         Ok(Self {
             client,
@@ -76,6 +80,7 @@ impl Session {
             offset: 0,
             keep: Keep::Undecided,
             open: true,
+            _counted: counted,
         })
     }
 
