@@ -38,16 +38,5 @@ pub use daemon::{
     probe, serve,
 };
 pub use fuse::{JournalConfig, Rights};
+use service::describe;
 pub use upgrade::{Probe, UpgradeError};
-
-/// An error with its causes.
-fn describe(error: &dyn std::error::Error) -> String {
-    let mut text = error.to_string();
-    let mut cause = error.source();
-    while let Some(error) = cause {
-        text.push_str(": ");
-        text.push_str(&error.to_string());
-        cause = error.source();
-    }
-    text
-}

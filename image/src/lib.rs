@@ -25,7 +25,6 @@ pub mod convert;
 pub mod copy;
 pub mod destination;
 pub mod document;
-mod error;
 pub mod files;
 pub mod layer;
 pub mod location;
@@ -35,4 +34,4 @@ pub mod platform;
 pub mod progress;
 pub mod source;
 
-pub use error::describe;
+pub use service::describe;

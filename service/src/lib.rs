@@ -3,6 +3,7 @@
 //! - [`log`]: where log lines go without ever holding up or ending the process;
 //! - [`address`]: how addresses are written, on the command line and in the configuration;
 //! - [`control`]: sockets over which a process is told what to do, and is asked what it does;
+//! - [`mod@describe`]: errors as text;
 //! - [`limits`]: limits of the process;
 //! - [`line`](mod@line): lines over local sockets, which control sockets speak;
 //! - [`metrics`]: what a process counts, for Prometheus;
@@ -15,6 +16,7 @@
 
 pub mod address;
 pub mod control;
+pub mod describe;
 pub mod limits;
 pub mod line;
 pub mod log;
@@ -25,4 +27,5 @@ pub mod program;
 pub mod socket;
 
 pub use address::{InvalidAddress, SocketAddress, TcpAddress, UnixAddress};
+pub use describe::describe;
 pub use socket::{Access, BindError, Mode, SocketFile, bind_private};

@@ -19,7 +19,7 @@ use std::time::Duration;
 use fuse_daemon::control::Client;
 use tokio::sync::watch;
 
-pub(crate) use supervise::describe;
+pub(crate) use ::service::describe;
 
 use crate::broker::Broker;
 use crate::config::DaemonConfig;

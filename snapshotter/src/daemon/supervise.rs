@@ -9,7 +9,7 @@ use tokio_util::sync::CancellationToken;
 use tracing::{info, warn};
 
 use super::adopt::ADOPTION_DEADLINE;
-use super::{Condition, Daemon, process};
+use super::{Condition, Daemon, describe, process};
 
 /// How long a running daemon may take to say that it runs.
 const STATUS_DEADLINE: Duration = Duration::from_secs(5);
@@ -148,15 +148,4 @@ impl Daemon {
         }
         Err(problem)
     }
-}
-
-/// An error with its causes.
-pub(crate) fn describe(error: &dyn std::error::Error) -> String {
-    let mut text = error.to_string();
-    let mut source = error.source();
-    while let Some(cause) = source {
-        text = format!("{text}: {cause}");
-        source = cause.source();
-    }
-    text
 }

@@ -3,7 +3,7 @@
 use std::error::Error;
 
 /// An error and what caused it, down to the root; a cause that the text before it already tells is left out.
-pub fn describe(error: &(dyn Error + 'static)) -> String {
+pub fn describe(error: &dyn Error) -> String {
     let mut text = error.to_string();
     let mut cause = error.source();
     while let Some(error) = cause {
