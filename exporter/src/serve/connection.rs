@@ -1,12 +1,14 @@
 //! One client's connection, and which of its streams are ours to look into.
 
 use std::sync::Arc;
+use std::time::Duration;
 
 use bytes::Bytes;
 use h2::RecvStream;
 use h2::server::SendResponse;
 use http::Request;
 use tokio::net::UnixStream;
+use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
@@ -16,6 +18,10 @@ use crate::grpc::{Status, respond};
 use crate::http2::forward::forward;
 use crate::http2::upstream::Upstream;
 use crate::http2::{settings, socket};
+
+/// How long a client may take for what is no build once its builds have ended: for the last of their progress. One that only
+/// watches, such as the history, would never end by itself.
+const WATCHED: Duration = Duration::from_secs(5);
 
 /// Serves a client until it leaves or, after `shutdown`, its builds have ended.
 pub(crate) async fn serve_connection(
@@ -36,7 +42,7 @@ pub(crate) async fn serve_connection(
         let accepted = tokio::select! {
             accepted = connection.accept() => accepted,
             () = shutdown.cancelled(), if deadline.is_none() => {
-                deadline = Some(tokio::time::Instant::now() + exporter.drain());
+                deadline = Some(Instant::now() + exporter.drain());
                 builds.close();
                 continue;
             }
@@ -44,6 +50,7 @@ pub(crate) async fn serve_connection(
             () = builds.wait(), if !told => {
                 connection.graceful_shutdown();
                 told = true;
+                deadline = deadline.map(|drained| drained.min(Instant::now() + WATCHED));
                 continue;
             }
             () = until(deadline) => break,
@@ -74,7 +81,7 @@ pub(crate) async fn serve_connection(
     streams.wait().await;
 }
 
-async fn until(deadline: Option<tokio::time::Instant>) {
+async fn until(deadline: Option<Instant>) {
     match deadline {
         Some(deadline) => tokio::time::sleep_until(deadline).await,
         None => std::future::pending().await,
