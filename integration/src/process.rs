@@ -237,6 +237,11 @@ pub fn peak_memory_bytes(pid: Pid) -> io::Result<u64> {
     Ok(kib_of(pid, "status", "VmHWM:")? * 1024)
 }
 
+/// Has the peak that [`peak_memory_bytes`] tells begin anew.
+pub fn reset_peak_memory(pid: Pid) -> io::Result<()> {
+    fs::write(format!("/proc/{pid}/clear_refs"), "5")
+}
+
 /// Processor time that a process has taken so far, in seconds: of all its threads, in user mode and in the kernel.
 pub fn processor_seconds(pid: Pid) -> io::Result<f64> {
     let path = format!("/proc/{pid}/stat");

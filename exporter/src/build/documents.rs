@@ -67,6 +67,11 @@ impl Document {
         Ok(())
     }
 
+    /// Its bytes so far.
+    pub(crate) fn size(&self) -> u64 {
+        self.size
+    }
+
     /// All of it.
     pub(crate) async fn content(&mut self) -> Result<Bytes, DocumentsError> {
         let Some(file) = &mut self.file else { return Ok(self.memory.clone().freeze()) };

@@ -16,6 +16,7 @@ use std::io::Read;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use bytes::Bytes;
+use registry::client::MANIFEST_LIMIT_BYTES;
 use registry::digest::Digest;
 use tempfile::TempDir;
 use tokio::sync::OnceCell;
@@ -324,8 +325,11 @@ impl Output {
 
     /// A document has come. With blobs coming one by one, children come before those who name them.
     pub(crate) async fn add_document(&self, digest: &Digest, document: Document) -> Result<(), OutputError> {
+        let size = document.size();
         self.documents.insert(digest.clone(), document);
         match self.way {
+            // No registry takes a manifest of that size: it is a statement of an attestation, read when that comes.
+            Way::Store if size > MANIFEST_LIMIT_BYTES as u64 => Ok(()),
             Way::Store => {
                 let content = self.document("document", digest).await?;
                 self.convert_document(digest, &content, 0).await

@@ -1,8 +1,11 @@
 //! What a document is, by what it says itself: whoever names it may say something else.
 
+use std::collections::BTreeMap;
+
 use registry::client::Descriptor;
 use registry::media_types::{DOCKER_SCHEMA_1, DOCKER_SCHEMA_1_PLAIN};
 use serde_json::Value;
+use serde_json::value::RawValue;
 
 use super::descriptor::descriptors;
 use super::{DocumentError, Index, Manifest, OCI_INDEX, OCI_MANIFEST, Object, kind, parse};
@@ -77,6 +80,35 @@ impl Parsed {
     }
 }
 
+/// What any JSON document of a build looks like, found without a value being made of what is in it: a statement of an
+/// attestation may have a hundred megabytes, and many times that as values.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+pub enum Shape {
+    /// It has a list of manifests.
+    Index,
+    /// It has layers and a config.
+    Manifest,
+    /// Anything else: a config, a statement.
+    Other,
+}
+
+impl Shape {
+    /// That of a document.
+    ///
+    /// # Errors
+    ///
+    /// When it is no JSON object.
+    pub fn of(json: &[u8]) -> Result<Self, DocumentError> {
+        let members: BTreeMap<String, &RawValue> =
+            serde_json::from_slice(json).map_err(|error| DocumentError::new("document", error))?;
+        if members.get("manifests").is_some_and(|manifests| manifests.get().starts_with('[')) {
+            return Ok(Self::Index);
+        }
+        let is_manifest = members.contains_key("layers") && members.contains_key("config");
+        Ok(if is_manifest { Self::Manifest } else { Self::Other })
+    }
+}
+
 impl Artifact {
     /// What it is, in a few words.
     pub fn what(&self) -> String {
@@ -130,6 +162,19 @@ mod tests {
         );
         let index = read(&json!({"manifests": null}));
         assert!(matches!(index, Ok(Parsed::Index(index)) if index.manifests.is_empty()));
+    }
+
+    #[test]
+    fn a_shape_is_told_by_the_members_alone() {
+        for (document, shape) in [
+            (r#"{"manifests": [{"any": 1}]}"#, Shape::Index),
+            (r#"{"manifests": null, "config": {}, "layers": null}"#, Shape::Manifest),
+            (r#"{"config": {"Cmd": []}, "rootfs": {}}"#, Shape::Other),
+            (r#"{"predicate": {"manifests": [], "layers": [], "config": {}}}"#, Shape::Other),
+        ] {
+            assert_eq!(Shape::of(document.as_bytes()).unwrap(), shape, "{document}");
+        }
+        assert!(Shape::of(b"[]").is_err() && Shape::of(br#"{"a": }"#).is_err());
     }
 
     #[test]

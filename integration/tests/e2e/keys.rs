@@ -256,17 +256,20 @@ pub(crate) fn reproducible(fixture: &Fixture) -> Result<()> {
     Ok(())
 }
 
-/// A scanner of ours, which describes every image at great length.
+/// A scanner of ours, which describes every image at great length, in as many small objects as real ones write.
 const SCANNER: &str = r#"set -e
 {
-    printf '{"_type":"https://in-toto.io/Statement/v0.1","predicateType":"https://spdx.dev/Document","predicate":{"comment":"'
-    /bin/busybox head -c 30000000 /dev/zero | /bin/busybox tr '\0' x
-    printf '"}}'
+    printf '{"_type":"https://in-toto.io/Statement/v0.1","predicateType":"https://spdx.dev/Document","predicate":{"packages":['
+    /bin/busybox yes '{"name":"package","versions":[{"value":"1.0"}]},' | /bin/busybox head -n 700000
+    printf '{}]}}'
 } >"$BUILDKIT_SCAN_DESTINATION/sbom.spdx.json"
 "#;
 
 /// Each of its statements has more; the two of a build have more than all documents of a build once might.
 const STATEMENT_BYTES: u64 = 30_000_000;
+
+/// What the exporter may take for them: of the objects in a single one, made into values, it would need more.
+const MEMORY_BYTES: u64 = 512 << 20;
 
 pub(crate) fn large_attestations(fixture: &Fixture) -> Result<()> {
     let dir = fixture.subdir("keys-sbom")?;
@@ -284,7 +287,11 @@ pub(crate) fn large_attestations(fixture: &Fixture) -> Result<()> {
     let name = format!("{}/keys/described", registry.address());
     let mut command = buildctl.build_command(&context, &[&format!("type=nydus-cluster,name={name}:v1")]);
     command.args(["--opt", "platform=linux/amd64,linux/arm64"]);
+    let exporter = fixture.exporter()?.pid()?;
+    process::reset_peak_memory(exporter)?;
     process::run(command.args(["--opt", &format!("attest:sbom=generator={generator}")]))?;
+    let peak = process::peak_memory_bytes(exporter)?;
+    ensure!(peak < MEMORY_BYTES, "the exporter took {peak} bytes of memory");
     let index = manifest(&format!("{name}:v1"))?;
     let entries = index["manifests"].as_array().context("an index")?;
     let digest = |value: &Value| value["digest"].as_str().unwrap_or_default().to_owned();

@@ -5,7 +5,7 @@ use std::sync::Arc;
 
 use bytes::Bytes;
 use image::assemble::{Assembled, Form, NydusImage, assemble};
-use image::document::{Attestation, ImageConfig, Index, Manifest, MediaTypes, Stored, Subject, parse};
+use image::document::{Attestation, ImageConfig, Index, Manifest, MediaTypes, Shape, Stored, Subject};
 use image::layer::ConvertedLayer;
 use registry::client::Descriptor;
 use registry::digest::{self, Digest};
@@ -44,25 +44,24 @@ impl Output {
         content: &Bytes,
         depth: usize,
     ) -> Result<(), OutputError> {
-        let object = parse("document", content).map_err(|error| self.document_error(error))?;
-        let stored = if object.get("manifests").is_some_and(serde_json::Value::is_array) {
-            if depth > DEPTH_LIMIT {
+        let stored = match Shape::of(content).map_err(|error| self.document_error(error))? {
+            Shape::Index if depth > DEPTH_LIMIT => {
                 let reason = format!("indexes are nested more than {DEPTH_LIMIT} deep");
                 return Err(OutputError::Layout { reason });
             }
-            self.convert_index(content, depth).await?
-        } else if object.contains_key("layers") && object.contains_key("config") {
-            let source = Manifest::parse(content).map_err(|error| self.document_error(error))?;
-            if source.is_image() {
-                self.convert_image(&source, content).await?
-            } else if Attestation::parse(content).map_err(|error| self.document_error(error))?.is_some() {
-                // It waits for its index, which says what it is about.
-                return Ok(());
-            } else {
-                self.keep(&source, content).await?
+            Shape::Index => self.convert_index(content, depth).await?,
+            Shape::Manifest => {
+                let source = Manifest::parse(content).map_err(|error| self.document_error(error))?;
+                if source.is_image() {
+                    self.convert_image(&source, content).await?
+                } else if Attestation::parse(content).map_err(|error| self.document_error(error))?.is_some() {
+                    // It waits for its index, which says what it is about.
+                    return Ok(());
+                } else {
+                    self.keep(&source, content).await?
+                }
             }
-        } else {
-            return Ok(());
+            Shape::Other => return Ok(()),
         };
         self.received().stored.insert(digest.clone(), stored);
         Ok(())
