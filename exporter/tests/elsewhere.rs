@@ -62,3 +62,24 @@ async fn a_registry_that_has_died_is_waited_for_once_and_not_for_each_layer() {
     drop(hole);
     stack.stop().await;
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_is_copied_from_another_registry_is_shown_while_it_moves() {
+    let Some(stack) = Stack::start().await else { return };
+    let base = noise(89, 2 << 20);
+    let files: &[(&str, &[u8])] = &[("base", &base), ("app", b"one")];
+    let context = stack.context("context", "FROM scratch\nCOPY base /base\nCOPY app /app\n", files);
+    let stop = CancellationToken::new();
+    let other = registry_at(&stack, None, stop.clone()).await;
+    let output = format!("type=nydus-cluster,name={}/app:v1", other.address());
+    stack.build(&context, &["--output", &output]).await.success();
+    let text = stack.build(&context, &["--output", &stack.output("copied:v1")]).await.success();
+    let (_, manifest) = stack.manifest("copied:v1").await;
+    let blob: String = manifest["layers"][0]["digest"].as_str().unwrap().chars().take(19).collect();
+    // As buildctl writes it: bytes done, and all of them.
+    let line = text.lines().find(|line| line.contains(&format!("copying {blob} 2.10MB / 2.10MB")));
+    assert!(line.is_some(), "{text}");
+    assert!(!text.contains("converting"), "{text}");
+    stop.cancel();
+    stack.stop().await;
+}

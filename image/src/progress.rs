@@ -7,6 +7,7 @@ use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::SystemTime;
 
+use registry::digest::Digest;
 use tokio::sync::watch;
 
 /// What belongs to one build.
@@ -101,6 +102,11 @@ impl Progress {
         let changed = tasks.tasks.values().filter(|(changed, _)| *changed > version);
         (changed.map(|(_, update)| update.clone()).collect(), tasks.version)
     }
+}
+
+/// A digest as short as people compare them, with its algorithm.
+pub fn short(digest: &Digest) -> String {
+    digest.as_ref().chars().take("sha256:".len() + 12).collect()
 }
 
 /// Why work that was dropped ended, in the words by which BuildKit's clients tell cancelled steps from failed ones.

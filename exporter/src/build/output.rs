@@ -39,7 +39,7 @@ use image::document::{DocumentError, Stored};
 use image::layer::{
     AheadConversion, Claimed, ConvertError, ConvertedLayer, Flight, LayerConversion, Present,
 };
-use image::progress::{Progress, Task};
+use image::progress::{Progress, Task, short};
 
 /// How deep indexes may lie in indexes.
 const DEPTH_LIMIT: usize = 4;
@@ -249,7 +249,7 @@ impl Output {
         match claimed.map_err(|error| self.push_error("a blob", error))? {
             Claimed::Absent(flight) => Ok(Claim::Absent(flight)),
             Claimed::Known(layer) => {
-                self.task(format!("reusing {}", crate::intake::ingest::short(digest)), 0).finish();
+                self.task(format!("reusing {}", short(digest)), 0).finish();
                 self.received().layers.insert(digest.clone(), layer);
                 Ok(Claim::Here)
             }

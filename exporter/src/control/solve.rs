@@ -207,7 +207,7 @@ async fn begin<'a>(
         let target = target(exporter, &attrs, index, &client, &session)?;
         let keyring = Arc::new(SessionKeyring::new(client.streams.clone()));
         let preparation = Preparation {
-            converter: exporter.converter.clone(),
+            converter: exporter.converter.clone().showing(Arc::clone(&progress), index),
             threads: exporter.threads(),
             scratch_space: Arc::clone(&exporter.scratch_space),
             client: exporter.client.with_keyring(keyring, exporter.own_credentials()),

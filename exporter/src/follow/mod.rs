@@ -32,9 +32,9 @@ use tokio::sync::watch as channel;
 pub(crate) use self::ahead::convert_ahead;
 use self::reader::BlobReader;
 use crate::build::{Claim, Output, OutputError};
-use crate::intake::ingest::{Ingest, SNIFF_BYTES, is_document, short};
+use crate::intake::ingest::{Ingest, SNIFF_BYTES, is_document};
 use image::layer::{AheadConversion, BuiltLayer, ConvertError, Flight};
-use image::progress::Task;
+use image::progress::{Task, short};
 
 /// Read from a file at once.
 const READ_BYTES: usize = 1 << 20;

@@ -8,7 +8,7 @@ use crate::build::documents::Document;
 use crate::build::{Claim, Output, OutputError};
 use image::destination::BlobWriter;
 use image::layer::{Flight, LayerConversion};
-use image::progress::Task;
+use image::progress::{Task, short};
 
 /// Bytes by which layers and documents are told apart: where tar has its magic.
 pub(crate) const SNIFF_BYTES: usize = 512;
@@ -200,11 +200,6 @@ pub(crate) fn is_document(begin: &[u8]) -> bool {
 /// Whether a blob that begins so is an uncompressed tar.
 pub(crate) fn is_tar(begin: &[u8]) -> bool {
     begin.get(TAR_MAGIC).is_some_and(|magic| magic == b"ustar")
-}
-
-/// A digest as short as people compare them.
-pub(crate) fn short(digest: &Digest) -> String {
-    digest.as_ref().chars().take("sha256:".len() + 12).collect()
 }
 
 #[cfg(test)]

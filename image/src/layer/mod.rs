@@ -50,10 +50,11 @@ use tokio_util::sync::CancellationToken;
 use self::cache::Known;
 use self::flight::{Claim, Flights, STALLED_AFTER, Waited, Waiting};
 use self::key::Key;
-use self::provide::Elsewhere;
+use self::provide::{Elsewhere, Shown};
 use self::slot::Slot;
 use crate::destination::{Destination, SpoolSpace, StoreError};
 use crate::options::Recipe;
+use crate::progress::Progress;
 
 pub use ahead::AheadConversion;
 pub(crate) use announce::announcement;
@@ -79,6 +80,8 @@ pub struct Converter {
     flights: Arc<Flights>,
     /// Of the one image that this converts.
     elsewhere: Arc<Elsewhere>,
+    /// Where it is shown what moves without being converted.
+    shown: Option<Shown>,
 }
 
 /// What is known of a layer that has to be converted.
@@ -102,7 +105,13 @@ impl Converter {
             cache: Arc::new(cache),
             flights: Arc::default(),
             elsewhere: Arc::default(),
+            shown: None,
         }
+    }
+
+    /// The same, which shows the blobs that it copies as parts of the export step of `output`.
+    pub fn showing(self, progress: Arc<Progress>, output: usize) -> Self {
+        Self { shown: Some(Shown { progress, output }), ..self }
     }
 
     /// One for another image and its recipe, which shares with this one what bounds and remembers conversions.
@@ -301,7 +310,7 @@ impl Converter {
         destination: &dyn Destination,
     ) -> Result<Option<Arc<ConvertedLayer>>, StoreError> {
         let Some(known) = known else { return Ok(None) };
-        if !provide::provide(&known, destination, &self.elsewhere).await? {
+        if !provide::provide(&known, destination, &self.elsewhere, self.shown.as_ref()).await? {
             return Ok(None);
         }
         self.cache.used(key, &known.layer, repository_of(destination));

@@ -2,7 +2,7 @@
 //! itself, where that is to be there as well.
 
 use std::collections::HashSet;
-use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use registry::client::{Client, Error};
@@ -12,6 +12,7 @@ use tokio::time::{Instant, timeout};
 
 use super::cache::Known;
 use crate::destination::{Destination, StoreError};
+use crate::progress::{Progress, Task, short};
 
 /// From so many repositories a blob is fetched from other registries before it is made again, or a layer mounted before it is
 /// sent.
@@ -62,6 +63,20 @@ impl Elsewhere {
     }
 }
 
+/// Where it is shown what is copied.
+#[derive(Clone, Debug)]
+pub(super) struct Shown {
+    pub(super) progress: Arc<Progress>,
+    pub(super) output: usize,
+}
+
+impl Shown {
+    /// Begins to show how a blob of `size` bytes is copied.
+    fn begin(&self, blob: &Digest, size: u64) -> Task {
+        self.progress.task(self.output, format!("copying {}", short(blob)), size)
+    }
+}
+
 /// Why a blob cannot be copied from somewhere.
 #[derive(Debug, thiserror::Error)]
 enum Failure {
@@ -76,6 +91,7 @@ pub(super) async fn provide(
     known: &Known,
     destination: &dyn Destination,
     elsewhere: &Elsewhere,
+    shown: Option<&Shown>,
 ) -> Result<bool, StoreError> {
     let digest = &known.layer.digest;
     if destination.has_blob(digest).await? {
@@ -89,7 +105,7 @@ pub(super) async fn provide(
         }
     }
     for from in others().take(COPIES) {
-        if elsewhere.is_open(from) && copy(client, from, digest, destination, elsewhere).await? {
+        if elsewhere.is_open(from) && copy((client, from), digest, destination, elsewhere, shown).await? {
             tracing::info!(blob = %digest, %from, to = %repository, "blob copied");
             return Ok(true);
         }
@@ -117,28 +133,37 @@ pub(super) async fn mount_source(
 
 /// Copies a blob from the repository `from`; `false` if it cannot be read there.
 async fn copy(
-    client: &Client,
-    from: &Repository,
+    (client, from): (&Client, &Repository),
     digest: &Digest,
     destination: &dyn Destination,
     elsewhere: &Elsewhere,
+    shown: Option<&Shown>,
 ) -> Result<bool, StoreError> {
     let since = Instant::now();
-    match answer(client.blob_size(from, digest)).await {
-        Ok(Some(_)) => {}
+    let size = match answer(client.blob_size(from, digest)).await {
+        Ok(Some(size)) => size,
         Ok(None) => return Ok(false),
         Err(failure) => {
             elsewhere.failed(from, since, &failure);
             return Ok(false);
         }
-    }
+    };
+    let task = shown.map(|shown| shown.begin(digest, size));
     let mut reader = client.blob(from, digest)?;
     let mut writer = destination.begin().await?;
     loop {
         let since = Instant::now();
         match answer(reader.next()).await {
-            Ok(Some(piece)) => writer.write(piece).await?,
-            Ok(None) => return writer.finish(digest).await.map(|_| true),
+            Ok(Some(piece)) => {
+                let bytes = piece.len() as u64;
+                writer.write(piece).await?;
+                task.iter().for_each(|task| task.advance(bytes));
+            }
+            Ok(None) => {
+                writer.finish(digest).await?;
+                task.into_iter().for_each(Task::finish);
+                return Ok(true);
+            }
             Err(failure) => {
                 elsewhere.failed(from, since, &failure);
                 writer.cancel().await;
