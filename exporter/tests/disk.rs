@@ -131,6 +131,32 @@ async fn an_image_on_the_client_s_disk_is_the_one_that_would_be_pushed() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn what_names_an_image_in_a_file_is_annotated_as_in_buildkit_s_own() {
+    let Some(stack) = Stack::start().await else { return };
+    let context = stack.context("context", TWO_LAYERS, &[("base", &noise(5, 1 << 20)), ("app", b"one")]);
+    // BuildKit refuses annotations of an index for an image that has none.
+    let (of_manifest, of_index) =
+        ("annotation-manifest-descriptor.a=one", "annotation-index-descriptor.b=two");
+    let of_both = format!("{of_manifest},{of_index}");
+    let platforms = "--opt=platform=linux/amd64,linux/arm64";
+    for (keys, more, expected) in [
+        (of_manifest, &[][..], [Some("one"), None]),
+        (of_both.as_str(), &[platforms][..], [None, Some("two")]),
+    ] {
+        for ours in ["", ",nydus-cluster=true"] {
+            let file = stack.path("annotated.tar");
+            let output = format!("type=oci{ours},name=demo:v1,{keys},dest={}", file.display());
+            stack.build(&context, &[&["--output", &output], more].concat()).await.success();
+            let annotations = &Layout::of_tar(&file).index["manifests"][0]["annotations"];
+            let found = ["a", "b"].map(|name| annotations[name].as_str());
+            assert_eq!(found, expected, "{output}: {annotations}");
+            assert!(annotations["org.opencontainers.image.ref.name"].is_string(), "{annotations}");
+        }
+    }
+    stack.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn the_plain_image_comes_along_to_the_client_s_disk() {
     let Some(stack) = Stack::start().await else { return };
     let context = stack.context("context", TWO_LAYERS, &[("base", &noise(4, 2 << 20)), ("app", b"one")]);

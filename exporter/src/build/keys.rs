@@ -1,12 +1,17 @@
 //! What a user writes behind `--output type=nydus-cluster,…`: our own keys, checked here because BuildKit's exporter in
 //! whose place we stand accepts unknown ones silently.
 
+mod annotations;
+
 use std::collections::BTreeMap;
 
 use image::options::{Options, OptionsError, Used, Word, boolean};
 use registry::digest::Digest;
 use registry::reference::{InvalidReference, Reference};
 use serde_json::Value;
+
+pub(crate) use annotations::RootAnnotations;
+use annotations::annotation;
 
 /// The exporter type that is ours.
 pub(crate) const EXPORTER_TYPE: &str = "nydus-cluster";
@@ -51,12 +56,6 @@ const PASSED_KEYS: [&str; 6] = [
     "rewrite-timestamp",
     "source-date-epoch",
 ];
-
-/// `annotation.KEY`, `annotation-manifest.KEY`, `annotation[PLATFORM].KEY` and so on: BuildKit's as well.
-const ANNOTATION: &str = "annotation";
-
-/// What an annotation may be put on, where that is not said to be the manifest.
-const ANNOTATED: [&str; 4] = ["manifest", "manifest-descriptor", "index", "index-descriptor"];
 
 /// Keys that mean nothing on the client's disk.
 const PUSH_KEYS: [&str; 5] =
@@ -264,7 +263,7 @@ impl Attrs {
                 key::IMAGES => parsed.images = images(value)?,
                 key::DEST => return Err(AttrError::Disk { key: key::DEST }),
                 key::TAR => return Err(AttrError::Disk { key: key::TAR }),
-                passed if PASSED_KEYS.contains(&passed) || is_annotation(passed) => {
+                passed if PASSED_KEYS.contains(&passed) || annotation(passed).is_some() => {
                     parsed.passed.insert(name.clone(), value.clone());
                 }
                 word if parsed.options.set(Used::Build, word, value)? => {}
@@ -339,31 +338,15 @@ impl Attrs {
         self.names.iter().map(url).collect()
     }
 
+    /// The annotations of what names the image on the client's disk.
+    pub(crate) fn root_annotations(&self) -> RootAnnotations {
+        RootAnnotations::of(&self.passed)
+    }
+
     /// The name that stands for the image in progress output.
     pub(crate) fn title(&self) -> String {
         self.names.first().map_or_else(|| "unnamed image".to_owned(), ToString::to_string)
     }
-}
-
-/// `annotation.KEY`, `annotation-manifest.KEY`, `annotation[PLATFORM].KEY` and so on.
-fn is_annotation(key: &str) -> bool {
-    let Some(rest) = key.strip_prefix(ANNOTATION) else { return false };
-    let rest = match rest.strip_prefix('-') {
-        None => rest,
-        Some(typed) => {
-            let end = typed.find(['[', '.']).unwrap_or(typed.len());
-            if !ANNOTATED.contains(&&typed[..end]) {
-                return false;
-            }
-            &typed[end..]
-        }
-    };
-    let rest = match rest.strip_prefix('[').map(|platform| platform.split_once(']')) {
-        None => rest,
-        Some(Some((_, rest))) => rest,
-        Some(None) => return false,
-    };
-    rest.strip_prefix('.').is_some_and(|key| !key.is_empty())
 }
 
 /// Whether a name as people write it has a tag.

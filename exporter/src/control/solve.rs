@@ -244,7 +244,8 @@ fn target(
             Target::new(attrs, &exporter.client, keyring, own, answer)
         }
         Receiver::ClientArchive => {
-            let archive = ClientArchive::new(streams, index, spool_dir).map_err(unusable)?;
+            let archive =
+                ClientArchive::new(streams, index, attrs.root_annotations(), spool_dir).map_err(unusable)?;
             Target::ready(Arc::new(archive), spool_dir)
         }
         Receiver::ClientStore => Target::ready(Arc::new(ClientStore::new(streams, session)), spool_dir),

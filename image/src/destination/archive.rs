@@ -1,5 +1,6 @@
 //! The tar of an OCI image layout, made of the layout's folder.
 
+use std::collections::BTreeMap;
 use std::fs::{self, File};
 use std::io::{self, Write};
 use std::path::Path;
@@ -49,14 +50,25 @@ impl LayoutStream {
     }
 }
 
-/// The entries of an index for the image `root` under each of `names`, as BuildKit's exports state them.
-pub(super) fn entries(names: &[Reference], root: &Stored) -> Vec<Value> {
-    let named = |name: &Reference| {
+/// The entries of an index for the image `root` under each of `names`, as BuildKit's exports state them, with `annotations`.
+pub(super) fn entries(
+    names: &[Reference],
+    root: &Stored,
+    annotations: &BTreeMap<String, String>,
+) -> Vec<Value> {
+    let entry = |named: Value| {
         let mut entry = root.descriptor();
-        entry["annotations"] = json!({ IMAGE_NAME: name.to_string(), REF_NAME: name.tag() });
+        let mut all = json!(annotations);
+        if let (Some(all), Value::Object(named)) = (all.as_object_mut(), named) {
+            all.extend(named);
+            if !all.is_empty() {
+                entry["annotations"] = json!(all);
+            }
+        }
         entry
     };
-    if names.is_empty() { vec![root.descriptor()] } else { names.iter().map(named).collect() }
+    let named = |name: &Reference| entry(json!({ IMAGE_NAME: name.to_string(), REF_NAME: name.tag() }));
+    if names.is_empty() { vec![entry(json!({}))] } else { names.iter().map(named).collect() }
 }
 
 /// Packs the layout in `folder`, small documents first, so that readers of a stream learn early what is in it.

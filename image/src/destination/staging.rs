@@ -1,6 +1,7 @@
 //! Files of this machine on their way to their names: they are written to a folder beside the destination, and moved when
 //! all are there. Whatever ends before that leaves nothing under the destination's name.
 
+use std::collections::BTreeMap;
 use std::fs::{self, File};
 use std::io;
 use std::path::{Path, PathBuf};
@@ -196,9 +197,15 @@ impl Staging {
         Ok(path)
     }
 
-    /// The layout as a tar, in which the image `root` has these names, while it is packed. Nothing more may be added.
-    pub fn stream(self: &Arc<Self>, names: &[Reference], root: &Stored) -> LayoutStream {
-        let (staging, entries) = (Arc::clone(self), archive::entries(names, root));
+    /// The layout as a tar, in which the image `root` has these names and annotations, while it is packed. Nothing more may be
+    /// added.
+    pub fn stream(
+        self: &Arc<Self>,
+        names: &[Reference],
+        root: &Stored,
+        annotations: &BTreeMap<String, String>,
+    ) -> LayoutStream {
+        let (staging, entries) = (Arc::clone(self), archive::entries(names, root, annotations));
         LayoutStream::new(move |out| {
             let folder = staging.folder.path();
             write_layout(folder, entries)?;

@@ -14,6 +14,7 @@ use registry::digest::Digest;
 use registry::reference::Reference;
 
 use super::refused;
+use crate::build::keys::RootAnnotations;
 use crate::http2::call::Call;
 use crate::intake::tar::{BytesMessage, DIFF_COPY};
 use crate::session::CLIENT;
@@ -24,6 +25,7 @@ pub(crate) struct ClientArchive {
     staging: Arc<Staging>,
     client: SendRequest<Bytes>,
     index: usize,
+    annotations: RootAnnotations,
 }
 
 impl std::fmt::Debug for ClientArchive {
@@ -33,21 +35,22 @@ impl std::fmt::Debug for ClientArchive {
 }
 
 impl ClientArchive {
-    /// The file of output `index`; the layout is gathered in `spool_dir`.
+    /// The file of output `index`, in which the image is annotated so; the layout is gathered in `spool_dir`.
     pub(crate) fn new(
         client: SendRequest<Bytes>,
         index: usize,
+        annotations: RootAnnotations,
         spool_dir: &Path,
     ) -> Result<Self, StoreError> {
         let staging =
             Staging::new(&spool_dir.join("nydus-cluster-image.tar"), Shape::OciArchive { name: None })?;
-        Ok(Self { staging: Arc::new(staging), client, index })
+        Ok(Self { staging: Arc::new(staging), client, index, annotations })
     }
 
     async fn send(&self, names: &[Reference], root: &Stored) -> Result<(), StoreError> {
         let headers = [(EXPORTER_ID, self.index.to_string())];
         let mut call = Call::open(self.client.clone(), CLIENT, DIFF_COPY, &headers).await.map_err(refused)?;
-        let mut stream = self.staging.stream(names, root);
+        let mut stream = self.staging.stream(names, root, self.annotations.for_root(root));
         while let Some(data) = stream.next().await? {
             if call.send(&BytesMessage { data }.encode_to_vec()).await.is_err() {
                 // The answer says why.
