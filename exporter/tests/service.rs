@@ -5,15 +5,19 @@
 mod support;
 
 use std::path::Path;
+use std::process::Stdio;
+use std::time::Duration;
 
 use bytes::{Buf, Bytes, BytesMut};
 use exporter::ExporterConfig;
 use h2::client::SendRequest;
 use http::Request;
+use support::hanging::Hanging;
 use support::{Stack, wait_for};
 use test_support::{Log, noise};
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::net::{TcpStream, UnixStream};
+use tokio::time::timeout;
 
 const TWO_LAYERS: &str = "FROM scratch\nCOPY base /base\nCOPY app /app\n";
 
@@ -105,7 +109,11 @@ async fn what_the_exporter_does_is_counted_logged_and_asked_for() {
     assert!(counted("blob_bytes_total") > f64::from(2 << 20), "{scraped}");
     assert_eq!(counted("builds_running"), 0.0, "{scraped}");
     assert_eq!(counted("clients"), 1.0, "{scraped}");
-    let lines = log.lines("build ended");
+    // Other tests of the process have builds of their own.
+    let of_this = |words: &str| -> Vec<String> {
+        log.lines(words).into_iter().filter(|line| line.contains("counted:")).collect()
+    };
+    let lines = of_this("build ended");
     let told = [("v1", "converted=2", "done"), ("v2", "converted=0", "done"), ("v3", "layers=0", "failed")];
     for (line, (tag, count, outcome)) in lines.iter().zip(told) {
         let words = [
@@ -120,6 +128,14 @@ async fn what_the_exporter_does_is_counted_logged_and_asked_for() {
         }
     }
     assert_eq!(lines.len(), 4);
+    // The line of a layer names its build, as the build's own does.
+    let build = lines[0].split_whitespace().find(|word| word.starts_with("build=")).unwrap();
+    let converted = of_this("layer converted");
+    assert_eq!(converted.len(), 2);
+    for line in converted {
+        let says = |word: &str| line.split_whitespace().any(|one| one.starts_with(word));
+        assert!(says(build) && line.contains("counted:v1") && says("layer=sha256:"), "{line}");
+    }
 
     // The exporter's own health does not depend on buildkitd's; the empty name's does.
     stack.kill_buildkitd().await;
@@ -127,5 +143,53 @@ async fn what_the_exporter_does_is_counted_logged_and_asked_for() {
     assert_eq!(health(client.clone(), "").await, Err(14));
     stack.restart_buildkitd().await;
     assert_eq!(health(client, "").await, Ok(1));
+    stack.stop().await;
+}
+
+/// What an exporter that was told to stop may take beyond what its settings say.
+const STOPPED: Duration = Duration::from_secs(20);
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_client_that_only_watches_does_not_keep_the_exporter_from_stopping() {
+    let Some(stack) = Stack::start().await else { return };
+    let listen = stack.path("watched.sock");
+    let exporter = stack.serve(&stack.path("buildkitd.sock"), &listen, ExporterConfig::default());
+    wait_for("exporter", || listen.exists()).await;
+    let seen = stack.path("monitor.log");
+    let file = std::fs::File::create(&seen).unwrap();
+    let mut monitor = stack.buildctl_command("watched.sock", &["debug", "monitor"]);
+    let mut monitor = monitor.stdout(file.try_clone().unwrap()).stderr(file).spawn().unwrap();
+    let context = stack.context("context", "FROM scratch\nCOPY app /app\n", &[("app", b"one")]);
+    stack.build(&context, &["--output", &stack.output("watched:v1")]).await.success();
+    wait_for("the monitor", || std::fs::metadata(&seen).unwrap().len() > 0).await;
+    assert!(monitor.try_wait().unwrap().is_none());
+
+    stack.stop_exporter();
+    timeout(STOPPED, exporter).await.expect("the exporter stops, with 300 s for builds").unwrap();
+    timeout(STOPPED, monitor.wait()).await.expect("the monitor ends").unwrap();
+    stack.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_build_that_does_not_end_is_given_up_when_the_drain_is_over_and_so_is_its_upload() {
+    let Some(stack) = Stack::start().await else { return };
+    let listen = stack.path("drained.sock");
+    let config = ExporterConfig { drain_seconds: 1, ..ExporterConfig::default() };
+    let exporter = stack.serve(&stack.path("buildkitd.sock"), &listen, config);
+    wait_for("exporter", || listen.exists()).await;
+    let hanging = Hanging::start(Duration::from_millis(500)).await;
+    let context = stack.context("context", "FROM scratch\nCOPY app /app\n", &[("app", &noise(7, 4 << 20))]);
+    let output = format!("type=nydus-cluster,name={}/stuck:v1", hanging.host);
+    let mut buildctl = stack.buildctl(&listen, &context, &["--output", &output]);
+    let mut buildctl = buildctl.stdout(Stdio::null()).stderr(Stdio::null()).spawn().unwrap();
+    wait_for("upload", || hanging.is_stuck()).await;
+
+    stack.stop_exporter();
+    timeout(STOPPED, exporter).await.expect("the exporter stops").unwrap();
+    assert!(!listen.exists());
+    // Whoever ends the process now leaves nothing at the registry.
+    assert_eq!(hanging.count(&["DELETE"]), hanging.count(&["POST"]));
+    let status = timeout(STOPPED, buildctl.wait()).await.expect("buildctl ends").unwrap();
+    assert!(!status.success());
     stack.stop().await;
 }

@@ -66,6 +66,8 @@ pub(crate) enum Claim {
 
 /// One output of ours.
 pub(crate) struct Output {
+    /// The name of its build, for the log.
+    build: String,
     index: usize,
     way: Way,
     attrs: Attrs,
@@ -131,6 +133,7 @@ impl Output {
         let (documents, received) = (Documents::default(), Mutex::default());
         let (prepared, present) = (OnceCell::new(), Present::default());
         Self {
+            build: String::new(),
             index,
             way,
             attrs,
@@ -145,6 +148,11 @@ impl Output {
             documents,
             received,
         }
+    }
+
+    /// The same, of the build of this name.
+    pub(crate) fn of_build(self, reference: &str) -> Self {
+        Self { build: reference.to_owned(), ..self }
     }
 
     /// The same, which uses again what is at its names already.
@@ -258,7 +266,7 @@ impl Output {
 
     /// Begins to convert the layer `digest`.
     pub(crate) async fn convert(&self, digest: &Digest) -> Result<LayerConversion, OutputError> {
-        tracing::debug!(image = self.title(), layer = %digest, "conversion begins");
+        tracing::debug!(build = self.build, image = self.title(), layer = %digest, "conversion begins");
         Ok(self.prepared().await?.layer.convert(&self.layer_destination().await?))
     }
 
@@ -278,7 +286,7 @@ impl Output {
         layer: ConvertedLayer,
         flight: Option<Flight>,
     ) -> Result<(), OutputError> {
-        tracing::info!(image = self.title(), layer = %digest, blob = %layer.digest, size = layer.size, "layer converted");
+        tracing::info!(build = self.build, image = self.title(), layer = %digest, blob = %layer.digest, size = layer.size, "layer converted");
         let layer = Arc::new(layer.made_of(digest));
         if let Some(remembering) = self.remembering().await? {
             remembering.remember(&layer, flight, self.destination().await?.as_ref());

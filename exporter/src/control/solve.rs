@@ -215,7 +215,7 @@ async fn begin<'a>(
         };
         let cluster = exporter.cluster().clone();
         let output = Output::new(index, way, attrs, target, preparation, cluster, Arc::clone(&progress));
-        let output = output.leaving_with(KeptBlobs::new(upstream.clone()));
+        let output = output.of_build(&plan.request.reference).leaving_with(KeptBlobs::new(upstream.clone()));
         outputs.push(Arc::new(if exporter.reuses() { output.reusing() } else { output }));
     }
     let sole = plan.request.exports.len() == 1;

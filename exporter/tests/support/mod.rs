@@ -2,6 +2,10 @@
 
 #![allow(dead_code, reason = "each test file uses its own part")]
 
+pub(crate) mod hanging;
+mod http1;
+pub(crate) mod tokens;
+
 use std::fs::File;
 use std::path::{Path, PathBuf};
 use std::process::{ExitStatus, Stdio};
@@ -15,6 +19,7 @@ use registry::server::{Server, ServerConfig};
 use serde_json::Value;
 use test_support::{Need, has};
 use tokio::process::{Child, Command};
+use tokio::task::JoinHandle;
 use tokio_util::sync::CancellationToken;
 
 /// The longest that anything here may take.
@@ -124,15 +129,15 @@ impl Stack {
         self.serve(upstream, listen, ExporterConfig { registry, ..ExporterConfig::default() });
     }
 
-    /// One more exporter, with settings of its own.
-    pub(crate) fn serve(&self, upstream: &Path, listen: &Path, config: ExporterConfig) {
+    /// One more exporter, with settings of its own; the task ends with it.
+    pub(crate) fn serve(&self, upstream: &Path, listen: &Path, config: ExporterConfig) -> JoinHandle<()> {
         let config = ExporterConfig {
             upstream: upstream.to_owned().try_into().unwrap(),
             listen: listen.to_owned().try_into().unwrap(),
             ..config
         };
         let stop = self.stop_exporters.clone();
-        tokio::spawn(async move { exporter::serve(config, stop).await.unwrap() });
+        tokio::spawn(async move { exporter::serve(config, stop).await.unwrap() })
     }
 
     pub(crate) fn path(&self, name: &str) -> PathBuf {

@@ -144,7 +144,7 @@ impl Output {
         if self.attrs.images != Images::None {
             assembled = self.with_lock(&flat, &flat_config, layers, form, &assembled.digest).await?;
         }
-        tracing::info!(image = self.title(), digest = %assembled.digest, "image assembled");
+        tracing::info!(build = self.build, image = self.title(), digest = %assembled.digest, "image assembled");
         let nydus = Stored::from(assembled);
         if self.attrs.beside == Beside::Nothing {
             return Ok(nydus);
