@@ -112,6 +112,40 @@ async fn the_id_that_buildx_writes_is_that_of_our_image() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn buildx_writes_our_image_to_the_disk_as_a_file_and_as_a_directory() {
+    let Some(stack) = Stack::start().await else { return };
+    let Some(buildx) = stack.buildx().await else { return stack.stop().await };
+    let context = stack.context("context", TWO_TARGETS, &[("base", &noise(6, 1 << 20)), ("app", b"one")]);
+    let context = context.to_str().unwrap();
+    let build = ["build", "--progress=plain", "--provenance=false"];
+    let pushed = format!("--output={}", stack.output("disk:v1"));
+    run(buildx(&[&build[..], &[&pushed, context]].concat())).await.success();
+    let (digest, _) = stack.manifest("disk:v1").await;
+    let (file, directory) = (stack.path("image.tar"), stack.path("layout"));
+    for dest in [format!("dest={}", file.display()), format!("tar=false,dest={}", directory.display())] {
+        let metadata = stack.path("metadata.json");
+        let output = format!("--output=type=oci,nydus-cluster=true,{dest}");
+        let metadata_file = format!("--metadata-file={}", metadata.display());
+        run(buildx(&[&build[..], &[&output, &metadata_file, context]].concat())).await.success();
+        let reported: Value = serde_json::from_slice(&std::fs::read(&metadata).unwrap()).unwrap();
+        assert_eq!(reported["containerimage.digest"], digest.as_str());
+    }
+    let mut archive = tar::Archive::new(std::fs::File::open(&file).unwrap());
+    let index = archive
+        .entries()
+        .unwrap()
+        .map(Result::unwrap)
+        .find(|entry| entry.path().unwrap().ends_with("index.json"));
+    let from_file: Value = serde_json::from_reader(index.unwrap()).unwrap();
+    let from_directory: Value =
+        serde_json::from_slice(&std::fs::read(directory.join("index.json")).unwrap()).unwrap();
+    for index in [from_file, from_directory] {
+        assert_eq!(index["manifests"][0]["digest"], digest.as_str(), "{index}");
+    }
+    stack.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn oras_discovers_what_attests_our_image() {
     let Some(stack) = Stack::start().await else { return };
     if is_oldest() {

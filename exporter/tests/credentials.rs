@@ -11,18 +11,21 @@ use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
 use exporter::ExporterConfig;
 use registry::client::ClientConfig;
-use registry::server::{Server, ServerConfig};
+use registry::server::{Server, ServerConfig, TlsConfig};
+use support::tokens::TokenRegistry;
 use support::{Stack, run, wait_for};
+use test_support::{Need, has};
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::net::{TcpListener, TcpStream};
 use tokio_util::sync::CancellationToken;
 
 /// A registry that knows the users `builder` and `exporter`.
-async fn guarded_registry(stack: &Stack, stop: CancellationToken) -> Server {
+async fn guarded_registry(stack: &Stack, stop: CancellationToken, tls: Option<TlsConfig>) -> Server {
     let htpasswd = stack.path("htpasswd");
     let line = |user: &str| format!("{user}:{}\n", bcrypt::hash("secret", 4).unwrap());
     std::fs::write(&htpasswd, line("builder") + &line("exporter")).unwrap();
-    let mut config = ServerConfig { htpasswd: Some(htpasswd), ..ServerConfig::new(stack.path("guarded")) };
+    let mut config =
+        ServerConfig { htpasswd: Some(htpasswd), tls, ..ServerConfig::new(stack.path("guarded")) };
     config.listen.set_port(0);
     registry::server::serve(config, stop).await.unwrap()
 }
@@ -42,9 +45,20 @@ fn docker_config(stack: &Stack, name: &str, host: &str, user: Option<&str>) -> P
 
 /// Builds as a user whose Docker configuration is in `dir`.
 async fn build_as(stack: &Stack, socket: &Path, dir: &Path, output: &str) -> support::Outcome {
+    build_with(stack, socket, dir, output, &[]).await
+}
+
+/// Builds as a user whose Docker configuration is in `dir`, with these variables set.
+async fn build_with(
+    stack: &Stack,
+    socket: &Path,
+    dir: &Path,
+    output: &str,
+    variables: &[(&str, &str)],
+) -> support::Outcome {
     let context = stack.context("context", "FROM scratch\nCOPY app /app\n", &[("app", b"one")]);
     let mut command = stack.buildctl(socket, &context, &["--output", output]);
-    command.env("DOCKER_CONFIG", dir).env("HOME", dir);
+    command.env("DOCKER_CONFIG", dir).env("HOME", dir).envs(variables.iter().copied());
     run(command).await
 }
 
@@ -52,7 +66,7 @@ async fn build_as(stack: &Stack, socket: &Path, dir: &Path, output: &str) -> sup
 async fn a_push_is_the_builder_s_and_the_exporter_s_only_where_that_is_allowed() {
     let Some(stack) = Stack::start().await else { return };
     let stop = CancellationToken::new();
-    let server = guarded_registry(&stack, stop.clone()).await;
+    let server = guarded_registry(&stack, stop.clone(), None).await;
     let host = server.address().to_string();
     let own = docker_config(&stack, "own", &host, Some("exporter")).join("config.json");
     let sockets = [true, false].map(|own_credentials| {
@@ -139,5 +153,86 @@ async fn the_exporter_s_password_never_goes_to_an_insecure_registry() {
     build_as(&stack, &listen, &builder, &output).await.failure();
     let expected = format!("basic {}", STANDARD.encode("builder:secret").to_ascii_lowercase());
     assert!(seen.lock().unwrap().contains(&expected));
+    stack.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn an_insecure_registry_may_have_any_certificate_and_sees_the_builder_s_password_alone() {
+    let Some(stack) = Stack::start().await else { return };
+    if !has(&[Need::Program("openssl")]) {
+        return stack.stop().await;
+    }
+    let stop = CancellationToken::new();
+    let tls = Some(unknown_certificate(&stack));
+    let server = guarded_registry(&stack, stop.clone(), tls).await;
+    let host = server.address().to_string();
+    let own = docker_config(&stack, "own", &host, Some("exporter")).join("config.json");
+    let listen = stack.path("own.sock");
+    let registry = ClientConfig { docker_config: Some(own), ..ClientConfig::default() };
+    stack.serve_exporter(&stack.path("buildkitd.sock"), &listen, registry);
+    wait_for("exporter", || listen.exists()).await;
+    let builder = docker_config(&stack, "builder", &host, Some("builder"));
+    let nobody = docker_config(&stack, "nobody", &host, None);
+    let secure = format!("type=nydus-cluster,name={host}/app:v1");
+    let insecure = format!("{secure},registry.insecure=true");
+    // Both passwords are good there: with the exporter's own, this would be pushed.
+    let text = build_as(&stack, &listen, &nobody, &insecure).await.failure();
+    assert!(text.contains("credentials"), "{text}");
+    build_as(&stack, &listen, &builder, &insecure).await.success();
+    assert!(stack.path("guarded/docker/registry/v2/repositories/app/_manifests/tags/v1").exists());
+    // Without the key its certificate counts, and without TLS nothing is said.
+    build_as(&stack, &listen, &builder, &secure).await.failure();
+    stop.cancel();
+    stack.stop().await;
+}
+
+/// A certificate that nobody has signed but itself.
+fn unknown_certificate(stack: &Stack) -> TlsConfig {
+    let (certificate, key) = (stack.path("unknown.crt"), stack.path("unknown.key"));
+    let made = std::process::Command::new("openssl")
+        .args([
+            "req",
+            "-x509",
+            "-newkey",
+            "ec",
+            "-pkeyopt",
+            "ec_paramgen_curve:P-256",
+            "-nodes",
+            "-days",
+            "2",
+        ])
+        .args(["-subj", "/CN=unknown", "-addext", "subjectAltName=IP:127.0.0.1", "-keyout"])
+        .arg(&key)
+        .arg("-out")
+        .arg(&certificate)
+        .output()
+        .unwrap();
+    assert!(made.status.success(), "{}", String::from_utf8_lossy(&made.stderr));
+    TlsConfig { certificate, key }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn tokens_are_fetched_by_the_client_unless_it_does_not_and_then_with_its_password() {
+    let Some(stack) = Stack::start().await else { return };
+    let registry = TokenRegistry::start(&stack.registry, "builder", "secret").await;
+    let builder = docker_config(&stack, "builder", &registry.host, Some("builder"));
+    let socket = stack.path("exporter.sock");
+    for (tag, variables, ours) in
+        [("v1", &[][..], false), ("v2", &[("BUILDKIT_NO_CLIENT_TOKEN", "1")][..], true)]
+    {
+        let output = format!("type=nydus-cluster,name={}/app:{tag}", registry.host);
+        build_with(&stack, &socket, &builder, &output, variables).await.success();
+        stack.manifest(&format!("app:{tag}")).await;
+        let asked = registry.asked();
+        assert!(!asked.is_empty(), "{tag}: nobody asked for a token");
+        for program in asked {
+            assert_eq!(program.starts_with("nydus-cluster/"), ours, "{tag}: {program} asked for a token");
+        }
+    }
+    // A user without the password gets none, and the build says so.
+    let wrong = docker_config(&stack, "wrong", &registry.host, Some("stranger"));
+    let output = format!("type=nydus-cluster,name={}/app:v3", registry.host);
+    build_as(&stack, &socket, &wrong, &output).await.failure();
+    assert_eq!(registry.asked(), Vec::<String>::new());
     stack.stop().await;
 }

@@ -11,7 +11,7 @@ use registry::nydus;
 use registry::reference::Reference;
 use serde_json::{Value, json};
 use support::{Stack, entries};
-use test_support::noise;
+use test_support::{noise, text};
 
 const TWO_LAYERS: &str = "FROM scratch\nCOPY base /base\nCOPY app /app\n";
 
@@ -74,6 +74,27 @@ async fn layers_are_handed_over_in_the_compression_that_is_asked_for() {
         let expected = format!("application/vnd.oci.image.layer.v1.{expected}");
         assert_eq!(layer_types(&manifest)[0], expected, "{manifest}");
     }
+    stack.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_higher_compression_level_makes_a_smaller_blob() {
+    let Some(stack) = Stack::start().await else { return };
+    // Words of a few letters, as in programs and documents, in which a better compressor finds more.
+    let words: Vec<String> =
+        text(45, 40_000).chunks(4).map(|word| String::from_utf8_lossy(word).into_owned()).collect();
+    let content: String = (0..200_000).map(|at| words[at * at % 7919 % words.len()].clone() + " ").collect();
+    let files: &[(&str, &[u8])] = &[("base", content.as_bytes()), ("app", b"one")];
+    let context = stack.context("context", TWO_LAYERS, files);
+    let mut sizes = Vec::new();
+    for (name, keys) in
+        [("level:low", ",compression-level=1"), ("level:usual", ""), ("level:high", ",compression-level=19")]
+    {
+        stack.build(&context, &["--output", &(stack.output(name) + keys)]).await.success();
+        let (_, manifest) = stack.manifest(name).await;
+        sizes.push(manifest["layers"][0]["size"].as_u64().unwrap());
+    }
+    assert!(sizes[0] > sizes[1] && sizes[1] > sizes[2], "{sizes:?}");
     stack.stop().await;
 }
 
