@@ -41,10 +41,12 @@ impl std::fmt::Debug for ClientStore {
     }
 }
 
-/// A blob on its way there.
+/// A blob on its way there. Dropped on the way, it is given up as well as that is possible: what came of it would stay with the
+/// client.
 struct ClientBlob {
     client: SendRequest<Bytes>,
-    call: Call,
+    /// `None` once it is there, or given up.
+    call: Option<Call>,
     reference: String,
     offset: u64,
 }
@@ -66,7 +68,7 @@ impl Destination for ClientStore {
             let reference = format!("{}-{}", self.prefix, self.next.fetch_add(1, Ordering::Relaxed));
             let client = self.client.clone();
             let call = Call::open(client.clone(), CLIENT, WRITE, &headers()).await.map_err(refused)?;
-            let mut blob = ClientBlob { client, call, reference, offset: 0 };
+            let mut blob = ClientBlob { client, call: Some(call), reference, offset: 0 };
             blob.exchange(action::STAT, Bytes::new(), None).await.map_err(refused)?;
             Ok(Box::new(blob) as Box<dyn BlobWriter>)
         }
@@ -103,10 +105,11 @@ impl ClientBlob {
             offset: number(self.offset),
             data,
         };
-        // Where that fails, the answer says why.
-        let _ = self.call.send(&request.encode_to_vec()).await;
         let ended = || Status::new(Code::Internal, format!("{CLIENT} ended the write of a blob"));
-        let answer = self.call.receive().await?.ok_or_else(ended)?;
+        let call = self.call.as_mut().ok_or_else(ended)?;
+        // Where that fails, the answer says why.
+        let _ = call.send(&request.encode_to_vec()).await;
+        let answer = call.receive().await?.ok_or_else(ended)?;
         let answer = WriteContentResponse::decode(answer);
         let answer = answer.map_err(|error| Status::new(Code::Internal, format!("{CLIENT}: {error}")))?;
         self.offset += size;
@@ -139,21 +142,33 @@ impl BlobWriter for ClientBlob {
                 Err(status) if status.code == Code::AlreadyExists => {}
                 Err(status) => return Err(refused(status)),
             }
+            self.call = None;
             Ok::<_, StoreError>(self.offset)
         }
         .boxed()
     }
 
-    fn cancel(self: Box<Self>) -> BoxFuture<'static, ()> {
-        async move {
-            // The client locks what is written until the stream has ended.
-            drop(self.call);
-            let request = AbortRequest { r#ref: self.reference };
-            if let Err(error) = unary(self.client, CLIENT, ABORT, &headers(), &request.encode_to_vec()).await
-            {
-                tracing::debug!(%error, "blob not given up at the client");
-            }
+    fn cancel(mut self: Box<Self>) -> BoxFuture<'static, ()> {
+        // The client locks what is written until the stream has ended.
+        drop(self.call.take());
+        give_up(self.client.clone(), std::mem::take(&mut self.reference)).boxed()
+    }
+}
+
+impl Drop for ClientBlob {
+    fn drop(&mut self) {
+        let Some(call) = self.call.take() else { return };
+        drop(call);
+        if let Ok(runtime) = tokio::runtime::Handle::try_current() {
+            runtime.spawn(give_up(self.client.clone(), std::mem::take(&mut self.reference)));
         }
-        .boxed()
+    }
+}
+
+/// Has the client forget what came of a blob.
+async fn give_up(client: SendRequest<Bytes>, reference: String) {
+    let request = AbortRequest { r#ref: reference };
+    if let Err(error) = unary(client, CLIENT, ABORT, &headers(), &request.encode_to_vec()).await {
+        tracing::debug!(%error, "blob not given up at the client");
     }
 }
