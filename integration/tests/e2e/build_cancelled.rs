@@ -1,11 +1,13 @@
-//! Ctrl-C ends a build at once, also while its layers are pushed, and leaves nothing under the image's name.
+//! Ctrl-C and a registry that refuses end a build at once, whatever is being pushed, and leave nothing under the image's name.
 
+use std::fs;
+use std::path::Path;
 use std::process::{Child, Stdio};
 use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
 use integration::fault_proxy::{Failure, FaultProxy, Rule};
-use integration::servers::Buildctl;
+use integration::servers::{Buildctl, Exporter};
 use integration::{demo, wait};
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
@@ -42,6 +44,117 @@ pub(crate) fn ends_at_once(fixture: &Fixture, buildctl: &Buildctl, name: &str) -
     proxy.set_rules(Vec::new());
     buildctl.build(&context, &[&output])?;
     manifest(&name)?;
+    Ok(())
+}
+
+/// Something that a registry does not do for a build.
+struct Phase {
+    what: &'static str,
+    rule: Rule,
+    /// Whether the build refers to a chunk dictionary there.
+    dictionary: bool,
+    outputs: usize,
+}
+
+impl Phase {
+    fn new(what: &'static str, method: &'static str, path: &str, failure: Failure) -> Self {
+        Self { what, rule: Rule::always(path, failure).method(method), dictionary: false, outputs: 1 }
+    }
+
+    fn is_refused(&self) -> bool {
+        self.rule.failure != Failure::Stall
+    }
+}
+
+fn phases() -> Vec<Phase> {
+    const REFUSED: Failure = Failure::Status(403);
+    vec![
+        Phase::new("a manifest by its digest stalls", "PUT", "/manifests/sha256:", Failure::Stall),
+        Phase::new("a manifest by its digest is refused", "PUT", "/manifests/sha256:", REFUSED),
+        Phase::new("the name stalls", "PUT", "/manifests/v1", Failure::Stall),
+        Phase::new("the name is refused", "PUT", "/manifests/v1", REFUSED),
+        Phase {
+            dictionary: true,
+            ..Phase::new("a blob of the chunk dictionary stalls", "GET", "/blobs/sha256:", Failure::Stall)
+        },
+        Phase { outputs: 2, ..Phase::new("two outputs stall", "PUT", "/manifests/", Failure::Stall) },
+        Phase { outputs: 2, ..Phase::new("two outputs are refused", "PUT", "/manifests/", REFUSED) },
+    ]
+}
+
+pub(crate) fn in_every_phase(fixture: &Fixture) -> Result<()> {
+    let dir = fixture.subdir("phases")?;
+    let dictionary = format!("{}/phases/dictionary:v0", fixture.registry()?.address());
+    let context = demo::random_files(fixture.peers(), &dir.join("dictionary"), &[("data", 1 << 20)])?;
+    fixture.buildctl()?.build(&context, &[&format!("type=nydus-cluster,name={dictionary}")])?;
+    for (number, phase) in phases().iter().enumerate() {
+        if phase.outputs > 1 && fixture.has_oldest_buildkit() {
+            continue;
+        }
+        check(fixture, &dir.join(number.to_string()), number, phase, &dictionary).context(phase.what)?;
+    }
+    Ok(())
+}
+
+/// A build that ends in this phase, with the shared exporter, and what comes after it.
+fn check(fixture: &Fixture, dir: &Path, number: usize, phase: &Phase, dictionary: &str) -> Result<()> {
+    let context = demo::random_files(fixture.peers(), dir, &[("data", 1 << 20)])?;
+    let registry = fixture.registry()?.address();
+    let proxy = FaultProxy::start(registry)?;
+    let keys = match phase.dictionary {
+        true => format!(",chunk-dict={}", through(dictionary, proxy.address())),
+        false => String::new(),
+    };
+    let names = |build: &str| -> Vec<String> {
+        (0..phase.outputs).map(|one| format!("{registry}/phases/{build}-{number}-{one}:v1")).collect()
+    };
+    let outputs = |names: &[String]| -> Vec<String> {
+        let output = |name| format!("type=nydus-cluster,name={}{keys}", through(name, proxy.address()));
+        names.iter().map(|name| output(name.as_str())).collect()
+    };
+    let build = |buildctl: &Buildctl, names: &[String]| {
+        let outputs = outputs(names);
+        buildctl.build(&context, &outputs.iter().map(String::as_str).collect::<Vec<_>>())
+    };
+
+    let (buildctl, broken) = (fixture.buildctl()?, names("broken"));
+    proxy.set_rules(vec![phase.rule.clone()]);
+    let all = outputs(&broken);
+    let mut command = buildctl.build_command(&context, &all.iter().map(String::as_str).collect::<Vec<_>>());
+    let log = dir.join("buildctl.log");
+    let mut child = command.stdout(Stdio::null()).stderr(fs::File::create(&log)?).spawn()?;
+    let outcome = match phase.is_refused() {
+        true => refused(&mut child, &proxy),
+        false => interrupt(&mut child, &proxy),
+    };
+    if outcome.is_err() {
+        child.kill()?;
+        child.wait()?;
+    }
+    let said = fs::read_to_string(&log)?;
+    outcome.with_context(|| said.clone())?;
+    let reason = if phase.is_refused() { "refused on purpose" } else { "cancel" };
+    ensure!(said.contains(reason), "the error does not say {reason:?}:\n{said}");
+    for name in &broken {
+        ensure!(manifest(name).is_err(), "{name} was pushed");
+    }
+
+    // The exporter is as good as before, and as good as one that knows nothing.
+    proxy.set_rules(Vec::new());
+    build(&buildctl, &broken)?;
+    let exporter = Exporter::start(&dir.join("x"), &fixture.buildkitd()?.address())?;
+    let fresh = names("fresh");
+    build(&Buildctl::new(fixture.peers(), exporter.address())?, &fresh)?;
+    for (name, fresh) in broken.iter().zip(&fresh) {
+        ensure!(manifest(name)? == manifest(fresh)?, "{name} is another image than {fresh}");
+    }
+    Ok(())
+}
+
+fn refused(build: &mut Child, proxy: &FaultProxy) -> Result<()> {
+    wait::until_true("the registry refused", PUSH_DEADLINE, || proxy.failed_requests() > 0)?;
+    let status = wait::until("the refused build ended", END_DEADLINE, || Ok(build.try_wait()?))?;
+    ensure!(!status.success(), "a refused build succeeded");
     Ok(())
 }
 

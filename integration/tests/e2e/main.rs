@@ -136,6 +136,7 @@ const TESTS: &[(&str, Test)] = &[
     ("shared_layers::nothing_stays_cached_of_images_that_are_gone", shared_layers::freed),
     ("many_containers::outlive_restarts_of_the_snapshotter", many_containers::outlive_restarts),
     ("build_cancelled::an_interrupted_build_ends_and_pushes_nothing", build_cancelled::ends),
+    ("build_cancelled::a_build_ends_at_once_in_every_phase_of_its_push", build_cancelled::in_every_phase),
     ("content_store::layers_are_converted_while_buildkitd_makes_them", content_store::ahead),
     ("content_store::builds_side_by_side_keep_their_layers_apart", content_store::side_by_side),
     ("content_store::a_layer_of_another_build_is_not_stored", content_store::of_another_build),
