@@ -13,7 +13,7 @@ use exporter::ExporterConfig;
 use h2::client::SendRequest;
 use http::Request;
 use support::hanging::Hanging;
-use support::{Stack, wait_for};
+use support::{Stack, is_oldest, wait_for};
 use test_support::{Log, noise};
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::net::{TcpStream, UnixStream};
@@ -88,7 +88,9 @@ async fn what_the_exporter_does_is_counted_logged_and_asked_for() {
     let metrics = log.address("metrics are served").unwrap().to_string();
     let client = connect(&socket).await;
     assert_eq!(health(client.clone(), "nydus-cluster.exporter").await, Ok(1));
-    assert_eq!(health(client.clone(), "").await, Ok(1));
+    // The oldest BuildKit has no such service, which is its own answer.
+    let theirs = if is_oldest() { Err(12) } else { Ok(1) };
+    assert_eq!(health(client.clone(), "").await, theirs);
 
     let context = stack.context("context", TWO_LAYERS, &[("base", &noise(1, 2 << 20)), ("app", b"one")]);
     let build = async |context: &Path, output: &str| {
@@ -142,7 +144,7 @@ async fn what_the_exporter_does_is_counted_logged_and_asked_for() {
     assert_eq!(health(client.clone(), "nydus-cluster.exporter").await, Ok(1));
     assert_eq!(health(client.clone(), "").await, Err(14));
     stack.restart_buildkitd().await;
-    assert_eq!(health(client, "").await, Ok(1));
+    assert_eq!(health(client, "").await, theirs);
     stack.stop().await;
 }
 
