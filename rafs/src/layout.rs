@@ -35,6 +35,15 @@ pub const MAX_NAME_BYTES: usize = 255;
 /// The longest path in bytes that a program can say, and the longest target of a symbolic link.
 pub const MAX_PATH_BYTES: usize = 4095;
 
+/// The longest value of an extended attribute in bytes: its size has 16 bits.
+pub const MAX_XATTR_VALUE_BYTES: usize = u16::MAX as usize;
+
+/// The most bytes that all extended attributes of an inode take: one more than their pieces of 4 bytes are counted in 16 bits.
+pub const MAX_XATTRS_BYTES: usize = size_of::<v6::XattrHeader>() + 4 * (u16::MAX as usize - 1);
+
+/// What targets of symbolic links have to be, for messages: not longer than [`MAX_PATH_BYTES`].
+pub(crate) const LINK_TARGETS: &str = "a symbolic link's target of at most 4,095 bytes without NUL";
+
 /// What [`is_chunk_size`] wants, for messages.
 pub(crate) const CHUNK_SIZES: &str = "a chunk size that is a power of two from 4 KiB to 16 MiB";
 

@@ -9,6 +9,7 @@ mod error;
 mod format;
 mod image;
 mod pieces;
+mod search;
 mod types;
 mod v5;
 mod v6;

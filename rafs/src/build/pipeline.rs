@@ -70,6 +70,8 @@ pub(super) fn run<W: Write + Send>(
                 scope.spawn(move || work(worker, &full, &done))
             })
             .collect();
+        // Each part ends when the one before it has let go of its queue: so this one must not hold any, and all are waited for in
+        // the order in which content passes them.
         drop((full_receiver, done));
         let writing = scope.spawn(move || write(writer, &done_receiver, &free_sender));
         let read = Reader::new(options, UnitQueue { free, full }).read(source);

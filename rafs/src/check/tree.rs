@@ -179,7 +179,7 @@ impl Check<'_> {
                 let offset = chunk.uncompressed_offset;
                 self.report.add(
                     &subject,
-                    format!("a chunk at uncompressed offset {offset}; expected multiples of 4096"),
+                    format!("a chunk at uncompressed offset {offset}; expected multiples of {BLOCK_SIZE}"),
                 );
             }
         }

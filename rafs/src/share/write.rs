@@ -176,6 +176,7 @@ pub fn rewrite(
     let mut others: Vec<Blob> = Vec::new();
     let mut slots: std::collections::HashMap<Option<usize>, BlobIndex> = std::collections::HashMap::new();
     let mut moved = Vec::with_capacity(own.chunks.len());
+    // Chunks come before files: what is left of them is numbered in their order, and files refer to the new numbers.
     for (index, chunk) in (0u32..).zip(&own.chunks) {
         let (key, blob, at) = match place(chunk) {
             ChunkHome::Own => {

@@ -47,7 +47,7 @@ pub struct Encoded {
 }
 
 impl Encoded {
-    /// The content of a `blob.meta` file beside a bootstrap: the uncompressed array, padded to 4 KiB, and the header.
+    /// The content of a `blob.meta` file next to a bootstrap: the uncompressed array, padded to 4 KiB, and the header.
     pub fn to_file(&self) -> Vec<u8> {
         let mut bytes = self.array.clone();
         bytes.resize(bytes.len().next_multiple_of(BLOCK_SIZE as usize), 0);
@@ -78,6 +78,8 @@ pub fn encode(blob: &Blob, offset: u64) -> Result<Encoded, EncodeError> {
         }
     }
 
+    // Contexts follow the array, and are known when all of it is; the header says where both are, compressed or not, so it is
+    // complete last.
     let mut header = MetaHeader::new_zeroed();
     header.magic.set(MAGIC);
     header.magic2.set(MAGIC);

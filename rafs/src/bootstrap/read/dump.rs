@@ -24,7 +24,7 @@ pub enum DumpError {
     Write(#[from] io::Error),
 }
 
-/// Writes the fields of a structure, a line each, in the format that stands beside its name.
+/// Writes the fields of a structure, a line each, in the format that stands next to its name.
 macro_rules! fields {
     ($out:expr, $of:expr, { $($name:ident: $format:literal),+ $(,)? }) => {
         $( writeln!($out, concat!("  ", stringify!($name), ": ", $format), $of.$name)?; )+

@@ -4,8 +4,8 @@ use super::WriteError;
 use super::directory;
 use super::space::Space;
 use super::xattr;
-use crate::layout::BLOCK_SIZE;
 use crate::layout::v6::{ChunkAddress, ExtendedInode, LAYOUT_CHUNKED, LAYOUT_INLINE, LAYOUT_PLAIN};
+use crate::layout::{BLOCK_SIZE, MAX_PATH_BYTES};
 use crate::tree::{Kind, NodeId, Tree};
 
 /// Size in bytes of an inode without extended attributes.
@@ -47,6 +47,8 @@ impl Places {
             Self { places: vec![None; tree.node_count()], order: Vec::new(), area_size: 0, inodes: 0 };
         this.place(tree, Tree::ROOT, Some(Tree::ROOT), chunk_size, &mut space)?;
         let mut pending = vec![Tree::ROOT];
+        // Of what is in a directory, files get their places before directories, in whose order the walk goes on: `pending` is a
+        // stack, so they are put on it the other way round.
         while let Some(directory) = pending.pop() {
             let Some(children) = tree.entries(directory) else { continue };
             let first = pending.len();
@@ -108,7 +110,7 @@ impl Places {
                 let inode = space.take(inode_size.next_multiple_of(8) + addresses);
                 InodePlace { inode, size: *size, layout: LAYOUT_CHUNKED, links: 1, ..InodePlace::default() }
             }
-            Kind::Symlink(target) if target.len() as u64 >= BLOCK_SIZE => {
+            Kind::Symlink(target) if target.len() > MAX_PATH_BYTES => {
                 return Err(WriteError::LongSymlink(target.len()));
             }
             Kind::Symlink(target) => with_content(space, inode_size, target.len() as u64),

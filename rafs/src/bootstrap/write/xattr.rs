@@ -43,3 +43,19 @@ pub(super) fn count(size: usize) -> Option<u16> {
         Some(entries) => u16::try_from(entries / 4 + 1).ok(),
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::layout::{MAX_XATTR_VALUE_BYTES, MAX_XATTRS_BYTES};
+
+    #[test]
+    fn messages_say_how_much_is_allowed() {
+        assert_eq!((count(MAX_XATTRS_BYTES), count(MAX_XATTRS_BYTES + 4)), (Some(u16::MAX), None));
+        let of = |size| Xattrs::from([(b"user.a"[..].into(), vec![1; size].into())]);
+        assert!(encode(&of(MAX_XATTR_VALUE_BYTES)).is_ok());
+        let refused = encode(&of(MAX_XATTR_VALUE_BYTES + 1)).unwrap_err().to_string();
+        assert!(refused.ends_with("a value of 65536 bytes; at most 65535 are allowed"), "{refused}");
+        assert!(WriteError::LargeXattrs(300_000).to_string().contains("at most 262148 are allowed"));
+    }
+}

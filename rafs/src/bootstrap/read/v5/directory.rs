@@ -1,11 +1,10 @@
 //! Directories.
 
-use std::cmp::Ordering;
-
 use super::RafsV5;
 use super::inode::Record;
 use crate::bootstrap::read::data::Data;
 use crate::bootstrap::read::format::Directories;
+use crate::bootstrap::read::search::search;
 use crate::bootstrap::read::{Directory, DirectoryEntry, Nid, ReadError};
 use crate::layout::v5::InodeRecord;
 
@@ -14,9 +13,9 @@ impl RafsV5 {
         &self,
         data: &'a Data,
         directory: &Record<'_>,
-        position: u32,
+        position: u64,
     ) -> Result<Record<'a>, ReadError> {
-        self.record(data, u64::from(directory.raw.child_index.get()) + u64::from(position))
+        self.record(data, u64::from(directory.raw.child_index.get()) + position)
     }
 }
 
@@ -31,17 +30,11 @@ impl Directories for RafsV5 {
             let parent = Nid(record.raw.parent.get());
             return Ok(Some(if parent.0 == 0 { directory } else { parent }));
         }
-        let (mut low, mut high) = (0, record.raw.child_count.get());
-        while low < high {
-            let middle = low + (high - low) / 2;
-            let child = self.child(data, &record, middle)?;
-            match child.name()?.cmp(name) {
-                Ordering::Greater => high = middle,
-                Ordering::Equal => return Ok(Some(Nid(child.raw.ino.get()))),
-                Ordering::Less => low = middle + 1,
-            }
+        let child = |number| self.child(data, &record, number);
+        match search(0..record.raw.child_count.get().into(), name, |number| child(number)?.name())? {
+            Ok(number) => Ok(Some(Nid(child(number)?.raw.ino.get()))),
+            Err(_) => Ok(None),
         }
-        Ok(None)
     }
 
     fn read_dir<'a>(
@@ -69,7 +62,7 @@ struct RecordEntries<'a> {
 }
 
 impl<'a> RecordEntries<'a> {
-    fn step(&mut self, position: u32) -> Result<DirectoryEntry<'a>, ReadError> {
+    fn step(&mut self, position: u64) -> Result<DirectoryEntry<'a>, ReadError> {
         let child = self.format.child(self.data, &self.record, position)?;
         self.position += 1;
         let nid = Nid(child.raw.ino.get());
@@ -81,9 +74,10 @@ impl<'a> Iterator for RecordEntries<'a> {
     type Item = Result<DirectoryEntry<'a>, ReadError>;
 
     fn next(&mut self) -> Option<Self::Item> {
-        let position =
-            u32::try_from(self.position).ok().filter(|at| *at < self.record.raw.child_count.get())?;
-        let result = self.step(position);
+        if self.position >= self.record.raw.child_count.get().into() {
+            return None;
+        }
+        let result = self.step(self.position);
         if result.is_err() {
             self.position = u64::MAX;
         }

@@ -7,7 +7,7 @@ use crate::bootstrap::read::{At, Inode, Nid, ReadError};
 use crate::layout::chunk_table::ChunkEntry;
 use crate::layout::v5::{ALIGNMENT, InodeRecord, inode_flags};
 use crate::layout::v6::FileType;
-use crate::layout::{MAX_NAME_BYTES, MAX_PATH_BYTES, is_name};
+use crate::layout::{LINK_TARGETS, MAX_NAME_BYTES, MAX_PATH_BYTES, is_name};
 use crate::tree::{DeviceNumber, Time, Xattrs};
 
 /// An inode record, and where it is.
@@ -149,7 +149,7 @@ impl Inodes for RafsV5 {
         let size = u64::from(record.raw.symlink_size.get());
         let target = data.bytes("target of a symbolic link", record.behind_name(), size)?;
         if size > MAX_PATH_BYTES as u64 || target.contains(&0) {
-            return Err(record.corrupt("a symbolic link's target of at most 4,095 bytes without NUL"));
+            return Err(record.corrupt(LINK_TARGETS));
         }
         Ok(target)
     }

@@ -37,6 +37,7 @@ pub(super) fn read(
 fn blob(index: usize, entry: &BlobEntry, chunk_size: u32) -> Result<(Blob, u32), ReadError> {
     let corrupt = |expected| ReadError::corrupt("blob table entry", At::Number(index as u64), expected);
     let bits = entry.features.get();
+    // What is not supported comes before what is wrong: with a feature that we do not know, other fields may mean other things.
     let unsupported = [
         (features::ENCRYPTED, "an encrypted blob (AES-128-XTS)"),
         (features::ZRAN, "a blob that indexes a gzip stream (zran)"),
@@ -109,6 +110,7 @@ fn meta(entry: &BlobEntry) -> Result<Option<MetaLocation>, ReadError> {
 /// begins, but for a tar header between them. Before nydus 2.2 the table had the size of the data.
 fn data_size(entry: &BlobEntry, meta: Option<MetaLocation>) -> Option<u64> {
     let bits = entry.features.get();
+    // What is not supported comes before what is wrong: with a feature that we do not know, other fields may mean other things.
     let end = match meta {
         Some(meta) if bits & features::CAP_TAR_TOC != 0 => meta.offset,
         _ => return Some(entry.compressed_size.get()),

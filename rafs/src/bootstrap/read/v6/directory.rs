@@ -1,11 +1,10 @@
 //! Directories.
 
-use std::cmp::Ordering;
-
 use super::RafsV6;
 use super::inode::RawInode;
 use crate::bootstrap::read::data::Data;
 use crate::bootstrap::read::format::Directories;
+use crate::bootstrap::read::search::search;
 use crate::bootstrap::read::{At, Directory, DirectoryEntry, Nid, ReadError};
 use crate::layout::v6::{Dirent, FileType};
 use crate::layout::{BLOCK_SIZE, is_name};
@@ -56,32 +55,17 @@ impl<'a> Block<'a> {
 impl Directories for RafsV6 {
     fn lookup(&self, data: &Data, directory: Nid, name: &[u8]) -> Result<Option<Nid>, ReadError> {
         let inode = self.raw_inode(data, directory)?.expect_directory()?;
-        let (mut low, mut high) = (0, inode.size.div_ceil(BLOCK_SIZE));
-        // Finds the last block whose first name is not greater.
-        let mut candidate = None;
-        while low < high {
-            let middle = low + (high - low) / 2;
-            let block = Block::new(data, &inode, directory, middle)?;
-            match block.name(0)?.cmp(name) {
-                Ordering::Greater => high = middle,
-                Ordering::Equal => return Ok(Some(Nid(block.entries[0].nid.get()))),
-                Ordering::Less => {
-                    candidate = Some(block);
-                    low = middle + 1;
-                }
-            }
-        }
-        let Some(block) = candidate else { return Ok(None) };
-        let (mut low, mut high) = (1, block.entries.len());
-        while low < high {
-            let middle = low + (high - low) / 2;
-            match block.name(middle)?.cmp(name) {
-                Ordering::Greater => high = middle,
-                Ordering::Equal => return Ok(Some(Nid(block.entries[middle].nid.get()))),
-                Ordering::Less => low = middle + 1,
-            }
-        }
-        Ok(None)
+        let block = |number| Block::new(data, &inode, directory, number);
+        // The last block whose first name is not greater, and then an entry of it.
+        let number = match search(0..inode.size.div_ceil(BLOCK_SIZE), name, |number| block(number)?.name(0))?
+        {
+            Ok(number) => number,
+            Err(0) => return Ok(None),
+            Err(next) => next - 1,
+        };
+        let block = block(number)?;
+        let found = search(0..block.entries.len() as u64, name, |entry| block.name(entry as usize))?;
+        Ok(found.ok().map(|entry| Nid(block.entries[entry as usize].nid.get())))
     }
 
     fn read_dir<'a>(

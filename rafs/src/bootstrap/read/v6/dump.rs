@@ -13,6 +13,24 @@ use crate::layout::v6::{
     ExtendedInode, ExtensionSuperblock, FORMAT_EXTENDED, SUPERBLOCK_OFFSET,
 };
 
+/// What both kinds of inodes have.
+macro_rules! common_fields {
+    ($inode:expr) => {
+        format_args!(
+            "format {:#x}, xattr_count {}, mode {:o}, links {}, size {}, union {:#x}, ino {}, owner {}:{}",
+            $inode.format,
+            $inode.xattr_count,
+            $inode.mode.get(),
+            $inode.links,
+            $inode.size,
+            $inode.union,
+            $inode.ino,
+            $inode.uid,
+            $inode.gid,
+        )
+    };
+}
+
 impl Dump for RafsV6 {
     /// Writes superblocks, devices, blob table and chunk table.
     fn dump_tables(&self, data: &Data, out: &mut dyn Write) -> Result<(), DumpError> {
@@ -50,39 +68,12 @@ impl Dump for RafsV6 {
         let offset = self.inode_offset(nid)?;
         let compact: &CompactInode = data.view("inode", offset)?;
         if compact.format.get() & FORMAT_EXTENDED == 0 {
-            let inode = compact;
-            writeln!(
-                out,
-                "  compact at {offset}: format {:#x}, xattr_count {}, mode {:o}, links {}, size {}, union {:#x}, ino {}, owner {}:{}",
-                inode.format,
-                inode.xattr_count,
-                inode.mode.get(),
-                inode.links,
-                inode.size,
-                inode.union,
-                inode.ino,
-                inode.uid,
-                inode.gid,
-            )?;
+            writeln!(out, "  compact at {offset}: {}", common_fields!(compact))?;
             return Ok(());
         }
         let inode: &ExtendedInode = data.view("inode", offset)?;
-        writeln!(
-            out,
-            "  extended at {offset}: format {:#x}, xattr_count {}, mode {:o}, links {}, size {}, union {:#x}, ino {}, owner {}:{}, \
-         mtime {}.{:09}",
-            inode.format,
-            inode.xattr_count,
-            inode.mode.get(),
-            inode.links,
-            inode.size,
-            inode.union,
-            inode.ino,
-            inode.uid,
-            inode.gid,
-            inode.mtime.get().cast_signed(),
-            inode.mtime_nsec.get(),
-        )?;
+        let (seconds, nanoseconds) = (inode.mtime.get().cast_signed(), inode.mtime_nsec.get());
+        writeln!(out, "  extended at {offset}: {}, mtime {seconds}.{nanoseconds:09}", common_fields!(inode))?;
         Ok(())
     }
 }

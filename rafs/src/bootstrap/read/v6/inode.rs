@@ -8,7 +8,7 @@ use crate::layout::v6::{
     CompactInode, ExtendedInode, FORMAT_EXTENDED, FileType, LAYOUT_INLINE, LAYOUT_PLAIN, SLOT_SIZE,
     XATTR_PREFIXES, XattrEntry, XattrHeader,
 };
-use crate::layout::{BLOCK_SIZE, MAX_NAME_BYTES, MAX_PATH_BYTES};
+use crate::layout::{BLOCK_SIZE, LINK_TARGETS, MAX_NAME_BYTES, MAX_PATH_BYTES};
 use crate::tree::{DeviceNumber, Time, Xattrs};
 
 /// A compact or extended inode.
@@ -154,11 +154,11 @@ impl Inodes for RafsV6 {
             return Err(ReadError::NotASymlink(nid));
         }
         if inode.size > MAX_PATH_BYTES as u64 {
-            return Err(inode.corrupt("a symbolic link's target of at most 4,095 bytes").found(inode.size));
+            return Err(inode.corrupt(LINK_TARGETS).found(inode.size));
         }
         let target = inode.content(data, 0, inode.size)?;
         if target.contains(&0) {
-            return Err(inode.corrupt("a symbolic link's target without NUL"));
+            return Err(inode.corrupt(LINK_TARGETS));
         }
         Ok(target)
     }
