@@ -1,5 +1,7 @@
 //! How an RPC ends: a code and a message, sent as trailers.
 
+use std::fmt;
+
 use http::{HeaderMap, HeaderValue};
 
 const STATUS: &str = "grpc-status";
@@ -43,6 +45,25 @@ impl Code {
     ];
 }
 
+impl fmt::Display for Code {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::Ok => "ok",
+            Self::Cancelled => "cancelled",
+            Self::Unknown => "unknown error",
+            Self::InvalidArgument => "invalid argument",
+            Self::NotFound => "not found",
+            Self::AlreadyExists => "already exists",
+            Self::ResourceExhausted => "resource exhausted",
+            Self::FailedPrecondition => "failed precondition",
+            Self::Unimplemented => "not implemented",
+            Self::Internal => "internal error",
+            Self::Unavailable => "unavailable",
+            Self::DataLoss => "data loss",
+        })
+    }
+}
+
 /// A code and the reason for it.
 #[derive(Clone, Debug, Eq, PartialEq, thiserror::Error)]
 #[error("{message}")]
@@ -83,7 +104,7 @@ pub(crate) fn of(trailers: &HeaderMap) -> Result<(), Status> {
     let text = |name| trailers.get(name).and_then(|value| value.to_str().ok());
     let number = text(STATUS).and_then(|number| number.parse::<u16>().ok());
     let code = Code::ALL.into_iter().find(|code| number == Some(*code as u16)).unwrap_or(Code::Unknown);
-    let message = text(MESSAGE).map_or_else(|| format!("{code:?}"), percent_decode);
+    let message = text(MESSAGE).map_or_else(|| code.to_string(), percent_decode);
     Err(Status::new(code, message))
 }
 
@@ -140,6 +161,14 @@ mod tests {
         let trailers = Status::new(Code::Unknown, "100 % of “x”\n").trailers();
         assert_eq!(trailers[MESSAGE], "100 %25 of %E2%80%9Cx%E2%80%9D%0A");
         assert_eq!(trailers[STATUS], "2");
+    }
+
+    #[test]
+    fn a_code_without_a_message_is_told_in_words() {
+        assert_eq!(
+            of(&Status::new(Code::FailedPrecondition, "").trailers()),
+            Err(Status::new(Code::FailedPrecondition, "failed precondition"))
+        );
     }
 
     #[test]

@@ -16,27 +16,28 @@ const SEND_BUFFER_BYTES: usize = 1 << 20;
 /// for strangers and would end the connection.
 const PENDING_RESETS: usize = 10_000;
 
+/// What both sides of a connection have alike, on their builders, which share no trait.
+macro_rules! limited {
+    ($builder:expr) => {{
+        let mut builder = $builder;
+        builder
+            .initial_window_size(STREAM_WINDOW_BYTES)
+            .initial_connection_window_size(CONNECTION_WINDOW_BYTES)
+            .max_send_buffer_size(SEND_BUFFER_BYTES)
+            .max_pending_accept_reset_streams(PENDING_RESETS)
+            .max_local_error_reset_streams(None);
+        builder
+    }};
+}
+
 /// A server's settings.
 pub(crate) fn server() -> server::Builder {
-    let mut builder = server::Builder::new();
-    builder
-        .initial_window_size(STREAM_WINDOW_BYTES)
-        .initial_connection_window_size(CONNECTION_WINDOW_BYTES)
-        .max_send_buffer_size(SEND_BUFFER_BYTES)
-        .max_pending_accept_reset_streams(PENDING_RESETS)
-        .max_local_error_reset_streams(None);
-    builder
+    limited!(server::Builder::new())
 }
 
 /// A client's settings.
 pub(crate) fn client() -> client::Builder {
-    let mut builder = client::Builder::new();
-    builder
-        .enable_push(false)
-        .initial_window_size(STREAM_WINDOW_BYTES)
-        .initial_connection_window_size(CONNECTION_WINDOW_BYTES)
-        .max_send_buffer_size(SEND_BUFFER_BYTES)
-        .max_pending_accept_reset_streams(PENDING_RESETS)
-        .max_local_error_reset_streams(None);
+    let mut builder = limited!(client::Builder::new());
+    builder.enable_push(false);
     builder
 }

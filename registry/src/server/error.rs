@@ -1,5 +1,6 @@
 //! The errors of the distribution specification, and those of running the server.
 
+use std::fmt;
 use std::net::SocketAddr;
 use std::path::PathBuf;
 
@@ -121,11 +122,17 @@ impl Code {
     }
 }
 
+impl fmt::Display for Code {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(self.parts().1)
+    }
+}
+
 /// A request that fails: what is answered, and what is logged.
 #[derive(Debug, Error)]
 pub(super) enum Failure {
     /// An answer of the specification with what it is about.
-    #[error("{code:?} {detail}")]
+    #[error("{code}: {detail}")]
     Refused { code: Code, detail: String },
     /// The disk failed.
     #[error("{doing} {}: {source}", path.display())]
@@ -146,5 +153,16 @@ impl Failure {
             Self::Storage { .. } => Code::Internal,
             Self::Body(_) => Code::BlobUploadInvalid,
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_refusal_is_told_in_words() {
+        let refused = Failure::new(Code::BlobUnknown, "sha256:00");
+        assert_eq!(refused.to_string(), "blob unknown to the repository: sha256:00");
     }
 }
