@@ -22,7 +22,7 @@ use crate::{cluster, logging, status, stdout};
 /// `snapshotter`, which starts `daemon`; that one serves files and loads chunks when they are first read.
 /// `registry serve` is an OCI registry for where there is none.
 #[derive(Debug, Parser)]
-#[command(name = "nydus-cluster", version, propagate_version = true, max_term_width = 110, after_help = status::HELP)]
+#[command(name = "nydus-cluster", version, propagate_version = true, max_term_width = 110, after_help = status::help())]
 pub(crate) struct Arguments {
     /// Configuration file (TOML); flags override it [default: /etc/nydus-cluster/config.toml if it exists]
     #[arg(long, global = true, env = "NYDUS_CLUSTER_CONFIG", value_name = "FILE")]
@@ -187,6 +187,7 @@ pub(crate) enum Cache {
         socket: DaemonSocket,
     },
     /// Verify cached chunks against their digests; what is bad is fetched again when it is read
+    #[command(after_help = status::help())]
     Verify {
         /// Blobs by digest [default: all]
         #[arg(value_name = "BLOB")]
@@ -357,7 +358,7 @@ pub(crate) enum Image {
     ///
     /// With --source, also that every path is what it is in the image that this one was made from: type, mode, owner, mtime,
     /// size, extended attributes, link target, device, content, hard links. Nothing is mounted, and nothing is kept.
-    #[command(after_help = status::HELP)]
+    #[command(after_help = status::help())]
     Check {
         #[command(flatten)]
         source: Source,
@@ -376,7 +377,7 @@ pub(crate) enum Image {
     ///
     /// A node keeps chunks by blob: what both images have in the same blob is not fetched again. Content of B that A has in
     /// another blob is, and the last line says how much of it there is.
-    #[command(after_help = status::HELP)]
+    #[command(after_help = status::help())]
     Diff {
         /// The image that a node has: a reference in a registry, or the path of a bootstrap file
         a: String,

@@ -7,6 +7,7 @@ use std::time::Duration;
 use fuse_daemon::control::{BlobId, Client};
 
 use crate::config::Config;
+use crate::status::Found;
 use crate::{args, stdout};
 
 /// Verifying reads all of the cache.
@@ -55,5 +56,5 @@ async fn verify(client: &Client, blobs: &[BlobId]) -> anyhow::Result<ExitCode> {
         let _ = writeln!(text, "{}: {} chunks were bad and will be fetched again", bad.blob, bad.chunks);
     }
     stdout::print(&text)?;
-    Ok(if verified.bad.is_empty() { ExitCode::SUCCESS } else { ExitCode::FAILURE })
+    Ok(Found::BadChunks.status_if(!verified.bad.is_empty()))
 }

@@ -73,7 +73,7 @@ fn run(arguments: Arguments, config: config::Config) -> anyhow::Result<ExitCode>
             Command::Daemon(flags) => roles::daemon(config, flags, &arguments.log).await,
             Command::Upgrade { socket } => upgrade::run(config, socket).await,
             // It has no runtime yet: see `main`.
-            Command::Worker => Ok(ExitCode::FAILURE),
+            Command::Worker => Ok(status::failed()),
             Command::Registry(command) => registry::run(config, command).await,
             Command::Node(command) => node::run(config, command).await,
             Command::Cache(command) => cache::run(config, command).await,

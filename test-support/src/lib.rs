@@ -3,6 +3,8 @@
 //! - [`content`]: bytes for files;
 //! - [`archive`]: layers, as tar streams;
 //! - [`log`](mod@log): what a program says, and where it listens;
+//! - [`pipe`](mod@pipe): output that nobody reads;
+//! - [`words`](mod@words): what is hard to read;
 //! - [`needs`](mod@needs): tests that not every machine can run.
 
 #![forbid(unsafe_code)]
@@ -12,8 +14,12 @@ pub mod archive;
 pub mod content;
 pub mod log;
 pub mod needs;
+pub mod pipe;
+pub mod words;
 
 pub use archive::{gzip, tar_of};
 pub use content::{noise, text};
 pub use log::Log;
 pub use needs::{Need, has};
+pub use pipe::closed_pipe;
+pub use words::hard_words;

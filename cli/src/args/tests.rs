@@ -14,6 +14,23 @@ fn a_compression_level_is_none_of_the_log() {
     assert_eq!(convert.options.0.compression_level, Some(-1));
 }
 
+/// The help of a command, and of those that it has.
+fn helps(command: &mut clap::Command) -> Vec<(String, String)> {
+    let own = (command.get_name().to_owned(), command.render_long_help().to_string());
+    std::iter::once(own).chain(command.get_subcommands_mut().flat_map(helps)).collect()
+}
+
+#[test]
+fn help_is_written_in_plain_words() {
+    let helps = helps(&mut Arguments::command());
+    assert!(helps.len() > 30, "{} commands", helps.len());
+    for (name, help) in helps {
+        // Lines are wrapped.
+        let said = help.split_whitespace().collect::<Vec<_>>().join(" ");
+        assert_eq!(test_support::hard_words(&said), Vec::<String>::new(), "{name}");
+    }
+}
+
 /// What the documents show to be typed, in blocks for a shell: (document, command line).
 fn documented() -> Vec<(PathBuf, String)> {
     let root = Path::new(env!("CARGO_MANIFEST_DIR")).parent().unwrap();

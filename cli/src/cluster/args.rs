@@ -8,33 +8,36 @@ use image::platform::PlatformName;
 use registry::Reference;
 use service::TcpAddress;
 
+use crate::status;
+
 /// Work on cluster images
 #[derive(Debug, Subcommand)]
 pub(crate) enum Cluster {
     /// Show which container images a cluster image asks for
     ///
     /// Read are image lists (imageList, manifests/imageList, images/shim, images/skopeo/tar.txt), manifests and templates in
-    /// manifests/ and application/apps/, and charts, which helm renders. Exit 0 if all of it could be read, 1 if something in
-    /// it could not, so that images may be missing. With --lock or --check the images are looked up too: then it is also 1
-    /// if one that is asked for outright is not there, or if the lock says something else.
+    /// manifests/ and application/apps/, and charts, which helm renders. What could not be read is said, for images may be
+    /// missing then. With --lock or --check the images are looked up too: that one which is asked for outright is not there, or
+    /// that the lock says something else, is a finding as well.
+    #[command(after_help = status::help())]
     Images(Images),
     /// Show what a cluster image or a package is made of: components, container images, and what these have in common
     ///
-    /// The container images are those of the lock in the image or package; of packages of other systems all that are there. Exit 1
-    /// if one of them cannot be read.
+    /// The container images are those of the lock in the image or package; of packages of other systems all that are there.
+    #[command(after_help = status::help())]
     Inspect(Inspect),
     /// Put cluster images on one another: the files of each come over those of the one before
     ///
     /// Locks and registry/ directories unite, labels and environment too; commands come one after the other. The layers stay what
-    /// they are: what the registry has is not sent. Exit 1 if the images contradict each other.
+    /// they are: what the registry has is not sent. Images that contradict each other are refused.
     Merge(Merge),
     /// Bring all container images of a cluster image to a directory or a repository
     ///
     /// They are saved as RAFS, chunks that several of them have stored once; with --plain as they are, too. What they are says
     /// images.lock in the directory, or --lock; without one they are looked up. Without --to they go to DIR/registry, in the
     /// storage layout of CNCF distribution, which a registry serves as it is; with --output to a package, which the cluster image is
-    /// in as well, in the same forms. What is there already is not fetched again, so an interrupted save goes on where it was. Exit 1 if an image is
-    /// not saved.
+    /// in as well, in the same forms. What is there already is not fetched again, so an interrupted save goes on where it was.
+    #[command(after_help = status::help())]
     Save(Save),
     /// Answer for saved images on this node, as the registries that they are of would: all but their layers
     ///
@@ -50,6 +53,7 @@ pub(crate) enum Cluster {
     /// goes on. The administrator's kubeconfig is written, and its path printed.
     Run(Run),
     /// Show the clusters that were run from here, and how their nodes are
+    #[command(after_help = status::help())]
     Ps(Ps),
     /// Show what the nodes of a cluster said while it was run
     Logs(Logs),

@@ -11,6 +11,7 @@ use serde_json::{Value, json};
 
 use super::args;
 use super::run::{say, ssh};
+use crate::status::Found;
 use crate::stdout;
 
 /// Shows all clusters.
@@ -27,7 +28,7 @@ pub(super) async fn ps(flags: args::Ps) -> anyhow::Result<ExitCode> {
     }
     let text = if flags.json { json(&shown)? } else { table(&shown) };
     stdout::print(&text)?;
-    Ok(if all_answer { ExitCode::SUCCESS } else { ExitCode::FAILURE })
+    Ok(Found::SilentNodes.status_if(!all_answer))
 }
 
 type ShownNode = (String, String, Place, Result<Status, LaunchError>);

@@ -7,9 +7,11 @@ use anyhow::Context as _;
 use cluster::discover::{self, Archive, Discovery, Layout, Options, Origin, Problem};
 use serde::Serialize;
 
+use super::args;
+use super::lock::Lookup;
 use super::opened::Opened;
-use super::{args, lock};
 use crate::config::Config;
+use crate::status::Found;
 use crate::stdout::{self, note};
 
 /// Everything `cluster images --json` prints.
@@ -41,12 +43,13 @@ pub(super) async fn run(config: &Config, flags: args::Images) -> anyhow::Result<
     for problem in &found.problems {
         note(&format!("error: {problem}"));
     }
-    let code = if found.problems.is_empty() { ExitCode::SUCCESS } else { ExitCode::FAILURE };
+    let code = Found::UnclearImages.status_if(!found.problems.is_empty());
+    let lookup = Lookup { config, flags: &flags, opened: &opened, found: &found };
     if let Some(path) = &flags.lock {
-        return lock::write(config, &flags, &opened, &found, path).await;
+        return lookup.write(path).await;
     }
     if let Some(path) = &flags.check {
-        return lock::check(config, &flags, &opened, &found, path).await;
+        return lookup.check(path).await;
     }
     if let Some(image) = &flags.why {
         return why(&found, image, code);
@@ -111,7 +114,7 @@ fn table(found: &Discovery) -> String {
     text
 }
 
-/// Prints who asks for `image`; nobody is a failure.
+/// Prints who asks for `image`; that nobody does is a finding.
 fn why(found: &Discovery, image: &str, code: ExitCode) -> anyhow::Result<ExitCode> {
     let images = found.why(image)?;
     for image in &images {
@@ -120,7 +123,7 @@ fn why(found: &Discovery, image: &str, code: ExitCode) -> anyhow::Result<ExitCod
     }
     if images.is_empty() {
         note(&format!("nothing asks for {image}"));
-        return Ok(ExitCode::FAILURE);
+        return Ok(Found::UnclearImages.status());
     }
     Ok(code)
 }

@@ -21,6 +21,7 @@ use serde::Serialize;
 use super::args;
 use super::opened::{Opened, located};
 use crate::config::Config;
+use crate::status::Found;
 use crate::stdout::{self, note};
 
 /// How many images are looked at at once.
@@ -105,7 +106,7 @@ pub(super) async fn run(config: &Config, flags: args::Inspect) -> anyhow::Result
     } else {
         stdout::print(&report.text())?
     }
-    Ok(if complete { ExitCode::SUCCESS } else { ExitCode::FAILURE })
+    Ok(Found::UnreadImages.status_if(!complete))
 }
 
 /// The container images of a package: those of its lock, or all that have a name.

@@ -5,77 +5,75 @@ use std::process::ExitCode;
 
 use cluster::discover::Discovery;
 use cluster::lock::{self, Lock, ResolveOptions, Resolved};
+use image::platform::PlatformName;
 use registry::client::Client;
 
 use super::args;
 use super::opened::Opened;
 use crate::config::Config;
+use crate::status::Found;
 use crate::stdout::{self, note};
 
-/// Looks up the images and writes the lock `path`, unless one of them is not there.
-pub(super) async fn write(
-    config: &Config,
-    flags: &args::Images,
-    opened: &Opened,
-    found: &Discovery,
-    path: &Path,
-) -> anyhow::Result<ExitCode> {
-    let before = if path.exists() { Some(Lock::read(path)?) } else { None };
-    let obeyed = before.as_ref().filter(|_| !flags.update);
-    let options = options(flags, flags.platform.clone());
-    let resolved = resolve(config, opened, found, &options, obeyed).await?;
-    if !found.problems.is_empty() || !resolved.problems.is_empty() {
-        note(&format!("{} is not written: images may be missing", path.display()));
-        return Ok(ExitCode::FAILURE);
-    }
-    resolved.lock.write(path)?;
-    for change in before.iter().flat_map(|before| lock::changes(before, &resolved.lock)) {
-        note(&format!("{change}"));
-    }
-    note(&format!("{}: {} images", path.display(), resolved.lock.images.len()));
-    Ok(ExitCode::SUCCESS)
+/// The images that were found, which are looked up.
+pub(super) struct Lookup<'a> {
+    pub(super) config: &'a Config,
+    pub(super) flags: &'a args::Images,
+    pub(super) opened: &'a Opened,
+    pub(super) found: &'a Discovery,
 }
 
-/// Looks up the images and prints what the lock `path` does not say, or says otherwise.
-pub(super) async fn check(
-    config: &Config,
-    flags: &args::Images,
-    opened: &Opened,
-    found: &Discovery,
-    path: &Path,
-) -> anyhow::Result<ExitCode> {
-    let locked = Lock::read(path)?;
-    let platforms = if flags.platform.is_empty() { locked.platforms.clone() } else { flags.platform.clone() };
-    let resolved = resolve(config, opened, found, &options(flags, platforms), None).await?;
-    let changes = lock::changes(&locked, &resolved.lock);
-    for change in &changes {
-        stdout::print(&format!("{change}\n"))?;
+impl Lookup<'_> {
+    /// Writes the lock `path`, unless an image is not there.
+    pub(super) async fn write(&self, path: &Path) -> anyhow::Result<ExitCode> {
+        let before = if path.exists() { Some(Lock::read(path)?) } else { None };
+        let obeyed = before.as_ref().filter(|_| !self.flags.update);
+        let resolved = self.resolve(self.flags.platform.clone(), obeyed).await?;
+        if self.has_problems(&resolved) {
+            note(&format!("{} is not written: images may be missing", path.display()));
+            return Ok(Found::UnclearImages.status());
+        }
+        resolved.lock.write(path)?;
+        for change in before.iter().flat_map(|before| lock::changes(before, &resolved.lock)) {
+            note(&format!("{change}"));
+        }
+        note(&format!("{}: {} images", path.display(), resolved.lock.images.len()));
+        Ok(ExitCode::SUCCESS)
     }
-    let same = changes.is_empty() && found.problems.is_empty() && resolved.problems.is_empty();
-    Ok(if same { ExitCode::SUCCESS } else { ExitCode::FAILURE })
-}
 
-fn options(flags: &args::Images, platforms: Vec<image::platform::PlatformName>) -> ResolveOptions {
-    ResolveOptions { platforms, allow_missing: flags.allow_missing.clone(), ..ResolveOptions::default() }
-}
+    /// Prints what the lock `path` does not say, or says otherwise.
+    pub(super) async fn check(&self, path: &Path) -> anyhow::Result<ExitCode> {
+        let locked = Lock::read(path)?;
+        let platforms = match &self.flags.platform[..] {
+            [] => locked.platforms.clone(),
+            wanted => wanted.to_vec(),
+        };
+        let resolved = self.resolve(platforms, None).await?;
+        let changes = lock::changes(&locked, &resolved.lock);
+        for change in &changes {
+            stdout::print(&format!("{change}\n"))?;
+        }
+        Ok(Found::UnclearImages.status_if(!changes.is_empty() || self.has_problems(&resolved)))
+    }
 
-/// Looks up the images, and says which are not there.
-async fn resolve(
-    config: &Config,
-    opened: &Opened,
-    found: &Discovery,
-    options: &ResolveOptions,
-    obeyed: Option<&Lock>,
-) -> anyhow::Result<Resolved> {
-    let client = Client::new(config.registry.clone())?;
-    let archives = found.images.iter().filter_map(|image| image.archive.as_ref());
-    let root = opened.archives(config, archives).await?;
-    let resolved = lock::resolve(found, root, &client, options, obeyed).await?;
-    for warning in &resolved.warnings {
-        note(&format!("warning: {warning}"));
+    /// Whether images may be missing.
+    fn has_problems(&self, resolved: &Resolved) -> bool {
+        !self.found.problems.is_empty() || !resolved.problems.is_empty()
     }
-    for problem in &resolved.problems {
-        note(&format!("error: {problem}"));
+
+    /// Looks up the images, and says which are not there.
+    async fn resolve(&self, platforms: Vec<PlatformName>, obeyed: Option<&Lock>) -> anyhow::Result<Resolved> {
+        let client = Client::new(self.config.registry.clone())?;
+        let allow_missing = self.flags.allow_missing.clone();
+        let options = ResolveOptions { platforms, allow_missing, ..ResolveOptions::default() };
+        let archives = self.found.images.iter().filter_map(|image| image.archive.as_ref());
+        let root = self.opened.archives(self.config, archives).await?;
+        let resolved = lock::resolve(self.found, root, &client, &options, obeyed).await?;
+        for warning in &resolved.warnings {
+            note(&format!("warning: {warning}"));
+        }
+        for problem in &resolved.problems {
+            note(&format!("error: {problem}"));
+        }
+        Ok(resolved)
     }
-    Ok(resolved)
 }

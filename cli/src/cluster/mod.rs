@@ -18,11 +18,8 @@ use std::process::ExitCode;
 pub(crate) use args::Cluster;
 
 use crate::config::Config;
-use crate::shutdown;
 use crate::stdout::note;
-
-/// What a shell says of a command that SIGINT ended.
-const INTERRUPTED: u8 = 130;
+use crate::{shutdown, status};
 
 /// Runs the command until it ends or a signal ends it; what it holds is cleaned up either way.
 pub(crate) async fn run(config: Config, command: Cluster) -> anyhow::Result<ExitCode> {
@@ -51,6 +48,6 @@ async fn interruptible(config: Config, command: Cluster) -> anyhow::Result<ExitC
     });
     ended.await.unwrap_or_else(|| {
         note("nydus-cluster: interrupted");
-        Ok(ExitCode::from(INTERRUPTED))
+        Ok(status::interrupted())
     })
 }

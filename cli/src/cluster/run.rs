@@ -22,7 +22,7 @@ use super::args::{self, Login};
 use super::opened::Opened;
 use super::saved::Candidates;
 use crate::config::Config;
-use crate::stdout;
+use crate::stdout::{self, note};
 
 /// Where a cluster image has its lock.
 const LOCK: &str = "images.lock";
@@ -220,7 +220,7 @@ pub(super) fn ssh(login: &Login) -> anyhow::Result<SshOptions> {
 }
 
 pub(super) fn say(node: &str, line: &str) {
-    eprintln!("{node}: {line}");
+    note(&format!("{node}: {line}"));
 }
 
 /// Does a task on a node.

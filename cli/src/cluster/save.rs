@@ -15,6 +15,7 @@ use registry::{Digest, Reference};
 use super::opened::Opened;
 use super::{args, images, package};
 use crate::config::Config;
+use crate::status::Found;
 use crate::stdout::{self, note};
 
 /// Where a cluster image has its lock, and where `COPY registry` expects its images.
@@ -32,7 +33,9 @@ pub(super) async fn run(config: &Config, flags: args::Save) -> anyhow::Result<Ex
         bound.as_ref().map_or_else(|| flags.discovery.source.clone(), |bound| bound.pinned.to_string());
     let opened = Opened::open(config, &source, flags.platform.first()).await?;
     if let Some(output) = &flags.output {
-        let Some(lock) = lock(config, &flags, &opened, &client).await? else { return Ok(ExitCode::FAILURE) };
+        let Some(lock) = lock(config, &flags, &opened, &client).await? else {
+            return Ok(Found::UnsavedImages.status());
+        };
         let root = archives(config, &opened, &lock).await?;
         return package::run(&flags, &opened, &client, lock, root, output, &options(config, &flags)).await;
     }
@@ -43,7 +46,9 @@ pub(super) async fn run(config: &Config, flags: args::Save) -> anyhow::Result<Ex
             bail!("{} is no directory: say with --to or --output where its images go", flags.discovery.source)
         }
     };
-    let Some(lock) = lock(config, &flags, &opened, &client).await? else { return Ok(ExitCode::FAILURE) };
+    let Some(lock) = lock(config, &flags, &opened, &client).await? else {
+        return Ok(Found::UnsavedImages.status());
+    };
     let cluster_image = match &opened.location {
         Some(Location::Registry(reference)) if opened.nydus => vec![reference.clone()],
         _ => Vec::new(),
@@ -110,7 +115,7 @@ pub(super) fn ended(saved: Result<(), NotSaved>, images: usize) -> anyhow::Resul
                 note(&format!("error: {failed}"));
             }
             note(&format!("{} of {images} images are not saved", failed.len()));
-            Ok(ExitCode::FAILURE)
+            Ok(Found::UnsavedImages.status())
         }
         Err(error) => Err(error).with_context(|| format!("saving {images} images")),
     }

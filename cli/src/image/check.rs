@@ -122,11 +122,11 @@ fn examine(
     if stop.is_cancelled() { Err(Interrupted.into()) } else { Ok((report, Some(bootstrap))) }
 }
 
-/// Says what was found. A finding counts, whatever could not be looked at beside it.
+/// Says what was found. A finding counts, whatever could not be looked at.
 fn conclude(checked: &Checked, as_json: bool) -> anyhow::Result<ExitCode> {
     let report = &checked.report;
     let (verdict, code) = match (report.findings.is_empty(), report.unknown.is_empty()) {
-        (false, _) => ("damaged", status::found()),
+        (false, _) => ("damaged", status::Found::Damage.status()),
         (true, false) => ("unknown", status::failed()),
         (true, true) => ("sound", ExitCode::SUCCESS),
     };

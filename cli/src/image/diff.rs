@@ -15,7 +15,8 @@ use super::progress::Progress;
 use super::source::Located;
 use super::{Context, json};
 use crate::args::Source;
-use crate::{status, stdout};
+use crate::status::Found;
+use crate::stdout;
 
 /// Everything `image diff --json` prints. Sizes are in bytes.
 #[derive(Debug, Serialize)]
@@ -100,7 +101,7 @@ pub(super) async fn run(context: &Context, a: &Source, b: &Source, json: bool) -
     } else {
         stdout::print(&text(&report))?
     }
-    Ok(if report.changes.is_empty() { ExitCode::SUCCESS } else { status::found() })
+    Ok(Found::Differences.status_if(!report.changes.is_empty()))
 }
 
 fn compare(

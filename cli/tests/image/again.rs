@@ -9,10 +9,11 @@ use registry::media_types::{OCI_CONFIG, OCI_LAYER, OCI_MANIFEST};
 use registry::server::{AccessRecord, Server, ServerConfig, serve};
 use registry::{Digest, Reference, digest};
 use serde_json::{Value, json};
+use test_support::{tar_of, text};
 use tokio::runtime::Runtime;
 use tokio_util::sync::CancellationToken;
 
-use crate::lab::{Lab, expect, noise, stderr};
+use crate::lab::{Lab, expect, stderr};
 
 /// A registry with a log of its requests, and the directory of a user.
 struct World {
@@ -126,7 +127,7 @@ impl Ran {
 
 /// A tar with a file that compresses a little.
 fn layer(name: &str, bytes: usize) -> Vec<u8> {
-    test_support::tar_of(&[(name, noise(bytes))])
+    tar_of(&[(name, text(1, bytes))])
 }
 
 fn check(world: &World, name: &str) {

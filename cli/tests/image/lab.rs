@@ -4,6 +4,8 @@ use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Output};
 
+use test_support::text;
+
 /// A directory for everything.
 pub(crate) struct Lab {
     dir: tempfile::TempDir,
@@ -16,7 +18,7 @@ impl Lab {
         let root = lab.path("root");
         fs::create_dir_all(root.join("etc")).unwrap();
         fs::write(root.join("etc/hosts"), "127.0.0.1 localhost\n").unwrap();
-        fs::write(root.join("large"), noise(300_000)).unwrap();
+        fs::write(root.join("large"), text(1, 300_000)).unwrap();
         std::os::unix::fs::symlink("etc/hosts", root.join("link")).unwrap();
         lab
     }
@@ -25,11 +27,16 @@ impl Lab {
         self.dir.path().join(name)
     }
 
+    /// `nydus-cluster …`, in the directory.
+    pub(crate) fn program(&self, arguments: &[&str]) -> Command {
+        let mut command = Command::new(env!("CARGO_BIN_EXE_nydus-cluster"));
+        command.current_dir(self.dir.path()).args(arguments);
+        command
+    }
+
     /// `nydus-cluster image …`, in the directory.
     pub(crate) fn image(&self, arguments: &[&str]) -> Command {
-        let mut command = Command::new(env!("CARGO_BIN_EXE_nydus-cluster"));
-        command.current_dir(self.dir.path()).arg("image").args(arguments);
-        command
+        self.program(&[&["image"], arguments].concat())
     }
 
     /// Converts `root` to `destination`.
@@ -37,16 +44,6 @@ impl Lab {
         let arguments = ["convert", "directory:root", destination, "--chunk-size", "64K"];
         expect(0, &mut self.image(&arguments));
     }
-}
-
-/// Bytes that compress a little.
-pub(crate) fn noise(length: usize) -> Vec<u8> {
-    let mut state = 1_u32;
-    let mut next = || {
-        state = state.wrapping_mul(1_664_525).wrapping_add(1_013_904_223);
-        b'a' + (state >> 27) as u8
-    };
-    (0..length).map(|_| next()).collect()
 }
 
 /// Runs the command, and fails if it ends in another way.

@@ -9,3 +9,4 @@ mod pipes;
 mod progress;
 mod statuses;
 mod transfers;
+mod vocabulary;

@@ -35,7 +35,7 @@ fn a_check_transfers_a_remote_image_once() {
         [("plain", &[][..]), ("batches", &["--batch-size", "16K"]), ("large", &["--chunk-size", "4M"])]
     {
         // More than is read at once.
-        fs::write(lab.path("root/larger"), crate::lab::noise(9_000_000)).unwrap();
+        fs::write(lab.path("root/larger"), test_support::text(2, 9_000_000)).unwrap();
         let reference = format!("{}/{name}:v1", server.address());
         let mut convert = lab.image(&["convert", "directory:root", &reference]);
         expect(0, convert.args(options));

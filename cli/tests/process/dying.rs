@@ -12,7 +12,7 @@ use nix::sched::{CpuSet, sched_getaffinity, sched_setaffinity};
 use nix::sys::signal::Signal;
 use nix::unistd::Pid;
 use rafs::build::BuildOptions;
-use test_support::noise;
+use test_support::{Need, needs, noise};
 
 use crate::node::{Node, Process};
 use crate::{can_mount, eventually};
@@ -42,22 +42,25 @@ fn on_processor(cpu: usize, command: &Command) -> Command {
     pinned
 }
 
+/// Whether a process may be scheduled before all others. Nothing else keeps a daemon that is dying from its processor.
+fn has_real_time() -> bool {
+    Command::new("chrt").args(["--fifo", "1", "true"]).status().is_ok_and(|status| status.success())
+}
+
 /// Keeps everything else from a processor, for less than the second after which the kernel sees to that.
-fn keep_processor(cpu: usize) -> Option<Process> {
+fn keep_processor(cpu: usize) -> Process {
     let mut busy = Command::new("chrt");
     busy.args(["--fifo", "1", "sh", "-c", "while :; do :; done"]);
     let mut hog = Process::spawn(&mut on_processor(cpu, &busy));
     let stat = format!("/proc/{}/stat", hog.0.id());
-    eventually("it keeps the processor, or cannot", || {
-        if !hog.running() {
-            return Some(false);
-        }
+    eventually("it keeps the processor", || {
+        assert!(hog.running(), "it ended");
         let stat = fs::read_to_string(&stat).unwrap_or_default();
         // Its 41st field is how it is scheduled: 1 is SCHED_FIFO. Those behind the name are counted from the third on.
         let policy = stat.rsplit_once(')').and_then(|(_, rest)| rest.split_whitespace().nth(38))?.to_owned();
-        (policy == "1").then_some(true)
-    })
-    .then_some(hog)
+        (policy == "1").then_some(())
+    });
+    hog
 }
 
 /// Requests of a mount that are not answered.
@@ -68,23 +71,24 @@ fn waiting(control: &Path, device: u64) -> usize {
 
 #[test]
 fn what_a_dying_daemon_takes_is_answered_by_the_next() {
-    if !can_mount() {
-        return;
-    }
-    let Some((first, second)) = two_processors() else { return eprintln!("skipped: needs two processors") };
+    let processors = two_processors();
+    needs!(
+        Need::Fuse,
+        Need::Other("two processors", processors.is_some()),
+        Need::Other("real-time scheduling, as root has it", has_real_time())
+    );
+    let Some((first, second)) = processors else { return };
     let mut others = CpuSet::new();
     others.set(second).unwrap();
     sched_setaffinity(Pid::from_raw(0), &others).unwrap();
     // By whatever page of the journal the next request is written to: the first of a page is not there before.
     for waiting in 0..=SLOTS_OF_A_PAGE {
-        if !takes_while_dying(first, waiting) {
-            return eprintln!("skipped: needs real-time scheduling");
-        }
+        takes_while_dying(first, waiting);
     }
 }
 
-/// Kills a daemon that so many programs wait for, and has others ask while it is dying; whether that can be done here.
-fn takes_while_dying(cpu: usize, waiting_before: usize) -> bool {
+/// Kills a daemon that so many programs wait for, and has others ask while it is dying.
+fn takes_while_dying(cpu: usize, waiting_before: usize) {
     let node = Node::new();
     fs::write(node.path("config.toml"), "[daemon]\njournal = \"always\"\n").unwrap();
     let control = node.path("connections");
@@ -115,7 +119,7 @@ fn takes_while_dying(cpu: usize, waiting_before: usize) -> bool {
             (waiting(&control, handover.device) > begun + number).then_some(())
         });
     }
-    let Some(hog) = keep_processor(cpu) else { return false };
+    let hog = keep_processor(cpu);
     // Its threads wake up to end, each with a look at what there is to do, once they have a processor.
     daemon.signal(Signal::SIGKILL);
     programs.extend(names[waiting_before..].iter().map(|name| program("stat", name)));
@@ -131,7 +135,6 @@ fn takes_while_dying(cpu: usize, waiting_before: usize) -> bool {
     node.daemon().adopt(&handover, &descriptor).unwrap();
     let failed = programs.iter_mut().filter_map(|program| (!program.ended().success()).then_some(())).count();
     assert_eq!(failed, 0, "so many programs met an error, {waiting_before} of which waited before");
-    true
 }
 
 /// Passes all connections on to `to`, once it is started.

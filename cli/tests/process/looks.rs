@@ -3,7 +3,7 @@
 use std::process::Stdio;
 
 use rafs::build::BuildOptions;
-use test_support::noise;
+use test_support::{closed_pipe, noise};
 
 use crate::can_mount;
 use crate::node::{Node, Process};
@@ -38,4 +38,26 @@ fn who_looks_at_the_mounts_hides_none_from_others_who_do() {
             });
         }
     });
+}
+
+#[test]
+fn who_looks_and_is_not_read_ends_quietly() {
+    if !can_mount() {
+        return;
+    }
+    let node = Node::new();
+    let _daemon = Process::spawn(node.daemon_command().stdout(Stdio::null()).stderr(Stdio::null()));
+    node.daemon().wait();
+    for arguments in [
+        &["cache", "ls"][..],
+        &["cache", "ls", "--json"],
+        &["cache", "prune"],
+        &["node", "status"],
+        &["node", "status", "--json"],
+    ] {
+        let mut command = node.role(arguments);
+        command.arg("--socket").arg(node.path("daemon.sock")).stdout(closed_pipe());
+        let output = command.output().unwrap();
+        assert_eq!((output.status.code(), output.stderr.len()), (Some(141), 0), "{arguments:?}: {output:?}");
+    }
 }

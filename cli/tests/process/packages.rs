@@ -8,9 +8,9 @@ use std::process::{Command, Stdio};
 use registry::client::{Client, ClientConfig};
 use registry::{Reference, digest};
 use serde_json::Value;
-use test_support::{noise, tar_of};
+use test_support::{closed_pipe, noise, tar_of};
 
-use super::registry::{Serving, closed};
+use super::registry::Serving;
 
 /// `nydus-cluster`, with the configuration and credentials in `dir` alone.
 pub(crate) fn command(dir: &Path, arguments: &[&str]) -> Command {
@@ -82,11 +82,11 @@ fn a_cluster_image_travels_as_a_package() {
     said(dir, &["image", "check", &format!("{}/db:mine", to.address)]);
 
     for arguments in [&["cluster", "inspect", "cluster.tar"][..], &["cluster", "images", "root", "--json"]] {
-        let output = command(dir, arguments).stdout(closed()).output().unwrap();
+        let output = command(dir, arguments).stdout(closed_pipe()).output().unwrap();
         let errors = String::from_utf8_lossy(&output.stderr).into_owned();
         assert_eq!(output.status.code(), Some(141), "{arguments:?}: {errors}");
         assert!(!errors.contains("panicked"), "{errors}");
-        let status = command(dir, arguments).stdout(Stdio::null()).stderr(closed()).status().unwrap();
+        let status = command(dir, arguments).stdout(Stdio::null()).stderr(closed_pipe()).status().unwrap();
         assert!(status.success(), "{arguments:?}: {status}");
     }
 }

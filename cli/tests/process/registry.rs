@@ -6,11 +6,10 @@ use std::path::Path;
 use std::process::{Child, Command, Output, Stdio};
 
 use registry::client::{Client, ClientConfig};
+use registry::media_types::{OCI_CONFIG, OCI_LAYER, OCI_MANIFEST};
 use registry::{Reference, digest};
 
 use super::eventually;
-
-const MANIFEST: &str = "application/vnd.oci.image.manifest.v1+json";
 
 /// `nydus-cluster registry`, with the configuration and credentials in `dir` alone.
 fn command(dir: &Path) -> Command {
@@ -19,13 +18,6 @@ fn command(dir: &Path) -> Command {
     let mut command = Command::new(env!("CARGO_BIN_EXE_nydus-cluster"));
     command.arg("--config").arg(config).env("DOCKER_CONFIG", dir).arg("registry");
     command
-}
-
-/// A pipe whose reader is gone.
-pub(crate) fn closed() -> Stdio {
-    let (reader, writer) = nix::unistd::pipe().unwrap();
-    drop(reader);
-    File::from(writer).into()
 }
 
 fn run(command: &mut Command) -> (bool, String) {
@@ -74,12 +66,12 @@ async fn push(client: &Client, name: &str, layer: &str) -> String {
     let layer_digest = client.push_blob(reference.repository(), layer.to_owned().into()).await.unwrap();
     let config = client.push_blob(reference.repository(), "{}".into()).await.unwrap();
     let manifest = serde_json::json!({
-        "schemaVersion": 2, "mediaType": MANIFEST,
-        "config": {"mediaType": "application/vnd.oci.image.config.v1+json", "digest": config.to_string(), "size": 2},
-        "layers": [{"mediaType": "application/vnd.oci.image.layer.v1.tar", "digest": layer_digest.to_string(),
+        "schemaVersion": 2, "mediaType": OCI_MANIFEST,
+        "config": {"mediaType": OCI_CONFIG, "digest": config.to_string(), "size": 2},
+        "layers": [{"mediaType": OCI_LAYER, "digest": layer_digest.to_string(),
             "size": layer.len()}],
     });
-    client.put_manifest(&reference, MANIFEST, manifest.to_string().into()).await.unwrap().to_string()
+    client.put_manifest(&reference, OCI_MANIFEST, manifest.to_string().into()).await.unwrap().to_string()
 }
 
 #[tokio::test]
