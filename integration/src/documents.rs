@@ -3,8 +3,10 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Path, PathBuf};
 
+use test_support::hard_words;
+
 /// The top of the checkout.
-fn root() -> PathBuf {
+pub(crate) fn root() -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).parent().expect("the crate is a folder of the workspace").to_owned()
 }
 
@@ -98,44 +100,111 @@ fn crates_depend_on_what_the_architecture_says() {
     assert!(seen > 8, "{seen} crates were found in the table");
 }
 
-/// Words that readers whose first language is not English stumble over, and what is said instead.
-const HARD_WORDS: [(&str, &str); 6] = [
-    ("beside", "next to"),
-    ("beneath", "below"),
-    ("anew", "again"),
-    ("be had", "be there, be read, be fetched"),
-    ("its kin", "and the like"),
-    ("in vain", "without"),
-];
+#[test]
+fn structs_that_the_format_names_are_the_layouts() {
+    let page = std::fs::read_to_string(root().join("docs/format.md")).unwrap();
+    let layout = root().join("rafs/src/layout");
+    let named = page.split('`').skip(1).step_by(2).filter_map(|quoted| quoted.split_once("::"));
+    let (mut seen, mut unknown) = (0, Vec::new());
+    for (module, name) in named {
+        let mut files = files_below(&layout, "rs");
+        files.retain(|file| {
+            file.with_extension("") == layout.join(module) || file.starts_with(layout.join(module))
+        });
+        let declared = format!("pub struct {name} {{");
+        let is_there = |file: &PathBuf| std::fs::read_to_string(file).unwrap().contains(&declared);
+        if !files.iter().any(is_there) {
+            unknown.push(format!("{module}::{name}"));
+        }
+        seen += 1;
+    }
+    assert!(seen > 10, "{seen} structs were found in the page");
+    assert_eq!(unknown, Vec::<String>::new(), "docs/format.md names structs that do not exist");
+}
+
+/// The text of a page without what is quoted, which are names, and without the places that links lead to.
+fn prose(page: &str) -> String {
+    let unlinked = |(number, part)| match number {
+        0 => part,
+        _ => str::split_once(part, ')').map_or("", |(_, prose)| prose),
+    };
+    page.split('`').step_by(2).flat_map(|prose| prose.split("](").enumerate().map(unlinked)).collect()
+}
+
+/// What a script or a file of settings says to people: comments, and what it prints.
+fn said_by_script(text: &str) -> String {
+    let printed = ["say \"", "fail \"", "echo \""];
+    let is_said = |line: &&str| line.contains('#') || printed.iter().any(|word| line.contains(word));
+    text.lines().filter(is_said).map(|line| prose(line) + "\n").collect()
+}
+
+/// The messages of a source file: what is in quotes and is more than a word.
+fn messages_in(source: &str) -> String {
+    let (source, _) = source.split_once("\n#[cfg(test)]\nmod ").unwrap_or((source, ""));
+    let lines = source.lines().filter(|line| !line.trim_start().starts_with("//"));
+    let quoted = lines.flat_map(|line| line.split('"').skip(1).step_by(2));
+    quoted.filter(|text| text.contains(' ')).map(|text| prose(text) + "\n").collect()
+}
+
+/// The sources of all crates but this one, without files of tests.
+fn sources() -> Vec<PathBuf> {
+    let crates = std::fs::read_dir(root()).unwrap().map(|entry| entry.unwrap().path().join("src"));
+    let crates = crates.filter(|folder| folder.is_dir() && !folder.starts_with(root().join("integration")));
+    crates.flat_map(|folder| files_below(&folder, "rs")).filter(|file| !is_of_tests(file)).collect()
+}
 
 #[test]
-fn documents_are_written_in_plain_words() {
+fn documents_messages_and_scripts_are_written_in_plain_words() {
+    let scripts = std::fs::read_dir(root().join("scripts")).unwrap().map(|entry| entry.unwrap().path());
+    let mut scripts: Vec<PathBuf> = scripts.filter(|path| path.is_file()).collect();
+    scripts.extend(files_below(&root().join("scripts/lib"), "sh"));
+    scripts.extend(files_below(&root().join("scripts/units"), "service"));
+    scripts.push(root().join("docs/config.toml"));
+    assert!(scripts.len() > 9, "{scripts:?}");
+    let kinds: [(Vec<PathBuf>, fn(&str) -> String); 3] = [
+        (documents(), prose),
+        (scripts, said_by_script),
+        // The list of hard words has them.
+        (
+            sources().into_iter().filter(|file| !file.ends_with("test-support/src/words.rs")).collect(),
+            messages_in,
+        ),
+    ];
     let mut found = Vec::new();
-    for document in documents() {
-        let text = std::fs::read_to_string(&document).unwrap().to_lowercase();
-        // What is quoted are names; where links lead, too.
-        let prose: String = text
-            .split('`')
-            .step_by(2)
-            .flat_map(|prose| prose.split("](").enumerate())
-            .map(
-                |(number, part)| {
-                    if number == 0 { part } else { part.split_once(')').map_or("", |(_, prose)| prose) }
-                },
-            )
-            .collect();
-        for (word, instead) in HARD_WORDS {
-            if prose.split(word).skip(1).any(|rest| !rest.starts_with(char::is_alphanumeric)) {
-                found.push(format!("{}: {word:?}; write {instead:?}", document.display()));
-            }
+    for (files, said) in kinds {
+        for file in files {
+            let text = said(&std::fs::read_to_string(&file).unwrap());
+            found.extend(hard_words(&text).into_iter().map(|word| format!("{}: {word}", file.display())));
         }
     }
     assert_eq!(found, Vec::<String>::new());
 }
 
 /// The crates whose type names are all different: a name alone says which type is meant.
-const WITHOUT_NAMESAKES: [&str; 9] =
-    ["rafs", "registry", "image", "yaml", "service", "exporter", "snapshotter", "cli", "test-support"];
+const WITHOUT_NAMESAKES: [&str; 10] = [
+    "rafs",
+    "registry",
+    "image",
+    "yaml",
+    "service",
+    "exporter",
+    "snapshotter",
+    "cli",
+    "test-support",
+    "integration",
+];
+
+/// The files of a crate, and of each program that it has in addition.
+fn files_of_crates(name: &str) -> Vec<Vec<PathBuf>> {
+    let (src, programs) = (root().join(name).join("src"), root().join(name).join("src/bin"));
+    let mut crates = vec![files_below(&src, "rs")];
+    crates[0].retain(|file| !file.starts_with(&programs));
+    for program in std::fs::read_dir(&programs).into_iter().flatten() {
+        let program = program.unwrap().path();
+        crates.push(if program.is_dir() { files_below(&program, "rs") } else { vec![program] });
+    }
+    crates
+}
 
 /// Whether a file holds tests alone, whose types have names for themselves.
 fn is_of_tests(file: &Path) -> bool {
@@ -144,9 +213,9 @@ fn is_of_tests(file: &Path) -> bool {
 
 #[test]
 fn no_type_name_stands_for_two_types_of_a_crate() {
-    for name in WITHOUT_NAMESAKES {
+    for files in WITHOUT_NAMESAKES.into_iter().flat_map(files_of_crates) {
         let mut seen = BTreeMap::<String, Vec<PathBuf>>::new();
-        let files = files_below(&root().join(name).join("src"), "rs");
+        let names = files.clone();
         for file in files.into_iter().filter(|file| !is_of_tests(file)) {
             let text = std::fs::read_to_string(&file).unwrap();
             // Tests and the items of traits are written further in, and have names for themselves.
@@ -160,7 +229,7 @@ fn no_type_name_stands_for_two_types_of_a_crate() {
                 }
             }
         }
-        assert!(!seen.is_empty(), "no types were found in {name}");
+        assert!(!seen.is_empty(), "no types were found in {names:?}");
         seen.retain(|_, files| files.len() > 1);
         assert!(seen.is_empty(), "{seen:#?}");
     }
@@ -178,12 +247,7 @@ fn messages_that_the_troubleshooting_quotes_are_the_programs() {
     let page = std::fs::read_to_string(root().join("docs/troubleshooting.md")).unwrap();
     let messages = messages_of(&page);
     assert!(messages.len() > 20, "few messages were found in the page: {messages:?}");
-    let crates = std::fs::read_dir(root()).unwrap().map(|entry| entry.unwrap().path().join("src"));
-    let sources: String = crates
-        .filter(|folder| folder.is_dir() && !folder.starts_with(root().join("integration")))
-        .flat_map(|folder| files_below(&folder, "rs"))
-        .map(|file| std::fs::read_to_string(file).unwrap())
-        .collect();
+    let sources: String = sources().into_iter().map(|file| std::fs::read_to_string(file).unwrap()).collect();
     let is_there = |message: &&str| message.split('…').all(|part| sources.contains(part.trim()));
     let gone: Vec<&str> = messages.into_iter().filter(|message| !is_there(message)).collect();
     assert_eq!(gone, Vec::<&str>::new(), "docs/troubleshooting.md quotes what nothing says");
@@ -202,15 +266,4 @@ fn links_between_documents_lead_somewhere() {
         }
     }
     assert_eq!(broken, Vec::<String>::new());
-}
-
-#[test]
-fn scripts_explain_themselves_before_they_do_anything() {
-    for name in ["bench", "deps", "quickstart", "soak", "test"] {
-        let script = root().join("scripts").join(name);
-        let output = std::process::Command::new(&script).args(["stop", "--help"]).output().unwrap();
-        let said = String::from_utf8(output.stdout).unwrap();
-        assert!(output.status.success() && output.stderr.is_empty(), "{name}: {:?}", output.stderr);
-        assert!(said.contains(&format!("usage: scripts/{name}")), "{name}: {said}");
-    }
 }

@@ -20,8 +20,8 @@ use tokio::net::{TcpListener, TcpStream};
 use tokio::runtime::Runtime;
 use tokio::sync::watch;
 
-use body::{Altered, Limited, Paced};
-use tokens::{Kind, Tokens};
+use body::{Limited, Paced, altered};
+use tokens::{CredentialKind, Tokens};
 
 pub use tokens::USER;
 
@@ -120,12 +120,12 @@ impl FaultProxy {
 
     /// Starts a proxy that wants a bearer token with each request, and has a service that gives them to everybody.
     pub fn start_with_tokens(upstream: SocketAddr) -> Result<Self> {
-        Self::start_with(upstream, Some(Tokens::new(Kind::Bearer)))
+        Self::start_with(upstream, Some(Tokens::new(CredentialKind::Bearer)))
     }
 
     /// Starts a proxy that wants [`USER`] and the one [`password`](Self::password) that is good.
     pub fn start_with_password(upstream: SocketAddr) -> Result<Self> {
-        Self::start_with(upstream, Some(Tokens::new(Kind::Password)))
+        Self::start_with(upstream, Some(Tokens::new(CredentialKind::Password)))
     }
 
     fn start_with(upstream: SocketAddr, tokens: Option<Tokens>) -> Result<Self> {
@@ -237,7 +237,7 @@ async fn answer(
         }
         Some(Failure::WrongBytes) => {
             let answer = forward(request, &shared).await?;
-            Ok(answer.map(|body| Altered { body }.boxed_unsync()))
+            Ok(answer.map(|body| body.map_frame(altered).boxed_unsync()))
         }
         Some(Failure::CutUpload(bytes)) => {
             let limited = request.map(|body| Limited::cutting(body, bytes, cut));

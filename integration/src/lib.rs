@@ -25,6 +25,8 @@ pub mod nydus_image;
 pub mod oci_layout;
 pub mod peers;
 pub mod process;
+#[cfg(test)]
+mod scripts;
 pub mod servers;
 pub mod suite;
 pub mod tree;

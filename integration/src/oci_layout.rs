@@ -6,6 +6,7 @@ use std::path::Path;
 use std::process::Command;
 
 use anyhow::{Context, Result};
+use registry::media_types::{OCI_CONFIG, OCI_INDEX, OCI_LAYER, OCI_MANIFEST};
 use serde_json::{Value, json};
 use sha2::{Digest, Sha256};
 
@@ -48,7 +49,7 @@ pub fn write(dir: &Path, layers: &[&Path], command: &[&str], architectures: &[&s
         let bytes = fs::read(layer).with_context(|| format!("reading {}", layer.display()))?;
         let (digest, size) = put(&blobs, &bytes)?;
         descriptors.push(json!({
-            "mediaType": "application/vnd.oci.image.layer.v1.tar", "digest": digest, "size": size,
+            "mediaType": OCI_LAYER, "digest": digest, "size": size,
         }));
         diff_ids.push(digest);
     }
@@ -58,19 +59,18 @@ pub fn write(dir: &Path, layers: &[&Path], command: &[&str], architectures: &[&s
             "architecture": architecture, "os": "linux", "config": {"Cmd": command},
             "rootfs": {"type": "layers", "diff_ids": diff_ids},
         });
-        let config = put_json(&blobs, "application/vnd.oci.image.config.v1+json", &config)?;
+        let config = put_json(&blobs, OCI_CONFIG, &config)?;
         let manifest = json!({
-            "schemaVersion": 2, "mediaType": "application/vnd.oci.image.manifest.v1+json",
+            "schemaVersion": 2, "mediaType": OCI_MANIFEST,
             "config": config, "layers": descriptors,
         });
-        let mut manifest = put_json(&blobs, "application/vnd.oci.image.manifest.v1+json", &manifest)?;
+        let mut manifest = put_json(&blobs, OCI_MANIFEST, &manifest)?;
         manifest["platform"] = json!({"os": "linux", "architecture": architecture});
         manifests.push(manifest);
     }
     if manifests.len() > 1 {
-        let media_type = "application/vnd.oci.image.index.v1+json";
-        let index = json!({"schemaVersion": 2, "mediaType": media_type, "manifests": manifests});
-        manifests = vec![put_json(&blobs, media_type, &index)?];
+        let index = json!({"schemaVersion": 2, "mediaType": OCI_INDEX, "manifests": manifests});
+        manifests = vec![put_json(&blobs, OCI_INDEX, &index)?];
     }
     let index = json!({"schemaVersion": 2, "manifests": manifests});
     fs::write(dir.join("index.json"), index.to_string())?;

@@ -28,7 +28,7 @@ pub struct ListOptions {
 
 /// What one path is.
 #[derive(Debug, Clone, PartialEq, Eq)]
-struct Entry {
+struct TreeEntry {
     /// Type and mode.
     kind: String,
     /// User and group; empty if they do not count.
@@ -39,7 +39,7 @@ struct Entry {
     details: String,
 }
 
-impl fmt::Display for Entry {
+impl fmt::Display for TreeEntry {
     fn fmt(&self, out: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(out, "{} {} {}{}", self.kind, self.owner, self.mtime, self.details)
     }
@@ -48,11 +48,11 @@ impl fmt::Display for Entry {
 /// A listing: what each path (relative, `.` for the root) is.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Listing {
-    entries: BTreeMap<PathBuf, Entry>,
+    entries: BTreeMap<PathBuf, TreeEntry>,
 }
 
 /// A path that differs, and what it is on each side.
-type Difference<'a> = (&'a Path, Option<&'a Entry>, Option<&'a Entry>);
+type Difference<'a> = (&'a Path, Option<&'a TreeEntry>, Option<&'a TreeEntry>);
 
 impl Listing {
     /// How many paths there are.
@@ -148,7 +148,7 @@ impl Listing {
         }
         let mut text = String::new();
         for (path, ours, theirs) in differences.iter().take(SHOWN_DIFFERENCES) {
-            let show = |entry: &Option<&Entry>| entry.map_or("(absent)".to_owned(), ToString::to_string);
+            let show = |entry: &Option<&TreeEntry>| entry.map_or("(absent)".to_owned(), ToString::to_string);
             writeln!(
                 text,
                 "{}\n  {own_name}: {}\n  {other_name}: {}",
@@ -190,7 +190,7 @@ struct Walk<'a> {
     root: &'a Path,
     options: ListOptions,
     is_overlay: bool,
-    entries: BTreeMap<PathBuf, Entry>,
+    entries: BTreeMap<PathBuf, TreeEntry>,
     /// Paths of files with more than one name, by device and inode.
     links: BTreeMap<(u64, u64), Vec<PathBuf>>,
 }
@@ -219,7 +219,7 @@ impl Walk<'_> {
         Ok(())
     }
 
-    fn describe(&self, path: &Path, metadata: &Metadata) -> Result<Entry> {
+    fn describe(&self, path: &Path, metadata: &Metadata) -> Result<TreeEntry> {
         let kind = metadata.file_type();
         let mut mtime = metadata.mtime().to_string();
         if self.options.nanoseconds {
@@ -237,7 +237,7 @@ impl Walk<'_> {
             let value = xattr::get(path, &name)?.unwrap_or_default();
             write!(details, " {}={}", name.display(), hex::encode(value))?;
         }
-        Ok(Entry {
+        Ok(TreeEntry {
             kind: format!("{} {:04o}", type_name(metadata), metadata.mode() & 0o7777),
             owner: format!("{}:{}", metadata.uid(), metadata.gid()),
             mtime,

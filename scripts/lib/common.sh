@@ -1,4 +1,4 @@
-# Shared by the scripts beside this folder: where things are, and how a step is made once.
+# Shared by the scripts in the folder above: where things are, and how a step is made once.
 # shellcheck shell=bash disable=SC2034
 
 repo_root=$(cd "$(dirname "${BASH_SOURCE[0]}")/../.." && pwd)
@@ -30,7 +30,10 @@ as_root() {
     if [ "$(id -u)" = 0 ]; then "$@"; else sudo -- "$@"; fi
 }
 
-# with_clock WHAT COMMAND…: runs COMMAND and says every 15 seconds how long it has been at it. Compilers are silent for
+# How often a step that takes long says so.
+clock_seconds=15
+
+# with_clock WHAT COMMAND…: runs COMMAND and says every `clock_seconds` how long it has been at it. Compilers are silent for
 # minutes, and silence looks like a hang.
 with_clock() {
     local what=$1 flags=$- status ticker
@@ -53,7 +56,7 @@ tick() {
     local what=$1 never
     SECONDS=0
     exec {never}<> <(:)
-    while ! read -r -t 15 -u "$never"; do
+    while ! read -r -t "$clock_seconds" -u "$never"; do
         printf '    %s: %d:%02d so far\n' "$what" $((SECONDS / 60)) $((SECONDS % 60)) >&2
     done
 }

@@ -4,6 +4,7 @@ use std::collections::BTreeMap;
 
 use anyhow::{Context, Result};
 use registry::client::{Client, ClientConfig, HostConfig};
+use registry::media_types::{OCI_LAYER, OCI_MANIFEST};
 use registry::{Reference, Repository, digest};
 use serde_json::{Value, json};
 
@@ -12,8 +13,6 @@ use crate::servers::EmbeddedRegistry;
 
 const BELOW: &str = "registry.example/services/redis:7.0";
 const OUTSIDE: &str = "registry.example/outside/redis";
-const LAYER_TYPE: &str = "application/vnd.oci.image.layer.v1.tar";
-const MANIFEST_TYPE: &str = "application/vnd.oci.image.manifest.v1+json";
 
 impl ClusterImage {
     /// Pushes the image, which has a file `/outside` more than Redis; returns its name.
@@ -57,11 +56,11 @@ async fn push(host: &str) -> Result<()> {
     let config = config.to_string().into_bytes();
     manifest["config"] = described(&manifest["config"]["mediaType"], &config);
     let layers = manifest["layers"].as_array_mut().context("a manifest without layers")?;
-    layers.push(described(&LAYER_TYPE.into(), &layer));
+    layers.push(described(&OCI_LAYER.into(), &layer));
     client.push_blob(&outside, config.into()).await?;
     client.push_blob(&outside, layer.into()).await?;
     let name = outside.with_tag("1")?;
-    client.put_manifest(&name, MANIFEST_TYPE, manifest.to_string().into()).await?;
+    client.put_manifest(&name, OCI_MANIFEST, manifest.to_string().into()).await?;
     Ok(())
 }
 

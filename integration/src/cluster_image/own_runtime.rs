@@ -4,6 +4,7 @@ use std::collections::BTreeMap;
 
 use anyhow::Result;
 use registry::client::{Client, ClientConfig, HostConfig};
+use registry::media_types::{OCI_CONFIG, OCI_LAYER, OCI_MANIFEST};
 use registry::{Repository, digest};
 use serde_json::json;
 
@@ -11,9 +12,6 @@ use super::ClusterImage;
 use crate::servers::EmbeddedRegistry;
 
 const NAME: &str = "registry.example/cluster/own-runtime";
-const LAYER_TYPE: &str = "application/vnd.oci.image.layer.v1.tar";
-const MANIFEST_TYPE: &str = "application/vnd.oci.image.manifest.v1+json";
-const CONFIG_TYPE: &str = "application/vnd.oci.image.config.v1+json";
 
 /// Which image of this name.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -116,15 +114,15 @@ async fn push(host: &str, which: OwnRuntime) -> Result<()> {
     let described = |media_type: &str, content: &[u8]| json!({"mediaType": media_type, "digest": digest::sha256(content).to_string(), "size": content.len()});
     let manifest = json!({
         "schemaVersion": 2,
-        "mediaType": MANIFEST_TYPE,
-        "config": described(CONFIG_TYPE, &config),
-        "layers": [described(LAYER_TYPE, &layer)],
+        "mediaType": OCI_MANIFEST,
+        "config": described(OCI_CONFIG, &config),
+        "layers": [described(OCI_LAYER, &layer)],
         "annotations": {"sealer.image.extension": EXTENSION},
     });
     client.push_blob(&repository, config.into()).await?;
     client.push_blob(&repository, layer.into()).await?;
     client
-        .put_manifest(&repository.with_tag(which.tag())?, MANIFEST_TYPE, manifest.to_string().into())
+        .put_manifest(&repository.with_tag(which.tag())?, OCI_MANIFEST, manifest.to_string().into())
         .await?;
     Ok(())
 }

@@ -13,21 +13,6 @@ use tokio::time::{Instant, Sleep, sleep};
 /// How often a paced body sends: often enough to look like a slow line rather than like pauses.
 const TICK: Duration = Duration::from_millis(20);
 
-/// The next piece of data, as `change` makes it. What is no data passes as it is.
-fn changed<B: Body<Data = Bytes> + Unpin>(
-    body: &mut B,
-    context: &mut Context<'_>,
-    change: impl FnOnce(Bytes) -> Bytes,
-) -> Poll<Option<Result<Frame<Bytes>, B::Error>>> {
-    let frame = ready!(Pin::new(body).poll_frame(context));
-    Poll::Ready(frame.map(|frame| {
-        frame.map(|frame| match frame.into_data() {
-            Ok(data) => Frame::data(change(data)),
-            Err(other) => other,
-        })
-    }))
-}
-
 /// At most `left` bytes of `data`, which are counted.
 fn at_most(left: &mut u64, mut data: Bytes) -> Bytes {
     let passed = usize::try_from(*left).unwrap_or(usize::MAX).min(data.len());
@@ -70,32 +55,21 @@ impl<B: Body<Data = Bytes> + Unpin> Body for Limited<B> {
             }
             return Poll::Pending;
         }
-        changed(body, context, |data| at_most(left, data))
+        let frame = ready!(Pin::new(body).poll_frame(context));
+        Poll::Ready(frame.map(|frame| frame.map(|frame| frame.map_data(|data| at_most(left, data)))))
     }
 }
 
-/// A body with a wrong byte in each piece.
-pub(super) struct Altered<B> {
-    pub(super) body: B,
-}
-
-impl<B: Body<Data = Bytes> + Unpin> Body for Altered<B> {
-    type Data = Bytes;
-    type Error = B::Error;
-
-    fn poll_frame(
-        self: Pin<&mut Self>,
-        context: &mut Context<'_>,
-    ) -> Poll<Option<Result<Frame<Bytes>, B::Error>>> {
-        changed(&mut self.get_mut().body, context, |data| {
-            let mut data = BytesMut::from(data.as_ref());
-            let middle = data.len() / 2;
-            if let Some(byte) = data.get_mut(middle) {
-                *byte ^= 0x55;
-            }
-            data.freeze()
-        })
-    }
+/// A piece of a body with a wrong byte.
+pub(super) fn altered(piece: Frame<Bytes>) -> Frame<Bytes> {
+    piece.map_data(|data| {
+        let mut data = BytesMut::from(data.as_ref());
+        let middle = data.len() / 2;
+        if let Some(byte) = data.get_mut(middle) {
+            *byte ^= 0x55;
+        }
+        data.freeze()
+    })
 }
 
 /// A body that comes at a rate.

@@ -18,7 +18,7 @@ pub const USER: &str = "AWS";
 const CLAIMED_SECONDS: u64 = 3600;
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) enum Kind {
+pub(super) enum CredentialKind {
     /// For the asking.
     Bearer,
     /// One at a time, each in the place of the one before.
@@ -27,7 +27,7 @@ pub(super) enum Kind {
 
 #[derive(Debug)]
 pub(super) struct Tokens {
-    kind: Kind,
+    kind: CredentialKind,
     /// When each was given.
     issued: Mutex<Vec<Instant>>,
     /// How long each is good.
@@ -40,7 +40,7 @@ pub(super) struct Tokens {
 }
 
 impl Tokens {
-    pub(super) fn new(kind: Kind) -> Self {
+    pub(super) fn new(kind: CredentialKind) -> Self {
         let tokens = Self {
             kind,
             issued: Mutex::default(),
@@ -49,7 +49,7 @@ impl Tokens {
             refusal: AtomicU16::new(401),
             refused: AtomicU64::new(0),
         };
-        if kind == Kind::Password {
+        if kind == CredentialKind::Password {
             tokens.issue();
         }
         tokens
@@ -79,7 +79,7 @@ impl Tokens {
     pub(super) fn expire(&self, refusal: u16) {
         self.refusal.store(refusal, Ordering::SeqCst);
         self.expired.store(self.issued(), Ordering::SeqCst);
-        if self.kind == Kind::Password {
+        if self.kind == CredentialKind::Password {
             self.issue();
         }
     }
@@ -109,7 +109,7 @@ impl Tokens {
 
     /// The answer to a request that is for the token service, or has no credentials that are good.
     pub(super) fn answer<B>(&self, request: &Request<B>) -> Option<Result<Answer>> {
-        if self.kind == Kind::Bearer && request.uri().path() == "/token" {
+        if self.kind == CredentialKind::Bearer && request.uri().path() == "/token" {
             let body = format!(r#"{{"token":"{}","expires_in":{CLAIMED_SECONDS}}}"#, name(self.issue()));
             return Some(plain(StatusCode::OK, body));
         }
@@ -122,8 +122,8 @@ impl Tokens {
     fn number(&self, headers: &HeaderMap) -> Option<u64> {
         let header = headers.get(AUTHORIZATION)?.to_str().ok()?;
         match self.kind {
-            Kind::Bearer => number(header.strip_prefix("Bearer ")?),
-            Kind::Password => {
+            CredentialKind::Bearer => number(header.strip_prefix("Bearer ")?),
+            CredentialKind::Password => {
                 let decoded = STANDARD.decode(header.strip_prefix("Basic ")?).ok()?;
                 let decoded = String::from_utf8(decoded).ok()?;
                 number(decoded.strip_prefix(USER)?.strip_prefix(':')?)
@@ -133,8 +133,8 @@ impl Tokens {
 
     fn challenge<B>(&self, request: &Request<B>) -> Result<Answer> {
         let text = match self.kind {
-            Kind::Bearer => bearer(request),
-            Kind::Password => "Basic realm=\"proxy\"".to_owned(),
+            CredentialKind::Bearer => bearer(request),
+            CredentialKind::Password => "Basic realm=\"proxy\"".to_owned(),
         };
         let mut answer = refuse(401)?;
         answer.headers_mut().insert(WWW_AUTHENTICATE, HeaderValue::from_str(&text)?);

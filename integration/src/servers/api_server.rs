@@ -42,14 +42,14 @@ pub struct ApiServer {
 
 #[derive(Debug, Default)]
 struct Objects {
-    pods: Vec<Pod>,
+    pods: Vec<PodRecord>,
     /// By namespace and name.
     secrets: BTreeMap<(String, String), Value>,
     refused: Vec<String>,
 }
 
 #[derive(Debug)]
-struct Pod {
+struct PodRecord {
     namespace: String,
     image: String,
     secrets: Vec<String>,
@@ -95,7 +95,11 @@ impl ApiServer {
     /// A pod is bound to the node that runs `image` with these pull secrets, which need not exist.
     pub fn add_pod(&self, namespace: &str, image: &str, secrets: &[&str]) {
         let secrets = secrets.iter().map(ToString::to_string).collect();
-        self.objects().pods.push(Pod { namespace: namespace.to_owned(), image: image.to_owned(), secrets });
+        self.objects().pods.push(PodRecord {
+            namespace: namespace.to_owned(),
+            image: image.to_owned(),
+            secrets,
+        });
     }
 
     /// Makes or replaces a pull secret.
@@ -201,7 +205,7 @@ impl Objects {
 
     fn secret(&self, namespace: &str, name: &str) -> Option<(StatusCode, Value)> {
         let is_named =
-            |pod: &Pod| pod.namespace == namespace && pod.secrets.iter().any(|secret| secret == name);
+            |pod: &PodRecord| pod.namespace == namespace && pod.secrets.iter().any(|secret| secret == name);
         if !self.pods.iter().any(is_named) {
             return None;
         }
@@ -214,7 +218,7 @@ impl Objects {
     }
 }
 
-impl Pod {
+impl PodRecord {
     fn to_json(&self, number: usize) -> Value {
         let secrets: Vec<_> = self.secrets.iter().map(|name| json!({"name": name})).collect();
         json!({

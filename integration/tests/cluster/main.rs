@@ -12,22 +12,20 @@ use std::collections::BTreeSet;
 use std::process::ExitCode;
 use std::time::Duration;
 
-use anyhow::{Context, Result, ensure};
+use anyhow::{Result, ensure};
 use integration::access_log::Request;
 use integration::cluster_image::{ClusterImage, Services};
 use integration::cluster_lab::ClusterLab;
 use integration::machines::Machines;
 use integration::peers::Peers;
-use integration::suite::trial;
+use integration::suite::{TestOnPeers, trials_on_peers};
 use libtest_mimic::Arguments;
 use own_containerd::OwnContainerd;
 
 /// How long pods may take until they serve, images and all, on a loaded host.
 const SERVING_DEADLINE: Duration = Duration::from_secs(240);
 
-type Test = fn(&Peers) -> Result<()>;
-
-const TESTS: &[(&str, Test)] = &[
+const TESTS: &[(&str, TestOnPeers)] = &[
     ("three_bare_nodes_become_a_cluster_that_serves", becomes_a_cluster),
     ("a_package_becomes_a_cluster_with_two_masters_and_no_registry", package::becomes_a_cluster),
 ];
@@ -36,19 +34,10 @@ fn main() -> ExitCode {
     let mut arguments = Arguments::from_args();
     // Each boots three machines: one set after the other is what a host carries.
     arguments.test_threads = Some(1);
-    let peers = Peers::of_user();
-    let missing = match &peers {
-        Ok(peers) => {
-            let lacks = Machines::require(peers).and_then(|()| ClusterImage::require(peers)).err();
-            lacks.map(|error| format!("{error:#}"))
-        }
-        Err(error) => Some(format!("{error:#}")),
-    };
-    let trials = TESTS.iter().map(|&(name, test)| {
-        let peers = peers.as_ref().ok().cloned();
-        trial(name, missing.as_deref(), move || test(&peers.context("no peers")?))
+    let trials = trials_on_peers(TESTS, |peers| {
+        Machines::require(peers)?;
+        ClusterImage::require(peers)
     });
-    let trials = trials.collect();
     libtest_mimic::run(&arguments, trials).exit_code()
 }
 

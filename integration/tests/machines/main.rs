@@ -13,19 +13,17 @@ use std::path::Path;
 use std::process::{Command, ExitCode};
 use std::time::Duration;
 
-use anyhow::{Context, Result, ensure};
+use anyhow::{Result, ensure};
 use integration::machines::{Machines, MachinesOptions};
 use integration::peers::Peers;
-use integration::suite::trial;
+use integration::suite::{TestOnPeers, trials_on_peers};
 use integration::{leftovers, process, wait};
 use libtest_mimic::Arguments;
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 use tempfile::TempDir;
 
-type Test = fn(&Peers) -> Result<()>;
-
-const TESTS: &[(&str, Test)] = &[
+const TESTS: &[(&str, TestOnPeers)] = &[
     ("machines_boot_see_each_other_and_reboot", boot_and_reboot),
     ("two_sets_of_machines_do_not_see_each_other", two_sets),
     ("a_killed_keeper_takes_its_machines_along", killed_keeper),
@@ -35,16 +33,7 @@ const TESTS: &[(&str, Test)] = &[
 
 fn main() -> ExitCode {
     let arguments = Arguments::from_args();
-    let peers = Peers::of_user();
-    let missing = match &peers {
-        Ok(peers) => Machines::require(peers).err().map(|error| format!("{error:#}")),
-        Err(error) => Some(format!("{error:#}")),
-    };
-    let trials = TESTS.iter().map(|&(name, test)| {
-        let peers = peers.as_ref().ok().cloned();
-        trial(name, missing.as_deref(), move || test(&peers.context("no peers")?))
-    });
-    let trials = trials.collect();
+    let trials = trials_on_peers(TESTS, Machines::require);
     libtest_mimic::run(&arguments, trials).exit_code()
 }
 

@@ -26,7 +26,7 @@ const THEIRS: &str =
     "image,push=true,registry.insecure=true,compression=nydus,force-compression=true,oci-mediatypes=true";
 
 /// A side that exports: ours beside buildkitd, ours over the session, BuildKit's own.
-struct Side {
+struct Builder {
     name: &'static str,
     buildctl: Buildctl,
     kind: &'static str,
@@ -51,7 +51,7 @@ fn link(from: &Path, to: &Path) -> Result<()> {
     Ok(())
 }
 
-impl Side {
+impl Builder {
     fn name(&self, lab: &Lab) -> String {
         format!("{}/layers-{}:v1", lab.registry.address(), self.name)
     }
@@ -74,12 +74,12 @@ impl Side {
     }
 }
 
-fn theirs(lab: &Lab) -> Result<Side> {
-    Ok(Side { name: "buildkit", buildctl: lab.plain_buildctl()?, kind: THEIRS })
+fn theirs(lab: &Lab) -> Result<Builder> {
+    Ok(Builder { name: "buildkit", buildctl: lab.plain_buildctl()?, kind: THEIRS })
 }
 
 fn small_change(lab: &Lab, context: &Path, runs: u16) -> Result<Vec<Figure>> {
-    let ours = |name, buildctl| Side { name, buildctl, kind: "nydus-cluster" };
+    let ours = |name, buildctl| Builder { name, buildctl, kind: "nydus-cluster" };
     let sides = [ours("beside", lab.buildctl()?), ours("remote", lab.remote_buildctl()?), theirs(lab)?];
     let mut measured = [Runs::default(), Runs::default(), Runs::default()];
     // The first time everything is new.
@@ -117,7 +117,7 @@ fn restarted(lab: &Lab, context: &Path, runs: u16) -> Result<Vec<Figure>> {
             let mut exporter = exporter(lab, &format!("{name}-{run}"), name, content_store)?;
             let buildctl = Buildctl::new(&lab.peers, exporter.address())?;
             let start = lab.registry.access_log().mark()?;
-            let seconds = Side { name, buildctl, kind: "nydus-cluster" }.export(lab, context)?;
+            let seconds = Builder { name, buildctl, kind: "nydus-cluster" }.export(lab, context)?;
             exporter.server().stop()?;
             if run > 0 {
                 runs.push(seconds);

@@ -224,7 +224,7 @@ fn timed_export(
 
 /// Who runs the program.
 #[derive(Debug, Clone, Copy)]
-enum Side {
+enum NodeKind {
     Ours,
     Upstream,
     Overlayfs,
@@ -249,9 +249,9 @@ fn start(lab: &Lab, context: &Path, runs: u16) -> Result<Vec<Figure>> {
     let (mut ours, mut upstream, mut overlayfs, mut memory) =
         (Runs::default(), Runs::default(), Runs::default(), Runs::default());
     for run in 0..runs {
-        let own = cold_start(lab, Side::Ours, &lazy, run)?;
-        let nydus = cold_start(lab, Side::Upstream, &lazy, run)?;
-        let oci = cold_start(lab, Side::Overlayfs, &plain, run)?;
+        let own = cold_start(lab, NodeKind::Ours, &lazy, run)?;
+        let nydus = cold_start(lab, NodeKind::Upstream, &lazy, run)?;
+        let oci = cold_start(lab, NodeKind::Overlayfs, &plain, run)?;
         ensure!(
             own.package_hash == nydus.package_hash && own.package_hash == oci.package_hash,
             "the sides did not read the same bytes: {} (ours), {} (nydusd), {} (overlayfs)",
@@ -274,12 +274,12 @@ fn start(lab: &Lab, context: &Path, runs: u16) -> Result<Vec<Figure>> {
 }
 
 /// Pulls the image on a node that has never seen it, and runs the program to its end.
-fn cold_start(lab: &Lab, side: Side, image: &str, run: u16) -> Result<ColdStart> {
+fn cold_start(lab: &Lab, side: NodeKind, image: &str, run: u16) -> Result<ColdStart> {
     let dir: PathBuf = lab.subdir(&format!("{side:?}-{run}").to_lowercase())?;
     let mut node = match side {
-        Side::Ours => Node::ours(&lab.peers, &dir, &lab.pause, &NodeOptions::default())?,
-        Side::Upstream => Node::upstream(&lab.peers, &dir, &lab.pause, UpstreamMode::OnDemand)?,
-        Side::Overlayfs => Node::overlayfs(&lab.peers, &dir, &lab.pause, ContainerdVersion::default())?,
+        NodeKind::Ours => Node::ours(&lab.peers, &dir, &lab.pause, &NodeOptions::default())?,
+        NodeKind::Upstream => Node::upstream(&lab.peers, &dir, &lab.pause, UpstreamMode::OnDemand)?,
+        NodeKind::Overlayfs => Node::overlayfs(&lab.peers, &dir, &lab.pause, ContainerdVersion::default())?,
     };
     let pod = node.pod("bench")?;
     forget_page_cache()?;
@@ -298,7 +298,7 @@ fn cold_start(lab: &Lab, side: Side, image: &str, run: u16) -> Result<ColdStart>
     let package_hash = node.cri().logs(&container)?.trim().to_owned();
     let daemon_memory_mb = match side {
         // What front and worker share counts twice.
-        Side::Ours => {
+        NodeKind::Ours => {
             let family = process::families(&[node.snapshotter()?.daemon_pid()?])?;
             let peaks = family.into_iter().map(process::peak_memory_bytes);
             Some(peaks.sum::<std::io::Result<u64>>()? as f64 / 1e6)

@@ -23,7 +23,7 @@ const ASK_INTERVAL: Duration = Duration::from_millis(500);
 
 /// What one run took.
 #[derive(Debug, Clone, Serialize)]
-pub(crate) struct Figures {
+pub(crate) struct ClusterFigures {
     /// The cluster image and all container images in the registry, blobs that they share once.
     stored_bytes: u64,
     /// What the registry sent until all pods served.
@@ -36,21 +36,21 @@ pub(crate) struct Figures {
 
 /// The table.
 #[derive(Debug, Clone, Serialize)]
-pub(crate) struct Report {
+pub(crate) struct ClusterReport {
     nodes_ready: usize,
     pods_serving: usize,
     /// Cluster image and container images read lazily.
-    lazy: Figures,
+    lazy: ClusterFigures,
     /// The cluster image mounted lazily, container images pulled whole by containerd.
-    plain: Figures,
+    plain: ClusterFigures,
     /// The same with all images on the nodes: what Kubernetes itself takes.
-    warm: Figures,
+    warm: ClusterFigures,
     /// From a package that the first node serves, the registry ended: stored is the file, which is brought to that node meanwhile.
-    package: Figures,
+    package: ClusterFigures,
 }
 
 /// Runs the cluster and measures; leaves it running in `dir`.
-pub(crate) fn run(peers: &Peers, dir: &Path, services: Services) -> Result<(Report, ClusterLab)> {
+pub(crate) fn run(peers: &Peers, dir: &Path, services: Services) -> Result<(ClusterReport, ClusterLab)> {
     eprintln!("building the cluster image, if it is not there");
     let image = ClusterImage::make(peers, services)?;
     let stored = |pull| image.stored_bytes(services, pull);
@@ -71,10 +71,10 @@ pub(crate) fn run(peers: &Peers, dir: &Path, services: Services) -> Result<(Repo
     lab.end_registry()?;
     let package = measure(&lab, dir, lab.package_command(&file, 1)?, fs::metadata(&file)?.len())?;
     let (nodes_ready, pods_serving) = (lab.nodes_ready()?, lab.pods_ready()?);
-    Ok((Report { nodes_ready, pods_serving, lazy, plain, warm, package }, lab))
+    Ok((ClusterReport { nodes_ready, pods_serving, lazy, plain, warm, package }, lab))
 }
 
-fn measure(lab: &ClusterLab, dir: &Path, command: Command, stored_bytes: u64) -> Result<Figures> {
+fn measure(lab: &ClusterLab, dir: &Path, command: Command, stored_bytes: u64) -> Result<ClusterFigures> {
     let log = lab.registry().access_log();
     let mark = log.mark()?;
     let start = Instant::now();
@@ -94,7 +94,7 @@ fn measure(lab: &ClusterLab, dir: &Path, command: Command, stored_bytes: u64) ->
     }
     lab.wait_serving(DEADLINE)?;
     let serving_s = start.elapsed().as_secs_f64();
-    Ok(Figures { stored_bytes, registry_bytes: bytes_sent(&log.since(mark)?), ready_s, serving_s })
+    Ok(ClusterFigures { stored_bytes, registry_bytes: bytes_sent(&log.since(mark)?), ready_s, serving_s })
 }
 
 fn ask(what: &str, run: &mut Server, condition: impl Fn() -> Result<bool>) -> Result<()> {
@@ -111,7 +111,7 @@ fn ask(what: &str, run: &mut Server, condition: impl Fn() -> Result<bool>) -> Re
     Ok(())
 }
 
-impl fmt::Display for Report {
+impl fmt::Display for ClusterReport {
     fn fmt(&self, out: &mut fmt::Formatter<'_>) -> fmt::Result {
         let megabytes = |bytes: u64| format!("{:.1} MB", bytes as f64 / 1e6);
         let seconds = |seconds: f64| format!("{seconds:.1} s");

@@ -29,14 +29,14 @@ const CHUNK_SIZE: u64 = 1 << 20;
 
 /// Who saves, and as what.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum Side {
+enum Saver {
     Ours,
     Skopeo,
     Crane,
     OursAsRafs,
 }
 
-struct Bench<'a> {
+struct SaveBench<'a> {
     peers: &'a Peers,
     image: &'a ClusterImage,
     source: EmbeddedRegistry,
@@ -47,7 +47,7 @@ struct Bench<'a> {
 pub(super) fn measure(peers: &Peers, image: &ClusterImage, dir: &Path, runs: u16) -> Result<Vec<Figure>> {
     fs::create_dir_all(dir)?;
     let source = image.serve(&dir.join("source"), std::net::Ipv4Addr::LOCALHOST.into())?;
-    let bench = Bench { peers, image, source, dir };
+    let bench = SaveBench { peers, image, source, dir };
     let layers: Vec<PathBuf> = image.layers(SERVICES)?.into_iter().collect();
     let (mut ours, mut skopeo, mut crane) = (Runs::default(), Runs::default(), Runs::default());
     let (mut as_rafs, mut cores) = (Runs::default(), Runs::default());
@@ -58,10 +58,10 @@ pub(super) fn measure(peers: &Peers, image: &ClusterImage, dir: &Path, runs: u16
                 side.push(seconds);
             }
         };
-        put(&mut ours, bench.save(Side::Ours)?);
-        put(&mut skopeo, bench.save(Side::Skopeo)?);
-        put(&mut crane, bench.save(Side::Crane)?);
-        put(&mut as_rafs, bench.save(Side::OursAsRafs)?);
+        put(&mut ours, bench.save(Saver::Ours)?);
+        put(&mut skopeo, bench.save(Saver::Skopeo)?);
+        put(&mut crane, bench.save(Saver::Crane)?);
+        put(&mut as_rafs, bench.save(Saver::OursAsRafs)?);
         put(&mut cores, cores_limit(&layers)?);
     }
     let plain = "save, plain form";
@@ -79,14 +79,14 @@ pub(super) fn measure(peers: &Peers, image: &ClusterImage, dir: &Path, runs: u16
     ])
 }
 
-impl Bench<'_> {
+impl SaveBench<'_> {
     /// Seconds until all images are in a registry that has nothing.
-    fn save(&self, side: Side) -> Result<f64> {
+    fn save(&self, side: Saver) -> Result<f64> {
         let dir = self.dir.join("target");
         let target = EmbeddedRegistry::start(&dir)?;
         let ran = run(&mut self.command(side, &target)?)?;
         eprintln!("{:8.2} s  save, {side:?}", ran.seconds);
-        if side != Side::OursAsRafs {
+        if side != Saver::OursAsRafs {
             for digest in self.image.blobs(SERVICES)? {
                 ensure!(target.blob_file(&digest).exists(), "{side:?} has not saved {digest}");
             }
@@ -96,18 +96,18 @@ impl Bench<'_> {
         Ok(ran.seconds)
     }
 
-    fn command(&self, side: Side, target: &EmbeddedRegistry) -> Result<Command> {
+    fn command(&self, side: Saver, target: &EmbeddedRegistry) -> Result<Command> {
         let (source, target) = (self.source.address(), target.address());
         match side {
-            Side::Ours | Side::OursAsRafs => {
+            Saver::Ours | Saver::OursAsRafs => {
                 let mut command = cluster_image::command(&self.source, &self.dir.join("ours"))?;
                 command.arg("save").arg(format!("{source}/{}", SERVICES.image()));
                 command.arg("--to").arg(format!("{target}/saved:v1"));
-                command.args(if side == Side::Ours { &["--plain", "--no-rafs"][..] } else { &[] });
+                command.args(if side == Saver::Ours { &["--plain", "--no-rafs"][..] } else { &[] });
                 Ok(command)
             }
             // One repository, as ours: what is there already is found.
-            Side::Skopeo => {
+            Saver::Skopeo => {
                 let skopeo = peers::system("skopeo")?;
                 let copy = format!(
                     "{} copy --quiet --src-tls-verify=false --dest-tls-verify=false",
@@ -119,7 +119,7 @@ impl Bench<'_> {
                     target,
                 )
             }
-            Side::Crane => {
+            Saver::Crane => {
                 let copy = format!("{} copy --insecure", self.peers.crane()?.display());
                 self.script(&format!("xargs -P {AT_ONCE} -n 2 $COPY"), &copy, target)
             }

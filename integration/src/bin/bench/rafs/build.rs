@@ -31,7 +31,7 @@ pub(super) fn measure(
     dir: &Path,
     runs: u16,
 ) -> Result<Vec<Figure>> {
-    let bench = Bench { nydus_image, dir, runs };
+    let bench = BuildBench { nydus_image, dir, runs };
     let mut figures = bench.times("build, 860 MB root file system", big, HALF)?;
     figures.extend(bench.sizes(big)?);
     let small = dir.join("small.tar");
@@ -41,13 +41,13 @@ pub(super) fn measure(
     Ok(figures)
 }
 
-struct Bench<'a> {
+struct BuildBench<'a> {
     nydus_image: &'a NydusImage,
     dir: &'a Path,
     runs: u16,
 }
 
-impl Bench<'_> {
+impl BuildBench<'_> {
     /// Time and memory of building a tar's layer, and the proof that both sides' layers hold the same.
     fn times(&self, name: &str, tar: &Path, goal: f64) -> Result<Vec<Figure>> {
         let (our_blob, their_blob) = (self.dir.join("ours.blob"), self.dir.join("theirs.blob"));
