@@ -33,5 +33,7 @@ pub mod options;
 pub mod platform;
 pub mod progress;
 pub mod source;
+#[cfg(test)]
+mod test_layout;
 
 pub use service::describe;

@@ -5,70 +5,53 @@ use crate::options::Recipe;
 use crate::source::blob_path;
 use registry::client::ClientConfig;
 use registry::digest::sha256;
+use registry::media_types::{OCI_CONFIG, OCI_INDEX, OCI_LAYER, OCI_MANIFEST};
 use serde_json::{Value, json};
-use tempfile::TempDir;
 use test_support::{gzip, tar_of};
 
 use super::*;
 use crate::layer::LayerCache;
+use crate::test_layout::TestLayout;
 
-const MANIFEST: &str = "application/vnd.oci.image.manifest.v1+json";
-const INDEX: &str = "application/vnd.oci.image.index.v1+json";
-const CONFIG: &str = "application/vnd.oci.image.config.v1+json";
-const LAYER: &str = "application/vnd.oci.image.layer.v1.tar";
-
-/// A folder with a layout to convert, and room for the result.
-struct Bench(TempDir);
+/// A layout to convert, and room for the result.
+struct Bench {
+    layout: TestLayout,
+}
 
 impl Bench {
     fn new() -> Self {
-        let folder = tempfile::tempdir().unwrap();
-        fs::create_dir_all(folder.path().join("in/blobs/sha256")).unwrap();
-        Self(folder)
+        Self { layout: TestLayout::new() }
     }
 
     fn path(&self, name: &str) -> PathBuf {
-        self.0.path().join(name)
-    }
-
-    fn blob(&self, media_type: &str, content: &[u8]) -> Value {
-        let digest = sha256(content);
-        fs::write(self.path("in").join(blob_path(&digest)), content).unwrap();
-        json!({"mediaType": media_type, "digest": digest.as_ref(), "size": content.len()})
-    }
-
-    fn document(&self, media_type: &str, content: &Value) -> Value {
-        self.blob(media_type, content.to_string().as_bytes())
+        self.layout.folder.path().join(name)
     }
 
     fn image(&self, architecture: &str, layers: &[Value]) -> Value {
-        let config = self.document(CONFIG, &json!({"architecture": architecture, "os": "linux"}));
-        let manifest = json!({"schemaVersion": 2, "mediaType": MANIFEST, "config": config, "layers": layers});
-        let mut image = self.document(MANIFEST, &manifest);
+        let config = self.layout.document(OCI_CONFIG, &json!({"architecture": architecture, "os": "linux"}));
+        let manifest =
+            json!({"schemaVersion": 2, "mediaType": OCI_MANIFEST, "config": config, "layers": layers});
+        let mut image = self.layout.document(OCI_MANIFEST, &manifest);
         image["platform"] = json!({"architecture": architecture, "os": "linux"});
         image
     }
 
-    fn root(&self, root: &Value) {
-        let index = json!({"schemaVersion": 2, "manifests": [root]});
-        fs::write(self.path("in/index.json"), index.to_string()).unwrap();
-    }
-
     /// Images for two architectures with the same layer, and an attestation of the first.
     fn two_platforms(&self) -> Value {
-        let layer = self.blob(LAYER, &tar_of(&[("file", b"content")]));
+        let layer = self.layout.blob(OCI_LAYER, &tar_of(&[("file", b"content")]));
         let (amd64, arm64) =
             (self.image("amd64", std::slice::from_ref(&layer)), self.image("arm64", &[layer]));
-        let statement = self.blob("application/vnd.in-toto+json", b"{\"statement\":true}");
-        let manifest = json!({"schemaVersion": 2, "mediaType": MANIFEST,
-            "config": self.document(CONFIG, &json!({"architecture": "unknown", "os": "unknown"})),
+        let statement = self.layout.blob("application/vnd.in-toto+json", b"{\"statement\":true}");
+        let manifest = json!({"schemaVersion": 2, "mediaType": OCI_MANIFEST,
+            "config": self.layout.document(OCI_CONFIG, &json!({"architecture": "unknown", "os": "unknown"})),
             "layers": [statement]});
-        let mut attestation = self.document(MANIFEST, &manifest);
+        let mut attestation = self.layout.document(OCI_MANIFEST, &manifest);
         attestation["platform"] = json!({"architecture": "unknown", "os": "unknown"});
         attestation["annotations"] = json!({"vnd.docker.reference.digest": amd64["digest"],
             "vnd.docker.reference.type": "attestation-manifest"});
-        let index = json!({"schemaVersion": 2, "mediaType": INDEX, "manifests": [amd64, arm64, attestation]});
-        self.root(&self.document(INDEX, &index));
+        let index =
+            json!({"schemaVersion": 2, "mediaType": OCI_INDEX, "manifests": [amd64, arm64, attestation]});
+        self.layout.index(&[self.layout.document(OCI_INDEX, &index)]);
         index
     }
 
@@ -97,7 +80,7 @@ impl Bench {
         let how = Conversion {
             converter,
             client: &client,
-            scratch_space: &ScratchSpace::new(self.0.path(), 1 << 20),
+            scratch_space: &ScratchSpace::new(self.layout.folder.path(), 1 << 20),
             reuse_present: false,
             progress: &Progress::new(),
             cancel,
@@ -112,7 +95,7 @@ impl Bench {
     }
 
     fn names(&self) -> Vec<String> {
-        let mut names: Vec<_> = fs::read_dir(self.0.path())
+        let mut names: Vec<_> = fs::read_dir(self.layout.folder.path())
             .unwrap()
             .map(|entry| entry.unwrap().file_name().into_string().unwrap())
             .collect();
@@ -138,20 +121,21 @@ fn text(value: &Value) -> &str {
 #[tokio::test]
 async fn of_several_variants_the_best_is_converted_and_a_missing_platform_names_those_that_there_are() {
     let bench = Bench::new();
-    let layer = bench.blob(LAYER, &tar_of(&[("file", b"content")]));
+    let layer = bench.layout.blob(OCI_LAYER, &tar_of(&[("file", b"content")]));
     let of = |variant: &str| {
         let config = json!({"architecture": "arm", "os": "linux", "variant": variant});
-        let config = bench.document(CONFIG, &config);
+        let config = bench.layout.document(OCI_CONFIG, &config);
         let manifest =
-            json!({"schemaVersion": 2, "mediaType": MANIFEST, "config": config, "layers": [layer]});
-        let mut image = bench.document(MANIFEST, &manifest);
+            json!({"schemaVersion": 2, "mediaType": OCI_MANIFEST, "config": config, "layers": [layer]});
+        let mut image = bench.layout.document(OCI_MANIFEST, &manifest);
         image["platform"] = json!({"architecture": "arm", "os": "linux", "variant": variant});
         image
     };
     // One in an index of its own, which goes with it.
-    let nested = bench.document(INDEX, &json!({"schemaVersion": 2, "manifests": [of("v5")]}));
-    let index = json!({"schemaVersion": 2, "mediaType": INDEX, "manifests": [of("v6"), nested, of("v7")]});
-    bench.root(&bench.document(INDEX, &index));
+    let nested = bench.layout.document(OCI_INDEX, &json!({"schemaVersion": 2, "manifests": [of("v5")]}));
+    let index =
+        json!({"schemaVersion": 2, "mediaType": OCI_INDEX, "manifests": [of("v6"), nested, of("v7")]});
+    bench.layout.index(&[bench.layout.document(OCI_INDEX, &index)]);
     let error = Box::pin(bench.convert(options(&["linux/amd64"], false))).await.unwrap_err().to_string();
     let there = "no image for linux/amd64, but for linux/arm/v6, linux/arm/v5, linux/arm/v7";
     assert!(error.contains(there), "{error}");
@@ -196,8 +180,11 @@ async fn a_blob_says_what_it_was_made_of_and_how() {
     let bench = Bench::new();
     let plain = tar_of(&[("a/file", b"content")]);
     let gzip = gzip(&plain);
-    let layers = [bench.blob(&format!("{LAYER}+gzip"), &gzip), bench.blob(LAYER, &tar_of(&[("b", b"")]))];
-    bench.root(&bench.image("amd64", &layers));
+    let layers = [
+        bench.layout.blob(&format!("{OCI_LAYER}+gzip"), &gzip),
+        bench.layout.blob(OCI_LAYER, &tar_of(&[("b", b"")])),
+    ];
+    bench.layout.index(&[bench.image("amd64", &layers)]);
     let converted = bench.convert(options(&[], false)).await.unwrap();
     let manifest = bench.result(converted.digest.unwrap().as_ref());
     let annotation = |number: usize, name: &str| {
@@ -222,8 +209,8 @@ async fn a_blob_says_what_it_was_made_of_and_how() {
 #[tokio::test]
 async fn what_a_layout_has_already_is_not_made_again() {
     let from_layers = |bench: &Bench| {
-        let layers = ["one", "two"].map(|name| bench.blob(LAYER, &tar_of(&[(name, name)])));
-        bench.root(&bench.image("amd64", &layers));
+        let layers = ["one", "two"].map(|name| bench.layout.blob(OCI_LAYER, &tar_of(&[(name, name)])));
+        bench.layout.index(&[bench.image("amd64", &layers)]);
     };
     for flatten in [false, true] {
         let bench = Bench::new();
@@ -294,9 +281,9 @@ async fn plain_images_are_kept_byte_for_byte_before_the_nydus_images() {
 #[tokio::test]
 async fn a_single_manifest_gets_an_index_only_to_stand_beside_its_nydus_image() {
     let bench = Bench::new();
-    let layer = bench.blob(LAYER, &tar_of(&[("file", b"content")]));
+    let layer = bench.layout.blob(OCI_LAYER, &tar_of(&[("file", b"content")]));
     let image = bench.image("amd64", &[layer]);
-    bench.root(&image);
+    bench.layout.index(std::slice::from_ref(&image));
     let converted = bench.convert(options(&[], false)).await.unwrap();
     assert!(bench.result(converted.digest.unwrap().as_ref())["layers"].is_array());
     let converted = bench.convert(options(&[], true)).await.unwrap();
@@ -307,15 +294,15 @@ async fn a_single_manifest_gets_an_index_only_to_stand_beside_its_nydus_image() 
 #[tokio::test]
 async fn a_layer_that_is_wrong_is_named_and_nothing_is_left() {
     let bench = Bench::new();
-    let good = bench.blob(LAYER, &tar_of(&[("file", b"content")]));
-    let no_tar = bench.blob(LAYER, &[7; 2000]);
+    let good = bench.layout.blob(OCI_LAYER, &tar_of(&[("file", b"content")]));
+    let no_tar = bench.layout.blob(OCI_LAYER, &[7; 2000]);
     let changed = tar_of(&[("other", b"content")]);
-    let mut wrong = bench.blob(LAYER, &changed);
+    let mut wrong = bench.layout.blob(OCI_LAYER, &changed);
     wrong["digest"] = json!(sha256(b"something else").as_ref());
     let path = bench.path("in").join(blob_path(&sha256(b"something else")));
     fs::write(path, changed).unwrap();
     for (layer, word) in [(no_tar, "byte 0"), (wrong, "expected sha256:")] {
-        bench.root(&bench.image("amd64", &[good.clone(), layer.clone()]));
+        bench.layout.index(&[bench.image("amd64", &[good.clone(), layer.clone()])]);
         let error = bench.convert(options(&[], false)).await.unwrap_err().to_string();
         assert!(error.contains(text(&layer["digest"])) && error.contains(word), "{error}");
         assert_eq!(bench.names(), ["in"]);

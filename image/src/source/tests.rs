@@ -2,60 +2,33 @@ use std::fs;
 use std::path::{Path, PathBuf};
 
 use serde_json::{Value, json};
-use tempfile::TempDir;
 use test_support::gzip;
 
 use super::*;
 use crate::platform::PlatformName;
+use crate::test_layout::TestLayout;
 use registry::client::ClientConfig;
 use registry::digest::sha256;
+use registry::media_types::{OCI_CONFIG, OCI_INDEX, OCI_LAYER, OCI_MANIFEST};
 
-const MANIFEST: &str = "application/vnd.oci.image.manifest.v1+json";
-const INDEX: &str = "application/vnd.oci.image.index.v1+json";
-const CONFIG: &str = "application/vnd.oci.image.config.v1+json";
-
-/// A layout under construction in a folder.
-struct Layout(TempDir);
-
-impl Layout {
-    fn new() -> Self {
-        let folder = tempfile::tempdir().unwrap();
-        fs::create_dir_all(folder.path().join("blobs/sha256")).unwrap();
-        Self(folder)
-    }
-
-    fn blob(&self, media_type: &str, content: &[u8]) -> Value {
-        let digest = sha256(content);
-        fs::write(self.0.path().join(blob_path(&digest)), content).unwrap();
-        json!({"mediaType": media_type, "digest": digest.as_ref(), "size": content.len()})
-    }
-
-    fn document(&self, media_type: &str, content: &Value) -> Value {
-        self.blob(media_type, content.to_string().as_bytes())
-    }
-
+impl TestLayout {
     /// An image for `architecture` with one layer, and its descriptor.
     fn image(&self, architecture: &str, layer: &[u8]) -> Value {
-        let config = self.document(CONFIG, &json!({"architecture": architecture, "os": "linux"}));
-        let layer = self.blob("application/vnd.oci.image.layer.v1.tar", layer);
-        self.document(MANIFEST, &json!({"schemaVersion": 2, "config": config, "layers": [layer]}))
-    }
-
-    fn index(&self, manifests: &[Value]) {
-        let index = json!({"schemaVersion": 2, "manifests": manifests});
-        fs::write(self.0.path().join("index.json"), index.to_string()).unwrap();
+        let config = self.document(OCI_CONFIG, &json!({"architecture": architecture, "os": "linux"}));
+        let layer = self.blob(OCI_LAYER, layer);
+        self.document(OCI_MANIFEST, &json!({"schemaVersion": 2, "config": config, "layers": [layer]}))
     }
 
     async fn open(&self, image: Option<&str>) -> Result<Source, SourceError> {
         let image = image.map_or(String::new(), |image| format!(":{image}"));
-        open(&format!("oci:{}{image}", self.0.path().display())).await
+        open(&format!("oci:{}{image}", self.dir.display())).await
     }
 
     /// The layout as a tar.
     fn archive(&self) -> PathBuf {
-        let path = self.0.path().with_extension("tar");
+        let path = self.dir.with_extension("tar");
         let mut tar = tar::Builder::new(fs::File::create(&path).unwrap());
-        tar.append_dir_all(".", self.0.path()).unwrap();
+        tar.append_dir_all(".", &self.dir).unwrap();
         tar.finish().unwrap();
         path
     }
@@ -92,7 +65,7 @@ fn digest_of(descriptor: &Value) -> &str {
 
 #[tokio::test]
 async fn the_only_image_of_a_layout_is_read_from_directory_and_tar() {
-    let layout = Layout::new();
+    let layout = TestLayout::new();
     // More than one piece.
     let layer: Vec<u8> = (0..3_000_000_u32).map(|number| number as u8).collect();
     layout.index(&[layout.image("amd64", &layer)]);
@@ -111,7 +84,7 @@ async fn the_only_image_of_a_layout_is_read_from_directory_and_tar() {
 
 #[tokio::test]
 async fn one_of_several_images_is_chosen_by_name_or_digest() {
-    let layout = Layout::new();
+    let layout = TestLayout::new();
     let (a, b) = (layout.image("amd64", b"a"), layout.image("amd64", b"b"));
     layout.index(&[named(a, "v1"), b.clone()]);
     let error = layout.open(None).await.unwrap_err().to_string();
@@ -129,7 +102,7 @@ async fn one_of_several_images_is_chosen_by_name_or_digest() {
 
 #[tokio::test]
 async fn platforms_are_selected_and_attestations_and_nydus_images_are_no_images_to_convert() {
-    let layout = Layout::new();
+    let layout = TestLayout::new();
     let amd64 = on(layout.image("amd64", b"a"), "linux/amd64");
     // Without a platform in the index: its config has it.
     let arm64 = layout.image("arm64", b"b");
@@ -137,7 +110,7 @@ async fn platforms_are_selected_and_attestations_and_nydus_images_are_no_images_
     let mut nydus = on(layout.image("amd64", b"d"), "linux/amd64");
     nydus["platform"]["os.features"] = json!([registry::nydus::OS_FEATURE]);
     let index = json!({"schemaVersion": 2, "manifests": [amd64, arm64, attestation, nydus]});
-    layout.index(&[layout.document(INDEX, &index)]);
+    layout.index(&[layout.document(OCI_INDEX, &index)]);
     let source = layout.open(None).await.unwrap();
     let platforms = async |wanted: &[&str]| {
         let wanted: Vec<PlatformName> = wanted.iter().map(|text| text.parse().unwrap()).collect();
@@ -152,11 +125,11 @@ async fn platforms_are_selected_and_attestations_and_nydus_images_are_no_images_
 
 #[tokio::test]
 async fn a_variant_left_open_is_the_best_there_is_and_a_stated_one_exact() {
-    let layout = Layout::new();
+    let layout = TestLayout::new();
     let index = ["linux/arm/v6", "linux/arm/v7", "linux/arm64/v8"]
         .map(|platform| on(layout.image(platform.split('/').nth(1).unwrap(), platform.as_bytes()), platform));
     let index = json!({"schemaVersion": 2, "manifests": index});
-    layout.index(&[layout.document(INDEX, &index)]);
+    layout.index(&[layout.document(OCI_INDEX, &index)]);
     let source = layout.open(None).await.unwrap();
     for (wanted, found) in [
         ("linux/arm", "linux/arm/v7"),
@@ -178,13 +151,13 @@ async fn a_variant_left_open_is_the_best_there_is_and_a_stated_one_exact() {
 
 #[tokio::test]
 async fn what_a_layout_lacks_or_has_wrong_is_named() {
-    let layout = Layout::new();
+    let layout = TestLayout::new();
     assert!(layout.open(None).await.unwrap_err().to_string().contains("index.json"));
     let image = layout.image("amd64", b"layer");
     layout.index(&[image]);
     let source = layout.open(None).await.unwrap();
     let descriptor = source.images(&[]).await.unwrap().remove(0).layers.remove(0);
-    let blob = layout.0.path().join(blob_path(descriptor.digest()));
+    let blob = layout.dir.join(blob_path(descriptor.digest()));
 
     fs::write(&blob, b"lAyer").unwrap();
     let error = read(&source, &descriptor).await.unwrap_err();
@@ -203,17 +176,17 @@ async fn what_a_layout_lacks_or_has_wrong_is_named() {
 
 #[tokio::test]
 async fn digests_that_are_paths_and_documents_without_end_are_refused() {
-    let layout = Layout::new();
-    let manifest = json!({"mediaType": MANIFEST, "digest": "sha256:../../../../etc/passwd", "size": 1});
+    let layout = TestLayout::new();
+    let manifest = json!({"mediaType": OCI_MANIFEST, "digest": "sha256:../../../../etc/passwd", "size": 1});
     layout.index(&[manifest]);
     assert!(matches!(layout.open(None).await, Err(SourceError::Document { .. })));
     // Sparse: nothing of it is read.
-    fs::File::create(layout.0.path().join("index.json")).unwrap().set_len(1 << 40).unwrap();
+    fs::File::create(layout.dir.join("index.json")).unwrap().set_len(1 << 40).unwrap();
     assert!(matches!(layout.open(None).await, Err(SourceError::TooLarge { size, .. }) if size == 1 << 40));
     // An index that names itself, by a digest that cannot be right.
     let mut nested = layout.image("amd64", b"x");
     for _ in 0..6 {
-        nested = layout.document(INDEX, &json!({"schemaVersion": 2, "manifests": [nested]}));
+        nested = layout.document(OCI_INDEX, &json!({"schemaVersion": 2, "manifests": [nested]}));
     }
     layout.index(&[nested]);
     let error = layout.open(None).await.unwrap().images(&[]).await.unwrap_err();
@@ -322,7 +295,7 @@ async fn docker_archive_error(folder: &Path, layer: &[u8]) -> String {
 
 #[tokio::test]
 async fn an_oci_archive_is_told_from_a_docker_archive() {
-    let layout = Layout::new();
+    let layout = TestLayout::new();
     layout.index(&[layout.image("amd64", b"layer")]);
     let tar = layout.archive();
     let error = open(&format!("docker-archive:{}", tar.display())).await.unwrap_err().to_string();
