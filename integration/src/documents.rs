@@ -122,6 +122,9 @@ fn structs_that_the_format_names_are_the_layouts() {
     assert_eq!(unknown, Vec::<String>::new(), "docs/format.md names structs that do not exist");
 }
 
+/// What of a file is said to people.
+type Said = fn(&str) -> String;
+
 /// The text of a page without what is quoted, which are names, and without the places that links lead to.
 fn prose(page: &str) -> String {
     let unlinked = |(number, part)| match number {
@@ -161,7 +164,7 @@ fn documents_messages_and_scripts_are_written_in_plain_words() {
     scripts.extend(files_below(&root().join("scripts/units"), "service"));
     scripts.push(root().join("docs/config.toml"));
     assert!(scripts.len() > 9, "{scripts:?}");
-    let kinds: [(Vec<PathBuf>, fn(&str) -> String); 3] = [
+    let kinds: [(Vec<PathBuf>, Said); 3] = [
         (documents(), prose),
         (scripts, said_by_script),
         // The list of hard words has them.
