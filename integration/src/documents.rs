@@ -3,7 +3,10 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Path, PathBuf};
 
-use test_support::hard_words;
+use test_support::{Need, hard_words, needs};
+
+use crate::peers::ContainerdVersion;
+use crate::servers::{ContainerdOptions, ProxySnapshotter, SNAPSHOTTER_NAME};
 
 /// The top of the checkout.
 pub(crate) fn root() -> PathBuf {
@@ -269,4 +272,61 @@ fn links_between_documents_lead_somewhere() {
         }
     }
     assert_eq!(broken, Vec::<String>::new());
+}
+
+/// The blocks of a document that are TOML, as far as they are about `what`.
+fn toml_blocks(text: &str, what: &str) -> Vec<toml::Table> {
+    let blocks = text.split("```toml\n").skip(1).filter_map(|rest| rest.split_once("```"));
+    blocks
+        .map(|(block, _)| block)
+        .filter(|block| block.contains(what))
+        .map(|block| block.parse().unwrap())
+        .collect()
+}
+
+/// Asserts that all that is documented is in what is tested. Of a list, that is its first element: the others are for what else a
+/// node may have.
+fn assert_tested(documented: &toml::Value, tested: &toml::Value, place: &str) {
+    match (documented, tested) {
+        (toml::Value::Table(documented), toml::Value::Table(tested)) => {
+            for (key, value) in documented {
+                let place = format!("{place}.{key}");
+                let tested =
+                    tested.get(key).unwrap_or_else(|| panic!("{place} is documented and not tested"));
+                assert_tested(value, tested, &place);
+            }
+        }
+        (toml::Value::Array(documented), toml::Value::Array(tested)) => {
+            assert_tested(&documented[0], &tested[0], place);
+        }
+        _ => assert_eq!(documented, tested, "{place}"),
+    }
+}
+
+#[test]
+fn containerd_is_configured_in_tests_as_the_documents_say() {
+    needs!(Need::Program("runc"));
+    let text = std::fs::read_to_string(root().join("docs/node.md")).unwrap();
+    let documented = toml_blocks(&text, "[proxy_plugins.");
+    let versions = [ContainerdVersion::V1_7, ContainerdVersion::V2_4];
+    assert_eq!(documented.len(), versions.len(), "a block for each format");
+    for (documented, version) in documented.into_iter().zip(versions) {
+        let snapshotter = ProxySnapshotter {
+            name: SNAPSHOTTER_NAME.to_owned(),
+            socket: "/run/nydus-cluster/snapshotter.sock".into(),
+        };
+        let options = ContainerdOptions {
+            version,
+            sandbox_image: "pause".to_owned(),
+            snapshotter: Some(snapshotter),
+            annotations: true,
+            capabilities: Vec::new(),
+        };
+        let tested = options.configuration(Path::new("/c"), Path::new("/c/containerd.sock")).unwrap();
+        assert_tested(
+            &documented.into(),
+            &tested.parse::<toml::Table>().unwrap().into(),
+            &version.to_string(),
+        );
+    }
 }
