@@ -5,7 +5,7 @@ use std::path::PathBuf;
 use std::process::ExitCode;
 
 use anyhow::bail;
-use fuse_daemon::control::{Client, MountStatus, Status};
+use fuse_daemon::control::{CacheTotals, Client, MountStatus, Status, Waiting, WorkerStatus};
 use serde::Serialize;
 use snapshotter::control::{self as sets, SetStatus};
 
@@ -32,8 +32,12 @@ pub(crate) async fn run(config: Config, command: args::Node) -> anyhow::Result<E
             if json {
                 stdout::print_json(&NodeStatus { daemon, image_sets })?;
             } else {
-                let sets = image_sets.unwrap_or_default();
-                stdout::print(&format!("{}{}", table(&daemon.mounts), set_table(&sets)))?;
+                let Status { mounts, cache, worker, waiting, .. } = daemon;
+                let mut text = table(&mounts);
+                text += &set_table(&image_sets.unwrap_or_default());
+                text += &daemon_lines(cache, worker.as_ref());
+                text += &waiting_table(&waiting);
+                stdout::print(&text)?;
             }
         }
         args::Node::Trace { image, socket } => {
@@ -86,6 +90,35 @@ fn table(mounts: &[MountStatus]) -> String {
         for backend in &mount.backends {
             let _ = writeln!(text, "{:width$}                {backend}", "");
         }
+    }
+    text
+}
+
+/// What the daemon has, as far as it says so.
+fn daemon_lines(cache: Option<CacheTotals>, worker: Option<&WorkerStatus>) -> String {
+    let mut text = String::new();
+    if let Some(CacheTotals { blobs, bytes, quota_bytes }) = cache {
+        let quota = quota_bytes.map(|quota| format!(", of {quota} that it may take")).unwrap_or_default();
+        let _ = writeln!(text, "\ncache: {blobs} blobs, {bytes} bytes on disk{quota}");
+    }
+    if let Some(WorkerStatus { pid, restarts, guards }) = worker {
+        let process = pid.map_or_else(|| "not ready".to_owned(), |pid| format!("process {pid}"));
+        let guards = guards.map_or_else(|| "not known".to_owned(), |guards| guards.to_string());
+        let _ = writeln!(text, "worker: {process}, replaced {restarts} times, guards: {guards}");
+    }
+    text
+}
+
+fn waiting_table(waiting: &[Waiting]) -> String {
+    let mut text = String::new();
+    if waiting.is_empty() {
+        return text;
+    }
+    let _ =
+        writeln!(text, "\n{:<71}  {:>8}  {:>7}  {:>7}  REFUSED", "WAITED FOR", "CHUNK", "READERS", "SECONDS");
+    for Waiting { blob, chunk, readers, since_ms, refused } in waiting {
+        let (seconds, refused) = (since_ms / 1000, refused.as_deref().unwrap_or("-"));
+        let _ = writeln!(text, "{blob}  {chunk:>8}  {readers:>7}  {seconds:>7}  {refused}");
     }
     text
 }

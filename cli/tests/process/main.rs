@@ -5,6 +5,7 @@
 #![allow(clippy::unwrap_used, reason = "helpers of tests are tests: what they cannot do fails the test")]
 
 mod addresses;
+mod cache;
 mod clusters;
 mod dying;
 mod image_mount;
@@ -14,10 +15,12 @@ mod load;
 mod log;
 mod looks;
 mod manager;
+mod memory;
 mod metrics;
 mod node;
 mod packages;
 mod registry;
+mod status;
 mod upgrade;
 mod worker;
 

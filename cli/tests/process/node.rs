@@ -186,9 +186,14 @@ impl Daemon<'_> {
         self.node.runtime.block_on(self.client.status()).unwrap().worker.unwrap()
     }
 
+    /// Unmounts an image.
+    pub(crate) fn unmount(&self, id: &str) {
+        self.node.runtime.block_on(self.client.umount(id)).unwrap();
+    }
+
     /// Unmounts an image, and empties the cache of it.
     pub(crate) fn forget(&self, id: &str, image: &Image) {
-        self.node.runtime.block_on(self.client.umount(id)).unwrap();
+        self.unmount(id);
         let bootstrap = Bootstrap::open(&image.bootstrap).unwrap();
         let blobs: Vec<_> = bootstrap.blobs().iter().map(|blob| BlobId(blob.id.unwrap())).collect();
         self.node.runtime.block_on(self.client.remove_blobs(&blobs)).unwrap();
@@ -210,12 +215,22 @@ impl Daemon<'_> {
     }
 
     pub(crate) fn try_mount(&self, id: &str, image: &Image) -> Result<PathBuf, ClientError> {
+        self.try_mount_from(id, image, vec![BackendSpec::of_image(&image.reference).unwrap()])
+    }
+
+    /// Mounts an image whose blobs these have; where it is.
+    pub(crate) fn try_mount_from(
+        &self,
+        id: &str,
+        image: &Image,
+        backends: Vec<BackendSpec>,
+    ) -> Result<PathBuf, ClientError> {
         let request = MountRequest {
             id: id.to_owned(),
             bootstrap: image.bootstrap.clone(),
             mountpoint: self.node.path("mnt").join(id),
             image: image.reference.clone(),
-            backends: vec![BackendSpec::of_image(&image.reference).unwrap()],
+            backends,
         };
         self.node.runtime.block_on(self.client.mount(&request))?;
         Ok(request.mountpoint)

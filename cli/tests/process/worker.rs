@@ -1,7 +1,7 @@
 //! The daemon's worker: a process without rights, whose end nobody notices.
 
-use std::fs;
-use std::process::Stdio;
+use std::fs::{self, File};
+use std::process::{Command, Stdio};
 use std::time::Duration;
 
 use nix::sys::signal::{Signal, kill};
@@ -70,6 +70,41 @@ fn a_worker_that_is_stopped_is_replaced_while_readers_wait() {
     let _daemon = start(&node);
     let place = node.daemon().mount("i", &image);
     end(worker(&node, None), Signal::SIGSTOP);
+    assert!(fs::read(place.join("f")).unwrap() == content);
+}
+
+#[test]
+fn a_daemon_that_may_not_give_its_worker_another_user_says_so_and_serves() {
+    if !can_mount() {
+        return;
+    }
+    let node = Node::new();
+    let content = test_support::noise(4, 300_000);
+    let image = node.image("i", &[("f", &content)]);
+    let log = node.path("daemon.log");
+    let (output, command) = (File::create(&log).unwrap(), node.daemon_command());
+    let mut restricted = Command::new("setpriv");
+    restricted.args(["--bounding-set", "-setuid,-setgid", "--"]);
+    restricted.arg(command.get_program()).args(command.get_args());
+    let _daemon =
+        Process::spawn(restricted.stdin(Stdio::null()).stdout(output.try_clone().unwrap()).stderr(output));
+    node.daemon().wait();
+    let pid = worker(&node, None);
+    assert_eq!(node.daemon().worker().guards.unwrap().missing(), ["a user of its own"]);
+    // Root without a right, then, and the others hold.
+    assert_eq!(status(pid, "Uid"), "0 0 0 0");
+    assert_eq!(status(pid, "CapEff"), "0000000000000000");
+    let logged = eventually("it is logged", || {
+        let text = fs::read_to_string(&log).unwrap();
+        text.lines().find(|line| line.contains("with fewer guards")).map(ToOwned::to_owned)
+    });
+    assert!(logged.contains("WARN") && logged.contains("a user of its own"), "{logged}");
+    let mut ask = node.role(&["node", "status"]);
+    ask.arg("--socket").arg(node.path("daemon.sock"));
+    let said = ask.arg("--snapshotter-socket").arg(node.path("none.sock")).output().unwrap();
+    let said = String::from_utf8(said.stdout).unwrap();
+    assert!(said.ends_with("guards: all but: a user of its own\n"), "{said}");
+    let place = node.daemon().mount("i", &image);
     assert!(fs::read(place.join("f")).unwrap() == content);
 }
 

@@ -36,7 +36,7 @@ pub use chunk_map::{CHUNK_LIMIT, ChunkMap, ChunkState};
 pub use description::{CHUNK_BYTES_LIMIT, Described, Said};
 pub use lease::Lease;
 
-use crate::control::{BadChunks, BlobId, CachedStatus, Kept, Removed, Verified};
+use crate::control::{BadChunks, BlobId, CacheTotals, CachedStatus, Kept, Removed, Verified};
 use crate::sync::{Mutex, MutexGuard};
 use quota::Quota;
 
@@ -235,6 +235,18 @@ impl Cache {
             }
         };
         Ok(held.into_iter().map(status).collect())
+    }
+
+    /// What it takes.
+    ///
+    /// # Errors
+    ///
+    /// [`CacheError`]: the directory cannot be read.
+    pub fn totals(&self) -> Result<CacheTotals, CacheError> {
+        let held = self.held()?;
+        let blobs = self.inner.lock();
+        let bytes = held.iter().map(|id| self.inner.usage(&blobs, *id)).sum();
+        Ok(CacheTotals { blobs: held.len() as u64, bytes, quota_bytes: self.inner.quota.limit() })
     }
 
     /// Frees all that no mount uses and that is not pinned.

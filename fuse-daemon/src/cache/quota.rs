@@ -34,6 +34,11 @@ impl Quota {
         }
     }
 
+    /// The limit, if there is one.
+    pub(super) fn limit(&self) -> Option<u64> {
+        Some(self.limit).filter(|limit| *limit != u64::MAX)
+    }
+
     /// Whether so many bytes more fit.
     pub(super) fn fits(&self, bytes: u64) -> bool {
         self.used.load(Ordering::Relaxed).saturating_add(bytes) <= self.limit

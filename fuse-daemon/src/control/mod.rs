@@ -9,6 +9,7 @@ pub(crate) mod server;
 pub use crate::fuse::Negotiated;
 pub use client::{Client, ClientError};
 pub use protocol::{
-    BackendSpec, BadChunks, BlobId, BootstrapRequest, BootstrapSource, CachedStatus, Guards, HandedOut,
-    Handover, Kept, LayerTree, MountRequest, MountStatus, Removed, Status, Verified, WorkerStatus,
+    BackendSpec, BadChunks, BlobId, BootstrapRequest, BootstrapSource, CacheTotals, CachedStatus, Guards,
+    HandedOut, Handover, Kept, LayerTree, MountRequest, MountStatus, Removed, Status, Verified, Waiting,
+    WorkerStatus,
 };

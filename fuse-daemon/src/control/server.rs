@@ -10,7 +10,7 @@ use tokio_util::sync::CancellationToken;
 
 use super::protocol::{
     Answer, BootstrapRequest, DaemonProtocol, ErrorKind, Failure, Handover, LINE_LIMIT, MountRequest,
-    Request, Status,
+    Request, Status, WAITING_LIMIT,
 };
 use crate::cache::CacheError;
 use crate::describe;
@@ -163,6 +163,9 @@ fn status(table: &Table) -> Status {
         coming: table.arriving(),
         mounts: table.status(),
         worker: Some(worker),
+        // A cache that cannot be read is told of by those who need it.
+        cache: table.engine().cache().totals().ok(),
+        waiting: table.engine().waiting(WAITING_LIMIT),
     }
 }
 

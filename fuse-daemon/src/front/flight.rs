@@ -9,6 +9,7 @@ use super::pace::Ordered;
 use super::suspects::Suspects;
 use super::wait::Waiter;
 use crate::cache::{CachedBlob, Described};
+use crate::control::Waiting;
 
 /// How long a chunk that workers end over is not tried again: each attempt costs all readers one of them.
 const DEADLY_MEMORY: Duration = Duration::from_secs(600);
@@ -60,6 +61,21 @@ impl Flight {
     /// Whether a reader waits for it.
     pub(super) fn is_demanded(&self) -> bool {
         self.waiters.iter().any(|waiter| waiter.is_reader())
+    }
+
+    /// What is told of it while readers wait who have `deadline` from the moment on that they began.
+    fn waiting(&self, key: ChunkKey, deadline: Duration, now: Instant) -> Option<Waiting> {
+        let readers = self.waiters.iter().filter(|waiter| waiter.is_reader() && !waiter.is_answered());
+        let left = |waiter: &Arc<Waiter>| waiter.until().saturating_duration_since(now);
+        let waited = |waiter| deadline.saturating_sub(left(waiter));
+        let waited: Vec<Duration> = readers.map(waited).collect();
+        Some(Waiting {
+            blob: key.blob,
+            chunk: key.chunk.0,
+            readers: waited.len() as u64,
+            since_ms: waited.iter().max()?.as_millis().try_into().unwrap_or(u64::MAX),
+            refused: self.corrupt.clone(),
+        })
     }
 
     /// Whether some reader's time was over less than `memory` ago, though others still wait.
@@ -192,6 +208,12 @@ impl Flights {
 
     pub(super) fn len(&self) -> usize {
         self.flying.len()
+    }
+
+    /// What readers wait for, who have `deadline` from the moment on that they began.
+    pub(super) fn waiting(&self, deadline: Duration) -> Vec<Waiting> {
+        let now = Instant::now();
+        self.flying.iter().filter_map(|(key, flight)| flight.waiting(*key, deadline, now)).collect()
     }
 
     /// Why the chunk is not to be tried again yet.

@@ -31,6 +31,7 @@ mod suspects;
 mod tests;
 mod wait;
 
+use std::cmp::Reverse;
 use std::sync::{Arc, PoisonError, Weak};
 use std::time::{Duration, Instant};
 
@@ -43,7 +44,7 @@ pub use wait::Want;
 
 use crate::buffers::Buffers;
 use crate::cache::ChunkState;
-use crate::control::BlobId;
+use crate::control::{BlobId, Waiting};
 use crate::metrics::Counters;
 use crate::pool::Pool;
 use crate::sync::atomic::{AtomicBool, Ordering};
@@ -158,6 +159,14 @@ impl Front {
     /// Chunks that are on their way.
     pub(crate) fn awaited(&self) -> usize {
         self.flights().len()
+    }
+
+    /// Chunks that programs wait for, those first that are waited for longest: `limit` of them at most.
+    pub(crate) fn waiting(&self, limit: usize) -> Vec<Waiting> {
+        let mut waiting = self.flights().waiting(self.config.deadline);
+        waiting.sort_by_key(|chunk| (Reverse(chunk.since_ms), chunk.blob, chunk.chunk));
+        waiting.truncate(limit);
+        waiting
     }
 
     /// Whether a blob's backend takes so long to answer that it is worth to ask for more than is known to be needed.

@@ -11,7 +11,7 @@ use rafs::limits::Limits;
 use tokio::runtime::Handle;
 
 use crate::cache::{CHUNK_BYTES_LIMIT, Cache, CacheError, Lease};
-use crate::control::BlobId;
+use crate::control::{BlobId, Waiting};
 use crate::front::{Front, FrontConfig, Orders};
 use crate::fs::{Completeness, FileSystem, FsError, Gates};
 use crate::fuse::{HandedOver, JournalConfig, Options, Rights, Session, SessionError};
@@ -178,6 +178,11 @@ impl<W: Fetcher> Engine<W> {
     /// Chunks that are on their way.
     pub(crate) fn chunks_awaited(&self) -> usize {
         self.front.awaited()
+    }
+
+    /// Chunks that programs wait for, those first that are waited for longest: `limit` of them at most.
+    pub(crate) fn waiting(&self, limit: usize) -> Vec<Waiting> {
+        self.front.waiting(limit)
     }
 
     /// The cache of all mounts.
