@@ -11,11 +11,12 @@ use k8s_cri::v1::image_service_client::ImageServiceClient;
 use k8s_cri::v1::runtime_service_client::RuntimeServiceClient;
 use k8s_cri::v1::{
     AuthConfig, ContainerConfig, ContainerMetadata, ContainerState, ContainerStatusRequest,
-    CreateContainerRequest, ExecSyncRequest, ImageSpec, ImageStatusRequest, KeyValue, LinuxPodSandboxConfig,
-    LinuxSandboxSecurityContext, ListContainersRequest, ListImagesRequest, ListPodSandboxRequest,
-    NamespaceMode, NamespaceOption, PodSandboxConfig, PodSandboxMetadata, PullImageRequest,
-    RemoveContainerRequest, RemoveImageRequest, RemovePodSandboxRequest, RunPodSandboxRequest,
-    StartContainerRequest, StatusRequest, StopContainerRequest, StopPodSandboxRequest,
+    CreateContainerRequest, ExecSyncRequest, ImageSpec, ImageStatusRequest, KeyValue, LinuxContainerConfig,
+    LinuxContainerSecurityContext, LinuxPodSandboxConfig, LinuxSandboxSecurityContext, ListContainersRequest,
+    ListImagesRequest, ListPodSandboxRequest, NamespaceMode, NamespaceOption, PodSandboxConfig,
+    PodSandboxMetadata, PullImageRequest, RemoveContainerRequest, RemoveImageRequest,
+    RemovePodSandboxRequest, RunPodSandboxRequest, StartContainerRequest, StatusRequest,
+    StopContainerRequest, StopPodSandboxRequest,
 };
 use tokio::net::UnixStream;
 use tokio::runtime::Runtime;
@@ -57,18 +58,26 @@ pub struct ContainerSpec {
     pub command: Vec<String>,
     /// Variables besides the image's own.
     pub env: Vec<(String, String)>,
+    /// Whether it cannot write to its root.
+    pub read_only: bool,
 }
 
 impl ContainerSpec {
     /// A container of `image` that runs `command`.
     pub fn new(name: &str, image: &str, command: &[&str]) -> Self {
         let command = command.iter().map(|&word| word.to_owned()).collect();
-        Self { name: name.to_owned(), image: image.to_owned(), command, env: Vec::new() }
+        Self { name: name.to_owned(), image: image.to_owned(), command, ..Self::default() }
     }
 
     /// Adds a variable.
     pub fn with_env(mut self, name: &str, value: &str) -> Self {
         self.env.push((name.to_owned(), value.to_owned()));
+        self
+    }
+
+    /// It cannot write to its root.
+    pub fn read_only(mut self) -> Self {
+        self.read_only = true;
         self
     }
 }
@@ -237,6 +246,7 @@ impl Cri {
             command: spec.command.clone(),
             envs: envs.map(|(key, value)| KeyValue { key: key.clone(), value: value.clone() }).collect(),
             log_path: format!("{}.log", spec.name),
+            linux: spec.read_only.then(read_only_root),
             ..Default::default()
         };
         let message = CreateContainerRequest {
@@ -323,6 +333,11 @@ impl Cri {
         self.runtime.block_on(self.pods.clone().remove_container(request)).context("removing a container")?;
         Ok(())
     }
+}
+
+fn read_only_root() -> LinuxContainerConfig {
+    let context = LinuxContainerSecurityContext { readonly_rootfs: true, ..Default::default() };
+    LinuxContainerConfig { security_context: Some(context), ..Default::default() }
 }
 
 fn image_spec(image: &str) -> ImageSpec {

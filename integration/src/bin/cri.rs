@@ -91,7 +91,7 @@ fn run(cri: &Cri, name: String, env: &[String], image: String, command: Vec<Stri
     }
     let logs = std::env::temp_dir().join(format!("cri-{name}"));
     let pod = cri.run_pod(&name, Path::new(&logs))?;
-    cri.run_container(&pod, &ContainerSpec { name, image, command, env: variables })
+    cri.run_container(&pod, &ContainerSpec { name, image, command, env: variables, read_only: false })
 }
 
 fn find(cri: &Cri, wanted: &str) -> Result<String> {

@@ -7,7 +7,6 @@ use std::collections::BTreeMap;
 use std::fs;
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
-use std::process::Command;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use anyhow::{Context, Result};
@@ -26,7 +25,7 @@ use tokio::net::TcpListener;
 use tokio::runtime::Runtime;
 use tokio_rustls::TlsAcceptor;
 
-use crate::{peers, process};
+use crate::certificates;
 
 /// What the node is called.
 pub const NODE: &str = "node-1";
@@ -59,9 +58,9 @@ impl ApiServer {
     /// Starts it with an authority of its own; keys, certificates and the node's kubeconfig are below `dir`.
     pub fn start(dir: &Path) -> Result<Self> {
         fs::create_dir_all(dir)?;
-        certificate(dir, "ca", "/CN=kubernetes", None)?;
-        certificate(dir, "server", "/CN=kube-apiserver", Some("subjectAltName=IP:127.0.0.1"))?;
-        certificate(
+        certificates::make(dir, "ca", "/CN=kubernetes", None)?;
+        certificates::make(dir, "server", "/CN=kube-apiserver", Some("subjectAltName=IP:127.0.0.1"))?;
+        certificates::make(
             dir,
             "node",
             &format!("/O=system:nodes/CN=system:node:{NODE}"),
@@ -130,19 +129,6 @@ fn kubeconfig_text(address: SocketAddr) -> String {
          cluster: default-cluster\n    namespace: default\n    user: default-auth\nusers:\n- name: default-auth\n  user:\n    \
          client-certificate: kubelet-client-current.pem\n    client-key: kubelet-client-current.pem\n"
     )
-}
-
-/// Makes `NAME.key` and `NAME.crt` for `subject`, signed by `ca` unless it has no extension of its own: then by itself.
-fn certificate(dir: &Path, name: &str, subject: &str, extension: Option<&str>) -> Result<()> {
-    let mut command = Command::new(peers::system("openssl")?);
-    command.current_dir(dir).args(["req", "-x509", "-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:P-256"]);
-    command.args(["-nodes", "-days", "2", "-subj", subject, "-keyout"]);
-    command.arg(format!("{name}.key")).arg("-out").arg(format!("{name}.crt"));
-    if let Some(extension) = extension {
-        command.args(["-CA", "ca.crt", "-CAkey", "ca.key", "-addext", "basicConstraints=critical,CA:FALSE"]);
-        command.args(["-addext", extension]);
-    }
-    process::run(&mut command).map(drop)
 }
 
 fn tls(dir: &Path) -> Result<ServerConfig> {

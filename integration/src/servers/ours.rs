@@ -7,6 +7,7 @@ use std::process::Command;
 
 use anyhow::{Context, Result, anyhow};
 use nix::unistd::Pid;
+use serde_json::Value;
 use test_support::log::address_in;
 
 use super::{ProxySnapshotter, START_DEADLINE, accepts_unix, is_mountpoint};
@@ -64,6 +65,14 @@ impl EmbeddedRegistry {
         fs::write(&htpasswd, users)?;
         let config = format!("[server]\nhtpasswd = {htpasswd:?}\n");
         Self::serve_at(dir, root, SocketAddr::new(address, 0), &config)
+    }
+
+    /// Serves the storage directory `root` over HTTPS on the loopback interface, with the certificate `NAME.crt` and `NAME.key` in
+    /// `certificates`.
+    pub fn serve_https(dir: &Path, root: &Path, certificates: &Path, name: &str) -> Result<Self> {
+        let [certificate, key] = ["crt", "key"].map(|end| certificates.join(format!("{name}.{end}")));
+        let config = format!("[server]\ntls = {{ certificate = {certificate:?}, key = {key:?} }}\n");
+        Self::serve_at(dir, root, SocketAddr::new(Ipv4Addr::LOCALHOST.into(), 0), &config)
     }
 
     /// Serves what this one served, where it did; this one has ended.
@@ -273,6 +282,12 @@ impl Snapshotter {
         let mut command = Command::new(peers::nydus_cluster()?);
         command.args(arguments).arg("--socket").arg(self.dir.join("daemon.sock"));
         Ok(command)
+    }
+
+    /// What `node status --json` says of the daemon; an error while none answers.
+    pub fn status(&self) -> Result<Value> {
+        let said = process::run(&mut self.ask(&["node", "status", "--json"])?)?.stdout;
+        serde_json::from_str(&said).with_context(|| format!("node status says {said}"))
     }
 
     /// Has another daemon take over, by the program that is at this one's place now.

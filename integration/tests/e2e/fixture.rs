@@ -1,10 +1,10 @@
 //! What the tests share: servers, images built once, and nodes.
 
-use std::fs;
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::sync::Arc;
+use std::{env, fs};
 
 use anyhow::{Context, Result, anyhow};
 use integration::node::{Node, NodeOptions};
@@ -218,6 +218,14 @@ fn missing(peers: &Peers) -> Result<()> {
     peers.oci_conformance()?;
     peers.pause_rootfs()?;
     Ok(())
+}
+
+/// How often a test does something: as often as the variable says, else so often.
+pub(crate) fn count_of(variable: &'static str, otherwise: usize) -> Result<usize> {
+    match env::var(variable) {
+        Ok(count) => count.parse().context(variable),
+        Err(_) => Ok(otherwise),
+    }
 }
 
 /// The manifest of an image in a plain-HTTP registry, as skopeo reads it.

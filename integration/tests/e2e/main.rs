@@ -19,6 +19,7 @@ mod ctr;
 mod dead_registry;
 mod expired_token;
 mod fixture;
+mod https;
 mod id_mapped;
 mod image_commands;
 mod image_diff;
@@ -28,6 +29,7 @@ mod image_merge;
 mod image_sets;
 mod image_source;
 mod keys;
+mod kills;
 mod layer_cache;
 mod lazy_run;
 mod many_containers;
@@ -37,6 +39,7 @@ mod parallel_unpack;
 mod plain_images;
 mod pull_secrets;
 mod push_refused;
+mod read_only_root;
 mod registry_conformance;
 mod remove_image;
 mod restart;
@@ -113,10 +116,12 @@ const TESTS: &[(&str, Test)] = &[
     ("plain_images::other_builds_pass_through_the_exporter", plain_images::passes_through),
     ("plain_images::both_registries_take_the_image", plain_images::both_registries),
     ("session_services::secrets_agents_and_caches_pass_through_the_exporter", session_services::pass_through),
+    ("read_only_root::is_read_and_not_written", read_only_root::is_read_and_not_written),
     ("snapshots_suite::containerds_own_suite_passes", snapshots_suite::passes),
     ("names::all_names_of_an_image_are_read_from", names::all_are_read_from),
     ("certs_dir::mirrors_of_containerd_are_read_from", certs_dir::mirrors_are_read_from),
     ("certs_dir::changes_are_noticed_while_an_image_is_mounted", certs_dir::changes_are_noticed),
+    ("https::a_registry_of_the_operators_own_authority_is_read_from", https::is_read_from),
     ("pull_secrets::of_the_pods_on_the_node_are_used_and_renewed", pull_secrets::of_the_pod),
     ("credentials::a_pull_is_refused_without_credentials_of_the_node", credentials::of_the_node),
     ("tenants::read_what_their_own_repositories_give", tenants::read_what_their_own_repositories_give),
@@ -124,6 +129,7 @@ const TESTS: &[(&str, Test)] = &[
     ("restart::a_container_outlives_the_snapshotter", restart::snapshotter_restarts),
     ("restart::a_container_reads_on_over_kills_of_the_daemon", restart::daemon_is_killed),
     ("restart::a_container_reads_on_while_another_program_takes_over", restart::daemon_is_upgraded),
+    ("kills::under_load_show_no_error_and_no_wrong_byte", kills::under_load),
     ("remove_image::unmounts_and_frees_the_cache", remove_image::frees),
     ("corrupt_chunk::gives_an_error_on_that_file_alone", corrupt_chunk::one_file),
     ("dead_registry::a_read_fails_within_the_deadline", dead_registry::fails_in_time),
@@ -194,8 +200,15 @@ const ALSO_ON_2: &[&str] = &[
     "lazy_run::a_pull_reads_no_byte_of_a_blob_and_a_start_reads_little",
     "plain_images::a_plain_image_runs_with_our_snapshotter",
     "certs_dir::mirrors_of_containerd_are_read_from",
+    "https::a_registry_of_the_operators_own_authority_is_read_from",
+    "read_only_root::is_read_and_not_written",
     "credentials::a_pull_is_refused_without_credentials_of_the_node",
     "restart::a_container_outlives_the_snapshotter",
+    "restart::a_container_reads_on_over_kills_of_the_daemon",
+    "restart::a_container_reads_on_while_another_program_takes_over",
+    "shared_layers::a_new_version_leaves_the_old_one_alone",
+    "shared_layers::an_image_comes_back_whose_layers_another_uses",
+    "shared_layers::nothing_stays_cached_of_images_that_are_gone",
     "remove_image::unmounts_and_frees_the_cache",
 ];
 

@@ -1,29 +1,35 @@
-//! Many containers of several images outlive restarts of the snapshotter.
+//! Many containers of several images outlive restarts of the snapshotter, and an end of the daemon.
 
-use std::env;
+use std::thread;
 
-use anyhow::{Context, Result, ensure};
-use integration::cri::ContainerSpec;
-use integration::demo;
+use anyhow::{Result, anyhow, ensure};
+use integration::cri::{ContainerSpec, Cri};
+use integration::fault_proxy::{Failure, FaultProxy, Rule};
+use integration::node::Node;
 use integration::tree::content_digest;
+use integration::{demo, wait};
 
-use crate::fixture::Fixture;
+use crate::fixture::{Built, Fixture, count_of, through};
+use crate::restart::{PATIENCE, kill_daemon};
 
 /// How many, unless `E2E_CONTAINERS` says otherwise.
 const CONTAINERS: usize = 10;
 const IMAGES: usize = 3;
+/// What is read in turn: before all, after a stop of the snapshotter, after its end, and over an end of the daemon.
+const FILES: [&str; 4] = ["one", "two", "three", "four"];
+
+/// A container, and what it was made of.
+type Container<'a> = (String, &'a Built);
 
 pub(crate) fn outlive_restarts(fixture: &Fixture) -> Result<()> {
-    let count = match env::var("E2E_CONTAINERS") {
-        Ok(count) => count.parse().context("E2E_CONTAINERS")?,
-        Err(_) => CONTAINERS,
-    };
-    let files = [("one", 1 << 20), ("two", 1 << 20), ("three", 1 << 20)];
+    let count = count_of("E2E_CONTAINERS", CONTAINERS)?;
+    let proxy = FaultProxy::start(fixture.registry()?.address())?;
     let mut images = Vec::new();
     for number in 0..IMAGES {
         let dir = fixture.subdir(&format!("many-{number}"))?;
-        let context = demo::random_files(fixture.peers(), &dir, &files)?;
-        images.push(fixture.build(&context, &format!("many-{number}:v1"))?);
+        let context = demo::random_files(fixture.peers(), &dir, &FILES.map(|file| (file, 1 << 20)))?;
+        let built = fixture.build(&context, &format!("many-{number}:v1"))?;
+        images.push(Built { name: through(&built.name, proxy.address()), ..built });
     }
     let mut node = fixture.new_node("many-node", "")?;
     for image in &images {
@@ -35,21 +41,55 @@ pub(crate) fn outlive_restarts(fixture: &Fixture) -> Result<()> {
         let spec = ContainerSpec::new(&format!("c{number}"), &image.name, &[]);
         containers.push((node.cri().run_container(&pod, &spec)?, image));
     }
-    for (round, (file, _)) in files.iter().enumerate() {
-        let server = node.snapshotter()?.server();
-        match round {
-            0 => {}
-            1 => server.stop()?,
-            _ => server.kill()?,
-        }
-        if round > 0 {
-            node.restart_snapshotter()?;
-        }
-        for (container, image) in &containers {
-            let sum = node.cri().exec(container, &["/bin/busybox", "sha256sum", &format!("/{file}")])?;
-            let (sum, expected) = (sum.success()?, content_digest(&image.context.join(file))?);
-            ensure!(sum.starts_with(&expected), "{file} of {}: {sum}, expected {expected}", image.name);
-        }
-    }
+    let [one, two, three, four] = FILES;
+    let read_all = |node: &Node, file: &str| {
+        containers.iter().try_for_each(|container| read_right(node.cri(), container, file))
+    };
+    read_all(&node, one)?;
+    node.snapshotter()?.server().stop()?;
+    node.restart_snapshotter()?;
+    read_all(&node, two)?;
+    node.snapshotter()?.server().kill()?;
+    node.restart_snapshotter()?;
+    read_all(&node, three)?;
+    kill_daemon_while_all_read(&mut node, &proxy, &containers, four)
+}
+
+/// Reads that the daemon has taken and not answered when it ends are answered by the next one.
+fn kill_daemon_while_all_read(
+    node: &mut Node,
+    proxy: &FaultProxy,
+    containers: &[Container<'_>],
+    file: &str,
+) -> Result<()> {
+    let cri = &node.containerd().cri()?;
+    proxy.set_rules(vec![Rule::always("/blobs/", Failure::Stall)]);
+    thread::scope(|scope| {
+        let reading =
+            containers.iter().map(|container| scope.spawn(move || read_right(cri, container, file)));
+        let reading: Vec<_> = reading.collect();
+        wait::until_true("all wait for the registry", PATIENCE, || {
+            reads_that_wait(node).is_ok_and(|reads| reads >= containers.len() as u64)
+        })?;
+        kill_daemon(node)?;
+        proxy.set_rules(Vec::new());
+        reading.into_iter().try_for_each(|read| read.join().map_err(|_| anyhow!("a reader panicked"))?)
+    })
+}
+
+/// Reads that the daemon says to wait for chunks.
+fn reads_that_wait(node: &mut Node) -> Result<u64> {
+    let status = node.snapshotter()?.status()?;
+    let waiting = status["waiting"].as_array().into_iter().flatten();
+    Ok(waiting.filter_map(|chunk| chunk["readers"].as_u64()).sum())
+}
+
+/// It reads directly: each container asks the daemon itself, also for what others have read of the image.
+fn read_right(cri: &Cri, (container, image): &Container<'_>, file: &str) -> Result<()> {
+    let script = format!("dd if=/{file} bs=64k iflag=direct 2>/error | sha256sum; cat /error >&2");
+    let read = cri.exec(container, &["/bin/busybox", "sh", "-c", &script])?;
+    let errors = String::from_utf8_lossy(&read.stderr).into_owned();
+    let (sum, expected) = (read.success()?, content_digest(&image.context.join(file))?);
+    ensure!(sum.starts_with(&expected), "{file} of {}: {sum}, expected {expected}: {errors}", image.name);
     Ok(())
 }

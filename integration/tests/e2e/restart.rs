@@ -18,7 +18,7 @@ use crate::fixture::Fixture;
 /// Kills of the daemon before that of the snapshotter.
 const KILLS: usize = 5;
 /// How long a container may wait for its next right answer.
-const PATIENCE: Duration = Duration::from_secs(60);
+pub(crate) const PATIENCE: Duration = Duration::from_secs(60);
 
 pub(crate) fn snapshotter_restarts(fixture: &Fixture) -> Result<()> {
     let files = [("first", 2 << 20), ("second", 2 << 20), ("third", 2 << 20)];
@@ -133,7 +133,7 @@ pub(crate) fn daemon_is_upgraded(fixture: &Fixture) -> Result<()> {
 
 /// Reads and checks two files all the time: directly, since the page cache would answer otherwise. Whatever is written besides
 /// `right` is an error.
-fn reader_of_one_and_two(context: &Path) -> Result<String> {
+pub(crate) fn reader_of_one_and_two(context: &Path) -> Result<String> {
     let sum = |file: &str| content_digest(&context.join(file));
     Ok(format!(
         "while :; do for pair in one:{} two:{}; do \
@@ -146,14 +146,14 @@ fn reader_of_one_and_two(context: &Path) -> Result<String> {
 }
 
 /// What the kernel says of the mounts under `dir`, with their device numbers.
-fn mount_lines(dir: &Path) -> Result<Vec<String>> {
+pub(crate) fn mount_lines(dir: &Path) -> Result<Vec<String>> {
     let text = std::fs::read_to_string("/proc/self/mountinfo").context("reading the table of mounts")?;
     let under = |line: &&str| line.split(' ').nth(4).is_some_and(|at| Path::new(at).starts_with(dir));
     Ok(text.lines().filter(under).map(ToOwned::to_owned).collect())
 }
 
 /// Kills the daemon as a crash would, and waits for the next.
-fn kill_daemon(node: &mut Node) -> Result<Pid> {
+pub(crate) fn kill_daemon(node: &mut Node) -> Result<Pid> {
     let old = node.snapshotter()?.daemon_pid()?;
     kill(old, Signal::SIGKILL).context("killing the daemon")?;
     wait::until("another daemon runs", PATIENCE, || {
@@ -162,7 +162,7 @@ fn kill_daemon(node: &mut Node) -> Result<Pid> {
 }
 
 /// Waits until the container has read everything twice more: once may have begun before.
-fn reads_on(cri: &Cri, reader: &str) -> Result<()> {
+pub(crate) fn reads_on(cri: &Cri, reader: &str) -> Result<()> {
     let count = || -> Result<usize> {
         let text = cri.logs(reader)?;
         ensure!(text.lines().all(|line| line == "right"), "the container says: {text}");
@@ -172,7 +172,7 @@ fn reads_on(cri: &Cri, reader: &str) -> Result<()> {
     wait::until("the container reads on", PATIENCE, || Ok((count()? >= enough).then_some(())))
 }
 
-fn read_right(cri: &Cri, container: &str, file: &str, context: &Path) -> Result<()> {
+pub(crate) fn read_right(cri: &Cri, container: &str, file: &str, context: &Path) -> Result<()> {
     let sum = cri.exec(container, &["/bin/busybox", "sha256sum", &format!("/{file}")])?.success()?;
     let expected = content_digest(&context.join(file))?;
     ensure!(sum.starts_with(&expected), "{file}: {sum}, expected {expected}");
