@@ -8,6 +8,7 @@ use integration::fault_proxy::{Failure, FaultProxy, Rule};
 use integration::{demo, wait};
 
 use crate::fixture::{Fixture, through};
+use crate::restart::kill_daemon;
 
 /// containerd is asked in the background.
 const LEARNT_DEADLINE: Duration = Duration::from_secs(30);
@@ -38,6 +39,14 @@ pub(crate) fn all_are_read_from(fixture: &Fixture) -> Result<()> {
     wait::until_true("the other name is known", LEARNT_DEADLINE, || {
         snapshotter.server().log_text().contains("the image has other names")
     })?;
+    // The next daemon knows both from the first moment on that it serves the image.
+    kill_daemon(&mut node)?;
+    let snapshotter = node.snapshotter()?;
+    let backends = wait::until("the image is served again", LEARNT_DEADLINE, || {
+        let status = snapshotter.status().ok();
+        Ok(status.and_then(|status| Some(status["mounts"][0]["backends"].as_array()?.len())))
+    })?;
+    ensure!(backends == 2, "{backends} backends");
     one.set_rules(vec![Rule::always("/blobs/", Failure::Status(503))]);
     read(&node, &second, "second")?;
     read(&node, &first, "second")?;

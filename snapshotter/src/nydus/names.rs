@@ -8,7 +8,7 @@ use std::collections::BTreeSet;
 use std::path::PathBuf;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
-use fuse_daemon::control::BackendSpec;
+use fuse_daemon::control::{BackendSpec, Client};
 use tracing::{Instrument, debug, info, warn};
 
 use super::images::{CONTROL_DEADLINE, Image, Images, mount_id};
@@ -85,10 +85,22 @@ impl Images {
         self.broker.hand_out(&client, &backends).await;
         let added = client.add_backends(&mount_id(image.id), &backends).await;
         added.map_err(|error| Error::Daemon { problem: describe(&error) })?;
+        self.hold_with_names(image, &client).await?;
         let names: Vec<_> = names.into_iter().filter(|name| *name != mounted.reference).collect();
         info!(names = names.join(", "), "the image has other names");
         let (state, id, image) = (Arc::clone(&self.state), image.id, MountedImage { names, ..mounted });
         blocking(move || state.remember_image(id, &image)).await
+    }
+
+    /// Has the next daemon read from them from the first read on: what comes corrupt from one repository, another one has.
+    async fn hold_with_names(&self, image: &Image, client: &Client) -> Result<(), Error> {
+        let mount = mount_id(image.id);
+        let held = self.daemon.hold(client, &mount).await;
+        // Whoever unmounts it forgets its names first, and then lets go of it: one of the two comes last.
+        if !self.names.asking().contains(&image.id) {
+            self.daemon.release(&mount);
+        }
+        held.map_err(|error| Error::Daemon { problem: describe(&error) })
     }
 
     /// What an image was when it was mounted last.
