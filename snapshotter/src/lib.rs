@@ -132,10 +132,10 @@ async fn give_back_memory(calls: &Calls) {
     }
 }
 
-/// Cleans up what a crash left, and keeps the images in use mounted.
+/// Cleans up what a crash left, keeps the images in use mounted, and those that are not, no longer than there is room.
 async fn keep_in_order(snapshotter: &Arc<Snapshotter>) {
     if let Err(error) = snapshotter.cleanup().await {
         warn!(error = describe(&error), "cannot clean up");
     }
-    snapshotter.keep_restored().await;
+    tokio::join!(snapshotter.keep_restored(), snapshotter.keep_room());
 }

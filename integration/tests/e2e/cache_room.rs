@@ -11,7 +11,7 @@ use integration::cri::{ContainerSpec, Pod};
 use integration::fault_proxy::{Failure, FaultProxy, Rule};
 use integration::node::{Node, NodeOptions};
 use integration::tree::content_digest;
-use integration::{demo, leftovers, process, wait};
+use integration::{demo, process, wait};
 
 use crate::fixture::{Built, Fixture, nydus_layers, through};
 
@@ -48,7 +48,7 @@ fn read_together(
 ) -> Result<()> {
     let mut readers = Vec::new();
     for (number, (built, image)) in images.iter().enumerate() {
-        let name = format!("{}-{number}", files.join("-"));
+        let name = format!("{}-{times}-{number}", files.join("-"));
         let command = ["/bin/busybox", "sh", "-c", &reader(files, times)];
         readers.push((node.cri().run_container(pod, &ContainerSpec::new(&name, image, &command))?, built));
     }
@@ -94,7 +94,6 @@ pub(crate) fn quota(fixture: &Fixture) -> Result<()> {
     let pod = node.pod("quota")?;
     read_together(&node, &pod, &[(&old, old.name.as_str())], &["x", "y"], 1)?;
     ensure!(cached(&node, &old)?.exists(), "nothing was cached");
-    // Mounted as long as the daemon runs, so in use: as after a reboot, only what has containers is mounted again.
     node.cri().remove_pod(&pod.id)?;
     // containerd removes a container's snapshot later than the container.
     wait::until_true("no container has a snapshot", PATIENCE, || {
@@ -102,14 +101,16 @@ pub(crate) fn quota(fixture: &Fixture) -> Result<()> {
         list.args(["snapshots", "--snapshotter", node.containerd().snapshotter(), "ls"]);
         process::run(&mut list).is_ok_and(|listed| !listed.stdout.contains("Active"))
     })?;
-    let daemon = node.snapshotter()?.daemon_pid()?;
-    node.snapshotter()?.server().stop()?;
-    leftovers::end(daemon)?;
-    node.restart_snapshotter()?;
 
+    // The image is mounted still, and with these the cache is full.
     let pod = node.pod("quota-again")?;
     let both = [&one, &two, &one, &two].map(|image| (image, image.name.as_str()));
-    read_together(&node, &pod, &both, &["x", "y"], 2)?;
+    read_together(&node, &pod, &both, &["x", "y"], 1)?;
+    let snapshotter = node.snapshotter()?;
+    wait::until_true("what no container uses is unmounted", PATIENCE, || {
+        snapshotter.server().log_text().contains("unmounted an image that no container uses")
+    })?;
+    read_together(&node, &pod, &both, &["y", "x"], 2)?;
     let log = node.daemon_log();
     // As much as was needed, of layers of the image that ended: those of the others are in use.
     ensure!(log.contains("freed blobs that were used longest ago"), "nothing gave way: {log}");
@@ -119,7 +120,7 @@ pub(crate) fn quota(fixture: &Fixture) -> Result<()> {
     }
     let used = bytes_on_disk(&node.cache())?;
     ensure!(used <= QUOTA + QUOTA_SLACK && used > QUOTA / 2, "{used} bytes are cached");
-    // What gave way is read again; there is no room for it.
+    // What gave way is mounted and read again; there is no room for it.
     read_together(&node, &pod, &[(&old, old.name.as_str())], &["y", "x"], 1)?;
     node.cri().remove_pod(&pod.id)
 }

@@ -9,13 +9,14 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use fuse_daemon::control::protocol::ErrorKind;
-use fuse_daemon::control::{BackendSpec, Client, ClientError, MountRequest};
+use fuse_daemon::control::{BackendSpec, CacheTotals, Client, ClientError, MountRequest};
 use tokio::sync::{oneshot, watch};
 use tracing::{Instrument, info, info_span, warn};
 
 use super::lazy;
 use super::mountinfo;
 use super::names::{self, Names};
+use super::uses::{Going, InUse, Uses};
 use crate::broker::{Broker, repositories};
 use crate::daemon::{Condition, Daemon, describe};
 use crate::error::{Error, MountFailure};
@@ -58,6 +59,7 @@ pub(crate) struct Images {
     timeout: Duration,
     attempts: Mutex<HashMap<SnapshotId, Attempt>>,
     pub(super) names: Names,
+    uses: Arc<Uses>,
 }
 
 impl Images {
@@ -67,11 +69,24 @@ impl Images {
         broker: Arc<Broker>,
         timeout: Duration,
     ) -> Self {
-        Self { state, daemon, broker, timeout, attempts: Mutex::default(), names: Names::default() }
+        let (attempts, names, uses) = (Mutex::default(), Names::default(), Arc::default());
+        Self { state, daemon, broker, timeout, attempts, names, uses }
+    }
+
+    /// A snapshot is about to be made on an image, which stays mounted until the guard is dropped: that has to be after there is a
+    /// record of the snapshot.
+    pub(crate) fn about_to_use(&self, id: SnapshotId) -> InUse {
+        self.uses.begin(id)
+    }
+
+    /// Those of `ids` that no snapshot is about to be made on: until they are settled, whoever wants to make one waits.
+    pub(crate) fn let_go(&self, ids: impl IntoIterator<Item = SnapshotId>) -> Going {
+        self.uses.let_go(ids)
     }
 
     /// Mounts an image unless it is, and returns once it serves.
     pub(crate) async fn ensure(self: &Arc<Self>, image: Image) -> Result<(), Error> {
+        self.uses.settled(image.id).await;
         self.forget_if_unmounted(&image).await?;
         let reference = image.reference.clone();
         let failed = |failure| Error::Mount { image: reference.clone(), failure };
@@ -160,6 +175,12 @@ impl Images {
         let id = |mount: &str| mount.strip_prefix(MOUNT_PREFIX)?.parse().ok().map(SnapshotId);
         let ours = status.mounts.iter().filter(|mount| mount.mountpoint.starts_with(mounts));
         Ok(ours.filter_map(|mount| id(&mount.id)).collect())
+    }
+
+    /// What the daemon's cache takes, if it says so.
+    pub(crate) async fn cache(&self) -> Result<Option<CacheTotals>, Error> {
+        let status = self.daemon.client(CONTROL_DEADLINE).status().await;
+        status.map(|status| status.cache).map_err(|error| Error::Daemon { problem: describe(&error) })
     }
 
     fn attempts(&self) -> MutexGuard<'_, HashMap<SnapshotId, Attempt>> {

@@ -11,6 +11,7 @@ mod layer;
 mod lazy;
 pub(crate) mod mountinfo;
 mod names;
+mod uses;
 
 #[cfg(test)]
 mod tests;
@@ -22,3 +23,4 @@ pub(crate) use layer::{
     Beneath, FOUND_REFERENCE, IMAGE_REFERENCES, Layer, blob_among, blob_of, bootstrap_in, is_unpacked_apart,
     reference_of,
 };
+pub(crate) use uses::InUse;

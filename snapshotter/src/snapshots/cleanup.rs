@@ -146,7 +146,8 @@ fn blobs_of_images(state: &State) -> Result<BTreeSet<String>, Error> {
     Ok(blobs)
 }
 
-async fn unmount(images: &Images, directories: Directories, id: SnapshotId) -> Result<(), Error> {
+/// Unmounts an image, and removes where it was.
+pub(super) async fn unmount(images: &Images, directories: Directories, id: SnapshotId) -> Result<(), Error> {
     images.unmount(id, directories.mountpoint(id)).await?;
     blocking(move || directories.remove_mountpoint(id)).await
 }

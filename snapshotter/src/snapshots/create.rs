@@ -11,7 +11,7 @@ use tracing::{info, warn};
 use super::{Snapshotter, beneath_of, check_labels};
 use crate::containerd::Caller;
 use crate::error::Error;
-use crate::nydus::{self, Beneath, Fetched, Layer};
+use crate::nydus::{self, Beneath, Fetched, InUse, Layer};
 use crate::overlay::{self, Mount, RootAttributes};
 use crate::state::{Creation, Kind, Labels, LazyLayer, Record, State};
 use crate::tasks::blocking;
@@ -129,7 +129,7 @@ impl Snapshotter {
         let id = self.new_id();
         let key = format!("{target} of snapshot {id}");
         let creation = Creation { id, kind: Kind::Active, key: key.clone(), parent, labels: labels.clone() };
-        self.create_on_disk(creation, RootAttributes::default()).await?;
+        self.create_on_disk(creation, RootAttributes::default(), None).await?;
         let upper = self.directories.upper(id);
         let placed = blocking(move || {
             fetched.place(&upper).map_err(Error::io("write a bootstrap below", upper.clone()))
@@ -203,10 +203,10 @@ impl Snapshotter {
         if beneath.image.is_some() {
             overlay::check_kernel(&key, &labels)?;
         }
+        let in_use = beneath.image.as_ref().map(|(_, image)| self.images.about_to_use(image.id));
         let attributes = self.attributes(caller, &beneath).await?.mapped(&labels)?;
-        let record = self
-            .create_on_disk(Creation { id: self.new_id(), kind, key, parent, labels }, attributes)
-            .await?;
+        let creation = Creation { id: self.new_id(), kind, key, parent, labels };
+        let record = self.create_on_disk(creation, attributes, in_use).await?;
         Ok(self.mounts_of(&record, &beneath))
     }
 
@@ -225,12 +225,17 @@ impl Snapshotter {
 
     /// Directories first, then the record: a crash in between leaves directories without a record, which clean-up
     /// removes, and never a record without directories.
-    async fn create_on_disk(&self, creation: Creation, attributes: RootAttributes) -> Result<Record, Error> {
+    async fn create_on_disk(
+        &self,
+        creation: Creation,
+        attributes: RootAttributes,
+        in_use: Option<InUse>,
+    ) -> Result<Record, Error> {
         let (state, directories) = (Arc::clone(&self.state), self.directories.clone());
         let guard = self.pending.protect(creation.id);
         // In one piece, so that a caller that goes away leaves nothing half-made.
         blocking(move || {
-            let _guard = guard;
+            let _guards = (guard, in_use);
             let id = creation.id;
             let made =
                 directories.create(id, creation.kind, &attributes).and_then(|()| state.create(creation));

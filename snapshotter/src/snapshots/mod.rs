@@ -4,6 +4,7 @@ mod cleanup;
 mod create;
 mod pending;
 mod restore;
+mod room;
 mod sets;
 
 use std::io::ErrorKind;
