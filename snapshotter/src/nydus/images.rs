@@ -79,9 +79,9 @@ impl Images {
         self.uses.begin(id)
     }
 
-    /// Those of `ids` that no snapshot is about to be made on: until they are settled, whoever wants to make one waits.
-    pub(crate) fn let_go(&self, ids: impl IntoIterator<Item = SnapshotId>) -> Going {
-        self.uses.let_go(ids)
+    /// An image, if no snapshot is about to be made on it: until the guard is dropped, whoever wants to make one waits.
+    pub(crate) fn let_go(&self, id: SnapshotId) -> Option<Going> {
+        self.uses.let_go(id)
     }
 
     /// Mounts an image unless it is, and returns once it serves.

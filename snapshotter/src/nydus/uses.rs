@@ -36,14 +36,18 @@ impl Uses {
         let _ = self.going.subscribe().wait_for(|going| !going.contains(&id)).await;
     }
 
-    /// Those of `ids` that nobody is about to use: until the guard is dropped, whoever wants to waits.
-    pub(super) fn let_go(self: &Arc<Self>, ids: impl IntoIterator<Item = SnapshotId>) -> Going {
+    /// The image, if nobody is about to use it: until the guard is dropped, whoever wants to waits.
+    pub(super) fn let_go(self: &Arc<Self>, id: SnapshotId) -> Option<Going> {
         let users = self.users();
-        let ids: BTreeSet<_> = ids.into_iter().filter(|id| !users.contains_key(id)).collect();
+        if users.contains_key(&id) {
+            return None;
+        }
         // While nobody can begin: who does so next sees it.
-        self.going.send_modify(|going| going.extend(&ids));
+        self.going.send_modify(|going| {
+            going.insert(id);
+        });
         drop(users);
-        Going { uses: Arc::clone(self), ids }
+        Some(Going { uses: Arc::clone(self), id })
     }
 }
 
@@ -66,32 +70,18 @@ impl Drop for InUse {
     }
 }
 
-/// Images that are being unmounted.
+/// An image is being unmounted.
 #[derive(Debug)]
 pub(crate) struct Going {
     uses: Arc<Uses>,
-    ids: BTreeSet<SnapshotId>,
-}
-
-impl Going {
-    /// Whether the image is one of them.
-    pub(crate) fn contains(&self, id: SnapshotId) -> bool {
-        self.ids.contains(&id)
-    }
-
-    /// It is unmounted, or stays: nobody need wait for it any longer.
-    pub(crate) fn settle(&mut self, id: SnapshotId) {
-        if self.ids.remove(&id) {
-            self.uses.going.send_modify(|going| {
-                going.remove(&id);
-            });
-        }
-    }
+    id: SnapshotId,
 }
 
 impl Drop for Going {
     fn drop(&mut self) {
-        self.uses.going.send_modify(|going| going.retain(|id| !self.ids.contains(id)));
+        self.uses.going.send_modify(|going| {
+            going.remove(&self.id);
+        });
     }
 }
 
@@ -109,23 +99,20 @@ mod tests {
         let uses = Arc::new(Uses::default());
         let (first, second) = (uses.begin(IMAGE), uses.begin(IMAGE));
         drop(first);
-        let going = uses.let_go([IMAGE, OTHER]);
-        assert!(!going.contains(IMAGE) && going.contains(OTHER));
-        drop((going, second));
-        assert!(uses.let_go([IMAGE]).contains(IMAGE));
+        assert!(uses.let_go(IMAGE).is_none() && uses.let_go(OTHER).is_some());
+        drop(second);
+        assert!(uses.let_go(IMAGE).is_some());
     }
 
     #[tokio::test]
     async fn who_comes_while_it_goes_waits() {
         let uses = Arc::new(Uses::default());
-        let mut going = uses.let_go([IMAGE, OTHER]);
+        let going = uses.let_go(IMAGE);
         let in_use = uses.begin(IMAGE);
         let wait = |id| tokio::time::timeout(Duration::from_millis(20), uses.settled(id));
-        assert!(wait(IMAGE).await.is_err());
-        going.settle(IMAGE);
-        assert!(wait(IMAGE).await.is_ok() && wait(OTHER).await.is_err());
+        assert!(wait(IMAGE).await.is_err() && wait(OTHER).await.is_ok());
         drop(going);
-        assert!(wait(OTHER).await.is_ok());
+        assert!(wait(IMAGE).await.is_ok());
         drop(in_use);
     }
 }

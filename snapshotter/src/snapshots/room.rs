@@ -12,7 +12,7 @@ use fuse_daemon::control::CacheTotals;
 use tracing::{debug, info, warn};
 
 use super::{Snapshotter, cleanup};
-use crate::daemon::{Condition, describe};
+use crate::daemon::describe;
 use crate::error::Error;
 use crate::state::SnapshotId;
 
@@ -30,32 +30,36 @@ impl Snapshotter {
     pub(crate) async fn keep_room(&self) {
         let mut idle = Idle::new();
         loop {
-            tokio::time::sleep(PAUSE).await;
-            if !matches!(self.daemon.condition(), Condition::Ready(_)) {
-                continue;
-            }
-            if let Err(error) = self.make_room(&mut idle).await {
+            let generation = self.daemon.ready().await;
+            match self.make_room(&mut idle).await {
+                Ok(true) => {}
+                // Another daemon may have one.
+                Ok(false) => self.daemon.gone(generation).await,
                 // A daemon that is away is told of by others.
-                debug!(error = describe(&error), "cannot look at the cache");
+                Err(error) => debug!(error = describe(&error), "cannot look at the cache"),
             }
+            tokio::time::sleep(PAUSE).await;
         }
     }
 
-    async fn make_room(&self, idle: &mut Idle) -> Result<(), Error> {
-        let Some(cache) = self.images.cache().await? else { return Ok(()) };
-        let Some(quota) = cache.quota_bytes else { return Ok(()) };
+    /// Looks once; whether there is a quota.
+    async fn make_room(&self, idle: &mut Idle) -> Result<bool, Error> {
+        let Some(cache) = self.images.cache().await? else { return Ok(false) };
+        let Some(quota) = cache.quota_bytes else { return Ok(false) };
         let now = Instant::now();
         let found = self.idle_images().await?;
         idle.retain(|id, _| found.contains(id));
         for id in found {
             idle.entry(id).or_insert(now);
         }
-        if is_nearly_full(cache, quota) && !idle.is_empty() {
+        if is_nearly_full(cache, quota) {
             let mut order: Vec<_> = idle.iter().map(|(id, since)| (*since, *id)).collect();
             order.sort_unstable();
-            self.unmount_idle(order.into_iter().map(|(_, id)| id).collect()).await?;
+            for (_, id) in order {
+                self.unmount_idle(id).await?;
+            }
         }
-        Ok(())
+        Ok(true)
     }
 
     /// Images that are mounted, and have no containers.
@@ -66,26 +70,20 @@ impl Snapshotter {
         Ok(mounted)
     }
 
-    /// Unmounts these, one after the other, but those that somebody uses, or is about to.
-    async fn unmount_idle(&self, order: Vec<SnapshotId>) -> Result<(), Error> {
-        let mut going = self.images.let_go(order.iter().copied());
-        // Looked at again, as nobody can begin to use one of them now.
-        for image in self.images_in_use().await? {
-            going.settle(image.id);
+    /// Unmounts an image, unless somebody uses it or is about to.
+    async fn unmount_idle(&self, id: SnapshotId) -> Result<(), Error> {
+        let Some(_going) = self.images.let_go(id) else { return Ok(()) };
+        // Looked at again, as nobody can begin to use it now.
+        if self.images_in_use().await?.iter().any(|image| image.id == id) {
+            return Ok(());
         }
-        for id in order {
-            if !going.contains(id) {
-                continue;
+        match cleanup::unmount(&self.images, self.directories.clone(), id).await {
+            Ok(()) => {
+                info!(snapshot = %id, "the cache is nearly full: unmounted an image that no container uses");
             }
-            match cleanup::unmount(&self.images, self.directories.clone(), id).await {
-                Ok(()) => {
-                    info!(snapshot = %id, "the cache is nearly full: unmounted an image that no container uses")
-                }
-                Err(error) => {
-                    warn!(snapshot = %id, error = describe(&error), "cannot unmount an image that no container uses")
-                }
+            Err(error) => {
+                warn!(snapshot = %id, error = describe(&error), "cannot unmount an image that no container uses");
             }
-            going.settle(id);
         }
         Ok(())
     }

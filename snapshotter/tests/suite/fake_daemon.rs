@@ -15,7 +15,9 @@ use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
 use fuse_daemon::control::protocol::{Answer, Call, ErrorKind, Failure, Reply, Request, VERSION};
-use fuse_daemon::control::{BlobId, Handover, Kept, MountRequest, MountStatus, Negotiated, Removed, Status};
+use fuse_daemon::control::{
+    BlobId, CacheTotals, Handover, Kept, MountRequest, MountStatus, Negotiated, Removed, Status,
+};
 use nix::errno::Errno;
 use nix::mount::{MntFlags, MsFlags, mount, umount2};
 use nix::sys::signal::{Signal, raise};
@@ -80,8 +82,19 @@ pub(crate) const CACHED_BYTES: u64 = 12_345;
 /// Names the repositories that it is to say were refused, one a line.
 const REFUSED: &str = "refused";
 
+/// Has the cache be full.
+const FULL: &str = "full";
+
+/// What the cache may take.
+const QUOTA_BYTES: u64 = 1_000_000;
+
 /// The bootstrap that is made.
 const MADE: &str = "made";
+
+/// Has the daemon in `dir` say that its cache is full.
+pub(crate) fn fill(dir: &Path) {
+    File::create(dir.join(FULL)).unwrap();
+}
 
 /// Has the daemon in `dir` say that a registry refused what it was shown for a repository.
 pub(crate) fn refuse(dir: &Path, repository: &str) {
@@ -356,6 +369,12 @@ impl FakeDaemon {
             coming,
             mounts: mounts.values().map(mount).collect(),
             worker: None,
+            cache: Some(CacheTotals {
+                blobs: 1,
+                bytes: if self.dir.join(FULL).exists() { QUOTA_BYTES } else { 0 },
+                quota_bytes: Some(QUOTA_BYTES),
+            }),
+            waiting: Vec::new(),
         }
     }
 }

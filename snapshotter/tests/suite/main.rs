@@ -20,6 +20,7 @@ mod nydus;
 mod pull_secrets;
 mod rebase;
 mod restart;
+mod room;
 mod sets;
 mod tree;
 mod walk;
