@@ -28,13 +28,13 @@ const BROKER_PAUSE: Duration = RENEWAL_DEADLINE;
 /// The values for all repositories.
 pub(crate) struct Accesses {
     own: Client,
-    inner: Mutex<Inner>,
+    inner: Mutex<AccessState>,
     /// Counts what happens to them.
     changes: watch::Sender<u64>,
 }
 
 #[derive(Default)]
-struct Inner {
+struct AccessState {
     known: HashMap<Name, Known>,
     /// Brokers that wait for something to do.
     waiting: usize,
@@ -203,7 +203,7 @@ impl Accesses {
         self.changes.send_modify(|changes| *changes += 1);
     }
 
-    fn lock(&self) -> MutexGuard<'_, Inner> {
+    fn lock(&self) -> MutexGuard<'_, AccessState> {
         self.inner.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }

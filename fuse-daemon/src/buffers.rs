@@ -13,10 +13,10 @@ const KEPT: usize = 8;
 
 /// See the module.
 #[derive(Debug, Default)]
-pub(crate) struct Buffers(Mutex<Pool>);
+pub(crate) struct Buffers(Mutex<BufferPool>);
 
 #[derive(Debug, Default)]
-struct Pool {
+struct BufferPool {
     /// The one that was used last is taken first.
     free: Vec<Vec<u8>>,
     /// Whether one was taken since it was last looked.
@@ -66,7 +66,7 @@ impl Buffers {
         }
     }
 
-    fn lock(&self) -> MutexGuard<'_, Pool> {
+    fn lock(&self) -> MutexGuard<'_, BufferPool> {
         self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }

@@ -204,11 +204,11 @@ impl Bench {
 
 /// What a reader is told, for whoever waits for it.
 #[derive(Clone)]
-struct Answer(Arc<(sync::Mutex<Option<Result<Vec<u8>, String>>>, sync::Condvar)>);
+struct AwaitedChunk(Arc<(sync::Mutex<Option<Result<Vec<u8>, String>>>, sync::Condvar)>);
 
 /// Begins to read a chunk.
-fn read(front: &Front, blob: &Arc<CachedBlob>, chunk: u32) -> Answer {
-    let answer = Answer(Arc::new((sync::Mutex::new(None), sync::Condvar::new())));
+fn read(front: &Front, blob: &Arc<CachedBlob>, chunk: u32) -> AwaitedChunk {
+    let answer = AwaitedChunk(Arc::new((sync::Mutex::new(None), sync::Condvar::new())));
     let at = u64::from(chunk) * PLACE;
     let piece = Piece::Chunk { blob: Arc::clone(blob), chunk: ChunkIndex(chunk), offset: at, len: SIZE };
     let place = answer.clone();
@@ -222,8 +222,8 @@ fn read(front: &Front, blob: &Arc<CachedBlob>, chunk: u32) -> Answer {
 }
 
 /// Waits for the answer, which is what the chunk holds, or why it does not come. One that never comes is a deadlock.
-fn refused(answer: &Answer, chunk: u32) -> Option<String> {
-    let Answer(shared) = answer;
+fn refused(answer: &AwaitedChunk, chunk: u32) -> Option<String> {
+    let AwaitedChunk(shared) = answer;
     let mut told = shared.0.lock().unwrap();
     while told.is_none() {
         told = shared.1.wait(told).unwrap();
@@ -237,7 +237,7 @@ fn refused(answer: &Answer, chunk: u32) -> Option<String> {
 }
 
 /// Waits for the answer, which is what the chunk holds.
-fn assert_right(answer: &Answer, chunk: u32) {
+fn assert_right(answer: &AwaitedChunk, chunk: u32) {
     assert_eq!(refused(answer, chunk), None, "chunk {chunk}");
 }
 

@@ -21,11 +21,11 @@ pub(crate) struct Job {
 
 /// Threads with two queues.
 pub(crate) struct Pool {
-    shared: Arc<Shared>,
+    shared: Arc<PoolState>,
     threads: Vec<JoinHandle<()>>,
 }
 
-struct Shared {
+struct PoolState {
     queues: Mutex<Queues>,
     filled: Condvar,
 }
@@ -60,7 +60,7 @@ impl Pool {
     pub(crate) fn new(name: &str, threads: usize) -> std::io::Result<Self> {
         let threads = threads.max(1);
         let queues = Queues { ahead_limit: threads.div_ceil(2), ..Queues::default() };
-        let shared = Arc::new(Shared { queues: Mutex::new(queues), filled: Condvar::new() });
+        let shared = Arc::new(PoolState { queues: Mutex::new(queues), filled: Condvar::new() });
         let mut pool = Self { shared, threads: Vec::new() };
         for index in 0..threads {
             let shared = Arc::clone(&pool.shared);
@@ -108,7 +108,7 @@ impl Drop for Pool {
     }
 }
 
-impl Shared {
+impl PoolState {
     fn run(&self) {
         let mut queues = self.queues.lock().unwrap_or_else(PoisonError::into_inner);
         loop {

@@ -23,7 +23,7 @@ use tokio::sync::{mpsc, oneshot};
 use crate::cache::ChunkState;
 use crate::describe;
 use crate::front::{ReadError, Want};
-use crate::fs::{FileSystem, FsError, Started};
+use crate::fs::{FileSystem, FsError, StartedFile};
 
 /// Chunks that are asked for together.
 const WINDOW: usize = 8;
@@ -70,7 +70,7 @@ pub struct PrefetchConfig {
 }
 
 /// Where a file system reports programs to, and the one who hears of them.
-pub(crate) fn programs() -> (mpsc::Sender<Started>, mpsc::Receiver<Started>) {
+pub(crate) fn programs() -> (mpsc::Sender<StartedFile>, mpsc::Receiver<StartedFile>) {
     mpsc::channel(PROGRAMS)
 }
 
@@ -78,7 +78,7 @@ pub(crate) fn programs() -> (mpsc::Sender<Started>, mpsc::Receiver<Started>) {
 pub(crate) fn start(
     runtime: &Handle,
     fs: &Arc<FileSystem>,
-    programs: mpsc::Receiver<Started>,
+    programs: mpsc::Receiver<StartedFile>,
     config: &PrefetchConfig,
     image: &str,
 ) {
@@ -90,10 +90,10 @@ pub(crate) fn start(
     }
 }
 
-async fn fetch_programs(fs: Weak<FileSystem>, mut programs: mpsc::Receiver<Started>) {
+async fn fetch_programs(fs: Weak<FileSystem>, mut programs: mpsc::Receiver<StartedFile>) {
     let mut seen = HashSet::new();
     // Ends with the file system, which has the other end.
-    while let Some(Started { file, is_read_whole }) = programs.recv().await {
+    while let Some(StartedFile { file, is_read_whole }) = programs.recv().await {
         if is_read_whole {
             // Of one that finds no room, the reader has the rest brought.
             let _ = fetch_file(&fs, file, WHOLE).await;

@@ -117,7 +117,7 @@ enum ClusterImageSource {
     /// In a registry, where each node gets it from.
     Registry(Reference),
     /// In a package, which nodes of the control plane serve.
-    Package(Box<launch::Package>),
+    Package(Box<launch::PackageSource>),
     /// A directory of this machine's.
     Directory(PathBuf),
 }
@@ -127,7 +127,7 @@ impl ClusterImageSource {
         let path = Path::new(&flags.source);
         if launch::is_package(path) {
             let package = Package::open(path, &config.registry.upload.spool_dir)?;
-            return Ok(Self::Package(Box::new(launch::Package::of(&package)?)));
+            return Ok(Self::Package(Box::new(launch::PackageSource::of(&package)?)));
         }
         if path.is_dir() {
             if !flags.masters.is_empty() || !flags.nodes.is_empty() {

@@ -24,7 +24,7 @@ pub(super) enum Candidates {
     /// There, or nowhere: beside the tag of the cluster image, where only those can put them who can put another image there too.
     Perhaps(Reference),
     /// There, in the package that the cluster is run of.
-    Package(Box<launch::Package>),
+    Package(Box<launch::PackageSource>),
     /// Nobody says where.
     Nowhere,
 }
@@ -59,7 +59,7 @@ impl Candidates {
 
     /// Those of a package; `plain`: they are to be pulled whole.
     pub(super) async fn of_package(
-        package: &launch::Package,
+        package: &launch::PackageSource,
         client: &Client,
         plain: bool,
     ) -> anyhow::Result<Self> {

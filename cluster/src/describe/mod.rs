@@ -22,7 +22,7 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use thiserror::Error;
 
-pub use sealer::{Application, ContainerImage, Launch, Platform};
+pub use sealer::{Application, ContainerImage, Platform, SealerLaunch};
 
 /// A document that is none.
 #[derive(Debug, Error)]
@@ -78,13 +78,13 @@ pub struct Description {
     /// The applications in it.
     pub applications: Vec<Application>,
     /// What is run to launch it.
-    pub launch: Launch,
+    pub launch: SealerLaunch,
     /// The container images that it needs.
     pub images: Vec<ContainerImage>,
     /// Whether sealer's old nydus support was to be used.
     pub nydus: bool,
     extension: sealer::Extension,
-    metadata: sealer::Metadata,
+    metadata: sealer::SealerMetadata,
 }
 
 /// A string map, as configs and manifests have them.

@@ -46,7 +46,7 @@ pub struct Application {
 /// What is run to launch an image.
 #[derive(Clone, Debug, Default, Deserialize, PartialEq, Eq, Serialize)]
 #[serde(default)]
-pub struct Launch {
+pub struct SealerLaunch {
     /// Commands.
     #[serde(deserialize_with = "or_default", skip_serializing_if = "Vec::is_empty")]
     pub cmds: Vec<String>,
@@ -92,7 +92,7 @@ pub(super) struct Extension {
     kind: String,
     #[serde(deserialize_with = "or_default", skip_serializing_if = "Vec::is_empty")]
     applications: Vec<Application>,
-    launch: Launch,
+    launch: SealerLaunch,
     #[serde(flatten)]
     other: Map<String, Value>,
 }
@@ -100,7 +100,7 @@ pub(super) struct Extension {
 /// The file.
 #[derive(Clone, Debug, Default, Deserialize, PartialEq, Serialize)]
 #[serde(default)]
-pub(super) struct Metadata {
+pub(super) struct SealerMetadata {
     version: String,
     arch: String,
     variant: String,
@@ -130,7 +130,7 @@ fn some(text: &str) -> Option<String> {
 }
 
 impl Description {
-    pub(super) fn read_metadata(&mut self, metadata: Metadata) {
+    pub(super) fn read_metadata(&mut self, metadata: SealerMetadata) {
         // Root file systems alone have the file.
         self.kind = Some(Kind::Rootfs);
         self.version = some(&metadata.version);
@@ -179,7 +179,7 @@ impl Description {
     /// The file `Metadata` that says this.
     pub fn metadata(&self) -> String {
         let (arch, variant) = self.architecture.clone().unwrap_or_default();
-        let metadata = Metadata {
+        let metadata = SealerMetadata {
             version: self.version.clone().unwrap_or_default(),
             arch,
             variant,

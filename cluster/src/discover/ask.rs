@@ -80,7 +80,7 @@ impl fmt::Display for ArchiveKind {
 
 /// An image that is asked for.
 #[derive(Clone, Debug)]
-pub struct Image {
+pub struct AskedImage {
     /// Its full name.
     pub reference: Reference,
     /// Whether it is asked for outright. A candidate is needed only if there is such an image.
@@ -118,7 +118,7 @@ pub struct Discovery {
     /// Whose conventions the tree follows, if it shows any.
     pub layout: Option<Layout>,
     /// The images, by name.
-    pub images: Vec<Image>,
+    pub images: Vec<AskedImage>,
     /// What must not be: requests that are no references, files that cannot be read. Images may be missed.
     pub problems: Vec<Problem>,
     /// What a person should look at.
@@ -131,10 +131,10 @@ impl Discovery {
     /// # Errors
     ///
     /// When `text` is no reference.
-    pub fn why(&self, text: &str) -> Result<Vec<&Image>, registry::reference::InvalidReference> {
+    pub fn why(&self, text: &str) -> Result<Vec<&AskedImage>, registry::reference::InvalidReference> {
         let wanted = Reference::parse(text)?;
         let repository = registry::Repository::parse(text).ok();
-        let fits = |image: &&Image| match &repository {
+        let fits = |image: &&AskedImage| match &repository {
             Some(repository) => image.reference.repository() == repository,
             None if wanted.tag().is_none() => {
                 image.reference.repository() == wanted.repository()
@@ -192,7 +192,7 @@ impl Requests {
 
     /// Brings together what asks for the same image. A candidate that is no reference is none; a request is an error.
     pub(crate) fn finish(mut self, layout: Option<Layout>) -> Discovery {
-        let mut images: BTreeMap<String, Image> = BTreeMap::new();
+        let mut images: BTreeMap<String, AskedImage> = BTreeMap::new();
         for request in std::mem::take(&mut self.requests) {
             let certain = request.origin.way != Way::Shape;
             let reference = match Reference::parse(&request.text) {
@@ -203,7 +203,7 @@ impl Requests {
                 }
                 Err(_) => continue,
             };
-            let image = images.entry(reference.to_string()).or_insert_with(|| Image {
+            let image = images.entry(reference.to_string()).or_insert_with(|| AskedImage {
                 reference,
                 certain: false,
                 origins: Vec::new(),
@@ -213,7 +213,7 @@ impl Requests {
             image.archive = image.archive.take().or(request.archive);
             image.origins.push(request.origin);
         }
-        let mut images: Vec<Image> = images.into_values().collect();
+        let mut images: Vec<AskedImage> = images.into_values().collect();
         for image in &mut images {
             image.origins.sort();
             image.origins.dedup();

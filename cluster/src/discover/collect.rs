@@ -12,7 +12,7 @@ use super::layout::Layout;
 use super::list::{self, List};
 use super::manifest::{self, Context, kustomize::Kustomization};
 use super::template::Templates;
-use super::tree::{Entry, Tree, TreeError};
+use super::tree::{PathEntry, Tree, TreeError};
 
 /// Folders that hold manifests, templates and charts.
 const FOLDERS: &[&str] = &["manifests", "charts", "application/apps"];
@@ -100,7 +100,11 @@ impl Walk<'_> {
     }
 
     /// The files in `path` that are not left out, without those in folders which `enter` does not want.
-    fn files(&self, path: &Path, mut enter: impl FnMut(&Entry) -> bool) -> Result<Vec<PathBuf>, TreeError> {
+    fn files(
+        &self,
+        path: &Path,
+        mut enter: impl FnMut(&PathEntry) -> bool,
+    ) -> Result<Vec<PathBuf>, TreeError> {
         let mut files = Vec::new();
         self.tree.walk(path, &mut |entry| {
             if self.ignore.covers(&entry.path, entry.is_dir) {

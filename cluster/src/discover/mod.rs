@@ -29,7 +29,7 @@ use std::time::Duration;
 
 use thiserror::Error;
 
-pub use ask::{Archive, ArchiveKind, Discovery, Image, Origin, Problem, Way};
+pub use ask::{Archive, ArchiveKind, AskedImage, Discovery, Origin, Problem, Way};
 pub use layout::Layout;
 
 pub use rendered::rendered;

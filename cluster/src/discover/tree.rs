@@ -73,7 +73,7 @@ pub(crate) struct Tree {
 
 /// What a folder holds.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
-pub(crate) struct Entry {
+pub(crate) struct PathEntry {
     pub(crate) path: PathBuf,
     pub(crate) is_dir: bool,
 }
@@ -112,7 +112,7 @@ impl Tree {
     }
 
     /// What the folder `path` holds, by name; symbolic links as what they lead to. Links to nowhere are left out.
-    pub(crate) fn list(&self, path: &Path) -> Result<Vec<Entry>, TreeError> {
+    pub(crate) fn list(&self, path: &Path) -> Result<Vec<PathEntry>, TreeError> {
         let failed = |error: rustix::io::Errno| self.failed(path, error);
         let folder = self.descriptor(path, OFlags::RDONLY | OFlags::DIRECTORY).map_err(failed)?;
         let mut entries = Vec::new();
@@ -132,7 +132,7 @@ impl Tree {
                 FileType::Symlink | FileType::Unknown if self.exists(&path) => self.is_dir(&path),
                 _ => continue,
             };
-            entries.push(Entry { path, is_dir });
+            entries.push(PathEntry { path, is_dir });
         }
         entries.sort();
         Ok(entries)
@@ -140,7 +140,11 @@ impl Tree {
 
     /// Goes through `path` and all in it, folders before what they hold. `enter` says of each entry whether to go into it;
     /// nobody is led in circles by links.
-    pub(crate) fn walk(&self, path: &Path, enter: &mut dyn FnMut(&Entry) -> bool) -> Result<(), TreeError> {
+    pub(crate) fn walk(
+        &self,
+        path: &Path,
+        enter: &mut dyn FnMut(&PathEntry) -> bool,
+    ) -> Result<(), TreeError> {
         let mut seen = HashSet::new();
         let mut entries = 0;
         let mut todo = vec![(path.to_owned(), 0)];

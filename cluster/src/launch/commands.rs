@@ -52,7 +52,7 @@ fn of_image(words: &[String]) -> Vec<String> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::describe::{Application, Launch};
+    use crate::describe::{Application, SealerLaunch};
 
     fn words(words: &[&str]) -> Vec<String> {
         words.iter().map(ToString::to_string).collect()
@@ -62,7 +62,7 @@ mod tests {
     fn an_application_says_itself_how_it_is_launched() {
         let of = |application: &str| {
             let application = serde_json::from_str(application).unwrap();
-            let launch = Launch { cmds: Vec::new(), app_names: words(&["a"]) };
+            let launch = SealerLaunch { cmds: Vec::new(), app_names: words(&["a"]) };
             let mut description = Description::default();
             description.applications.push(application);
             description.launch = launch;
@@ -89,7 +89,7 @@ mod tests {
 
         let helm = Application { name: "db".to_owned(), kind: "helm".to_owned(), ..Application::default() };
         description.applications.push(helm);
-        description.launch = Launch { cmds: Vec::new(), app_names: words(&["db", "web"]) };
+        description.launch = SealerLaunch { cmds: Vec::new(), app_names: words(&["db", "web"]) };
         let expected =
             ["helm upgrade --install db application/apps/db", "kubectl apply -f application/apps/web"];
         assert_eq!(commands(&description, &[], &cmd), expected);

@@ -32,7 +32,7 @@ use futures::future::join_all;
 pub use commands::commands;
 pub use error::LaunchError;
 pub use images::images;
-pub use package::{Package, is_package};
+pub use package::{PackageSource, is_package};
 pub use place::{Place, SshOptions};
 pub use record::{Record, clusters_dir};
 pub use step::Say;
@@ -54,7 +54,7 @@ pub struct Run {
     /// What every node gets.
     pub prepare: Prepare,
     /// The package that the cluster image and all container images are in; none if they are in registries.
-    pub package: Option<Package>,
+    pub package: Option<PackageSource>,
     /// The first nodes, which run the control plane.
     pub masters: Vec<Place>,
     /// Where the control plane is found, as `HOST[:PORT]`: at the first master if absent.
@@ -139,7 +139,7 @@ fn joining(node: &Node<'_>, join: &Join, control_plane: Option<ControlPlane>) ->
 }
 
 /// Brings the package to a node of the control plane, and says how that is to serve it.
-async fn served(node: &Node<'_>, package: &Package) -> Result<ServedPackage, LaunchError> {
+async fn served(node: &Node<'_>, package: &PackageSource) -> Result<ServedPackage, LaunchError> {
     let file = node.bring_package(package).await?;
     let site = node.work("looking for a port", &Task::Site, STATUS_DEADLINE).await?;
     let wrong = |reason: String| LaunchError::wrong(node.place.name(), reason);
@@ -273,7 +273,7 @@ mod tests {
         };
         let run = Run {
             prepare,
-            package: Some(Package::named("r.example/c:v1", &["a.example", "r.example"])),
+            package: Some(PackageSource::named("r.example/c:v1", &["a.example", "r.example"])),
             masters: Vec::new(),
             endpoint: None,
             nodes: Vec::new(),

@@ -17,7 +17,7 @@ const PARTS: [&str; 3] = ["package.json", LOCK_FILE, "registry"];
 
 /// A package: a file, or a directory of which a file is made on the way.
 #[derive(Clone, Debug)]
-pub struct Package {
+pub struct PackageSource {
     path: PathBuf,
     /// Tells it from others.
     pub(super) id: String,
@@ -31,7 +31,7 @@ pub struct Package {
     has_plain: bool,
 }
 
-impl Package {
+impl PackageSource {
     /// What nodes need to know of an open package.
     ///
     /// # Errors
@@ -154,7 +154,10 @@ mod tests {
         std::fs::write(dir.path().join("registry/data"), vec![7; 70_000]).unwrap();
         std::fs::write(dir.path().join("package.json"), "{}").unwrap();
         std::fs::write(dir.path().join("not-of-it"), "x").unwrap();
-        let package = Package { path: dir.path().to_owned(), ..Package::named("r.example/cluster:v1", &[]) };
+        let package = PackageSource {
+            path: dir.path().to_owned(),
+            ..PackageSource::named("r.example/cluster:v1", &[])
+        };
         let mut cat =
             Command::new("cat").stdin(package.stream().unwrap()).stdout(Stdio::piped()).spawn().unwrap();
         let mut bytes = Vec::new();

@@ -10,7 +10,7 @@ use serde_json::Value;
 use tokio::io::{AsyncBufReadExt as _, AsyncRead, AsyncReadExt as _, AsyncWriteExt as _, BufReader};
 
 use super::error::LaunchError;
-use super::package::Package;
+use super::package::PackageSource;
 use super::place::{Place, Ssh, quoted};
 use super::task::Task;
 
@@ -55,7 +55,7 @@ impl Node<'_> {
     }
 
     /// Brings a package as a file, unless the node has it; returns where it is.
-    pub(super) async fn bring_package(&self, package: &Package) -> Result<PathBuf, LaunchError> {
+    pub(super) async fn bring_package(&self, package: &PackageSource) -> Result<PathBuf, LaunchError> {
         let step = "bringing the package";
         let file = format!("{PACKAGES}/{}.tar", package.id);
         let check = format!("test ! -e {file} || echo there");
@@ -206,5 +206,5 @@ enum Input<'a> {
     /// A line, and no end before its own.
     Line(String),
     File(&'a Path),
-    Package(&'a Package),
+    Package(&'a PackageSource),
 }

@@ -13,7 +13,7 @@ use registry::client::{Client, Descriptor};
 use thiserror::Error;
 
 use super::{Archive, Lock, Locked, PlatformImage};
-use crate::discover::{ArchiveKind, Discovery, Image, Problem};
+use crate::discover::{ArchiveKind, AskedImage, Discovery, Problem};
 
 /// How images are looked up.
 #[derive(Clone, Debug)]
@@ -85,7 +85,7 @@ pub async fn resolve(
     let missing = may_be_missing(&options.allow_missing)?;
     // A lock for other platforms says nothing of these.
     let obeyed = obeyed.filter(|lock| lock.platforms == options.platforms);
-    let look_up = |image: Image| async move {
+    let look_up = |image: AskedImage| async move {
         let locked = obeyed.and_then(|lock| lock.get(&image.reference));
         let locked = locked.filter(|locked| locked.archive == image.archive);
         let found = match locked {
@@ -144,7 +144,7 @@ fn may_be_missing(patterns: &[String]) -> Result<Gitignore, ResolveError> {
 }
 
 /// At the first place that asks for the image outright, or has its shape.
-fn problem(image: &Image, error: &ResolveError) -> Problem {
+fn problem(image: &AskedImage, error: &ResolveError) -> Problem {
     let first = image.origins.iter().find(|origin| origin.way != crate::discover::Way::Shape);
     let place = first.or(image.origins.first());
     let file = place.map(|place| place.file.clone()).unwrap_or_default();
@@ -159,7 +159,7 @@ fn problem(image: &Image, error: &ResolveError) -> Problem {
     }
 }
 
-fn asked_by(image: &Image) -> Vec<String> {
+fn asked_by(image: &AskedImage) -> Vec<String> {
     let mut files: Vec<String> = image.origins.iter().map(|origin| origin.file.clone()).collect();
     files.sort();
     files.dedup();
@@ -167,7 +167,7 @@ fn asked_by(image: &Image) -> Vec<String> {
 }
 
 async fn look_up(
-    image: &Image,
+    image: &AskedImage,
     root: &Path,
     client: &Client,
     options: &ResolveOptions,
@@ -178,7 +178,7 @@ async fn look_up(
 }
 
 async fn found(
-    image: &Image,
+    image: &AskedImage,
     root: &Path,
     client: &Client,
     wanted: &[PlatformName],

@@ -121,15 +121,15 @@ pub struct MergedImage {
 }
 
 /// One of the images, by platform.
-struct Input {
+struct MergeInput {
     name: String,
     location: Location,
-    platforms: BTreeMap<String, Forms>,
+    platforms: BTreeMap<String, MergedForms>,
 }
 
 /// The images of a platform.
 #[derive(Default)]
-struct Forms {
+struct MergedForms {
     plain: Option<MergePart>,
     nydus: Option<MergePart>,
 }
@@ -148,7 +148,7 @@ pub async fn merge(
 ) -> Result<MergedImage, NotMerged> {
     let mut inputs = Vec::new();
     for location in locations {
-        inputs.push(Input::open(location, client).await?);
+        inputs.push(MergeInput::open(location, client).await?);
     }
     let (platforms, left_out) = platforms(&inputs, wanted)?;
     let destination: Arc<dyn Destination> =
@@ -162,7 +162,7 @@ pub async fn merge(
     Ok(MergedImage { digest: root.digest, platforms, left_out })
 }
 
-impl Input {
+impl MergeInput {
     async fn open(location: &Location, client: &Client) -> Result<Self, NotMerged> {
         let source = Source::open(location, client).await?;
         let root = source.root().await?;
@@ -206,14 +206,14 @@ impl Input {
         Ok(())
     }
 
-    fn forms(&self, platform: &PlatformName) -> Option<&Forms> {
+    fn forms(&self, platform: &PlatformName) -> Option<&MergedForms> {
         self.platforms.get(&platform.to_string())
     }
 }
 
 /// The platforms of the merged image, and those of the first image that it lacks.
 fn platforms(
-    inputs: &[Input],
+    inputs: &[MergeInput],
     wanted: &[PlatformName],
 ) -> Result<(Vec<PlatformName>, Vec<PlatformName>), NotMerged> {
     let Some(first) = inputs.first() else { return Ok((Vec::new(), Vec::new())) };
@@ -242,17 +242,17 @@ struct Made {
 }
 
 async fn one(
-    inputs: &[Input],
+    inputs: &[MergeInput],
     platform: &PlatformName,
     client: &Client,
     destination: &Arc<dyn Destination>,
 ) -> Result<Made, NotMerged> {
-    let of = |pick: fn(&Forms) -> Option<&MergePart>| -> Option<Vec<MergePart>> {
+    let of = |pick: fn(&MergedForms) -> Option<&MergePart>| -> Option<Vec<MergePart>> {
         inputs.iter().map(|input| input.forms(platform).and_then(pick).cloned()).collect()
     };
     let (plain, nydus) = (of(|forms| forms.plain.as_ref()), of(|forms| forms.nydus.as_ref()));
     let Some(parts) = plain.as_ref().or(nydus.as_ref()) else {
-        let without = |pick: fn(&Forms) -> bool| {
+        let without = |pick: fn(&MergedForms) -> bool| {
             let input = inputs.iter().find(|input| input.forms(platform).is_some_and(pick));
             input.map(|input| input.name.clone()).unwrap_or_default()
         };

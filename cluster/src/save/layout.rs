@@ -69,14 +69,14 @@ pub enum LayoutError {
 }
 
 /// The directory, ours alone while this lives.
-pub(crate) struct Layout {
+pub(crate) struct RegistryFolder {
     root: PathBuf,
     blobs: Arc<BlobFolder>,
     /// Locked, until it is closed.
     _lock: File,
 }
 
-impl Layout {
+impl RegistryFolder {
     /// Opens or makes the directory `root`, for the images of `lock`.
     pub(crate) fn open(root: &Path, lock: &Lock) -> Result<Self, LayoutError> {
         no_conflict(lock)?;

@@ -38,7 +38,7 @@ use crate::saved::{BlobStore, SavedAt, SavedImages, Table};
 pub use error::{Failed, NotSaved, SaveError};
 pub use layout::LayoutError;
 
-use layout::Layout;
+use layout::RegistryFolder;
 use plan::Plan;
 use rafs::{Known, NydusImage, Rafs, Spool};
 use transfer::Transfers;
@@ -287,7 +287,7 @@ impl Saved {
 /// Where blobs and documents go.
 #[derive(Clone)]
 pub(crate) enum Target {
-    Layout(Arc<Layout>),
+    Layout(Arc<RegistryFolder>),
     Repository { client: Client, repository: registry::Repository },
 }
 
@@ -300,7 +300,7 @@ impl Target {
     ) -> Result<(Self, std::path::PathBuf), SaveError> {
         match destination {
             Destination::Directory(path) => {
-                let layout = Arc::new(Layout::open(path, lock)?);
+                let layout = Arc::new(RegistryFolder::open(path, lock)?);
                 let spool = layout.spool();
                 Ok((Self::Layout(layout), spool))
             }

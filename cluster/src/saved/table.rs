@@ -143,14 +143,14 @@ pub struct Table {
 }
 
 #[derive(Deserialize, Serialize)]
-struct Version {
+struct TableVersion {
     #[serde(rename = "images.rafs")]
     version: u32,
 }
 
 #[derive(Deserialize, Serialize)]
 #[serde(deny_unknown_fields)]
-struct Head {
+struct TableHead {
     #[serde(rename = "images.rafs")]
     version: u32,
     chunk_size: u32,
@@ -207,11 +207,12 @@ impl Table {
         let mut lines = text.lines();
         let first = lines.next().unwrap_or_default();
         // Another version may have other members.
-        let version = serde_json::from_str::<Version>(first).map_err(TableError::NoTable)?.version;
+        let version = serde_json::from_str::<TableVersion>(first).map_err(TableError::NoTable)?.version;
         if version != VERSION {
             return Err(TableError::Version(version));
         }
-        let Head { chunk_size, digester, .. } = serde_json::from_str(first).map_err(TableError::NoTable)?;
+        let TableHead { chunk_size, digester, .. } =
+            serde_json::from_str(first).map_err(TableError::NoTable)?;
         let mut table = Self { chunk_size, digester, ..Self::default() };
         for (index, line) in lines.enumerate() {
             table.add(line).map_err(|reason| TableError::Line { line: index + 2, reason })?;
@@ -295,7 +296,8 @@ impl Table {
 impl fmt::Display for Table {
     /// The text of the table.
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let head = Head { version: VERSION, chunk_size: self.chunk_size, digester: self.digester.clone() };
+        let head =
+            TableHead { version: VERSION, chunk_size: self.chunk_size, digester: self.digester.clone() };
         write_line(f, &head)?;
         for (blob, BlobEntry { size, toc }) in sorted(&self.blobs) {
             write_line(f, &BlobLine { blob: blob.clone(), size: *size, toc: toc.clone() })?;

@@ -74,7 +74,7 @@ pub enum KeepError {
 /// What is kept, as a file.
 #[derive(Clone, Debug, Deserialize, PartialEq, Eq, Serialize)]
 #[serde(deny_unknown_fields)]
-struct About {
+struct KeptFile {
     version: u32,
     /// The digest of the saved images ([`SavedImages::digest`]).
     images: Digest,
@@ -102,7 +102,7 @@ pub fn hosts(saved: &SavedImages) -> Result<BTreeMap<String, String>, KeepError>
 #[derive(Clone, Debug)]
 pub struct Kept {
     dir: PathBuf,
-    about: About,
+    about: KeptFile,
 }
 
 impl Kept {
@@ -117,7 +117,7 @@ impl Kept {
             Err(error) if error.kind() == ErrorKind::NotFound => return Ok(None),
             text => text.map_err(|error| KeepError::Io { path, error })?,
         };
-        let about = serde_json::from_slice(&text).ok().filter(|about: &About| about.version == VERSION);
+        let about = serde_json::from_slice(&text).ok().filter(|about: &KeptFile| about.version == VERSION);
         Ok(about.map(|about| Self { dir: dir.to_owned(), about }))
     }
 
@@ -134,9 +134,9 @@ impl Kept {
         let table = saved.table().ok_or(KeepError::Plain)?;
         let documents = lazy(saved, table).map(|image| documents(saved, table, image));
         let documents = futures::stream::iter(documents).buffered(AT_ONCE);
-        let documents: Vec<Documents> = documents.try_collect().await?;
+        let documents: Vec<ImageDocuments> = documents.try_collect().await?;
         let hosts = hosts(saved)?;
-        let about = About { version: VERSION, images: saved.digest().clone(), hosts };
+        let about = KeptFile { version: VERSION, images: saved.digest().clone(), hosts };
         let kept = Self { dir: dir.to_owned(), about };
         let written = kept.clone();
         tokio::task::spawn_blocking(move || written.write(&documents)).await??;
@@ -163,7 +163,7 @@ impl Kept {
         Layout::directory(&self.dir)
     }
 
-    fn write(&self, documents: &[Documents]) -> Result<(), KeepError> {
+    fn write(&self, documents: &[ImageDocuments]) -> Result<(), KeepError> {
         let mut name = self.dir.clone().into_os_string();
         name.push(".new");
         let new = PathBuf::from(name);
@@ -189,7 +189,7 @@ impl Kept {
 }
 
 /// An image's documents, word for word.
-struct Documents {
+struct ImageDocuments {
     reference: Reference,
     root: Digest,
     /// Index and manifests.
@@ -198,13 +198,13 @@ struct Documents {
 }
 
 /// Reads the documents of an image, as far as they were saved: those of the platforms of the lock.
-async fn documents(saved: &SavedImages, table: &Table, image: &Locked) -> Result<Documents, KeepError> {
+async fn documents(saved: &SavedImages, table: &Table, image: &Locked) -> Result<ImageDocuments, KeepError> {
     let name = || image.reference.to_string();
     let read = async |digest: &Digest| {
         let read = saved.document(digest).await;
         read.map_err(|error| KeepError::Read { image: name(), error: Box::new(error) })
     };
-    let mut found = Documents {
+    let mut found = ImageDocuments {
         reference: image.reference.clone(),
         root: image.digest.clone(),
         manifests: Vec::new(),
@@ -241,7 +241,7 @@ async fn documents(saved: &SavedImages, table: &Table, image: &Locked) -> Result
     Ok(found)
 }
 
-impl Documents {
+impl ImageDocuments {
     /// Writes them, as registries store them, below `paths`.
     fn write(&self, paths: &Paths, hosts: &BTreeMap<String, String>) -> io::Result<()> {
         let repository = self.reference.repository();

@@ -43,7 +43,7 @@ pub(crate) async fn discover(dir: &TempDir, options: Options) -> Discovery {
 
 /// Each image with who asks for it, `?` after candidates.
 pub(crate) fn images(discovery: &Discovery) -> Vec<String> {
-    let image = |image: &cluster::discover::Image| {
+    let image = |image: &cluster::discover::AskedImage| {
         let origins: Vec<_> = image.origins.iter().map(|origin| origin.to_string()).collect();
         format!("{}{} {}", image.reference, if image.certain { "" } else { "?" }, origins.join(", "))
     };

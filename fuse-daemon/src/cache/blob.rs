@@ -13,7 +13,7 @@ use rafs::blob::{Blob, Chunk, ChunkIndex};
 use super::description::{Admission, Described, Descriptions, Said, same_bytes};
 use super::files::{holes, on_disk, paths, remove};
 use super::quota::Quota;
-use super::{CacheError, ChunkMap, ChunkState, Inner, disk, is_full, places};
+use super::{CacheError, CacheState, ChunkMap, ChunkState, disk, is_full, places};
 use crate::control::BlobId;
 use crate::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering, fence};
 use crate::sync::{Mutex, RwLock, RwLockReadGuard, RwLockWriteGuard, SharedFile};
@@ -52,7 +52,7 @@ pub struct CachedBlob {
     leases: AtomicUsize,
     quota: Arc<Quota>,
     /// Who can make room.
-    cache: Weak<Inner>,
+    cache: Weak<CacheState>,
 }
 
 /// Why a chunk was not put into the cache.
@@ -68,7 +68,7 @@ pub enum StoreError {
 
 impl CachedBlob {
     pub(super) fn open(
-        cache: &Arc<Inner>,
+        cache: &Arc<CacheState>,
         id: BlobId,
         variant: Variant,
         generation: Generation,

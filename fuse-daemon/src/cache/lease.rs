@@ -7,13 +7,13 @@ use rafs::blob::ChunkIndex;
 
 use super::blob::Variant;
 use super::description::Said;
-use super::{CachedBlob, Inner};
+use super::{CacheState, CachedBlob};
 
 /// Keeps a blob from being removed for as long as a mount may read from it, and has what the mount's image says of the
 /// blob's chunks count for as long.
 #[derive(Debug)]
 pub struct Lease {
-    cache: Arc<Inner>,
+    cache: Arc<CacheState>,
     pub(super) blob: Arc<CachedBlob>,
     pub(super) variant: Variant,
     /// The chunks that the image says something of.
@@ -22,7 +22,12 @@ pub struct Lease {
 
 impl Lease {
     /// Given out under the cache's lock alone, under which blobs are removed.
-    pub(super) fn new(cache: Arc<Inner>, blob: Arc<CachedBlob>, variant: Variant, said: &[Said]) -> Self {
+    pub(super) fn new(
+        cache: Arc<CacheState>,
+        blob: Arc<CachedBlob>,
+        variant: Variant,
+        said: &[Said],
+    ) -> Self {
         blob.leased();
         Self { cache, blob, variant, said: runs(said.iter().map(|(index, _)| *index)) }
     }

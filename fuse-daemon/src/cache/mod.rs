@@ -83,12 +83,12 @@ pub(crate) fn is_full(error: &io::Error) -> bool {
 /// A directory of cached blobs.
 #[derive(Clone, Debug)]
 pub struct Cache {
-    inner: Arc<Inner>,
+    inner: Arc<CacheState>,
 }
 
 /// What leases share with their cache.
 #[derive(Debug)]
-struct Inner {
+struct CacheState {
     dir: PathBuf,
     boot: BootId,
     blobs: Mutex<Blobs>,
@@ -155,7 +155,7 @@ impl Cache {
             other => CacheError::io("lock", &path)(other.into()),
         })?;
         let quota = Arc::new(Quota::new(quota));
-        let inner = Inner { dir, boot, blobs: Mutex::default(), quota, _lock: lock };
+        let inner = CacheState { dir, boot, blobs: Mutex::default(), quota, _lock: lock };
         // What only images needed that contradicted others: with the daemon that had them mounted, it is of no use.
         for (id, variant) in inner.files()?.into_iter().filter(|(_, variant)| *variant != Variant(0)) {
             files::delete(&inner.dir, id, variant)?;
@@ -365,7 +365,7 @@ impl Cache {
     }
 }
 
-impl Inner {
+impl CacheState {
     fn lock(&self) -> MutexGuard<'_, Blobs> {
         self.blobs.lock().unwrap_or_else(PoisonError::into_inner)
     }

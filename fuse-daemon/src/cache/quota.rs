@@ -5,7 +5,7 @@ use std::collections::BTreeSet;
 use std::time::SystemTime;
 
 use super::blob::Variant;
-use super::{BlobId, Blobs, CacheError, Inner, disk, files};
+use super::{BlobId, Blobs, CacheError, CacheState, disk, files};
 use crate::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 
 /// Where pinned blobs are named, one a line.
@@ -64,7 +64,7 @@ impl Quota {
     }
 }
 
-impl Inner {
+impl CacheState {
     /// Frees blobs that nobody has a lease of until there is room for `bytes` more, as far as there are such.
     pub(super) fn make_room(&self, bytes: u64) {
         let mut blobs = self.lock();

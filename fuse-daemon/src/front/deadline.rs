@@ -18,16 +18,16 @@ const LEAST: Duration = Duration::from_millis(5);
 pub(super) struct Deadlines {
     /// What a wait may take, for messages.
     limit: Duration,
-    shared: Arc<Shared>,
+    shared: Arc<Timers>,
 }
 
 #[derive(Default)]
-struct Shared {
-    queue: Mutex<Queue>,
+struct Timers {
+    queue: Mutex<DeadlineQueue>,
 }
 
 #[derive(Default)]
-struct Queue {
+struct DeadlineQueue {
     /// By end; the number tells those with the same end apart.
     waiters: BTreeMap<(Instant, u64), Weak<Waiter>>,
     next: u64,
@@ -62,7 +62,7 @@ impl Deadlines {
     }
 }
 
-impl Shared {
+impl Timers {
     fn run(&self, limit: Duration) {
         let mut queue = self.queue.lock().unwrap_or_else(PoisonError::into_inner);
         loop {

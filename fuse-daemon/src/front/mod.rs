@@ -54,7 +54,7 @@ use deadline::Deadlines;
 use flight::{Flight, Flights};
 use outage::Outages;
 use pace::Paces;
-use read::{Answer, read_now};
+use read::{ReadAnswer, read_now};
 use wait::{Done, Loose, Urgency, Waiter};
 
 /// How the front works.
@@ -190,7 +190,7 @@ impl Front {
         missing: Vec<Want>,
         until: Until,
         mut loose: Vec<Loose>,
-        answer: Answer,
+        answer: ReadAnswer,
     ) {
         let (front, time) = (Weak::clone(&self.me), until.clone());
         let again = move |result| match (result, front.upgrade()) {

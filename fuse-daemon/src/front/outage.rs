@@ -9,10 +9,10 @@ const DEADLINES_MORE: u32 = 3;
 
 /// How long there was no worker.
 #[derive(Debug, Default)]
-pub(super) struct Outages(Mutex<State>);
+pub(super) struct Outages(Mutex<OutageState>);
 
 #[derive(Debug, Default)]
-struct State {
+struct OutageState {
     /// That are over.
     total: Duration,
     /// Since when there is none.
@@ -37,7 +37,7 @@ impl Outages {
         state.total + state.since.map(|since| since.elapsed()).unwrap_or_default()
     }
 
-    fn lock(&self) -> MutexGuard<'_, State> {
+    fn lock(&self) -> MutexGuard<'_, OutageState> {
         self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }

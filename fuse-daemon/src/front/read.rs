@@ -112,7 +112,7 @@ pub enum ReadError {
 }
 
 /// How a read is answered.
-pub(super) type Answer = Box<dyn FnOnce(Result<&[u8], ReadError>) + Send>;
+pub(super) type ReadAnswer = Box<dyn FnOnce(Result<&[u8], ReadError>) + Send>;
 
 /// Answers from the cache and what it had no room for; what is missing, if something is: then nothing is answered yet. What is
 /// read goes through one of `buffers`.
@@ -120,8 +120,8 @@ pub(super) fn read_now(
     pieces: &[Piece],
     loose: &[Loose],
     buffers: &Buffers,
-    answer: Answer,
-) -> Result<(), (Answer, Vec<Want>)> {
+    answer: ReadAnswer,
+) -> Result<(), (ReadAnswer, Vec<Want>)> {
     let missing: Vec<Want> =
         pieces.iter().filter(|piece| !piece.is_ready(loose)).filter_map(Piece::want).collect();
     if !missing.is_empty() {

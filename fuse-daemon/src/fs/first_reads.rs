@@ -10,10 +10,10 @@ const FILES: usize = 1 << 16;
 
 /// See the module.
 #[derive(Debug, Default)]
-pub(super) struct FirstReads(Mutex<Order>);
+pub(super) struct FirstReads(Mutex<ReadOrder>);
 
 #[derive(Debug, Default)]
-struct Order {
+struct ReadOrder {
     seen: HashSet<Nid>,
     order: Vec<Nid>,
 }

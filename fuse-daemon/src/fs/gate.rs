@@ -11,7 +11,7 @@ use crate::control::BlobId;
 use crate::front::Until;
 
 /// What came of asking: nothing more, or why no source has said that it has the blob.
-pub type Answer = Result<(), Refusal>;
+pub type Clearance = Result<(), Refusal>;
 
 /// Why no source has said that it has a blob.
 #[derive(Clone, Debug, Eq, PartialEq)]
@@ -23,7 +23,7 @@ pub struct Refusal {
 }
 
 /// Whoever is told of an answer.
-pub type Told = Box<dyn FnOnce(Answer) + Send>;
+pub type Told = Box<dyn FnOnce(Clearance) + Send>;
 
 /// What is called at a time.
 pub type Later = Box<dyn FnOnce() + Send>;
@@ -48,33 +48,34 @@ pub struct Gates {
 struct Gate {
     blob: BlobId,
     is_open: AtomicBool,
-    waiting: Mutex<Waiting>,
+    waiting: Mutex<GateWaiters>,
 }
 
 #[derive(Default)]
-struct Waiting {
+struct GateWaiters {
     /// Until when the sources may answer, if they are asked. Whoever asked tells those who wait.
     asked_until: Option<Instant>,
-    waiters: Vec<Waiter>,
+    waiters: Vec<GateWaiter>,
     /// When a reader's time was over, the last one's.
     last_over: Option<Instant>,
 }
 
-struct Waiter {
+struct GateWaiter {
     until: Until,
     /// Whether a program stands still meanwhile.
     is_reader: bool,
     told: Told,
 }
 
-impl Waiting {
+impl GateWaiters {
     /// Takes out the readers whose time is over; if the question's is, all others who are none too.
-    fn take_over(&mut self, is_unanswered: bool) -> Vec<Waiter> {
+    fn take_over(&mut self, is_unanswered: bool) -> Vec<GateWaiter> {
         let now = Instant::now();
-        let is_over = |waiter: &Waiter| waiter.until.time() <= now || (is_unanswered && !waiter.is_reader);
+        let is_over =
+            |waiter: &GateWaiter| waiter.until.time() <= now || (is_unanswered && !waiter.is_reader);
         let (over, left) = self.waiters.drain(..).partition(is_over);
         self.waiters = left;
-        let over: Vec<Waiter> = over;
+        let over: Vec<GateWaiter> = over;
         if over.iter().any(|waiter| waiter.is_reader) {
             self.last_over = Some(now);
         }
@@ -110,7 +111,10 @@ impl Gates {
     pub fn ask_ahead(self: &Arc<Self>, until: &Until) {
         for index in 0..self.gates.len() {
             if !self.is_open(index) {
-                self.wait(index, Waiter { until: until.clone(), is_reader: false, told: Box::new(|_| {}) });
+                self.wait(
+                    index,
+                    GateWaiter { until: until.clone(), is_reader: false, told: Box::new(|_| {}) },
+                );
             }
         }
     }
@@ -120,7 +124,7 @@ impl Gates {
         self: &Arc<Self>,
         indexes: Vec<usize>,
         until: Until,
-        told: impl FnOnce(Answer) + Send + 'static,
+        told: impl FnOnce(Clearance) + Send + 'static,
     ) {
         self.wait_for_all(indexes, until, true, Box::new(told));
     }
@@ -130,7 +134,7 @@ impl Gates {
         self: &Arc<Self>,
         indexes: Vec<usize>,
         until: Until,
-        told: impl FnOnce(Answer) + Send + 'static,
+        told: impl FnOnce(Clearance) + Send + 'static,
     ) {
         self.wait_for_all(indexes, until, false, Box::new(told));
     }
@@ -143,11 +147,11 @@ impl Gates {
         for index in indexes {
             let all = Arc::clone(&all);
             let told = Box::new(move |answer| all.one(answer));
-            self.wait(index, Waiter { until: until.clone(), is_reader, told });
+            self.wait(index, GateWaiter { until: until.clone(), is_reader, told });
         }
     }
 
-    fn wait(self: &Arc<Self>, index: usize, waiter: Waiter) {
+    fn wait(self: &Arc<Self>, index: usize, waiter: GateWaiter) {
         let Some(gate) = self.gates.get(index) else { return (waiter.told)(Ok(())) };
         let mut waiting = gate.lock();
         if gate.is_open.load(Ordering::Acquire) {
@@ -174,7 +178,7 @@ impl Gates {
         self.asker.ask(gate.blob, until, Box::new(move |answer| gates.answered(index, &answer)));
     }
 
-    fn answered(self: &Arc<Self>, index: usize, answer: &Answer) {
+    fn answered(self: &Arc<Self>, index: usize, answer: &Clearance) {
         let Some(gate) = self.gates.get(index) else { return };
         let is_late = answer.as_ref().is_err_and(|refusal| refusal.is_late);
         let (told, again) = {
@@ -214,7 +218,7 @@ fn late(reason: &str) -> Refusal {
 }
 
 impl Gate {
-    fn lock(&self) -> MutexGuard<'_, Waiting> {
+    fn lock(&self) -> MutexGuard<'_, GateWaiters> {
         self.waiting.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
@@ -226,13 +230,13 @@ struct All {
 }
 
 impl All {
-    fn one(&self, answer: Answer) {
+    fn one(&self, answer: Clearance) {
         if answer.is_err() || self.missing.fetch_sub(1, Ordering::AcqRel) == 1 {
             self.answer(answer);
         }
     }
 
-    fn answer(&self, answer: Answer) {
+    fn answer(&self, answer: Clearance) {
         let told = self.told.lock().unwrap_or_else(PoisonError::into_inner).take();
         if let Some(told) = told {
             told(answer);
@@ -273,7 +277,7 @@ mod tests {
             self.asked.lock().unwrap().iter().map(|(until, _)| *until).collect()
         }
 
-        fn answer(&self, answer: Answer) {
+        fn answer(&self, answer: Clearance) {
             let (_, told) = self.asked.lock().unwrap().remove(0);
             told(answer);
         }
@@ -295,7 +299,7 @@ mod tests {
         (held.clone(), Gates::new(held, blobs, Duration::from_secs(60)))
     }
 
-    fn refusal(is_late: bool) -> Answer {
+    fn refusal(is_late: bool) -> Clearance {
         Err(Refusal { reason: "refused".into(), is_late })
     }
 
@@ -304,7 +308,7 @@ mod tests {
     }
 
     /// What a reader of these blobs is told, once it is.
-    fn read(gates: &Arc<Gates>, indexes: &[usize], until: Instant) -> std::sync::mpsc::Receiver<Answer> {
+    fn read(gates: &Arc<Gates>, indexes: &[usize], until: Instant) -> std::sync::mpsc::Receiver<Clearance> {
         let (sender, receiver) = std::sync::mpsc::channel();
         gates.wait_for(indexes.to_vec(), Until::at(until), move |answer| sender.send(answer).unwrap());
         receiver

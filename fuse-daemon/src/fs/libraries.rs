@@ -6,7 +6,7 @@ use object::elf;
 use rafs::bootstrap::{Bootstrap, Nid, ReadError as BootstrapError};
 use rafs::layout::v6::FileType;
 
-use super::linked::{Linked, Names, name};
+use super::linked::{LibraryNames, Linked, name};
 use super::program::HEAD_BYTES;
 use super::{FileSystem, FsError};
 use crate::front::Piece;
@@ -61,7 +61,11 @@ impl FileSystem {
     /// # Errors
     ///
     /// [`FsError`].
-    pub(crate) fn names_of_libraries(&self, file: Nid, linked: &Linked) -> Result<Option<Names>, FsError> {
+    pub(crate) fn names_of_libraries(
+        &self,
+        file: Nid,
+        linked: &Linked,
+    ) -> Result<Option<LibraryNames>, FsError> {
         let entries = self.cached(file, linked.entries.clone())?;
         Ok(entries.and_then(|entries| linked.names(&entries)))
     }
@@ -71,7 +75,12 @@ impl FileSystem {
     /// # Errors
     ///
     /// [`FsError`].
-    pub(crate) fn libraries(&self, file: Nid, linked: &Linked, names: &Names) -> Result<Vec<Nid>, FsError> {
+    pub(crate) fn libraries(
+        &self,
+        file: Nid,
+        linked: &Linked,
+        names: &LibraryNames,
+    ) -> Result<Vec<Nid>, FsError> {
         let loader = linked.loader.clone().map(|loader| self.cached(file, loader)).transpose()?.flatten();
         let all = self.cached(file, names.all.clone())?.unwrap_or_default();
         self.sound(|bootstrap| {

@@ -42,7 +42,7 @@ struct Segment {
 
 /// The names of libraries in a program's file.
 #[derive(Debug, Eq, PartialEq)]
-pub(crate) struct Names {
+pub(crate) struct LibraryNames {
     /// Where all names are.
     pub(crate) all: Range<u64>,
     /// Where each begins in them.
@@ -70,7 +70,7 @@ impl Linked {
     }
 
     /// Which names the entries mean.
-    pub(super) fn names(&self, entries: &[u8]) -> Option<Names> {
+    pub(super) fn names(&self, entries: &[u8]) -> Option<LibraryNames> {
         let (mut table, mut bytes, mut needed) = (None, None, Vec::new());
         for entry in entries.chunks_exact(ENTRY_BYTES) {
             let (what, value) = entry.split_first_chunk::<8>()?;
@@ -85,7 +85,7 @@ impl Linked {
         }
         let start = self.in_file(table?)?;
         let all = start..start.checked_add(bytes.filter(|bytes| *bytes <= NAMES_BYTES_MAX)?)?;
-        Some(Names { all, needed })
+        Some(LibraryNames { all, needed })
     }
 
     /// Where in the file an address is.

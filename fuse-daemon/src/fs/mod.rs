@@ -20,7 +20,7 @@ use serde::{Deserialize, Serialize};
 use tokio::sync::mpsc;
 
 pub use attributes::{Attributes, Ino};
-pub use gate::{Answer, Asker, Gates, Later, Refusal, Told};
+pub use gate::{Asker, Clearance, Gates, Later, Refusal, Told};
 
 use crate::cache::{CachedBlob, Lease};
 use crate::front::{Front, Piece, ReadError, Want};
@@ -81,7 +81,7 @@ pub struct FileSystem {
     front: Arc<Front>,
     first_reads: FirstReads,
     /// Who is told of programs when they start.
-    programs: mpsc::Sender<Started>,
+    programs: mpsc::Sender<StartedFile>,
     /// Whether it was logged that the bootstrap is damaged.
     damage_is_known: AtomicBool,
     /// Whether it is known that no file has extended attributes.
@@ -99,7 +99,7 @@ pub struct Completeness {
 
 /// A program that was begun to be read, or a library.
 #[derive(Clone, Copy, Debug)]
-pub struct Started {
+pub struct StartedFile {
     /// Its file.
     pub file: Nid,
     /// Whether it is one that is read nearly whole.
@@ -120,7 +120,7 @@ impl FileSystem {
         blobs: Vec<Lease>,
         gates: Arc<Gates>,
         front: Arc<Front>,
-        programs: mpsc::Sender<Started>,
+        programs: mpsc::Sender<StartedFile>,
     ) -> Self {
         let first_reads = FirstReads::default();
         Self {
@@ -286,7 +286,7 @@ impl FileSystem {
             {
                 let is_read_whole = is_large && program::is_read_whole(bytes);
                 // If so many start at once that they wait in line, this one is read as it goes.
-                let _ = programs.try_send(Started { file: nid, is_read_whole });
+                let _ = programs.try_send(StartedFile { file: nid, is_read_whole });
             }
             done(result);
         };

@@ -39,14 +39,14 @@ impl Rights {
 
 /// A FUSE mount. Its descriptor keeps it alive, whoever reads from it; dropped, it stays mounted.
 #[derive(Debug)]
-pub(crate) struct Connection {
+pub(crate) struct FuseConnection {
     descriptor: OwnedFd,
     mountpoint: PathBuf,
     /// The mount's device number, to tell it from what else may get mounted there.
     device: u64,
 }
 
-impl Connection {
+impl FuseConnection {
     /// Mounts; nothing is served yet.
     pub(super) fn mount(source: &str, at: &Path, rights: Rights) -> Result<Self, SessionError> {
         prepare(at)?;
@@ -129,7 +129,7 @@ impl Connection {
     }
 }
 
-impl AsFd for Connection {
+impl AsFd for FuseConnection {
     fn as_fd(&self) -> BorrowedFd<'_> {
         self.descriptor.as_fd()
     }

@@ -14,10 +14,10 @@ use nix::sys::socket::{
 };
 use nix::sys::uio::readv;
 
-use super::connection::Connection;
+use super::connection::FuseConnection;
 use super::journal::{Journal, SLOT_BYTES, id};
 use super::stand_in::{DESTROY, FORGET, HEADER_BYTES, request};
-use crate::sys::{Pages, Place, replace};
+use crate::sys::{DescriptorPlace, Pages, replace};
 
 /// The largest read where answers go over a socket, which wants their pages in one piece: what kernels ask for by default.
 pub(super) const READ_BYTES_MAX: u32 = 128 << 10;
@@ -32,10 +32,10 @@ const BATCH_FORGET: u32 = 42;
 
 /// Puts a relay before a session that hears what is at `place` and has `threads` threads; `pending` is what it is to hear first.
 pub(super) fn begin(
-    connection: &Arc<Connection>,
+    connection: &Arc<FuseConnection>,
     (journal, pages): (Journal, Pages),
     pending: Vec<Vec<u8>>,
-    place: Place,
+    place: DescriptorPlace,
     threads: usize,
 ) -> io::Result<()> {
     let (ours, theirs) = socketpair(AddressFamily::Unix, SockType::SeqPacket, None, SockFlag::SOCK_CLOEXEC)?;
@@ -55,7 +55,7 @@ pub(super) fn begin(
 }
 
 struct Relay {
-    connection: Arc<Connection>,
+    connection: Arc<FuseConnection>,
     journal: Journal,
     /// The session has the other end.
     socket: OwnedFd,

@@ -10,13 +10,13 @@ use std::time::{Duration, Instant};
 use fuser::{BackgroundSession, Config, SessionACL};
 use nix::sys::statfs::statfs;
 
-use super::connection::{Connection, Rights};
+use super::connection::{FuseConnection, Rights};
 use super::journal::JournalConfig;
 use super::negotiated::Negotiated;
 use super::stand_in::StandIn;
 use super::{Adapter, relay};
 use crate::fs::FileSystem;
-use crate::sys::Place;
+use crate::sys::DescriptorPlace;
 
 /// How long to wait between attempts to unmount what is busy.
 const RETRY: Duration = Duration::from_millis(20);
@@ -72,7 +72,7 @@ pub(crate) struct HandedOver {
 /// A file system that is mounted and served. Dropped without [`unmount`](Session::unmount), it goes on until somebody
 /// else unmounts it.
 pub(crate) struct Session {
-    connection: Arc<Connection>,
+    connection: Arc<FuseConnection>,
     negotiated: Negotiated,
     /// Disconnected when the last thread has let go of the file system.
     ended: Mutex<mpsc::Receiver<()>>,
@@ -99,7 +99,7 @@ struct EndMark<Held> {
 
 /// Has those who still wait for the file system fail: without this they would wait for good, as its descriptor is open.
 struct AbortOnDrop {
-    connection: Arc<Connection>,
+    connection: Arc<FuseConnection>,
     /// Not before it was to be served: what cannot be taken over at all is as it was, for another attempt.
     armed: Arc<AtomicBool>,
 }
@@ -121,11 +121,11 @@ impl Session {
         options: &Options<'_>,
     ) -> Result<Self, SessionError> {
         let at = options.mountpoint;
-        let connection = Arc::new(Connection::mount(options.source, at, options.rights)?);
+        let connection = Arc::new(FuseConnection::mount(options.source, at, options.rights)?);
         let descriptor = connection.duplicate();
         let serve = |begun: Begun<'_, Held>| {
             if let Some(journal) = options.journal(begun.negotiated) {
-                let place = Place::of(begun.session.as_fd());
+                let place = DescriptorPlace::of(begun.session.as_fd());
                 let noted = journal.begin(connection.device());
                 noted
                     .and_then(|noted| relay::begin(&connection, noted, Vec::new(), place, options.threads))
@@ -152,12 +152,12 @@ impl Session {
         handed: HandedOver,
     ) -> Result<Self, SessionError> {
         let at = options.mountpoint;
-        let connection = Arc::new(Connection::adopt(handed.descriptor, at, handed.device)?);
+        let connection = Arc::new(FuseConnection::adopt(handed.descriptor, at, handed.device)?);
         let threads = options.threads.max(1);
         let (stand_in, heard) = StandIn::new(handed.negotiated, threads).map_err(failed("take over", at))?;
         let session = Self::start(fs, held, options, &connection, heard, |begun| {
             let Begun { session, negotiated, armed, ended } = begun;
-            let place = Place::of(session.as_fd());
+            let place = DescriptorPlace::of(session.as_fd());
             // It keeps what is at that place.
             let served = session.spawn().map_err(failed("start threads for", at))?;
             let is_over = || ended.try_recv() == Err(mpsc::TryRecvError::Disconnected);
@@ -188,7 +188,7 @@ impl Session {
         fs: Arc<FileSystem>,
         held: Held,
         options: &Options<'_>,
-        connection: &Arc<Connection>,
+        connection: &Arc<FuseConnection>,
         descriptor: OwnedFd,
         serve: impl FnOnce(Begun<'_, Held>) -> Result<BackgroundSession, SessionError>,
     ) -> Result<Self, SessionError> {
@@ -199,7 +199,7 @@ impl Session {
         let held = EndMark { _held: held, _abort: abort, _sender: Mutex::new(sender) };
         let mut config = Config::default();
         config.n_threads = Some(options.threads.max(1));
-        // See `Connection::duplicate`.
+        // See `FuseConnection::duplicate`.
         config.clone_fd = false;
         let negotiated = Arc::new(OnceLock::new());
         let adapter = Adapter::new(fs, options, held, Arc::clone(&negotiated));
@@ -274,9 +274,9 @@ impl Session {
 
 /// Puts a relay before a session that takes over, with what the last daemon noted.
 fn relay_on(
-    connection: &Arc<Connection>,
+    connection: &Arc<FuseConnection>,
     journal: &JournalConfig,
-    place: Place,
+    place: DescriptorPlace,
     threads: usize,
 ) -> io::Result<()> {
     let (noted, pages, pending) = match journal.go_on(connection.device()) {

@@ -19,7 +19,7 @@ use crate::metrics::Counters;
 use crate::prefetch::{self, PrefetchConfig};
 use crate::worker::{Fetcher, Place};
 
-use super::own::{OwnSources, Sources};
+use super::own::{MountSources, OwnSources};
 
 /// How often a mount lets go of what it looked at. What is looked at all the time comes back for some microseconds a page.
 const LET_GO_PAUSE: Duration = Duration::from_secs(10);
@@ -136,13 +136,13 @@ pub struct Mounted<W: Fetcher> {
     fs: Weak<FileSystem>,
     blobs: Vec<BlobId>,
     /// Gone when the kernel has let go of the file system.
-    sources: Weak<Sources<W>>,
+    sources: Weak<MountSources<W>>,
     worker: Arc<W>,
     front: Arc<Front>,
 }
 
 /// What the file system needs for as long as the kernel may read from it.
-type Held<W> = (Arc<Sources<W>>, Arc<W>);
+type Held<W> = (Arc<MountSources<W>>, Arc<W>);
 
 /// An image with all that it needs to be mounted.
 pub struct Prepared<W: Fetcher> {
@@ -307,7 +307,7 @@ impl<W: Fetcher> Engine<W> {
     }
 
     /// Lets a mount's reads through to the blobs that one of its own sources has answered for.
-    fn gates(&self, image: &str, blobs: &[BlobId], sources: &Arc<Sources<W>>) -> Arc<Gates> {
+    fn gates(&self, image: &str, blobs: &[BlobId], sources: &Arc<MountSources<W>>) -> Arc<Gates> {
         let own = Arc::new(OwnSources {
             image: image.to_owned(),
             worker: Arc::clone(&self.worker),

@@ -14,7 +14,7 @@ use crate::fs::{Asker, Later, Refusal, Told};
 use crate::worker::Fetcher;
 
 /// A mount's own sources by their names, for as long as it needs them.
-pub(super) type Sources<W> = Mutex<Vec<(String, Arc<<W as Fetcher>::Registration>)>>;
+pub(super) type MountSources<W> = Mutex<Vec<(String, Arc<<W as Fetcher>::Registration>)>>;
 
 /// A worker's answer that there is none in time may come so much before that: it counts whole milliseconds.
 const EARLY: Duration = Duration::from_millis(20);
@@ -28,7 +28,7 @@ pub(super) struct OwnSources<W: Fetcher> {
     pub(super) runtime: Handle,
     /// How long what all of them said no to is not asked for again.
     pub(super) failure_memory: Duration,
-    pub(super) sources: Weak<Sources<W>>,
+    pub(super) sources: Weak<MountSources<W>>,
     pub(super) refused: Refused,
 }
 

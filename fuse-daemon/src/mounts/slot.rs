@@ -13,12 +13,12 @@ pub(super) struct Slot {
     /// Held by who mounts or unmounts, which may take a while.
     turn: Mutex<()>,
     /// Held for a moment, also by who only looks: what is being looked at is there.
-    served: Mutex<Option<Served>>,
+    served: Mutex<Option<ServedMount>>,
 }
 
 /// A mount that is served.
 #[derive(Clone)]
-pub(super) struct Served {
+pub(super) struct ServedMount {
     pub(super) request: MountRequest,
     pub(super) mounted: Arc<Mounted<RemoteWorker>>,
     /// Somebody else can have it served after this process.
@@ -37,7 +37,7 @@ impl Slot {
     }
 
     /// What is served. Not to be held while something blocks.
-    pub(super) fn served(&self) -> MutexGuard<'_, Option<Served>> {
+    pub(super) fn served(&self) -> MutexGuard<'_, Option<ServedMount>> {
         self.served.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
@@ -47,7 +47,7 @@ impl Slot {
     }
 }
 
-impl Served {
+impl ServedMount {
     /// Whether a request means this mount, whatever it calls the image and whoever has its blobs.
     pub(super) fn is_same(&self, request: &MountRequest) -> bool {
         self.request.bootstrap == request.bootstrap && self.request.mountpoint == request.mountpoint

@@ -10,7 +10,7 @@ use registry::Repository;
 
 use super::arrivals::{Arrival, Arrivals};
 use super::make::{self, MakeError};
-use super::slot::{Served, Slot};
+use super::slot::{ServedMount, Slot};
 use super::{Engine, Image, MountError, Mounted, Prepared};
 use crate::access::Accesses;
 use crate::control::{BackendSpec, BootstrapRequest, HandedOut, Handover, MountRequest, MountStatus};
@@ -303,7 +303,7 @@ impl Table {
         }
         let mounted = mount(&image).map_err(|source| TableError::Mount { id: request.id.clone(), source });
         let result = mounted.map(|mounted| {
-            let served = Served { request: request.clone(), mounted: Arc::new(mounted), handed_over };
+            let served = ServedMount { request: request.clone(), mounted: Arc::new(mounted), handed_over };
             slot.served().replace(served);
         });
         drop(turn);
@@ -405,7 +405,7 @@ impl Table {
         let slots: Vec<SharedSlot> = self.lock_slots().values().cloned().collect();
         let known = slots.iter().filter_map(|slot| {
             // Counting chunks takes a while, for which nobody is to wait.
-            let Served { request, mounted, .. } = slot.served().clone()?;
+            let ServedMount { request, mounted, .. } = slot.served().clone()?;
             Some(MountStatus {
                 blobs: mounted.blobs().to_vec(),
                 chunks: mounted.completeness(),

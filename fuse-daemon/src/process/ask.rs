@@ -15,32 +15,32 @@ use futures::stream::BoxStream;
 use futures::{FutureExt, StreamExt};
 use tokio::sync::oneshot;
 
-use super::message::{Answer, FromWorker, Question};
+use super::message::{FromWorker, Question, WorkerAnswer};
 use super::wire::Sender;
 use crate::control::{BackendSpec, BlobId};
 use crate::worker::{Backend, BackendError};
 
-type Answered = (Answer, Option<OwnedFd>);
+type AnswerParts = (WorkerAnswer, Option<OwnedFd>);
 
 /// Asks the front.
-pub(super) struct Asker {
+pub(super) struct FrontClient {
     sender: Arc<Sender>,
-    open: Mutex<Open>,
+    open: Mutex<OpenQuestions>,
 }
 
 #[derive(Default)]
-struct Open {
+struct OpenQuestions {
     next: u64,
-    questions: HashMap<u64, oneshot::Sender<Answered>>,
+    questions: HashMap<u64, oneshot::Sender<AnswerParts>>,
 }
 
-impl Asker {
+impl FrontClient {
     pub(super) fn new(sender: Arc<Sender>) -> Self {
         Self { sender, open: Mutex::default() }
     }
 
     /// The answer to a question. Who asks has a deadline.
-    pub(super) async fn ask(&self, question: Question) -> io::Result<Answered> {
+    pub(super) async fn ask(&self, question: Question) -> io::Result<AnswerParts> {
         let (answered, answer) = oneshot::channel();
         let number = {
             let mut open = self.open.lock().unwrap_or_else(PoisonError::into_inner);
@@ -55,7 +55,7 @@ impl Asker {
         answer.await.map_err(|_| io::Error::other("the daemon did not answer"))
     }
 
-    pub(super) fn answered(&self, number: u64, answer: Answer, file: Option<OwnedFd>) {
+    pub(super) fn answered(&self, number: u64, answer: WorkerAnswer, file: Option<OwnedFd>) {
         let mut open = self.open.lock().unwrap_or_else(PoisonError::into_inner);
         if let Some(waiting) = open.questions.remove(&number) {
             let _ = waiting.send((answer, file));
@@ -65,13 +65,13 @@ impl Asker {
 
 /// A directory of blobs that the front opens files in.
 pub(super) struct PassedDirectory {
-    pub(super) asker: Arc<Asker>,
+    pub(super) asker: Arc<FrontClient>,
     pub(super) path: PathBuf,
 }
 
 impl PassedDirectory {
     async fn open(
-        asker: Arc<Asker>,
+        asker: Arc<FrontClient>,
         directory: PathBuf,
         blob: BlobId,
         range: Range<u64>,
@@ -79,8 +79,8 @@ impl PassedDirectory {
         let path = directory.join(blob.0.to_string());
         let failed = |source| BackendError::File { path, range, source };
         match asker.ask(Question::File { directory, blob }).await {
-            Ok((Answer::File { bytes }, Some(file))) => Ok((file.into(), bytes)),
-            Ok((Answer::Refused { reason }, _)) => Err(failed(io::Error::other(reason))),
+            Ok((WorkerAnswer::File { bytes }, Some(file))) => Ok((file.into(), bytes)),
+            Ok((WorkerAnswer::Refused { reason }, _)) => Err(failed(io::Error::other(reason))),
             Ok(_) => Err(failed(io::Error::other("the daemon sent no file"))),
             Err(error) => Err(failed(error)),
         }

@@ -29,11 +29,11 @@ pub(super) trait Listener: Send + Sync {
     fn brought(&self, number: u64, outcome: Result<Brought, String>);
 
     /// The worker asks for something.
-    fn asked(&self, connection: &Arc<Connection>, number: u64, question: Question);
+    fn asked(&self, connection: &Arc<WorkerConnection>, number: u64, question: Question);
 }
 
 /// See the module.
-pub(super) struct Connection {
+pub(super) struct WorkerConnection {
     pub(super) sender: Sender,
     receiver: Mutex<Receiver>,
     memory: File,
@@ -68,7 +68,7 @@ pub(super) struct Over {
     pub(super) hung: bool,
 }
 
-impl Connection {
+impl WorkerConnection {
     /// A connection over `socket`, and the memory for the worker.
     pub(super) fn new(socket: UnixStream) -> io::Result<(Self, OwnedFd)> {
         let memory = memory("nydus-cluster chunks", MEMORY_BYTES)?;

@@ -13,7 +13,7 @@ use tokio::sync::oneshot;
 use tokio::time::{Instant, timeout_at};
 
 use super::message::{InfoLengths, ToWorker, clip};
-use super::remote::Shared;
+use super::remote::RemoteState;
 use crate::sys::memory;
 
 /// Header and table of contents of chunk information, in bytes at most.
@@ -33,11 +33,11 @@ pub(super) enum Brought {
 /// An errand that is under way: the file for what it brings, and who waits.
 pub(super) struct Errand {
     file: Option<OwnedFd>,
-    told: oneshot::Sender<Told>,
+    told: oneshot::Sender<ErrandResult>,
 }
 
 /// What came of it. `None`: the worker ended.
-type Told = Option<(Result<Brought, String>, Option<OwnedFd>)>;
+type ErrandResult = Option<(Result<Brought, String>, Option<OwnedFd>)>;
 
 impl Errand {
     /// Whether nobody waits any longer.
@@ -56,7 +56,7 @@ impl Errand {
     }
 }
 
-impl Shared {
+impl RemoteState {
     /// Has the worker that runs, and after that the next ones, bring something of up to `bytes` bytes until it is there, or `until` is
     /// over. `order` makes the message, with the errand's number and the milliseconds that are left.
     pub(super) async fn bring(
@@ -101,7 +101,7 @@ impl Shared {
         until: Instant,
         file: impl Fn() -> io::Result<Option<OwnedFd>>,
         order: impl Fn(u64, u64) -> ToWorker,
-    ) -> io::Result<Told> {
+    ) -> io::Result<ErrandResult> {
         let mut current = self.current.subscribe();
         let connection = match current.wait_for(Option::is_some).await {
             Ok(connection) => connection.clone(),

@@ -4,15 +4,15 @@ use std::io::Write as _;
 use std::os::unix::net::UnixStream;
 use std::sync::Arc;
 
-use super::connection::{Connection, Listener, MEMORY_BYTES};
+use super::connection::{Listener, MEMORY_BYTES, WorkerConnection};
 use super::errand::Brought;
 use super::message::Question;
 use crate::front::{ChunkError, ChunkKey, Content, Responses};
 
 /// Believes nothing, and looks at everything.
-struct Front;
+struct AnyFront;
 
-impl Responses for Front {
+impl Responses for AnyFront {
     fn finished(&self, _: ChunkKey, outcome: Result<Content<'_>, ChunkError>) {
         match outcome {
             Ok(content) => assert!(content.bytes.len() as u64 <= MEMORY_BYTES),
@@ -21,10 +21,10 @@ impl Responses for Front {
     }
 }
 
-impl Listener for Front {
+impl Listener for AnyFront {
     fn brought(&self, _: u64, _: Result<Brought, String>) {}
 
-    fn asked(&self, _: &Arc<Connection>, _: u64, _: Question) {}
+    fn asked(&self, _: &Arc<WorkerConnection>, _: u64, _: Question) {}
 }
 
 /// Hears `bytes` as what a worker says until it hangs up: as messages with their lengths, and each piece between zeros as the
@@ -36,12 +36,12 @@ pub fn hear(bytes: &[u8]) {
     });
     for said in [bytes.to_vec(), framed.collect()] {
         let Ok((mut worker, ours)) = UnixStream::pair() else { return };
-        let Ok((connection, _memory)) = Connection::new(ours) else { return };
+        let Ok((connection, _memory)) = WorkerConnection::new(ours) else { return };
         let connection = Arc::new(connection);
         // The fuzzer's inputs fit into the socket's buffer.
         if worker.write_all(&said).is_ok() {
             drop(worker);
-            connection.listen(&Front, &Front);
+            connection.listen(&AnyFront, &AnyFront);
         }
     }
 }

@@ -8,7 +8,7 @@ use registry::client::{AccessSource, Connection, RepositoryAccess};
 use reqwest::Url;
 
 use super::message::ToWorker;
-use super::remote::Shared;
+use super::remote::RemoteState;
 use super::wire::Sender;
 use crate::access::Accesses;
 use crate::control::BackendSpec;
@@ -60,7 +60,7 @@ pub(super) fn connection(backend: &BackendSpec, accesses: &Accesses) -> Option<C
 }
 
 /// Tells the process of what changes, as long as there is a worker.
-pub(super) async fn follow(shared: Weak<Shared>) {
+pub(super) async fn follow(shared: Weak<RemoteState>) {
     let Some(mut changes) = shared.upgrade().map(|shared| shared.accesses().changes()) else { return };
     while changes.changed().await.is_ok() {
         let Some(shared) = shared.upgrade() else { return };

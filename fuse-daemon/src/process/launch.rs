@@ -23,12 +23,12 @@ const ENVIRONMENT: &[&str] = &[
 ];
 
 /// Starts a worker at the other end of a socket. A test has other ones.
-pub(super) type Launch = Box<dyn Fn(OwnedFd) -> io::Result<Started> + Send + Sync>;
+pub(super) type Launch = Box<dyn Fn(OwnedFd) -> io::Result<LaunchedWorker> + Send + Sync>;
 
 /// A worker's process, if it has one. Dropped, it is ended.
-pub(super) struct Started(pub(super) Option<Child>);
+pub(super) struct LaunchedWorker(pub(super) Option<Child>);
 
-impl Started {
+impl LaunchedWorker {
     pub(super) fn pid(&self) -> Option<u32> {
         self.0.as_ref().map(Child::id)
     }
@@ -45,7 +45,7 @@ impl Started {
     }
 }
 
-impl Drop for Started {
+impl Drop for LaunchedWorker {
     fn drop(&mut self) {
         self.kill();
     }
@@ -58,7 +58,7 @@ pub(super) fn this_program(arguments: Vec<String>) -> Launch {
         command.arg0("nydus-cluster").args(&arguments).env_clear();
         command.envs(ENVIRONMENT.iter().filter_map(|name| Some((*name, std::env::var_os(name)?))));
         command.stdin(Stdio::from(socket)).stdout(Stdio::null()).current_dir("/");
-        command.spawn().map(|child| Started(Some(child)))
+        command.spawn().map(|child| LaunchedWorker(Some(child)))
     })
 }
 

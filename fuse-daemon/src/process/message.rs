@@ -77,7 +77,7 @@ pub(crate) enum ToWorker {
         milliseconds: u64,
     },
     /// The answer to a question, with the file that it asked for.
-    Answer { number: u64, answer: Answer },
+    Answer { number: u64, answer: WorkerAnswer },
     /// To be echoed.
     Ping { number: u64 },
 }
@@ -117,7 +117,7 @@ pub(crate) enum FromWorker {
         from: String,
     },
     /// A chunk will not come.
-    Failed { chunk: ChunkName, failure: Failure },
+    Failed { chunk: ChunkName, failure: ChunkFailure },
     /// Chunk information is in the file that came with the order.
     ChunkInfo { number: u64, outcome: Result<InfoLengths, String> },
     /// Whether a backend has a blob, or why not.
@@ -181,7 +181,7 @@ pub(crate) enum Question {
 /// What it is told.
 #[derive(Clone, Debug, Deserialize, PartialEq, Serialize)]
 #[serde(rename_all = "snake_case", deny_unknown_fields)]
-pub(crate) enum Answer {
+pub(crate) enum WorkerAnswer {
     /// The file came along; it has so many bytes.
     File { bytes: u64 },
     /// What credentials there are was said.
@@ -214,7 +214,7 @@ impl From<ChunkName> for ChunkKey {
 /// Why a chunk will not come: what of [`ChunkError`] a worker can know.
 #[derive(Clone, Debug, Deserialize, Eq, PartialEq, Serialize)]
 #[serde(rename_all = "snake_case", deny_unknown_fields)]
-pub(crate) enum Failure {
+pub(crate) enum ChunkFailure {
     Fetch { reason: String },
     Late { reason: String },
     Corrupt { from: String, reason: String },
@@ -223,7 +223,7 @@ pub(crate) enum Failure {
     Unknown,
 }
 
-impl From<ChunkError> for Failure {
+impl From<ChunkError> for ChunkFailure {
     fn from(error: ChunkError) -> Self {
         match error {
             ChunkError::Fetch(reason) => Self::Fetch { reason: clip(&reason) },
@@ -239,17 +239,17 @@ impl From<ChunkError> for Failure {
     }
 }
 
-impl From<Failure> for ChunkError {
-    fn from(failure: Failure) -> Self {
+impl From<ChunkFailure> for ChunkError {
+    fn from(failure: ChunkFailure) -> Self {
         match failure {
-            Failure::Fetch { reason } => Self::Fetch(clip(&reason)),
-            Failure::Late { reason } => Self::Late(clip(&reason)),
-            Failure::Corrupt { from, reason } => {
+            ChunkFailure::Fetch { reason } => Self::Fetch(clip(&reason)),
+            ChunkFailure::Late { reason } => Self::Late(clip(&reason)),
+            ChunkFailure::Corrupt { from, reason } => {
                 Self::Corrupt { from: clip(&from).into(), reason: clip(&reason) }
             }
-            Failure::Exhausted => Self::Exhausted,
-            Failure::Lost => Self::Lost,
-            Failure::Unknown => Self::Unknown,
+            ChunkFailure::Exhausted => Self::Exhausted,
+            ChunkFailure::Lost => Self::Lost,
+            ChunkFailure::Unknown => Self::Unknown,
         }
     }
 }

@@ -37,9 +37,9 @@ impl NameFiles {
 
 /// See the module.
 #[derive(Default)]
-pub(super) struct Names(RwLock<Option<Arc<TokioResolver>>>);
+pub(super) struct HostNames(RwLock<Option<Arc<TokioResolver>>>);
 
-impl Names {
+impl HostNames {
     /// Looks up by these files from now on.
     pub(super) fn set(&self, files: &NameFiles) {
         let resolver = resolver(files).map_err(|error| {
@@ -68,7 +68,7 @@ fn resolver(files: &NameFiles) -> Result<TokioResolver, hickory_resolver::net::N
     Ok(resolver)
 }
 
-impl Resolve for Names {
+impl Resolve for HostNames {
     fn resolve(&self, name: Name) -> Resolving {
         let resolver = self.0.read().unwrap_or_else(PoisonError::into_inner).clone();
         Box::pin(async move {
@@ -92,14 +92,14 @@ mod tests {
         NameFiles { resolv_conf: resolv_conf.to_owned(), hosts: hosts.to_owned() }
     }
 
-    async fn addresses(names: &Names, host: &str) -> Result<Vec<String>, String> {
+    async fn addresses(names: &HostNames, host: &str) -> Result<Vec<String>, String> {
         let found = names.resolve(host.parse().unwrap()).await.map_err(|error| error.to_string())?;
         Ok(found.map(|address| address.ip().to_string()).collect())
     }
 
     #[tokio::test]
     async fn hosts_are_found_by_the_file_of_hosts_which_may_change() {
-        let names = Names::default();
+        let names = HostNames::default();
         names.set(&files("nameserver 127.0.0.1\n", "10.1.2.3 registry.test other\n"));
         assert_eq!(addresses(&names, "registry.test").await.unwrap(), ["10.1.2.3"]);
         names.set(&files("", "10.1.2.4 registry.test\nfd00::1 registry.test\n"));
@@ -110,7 +110,7 @@ mod tests {
 
     #[tokio::test]
     async fn without_settings_nothing_is_found_and_nothing_hangs() {
-        assert!(addresses(&Names::default(), "registry.test").await.is_err());
+        assert!(addresses(&HostNames::default(), "registry.test").await.is_err());
     }
 
     /// Answers each question with an address, if it is for one of version 4.
@@ -140,7 +140,7 @@ mod tests {
             return;
         };
         std::thread::spawn(move || answer(&socket));
-        let names = Names::default();
+        let names = HostNames::default();
         names.set(&files("nameserver 127.53.53.53\noptions timeout:2\n", ""));
         assert_eq!(addresses(&names, "registry.test").await.unwrap(), ["10.9.8.7"]);
     }

@@ -15,12 +15,12 @@ use tokio::runtime::Handle;
 use tokio::sync::{Semaphore, watch};
 use tokio::time::Instant;
 
-use super::connection::{Connection, Listener};
+use super::connection::{Listener, WorkerConnection};
 use super::errand::{Brought, Errand, info_bytes, read_parts};
 use super::files;
 use super::given::{self, Given};
 use super::launch::{Launch, this_program};
-use super::message::{Answer, Guards, Question, ToWorker};
+use super::message::{Guards, Question, ToWorker, WorkerAnswer};
 use super::names::NameFiles;
 use super::shape::{BlobShape, OrderShape};
 use super::supervise;
@@ -60,11 +60,11 @@ pub struct Condition {
 
 /// A worker in a process of its own. Dropped, it ends that.
 pub struct RemoteWorker {
-    pub(super) shared: Arc<Shared>,
+    pub(super) shared: Arc<RemoteState>,
 }
 
 /// What the supervisor shares with those who order.
-pub(super) struct Shared {
+pub(super) struct RemoteState {
     me: Weak<Self>,
     pub(super) config: ProcessConfig,
     pub(super) launch: Launch,
@@ -74,7 +74,7 @@ pub(super) struct Shared {
     asked: Arc<Semaphore>,
     orders: OnceLock<Weak<dyn Orders>>,
     /// The process that works at the moment.
-    pub(super) current: watch::Sender<Option<Arc<Connection>>>,
+    pub(super) current: watch::Sender<Option<Arc<WorkerConnection>>>,
     state: Mutex<State>,
     pub(super) stop: tokio_util::sync::CancellationToken,
 }
@@ -98,7 +98,7 @@ struct Registered {
 
 /// Keeps a backend known for some blobs.
 pub struct RemoteRegistration {
-    shared: Weak<Shared>,
+    shared: Weak<RemoteState>,
     number: u64,
 }
 
@@ -128,7 +128,7 @@ impl RemoteWorker {
         accesses: Arc<Accesses>,
         launch: Launch,
     ) -> Self {
-        let shared = |me: &Weak<Shared>| Shared {
+        let shared = |me: &Weak<RemoteState>| RemoteState {
             me: Weak::clone(me),
             config,
             launch,
@@ -296,12 +296,12 @@ impl State {
     }
 }
 
-impl Shared {
+impl RemoteState {
     fn lock(&self) -> MutexGuard<'_, State> {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    fn current(&self) -> Option<Arc<Connection>> {
+    fn current(&self) -> Option<Arc<WorkerConnection>> {
         self.current.borrow().clone()
     }
 
@@ -317,7 +317,13 @@ impl Shared {
     }
 
     /// Tells a process of a registration, and how its backend is read.
-    fn introduce(&self, given: &mut Given, number: u64, registered: &Registered, connection: &Connection) {
+    fn introduce(
+        &self,
+        given: &mut Given,
+        number: u64,
+        registered: &Registered,
+        connection: &WorkerConnection,
+    ) {
         given.give(&registered.backend, &self.accesses, &connection.sender);
         let message = ToWorker::Register {
             number,
@@ -360,7 +366,7 @@ impl Shared {
     }
 
     /// A process is ready: it is told all that the one before it knew.
-    pub(super) fn begin(&self, connection: &Arc<Connection>, pid: Option<u32>, guards: Guards) {
+    pub(super) fn begin(&self, connection: &Arc<WorkerConnection>, pid: Option<u32>, guards: Guards) {
         let mut guard = self.lock();
         let state = &mut *guard;
         state.given = Given::default();
@@ -410,7 +416,7 @@ impl Shared {
     }
 }
 
-impl Listener for Shared {
+impl Listener for RemoteState {
     fn brought(&self, number: u64, outcome: Result<Brought, String>) {
         let errand = self.lock().errands.remove(&number);
         if let Some(errand) = errand {
@@ -418,10 +424,10 @@ impl Listener for Shared {
         }
     }
 
-    fn asked(&self, connection: &Arc<Connection>, number: u64, question: Question) {
+    fn asked(&self, connection: &Arc<WorkerConnection>, number: u64, question: Question) {
         let connection = Arc::clone(connection);
         let refused = |reason: &str| {
-            let answer = Answer::Refused { reason: reason.to_owned() };
+            let answer = WorkerAnswer::Refused { reason: reason.to_owned() };
             connection.sender.send(&ToWorker::Answer { number, answer }, None);
         };
         if !self.concerns(&question) {
@@ -433,8 +439,8 @@ impl Listener for Shared {
         match question {
             Question::File { directory, blob } => drop(self.runtime.spawn_blocking(move || {
                 let (answer, file) = match files::open(&directory, blob) {
-                    Ok((file, bytes)) => (Answer::File { bytes }, Some(file)),
-                    Err(error) => (Answer::Refused { reason: error.to_string() }, None),
+                    Ok((file, bytes)) => (WorkerAnswer::File { bytes }, Some(file)),
+                    Err(error) => (WorkerAnswer::Refused { reason: error.to_string() }, None),
                 };
                 connection.sender.send(&ToWorker::Answer { number, answer }, file);
                 drop(permit);
@@ -446,7 +452,7 @@ impl Listener for Shared {
                     if let Some(shared) = me.upgrade() {
                         shared.give_all();
                     }
-                    connection.sender.send(&ToWorker::Answer { number, answer: Answer::Renewed }, None);
+                    connection.sender.send(&ToWorker::Answer { number, answer: WorkerAnswer::Renewed }, None);
                     drop(permit);
                 });
             }
@@ -454,7 +460,7 @@ impl Listener for Shared {
     }
 }
 
-impl Shared {
+impl RemoteState {
     /// Whether a question is about a backend of a mounted image.
     fn concerns(&self, question: &Question) -> bool {
         let state = self.lock();

@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-use super::message::{Failure, FromWorker, clip};
+use super::message::{ChunkFailure, FromWorker, clip};
 use super::wire::Sender;
 use crate::front::{BackendName, ChunkError, ChunkKey, Content, Fill, Responses};
 use crate::sys::Arena;
@@ -14,7 +14,7 @@ pub(super) struct Report {
 }
 
 impl Report {
-    fn fail(&self, key: ChunkKey, failure: Failure) {
+    fn fail(&self, key: ChunkKey, failure: ChunkFailure) {
         self.sender.send(&FromWorker::Failed { chunk: key.into(), failure }, None);
     }
 }
@@ -35,10 +35,11 @@ impl Responses for Report {
 
     fn arrived(&self, key: ChunkKey, len: usize, from: &BackendName, fill: &mut Fill<'_>) {
         let Some(mut window) = self.arena.take(len) else {
-            return self.fail(key, Failure::Fetch { reason: format!("a chunk of {len} bytes is too large") });
+            return self
+                .fail(key, ChunkFailure::Fetch { reason: format!("a chunk of {len} bytes is too large") });
         };
         if let Err(reason) = fill(&mut window) {
-            return self.fail(key, Failure::Corrupt { from: from.to_string(), reason: clip(&reason) });
+            return self.fail(key, ChunkFailure::Corrupt { from: from.to_string(), reason: clip(&reason) });
         }
         let at = window.hand_over() as u64;
         let len = u32::try_from(len).unwrap_or(u32::MAX);

@@ -14,10 +14,10 @@ use registry::client::{AccessSource, Client, Connection};
 use reqwest::dns::Resolve;
 use tokio::runtime::{Builder, Runtime};
 
-use super::ask::{Asker, PassedDirectory};
+use super::ask::{FrontClient, PassedDirectory};
 use super::guard;
-use super::message::{Answer, FromWorker, InfoLengths, Start, TO_WORKER_LIMIT, ToWorker, clip};
-use super::names::Names;
+use super::message::{FromWorker, InfoLengths, Start, TO_WORKER_LIMIT, ToWorker, WorkerAnswer, clip};
+use super::names::HostNames;
 use super::report::Report;
 use super::shape::{BlobShape, after};
 use super::supplied::Supplied;
@@ -78,7 +78,7 @@ pub fn serve(locked_up: impl FnOnce()) -> Result<(), ServeError> {
     let memory = receiver.descriptor().ok_or(ServeError::Start("no memory came along"))?;
     let memory_bytes = usize::try_from(start.memory_bytes).unwrap_or(usize::MAX);
     let arena = Arena::map(memory, memory_bytes).map_err(system("map the shared memory"))?;
-    let names = Arc::new(Names::default());
+    let names = Arc::new(HostNames::default());
     let client = Client::new(start.registry.clone())?.with_resolver(Arc::clone(&names) as Arc<dyn Resolve>);
     // The files of which are out of reach from here on.
     client.load_system_roots();
@@ -86,29 +86,30 @@ pub fn serve(locked_up: impl FnOnce()) -> Result<(), ServeError> {
     let guards = guard::lock_up(start.user);
     locked_up();
     let sender = Sender::new(socket);
-    let served = Served::new(&start, &client, names, arena, sender).map_err(system("start threads"))?;
+    let served =
+        RunningWorker::new(&start, &client, names, arena, sender).map_err(system("start threads"))?;
     served.sender.send(&FromWorker::Ready { guards }, None);
     served.run(&mut receiver).map_err(system("hear the daemon"))
 }
 
 /// A worker that runs.
-pub(super) struct Served {
+pub(super) struct RunningWorker {
     runtime: Runtime,
     worker: Arc<LocalWorker>,
     client: Client,
     arena: Arc<Arena>,
     pub(super) sender: Arc<Sender>,
-    asker: Arc<Asker>,
+    asker: Arc<FrontClient>,
     supplied: Arc<Supplied>,
-    names: Arc<Names>,
+    names: Arc<HostNames>,
     _report: Arc<Report>,
 }
 
-impl Served {
+impl RunningWorker {
     pub(super) fn new(
         start: &Start,
         client: &Client,
-        names: Arc<Names>,
+        names: Arc<HostNames>,
         arena: Arc<Arena>,
         sender: Sender,
     ) -> io::Result<Self> {
@@ -137,7 +138,7 @@ impl Served {
                 }
             }
         });
-        let asker = Arc::new(Asker::new(Arc::clone(&sender)));
+        let asker = Arc::new(FrontClient::new(Arc::clone(&sender)));
         let supplied = Arc::new(Supplied::new(Arc::clone(&asker)));
         let client = client.with_access(Arc::clone(&supplied) as Arc<dyn AccessSource>);
         names.set(&start.names);
@@ -174,7 +175,7 @@ impl Served {
                 }
                 ToWorker::Answer { number, answer } => {
                     let file = match answer {
-                        Answer::File { .. } => receiver.descriptor(),
+                        WorkerAnswer::File { .. } => receiver.descriptor(),
                         _ => None,
                     };
                     self.asker.answered(number, answer, file);

@@ -12,10 +12,10 @@ use std::time::{Duration, Instant};
 use nix::libc;
 use registry::client::ClientConfig;
 
-use super::connection::{Connection, MEMORY_BYTES, Over};
-use super::launch::{Started, sockets};
+use super::connection::{MEMORY_BYTES, Over, WorkerConnection};
+use super::launch::{LaunchedWorker, sockets};
 use super::message::{Start, ToWorker};
-use super::remote::Shared;
+use super::remote::RemoteState;
 
 /// How often a process is looked at.
 const TICK: Duration = Duration::from_millis(200);
@@ -39,12 +39,12 @@ const PATIENCE_FRACTION: u32 = 4;
 const PATIENCE: (Duration, Duration) = (Duration::from_secs(1), Duration::from_secs(10));
 
 /// Starts the thread that supervises. It ends when the worker is dropped.
-pub(super) fn start(shared: &Arc<Shared>) -> io::Result<()> {
+pub(super) fn start(shared: &Arc<RemoteState>) -> io::Result<()> {
     let supervised = Arc::downgrade(shared);
     thread::Builder::new().name("worker".to_owned()).spawn(move || keep_running(&supervised)).map(drop)
 }
 
-fn keep_running(supervised: &Weak<Shared>) {
+fn keep_running(supervised: &Weak<RemoteState>) {
     let mut pause = Duration::ZERO;
     while let Some(shared) = supervised.upgrade() {
         if shared.stop.is_cancelled() {
@@ -68,10 +68,10 @@ fn keep_running(supervised: &Weak<Shared>) {
 }
 
 /// Runs one process until it ends: why it did.
-fn run(shared: &Arc<Shared>) -> io::Result<String> {
+fn run(shared: &Arc<RemoteState>) -> io::Result<String> {
     let (ours, theirs) = sockets()?;
     let started = (shared.launch)(theirs)?;
-    let (connection, memory) = Connection::new(ours)?;
+    let (connection, memory) = WorkerConnection::new(ours)?;
     let connection = Arc::new(connection);
     let config = &shared.config;
     let start = Start {
@@ -132,9 +132,9 @@ fn without_files(config: &ClientConfig) -> ClientConfig {
 
 /// Waits until it ends, or is to: why, and whether it had been ready.
 fn watch(
-    shared: &Arc<Shared>,
-    connection: &Arc<Connection>,
-    started: &Started,
+    shared: &Arc<RemoteState>,
+    connection: &Arc<WorkerConnection>,
+    started: &LaunchedWorker,
     patience: Duration,
 ) -> (Over, bool) {
     let since = Instant::now();

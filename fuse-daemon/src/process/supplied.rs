@@ -7,18 +7,18 @@ use futures::FutureExt;
 use futures::future::BoxFuture;
 use registry::client::{AccessSource, RepositoryAccess};
 
-use super::ask::Asker;
+use super::ask::FrontClient;
 use super::message::Question;
 
 /// See the module.
 pub(super) struct Supplied {
-    asker: Arc<Asker>,
+    asker: Arc<FrontClient>,
     /// By registry and repository.
     known: Mutex<HashMap<(String, String), Arc<RepositoryAccess>>>,
 }
 
 impl Supplied {
-    pub(super) fn new(asker: Arc<Asker>) -> Self {
+    pub(super) fn new(asker: Arc<FrontClient>) -> Self {
         Self { asker, known: Mutex::default() }
     }
 

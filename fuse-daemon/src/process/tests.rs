@@ -12,10 +12,10 @@ use rafs::compress::Compressor;
 use rafs::digest::DigestAlgorithm;
 use registry::client::{Client, ClientConfig};
 
-use super::launch::{Launch, Started};
-use super::message::{Failure, FromWorker, Guards, Start, TO_WORKER_LIMIT, ToWorker};
+use super::launch::{Launch, LaunchedWorker};
+use super::message::{ChunkFailure, FromWorker, Guards, Start, TO_WORKER_LIMIT, ToWorker};
 use super::remote::{ProcessConfig, RemoteWorker};
-use super::serve::Served;
+use super::serve::RunningWorker;
 use super::wire::{Receiver, Sender};
 use crate::access::Accesses;
 use crate::cache::{BootId, Cache, CachedBlob, Generation, Lease, Said};
@@ -88,7 +88,7 @@ fn honest(mut peer: Peer) {
     let client = Client::new(ClientConfig::default()).unwrap();
     let arena = Arena::map(peer.memory, peer.start.memory_bytes as usize).unwrap();
     let (names, sender) = (Arc::default(), Sender::new(peer.socket));
-    let served = Served::new(&peer.start, &client, names, arena, sender).unwrap();
+    let served = RunningWorker::new(&peer.start, &client, names, arena, sender).unwrap();
     served.sender.send(&FromWorker::Ready { guards: Guards::default() }, None);
     served.run(&mut peer.receiver).unwrap();
 }
@@ -103,7 +103,7 @@ fn workers(acts: Vec<Act>, crash: bool) -> (Launch, Arc<AtomicUsize>) {
         std::thread::spawn(move || act(Peer::new(socket)));
         let process = || std::process::Command::new("sh").args(["-c", "kill -SEGV $$"]).spawn();
         let process = crash.then(process).transpose()?;
-        Ok(Started(process))
+        Ok(LaunchedWorker(process))
     };
     (Box::new(launch), launched)
 }
@@ -270,7 +270,7 @@ fn liar(mut peer: Peer) {
     for (at, len) in [(0, len), (CHUNK as u64, len), (0, len - 1), (0, len + 1), (0, 0)] {
         peer.deliver(key, at, len);
     }
-    peer.sender.send(&FromWorker::Failed { chunk: key.into(), failure: Failure::Lost }, None);
+    peer.sender.send(&FromWorker::Failed { chunk: key.into(), failure: ChunkFailure::Lost }, None);
     peer.sender.send(&FromWorker::ChunkInfo { number: 77, outcome: Err("\n".to_owned()) }, None);
     peer.sender.send(&FromWorker::Pong { number: 77 }, None);
     let question = super::message::Question::File { directory: "/etc".into(), blob: key.blob };
@@ -279,7 +279,7 @@ fn liar(mut peer: Peer) {
         let message = peer.receiver.next().unwrap().unwrap();
         if let ToWorker::Answer { answer, .. } = serde_json::from_slice(&message).unwrap() {
             let reason = "no image is read from there".to_owned();
-            assert_eq!(answer, super::message::Answer::Refused { reason });
+            assert_eq!(answer, super::message::WorkerAnswer::Refused { reason });
             return;
         }
     }

@@ -24,12 +24,12 @@ const QUEUE_LIMIT: usize = 128 << 20;
 /// The end that messages are sent by. Who sends never waits: what the socket does not take is sent by [`pump`](Self::pump).
 pub(super) struct Sender {
     socket: Arc<UnixStream>,
-    queue: Mutex<Queue>,
+    queue: Mutex<SendQueue>,
     filled: Condvar,
 }
 
 #[derive(Default)]
-struct Queue {
+struct SendQueue {
     waiting: VecDeque<Packet>,
     bytes: usize,
     closed: bool,
@@ -109,14 +109,14 @@ impl Sender {
         self.close_locked(&mut self.lock());
     }
 
-    fn close_locked(&self, queue: &mut Queue) {
+    fn close_locked(&self, queue: &mut SendQueue) {
         queue.closed = true;
         queue.waiting.clear();
         let _ = self.socket.shutdown(Shutdown::Both);
         self.filled.notify_all();
     }
 
-    fn lock(&self) -> MutexGuard<'_, Queue> {
+    fn lock(&self) -> MutexGuard<'_, SendQueue> {
         self.queue.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }

@@ -12,9 +12,9 @@ use std::os::fd::{AsRawFd, BorrowedFd, FromRawFd, OwnedFd, RawFd};
 
 /// Where a process has a descriptor. It is not borrowed: whoever uses this sees to it that the owner has not let go of it.
 #[derive(Clone, Copy, Debug)]
-pub(crate) struct Place(RawFd);
+pub(crate) struct DescriptorPlace(RawFd);
 
-impl Place {
+impl DescriptorPlace {
     /// That of a descriptor.
     pub(crate) fn of(descriptor: BorrowedFd<'_>) -> Self {
         Self(descriptor.as_raw_fd())
@@ -22,7 +22,10 @@ impl Place {
 }
 
 /// Makes what is at `place` another descriptor of what `descriptor` is one of.
-pub(crate) fn replace(descriptor: BorrowedFd<'_>, Place(place): Place) -> std::io::Result<()> {
+pub(crate) fn replace(
+    descriptor: BorrowedFd<'_>,
+    DescriptorPlace(place): DescriptorPlace,
+) -> std::io::Result<()> {
     // SAFETY: it is open, as whoever has the place sees to, and is not closed here: the value is never dropped. Its owner
     // goes on owning the same number, which stays open all the time.
     let mut place = ManuallyDrop::new(unsafe { OwnedFd::from_raw_fd(place) });

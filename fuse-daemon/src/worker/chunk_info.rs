@@ -13,15 +13,15 @@ use tokio::time::{Instant, timeout_at};
 
 use super::race::race;
 use super::sources::Source;
-use super::{LocalWorker, Shared};
+use super::{LocalWorker, WorkerState};
 use crate::control::BlobId;
 
 type Outcome = Result<Arc<MetaParts>, Arc<BlobError>>;
-type Flight = BoxFuture<'static, Outcome>;
+type InfoFlight = BoxFuture<'static, Outcome>;
 
 /// What is being read, by blob as it is described: images may describe it differently.
 #[derive(Default)]
-pub(super) struct ChunkInfos(Mutex<Vec<(Blob, WeakShared<Flight>)>>);
+pub(super) struct ChunkInfos(Mutex<Vec<(Blob, WeakShared<InfoFlight>)>>);
 
 impl LocalWorker {
     /// The chunk information of a blob, from whichever backend has it first, not verified; read once for all who ask at the
@@ -47,9 +47,9 @@ impl LocalWorker {
     }
 }
 
-impl Shared {
+impl WorkerState {
     /// What reads it, and whether somebody else had begun to.
-    fn chunk_info(self: &Arc<Self>, blob: &Blob, until: Instant) -> (SharedFuture<Flight>, bool) {
+    fn chunk_info(self: &Arc<Self>, blob: &Blob, until: Instant) -> (SharedFuture<InfoFlight>, bool) {
         let mut flights = self.chunk_infos.0.lock().unwrap_or_else(PoisonError::into_inner);
         flights.retain(|(_, flight)| flight.upgrade().is_some());
         let joined = flights.iter().find(|(known, _)| known == blob);
@@ -69,7 +69,7 @@ impl Shared {
                 Err(panic) => Err(Arc::new(BlobError::Io { blob: of, source: io::Error::other(panic) })),
             }
         };
-        let flight: SharedFuture<Flight> = read.boxed().shared();
+        let flight: SharedFuture<InfoFlight> = read.boxed().shared();
         flights.extend(flight.downgrade().map(|flight| (blob.clone(), flight)));
         (flight, false)
     }
@@ -77,7 +77,7 @@ impl Shared {
 
 /// Reads for who parses, on a thread that may wait, until the one deadline of all that is read.
 struct Tail {
-    shared: Arc<Shared>,
+    shared: Arc<WorkerState>,
     until: Instant,
 }
 

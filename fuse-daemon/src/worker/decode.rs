@@ -6,7 +6,7 @@ use bytes::Bytes;
 use rafs::blob::Blob;
 use rafs::blob::decode::{Batch, unpack_into};
 
-use super::Shared;
+use super::WorkerState;
 use super::budget::Memory;
 use super::tickets::Ticket;
 use crate::describe;
@@ -25,7 +25,7 @@ pub(super) struct Arrived {
     pub(super) _memory: Memory,
 }
 
-impl Shared {
+impl WorkerState {
     /// Has an extent decoded by the pool.
     pub(super) fn decode(self: &Arc<Self>, arrived: Arrived) {
         let chunks: Vec<_> = arrived.tickets.iter().map(|ticket| ticket.key).collect();

@@ -131,10 +131,10 @@ impl Fetcher for LocalWorker {
 
 /// A worker in this process.
 pub struct LocalWorker {
-    shared: Arc<Shared>,
+    shared: Arc<WorkerState>,
 }
 
-struct Shared {
+struct WorkerState {
     config: WorkerConfig,
     runtime: Handle,
     sources: Sources,
@@ -147,7 +147,7 @@ struct Shared {
 
 /// Keeps a backend known for some blobs.
 pub struct Registration {
-    shared: Weak<Shared>,
+    shared: Weak<WorkerState>,
     of_blobs: Vec<(BlobId, Arc<Source>)>,
 }
 
@@ -179,7 +179,7 @@ impl LocalWorker {
     ///
     /// No threads can be started.
     pub fn new(config: WorkerConfig, runtime: Handle) -> std::io::Result<Self> {
-        let shared = Shared {
+        let shared = WorkerState {
             sources: Sources::new(config.buffer_bytes.saturating_mul(2)),
             tickets: Tickets::default(),
             chunk_infos: ChunkInfos::default(),
@@ -213,7 +213,7 @@ impl Worker for LocalWorker {
     }
 }
 
-impl Shared {
+impl WorkerState {
     fn respond(&self, answer: impl FnOnce(&dyn Responses)) {
         if let Some(responses) = self.responses.get().and_then(Weak::upgrade) {
             answer(&*responses);

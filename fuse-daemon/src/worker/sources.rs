@@ -23,11 +23,11 @@ pub(super) struct Source {
 /// See the module.
 pub(super) struct Sources {
     share_kib: usize,
-    inner: Mutex<Inner>,
+    inner: Mutex<SourceTable>,
 }
 
 #[derive(Default)]
-struct Inner {
+struct SourceTable {
     by_name: HashMap<BackendName, Weak<Source>>,
     /// In the order in which they are asked, with the number of registrations.
     of_blob: HashMap<BlobId, Vec<(Arc<Source>, usize)>>,
@@ -65,7 +65,7 @@ impl Sources {
         source
     }
 
-    fn source(&self, inner: &mut Inner, backend: &Arc<dyn Backend>) -> Arc<Source> {
+    fn source(&self, inner: &mut SourceTable, backend: &Arc<dyn Backend>) -> Arc<Source> {
         let name = BackendName::from(backend.name());
         if let Some(known) = inner.by_name.get(&name).and_then(Weak::upgrade) {
             return known;
@@ -123,7 +123,7 @@ impl Sources {
         u32::try_from(wanted).unwrap_or(u32::MAX)
     }
 
-    fn lock(&self) -> MutexGuard<'_, Inner> {
+    fn lock(&self) -> MutexGuard<'_, SourceTable> {
         self.inner.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }

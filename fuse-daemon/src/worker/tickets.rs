@@ -3,21 +3,21 @@
 use std::collections::HashMap;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
 
-use super::Shared;
+use super::WorkerState;
 use crate::front::{BackendName, ChunkError, ChunkKey, Fill, Responses};
 
 /// All tickets of a worker.
 #[derive(Default)]
-pub(super) struct Tickets(Mutex<Inner>);
+pub(super) struct Tickets(Mutex<TicketTable>);
 
 #[derive(Default)]
-struct Inner {
+struct TicketTable {
     next: u64,
-    open: HashMap<ChunkKey, Open>,
+    open: HashMap<ChunkKey, OpenTicket>,
 }
 
 #[derive(Clone, Copy)]
-struct Open {
+struct OpenTicket {
     /// The ticket's: a chunk that was answered may be ordered again while the old work is still being put away.
     number: u64,
     /// Whether a reader waits for it.
@@ -26,7 +26,7 @@ struct Open {
 
 /// The duty to answer for a chunk. Dropped without an answer, as by a panic, it says that the chunk was lost.
 pub(super) struct Ticket {
-    shared: Weak<Shared>,
+    shared: Weak<WorkerState>,
     pub(super) key: ChunkKey,
     number: u64,
 }
@@ -42,7 +42,7 @@ impl Drop for Ticket {
 }
 
 impl Tickets {
-    fn lock(&self) -> MutexGuard<'_, Inner> {
+    fn lock(&self) -> MutexGuard<'_, TicketTable> {
         self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
@@ -50,7 +50,7 @@ impl Tickets {
         let mut inner = self.lock();
         inner.next += 1;
         let number = inner.next;
-        inner.open.insert(key, Open { number, demanded });
+        inner.open.insert(key, OpenTicket { number, demanded });
         number
     }
 
@@ -81,7 +81,7 @@ impl Tickets {
     }
 }
 
-impl Shared {
+impl WorkerState {
     pub(super) fn ticket(self: &Arc<Self>, key: ChunkKey, demanded: bool) -> Ticket {
         Ticket { shared: Arc::downgrade(self), key, number: self.tickets.open(key, demanded) }
     }

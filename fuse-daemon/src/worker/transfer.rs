@@ -9,7 +9,7 @@ use futures::StreamExt;
 use rafs::blob::Blob;
 use tokio::time::{Instant, timeout_at};
 
-use super::Shared;
+use super::WorkerState;
 use super::budget::Memory;
 use super::decode::Arrived;
 use super::race::{Fault, race};
@@ -58,7 +58,7 @@ impl Transfer {
     }
 }
 
-impl Shared {
+impl WorkerState {
     /// Fetches an order. Whatever becomes of it, its chunks are answered: those that are not when this ends by a bug, or by
     /// the end of the runtime, are lost.
     pub(super) async fn fetch(self: Arc<Self>, order: Order, transfer: Transfer) {

@@ -28,7 +28,7 @@ pub use descriptor::Role;
 pub use flattened::flattened;
 pub use index::{Beside, Index, Stored};
 pub use manifest::{BlobLayer, Described, Manifest, MediaTypes};
-pub use parsed::{Artifact, DEPTH_LIMIT, Parsed, Shape};
+pub use parsed::{Artifact, DEPTH_LIMIT, DocumentShape, Parsed};
 
 pub use registry::media_types::{
     DOCKER_CONFIG, DOCKER_INDEX, DOCKER_MANIFEST, EMPTY_CONFIG, OCI_CONFIG, OCI_INDEX, OCI_MANIFEST,

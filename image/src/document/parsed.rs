@@ -83,7 +83,7 @@ impl Parsed {
 /// What any JSON document of a build looks like, found without a value being made of what is in it: a statement of an
 /// attestation may have a hundred megabytes, and many times that as values.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
-pub enum Shape {
+pub enum DocumentShape {
     /// It has a list of manifests.
     Index,
     /// It has layers and a config.
@@ -92,7 +92,7 @@ pub enum Shape {
     Other,
 }
 
-impl Shape {
+impl DocumentShape {
     /// That of a document.
     ///
     /// # Errors
@@ -167,14 +167,14 @@ mod tests {
     #[test]
     fn a_shape_is_told_by_the_members_alone() {
         for (document, shape) in [
-            (r#"{"manifests": [{"any": 1}]}"#, Shape::Index),
-            (r#"{"manifests": null, "config": {}, "layers": null}"#, Shape::Manifest),
-            (r#"{"config": {"Cmd": []}, "rootfs": {}}"#, Shape::Other),
-            (r#"{"predicate": {"manifests": [], "layers": [], "config": {}}}"#, Shape::Other),
+            (r#"{"manifests": [{"any": 1}]}"#, DocumentShape::Index),
+            (r#"{"manifests": null, "config": {}, "layers": null}"#, DocumentShape::Manifest),
+            (r#"{"config": {"Cmd": []}, "rootfs": {}}"#, DocumentShape::Other),
+            (r#"{"predicate": {"manifests": [], "layers": [], "config": {}}}"#, DocumentShape::Other),
         ] {
-            assert_eq!(Shape::of(document.as_bytes()).unwrap(), shape, "{document}");
+            assert_eq!(DocumentShape::of(document.as_bytes()).unwrap(), shape, "{document}");
         }
-        assert!(Shape::of(b"[]").is_err() && Shape::of(br#"{"a": }"#).is_err());
+        assert!(DocumentShape::of(b"[]").is_err() && DocumentShape::of(br#"{"a": }"#).is_err());
     }
 
     #[test]

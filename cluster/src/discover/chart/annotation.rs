@@ -9,7 +9,7 @@ use serde_json::Value as Json;
 use super::archive;
 use super::load::metadata;
 use super::metadata::Metadata;
-use super::rendered::Part;
+use super::rendered::RenderedPart;
 use crate::discover::ask::{Origin, Request, Requests, Way};
 use crate::helm::Files;
 use yaml::Value;
@@ -136,7 +136,12 @@ pub(super) fn is_probe(source: &str) -> bool {
 }
 
 /// Asks for what is needed by a rendering whose objects are `parts`.
-pub(super) fn ask(named: &[Named], parts: &[Part<'_>], set: &Option<String>, requests: &mut Requests) {
+pub(super) fn ask(
+    named: &[Named],
+    parts: &[RenderedPart<'_>],
+    set: &Option<String>,
+    requests: &mut Requests,
+) {
     let shown =
         parts.iter().find(|part| is_probe(part.source)).and_then(|part| part.text.split_once("values: "));
     let values: Json =

@@ -2,7 +2,7 @@
 
 /// One object, and the template that it comes from.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) struct Part<'a> {
+pub(super) struct RenderedPart<'a> {
     /// The template: `CHART/templates/FILE`, `CHART/charts/SUB/templates/FILE`.
     pub(super) source: &'a str,
     /// The object's text.
@@ -12,14 +12,14 @@ pub(super) struct Part<'a> {
 const SOURCE: &str = "---\n# Source: ";
 
 /// Splits helm's output.
-pub(super) fn split(output: &str) -> Vec<Part<'_>> {
+pub(super) fn split(output: &str) -> Vec<RenderedPart<'_>> {
     let mut starts: Vec<usize> = output.match_indices(SOURCE).map(|(at, _)| at).collect();
     starts.retain(|at| *at == 0 || output.as_bytes()[at - 1] == b'\n');
     let ends = starts.iter().skip(1).copied().chain([output.len()]);
     let part = |(start, end): (&usize, usize)| {
         let part = &output[start + SOURCE.len()..end];
         let (source, text) = part.split_once('\n').unwrap_or((part, ""));
-        Part { source: source.trim(), text }
+        RenderedPart { source: source.trim(), text }
     };
     starts.iter().zip(ends).map(part).collect()
 }
@@ -42,8 +42,8 @@ mod tests {
     fn every_object_knows_its_template() {
         let output = "---\n# Source: web/templates/a.yaml\na: 1\n---\n# Source: web/charts/b/templates/c.yaml\nb: |\n  ---\n";
         let expected = [
-            Part { source: "web/templates/a.yaml", text: "a: 1\n" },
-            Part { source: "web/charts/b/templates/c.yaml", text: "b: |\n  ---\n" },
+            RenderedPart { source: "web/templates/a.yaml", text: "a: 1\n" },
+            RenderedPart { source: "web/charts/b/templates/c.yaml", text: "b: |\n  ---\n" },
         ];
         assert_eq!(split(output), expected);
         assert_eq!(split(""), []);

@@ -36,7 +36,7 @@ const SERVICES: [&str; 2] = ["containerd.service", "kubelet.service"];
 
 /// Which parts of the image a node gets, and how.
 #[derive(Clone, Copy, Debug)]
-pub(super) struct Parts<'a> {
+pub(super) struct Installation<'a> {
     /// containerd, since the node has none from elsewhere.
     pub(super) containerd: bool,
     /// What units that need the tree are given, if it is mounted.
@@ -48,7 +48,7 @@ pub(super) struct Parts<'a> {
 }
 
 /// Installs what is missing.
-pub(super) fn install(ledger: &mut Ledger, tree: &Path, parts: Parts<'_>) -> Result<(), LaunchError> {
+pub(super) fn install(ledger: &mut Ledger, tree: &Path, parts: Installation<'_>) -> Result<(), LaunchError> {
     let restart = || {
         systemctl(&["daemon-reload"])?;
         // One that an earlier run started has read what was there then.
@@ -57,7 +57,7 @@ pub(super) fn install(ledger: &mut Ledger, tree: &Path, parts: Parts<'_>) -> Res
     ledger.put_for(SERVICES[0], |ledger| put(ledger, tree, parts), restart)
 }
 
-fn put(ledger: &mut Ledger, tree: &Path, parts: Parts<'_>) -> Result<(), LaunchError> {
+fn put(ledger: &mut Ledger, tree: &Path, parts: Installation<'_>) -> Result<(), LaunchError> {
     for name in names(&tree.join("bin"))? {
         if (parts.containerd || !is_runtime(&name)) && foreign(ledger, &name).is_none() {
             ledger.link(&Path::new("/usr/bin").join(&name), &tree.join("bin").join(&name))?;

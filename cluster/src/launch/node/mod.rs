@@ -185,7 +185,7 @@ fn prepare(dir: &Path, wanted: &Prepare, registry: &ClientConfig) -> Result<Valu
     }
     eprintln!("installing what is missing");
     let needed = image::needed(dir);
-    let parts = install::Parts {
+    let parts = install::Installation {
         containerd: own_containerd,
         needed: Some(needed.as_str()).filter(|_| !matches!(wanted.image, Image::Directory(_))),
         lazy: images.is_some(),
@@ -245,11 +245,11 @@ fn status(dir: &Path) -> Status {
 #[derive(Debug)]
 struct State {
     dir: PathBuf,
-    saved: Saved,
+    saved: SavedState,
 }
 
 #[derive(Clone, Debug, Deserialize, PartialEq, Eq, Serialize)]
-struct Saved {
+struct SavedState {
     prepare: Prepare,
     own_containerd: bool,
     hooks_done: Vec<String>,
@@ -270,7 +270,7 @@ struct Saved {
 
 impl State {
     fn new(dir: &Path, prepare: &Prepare) -> Result<Self, LaunchError> {
-        let saved = Saved {
+        let saved = SavedState {
             prepare: prepare.clone(),
             own_containerd: false,
             hooks_done: Vec::new(),

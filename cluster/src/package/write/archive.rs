@@ -35,21 +35,21 @@ pub(super) struct TarFile {
     /// Locked, until it is closed.
     file: Arc<File>,
     /// Small files, which are written last.
-    files: Vec<(Place, Bytes)>,
-    blobs: HashMap<Digest, Place>,
+    files: Vec<(MemberPlace, Bytes)>,
+    blobs: HashMap<Digest, MemberPlace>,
     /// Where the tar ends.
     size: u64,
 }
 
 /// Where a member is.
 #[derive(Clone, Debug)]
-struct Place {
+struct MemberPlace {
     header: Vec<u8>,
     /// Of the header.
     offset: u64,
 }
 
-impl Place {
+impl MemberPlace {
     fn content(&self) -> u64 {
         self.offset + self.header.len() as u64
     }
@@ -112,7 +112,7 @@ impl TarFile {
             }
         }
         bytes += self.put(place.content() + bytes, buffer.freeze()).await?;
-        let (file, Place { header, offset }) = (Arc::clone(&self.file), place);
+        let (file, MemberPlace { header, offset }) = (Arc::clone(&self.file), place);
         let named = move || {
             // The header says that all of it is there: also after a loss of power.
             file.sync_data()?;
@@ -169,11 +169,11 @@ impl Default for Places {
 
 impl Places {
     /// The place of the next member. The plan is of headers and small contents: those of blobs are in their names.
-    fn place(&mut self, name: &str, size: u64, content: Option<&Bytes>) -> io::Result<Place> {
+    fn place(&mut self, name: &str, size: u64, content: Option<&Bytes>) -> io::Result<MemberPlace> {
         let header = header(name, size)?;
         self.plan.update(&header);
         self.plan.update(content.map_or(&[][..], |content| content));
-        let place = Place { offset: self.end, header };
+        let place = MemberPlace { offset: self.end, header };
         let too_large = || io::Error::new(io::ErrorKind::FileTooLarge, "the package would be too large");
         let padded = size.checked_next_multiple_of(BLOCK_BYTES).ok_or_else(too_large)?;
         self.end =

@@ -29,7 +29,7 @@ use self::pending::Pending;
 use super::about::About;
 use super::{ClusterImage, LOCK_FILE, Package, PackageError};
 use crate::lock::{Lock, Locked};
-use crate::save::layout::{self, Layout, no_conflict};
+use crate::save::layout::{self, RegistryFolder, no_conflict};
 use crate::save::{Done, NotSaved, SaveError, SaveOptions};
 use crate::saved::SavedImages;
 
@@ -105,7 +105,7 @@ pub async fn write(
     let writing = match target {
         PackageTarget::File(path) => Writing::Tar(TarFile::open(path, &head, &gathered)?),
         PackageTarget::Directory(path) => {
-            Writing::Directory(path, Layout::open(&path.join(REGISTRY), &all).map_err(destination)?)
+            Writing::Directory(path, RegistryFolder::open(&path.join(REGISTRY), &all).map_err(destination)?)
         }
     };
     bring_all(&writing, &gathered, &sources, options.blobs, done).await?;
@@ -177,7 +177,7 @@ async fn any_source(package: &Package, client: &Client) -> Result<Option<Source>
 /// A package on its way.
 enum Writing<'a> {
     Tar(TarFile),
-    Directory(&'a Path, Layout),
+    Directory(&'a Path, RegistryFolder),
 }
 
 impl Writing<'_> {

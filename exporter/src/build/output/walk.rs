@@ -5,7 +5,9 @@ use std::sync::Arc;
 
 use bytes::Bytes;
 use image::assemble::{Assembled, Form, NydusImage, assemble};
-use image::document::{Attestation, ImageConfig, Index, Manifest, MediaTypes, Shape, Stored, Subject};
+use image::document::{
+    Attestation, DocumentShape, ImageConfig, Index, Manifest, MediaTypes, Stored, Subject,
+};
 use image::layer::ConvertedLayer;
 use registry::client::Descriptor;
 use registry::digest::{self, Digest};
@@ -44,13 +46,13 @@ impl Output {
         content: &Bytes,
         depth: usize,
     ) -> Result<(), OutputError> {
-        let stored = match Shape::of(content).map_err(|error| self.document_error(error))? {
-            Shape::Index if depth > DEPTH_LIMIT => {
+        let stored = match DocumentShape::of(content).map_err(|error| self.document_error(error))? {
+            DocumentShape::Index if depth > DEPTH_LIMIT => {
                 let reason = format!("indexes are nested more than {DEPTH_LIMIT} deep");
                 return Err(OutputError::Layout { reason });
             }
-            Shape::Index => self.convert_index(content, depth).await?,
-            Shape::Manifest => {
+            DocumentShape::Index => self.convert_index(content, depth).await?,
+            DocumentShape::Manifest => {
                 let source = Manifest::parse(content).map_err(|error| self.document_error(error))?;
                 if source.is_image() {
                     self.convert_image(&source, content).await?
@@ -61,7 +63,7 @@ impl Output {
                     self.keep(&source, content).await?
                 }
             }
-            Shape::Other => return Ok(()),
+            DocumentShape::Other => return Ok(()),
         };
         self.received().stored.insert(digest.clone(), stored);
         Ok(())
