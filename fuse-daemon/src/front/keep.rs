@@ -52,7 +52,7 @@ impl Orders for Front {
         }
     }
 
-    fn is_alone(&self) {
+    fn left_alone(&self) {
         self.outages.begin();
     }
 

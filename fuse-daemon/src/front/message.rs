@@ -123,7 +123,7 @@ pub trait Orders: Responses {
     fn blame(&self, owed: &[ChunkKey]);
 
     /// There is no worker from now on, until another one is ready.
-    fn is_alone(&self);
+    fn left_alone(&self);
 
     /// Another worker has taken the place of one that ended: it knows of no order.
     fn order_again(&self);

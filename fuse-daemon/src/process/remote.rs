@@ -155,7 +155,7 @@ impl RemoteWorker {
         }
         impl Orders for Nobody {
             fn blame(&self, _: &[ChunkKey]) {}
-            fn is_alone(&self) {}
+            fn left_alone(&self) {}
             fn order_again(&self) {}
         }
         let nobody = Arc::new(Nobody);
@@ -215,7 +215,7 @@ impl Fetcher for RemoteWorker {
     fn connect(&self, orders: Weak<dyn Orders>) -> io::Result<()> {
         if self.shared.orders.set(orders).is_ok() {
             if let Some(orders) = self.shared.orders() {
-                orders.is_alone();
+                orders.left_alone();
             }
             self.shared.runtime.spawn(given::follow(Arc::downgrade(&self.shared)));
             supervise::start(&self.shared)?;
@@ -392,7 +392,7 @@ impl RemoteState {
         state.errands.drain().for_each(|(_, errand)| errand.abandon());
         drop(state);
         let Some(orders) = self.orders() else { return };
-        orders.is_alone();
+        orders.left_alone();
         if !blamed.is_empty() {
             orders.blame(blamed);
         }

@@ -32,7 +32,7 @@ fn time_without_a_worker_is_not_a_readers_but_not_for_ever() {
     let deadline = Duration::from_millis(300);
     let bench = Bench::new(deadline);
     let read = bench.read(&[1]);
-    bench.front.is_alone();
+    bench.front.left_alone();
     std::thread::sleep(deadline * 2);
     assert!(waits(&read));
     bench.front.order_again();
@@ -40,7 +40,7 @@ fn time_without_a_worker_is_not_a_readers_but_not_for_ever() {
     assert!(bench.worker.last().until > Instant::now());
     bench.deliver(1);
     assert_eq!(answered(&read).unwrap(), content(1));
-    bench.front.is_alone();
+    bench.front.left_alone();
     let started = Instant::now();
     assert!(answered(&bench.read(&[2])).is_err());
     assert!(started.elapsed() > deadline * 3, "{:?}", started.elapsed());

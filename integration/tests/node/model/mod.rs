@@ -1,5 +1,5 @@
-//! A model of the whole data plane: what every image shows is known, whatever happens to the node. Layers, images, what
-//! is done with them and what goes wrong follow from a seed.
+//! A model of the whole data plane: what every image shows is known, whatever happens to the node. Layers, images, how the
+//! daemon is set, what is done with them and what goes wrong follow from a seed.
 //!
 //! What must hold: content is the model's; every mounted image reads all its files whatever else is mounted; an error
 //! only where something could not be had, and in time; with all images removed the cache holds nothing; nothing leaks; the
