@@ -7,7 +7,7 @@
 //! | other programs of what is far, and the libraries that they need | the same: the loader would ask for one after the other |
 //! | everything | if asked for, some time after the mount: from then on the image needs no registry |
 //!
-//! What the cache has no room for is fetched once for nothing, and no more: see [`Full`].
+//! What the cache has no room for is fetched once for nothing, and no more: see `Full`.
 
 use std::collections::HashSet;
 use std::ops::Range;
