@@ -12,6 +12,7 @@ use containerd_client::services::v1::snapshots::{
     ViewSnapshotRequest,
 };
 use containerd_client::types::Mount;
+use nix::errno::Errno;
 use prost_types::FieldMask;
 use snapshotter::{DaemonConfig, SnapshotterConfig};
 use tokio::task::JoinHandle;
@@ -318,7 +319,13 @@ impl Mounted {
 
 impl Drop for Mounted {
     fn drop(&mut self) {
-        let unmounted = nix::mount::umount(&self.path);
+        let deadline = Instant::now() + SOON;
+        let mut unmounted = nix::mount::umount(&self.path);
+        // A process that another test is just starting has open what this one has, until its program begins.
+        while unmounted == Err(Errno::EBUSY) && Instant::now() < deadline && !std::thread::panicking() {
+            std::thread::sleep(Duration::from_millis(10));
+            unmounted = nix::mount::umount(&self.path);
+        }
         if !std::thread::panicking() {
             unmounted.unwrap();
         }
