@@ -3,7 +3,7 @@
 use std::fs;
 use std::path::Path;
 
-use super::commands::systemctl;
+use super::commands::{progress, systemctl};
 use super::ledger::Ledger;
 use super::{State, by_hooks, clear, foreign, image, install, lazy, member, package};
 use crate::launch::error::LaunchError;
@@ -12,7 +12,7 @@ use crate::launch::error::LaunchError;
 pub(super) fn remove(dir: &Path, keep: bool) -> Result<(), LaunchError> {
     let Some(mut state) = State::read(dir)? else { return clear::remove(&[dir]) };
     if state.saved.role.is_some() {
-        eprintln!("leaving the cluster");
+        progress("leaving the cluster");
         member::leave(&state)?;
     }
     state.hook("clean")?;
@@ -36,7 +36,7 @@ pub(super) fn remove(dir: &Path, keep: bool) -> Result<(), LaunchError> {
 /// Takes away what was put here of an image that another one is to follow, on a node that is in no cluster. Container images stay, and what
 /// was fetched.
 pub(super) fn image(state: &mut State, ledger: &mut Ledger) -> Result<(), LaunchError> {
-    eprintln!("taking away what was there of another image");
+    progress("taking away what was there of another image");
     if state.saved.role.is_some() {
         member::leave(state)?;
     }
@@ -82,12 +82,12 @@ fn stop(services: &[&str]) {
     for service in services {
         // One that is not there, since it never came that far, cannot be disabled.
         if let Err(error) = systemctl(&["disable", "--now", service]) {
-            eprintln!("{error}");
+            progress(error);
         }
     }
     // One that had to be killed would be shown as failed for as long as the node is up.
     if let Err(error) = systemctl(&[&["reset-failed"], services].concat()) {
-        eprintln!("{error}");
+        progress(error);
     }
 }
 

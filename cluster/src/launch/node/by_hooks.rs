@@ -12,7 +12,7 @@ use std::path::{Path, PathBuf};
 
 use serde_json::Value;
 
-use super::commands::{LONG, run};
+use super::commands::{LONG, progress, run};
 use super::{State, install, ledger};
 use crate::launch::error::LaunchError;
 use crate::launch::task::{Begun, ByHooks, Init, Join};
@@ -100,7 +100,7 @@ pub(super) fn leave(state: &State) -> Result<(), LaunchError> {
 
 fn hook(state: &State, name: &str, seen: &Seen<'_>) -> Result<(), LaunchError> {
     let Some(command) = state.saved.prepare.hooks.get(name) else { return Ok(()) };
-    eprintln!("running the hook {name}: {command}");
+    progress(format_args!("running the hook {name}: {command}"));
     let mut shell = state.shell(command);
     shell.env("NODE_ROLE", seen.role).env("NODE_ADDRESS", seen.address.unwrap_or_default());
     shell.env("CLUSTER_ENDPOINT", seen.endpoint.unwrap_or_default());

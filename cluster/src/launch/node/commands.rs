@@ -3,9 +3,9 @@
 //!
 //! Each leads a process group of its own, so that it ends together with what it has started.
 
-use std::fmt::Write as _;
+use std::fmt::{self, Write as _};
 use std::fs;
-use std::io::{self, Read as _};
+use std::io::{self, Read as _, Write as _};
 use std::os::unix::process::CommandExt as _;
 use std::process::{Child, Command, Stdio};
 use std::thread;
@@ -24,6 +24,11 @@ pub(super) const LONG: Duration = Duration::from_secs(900);
 const END_DEADLINE: Duration = Duration::from_secs(5);
 /// How often it is looked at.
 const POLL_INTERVAL: Duration = Duration::from_millis(20);
+
+/// Says what a task does to whoever waits for it, if anybody still does.
+pub(super) fn progress(line: impl fmt::Display) {
+    let _ = writeln!(io::stderr(), "{line}");
+}
 
 /// Runs `command` to its end.
 ///
@@ -161,9 +166,10 @@ mod tests {
         let mut process = process.env(PID_FILE, &file).stdin(Stdio::piped()).spawn().unwrap();
         wait_until("the child runs", || !pid_in(&file).is_empty());
         assert!(is_running(&pid_in(&file)));
-        drop(process.stdin.take());
-        process.wait().unwrap();
+        // As when ssh is gone: nobody hears either that it ends.
+        drop((process.stderr.take(), process.stdin.take()));
         wait_until("the child has ended", || !is_running(&pid_in(&file)));
+        process.wait().unwrap();
     }
 
     #[test]

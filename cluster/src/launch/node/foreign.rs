@@ -11,7 +11,7 @@ use snapshotter::SnapshotterConfig;
 use tokio::runtime::Handle;
 use toml::{Table, Value};
 
-use super::commands::{say, systemctl};
+use super::commands::{progress, say, systemctl};
 use super::ledger::Ledger;
 use super::{State, containerd, lazy};
 use crate::launch::error::LaunchError;
@@ -39,7 +39,7 @@ pub(super) fn tell(ledger: &mut Ledger, state: &mut State, lazily: bool) -> Resu
         ledger.file(&unit.config, &text)?;
     }
     if !state.saved.containerd_told {
-        eprintln!("starting the node's own containerd again, with what it was told; what runs goes on");
+        progress("starting the node's own containerd again, with what it was told; what runs goes on");
         systemctl(&["restart", UNIT])?;
         state.saved.containerd_told = true;
         state.save()?;
@@ -60,7 +60,10 @@ pub(super) fn forget(ledger: &Ledger) -> Result<(), LaunchError> {
     let socket = SnapshotterConfig::default().containerd;
     let forgotten = Handle::current().block_on(snapshotter::forget(socket.path(), containerd::NAME));
     let forgotten = forgotten.map_err(|error| LaunchError::wrong("containerd", error.to_string()))?;
-    eprintln!("removed {} names of images that the node's own containerd had lazily", forgotten.len());
+    progress(format_args!(
+        "removed {} names of images that the node's own containerd had lazily",
+        forgotten.len()
+    ));
     Ok(())
 }
 

@@ -9,7 +9,7 @@ use std::time::Duration;
 
 use image::platform::PlatformName;
 
-use super::commands::{LONG, run, systemctl};
+use super::commands::{LONG, progress, run, systemctl};
 use super::ledger::Ledger;
 use super::{clear, own};
 use crate::launch::error::LaunchError;
@@ -67,7 +67,7 @@ fn converted(dir: &Path, program: &Path, reference: &str) -> Result<String, Laun
     let place = format!("oci:{}", layout.display());
     // Written last.
     if !layout.join("index.json").exists() {
-        eprintln!("converting {reference}, which is no nydus image");
+        progress(format_args!("converting {reference}, which is no nydus image"));
         std::fs::create_dir_all(&layouts).map_err(LaunchError::io(layouts))?;
         let mut convert = Command::new(program);
         convert.args(["image", "convert", "--layer-cache", "", "--compressor", "lz4", "--platform"]);

@@ -25,7 +25,7 @@ use snapshotter::control::{self, BackendSpec};
 use tokio::runtime::Handle;
 use toml::{Table, Value};
 
-use super::commands::systemctl;
+use super::commands::{progress, systemctl};
 use super::image::UNITS;
 use super::ledger::Ledger;
 use super::own;
@@ -116,7 +116,7 @@ pub(super) fn bring(
 /// Opens the images and keeps their documents.
 fn fetch(name: &str, documents: &Path, registry: &ClientConfig) -> Result<SavedImages, String> {
     let saved = open(name, registry)?;
-    eprintln!("keeping the documents of {} images", saved.lock().images.len());
+    progress(format_args!("keeping the documents of {} images", saved.lock().images.len()));
     let kept = Handle::current().block_on(Kept::keep(documents, &saved));
     kept.map(|_| saved).map_err(|error| error.to_string())
 }

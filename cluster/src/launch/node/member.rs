@@ -9,7 +9,7 @@ use std::time::Duration;
 
 use serde_json::{Value, json};
 
-use super::commands::{LONG, run, say, systemctl};
+use super::commands::{LONG, progress, run, say, systemctl};
 use super::{State, by_hooks, clear, install, ledger};
 use crate::launch::error::LaunchError;
 use crate::launch::kubeadm::{Documents, OVERLAY};
@@ -98,7 +98,7 @@ pub(super) fn launch(state: &mut State, launch: &Launch) -> Result<(), LaunchErr
         if done < state.launched() {
             continue;
         }
-        eprintln!("running: {command}");
+        progress(format_args!("running: {command}"));
         run(state.shell(command).env("KUBECONFIG", &kubeconfig), Duration::from_secs(launch.seconds))?;
         state.has_launched(done + 1)?;
     }

@@ -34,7 +34,7 @@ use serde_json::{Value, json};
 
 use super::error::LaunchError;
 use super::task::{Image, Mirror, Prepare, Status, Task};
-use commands::{LONG, run, systemctl};
+use commands::{LONG, progress, run, systemctl};
 use ledger::Ledger;
 
 /// Where a node keeps what it has of a cluster.
@@ -106,7 +106,7 @@ fn lock(dir: &Path) -> Result<Flock<File>, LaunchError> {
 fn end_with_input() {
     thread::spawn(|| {
         _ = io::copy(&mut io::stdin().lock(), &mut io::sink());
-        eprintln!("nobody waits any more: ending");
+        progress("nobody waits any more: ending");
         commands::end_all();
         _ = nix::sys::signal::kill(nix::unistd::Pid::from_raw(0), nix::sys::signal::Signal::SIGTERM);
     });
@@ -166,7 +166,7 @@ fn prepare(dir: &Path, wanted: &Prepare, registry: &ClientConfig) -> Result<Valu
         package::serve(&mut ledger, &program, served)?;
     }
     package::wait(&wanted.serving)?;
-    eprintln!("bringing the image");
+    progress("bringing the image");
     image::bring(&mut ledger, dir, &program, &wanted.image, !state.role().is_empty())?;
     install::rendered(&mut ledger, &state.tree(), &wanted.rendered)?;
     put_mirrors(&mut ledger, &state, none_there, &mirrors)?;
@@ -181,9 +181,9 @@ fn prepare(dir: &Path, wanted: &Prepare, registry: &ClientConfig) -> Result<Valu
     if let Some((images, port)) = images {
         lazy::bring(&mut ledger, dir, &program, images, port, registry)?;
     } else if wanted.images.is_some() {
-        eprintln!("the node keeps its own containerd as it is, which pulls container images whole");
+        progress("the node keeps its own containerd as it is, which pulls container images whole");
     }
-    eprintln!("installing what is missing");
+    progress("installing what is missing");
     let needed = image::needed(dir);
     let parts = install::Installation {
         containerd: own_containerd,
@@ -324,7 +324,7 @@ impl State {
     /// From now on there may be parts of a cluster here. What an interrupted step left goes first.
     fn began(&mut self) -> Result<(), LaunchError> {
         if self.saved.role.is_some() {
-            eprintln!("an earlier run did not come to its end: beginning again");
+            progress("an earlier run did not come to its end: beginning again");
             member::leave(self)?;
         }
         self.saved.role = Some(String::new());
@@ -356,7 +356,7 @@ impl State {
     /// Runs a hook, if the image has it.
     fn hook(&self, name: &str) -> Result<(), LaunchError> {
         let Some(command) = self.saved.prepare.hooks.get(name) else { return Ok(()) };
-        eprintln!("running the hook {name}: {command}");
+        progress(format_args!("running the hook {name}: {command}"));
         run(&mut self.shell(command), LONG)
     }
 
