@@ -36,7 +36,7 @@ const STRIDE: usize = 256;
 
 /// How long to wait before trying again what gave way to readers or failed; doubled each time, up to the second.
 const PAUSE: Duration = Duration::from_millis(20);
-const PAUSE_MAX: Duration = Duration::from_secs(2);
+const PAUSE_LIMIT: Duration = Duration::from_secs(2);
 
 /// How often it is tried.
 const ATTEMPTS: u32 = 20;
@@ -271,7 +271,7 @@ async fn fetch_window(fs: &Weak<FileSystem>, mut window: Vec<Want>) -> Result<()
             Ok(Err(error)) => tracing::trace!(error = describe(&error), "fetching ahead gives way"),
         }
         tokio::time::sleep(pause).await;
-        pause = (pause * 2).min(PAUSE_MAX);
+        pause = (pause * 2).min(PAUSE_LIMIT);
     }
     Ok(())
 }

@@ -160,6 +160,20 @@ fn sources() -> Vec<PathBuf> {
 }
 
 #[test]
+fn there_is_one_word_for_a_limit() {
+    let is_other = |line: &&str| {
+        let constant = line.trim_start().split_once("const ");
+        let (_, named) =
+            constant.filter(|(shown, _)| shown.is_empty() || shown.starts_with("pub")).unwrap_or_default();
+        named.split(':').next().is_some_and(|name| name.split('_').any(|word| word == "MAX"))
+    };
+    for file in sources() {
+        let text = std::fs::read_to_string(&file).unwrap();
+        assert_eq!(text.lines().find(is_other), None, "in {}", file.display());
+    }
+}
+
+#[test]
 fn documents_messages_and_scripts_are_written_in_plain_words() {
     let scripts = std::fs::read_dir(root().join("scripts")).unwrap().map(|entry| entry.unwrap().path());
     let mut scripts: Vec<PathBuf> = scripts.filter(|path| path.is_file()).collect();

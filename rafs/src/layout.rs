@@ -18,30 +18,30 @@ pub const BLOCK_SIZE: u64 = 4096;
 pub const MIN_CHUNK_SIZE: u32 = 4096;
 
 /// Largest chunk size in bytes: what the 24-bit size fields of chunk information hold.
-pub const MAX_CHUNK_SIZE: u32 = 1 << 24;
+pub const CHUNK_SIZE_LIMIT: u32 = 1 << 24;
 
 /// The most chunks that a blob has: their indexes have 24 bits.
-pub const MAX_CHUNKS: u32 = 1 << 24;
+pub const CHUNKS_LIMIT: u32 = 1 << 24;
 
 /// The most bytes that a blob stores: offsets of stored bytes have 40 bits.
-pub const MAX_STORED_BYTES: u64 = 1 << 40;
+pub const STORED_LIMIT_BYTES: u64 = 1 << 40;
 
 /// The most bytes of an uncompressed blob: addresses count blocks in 32 bits.
-pub const MAX_UNCOMPRESSED_BYTES: u64 = 1 << 44;
+pub const UNCOMPRESSED_LIMIT_BYTES: u64 = 1 << 44;
 
 /// The longest name of a file in bytes.
-pub const MAX_NAME_BYTES: usize = 255;
+pub const NAME_LIMIT_BYTES: usize = 255;
 
 /// The longest path in bytes that a program can say, and the longest target of a symbolic link.
-pub const MAX_PATH_BYTES: usize = 4095;
+pub const PATH_LIMIT_BYTES: usize = 4095;
 
 /// The longest value of an extended attribute in bytes: its size has 16 bits.
-pub const MAX_XATTR_VALUE_BYTES: usize = u16::MAX as usize;
+pub const XATTR_VALUE_LIMIT_BYTES: usize = u16::MAX as usize;
 
 /// The most bytes that all extended attributes of an inode take: one more than their pieces of 4 bytes are counted in 16 bits.
-pub const MAX_XATTRS_BYTES: usize = size_of::<v6::XattrHeader>() + 4 * (u16::MAX as usize - 1);
+pub const XATTRS_LIMIT_BYTES: usize = size_of::<v6::XattrHeader>() + 4 * (u16::MAX as usize - 1);
 
-/// What targets of symbolic links have to be, for messages: not longer than [`MAX_PATH_BYTES`].
+/// What targets of symbolic links have to be, for messages: not longer than [`PATH_LIMIT_BYTES`].
 pub(crate) const LINK_TARGETS: &str = "a symbolic link's target of at most 4,095 bytes without NUL";
 
 /// What [`is_chunk_size`] wants, for messages.
@@ -49,21 +49,21 @@ pub(crate) const CHUNK_SIZES: &str = "a chunk size that is a power of two from 4
 
 /// Whether chunks can have this size in bytes.
 pub fn is_chunk_size(size: u32) -> bool {
-    size.is_power_of_two() && (MIN_CHUNK_SIZE..=MAX_CHUNK_SIZE).contains(&size)
+    size.is_power_of_two() && (MIN_CHUNK_SIZE..=CHUNK_SIZE_LIMIT).contains(&size)
 }
 
 /// What of a blob's counts is more than the format holds, for messages; `None` if all fit.
 pub(crate) fn excess(chunks: u32, stored: u64, uncompressed: u64) -> Option<&'static str> {
-    if chunks > MAX_CHUNKS {
+    if chunks > CHUNKS_LIMIT {
         return Some("at most 2^24 chunks");
     }
-    (stored > MAX_STORED_BYTES || uncompressed > MAX_UNCOMPRESSED_BYTES)
+    (stored > STORED_LIMIT_BYTES || uncompressed > UNCOMPRESSED_LIMIT_BYTES)
         .then_some("at most 2^40 stored and 2^44 uncompressed bytes")
 }
 
 /// Whether a directory can have an entry of this name: not empty, no `/` and no NUL, not too long. `.` and `..` count.
 pub(crate) fn is_name(name: &[u8]) -> bool {
-    !name.is_empty() && name.len() <= MAX_NAME_BYTES && !name.iter().any(|byte| matches!(byte, b'/' | 0))
+    !name.is_empty() && name.len() <= NAME_LIMIT_BYTES && !name.iter().any(|byte| matches!(byte, b'/' | 0))
 }
 
 /// Asserts size and field offsets of an on-disk struct at compile time.

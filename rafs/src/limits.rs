@@ -20,7 +20,7 @@ impl Limits {
     pub const DEFAULT: Self = Self {
         chunk_info_bytes: 512 << 20,
         part_bytes: 4 << 30,
-        path_bytes: crate::layout::MAX_PATH_BYTES,
+        path_bytes: crate::layout::PATH_LIMIT_BYTES,
         findings: 1000,
     };
 }

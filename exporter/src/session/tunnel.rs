@@ -211,7 +211,7 @@ impl Decoder {
                 self.head.clear();
                 Ok(())
             }
-            None if number.len() < varint::MAX_BYTES => Ok(()),
+            None if number.len() < varint::LIMIT_BYTES => Ok(()),
             _ => Err(invalid("the data of a BytesMessage is not as long as the message says")),
         }
     }

@@ -26,7 +26,7 @@ use crate::sync::atomic::{AtomicU64, Ordering};
 use crate::sync::{self, Mutex};
 
 /// The number of chunks that a blob may have.
-pub const CHUNK_LIMIT: u32 = rafs::layout::MAX_CHUNKS;
+pub const CHUNK_LIMIT: u32 = rafs::layout::CHUNKS_LIMIT;
 
 const MAGIC: &[u8; 8] = b"NYDCHMAP";
 const VERSION: u32 = 1;

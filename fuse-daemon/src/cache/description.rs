@@ -12,7 +12,7 @@ use std::sync::Arc;
 use rafs::blob::{Blob, Chunk, ChunkIndex};
 
 /// The format's largest chunk. Compressed ones are smaller: what does not shrink is stored as it is.
-pub const CHUNK_BYTES_LIMIT: u32 = rafs::layout::MAX_CHUNK_SIZE;
+pub const CHUNK_BYTES_LIMIT: u32 = rafs::layout::CHUNK_SIZE_LIMIT;
 
 /// A chunk and what an image says of it.
 pub type Said = (ChunkIndex, Chunk);

@@ -22,10 +22,10 @@ const PASSED_OVER_LIMIT: u32 = 1024;
 
 /// Stored bytes of a request ahead of a reader at most: several are under way at once, and what they take of a backend's share is
 /// free again the sooner.
-const AHEAD_REQUEST_BYTES_MAX: u64 = 2 << 20;
+const AHEAD_REQUEST_LIMIT_BYTES: u64 = 2 << 20;
 
 /// Stored bytes of a small file at most: files next to it are small too.
-const SMALL_BYTES_MAX: u64 = 64 << 10;
+const SMALL_LIMIT_BYTES: u64 = 64 << 10;
 
 /// The unit in which the worker counts what is under way.
 const SHARE_BYTES: u64 = 1024;
@@ -121,7 +121,7 @@ impl Front {
         let here = blob.describe(chunk).filter(|_| self.paces().is_far(blob.id()));
         let Some(here) = here else { return Vec::new() };
         let here = stored(&here.chunk);
-        if size(&here) > SMALL_BYTES_MAX || self.room_ahead(blob) < limits.request_bytes {
+        if size(&here) > SMALL_LIMIT_BYTES || self.room_ahead(blob) < limits.request_bytes {
             return Vec::new();
         }
         let first = here.start.saturating_sub(limits.request_bytes);
@@ -217,7 +217,7 @@ impl Front {
 
     /// The same of those that no reader waits for.
     pub(super) fn limits_ahead(&self, blob: BlobId) -> Limits {
-        let most = AHEAD_REQUEST_BYTES_MAX.max(self.config.request_bytes);
+        let most = AHEAD_REQUEST_LIMIT_BYTES.max(self.config.request_bytes);
         Limits::of(self.limits(blob).request_bytes.min(most))
     }
 

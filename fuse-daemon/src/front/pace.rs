@@ -18,7 +18,7 @@ use super::message::{BackendName, Order};
 use crate::control::BlobId;
 
 /// Stored bytes of the largest request.
-const REQUEST_BYTES_MAX: u64 = 8 << 20;
+const REQUEST_LIMIT_BYTES: u64 = 8 << 20;
 
 /// Orders whose rate counts: the best of them, as others may have shared the link.
 const ORDERS: usize = 16;
@@ -176,7 +176,7 @@ impl Paces {
 
     /// Stored bytes to ask for at once, `least` or more.
     pub(super) fn request_bytes(&self, blob: BlobId, least: u64) -> u64 {
-        self.bytes_of_an_answer(blob, least).unwrap_or(least).clamp(least, REQUEST_BYTES_MAX.max(least))
+        self.bytes_of_an_answer(blob, least).unwrap_or(least).clamp(least, REQUEST_LIMIT_BYTES.max(least))
     }
 
     /// Stored bytes that are ahead of a reader in order at most, where `least` are asked for at once.
@@ -258,7 +258,7 @@ mod tests {
         // 100 MiB a second and 20 ms: 2 MiB, less what the test itself takes.
         let bytes = request_bytes(&[(20, 10)]);
         assert!((1 << 20..=(2 << 20)).contains(&bytes), "{bytes}");
-        assert_eq!(request_bytes(&[(500, 10)]), REQUEST_BYTES_MAX);
+        assert_eq!(request_bytes(&[(500, 10)]), REQUEST_LIMIT_BYTES);
     }
 
     #[test]
@@ -342,7 +342,7 @@ mod tests {
         came(&mut paces, OTHER, "near", (500, 10));
         assert_eq!(paces.request_bytes(OTHER, LEAST), LEAST);
         came(&mut paces, OTHER, "far", (500, 10));
-        assert_eq!(paces.request_bytes(OTHER, LEAST), REQUEST_BYTES_MAX);
+        assert_eq!(paces.request_bytes(OTHER, LEAST), REQUEST_LIMIT_BYTES);
         assert_eq!(paces.request_bytes(BLOB, LEAST), LEAST);
     }
 }

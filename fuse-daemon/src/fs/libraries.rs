@@ -15,10 +15,10 @@ use crate::front::Piece;
 const DIRECTORIES: [&str; 4] = ["lib64", "usr/lib64", "lib", "usr/lib"];
 
 /// Symbolic links on the way to a library, as the kernel has it.
-const LINKS_MAX: u32 = 40;
+const LINKS_LIMIT: u32 = 40;
 
 /// Of a program that is larger only this much is fetched, which is where the loader looks first.
-const WHOLE_BYTES_MAX: u64 = 16 << 20;
+const WHOLE_LIMIT_BYTES: u64 = 16 << 20;
 const BEGINNING_BYTES: u64 = 1 << 20;
 
 impl FileSystem {
@@ -42,7 +42,7 @@ impl FileSystem {
     pub(crate) fn needed_part(&self, file: Nid) -> Result<Range<u64>, FsError> {
         self.sound(|bootstrap| {
             let size = bootstrap.inode(file)?.size;
-            Ok(0..if size > WHOLE_BYTES_MAX { BEGINNING_BYTES } else { size })
+            Ok(0..if size > WHOLE_LIMIT_BYTES { BEGINNING_BYTES } else { size })
         })
     }
 
@@ -154,7 +154,7 @@ fn resolve(bootstrap: &Bootstrap, path: &[u8]) -> Result<Option<Nid>, BootstrapE
         let Some(found) = bootstrap.lookup(at, &part)? else { return Ok(None) };
         match bootstrap.inode(found)?.kind {
             FileType::Directory => at = found,
-            FileType::Symlink if links < LINKS_MAX => {
+            FileType::Symlink if links < LINKS_LIMIT => {
                 links += 1;
                 let target = bootstrap.read_link(found)?;
                 if target.starts_with(b"/") {

@@ -13,11 +13,11 @@ use object::elf::{self, FileHeader64};
 use object::read::elf::{FileHeader, ProgramHeader};
 
 /// Bytes of the entries, and of the names, that are looked at: more than any program has.
-const ENTRIES_BYTES_MAX: u64 = 64 << 10;
-const NAMES_BYTES_MAX: u64 = 4 << 20;
+const ENTRIES_LIMIT_BYTES: u64 = 64 << 10;
+const NAMES_LIMIT_BYTES: u64 = 4 << 20;
 
 /// Names that are looked at.
-const NAMES_MAX: usize = 256;
+const NAMES_LIMIT: usize = 256;
 
 /// Bytes of an entry: what it is, and a value.
 const ENTRY_BYTES: usize = 16;
@@ -65,7 +65,7 @@ impl Linked {
                 _ => {}
             }
         }
-        let entries = entries.filter(|entries| size(entries) <= ENTRIES_BYTES_MAX)?;
+        let entries = entries.filter(|entries| size(entries) <= ENTRIES_LIMIT_BYTES)?;
         Some(Self { machine: header.e_machine(endian), loader, entries, segments })
     }
 
@@ -79,12 +79,12 @@ impl Linked {
                 Ok(elf::DT_NULL) => break,
                 Ok(elf::DT_STRTAB) => table = Some(value),
                 Ok(elf::DT_STRSZ) => bytes = Some(value),
-                Ok(elf::DT_NEEDED) if needed.len() < NAMES_MAX => needed.push(value),
+                Ok(elf::DT_NEEDED) if needed.len() < NAMES_LIMIT => needed.push(value),
                 _ => {}
             }
         }
         let start = self.in_file(table?)?;
-        let all = start..start.checked_add(bytes.filter(|bytes| *bytes <= NAMES_BYTES_MAX)?)?;
+        let all = start..start.checked_add(bytes.filter(|bytes| *bytes <= NAMES_LIMIT_BYTES)?)?;
         Some(LibraryNames { all, needed })
     }
 

@@ -34,14 +34,14 @@ use crate::fs::{FileSystem, FsError, Ino};
 const FOREVER: Duration = Duration::from_secs(u32::MAX as u64);
 
 /// Bytes of the largest read: 256 pages, what kernels allow without a changed `fs.fuse.max_pages_limit`.
-const READ_BYTES_MAX: u32 = 1 << 20;
+const READ_LIMIT_BYTES: u32 = 1 << 20;
 
 /// Reads ahead of programs that the kernel may have under way at once; beyond `fuser`'s 16, since each may wait for a
 /// registry.
-const BACKGROUND_MAX: u16 = 64;
+const BACKGROUND_LIMIT: u16 = 64;
 
 const BLOCK_BYTES: u32 = 4096;
-const NAME_BYTES_MAX: u32 = 255;
+const NAME_LIMIT_BYTES: u32 = 255;
 
 /// One image as `fuser` wants it.
 pub(crate) struct Adapter<Held> {
@@ -93,8 +93,8 @@ impl<Held: Send + Sync + 'static> Filesystem for Adapter<Held> {
         // The remaining errors name the nearest value that can be had; each is within its bounds.
         let _ = config.add_capabilities(offered);
         let is_relayed = self.journal.as_ref().is_some_and(|journal| journal.is_needed(negotiated));
-        let _ = config.set_max_write(if is_relayed { relay::READ_BYTES_MAX } else { READ_BYTES_MAX });
-        let _ = config.set_max_background(BACKGROUND_MAX);
+        let _ = config.set_max_write(if is_relayed { relay::READ_LIMIT_BYTES } else { READ_LIMIT_BYTES });
+        let _ = config.set_max_background(BACKGROUND_LIMIT);
         Ok(())
     }
 
@@ -204,7 +204,7 @@ impl<Held: Send + Sync + 'static> Filesystem for Adapter<Held> {
     fn statfs(&self, _: &Request, _: INodeNo, reply: ReplyStatfs) {
         let totals = self.fs.totals();
         let blocks = totals.bytes.div_ceil(u64::from(BLOCK_BYTES));
-        reply.statfs(blocks, 0, 0, totals.files, 0, BLOCK_BYTES, NAME_BYTES_MAX, BLOCK_BYTES);
+        reply.statfs(blocks, 0, 0, totals.files, 0, BLOCK_BYTES, NAME_LIMIT_BYTES, BLOCK_BYTES);
     }
 
     /// Programs ask each file that they open whether it is a terminal.

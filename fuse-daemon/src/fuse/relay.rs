@@ -20,7 +20,7 @@ use super::stand_in::{DESTROY, FORGET, HEADER_BYTES, request};
 use crate::sys::{DescriptorPlace, Pages, replace};
 
 /// The largest read where answers go over a socket, which wants their pages in one piece: what kernels ask for by default.
-pub(super) const READ_BYTES_MAX: u32 = 128 << 10;
+pub(super) const READ_LIMIT_BYTES: u32 = 128 << 10;
 /// Answers that may be on their way in a socket: some of the largest, of sessions too that agreed on more.
 const SOCKET_BYTES: usize = 4 << 20;
 /// The largest answer, and the kernel's least room for a request: a megabyte and what goes before.

@@ -20,7 +20,7 @@ use crate::upgrade::{Probe, UpgradeError};
 use crate::worker::BackendError;
 
 /// Characters that an id may have: it is shown in `/proc/mounts`, where others would be escaped.
-const ID_LENGTH_MAX: usize = 128;
+const ID_LENGTH_LIMIT: usize = 128;
 
 /// Why the table cannot do what is asked.
 #[derive(Debug, thiserror::Error)]
@@ -452,7 +452,7 @@ fn check_path(path: &std::path::Path) -> Result<(), TableError> {
 
 fn check_id(id: &str) -> Result<(), TableError> {
     let good = |byte: u8| byte.is_ascii_alphanumeric() || matches!(byte, b'.' | b'_' | b'-');
-    if (1..=ID_LENGTH_MAX).contains(&id.len()) && id.bytes().all(good) {
+    if (1..=ID_LENGTH_LIMIT).contains(&id.len()) && id.bytes().all(good) {
         return Ok(());
     }
     Err(TableError::Id(id.to_owned()))

@@ -8,7 +8,7 @@ use sha2::{Digest as _, Sha256};
 use super::{Blob, Chunk};
 use crate::compress::Compressor;
 use crate::digest::Digest;
-use crate::layout::MAX_CHUNK_SIZE;
+use crate::layout::CHUNK_SIZE_LIMIT;
 
 thread_local! {
     /// A decompressor a thread: making one costs as much as decompressing a small chunk.
@@ -16,7 +16,7 @@ thread_local! {
 }
 
 /// LZ4 makes at most 255 bytes of one.
-const LZ4_MAX_RATIO: u64 = 255;
+const LZ4_RATIO_LIMIT: u64 = 255;
 
 /// Why bytes cannot be decompressed.
 #[derive(Debug, thiserror::Error)]
@@ -68,7 +68,7 @@ pub fn unpack(blob: &Blob, chunk: &Chunk, stored: &[u8]) -> Result<Vec<u8>, Deco
         return Ok(Batch::decode(blob, chunk, stored)?.part(chunk)?.to_vec());
     }
     check_stored(chunk, stored)?;
-    if chunk.uncompressed_size > MAX_CHUNK_SIZE {
+    if chunk.uncompressed_size > CHUNK_SIZE_LIMIT {
         return Err(DecodeError::TooLarge(chunk.uncompressed_size));
     }
     let compressor = if chunk.compressed { blob.compressor } else { Compressor::None };
@@ -82,7 +82,7 @@ pub fn unpack(blob: &Blob, chunk: &Chunk, stored: &[u8]) -> Result<Vec<u8>, Deco
 /// When the stored bytes are broken; the memory may then hold anything.
 pub fn unpack_into(blob: &Blob, chunk: &Chunk, stored: &[u8], content: &mut [u8]) -> Result<(), DecodeError> {
     check_stored(chunk, stored)?;
-    if chunk.uncompressed_size > MAX_CHUNK_SIZE || chunk.uncompressed_size as usize != content.len() {
+    if chunk.uncompressed_size > CHUNK_SIZE_LIMIT || chunk.uncompressed_size as usize != content.len() {
         return Err(DecodeError::TooLarge(chunk.uncompressed_size));
     }
     let compressor = if chunk.compressed { blob.compressor } else { Compressor::None };
@@ -114,7 +114,7 @@ impl Batch {
     /// When its stored bytes are broken, or are more than 16 MiB of content.
     pub fn decode(blob: &Blob, member: &Chunk, stored: &[u8]) -> Result<Self, DecodeError> {
         check_stored(member, stored)?;
-        let limit = u64::from(blob.chunk_size.min(MAX_CHUNK_SIZE));
+        let limit = u64::from(blob.chunk_size.min(CHUNK_SIZE_LIMIT));
         match decompress_up_to(blob.compressor, stored, limit) {
             Ok(content) => Ok(Self(content)),
             // nydus-image stores a batch that does not shrink as it is, without saying so. Digests tell.
@@ -175,7 +175,7 @@ pub(crate) fn decompressed_sha256(
     size: u64,
 ) -> Result<Digest, DecompressError> {
     let broken = |source| DecompressError::Broken { compressor, stored: stored_size, source };
-    let is_small = size.max(stored_size) <= u64::from(MAX_CHUNK_SIZE);
+    let is_small = size.max(stored_size) <= u64::from(CHUNK_SIZE_LIMIT);
     if is_small {
         let mut bytes = Vec::with_capacity(stored_size as usize);
         stored.read_to_end(&mut bytes).map_err(broken)?;
@@ -187,7 +187,7 @@ pub(crate) fn decompressed_sha256(
             zstd::stream::read::Decoder::new(stored).and_then(|content| hash_up_to(content, size))
         }
         Compressor::Lz4 => {
-            let expected = u64::from(MAX_CHUNK_SIZE);
+            let expected = u64::from(CHUNK_SIZE_LIMIT);
             let found = size.max(stored_size);
             return Err(DecompressError::Size { compressor, stored: stored_size, found, expected });
         }
@@ -262,11 +262,11 @@ fn decompress_up_to(compressor: Compressor, stored: &[u8], limit: u64) -> Result
         }
         Compressor::None => Ok(stored.to_vec()),
         Compressor::Lz4 => {
-            let limit = limit.min(stored.len() as u64 * LZ4_MAX_RATIO);
+            let limit = limit.min(stored.len() as u64 * LZ4_RATIO_LIMIT);
             let limit = i32::try_from(limit).map_err(|error| broken(io::Error::other(error)))?;
             lz4::block::decompress(stored, Some(limit)).map_err(broken)
         }
-        Compressor::Zstd { .. } if limit <= u64::from(MAX_CHUNK_SIZE) => {
+        Compressor::Zstd { .. } if limit <= u64::from(CHUNK_SIZE_LIMIT) => {
             let mut content = Vec::with_capacity(limit as usize);
             let result = with_zstd(|zstd| zstd.decompress_to_buffer(stored, &mut content));
             result.map(|_| content).map_err(broken)

@@ -17,7 +17,7 @@ use crate::limits::Limits;
 use crate::tree::{ChunkRef, Image};
 
 /// The largest range that is read at once, in bytes: what a chunk-info array may have.
-const MAX_READ: u64 = 1 << 30;
+const READ_LIMIT: u64 = 1 << 30;
 
 /// Random access to the blob streams of an image.
 pub trait BlobSource {
@@ -81,7 +81,7 @@ impl BlobSource for BlobDirectory {
         let file = self.open(blob)?;
         let len = range.end.saturating_sub(range.start);
         // Before memory is taken for it: what a bootstrap claims need not be there.
-        if len > MAX_READ || range.end > file.metadata()?.len() {
+        if len > READ_LIMIT || range.end > file.metadata()?.len() {
             return Err(io::Error::new(
                 io::ErrorKind::UnexpectedEof,
                 "the blob ends before what is to be read",

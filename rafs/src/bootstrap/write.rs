@@ -22,7 +22,7 @@ use crate::layout::v6::{
     INCOMPAT_CHUNKED_FILE, INCOMPAT_DEVICE_TABLE, MAGIC, SLOT_SIZE, SUPERBLOCK_OFFSET,
 };
 use crate::layout::{
-    BLOCK_SIZE, MAX_PATH_BYTES, MAX_XATTR_VALUE_BYTES, MAX_XATTRS_BYTES, align_to_block, flags,
+    BLOCK_SIZE, PATH_LIMIT_BYTES, XATTR_VALUE_LIMIT_BYTES, XATTRS_LIMIT_BYTES, align_to_block, flags,
 };
 use crate::tree::{Image, Layer, Tree};
 
@@ -85,13 +85,13 @@ pub enum WriteError {
     BadName(String),
     #[error("a directory has two names")]
     LinkedDirectory,
-    #[error("a symbolic link's target has {0} bytes; at most {MAX_PATH_BYTES} are allowed")]
+    #[error("a symbolic link's target has {0} bytes; at most {PATH_LIMIT_BYTES} are allowed")]
     LongSymlink(usize),
     #[error(
-        "extended attribute {name:?} has a value of {size} bytes; at most {MAX_XATTR_VALUE_BYTES} are allowed"
+        "extended attribute {name:?} has a value of {size} bytes; at most {XATTR_VALUE_LIMIT_BYTES} are allowed"
     )]
     LargeXattr { name: String, size: usize },
-    #[error("an inode has {0} bytes of extended attributes; at most {MAX_XATTRS_BYTES} are allowed")]
+    #[error("an inode has {0} bytes of extended attributes; at most {XATTRS_LIMIT_BYTES} are allowed")]
     LargeXattrs(usize),
     #[error("device number {major}:{minor} does not fit: the major number has 12 bits, the minor number 20")]
     DeviceNumber { major: u32, minor: u32 },

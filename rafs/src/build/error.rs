@@ -6,7 +6,7 @@ use std::io;
 use crate::blob::stream::FinishError;
 use crate::compress::CompressError;
 use crate::digest::DigestAlgorithm;
-use crate::layout::{CHUNK_SIZES, MAX_NAME_BYTES, MAX_PATH_BYTES, MIN_CHUNK_SIZE};
+use crate::layout::{CHUNK_SIZES, MIN_CHUNK_SIZE, NAME_LIMIT_BYTES, PATH_LIMIT_BYTES};
 use crate::source::SourceError;
 
 /// A path as its source has it, any bytes, to be shown to a person.
@@ -37,13 +37,13 @@ impl From<&[u8]> for SourcePath {
 #[non_exhaustive]
 pub enum PathProblem {
     /// A name in it is longer than a file system holds.
-    #[error("a name in it has {length} bytes: at most {} are possible", MAX_NAME_BYTES)]
+    #[error("a name in it has {length} bytes: at most {} are possible", NAME_LIMIT_BYTES)]
     NameTooLong {
         /// Size of the name in bytes.
         length: usize,
     },
     /// It is longer than a system call takes.
-    #[error("it has {length} bytes: at most {} are possible", MAX_PATH_BYTES)]
+    #[error("it has {length} bytes: at most {} are possible", PATH_LIMIT_BYTES)]
     TooLong {
         /// Size of the path in bytes.
         length: usize,

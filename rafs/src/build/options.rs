@@ -7,10 +7,10 @@ use super::BuildError;
 use super::dictionary::Dictionary;
 use crate::compress::Compressor;
 use crate::digest::DigestAlgorithm;
-use crate::layout::{MAX_CHUNK_SIZE, MIN_CHUNK_SIZE, is_chunk_size};
+use crate::layout::{CHUNK_SIZE_LIMIT, MIN_CHUNK_SIZE, is_chunk_size};
 
 /// The most worker threads: each holds two units of buffers, and memory is to stay bounded on machines of many cores.
-const MAX_THREADS: usize = 16;
+const THREADS_LIMIT: usize = 16;
 
 /// How a layer is built.
 #[derive(Clone, Debug)]
@@ -58,7 +58,7 @@ impl BuildOptions {
             if !batch_size.is_power_of_two() || !(MIN_CHUNK_SIZE..=chunk_size).contains(&batch_size) {
                 return Err(BuildError::BatchSize { batch_size, chunk_size });
             }
-            if chunk_size == MAX_CHUNK_SIZE {
+            if chunk_size == CHUNK_SIZE_LIMIT {
                 return Err(BuildError::BatchChunkSize { chunk_size });
             }
             // A batch is always decompressed when read: there is no way to say that it is stored as it is.
@@ -76,6 +76,6 @@ impl BuildOptions {
     pub(super) fn workers(&self) -> usize {
         let cores = || std::thread::available_parallelism().map_or(1, NonZeroUsize::get);
         let threads = if self.threads == 0 { cores() } else { self.threads };
-        threads.min(MAX_THREADS)
+        threads.min(THREADS_LIMIT)
     }
 }

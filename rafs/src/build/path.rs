@@ -1,13 +1,13 @@
 //! Paths of entries: from raw bytes to names below the root.
 
 use super::error::PathProblem;
-use crate::layout::{MAX_NAME_BYTES, MAX_PATH_BYTES};
+use crate::layout::{NAME_LIMIT_BYTES, PATH_LIMIT_BYTES};
 
 /// The names that `path` leads through from the root, taken literally (symbolic links are not looked at): no empty ones,
 /// no `.`, and `..` goes up but never out of the root. An empty list is the root.
 pub(super) fn components(path: &[u8]) -> Result<Vec<&[u8]>, PathProblem> {
     // This bounds the depth of a tree too.
-    if path.len() > MAX_PATH_BYTES {
+    if path.len() > PATH_LIMIT_BYTES {
         return Err(PathProblem::TooLong { length: path.len() });
     }
     if path.contains(&0) {
@@ -18,7 +18,7 @@ pub(super) fn components(path: &[u8]) -> Result<Vec<&[u8]>, PathProblem> {
         match name {
             b"" | b"." => {}
             b".." => _ = names.pop(),
-            name if name.len() > MAX_NAME_BYTES => {
+            name if name.len() > NAME_LIMIT_BYTES => {
                 return Err(PathProblem::NameTooLong { length: name.len() });
             }
             name => names.push(name),

@@ -33,13 +33,13 @@ pub(super) struct Built<W> {
 }
 
 /// Bytes of content that are under way at most: chunks of 16 MiB on many cores would exceed memory otherwise.
-const MAX_CONTENT_BYTES: usize = 48 << 20;
+const CONTENT_LIMIT_BYTES: usize = 48 << 20;
 
 /// The number of units: for each worker one that it works on and one that waits, the reader's and the writer's.
 fn unit_count(options: &BuildOptions) -> usize {
     /// The reader's, a worker's and the writer's.
     const LEAST: usize = 3;
-    let most = MAX_CONTENT_BYTES / Reader::unit_size(options);
+    let most = CONTENT_LIMIT_BYTES / Reader::unit_size(options);
     let batch = usize::from(options.batch_size.is_some());
     (2 * options.workers() + 3).min(most).max(LEAST) + batch
 }

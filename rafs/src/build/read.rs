@@ -16,10 +16,10 @@ use crate::tree::{ChunkRef, Kind, NodeId, Tree};
 
 /// A layer's files have at most this many bytes together. Holes cost an archive nothing, and time as other content: an
 /// archive of a kilobyte could keep a build busy for years.
-const MAX_CONTENT_BYTES: u64 = 1 << 40;
+const CONTENT_LIMIT_BYTES: u64 = 1 << 40;
 
 /// A layer's files have at most this many chunks, equal ones included: each takes about 20 bytes of memory.
-const MAX_PIECES: PieceNumber = 1 << 26;
+const PIECES_LIMIT: PieceNumber = 1 << 26;
 
 /// A file that has content, and what became of it.
 struct File {
@@ -73,7 +73,7 @@ impl<'a> Reader<'a> {
             queue,
             units: 0,
             pieces: 0,
-            content_left: MAX_CONTENT_BYTES,
+            content_left: CONTENT_LIMIT_BYTES,
             unit: None,
             batch: None,
             batched: HashMap::new(),
@@ -115,7 +115,7 @@ impl<'a> Reader<'a> {
         path: &[u8],
     ) -> Result<(), BuildError> {
         let left = self.content_left.checked_sub(size);
-        let too_large = || BuildError::ContentTooLarge { path: path.into(), limit: MAX_CONTENT_BYTES };
+        let too_large = || BuildError::ContentTooLarge { path: path.into(), limit: CONTENT_LIMIT_BYTES };
         self.content_left = left.ok_or_else(too_large)?;
         if self.options.batch_size.is_some_and(|batch_size| size < u64::from(batch_size / 2)) {
             return self.read_batched(source, node, size, path);
@@ -167,8 +167,8 @@ impl<'a> Reader<'a> {
     }
 
     fn count_piece(&mut self) -> Result<(), BuildError> {
-        if self.pieces == MAX_PIECES {
-            return Err(BuildError::TooManyChunks { limit: MAX_PIECES });
+        if self.pieces == PIECES_LIMIT {
+            return Err(BuildError::TooManyChunks { limit: PIECES_LIMIT });
         }
         self.pieces += 1;
         Ok(())

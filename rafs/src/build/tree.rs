@@ -8,7 +8,7 @@ use super::BuildError;
 use super::error::PathProblem;
 use super::links::PendingLinks;
 use super::path::components;
-use crate::layout::MAX_NAME_BYTES;
+use crate::layout::NAME_LIMIT_BYTES;
 use crate::layout::v6::FileType;
 use crate::merge::WHITEOUT_PREFIX;
 use crate::source::{Entry, EntryKind};
@@ -208,7 +208,7 @@ impl TreeBuilder {
                 Stop::Arrived(id) => return Ok(Some(id)),
                 Stop::Missing(_) if missing == Missing::Leave => return Ok(None),
                 // A link's target was not looked at before.
-                Stop::Missing(_) if walk.next_name().len() > MAX_NAME_BYTES => {
+                Stop::Missing(_) if walk.next_name().len() > NAME_LIMIT_BYTES => {
                     return Err(PathProblem::NameTooLong { length: walk.next_name().len() });
                 }
                 Stop::Missing(at) => _ = self.make_up_directory(at, walk.next_name())?,

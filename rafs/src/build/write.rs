@@ -8,7 +8,7 @@ use super::seen::{PieceNumber, Seen};
 use super::unit::{Fate, Piece, Unit};
 use crate::blob::stream;
 use crate::blob::{BatchMember, BlobIndex, Chunk, ChunkIndex};
-use crate::layout::{BLOCK_SIZE, MAX_CHUNKS, MAX_STORED_BYTES};
+use crate::layout::{BLOCK_SIZE, CHUNKS_LIMIT, STORED_LIMIT_BYTES};
 use crate::tree::ChunkRef;
 
 /// The chunk data so far.
@@ -108,12 +108,12 @@ impl<'a, W: Write> ChunkWriter<'a, W> {
         batch: Option<BatchMember>,
     ) -> Result<(), BuildError> {
         let written = &mut self.written;
-        let index = u32::try_from(written.chunks.len()).unwrap_or(MAX_CHUNKS);
-        if index >= MAX_CHUNKS {
-            return Err(BuildError::TooManyChunks { limit: MAX_CHUNKS });
+        let index = u32::try_from(written.chunks.len()).unwrap_or(CHUNKS_LIMIT);
+        if index >= CHUNKS_LIMIT {
+            return Err(BuildError::TooManyChunks { limit: CHUNKS_LIMIT });
         }
-        if written.compressed_size + u64::from(stored) > MAX_STORED_BYTES {
-            return Err(BuildError::BlobTooLarge { limit: MAX_STORED_BYTES });
+        if written.compressed_size + u64::from(stored) > STORED_LIMIT_BYTES {
+            return Err(BuildError::BlobTooLarge { limit: STORED_LIMIT_BYTES });
         }
         written.chunks.push(Chunk {
             digest: piece.digest,

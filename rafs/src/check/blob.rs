@@ -13,7 +13,7 @@ use crate::limits::Limits;
 
 /// After so many blobs one after the other that could not be read, the rest is not asked for: a registry that is down would
 /// cost its deadline for each.
-const MAX_UNREADABLE: usize = 3;
+const UNREADABLE_LIMIT: usize = 3;
 
 /// How to check blobs.
 #[derive(Clone, Copy)]
@@ -54,8 +54,8 @@ pub fn blobs(bootstrap: &mut Bootstrap, source: &(impl BlobSource + Sync), optio
     let mut budget = ChunkInfoBudget::new(options.limits);
     let mut unreadable = 0;
     for (blob, index) in blobs.iter().zip(0..) {
-        if unreadable == MAX_UNREADABLE {
-            let problem = format!("not looked at: {MAX_UNREADABLE} blobs before it could not be read");
+        if unreadable == UNREADABLE_LIMIT {
+            let problem = format!("not looked at: {UNREADABLE_LIMIT} blobs before it could not be read");
             report.add_unknown(format!("blob {}", name(blob)), problem);
             continue;
         }

@@ -101,7 +101,7 @@ pub fn chunk_info_bytes(bootstrap: &Bootstrap) -> u64 {
         let Ok(range) = BlobMeta::stored_range(blob) else { continue };
         sum += range.end - range.start;
         if blob.features & flags::blob::HAS_TOC != 0 {
-            sum += toc::MAX_SIZE as u64;
+            sum += toc::SIZE_LIMIT as u64;
         }
         if blob.features & flags::blob::INLINED_CHUNK_DIGEST != 0 {
             sum += u64::from(bootstrap.chunk_count(crate::blob::BlobIndex(index as u8))) * 32;

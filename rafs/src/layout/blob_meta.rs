@@ -8,9 +8,9 @@ use super::assert_layout;
 /// Magic number at both ends of the header.
 pub const MAGIC: u32 = 0xb10b_b10b;
 /// Stored offsets of version 1 and 2 have 40 bits.
-pub const MAX_COMPRESSED_OFFSET: u64 = super::MAX_STORED_BYTES - 1;
+pub const COMPRESSED_OFFSET_LIMIT: u64 = super::STORED_LIMIT_BYTES - 1;
 /// Uncompressed offsets are stored as 32 bits of 4 KiB blocks.
-pub const MAX_UNCOMPRESSED_OFFSET: u64 = super::MAX_UNCOMPRESSED_BYTES - super::BLOCK_SIZE;
+pub const UNCOMPRESSED_OFFSET_LIMIT: u64 = super::UNCOMPRESSED_LIMIT_BYTES - super::BLOCK_SIZE;
 
 /// The header behind the chunk-info array, 4,096 bytes. It is never compressed.
 ///
@@ -95,7 +95,7 @@ impl ChunkInfoV1 {
 
     /// Bytes into the stream.
     pub fn compressed_offset(&self) -> u64 {
-        self.compressed.get() & MAX_COMPRESSED_OFFSET
+        self.compressed.get() & COMPRESSED_OFFSET_LIMIT
     }
 
     /// Stored bytes.
@@ -106,7 +106,7 @@ impl ChunkInfoV1 {
 
     /// Bytes into the uncompressed blob.
     pub fn uncompressed_offset(&self) -> u64 {
-        self.uncompressed.get() & MAX_UNCOMPRESSED_OFFSET
+        self.uncompressed.get() & UNCOMPRESSED_OFFSET_LIMIT
     }
 
     /// Bytes of content.
@@ -167,7 +167,7 @@ impl ChunkInfoV2 {
 
     /// Bytes into the stream.
     pub fn compressed_offset(&self) -> u64 {
-        self.compressed.get() & MAX_COMPRESSED_OFFSET
+        self.compressed.get() & COMPRESSED_OFFSET_LIMIT
     }
 
     /// Stored bytes.

@@ -26,7 +26,7 @@ pub const FLAG_ZSTD: u32 = 2;
 pub const FLAG_LZ4_BLOCK: u32 = 4;
 
 /// Readers look only at this many bytes at the end of the stream, table and tar header together.
-pub const MAX_SIZE: usize = 4096;
+pub const SIZE_LIMIT: usize = 4096;
 
 /// Size in bytes of a tar header.
 pub const TAR_HEADER_SIZE: usize = 512;

@@ -5,7 +5,7 @@ use std::collections::{BTreeMap, BTreeSet, HashMap};
 use super::{Content, content};
 use crate::blob::{Blob, BlobIndex, ChunkIndex};
 use crate::digest::Digest;
-use crate::layout::MAX_CHUNKS;
+use crate::layout::CHUNKS_LIMIT;
 
 /// How many blobs an image may name.
 #[derive(Clone, Copy, Debug)]
@@ -169,7 +169,7 @@ pub fn decide(
     // What the same layers have lies together, in the order that it has in the first of them: read together, it is near.
     shared
         .sort_unstable_by(|(_, one), (_, other)| (&one.layers, one.chunk).cmp(&(&other.layers, other.chunk)));
-    shared.truncate(MAX_CHUNKS as usize);
+    shared.truncate(CHUNKS_LIMIT as usize);
     let mut decision = Decision { layers: plans, ..Decision::default() };
     for (number, (content, holders)) in (0u32..).zip(shared) {
         decision.shared.push((order[holders.layers[0] as usize], holders.chunk));

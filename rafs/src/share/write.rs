@@ -6,7 +6,7 @@ use super::{ChunkHome, Holders, content};
 use crate::blob::stream::{BlobWriter, FinishError};
 use crate::blob::{Blob, BlobIndex, Chunk, ChunkIndex};
 use crate::bootstrap::WriteOptions;
-use crate::layout::{BLOCK_SIZE, MAX_STORED_BYTES};
+use crate::layout::{BLOCK_SIZE, STORED_LIMIT_BYTES};
 use crate::tree::{ChunkRef, Kind, Layer, Tree};
 
 /// Chunks that follow one another are copied together, up to this many bytes.
@@ -76,8 +76,8 @@ impl<'a, W: Write> Copier<'a, W> {
             return Err(WriteSharedError::Batch(index));
         }
         let size = u64::from(chunk.compressed_size);
-        if self.stored + size > MAX_STORED_BYTES {
-            return Err(WriteSharedError::TooLarge { limit: MAX_STORED_BYTES });
+        if self.stored + size > STORED_LIMIT_BYTES {
+            return Err(WriteSharedError::TooLarge { limit: STORED_LIMIT_BYTES });
         }
         let range = chunk.compressed_offset..chunk.compressed_offset + size;
         let follows = |(from, pending): &(&dyn SharedSource, std::ops::Range<u64>)| {

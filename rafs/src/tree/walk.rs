@@ -3,7 +3,7 @@
 use super::{Kind, NodeId, Tree};
 
 /// The most steps that one walk may take, symbolic links included: a bound on the work that one entry can cause.
-const MAX_STEPS: usize = 4096;
+const STEPS_LIMIT: usize = 4096;
 
 /// A walk took too many steps, as those through a loop of links do.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
@@ -44,7 +44,7 @@ impl Walk {
     pub(crate) fn advance(&mut self, tree: &Tree) -> Result<Stop, TooManySteps> {
         while let Some(name) = self.names.last() {
             self.steps += 1;
-            if self.steps > MAX_STEPS {
+            if self.steps > STEPS_LIMIT {
                 return Err(TooManySteps);
             }
             let at = self.at();
@@ -77,8 +77,8 @@ impl Walk {
         // `..` stays: what is before it may be a link.
         let names = target.split(|&byte| byte == b'/').filter(|name| !matches!(*name, b"" | b"."));
         // Counted before they are kept: a target may be far longer than any that can be followed.
-        self.steps += names.clone().take(MAX_STEPS + 1).count();
-        if self.steps > MAX_STEPS {
+        self.steps += names.clone().take(STEPS_LIMIT + 1).count();
+        if self.steps > STEPS_LIMIT {
             return Err(TooManySteps);
         }
         self.names.extend(names.rev().map(Box::from));

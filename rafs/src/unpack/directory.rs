@@ -16,7 +16,7 @@ use crate::layout::v6::FileType;
 
 /// Directories nested deeper than this are refused: no path names what is in them (`PATH_MAX` is 4,096 bytes), and an open
 /// directory is held for each level.
-const MAX_DEPTH: usize = 2048;
+const DEPTH_LIMIT: usize = 2048;
 
 /// See [`Unpack::to_directory`].
 pub(super) fn unpack<S: BlobSource>(image: Unpack<'_, S>, target: &Path) -> Result<(), UnpackError> {
@@ -74,8 +74,8 @@ impl<S: BlobSource> Visitor for UnpackedDirectory<'_, S> {
         }
         let parent = self.parent();
         match found.inode.kind {
-            FileType::Directory if self.directories.len() > MAX_DEPTH => {
-                return Err(UnpackError::TooDeep { path: shown(found.path), limit: MAX_DEPTH });
+            FileType::Directory if self.directories.len() > DEPTH_LIMIT => {
+                return Err(UnpackError::TooDeep { path: shown(found.path), limit: DEPTH_LIMIT });
             }
             FileType::Directory => {
                 fs::mkdirat(parent, name, Mode::RWXU).map_err(io("make the directory"))?;

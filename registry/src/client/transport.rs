@@ -33,10 +33,10 @@ use super::tls;
 use crate::reference::is_loopback;
 
 /// How many redirects are followed: registries use one, to an object store.
-const MAX_REDIRECTS: usize = 5;
+const REDIRECTS_LIMIT: usize = 5;
 
 /// How often a request is repeated with new credentials after a 401.
-const MAX_CHALLENGES: usize = 2;
+const CHALLENGES_LIMIT: usize = 2;
 
 /// Connections without use are closed after this: shorter than the idle limits of common registries
 /// and load balancers, so that a request seldom meets a connection that is just being closed.
@@ -335,8 +335,8 @@ impl Transport {
             }
             if let Some(url) = response.redirect(&exchange) {
                 tries.redirects += 1;
-                if tries.redirects > MAX_REDIRECTS {
-                    return Err(Error::protocol(target, format!("more than {MAX_REDIRECTS} redirects")));
+                if tries.redirects > REDIRECTS_LIMIT {
+                    return Err(Error::protocol(target, format!("more than {REDIRECTS_LIMIT} redirects")));
                 }
                 exchange.url = url?;
                 continue;
@@ -373,7 +373,7 @@ impl Transport {
             _ => return Ok(None),
         };
         match (challenge, sent) {
-            (Some(challenge), _) if tries.challenges < MAX_CHALLENGES => {
+            (Some(challenge), _) if tries.challenges < CHALLENGES_LIMIT => {
                 tries.challenges += 1;
                 self.auth.challenged(self, request, challenge, sent).await
             }

@@ -10,7 +10,7 @@ use super::request::Head;
 use super::{ServerState, blocking};
 
 /// The longest page: bounds the answer where a client asks for everything.
-const MAX_PAGE: usize = 10_000;
+const PAGE_LIMIT: usize = 10_000;
 
 /// GET of a repository's tags.
 pub(super) async fn tags(state: &ServerState, head: &Head, name: String) -> Result<Reply, Failure> {
@@ -42,10 +42,10 @@ struct ListPage {
 impl ListPage {
     fn of(head: &Head, sorted: Vec<String>, path: &str) -> Result<Self, Failure> {
         let n = match head.parameter("n") {
-            None => MAX_PAGE,
+            None => PAGE_LIMIT,
             Some(text) => {
                 let n: usize = text.parse().map_err(|_| Failure::new(Code::PageSizeInvalid, text))?;
-                n.min(MAX_PAGE)
+                n.min(PAGE_LIMIT)
             }
         };
         let last = head.parameter("last").unwrap_or_default();

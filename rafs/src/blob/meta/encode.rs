@@ -5,10 +5,10 @@ use zerocopy::{FromZeros, IntoBytes};
 use crate::blob::{Blob, Chunk, MetaLocation};
 use crate::compress::Compressor;
 use crate::layout::blob_meta::{
-    BatchContext, ChunkInfoV1, ChunkInfoV2, MAGIC, MAX_COMPRESSED_OFFSET, MAX_UNCOMPRESSED_OFFSET,
-    MetaHeader, v2_flags,
+    BatchContext, COMPRESSED_OFFSET_LIMIT, ChunkInfoV1, ChunkInfoV2, MAGIC, MetaHeader,
+    UNCOMPRESSED_OFFSET_LIMIT, v2_flags,
 };
-use crate::layout::{BLOCK_SIZE, MAX_CHUNK_SIZE, flags};
+use crate::layout::{BLOCK_SIZE, CHUNK_SIZE_LIMIT, flags};
 
 /// zstd level of the array where the chunks themselves do not say one.
 const DEFAULT_LEVEL: i32 = 3;
@@ -125,20 +125,20 @@ fn compress(array: &[u8], compressor: Compressor) -> Result<(Compressor, Vec<u8>
 fn check(index: usize, chunk: &Chunk, v2: bool) -> Result<(), EncodeError> {
     let (offset, stored, uncompressed) =
         (chunk.compressed_offset, chunk.compressed_size, chunk.uncompressed_size);
-    if offset > MAX_COMPRESSED_OFFSET {
+    if offset > COMPRESSED_OFFSET_LIMIT {
         return Err(EncodeError::StoredOffset { index, offset });
     }
     let offset = chunk.uncompressed_offset;
-    if offset > MAX_UNCOMPRESSED_OFFSET || !offset.is_multiple_of(BLOCK_SIZE) {
+    if offset > UNCOMPRESSED_OFFSET_LIMIT || !offset.is_multiple_of(BLOCK_SIZE) {
         return Err(EncodeError::UncompressedOffset { index, offset });
     }
     // Version 1 tells compressed chunks by their size; version 2 stores the size in 24 bits, not minus one.
-    let sizes = 1..=MAX_CHUNK_SIZE;
+    let sizes = 1..=CHUNK_SIZE_LIMIT;
     let ambiguous = chunk.batch.is_none() && chunk.compressed == (stored == uncompressed);
     if !sizes.contains(&stored)
         || !sizes.contains(&uncompressed)
         || ambiguous
-        || (v2 && stored == MAX_CHUNK_SIZE)
+        || (v2 && stored == CHUNK_SIZE_LIMIT)
     {
         return Err(EncodeError::Size { index, stored, uncompressed });
     }

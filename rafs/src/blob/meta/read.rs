@@ -7,12 +7,13 @@ use crate::blob::{BatchMember, Blob, Chunk, ChunkIndex, MetaLocation};
 use crate::digest::Digest;
 use crate::layout::blob_meta::{BatchContext, ChunkInfoV1, ChunkInfoV2, MAGIC, MetaHeader, v2_flags};
 use crate::layout::flags::blob as features;
-use crate::layout::{BLOCK_SIZE, MAX_CHUNK_SIZE, MAX_CHUNKS, align_to_block};
+use crate::layout::{BLOCK_SIZE, CHUNK_SIZE_LIMIT, CHUNKS_LIMIT, align_to_block};
 
 const HEADER_SIZE: usize = size_of::<MetaHeader>();
 
 /// The largest array that is read, in bytes: 2^24 chunks of version 2, each in a batch of its own.
-const MAX_ARRAY_SIZE: u64 = MAX_CHUNKS as u64 * (size_of::<ChunkInfoV2>() + size_of::<BatchContext>()) as u64;
+const ARRAY_SIZE_LIMIT: u64 =
+    CHUNKS_LIMIT as u64 * (size_of::<ChunkInfoV2>() + size_of::<BatchContext>()) as u64;
 
 /// Why chunk information cannot be read.
 #[derive(Debug, thiserror::Error)]
@@ -153,7 +154,7 @@ impl BlobMeta {
         let count = header.entries.get();
         let entries =
             u64::from(count) * if v2 { size_of::<ChunkInfoV2>() } else { size_of::<ChunkInfoV1>() } as u64;
-        if count > MAX_CHUNKS || entries > array.len() as u64 {
+        if count > CHUNKS_LIMIT || entries > array.len() as u64 {
             return Err(MetaError::Header("as many entries as the array has"));
         }
         let contexts = if blob.features & features::BATCH != 0 {
@@ -217,7 +218,7 @@ impl BlobMeta {
         if chunk.uncompressed_size > self.chunk_size {
             return bad("at most the image's chunk size");
         }
-        if chunk.compressed_size == 0 || chunk.compressed_size > MAX_CHUNK_SIZE {
+        if chunk.compressed_size == 0 || chunk.compressed_size > CHUNK_SIZE_LIMIT {
             return bad("a stored size from 1 to 2^24");
         }
         if !chunk.compressed && chunk.compressed_size != chunk.uncompressed_size {
@@ -294,7 +295,7 @@ impl BlobMeta {
 
 fn location(blob: &Blob) -> Result<MetaLocation, MetaError> {
     let meta = blob.meta.ok_or(MetaError::NoLocation)?;
-    if meta.uncompressed_size > MAX_ARRAY_SIZE || meta.compressed_size > MAX_ARRAY_SIZE {
+    if meta.uncompressed_size > ARRAY_SIZE_LIMIT || meta.compressed_size > ARRAY_SIZE_LIMIT {
         return Err(MetaError::NoLocation);
     }
     Ok(meta)

@@ -10,7 +10,7 @@ use crate::blob::decode::{DecompressError, decompress, decompressed_sha256};
 use crate::blob::tar_header;
 use crate::compress::Compressor;
 use crate::digest::Digest;
-use crate::layout::toc::{FLAG_LZ4_BLOCK, FLAG_NONE, FLAG_ZSTD, MAX_SIZE, TAR_HEADER_SIZE, TOC, TocEntry};
+use crate::layout::toc::{FLAG_LZ4_BLOCK, FLAG_NONE, FLAG_ZSTD, SIZE_LIMIT, TAR_HEADER_SIZE, TOC, TocEntry};
 use crate::limits::Limits;
 
 /// Why a table of contents, or a part that it names, cannot be read.
@@ -63,7 +63,7 @@ pub struct Part {
 impl Toc {
     /// The bytes at the end of a stream of `stream_size` bytes that [`parse`](Self::parse) wants.
     pub fn range(stream_size: u64) -> Range<u64> {
-        stream_size.saturating_sub(MAX_SIZE as u64)..stream_size
+        stream_size.saturating_sub(SIZE_LIMIT as u64)..stream_size
     }
 
     /// Reads the table from the last bytes of a stream of `stream_size` bytes. `expected` is the digest that the

@@ -6,7 +6,7 @@ use crate::digest::Digest;
 use crate::layout::chunk_table::ChunkEntry;
 use crate::layout::flags::blob as blob_flags;
 use crate::layout::flags::chunk as flags;
-use crate::layout::{BLOCK_SIZE, MAX_CHUNK_SIZE};
+use crate::layout::{BLOCK_SIZE, CHUNK_SIZE_LIMIT};
 
 /// What an entry says, if it is possible in its blob. Of a batch member, index and offset in the batch are not known
 /// here and are 0; so is its offset in the blob, where nydus-image wrote the entry.
@@ -33,7 +33,7 @@ pub(super) fn decode(entry: &ChunkEntry, blob: &Blob, index: ChunkIndex) -> Resu
     if chunk.uncompressed_size == 0 || chunk.uncompressed_size > blob.chunk_size {
         return corrupt("an uncompressed size from 1 to the chunk size", chunk.uncompressed_size.to_string());
     }
-    if chunk.compressed_size > MAX_CHUNK_SIZE {
+    if chunk.compressed_size > CHUNK_SIZE_LIMIT {
         return corrupt("a stored size of at most 2^24 bytes", chunk.compressed_size.to_string());
     }
     if !chunk.compressed && chunk.batch.is_none() && chunk.compressed_size != chunk.uncompressed_size {

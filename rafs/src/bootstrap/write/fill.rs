@@ -11,7 +11,7 @@ use super::place::{INODE_SIZE, InodePlace, Places};
 use super::{Base, WriteError};
 use super::{directory, xattr};
 use crate::layout::BLOCK_SIZE;
-use crate::layout::blob_meta::MAX_UNCOMPRESSED_OFFSET;
+use crate::layout::blob_meta::UNCOMPRESSED_OFFSET_LIMIT;
 use crate::layout::v6::{
     CHUNK_FORMAT_INDEXES, CHUNK_FORMAT_SIZE_MASK, ChunkAddress, ExtendedInode, FORMAT_EXTENDED, FileType,
     LAYOUT_INLINE,
@@ -176,7 +176,7 @@ fn push_chunks(
 fn address(at: ChunkRef, blobs: &BlobSet<'_>) -> Result<(ChunkAddress, u64), WriteError> {
     let (blob, chunk) = blobs.chunk(at)?;
     let offset = chunk.uncompressed_offset;
-    if offset > MAX_UNCOMPRESSED_OFFSET || !offset.is_multiple_of(BLOCK_SIZE) {
+    if offset > UNCOMPRESSED_OFFSET_LIMIT || !offset.is_multiple_of(BLOCK_SIZE) {
         return Err(WriteError::ChunkOffset { blob: at.blob.0, chunk: at.chunk.0, offset });
     }
     let index = at.chunk.0;

@@ -5,7 +5,7 @@ use super::directory;
 use super::space::Space;
 use super::xattr;
 use crate::layout::v6::{ChunkAddress, ExtendedInode, LAYOUT_CHUNKED, LAYOUT_INLINE, LAYOUT_PLAIN};
-use crate::layout::{BLOCK_SIZE, MAX_PATH_BYTES};
+use crate::layout::{BLOCK_SIZE, PATH_LIMIT_BYTES};
 use crate::tree::{Kind, NodeId, Tree};
 
 /// Size in bytes of an inode without extended attributes.
@@ -110,7 +110,7 @@ impl Places {
                 let inode = space.take(inode_size.next_multiple_of(8) + addresses);
                 InodePlace { inode, size: *size, layout: LAYOUT_CHUNKED, links: 1, ..InodePlace::default() }
             }
-            Kind::Symlink(target) if target.len() > MAX_PATH_BYTES => {
+            Kind::Symlink(target) if target.len() > PATH_LIMIT_BYTES => {
                 return Err(WriteError::LongSymlink(target.len()));
             }
             Kind::Symlink(target) => with_content(space, inode_size, target.len() as u64),

@@ -47,14 +47,14 @@ pub(super) fn count(size: usize) -> Option<u16> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::layout::{MAX_XATTR_VALUE_BYTES, MAX_XATTRS_BYTES};
+    use crate::layout::{XATTR_VALUE_LIMIT_BYTES, XATTRS_LIMIT_BYTES};
 
     #[test]
     fn messages_say_how_much_is_allowed() {
-        assert_eq!((count(MAX_XATTRS_BYTES), count(MAX_XATTRS_BYTES + 4)), (Some(u16::MAX), None));
+        assert_eq!((count(XATTRS_LIMIT_BYTES), count(XATTRS_LIMIT_BYTES + 4)), (Some(u16::MAX), None));
         let of = |size| Xattrs::from([(b"user.a"[..].into(), vec![1; size].into())]);
-        assert!(encode(&of(MAX_XATTR_VALUE_BYTES)).is_ok());
-        let refused = encode(&of(MAX_XATTR_VALUE_BYTES + 1)).unwrap_err().to_string();
+        assert!(encode(&of(XATTR_VALUE_LIMIT_BYTES)).is_ok());
+        let refused = encode(&of(XATTR_VALUE_LIMIT_BYTES + 1)).unwrap_err().to_string();
         assert!(refused.ends_with("a value of 65536 bytes; at most 65535 are allowed"), "{refused}");
         assert!(WriteError::LargeXattrs(300_000).to_string().contains("at most 262148 are allowed"));
     }

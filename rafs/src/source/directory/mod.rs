@@ -32,7 +32,7 @@ use crate::tree::{DeviceNumber, Metadata, Time, Xattrs};
 
 /// The number of directories that are kept open: deeper trees reopen parents on the way up, so depth is not limited by
 /// the number of descriptors a process may have.
-const MAX_OPEN_LEVELS: usize = 64;
+const OPEN_LEVELS_LIMIT: usize = 64;
 
 /// Directories are listed in pieces of this size.
 const LIST_BUFFER_BYTES: usize = 32 << 10;
@@ -211,7 +211,7 @@ impl DirectorySource {
         let mut names = list(&fd)?;
         names.sort_unstable_by(|left, right| right.cmp(left));
         self.levels.push(Level { fd: Some(fd), identity: stat.into(), names, parent_path });
-        if let Some(far) = self.levels.len().checked_sub(MAX_OPEN_LEVELS + 1) {
+        if let Some(far) = self.levels.len().checked_sub(OPEN_LEVELS_LIMIT + 1) {
             self.levels[far].fd = None;
         }
         Ok(())

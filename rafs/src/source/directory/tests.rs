@@ -251,7 +251,7 @@ fn a_file_that_vanishes_before_its_turn_is_an_error_that_names_it() {
 fn a_directory_that_is_moved_out_does_not_lead_the_walk_astray() {
     let root = TempDir::new().unwrap();
     let elsewhere = TempDir::new().unwrap();
-    let deep = "d/".repeat(MAX_OPEN_LEVELS + 5);
+    let deep = "d/".repeat(OPEN_LEVELS_LIMIT + 5);
     fs::create_dir_all(root.path().join(&deep)).unwrap();
     fs::write(root.path().join("z"), b"").unwrap();
     let mut source = DirectorySource::open(root.path()).unwrap();

@@ -10,7 +10,7 @@ use super::error::VisitFailure;
 use crate::tree::Xattrs;
 
 /// Linux has at most this many bytes of attribute names a file, and of value an attribute.
-const MAX_BYTES: usize = 64 << 10;
+const LIMIT_BYTES: usize = 64 << 10;
 
 /// Reads extended attributes into buffers that it keeps.
 pub(super) struct XattrReader {
@@ -20,7 +20,7 @@ pub(super) struct XattrReader {
 
 impl XattrReader {
     pub(super) fn new() -> Self {
-        Self { names: vec![0; MAX_BYTES].into(), value: vec![0; MAX_BYTES].into() }
+        Self { names: vec![0; LIMIT_BYTES].into(), value: vec![0; LIMIT_BYTES].into() }
     }
 
     /// The attributes of an open file.

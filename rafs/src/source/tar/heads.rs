@@ -3,7 +3,7 @@
 
 use super::error::Problem;
 use super::header::{HeaderBlock, until_nul};
-use super::pax::{MAX_HEADER_BYTES, Numbers, Records};
+use super::pax::{HEADER_LIMIT_BYTES, Numbers, Records};
 
 /// The unit of a tar stream, in bytes.
 pub const BLOCK_BYTES: usize = super::header::BLOCK_BYTES;
@@ -72,11 +72,11 @@ impl Heads {
         let typeflag = header.typeflag();
         if matches!(typeflag, b'x' | b'g' | b'L' | b'K') {
             let size = header.size()?;
-            if size > MAX_HEADER_BYTES {
+            if size > HEADER_LIMIT_BYTES {
                 return Err(Problem::TooLong {
                     what: "what a header says about other entries",
                     size,
-                    limit: MAX_HEADER_BYTES,
+                    limit: HEADER_LIMIT_BYTES,
                 });
             }
             return Ok(Head::Extension(Extension { typeflag, size: size as usize }));

@@ -31,14 +31,14 @@ pub use error::{Problem, TarError};
 
 use self::header::{BLOCK_BYTES, HeaderBlock, until_nul};
 use self::input::Input;
-use self::pax::{MAX_HEADER_BYTES, Numbers, Records};
+use self::pax::{HEADER_LIMIT_BYTES, Numbers, Records};
 use self::sparse::Segment;
 use super::decompress::Decompressor;
 use super::{Entry, EntryKind, Source, SourceError};
 use crate::tree::{DeviceNumber, Metadata, Time};
 
 /// The size limit of GNU long names and link targets: far above `PATH_MAX`, so only nonsense exceeds it.
-const MAX_NAME_BYTES: u64 = 1 << 20;
+const NAME_LIMIT_BYTES: u64 = 1 << 20;
 
 /// Reads a tar stream.
 pub struct TarSource<R> {
@@ -225,7 +225,7 @@ impl<R: Read> TarSource<R> {
     }
 
     fn read_records(&mut self, size: u64, records: &mut Records) -> Result<(), ReadFailure> {
-        let (start, bytes) = self.read_extension(size, MAX_HEADER_BYTES, "PAX header")?;
+        let (start, bytes) = self.read_extension(size, HEADER_LIMIT_BYTES, "PAX header")?;
         // Of two headers before one entry the second counts, as with other readers.
         *records = Records::new(self.global);
         let result = records.add(&bytes);
@@ -236,14 +236,14 @@ impl<R: Read> TarSource<R> {
     }
 
     fn read_global(&mut self, size: u64) -> Result<(), ReadFailure> {
-        let (start, bytes) = self.read_extension(size, MAX_HEADER_BYTES, "global PAX header")?;
+        let (start, bytes) = self.read_extension(size, HEADER_LIMIT_BYTES, "global PAX header")?;
         self.global
             .add(&bytes)
             .map_err(|(position, problem)| ReadFailure::At(start + position as u64, problem))
     }
 
     fn read_long(&mut self, size: u64, what: &'static str) -> Result<Vec<u8>, ReadFailure> {
-        let (start, mut bytes) = self.read_extension(size, MAX_NAME_BYTES, what)?;
+        let (start, mut bytes) = self.read_extension(size, NAME_LIMIT_BYTES, what)?;
         bytes.truncate(until_nul(&bytes).len());
         if bytes.is_empty() { Err(ReadFailure::At(start, Problem::NoName)) } else { Ok(bytes) }
     }

@@ -15,7 +15,7 @@ use crate::tree::{Time, Xattrs};
 
 /// The size limit of one extended header. An entry's attributes and path fit with room to spare: Linux lists at most
 /// 64 KiB of attribute names, and the container runtimes' own reader has the same limit.
-pub(super) const MAX_HEADER_BYTES: u64 = 1 << 20;
+pub(super) const HEADER_LIMIT_BYTES: u64 = 1 << 20;
 
 /// libarchive pads its base64 or not, by version.
 const BASE64: GeneralPurpose = GeneralPurpose::new(
@@ -191,8 +191,8 @@ fn for_each(
 /// Splits the first record off: keyword, value, and the record's whole length.
 fn record(bytes: &[u8]) -> Result<(&[u8], &[u8], usize), &'static str> {
     /// Digits of the largest 64-bit number.
-    const MAX_DIGITS: usize = 20;
-    let digits = bytes.iter().take(MAX_DIGITS + 1).position(|&byte| byte == b' ');
+    const DIGITS_LIMIT: usize = 20;
+    let digits = bytes.iter().take(DIGITS_LIMIT + 1).position(|&byte| byte == b' ');
     let digits = digits.ok_or("expected a length and a space")?;
     let length = decimal(&bytes[..digits]).ok_or("the length is no decimal number")?;
     let length = usize::try_from(length).map_err(|_| "the length exceeds the header")?;

@@ -9,7 +9,7 @@ use super::header::{BLOCK_BYTES, HeaderBlock, number};
 use super::pax::decimal;
 
 /// The most segments of one file that are read; they take 16 MiB of memory.
-const MAX_SEGMENTS: usize = 1 << 20;
+const SEGMENTS_LIMIT: usize = 1 << 20;
 
 /// Stored data of a sparse file.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
@@ -69,7 +69,7 @@ pub(super) fn map_in_content<E: From<Problem>>(
 ) -> Result<Vec<Segment>, E> {
     let mut lines = Lines { next_block, block: [0; BLOCK_BYTES], position: BLOCK_BYTES };
     let count = lines.number()?;
-    if count > MAX_SEGMENTS as u64 {
+    if count > SEGMENTS_LIMIT as u64 {
         return Err(too_many().into());
     }
     let mut segments = Vec::new();
@@ -94,8 +94,8 @@ impl<F> Lines<F> {
     {
         const WRONG: Problem = Problem::Sparse("the map is not decimal numbers of at most 64 bits on lines");
         /// Digits of the largest 64-bit number.
-        const MAX_DIGITS: usize = 20;
-        let mut digits = [0; MAX_DIGITS];
+        const DIGITS_LIMIT: usize = 20;
+        let mut digits = [0; DIGITS_LIMIT];
         let mut length = 0;
         loop {
             if self.position == BLOCK_BYTES {
@@ -114,7 +114,7 @@ impl<F> Lines<F> {
 }
 
 fn push(segments: &mut Vec<Segment>, segment: Segment) -> Result<(), Problem> {
-    if segments.len() == MAX_SEGMENTS {
+    if segments.len() == SEGMENTS_LIMIT {
         return Err(too_many());
     }
     segments.push(segment);

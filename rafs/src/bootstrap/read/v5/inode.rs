@@ -7,7 +7,7 @@ use crate::bootstrap::read::{At, Inode, Nid, ReadError};
 use crate::layout::chunk_table::ChunkEntry;
 use crate::layout::v5::{ALIGNMENT, InodeRecord, inode_flags};
 use crate::layout::v6::FileType;
-use crate::layout::{LINK_TARGETS, MAX_NAME_BYTES, MAX_PATH_BYTES, is_name};
+use crate::layout::{LINK_TARGETS, NAME_LIMIT_BYTES, PATH_LIMIT_BYTES, is_name};
 use crate::tree::{DeviceNumber, Time, Xattrs};
 
 /// An inode record, and where it is.
@@ -148,7 +148,7 @@ impl Inodes for RafsV5 {
         }
         let size = u64::from(record.raw.symlink_size.get());
         let target = data.bytes("target of a symbolic link", record.behind_name(), size)?;
-        if size > MAX_PATH_BYTES as u64 || target.contains(&0) {
+        if size > PATH_LIMIT_BYTES as u64 || target.contains(&0) {
             return Err(record.corrupt(LINK_TARGETS));
         }
         Ok(target)
@@ -161,7 +161,7 @@ impl Inodes for RafsV5 {
         while !rest.is_empty() {
             let (name, value, next) =
                 split(rest).ok_or(record.corrupt("extended attributes that end where they should"))?;
-            if name.is_empty() || name.len() > MAX_NAME_BYTES {
+            if name.is_empty() || name.len() > NAME_LIMIT_BYTES {
                 return Err(record.corrupt("extended attributes with names of 1 to 255 bytes"));
             }
             xattrs.insert(name.into(), value.into());

@@ -8,7 +8,7 @@ use crate::layout::v6::{
     CompactInode, ExtendedInode, FORMAT_EXTENDED, FileType, LAYOUT_INLINE, LAYOUT_PLAIN, SLOT_SIZE,
     XATTR_PREFIXES, XattrEntry, XattrHeader,
 };
-use crate::layout::{BLOCK_SIZE, LINK_TARGETS, MAX_NAME_BYTES, MAX_PATH_BYTES};
+use crate::layout::{BLOCK_SIZE, LINK_TARGETS, NAME_LIMIT_BYTES, PATH_LIMIT_BYTES};
 use crate::tree::{DeviceNumber, Time, Xattrs};
 
 /// A compact or extended inode.
@@ -153,7 +153,7 @@ impl Inodes for RafsV6 {
         if inode.kind != FileType::Symlink {
             return Err(ReadError::NotASymlink(nid));
         }
-        if inode.size > MAX_PATH_BYTES as u64 {
+        if inode.size > PATH_LIMIT_BYTES as u64 {
             return Err(inode.corrupt(LINK_TARGETS).found(inode.size));
         }
         let target = inode.content(data, 0, inode.size)?;
@@ -178,7 +178,7 @@ impl Inodes for RafsV6 {
         while !rest.is_empty() {
             let (name, value, next) = split(rest)
                 .ok_or(inode.corrupt("extended attributes with known prefixes that end where they should"))?;
-            if name.len() > MAX_NAME_BYTES || name.contains(&0) {
+            if name.len() > NAME_LIMIT_BYTES || name.contains(&0) {
                 return Err(inode.corrupt("extended attributes with names of at most 255 bytes without NUL"));
             }
             xattrs.insert(name.into(), value.into());
