@@ -14,7 +14,7 @@ use registry::client::ClientConfig;
 use registry::server::{Server, ServerConfig, TlsConfig};
 use support::tokens::TokenRegistry;
 use support::{Stack, run, wait_for};
-use test_support::{Need, has};
+use test_support::{Need, SignedBy, has, make_certificate};
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::net::{TcpListener, TcpStream};
 use tokio_util::sync::CancellationToken;
@@ -188,26 +188,10 @@ async fn an_insecure_registry_may_have_any_certificate_and_sees_the_builder_s_pa
 
 /// A certificate that nobody has signed but itself.
 fn unknown_certificate(stack: &Stack) -> TlsConfig {
-    let (certificate, key) = (stack.path("unknown.crt"), stack.path("unknown.key"));
-    let made = std::process::Command::new("openssl")
-        .args([
-            "req",
-            "-x509",
-            "-newkey",
-            "ec",
-            "-pkeyopt",
-            "ec_paramgen_curve:P-256",
-            "-nodes",
-            "-days",
-            "2",
-        ])
-        .args(["-subj", "/CN=unknown", "-addext", "subjectAltName=IP:127.0.0.1", "-keyout"])
-        .arg(&key)
-        .arg("-out")
-        .arg(&certificate)
-        .output()
-        .unwrap();
-    assert!(made.status.success(), "{}", String::from_utf8_lossy(&made.stderr));
+    let key = stack.path("unknown.key");
+    let dir = key.parent().unwrap();
+    let certificate =
+        make_certificate(dir, "unknown", "/CN=unknown", "subjectAltName=IP:127.0.0.1", SignedBy::Itself);
     TlsConfig { certificate, key }
 }
 

@@ -7,7 +7,6 @@
 //! what the test programs do alike ([`suite`]).
 
 pub mod access_log;
-pub mod certificates;
 pub mod cluster_image;
 pub mod cluster_lab;
 pub mod corpus;

@@ -2,6 +2,7 @@
 //!
 //! - [`content`]: bytes for files;
 //! - [`archive`]: layers, as tar streams;
+//! - [`certificate`]: certificates of a test's own;
 //! - [`log`](mod@log): what a program says, and where it listens;
 //! - [`pipe`](mod@pipe): output that nobody reads;
 //! - [`words`](mod@words): what is hard to read;
@@ -11,6 +12,7 @@
 #![allow(clippy::unwrap_used, reason = "helpers of tests are tests: what they cannot do fails the test")]
 
 pub mod archive;
+pub mod certificate;
 pub mod content;
 pub mod log;
 pub mod needs;
@@ -18,6 +20,7 @@ pub mod pipe;
 pub mod words;
 
 pub use archive::{gzip, tar_of};
+pub use certificate::{SignedBy, make_certificate};
 pub use content::{noise, text};
 pub use log::Log;
 pub use needs::{Need, has};

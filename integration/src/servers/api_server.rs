@@ -21,11 +21,10 @@ use rustls::pki_types::{CertificateDer, PrivateKeyDer};
 use rustls::server::WebPkiClientVerifier;
 use rustls::{RootCertStore, ServerConfig};
 use serde_json::{Value, json};
+use test_support::{SignedBy, make_certificate};
 use tokio::net::TcpListener;
 use tokio::runtime::Runtime;
 use tokio_rustls::TlsAcceptor;
-
-use crate::certificates;
 
 /// What the node is called.
 pub const NODE: &str = "node-1";
@@ -58,14 +57,11 @@ impl ApiServer {
     /// Starts it with an authority of its own; keys, certificates and the node's kubeconfig are below `dir`.
     pub fn start(dir: &Path) -> Result<Self> {
         fs::create_dir_all(dir)?;
-        certificates::make(dir, "ca", "/CN=kubernetes", None)?;
-        certificates::make(dir, "server", "/CN=kube-apiserver", Some("subjectAltName=IP:127.0.0.1"))?;
-        certificates::make(
-            dir,
-            "node",
-            &format!("/O=system:nodes/CN=system:node:{NODE}"),
-            Some("extendedKeyUsage=clientAuth"),
-        )?;
+        let here = "subjectAltName=IP:127.0.0.1";
+        make_certificate(dir, "ca", "/CN=kubernetes", here, SignedBy::Itself);
+        make_certificate(dir, "server", "/CN=kube-apiserver", here, SignedBy::Authority);
+        let node = format!("/O=system:nodes/CN=system:node:{NODE}");
+        make_certificate(dir, "node", &node, "extendedKeyUsage=clientAuth", SignedBy::Authority);
         // A kubelet has both in one file.
         let both = fs::read_to_string(dir.join("node.crt"))? + &fs::read_to_string(dir.join("node.key"))?;
         fs::write(dir.join("kubelet-client-current.pem"), both)?;

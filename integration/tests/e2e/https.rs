@@ -5,9 +5,10 @@ use std::fs;
 
 use anyhow::{Result, ensure};
 use integration::cri::ContainerSpec;
+use integration::demo;
 use integration::servers::EmbeddedRegistry;
 use integration::tree::content_digest;
-use integration::{certificates, demo};
+use test_support::{SignedBy, make_certificate};
 
 use crate::fixture::{Fixture, nydus_layers};
 
@@ -18,8 +19,9 @@ pub(crate) fn is_read_from(fixture: &Fixture) -> Result<()> {
     let dir = fixture.subdir("https")?;
     let context = demo::random_files(fixture.peers(), &dir.join("context"), &[("data", 2 << 20)])?;
     let image = fixture.build(&context, "https:v1")?;
-    certificates::make(&dir, "ca", "/CN=ours", None)?;
-    certificates::make(&dir, "server", "/CN=registry", Some(&format!("subjectAltName=DNS:{HOST}")))?;
+    let name = format!("subjectAltName=DNS:{HOST}");
+    make_certificate(&dir, "ca", "/CN=ours", &name, SignedBy::Itself);
+    make_certificate(&dir, "server", "/CN=registry", &name, SignedBy::Authority);
     let root = fixture.registry()?.root();
     let registry = EmbeddedRegistry::serve_https(&dir.join("registry"), root, &dir, "server")?;
     let host = format!("{HOST}:{}", registry.address().port());

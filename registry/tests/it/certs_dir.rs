@@ -10,7 +10,7 @@ use registry::reference::Repository;
 
 use crate::support::fake::{Fake, answer};
 use crate::support::{Registry, SOON, config, folder, have};
-use crate::tls::{SIGNED_BY_CA, make_certificate};
+use crate::tls::certificate;
 
 fn client(certs_dir: &Path) -> Client {
     let mut config = ClientConfig { certs_dir: certs_dir.to_owned(), ..config() };
@@ -62,9 +62,9 @@ async fn authority_and_client_certificate_are_used_once_they_are_there() {
         return;
     }
     let dir = folder();
-    let authority = make_certificate(dir.path(), "ca", &[]);
-    let certificate = make_certificate(dir.path(), "tls", &SIGNED_BY_CA);
-    let own = make_certificate(dir.path(), "client", &SIGNED_BY_CA);
+    let authority = certificate(dir.path(), "ca", SignedBy::Itself);
+    let certificate = certificate(dir.path(), "tls", SignedBy::Authority);
+    let own = certificate(dir.path(), "client", SignedBy::Authority);
     let tls = format!(
         "http:\n  addr: 127.0.0.1:0\n  tls:\n    certificate: {}\n    key: {}\n    clientcas: [{}]",
         certificate.display(),

@@ -2,40 +2,16 @@
 
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
-use std::process::{Command, Stdio};
 
 use registry::client::{Client, ClientConfig, HostConfig};
 use registry::server::{ServerConfig, TlsConfig};
+use test_support::{SignedBy, make_certificate};
 
 use crate::support::{Registry, config, folder, have, noise, push_image};
 
-/// What makes a certificate one of a server or client that the authority `ca` signed.
-pub(crate) const SIGNED_BY_CA: [&str; 6] =
-    ["-CA", "ca.crt", "-CAkey", "ca.key", "-addext", "basicConstraints=critical,CA:FALSE"];
-
-/// A key and a certificate `NAME.crt`, self-signed unless `more` says otherwise.
-pub(crate) fn make_certificate(dir: &Path, name: &str, more: &[&str]) -> PathBuf {
-    let certificate = format!("{name}.crt");
-    let made = Command::new("openssl")
-        .current_dir(dir)
-        .args([
-            "req",
-            "-x509",
-            "-newkey",
-            "ec",
-            "-pkeyopt",
-            "ec_paramgen_curve:P-256",
-            "-nodes",
-            "-days",
-            "2",
-        ])
-        .args(["-subj", &format!("/CN={name}"), "-addext", "subjectAltName=IP:127.0.0.1"])
-        .args(["-keyout", &format!("{name}.key"), "-out", &certificate])
-        .args(more)
-        .stderr(Stdio::null())
-        .status();
-    assert!(made.unwrap().success());
-    dir.join(certificate)
+/// A key and a certificate `NAME.crt` for this machine.
+pub(crate) fn certificate(dir: &Path, name: &str, by: SignedBy) -> PathBuf {
+    make_certificate(dir, name, &format!("/CN={name}"), "subjectAltName=IP:127.0.0.1", by)
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -44,8 +20,8 @@ async fn a_private_authority_is_trusted_only_when_named() {
         return;
     }
     let dir = folder();
-    let authority = make_certificate(dir.path(), "ca", &[]);
-    let certificate = make_certificate(dir.path(), "tls", &SIGNED_BY_CA);
+    let authority = certificate(dir.path(), "ca", SignedBy::Itself);
+    let certificate = certificate(dir.path(), "tls", SignedBy::Authority);
     let key = dir.path().join("tls.key");
     let tls = format!(
         "http:\n  addr: 127.0.0.1:0\n  tls: {{ certificate: {}, key: {} }}",
@@ -78,8 +54,8 @@ async fn the_embedded_registry_serves_https_with_a_certificate() {
         return;
     }
     let dir = folder();
-    let authority = make_certificate(dir.path(), "ca", &[]);
-    let certificate = make_certificate(dir.path(), "tls", &SIGNED_BY_CA);
+    let authority = certificate(dir.path(), "ca", SignedBy::Itself);
+    let certificate = certificate(dir.path(), "tls", SignedBy::Authority);
     let key = dir.path().join("tls.key");
     let tls = Some(TlsConfig { certificate: certificate.clone(), key: key.clone() });
     let registry =
@@ -99,7 +75,7 @@ async fn the_embedded_registry_serves_https_with_a_certificate() {
     registry.stop().await;
 
     // What cannot be used is an error at the start that names the file.
-    let other = make_certificate(dir.path(), "other", &[]);
+    let other = certificate(dir.path(), "other", SignedBy::Itself);
     for (certificate, key, named) in [
         (dir.path().join("missing.crt"), key.clone(), "missing.crt"),
         (key.clone(), key.clone(), "holds no PEM certificate"),
