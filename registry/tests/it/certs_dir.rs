@@ -7,10 +7,11 @@ use std::time::Instant;
 use registry::client::{Client, ClientConfig};
 use registry::digest::sha256;
 use registry::reference::Repository;
+use test_support::SignedBy;
 
 use crate::support::fake::{Fake, answer};
 use crate::support::{Registry, SOON, config, folder, have};
-use crate::tls::certificate;
+use crate::tls::certificate_of;
 
 fn client(certs_dir: &Path) -> Client {
     let mut config = ClientConfig { certs_dir: certs_dir.to_owned(), ..config() };
@@ -62,9 +63,9 @@ async fn authority_and_client_certificate_are_used_once_they_are_there() {
         return;
     }
     let dir = folder();
-    let authority = certificate(dir.path(), "ca", SignedBy::Itself);
-    let certificate = certificate(dir.path(), "tls", SignedBy::Authority);
-    let own = certificate(dir.path(), "client", SignedBy::Authority);
+    let authority = certificate_of(dir.path(), "ca", SignedBy::Itself);
+    let certificate = certificate_of(dir.path(), "tls", SignedBy::Authority);
+    let own = certificate_of(dir.path(), "client", SignedBy::Authority);
     let tls = format!(
         "http:\n  addr: 127.0.0.1:0\n  tls:\n    certificate: {}\n    key: {}\n    clientcas: [{}]",
         certificate.display(),

@@ -10,7 +10,7 @@ use test_support::{SignedBy, make_certificate};
 use crate::support::{Registry, config, folder, have, noise, push_image};
 
 /// A key and a certificate `NAME.crt` for this machine.
-pub(crate) fn certificate(dir: &Path, name: &str, by: SignedBy) -> PathBuf {
+pub(crate) fn certificate_of(dir: &Path, name: &str, by: SignedBy) -> PathBuf {
     make_certificate(dir, name, &format!("/CN={name}"), "subjectAltName=IP:127.0.0.1", by)
 }
 
@@ -20,8 +20,8 @@ async fn a_private_authority_is_trusted_only_when_named() {
         return;
     }
     let dir = folder();
-    let authority = certificate(dir.path(), "ca", SignedBy::Itself);
-    let certificate = certificate(dir.path(), "tls", SignedBy::Authority);
+    let authority = certificate_of(dir.path(), "ca", SignedBy::Itself);
+    let certificate = certificate_of(dir.path(), "tls", SignedBy::Authority);
     let key = dir.path().join("tls.key");
     let tls = format!(
         "http:\n  addr: 127.0.0.1:0\n  tls: {{ certificate: {}, key: {} }}",
@@ -54,8 +54,8 @@ async fn the_embedded_registry_serves_https_with_a_certificate() {
         return;
     }
     let dir = folder();
-    let authority = certificate(dir.path(), "ca", SignedBy::Itself);
-    let certificate = certificate(dir.path(), "tls", SignedBy::Authority);
+    let authority = certificate_of(dir.path(), "ca", SignedBy::Itself);
+    let certificate = certificate_of(dir.path(), "tls", SignedBy::Authority);
     let key = dir.path().join("tls.key");
     let tls = Some(TlsConfig { certificate: certificate.clone(), key: key.clone() });
     let registry =
@@ -75,7 +75,7 @@ async fn the_embedded_registry_serves_https_with_a_certificate() {
     registry.stop().await;
 
     // What cannot be used is an error at the start that names the file.
-    let other = certificate(dir.path(), "other", SignedBy::Itself);
+    let other = certificate_of(dir.path(), "other", SignedBy::Itself);
     for (certificate, key, named) in [
         (dir.path().join("missing.crt"), key.clone(), "missing.crt"),
         (key.clone(), key.clone(), "holds no PEM certificate"),
