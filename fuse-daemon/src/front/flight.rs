@@ -253,7 +253,7 @@ impl Flights {
     }
 
     /// Forgets failures of chunks that `of` names: somebody else may have them.
-    pub(super) fn forget_failures(&mut self, of: impl Fn(ChunkKey) -> bool) {
-        self.failed.retain(|key, _| !of(*key));
+    pub(super) fn forget_failures(&mut self, is_meant: impl Fn(ChunkKey) -> bool) {
+        self.failed.retain(|key, _| !is_meant(*key));
     }
 }

@@ -240,8 +240,13 @@ impl Fetcher for RemoteWorker {
         canonical(backend).to_string()
     }
 
-    async fn has(&self, blob: BlobId, of: &RemoteRegistration, until: Instant) -> Result<(), String> {
-        let registration = of.number;
+    async fn has(
+        &self,
+        blob: BlobId,
+        registration: &RemoteRegistration,
+        until: Instant,
+    ) -> Result<(), String> {
+        let registration = registration.number;
         let order = |number, milliseconds| ToWorker::Has { number, registration, blob, milliseconds };
         match self.shared.ask("its answer", until, || Ok(None), order).await {
             Ok((Brought::Has, _)) => Ok(()),
@@ -265,10 +270,10 @@ impl Fetcher for RemoteWorker {
         let (Brought::Info(lengths), file) = brought.map_err(failed)? else {
             return Err(failed(io::Error::other("something else came in its place")));
         };
-        let of = blob.clone();
+        let described = blob.clone();
         let read = move || {
             let parts = read_parts(&file, lengths, limit);
-            parts.map(|parts| meta_of(&of, parts).map_err(Arc::new))
+            parts.map(|parts| meta_of(&described, parts).map_err(Arc::new))
         };
         let read = tokio::task::spawn_blocking(read).await;
         read.unwrap_or_else(|panic| Err(io::Error::other(panic))).map_err(failed)?
@@ -472,7 +477,7 @@ impl RemoteState {
             }),
             Question::Renew { registry, repository } => known.any(|known| {
                 given::repository(&known.backend)
-                    .is_some_and(|of| of.host() == registry && of.name() == repository)
+                    .is_some_and(|known| known.host() == registry && known.name() == repository)
             }),
         }
     }

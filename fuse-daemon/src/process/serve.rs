@@ -214,8 +214,8 @@ impl RunningWorker {
         });
     }
 
-    fn has(&self, number: u64, of: Option<&Registration>, blob: BlobId, milliseconds: u64) {
-        let asked = of.map(|registration| registration.has(blob));
+    fn has(&self, number: u64, registration: Option<&Registration>, blob: BlobId, milliseconds: u64) {
+        let asked = registration.map(|registration| registration.has(blob));
         let (sender, until) = (Arc::clone(&self.sender), after(milliseconds).into());
         self.runtime.spawn(async move {
             let outcome = match asked {

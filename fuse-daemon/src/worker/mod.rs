@@ -81,7 +81,7 @@ pub trait Fetcher: Worker + 'static {
     fn has(
         &self,
         blob: BlobId,
-        of: &Self::Registration,
+        registration: &Self::Registration,
         until: Instant,
     ) -> impl Future<Output = Result<(), String>> + Send;
 
@@ -116,8 +116,8 @@ impl Fetcher for LocalWorker {
         backend.name()
     }
 
-    async fn has(&self, blob: BlobId, of: &Registration, until: Instant) -> Result<(), String> {
-        match tokio::time::timeout_at(until, of.has(blob)).await {
+    async fn has(&self, blob: BlobId, registration: &Registration, until: Instant) -> Result<(), String> {
+        match tokio::time::timeout_at(until, registration.has(blob)).await {
             Ok(answer) => answer,
             Err(_) => Err("no answer in time".to_owned()),
         }

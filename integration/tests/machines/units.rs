@@ -137,8 +137,8 @@ fn main_process(machine: &Machine, unit: &str) -> Result<String> {
 /// The daemon, then the snapshotter, and containerd only when that answers.
 fn started_in_order(machine: &Machine) -> Result<()> {
     machine.wait_for("all are active", PATIENCE, &format!("systemctl is-active {BOTH} containerd"))?;
-    let time = |unit: &str, of: &str| -> Result<u64> {
-        let shown = machine.run(&format!("systemctl show -P {of}TimestampMonotonic {unit}"))?;
+    let time = |unit: &str, moment: &str| -> Result<u64> {
+        let shown = machine.run(&format!("systemctl show -P {moment}TimestampMonotonic {unit}"))?;
         Ok(shown.stdout.trim().parse()?)
     };
     let daemon = time("nydus-cluster-daemon", "ActiveEnter")?;

@@ -70,10 +70,10 @@ pub fn bytes(input: &[u8], seeds: &[Vec<u8>]) -> Option<Vec<u8>> {
 struct Change<'a> {
     in_blob: bool,
     offset: usize,
-    what: What<'a>,
+    what: Edit<'a>,
 }
 
-enum What<'a> {
+enum Edit<'a> {
     /// These bytes.
     Bytes(&'a [u8]),
     /// A number of this many bytes.
@@ -88,29 +88,29 @@ impl<'a> Change<'a> {
     fn take(input: &mut &'a [u8]) -> Option<Self> {
         let [kind, low, high] = *take(input, 3)? else { return None };
         let what = match kind & 3 {
-            0 => What::Bytes(take(input, usize::from(kind >> 3 & 15) + 1)?),
+            0 => Edit::Bytes(take(input, usize::from(kind >> 3 & 15) + 1)?),
             1 => {
                 let [number] = *take(input, 1)? else { return None };
-                What::Number(INTERESTING[usize::from(number & 15)], 1 << (number >> 4 & 3))
+                Edit::Number(INTERESTING[usize::from(number & 15)], 1 << (number >> 4 & 3))
             }
             2 => {
                 let [low, high] = *take(input, 2)? else { return None };
-                What::Copy(usize::from(u16::from_le_bytes([low, high])), LENGTHS[usize::from(kind >> 3)])
+                Edit::Copy(usize::from(u16::from_le_bytes([low, high])), LENGTHS[usize::from(kind >> 3)])
             }
-            _ => What::Length,
+            _ => Edit::Length,
         };
         Some(Self { in_blob: kind & 4 != 0, offset: usize::from(u16::from_le_bytes([low, high])), what })
     }
 
     fn apply(&self, part: &mut Vec<u8>) {
         let bytes = match self.what {
-            What::Bytes(bytes) => bytes.to_vec(),
-            What::Number(number, size) => number.to_le_bytes()[..size].to_vec(),
-            What::Copy(from, size) => match part.get(from..(from + size).min(part.len())) {
+            Edit::Bytes(bytes) => bytes.to_vec(),
+            Edit::Number(number, size) => number.to_le_bytes()[..size].to_vec(),
+            Edit::Copy(from, size) => match part.get(from..(from + size).min(part.len())) {
                 Some(bytes) => bytes.to_vec(),
                 None => return,
             },
-            What::Length => return part.resize(self.offset.min(LARGEST), 0),
+            Edit::Length => return part.resize(self.offset.min(LARGEST), 0),
         };
         if let Some(place) = part.get_mut(self.offset..self.offset + bytes.len()) {
             place.copy_from_slice(&bytes);

@@ -278,15 +278,15 @@ fn check_digest(what: &str, digest: &Digest) -> Result<(), String> {
 
 fn check_named(
     what: &str,
-    of: &Digest,
+    whose: &Digest,
     named: &[Digest],
     blobs: &HashMap<&Digest, u64>,
 ) -> Result<(), String> {
     if named.len() > BLOBS {
-        return Err(format!("{what} {of} names {} blobs, expected at most {BLOBS}", named.len()));
+        return Err(format!("{what} {whose} names {} blobs, expected at most {BLOBS}", named.len()));
     }
     let unknown = named.iter().find(|blob| !blobs.contains_key(blob));
-    unknown.map_or(Ok(()), |blob| Err(missing(what, of, "blob", blob)))
+    unknown.map_or(Ok(()), |blob| Err(missing(what, whose, "blob", blob)))
 }
 
 fn missing(what: &str, user: &Digest, kind: &str, named: &Digest) -> String {

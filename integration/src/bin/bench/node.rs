@@ -56,7 +56,7 @@ impl Side {
 
 /// What is measured, with the goal beside the better of the peers.
 #[derive(Clone, Copy, Debug, PartialEq)]
-enum What {
+enum Measure {
     Start,
     StartFar,
     StartBytes,
@@ -69,17 +69,17 @@ enum What {
     Idle,
 }
 
-const FIGURES: [(What, &str, &str, f64); 10] = [
-    (What::Start, "cold import numpy, CRI in all", "s", 0.55),
-    (What::StartFar, "the same, 50 ms round trip", "s", 0.6),
-    (What::StartBytes, "bytes fetched until numpy ends", "MB", 0.8),
-    (What::ReadAll, "whole tree, cache cold", "s", 0.6),
-    (What::ReadAllFar, "the same, 50 ms round trip", "s", 1.0),
-    (What::PullAndReadAll, "pull and read everything", "s", 0.9),
-    (What::ReadWarm, "whole tree, cache warm, page cache cold", "s", 0.7),
-    (What::StatAll, "find -printf %s, cold", "s", 0.75),
-    (What::AtOnce, "8 containers of one image at once", "s", 0.6),
-    (What::Idle, "20 images mounted and idle, PSS", "MB", 0.75),
+const FIGURES: [(Measure, &str, &str, f64); 10] = [
+    (Measure::Start, "cold import numpy, CRI in all", "s", 0.55),
+    (Measure::StartFar, "the same, 50 ms round trip", "s", 0.6),
+    (Measure::StartBytes, "bytes fetched until numpy ends", "MB", 0.8),
+    (Measure::ReadAll, "whole tree, cache cold", "s", 0.6),
+    (Measure::ReadAllFar, "the same, 50 ms round trip", "s", 1.0),
+    (Measure::PullAndReadAll, "pull and read everything", "s", 0.9),
+    (Measure::ReadWarm, "whole tree, cache warm, page cache cold", "s", 0.7),
+    (Measure::StatAll, "find -printf %s, cold", "s", 0.75),
+    (Measure::AtOnce, "8 containers of one image at once", "s", 0.6),
+    (Measure::Idle, "20 images mounted and idle, PSS", "MB", 0.75),
 ];
 
 /// Measures all figures of the group.
@@ -99,8 +99,8 @@ pub(crate) fn measure(lab: &Lab, runs: u16) -> Result<Vec<Figure>> {
         let mut sides = SIDES;
         sides.rotate_left(usize::from(run) % SIDES.len());
         for side in sides {
-            bench.start(side, &near, What::Start)?;
-            bench.start(side, &far, What::StartFar)?;
+            bench.start(side, &near, Measure::Start)?;
+            bench.start(side, &far, Measure::StartFar)?;
             bench.whole_tree(side, &near)?;
             bench.whole_tree_far(side, &far)?;
             bench.at_once(side, &near)?;
@@ -130,7 +130,7 @@ fn idle_images(lab: &Lab, context: &Path) -> Result<Vec<String>> {
 
 struct Bench<'a> {
     lab: &'a Lab,
-    results: Vec<(Side, What, f64)>,
+    results: Vec<(Side, Measure, f64)>,
     /// Hashes of all that was read.
     trees: Vec<String>,
     /// Checksums of each reading that was timed.
@@ -201,12 +201,12 @@ impl Bench<'_> {
         Ok(Fresh { node: Some(node), pod, dir })
     }
 
-    fn note(&mut self, side: Side, what: What, value: f64) {
+    fn note(&mut self, side: Side, what: Measure, value: f64) {
         eprintln!("{value:8.2}  {what:?}, {}", side.name());
         self.results.push((side, what, value));
     }
 
-    fn start(&mut self, side: Side, image: &str, what: What) -> Result<()> {
+    fn start(&mut self, side: Side, image: &str, what: Measure) -> Result<()> {
         let fresh = self.fresh(side)?;
         let log = self.lab.registry.access_log();
         let mark = log.mark()?;
@@ -214,8 +214,8 @@ impl Bench<'_> {
         fresh.node()?.cri().pull(image)?;
         fresh.run_all(&[ContainerSpec::new("program", image, &PROGRAM)])?;
         let seconds = start.elapsed().as_secs_f64();
-        if what == What::Start {
-            self.note(side, What::StartBytes, bytes_sent(&log.since(mark)?) as f64 / 1e6);
+        if what == Measure::Start {
+            self.note(side, Measure::StartBytes, bytes_sent(&log.since(mark)?) as f64 / 1e6);
         }
         self.note(side, what, seconds);
         Ok(())
@@ -228,17 +228,17 @@ impl Bench<'_> {
         let pull = start.elapsed().as_secs_f64();
         let (tree, seconds) = fresh.run("cold", image, READ_ALL)?;
         self.sums.push(tree);
-        self.note(side, What::ReadAll, seconds);
-        self.note(side, What::PullAndReadAll, pull + seconds);
+        self.note(side, Measure::ReadAll, seconds);
+        self.note(side, Measure::PullAndReadAll, pull + seconds);
         touch_memory();
         forget_page_cache()?;
         let (tree, seconds) = fresh.run("warm", image, READ_ALL)?;
         self.sums.push(tree);
-        self.note(side, What::ReadWarm, seconds);
+        self.note(side, Measure::ReadWarm, seconds);
         self.trees.push(fresh.run("hash", image, HASH_ALL)?.0);
         forget_page_cache()?;
         let (_, seconds) = fresh.run("stat", image, STAT_ALL)?;
-        self.note(side, What::StatAll, seconds);
+        self.note(side, Measure::StatAll, seconds);
         Ok(())
     }
 
@@ -247,7 +247,7 @@ impl Bench<'_> {
         fresh.node()?.cri().pull(image)?;
         let (tree, seconds) = fresh.run("far", image, READ_ALL)?;
         self.sums.push(tree);
-        self.note(side, What::ReadAllFar, seconds);
+        self.note(side, Measure::ReadAllFar, seconds);
         Ok(())
     }
 
@@ -259,7 +259,7 @@ impl Bench<'_> {
             .collect();
         let start = Instant::now();
         fresh.run_all(&containers)?;
-        self.note(side, What::AtOnce, start.elapsed().as_secs_f64());
+        self.note(side, Measure::AtOnce, start.elapsed().as_secs_f64());
         Ok(())
     }
 
@@ -276,11 +276,11 @@ impl Bench<'_> {
         thread::sleep(IDLE);
         let memory = node.snapshotter_memory()?;
         memory.iter().for_each(|(pid, bytes)| eprintln!("{:8.2} MB in process {pid}", *bytes as f64 / 1e6));
-        self.note(side, What::Idle, memory.iter().map(|(_, bytes)| *bytes as f64 / 1e6).sum());
+        self.note(side, Measure::Idle, memory.iter().map(|(_, bytes)| *bytes as f64 / 1e6).sum());
         Ok(())
     }
 
-    fn runs(&self, side: Side, what: What) -> Runs {
+    fn runs(&self, side: Side, what: Measure) -> Runs {
         let mut runs = Runs::default();
         let of = self.results.iter().filter(|(of, measured, _)| (*of, *measured) == (side, what));
         of.for_each(|(_, _, value)| runs.push(*value));
@@ -288,7 +288,7 @@ impl Bench<'_> {
     }
 
     /// Beside the better of the peers.
-    fn figure(&self, (what, name, unit, goal): (What, &str, &'static str, f64)) -> Figure {
+    fn figure(&self, (what, name, unit, goal): (Measure, &str, &'static str, f64)) -> Figure {
         let peers = [Side::Upstream, Side::UpstreamPrefetch, Side::UpstreamShared];
         let measured = peers.map(|side| (side.name(), self.runs(side, what)));
         // A side that was not measured has no median, which comes after all others.
