@@ -262,6 +262,7 @@ async fn one(
             nydus: without(|forms| forms.plain.is_none()),
         });
     };
+    // All inputs are looked at before anything is stored: a contradiction between them leaves nothing behind.
     let mut united = files::United::default();
     for input in inputs {
         united.add(&input.name, &input.location, client, platform).await?;

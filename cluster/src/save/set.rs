@@ -57,6 +57,7 @@ pub(crate) async fn put(
             |(digest, size)| json!({"mediaType": nydus::MEDIA_TYPE_BLOB, "digest": digest, "size": size}),
         ),
     );
+    // A registry takes a manifest only once all that it names is there: parts, then the manifest of parts, then what the caller tags.
     let config = put_blob(destination, LOCK_TYPE, Bytes::from(lock.to_string())).await?;
     let mut blobs: Vec<Digest> = parts.iter().chain([&config]).filter_map(digest_of).collect();
     let images = json!({

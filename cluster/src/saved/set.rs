@@ -53,6 +53,7 @@ impl Table {
                 set.images.push(SetImage { chain: chain.clone(), bootstrap, blobs });
             }
         }
+        // The set is compared with what a node has: its order must not depend on that of a map.
         in_order(&mut set.blobs, |blob| &blob.blob);
         in_order(&mut set.chains, |chain| &chain.chain);
         in_order(&mut set.images, |image| &image.chain);

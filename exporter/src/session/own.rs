@@ -39,6 +39,7 @@ pub(crate) async fn open_own(
     let id = id.map_err(|_| {
         Status::new(Code::InvalidArgument, format!("the build's reference {:?} is no text", build.reference))
     })?;
+    // buildkitd asks only for what a session says that it serves: the receiver of files is ours, even if the client has none.
     let headers = request.headers_mut();
     headers.insert(SESSION_ID, id);
     let method = HeaderName::from_static(SESSION_METHOD);

@@ -289,6 +289,7 @@ impl<W: Fetcher> Engine<W> {
             read_ahead_kib: self.config.read_ahead_kib,
             journal: self.config.journal.as_ref(),
         };
+        // Nothing is fetched ahead before the mount serves: a mount that cannot be made costs no registry anything.
         let session = start(Arc::clone(&fs), held, &options)?;
         prefetch::start(&self.runtime, &fs, programs, &self.config.prefetch, image.id);
         self.runtime.spawn(let_go(Arc::downgrade(&fs)));

@@ -43,6 +43,7 @@ pub(super) async fn race<T, F: Future<Output = Result<T, String>>>(
             last = Some(Arc::clone(&source));
             running.push(start(source));
         }
+        // Patience begins again with each source and with each byte, whoever sent it: a slow source is not left while it delivers.
         let stalls = moved().max(last_started) + patience;
         tokio::select! {
             Some((source, result)) = running.next() => match result {

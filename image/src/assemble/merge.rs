@@ -69,6 +69,7 @@ pub async fn merge(client: &Client, name: &Reference, images: &[NydusImage]) -> 
         }
         Err(error) => return Err(error.into()),
     };
+    // Each image has to find its plain one before the index is touched, so that a name never loses an entry to one that does not fit.
     let there = source.images_in(root.clone(), &[]).await?;
     let mut beside = Vec::with_capacity(images.len());
     for image in images {

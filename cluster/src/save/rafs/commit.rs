@@ -67,6 +67,7 @@ impl Rafs {
         };
         let opening = move || Round::new(spooled, &uses, holders, options);
         let mut round = tokio::task::spawn_blocking(opening).await??;
+        // What is shared comes first: the layers name its blob, and a blob has its name once it is stored.
         let (mut blobs, mut chunks) = (Vec::new(), Vec::new());
         if !round.decision.shared.is_empty() {
             let (stored, back) = self.store_shared(round).await?;
