@@ -110,8 +110,7 @@ fn a_bootstrap_that_cannot_be_read_costs_that_image_alone() {
     }
     let files: Vec<_> = (0..2000).map(|number| (format!("d/{number:04}"), noise(number, 100))).collect();
     let images = [(); 3].map(|()| TestImage::build(&tar_of(&files), &BuildOptions::default()));
-    let cache = tempfile::tempdir().unwrap();
-    let node = Node::new(cache.path(), &Settings::default());
+    let (_cache, node) = Node::fresh();
     let mounts = [0, 1, 2].map(|image: usize| node.mount(&images[image]));
     let log = crate::log::lines();
     shorten(&images[1].bootstrap());

@@ -163,8 +163,7 @@ fn a_corrupt_chunk_is_an_error_of_that_file_alone() {
         TestImage::build(&tar_of(&files), &BuildOptions { chunk_size: 65_536, ..BuildOptions::default() });
     let good = std::fs::read(image.blob_file()).unwrap();
     image.corrupt("b");
-    let cache = tempfile::tempdir().unwrap();
-    let node = Node::new(cache.path(), &Settings::default());
+    let (_cache, node) = Node::fresh();
     let backend = Watched::over(&image);
     let mount = node.mount_from(&image, backend.clone());
     let log = crate::log::lines();
@@ -193,8 +192,7 @@ fn concurrent_readers_of_a_chunk_cause_one_fetch() {
     }
     let content = noise(7, 900_000);
     let image = TestImage::build(&tar_of(&[("file", &content)]), &BuildOptions::default());
-    let cache = tempfile::tempdir().unwrap();
-    let node = Node::new(cache.path(), &Settings::default());
+    let (_cache, node) = Node::fresh();
     let backend = Watched::over(&image);
     let mounts = [(); 3].map(|()| node.mount_from(&image, backend.clone()));
     let barrier = Barrier::new(12);
@@ -293,8 +291,7 @@ fn of_a_truncated_blob_only_what_is_missing_fails() {
     let (front, back) = (noise(12, 200_000), noise(13, 200_000));
     let image = TestImage::build(&tar_of(&[("front", &front), ("back", &back)]), &BuildOptions::default());
     std::fs::File::options().write(true).open(image.blob_file()).unwrap().set_len(300_000).unwrap();
-    let cache = tempfile::tempdir().unwrap();
-    let node = Node::new(cache.path(), &Settings::default());
+    let (_cache, node) = Node::fresh();
     let mount = node.mount(&image);
     assert!(mount.read("front").unwrap() == front);
     assert_eq!(mount.read("back").unwrap_err().raw_os_error(), EIO);
@@ -307,8 +304,7 @@ fn small_files_that_adjoin_come_with_one_request() {
     }
     let files = small_files();
     let image = TestImage::build(&tar_of(&files), &BuildOptions::default());
-    let cache = tempfile::tempdir().unwrap();
-    let node = Node::new(cache.path(), &Settings::default());
+    let (_cache, node) = Node::fresh();
     let backend = Watched::over(&image);
     let mount = node.mount_from(&image, backend.clone());
     for (name, content) in &files {

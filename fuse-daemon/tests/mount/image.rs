@@ -130,6 +130,13 @@ pub(crate) struct Node {
 }
 
 impl Node {
+    /// A node with the usual settings and an empty cache, whose directory lasts as long as the first part.
+    pub(crate) fn fresh() -> (tempfile::TempDir, Self) {
+        let cache = tempfile::tempdir().unwrap();
+        let node = Self::new(cache.path(), &Settings::default());
+        (cache, node)
+    }
+
     pub(crate) fn new(cache_dir: &Path, settings: &Settings) -> Self {
         let runtime =
             tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build().unwrap();

@@ -21,8 +21,7 @@ fn the_mount_is_read_only_and_says_whose_it_is() {
         return;
     }
     let image = TestImage::build(&tar_of(&[("file", b"content")]), &BuildOptions::default());
-    let cache = tempfile::tempdir().unwrap();
-    let node = Node::new(cache.path(), &Settings::default());
+    let (_cache, node) = Node::fresh();
     let mount = node.mount(&image);
     let mounts = std::fs::read_to_string("/proc/mounts").unwrap();
     let line = mounts.lines().find(|line| line.contains(mount.mountpoint.to_str().unwrap())).unwrap();
@@ -45,8 +44,7 @@ fn attributes_that_no_file_has_are_not_asked_for() {
         return;
     }
     let image = TestImage::build(&tar_of(&[("file", b"content")]), &BuildOptions::default());
-    let cache = tempfile::tempdir().unwrap();
-    let node = Node::new(cache.path(), &Settings::default());
+    let (_cache, node) = Node::fresh();
     let mount = node.mount(&image);
     // At first as of a file that happens to have none; once all were looked at, as of a file system without any.
     eventually("it is known that there are none", || match xattr::get(mount.path("file"), "user.any") {
@@ -105,8 +103,7 @@ fn a_busy_mount_is_detached_and_serves_its_last_user() {
     }
     let content = noise(4, 3_000_000);
     let image = TestImage::build(&tar_of(&[("file", &content)]), &BuildOptions::default());
-    let cache = tempfile::tempdir().unwrap();
-    let node = Node::new(cache.path(), &Settings::default());
+    let (cache, node) = Node::fresh();
     let mount = node.mount(&image);
     let mut file = std::fs::File::open(mount.path("file")).unwrap();
     assert!(!mount.mounted.try_unmount().unwrap());
@@ -127,8 +124,7 @@ fn an_unmounted_image_leaves_its_blobs_free_at_once() {
         return;
     }
     let image = TestImage::build(&tar_of(&[("file", &noise(5, 500_000))]), &BuildOptions::default());
-    let cache = tempfile::tempdir().unwrap();
-    let node = Node::new(cache.path(), &Settings::default());
+    let (cache, node) = Node::fresh();
     let mount = node.mount(&image);
     mount.read("file").unwrap();
     assert!(node.usage(&image) >= 500_000);

@@ -182,8 +182,7 @@ fn work_that_ends_in_a_bug_is_done_again() {
     }
     let (contents, tar) = base_layer();
     let image = TestImage::build(&tar, &BuildOptions::default());
-    let cache = tempfile::tempdir().unwrap();
-    let node = Node::new(cache.path(), &Settings::default());
+    let (_cache, node) = Node::fresh();
     let backend = Watched::with(&image, Behaviour::PanicsOnce);
     let mount = node.mount_from(&image, backend.clone());
     for (name, content) in NAMES.into_iter().zip(&contents) {
@@ -214,8 +213,7 @@ fn mounts_that_need_chunk_information_read_it_once_and_wait_for_nobody_else() {
     let files = crate::image::small_files();
     let options = BuildOptions { batch_size: Some(65_536), ..BuildOptions::default() };
     let image = TestImage::build(&tar_of(&files), &options);
-    let cache = tempfile::tempdir().unwrap();
-    let node = Node::new(cache.path(), &Settings::default());
+    let (_cache, node) = Node::fresh();
     let (open, gate) = watch::channel(false);
     let slow = Watched::with(&image, Behaviour::Gated(gate));
     std::thread::scope(|scope| {

@@ -123,8 +123,7 @@ fn the_mount_equals_the_tree_that_was_packed() {
     let source = source();
     let tar = pack(source.path());
     let expected = facts(source.path());
-    let cache = tempfile::tempdir().unwrap();
-    let node = Node::new(cache.path(), &Settings::default());
+    let (_cache, node) = Node::fresh();
     for chunk_size in [4096, 65_536, 1 << 20] {
         let image = TestImage::build(&tar, &BuildOptions { chunk_size, ..BuildOptions::default() });
         let mount = node.mount(&image);
@@ -141,8 +140,7 @@ fn layers_show_as_one_tree() {
     let lower = tar_of(&[("kept", &old), ("replaced", &old), ("removed", &old)]);
     let upper = tar_of(&[("replaced", &new[..]), (".wh.removed", b""), ("added", &old)]);
     let image = TestImage::build_layers(&[&lower, &upper], &BuildOptions::default());
-    let cache = tempfile::tempdir().unwrap();
-    let node = Node::new(cache.path(), &Settings::default());
+    let (_cache, node) = Node::fresh();
     let mount = node.mount(&image);
     let mut names: Vec<_> =
         std::fs::read_dir(&mount.mountpoint).unwrap().map(|entry| entry.unwrap().file_name()).collect();
@@ -160,8 +158,7 @@ fn a_large_directory_lists_and_resolves_completely() {
     let names: Vec<String> = (0..20_000).map(|number| format!("directory/file-{number:05}")).collect();
     let files: Vec<(&str, &[u8])> = names.iter().map(|name| (name.as_str(), b"".as_slice())).collect();
     let image = TestImage::build(&tar_of(&files), &BuildOptions::default());
-    let cache = tempfile::tempdir().unwrap();
-    let node = Node::new(cache.path(), &Settings::default());
+    let (_cache, node) = Node::fresh();
     let mount = node.mount(&image);
     for _ in 0..2 {
         let listed = std::fs::read_dir(mount.path("directory")).unwrap();
@@ -188,8 +185,7 @@ fn a_batched_image_reads_as_well() {
     files.push(("large", &large));
     let options = BuildOptions { batch_size: Some(65_536), ..BuildOptions::default() };
     let image = TestImage::build(&tar_of(&files), &options);
-    let cache = tempfile::tempdir().unwrap();
-    let node = Node::new(cache.path(), &Settings::default());
+    let (_cache, node) = Node::fresh();
     let mount = node.mount(&image);
     for (name, content) in &files {
         assert!(mount.read(name).unwrap() == *content, "{name}");
