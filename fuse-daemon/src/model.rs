@@ -202,9 +202,12 @@ impl Bench {
     }
 }
 
+/// What a read came to, once it has.
+type ReadOutcome = Option<Result<Vec<u8>, String>>;
+
 /// What a reader is told, for whoever waits for it.
 #[derive(Clone)]
-struct AwaitedChunk(Arc<(sync::Mutex<Option<Result<Vec<u8>, String>>>, sync::Condvar)>);
+struct AwaitedChunk(Arc<(sync::Mutex<ReadOutcome>, sync::Condvar)>);
 
 /// Begins to read a chunk.
 fn read(front: &Front, blob: &Arc<CachedBlob>, chunk: u32) -> AwaitedChunk {

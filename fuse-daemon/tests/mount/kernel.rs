@@ -103,7 +103,7 @@ fn a_busy_mount_is_detached_and_serves_its_last_user() {
     }
     let content = noise(4, 3_000_000);
     let image = TestImage::build(&tar_of(&[("file", &content)]), &BuildOptions::default());
-    let (cache, node) = Node::fresh();
+    let (_cache, node) = Node::fresh();
     let mount = node.mount(&image);
     let mut file = std::fs::File::open(mount.path("file")).unwrap();
     assert!(!mount.mounted.try_unmount().unwrap());
@@ -124,7 +124,7 @@ fn an_unmounted_image_leaves_its_blobs_free_at_once() {
         return;
     }
     let image = TestImage::build(&tar_of(&[("file", &noise(5, 500_000))]), &BuildOptions::default());
-    let (cache, node) = Node::fresh();
+    let (_cache, node) = Node::fresh();
     let mount = node.mount(&image);
     mount.read("file").unwrap();
     assert!(node.usage(&image) >= 500_000);

@@ -10,7 +10,7 @@ use rafs::digest::{Digest, DigestAlgorithm};
 use test_support::{noise, tar_of};
 
 use crate::can_mount;
-use crate::image::{Node, Settings, TestImage};
+use crate::image::{Node, TestImage};
 
 /// All that `stat`, `readlink`, `getxattr` and `read` tell of a path.
 #[derive(Debug, Eq, PartialEq)]
