@@ -8,8 +8,9 @@ use service::control;
 
 use super::protocol::{
     Answer, BackendSpec, BlobId, BootstrapRequest, CachedStatus, DaemonProtocol, ErrorKind, HandedOut,
-    Handover, Kept, MountRequest, Removed, Request, Status, Verified,
+    Handover, Kept, MountRequest, Removed, Request, Verified,
 };
+use super::status::Status;
 
 /// How long a request may take unless the caller says otherwise: longer than the daemon's own wait for a busy mount.
 const DEADLINE: Duration = Duration::from_secs(30);

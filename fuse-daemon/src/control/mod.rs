@@ -5,11 +5,12 @@
 pub mod client;
 pub mod protocol;
 pub(crate) mod server;
+pub mod status;
 
 pub use crate::fuse::Negotiated;
 pub use client::{Client, ClientError};
 pub use protocol::{
-    BackendSpec, BadChunks, BlobId, BootstrapRequest, BootstrapSource, CacheTotals, CachedStatus, Guards,
-    HandedOut, Handover, Kept, LayerTree, MountRequest, MountStatus, Removed, Status, Verified, Waiting,
-    WorkerStatus,
+    BackendSpec, BadChunks, BlobId, BootstrapRequest, BootstrapSource, CachedStatus, HandedOut, Handover,
+    Kept, LayerTree, MountRequest, Removed, Verified,
 };
+pub use status::{CacheTotals, Guards, MountStatus, Status, Waiting, WorkerStatus};

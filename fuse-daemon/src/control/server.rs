@@ -9,9 +9,9 @@ use tokio::net::UnixStream;
 use tokio_util::sync::CancellationToken;
 
 use super::protocol::{
-    Answer, BootstrapRequest, DaemonProtocol, ErrorKind, Failure, Handover, LINE_LIMIT, MountRequest,
-    Request, Status, WAITING_LIMIT,
+    Answer, BootstrapRequest, DaemonProtocol, ErrorKind, Failure, Handover, LINE_LIMIT, MountRequest, Request,
 };
+use super::status::{Status, WAITING_LIMIT};
 use crate::cache::CacheError;
 use crate::describe;
 use crate::mounts::{Table, TableError};

@@ -1,0 +1,101 @@
+//! What a daemon says of itself.
+
+use std::path::PathBuf;
+
+use serde::{Deserialize, Serialize};
+
+use super::protocol::{BackendSpec, BlobId};
+use crate::fs::Completeness;
+pub use crate::process::{Condition as WorkerStatus, Guards};
+
+/// Chunks that a status names at most as waited for.
+pub const WAITING_LIMIT: usize = 64;
+
+/// What the daemon is and serves.
+#[derive(Clone, Debug, Deserialize, PartialEq, Serialize)]
+pub struct Status {
+    /// The daemon's version.
+    pub version: String,
+    /// Its process id.
+    pub pid: u32,
+    /// What it serves, in order of ids.
+    pub mounts: Vec<MountStatus>,
+    /// Ids of mounts that another daemon served which has ended, and this one is about to. An older daemon does not say.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub coming: Vec<String>,
+    /// The process that fetches for it. An older daemon has none.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub worker: Option<WorkerStatus>,
+    /// What its cache takes. An older daemon does not say.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub cache: Option<CacheTotals>,
+    /// Chunks that programs wait for, those first that are waited for longest: [`WAITING_LIMIT`] of them at most. An older daemon
+    /// does not say.
+    #[serde(default)]
+    pub waiting: Vec<Waiting>,
+}
+
+/// What a cache takes.
+#[derive(Clone, Copy, Debug, Deserialize, Eq, PartialEq, Serialize)]
+pub struct CacheTotals {
+    /// Blobs that it has chunks of.
+    pub blobs: u64,
+    /// Bytes on disk.
+    pub bytes: u64,
+    /// Bytes on disk that it may take, if that is limited.
+    pub quota_bytes: Option<u64>,
+}
+
+/// A chunk that programs wait for.
+#[derive(Clone, Debug, Deserialize, Eq, PartialEq, Serialize)]
+pub struct Waiting {
+    /// The blob that holds it.
+    pub blob: BlobId,
+    /// Its index there.
+    pub chunk: u32,
+    /// Reads that wait for it.
+    pub readers: u64,
+    /// How long the first of them has waited, in milliseconds.
+    pub since_ms: u64,
+    /// What was wrong with the bytes of the last backend that had others, if one had.
+    pub refused: Option<String>,
+}
+
+/// One mount.
+#[derive(Clone, Debug, Deserialize, PartialEq, Serialize)]
+pub struct MountStatus {
+    /// The id it was mounted with.
+    pub id: String,
+    /// The bootstrap's file.
+    pub bootstrap: PathBuf,
+    /// Where it is mounted.
+    pub mountpoint: PathBuf,
+    /// What people call the image.
+    pub image: String,
+    /// Who has its blobs.
+    pub backends: Vec<BackendSpec>,
+    /// The blobs it reads from.
+    pub blobs: Vec<BlobId>,
+    /// How much of it is in the cache.
+    #[serde(default)]
+    pub chunks: Completeness,
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_status_of_an_older_daemon_is_understood() {
+        let said = r#"{"version":"0.1.0","pid":7,"mounts":[]}"#;
+        let status: Status = serde_json::from_str(said).unwrap();
+        assert_eq!((status.pid, status.worker, status.cache), (7, None, None));
+        assert!(status.coming.is_empty() && status.waiting.is_empty());
+    }
+
+    #[test]
+    fn a_status_that_says_more_is_understood() {
+        let said = r#"{"version":"9.0.0","pid":7,"mounts":[],"waiting":[],"weather":{"rain":true}}"#;
+        assert_eq!(serde_json::from_str::<Status>(said).unwrap().version, "9.0.0");
+    }
+}
