@@ -160,7 +160,7 @@ impl MountedErofs {
 impl Drop for MountedErofs {
     fn drop(&mut self) {
         if let Err(error) = umount(&self.0) {
-            eprintln!("unmounting {}: {error}", self.0.display());
+            process::tell(format_args!("unmounting {}: {error}", self.0.display()));
         }
     }
 }

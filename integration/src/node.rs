@@ -225,7 +225,7 @@ impl Drop for Node {
             return;
         }
         if let Err(error) = self.cri.remove_all_pods() {
-            eprintln!("removing pods: {error:#}");
+            process::tell(format_args!("removing pods: {error:#}"));
         }
     }
 }
@@ -245,7 +245,7 @@ impl Drop for MountedImage<'_> {
             .args(["images", "unmount", "--rm", "--snapshotter", containerd.snapshotter()])
             .arg(&self.target);
         if let Err(error) = process::run(&mut command) {
-            eprintln!("unmounting {}: {error:#}", self.target.display());
+            process::tell(format_args!("unmounting {}: {error:#}", self.target.display()));
         }
     }
 }

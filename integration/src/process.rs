@@ -1,8 +1,9 @@
 //! Child processes: servers that are stopped when their guard goes, and commands that must succeed.
 
 use std::collections::BTreeSet;
+use std::fmt::Display;
 use std::fs::{self, File};
-use std::io::{self, Read, Seek};
+use std::io::{self, Read, Seek, Write};
 use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, ExitStatus, Stdio};
@@ -124,12 +125,19 @@ impl Server {
 impl Drop for Server {
     fn drop(&mut self) {
         if let Err(error) = self.stop() {
-            eprintln!("stopping {}: {error:#}", self.name);
+            tell(format_args!("stopping {}: {error:#}", self.name));
         }
         if std::thread::panicking() {
-            eprintln!("--- end of the log of {} ---\n{}", self.name, tail(&self.log));
+            tell(format_args!("--- end of the log of {} ---\n{}", self.name, tail(&self.log)));
         }
     }
+}
+
+/// Writes a line to standard error if that can be written: what a destructor has to say. `eprintln!` panics where it
+/// cannot (a full disk behind it), and a panic in a destructor while a test fails aborts the whole run, without a word
+/// of the test's own error.
+pub fn tell(line: impl Display) {
+    let _ = writeln!(io::stderr(), "{line}");
 }
 
 /// The last part of a log file, for error messages.

@@ -172,11 +172,12 @@ impl Drop for Machines {
     fn drop(&mut self) {
         if std::thread::panicking() {
             for machine in &self.machines {
-                eprintln!("--- console of {} ---\n{}", machine.name(), process::tail(&machine.console()));
+                let console = process::tail(&machine.console());
+                process::tell(format_args!("--- console of {} ---\n{console}", machine.name()));
             }
         }
         if let Err(error) = self.end() {
-            eprintln!("ending the machines in {}: {error:#}", self.dir.display());
+            process::tell(format_args!("ending the machines in {}: {error:#}", self.dir.display()));
         }
     }
 }

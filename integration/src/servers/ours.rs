@@ -332,10 +332,11 @@ impl Drop for Snapshotter {
         }
         let stopped = self.server.stop().and_then(|()| leftovers::clear(&self.dir));
         if let Err(error) = stopped {
-            eprintln!("stopping the snapshotter and its daemon: {error:#}");
+            process::tell(format_args!("stopping the snapshotter and its daemon: {error:#}"));
         }
         if std::thread::panicking() {
-            eprintln!("--- end of the daemon's log ---\n{}", process::tail(&self.dir.join("daemon.log")));
+            let log = process::tail(&self.dir.join("daemon.log"));
+            process::tell(format_args!("--- end of the daemon's log ---\n{log}"));
         }
     }
 }

@@ -172,7 +172,7 @@ impl UpstreamSnapshotter {
 impl Drop for UpstreamSnapshotter {
     fn drop(&mut self) {
         if let Err(error) = self.server.stop().and_then(|()| leftovers::clear(&self.dir)) {
-            eprintln!("stopping nydus-snapshotter and its daemons: {error:#}");
+            process::tell(format_args!("stopping nydus-snapshotter and its daemons: {error:#}"));
         }
     }
 }

@@ -9,6 +9,7 @@ use std::path::{Path, PathBuf};
 use anyhow::{Context, Result};
 use integration::corpus::{Layer, Tree};
 use integration::image_files::{ImageFiles, LayerInput};
+use integration::process;
 use integration::tree::Listing;
 use nix::mount::{MsFlags, mount, umount};
 use proptest::prelude::*;
@@ -176,7 +177,7 @@ impl Overlay {
 impl Drop for Overlay {
     fn drop(&mut self) {
         if let Err(error) = umount(&self.0) {
-            eprintln!("unmounting {}: {error}", self.0.display());
+            process::tell(format_args!("unmounting {}: {error}", self.0.display()));
         }
     }
 }

@@ -7,7 +7,7 @@ use std::time::Duration;
 
 use anyhow::{Context, Result, bail, ensure};
 use fuse_daemon::control::{BackendSpec, BlobId, Client, ClientError, Kept, MountRequest};
-use integration::process::{Server, tail};
+use integration::process::{self, Server, tail};
 use integration::servers::START_DEADLINE;
 use integration::{leftovers, peers};
 
@@ -155,7 +155,7 @@ impl Drop for Daemon<'_> {
             let _ = server.kill();
         }
         if let Err(error) = leftovers::clear(&self.dir) {
-            eprintln!("clearing {}: {error:#}", self.dir.display());
+            process::tell(format_args!("clearing {}: {error:#}", self.dir.display()));
         }
     }
 }
