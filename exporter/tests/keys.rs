@@ -80,11 +80,18 @@ async fn layers_are_handed_over_in_the_compression_that_is_asked_for() {
 #[tokio::test(flavor = "multi_thread")]
 async fn a_higher_compression_level_makes_a_smaller_blob() {
     let Some(stack) = Stack::start().await else { return };
-    // Words of a few letters, as in programs and documents, in which a better compressor finds more.
-    let words: Vec<String> =
-        text(45, 40_000).chunks(4).map(|word| String::from_utf8_lossy(word).into_owned()).collect();
-    let content: String = (0..200_000).map(|at| words[at * at % 7919 % words.len()].clone() + " ").collect();
-    let files: &[(&str, &[u8])] = &[("base", content.as_bytes()), ("app", b"one")];
+    // Words of three to ten letters, some of them often, as in documents, in which a better compressor finds more.
+    let (letters, drawn) = (text(45, 40_000), noise(46, 400_000));
+    let mut words: Vec<&[u8]> = Vec::new();
+    let mut rest = letters.as_slice();
+    while let Some((word, behind)) = rest.split_at_checked(3 + words.len() % 8) {
+        words.push(word);
+        rest = behind;
+    }
+    let word =
+        |pair: &[u8]| [words[usize::from(pair[0]) * usize::from(pair[1]) % words.len()], b" "].concat();
+    let content: Vec<u8> = drawn.chunks(2).flat_map(word).collect();
+    let files: &[(&str, &[u8])] = &[("base", &content), ("app", b"one")];
     let context = stack.context("context", TWO_LAYERS, files);
     let mut sizes = Vec::new();
     for (name, keys) in
