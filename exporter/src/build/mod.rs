@@ -2,6 +2,8 @@
 //!
 //! - [`documents`]: the JSON documents of an output.
 //! - [`images`]: which container images the result asks for.
+//! - [`ingest`]: one blob on its way into an output.
+//! - [`kept`]: a layer that is read from buildkitd when it is needed after all.
 //! - [`keys`]: what a user writes behind `--output type=nydus-cluster,…`.
 //! - [`output`]: what has come for one output, and what is made of it.
 //! - [`prepared`]: what its options need before its first layer.
@@ -9,6 +11,8 @@
 
 pub(crate) mod documents;
 pub(crate) mod images;
+pub(crate) mod ingest;
+pub(crate) mod kept;
 pub(crate) mod keys;
 mod output;
 mod prepared;
@@ -22,7 +26,6 @@ use std::time::Instant;
 
 use tokio_util::sync::CancellationToken;
 
-use crate::follow::LocalStore;
 use crate::metrics::Tally;
 use image::progress::Progress;
 
@@ -37,8 +40,6 @@ pub(crate) struct Build {
     pub(crate) sole: bool,
     /// The outputs that are ours.
     pub(crate) outputs: Vec<Arc<Output>>,
-    /// buildkitd's content store, if it can be read here.
-    pub(crate) local: Option<LocalStore>,
     /// What to show of them.
     pub(crate) progress: Arc<Progress>,
     /// Set when the build is over, for whatever reason: all that works for it stops.
@@ -55,11 +56,10 @@ impl Build {
         session: String,
         sole: bool,
         outputs: Vec<Arc<Output>>,
-        local: Option<LocalStore>,
         progress: Arc<Progress>,
     ) -> Self {
         let (over, started) = (CancellationToken::new(), Instant::now());
-        Self { reference, session, sole, outputs, local, progress, over, started, failure: Mutex::default() }
+        Self { reference, session, sole, outputs, progress, over, started, failure: Mutex::default() }
     }
 
     /// The output that takes blobs by the session's content store.
@@ -148,7 +148,7 @@ mod tests {
     use super::*;
 
     fn build(reference: &str, session: &str) -> Build {
-        Build::new(reference.to_owned(), session.to_owned(), true, Vec::new(), None, Progress::new())
+        Build::new(reference.to_owned(), session.to_owned(), true, Vec::new(), Progress::new())
     }
 
     #[test]

@@ -24,11 +24,11 @@ use tokio::sync::OnceCell;
 pub(crate) use error::OutputError;
 
 use super::documents::{Document, Documents, DocumentsError};
+use super::kept::KeptBlobs;
 use super::keys::{Attrs, Receiver};
 use super::prepared::{Preparation, Prepared};
 use super::target::Target;
 use crate::grpc::Status;
-use crate::intake::kept::KeptBlobs;
 use crate::metrics::Tally;
 use cluster::ClusterConfig;
 use cluster::lock::Lock;

@@ -10,8 +10,8 @@ use image::location::Location;
 use image::options::{Options, OptionsError, Pattern, Recipe};
 use registry::client::Client;
 
+use crate::client::ContextFiles;
 use crate::grpc::{Code, Status};
-use crate::session::ContextFiles;
 
 /// What is needed to prepare an output.
 pub(crate) struct Preparation {

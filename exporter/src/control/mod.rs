@@ -16,7 +16,7 @@ use h2::client::SendRequest;
 use h2::server::SendResponse;
 use http::Request;
 
-use crate::serve::Exporter;
+use crate::exporter::Exporter;
 
 /// Path of the RPC that runs a build.
 pub(crate) const SOLVE: &str = "/moby.buildkit.v1.Control/Solve";

@@ -13,20 +13,23 @@ use serde_json::Value;
 
 use super::Rpc;
 use super::message::{self, Export, SolveRequest};
+use crate::build::kept::KeptBlobs;
 use crate::build::keys::{AttrError, Attrs, Beside, EXPORTER_TYPE, LayerCompression, Receiver, is_ours};
 use crate::build::target::Target;
 use crate::build::{Build, Output, Preparation, Registered, Way};
+use crate::client::disk::{ClientArchive, ClientStore};
+use crate::client::{ContextFiles, SessionKeyring};
+use crate::exporter::Exporter;
 use crate::follow::convert_ahead;
 use crate::grpc::frame::MessageReader;
 use crate::grpc::wire::WireError;
-use crate::grpc::{Code, Status, respond};
+use crate::grpc::{Code, Status};
 use crate::http2::forward::until_reset;
+use crate::http2::respond;
 use crate::http2::unary::{Answer, Failed, call, deliver};
-use crate::intake::kept::KeptBlobs;
+use crate::intake::Intake;
 use crate::metrics::Outcome;
-use crate::serve::Exporter;
-use crate::session::disk::{ClientArchive, ClientStore};
-use crate::session::{self, ContextFiles, SessionClient, SessionKeyring, open_own};
+use crate::session::{self, SessionClient, open_own};
 use image::destination::StoreError;
 use image::progress::Progress;
 
@@ -82,9 +85,6 @@ pub(crate) async fn handle(mut rpc: Rpc<'_>) {
             let build = &registered.build;
             let _counted = rpc.exporter.metrics.build();
             tracing::info!(build = build.reference, outputs = build.outputs.len(), "export begins");
-            if build.store_output().is_some() {
-                tokio::spawn(convert_ahead(Arc::clone(build), Arc::clone(&rpc.exporter.builds)));
-            }
             let ended = call(parts, &message, rpc.upstream, rpc.peer, &mut rpc.downstream).await;
             let ended = finish(build, ended, &mut rpc.downstream).await;
             record(rpc.exporter, build, &ended);
@@ -219,11 +219,16 @@ async fn begin<'a>(
         outputs.push(Arc::new(if exporter.reuses() { output.reusing() } else { output }));
     }
     let sole = plan.request.exports.len() == 1;
-    let local = exporter.content_store();
-    let build = Build::new(plan.request.reference, session, sole, outputs, local, progress);
+    let build = Build::new(plan.request.reference, session, sole, outputs, progress);
     let registered = exporter.builds.register(build);
     let registered = registered.map_err(|error| Status::new(Code::FailedPrecondition, error.to_string()))?;
-    open_own(Arc::clone(&registered.build), client, upstream, peer).await?;
+    let build = Arc::clone(&registered.build);
+    let local = exporter.content_store();
+    let intake = Intake { build: Arc::clone(&build), local: local.clone() };
+    open_own(Arc::new(intake), client, upstream, peer).await?;
+    if let Some(local) = local.filter(|_| build.store_output().is_some()) {
+        tokio::spawn(convert_ahead(local, build, Arc::clone(&exporter.builds)));
+    }
     Ok((registered, message))
 }
 

@@ -12,16 +12,14 @@ use http::Request;
 use prost::Message;
 use registry::digest::Digest;
 
-use super::ingest::Ingest;
-use crate::build::Build;
-use crate::build::{Output, OutputError};
+use crate::build::ingest::Ingest;
+use crate::build::{Build, Output, OutputError};
+use crate::client::BytesMessage;
 use crate::grpc::frame::MessageReader;
-use crate::grpc::{Code, Status, respond};
+use crate::grpc::{Code, Status};
 use crate::http2::pump::until_reset;
+use crate::http2::respond;
 use split::{Event, TarSplitter};
-
-/// The RPC that sends a stream to the client.
-pub(crate) const DIFF_COPY: &str = "/moby.filesync.v1.FileSend/DiffCopy";
 
 const MESSAGE_LIMIT_BYTES: usize = 16 << 20;
 
@@ -31,12 +29,6 @@ const BLOBS: &str = "blobs/sha256/";
 const INDEX: &str = "index.json";
 /// `index.json` names one image; this is far more than that takes.
 const INDEX_LIMIT_BYTES: u64 = 1 << 20;
-
-#[derive(Clone, PartialEq, Message)]
-pub(crate) struct BytesMessage {
-    #[prost(bytes = "bytes", tag = "1")]
-    pub(crate) data: Bytes,
-}
 
 /// Serves one stream.
 pub(crate) async fn serve(

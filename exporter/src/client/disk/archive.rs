@@ -1,6 +1,7 @@
 //! A file of the client's. A tar needs sizes before contents, so the layout is gathered on this machine first, under
 //! `registry.upload.spool_dir`, and packed while it is sent.
 
+use std::collections::BTreeMap;
 use std::path::Path;
 use std::sync::Arc;
 
@@ -11,14 +12,12 @@ use image::destination::{BlobWriter, Destination, Shape, Staging, StoreError, St
 use image::document::Stored;
 use prost::Message;
 use registry::digest::Digest;
+use registry::media_types::{DOCKER_INDEX, OCI_INDEX};
 use registry::reference::Reference;
 
 use super::refused;
-use crate::build::keys::RootAnnotations;
+use crate::client::{BytesMessage, CLIENT, EXPORTER_ID, FILE_SEND};
 use crate::http2::call::Call;
-use crate::intake::tar::{BytesMessage, DIFF_COPY};
-use crate::session::CLIENT;
-use crate::session::route::EXPORTER_ID;
 
 /// A file that the client opened for its output number `index`.
 pub(crate) struct ClientArchive {
@@ -26,6 +25,25 @@ pub(crate) struct ClientArchive {
     client: SendRequest<Bytes>,
     index: usize,
     annotations: RootAnnotations,
+}
+
+/// Annotations of the descriptor by which the archive names the image.
+#[derive(Clone, Debug, Default, Eq, PartialEq)]
+pub(crate) struct RootAnnotations {
+    /// Where that is a manifest.
+    pub(crate) manifest: BTreeMap<String, String>,
+    /// Where that is an index.
+    pub(crate) index: BTreeMap<String, String>,
+}
+
+impl RootAnnotations {
+    /// Those for the image `root`.
+    fn for_root(&self, root: &Stored) -> &BTreeMap<String, String> {
+        match [OCI_INDEX, DOCKER_INDEX].contains(&root.media_type.as_str()) {
+            true => &self.index,
+            false => &self.manifest,
+        }
+    }
 }
 
 impl std::fmt::Debug for ClientArchive {
@@ -49,7 +67,7 @@ impl ClientArchive {
 
     async fn send(&self, names: &[Reference], root: &Stored) -> Result<(), StoreError> {
         let headers = [(EXPORTER_ID, self.index.to_string())];
-        let mut call = Call::open(self.client.clone(), CLIENT, DIFF_COPY, &headers).await.map_err(refused)?;
+        let mut call = Call::open(self.client.clone(), CLIENT, FILE_SEND, &headers).await.map_err(refused)?;
         let mut stream = self.staging.stream(names, root, self.annotations.for_root(root));
         while let Some(data) = stream.next().await? {
             if call.send(&BytesMessage { data }.encode_to_vec()).await.is_err() {
