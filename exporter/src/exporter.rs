@@ -6,7 +6,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use cluster::ClusterConfig;
-use image::destination::SpoolSpace;
+use image::destination::{DiskSpace, DiskUse, SpoolSpace};
 use image::layer::{Converter, LayerCache, ScratchSpace};
 use image::options::{Options, OptionsError, Recipe, Used, Word};
 use registry::client::Client;
@@ -21,6 +21,20 @@ use crate::session::Sessions;
 /// The most threads that one conversion takes unless told otherwise: at about 250 MB/s each they outrun what buildkitd sends,
 /// and every one costs some 5 MB of buffers.
 const DEFAULT_THREADS_LIMIT: usize = 4;
+
+/// What [`Exporter::archive_space`] is for.
+const ARCHIVES: DiskUse = DiskUse {
+    what: "tars that are gathered for clients",
+    setting: "exporter.archive_bytes",
+    instead: "write tar=false,dest=DIRECTORY with the output, which needs none of it",
+};
+
+/// What [`Exporter::document_space`] is for.
+const DOCUMENTS: DiskUse = DiskUse {
+    what: "large documents of images, such as SBOMs,",
+    setting: "exporter.document_bytes",
+    instead: "build without SBOMs",
+};
 
 /// The number of worker threads that a setting means: 0 is one a core, up to four.
 pub fn threads(setting: usize) -> usize {
@@ -50,6 +64,10 @@ pub(crate) struct Exporter {
     space: Arc<SpoolSpace>,
     /// Room for layers that are flattened.
     pub(crate) scratch_space: Arc<ScratchSpace>,
+    /// Room for tars on their way to clients.
+    pub(crate) archive_space: Arc<DiskSpace>,
+    /// Room for documents of images that do not stay in memory.
+    pub(crate) document_space: Arc<DiskSpace>,
 }
 
 impl Exporter {
@@ -65,6 +83,8 @@ impl Exporter {
         let spool_dir = &config.registry.upload.spool_dir;
         let space = SpoolSpace::new(spool_dir, config.ahead_bytes);
         let scratch_space = ScratchSpace::new(spool_dir, config.flatten_bytes);
+        let archive_space = DiskSpace::new(spool_dir, config.archive_bytes, &ARCHIVES);
+        let document_space = DiskSpace::new(spool_dir, config.document_bytes, &DOCUMENTS);
         Ok(Self {
             config,
             client,
@@ -75,6 +95,8 @@ impl Exporter {
             metrics: Metrics::default(),
             space,
             scratch_space,
+            archive_space,
+            document_space,
         })
     }
 

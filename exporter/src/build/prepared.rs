@@ -4,7 +4,7 @@
 
 use std::sync::Arc;
 
-use image::destination::{Destination, StoreError};
+use image::destination::{Destination, DiskSpace, StoreError};
 use image::layer::{ChunkDict, ChunkDictError, Converter, Scratch, ScratchSpace};
 use image::location::Location;
 use image::options::{Options, OptionsError, Pattern, Recipe};
@@ -21,6 +21,8 @@ pub(crate) struct Preparation {
     pub(crate) threads: usize,
     /// Room for layers that are flattened.
     pub(crate) scratch_space: Arc<ScratchSpace>,
+    /// Room for documents.
+    pub(crate) document_space: Arc<DiskSpace>,
     /// Reaches registries with the credentials of whoever builds.
     pub(crate) client: Client,
     /// The files of whoever builds, where there are any.

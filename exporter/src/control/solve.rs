@@ -210,6 +210,7 @@ async fn begin<'a>(
             converter: exporter.converter.clone().showing(Arc::clone(&progress), index),
             threads: exporter.threads(),
             scratch_space: Arc::clone(&exporter.scratch_space),
+            document_space: Arc::clone(&exporter.document_space),
             client: exporter.client.with_keyring(keyring, exporter.own_credentials()),
             files: Some(ContextFiles::new(client.streams.clone())),
         };
@@ -240,7 +241,6 @@ fn target(
     client: &SessionClient,
     session: &str,
 ) -> Result<Target, Status> {
-    let spool_dir = &exporter.client.config().upload.spool_dir;
     let streams = client.streams.clone();
     Ok(match attrs.receiver {
         Receiver::Registry => {
@@ -249,11 +249,11 @@ fn target(
             Target::new(attrs, &exporter.client, keyring, own, answer)
         }
         Receiver::ClientArchive => {
-            let archive =
-                ClientArchive::new(streams, index, attrs.root_annotations(), spool_dir).map_err(unusable)?;
-            Target::ready(Arc::new(archive), spool_dir)
+            let (annotations, space) = (attrs.root_annotations(), &exporter.archive_space);
+            let archive = ClientArchive::new(streams, index, annotations, space).map_err(unusable)?;
+            Target::ready(Arc::new(archive))
         }
-        Receiver::ClientStore => Target::ready(Arc::new(ClientStore::new(streams, session)), spool_dir),
+        Receiver::ClientStore => Target::ready(Arc::new(ClientStore::new(streams, session))),
     })
 }
 

@@ -3,6 +3,7 @@ use std::time::Duration;
 
 use futures::FutureExt as _;
 use futures::future::{BoxFuture, ready};
+use image::destination::{DiskSpace, DiskUse};
 use image::layer::{Converter, LayerCache, ScratchSpace};
 use image::options::{Options, Recipe};
 use image::progress::Progress;
@@ -73,7 +74,10 @@ impl Lab {
         let progress = Progress::new();
         let converter = Converter::new(Recipe::default(), 1, LayerCache::new(0));
         let scratch_space = ScratchSpace::new(Path::new("/"), 0);
-        let preparation = Preparation { converter, threads: 1, scratch_space, client, files: None };
+        let nothing = &DiskUse { what: "", setting: "", instead: "" };
+        let document_space = DiskSpace::new(Path::new("/"), 0, nothing);
+        let preparation =
+            Preparation { converter, threads: 1, scratch_space, document_space, client, files: None };
         let cluster = Default::default();
         let output = Output::new(0, Way::Store, attrs, target, preparation, cluster, Arc::clone(&progress));
         let outputs = vec![Arc::new(output)];

@@ -1,14 +1,13 @@
 //! A file of the client's. A tar needs sizes before contents, so the layout is gathered on this machine first, under
-//! `registry.upload.spool_dir`, and packed while it is sent.
+//! `registry.upload.spool_dir`, and packed while it is sent. All of them together take `exporter.archive_bytes` at most.
 
 use std::collections::BTreeMap;
-use std::path::Path;
 use std::sync::Arc;
 
 use bytes::Bytes;
 use futures::FutureExt as _;
 use h2::client::SendRequest;
-use image::destination::{BlobWriter, Destination, Shape, Staging, StoreError, Storing};
+use image::destination::{BlobWriter, Destination, DiskSpace, Shape, Staging, StoreError, Storing};
 use image::document::Stored;
 use prost::Message;
 use registry::digest::Digest;
@@ -53,15 +52,15 @@ impl std::fmt::Debug for ClientArchive {
 }
 
 impl ClientArchive {
-    /// The file of output `index`, in which the image is annotated so; the layout is gathered in `spool_dir`.
+    /// The file of output `index`, in which the image is annotated so; the layout is gathered in `space`.
     pub(crate) fn new(
         client: SendRequest<Bytes>,
         index: usize,
         annotations: RootAnnotations,
-        spool_dir: &Path,
+        space: &Arc<DiskSpace>,
     ) -> Result<Self, StoreError> {
-        let staging =
-            Staging::new(&spool_dir.join("nydus-cluster-image.tar"), Shape::OciArchive { name: None })?;
+        let target = space.dir().join("nydus-cluster-image.tar");
+        let staging = Staging::new(&target, Shape::OciArchive { name: None })?.within(space);
         Ok(Self { staging: Arc::new(staging), client, index, annotations })
     }
 
