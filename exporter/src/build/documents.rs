@@ -24,13 +24,15 @@ const LIMIT_BYTES: u64 = 256 << 20;
 /// Why a document is not kept.
 #[derive(Debug, thiserror::Error)]
 pub(crate) enum DocumentsError {
-    #[error("it has more than {LIMIT_BYTES} bytes, which no document of an image has")]
+    #[error("expected at most {LIMIT_BYTES} bytes, of an SBOM too")]
     TooLarge,
-    #[error("it is one more than the {DOCUMENTS_LIMIT} that an output may have")]
+    #[error(
+        "it is one more than the {DOCUMENTS_LIMIT} that an output may have: build for fewer platforms at once"
+    )]
     TooMany,
     #[error(transparent)]
     NoRoom(Box<StoreError>),
-    #[error("it cannot be kept in {}: {error}", dir.display())]
+    #[error("it cannot be kept in {}, which is registry.upload.spool_dir: {error}", dir.display())]
     Spool { dir: PathBuf, error: std::io::Error },
 }
 

@@ -91,7 +91,7 @@ impl Build {
 
 /// Two builds of one name: Status could not tell them apart.
 #[derive(Debug, thiserror::Error)]
-#[error("build {reference:?} is under way already: a build's reference is given once")]
+#[error("build {reference:?} is under way already: expected another reference for each build")]
 pub(crate) struct ReferenceTaken {
     reference: String,
 }

@@ -62,7 +62,12 @@ impl Preparation {
         let listed = match &options.prefetch_list {
             Some(name) => {
                 let failed = |status| PrepareError::List { name: name.clone(), status };
-                let missing = || failed(Status::new(Code::InvalidArgument, "there is no build context"));
+                let missing = || {
+                    failed(Status::new(
+                        Code::InvalidArgument,
+                        "expected a build context (`--local context=DIR`)",
+                    ))
+                };
                 let list = self.files.as_ref().ok_or_else(missing)?.read(name).await;
                 Pattern::list(&list.map_err(failed)?)
             }

@@ -37,7 +37,7 @@ enum TargetKind {
 pub(crate) enum TargetError {
     #[error(transparent)]
     Registry(#[from] Error),
-    #[error("registry {host} gave no usable answer within {} s", after.as_secs())]
+    #[error("registry {host} gave no usable answer within {} s, which is exporter.registry_answer_seconds", after.as_secs())]
     Silent { host: String, after: Duration },
 }
 

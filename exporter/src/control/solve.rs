@@ -67,7 +67,7 @@ pub(crate) async fn handle(mut rpc: Rpc<'_>) {
     let read = MessageReader::new(body, REQUEST_LIMIT_BYTES).message().await;
     let prepared = read.and_then(|message| {
         let message =
-            message.ok_or_else(|| Status::new(Code::Internal, "Solve without a request message"))?;
+            message.ok_or_else(|| Status::new(Code::Internal, "Solve: expected a request message"))?;
         let plan = plan(&message, rpc.exporter.defaults())?;
         Ok((message, plan))
     });
@@ -110,7 +110,7 @@ fn plan(message: &[u8], defaults: &Options) -> Result<Option<Plan>, Status> {
     }
     if count > OUTPUTS_LIMIT {
         let message = format!(
-            "{count} outputs type={EXPORTER_TYPE} in one build: at most {OUTPUTS_LIMIT} are possible"
+            "{count} outputs type={EXPORTER_TYPE} in one build: expected at most {OUTPUTS_LIMIT}; write one more build for the others"
         );
         return Err(Status::new(Code::InvalidArgument, message));
     }

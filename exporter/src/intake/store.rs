@@ -106,12 +106,11 @@ impl<'a> Blob<'a> {
         let Intake { build, local } = intake;
         let invalid =
             |reason: String| Status::new(Code::InvalidArgument, format!("Write {}: {reason}", request.r#ref));
-        let expected: Digest = request
-            .expected
-            .parse()
-            .map_err(|_| invalid(format!("expected is {:?}; a digest is needed", request.expected)))?;
-        let total =
-            u64::try_from(request.total).map_err(|_| invalid(format!("total is {}", request.total)))?;
+        let expected: Digest = request.expected.parse().map_err(|_| {
+            invalid(format!("digest {:?}: expected one such as sha256:HEX", request.expected))
+        })?;
+        let total = u64::try_from(request.total)
+            .map_err(|_| invalid(format!("total size {}: expected 0 or more", request.total)))?;
         // The caller tries again when told that another stream has it.
         let lock = output.lock(&expected).ok_or_else(|| {
             Status::new(Code::Unavailable, format!("ref {} locked: it is being written", request.r#ref))
@@ -149,7 +148,8 @@ impl<'a> Blob<'a> {
         let offset = i64::try_from(ingest.received()).unwrap_or(i64::MAX);
         if !request.data.is_empty() {
             if request.offset != offset {
-                let message = format!("{}: write at {} after {offset} bytes", self.expected, request.offset);
+                let message =
+                    format!("{}: write at {}: expected one at {offset}", self.expected, request.offset);
                 return Err(Status::new(Code::InvalidArgument, message));
             }
             ingest.write(request.data).await.map_err(|error| super::fail(self.build, &error))?;
@@ -163,7 +163,7 @@ impl<'a> Blob<'a> {
                 response.digest = digest.to_string();
             }
             unknown => {
-                let message = format!("{}: unknown write action {unknown}", self.expected);
+                let message = format!("{}: write action {unknown}: expected 0, 1 or 2", self.expected);
                 return Err(Status::new(Code::InvalidArgument, message));
             }
         }

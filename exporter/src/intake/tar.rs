@@ -111,13 +111,15 @@ impl<'a> Layout<'a> {
         self.current = match name.strip_prefix(BLOBS).filter(|hex| !hex.is_empty()) {
             Some(hex) => {
                 let digest: Digest = format!("sha256:{hex}").parse().map_err(|_| OutputError::Layout {
-                    reason: format!("{name:?} is not named after a digest"),
+                    reason: format!("{name:?}: expected a SHA-256 in hexadecimal as its name"),
                 })?;
                 Current::Blob(Box::new(Ingest::new(self.output, digest, size, None)?))
             }
             None if name == INDEX && size <= INDEX_LIMIT_BYTES => Current::Index,
             None if name == INDEX => {
-                return Err(OutputError::Layout { reason: format!("{INDEX} of {size} bytes") });
+                return Err(OutputError::Layout {
+                    reason: format!("{INDEX} has {size} bytes: expected at most {INDEX_LIMIT_BYTES}"),
+                });
             }
             None => Current::Nothing,
         };

@@ -37,7 +37,10 @@ pub(crate) async fn open_own(
     let mut request = client.request.clone();
     let id = HeaderValue::try_from(&build.session);
     let id = id.map_err(|_| {
-        Status::new(Code::InvalidArgument, format!("the build's reference {:?} is no text", build.reference))
+        Status::new(
+            Code::InvalidArgument,
+            format!("the build's reference {:?}: expected printable ASCII", build.reference),
+        )
     })?;
     // buildkitd asks only for what a session says that it serves: the receiver of tar streams is ours, even if the client has none.
     let headers = request.headers_mut();
