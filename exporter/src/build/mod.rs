@@ -29,6 +29,15 @@ use tokio_util::sync::CancellationToken;
 use crate::metrics::Tally;
 use image::progress::Progress;
 
+/// Which outputs of ours the answer to a build is about, by their indexes.
+#[derive(Clone, Copy, Debug, Default, Eq, PartialEq)]
+pub(crate) struct Reported {
+    /// Whose digest it says.
+    pub(crate) digest: Option<usize>,
+    /// Whose descriptor and names it says.
+    pub(crate) descriptor: Option<usize>,
+}
+
 /// A Solve with outputs of ours, from its request to its response.
 #[derive(Debug)]
 pub(crate) struct Build {
@@ -36,8 +45,8 @@ pub(crate) struct Build {
     pub(crate) reference: String,
     /// The session by which buildkitd reaches us: the build's own, beside its client's.
     pub(crate) session: String,
-    /// Whether the build has no output but one of ours.
-    pub(crate) sole: bool,
+    /// Which of our outputs the answer is about.
+    pub(crate) reported: Reported,
     /// The outputs that are ours.
     pub(crate) outputs: Vec<Arc<Output>>,
     /// What to show of them.
@@ -54,12 +63,12 @@ impl Build {
     pub(crate) fn new(
         reference: String,
         session: String,
-        sole: bool,
+        reported: Reported,
         outputs: Vec<Arc<Output>>,
         progress: Arc<Progress>,
     ) -> Self {
         let (over, started) = (CancellationToken::new(), Instant::now());
-        Self { reference, session, sole, outputs, progress, over, started, failure: Mutex::default() }
+        Self { reference, session, reported, outputs, progress, over, started, failure: Mutex::default() }
     }
 
     /// The output that takes blobs by the session's content store.
@@ -148,7 +157,7 @@ mod tests {
     use super::*;
 
     fn build(reference: &str, session: &str) -> Build {
-        Build::new(reference.to_owned(), session.to_owned(), true, Vec::new(), Progress::new())
+        Build::new(reference.to_owned(), session.to_owned(), Reported::default(), Vec::new(), Progress::new())
     }
 
     #[test]

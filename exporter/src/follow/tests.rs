@@ -18,7 +18,7 @@ use tokio_util::sync::CancellationToken;
 use super::*;
 use crate::build::keys::{Attrs, EXPORTER_TYPE};
 use crate::build::target::Target;
-use crate::build::{Build, Builds, Preparation, Way};
+use crate::build::{Build, Builds, Preparation, Reported, Way};
 
 const DEADLINE: Duration = Duration::from_secs(60);
 
@@ -81,7 +81,7 @@ impl Lab {
         let cluster = Default::default();
         let output = Output::new(0, Way::Store, attrs, target, preparation, cluster, Arc::clone(&progress));
         let outputs = vec![Arc::new(output)];
-        Build::new("r".to_owned(), "s".to_owned(), true, outputs, progress)
+        Build::new("r".to_owned(), "s".to_owned(), Reported::default(), outputs, progress)
     }
 
     fn follow(&self, build: &Arc<Build>) -> JoinHandle<()> {
