@@ -30,6 +30,12 @@ pub struct ExporterConfig {
     /// Bytes on disk, under `registry.upload.spool_dir`, for layers that are flattened, over all builds. What does not fit fails its
     /// build. Default: 16 GiB.
     pub flatten_bytes: u64,
+    /// Bytes on disk, under `registry.upload.spool_dir`, for tars that are gathered before they are sent to clients, over all builds.
+    /// What does not fit fails its build. Default: 16 GiB.
+    pub archive_bytes: u64,
+    /// Bytes on disk, under `registry.upload.spool_dir`, for the large documents of images, such as SBOMs, over all builds. What does
+    /// not fit fails its build. Default: 4 GiB.
+    pub document_bytes: u64,
     /// How registries are reached: of a section of its own in the configuration file, which all roles share.
     #[serde(skip)]
     pub registry: ClientConfig,
@@ -77,6 +83,8 @@ impl Default for ExporterConfig {
             content_store: None,
             ahead_bytes: 16 << 30,
             flatten_bytes: 16 << 30,
+            archive_bytes: 16 << 30,
+            document_bytes: 4 << 30,
             registry: ClientConfig::default(),
             own_credentials: true,
             metrics_listen: None,

@@ -112,6 +112,38 @@ async fn the_id_that_buildx_writes_is_that_of_our_image() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn the_last_image_of_a_build_is_the_one_that_is_reported() {
+    let Some(stack) = Stack::start().await else { return };
+    if is_oldest() {
+        println!("left out: this BuildKit takes one output a build");
+        return stack.stop().await;
+    }
+    let context = stack.context("context", TWO_TARGETS, &[("base", &noise(6, 1 << 20)), ("app", b"one")]);
+    let metadata = stack.path("metadata.json");
+    let file = format!("--metadata-file={}", metadata.display());
+    let plain = format!("type=image,name={}/plain:v1,push=true,registry.insecure=true", stack.registry);
+    let files = format!("type=local,dest={}", stack.path("files").display());
+    let ours = stack.output("nydus:v1");
+    for (outputs, last) in [
+        ([&plain, &ours], "nydus:v1"),
+        ([&ours, &plain], "plain:v1"),
+        // Files have no digest.
+        ([&ours, &files], "nydus:v1"),
+        ([&files, &ours], "nydus:v1"),
+    ] {
+        let outputs = outputs.map(|output| ["--output", output.as_str()]).concat();
+        stack.build(&context, &[outputs.as_slice(), &[&file]].concat()).await.success();
+        let (digest, manifest) = stack.manifest(last).await;
+        let reported: Value = serde_json::from_slice(&std::fs::read(&metadata).unwrap()).unwrap();
+        assert_eq!(reported["containerimage.digest"], digest.as_str(), "{outputs:?}");
+        assert_eq!(reported["containerimage.config.digest"], manifest["config"]["digest"]);
+        assert_eq!(reported["containerimage.descriptor"]["digest"], digest.as_str());
+        assert_eq!(reported["image.name"], format!("{}/{last}", stack.registry));
+    }
+    stack.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn buildx_writes_our_image_to_the_disk_as_a_file_and_as_a_directory() {
     let Some(stack) = Stack::start().await else { return };
     let Some(buildx) = stack.buildx().await else { return stack.stop().await };

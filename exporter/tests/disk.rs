@@ -6,12 +6,20 @@ mod support;
 
 use std::collections::BTreeMap;
 use std::fs;
-use std::path::Path;
+use std::path::{Path, PathBuf};
+use std::process::Stdio;
+use std::time::Duration;
 
+use exporter::ExporterConfig;
 use registry::digest::sha256;
 use serde_json::Value;
-use support::{Stack, entries, is_oldest, run};
+use support::{Outcome, Stack, entries, is_oldest, run, wait_for};
 use test_support::noise;
+use tokio::io::AsyncReadExt as _;
+use tokio::net::unix::pipe;
+use tokio::process::{Child, Command};
+use tokio::task::JoinHandle;
+use tokio::time::timeout;
 
 const TWO_LAYERS: &str = "FROM scratch\nCOPY base /base\nCOPY app /app\n";
 
@@ -231,5 +239,126 @@ async fn a_client_that_cannot_take_the_image_fails_the_build_with_its_reason() {
     let ours = [format!("one:{},dest=image.tar", stack.output("own:v1"))];
     let text = run(stack.shared_session(&one, &ours)).await.failure();
     assert!(text.contains("write type=oci,nydus-cluster=true,dest=FILE"), "{text}");
+    stack.stop().await;
+}
+
+/// How soon what is interrupted has ended.
+const END: Duration = Duration::from_secs(20);
+
+/// An exporter with one conversion at once, and little room for tars.
+struct Small<'a> {
+    stack: &'a Stack,
+    listen: PathBuf,
+    /// Where it keeps what is on its way.
+    spool: PathBuf,
+    serving: JoinHandle<()>,
+}
+
+impl<'a> Small<'a> {
+    async fn start(stack: &'a Stack, archive_bytes: u64) -> Self {
+        let (listen, spool) = (stack.path("small.sock"), stack.path("spool"));
+        fs::create_dir(&spool).unwrap();
+        let mut config = ExporterConfig { conversions: 1, archive_bytes, ..ExporterConfig::default() };
+        config.registry.upload.spool_dir.clone_from(&spool);
+        let serving = stack.serve(&stack.path("buildkitd.sock"), &listen, config);
+        wait_for("exporter", || listen.exists()).await;
+        Self { stack, listen, spool, serving }
+    }
+
+    fn command(&self, context: &Path, keys: &str, dest: &Path) -> Command {
+        let output = format!("type=oci,nydus-cluster=true{keys},name=demo:v1,dest={}", dest.display());
+        self.stack.buildctl(&self.listen, context, &["--output", &output])
+    }
+
+    async fn build(&self, context: &Path, keys: &str, dest: &Path) -> Outcome {
+        run(self.command(context, keys, dest)).await
+    }
+
+    fn spawn(&self, context: &Path, keys: &str, dest: &Path) -> Child {
+        let mut command = self.command(context, keys, dest);
+        command.stdout(Stdio::null()).stderr(Stdio::null()).spawn().unwrap()
+    }
+
+    /// Waits until nothing is on its way here.
+    async fn is_empty(&self) {
+        wait_for("an empty spool", || fs::read_dir(&self.spool).unwrap().count() == 0).await;
+    }
+}
+
+async fn interrupt(mut buildctl: Child) {
+    let id = buildctl.id().unwrap().to_string();
+    assert!(Command::new("kill").args(["-INT", &id]).status().await.unwrap().success());
+    let status = timeout(END, buildctl.wait()).await.expect("buildctl ends").unwrap();
+    assert!(!status.success());
+}
+
+/// Whether a part of a blob is in a directory that a client writes.
+fn has_begun(directory: &Path) -> bool {
+    let Ok(entries) = fs::read_dir(directory.join("ingest")) else { return false };
+    let data = entries.filter_map(|entry| Some(entry.ok()?.path().join("data")));
+    data.filter_map(|data| data.metadata().ok()).any(|data| data.len() > 0)
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_build_that_is_interrupted_while_the_client_s_disk_takes_the_image_leaves_nothing_in_the_exporter()
+{
+    let Some(stack) = Stack::start().await else { return };
+    // The tar that is given up and the next one do not fit at once.
+    let exporter = Small::start(&stack, 48 << 20).await;
+    let context = stack.context("context", TWO_LAYERS, &[("base", &noise(6, 32 << 20)), ("app", b"one")]);
+
+    // A pipe from which nobody takes all of the tar.
+    let file = stack.path("pipe");
+    assert!(Command::new("mkfifo").arg(&file).status().await.unwrap().success());
+    let mut received = pipe::OpenOptions::new().read_write(true).open_receiver(&file).unwrap();
+    let buildctl = exporter.spawn(&context, "", &file);
+    let mut begin = [0; 512];
+    let begun = timeout(Duration::from_secs(60), received.read_exact(&mut begin)).await;
+    begun.expect("the client takes the tar").unwrap();
+    assert!(begin.starts_with(b"oci-layout"));
+    interrupt(buildctl).await;
+    exporter.is_empty().await;
+
+    let directory = stack.path("layout");
+    let buildctl = exporter.spawn(&context, ",tar=false", &directory);
+    wait_for("a blob at the client", || has_begun(&directory)).await;
+    interrupt(buildctl).await;
+    assert!(!directory.join("index.json").exists());
+
+    let file = stack.path("image.tar");
+    exporter.build(&context, "", &file).await.success();
+    exporter.build(&context, ",tar=false", &directory).await.success();
+    let (tar, directory) = (Layout::of_tar(&file), Layout::of_directory(&directory));
+    let digest = tar.entries()[0].0;
+    assert_eq!(tar.blobs.len(), tar.holds(digest));
+    assert_eq!(directory.entries()[0].0, digest);
+    directory.holds(digest);
+    exporter.is_empty().await;
+    // It would wait for builds for 300 s.
+    stack.stop_exporter();
+    timeout(END, exporter.serving).await.expect("nothing is under way").unwrap();
+    stack.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_tar_that_the_exporter_has_no_room_for_fails_its_build_with_the_setting() {
+    let Some(stack) = Stack::start().await else { return };
+    let exporter = Small::start(&stack, 2 << 20).await;
+    let context = stack.context("context", TWO_LAYERS, &[("base", &noise(7, 4 << 20)), ("app", b"one")]);
+    let text = exporter.build(&context, "", &stack.path("large.tar")).await.failure();
+    for words in ["more than 2097152 bytes", "raise exporter.archive_bytes", "tar=false,dest=DIRECTORY"] {
+        assert!(text.contains(words), "{words} in {text}");
+    }
+    exporter.is_empty().await;
+
+    // As the message says, and what fits.
+    let directory = stack.path("layout");
+    exporter.build(&context, ",tar=false", &directory).await.success();
+    let small = stack.context("small", TWO_LAYERS, &[("base", &noise(8, 1 << 20)), ("app", b"one")]);
+    let file = stack.path("small.tar");
+    exporter.build(&small, "", &file).await.success();
+    for layout in [Layout::of_directory(&directory), Layout::of_tar(&file)] {
+        assert_eq!(layout.blobs.len(), layout.holds(layout.entries()[0].0));
+    }
     stack.stop().await;
 }

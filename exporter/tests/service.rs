@@ -4,6 +4,8 @@
 
 mod support;
 
+use std::os::unix::fs::MetadataExt as _;
+use std::os::unix::net;
 use std::path::Path;
 use std::process::Stdio;
 use std::time::Duration;
@@ -12,12 +14,14 @@ use bytes::{Buf, Bytes, BytesMut};
 use exporter::ExporterConfig;
 use h2::client::SendRequest;
 use http::Request;
+use serde_json::json;
 use support::hanging::Hanging;
 use support::{Stack, is_oldest, wait_for};
 use test_support::{Log, noise};
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::net::{TcpStream, UnixStream};
 use tokio::time::timeout;
+use tokio_util::sync::CancellationToken;
 
 const TWO_LAYERS: &str = "FROM scratch\nCOPY base /base\nCOPY app /app\n";
 
@@ -146,6 +150,30 @@ async fn what_the_exporter_does_is_counted_logged_and_asked_for() {
     stack.restart_buildkitd().await;
     assert_eq!(health(client, "").await, theirs);
     stack.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn the_socket_is_as_configured_and_no_file_gives_way_to_it() {
+    let dir = tempfile::tempdir().unwrap();
+    let listen = dir.path().join("run/exporter.sock");
+    let group = dir.path().metadata().unwrap().gid();
+    let config = json!({
+        "listen": listen, "listen_mode": "0660", "listen_group": group.to_string(), "layer_cache_dir": "",
+    });
+    let config: ExporterConfig = serde_json::from_value(config).unwrap();
+    let stop = CancellationToken::new();
+    let serving = tokio::spawn(exporter::serve(config.clone(), stop.clone()));
+    wait_for("exporter", || net::UnixStream::connect(&listen).is_ok()).await;
+    let metadata = listen.metadata().unwrap();
+    assert_eq!((metadata.mode() & 0o7777, metadata.gid()), (0o660, group));
+    stop.cancel();
+    timeout(STOPPED, serving).await.expect("the exporter stops").unwrap().unwrap();
+    assert!(!listen.exists());
+
+    std::fs::write(&listen, "precious").unwrap();
+    let error = exporter::serve(config, CancellationToken::new()).await.unwrap_err().to_string();
+    assert!(error.contains(listen.to_str().unwrap()), "{error}");
+    assert_eq!(std::fs::read(&listen).unwrap(), b"precious");
 }
 
 /// What an exporter that was told to stop may take beyond what its settings say.

@@ -103,6 +103,42 @@ fn crates_depend_on_what_the_architecture_says() {
     assert!(seen > 8, "{seen} crates were found in the table");
 }
 
+/// The module of a crate that a file below its sources is of.
+fn module_of<'a>(file: &'a Path, sources: &Path) -> &'a str {
+    let first = file.strip_prefix(sources).unwrap().components().next().unwrap();
+    first.as_os_str().to_str().unwrap().trim_end_matches(".rs")
+}
+
+#[test]
+fn a_module_of_the_exporter_uses_only_those_that_the_architecture_lists_behind_it() {
+    let page = std::fs::read_to_string(root().join("docs/architecture.md")).unwrap();
+    let (_, list) =
+        page.split_once("A module of the exporter uses only those behind it in this list: ").unwrap();
+    let (list, _) = list.split_once('.').unwrap();
+    let order: Vec<&str> = list.split('`').skip(1).step_by(2).collect();
+    let sources = root().join("exporter/src");
+    let (mut seen, mut wrong) = (BTreeSet::new(), Vec::new());
+    for file in files_below(&sources, "rs").iter().filter(|file| !file.ends_with("src/lib.rs")) {
+        let user = module_of(file, &sources);
+        let text = std::fs::read_to_string(file).unwrap();
+        let used = text.split("crate::").skip(1).map(|rest| {
+            rest.split(|letter: char| !letter.is_ascii_lowercase() && !letter.is_ascii_digit())
+                .next()
+                .unwrap()
+        });
+        let place = |module: &str| order.iter().position(|listed| *listed == module);
+        let backward = used.filter(|used| place(used) < place(user));
+        wrong.extend(backward.map(|used| format!("{} uses {used:?}", file.display())));
+        seen.insert(user.to_owned());
+    }
+    assert_eq!(
+        seen,
+        order.iter().map(|module| (*module).to_owned()).collect(),
+        "docs/architecture.md lists others"
+    );
+    assert_eq!(wrong, Vec::<String>::new());
+}
+
 #[test]
 fn structs_that_the_format_names_are_the_layouts() {
     let page = std::fs::read_to_string(root().join("docs/format.md")).unwrap();

@@ -1,18 +1,22 @@
 //! The JSON documents of an output: manifests, configs, and the statements of attestations, of which one may have many
-//! megabytes. Large ones are kept on disk.
+//! megabytes. Large ones are kept on disk, in room that all builds share.
 
 use std::collections::HashMap;
 use std::io::SeekFrom;
-use std::path::{Path, PathBuf};
-use std::sync::{Mutex, PoisonError};
+use std::path::PathBuf;
+use std::sync::{Arc, Mutex, PoisonError};
 
 use bytes::{Bytes, BytesMut};
+use image::destination::{DiskShare, DiskSpace, StoreError};
 use registry::digest::Digest;
 use tokio::fs::File;
 use tokio::io::{AsyncReadExt as _, AsyncSeekExt as _, AsyncWriteExt as _};
 
-/// The most of one document that stays in memory.
-const MEMORY_BYTES: usize = 1 << 20;
+/// The most of one document that stays in memory: more than manifests and configs have.
+const MEMORY_BYTES: usize = 64 << 10;
+
+/// The most documents of one output. Each platform has some seven, with its attestations; each may be an open file.
+const DOCUMENTS_LIMIT: usize = 1024;
 
 /// The largest document taken: far more than what a large image's SBOM has.
 const LIMIT_BYTES: u64 = 256 << 20;
@@ -20,26 +24,32 @@ const LIMIT_BYTES: u64 = 256 << 20;
 /// Why a document is not kept.
 #[derive(Debug, thiserror::Error)]
 pub(crate) enum DocumentsError {
-    #[error("it has more than {LIMIT_BYTES} bytes, which no document of an image has")]
+    #[error("expected at most {LIMIT_BYTES} bytes, of an SBOM too")]
     TooLarge,
-    #[error("it cannot be kept in {}: {error}", dir.display())]
+    #[error(
+        "it is one more than the {DOCUMENTS_LIMIT} that an output may have: build for fewer platforms at once"
+    )]
+    TooMany,
+    #[error(transparent)]
+    NoRoom(Box<StoreError>),
+    #[error("it cannot be kept in {}, which is registry.upload.spool_dir: {error}", dir.display())]
     Spool { dir: PathBuf, error: std::io::Error },
 }
 
 /// A document that is coming, or has come.
 #[derive(Debug)]
 pub(crate) struct Document {
-    dir: PathBuf,
     memory: BytesMut,
-    /// What does not stay in memory: an unnamed file.
+    /// What does not stay in memory: an unnamed file. Closed before its room is given back.
     file: Option<File>,
+    room: DiskShare,
     size: u64,
 }
 
 impl Document {
-    /// An empty one; if it gets large, it is kept in an unnamed file in `dir`.
-    pub(crate) fn new(dir: &Path) -> Self {
-        Self { dir: dir.to_owned(), memory: BytesMut::new(), file: None, size: 0 }
+    /// An empty one; if it gets large, it is kept in an unnamed file in `space`.
+    pub(crate) fn new(space: &Arc<DiskSpace>) -> Self {
+        Self { memory: BytesMut::new(), file: None, room: DiskShare::of(space), size: 0 }
     }
 
     /// Adds what came.
@@ -50,10 +60,11 @@ impl Document {
         }
         self.memory.extend_from_slice(data);
         if self.memory.len() > MEMORY_BYTES {
-            let (dir, memory) = (self.dir.clone(), self.memory.split());
+            let memory = self.memory.split();
+            self.room.take(memory.len() as u64).map_err(|error| DocumentsError::NoRoom(Box::new(error)))?;
             let written = async {
                 if self.file.is_none() {
-                    let dir = dir.clone();
+                    let dir = self.room.space().dir().to_owned();
                     let file = tokio::task::spawn_blocking(move || tempfile::tempfile_in(dir)).await;
                     self.file = Some(File::from_std(file.map_err(std::io::Error::other)??));
                 }
@@ -62,7 +73,7 @@ impl Document {
                     None => Ok(()),
                 }
             };
-            written.await.map_err(|error| DocumentsError::Spool { dir, error })?;
+            written.await.map_err(|error| self.unkept(error))?;
         }
         Ok(())
     }
@@ -81,21 +92,29 @@ impl Document {
             file.seek(SeekFrom::Start(0)).await?;
             file.read_to_end(&mut content).await
         };
-        read.await.map_err(|error| DocumentsError::Spool { dir: self.dir.clone(), error })?;
+        read.await.map_err(|error| self.unkept(error))?;
         content.extend_from_slice(&self.memory);
         Ok(content.into())
+    }
+
+    fn unkept(&self, error: std::io::Error) -> DocumentsError {
+        DocumentsError::Spool { dir: self.room.space().dir().to_owned(), error }
     }
 }
 
 /// The documents that have come, by their digests.
 #[derive(Debug, Default)]
-pub(crate) struct Documents(Mutex<HashMap<Digest, std::sync::Arc<tokio::sync::Mutex<Document>>>>);
+pub(crate) struct Documents(Mutex<HashMap<Digest, Arc<tokio::sync::Mutex<Document>>>>);
 
 impl Documents {
     /// Keeps a document.
-    pub(crate) fn insert(&self, digest: Digest, document: Document) {
-        let document = std::sync::Arc::new(tokio::sync::Mutex::new(document));
-        self.0.lock().unwrap_or_else(PoisonError::into_inner).insert(digest, document);
+    pub(crate) fn insert(&self, digest: Digest, document: Document) -> Result<(), DocumentsError> {
+        let mut all = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        if all.len() >= DOCUMENTS_LIMIT && !all.contains_key(&digest) {
+            return Err(DocumentsError::TooMany);
+        }
+        all.insert(digest, Arc::new(tokio::sync::Mutex::new(document)));
+        Ok(())
     }
 
     /// The content of a document, if it has come.
@@ -112,22 +131,58 @@ impl Documents {
 mod tests {
     use super::*;
 
+    use image::destination::DiskUse;
+
+    fn space(dir: &std::path::Path, bytes: u64) -> Arc<DiskSpace> {
+        DiskSpace::new(
+            dir,
+            bytes,
+            &DiskUse { what: "documents", setting: "document_bytes", instead: "have none" },
+        )
+    }
+
     #[tokio::test]
     async fn a_document_of_any_size_comes_back_as_it_came() {
         let dir = tempfile::tempdir().unwrap();
+        let space = space(dir.path(), 1 << 20);
         for size in [0, 10, MEMORY_BYTES, MEMORY_BYTES * 3 + 7] {
             let content: Vec<u8> = (0..size).map(|at| (at % 251) as u8).collect();
-            let mut document = Document::new(dir.path());
-            for part in content.chunks(300_000) {
+            let mut document = Document::new(&space);
+            for part in content.chunks(30_000) {
                 document.write(part).await.unwrap();
             }
             let documents = Documents::default();
             let digest = registry::digest::sha256(&content);
-            documents.insert(digest.clone(), document);
+            documents.insert(digest.clone(), document).unwrap();
             for _ in 0..2 {
                 assert!(documents.get(&digest).await.unwrap().unwrap() == content);
             }
             assert_eq!(std::fs::read_dir(dir.path()).unwrap().count(), 0);
         }
+        assert_eq!(space.left(), 1 << 20);
+    }
+
+    #[tokio::test]
+    async fn documents_that_do_not_fit_or_are_too_many_are_refused() {
+        let dir = tempfile::tempdir().unwrap();
+        let space = space(dir.path(), 100_000);
+        let [mut one, mut other] = [(); 2].map(|()| Document::new(&space));
+        one.write(&[0; 70_000]).await.unwrap();
+        let error = other.write(&[0; 70_000]).await.unwrap_err().to_string();
+        assert!(error.contains("100000 bytes") && error.contains("raise document_bytes"), "{error}");
+        drop(one);
+        other.write(&[0; 70_000]).await.unwrap();
+        let documents = Documents::default();
+        for number in 0..DOCUMENTS_LIMIT {
+            let digest = registry::digest::sha256(&number.to_be_bytes());
+            documents.insert(digest, Document::new(&space)).unwrap();
+        }
+        let again = registry::digest::sha256(&0_usize.to_be_bytes());
+        documents.insert(again, Document::new(&space)).unwrap();
+        assert!(matches!(
+            documents.insert(registry::digest::sha256(b"one more"), other),
+            Err(DocumentsError::TooMany)
+        ));
+        assert_eq!(space.left(), 100_000);
     }
 }

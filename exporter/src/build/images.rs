@@ -44,7 +44,7 @@ pub(crate) enum ImagesError {
     Describe(#[from] DescribeError),
     #[error("images may be missing: {0}")]
     Problems(String),
-    #[error("container images: the image's config names no platform")]
+    #[error("container images: expected os and architecture in the image's config")]
     Platform,
     #[error("container images are found where the image is pushed to: expected a registry")]
     NoRegistry,

@@ -10,8 +10,8 @@ use registry::digest::Digest;
 use registry::reference::{InvalidReference, Reference};
 use serde_json::Value;
 
-pub(crate) use annotations::RootAnnotations;
-use annotations::annotation;
+use crate::client::disk::RootAnnotations;
+use annotations::{annotation, root_annotations};
 
 /// The exporter type that is ours.
 pub(crate) const EXPORTER_TYPE: &str = "nydus-cluster";
@@ -340,7 +340,7 @@ impl Attrs {
 
     /// The annotations of what names the image on the client's disk.
     pub(crate) fn root_annotations(&self) -> RootAnnotations {
-        RootAnnotations::of(&self.passed)
+        root_annotations(&self.passed)
     }
 
     /// The name that stands for the image in progress output.

@@ -2,6 +2,8 @@
 //!
 //! - [`documents`]: the JSON documents of an output.
 //! - [`images`]: which container images the result asks for.
+//! - [`ingest`]: one blob on its way into an output.
+//! - [`kept`]: a layer that is read from buildkitd when it is needed after all.
 //! - [`keys`]: what a user writes behind `--output type=nydus-cluster,…`.
 //! - [`output`]: what has come for one output, and what is made of it.
 //! - [`prepared`]: what its options need before its first layer.
@@ -9,6 +11,8 @@
 
 pub(crate) mod documents;
 pub(crate) mod images;
+pub(crate) mod ingest;
+pub(crate) mod kept;
 pub(crate) mod keys;
 mod output;
 mod prepared;
@@ -22,9 +26,17 @@ use std::time::Instant;
 
 use tokio_util::sync::CancellationToken;
 
-use crate::follow::LocalStore;
 use crate::metrics::Tally;
 use image::progress::Progress;
+
+/// Which outputs of ours the answer to a build is about, by their indexes.
+#[derive(Clone, Copy, Debug, Default, Eq, PartialEq)]
+pub(crate) struct Reported {
+    /// Whose digest it says.
+    pub(crate) digest: Option<usize>,
+    /// Whose descriptor and names it says.
+    pub(crate) descriptor: Option<usize>,
+}
 
 /// A Solve with outputs of ours, from its request to its response.
 #[derive(Debug)]
@@ -33,12 +45,10 @@ pub(crate) struct Build {
     pub(crate) reference: String,
     /// The session by which buildkitd reaches us: the build's own, beside its client's.
     pub(crate) session: String,
-    /// Whether the build has no output but one of ours.
-    pub(crate) sole: bool,
+    /// Which of our outputs the answer is about.
+    pub(crate) reported: Reported,
     /// The outputs that are ours.
     pub(crate) outputs: Vec<Arc<Output>>,
-    /// buildkitd's content store, if it can be read here.
-    pub(crate) local: Option<LocalStore>,
     /// What to show of them.
     pub(crate) progress: Arc<Progress>,
     /// Set when the build is over, for whatever reason: all that works for it stops.
@@ -53,13 +63,12 @@ impl Build {
     pub(crate) fn new(
         reference: String,
         session: String,
-        sole: bool,
+        reported: Reported,
         outputs: Vec<Arc<Output>>,
-        local: Option<LocalStore>,
         progress: Arc<Progress>,
     ) -> Self {
         let (over, started) = (CancellationToken::new(), Instant::now());
-        Self { reference, session, sole, outputs, local, progress, over, started, failure: Mutex::default() }
+        Self { reference, session, reported, outputs, progress, over, started, failure: Mutex::default() }
     }
 
     /// The output that takes blobs by the session's content store.
@@ -91,7 +100,7 @@ impl Build {
 
 /// Two builds of one name: Status could not tell them apart.
 #[derive(Debug, thiserror::Error)]
-#[error("build {reference:?} is under way already: a build's reference is given once")]
+#[error("build {reference:?} is under way already: expected another reference for each build")]
 pub(crate) struct ReferenceTaken {
     reference: String,
 }
@@ -148,7 +157,7 @@ mod tests {
     use super::*;
 
     fn build(reference: &str, session: &str) -> Build {
-        Build::new(reference.to_owned(), session.to_owned(), true, Vec::new(), None, Progress::new())
+        Build::new(reference.to_owned(), session.to_owned(), Reported::default(), Vec::new(), Progress::new())
     }
 
     #[test]

@@ -24,11 +24,11 @@ use tokio::sync::OnceCell;
 pub(crate) use error::OutputError;
 
 use super::documents::{Document, Documents, DocumentsError};
+use super::kept::KeptBlobs;
 use super::keys::{Attrs, Receiver};
 use super::prepared::{Preparation, Prepared};
 use super::target::Target;
 use crate::grpc::Status;
-use crate::intake::kept::KeptBlobs;
 use crate::metrics::Tally;
 use cluster::ClusterConfig;
 use cluster::lock::Lock;
@@ -323,7 +323,7 @@ impl Output {
 
     /// Begins to take a document.
     pub(crate) fn begin_document(&self) -> Document {
-        Document::new(self.target.spool_dir())
+        Document::new(&self.preparation.document_space)
     }
 
     /// The error for a document that cannot be kept.
@@ -334,7 +334,8 @@ impl Output {
     /// A document has come. With blobs coming one by one, children come before those who name them.
     pub(crate) async fn add_document(&self, digest: &Digest, document: Document) -> Result<(), OutputError> {
         let size = document.size();
-        self.documents.insert(digest.clone(), document);
+        let kept = self.documents.insert(digest.clone(), document);
+        kept.map_err(|error| self.documents_error(digest, error))?;
         match self.way {
             // No registry takes a manifest of that size: it is a statement of an attestation, read when that comes.
             Way::Store if size > MANIFEST_LIMIT_BYTES as u64 => Ok(()),

@@ -4,14 +4,14 @@
 
 use std::sync::Arc;
 
-use image::destination::{Destination, StoreError};
+use image::destination::{Destination, DiskSpace, StoreError};
 use image::layer::{ChunkDict, ChunkDictError, Converter, Scratch, ScratchSpace};
 use image::location::Location;
 use image::options::{Options, OptionsError, Pattern, Recipe};
 use registry::client::Client;
 
+use crate::client::ContextFiles;
 use crate::grpc::{Code, Status};
-use crate::session::ContextFiles;
 
 /// What is needed to prepare an output.
 pub(crate) struct Preparation {
@@ -21,6 +21,8 @@ pub(crate) struct Preparation {
     pub(crate) threads: usize,
     /// Room for layers that are flattened.
     pub(crate) scratch_space: Arc<ScratchSpace>,
+    /// Room for documents.
+    pub(crate) document_space: Arc<DiskSpace>,
     /// Reaches registries with the credentials of whoever builds.
     pub(crate) client: Client,
     /// The files of whoever builds, where there are any.
@@ -60,7 +62,12 @@ impl Preparation {
         let listed = match &options.prefetch_list {
             Some(name) => {
                 let failed = |status| PrepareError::List { name: name.clone(), status };
-                let missing = || failed(Status::new(Code::InvalidArgument, "there is no build context"));
+                let missing = || {
+                    failed(Status::new(
+                        Code::InvalidArgument,
+                        "expected a build context (`--local context=DIR`)",
+                    ))
+                };
                 let list = self.files.as_ref().ok_or_else(missing)?.read(name).await;
                 Pattern::list(&list.map_err(failed)?)
             }

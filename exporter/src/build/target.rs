@@ -4,7 +4,6 @@
 //! seconds of its client's first call for it.
 
 use std::fmt;
-use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -24,7 +23,6 @@ pub(crate) struct Target {
     kind: TargetKind,
     /// How long the registry may be silent.
     answer_within: Duration,
-    spool_dir: PathBuf,
     destination: OnceCell<Arc<dyn Destination>>,
 }
 
@@ -39,7 +37,7 @@ enum TargetKind {
 pub(crate) enum TargetError {
     #[error(transparent)]
     Registry(#[from] Error),
-    #[error("registry {host} gave no usable answer within {} s", after.as_secs())]
+    #[error("registry {host} gave no usable answer within {} s, which is exporter.registry_answer_seconds", after.as_secs())]
     Silent { host: String, after: Duration },
 }
 
@@ -76,27 +74,16 @@ impl Target {
                 TargetKind::Registry { client: client.with_keyring(builder, own_credentials), repository }
             }
         };
-        Self {
-            kind,
-            answer_within,
-            spool_dir: client.config().upload.spool_dir.clone(),
-            destination: OnceCell::new(),
-        }
+        Self { kind, answer_within, destination: OnceCell::new() }
     }
 
     /// A target that need not be found out.
-    pub(crate) fn ready(destination: Arc<dyn Destination>, spool_dir: &Path) -> Self {
+    pub(crate) fn ready(destination: Arc<dyn Destination>) -> Self {
         Self {
             kind: TargetKind::Nowhere,
             answer_within: Duration::ZERO,
-            spool_dir: spool_dir.to_owned(),
             destination: OnceCell::new_with(Some(destination)),
         }
-    }
-
-    /// Where what does not fit into memory is kept.
-    pub(crate) fn spool_dir(&self) -> &Path {
-        &self.spool_dir
     }
 
     /// The destination.

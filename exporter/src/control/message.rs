@@ -51,6 +51,20 @@ pub(crate) struct Export {
     pub(crate) attrs: BTreeMap<String, String>,
 }
 
+impl Export {
+    /// Whether it makes an image, and so reports a digest.
+    pub(crate) fn is_image(&self) -> bool {
+        matches!(self.kind.as_str(), "image" | "oci" | "docker")
+    }
+
+    /// Whether it is an image into the session's content store.
+    pub(crate) fn is_store(&self) -> bool {
+        let is_false =
+            |value: &String| matches!(value.as_str(), "0" | "f" | "F" | "false" | "FALSE" | "False");
+        matches!(self.kind.as_str(), "oci" | "docker") && self.attrs.get("tar").is_some_and(is_false)
+    }
+}
+
 /// What a Solve request says of interest.
 #[derive(Debug, Eq, PartialEq)]
 pub(crate) struct SolveRequest {

@@ -1,11 +1,13 @@
 //! The three RPCs of BuildKit's Control service that need more than forwarding.
 //!
 //! - [`solve`]: our outputs become OCI outputs, and the build ends when the image is pushed.
+//! - [`report`]: what the response says of images.
 //! - [`session`]: the tunnel by which buildkitd reaches its client, and so us.
 //! - [`status`]: progress, with ours put in.
 //! - [`message`]: the fields of their messages that matter here.
 
 pub(crate) mod message;
+mod report;
 pub(crate) mod session;
 pub(crate) mod solve;
 pub(crate) mod status;
@@ -16,7 +18,7 @@ use h2::client::SendRequest;
 use h2::server::SendResponse;
 use http::Request;
 
-use crate::serve::Exporter;
+use crate::exporter::Exporter;
 
 /// Path of the RPC that runs a build.
 pub(crate) const SOLVE: &str = "/moby.buildkit.v1.Control/Solve";

@@ -8,11 +8,11 @@ use http::{Request, Response};
 use tokio_util::sync::CancellationToken;
 
 use super::Rpc;
-use crate::grpc::respond;
+use crate::client::CLIENT;
+use crate::exporter::Exporter;
 use crate::http2::forward::{forward, lost, open, until_reset};
-use crate::http2::settings;
-use crate::serve::Exporter;
-use crate::session::{self, SESSION_ID, SessionClient, Tunnel, inner};
+use crate::http2::{respond, settings};
+use crate::session::{SESSION_ID, SessionClient, Tunnel, inner};
 
 /// Handles one session, until one of its ends closes it.
 pub(crate) async fn handle(mut rpc: Rpc<'_>) {
@@ -54,8 +54,6 @@ async fn join(
     let (streams, connection): (client::SendRequest<Bytes>, _) = settings::client().handshake(client).await?;
     let client = SessionClient { streams: streams.clone(), request, gone: CancellationToken::new() };
     let _open = exporter.sessions.register(id, client);
-    inner::serve(buildkitd, connection, |request, respond| {
-        forward(request, respond, streams.clone(), session::CLIENT)
-    })
-    .await
+    inner::serve(buildkitd, connection, |request, respond| forward(request, respond, streams.clone(), CLIENT))
+        .await
 }

@@ -2,31 +2,31 @@
 
 use std::sync::Arc;
 
-use base64::Engine as _;
-use base64::engine::general_purpose::STANDARD;
 use bytes::Bytes;
 use h2::client::SendRequest;
 use h2::server::SendResponse;
-use image::document::Stored;
 use image::options::Options;
-use serde_json::Value;
 
 use super::Rpc;
 use super::message::{self, Export, SolveRequest};
+use super::report::{report, reported};
+use crate::build::kept::KeptBlobs;
 use crate::build::keys::{AttrError, Attrs, Beside, EXPORTER_TYPE, LayerCompression, Receiver, is_ours};
 use crate::build::target::Target;
 use crate::build::{Build, Output, Preparation, Registered, Way};
+use crate::client::disk::{ClientArchive, ClientStore};
+use crate::client::{ContextFiles, SessionKeyring};
+use crate::exporter::Exporter;
 use crate::follow::convert_ahead;
 use crate::grpc::frame::MessageReader;
 use crate::grpc::wire::WireError;
-use crate::grpc::{Code, Status, respond};
+use crate::grpc::{Code, Status};
 use crate::http2::forward::until_reset;
+use crate::http2::respond;
 use crate::http2::unary::{Answer, Failed, call, deliver};
-use crate::intake::kept::KeptBlobs;
+use crate::intake::Intake;
 use crate::metrics::Outcome;
-use crate::serve::Exporter;
-use crate::session::disk::{ClientArchive, ClientStore};
-use crate::session::{self, ContextFiles, SessionClient, SessionKeyring, open_own};
+use crate::session::{self, SessionClient, open_own};
 use image::destination::StoreError;
 use image::progress::Progress;
 
@@ -42,15 +42,6 @@ const COMPRESSION: &str = "compression";
 /// BuildKit's key for whether layers that have another form already are to have that one, too.
 const FORCE_COMPRESSION: &str = "force-compression";
 
-/// The entry of a Solve response with the digest of what was exported.
-const IMAGE_DIGEST: &str = "containerimage.digest";
-/// The entry with the digest of the image's config, of images for one platform.
-const CONFIG_DIGEST: &str = "containerimage.config.digest";
-/// The entry with the descriptor of what was exported: JSON in base64.
-const DESCRIPTOR: &str = "containerimage.descriptor";
-/// The entry with the image's names, as BuildKit's own image exporter reports them.
-const IMAGE_NAME: &str = "image.name";
-
 /// A request with outputs of ours, ready for buildkitd.
 struct Plan {
     request: SolveRequest,
@@ -64,7 +55,7 @@ pub(crate) async fn handle(mut rpc: Rpc<'_>) {
     let read = MessageReader::new(body, REQUEST_LIMIT_BYTES).message().await;
     let prepared = read.and_then(|message| {
         let message =
-            message.ok_or_else(|| Status::new(Code::Internal, "Solve without a request message"))?;
+            message.ok_or_else(|| Status::new(Code::Internal, "Solve: expected a request message"))?;
         let plan = plan(&message, rpc.exporter.defaults())?;
         Ok((message, plan))
     });
@@ -82,9 +73,6 @@ pub(crate) async fn handle(mut rpc: Rpc<'_>) {
             let build = &registered.build;
             let _counted = rpc.exporter.metrics.build();
             tracing::info!(build = build.reference, outputs = build.outputs.len(), "export begins");
-            if build.store_output().is_some() {
-                tokio::spawn(convert_ahead(Arc::clone(build), Arc::clone(&rpc.exporter.builds)));
-            }
             let ended = call(parts, &message, rpc.upstream, rpc.peer, &mut rpc.downstream).await;
             let ended = finish(build, ended, &mut rpc.downstream).await;
             record(rpc.exporter, build, &ended);
@@ -110,7 +98,7 @@ fn plan(message: &[u8], defaults: &Options) -> Result<Option<Plan>, Status> {
     }
     if count > OUTPUTS_LIMIT {
         let message = format!(
-            "{count} outputs type={EXPORTER_TYPE} in one build: at most {OUTPUTS_LIMIT} are possible"
+            "{count} outputs type={EXPORTER_TYPE} in one build: expected at most {OUTPUTS_LIMIT}; write one more build for the others"
         );
         return Err(Status::new(Code::InvalidArgument, message));
     }
@@ -118,7 +106,7 @@ fn plan(message: &[u8], defaults: &Options) -> Result<Option<Plan>, Status> {
     let (own, others): (Vec<_>, Vec<_>) =
         request.exports.iter().enumerate().partition(|(index, _)| ours[*index]);
     let others: Vec<&Export> = others.into_iter().map(|(_, export)| export).collect();
-    let store_taken = others.iter().any(|export| is_store_export(export));
+    let store_taken = others.iter().any(|export| export.is_store());
     let way = if count > 1 || store_taken { Way::Tar } else { Way::Store };
     let mut outputs = Vec::new();
     for (index, export) in own {
@@ -134,12 +122,6 @@ fn plan(message: &[u8], defaults: &Options) -> Result<Option<Plan>, Status> {
     let replacements = outputs.iter().map(|(index, attrs, _)| (*index, oci(attrs))).collect();
     let message = message::replace_exports(message, &replacements).map_err(malformed)?;
     Ok(Some(Plan { request, outputs, message }))
-}
-
-/// Whether an output is an image into the session's content store.
-fn is_store_export(export: &Export) -> bool {
-    let is_false = |value: &String| matches!(value.as_str(), "0" | "f" | "F" | "false" | "FALSE" | "False");
-    matches!(export.kind.as_str(), "oci" | "docker") && export.attrs.get("tar").is_some_and(is_false)
 }
 
 /// Whether the layers of an output or a cache export are tar archives, compressed or not: BuildKit knows others, such as `nydus`.
@@ -163,8 +145,7 @@ fn oci_export(
         // As BuildKit's image exporter does: buildx asks by default for attestations that only images are to have.
         oci.entry("attestation-inline".to_owned()).or_insert_with(|| "true".to_owned());
     }
-    let is_image = |export: &&Export| matches!(export.kind.as_str(), "image" | "oci" | "docker");
-    let images = others.iter().copied().filter(is_image);
+    let images = others.iter().copied().filter(|export| export.is_image());
     // Inline caches have no layers of their own.
     let caches = caches.iter().filter(|cache| cache.kind != "inline");
     let beside: Vec<&Export> = images.chain(caches).collect();
@@ -210,6 +191,7 @@ async fn begin<'a>(
             converter: exporter.converter.clone().showing(Arc::clone(&progress), index),
             threads: exporter.threads(),
             scratch_space: Arc::clone(&exporter.scratch_space),
+            document_space: Arc::clone(&exporter.document_space),
             client: exporter.client.with_keyring(keyring, exporter.own_credentials()),
             files: Some(ContextFiles::new(client.streams.clone())),
         };
@@ -218,12 +200,17 @@ async fn begin<'a>(
         let output = output.of_build(&plan.request.reference).leaving_with(KeptBlobs::new(upstream.clone()));
         outputs.push(Arc::new(if exporter.reuses() { output.reusing() } else { output }));
     }
-    let sole = plan.request.exports.len() == 1;
-    let local = exporter.content_store();
-    let build = Build::new(plan.request.reference, session, sole, outputs, local, progress);
+    let reported = reported(&plan.request.exports, &outputs);
+    let build = Build::new(plan.request.reference, session, reported, outputs, progress);
     let registered = exporter.builds.register(build);
     let registered = registered.map_err(|error| Status::new(Code::FailedPrecondition, error.to_string()))?;
-    open_own(Arc::clone(&registered.build), client, upstream, peer).await?;
+    let build = Arc::clone(&registered.build);
+    let local = exporter.content_store();
+    let intake = Intake { build: Arc::clone(&build), local: local.clone() };
+    open_own(Arc::new(intake), client, upstream, peer).await?;
+    if let Some(local) = local.filter(|_| build.store_output().is_some()) {
+        tokio::spawn(convert_ahead(local, build, Arc::clone(&exporter.builds)));
+    }
     Ok((registered, message))
 }
 
@@ -235,7 +222,6 @@ fn target(
     client: &SessionClient,
     session: &str,
 ) -> Result<Target, Status> {
-    let spool_dir = &exporter.client.config().upload.spool_dir;
     let streams = client.streams.clone();
     Ok(match attrs.receiver {
         Receiver::Registry => {
@@ -244,11 +230,11 @@ fn target(
             Target::new(attrs, &exporter.client, keyring, own, answer)
         }
         Receiver::ClientArchive => {
-            let archive =
-                ClientArchive::new(streams, index, attrs.root_annotations(), spool_dir).map_err(unusable)?;
-            Target::ready(Arc::new(archive), spool_dir)
+            let (annotations, space) = (attrs.root_annotations(), &exporter.archive_space);
+            let archive = ClientArchive::new(streams, index, annotations, space).map_err(unusable)?;
+            Target::ready(Arc::new(archive))
         }
-        Receiver::ClientStore => Target::ready(Arc::new(ClientStore::new(streams, session)), spool_dir),
+        Receiver::ClientStore => Target::ready(Arc::new(ClientStore::new(streams, session))),
     })
 }
 
@@ -313,56 +299,4 @@ fn record(exporter: &Exporter, build: &Build, ended: &Result<Answer, Failed>) {
 fn fail(build: &Build, reason: String) -> Failed {
     tracing::warn!(build = build.reference, error = reason, "export failed");
     Failed::Ours(Status::new(Code::Unknown, reason))
-}
-
-/// The response with what our image is, where no other output has put that there.
-fn report(build: &Build, images: &[Stored], response: Bytes) -> Result<Bytes, Failed> {
-    for image in images {
-        tracing::info!(build = build.reference, digest = %image.digest, "export done");
-    }
-    let mut stored = build.outputs.iter().zip(images);
-    let Some((output, image)) = stored.find(|(output, _)| build.sole || output.is_client_store()) else {
-        return Ok(response);
-    };
-    let malformed = |error| Failed::Ours(Status::new(Code::Internal, format!("Solve response: {error}")));
-    let theirs = message::exporter_response(&response).map_err(malformed)?;
-    let mut entries = Vec::new();
-    let names = output.names(&image.digest);
-    if !names.is_empty() {
-        entries.push((IMAGE_NAME, names.join(",")));
-    }
-    let config = config_of(image);
-    // What a client writes the index of its directory by is of the image there, whatever else was made.
-    if build.sole {
-        entries.push((IMAGE_DIGEST, image.digest.to_string()));
-        entries.extend(config.clone().map(|config| (CONFIG_DIGEST, config)));
-    }
-    if let Some(descriptor) = theirs.get(DESCRIPTOR).and_then(|text| descriptor_of(text, image, config)) {
-        entries.push((DESCRIPTOR, descriptor));
-    }
-    let changed = entries.into_iter().try_fold(response.to_vec(), |message, (key, value)| {
-        message::set_exporter_response(&message, key, &value)
-    });
-    changed.map(Bytes::from).map_err(malformed)
-}
-
-/// The digest of an image's config; an index has none.
-fn config_of(image: &Stored) -> Option<String> {
-    let manifest: Value = serde_json::from_slice(&image.content).ok()?;
-    Some(manifest.pointer("/config/digest")?.as_str()?.to_owned())
-}
-
-/// The descriptor that buildkitd reports, of our image instead of the one that it handed over.
-fn descriptor_of(theirs: &str, image: &Stored, config: Option<String>) -> Option<String> {
-    let mut descriptor: Value = serde_json::from_slice(&STANDARD.decode(theirs).ok()?).ok()?;
-    let object = descriptor.as_object_mut()?;
-    object.insert("mediaType".to_owned(), image.media_type.clone().into());
-    object.insert("digest".to_owned(), image.digest.to_string().into());
-    object.insert("size".to_owned(), image.content.len().into());
-    if let (Some(Value::Object(annotations)), Some(config)) = (object.get_mut("annotations"), config)
-        && annotations.contains_key(CONFIG_DIGEST)
-    {
-        annotations.insert(CONFIG_DIGEST.to_owned(), config.into());
-    }
-    Some(STANDARD.encode(descriptor.to_string()))
 }

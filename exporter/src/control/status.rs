@@ -15,9 +15,10 @@ use super::Rpc;
 use super::message;
 use crate::build::{Build, Builds};
 use crate::grpc::frame::{self, MessageReader};
-use crate::grpc::{Code, Status, respond};
+use crate::grpc::{Code, Status};
 use crate::http2::forward::{lost, open, until_reset};
 use crate::http2::pump::{self, PumpError};
+use crate::http2::respond;
 use image::progress::Update;
 
 mod event;

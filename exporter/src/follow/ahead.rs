@@ -18,13 +18,12 @@ use registry::digest::Hasher;
 use super::reader::{BlobReader, Writing};
 use super::watch::Watch;
 use super::{Conversion, FileId, LocalStore, open_regular};
+use crate::build::ingest::{SNIFF_BYTES, is_tar};
 use crate::build::{Build, Builds};
-use crate::intake::ingest::{SNIFF_BYTES, is_tar};
 
-/// Converts the layers of `build` as buildkitd makes them, until the build is over.
-pub(crate) async fn convert_ahead(build: Arc<Build>, builds: Arc<Builds>) {
-    let Some(store) = &build.local else { return };
-    match build.over.run_until_cancelled(follow_store(store, &build, &builds)).await {
+/// Converts the layers of `build` as buildkitd makes them in `store`, until the build is over.
+pub(crate) async fn convert_ahead(store: Arc<LocalStore>, build: Arc<Build>, builds: Arc<Builds>) {
+    match build.over.run_until_cancelled(follow_store(&store, &build, &builds)).await {
         None | Some(Ok(())) => {}
         Some(Err(error)) => {
             let dir = store.dir.display();
@@ -38,7 +37,7 @@ pub(crate) async fn convert_ahead(build: Arc<Build>, builds: Arc<Builds>) {
 }
 
 /// Looks for blobs that buildkitd begins to write.
-async fn follow_store(store: &LocalStore, build: &Arc<Build>, builds: &Arc<Builds>) -> io::Result<()> {
+async fn follow_store(store: &Arc<LocalStore>, build: &Arc<Build>, builds: &Arc<Builds>) -> io::Result<()> {
     let ingest = store.dir.join("ingest");
     let mut watch = Watch::new(&store.dir)?;
     // Those that are being written already are not this build's.
@@ -52,11 +51,11 @@ async fn follow_store(store: &LocalStore, build: &Arc<Build>, builds: &Arc<Build
         }
         let present = entries(&ingest)?;
         for name in present.difference(&known) {
-            let (build, builds) = (Arc::clone(build), Arc::clone(builds));
+            let (store, build, builds) = (Arc::clone(store), Arc::clone(build), Arc::clone(builds));
             let path = ingest.join(name);
             tokio::spawn(async move {
                 let over = build.over.clone();
-                match over.run_until_cancelled(follow_blob(&path, &build, &builds)).await {
+                match over.run_until_cancelled(follow_blob(&path, &store, &build, &builds)).await {
                     None | Some(Ok(())) => {}
                     Some(Err(error)) => {
                         tracing::debug!(%error, path = %path.display(), "not converted ahead")
@@ -79,10 +78,9 @@ fn entries(dir: &Path) -> io::Result<HashSet<OsString>> {
 
 /// Begins to convert the blob that is written in the directory `dir`, if it is a plain tar: what comes from a registry is
 /// compressed, and need not be part of the result.
-async fn follow_blob(dir: &Path, build: &Build, builds: &Builds) -> io::Result<()> {
+async fn follow_blob(dir: &Path, store: &LocalStore, build: &Build, builds: &Builds) -> io::Result<()> {
     let mut watch = Watch::new(dir)?;
     let path = dir.join("data");
-    let Some(store) = &build.local else { return Ok(()) };
     let Some(file) = begin_of_tar(&store.dir, &path, &mut watch).await? else { return Ok(()) };
     // The layers of two builds cannot be told apart before they are announced.
     let (Some(output), true) = (build.store_output(), builds.is_alone()) else { return Ok(()) };

@@ -31,8 +31,8 @@ use tokio::sync::watch as channel;
 
 pub(crate) use self::ahead::convert_ahead;
 use self::reader::BlobReader;
+use crate::build::ingest::{Ingest, SNIFF_BYTES, is_document};
 use crate::build::{Claim, Output, OutputError};
-use crate::intake::ingest::{Ingest, SNIFF_BYTES, is_document};
 use image::layer::{AheadConversion, BuiltLayer, ConvertError, Flight};
 use image::progress::{Task, short};
 

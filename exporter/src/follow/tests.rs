@@ -3,6 +3,7 @@ use std::time::Duration;
 
 use futures::FutureExt as _;
 use futures::future::{BoxFuture, ready};
+use image::destination::{DiskSpace, DiskUse};
 use image::layer::{Converter, LayerCache, ScratchSpace};
 use image::options::{Options, Recipe};
 use image::progress::Progress;
@@ -17,7 +18,7 @@ use tokio_util::sync::CancellationToken;
 use super::*;
 use crate::build::keys::{Attrs, EXPORTER_TYPE};
 use crate::build::target::Target;
-use crate::build::{Build, Builds, Preparation, Way};
+use crate::build::{Build, Builds, Preparation, Reported, Way};
 
 const DEADLINE: Duration = Duration::from_secs(60);
 
@@ -32,6 +33,7 @@ struct Lab {
     content: TempDir,
     spool: TempDir,
     space: Arc<SpoolSpace>,
+    store: Arc<LocalStore>,
     builds: Arc<Builds>,
 }
 
@@ -59,7 +61,8 @@ impl Lab {
             std::fs::create_dir_all(content.path().join(name)).unwrap();
         }
         let space = SpoolSpace::new(spool.path(), room);
-        Self { content, spool, space, builds: Arc::default() }
+        let store = Arc::new(LocalStore::new(content.path(), Arc::clone(&space)));
+        Self { content, spool, space, store, builds: Arc::default() }
     }
 
     /// The build, with an output of these keys.
@@ -71,20 +74,22 @@ impl Lab {
         let progress = Progress::new();
         let converter = Converter::new(Recipe::default(), 1, LayerCache::new(0));
         let scratch_space = ScratchSpace::new(Path::new("/"), 0);
-        let preparation = Preparation { converter, threads: 1, scratch_space, client, files: None };
+        let nothing = &DiskUse { what: "", setting: "", instead: "" };
+        let document_space = DiskSpace::new(Path::new("/"), 0, nothing);
+        let preparation =
+            Preparation { converter, threads: 1, scratch_space, document_space, client, files: None };
         let cluster = Default::default();
         let output = Output::new(0, Way::Store, attrs, target, preparation, cluster, Arc::clone(&progress));
-        let store = LocalStore::new(self.content.path(), Arc::clone(&self.space));
         let outputs = vec![Arc::new(output)];
-        Build::new("r".to_owned(), "s".to_owned(), true, outputs, Some(store), progress)
+        Build::new("r".to_owned(), "s".to_owned(), Reported::default(), outputs, progress)
     }
 
     fn follow(&self, build: &Arc<Build>) -> JoinHandle<()> {
-        tokio::spawn(convert_ahead(Arc::clone(build), Arc::clone(&self.builds)))
+        tokio::spawn(convert_ahead(Arc::clone(&self.store), Arc::clone(build), Arc::clone(&self.builds)))
     }
 
     /// Begins to write blobs that begin with `content` until one of them is followed, and returns its file.
-    async fn write(&self, build: &Build, name: &str, content: &[u8]) -> PathBuf {
+    async fn write(&self, name: &str, content: &[u8]) -> PathBuf {
         let followed = async {
             // Until the store is watched, what is there is none of this build's.
             for number in 0.. {
@@ -94,7 +99,7 @@ impl Lab {
                 std::fs::write(&path, content).unwrap();
                 let id = FileId::of(&path.metadata().unwrap());
                 for _ in 0..20 {
-                    if build.local.as_ref().unwrap().ahead().contains_key(&id) {
+                    if self.store.ahead().contains_key(&id) {
                         return path;
                     }
                     sleep(LOOK).await;
@@ -119,9 +124,9 @@ impl Lab {
     async fn announce(&self, build: &Build, path: &Path, content: &[u8]) -> bool {
         let digest = registry::digest::sha256(content);
         std::fs::rename(path, self.content.path().join("blobs/sha256").join(digest.digest())).unwrap();
-        let (store, output) = (build.local.as_ref().unwrap(), build.store_output().unwrap());
+        let output = build.store_output().unwrap();
         let total = content.len() as u64;
-        let taken = timeout(DEADLINE, store.take(output, &digest, total, Claim::Absent(None))).await;
+        let taken = timeout(DEADLINE, self.store.take(output, &digest, total, Claim::Absent(None))).await;
         taken.expect("an announced layer does not wait for others").unwrap().is_none()
     }
 }
@@ -163,7 +168,7 @@ async fn what_another_client_has_buildkitd_write_never_leaves_the_machine() {
     let name = format!("{}/app:v1", registry.local_addr().unwrap());
     let registered = lab.builds.register(lab.build(&[("name", &name)])).unwrap();
     let following = lab.follow(&registered.build);
-    lab.write(&registered.build, "foreign", &foreign_layer()).await;
+    lab.write("foreign", &foreign_layer()).await;
     lab.something_is_kept().await;
     assert_eq!(std::fs::read_dir(lab.spool.path()).unwrap().count(), 0, "a crash would leave a file");
     drop(registered);
@@ -179,10 +184,10 @@ async fn what_another_client_stalls_in_keeps_no_announced_layer_waiting() {
     let registered = lab.builds.register(lab.build(&[("name", "localhost/app"), ("push", "false")])).unwrap();
     let build = &registered.build;
     let following = lab.follow(build);
-    lab.write(build, "foreign", &foreign_layer()).await;
+    lab.write("foreign", &foreign_layer()).await;
     lab.something_is_kept().await;
     let own = own_layer();
-    let path = lab.write(build, "own", &own).await;
+    let path = lab.write("own", &own).await;
     assert!(lab.announce(build, &path, &own).await, "the layer came over the session");
     drop(registered);
     timeout(DEADLINE, following).await.expect("following ends with the build").unwrap();
@@ -196,7 +201,7 @@ async fn a_layer_that_does_not_fit_is_converted_when_it_is_complete() {
     let build = &registered.build;
     let following = lab.follow(build);
     let own = own_layer();
-    let path = lab.write(build, "own", &own).await;
+    let path = lab.write("own", &own).await;
     assert!(lab.announce(build, &path, &own).await, "the layer came over the session");
     drop(registered);
     timeout(DEADLINE, following).await.expect("following ends with the build").unwrap();
@@ -216,9 +221,9 @@ async fn what_became_of_a_file_that_was_given_up_is_not_taken_for_the_next_at_it
     let registered = lab.builds.register(lab.build(&[("name", &name)])).unwrap();
     let build = &registered.build;
     let following = lab.follow(build);
-    let foreign = lab.write(build, "foreign", &foreign_layer()).await;
+    let foreign = lab.write("foreign", &foreign_layer()).await;
     lab.something_is_kept().await;
-    let ahead = || build.local.as_ref().unwrap().ahead();
+    let ahead = || lab.store.ahead();
     let place = FileId::of(&foreign.metadata().unwrap());
     std::fs::remove_dir_all(foreign.parent().unwrap()).unwrap();
     let closed = async {

@@ -2,11 +2,9 @@
 //!
 //! - [`status`]: how an RPC ends.
 //! - [`frame`]: the length-prefixed messages in a stream's DATA frames.
-//! - [`respond`]: answering an RPC ourselves.
 //! - [`wire`]: protocol buffers, spliced without decoding what is not ours.
 
 pub(crate) mod frame;
-pub(crate) mod respond;
 pub(crate) mod status;
 pub(crate) mod wire;
 

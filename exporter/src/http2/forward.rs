@@ -9,7 +9,8 @@ use h2::{Reason, RecvStream, SendStream};
 use http::{Request, Response};
 
 use super::pump::{PumpError, pump};
-use crate::grpc::{Code, Status, respond};
+use super::respond;
+use crate::grpc::{Code, Status};
 
 /// Forwards `request` to `upstream` and its response to `downstream`, until one of them ends the stream.
 ///

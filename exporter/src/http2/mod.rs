@@ -3,6 +3,7 @@
 //! - [`upstream`]: the connection to buildkitd that goes with it.
 //! - [`forward`]: a stream that passes through untouched.
 //! - [`call`]: a call of ours.
+//! - [`respond`]: the answer to a call that is ours.
 //! - [`unary`]: a call of one message, with something done before or after.
 //! - [`pump`]: one direction of a stream, with flow control.
 //! - [`settings`]: windows and limits of all HTTP/2 connections here.
@@ -11,6 +12,7 @@
 pub(crate) mod call;
 pub(crate) mod forward;
 pub(crate) mod pump;
+pub(crate) mod respond;
 pub(crate) mod settings;
 pub(crate) mod socket;
 pub(crate) mod unary;

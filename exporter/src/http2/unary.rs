@@ -8,8 +8,9 @@ use http::{HeaderMap, Request, Response, request, response};
 
 use super::forward::{lost, open, until_reset};
 use super::pump::{self, PumpError};
+use super::respond;
 use crate::grpc::frame::{self, MessageReader};
-use crate::grpc::{Code, Status, respond, status};
+use crate::grpc::{Code, Status, status};
 
 /// The largest answer taken: four times what buildkitd's clients take.
 const ANSWER_LIMIT_BYTES: usize = 64 << 20;

@@ -2,19 +2,23 @@
 //!
 //! - [`store`]: as a content store, blob by blob (`tar=false`).
 //! - [`tar`]: as a tar stream of an OCI layout (`tar=true`).
-//! - [`ingest`]: one blob on its way into an output.
-//! - [`kept`]: a layer that is read from buildkitd when it is needed after all.
-//! - [`message`]: the messages of containerd's content service.
 
-pub(crate) mod ingest;
-pub(crate) mod kept;
-pub(crate) mod message;
 pub(crate) mod store;
 pub(crate) mod tar;
 
-use crate::build::Build;
-use crate::build::OutputError;
+use std::sync::Arc;
+
+use crate::build::{Build, OutputError};
+use crate::follow::LocalStore;
 use crate::grpc::{Code, Status};
+
+/// What takes the result of a build.
+#[derive(Debug)]
+pub(crate) struct Intake {
+    pub(crate) build: Arc<Build>,
+    /// buildkitd's content store, if it can be read here.
+    pub(crate) local: Option<Arc<LocalStore>>,
+}
 
 /// The status for what went wrong in an output, which fails the build as well.
 fn fail(build: &Build, error: &OutputError) -> Status {

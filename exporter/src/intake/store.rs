@@ -12,16 +12,14 @@ use http::Request;
 use prost::Message;
 use registry::digest::Digest;
 
-use super::ingest::Ingest;
-use super::message::{WriteContentRequest, WriteContentResponse, action};
-use crate::build::{Build, Claim, Output, OutputError};
+use super::Intake;
+use crate::build::ingest::Ingest;
+use crate::build::{BlobLock, Build, Claim, Output, OutputError};
+use crate::content::{WRITE, WriteContentRequest, WriteContentResponse, action};
 use crate::grpc::frame::MessageReader;
-use crate::grpc::{Code, Status, respond};
+use crate::grpc::{Code, Status};
 use crate::http2::pump::until_reset;
-
-/// The service, with the slash after it.
-pub(crate) const SERVICE: &str = "/containerd.services.content.v1.Content/";
-pub(crate) const WRITE: &str = "/containerd.services.content.v1.Content/Write";
+use crate::http2::respond;
 
 /// The largest message taken. buildkitd writes 1 MiB at once; its gRPC sends 16 MiB at most.
 const MESSAGE_LIMIT_BYTES: usize = 16 << 20;
@@ -30,7 +28,7 @@ const MESSAGE_LIMIT_BYTES: usize = 16 << 20;
 pub(crate) async fn serve(
     request: Request<RecvStream>,
     mut respond: SendResponse<Bytes>,
-    build: &Build,
+    intake: &Intake,
     output: &Output,
 ) {
     let (parts, body) = request.into_parts();
@@ -42,11 +40,11 @@ pub(crate) async fn serve(
     let Ok(mut send) = respond.send_response(respond::head(), false) else { return };
     let reader = MessageReader::new(body, MESSAGE_LIMIT_BYTES);
     let status = tokio::select! {
-        written = write(reader, &mut send, build, output) => match written {
+        written = write(reader, &mut send, intake, output) => match written {
             Ok(()) => Status::new(Code::Ok, ""),
             Err(status) => status,
         },
-        () = build.over.cancelled() => Status::new(Code::Cancelled, "the build is over"),
+        () = intake.build.over.cancelled() => Status::new(Code::Cancelled, "the build is over"),
     };
     respond::finish(&mut send, &status);
 }
@@ -55,7 +53,7 @@ pub(crate) async fn serve(
 async fn write(
     mut reader: MessageReader,
     send: &mut SendStream<Bytes>,
-    build: &Build,
+    intake: &Intake,
     output: &Output,
 ) -> Result<(), Status> {
     let mut blob: Option<Blob<'_>> = None;
@@ -66,7 +64,7 @@ async fn write(
         let work = Box::pin(async {
             let mut current = match blob.take() {
                 Some(blob) => blob,
-                None => Blob::begin(&request, build, output).await?,
+                None => Blob::begin(&request, intake, output).await?,
             };
             let response = current.step(request).await?;
             Ok::<_, Status>((current, response))
@@ -96,23 +94,23 @@ struct Blob<'a> {
     /// None after COMMIT.
     ingest: Option<Ingest<'a>>,
     /// No other stream writes this blob into this output meanwhile.
-    _lock: crate::build::BlobLock<'a>,
+    _lock: BlobLock<'a>,
 }
 
 impl<'a> Blob<'a> {
     async fn begin(
         request: &WriteContentRequest,
-        build: &'a Build,
+        intake: &'a Intake,
         output: &'a Output,
     ) -> Result<Self, Status> {
+        let Intake { build, local } = intake;
         let invalid =
             |reason: String| Status::new(Code::InvalidArgument, format!("Write {}: {reason}", request.r#ref));
-        let expected: Digest = request
-            .expected
-            .parse()
-            .map_err(|_| invalid(format!("expected is {:?}; a digest is needed", request.expected)))?;
-        let total =
-            u64::try_from(request.total).map_err(|_| invalid(format!("total is {}", request.total)))?;
+        let expected: Digest = request.expected.parse().map_err(|_| {
+            invalid(format!("digest {:?}: expected one such as sha256:HEX", request.expected))
+        })?;
+        let total = u64::try_from(request.total)
+            .map_err(|_| invalid(format!("total size {}: expected 0 or more", request.total)))?;
         // The caller tries again when told that another stream has it.
         let lock = output.lock(&expected).ok_or_else(|| {
             Status::new(Code::Unavailable, format!("ref {} locked: it is being written", request.r#ref))
@@ -124,14 +122,14 @@ impl<'a> Blob<'a> {
             return Err(exists(&expected));
         }
         // What is converted already is not converted later.
-        let ahead = build.local.as_ref().is_some_and(|local| local.is_converting(&expected, total));
+        let ahead = local.as_ref().is_some_and(|local| local.is_converting(&expected, total));
         if !ahead
             && matches!(claim, Claim::Absent(_))
             && output.leaves(&expected, total).await.map_err(failed)?
         {
             return Err(exists(&expected));
         }
-        if let Some(local) = &build.local {
+        if let Some(local) = local {
             let left = local.take(output, &expected, total, claim).await;
             match left.map_err(failed)? {
                 Some(left) => claim = left,
@@ -150,7 +148,8 @@ impl<'a> Blob<'a> {
         let offset = i64::try_from(ingest.received()).unwrap_or(i64::MAX);
         if !request.data.is_empty() {
             if request.offset != offset {
-                let message = format!("{}: write at {} after {offset} bytes", self.expected, request.offset);
+                let message =
+                    format!("{}: write at {}: expected one at {offset}", self.expected, request.offset);
                 return Err(Status::new(Code::InvalidArgument, message));
             }
             ingest.write(request.data).await.map_err(|error| super::fail(self.build, &error))?;
@@ -164,7 +163,7 @@ impl<'a> Blob<'a> {
                 response.digest = digest.to_string();
             }
             unknown => {
-                let message = format!("{}: unknown write action {unknown}", self.expected);
+                let message = format!("{}: write action {unknown}: expected 0, 1 or 2", self.expected);
                 return Err(Status::new(Code::InvalidArgument, message));
             }
         }

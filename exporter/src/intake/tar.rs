@@ -12,16 +12,14 @@ use http::Request;
 use prost::Message;
 use registry::digest::Digest;
 
-use super::ingest::Ingest;
-use crate::build::Build;
-use crate::build::{Output, OutputError};
+use crate::build::ingest::Ingest;
+use crate::build::{Build, Output, OutputError};
+use crate::client::BytesMessage;
 use crate::grpc::frame::MessageReader;
-use crate::grpc::{Code, Status, respond};
+use crate::grpc::{Code, Status};
 use crate::http2::pump::until_reset;
+use crate::http2::respond;
 use split::{Event, TarSplitter};
-
-/// The RPC that sends a stream to the client.
-pub(crate) const DIFF_COPY: &str = "/moby.filesync.v1.FileSend/DiffCopy";
 
 const MESSAGE_LIMIT_BYTES: usize = 16 << 20;
 
@@ -31,12 +29,6 @@ const BLOBS: &str = "blobs/sha256/";
 const INDEX: &str = "index.json";
 /// `index.json` names one image; this is far more than that takes.
 const INDEX_LIMIT_BYTES: u64 = 1 << 20;
-
-#[derive(Clone, PartialEq, Message)]
-pub(crate) struct BytesMessage {
-    #[prost(bytes = "bytes", tag = "1")]
-    pub(crate) data: Bytes,
-}
 
 /// Serves one stream.
 pub(crate) async fn serve(
@@ -119,13 +111,15 @@ impl<'a> Layout<'a> {
         self.current = match name.strip_prefix(BLOBS).filter(|hex| !hex.is_empty()) {
             Some(hex) => {
                 let digest: Digest = format!("sha256:{hex}").parse().map_err(|_| OutputError::Layout {
-                    reason: format!("{name:?} is not named after a digest"),
+                    reason: format!("{name:?}: expected a SHA-256 in hexadecimal as its name"),
                 })?;
                 Current::Blob(Box::new(Ingest::new(self.output, digest, size, None)?))
             }
             None if name == INDEX && size <= INDEX_LIMIT_BYTES => Current::Index,
             None if name == INDEX => {
-                return Err(OutputError::Layout { reason: format!("{INDEX} of {size} bytes") });
+                return Err(OutputError::Layout {
+                    reason: format!("{INDEX} has {size} bytes: expected at most {INDEX_LIMIT_BYTES}"),
+                });
             }
             None => Current::Nothing,
         };

@@ -12,12 +12,13 @@ use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
-use super::{Exporter, health};
+use super::health;
 use crate::control;
-use crate::grpc::{Status, respond};
+use crate::exporter::Exporter;
+use crate::grpc::Status;
 use crate::http2::forward::forward;
 use crate::http2::upstream::Upstream;
-use crate::http2::{settings, socket};
+use crate::http2::{respond, settings, socket};
 
 /// How long a client may take for what is no build once its builds have ended: for the last of their progress. One that only
 /// watches, such as the history, would never end by itself.

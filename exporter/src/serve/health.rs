@@ -7,7 +7,8 @@ use http::Request;
 use prost::Message;
 
 use crate::grpc::frame::MessageReader;
-use crate::grpc::{Code, Status, respond};
+use crate::grpc::{Code, Status};
+use crate::http2::respond;
 use crate::http2::unary::{call, deliver};
 use crate::http2::upstream::Upstream;
 

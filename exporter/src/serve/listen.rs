@@ -8,8 +8,8 @@ use tokio::net::UnixListener;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
-use super::Exporter;
 use super::connection::serve_connection;
+use crate::exporter::Exporter;
 
 /// Pause after a failed accept, which mostly means that no file descriptor is free.
 const ACCEPT_RETRY: Duration = Duration::from_millis(100);

@@ -5,23 +5,14 @@
 //! - [`own`]: a session of a build's own beside its client's.
 //! - [`route`]: a stream of buildkitd's goes to the client, or to an output of ours.
 //! - [`sessions`]: the sessions that are open.
-//! - [`disk`]: the client's disk as a destination.
-//! - [`auth`]: the client's credentials.
-//! - [`files`]: the client's build context.
 
-mod auth;
-pub(crate) mod disk;
-mod files;
 pub(crate) mod inner;
 mod own;
 mod route;
 mod sessions;
 mod tunnel;
 
-pub(crate) use auth::SessionKeyring;
-pub(crate) use files::ContextFiles;
 pub(crate) use own::{SESSION_ID, id_for, open_own};
-pub(crate) use route::CLIENT;
 use route::route;
 pub(crate) use sessions::{SessionClient, Sessions};
 pub(crate) use tunnel::Tunnel;

@@ -9,16 +9,15 @@ use http::{HeaderName, HeaderValue};
 
 use super::sessions::SessionClient;
 use super::{Tunnel, inner, route};
-use crate::build::Build;
+use crate::client::FILE_SEND;
 use crate::grpc::{Code, Status, status};
 use crate::http2::forward::{lost, open};
+use crate::intake::Intake;
 
 /// Header with a session's id.
 pub(crate) const SESSION_ID: &str = "x-docker-expose-session-uuid";
 /// Header, repeated, with the methods that the client serves.
 const SESSION_METHOD: &str = "x-docker-expose-session-grpc-method";
-/// The method by which buildkitd sends a tar stream; a client without such an output does not serve it, but we do.
-const FILE_SEND: &str = "/moby.filesync.v1.FileSend/DiffCopy";
 
 /// The id of the own session of build `reference`, whose client's session is `client`. buildkitd knows no two builds of one
 /// reference.
@@ -26,20 +25,24 @@ pub(crate) fn id_for(client: &str, reference: &str) -> String {
     format!("{client}-{reference}")
 }
 
-/// Opens the own session of `build`, by the id that it states, as its client opened its own.
+/// Opens the own session of the build whose result `intake` takes, by the id that it states, as its client opened its own.
 /// It ends with the build, or with the client's session.
 pub(crate) async fn open_own(
-    build: Arc<Build>,
+    intake: Arc<Intake>,
     client: SessionClient,
     upstream: SendRequest<Bytes>,
     peer: &str,
 ) -> Result<(), Status> {
+    let build = Arc::clone(&intake.build);
     let mut request = client.request.clone();
     let id = HeaderValue::try_from(&build.session);
     let id = id.map_err(|_| {
-        Status::new(Code::InvalidArgument, format!("the build's reference {:?} is no text", build.reference))
+        Status::new(
+            Code::InvalidArgument,
+            format!("the build's reference {:?}: expected printable ASCII", build.reference),
+        )
     })?;
-    // buildkitd asks only for what a session says that it serves: the receiver of files is ours, even if the client has none.
+    // buildkitd asks only for what a session says that it serves: the receiver of tar streams is ours, even if the client has none.
     let headers = request.headers_mut();
     headers.insert(SESSION_ID, id);
     let method = HeaderName::from_static(SESSION_METHOD);
@@ -56,7 +59,7 @@ pub(crate) async fn open_own(
             }
             Some(Ok(response)) => {
                 let tunnel = Tunnel::to_server(response.into_body(), to_buildkitd);
-                serve(tunnel, Arc::clone(&build), client).await.err().map(|error| error.to_string())
+                serve(tunnel, intake, client).await.err().map(|error| error.to_string())
             }
             Some(Err(error)) => Some(error.to_string()),
         };
@@ -72,8 +75,8 @@ pub(crate) async fn open_own(
     Ok(())
 }
 
-async fn serve(tunnel: Tunnel, build: Arc<Build>, client: SessionClient) -> Result<(), h2::Error> {
-    let (over, gone) = (build.over.clone(), client.gone.clone());
+async fn serve(tunnel: Tunnel, intake: Arc<Intake>, client: SessionClient) -> Result<(), h2::Error> {
+    let (over, gone) = (intake.build.over.clone(), client.gone.clone());
     let ended = async move {
         tokio::select! {
             () = over.cancelled() => {}
@@ -82,7 +85,7 @@ async fn serve(tunnel: Tunnel, build: Arc<Build>, client: SessionClient) -> Resu
         Ok(())
     };
     inner::serve(tunnel, ended, |request, respond| {
-        route(Arc::clone(&build), request, respond, client.streams.clone())
+        route(Arc::clone(&intake), request, respond, client.streams.clone())
     })
     .await
 }

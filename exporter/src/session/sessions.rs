@@ -59,7 +59,12 @@ impl Sessions {
                 let _ = changed.changed().await;
             }
         };
-        let absent = |_| Status::new(Code::Unavailable, format!("session {id} is not open"));
+        let absent = |_| {
+            let seconds = ARRIVAL_DEADLINE.as_secs();
+            let message =
+                format!("expected session {id:?} of the build's client, which is not open after {seconds} s");
+            Status::new(Code::Unavailable, message)
+        };
         timeout(ARRIVAL_DEADLINE, wait).await.map_err(absent)
     }
 }

@@ -47,7 +47,7 @@ pub enum AssembleError {
     #[error(transparent)]
     Bootstrap(#[from] BootstrapError),
     /// Something cannot be stored.
-    #[error("cannot push {what}: {error}")]
+    #[error("cannot store {what}: {error}")]
     Push {
         /// What it is.
         what: &'static str,

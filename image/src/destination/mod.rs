@@ -5,6 +5,7 @@
 //! - `archive`: the tar of an OCI layout.
 //! - `folder`: the blobs of a directory that a registry can serve.
 //! - `nowhere`: for the digest alone.
+//! - `space`: room on the disk of this machine for what is there meanwhile.
 //! - `spool`: blobs that stay on this machine until it is known whose they are.
 //! - `copy`: blobs that are kept as they are.
 //!
@@ -15,6 +16,7 @@ mod copy;
 mod folder;
 mod nowhere;
 mod registry;
+mod space;
 mod spool;
 mod staging;
 
@@ -34,6 +36,7 @@ pub(crate) use self::copy::{at_destination, begin_copy};
 pub use self::folder::{BlobFolder, FolderBlob};
 pub use self::nowhere::Nowhere;
 pub use self::registry::InRegistry;
+pub use self::space::{DiskShare, DiskSpace, DiskUse};
 pub use self::spool::{SpoolSpace, SpoolWriter, SpooledBlob};
 pub use self::staging::{Shape, Staging};
 use crate::document::Stored;
@@ -126,13 +129,14 @@ pub enum StoreError {
         /// What they may take there, in bytes.
         limit: u64,
     },
-    /// Layers that are to be flattened take more room than they may.
+    /// What is kept on this machine meanwhile takes more room than it may.
     #[error(
-        "layers that are flattened take more than {limit} bytes in {}, those of all builds together: raise \
-         exporter.flatten_bytes, or leave flatten out",
-        path.display()
+        "{} take more than {limit} bytes in {}, those of all builds together: raise {}, or {}",
+        purpose.what, path.display(), purpose.setting, purpose.instead
     )]
-    ScratchFull {
+    DiskFull {
+        /// What the room is for.
+        purpose: &'static DiskUse,
         /// The folder.
         path: PathBuf,
         /// What they may take there, in bytes.

@@ -20,7 +20,7 @@ use tempfile::TempDir;
 use tokio::io::AsyncWriteExt as _;
 
 use super::archive::{self, LayoutStream};
-use super::{BlobWriter, Destination, StoreError, Storing};
+use super::{BlobWriter, Destination, DiskShare, DiskSpace, StoreError, Storing};
 
 /// The document that makes a folder an OCI layout, and what is in it.
 pub(super) const MARKER: &str = "oci-layout";
@@ -53,7 +53,10 @@ pub enum Shape {
 pub struct Staging {
     shape: Shape,
     target: PathBuf,
+    // Removed before its room is given back.
     folder: TempDir,
+    /// What its blobs take of a bounded room.
+    room: Option<Arc<DiskShare>>,
     next: AtomicU64,
 }
 
@@ -62,6 +65,7 @@ struct StagedBlob {
     file: tokio::fs::File,
     path: PathBuf,
     blobs: PathBuf,
+    room: Option<Arc<DiskShare>>,
     size: u64,
 }
 
@@ -85,9 +89,15 @@ impl Staging {
             .prefix(&format!(".{name}.partial-"))
             .tempdir_in(parent)
             .map_err(failed("write to", parent))?;
-        let staging = Self { shape, target, folder, next: AtomicU64::new(0) };
+        let staging = Self { shape, target, folder, room: None, next: AtomicU64::new(0) };
         fs::create_dir_all(staging.blobs()).map_err(failed("make", staging.blobs()))?;
         Ok(staging)
+    }
+
+    /// The same, whose blobs take room of `space`, which is in the folder of the target, until this is dropped.
+    #[must_use]
+    pub fn within(self, space: &Arc<DiskSpace>) -> Self {
+        Self { room: Some(Arc::new(DiskShare::of(space))), ..self }
     }
 
     /// What the files are to be.
@@ -220,7 +230,8 @@ impl Destination for Arc<Staging> {
             let number = self.next.fetch_add(1, Ordering::Relaxed);
             let path = self.folder.path().join(format!("blob-{number}"));
             let file = tokio::fs::File::create_new(&path).await.map_err(failed("create", &path))?;
-            Ok(Box::new(StagedBlob { file, path, blobs: self.blobs(), size: 0 }) as Box<dyn BlobWriter>)
+            let room = self.room.clone();
+            Ok(Box::new(StagedBlob { file, path, blobs: self.blobs(), room, size: 0 }) as Box<dyn BlobWriter>)
         }
         .boxed()
     }
@@ -243,6 +254,9 @@ impl Destination for Arc<Staging> {
 impl BlobWriter for StagedBlob {
     fn write(&mut self, data: Bytes) -> Storing<'_, ()> {
         async move {
+            if let Some(room) = &self.room {
+                room.take(data.len() as u64)?;
+            }
             self.size += data.len() as u64;
             self.file.write_all(&data).await.map_err(failed("write", &self.path))
         }
@@ -332,6 +346,7 @@ fn sync_folder(path: &Path) -> Result<(), StoreError> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::destination::DiskUse;
 
     async fn staged(target: &Path, shape: Shape, content: &'static [u8]) -> Arc<Staging> {
         let staging = Arc::new(Staging::new(target, shape).unwrap());
@@ -400,6 +415,28 @@ mod tests {
         assert_eq!(found[..2], ["oci-layout", "index.json"]);
         assert!(found[4].starts_with("blobs/sha256/"), "{found:?}");
         assert_eq!(names(folder.path()), ["image.tar"]);
+    }
+
+    #[tokio::test]
+    async fn what_has_bounded_room_gives_it_back_in_the_end() {
+        let folder = tempfile::tempdir().unwrap();
+        let purpose = &DiskUse { what: "tars", setting: "tar_bytes", instead: "make none" };
+        let space = DiskSpace::new(folder.path(), 10, purpose);
+        let [one, other] = [(); 2].map(|()| {
+            let staging = Staging::new(&folder.path().join("image.tar"), Shape::OciArchive { name: None });
+            Arc::new(staging.unwrap().within(&space))
+        });
+        one.put_blob(Bytes::from_static(b"123456")).await.unwrap();
+        let error = other.put_blob(Bytes::from_static(b"12345")).await.unwrap_err().to_string();
+        assert!(error.starts_with("tars take more than 10 bytes in "), "{error}");
+        assert!(error.ends_with(": raise tar_bytes, or make none"), "{error}");
+        // What was refused takes no room.
+        other.put_blob(Bytes::from_static(b"1234")).await.unwrap();
+        drop(one);
+        assert_eq!(space.left(), 6);
+        drop(other);
+        assert_eq!(space.left(), 10);
+        assert_eq!(names(folder.path()), [""; 0]);
     }
 
     #[test]

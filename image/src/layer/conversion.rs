@@ -72,7 +72,7 @@ pub enum ConvertError {
     #[error("cannot merge the layers: {0}")]
     Merge(#[from] MergeError),
     /// The blob cannot be stored.
-    #[error("cannot push: {0}")]
+    #[error("cannot store its blob: {0}")]
     Push(#[from] StoreError),
     /// What follows the layer's tar cannot be read.
     #[error("cannot read to the end: {0}")]

@@ -6,7 +6,6 @@
 use std::io;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering};
 
 use bytes::Bytes;
 use futures::FutureExt as _;
@@ -20,7 +19,7 @@ use tokio::sync::{Semaphore, mpsc};
 
 use super::bridge::InputReader;
 use super::conversion::{ConvertError, ReadConversion};
-use crate::destination::{BlobWriter, Destination, StoreError, Storing};
+use crate::destination::{BlobWriter, Destination, DiskShare, DiskSpace, DiskUse, StoreError, Storing};
 use crate::document::Stored;
 use crate::options::Recipe;
 use crate::source::{BlobStream, SourceError};
@@ -28,27 +27,23 @@ use crate::source::{BlobStream, SourceError};
 /// Messages between a source and a builder.
 const QUEUE: usize = 2;
 
+/// What a [`ScratchSpace`] is for.
+const FLATTENED: DiskUse = DiskUse {
+    what: "layers that are flattened",
+    setting: "exporter.flatten_bytes",
+    instead: "leave flatten out",
+};
+
 /// Room for layers that are to be flattened, of all images that a process makes.
 #[derive(Debug)]
-pub struct ScratchSpace {
-    dir: PathBuf,
-    limit: u64,
-    left: AtomicU64,
-}
+pub struct ScratchSpace(Arc<DiskSpace>);
 
 /// Blobs of this machine that are gone with this: each a file under its digest.
 #[derive(Debug)]
 pub struct Scratch {
     // Removed before its room is given back.
     folder: TempDir,
-    room: Arc<Room>,
-}
-
-/// What somebody takes of a [`ScratchSpace`], in bytes.
-#[derive(Debug)]
-struct Room {
-    space: Arc<ScratchSpace>,
-    taken: AtomicU64,
+    room: Arc<DiskShare>,
 }
 
 /// A blob on its way to a file.
@@ -58,14 +53,14 @@ struct FileBlob {
     name: tempfile::TempPath,
     size: u64,
     /// Which room it takes, if that is bounded.
-    room: Option<Room>,
+    room: Option<DiskShare>,
     then: Then,
 }
 
 /// What a file is when it is complete.
 enum Then {
     /// One of a scratch, named after its digest. Not synchronised: after a crash nobody looks for it.
-    Scratch(PathBuf, Arc<Room>),
+    Scratch(PathBuf, Arc<DiskShare>),
     /// This one, which stays.
     Kept(PathBuf),
 }
@@ -78,7 +73,7 @@ fn failed(doing: &'static str, path: &Path) -> impl FnOnce(io::Error) -> StoreEr
 impl ScratchSpace {
     /// Room for `bytes` in the folder `dir`.
     pub fn new(dir: &Path, bytes: u64) -> Arc<Self> {
-        Arc::new(Self { dir: dir.to_owned(), limit: bytes, left: AtomicU64::new(bytes) })
+        Arc::new(Self(DiskSpace::new(dir, bytes, &FLATTENED)))
     }
 
     /// A scratch in a folder of its own. Blocks on the disk.
@@ -87,35 +82,9 @@ impl ScratchSpace {
     ///
     /// When the folder cannot be made.
     pub fn begin(self: &Arc<Self>) -> Result<Scratch, StoreError> {
-        let folder = tempfile::Builder::new().prefix("flatten-").tempdir_in(&self.dir);
-        let folder = folder.map_err(failed("write to", &self.dir))?;
-        Ok(Scratch { folder, room: Arc::new(Room::of(self)) })
-    }
-}
-
-impl Room {
-    fn of(space: &Arc<ScratchSpace>) -> Self {
-        Self { space: Arc::clone(space), taken: AtomicU64::new(0) }
-    }
-
-    /// Takes so many bytes more.
-    fn take(&self, bytes: u64) -> Result<(), StoreError> {
-        let ScratchSpace { dir, limit, left } = &*self.space;
-        let taken = left.fetch_update(Ordering::Relaxed, Ordering::Relaxed, |left| left.checked_sub(bytes));
-        taken.map_err(|_| StoreError::ScratchFull { path: dir.clone(), limit: *limit })?;
-        self.taken.fetch_add(bytes, Ordering::Relaxed);
-        Ok(())
-    }
-
-    /// Leaves what it took to `other`.
-    fn leave_to(self, other: &Self) {
-        other.taken.fetch_add(self.taken.swap(0, Ordering::Relaxed), Ordering::Relaxed);
-    }
-}
-
-impl Drop for Room {
-    fn drop(&mut self) {
-        self.space.left.fetch_add(*self.taken.get_mut(), Ordering::Relaxed);
+        let folder = tempfile::Builder::new().prefix("flatten-").tempdir_in(self.0.dir());
+        let folder = folder.map_err(failed("write to", self.0.dir()))?;
+        Ok(Scratch { folder, room: Arc::new(DiskShare::of(&self.0)) })
     }
 }
 
@@ -129,7 +98,7 @@ impl Scratch {
 impl Destination for Scratch {
     fn begin(&self) -> Storing<'_, Box<dyn BlobWriter>> {
         let then = Then::Scratch(self.folder().to_owned(), Arc::clone(&self.room));
-        begin(self.folder().to_owned(), Some(Room::of(&self.room.space)), then)
+        begin(self.folder().to_owned(), Some(DiskShare::of(self.room.space())), then)
     }
 
     fn has_blob<'a>(&'a self, digest: &'a Digest) -> Storing<'a, bool> {
@@ -161,7 +130,7 @@ impl Destination for OneFile {
     }
 }
 
-fn begin(folder: PathBuf, room: Option<Room>, then: Then) -> Storing<'static, Box<dyn BlobWriter>> {
+fn begin(folder: PathBuf, room: Option<DiskShare>, then: Then) -> Storing<'static, Box<dyn BlobWriter>> {
     async move {
         let within = folder.clone();
         let make = move || tempfile::Builder::new().suffix(".partial").tempfile_in(within);
@@ -318,7 +287,7 @@ mod tests {
         let [one, other] = [(); 2].map(|()| space.begin().unwrap());
         write(&one, b"123456").await.unwrap();
         let error = write(&other, b"12345").await.unwrap_err();
-        assert!(matches!(error, StoreError::ScratchFull { limit: 10, .. }), "{error}");
+        assert!(matches!(error, StoreError::DiskFull { limit: 10, .. }), "{error}");
         assert!(error.to_string().contains("flatten_bytes"), "{error}");
         // What was refused takes no room, and what one has the other has not.
         write(&other, b"1234").await.unwrap();
@@ -328,7 +297,7 @@ mod tests {
         write(&other, b"abcdef").await.unwrap();
         assert!(write(&other, b"x").await.is_err());
         drop(other);
-        assert_eq!(space.left.load(Ordering::Relaxed), 10);
+        assert_eq!(space.0.left(), 10);
         assert_eq!(std::fs::read_dir(dir.path()).unwrap().count(), 0);
     }
 }

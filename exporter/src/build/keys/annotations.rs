@@ -3,8 +3,7 @@
 
 use std::collections::BTreeMap;
 
-use image::document::Stored;
-use registry::media_types::{DOCKER_INDEX, OCI_INDEX};
+use crate::client::disk::RootAnnotations;
 
 /// What all such keys begin with.
 const ANNOTATION: &str = "annotation";
@@ -30,31 +29,14 @@ pub(super) fn annotation(key: &str) -> Option<(&str, &str)> {
     ANNOTATED.contains(&on).then_some((on, name))
 }
 
-/// Annotations of the descriptor by which an OCI layout names an image.
-#[derive(Clone, Debug, Default, Eq, PartialEq)]
-pub(crate) struct RootAnnotations {
-    manifest: BTreeMap<String, String>,
-    index: BTreeMap<String, String>,
-}
-
-impl RootAnnotations {
-    /// Those among `keys`. An image that is not an index has one platform, whichever a key names.
-    pub(super) fn of(keys: &BTreeMap<String, String>) -> Self {
-        let of = |place: &str| -> BTreeMap<String, String> {
-            let found = keys.iter().filter_map(|(key, value)| Some((annotation(key)?, value)));
-            let there = found.filter(|((on, _), _)| *on == place);
-            there.map(|((_, name), value)| (name.to_owned(), value.clone())).collect()
-        };
-        Self { manifest: of(MANIFEST_DESCRIPTOR), index: of(INDEX_DESCRIPTOR) }
-    }
-
-    /// Those for the image `root`.
-    pub(crate) fn for_root(&self, root: &Stored) -> &BTreeMap<String, String> {
-        match [OCI_INDEX, DOCKER_INDEX].contains(&root.media_type.as_str()) {
-            true => &self.index,
-            false => &self.manifest,
-        }
-    }
+/// Those among `keys` that are for what names the whole image. An image that is not an index has one platform, whichever a key names.
+pub(super) fn root_annotations(keys: &BTreeMap<String, String>) -> RootAnnotations {
+    let of = |place: &str| -> BTreeMap<String, String> {
+        let found = keys.iter().filter_map(|(key, value)| Some((annotation(key)?, value)));
+        let there = found.filter(|((on, _), _)| *on == place);
+        there.map(|((_, name), value)| (name.to_owned(), value.clone())).collect()
+    };
+    RootAnnotations { manifest: of(MANIFEST_DESCRIPTOR), index: of(INDEX_DESCRIPTOR) }
 }
 
 #[cfg(test)]
@@ -71,7 +53,7 @@ mod tests {
             ("annotation-index-descriptor.f", "three"),
         ];
         let keys = keys.map(|(key, value)| (key.to_owned(), value.to_owned())).into();
-        let found = RootAnnotations::of(&keys);
+        let found = root_annotations(&keys);
         let text = |found: &BTreeMap<String, String>| format!("{found:?}");
         assert_eq!(text(&found.manifest), r#"{"c": "one", "d.e": "two"}"#);
         assert_eq!(text(&found.index), r#"{"f": "three"}"#);

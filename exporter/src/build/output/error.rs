@@ -22,7 +22,10 @@ pub(crate) enum OutputError {
          perhaps by compression=nydus: write force-compression=true with this output to have it as a tar"
     )]
     NoTar { title: String, digest: Digest, reason: String },
-    #[error("{title}: layer {digest} cannot be read from buildkitd's content service: {reason}")]
+    #[error(
+        "{title}: layer {digest} cannot be read from buildkitd's content service: {reason}; build again, or without \
+         flatten=true"
+    )]
     Kept { title: String, digest: Digest, reason: String },
     #[error("blob {digest} from buildkitd {reason}")]
     Blob { digest: Digest, reason: String },
@@ -30,7 +33,7 @@ pub(crate) enum OutputError {
     Layout { reason: String },
     #[error("document {digest} from buildkitd: {error}")]
     Documents { digest: Digest, error: DocumentsError },
-    #[error("{title}: {what} {digest} did not come from buildkitd before what names it")]
+    #[error("{title}: {what} {digest} did not come from buildkitd, and what names it did")]
     Missing { title: String, what: &'static str, digest: Digest },
     #[error("{title}: {}", describe(error.as_ref()))]
     Prepare { title: String, error: Box<PrepareError> },
@@ -38,7 +41,7 @@ pub(crate) enum OutputError {
     Flatten { title: String, error: Box<ConvertError> },
     #[error("{title}: {}", describe(error.as_ref()))]
     Assemble { title: String, error: Box<AssembleError> },
-    #[error("{title}: cannot push {what}: {}", describe(error.as_ref()))]
+    #[error("{title}: cannot store {what}: {}", describe(error.as_ref()))]
     Push { title: String, what: String, error: Box<StoreError> },
     #[error("{title}: cannot push: {}", describe(error.as_ref()))]
     Target { title: String, error: Box<TargetError> },
@@ -51,7 +54,7 @@ pub(crate) enum OutputError {
          type=image,push=true with this name), or before"
     )]
     Merge { title: String, error: Box<MergeError> },
-    #[error("{title}: buildkitd reported success but handed over no image")]
+    #[error("{title}: buildkitd reported success, and handed over no image: expected one")]
     NoImage { title: String },
 }
 

@@ -8,12 +8,10 @@ use prost::Message;
 use registry::digest::Digest;
 
 use super::ingest::{Ingest, SNIFF_BYTES, is_document};
-use super::message::{ReadContentRequest, ReadContentResponse};
-use crate::build::{Claim, Output, OutputError};
+use super::{Claim, Output, OutputError};
+use crate::content::{READ, ReadContentRequest, ReadContentResponse};
 use crate::grpc::{Code, Status};
 use crate::http2::call::Call;
-
-const READ: &str = "/containerd.services.content.v1.Content/Read";
 
 /// What errors call the other side.
 const BUILDKITD: &str = "buildkitd";

@@ -1,24 +1,22 @@
 //! A file of the client's. A tar needs sizes before contents, so the layout is gathered on this machine first, under
-//! `registry.upload.spool_dir`, and packed while it is sent.
+//! `registry.upload.spool_dir`, and packed while it is sent. All of them together take `exporter.archive_bytes` at most.
 
-use std::path::Path;
+use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use bytes::Bytes;
 use futures::FutureExt as _;
 use h2::client::SendRequest;
-use image::destination::{BlobWriter, Destination, Shape, Staging, StoreError, Storing};
+use image::destination::{BlobWriter, Destination, DiskSpace, Shape, Staging, StoreError, Storing};
 use image::document::Stored;
 use prost::Message;
 use registry::digest::Digest;
+use registry::media_types::{DOCKER_INDEX, OCI_INDEX};
 use registry::reference::Reference;
 
 use super::refused;
-use crate::build::keys::RootAnnotations;
+use crate::client::{BytesMessage, CLIENT, EXPORTER_ID, FILE_SEND};
 use crate::http2::call::Call;
-use crate::intake::tar::{BytesMessage, DIFF_COPY};
-use crate::session::CLIENT;
-use crate::session::route::EXPORTER_ID;
 
 /// A file that the client opened for its output number `index`.
 pub(crate) struct ClientArchive {
@@ -28,6 +26,25 @@ pub(crate) struct ClientArchive {
     annotations: RootAnnotations,
 }
 
+/// Annotations of the descriptor by which the archive names the image.
+#[derive(Clone, Debug, Default, Eq, PartialEq)]
+pub(crate) struct RootAnnotations {
+    /// Where that is a manifest.
+    pub(crate) manifest: BTreeMap<String, String>,
+    /// Where that is an index.
+    pub(crate) index: BTreeMap<String, String>,
+}
+
+impl RootAnnotations {
+    /// Those for the image `root`.
+    fn for_root(&self, root: &Stored) -> &BTreeMap<String, String> {
+        match [OCI_INDEX, DOCKER_INDEX].contains(&root.media_type.as_str()) {
+            true => &self.index,
+            false => &self.manifest,
+        }
+    }
+}
+
 impl std::fmt::Debug for ClientArchive {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         f.debug_struct("ClientArchive").field("index", &self.index).finish_non_exhaustive()
@@ -35,21 +52,21 @@ impl std::fmt::Debug for ClientArchive {
 }
 
 impl ClientArchive {
-    /// The file of output `index`, in which the image is annotated so; the layout is gathered in `spool_dir`.
+    /// The file of output `index`, in which the image is annotated so; the layout is gathered in `space`.
     pub(crate) fn new(
         client: SendRequest<Bytes>,
         index: usize,
         annotations: RootAnnotations,
-        spool_dir: &Path,
+        space: &Arc<DiskSpace>,
     ) -> Result<Self, StoreError> {
-        let staging =
-            Staging::new(&spool_dir.join("nydus-cluster-image.tar"), Shape::OciArchive { name: None })?;
+        let target = space.dir().join("nydus-cluster-image.tar");
+        let staging = Staging::new(&target, Shape::OciArchive { name: None })?.within(space);
         Ok(Self { staging: Arc::new(staging), client, index, annotations })
     }
 
     async fn send(&self, names: &[Reference], root: &Stored) -> Result<(), StoreError> {
         let headers = [(EXPORTER_ID, self.index.to_string())];
-        let mut call = Call::open(self.client.clone(), CLIENT, DIFF_COPY, &headers).await.map_err(refused)?;
+        let mut call = Call::open(self.client.clone(), CLIENT, FILE_SEND, &headers).await.map_err(refused)?;
         let mut stream = self.staging.stream(names, root, self.annotations.for_root(root));
         while let Some(data) = stream.next().await? {
             if call.send(&BytesMessage { data }.encode_to_vec()).await.is_err() {

@@ -7,7 +7,7 @@
 mod archive;
 mod store;
 
-pub(crate) use archive::ClientArchive;
+pub(crate) use archive::{ClientArchive, RootAnnotations};
 pub(crate) use store::ClientStore;
 
 use image::destination::StoreError;

@@ -5,8 +5,8 @@ use h2::SendStream;
 use h2::server::SendResponse;
 use http::{Response, StatusCode, header};
 
-use super::{Status, frame};
-use crate::http2::pump;
+use super::pump;
+use crate::grpc::{Status, frame};
 
 /// The head of every gRPC response.
 pub(crate) fn head() -> Response<()> {

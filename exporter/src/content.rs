@@ -1,8 +1,19 @@
-//! The messages of containerd's content service: for blobs that buildkitd writes to us, blobs that we read from it, and blobs that we write
-//! to a client.
+//! containerd's content service, in which blobs go three ways: buildkitd writes them to us, we read them from it, and we write them to a
+//! client.
 
 use bytes::Bytes;
 use prost::Message;
+
+/// The service, with the slash after it.
+pub(crate) const SERVICE: &str = "/containerd.services.content.v1.Content/";
+/// Says whether a blob is there.
+pub(crate) const INFO: &str = "/containerd.services.content.v1.Content/Info";
+/// Gives out a blob.
+pub(crate) const READ: &str = "/containerd.services.content.v1.Content/Read";
+/// Takes a blob.
+pub(crate) const WRITE: &str = "/containerd.services.content.v1.Content/Write";
+/// Forgets what came of a blob.
+pub(crate) const ABORT: &str = "/containerd.services.content.v1.Content/Abort";
 
 /// What a message asks for, and what the answer is to.
 pub(crate) mod action {

@@ -4,8 +4,8 @@
 use bytes::{Bytes, BytesMut};
 use registry::digest::{Digest, Hasher};
 
-use crate::build::documents::Document;
-use crate::build::{Claim, Output, OutputError};
+use super::documents::Document;
+use super::{Claim, Output, OutputError};
 use image::destination::BlobWriter;
 use image::layer::{Flight, LayerConversion};
 use image::progress::{Task, short};

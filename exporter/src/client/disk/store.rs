@@ -14,15 +14,12 @@ use registry::digest::Digest;
 use registry::reference::Reference;
 
 use super::refused;
+use crate::client::{CLIENT, EXPORT_STORE, STORE_ID};
+use crate::content::{
+    ABORT, AbortRequest, INFO, InfoRequest, WRITE, WriteContentRequest, WriteContentResponse, action,
+};
 use crate::grpc::{Code, Status};
 use crate::http2::call::{Call, unary};
-use crate::intake::message::{AbortRequest, InfoRequest, WriteContentRequest, WriteContentResponse, action};
-use crate::intake::store::WRITE;
-use crate::session::CLIENT;
-use crate::session::route::{EXPORT_STORE, STORE_ID};
-
-const INFO: &str = "/containerd.services.content.v1.Content/Info";
-const ABORT: &str = "/containerd.services.content.v1.Content/Abort";
 
 /// The most that is sent in one message; clients take 16 MiB.
 const PIECE_BYTES: usize = 1 << 20;

@@ -130,7 +130,7 @@ async fn receive(call: &mut Call, path: &str) -> Result<Vec<u8>, Status> {
                 }
                 content.extend_from_slice(&packet.data);
                 if content.len() > LIST_LIMIT_BYTES {
-                    let message = format!("it has more than {LIST_LIMIT_BYTES} bytes");
+                    let message = format!("expected at most {LIST_LIMIT_BYTES} bytes");
                     return Err(Status::new(Code::InvalidArgument, message));
                 }
             }
