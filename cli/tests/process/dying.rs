@@ -7,14 +7,13 @@ use std::path::Path;
 use std::process::{Command, Stdio};
 
 use fuse_daemon::control::BackendSpec;
-use nix::mount::{MsFlags, mount};
 use nix::sched::{CpuSet, sched_getaffinity, sched_setaffinity};
 use nix::sys::signal::Signal;
 use nix::unistd::Pid;
 use rafs::build::BuildOptions;
 use test_support::{Need, needs, noise};
 
-use crate::node::{Node, Process};
+use crate::node::{JOURNALS, Node, Process};
 use crate::{can_mount, eventually};
 
 /// Requests in a page of the journal.
@@ -91,9 +90,8 @@ fn what_a_dying_daemon_takes_is_answered_by_the_next() {
 fn takes_while_dying(cpu: usize, waiting_before: usize) {
     let node = Node::new();
     fs::write(node.path("config.toml"), "[daemon]\njournal = \"always\"\n").unwrap();
-    let control = node.path("connections");
-    fs::create_dir(&control).unwrap();
-    mount(Some("fusectl"), &control, Some("fusectl"), MsFlags::empty(), None::<&str>).unwrap();
+    let control = node.mounted("fusectl", "connections");
+    node.mounted("tmpfs", JOURNALS);
     let names: Vec<String> = (0..waiting_before + READERS).map(|number| format!("f{number}")).collect();
     let content = noise(1, 3000);
     let mut image =
@@ -108,9 +106,11 @@ fn takes_while_dying(cpu: usize, waiting_before: usize) {
     let place = node.daemon().mount("i", &image);
     let (mut handover, descriptor) = node.daemon().handover("i");
     let begun = waiting(&control, handover.device);
+    let said = |name: &str| node.path(&format!("{name}.said"));
     let program = |program: &str, name: &String| {
         let mut command = Command::new(program);
-        Process::spawn(command.arg(place.join(name)).stdout(Stdio::null()).stderr(Stdio::null()))
+        let said = fs::File::create(said(name)).unwrap();
+        Process::spawn(command.arg(place.join(name)).stdout(Stdio::null()).stderr(said))
     };
     let mut programs = Vec::new();
     for (number, name) in names[..waiting_before].iter().enumerate() {
@@ -133,8 +133,12 @@ fn takes_while_dying(cpu: usize, waiting_before: usize) {
     node.daemon().wait();
     handover.mount.backends = vec![good];
     node.daemon().adopt(&handover, &descriptor).unwrap();
-    let failed = programs.iter_mut().filter_map(|program| (!program.ended().success()).then_some(())).count();
-    assert_eq!(failed, 0, "so many programs met an error, {waiting_before} of which waited before");
+    let failed = names
+        .iter()
+        .zip(&mut programs)
+        .filter_map(|(name, program)| (!program.ended().success()).then_some(name));
+    let failed: Vec<String> = failed.map(|name| fs::read_to_string(said(name)).unwrap()).collect();
+    assert!(failed.is_empty(), "while {waiting_before} programs waited: {failed:?}");
 }
 
 /// Passes all connections on to `to`, once it is started.

@@ -11,7 +11,7 @@ use nix::sys::signal::Signal;
 use test_support::noise;
 
 use crate::load::{Load, files};
-use crate::node::{Node, Process};
+use crate::node::{JOURNALS, Node, Process};
 use crate::{can_mount, eventually};
 
 fn start(node: &Node) -> Process {
@@ -30,6 +30,7 @@ fn kill(mut daemon: Process) {
 pub(crate) fn keep_journals(node: &Node) {
     let config = "[daemon]\njournal = \"always\"\n[daemon.read]\ndeadline_seconds = 5\n";
     fs::write(node.path("config.toml"), config).unwrap();
+    node.mounted("tmpfs", JOURNALS);
 }
 
 #[test]
@@ -45,7 +46,7 @@ fn it_is_where_the_kernel_repeats_nothing() {
         let node = Node::new();
         keep_journals(&node);
         answered_by_the_next(&node, adopt);
-        let journals = fs::read_dir(node.path("daemon.sock.journals")).unwrap().count();
+        let journals = fs::read_dir(node.path(JOURNALS)).unwrap().count();
         assert_eq!(journals, 1, "one for the mount");
     }
 }

@@ -9,6 +9,7 @@ use std::process::{Child, Command, Stdio};
 use fuse_daemon::control::{
     BackendSpec, BlobId, Client, ClientError, Handover, MountRequest, MountStatus, WorkerStatus,
 };
+use nix::mount::{MntFlags, MsFlags, mount, umount2};
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 use rafs::bootstrap::Bootstrap;
@@ -19,6 +20,10 @@ use tokio::runtime::Runtime;
 use tokio_util::sync::CancellationToken;
 
 use crate::eventually;
+
+/// Where a node's daemon keeps its journals. They have to be in memory, as those in `/run` are: what a disk's file system writes
+/// out at that moment is not written to for a daemon that is being killed.
+pub(crate) const JOURNALS: &str = "daemon.sock.journals";
 
 /// A directory for everything, a registry, and a runtime for what is asynchronous.
 pub(crate) struct Node {
@@ -48,6 +53,14 @@ impl Node {
 
     pub(crate) fn path(&self, name: &str) -> PathBuf {
         self.dir.path().join(name)
+    }
+
+    /// A file system without a device, at a directory that is made for it.
+    pub(crate) fn mounted(&self, kind: &str, name: &str) -> PathBuf {
+        let place = self.path(name);
+        fs::create_dir(&place).unwrap();
+        mount(Some(kind), &place, Some(kind), MsFlags::empty(), None::<&str>).unwrap();
+        place
     }
 
     /// An image of these files, with chunks of 64 KiB.
@@ -140,8 +153,8 @@ impl Drop for Node {
         for place in places.filter(|place| Path::new(place).starts_with(self.dir.path())) {
             // Readers that still wait fail first: as long as this process holds a mount's descriptor, not even its own
             // end would end them.
-            let _ = nix::mount::umount2(place, nix::mount::MntFlags::MNT_FORCE);
-            let _ = nix::mount::umount2(place, nix::mount::MntFlags::MNT_DETACH);
+            let _ = umount2(place, MntFlags::MNT_FORCE);
+            let _ = umount2(place, MntFlags::MNT_DETACH);
         }
     }
 }

@@ -1,7 +1,7 @@
 //! Requests that were taken from the kernel and not answered, for the daemon after this one, where the kernel does not repeat
 //! them (before Linux 6.9): who waits for one whose daemon died would wait for ever.
 //!
-//! One file a mount, beside the daemon's socket and so in memory, of fixed size:
+//! One file a mount, next to the daemon's socket and so in memory, of fixed size:
 //!
 //! | offset | size | field | meaning |
 //! |---|---|---|---|
@@ -18,8 +18,9 @@ use std::io;
 use std::ops::Range;
 use std::os::unix::fs::{FileExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
-use std::sync::{Condvar, Mutex, MutexGuard, PoisonError};
+use std::sync::{Condvar, Mutex, MutexGuard, Once, PoisonError};
 
+use nix::sys::statfs::{TMPFS_MAGIC, fstatfs};
 use rustix::fs::{FallocateFlags, fallocate};
 
 use super::negotiated::Negotiated;
@@ -62,7 +63,20 @@ impl JournalConfig {
         fallocate(&file, FallocateFlags::empty(), 0, BYTES as u64)?;
         file.write_all_at(&device.to_le_bytes(), DEVICE.start as u64)?;
         file.write_all_at(MAGIC, 0)?;
+        self.warn_of_disk(&file);
         Journal::over(file, path)
+    }
+
+    /// What is written to a disk is protected from being written to meanwhile, until somebody does and faults. Who is being killed
+    /// may not fault, so the kernel has nowhere to copy a request to, and answers it with EIO.
+    fn warn_of_disk(&self, file: &File) {
+        static WARNED: Once = Once::new();
+        if fstatfs(file).is_ok_and(|found| found.filesystem_type() != TMPFS_MAGIC) {
+            WARNED.call_once(|| {
+                tracing::warn!(dir = %self.dir.display(),
+                    "the journal is not in memory: a program may meet an error when the daemon is killed; have the daemon's socket in /run");
+            });
+        }
     }
 
     /// That of the daemon before, and what that had not answered, in the order of ids.
