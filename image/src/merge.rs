@@ -44,7 +44,7 @@ pub enum MergeImagesError {
         /// What is wrong.
         error: DocumentError,
     },
-    /// A blob cannot be had.
+    /// A blob cannot be copied.
     #[error(transparent)]
     Copy(#[from] CopyError),
     /// Something cannot be stored.

@@ -175,7 +175,7 @@ mod tests {
         assert_eq!(there, [0, 3, 4, 5]);
         assert_eq!(fs::read_dir(cache.path().join(FOLDER)).unwrap().count(), IMAGES_LIMIT);
 
-        // A torn one is put in its place anew.
+        // A torn one is put in its place again.
         let kept = image(0);
         fs::write(kept.folder.join(BOOTSTRAP_FILE), "").unwrap();
         assert_eq!(kept.find().await.unwrap(), None);

@@ -1,4 +1,4 @@
-//! Files of this machine on their way to their names: they are written to a folder beside the destination, and moved when
+//! Files of this machine on their way to their names: they are written to a folder next to the destination, and moved when
 //! all are there. Whatever ends before that leaves nothing under the destination's name.
 
 use std::collections::BTreeMap;
@@ -28,7 +28,7 @@ pub(super) const MARKER_CONTENT: &[u8] = br#"{"imageLayoutVersion":"1.0.0"}"#;
 
 /// Where blobs are in an OCI layout.
 pub(super) const OCI_BLOBS: &str = "blobs/sha256";
-/// Where blobs are beside a bootstrap.
+/// Where blobs are, next to a bootstrap.
 const FILES_BLOBS: &str = "blobs";
 
 /// What the files are to be.
@@ -108,7 +108,7 @@ impl Staging {
         })
     }
 
-    /// Writes the file `name` beside the blobs' folder.
+    /// Writes the file `name` next to the blobs' folder.
     pub async fn put_file(&self, name: &str, content: Vec<u8>) -> Result<(), StoreError> {
         let path = self.folder.path().join(name);
         tokio::task::spawn_blocking(move || write_durably(&path, &content)).await?

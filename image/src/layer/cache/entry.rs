@@ -11,7 +11,7 @@
 //! | | paths of the directories that the layer has no entry for, each with a NUL behind it |
 //! | 64 | SHA-256 of all of the above, in hexadecimal digits |
 //!
-//! A bootstrap describes only those chunks that files refer to, and does not say where in a batch a chunk lies: hence the
+//! A bootstrap describes only those chunks that files refer to, and does not say where in a batch a chunk lies: so the
 //! chunk information.
 
 use rafs::blob::meta::{BlobMeta, EncodeError, MetaError, encode as encode_meta};

@@ -116,7 +116,7 @@ impl BlobMeta {
         Self::new(blob, meta, array, header)
     }
 
-    /// From a `blob.meta` file beside a bootstrap: the array, padded to 4 KiB, and the header.
+    /// From a `blob.meta` file next to a bootstrap: the array, padded to 4 KiB, and the header.
     ///
     /// # Errors
     ///
