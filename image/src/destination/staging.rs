@@ -139,6 +139,8 @@ impl Staging {
     fn rename(&self, folder: &Path) -> Result<(), StoreError> {
         use std::os::unix::fs::PermissionsExt as _;
 
+        // What is in the folders first: after a power cut the name may lead to all of it or be missing, but not lead to
+        // empty folders.
         for folder in [self.blobs(), folder.to_owned()] {
             sync_folder(&folder)?;
         }
@@ -158,6 +160,8 @@ impl Staging {
         // Whoever joins at the same time waits, or one of both would not be in the index.
         let lock = File::open(&marker).map_err(failed("open", &marker))?;
         lock.lock().map_err(failed("lock", &marker))?;
+        // Blobs first and the index last: whoever reads the layout meanwhile, or after a power cut, finds all that its index
+        // names.
         let blobs = self.target.join(OCI_BLOBS);
         fs::create_dir_all(&blobs).map_err(failed("make", &blobs))?;
         let staged = self.blobs();

@@ -149,6 +149,7 @@ async fn copy(
         }
     };
     let task = shown.map(|shown| shown.begin(digest, size));
+    // A source that fails is no failure of the build: the layer is converted instead. A destination that fails is one.
     let mut reader = client.blob(from, digest)?;
     let mut writer = destination.begin().await?;
     loop {

@@ -44,6 +44,7 @@ impl<'a> Staging<'a> {
         let Some(temporary) = &self.temporary else { return Ok(()) };
         let folder = self.target.parent().filter(|folder| !folder.as_os_str().is_empty());
         let folder = folder.unwrap_or(Path::new("."));
+        // What is in it is on the disk already; so a directory of this name is a whole one, after a power cut as well.
         let renamed = fs::rename(temporary, self.target);
         renamed.and_then(|()| fs::File::open(folder)?.sync_all()).map_err(|source| UnpackError::Io {
             path: self.target.display().to_string(),

@@ -127,6 +127,7 @@ pub(super) fn decode(file: &[u8], key: &Key, recipe: &Recipe) -> Result<Converte
     let (content, expected) =
         file.split_last_chunk::<CHECKSUM_BYTES>().ok_or(DecodeEntryError::Broken("a checksum"))?;
     let rest = content.strip_prefix(MAGIC).ok_or(DecodeEntryError::Broken("NCLAYER1"))?;
+    // Before anything is read out of it: a power cut or a bad disk leaves files that parse, and are of another layer.
     if sha256(content).digest().as_bytes() != expected {
         return Err(DecodeEntryError::Checksum);
     }
