@@ -44,7 +44,7 @@ pub enum MergeImagesError {
         /// What is wrong.
         error: DocumentError,
     },
-    /// A blob cannot be had.
+    /// A blob cannot be copied.
     #[error(transparent)]
     Copy(#[from] CopyError),
     /// Something cannot be stored.
@@ -189,6 +189,8 @@ pub async fn nydus(
         let image = image.map_err(|error| MergeImagesError::Bootstrap { name: part.source.name(), error })?;
         layers.push(Arc::new(whole(image)));
         for blob in part.layers.iter().filter(|layer| Role::of(layer) == Some(Role::Blob)) {
+            // Blobs are stored before the manifest that names them: registries refuse a manifest whose blobs they do not
+            // have.
             copy_blob(&part.source, blob, destination.as_ref()).await?;
             sizes.insert(blob.digest().clone(), blob.size());
         }

@@ -70,8 +70,8 @@ impl ClusterLab {
     }
 
     /// Leaves all of it running.
-    pub fn release(self) -> Result<()> {
-        self.registry.into_server().forget();
+    pub fn release(mut self) -> Result<()> {
+        self.registry.server().forget();
         self.machines.release()
     }
 

@@ -56,7 +56,7 @@ pub struct ContainerSpec {
     pub image: String,
     /// The command; the image's own if empty.
     pub command: Vec<String>,
-    /// Variables besides the image's own.
+    /// Variables in addition to the image's own.
     pub env: Vec<(String, String)>,
     /// Whether it cannot write to its root.
     pub read_only: bool,

@@ -91,14 +91,6 @@ impl ImageFiles {
         Ok(rafs::unpack::to_directory(&bootstrap, &blobs, dir)?)
     }
 
-    /// Unpacks to a new tar, with this project's library.
-    pub fn unpack_to_tar(&self, tar: &Path) -> Result<()> {
-        let (bootstrap, blobs) = self.open()?;
-        let mut out = BufWriter::with_capacity(1 << 20, File::create(tar)?);
-        rafs::unpack::to_tar(&bootstrap, &blobs, &mut out)?;
-        Ok(out.flush()?)
-    }
-
     /// Makes the devices that EROFS wants for this bootstrap, in the order of its device table: each blob with its
     /// chunks uncompressed and in their places.
     pub fn devices(&self, dir: &Path) -> Result<Vec<PathBuf>> {

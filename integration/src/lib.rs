@@ -9,6 +9,8 @@
 pub mod access_log;
 pub mod cluster_image;
 pub mod cluster_lab;
+#[cfg(test)]
+mod conventions;
 pub mod corpus;
 pub mod cri;
 pub mod demo;

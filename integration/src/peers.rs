@@ -210,22 +210,23 @@ pub fn system(program: &str) -> Result<PathBuf> {
         .ok_or_else(|| anyhow!("{program} (run scripts/deps)"))
 }
 
-/// The `nydus-cluster` binary: `$NYDUS_CLUSTER_BIN`, or the one built beside this program.
+/// The `nydus-cluster` binary: `$NYDUS_CLUSTER_BIN`, or the one built next to this program.
 pub fn nydus_cluster() -> Result<PathBuf> {
     if let Some(path) = env::var_os("NYDUS_CLUSTER_BIN") {
         return existing(path.into());
     }
-    beside("nydus-cluster")?
+    next_to_this("nydus-cluster")?
         .ok_or_else(|| anyhow!("the nydus-cluster binary (run cargo build -p cli in the same profile)"))
 }
 
 /// A program of this package.
 pub fn of_integration(program: &str) -> Result<PathBuf> {
-    beside(program)?.ok_or_else(|| anyhow!("the program {program} (run cargo build -p integration --bins)"))
+    next_to_this(program)?
+        .ok_or_else(|| anyhow!("the program {program} (run cargo build -p integration --bins)"))
 }
 
 /// A program in this one's folder, or in the folder above it, as it is for tests.
-fn beside(program: &str) -> Result<Option<PathBuf>> {
+fn next_to_this(program: &str) -> Result<Option<PathBuf>> {
     let this = env::current_exe().context("finding this program")?;
     let mut folders = this.ancestors().skip(1).take(2).map(|folder| folder.join(program));
     Ok(folders.find(|candidate| candidate.is_file()))

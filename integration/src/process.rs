@@ -245,7 +245,7 @@ pub fn peak_memory_bytes(pid: Pid) -> io::Result<u64> {
     Ok(kib_of(pid, "status", "VmHWM:")? * 1024)
 }
 
-/// Has the peak that [`peak_memory_bytes`] tells begin anew.
+/// Has the peak that [`peak_memory_bytes`] tells begin again.
 pub fn reset_peak_memory(pid: Pid) -> io::Result<()> {
     fs::write(format!("/proc/{pid}/clear_refs"), "5")
 }

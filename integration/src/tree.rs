@@ -19,7 +19,7 @@ const LINKS: &str = " one-of=";
 /// How many differing paths a failed comparison shows.
 const SHOWN_DIFFERENCES: usize = 20;
 
-/// What is listed besides type, mode, owner, size, xattrs, link target, device, content and hard links.
+/// What is listed in addition to type, mode, owner, size, xattrs, link target, device, content and hard links.
 #[derive(Debug, Clone, Copy)]
 pub struct ListOptions {
     /// Modification times to the nanosecond instead of to the second.

@@ -1,4 +1,4 @@
-//! What a lookup in a bootstrap costs, beside reading the same bytes by system calls.
+//! What a lookup in a bootstrap costs, compared with reading the same bytes by system calls.
 //!
 //! ```text
 //! cargo bench -p rafs --bench lookup

@@ -97,7 +97,7 @@ fn expect(expected: [&str; 3], options: BuildOptions) {
     }
 }
 
-/// Set, the snapshots are written anew, for a change that is meant.
+/// Set, the snapshots are written again, for a change that is meant.
 const UPDATE: &str = "UPDATE_GOLDEN";
 
 /// Holds the dump of a bootstrap against the one that is kept as `name`: what differs is what moved.

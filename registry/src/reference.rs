@@ -303,7 +303,7 @@ mod tests {
     }
 
     #[test]
-    fn a_digest_stands_alone_or_beside_a_tag() {
+    fn a_digest_stands_alone_or_with_a_tag() {
         let digest = format!("sha256:{}", "a".repeat(64));
         let both = Reference::parse(&format!("host:1/app:v1@{digest}")).unwrap();
         assert_eq!((both.tag(), both.identifier()), (Some("v1"), digest.as_str()));

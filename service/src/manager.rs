@@ -47,7 +47,7 @@ fn tell(state: &[NotifyState<'_>]) {
 }
 
 /// Leaves duplicates of descriptors with the manager, for a unit with `FileDescriptorStoreMax=`: the process that it starts in the
-/// place of this one finds them by `name`, at most 255 characters without `:`. More under the same name are kept beside them. The
+/// place of this one finds them by `name`, at most 255 characters without `:`. More under the same name are kept with them. The
 /// manager drops those by whose end it sees that there is nobody at the other.
 pub fn leave(name: &str, descriptors: &[BorrowedFd<'_>]) {
     send(&format!("FDSTORE=1\nFDNAME={name}\n"), descriptors);

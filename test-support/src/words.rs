@@ -1,7 +1,7 @@
 //! Words that readers whose first language is not English stumble over.
 
 /// Each with what is said instead.
-const HARD_WORDS: [(&str, &str); 7] = [
+const HARD_WORDS: [(&str, &str); 13] = [
     ("beside", "next to"),
     ("besides", "in addition, too"),
     ("beneath", "below"),
@@ -9,6 +9,12 @@ const HARD_WORDS: [(&str, &str); 7] = [
     ("be had", "be there, be read, be fetched"),
     ("its kin", "and the like"),
     ("in vain", "without"),
+    ("but for", "except for"),
+    ("for want of", "without"),
+    ("upon", "on"),
+    ("hence", "so"),
+    ("thereof", "of it"),
+    ("wherefrom", "from where"),
 ];
 
 /// The hard words of a text, and what to write instead of each.

@@ -26,6 +26,7 @@ pub fn parse(text: &str) -> Parsed {
             }
             Err(error) => Some(syntax_error(&error)),
         };
+        // Counted over all documents of the file: ten thousand small ones take as much as a large one.
         if nodes > NODES_LIMIT {
             let reason = format!("more than {NODES_LIMIT} values in one file");
             parsed.errors.push(SyntaxError { line: 1, reason });
@@ -33,6 +34,7 @@ pub fn parse(text: &str) -> Parsed {
         }
         if let Some(error) = failed {
             parsed.errors.push(error);
+            // What the broken document had begun belongs to no other one.
             builder = Builder::default();
             match parser.proceed_next_document() {
                 Ok(true) => continue,
@@ -86,6 +88,8 @@ impl Builder {
                 }
             }
             Event::Alias(anchor) => {
+                // A value gets its anchor when it ends. So an alias within it finds none, and no walk over the nodes can go
+                // in a circle.
                 let reason = "an alias of the value that it stands in".to_owned();
                 let id = *self.anchors.get(&anchor).ok_or(SyntaxError { line, reason })?;
                 self.place(id);

@@ -188,8 +188,8 @@ fn read_list(list: &Path) -> anyhow::Result<Vec<u8>> {
 async fn load_dictionary(image: &str, context: &Context, client: &Client) -> anyhow::Result<ChunkDict> {
     // A bootstrap alone says nothing of where its blobs are; everything else does.
     let file = Path::new(image);
-    let beside = || file.parent().map(|folder| folder.join("blobs")).filter(|blobs| blobs.is_dir());
-    let blobs = file.is_file().then(beside).flatten();
+    let next_to_it = || file.parent().map(|folder| folder.join("blobs")).filter(|blobs| blobs.is_dir());
+    let blobs = file.is_file().then(next_to_it).flatten();
     let located = context.locate(&args::Source { image: image.to_owned(), blobs, platform: None }).await?;
     let places = match &located.blobs {
         source::BlobsPlace::Directory(directory) => DictionaryBlobs::Directory(directory.clone()),

@@ -85,8 +85,9 @@ impl Kept {
         let bootstrap = directory.path().join(BOOTSTRAP_FILE);
         let digest = directory.path().join(DIGEST_FILE);
         fs::write(&digest, digest_of(&bootstrap)?)?;
-        for file in [&bootstrap, &digest] {
-            File::open(file)?.sync_all()?;
+        // The directory last: without its entries, the name would lead to an empty one.
+        for path in [bootstrap.as_path(), &digest, directory.path()] {
+            File::open(path)?.sync_all()?;
         }
         remove(&self.folder)?;
         fs::rename(directory.path(), &self.folder)?;
@@ -175,7 +176,7 @@ mod tests {
         assert_eq!(there, [0, 3, 4, 5]);
         assert_eq!(fs::read_dir(cache.path().join(FOLDER)).unwrap().count(), IMAGES_LIMIT);
 
-        // A torn one is put in its place anew.
+        // A torn one is put in its place again.
         let kept = image(0);
         fs::write(kept.folder.join(BOOTSTRAP_FILE), "").unwrap();
         assert_eq!(kept.find().await.unwrap(), None);

@@ -86,6 +86,7 @@ fn merge(
     let options = WriteOptions { prefetch, ..WriteOptions::default() };
     let mut out = OutputFile::create(output)?;
     bootstrap::write(&image, &options, &mut out)?;
+    // Until the file has its name, stopping leaves what was there before.
     if stop.is_cancelled() {
         return Err(Interrupted.into());
     }

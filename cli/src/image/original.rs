@@ -69,7 +69,7 @@ async fn image_layers(
         };
         ensure!(
             images.len() == 1,
-            "{location} has no image for {platform}, but for {}",
+            "{location} has no image for {platform}; it has {}",
             listed(images.iter().map(|image| &image.platform))
         );
         Ok((source, images.remove(0)))

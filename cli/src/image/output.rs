@@ -11,7 +11,7 @@ use tempfile::NamedTempFile;
 /// Writes are gathered to this many bytes.
 const BUFFER_BYTES: usize = 1 << 20;
 
-/// A file that is being written under a temporary name beside its final one. Dropped without [`OutputFile::finish`], it is
+/// A file that is being written under a temporary name next to its final one. Dropped without [`OutputFile::finish`], it is
 /// deleted.
 pub(crate) struct OutputFile {
     file: BufWriter<NamedTempFile>,

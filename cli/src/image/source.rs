@@ -65,6 +65,8 @@ pub(super) async fn locate(
 ) -> anyhow::Result<Located> {
     let (path, name) = (Path::new(&source.image), source.image.clone());
     let given = source.blobs.clone().map(BlobsPlace::Directory);
+    // A file that is there is meant, also where its name could be a reference. What can only be a path is refused before a
+    // registry is asked, or a typing mistake would be told as a host that does not exist.
     if path.is_file() {
         let blobs = given.unwrap_or(BlobsPlace::Unknown);
         return Ok(Located { name, bootstrap: path.to_owned(), blobs, manifest: None, _directory: None });

@@ -60,6 +60,8 @@ fn unpack(
     stop: &CancellationToken,
 ) -> anyhow::Result<()> {
     let mut bootstrap = located.open()?;
+    // Blobs and what they say of chunks come before the destination is touched: an image that is not complete leaves nothing
+    // there.
     let source = Blobs::of(located, stop)?;
     load_chunk_info(&mut bootstrap, &source)?;
     let task = progress.task("unpack", content_size(&bootstrap)?);

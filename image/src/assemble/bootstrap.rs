@@ -52,13 +52,13 @@ pub(crate) struct Packed {
 
 /// A bootstrap as made.
 pub(super) struct MadeBootstrap {
-    /// The bootstrap, and what belongs beside it: names and contents.
+    /// The bootstrap, and what belongs next to it: names and contents.
     pub(super) files: Vec<(String, Vec<u8>)>,
     /// The blobs that the image uses.
     pub(super) blobs: Vec<Digest>,
 }
 
-/// Merges `layers` and makes their bootstrap, with what else belongs beside it.
+/// Merges `layers` and makes their bootstrap, with what else belongs next to it.
 pub(super) fn build(
     layers: &[Arc<ConvertedLayer>],
     recipe: &Recipe,

@@ -1,4 +1,4 @@
-//! The index of a name that has plain images already, with the nydus images of a build beside them.
+//! The index of a name that has plain images already, with the nydus images of a build next to them.
 
 use std::collections::HashMap;
 
@@ -25,7 +25,7 @@ pub struct NydusImage {
     pub attested: Vec<Stored>,
 }
 
-/// Why nydus images cannot stand beside what a name has.
+/// Why nydus images cannot stand next to what a name has.
 #[derive(Debug, thiserror::Error)]
 pub enum MergeError {
     /// What is there cannot be read.
@@ -58,7 +58,7 @@ pub enum MergeError {
     },
 }
 
-/// The index of what `name` has now with `images` beside the plain images that they were made of: the same layers for the
+/// The index of what `name` has now with `images` next to the plain images that they were made of: the same layers for the
 /// same platform. Nydus images that stood there give way. Nothing is stored yet.
 pub async fn merge(client: &Client, name: &Reference, images: &[NydusImage]) -> Result<Stored, MergeError> {
     let source = Source::open(&Location::Registry(name.clone()), client).await?;
@@ -71,7 +71,7 @@ pub async fn merge(client: &Client, name: &Reference, images: &[NydusImage]) -> 
     };
     // Each image has to find its plain one before the index is touched, so that a name never loses an entry to one that does not fit.
     let there = source.images_in(root.clone(), &[]).await?;
-    let mut beside = Vec::with_capacity(images.len());
+    let mut pairs = Vec::with_capacity(images.len());
     for image in images {
         let plain = there.iter().find(|plain| image.platform.matches(&plain.platform));
         let (name, platform) = (name.clone(), image.platform.clone());
@@ -80,7 +80,7 @@ pub async fn merge(client: &Client, name: &Reference, images: &[NydusImage]) -> 
         if config.diff_ids()? != image.diff_ids {
             return Err(MergeError::Layers { name, platform });
         }
-        beside.push(Beside {
+        pairs.push(Beside {
             plain: plain.descriptor.digest().clone(),
             nydus: image.nydus.clone(),
             platform: plain.platform.to_json(),
@@ -99,9 +99,9 @@ pub async fn merge(client: &Client, name: &Reference, images: &[NydusImage]) -> 
                 digest: root.descriptor.digest().clone(),
             };
             let mut entry = stored.descriptor();
-            entry["platform"] = beside.first().map_or(Value::Null, |beside| beside.platform.clone());
+            entry["platform"] = pairs.first().map_or(Value::Null, |pair| pair.platform.clone());
             Index::of(&entry)
         }
     };
-    Ok(index.with_nydus(&beside, &HashMap::new()))
+    Ok(index.with_nydus(&pairs, &HashMap::new()))
 }

@@ -1,7 +1,7 @@
 //! One platform's image: its layers merged into a bootstrap, and bootstrap, config and manifest stored.
 //!
 //! - `bootstrap`: the bootstrap layer, a gzip tar.
-//! - `merge`: nydus images beside the plain ones that a name has.
+//! - `merge`: nydus images next to the plain ones that a name has.
 //! - `send`: it on its way, unless it is there already.
 
 mod bootstrap;
@@ -54,7 +54,7 @@ pub enum AssembleError {
         /// Why.
         error: StoreError,
     },
-    /// A blob of the chunk dictionary cannot be had.
+    /// A blob of the chunk dictionary cannot be copied.
     #[error(transparent)]
     Dictionary(#[from] CopyError),
     /// The thread that writes is gone.
@@ -163,7 +163,7 @@ async fn store(
     Ok(Assembled { media_type: media_type.to_owned(), manifest, digest, config: config_digest })
 }
 
-/// Stores the bootstrap of `layers` itself as a file, beside their blobs and those that only a chunk dictionary has.
+/// Stores the bootstrap of `layers` itself as a file, with their blobs and those that only a chunk dictionary has.
 pub(crate) async fn assemble_files(
     layers: Vec<Arc<ConvertedLayer>>,
     recipe: &Arc<Recipe>,

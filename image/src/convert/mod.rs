@@ -52,7 +52,7 @@ pub struct Converted {
     pub bytes: u64,
 }
 
-/// How a conversion is done, beside its recipe.
+/// How a conversion is done, in addition to its recipe.
 #[derive(Clone, Debug)]
 pub struct Conversion<'a> {
     /// Converts the layers, and knows those of earlier conversions.

@@ -1,4 +1,4 @@
-//! From converted layers to an image under its name, and what is kept of the source beside it.
+//! From converted layers to an image under its name, and what is kept of the source next to it.
 
 use std::collections::HashMap;
 use std::sync::Arc;
@@ -91,7 +91,7 @@ impl Job<'_> {
     }
 
     /// Stores what a part of the tree becomes. An image that is no index's (`root`) gets one for the nydus image to stand
-    /// beside the plain one, if that is kept.
+    /// next to the plain one, if that is kept.
     async fn store(
         &self,
         source: &Source,
@@ -111,8 +111,8 @@ impl Job<'_> {
                     "size": plain.size(),
                     "platform": image.platform.to_json(),
                 });
-                let beside = self.beside(source, image, layers).await?;
-                self.put(Index::of(&descriptor).with_nydus(&[beside], &HashMap::new())).await
+                let pair = self.pair(source, image, layers).await?;
+                self.put(Index::of(&descriptor).with_nydus(&[pair], &HashMap::new())).await
             }
             Tree::Image(image) => {
                 let form = self.form(Some((source, image)), MediaTypes::Oci);
@@ -132,7 +132,7 @@ impl Job<'_> {
         for (digest, child) in &node.children {
             match child {
                 Tree::Image(image) if self.options.also_oci => {
-                    nydus.push(self.beside(source, image, layers).await?);
+                    nydus.push(self.pair(source, image, layers).await?);
                 }
                 child => {
                     drop(replaced.insert(digest.clone(), self.store(source, child, layers, false).await?))
@@ -147,8 +147,8 @@ impl Job<'_> {
         self.put(index).await
     }
 
-    /// Keeps an image as it is, and stores the nydus image for beside it.
-    async fn beside(
+    /// Keeps an image as it is, and stores the nydus image that stands next to it.
+    async fn pair(
         &self,
         source: &Source,
         image: &ImageNode,

@@ -137,7 +137,7 @@ async fn of_several_variants_the_best_is_converted_and_a_missing_platform_names_
         json!({"schemaVersion": 2, "mediaType": OCI_INDEX, "manifests": [of("v6"), nested, of("v7")]});
     bench.layout.index(&[bench.layout.document(OCI_INDEX, &index)]);
     let error = Box::pin(bench.convert(options(&["linux/amd64"], false))).await.unwrap_err().to_string();
-    let there = "no image for linux/amd64, but for linux/arm/v6, linux/arm/v5, linux/arm/v7";
+    let there = "no image for linux/amd64; it has linux/arm/v6, linux/arm/v5, linux/arm/v7";
     assert!(error.contains(there), "{error}");
     for (wanted, variant) in [("linux/arm/v5", "v5"), ("linux/arm/v6", "v6"), ("linux/arm", "v7")] {
         let _ = fs::remove_dir_all(bench.path("out"));
@@ -279,7 +279,7 @@ async fn plain_images_are_kept_byte_for_byte_before_the_nydus_images() {
 }
 
 #[tokio::test]
-async fn a_single_manifest_gets_an_index_only_to_stand_beside_its_nydus_image() {
+async fn a_single_manifest_gets_an_index_only_to_stand_next_to_its_nydus_image() {
     let bench = Bench::new();
     let layer = bench.layout.blob(OCI_LAYER, &tar_of(&[("file", b"content")]));
     let image = bench.image("amd64", &[layer]);

@@ -126,6 +126,7 @@ pub async fn copy_file(
             }
         }
     }
+    // The file may have changed since somebody computed its digest, and not every destination hashes what it is given.
     let found = hasher.finish();
     if found != *digest {
         writer.cancel().await;

@@ -1,4 +1,4 @@
-//! Files of this machine on their way to their names: they are written to a folder beside the destination, and moved when
+//! Files of this machine on their way to their names: they are written to a folder next to the destination, and moved when
 //! all are there. Whatever ends before that leaves nothing under the destination's name.
 
 use std::collections::BTreeMap;
@@ -28,7 +28,7 @@ pub(super) const MARKER_CONTENT: &[u8] = br#"{"imageLayoutVersion":"1.0.0"}"#;
 
 /// Where blobs are in an OCI layout.
 pub(super) const OCI_BLOBS: &str = "blobs/sha256";
-/// Where blobs are beside a bootstrap.
+/// Where blobs are, next to a bootstrap.
 const FILES_BLOBS: &str = "blobs";
 
 /// What the files are to be.
@@ -118,7 +118,7 @@ impl Staging {
         })
     }
 
-    /// Writes the file `name` beside the blobs' folder.
+    /// Writes the file `name` next to the blobs' folder.
     pub async fn put_file(&self, name: &str, content: Vec<u8>) -> Result<(), StoreError> {
         let path = self.folder.path().join(name);
         tokio::task::spawn_blocking(move || write_durably(&path, &content)).await?
@@ -149,6 +149,8 @@ impl Staging {
     fn rename(&self, folder: &Path) -> Result<(), StoreError> {
         use std::os::unix::fs::PermissionsExt as _;
 
+        // What is in the folders first: after a power cut the name may lead to all of it or be missing, but not lead to
+        // empty folders.
         for folder in [self.blobs(), folder.to_owned()] {
             sync_folder(&folder)?;
         }
@@ -168,6 +170,8 @@ impl Staging {
         // Whoever joins at the same time waits, or one of both would not be in the index.
         let lock = File::open(&marker).map_err(failed("open", &marker))?;
         lock.lock().map_err(failed("lock", &marker))?;
+        // Blobs first and the index last: whoever reads the layout meanwhile, or after a power cut, finds all that its index
+        // names.
         let blobs = self.target.join(OCI_BLOBS);
         fs::create_dir_all(&blobs).map_err(failed("make", &blobs))?;
         let staged = self.blobs();

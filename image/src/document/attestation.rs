@@ -67,6 +67,7 @@ impl Attestation {
                 .get(digest)
                 .ok_or_else(|| DocumentError::new("attestation", format!("blob {digest} is missing")))
         };
+        // From the inside out: each document names those within it by digest.
         let mut changed = Vec::with_capacity(blobs.len());
         let mut replaced: BTreeMap<String, (Digest, usize)> = BTreeMap::new();
         for old in &self.statements {

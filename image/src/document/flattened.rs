@@ -1,4 +1,4 @@
-//! An image whose layers become one: its documents, as they would be had it been built so.
+//! An image whose layers become one: its documents, as they would be if it had been built so.
 
 use bytes::Bytes;
 use serde_json::{Value, json};

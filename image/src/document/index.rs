@@ -43,7 +43,7 @@ pub struct Index {
     pub manifests: Vec<Descriptor>,
 }
 
-/// A nydus image that stands beside a plain one.
+/// A nydus image, and the plain one that it stands next to.
 #[derive(Clone, Debug)]
 pub struct Beside {
     /// Digest of the plain manifest.
@@ -89,7 +89,7 @@ impl Index {
         self.manifests.iter().zip(marks)
     }
 
-    /// The index of one plain manifest, whose descriptor is given, for its nydus image to stand beside.
+    /// The index of one plain manifest, whose descriptor is given, which its nydus image can stand next to.
     pub fn of(descriptor: &impl serde::Serialize) -> Self {
         Self::of_all(vec![json!(descriptor)])
     }
@@ -124,7 +124,7 @@ impl Index {
         self.manifests = descriptors("index", &self.object, "manifests").unwrap_or_default();
     }
 
-    /// Its entries but for attestations, which have no layers of a file system.
+    /// Its entries except for attestations, which have no layers of a file system.
     pub fn without_attestations(&self) -> impl Iterator<Item = &Descriptor> {
         let attests = self.entries().map(|entry| {
             let annotations = entry.get("annotations");
@@ -149,7 +149,7 @@ impl Index {
         self.object.get("manifests").and_then(Value::as_array).into_iter().flatten()
     }
 
-    /// Takes out the nydus images that stand beside plain ones, and what attests them.
+    /// Takes out the nydus images that stand next to plain ones, and what attests them.
     pub fn leave_out_nydus(&mut self) {
         let nydus: Vec<bool> = self.marked().map(|(_, is_nydus)| is_nydus).collect();
         self.retain(|number| nydus.get(number) != Some(&true));
@@ -164,7 +164,7 @@ impl Index {
             for entry in entries.iter_mut().filter_map(Value::as_object_mut) {
                 replace(entry, replaced);
             }
-            entries.extend(nydus.iter().map(beside));
+            entries.extend(nydus.iter().map(nydus_entry));
             entries.extend(nydus.iter().flat_map(attestations_of));
         }
         let content = serialise(&index);
@@ -220,8 +220,8 @@ fn put(entry: &mut Object, stored: &Stored) {
     entry.insert("size".to_owned(), json!(stored.content.len()));
 }
 
-/// The entry of a nydus image beside a plain one: marked for those who know artifact types, and for those who do not.
-fn beside(image: &Beside) -> Value {
+/// The entry of a nydus image next to a plain one: marked for those who know artifact types, and for those who do not.
+fn nydus_entry(image: &Beside) -> Value {
     let mut platform = image.platform.clone();
     if let Some(platform) = platform.as_object_mut() {
         let features = platform.entry("os.features").or_insert_with(|| json!([]));
@@ -239,7 +239,7 @@ fn beside(image: &Beside) -> Value {
     })
 }
 
-/// The entries of the attestations of a nydus image beside a plain one.
+/// The entries of the attestations of a nydus image next to a plain one.
 fn attestations_of(image: &Beside) -> impl Iterator<Item = Value> + '_ {
     image.attested.iter().map(|attestation| {
         let mut entry = attestation.descriptor();
@@ -308,8 +308,8 @@ mod tests {
         let nydus = Stored { media_type: "m".to_owned(), digest: sha256(&content), content };
         let attested = vec![Stored { digest: sha256(b"about nydus"), ..nydus.clone() }];
         let platform = plain["platform"].clone();
-        let beside = Beside { plain: sha256(b"plain"), nydus, platform, attested };
-        let stored = Index::of(&plain).with_nydus(&[beside], &HashMap::new());
+        let pair = Beside { plain: sha256(b"plain"), nydus, platform, attested };
+        let stored = Index::of(&plain).with_nydus(&[pair], &HashMap::new());
         let index: Value = serde_json::from_slice(&stored.content).unwrap();
         assert_eq!(index["manifests"][2]["annotations"][ATTESTED], index["manifests"][1]["digest"]);
         let mut again = Index::parse(&stored.content).unwrap();

@@ -1,4 +1,4 @@
-//! Names for what registries hold beside images, so that a message says what was found.
+//! Names for what registries hold that are no images, so that a message says what was found.
 
 use registry::nydus;
 

@@ -25,7 +25,7 @@ pub enum MediaTypes {
     Oci,
     /// Docker's.
     Docker,
-    /// Those by which plain clients skip it where it stands beside a plain image in an index.
+    /// Those by which plain clients skip it where it stands next to a plain image in an index.
     BesidePlain,
 }
 
@@ -274,7 +274,7 @@ mod tests {
     }
 
     #[test]
-    fn beside_a_plain_manifest_it_has_types_that_plain_clients_skip() {
+    fn next_to_a_plain_manifest_it_has_types_that_plain_clients_skip() {
         let source = source(OCI_CONFIG, "application/vnd.oci.image.layer.v1.tar");
         let annotations = vec![(nydus::ANNOTATION_SOURCE_DIGEST, "sha256:x".to_owned())];
         let blobs = [blob(b"blob"), blob(b"dictionary")];

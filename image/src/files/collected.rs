@@ -1,4 +1,4 @@
-//! Files that were found, layer upon layer, until they are written.
+//! Files that were found, layer by layer, until they are written.
 
 use std::collections::BTreeMap;
 use std::ffi::OsStr;

@@ -31,7 +31,7 @@ use crate::source::{Document, Source, SourceError};
 /// Which files are wanted, by their paths from the root without a slash before.
 pub type Wanted = fn(&[u8]) -> bool;
 
-/// Why the files of an image cannot be had.
+/// Why the files of an image cannot be read.
 #[derive(Debug, Error)]
 #[non_exhaustive]
 pub enum FilesError {

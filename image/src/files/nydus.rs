@@ -159,6 +159,7 @@ fn walk(
             }
             Kind::Symlink(target) => Item::Symlink(target.to_vec()),
             Kind::Regular { size, chunks: pieces } if wanted(&path) => {
+                // Before a chunk is fetched: what a hostile image claims costs nothing.
                 if *size > collected.left() {
                     return Err(FilesError::TooMuch { what: "bytes", limit: collected.left() });
                 }

@@ -129,62 +129,17 @@ mod tests {
     use std::sync::mpsc;
     use std::time::Duration;
 
-    use bytes::Bytes;
-    use futures::future::{BoxFuture, ready};
-    use registry::digest::Digest;
-    use registry::reference::Reference;
-    use tokio::sync::watch;
+    use test_support::{noise, tar_of};
     use tokio::task::JoinHandle;
     use tokio::time::timeout;
 
     use super::*;
-    use crate::destination::{BlobWriter, Storing};
-    use crate::document::Stored;
+    use crate::layer::watched::WatchedDestination;
 
     const DEADLINE: Duration = Duration::from_secs(60);
 
     /// Bytes of a file in a layer.
     const FILE_BYTES: usize = 8 << 20;
-
-    /// A destination that says what has come of its one blob.
-    #[derive(Clone, Debug)]
-    struct Counter(Arc<watch::Sender<Counted>>);
-
-    #[derive(Clone, Copy, Debug, Default, PartialEq)]
-    struct Counted {
-        bytes: usize,
-        given_up: bool,
-    }
-
-    impl Destination for Counter {
-        fn begin(&self) -> Storing<'_, Box<dyn BlobWriter>> {
-            ready(Ok(Box::new(self.clone()) as Box<dyn BlobWriter>)).boxed()
-        }
-
-        fn has_blob<'a>(&'a self, _digest: &'a Digest) -> Storing<'a, bool> {
-            ready(Ok(false)).boxed()
-        }
-
-        fn publish<'a>(&'a self, _names: &'a [Reference], _root: Option<&'a Stored>) -> Storing<'a, ()> {
-            ready(Ok(())).boxed()
-        }
-    }
-
-    impl BlobWriter for Counter {
-        fn write(&mut self, data: Bytes) -> Storing<'_, ()> {
-            self.0.send_modify(|counted| counted.bytes += data.len());
-            ready(Ok(())).boxed()
-        }
-
-        fn finish<'a>(self: Box<Self>, _digest: &'a Digest) -> Storing<'a, u64> {
-            ready(Ok(self.0.borrow().bytes as u64)).boxed()
-        }
-
-        fn cancel(self: Box<Self>) -> BoxFuture<'static, ()> {
-            self.0.send_modify(|counted| counted.given_up = true);
-            ready(()).boxed()
-        }
-    }
 
     /// A tar that comes in pieces, until there are no more.
     struct Coming {
@@ -208,18 +163,7 @@ mod tests {
 
     /// A layer with a file that does not compress, in two halves.
     fn halves() -> (Vec<u8>, Vec<u8>) {
-        let mut state = 1_u64;
-        let mut noise = Vec::with_capacity(FILE_BYTES);
-        while noise.len() < FILE_BYTES {
-            state = state.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
-            noise.extend_from_slice(&(state ^ (state >> 29)).to_be_bytes());
-        }
-        let mut tar = tar::Builder::new(Vec::new());
-        let mut header = tar::Header::new_ustar();
-        header.set_size(FILE_BYTES as u64);
-        header.set_mode(0o644);
-        tar.append_data(&mut header, "noise", noise.as_slice()).unwrap();
-        let mut first = tar.into_inner().unwrap();
+        let mut first = tar_of(&[("noise", &noise(1, FILE_BYTES))]);
         let second = first.split_off(FILE_BYTES / 2);
         (first, second)
     }
@@ -244,15 +188,15 @@ mod tests {
     /// Says where a layer belongs of which something is made, and waits until some of it is there.
     async fn sent(
         conversion: AheadConversion<Coming>,
-    ) -> (Counter, JoinHandle<Result<BuiltLayer<Coming>, ConvertError>>) {
+    ) -> (WatchedDestination, JoinHandle<Result<BuiltLayer<Coming>, ConvertError>>) {
         made(&conversion).await;
-        let counter = Counter(Arc::new(watch::Sender::new(Counted::default())));
-        let mut counted = counter.0.subscribe();
-        let destination = Arc::new(counter.clone());
+        let watched = WatchedDestination::new();
+        let mut arrived = watched.watch();
+        let destination = Arc::new(watched.clone());
         let building = tokio::spawn(async move { conversion.built_for(destination).await });
-        let come = counted.wait_for(|counted| counted.bytes > 0);
-        timeout(DEADLINE, come).await.expect("it is sent before its input has ended").unwrap();
-        (counter, building)
+        let some = arrived.wait_for(|arrived| arrived.bytes > 0);
+        timeout(DEADLINE, some).await.expect("it is sent before its input has ended").unwrap();
+        (watched, building)
     }
 
     #[tokio::test(flavor = "multi_thread")]
@@ -261,11 +205,11 @@ mod tests {
         let (sender, conversion) = begin(dir.path());
         let (first, second) = halves();
         sender.send(first).unwrap();
-        let (counter, building) = sent(conversion).await;
+        let (watched, building) = sent(conversion).await;
         sender.send(second).unwrap();
         drop(sender);
         let built = timeout(DEADLINE, building).await.unwrap().unwrap().unwrap();
-        let layer = built.store(&counter).await.unwrap();
+        let layer = built.store(&watched).await.unwrap();
         assert!(layer.size > FILE_BYTES as u64);
         assert_eq!(layer.size, layer.layer.blobs[0].stored_size);
     }
@@ -275,10 +219,10 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         let (sender, conversion) = begin(dir.path());
         sender.send(halves().0).unwrap();
-        let (counter, building) = sent(conversion).await;
+        let (watched, building) = sent(conversion).await;
         drop(sender);
         let built = timeout(DEADLINE, building).await.unwrap().unwrap();
         assert!(matches!(built.err(), Some(ConvertError::Build(_))));
-        assert!(counter.0.borrow().given_up);
+        assert!(watched.watch().borrow().given_up);
     }
 }

@@ -369,64 +369,26 @@ async fn unless_stalled<T>(slot: &mut Option<Slot>, work: impl Future<Output = T
 
 #[cfg(test)]
 mod tests {
-    use futures::FutureExt as _;
-    use futures::future::{BoxFuture, ready};
-    use registry::reference::Reference;
     use test_support::tar_of;
-    use tokio::sync::watch;
 
     use super::*;
-    use crate::destination::Storing;
-    use crate::document::Stored;
+    use crate::layer::watched::WatchedDestination;
     use crate::layer::{Converter, LayerCache};
-
-    /// A destination that says how many blobs were begun.
-    #[derive(Clone, Debug)]
-    struct Begun(Arc<watch::Sender<usize>>);
-
-    impl Destination for Begun {
-        fn begin(&self) -> Storing<'_, Box<dyn BlobWriter>> {
-            self.0.send_modify(|begun| *begun += 1);
-            ready(Ok(Box::new(self.clone()) as Box<dyn BlobWriter>)).boxed()
-        }
-
-        fn has_blob<'a>(&'a self, _digest: &'a Digest) -> Storing<'a, bool> {
-            ready(Ok(false)).boxed()
-        }
-
-        fn publish<'a>(&'a self, _names: &'a [Reference], _root: Option<&'a Stored>) -> Storing<'a, ()> {
-            ready(Ok(())).boxed()
-        }
-    }
-
-    impl BlobWriter for Begun {
-        fn write(&mut self, _data: Bytes) -> Storing<'_, ()> {
-            ready(Ok(())).boxed()
-        }
-
-        fn finish<'a>(self: Box<Self>, _digest: &'a Digest) -> Storing<'a, u64> {
-            ready(Ok(0)).boxed()
-        }
-
-        fn cancel(self: Box<Self>) -> BoxFuture<'static, ()> {
-            ready(()).boxed()
-        }
-    }
 
     /// On one thread, on which all three would begin before the test goes on.
     #[tokio::test]
     async fn so_many_layers_are_converted_at_once_as_are_allowed() {
         let converter = Converter::new(Recipe::default(), 2, LayerCache::new(0));
-        let begun = Begun(Arc::new(watch::Sender::new(0)));
-        let mut seen = begun.0.subscribe();
-        let destination: Arc<dyn Destination> = Arc::new(begun);
+        let watched = WatchedDestination::new();
+        let mut arrived = watched.watch();
+        let destination: Arc<dyn Destination> = Arc::new(watched);
         let mut conversions: Vec<LayerConversion> = (0..3).map(|_| converter.convert(&destination)).collect();
         for conversion in &mut conversions {
             conversion.write(tar_of(&[("file", b"content")]).into()).await.unwrap();
         }
-        assert_eq!(*seen.wait_for(|begun| *begun >= 2).await.unwrap(), 2);
+        assert_eq!(arrived.wait_for(|arrived| arrived.begun >= 2).await.unwrap().begun, 2);
         conversions.remove(0).finish().await.unwrap();
-        seen.wait_for(|begun| *begun == 3).await.unwrap();
+        arrived.wait_for(|arrived| arrived.begun == 3).await.unwrap();
         for conversion in conversions {
             conversion.finish().await.unwrap();
         }

@@ -37,6 +37,8 @@ mod present;
 mod provide;
 mod scratch;
 mod slot;
+#[cfg(test)]
+mod watched;
 
 use std::io::Read;
 use std::path::PathBuf;
@@ -302,7 +304,7 @@ impl Converter {
         Ok(Some(layer))
     }
 
-    /// A known layer, if its blob can be had at `destination`.
+    /// A known layer, if its blob can be put at `destination`.
     async fn provided(
         &self,
         key: &Key,

@@ -109,6 +109,7 @@ impl Present {
                     tracing::debug!(%error, %reference, "nothing is known from what is there");
                     continue;
                 }
+                // Who does not answer in time would let each further name wait as long, and the build with it.
                 Err(_) => break,
             };
             match Parsed::parse(&manifest) {

@@ -22,7 +22,7 @@ const COPIES: usize = 3;
 /// for.
 const ANSWER_WITHIN: Duration = Duration::from_secs(5);
 
-/// So long one image waits for other registries in vain, all of its layers together; then they are converted.
+/// So long one image waits for other registries that do not answer, all of its layers together; then they are converted.
 const PATIENCE: Duration = Duration::from_secs(10);
 
 /// What an image has found out about the registries that may have its blobs.
@@ -86,7 +86,7 @@ enum Failure {
     Silent(#[from] tokio::time::error::Elapsed),
 }
 
-/// Has the blob of `known` at `destination`, without making it again. `false` where it can be had nowhere.
+/// Has the blob of `known` at `destination`, without making it again. `false` where nobody has it.
 pub(super) async fn provide(
     known: &Known,
     destination: &dyn Destination,
@@ -149,6 +149,7 @@ async fn copy(
         }
     };
     let task = shown.map(|shown| shown.begin(digest, size));
+    // A source that fails is no failure of the build: the layer is converted instead. A destination that fails is one.
     let mut reader = client.blob(from, digest)?;
     let mut writer = destination.begin().await?;
     loop {

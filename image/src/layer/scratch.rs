@@ -159,6 +159,7 @@ impl BlobWriter for FileBlob {
         async move {
             self.file.flush().await.map_err(failed("write to", &self.name))?;
             let target = match &self.then {
+                // Not brought to the disk: what is in the scratch folder is for this process alone.
                 Then::Scratch(folder, _) => folder.join(digest.digest()),
                 Then::Kept(path) => {
                     self.file.sync_all().await.map_err(failed("write to", &self.name))?;

@@ -50,7 +50,7 @@ pub struct Options {
     pub flatten: bool,
     /// Which images of an index; empty: all.
     pub platforms: Vec<PlatformName>,
-    /// Whether the plain images are kept beside the nydus images.
+    /// Whether the plain images are kept next to the nydus images.
     pub also_oci: bool,
 }
 

@@ -107,7 +107,7 @@ pub enum SourceError {
         location: String,
     },
     /// No image of an index is for a platform asked for.
-    #[error("{source_name} has no image for {wanted}, but for {found}")]
+    #[error("{source_name} has no image for {wanted}; it has {found}")]
     NoSuchPlatform {
         /// The image.
         source_name: String,

@@ -25,7 +25,7 @@ pub struct SourceImage {
 
 impl Source {
     /// The images for each of the platforms in `wanted`, or all of them where that is empty. What is no image to be run
-    /// (attestations, artifacts) is left out, and so are nydus images that stand beside plain ones.
+    /// (attestations, artifacts) is left out, and so are nydus images that stand next to plain ones.
     ///
     /// # Errors
     ///

@@ -108,7 +108,7 @@ impl StoredImages {
         &self.layout
     }
 
-    /// The content of a small file beside `registry/`; `None` if there is none.
+    /// The content of a small file next to `registry/`; `None` if there is none.
     ///
     /// # Errors
     ///

@@ -144,7 +144,7 @@ async fn a_variant_left_open_is_the_best_there_is_and_a_stated_one_exact() {
     }
     for wanted in ["linux/arm/v5", "linux/amd64"] {
         let error = source.images(&[wanted.parse().unwrap()]).await.unwrap_err().to_string();
-        let there = format!("no image for {wanted}, but for linux/arm/v6, linux/arm/v7, linux/arm64/v8");
+        let there = format!("no image for {wanted}; it has linux/arm/v6, linux/arm/v7, linux/arm64/v8");
         assert!(error.contains(&there), "{error}");
     }
 }

@@ -32,7 +32,7 @@ const KUBERNETES: [&str; 11] = [
 const CNI_DIR: &str = "/usr/lib/cni";
 const CNI: [&str; 4] = ["bridge", "host-local", "loopback", "portmap"];
 
-/// What the builds' context has beside the files of the source: a file here, and its path there.
+/// What the builds' context has in addition to the files of the source: a file here, and its path there.
 pub(super) fn inputs(peers: &Peers) -> Result<Vec<(PathBuf, PathBuf)>> {
     let mut inputs = vec![
         (peers.demo_layer("base")?, "base.tar".into()),
@@ -250,7 +250,7 @@ fn lock(peers: &Peers, registry: &EmbeddedRegistry, run: &Path, context: &Path) 
     process::run(&mut command).map(drop)
 }
 
-/// Saves the images of a cluster image as RAFS, beside it; what was saved under `base` is not stored again.
+/// Saves the images of a cluster image as RAFS, next to it; what was saved under `base` is not stored again.
 pub(super) fn save(image: &str, base: Option<&str>, dir: &Path) -> Result<()> {
     eprintln!("saving the images of {image}");
     let run = tempfile::tempdir()?;

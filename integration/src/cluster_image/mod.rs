@@ -86,7 +86,7 @@ impl Services {
         }
     }
 
-    /// What the chart is given beside its own values.
+    /// What the chart is given in addition to its own values.
     fn values(self) -> String {
         match self {
             Self::Two => LEFT_OUT.map(|service| format!("{service}: {{enabled: false}}\n")).concat(),

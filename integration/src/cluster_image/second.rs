@@ -37,7 +37,7 @@ impl Services {
         })
     }
 
-    /// What its chart is given beside its own values.
+    /// What its chart is given in addition to its own values.
     pub(super) fn second_values(self) -> String {
         let mut values = match self {
             Self::Two => self.values(),

@@ -20,7 +20,7 @@ impl ClusterImage {
         }
     }
 
-    /// The same of so many versions, 1 or 2, with the cluster image as a plain image beside plain container images.
+    /// The same of so many versions, 1 or 2, with the cluster image as a plain image with plain container images.
     pub fn stored_bytes_of_versions(&self, services: Services, pull: Pull, versions: usize) -> Result<u64> {
         let lazy = [
             [services.image().to_owned(), services.saved()],

@@ -62,11 +62,6 @@ impl Buildkitd {
         &mut self.server
     }
 
-    /// Gives up the guard, leaving the process running.
-    pub fn into_server(self) -> Server {
-        self.server
-    }
-
     /// Its address, as `--addr` takes it.
     pub fn address(&self) -> String {
         format!("unix://{}", self.socket.display())

@@ -78,11 +78,6 @@ impl Containerd {
         &mut self.server
     }
 
-    /// Gives up the guard, leaving the process running.
-    pub fn into_server(self) -> Server {
-        self.server
-    }
-
     /// The socket of containerd's own API and of CRI.
     pub fn socket(&self) -> &Path {
         &self.socket

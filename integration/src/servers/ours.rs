@@ -131,11 +131,6 @@ impl EmbeddedRegistry {
     pub fn server(&mut self) -> &mut Server {
         &mut self.server
     }
-
-    /// Gives up the guard, leaving the process running.
-    pub fn into_server(self) -> Server {
-        self.server
-    }
 }
 
 /// How the exporter is to run.
@@ -156,7 +151,6 @@ pub struct ExporterOptions {
 pub struct Exporter {
     server: Server,
     socket: PathBuf,
-    log: PathBuf,
 }
 
 impl Exporter {
@@ -188,10 +182,9 @@ impl Exporter {
         if let Some(content_store) = &options.content_store {
             command.arg("--content-store").arg(content_store);
         }
-        let log = dir.join("exporter.log");
-        let mut server = Server::spawn("exporter", command, log.clone())?;
+        let mut server = Server::spawn("exporter", command, dir.join("exporter.log"))?;
         server.wait_ready(START_DEADLINE, || accepts_unix(&socket))?;
-        Ok(Self { server, socket, log })
+        Ok(Self { server, socket })
     }
 
     /// Its address, as `buildctl --addr` takes it.
@@ -209,14 +202,9 @@ impl Exporter {
         &mut self.server
     }
 
-    /// Gives up the guard, leaving the process running.
-    pub fn into_server(self) -> Server {
-        self.server
-    }
-
     /// What it has written so far.
     pub fn log(&self) -> String {
-        String::from_utf8_lossy(&fs::read(&self.log).unwrap_or_default()).into_owned()
+        self.server.log_text()
     }
 }
 

@@ -24,23 +24,6 @@ impl Nydusd {
     /// Mounts `bootstrap` at `dir/mnt`; blobs are read from files named by their ids in `blobs`.
     pub fn start(peers: &Peers, dir: &Path, bootstrap: &Path, blobs: &Path) -> Result<Self> {
         let backend = json!({"type": "localfs", "config": {"dir": blobs}});
-        Self::start_with(peers, dir, bootstrap, &backend)
-    }
-
-    /// Mounts `bootstrap` at `dir/mnt`; blobs come from a plain-HTTP registry.
-    pub fn start_on_registry(
-        peers: &Peers,
-        dir: &Path,
-        bootstrap: &Path,
-        host: &str,
-        repository: &str,
-    ) -> Result<Self> {
-        let backend =
-            json!({"type": "registry", "config": {"scheme": "http", "host": host, "repo": repository}});
-        Self::start_with(peers, dir, bootstrap, &backend)
-    }
-
-    fn start_with(peers: &Peers, dir: &Path, bootstrap: &Path, backend: &serde_json::Value) -> Result<Self> {
         let mountpoint = dir.join("mnt");
         let cache = dir.join("cache");
         for folder in [&mountpoint, &cache] {
@@ -105,7 +88,7 @@ pub enum UpstreamMode {
     Prefetch,
     /// One daemon for all images, which fetches what is read.
     Shared,
-    /// A daemon for each image, with the newest snapshotter, which looks for nydus images beside plain ones.
+    /// A daemon for each image, with the newest snapshotter, which looks for nydus images next to plain ones.
     BesidePlain,
 }
 

@@ -36,7 +36,7 @@ pub(crate) struct Kind {
     version: ContainerdVersion,
     /// Its configuration, if there is a file.
     config: Option<&'static str>,
-    /// What it reads besides, if anything.
+    /// What it reads in addition, if anything.
     imported: Option<&'static str>,
 }
 

@@ -1,4 +1,4 @@
-//! A nydus image beside a plain one, under one name: whoever knows nothing of nydus runs the plain one.
+//! A nydus image next to a plain one, under one name: whoever knows nothing of nydus runs the plain one.
 
 use std::fs;
 use std::process::Command;
@@ -58,7 +58,7 @@ pub(crate) fn plain_client(fixture: &Fixture) -> Result<()> {
     Ok(())
 }
 
-/// Images of builds, cluster images at that, each with the plain one beside it: that of the build, and the one that its name had.
+/// Images of builds, cluster images at that, each with the plain one next to it: that of the build, and the one that its name had.
 pub(crate) fn of_builds(fixture: &Fixture) -> Result<()> {
     let dir = fixture.subdir("beside-builds")?;
     let registry = fixture.registry()?;

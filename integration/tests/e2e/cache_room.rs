@@ -18,7 +18,7 @@ use crate::fixture::{Built, Fixture, nydus_layers, through};
 const FILE_SIZE: u64 = 5 << 20;
 /// Less than what runs at once reads.
 const QUOTA: u64 = 12 << 20;
-/// What files besides data may take beyond the quota, and what is being written when it is found full.
+/// What files other than data may take beyond the quota, and what is being written when it is found full.
 const QUOTA_SLACK: u64 = 1 << 20;
 /// How long reading everything may take.
 const PATIENCE: Duration = Duration::from_secs(60);

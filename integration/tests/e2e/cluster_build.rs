@@ -57,7 +57,7 @@ pub(crate) fn locked(fixture: &Fixture) -> Result<()> {
     ensure!(made["annotations"]["sealer.image.container.images"].to_string().contains(pause), "{made}");
     process::run(Command::new(peers::nydus_cluster()?).args(["image", "check", &flat]))?;
 
-    // The plain image beside it stays as BuildKit made it.
+    // The plain image next to it stays as BuildKit made it.
     let both = format!("{registry}/cluster-build-both");
     let output = format!("type=nydus-cluster,name={both}:v1,images=ref,also-oci=true");
     fixture.buildctl()?.build(&good, &[&output])?;
@@ -262,7 +262,7 @@ const PROGRAM_BYTES: u64 = 3 << 20;
 /// What documents and metadata may take.
 const SMALL_BYTES: u64 = 64 << 10;
 
-/// What the root file system has is not stored again for the container images, whether a plain image is beside it or not: the build's own, or the
+/// What the root file system has is not stored again for the container images, whether a plain image is next to it or not: the build's own, or the
 /// one that its name had.
 pub(crate) fn shared(fixture: &Fixture) -> Result<()> {
     let dir = fixture.subdir("cluster-shared")?;

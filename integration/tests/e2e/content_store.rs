@@ -3,19 +3,20 @@
 use std::collections::BTreeSet;
 use std::fs;
 use std::net::Ipv4Addr;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::thread;
 use std::time::Duration;
 
 use anyhow::{Context, Result, anyhow, ensure};
 use integration::access_log::{Mark, Request};
 use integration::held_download::HeldDownload;
-use integration::servers::{Buildctl, Buildkitd, EmbeddedRegistry, Exporter};
+use integration::servers::{Buildctl, EmbeddedRegistry, Exporter, ExporterOptions};
 use integration::tree::content_digest;
-use integration::{demo, wait};
+use integration::wait;
 use serde_json::Value;
 
 use crate::build_cancelled;
+use crate::build_lab::{BuildLab, output};
 use crate::fixture::{Fixture, manifest, nydus_layers};
 
 /// How long a step of another party may take on a loaded machine.
@@ -35,53 +36,14 @@ const WARNING: &str = "WARN exporter::follow";
 /// Layers of a context's image: the base's, an archive, and two files.
 const LAYERS: usize = 4;
 
-/// A buildkitd whose content store nobody else fills, and an exporter that may read it.
-struct Lab<'a> {
-    fixture: &'a Fixture,
-    exporter: Exporter,
-    buildkitd: Buildkitd,
-    dir: PathBuf,
-}
+/// What contexts have in addition to a base and an archive.
+const FILES: [(&str, u64); 2] = [("data", 64 << 20), ("more", 3 << 20)];
 
-impl<'a> Lab<'a> {
-    fn new(fixture: &'a Fixture, name: &str) -> Result<Self> {
-        let dir = fixture.subdir(name)?;
-        let buildkitd = Buildkitd::start(fixture.peers(), &dir.join("b"))?;
-        let exporter =
-            Exporter::start_with_store(&dir.join("x"), &buildkitd.address(), buildkitd.content_store())?;
-        Ok(Self { fixture, exporter, buildkitd, dir })
-    }
-
-    fn buildctl(&self, exporter: &Exporter) -> Result<Buildctl> {
-        Buildctl::new(self.fixture.peers(), exporter.address())
-    }
-
-    fn output(&self, repository: &str) -> Result<String> {
-        Ok(format!("type=nydus-cluster,name={}", self.name(repository)?))
-    }
-
-    fn name(&self, repository: &str) -> Result<String> {
-        Ok(format!("{}/{repository}:v1", self.fixture.registry()?.address()))
-    }
-
-    /// The image of `context` as it comes over the session, from buildkitd's cache.
-    fn over_the_session(&self, context: &Path, repository: &str) -> Result<Value> {
-        let dir = self.dir.join(repository.replace('/', "-"));
-        let exporter = Exporter::start(&dir, &self.buildkitd.address())?;
-        self.buildctl(&exporter)?.build(context, &[&self.output(repository)?])?;
-        manifest(&self.name(repository)?)
-    }
-
-    /// A context whose image has a base from a registry, whose layer is compressed, and layers of its own.
-    fn context(&self, name: &str) -> Result<PathBuf> {
-        let files = [("data", 64 << 20), ("more", 3 << 20)];
-        let context = demo::random_files(self.fixture.peers(), &self.dir.join(name), &files)?;
-        let path = context.join("Dockerfile");
-        let text =
-            fs::read_to_string(&path)?.replace("FROM scratch", &format!("FROM {}", self.fixture.pause()?));
-        fs::write(&path, text)?;
-        Ok(context)
-    }
+/// The image of `context` as it comes over the session, from buildkitd's cache.
+fn over_the_session(lab: &BuildLab<'_>, context: &Path, repository: &str) -> Result<Value> {
+    let exporter = lab.exporter(&repository.replace('/', "-"), &ExporterOptions::default())?;
+    lab.build(&exporter, context, &lab.name(repository)?)?;
+    manifest(&lab.name(repository)?)
 }
 
 fn count(log: &str, line: &str) -> usize {
@@ -89,10 +51,11 @@ fn count(log: &str, line: &str) -> usize {
 }
 
 pub(crate) fn ahead(fixture: &Fixture) -> Result<()> {
-    let lab = Lab::new(fixture, "cs1")?;
-    let context = lab.context("c")?;
-    lab.buildctl(&lab.exporter)?.build(&context, &[&lab.output("content-store/ahead")?])?;
-    let log = lab.exporter.log();
+    let lab = BuildLab::new(fixture, "cs1")?;
+    let exporter = lab.exporter_on_store("x")?;
+    let context = lab.context("c", &FILES)?;
+    lab.build(&exporter, &context, &lab.name("content-store/ahead")?)?;
+    let log = exporter.log();
     // A layer that is small may be complete before anyone sees it begin; none may come over the session.
     ensure!(count(&log, AHEAD) >= 1, "no new layer was converted ahead:\n{log}");
     ensure!(count(&log, AHEAD) + count(&log, COMPLETE) == LAYERS, "layers came over the session:\n{log}");
@@ -100,31 +63,28 @@ pub(crate) fn ahead(fixture: &Fixture) -> Result<()> {
     let image = manifest(&lab.name("content-store/ahead")?)?;
 
     // Now all blobs are complete.
-    let again = Exporter::start_with_store(
-        &lab.dir.join("y"),
-        &lab.buildkitd.address(),
-        lab.buildkitd.content_store(),
-    )?;
-    lab.buildctl(&again)?.build(&context, &[&lab.output("content-store/complete")?])?;
+    let again = lab.exporter_on_store("y")?;
+    lab.build(&again, &context, &lab.name("content-store/complete")?)?;
     let log = again.log();
     ensure!(count(&log, COMPLETE) == LAYERS, "layers did not come from complete blobs:\n{log}");
     let complete = manifest(&lab.name("content-store/complete")?)?;
-    let session = lab.over_the_session(&context, "content-store/session")?;
+    let session = over_the_session(&lab, &context, "content-store/session")?;
     ensure!(image == session && complete == session, "the images differ: {image} {complete} {session}");
     Ok(())
 }
 
 pub(crate) fn side_by_side(fixture: &Fixture) -> Result<()> {
-    let lab = Lab::new(fixture, "cs2")?;
-    let buildctl = lab.buildctl(&lab.exporter)?;
+    let lab = BuildLab::new(fixture, "cs2")?;
+    let exporter = lab.exporter_on_store("x")?;
+    let buildctl = lab.buildctl(&exporter)?;
     let names = ["one", "two", "three"];
     let mut contexts = Vec::new();
     for name in names {
-        contexts.push(lab.context(name)?);
+        contexts.push(lab.context(name, &FILES)?);
     }
     let mut running = Vec::new();
     for (name, context) in names.iter().zip(&contexts) {
-        let output = lab.output(&format!("side-by-side/{name}"))?;
+        let output = output(&lab.name(&format!("side-by-side/{name}"))?);
         let buildctl = buildctl.clone();
         let context = context.clone();
         running.push((name, context.clone(), thread::spawn(move || buildctl.build(&context, &[&output]))));
@@ -133,7 +93,7 @@ pub(crate) fn side_by_side(fixture: &Fixture) -> Result<()> {
     for (name, context, build) in running {
         build.join().map_err(|_| anyhow!("a build panicked"))??;
         let image = manifest(&lab.name(&format!("side-by-side/{name}"))?)?;
-        let session = lab.over_the_session(&context, &format!("side-by-side/{name}-session"))?;
+        let session = over_the_session(&lab, &context, &format!("side-by-side/{name}-session"))?;
         ensure!(image == session, "the images of {name} differ: {image} {session}");
         images.insert(image.to_string());
     }
@@ -143,17 +103,18 @@ pub(crate) fn side_by_side(fixture: &Fixture) -> Result<()> {
 
 /// While a build of ours waits for a download, another client has buildkitd write a layer.
 pub(crate) fn of_another_build(fixture: &Fixture) -> Result<()> {
-    let lab = Lab::new(fixture, "cs5")?;
+    let lab = BuildLab::new(fixture, "cs5")?;
+    let exporter = lab.exporter_on_store("x")?;
     let download = HeldDownload::start(Ipv4Addr::LOCALHOST.into())?;
     let waiting = lab.dir.join("waiting");
     fs::create_dir(&waiting)?;
     let dockerfile = format!("FROM scratch\nADD {} /file\n", download.url());
     fs::write(waiting.join("Dockerfile"), dockerfile)?;
-    let (ours, output) = (lab.buildctl(&lab.exporter)?, lab.output("content-store/waiting")?);
+    let (ours, output) = (lab.buildctl(&exporter)?, output(&lab.name("content-store/waiting")?));
     let build = thread::spawn(move || ours.build(&waiting, &[&output]));
-    wait::until_true("the export began", DEADLINE, || lab.exporter.log().contains("export begins"))?;
+    wait::until_true("the export began", DEADLINE, || exporter.log().contains("export begins"))?;
 
-    let other = lab.context("other")?;
+    let other = lab.context("other", &FILES)?;
     let tar = format!("type=oci,compression=uncompressed,dest={}", lab.dir.join("other.tar").display());
     Buildctl::new(fixture.peers(), lab.buildkitd.address())?.build(&other, &[&tar])?;
     let uploads = || -> Result<Vec<Request>> {
@@ -162,14 +123,17 @@ pub(crate) fn of_another_build(fixture: &Fixture) -> Result<()> {
         Ok(requests)
     };
     wait::until_true("the other build's layer was followed", DEADLINE, || {
-        lab.exporter.log().contains("converting ahead what buildkitd writes")
+        exporter.log().contains("converting ahead what buildkitd writes")
     })?;
     ensure!(uploads()?.is_empty(), "something of the other build was sent");
     download.release();
     build.join().map_err(|_| anyhow!("the build panicked"))??;
 
-    ensure!(!uploads()?.iter().any(|request| request.method == "DELETE"), "something was sent in vain");
-    let image = lab.over_the_session(&other, "content-store/other")?;
+    ensure!(
+        !uploads()?.iter().any(|request| request.method == "DELETE"),
+        "something was sent and deleted again"
+    );
+    let image = over_the_session(&lab, &other, "content-store/other")?;
     let (blobs, _) = nydus_layers(&image)?;
     for blob in &blobs {
         let hex = blob.trim_start_matches("sha256:");
@@ -179,14 +143,15 @@ pub(crate) fn of_another_build(fixture: &Fixture) -> Result<()> {
     Ok(())
 }
 
-/// Layers are stored as they are, too: read once for both forms, and for the plain one alone where the other can be had.
+/// Layers are stored as they are, too: read once for both forms, and for the plain one alone where the other is there already.
 pub(crate) fn also_oci(fixture: &Fixture) -> Result<()> {
-    let lab = Lab::new(fixture, "cs7")?;
-    let context = lab.context("c")?;
+    let lab = BuildLab::new(fixture, "cs7")?;
+    let exporter = lab.exporter_on_store("x")?;
+    let context = lab.context("c", &FILES)?;
     let (registry, other) = (fixture.registry()?, EmbeddedRegistry::start(&lab.dir.join("registry"))?);
     let build = |exporter: &Exporter, registry: &EmbeddedRegistry, repository: &str| -> Result<Value> {
         let repository = format!("{}/also-oci/{repository}", registry.address());
-        let output = format!("type=nydus-cluster,name={repository}:v1,also-oci=true");
+        let output = output(&format!("{repository}:v1")) + ",also-oci=true";
         lab.buildctl(exporter)?.build(&context, &[&output])?;
         let index = manifest(&format!("{repository}:v1"))?;
         for entry in index["manifests"].as_array().context("an index")? {
@@ -201,23 +166,23 @@ pub(crate) fn also_oci(fixture: &Fixture) -> Result<()> {
         Ok(index)
     };
     let read_and_converted = |expected: (usize, usize)| -> Result<()> {
-        let log = lab.exporter.log();
+        let log = exporter.log();
         let found = (count(&log, COMPLETE), count(&log, CONVERTED));
         ensure!(found == expected, "read and converted {found:?}, expected {expected:?}:\n{log}");
         ensure!(count(&log, AHEAD) == 0 && !log.contains(WARNING), "something went wrong:\n{log}");
         Ok(())
     };
-    let image = build(&lab.exporter, registry, "one")?;
+    let image = build(&exporter, registry, "one")?;
     read_and_converted((LAYERS, LAYERS))?;
-    ensure!(build(&lab.exporter, registry, "mounted")? == image, "another repository has another image");
+    ensure!(build(&exporter, registry, "mounted")? == image, "another repository has another image");
     read_and_converted((LAYERS, LAYERS))?;
     // To another registry the blobs are copied, and the plain layers come from their files.
-    ensure!(build(&lab.exporter, &other, "one")? == image, "another registry has another image");
+    ensure!(build(&exporter, &other, "one")? == image, "another registry has another image");
     read_and_converted((2 * LAYERS, LAYERS))?;
-    build(&lab.exporter, &other, "one")?;
+    build(&exporter, &other, "one")?;
     read_and_converted((2 * LAYERS, LAYERS))?;
 
-    let session = Exporter::start(&lab.dir.join("session"), &lab.buildkitd.address())?;
+    let session = lab.exporter("session", &ExporterOptions::default())?;
     ensure!(build(&session, registry, "session")? == image, "over the session it is another image");
     ensure!(count(&session.log(), CONVERTED) == LAYERS, "not each was converted once:\n{}", session.log());
     Ok(())
@@ -229,16 +194,17 @@ pub(crate) fn several_outputs(fixture: &Fixture) -> Result<()> {
         println!("left out: this BuildKit takes one output a build");
         return Ok(());
     }
-    let lab = Lab::new(fixture, "cs6")?;
-    let context = lab.context("c")?;
+    let lab = BuildLab::new(fixture, "cs6")?;
+    let exporter = lab.exporter_on_store("x")?;
+    let context = lab.context("c", &FILES)?;
     let names = ["several-outputs/one", "several-outputs/two"];
-    let outputs = [lab.output(names[0])?, lab.output(names[1])?];
-    lab.buildctl(&lab.exporter)?.build(&context, &[&outputs[0], &outputs[1]])?;
-    let log = lab.exporter.log();
+    let outputs = [output(&lab.name(names[0])?), output(&lab.name(names[1])?)];
+    lab.buildctl(&exporter)?.build(&context, &[&outputs[0], &outputs[1]])?;
+    let log = exporter.log();
     ensure!(count(&log, AHEAD) + count(&log, COMPLETE) == 0, "layers were read from files:\n{log}");
     let converted = count(&log, CONVERTED);
     ensure!(converted == LAYERS, "{converted} conversions of {LAYERS} layers:\n{log}");
-    let session = lab.over_the_session(&context, "several-outputs/session")?;
+    let session = over_the_session(&lab, &context, "several-outputs/session")?;
     for name in names {
         ensure!(manifest(&lab.name(name)?)? == session, "{name} is another image");
     }
@@ -246,9 +212,9 @@ pub(crate) fn several_outputs(fixture: &Fixture) -> Result<()> {
 }
 
 pub(crate) fn wrong(fixture: &Fixture) -> Result<()> {
-    let lab = Lab::new(fixture, "cs3")?;
-    let context = lab.context("c")?;
-    let session = lab.over_the_session(&context, "wrong-store/session")?;
+    let lab = BuildLab::new(fixture, "cs3")?;
+    let context = lab.context("c", &FILES)?;
+    let session = over_the_session(&lab, &context, "wrong-store/session")?;
     // Under every blob's name something else of its size: another tar.
     let (wrong, blobs) = (lab.dir.join("w"), lab.buildkitd.content_store().join("blobs/sha256"));
     fs::create_dir_all(wrong.join("blobs/sha256"))?;
@@ -264,9 +230,9 @@ pub(crate) fn wrong(fixture: &Fixture) -> Result<()> {
         (&wrong, "wrong-store/wrong", "cannot convert from"),
         (&absent, "wrong-store/absent", "cannot watch"),
     ] {
-        let dir = lab.dir.join(name.replace('/', "-"));
-        let exporter = Exporter::start_with_store(&dir, &lab.buildkitd.address(), store)?;
-        lab.buildctl(&exporter)?.build(&context, &[&lab.output(name)?])?;
+        let options = ExporterOptions { content_store: Some(store.clone()), ..ExporterOptions::default() };
+        let exporter = lab.exporter(&name.replace('/', "-"), &options)?;
+        lab.build(&exporter, &context, &lab.name(name)?)?;
         ensure!(manifest(&lab.name(name)?)? == session, "{name} is another image");
         let log = exporter.log();
         ensure!(log.contains(warning), "{name}: nothing was said of it:\n{log}");
@@ -276,6 +242,7 @@ pub(crate) fn wrong(fixture: &Fixture) -> Result<()> {
 
 /// The same as with any exporter: here the registry hangs while buildkitd still makes the layer, or just after.
 pub(crate) fn interrupted(fixture: &Fixture) -> Result<()> {
-    let lab = Lab::new(fixture, "cs4")?;
-    build_cancelled::ends_at_once(fixture, &lab.buildctl(&lab.exporter)?, "cancelled-ahead")
+    let lab = BuildLab::new(fixture, "cs4")?;
+    let exporter = lab.exporter_on_store("x")?;
+    build_cancelled::ends_at_once(fixture, &lab.buildctl(&exporter)?, "cancelled-ahead")
 }

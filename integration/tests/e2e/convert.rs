@@ -246,7 +246,7 @@ pub(crate) fn platforms(fixture: &Fixture) -> Result<()> {
     ensure!(architectures(&manifest(&name)?) == ["arm64"], "{}", manifest(&name)?);
     let said =
         process::run_failing(convert(&oci(&layout), &name)?.args(["--platform", "linux/s390x"]))?.stderr;
-    ensure!(said.contains("no image for linux/s390x, but for linux/amd64, linux/arm64"), "{said}");
+    ensure!(said.contains("no image for linux/s390x; it has linux/amd64, linux/arm64"), "{said}");
 
     let out = dir.join("out");
     let said = process::run_failing(&mut convert(&oci(&layout), &files(&out))?)?.stderr;
@@ -410,6 +410,9 @@ pub(crate) fn inline_chunk_info(fixture: &Fixture) -> Result<()> {
         Ok(requests.iter().filter(|request| blobs.iter().any(|blob| request.reads_blob(blob))).count())
     };
     let (without, with) = (reads("without", &[])?, reads("with", &["--inline-chunk-info"])?);
-    ensure!(without >= 2 && with == 0, "{without} reads without and {with} with chunk information beside");
+    ensure!(
+        without >= 2 && with == 0,
+        "{without} reads without and {with} with chunk information next to the bootstrap"
+    );
     Ok(fs::remove_dir_all(layout)?)
 }

@@ -155,7 +155,7 @@ fn run(node: &Node, pod: &str, image: &str) -> Result<(integration::cri::Pod, St
     Ok((pod, container))
 }
 
-/// By tag and by digest, and beside an image that is in no set on the same lowest layers.
+/// By tag and by digest, and next to an image that is in no set on the same lowest layers.
 pub(crate) fn run_lazily(fixture: &Fixture) -> Result<()> {
     runs_lazily(fixture, "sets", NodeOptions::default())
 }
@@ -340,7 +340,7 @@ pub(crate) fn outlive(fixture: &Fixture) -> Result<()> {
     node.cri().pull(&inside.name)?;
     node.cri().pull(&outside.name)?;
     let (_, first) = run(&node, "first", &inside.name)?;
-    let (_, beside) = run(&node, "beside", &outside.name)?;
+    let (_, neighbour) = run(&node, "neighbour", &outside.name)?;
 
     node.snapshotter()?.server().kill()?;
     node.restart_snapshotter()?;
@@ -349,7 +349,7 @@ pub(crate) fn outlive(fixture: &Fixture) -> Result<()> {
     kill_daemon(&mut node)?;
     // Read for the first time now.
     expect_content(node.cri(), &first, "inside")?;
-    expect_content(node.cri(), &beside, "outside")?;
+    expect_content(node.cri(), &neighbour, "outside")?;
     let client = sets(&mut node)?;
     ensure!(block_on(client.remove("one"))??, "there was a set");
     // Both at once: containers lose their root, new ones have one.

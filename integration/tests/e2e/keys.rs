@@ -167,7 +167,7 @@ pub(crate) fn flatten(fixture: &Fixture) -> Result<()> {
             );
         }
     }
-    // With the plain image beside it, of its layers as they are.
+    // With the plain image next to it, of its layers as they are.
     let both = build(fixture, &by_store, &context, "keys/flat-both:v1", &format!("{keys},also-oci=true"))?;
     let index = manifest(&both)?;
     let layers = |number: usize| -> Result<usize> {

@@ -4,17 +4,18 @@
 use std::collections::HashMap;
 use std::fs;
 use std::io::{Read as _, Seek as _, SeekFrom, Write as _};
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::process::Command;
 use std::thread;
 use std::time::Duration;
 
 use anyhow::{Context, Result, anyhow, ensure};
 use integration::access_log::Request;
-use integration::servers::{Buildctl, Buildkitd, EmbeddedRegistry, Exporter, ExporterOptions};
+use integration::servers::{EmbeddedRegistry, Exporter, ExporterOptions};
 use integration::{demo, peers, process, wait};
 use nix::mount::{MntFlags, MsFlags, mount, umount2};
 
+use crate::build_lab::{BuildLab, output};
 use crate::fixture::{Fixture, manifest, nydus_layers};
 
 /// How long a step of another party may take on a loaded machine.
@@ -26,44 +27,17 @@ const CONVERTED: &str = "layer converted";
 /// The memory that eight builds at once may take.
 const MEMORY_KIB: u64 = 200 << 10;
 
-/// A buildkitd of its own, and exporters in front of it that share what they know of layers.
-struct Lab<'a> {
-    fixture: &'a Fixture,
-    buildkitd: Buildkitd,
-    dir: PathBuf,
-}
+/// What contexts have in addition to a base and an archive.
+const FILES: [(&str, u64); 2] = [("data", 8 << 20), ("more", 1 << 20)];
 
-impl<'a> Lab<'a> {
-    fn new(fixture: &'a Fixture, name: &str) -> Result<Self> {
-        let dir = fixture.subdir(name)?;
-        let buildkitd = Buildkitd::start(fixture.peers(), &dir.join("b"))?;
-        Ok(Self { fixture, buildkitd, dir })
-    }
-
-    fn exporter(&self, name: &str, content_store: bool) -> Result<Exporter> {
-        let options = ExporterOptions {
-            content_store: content_store.then(|| self.buildkitd.content_store().to_owned()),
-            layer_cache: Some(self.dir.join("layers")),
-            ..ExporterOptions::default()
-        };
-        Exporter::start_with(&self.dir.join(name), &self.buildkitd.address(), &options)
-    }
-
-    fn build(&self, exporter: &Exporter, context: &Path, name: &str) -> Result<()> {
-        let buildctl = Buildctl::new(self.fixture.peers(), exporter.address())?;
-        buildctl.build(context, &[&format!("type=nydus-cluster,name={name}")])?;
-        Ok(())
-    }
-
-    /// A context whose image has a base that is compressed, and layers of its own.
-    fn context(&self, name: &str) -> Result<PathBuf> {
-        let files = [("data", 8 << 20), ("more", 1 << 20)];
-        let context = demo::random_files(self.fixture.peers(), &self.dir.join(name), &files)?;
-        let path = context.join("Dockerfile");
-        let text = fs::read_to_string(&path)?;
-        fs::write(&path, text.replace("FROM scratch", &format!("FROM {}", self.fixture.pause()?)))?;
-        Ok(context)
-    }
+/// One of the exporters of a machine, which share what they know of layers.
+fn sharing_exporter(lab: &BuildLab<'_>, name: &str, content_store: bool) -> Result<Exporter> {
+    let options = ExporterOptions {
+        content_store: content_store.then(|| lab.buildkitd.content_store().to_owned()),
+        layer_cache: Some(lab.dir.join("layers")),
+        ..ExporterOptions::default()
+    };
+    lab.exporter(name, &options)
 }
 
 /// Those of `requests` that change something and are not for manifests.
@@ -77,17 +51,17 @@ fn conversions(exporter: &Exporter) -> usize {
 }
 
 pub(crate) fn restarted(fixture: &Fixture) -> Result<()> {
-    let lab = Lab::new(fixture, "lc1")?;
+    let lab = BuildLab::new(fixture, "lc1")?;
     let registry = fixture.registry()?;
-    let context = lab.context("c")?;
+    let context = lab.context("c", &FILES)?;
     for (way, content_store) in [("session", false), ("store", true)] {
         let name = format!("{}/layer-cache/{way}:v1", registry.address());
-        let mut first = lab.exporter(&format!("{way}-1"), content_store)?;
+        let mut first = sharing_exporter(&lab, &format!("{way}-1"), content_store)?;
         lab.build(&first, &context, &name)?;
         let made = manifest(&name)?;
         first.server().stop()?;
 
-        let again = lab.exporter(&format!("{way}-2"), content_store)?;
+        let again = sharing_exporter(&lab, &format!("{way}-2"), content_store)?;
         let start = registry.access_log().mark()?;
         lab.build(&again, &context, &name)?;
         let sent = uploads(registry.access_log().since(start)?);
@@ -109,19 +83,19 @@ pub(crate) fn restarted(fixture: &Fixture) -> Result<()> {
 }
 
 pub(crate) fn elsewhere(fixture: &Fixture) -> Result<()> {
-    let lab = Lab::new(fixture, "lc2")?;
+    let lab = BuildLab::new(fixture, "lc2")?;
     let registry = fixture.registry()?;
     let other = EmbeddedRegistry::start(&lab.dir.join("registry"))?;
-    let context = lab.context("c")?;
+    let context = lab.context("c", &FILES)?;
     let first = format!("{}/layer-cache/first:v1", registry.address());
-    lab.exporter("x1", false).and_then(|mut exporter| {
+    sharing_exporter(&lab, "x1", false).and_then(|mut exporter| {
         lab.build(&exporter, &context, &first)?;
         exporter.server().stop()
     })?;
     let made = manifest(&first)?;
     let (blobs, _) = nydus_layers(&made)?;
 
-    let exporter = lab.exporter("x2", false)?;
+    let exporter = sharing_exporter(&lab, "x2", false)?;
     let start = registry.access_log().mark()?;
     let mounted = format!("{}/layer-cache/mounted:v1", registry.address());
     lab.build(&exporter, &context, &mounted)?;
@@ -160,10 +134,10 @@ pub(crate) fn elsewhere(fixture: &Fixture) -> Result<()> {
 }
 
 pub(crate) fn side_by_side(fixture: &Fixture) -> Result<()> {
-    let lab = Lab::new(fixture, "lc3")?;
-    let exporter = lab.exporter("x", true)?;
+    let lab = BuildLab::new(fixture, "lc3")?;
+    let exporter = sharing_exporter(&lab, "x", true)?;
     let registry = fixture.registry()?.address();
-    let shared = lab.context("shared")?;
+    let shared = lab.context("shared", &FILES)?;
     let mut builds = Vec::new();
     for number in 0..8 {
         let context = lab.dir.join(format!("c{number}"));
@@ -174,8 +148,8 @@ pub(crate) fn side_by_side(fixture: &Fixture) -> Result<()> {
         fs::write(context.join("own"), format!("of build {number}"))?;
         let dockerfile = fs::read_to_string(shared.join("Dockerfile"))?;
         fs::write(context.join("Dockerfile"), format!("{dockerfile}COPY own /own\n"))?;
-        let output = format!("type=nydus-cluster,name={registry}/layer-cache/build-{number}:v1");
-        let buildctl = Buildctl::new(fixture.peers(), exporter.address())?;
+        let output = output(&format!("{registry}/layer-cache/build-{number}:v1"));
+        let buildctl = lab.buildctl(&exporter)?;
         builds.push(thread::spawn(move || buildctl.build(&context, &[&output])));
     }
     for build in builds {
@@ -201,16 +175,16 @@ pub(crate) fn side_by_side(fixture: &Fixture) -> Result<()> {
 }
 
 pub(crate) fn killed(fixture: &Fixture) -> Result<()> {
-    let lab = Lab::new(fixture, "lc4")?;
+    let lab = BuildLab::new(fixture, "lc4")?;
     let registry = fixture.registry()?;
     let context =
         demo::random_files(fixture.peers(), &lab.dir.join("c"), &[("a", 64 << 20), ("b", 64 << 20)])?;
     let name = format!("{}/layer-cache/killed:v1", registry.address());
     for round in 0..3 {
-        let mut exporter = lab.exporter(&format!("x{round}"), false)?;
+        let mut exporter = sharing_exporter(&lab, &format!("x{round}"), false)?;
         let start = registry.access_log().mark()?;
-        let buildctl = Buildctl::new(fixture.peers(), exporter.address())?;
-        let (context, output) = (context.clone(), format!("type=nydus-cluster,name={name}"));
+        let buildctl = lab.buildctl(&exporter)?;
+        let (context, output) = (context.clone(), output(&name));
         let build = thread::spawn(move || buildctl.build(&context, &[&output]));
         // Each time a little later: a layer more is stored.
         wait::until_true("something was pushed", DEADLINE, || {
@@ -221,10 +195,10 @@ pub(crate) fn killed(fixture: &Fixture) -> Result<()> {
         // What was cut off fails; what was through before is there.
         let _ = build.join().map_err(|_| anyhow!("the build panicked"))?;
     }
-    let exporter = lab.exporter("last", false)?;
+    let exporter = sharing_exporter(&lab, "last", false)?;
     lab.build(&exporter, &context, &name)?;
     process::run(Command::new(peers::nydus_cluster()?).args(["image", "check", &name]))?;
-    let unknown = Exporter::start(&lab.dir.join("unknown"), &lab.buildkitd.address())?;
+    let unknown = lab.exporter("unknown", &ExporterOptions::default())?;
     let fresh = format!("{}/layer-cache/fresh:v1", registry.address());
     lab.build(&unknown, &context, &fresh)?;
     ensure!(manifest(&name)? == manifest(&fresh)?, "the image is not what a new exporter makes");
@@ -233,13 +207,13 @@ pub(crate) fn killed(fixture: &Fixture) -> Result<()> {
 
 /// Each exporter is a machine of its own: nothing is known but what is at the image's name.
 pub(crate) fn announced(fixture: &Fixture) -> Result<()> {
-    let lab = Lab::new(fixture, "lc6")?;
+    let lab = BuildLab::new(fixture, "lc6")?;
     let registry = fixture.registry()?;
     let machine = |name: &str, reuse_from_registry| {
         let options = ExporterOptions { reuse_from_registry, ..ExporterOptions::default() };
-        Exporter::start_with(&lab.dir.join(name), &lab.buildkitd.address(), &options)
+        lab.exporter(name, &options)
     };
-    let context = lab.context("c")?;
+    let context = lab.context("c", &FILES)?;
 
     let name = format!("{}/layer-cache/announced:v1", registry.address());
     lab.build(&machine("m1", true)?, &context, &name)?;
@@ -269,11 +243,11 @@ pub(crate) fn announced(fixture: &Fixture) -> Result<()> {
     lab.build(&third, &context, &name)?;
     ensure!(conversions(&third) == blobs.len(), "the manifest was believed:\n{}", third.log());
 
-    // With the plain image beside it, the same.
+    // With the plain image next to it, the same.
     let both = format!("{}/layer-cache/both-announced", registry.address());
-    let output = format!("type=nydus-cluster,name={both}:v1,also-oci=true");
+    let output = output(&format!("{both}:v1")) + ",also-oci=true";
     let build = |exporter: &Exporter| {
-        Buildctl::new(fixture.peers(), exporter.address())?.build(&context, &[&output])?;
+        lab.buildctl(exporter)?.build(&context, &[&output])?;
         manifest(&format!("{both}:v1"))
     };
     let index = build(&machine("m5", true)?)?;
@@ -300,7 +274,7 @@ pub(crate) fn announced(fixture: &Fixture) -> Result<()> {
 
 /// The same for an image of one layer: which it is shows only when all layers have been announced, and then none of them is needed.
 pub(crate) fn announced_flattened(fixture: &Fixture) -> Result<()> {
-    let lab = Lab::new(fixture, "lc7")?;
+    let lab = BuildLab::new(fixture, "lc7")?;
     let registry = fixture.registry()?;
     let machine = |name: &str, content_store: bool| {
         let options = ExporterOptions {
@@ -308,7 +282,7 @@ pub(crate) fn announced_flattened(fixture: &Fixture) -> Result<()> {
             reuse_from_registry: true,
             ..ExporterOptions::default()
         };
-        Exporter::start_with(&lab.dir.join(name), &lab.buildkitd.address(), &options)
+        lab.exporter(name, &options)
     };
     let build = |exporter: &Exporter, context: &Path, names: &[&str]| {
         let output = |name: &&str| {
@@ -316,10 +290,10 @@ pub(crate) fn announced_flattened(fixture: &Fixture) -> Result<()> {
         };
         let outputs: Vec<String> = names.iter().map(output).collect();
         let outputs: Vec<&str> = outputs.iter().map(String::as_str).collect();
-        Buildctl::new(fixture.peers(), exporter.address())?.build(context, &outputs)
+        lab.buildctl(exporter)?.build(context, &outputs)
     };
     let made = |name: &str| manifest(&format!("{}/layer-cache/{name}:v1", registry.address()));
-    let context = lab.context("c")?;
+    let context = lab.context("c", &FILES)?;
     let first = machine("m1", false)?;
     build(&first, &context, &["flat"])?;
     let image = made("flat")?;
@@ -357,13 +331,13 @@ pub(crate) fn announced_flattened(fixture: &Fixture) -> Result<()> {
 }
 
 pub(crate) fn full_disk(fixture: &Fixture) -> Result<()> {
-    let lab = Lab::new(fixture, "lc5")?;
+    let lab = BuildLab::new(fixture, "lc5")?;
     let cache = lab.dir.join("layers");
     fs::create_dir(&cache)?;
     mount(Some("tmpfs"), &cache, Some("tmpfs"), MsFlags::empty(), Some("size=16k"))?;
     let built = (|| {
-        let exporter = lab.exporter("x", false)?;
-        let context = lab.context("c")?;
+        let exporter = sharing_exporter(&lab, "x", false)?;
+        let context = lab.context("c", &FILES)?;
         let name = format!("{}/layer-cache/full:v1", fixture.registry()?.address());
         lab.build(&exporter, &context, &name)?;
         process::run(Command::new(peers::nydus_cluster()?).args(["image", "check", &name]))?;

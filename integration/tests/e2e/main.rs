@@ -5,6 +5,7 @@
 
 mod beside_plain;
 mod build_cancelled;
+mod build_lab;
 mod buildkit_absent;
 mod cache_room;
 mod certs_dir;

@@ -131,7 +131,7 @@ pub(crate) fn daemon_is_upgraded(fixture: &Fixture) -> Result<()> {
     node.cri().remove_pod(&pod.id)
 }
 
-/// Reads and checks two files all the time: directly, since the page cache would answer otherwise. Whatever is written besides
+/// Reads and checks two files all the time: directly, since the page cache would answer otherwise. Whatever is written other than
 /// `right` is an error.
 pub(crate) fn reader_of_one_and_two(context: &Path) -> Result<String> {
     let sum = |file: &str| content_digest(&context.join(file));

@@ -1,4 +1,4 @@
-//! What a build asks its client for, and caches that come and go, work beside an output of ours as without us.
+//! What a build asks its client for, and caches that come and go, work with an output of ours as without us.
 
 use std::fs;
 use std::path::Path;

@@ -247,7 +247,7 @@ impl<'a> Stand<'a> {
         cri.pull(&images.app)?;
         let pod = cri.run_pod(name, Path::new(LOGS))?;
         let sum = |file: &str| content_digest(&images.context.join(file));
-        // Directly, since the page cache would answer otherwise. Whatever is written besides `right` is an error.
+        // Directly, since the page cache would answer otherwise. Whatever is written other than `right` is an error.
         let script = format!(
             "while :; do for pair in one:{} two:{}; do \
              s=$(dd if=/${{pair%%:*}} bs=64k iflag=direct 2>/error | sha256sum); \

@@ -238,7 +238,7 @@ fn beyond_upstream(lab: &Lab) -> Result<()> {
     Ok(())
 }
 
-/// A layer whose content is in another image's blob, but for what is new.
+/// A layer whose content is in another image's blob, except for what is new.
 fn dictionary(lab: &Lab) -> Result<()> {
     let scratch = lab.scratch()?;
     let (base, upper) = (corpus::base().to_tar(), corpus::upper().to_tar());

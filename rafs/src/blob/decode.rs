@@ -193,6 +193,7 @@ pub(crate) fn decompressed_sha256(
         }
     }
     .map_err(broken)?;
+    // A byte more than was said is read at the most, so that a bomb ends here too.
     if found != size {
         return Err(DecompressError::Size { compressor, stored: stored_size, found, expected: size });
     }

@@ -248,6 +248,8 @@ impl FileWalk<'_> {
         let bootstrap = self.bootstrap;
         let entries = bootstrap
             .directory_size(nid)
+            // Paid for before it is read: in a hostile bootstrap thousands of directories may lie over each other in the
+            // same bytes.
             .and_then(|size| self.spend(nid, size))
             .and_then(|()| bootstrap.read_dir(nid, 0));
         let entries = match entries {
@@ -259,6 +261,7 @@ impl FileWalk<'_> {
             let entry = match entry {
                 Ok(entry) => entry,
                 Err(error) => {
+                    // Behind a broken entry nothing says where the next one begins.
                     visitor.flaw(path, nid, Flaw::Directory(error))?;
                     break;
                 }

@@ -138,7 +138,7 @@ impl<'a, W: Write> ChunkWriter<'a, W> {
     fn place(&mut self, piece: PieceNumber, place: Option<ChunkRef>) {
         let at = piece as usize;
         let places = &mut self.written.places;
-        // Pieces come in order but for those of batches, which come when their batch is full.
+        // Pieces come in order except for those of batches, which come when their batch is full.
         if at >= places.len() {
             places.resize(at + 1, None);
         }

@@ -18,7 +18,7 @@ impl Stored {
     }
 }
 
-/// The chunks in order of the stream. None overlaps another, but for the members of a batch: work grows with the stream, and
+/// The chunks in order of the stream. None overlaps another, except for the members of a batch: work grows with the stream, and
 /// not with what is said of it.
 pub(super) struct Plan {
     pub(super) chunks: Vec<Stored>,

@@ -254,6 +254,7 @@ fn foreign(
     let own = image.own.len() + image.new.len();
     let room = limits.foreign.min(limits.all.saturating_sub(own)).saturating_sub(image.foreign.len());
     let (free, mut others): (Vec<_>, Vec<_>) = bytes.into_iter().partition(|(blob, _)| is_free(blob));
+    // By blob where bytes are equal: the same images are to make the same blobs each time.
     others.sort_by_key(|&(blob, bytes)| (std::cmp::Reverse(bytes), blob));
     others.truncate(room);
     free.into_iter().chain(others).map(|(blob, _)| blob).collect()

@@ -144,7 +144,7 @@ impl Store {
         files.collect()
     }
 
-    /// The blobs that a stored layer names beside its own.
+    /// The blobs that a stored layer names in addition to its own.
     fn foreign(&self, id: Digest) -> BTreeSet<Digest> {
         self.layer(id).blobs.iter().filter_map(|blob| blob.id).filter(|blob| *blob != id).collect()
     }

@@ -79,6 +79,7 @@ impl<'a, W: Write> Copier<'a, W> {
         if self.stored + size > STORED_LIMIT_BYTES {
             return Err(WriteSharedError::TooLarge { limit: STORED_LIMIT_BYTES });
         }
+        // Layers that share much share runs of chunks: a run is one read, which may be a request to a registry.
         let range = chunk.compressed_offset..chunk.compressed_offset + size;
         let follows = |(from, pending): &(&dyn SharedSource, std::ops::Range<u64>)| {
             std::ptr::addr_eq(*from, source)

@@ -19,7 +19,7 @@ pub(super) struct Staging<'a> {
 }
 
 impl<'a> Staging<'a> {
-    /// A directory beside `target`, or `target` itself if that is an empty directory.
+    /// A directory next to `target`, or `target` itself if that is an empty directory.
     pub(super) fn new(target: &'a Path) -> Result<Self, UnpackError> {
         let io =
             |action| move |source| UnpackError::Io { path: target.display().to_string(), action, source };
@@ -27,7 +27,7 @@ impl<'a> Staging<'a> {
             Ok(true) => Ok(Self { target, temporary: None }),
             Ok(false) => Err(UnpackError::NotEmpty(target.display().to_string())),
             Err(error) if error.kind() == io::ErrorKind::NotFound => {
-                let temporary = make_beside(target).map_err(io("make the directory"))?;
+                let temporary = make_next_to(target).map_err(io("make the directory"))?;
                 Ok(Self { target, temporary: Some(temporary) })
             }
             Err(error) => Err(io("open the directory")(error)),
@@ -44,6 +44,7 @@ impl<'a> Staging<'a> {
         let Some(temporary) = &self.temporary else { return Ok(()) };
         let folder = self.target.parent().filter(|folder| !folder.as_os_str().is_empty());
         let folder = folder.unwrap_or(Path::new("."));
+        // What is in it is on the disk already; so a directory of this name is a whole one, after a power cut as well.
         let renamed = fs::rename(temporary, self.target);
         renamed.and_then(|()| fs::File::open(folder)?.sync_all()).map_err(|source| UnpackError::Io {
             path: self.target.display().to_string(),
@@ -65,7 +66,7 @@ impl<'a> Staging<'a> {
     }
 }
 
-fn make_beside(target: &Path) -> io::Result<PathBuf> {
+fn make_next_to(target: &Path) -> io::Result<PathBuf> {
     let name = target.file_name().ok_or(io::ErrorKind::InvalidInput)?;
     for attempt in 0..ATTEMPTS {
         let mut temporary = OsString::from(".");

@@ -6,20 +6,52 @@ use super::support::{Builder, Format, OneBlob, metadata, written};
 use super::{Sink, alone};
 use rafs::blob::source::load_chunk_info;
 use rafs::bootstrap::{Bootstrap, ReadError, WriteOptions};
-use rafs::check::{Options, blobs, structure};
+use rafs::check::{Options, Report, blobs, structure};
 use rafs::tree::Tree;
 use test_support::text;
 
-/// Does all that is done with an image. Errors are fine.
-fn use_image(bootstrap: Vec<u8>, blob: &OneBlob) {
-    let Ok(mut bootstrap) = Bootstrap::from_bytes(bootstrap) else { return };
-    let _ = structure(&bootstrap);
-    let _ = bootstrap.prefetch();
-    if let Ok(image) = bootstrap.to_image() {
-        let _ = rafs::bootstrap::write(&image, &WriteOptions::default(), &mut Sink);
+/// Asserts that an error is told in words, and not as Rust writes its values: `Some(Nid(3))`, `Zstd { level: 0 }`.
+fn assert_readable(error: &dyn std::error::Error) {
+    let mut next = Some(error);
+    while let Some(error) = next {
+        assert_is_readable(&error.to_string());
+        next = error.source();
     }
-    let _ = load_chunk_info(&mut bootstrap, blob);
-    let _ = rafs::unpack::to_tar(&bootstrap, blob, &mut Sink);
+}
+
+fn assert_is_readable(message: &str) {
+    let call = message.match_indices('(').any(|(at, _)| message[..at].ends_with(char::is_alphanumeric));
+    assert!(!call && !message.contains(" { "), "{message}");
+}
+
+fn assert_findings_are_readable(report: &Report) {
+    for finding in report.findings.iter().chain(&report.unknown) {
+        assert_is_readable(&finding.to_string());
+    }
+}
+
+/// Does all that is done with an image. Errors are fine, as long as people can read them.
+fn use_image(bootstrap: Vec<u8>, blob: &OneBlob) {
+    let mut bootstrap = match Bootstrap::from_bytes(bootstrap) {
+        Ok(bootstrap) => bootstrap,
+        Err(error) => return assert_readable(&error),
+    };
+    assert_findings_are_readable(&structure(&bootstrap));
+    let prefetch = bootstrap.prefetch().err();
+    let image = match bootstrap.to_image() {
+        Ok(image) => {
+            let _ = rafs::bootstrap::write(&image, &WriteOptions::default(), &mut Sink);
+            None
+        }
+        Err(error) => Some(error),
+    };
+    prefetch.iter().chain(&image).for_each(|error| assert_readable(error));
+    if let Err(error) = load_chunk_info(&mut bootstrap, blob) {
+        assert_readable(&error);
+    }
+    if let Err(error) = rafs::unpack::to_tar(&bootstrap, blob, &mut Sink) {
+        assert_readable(&error);
+    }
 }
 
 /// A small image of ours, and those of nydus-image.
@@ -68,6 +100,7 @@ fn any_changed_byte_of_a_blob_is_survived() {
             let byte = std::mem::replace(&mut blob.0[at], 0xff);
             let report = blobs(&mut bootstrap, &blob, Options { threads: 1, ..Options::default() });
             assert!(!report.is_clean() || byte == 0xff);
+            assert_findings_are_readable(&report);
             blob.0[at] = byte;
         }
     }
@@ -150,7 +183,7 @@ fn a_directory_inside_itself_is_refused() {
     let bootstrap = Bootstrap::from_bytes(bytes.clone()).unwrap();
     let outer = bootstrap.lookup_path(b"outer").unwrap().unwrap();
     let inner = bootstrap.lookup_path(b"outer/inner-name-to-find").unwrap().unwrap();
-    // The entry of the inner directory is the only one besides its own `.` to name it.
+    // The entry of the inner directory is the only one in addition to its own `.` to name it.
     let entries: Vec<_> = bytes
         .windows(12)
         .enumerate()

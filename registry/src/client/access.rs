@@ -46,7 +46,7 @@ pub struct Place {
 #[derive(Clone, Default, Deserialize, Eq, Hash, PartialEq, Serialize)]
 #[serde(default, deny_unknown_fields)]
 pub struct Connection {
-    /// Certificate authorities that are trusted, beside the system's.
+    /// Certificate authorities that are trusted in addition to the system's.
     pub authorities: Vec<Pem>,
     /// Trust those alone.
     pub without_system: bool,

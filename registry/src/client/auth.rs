@@ -293,6 +293,7 @@ async fn supplied<F: Future<Output = Result<Option<KnownHeader>, Error>>>(
     }
     source.renew(request.registry, request.repository).await;
     let others = find();
+    // The same ones again would be refused again, and count as another wrong password where accounts are locked after some.
     if others == found { made } else { make(others).await }
 }
 

@@ -218,7 +218,7 @@ fn place(url: &str, override_path: bool) -> Result<(String, String), String> {
     Ok((format!("{}://{host}{port}", parsed.scheme()), api))
 }
 
-/// Files `*.crt` are authorities; `*.cert` are certificates to show, with `*.key` beside them.
+/// Files `*.crt` are authorities; `*.cert` are certificates to show, with `*.key` next to them.
 fn certificates(folder: &Path) -> io::Result<Hosts> {
     let mut paths = fs::read_dir(folder)?.map(|entry| Ok(entry?.path())).collect::<io::Result<Vec<_>>>()?;
     paths.sort();

@@ -48,7 +48,7 @@ impl Default for ClientConfig {
 pub struct HostConfig {
     /// Speak plain HTTP. Default: only with loopback hosts.
     pub plain_http: Option<bool>,
-    /// PEM file of certificate authorities trusted beside the system's.
+    /// PEM file of certificate authorities trusted in addition to the system's.
     pub ca_file: Option<PathBuf>,
     /// Accept any certificate: whoever is on the way can read credentials.
     pub insecure_skip_verify: bool,

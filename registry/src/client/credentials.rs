@@ -93,7 +93,7 @@ pub struct Found {
     pub origin: String,
 }
 
-/// The file in which credentials are looked up, read anew each time: they may rotate while we run.
+/// The file in which credentials are looked up, read again each time: they may rotate while we run.
 #[derive(Clone, Debug)]
 pub struct CredentialStore {
     path: Option<PathBuf>,

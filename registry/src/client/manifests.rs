@@ -52,6 +52,7 @@ impl Client {
         };
         let accept = |target: &Target, headers: HeaderMap, body: Bytes| {
             let announced = announced_digest(target, &headers)?;
+            // Before anything in it is believed. What was asked for counts; what the registry announces does only for a tag.
             let digest = verified(target, reference.digest().cloned().or(announced), &body)?;
             let media_type = media_type(&headers, &body).ok_or_else(|| {
                 Error::protocol(
@@ -121,6 +122,7 @@ impl Client {
             })
             .await?;
         if let Some(stored) = announced_digest(&target, response.headers())?
+            // Registries may announce SHA-256 for what was put under a digest of another algorithm.
             && stored.algorithm() == digest.algorithm()
             && stored != digest
         {
@@ -128,6 +130,7 @@ impl Client {
         }
         let noted = response.headers().contains_key(super::referrers::SUBJECT_HEADER);
         let descriptor = Descriptor::new(MediaType::from(media_type), manifest.len() as u64, digest.clone());
+        // Only now: the list may name only what is there.
         self.note_referrer(repository, descriptor, &manifest, noted).await?;
         Ok(digest)
     }
@@ -172,6 +175,7 @@ impl Client {
             let call =
                 self.small_read(&target, &scopes, ReadFrom::Mirrors, MANIFEST_LIMIT_BYTES, exchange, accept);
             let (page, next) = call.await?;
+            // A registry that sends nothing more, or the same page again, would be asked without end.
             if page.is_empty() || next.is_none() || next == query {
                 tags.extend(page);
                 return Ok(tags);

@@ -96,7 +96,7 @@ impl Client {
         Self { transport: Arc::new(self.transport.with_keyring(keyring, fall_back)) }
     }
 
-    /// The same client for repositories as `source` says that they are read: it reads no files of registries, for want of
+    /// The same client for repositories as `source` says that they are read: it reads no files of registries, without
     /// which a process without a file system can use it. It is for reads alone.
     pub fn with_access(&self, source: Arc<dyn AccessSource>) -> Self {
         Self { transport: Arc::new(self.transport.with_source(source)) }

@@ -121,6 +121,8 @@ impl Client {
         let kind = artifact_type.or_else(|| config.map(|config| config.media_type().to_string()));
         descriptor.set_artifact_type(kind.map(|kind| MediaType::from(kind.as_str())));
         descriptor.set_annotations(annotations);
+        // Read, changed and put again: the specification has no lock for this tag, and where two clients do it at once one
+        // entry may be lost. Registries since version 1.1 keep the list themselves.
         let mut manifests = self.tagged_referrers(repository, subject.digest()).await?;
         if manifests.iter().any(|one| one.digest() == descriptor.digest()) {
             return Ok(());

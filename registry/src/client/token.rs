@@ -32,7 +32,7 @@ pub(super) struct KnownHeader {
     pub(super) expires: Option<Instant>,
     /// Whether the registry has taken it: only then does a refusal with 403 mean that it has ended since.
     pub(super) worked: bool,
-    /// Whether a keyring's holder fetched it: if it is no good, that need not be for want of credentials.
+    /// Whether a keyring's holder fetched it: if it is no good, credentials need not be missing.
     pub(super) fetched: bool,
 }
 

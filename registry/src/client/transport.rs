@@ -229,10 +229,13 @@ impl Transport {
                 request = request.header(CONTENT_LENGTH, data.len()).body(reqwest::Body::wrap(body));
             }
             None if exchange.method != Method::GET && exchange.method != Method::HEAD => {
+                // Some servers in front of registries answer a POST or PUT without it with 411 (Length Required).
                 request = request.header(CONTENT_LENGTH, 0);
             }
             None => {}
         }
+        // A deadline for the whole would fail a large upload over a slow line. What ends it is silence: a while in which not
+        // a byte moved.
         let mut answer = std::pin::pin!(request.send());
         let mut seen = 0;
         let inner = loop {

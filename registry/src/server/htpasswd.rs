@@ -127,7 +127,7 @@ mod tests {
         assert!(remove_user(&path, "bob").unwrap() && !remove_user(&path, "bob").unwrap());
         assert!(!fs::read_to_string(&path).unwrap().contains("bob"));
         assert_eq!(fs::metadata(&path).unwrap().permissions().mode() & 0o777, 0o640);
-        assert_eq!(fs::read_dir(dir.path()).unwrap().count(), 1, "nothing is left beside it");
+        assert_eq!(fs::read_dir(dir.path()).unwrap().count(), 1, "nothing is left next to it");
     }
 
     #[test]

@@ -119,6 +119,7 @@ pub(super) async fn put(
     if length.is_some_and(|length| length > LIMIT_BYTES as u64) {
         return Err(Failure::new(Code::ManifestTooLarge, format!("more than {LIMIT_BYTES} bytes")));
     }
+    // The length that was announced is checked above, before anything is taken; it may be a lie, or missing.
     let content = body.collect(LIMIT_BYTES, Code::ManifestTooLarge).await?;
     let announced =
         head.header(CONTENT_TYPE).map(|kind| kind.split(';').next().unwrap_or(kind).trim().to_owned());
@@ -129,6 +130,7 @@ pub(super) async fn put(
             ManifestName::Digest(digest) => checked(digest, &content)?,
         };
         let manifest = parse(&content, announced.as_deref())?;
+        // A manifest is only taken when all that it names is here: who sees it can pull it.
         check_contents(&storage, &name, &manifest)?;
         let tag = match &reference {
             ManifestName::Tag(tag) => Some(tag.as_str()),

@@ -31,6 +31,7 @@ impl Route {
     /// What `path` names, every part of it checked so that it is safe in a file name.
     pub(super) fn parse(path: &str) -> Result<Self, Failure> {
         let unknown = || Failure::new(Code::UnknownPath, path);
+        // Decoded before it is split and checked: `%2e%2e%2f` would pass every check and mean `../` later.
         let decoded = percent_decoded(path).ok_or_else(unknown)?;
         let rest = match decoded.strip_prefix("/v2/") {
             Some(rest) => rest,
@@ -38,6 +39,8 @@ impl Route {
             None => return Err(unknown()),
         };
         let parts: Vec<&str> = rest.split('/').collect();
+        // A repository may be called `blobs` or have `tags/list` in its name, so it is the end of a path that says what is
+        // meant.
         match parts.as_slice() {
             [""] => Ok(Self::Base),
             ["_catalog"] => Ok(Self::Catalog),

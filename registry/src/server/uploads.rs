@@ -260,6 +260,7 @@ pub(super) async fn finish(
     let (storage, repository, upload, wanted) =
         (state.storage.clone(), name.clone(), id.clone(), digest.clone());
     let committed = blocking(move || {
+        // Files are named by SHA-256 whatever the client names the blob by: so they are laid out on disk.
         let content = held.content_digest()?;
         let actual = match wanted.algorithm() {
             DigestAlgorithm::Sha256 => content.clone(),
@@ -271,6 +272,7 @@ pub(super) async fn finish(
             }
         };
         if actual != wanted {
+            // What was received is no good for anything: a client that goes on with it would fail in the same way.
             storage.remove_upload(&repository, &upload)?;
             let detail = format!("expected {wanted}, the {} bytes received have {actual}", held.file.size());
             return Err(Failure::new(Code::DigestInvalid, detail));

@@ -133,7 +133,7 @@ async fn forgetful(expires_in: u64, forget_after: usize) -> (Fake, std::sync::Ar
 }
 
 #[tokio::test]
-async fn a_token_that_is_refused_is_fetched_anew() {
+async fn a_token_that_is_refused_is_fetched_again() {
     let (fake, issued) = forgetful(3600, 3).await;
     let client = Client::new(config()).unwrap();
     for _ in 0..10 {

@@ -44,7 +44,7 @@ async fn a_cut_connection_is_taken_up_again(kind: Kind) {
     assert_eq!(proxy.cuts(), 4);
     assert_eq!(read_blob(&client(), &registry.repository("app"), &digest).await, noise(11, LEN));
     if kind == Kind::Embedded {
-        // Resumed, not sent anew: only what the cuts lost came twice.
+        // Resumed, not sent again: only what the cuts lost came twice.
         let log = registry.log_when(|log| log.iter().any(|line| line.method == "PUT")).await;
         let received: u64 = log.iter().map(|line| line.bytes_received).sum();
         assert!(received < LEN as u64 + 4 * (64 << 10), "{received} bytes received");

@@ -8,7 +8,7 @@ use ::service::control;
 use super::protocol::{Answer, ErrorKind, Request, SetProtocol, SetStatus};
 use super::{ImageSet, SetError};
 
-/// How long a request may take unless the caller says otherwise: the largest set is on disk within it.
+/// How long a request may take: the largest set is on disk within it.
 const DEADLINE: Duration = Duration::from_secs(60);
 
 /// Why a request to the snapshotter failed.
@@ -37,11 +37,6 @@ impl Client {
     /// A client of the snapshotter whose control socket is `socket`.
     pub fn new(socket: impl Into<PathBuf>) -> Self {
         Self(control::Client::new(socket, DEADLINE))
-    }
-
-    /// The same client with another deadline for each request (default 60 seconds).
-    pub fn with_deadline(self, deadline: Duration) -> Self {
-        Self(self.0.with_deadline(deadline))
     }
 
     /// The snapshotter's socket.

@@ -137,6 +137,7 @@ pub(super) fn prefetch(bootstrap: &Bootstrap) -> Result<Vec<String>, ReadError> 
             let entry = entry?;
             let path = format!("{path}/{}", entry.name.escape_ascii());
             if !note(entry.nid, &path) {
+                // Lists have a few names, and images may have a million: the walk ends with the last one.
                 break 'walk;
             }
             if entry.kind == FileType::Directory {

@@ -129,6 +129,7 @@ impl DiskCache {
             cache.make_room(bytes, &path)?;
             cache.put(&path, &content)?;
             if let Some(alias) = alias.filter(|alias| *alias != path) {
+                // A link cannot replace a name that is there; a rename can, and without a moment in which there is none.
                 let partial = alias.with_extension(PARTIAL);
                 fs::hard_link(&path, &partial)?;
                 fs::rename(partial, alias)?;

@@ -11,7 +11,7 @@
 //! | | paths of the directories that the layer has no entry for, each with a NUL behind it |
 //! | 64 | SHA-256 of all of the above, in hexadecimal digits |
 //!
-//! A bootstrap describes only those chunks that files refer to, and does not say where in a batch a chunk lies: hence the
+//! A bootstrap describes only those chunks that files refer to, and does not say where in a batch a chunk lies: so the
 //! chunk information.
 
 use rafs::blob::meta::{BlobMeta, EncodeError, MetaError, encode as encode_meta};
@@ -127,6 +127,7 @@ pub(super) fn decode(file: &[u8], key: &Key, recipe: &Recipe) -> Result<Converte
     let (content, expected) =
         file.split_last_chunk::<CHECKSUM_BYTES>().ok_or(DecodeEntryError::Broken("a checksum"))?;
     let rest = content.strip_prefix(MAGIC).ok_or(DecodeEntryError::Broken("NCLAYER1"))?;
+    // Before anything is read out of it: a power cut or a bad disk leaves files that parse, and are of another layer.
     if sha256(content).digest().as_bytes() != expected {
         return Err(DecodeEntryError::Checksum);
     }

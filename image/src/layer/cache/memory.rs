@@ -76,6 +76,7 @@ impl MemoryCache {
         let mut entries = self.lock();
         entries.clock += 1;
         let used = entries.clock;
+        // A layer that was made again and became another blob is not where the old blob was pushed to.
         let old = entries.remove(&key).filter(|old| old.layer.digest == layer.digest);
         let mut repositories = old.map(|old| old.repositories).unwrap_or_default();
         if let Some(repository) = repository {

@@ -25,7 +25,7 @@ const BUILDS_AT_ONCE: usize = 8;
 const THEIRS: &str =
     "image,push=true,registry.insecure=true,compression=nydus,force-compression=true,oci-mediatypes=true";
 
-/// A side that exports: ours beside buildkitd, ours over the session, BuildKit's own.
+/// A side that exports: ours on the machine of buildkitd, ours over the session, BuildKit's own.
 struct Builder {
     name: &'static str,
     buildctl: Buildctl,
@@ -80,7 +80,7 @@ fn theirs(lab: &Lab) -> Result<Builder> {
 
 fn small_change(lab: &Lab, context: &Path, runs: u16) -> Result<Vec<Figure>> {
     let ours = |name, buildctl| Builder { name, buildctl, kind: "nydus-cluster" };
-    let sides = [ours("beside", lab.buildctl()?), ours("remote", lab.remote_buildctl()?), theirs(lab)?];
+    let sides = [ours("local", lab.buildctl()?), ours("remote", lab.remote_buildctl()?), theirs(lab)?];
     let mut measured = [Runs::default(), Runs::default(), Runs::default()];
     // The first time everything is new.
     for run in 0..=runs {
@@ -92,12 +92,12 @@ fn small_change(lab: &Lab, context: &Path, runs: u16) -> Result<Vec<Figure>> {
             }
         }
     }
-    let [beside, remote, buildkit] = &measured;
+    let [local, remote, buildkit] = &measured;
     let limit = Runs::fixed(SMALL_CHANGE_LIMIT_SECONDS);
     let peer = ("BuildKit type=image,compression=nydus", buildkit);
     Ok(vec![
-        Figure::new(GROUP, "one small layer changed", "s", (beside, ("limit", &limit)), WITHIN),
-        Figure::new(GROUP, "one small layer changed", "s", (beside, peer), WITHIN),
+        Figure::new(GROUP, "one small layer changed", "s", (local, ("limit", &limit)), WITHIN),
+        Figure::new(GROUP, "one small layer changed", "s", (local, peer), WITHIN),
         Figure::new(GROUP, "the same over the session", "s", (remote, ("limit", &limit)), WITHIN),
     ])
 }
@@ -129,14 +129,14 @@ fn restarted(lab: &Lab, context: &Path, runs: u16) -> Result<Vec<Figure>> {
         fs::write(&small, "theirs")?;
         buildkit.push(theirs.export(lab, context)?);
     }
-    let [beside, remote] = &measured;
+    let [local, remote] = &measured;
     let limit = Runs::fixed(RESTARTED_LIMIT_SECONDS);
     let none = Runs::fixed(PUSHED_AGAIN_LIMIT_MB);
     let peer = ("BuildKit type=image,compression=nydus", &buildkit);
     let name = "nothing changed, exporter restarted";
     Ok(vec![
-        Figure::new(GROUP, name, "s", (beside, ("limit", &limit)), WITHIN),
-        Figure::new(GROUP, name, "s", (beside, peer), WITHIN),
+        Figure::new(GROUP, name, "s", (local, ("limit", &limit)), WITHIN),
+        Figure::new(GROUP, name, "s", (local, peer), WITHIN),
         Figure::new(GROUP, "the same over the session", "s", (remote, ("limit", &limit)), WITHIN),
         Figure::new(GROUP, "blobs pushed again", "MB", (&pushed, ("limit", &none)), WITHIN),
     ])

@@ -4,7 +4,7 @@ use std::fmt::Write as _;
 
 use serde::Serialize;
 
-/// One measured figure beside its peer.
+/// One measured figure and its peer.
 #[derive(Debug, Clone, Serialize)]
 pub(crate) struct Figure {
     group: &'static str,

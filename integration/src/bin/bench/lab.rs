@@ -43,7 +43,7 @@ impl Lab {
         Ok(Self { exporter, remote_exporter, buildkitd, registry, pause, peers: peers.clone(), dir })
     }
 
-    /// buildctl through the exporter beside buildkitd.
+    /// buildctl through the exporter on the machine of buildkitd.
     pub(crate) fn buildctl(&self) -> Result<Buildctl> {
         Buildctl::new(&self.peers, self.exporter.address())
     }

@@ -1,4 +1,4 @@
-//! The figures of the project, each measured beside its peer in the same run, interleaved.
+//! The figures of the project, each measured with its peer in the same run, interleaved.
 
 mod cluster;
 mod exporter;

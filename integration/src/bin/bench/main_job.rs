@@ -22,8 +22,8 @@ const GROUP: &str = "main";
 const EXPORT: &str = "export 860 MB from a warm cache";
 /// No slower than the peer, or no more than the limit.
 const AS_FAST: f64 = 1.0;
-const BESIDE_ZSTD: f64 = 0.75;
-const BESIDE_NYDUS: f64 = 0.5;
+const OF_ZSTD: f64 = 0.75;
+const OF_NYDUS: f64 = 0.5;
 const OVER_THE_SESSION: f64 = 0.85;
 const OF_THE_MACHINE: f64 = 1.4;
 const OTHER_EXPORTERS: f64 = 1.05;
@@ -71,8 +71,8 @@ pub(crate) fn dockerfile(context: &Path, place: &str) -> Result<()> {
 
 fn export(lab: &Lab, context: &Path, runs: u16) -> Result<Vec<Figure>> {
     let registry = lab.registry.address();
-    let (beside, remote, theirs) = (lab.buildctl()?, lab.remote_buildctl()?, lab.plain_buildctl()?);
-    let (mut beside_runs, mut zstd_runs) = (Runs::default(), Runs::default());
+    let (local, remote, theirs) = (lab.buildctl()?, lab.remote_buildctl()?, lab.plain_buildctl()?);
+    let (mut local_runs, mut zstd_runs) = (Runs::default(), Runs::default());
     let (mut remote_runs, mut nydus_runs) = (Runs::default(), Runs::default());
     let mut floor = Floor::default();
     for run in 0..runs {
@@ -80,7 +80,7 @@ fn export(lab: &Lab, context: &Path, runs: u16) -> Result<Vec<Figure>> {
             let output = format!("type={kind},name={registry}/export:{side}-{run}");
             timed_export(lab, buildctl, context, &format!("/{side}-{run}/"), &output)
         };
-        beside_runs.push(export(&beside, "beside", "nydus-cluster")?.seconds);
+        local_runs.push(export(&local, "local", "nydus-cluster")?.seconds);
         zstd_runs.push(export(&theirs, "zstd", &format!("{PUSHED_IMAGE},compression=zstd"))?.seconds);
         remote_runs.push(export(&remote, "remote", "nydus-cluster")?.seconds);
         let nydus = "compression=nydus,force-compression=true,oci-mediatypes=true";
@@ -95,27 +95,27 @@ fn export(lab: &Lab, context: &Path, runs: u16) -> Result<Vec<Figure>> {
     let zstd = ("BuildKit type=image,compression=zstd", &zstd_runs);
     let nydus = ("BuildKit type=image,compression=nydus", &nydus_runs);
     Ok(vec![
-        Figure::new(GROUP, EXPORT, "s", (&beside_runs, zstd), BESIDE_ZSTD),
-        Figure::new(GROUP, EXPORT, "s", (&beside_runs, nydus), BESIDE_NYDUS),
+        Figure::new(GROUP, EXPORT, "s", (&local_runs, zstd), OF_ZSTD),
+        Figure::new(GROUP, EXPORT, "s", (&local_runs, nydus), OF_NYDUS),
         Figure::new(
             GROUP,
             EXPORT,
             "s",
-            (&beside_runs, ("the machine's limit", &floor.machine)),
+            (&local_runs, ("the machine's limit", &floor.machine)),
             OF_THE_MACHINE,
         ),
         Figure::new(
             GROUP,
             EXPORT,
             "s",
-            (&beside_runs, ("the limit, or buildkitd alone", &floor.alone)),
+            (&local_runs, ("the limit, or buildkitd alone", &floor.alone)),
             OF_THE_MACHINE,
         ),
         Figure::new(
             GROUP,
             EXPORT,
             "s",
-            (&beside_runs, ("the limit with buildkitd's work", &floor.both)),
+            (&local_runs, ("the limit with buildkitd's work", &floor.both)),
             OF_THE_MACHINE,
         ),
         Figure::new(GROUP, "the same over the session", "s", (&remote_runs, nydus), OVER_THE_SESSION),
@@ -136,7 +136,7 @@ struct Floor {
 }
 
 impl Floor {
-    /// `work`: processor time of hashing and compressing, in seconds. `alone`: buildkitd's export with nobody beside it.
+    /// `work`: processor time of hashing and compressing, in seconds. `alone`: buildkitd's export with nobody else at work.
     fn push(&mut self, work: f64, alone: &Exported) -> Result<()> {
         let cores = thread::available_parallelism().context("counting cores")?.get() as f64;
         let (machine, both) = (work / cores, (work + alone.worked) / cores);

@@ -1,4 +1,4 @@
-//! A node beside upstream's nydus-snapshotter and nydusd, with their prefetch and without: starts of a program and reads of
+//! A node compared with upstream's nydus-snapshotter and nydusd, with their prefetch and without: starts of a program and reads of
 //! the whole large image, from a registry on this machine and from one that takes 50 ms to answer.
 
 use std::fs;
@@ -54,7 +54,7 @@ impl Side {
     }
 }
 
-/// What is measured, with the goal beside the better of the peers.
+/// What is measured, with the goal compared with the better of the peers.
 #[derive(Clone, Copy, Debug, PartialEq)]
 enum Measure {
     Start,
@@ -287,7 +287,7 @@ impl Bench<'_> {
         runs
     }
 
-    /// Beside the better of the peers.
+    /// Compared with the better of the peers.
     fn figure(&self, (what, name, unit, goal): (Measure, &str, &'static str, f64)) -> Figure {
         let peers = [Side::Upstream, Side::UpstreamPrefetch, Side::UpstreamShared];
         let measured = peers.map(|side| (side.name(), self.runs(side, what)));

@@ -1,5 +1,5 @@
 //! The demonstration behind `scripts/quickstart`: a real build becomes a lazy image, a node runs it, and a table says
-//! what that took, beside the same application as a plain image.
+//! what that took, compared with the same application as a plain image.
 
 mod cluster;
 mod measure;

@@ -119,12 +119,12 @@ export APPLICATION={application} REGISTRY={registry} CONTEXT={context}
     }
 
     /// Leaves everything running.
-    pub(crate) fn release(self) {
+    pub(crate) fn release(mut self) {
         self.lazy.release();
         self.plain.release();
-        self.exporter.into_server().forget();
-        self.buildkitd.into_server().forget();
-        self.registry.into_server().forget();
+        self.exporter.server().forget();
+        self.buildkitd.server().forget();
+        self.registry.server().forget();
     }
 }
 

@@ -1,4 +1,4 @@
-//! What the model knows of caches and registries: which chunks can be had, and so which errors are allowed.
+//! What the model knows of caches and registries: which chunks can be fetched, and so which errors are allowed.
 
 use std::collections::HashSet;
 use std::time::{Duration, Instant};
@@ -78,7 +78,7 @@ impl<'a> Availability<'a> {
         }
     }
 
-    /// An image came while something may have been looked for, in vain, where others have it.
+    /// An image came while something may have been looked for without success where others have it.
     pub(super) fn gained_a_home(&mut self) {
         for (fault, healed) in self.faults.iter().zip(&mut self.healed) {
             if fault.is_some_and(|fault| !is_harmless(fault.failure)) {

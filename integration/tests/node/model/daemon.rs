@@ -124,7 +124,7 @@ impl<'a> Daemon<'a> {
         Ok(self.lab.runtime.block_on(self.client.keep(blobs))?)
     }
 
-    /// Threads by name, but for those of the runtime, which come and go as it likes; and open files that are no sockets.
+    /// Threads by name, except for those of the runtime, which come and go as it likes; and open files that are no sockets.
     pub(super) fn holds(&self) -> Result<(Vec<String>, Vec<String>)> {
         let pid = self.server.as_ref().context("the daemon is not running")?.pid()?;
         let mut threads = Vec::new();

@@ -204,7 +204,7 @@ impl<'a> Machine<'a> {
         (!images.is_empty()).then(|| images[(number % images.len() as u64) as usize])
     }
 
-    /// Mounts an image. It may be refused if it is hostile, or if what is missing in its bootstrap cannot be had.
+    /// Mounts an image. It may be refused if it is hostile, or if what is missing in its bootstrap cannot be fetched.
     fn try_mount(&mut self, id: String, number: usize, homes: Vec<Home>) -> Result<bool> {
         let image = &self.world.images[number];
         loop {

@@ -2,7 +2,7 @@
 //! daemon is set, what is done with them and what goes wrong follow from a seed.
 //!
 //! What must hold: content is the model's; every mounted image reads all its files whatever else is mounted; an error
-//! only where something could not be had, and in time; with all images removed the cache holds nothing; nothing leaks; the
+//! only where something could not be fetched, and in time; with all images removed the cache holds nothing; nothing leaks; the
 //! daemon never ends.
 //!
 //! | variable | meaning |

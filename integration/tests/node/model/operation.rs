@@ -219,7 +219,7 @@ impl Operation {
     }
 }
 
-/// Whether all can be had in time from a registry that fails so.
+/// Whether all can be fetched in time from a registry that fails so.
 pub(super) fn is_harmless(failure: Failure) -> bool {
     matches!(failure, Failure::Delay(_) | Failure::Bandwidth(_))
 }

@@ -25,7 +25,7 @@ pub(super) enum Tamper {
     Delete { file: u64 },
     /// One of a blob's files, other than its data, is cut short or filled with something else.
     Spoil { file: u64, cut: bool },
-    /// The machine starts anew, after a power cut if a seed says what that left.
+    /// The machine starts again, after a power cut if a seed says what that left.
     Reboot { cut: Option<u64> },
 }
 

@@ -149,7 +149,7 @@ impl Family {
         let path = dir.join("image.boot");
         let options = WriteOptions { chunk_size: self.chunk_size, ..WriteOptions::default() };
         bootstrap::write(&merged, &options, &mut File::create(&path)?)?;
-        // What an image shows is made by system calls alone, and forgotten but for what files hold.
+        // What an image shows is made by system calls alone, and forgotten except for what files hold.
         let tree = dir.join("tree");
         let layers: Vec<_> = stack.iter().map(|(layer, _)| layer.clone()).collect();
         Tree::make(&layers, &tree)?;

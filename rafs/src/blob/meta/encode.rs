@@ -175,5 +175,7 @@ fn version_2(
     context.uncompressed_size.set(context.uncompressed_size.get().max(end));
     let data = u64::from(member.offset) | u64::from(member.index) << 32;
     let flags = v2_flags::COMPRESSED | v2_flags::BATCH;
+    // Of a member the entry has no stored size: the batch has one, in its context, and two that differ could not be told
+    // right from wrong.
     Ok(ChunkInfoV2::new((chunk.compressed_offset, 0), uncompressed, flags, data))
 }

@@ -116,7 +116,7 @@ impl BlobMeta {
         Self::new(blob, meta, array, header)
     }
 
-    /// From a `blob.meta` file beside a bootstrap: the array, padded to 4 KiB, and the header.
+    /// From a `blob.meta` file next to a bootstrap: the array, padded to 4 KiB, and the header.
     ///
     /// # Errors
     ///
@@ -139,6 +139,8 @@ impl BlobMeta {
         if header.magic.get() != MAGIC || header.magic2.get() != MAGIC {
             return Err(MetaError::Header("its magic number at both ends"));
         }
+        // The array was found by the blob table. A header that says otherwise is that of another blob, or of a blob that was
+        // written again: its entries would be read at wrong places.
         let sizes = (header.compressed_size.get(), header.uncompressed_size.get());
         if header.offset.get() != meta.offset || sizes != (meta.compressed_size, meta.uncompressed_size) {
             return Err(MetaError::Header("the offset and sizes of the bootstrap's blob table"));
@@ -151,6 +153,7 @@ impl BlobMeta {
             return Err(MetaError::Header("the features of the bootstrap's blob table"));
         }
         let v2 = blob.features & features::CHUNK_INFO_V2 != 0;
+        // What is allocated for chunks later follows the count, so it may claim no more than there are bytes.
         let count = header.entries.get();
         let entries =
             u64::from(count) * if v2 { size_of::<ChunkInfoV2>() } else { size_of::<ChunkInfoV1>() } as u64;
@@ -158,6 +161,7 @@ impl BlobMeta {
             return Err(MetaError::Header("as many entries as the array has"));
         }
         let contexts = if blob.features & features::BATCH != 0 {
+            // Contexts that lie over the entries would give the same bytes two meanings.
             let start = header.context_offset.get();
             let size = u64::from(header.context_count.get()) * size_of::<BatchContext>() as u64;
             let end = start.checked_add(size).filter(|end| *end <= array.len() as u64 && start >= entries);

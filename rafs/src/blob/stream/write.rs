@@ -120,6 +120,7 @@ impl<W: Write> BlobWriter<W> {
         self.write_all(&encoded.stored)?;
         self.write_all(encoded.header.as_bytes())?;
         let header_size = encoded.header.as_bytes().len() as u64;
+        // The tar header comes behind what it heads: a stream cannot go back to write a size. Readers begin at the end.
         self.write_all(&tar_header::encode(toc::META, sizes.0 + header_size))?;
         entries.push(entry(toc::META, flag, sha256(&encoded.array), offset, sizes));
         let digest = sha256(encoded.header.as_bytes());

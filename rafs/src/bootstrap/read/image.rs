@@ -10,7 +10,7 @@ use crate::layout::v6::FileType;
 use crate::limits::Limits;
 use crate::tree::{ChunkRef, Image, Kind, Layer, Metadata, Node, NodeId, Tree};
 
-/// Chunks that are counted but not described cost memory, 72 bytes each; this many are allowed beside a number of them
+/// Chunks that are counted but not described cost memory, 72 bytes each; this many are allowed in addition to a number of them
 /// for each that is described.
 const FREE_CHUNKS: u64 = 1 << 20;
 const CHUNKS_PER_ENTRY: u64 = 16;

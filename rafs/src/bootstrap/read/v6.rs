@@ -39,6 +39,7 @@ impl RafsV6 {
         }
         let extension: &ExtensionSuperblock = data.view("extension superblock", EXTENSION_OFFSET)?;
         let bits = extension.flags.get();
+        // Before anything is called damaged: an image in tarfs mode is sound and has blocks of 512 bytes.
         refuse_unsupported(sb, bits)?;
         let corrupt = |expected| ReadError::corrupt("superblock", At::Byte(SUPERBLOCK_OFFSET), expected);
         if u64::from(sb.block_bits) != u64::from(BLOCK_SIZE.trailing_zeros()) {
@@ -69,6 +70,8 @@ impl RafsV6 {
             prefetch_offset: extension.prefetch_table_offset.get(),
             prefetch_size: extension.prefetch_table_size.get(),
         };
+        // Every path begins at the root: found here, its damage is that of the bootstrap and not of whatever is looked for
+        // first.
         layout.raw_inode(data, root)?.expect_directory()?;
         Ok(Opened { format: Box::new(layout), blobs })
     }

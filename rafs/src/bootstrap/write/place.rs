@@ -103,10 +103,13 @@ impl Places {
             }
             Kind::Regular { size, chunks } => {
                 let expected = size.div_ceil(u64::from(chunk_size));
+                // The kernel takes chunk number N for the bytes from N times the chunk size on; nothing else says which
+                // bytes a chunk has.
                 if chunks.len() as u64 != expected {
                     return Err(WriteError::ChunkCount { size: *size, found: chunks.len(), expected });
                 }
                 let addresses = chunks.len() as u64 * size_of::<ChunkAddress>() as u64;
+                // The kernel looks for the addresses at the next multiple of 8 behind inode and attributes.
                 let inode = space.take(inode_size.next_multiple_of(8) + addresses);
                 InodePlace { inode, size: *size, layout: LAYOUT_CHUNKED, links: 1, ..InodePlace::default() }
             }

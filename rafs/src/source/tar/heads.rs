@@ -72,6 +72,7 @@ impl Heads {
         let typeflag = header.typeflag();
         if matches!(typeflag, b'x' | b'g' | b'L' | b'K') {
             let size = header.size()?;
+            // Held in memory before it is understood, so it may not be as large as a file may be.
             if size > HEADER_LIMIT_BYTES {
                 return Err(Problem::TooLong {
                     what: "what a header says about other entries",
@@ -81,8 +82,12 @@ impl Heads {
             }
             return Ok(Head::Extension(Extension { typeflag, size: size as usize }));
         }
+        // What extension headers said is about the next entry alone. All of it goes now, also what is not used: a long name
+        // left here would become that of the entry after.
         let records = self.records.take().unwrap_or_else(|| Records::new(self.global));
         let (name, link) = (self.name.take(), self.link.take());
+        // With a size in a record the field of the header counts for nothing: of files above 8 GiB some writers leave in it
+        // what does not fit.
         let size = match records.numbers.size {
             Some(size) => size,
             None => header.size()?,

@@ -33,7 +33,7 @@ pub(super) struct Session {
     repository: Repository,
     scopes: Scopes,
     location: Url,
-    /// Bytes in a piece, but for the last.
+    /// Bytes in a piece, except for the last.
     piece_bytes: usize,
     /// Bytes that the registry has.
     offset: u64,
@@ -232,7 +232,7 @@ impl Session {
         self.call(target, exchange, &good).await.map(drop)
     }
 
-    /// Finds out how far the registry is, and begins anew if it lost the upload. `start` is the first byte that is
+    /// Finds out how far the registry is, and begins again if it lost the upload. `start` is the first byte that is
     /// still in memory; `out_of_step` that the registry refused the offset assumed.
     async fn recover(&mut self, start: u64, out_of_step: bool) -> Result<(), Error> {
         let kept = start == 0 || matches!(self.keep, Keep::Spool(_));

@@ -11,7 +11,7 @@ use crate::server::error::Failure;
 /// loss of power.
 pub(super) fn write_atomically(path: &Path, content: &[u8]) -> Result<(), Failure> {
     let changed = create_parent(path)?;
-    let temporary = beside(path)?;
+    let temporary = temporary_for(path)?;
     let write = || {
         let mut file = File::create_new(&temporary)?;
         file.write_all(content)?;
@@ -50,7 +50,7 @@ pub(super) fn sync_folders(folders: &[PathBuf]) -> Result<(), Failure> {
 }
 
 /// A name of its own in the folder of `path`, that CNCF distribution passes over.
-fn beside(path: &Path) -> Result<PathBuf, Failure> {
+fn temporary_for(path: &Path) -> Result<PathBuf, Failure> {
     Ok(path.with_file_name(format!(".new-{}", random_id()?)))
 }
 
@@ -78,7 +78,7 @@ mod tests {
     }
 
     #[test]
-    fn a_file_written_atomically_leaves_nothing_beside_it() {
+    fn a_file_written_atomically_leaves_nothing_next_to_it() {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("a/b/link");
         write_atomically(&path, b"one").unwrap();

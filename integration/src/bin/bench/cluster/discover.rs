@@ -1,4 +1,4 @@
-//! Finding the images of a chart, beside helm that only renders it.
+//! Finding the images of a chart, compared with helm that only renders it.
 
 use std::fmt::Write as _;
 use std::fs;
@@ -16,7 +16,7 @@ use crate::run::run;
 const TEMPLATES: usize = 50;
 const DEPENDENCIES: usize = 10;
 const TEMPLATES_OF_A_DEPENDENCY: usize = 3;
-const BESIDE_HELM: f64 = 1.2;
+const OF_HELM: f64 = 1.2;
 
 /// Measures it.
 pub(super) fn measure(peers: &Peers, dir: &Path, runs: u16) -> Result<Figure> {
@@ -43,7 +43,7 @@ pub(super) fn measure(peers: &Peers, dir: &Path, runs: u16) -> Result<Figure> {
         }
     }
     let name = format!("images of a chart, {TEMPLATES} templates");
-    Ok(Figure::new(GROUP, name, "s", (&ours, ("helm template alone", &theirs)), BESIDE_HELM))
+    Ok(Figure::new(GROUP, name, "s", (&ours, ("helm template alone", &theirs)), OF_HELM))
 }
 
 /// Fails unless each template's image was found.

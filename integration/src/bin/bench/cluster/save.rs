@@ -18,8 +18,8 @@ use super::{GROUP, SERVICES};
 use crate::figure::{Figure, Runs};
 use crate::run::run;
 
-const BESIDE_SKOPEO: f64 = 0.7;
-const BESIDE_CRANE: f64 = 1.0;
+const OF_SKOPEO: f64 = 0.7;
+const OF_CRANE: f64 = 1.0;
 const OF_THE_CORES: f64 = 1.25;
 /// As many images at once as `cluster save` looks at.
 const AT_ONCE: usize = 8;
@@ -67,8 +67,8 @@ pub(super) fn measure(peers: &Peers, image: &ClusterImage, dir: &Path, runs: u16
     let plain = "save, plain form";
     let one_by_one = ("skopeo copy, one by one", &skopeo);
     Ok(vec![
-        Figure::new(GROUP, plain, "s", (&ours, one_by_one), BESIDE_SKOPEO),
-        Figure::new(GROUP, plain, "s", (&ours, ("crane copy, eight at once", &crane)), BESIDE_CRANE),
+        Figure::new(GROUP, plain, "s", (&ours, one_by_one), OF_SKOPEO),
+        Figure::new(GROUP, plain, "s", (&ours, ("crane copy, eight at once", &crane)), OF_CRANE),
         Figure::new(
             GROUP,
             "save, RAFS form",

@@ -11,7 +11,7 @@ use super::{GROUP, input, own, proof};
 use crate::figure::{Figure, Runs};
 use crate::run::{remove, run};
 
-/// What half of the cores' time gives, but for what one thread has to do alone.
+/// What half of the cores' time gives, except for what one thread has to do alone.
 const HALF: f64 = 0.5;
 /// Small files cost nydus-image more than their bytes.
 const SMALL_FILES: f64 = 0.4;

@@ -12,7 +12,7 @@ const GB: u64 = 1_000_000_000;
 /// show that their content is not, and as many files as ten root file systems have what their list takes.
 const LARGE_FILES: u64 = 64 << 20;
 const ROOT_FILES: u64 = 45_000;
-/// Ten times the image takes no more memory, but for the allocator's mood and what is kept of each chunk.
+/// Ten times the image takes no more memory, except for the allocator's mood and what is kept of each chunk.
 const CONSTANT: f64 = 1.1;
 
 /// Measures the figures of memory, on streams that never are files.

@@ -1,4 +1,4 @@
-//! The image format: building, sizes, memory, merging and opening, beside nydus-image with the same settings.
+//! The image format: building, sizes, memory, merging and opening, compared with nydus-image with the same settings.
 
 mod build;
 mod input;

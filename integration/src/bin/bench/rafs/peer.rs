@@ -59,7 +59,7 @@ impl NydusImage {
     }
 }
 
-/// Takes the bootstrap out of a layer's blob: a file in `dir` named by the blob's digest, as mergers want it. Beside it,
+/// Takes the bootstrap out of a layer's blob: a file in `dir` named by the blob's digest, as mergers want it. Next to it,
 /// `blobs/` leads from digests to blobs.
 pub(super) fn extract_bootstrap(blob: &Path, dir: &Path) -> Result<PathBuf> {
     // All of it in memory: layers of a benchmark are at most some hundred MB.

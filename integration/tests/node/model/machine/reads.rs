@@ -108,7 +108,7 @@ impl<'a> Machine<'a> {
         Ok(true)
     }
 
-    /// Holds what a read came to against what could be had.
+    /// Holds what a read came to against what could be fetched.
     fn judge(&mut self, reading: &Reading<'_>, mut outcomes: Vec<Outcome>) -> Result<()> {
         loop {
             let Some(failed) = self.judge_once(reading, outcomes)? else { return Ok(()) };
@@ -136,7 +136,7 @@ impl<'a> Machine<'a> {
                     return Ok(Some(range.start));
                 }
                 bail!(
-                    "reading {range:?} of {path}: {error}, though each of {} can be had",
+                    "reading {range:?} of {path}: {error}, though each of {} can be fetched",
                     describe(&chunks)
                 );
             }
@@ -144,7 +144,7 @@ impl<'a> Machine<'a> {
         Ok(None)
     }
 
-    /// Whether the mount may read the chunk, and it is cached, or an honest image is mounted from where it can be had.
+    /// Whether the mount may read the chunk, and it is cached, or an honest image is mounted from where it can be fetched.
     fn is_available(&self, reader: usize, chunk: &ChunkKey) -> bool {
         let has = |mount: usize| {
             let image = self.image(mount);

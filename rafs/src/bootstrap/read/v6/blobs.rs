@@ -107,7 +107,7 @@ fn meta(entry: &BlobEntry) -> Result<Option<MetaLocation>, ReadError> {
 }
 
 /// The size of the chunk data. The table has the size of the whole stream; chunk data ends where chunk information
-/// begins, but for a tar header between them. Before nydus 2.2 the table had the size of the data.
+/// begins, except for a tar header between them. Before nydus 2.2 the table had the size of the data.
 fn data_size(entry: &BlobEntry, meta: Option<MetaLocation>) -> Option<u64> {
     let bits = entry.features.get();
     // What is not supported comes before what is wrong: with a feature that we do not know, other fields may mean other things.

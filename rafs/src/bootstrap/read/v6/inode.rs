@@ -100,10 +100,13 @@ impl RafsV6 {
     pub(super) fn raw_inode(&self, data: &Data, nid: Nid) -> Result<RawInode, ReadError> {
         let offset = self.inode_offset(nid)?;
         let corrupt = |expected| ReadError::corrupt("inode", At::Inode(nid.0, offset), expected);
+        // The compact form first, though the inode may be extended: both have format, mode and the number of attributes at
+        // the same places, and behind a compact one the bootstrap may end.
         let compact: &CompactInode = data.view("inode", offset)?;
         let (format, mode) = (compact.format.get(), compact.mode.get());
         let xattrs_size = match compact.xattr_count.get() {
             0 => 0,
+            // EROFS counts the header as one: 1 is a header without attributes, and each further one is 4 bytes.
             count => size_of::<XattrHeader>() as u64 + (u64::from(count) - 1) * 4,
         };
         let mut inode = RawInode {
