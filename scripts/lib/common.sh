@@ -86,6 +86,13 @@ check_tools() {
         fail "Go $go_version or newer is needed, this is $found"
 }
 
+# require_room DIR GB WHAT: fails where WHAT would fill the disk of DIR, rather than with whatever a full disk does to it later.
+require_room() {
+    local left
+    left=$(($(df --output=avail -B1 "$1" | tail -n 1) / 1000000000))
+    [ "$left" -ge "$2" ] || fail "$3 takes $2 GB of disk in $1, where $left GB are left"
+}
+
 make_in() {
     cd "$1"
     "$2" "$1"
