@@ -26,6 +26,11 @@ const SCHEMA_1: [&str; 2] = [DOCKER_SCHEMA_1, DOCKER_SCHEMA_1_PLAIN];
 /// Registries take manifests up to 4 MiB (the specification's advice); four times that is read.
 pub const MANIFEST_LIMIT_BYTES: usize = 16 << 20;
 
+/// Bytes of all pages of a list together, each counted as `PAGE_LEAST_BYTES` at least: far more than a million names have. A
+/// registry that always has one more page would be asked for ever.
+const LIST_LIMIT_BYTES: usize = 64 << 20;
+const PAGE_LEAST_BYTES: usize = 4096;
+
 /// The header by which a registry names the digest of what it sends or has stored.
 pub(super) const CONTENT_DIGEST: &str = "docker-content-digest";
 
@@ -157,7 +162,7 @@ impl Client {
         }
         let target = Target::new(Method::GET, repository, "tags");
         let scopes = Scopes::pull(repository.name());
-        let mut tags = Vec::new();
+        let (mut tags, mut left) = (Vec::new(), LIST_LIMIT_BYTES);
         let mut query: Option<String> = None;
         loop {
             let exchange = |endpoint: &Endpoint| {
@@ -170,11 +175,12 @@ impl Client {
             let accept = |target: &Target, headers: HeaderMap, body: Bytes| {
                 let page: Page = serde_json::from_slice(&body)
                     .map_err(|e| Error::protocol(target, format!("the list of tags: {e}")))?;
-                Ok((page.tags.unwrap_or_default(), next_query(&headers)))
+                Ok((page.tags.unwrap_or_default(), next_query(&headers), body.len()))
             };
             let call =
                 self.small_read(&target, &scopes, ReadFrom::Mirrors, MANIFEST_LIMIT_BYTES, exchange, accept);
-            let (page, next) = call.await?;
+            let (page, next, size) = call.await?;
+            left = left_of_list(&target, left, size)?;
             // A registry that sends nothing more, or the same page again, would be asked without end.
             if page.is_empty() || next.is_none() || next == query {
                 tags.extend(page);
@@ -201,7 +207,7 @@ impl Client {
             redirected_to: None,
         };
         let scopes = Scopes::parse("registry:catalog:*");
-        let mut all = Vec::new();
+        let (mut all, mut left) = (Vec::new(), LIST_LIMIT_BYTES);
         let mut query: Option<String> = None;
         loop {
             let call = self.small(&target, &scopes, &[StatusCode::OK], |endpoint| {
@@ -210,6 +216,7 @@ impl Client {
             let response = call.await?;
             let next = next_query(response.headers());
             let body = response.body(MANIFEST_LIMIT_BYTES).await?;
+            left = left_of_list(&target, left, body.len())?;
             let page: Page = serde_json::from_slice(&body)
                 .map_err(|e| Error::protocol(&target, format!("the list of repositories: {e}")))?;
             let names = page.repositories.unwrap_or_default();
@@ -224,6 +231,12 @@ impl Client {
             query = next;
         }
     }
+}
+
+/// What pages may still have behind one of `size` bytes.
+fn left_of_list(target: &Target, left: usize, size: usize) -> Result<usize, Error> {
+    let too_long = || Error::protocol(target, format!("the list goes on behind {LIST_LIMIT_BYTES} bytes"));
+    left.checked_sub(size.max(PAGE_LEAST_BYTES)).ok_or_else(too_long)
 }
 
 /// The query of `Link: <…?QUERY>; rel="next"`: pages stay on the endpoint that gave the first.

@@ -99,7 +99,10 @@ fn write(path: &Path, lines: &[String]) -> Result<(), HtpasswdError> {
         }
         file.set_permissions(fs::Permissions::from_mode(mode))?;
         file.sync_all()?;
-        fs::rename(&new, path)
+        fs::rename(&new, path)?;
+        // A user that was removed is not back after a power cut.
+        let folder = path.parent().filter(|folder| !folder.as_os_str().is_empty());
+        File::open(folder.unwrap_or(Path::new(".")))?.sync_all()
     };
     write().map_err(|source| {
         let _ = fs::remove_file(&new);

@@ -266,6 +266,23 @@ async fn pages_of_tags_are_followed() {
 }
 
 #[tokio::test]
+async fn lists_without_end_are_refused() {
+    let fake = Fake::start(|request, _| {
+        let (place, other) = if request.path.contains("last=a") { ("b", "a") } else { ("a", "b") };
+        let path = request.path.split('?').next().unwrap_or_default();
+        let more = format!("<{path}?last={place}>; rel=\"next\"");
+        let names = vec![other; 300_000];
+        let page = serde_json::json!({"tags": names, "repositories": names});
+        answer(200, &[("link", &more)], page.to_string())
+    })
+    .await;
+    let error = client().tags(&fake.repository("app")).await.unwrap_err().to_string();
+    assert!(error.contains("goes on behind"), "{error}");
+    let error = client().repositories(&fake.host).await.unwrap_err().to_string();
+    assert!(error.contains("goes on behind"), "{error}");
+}
+
+#[tokio::test]
 async fn an_endless_manifest_is_refused() {
     let fake = Fake::start(|_, _| answer(200, &[("content-type", MANIFEST)], vec![b' '; 20 << 20])).await;
     let reference = Reference::parse(&format!("{}/app:v1", fake.host)).unwrap();
