@@ -210,6 +210,13 @@ pub(crate) fn united(locks: Vec<Lock>) -> Lock {
             }
         }
     }
+    // In the same order whichever platform was built first.
+    all.platforms.sort_by_cached_key(ToString::to_string);
+    for image in &mut all.images {
+        for images in [&mut image.platforms, &mut image.nydus] {
+            images.sort_by_cached_key(|image| (image.platform.to_string(), image.digest.to_string()));
+        }
+    }
     all.images.sort_by_cached_key(|image| image.reference.to_string());
     all
 }
