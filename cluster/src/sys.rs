@@ -74,6 +74,14 @@ fn apply(confinement: &Confinement) -> io::Result<()> {
     Ok(())
 }
 
+/// Has `command` lead a session of its own, without a terminal: an interrupt there does not reach it, and it can ask nobody there.
+pub(crate) fn leave_terminal(command: &mut Command) {
+    // SAFETY: between fork and exec the closure makes one system call: it allocates nothing and takes no lock.
+    unsafe {
+        command.pre_exec(|| Ok(nix::unistd::setsid().map(drop)?));
+    }
+}
+
 /// Becomes `program`; comes back only with the reason why not.
 fn execute(program: &Program) -> io::Error {
     let (Some(words), Some(environment)) = (pointers(&program.words), pointers(&program.environment)) else {

@@ -78,12 +78,14 @@ fn clusters() -> anyhow::Result<Vec<(String, PathBuf)>> {
 pub(super) fn logs(flags: &args::Logs) -> anyhow::Result<ExitCode> {
     let dir = launch::clusters_dir()?.join(&flags.name);
     launch::Record::read(&dir)?;
+    // As its file is called.
+    let wanted = flags.node.as_ref().map(|node| launch::log_name(node));
     let mut shown = 0;
     for entry in fs::read_dir(&dir).with_context(|| format!("reading {}", dir.display()))? {
         let path = entry?.path();
         let node = path.file_stem().unwrap_or_default().to_string_lossy().into_owned();
-        let wanted = flags.node.as_ref().is_none_or(|wanted| *wanted == node);
-        if wanted && path.extension().is_some_and(|extension| extension == "log") {
+        let is_wanted = wanted.as_ref().is_none_or(|wanted| *wanted == node);
+        if is_wanted && path.extension().is_some_and(|extension| extension == "log") {
             let text = fs::read(&path).with_context(|| format!("reading {}", path.display()))?;
             for line in String::from_utf8_lossy(&text).lines() {
                 stdout::print(&format!("{node}: {line}\n"))?;

@@ -7,7 +7,7 @@ use std::process::ExitCode;
 use anyhow::Context as _;
 use cluster::describe::{Description, Kind};
 use cluster::inspect::{Sharing, blobs};
-use cluster::lock::{self, Lock, Locked};
+use cluster::lock::{self, Lock, Locked, PlatformImage};
 use cluster::package::{LOCK_FILE, Package};
 use cluster::saved::{DIRECTORY_REPOSITORY, SavedImages};
 use futures::StreamExt as _;
@@ -60,14 +60,19 @@ struct ImageLine {
     shared_bytes: Option<u64>,
 }
 
-/// An image and where it is read.
+/// An image, and how it is known how large it is.
 struct WantedImage {
     name: String,
     digest: Option<Digest>,
     platforms: Vec<String>,
-    /// Its manifests that count; all where that is `None`.
-    manifests: Option<Vec<Digest>>,
-    location: Location,
+    known_by: KnownBy,
+}
+
+enum KnownBy {
+    /// The documents at a place: of those of its manifests that count, or of all where that is `None`.
+    Documents(Location, Option<Vec<Digest>>),
+    /// The lock, in bytes: its documents are in an archive in a layer, which is not fetched for them.
+    Lock(u64),
 }
 
 pub(super) async fn run(config: &Config, flags: args::Inspect) -> anyhow::Result<ExitCode> {
@@ -90,7 +95,7 @@ pub(super) async fn run(config: &Config, flags: args::Inspect) -> anyhow::Result
     let wanted = match &package {
         Some(package) => of_package(package, &client).await?,
         None => match &opened {
-            Some(opened) => of_lock(config, opened).await?,
+            Some(opened) => of_lock(opened)?,
             None => Vec::new(),
         },
     };
@@ -122,9 +127,9 @@ async fn of_package(package: &Package, client: &Client) -> anyhow::Result<Vec<Wa
             let lazily = saved.as_ref().and_then(|saved| nydus_images(locked, saved));
             match lazily {
                 Some((name, manifests)) if !package.has_as_it_is(locked)? => {
-                    Ok(WantedImage { manifests: Some(manifests), ..of_locked(locked, place(name)) })
+                    Ok(of_locked(locked, KnownBy::Documents(place(name), Some(manifests))))
                 }
-                _ => Ok(of_locked(locked, place(locked.reference.to_string()))),
+                _ => Ok(of_locked(locked, documents(locked, place(locked.reference.to_string())))),
             }
         };
         return lock.images.iter().map(of).collect();
@@ -133,8 +138,8 @@ async fn of_package(package: &Package, client: &Client) -> anyhow::Result<Vec<Wa
     let of = |(repository, tag): (String, String)| {
         let digest = package.images().layout().tagged(&repository, &tag)?;
         let name = format!("{repository}:{tag}");
-        let location = place(name.clone());
-        Ok(WantedImage { name, digest, platforms: Vec::new(), manifests: None, location })
+        let known_by = KnownBy::Documents(place(name.clone()), None);
+        Ok(WantedImage { name, digest, platforms: Vec::new(), known_by })
     };
     names.into_iter().map(of).collect()
 }
@@ -148,7 +153,7 @@ fn nydus_images(locked: &Locked, saved: &SavedImages) -> Option<(String, Vec<Dig
 }
 
 /// The container images of the lock in a cluster image.
-async fn of_lock(config: &Config, opened: &Opened) -> anyhow::Result<Vec<WantedImage>> {
+fn of_lock(opened: &Opened) -> anyhow::Result<Vec<WantedImage>> {
     let path = opened.dir.join(LOCK_FILE);
     if !path.is_file() {
         note(
@@ -156,23 +161,37 @@ async fn of_lock(config: &Config, opened: &Opened) -> anyhow::Result<Vec<WantedI
         );
         return Ok(Vec::new());
     }
-    let lock = Lock::read(&path)?;
-    let root = opened.archives(config, lock.images.iter().filter_map(|image| image.archive.as_ref())).await?;
-    let of = |locked: &Locked| of_locked(locked, lock::locked_source(locked, root));
-    Ok(lock.images.iter().map(of).collect())
+    let of = |locked: &Locked| match locked.archive {
+        Some(_) if !opened.is_directory() => of_locked(locked, KnownBy::Lock(locked_bytes(locked))),
+        _ => of_locked(locked, documents(locked, lock::locked_source(locked, &opened.dir))),
+    };
+    Ok(Lock::read(&path)?.images.iter().map(of).collect())
 }
 
-fn of_locked(locked: &Locked, location: Location) -> WantedImage {
-    let images = || locked.platforms.iter().chain(&locked.nydus);
-    let mut platforms: Vec<String> = images().map(|image| image.platform.to_string()).collect();
+/// The images of `locked` for all of its platforms.
+fn platform_images(locked: &Locked) -> impl Iterator<Item = &PlatformImage> {
+    locked.platforms.iter().chain(&locked.nydus)
+}
+
+fn locked_bytes(locked: &Locked) -> u64 {
+    platform_images(locked).fold(0, |sum, image| sum.saturating_add(image.bytes))
+}
+
+fn documents(locked: &Locked, location: Location) -> KnownBy {
+    let manifests = platform_images(locked).map(|image| image.digest.clone()).collect();
+    KnownBy::Documents(location, Some(manifests))
+}
+
+fn of_locked(locked: &Locked, known_by: KnownBy) -> WantedImage {
+    let mut platforms: Vec<String> =
+        platform_images(locked).map(|image| image.platform.to_string()).collect();
     platforms.sort();
     platforms.dedup();
     WantedImage {
         name: locked.reference.to_string(),
         digest: Some(locked.digest.clone()),
         platforms,
-        manifests: Some(images().map(|image| image.digest.clone()).collect()),
-        location,
+        known_by,
     }
 }
 
@@ -190,29 +209,39 @@ async fn own(location: &Location, client: &Client) -> anyhow::Result<OwnReport> 
 /// Looks at all images; says whether all of them could be read.
 async fn images(wanted: Vec<WantedImage>, client: &Client) -> (Vec<ImageLine>, Sharing, bool) {
     let look = |wanted: WantedImage| async move {
-        let found = async {
-            let source = Source::open(&wanted.location, client).await?;
-            blobs(&source, wanted.manifests.as_deref()).await
+        let found = match &wanted.known_by {
+            KnownBy::Lock(_) => Ok(None),
+            KnownBy::Documents(location, manifests) => match lock::open(location, client).await {
+                Ok(source) => blobs(&source, manifests.as_deref()).await.map(Some),
+                Err(error) => Err(error),
+            },
         };
-        let found = found.await;
         (wanted, found)
     };
     let looked: Vec<_> = futures::stream::iter(wanted).map(look).buffered(AT_ONCE).collect().await;
-    let known: Vec<_> = looked.iter().filter_map(|(_, found)| found.as_ref().ok().cloned()).collect();
+    let known: Vec<_> = looked.iter().filter_map(|(_, found)| found.as_ref().ok()?.clone()).collect();
     let sharing = Sharing::of(&known);
     let (mut shares, mut lines, mut complete) = (sharing.images.iter(), Vec::new(), true);
     for (wanted, found) in looked {
-        if let Err(error) = &found {
-            note(&format!("error: {}: {error}", wanted.name));
-            complete = false;
-        }
-        let share = found.ok().and_then(|_| shares.next());
+        let (bytes, shared_bytes) = match (found, wanted.known_by) {
+            (Err(error), _) => {
+                note(&format!("error: {}: {error}", wanted.name));
+                complete = false;
+                (None, None)
+            }
+            (Ok(_), KnownBy::Lock(bytes)) => (Some(bytes), None),
+            (Ok(_), KnownBy::Documents(..)) => {
+                let share = shares.next();
+                (share.map(|share| share.bytes), share.map(|share| share.shared_bytes))
+            }
+        };
+        let digest = wanted.digest.map(|digest| digest.to_string());
         lines.push(ImageLine {
             image: wanted.name,
-            digest: wanted.digest.map(|digest| digest.to_string()),
+            digest,
             platforms: wanted.platforms,
-            bytes: share.map(|share| share.bytes),
-            shared_bytes: share.map(|share| share.shared_bytes),
+            bytes,
+            shared_bytes,
         });
     }
     (lines, sharing, complete)
@@ -278,15 +307,24 @@ impl ClusterReport {
             let platforms = line.platforms.join(", ");
             let _ = writeln!(text, "{:width$}  {bytes:>12}  {shared:>12}  {platforms}", line.image);
         }
-        let Sharing { bytes, stored_bytes, shared_bytes, .. } = self.sharing;
+        let Sharing { bytes, stored_bytes, shared_bytes, images: sharing_images } = &self.sharing;
         let _ = writeln!(
             text,
             "\n{} images, {} together; {} stored, of which two or more have {}",
-            self.images.len(),
-            HumanBytes(bytes),
-            HumanBytes(stored_bytes),
-            HumanBytes(shared_bytes)
+            sharing_images.len(),
+            HumanBytes(*bytes),
+            HumanBytes(*stored_bytes),
+            HumanBytes(*shared_bytes)
         );
+        let in_archives =
+            self.images.iter().filter(|line| line.bytes.is_some() && line.shared_bytes.is_none()).count();
+        if in_archives > 0 {
+            let all = self.images.len();
+            let _ = writeln!(
+                text,
+                "{in_archives} of {all} images are in archives: what these share is not looked at"
+            );
+        }
         text
     }
 }

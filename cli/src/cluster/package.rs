@@ -4,7 +4,7 @@ use std::path::Path;
 use std::process::ExitCode;
 
 use anyhow::{Context as _, bail};
-use cluster::lock::Lock;
+use cluster::lock::{Lock, Locked};
 use cluster::package::{Contents, NotPackaged, PackageTarget, cluster_image, write};
 use cluster::save::SaveOptions;
 use cluster::saved::{SavedImages, bound};
@@ -78,10 +78,11 @@ fn for_platforms(mut lock: Lock, wanted: &[PlatformName]) -> anyhow::Result<Lock
     }
     for image in &mut lock.images {
         let fits = |platform: &PlatformName| wanted.iter().any(|wanted| wanted.matches(platform));
-        let runs = !image.platforms.is_empty();
+        let runs = |image: &Locked| !(image.platforms.is_empty() && image.nydus.is_empty());
+        let was_run = runs(image);
         image.platforms.retain(|image| fits(&image.platform));
         image.nydus.retain(|image| fits(&image.platform));
-        if runs && image.platforms.is_empty() {
+        if was_run && !runs(image) {
             let platforms: Vec<String> = wanted.iter().map(ToString::to_string).collect();
             bail!("the lock has {} not for {}", image.reference, platforms.join(", "));
         }

@@ -55,7 +55,19 @@ pub(super) async fn run(config: &Config, flags: args::Save) -> anyhow::Result<Ex
     };
     let options = SaveOptions { cluster_image, ..options(config, &flags) };
     let root = archives(config, &opened, &lock).await?;
-    let saved = save::save(&lock, root, &client, &destination, &options, &say).await;
+    // A directory is served under the names of its images.
+    let (to_repository, rafs) = (flags.to.is_some(), options.forms.rafs);
+    let said = move |report: &Report| {
+        say(report);
+        if to_repository && rafs && report.is_read_by_name {
+            note(&format!(
+                "warning: {} is a nydus image alone: it is saved as it is, and nodes read it lazily from its own registry, or from the masters \
+                 where a cluster is run of a package",
+                report.image
+            ));
+        }
+    };
+    let saved = save::save(&lock, root, &client, &destination, &options, &said).await;
     if let (Some(bound), Ok(Some(digest))) = (&bound, &saved) {
         bound.bind(&client, digest).await?;
     }
@@ -123,7 +135,7 @@ pub(super) fn ended(saved: Result<(), NotSaved>, images: usize) -> anyhow::Resul
 
 /// A line an image. That nobody reads them is no reason to stop saving.
 pub(super) fn say(report: &Report) {
-    let Report { image, bytes, fetched } = report;
+    let Report { image, bytes, fetched, .. } = report;
     let _ = stdout::print(&format!("{image}  {}, {} fetched\n", HumanBytes(*bytes), HumanBytes(*fetched)));
 }
 

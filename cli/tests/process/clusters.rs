@@ -5,7 +5,7 @@ use std::path::Path;
 
 use registry::client::{Client, ClientConfig};
 use registry::{Digest, Reference, digest};
-use serde_json::json;
+use serde_json::{Value, json};
 use test_support::{noise, tar_of};
 
 use super::packages::{command, push_plain, said, sent};
@@ -140,8 +140,8 @@ async fn a_merge_moves_no_data() {
 }
 
 /// What `docker save` writes of an image of one layer.
-fn docker_archive(name: &str) -> Vec<u8> {
-    let layer = tar_of(&[("file", noise(3, 200_000))]);
+fn docker_archive(name: &str, bytes: usize) -> Vec<u8> {
+    let layer = tar_of(&[("file", noise(3, bytes))]);
     let diff_id = digest::sha256(&layer).to_string();
     let config = json!({
         "os": "linux", "architecture": "amd64", "rootfs": {"type": "layers", "diff_ids": [diff_id]},
@@ -158,8 +158,10 @@ async fn images_in_archives_of_a_cluster_image_are_locked_and_saved() {
     let serving = Serving::start(dir, "registry", &[]);
     let [plain, nydus] = ["plain", "nydus"].map(|tag| format!("{}/team/root:{tag}", serving.address));
     let list = "docker-archive:own.tar@team/own:v1\ndocker-archive:none.tar@team/none:v1\n";
-    let files =
-        [("images/skopeo/tar.txt", list.into()), ("images/skopeo/own.tar", docker_archive("team/own:v1"))];
+    let files = [
+        ("images/skopeo/tar.txt", list.into()),
+        ("images/skopeo/own.tar", docker_archive("team/own:v1", 200_000)),
+    ];
     push_plain(&client(), &plain, &files).await;
     let platform = ["--platform", "linux/amd64"];
     let convert = ["image", "convert", "--layer-cache", "", &plain, &nydus];
@@ -181,4 +183,110 @@ async fn images_in_archives_of_a_cluster_image_are_locked_and_saved() {
         fs::remove_file(dir.join("images.lock")).unwrap();
         fs::remove_file(dir.join("cluster.tar")).unwrap();
     }
+}
+
+/// What `cluster inspect` may fetch of a nydus image: documents, its bootstrap, and the chunks of small files.
+const INSPECTED_BYTES: u64 = 256 << 10;
+
+#[tokio::test(flavor = "multi_thread")]
+async fn inspecting_fetches_no_archive_of_images() {
+    let dir = tempfile::tempdir().unwrap();
+    let dir = dir.path();
+    let serving = Serving::start(dir, "registry", &["--access-log", "log.json"]);
+    let app = format!("{}/team/app:v1", serving.address);
+    push_plain(&client(), &app, &[("file", noise(4, 300_000))]).await;
+    let files = [
+        ("root/imageList", format!("{app}\n").into_bytes()),
+        ("root/images/skopeo/tar.txt", b"docker-archive:own.tar@team/own:v1\n".to_vec()),
+        ("root/images/skopeo/own.tar", docker_archive("team/own:v1", 6_000_000)),
+    ];
+    for (path, content) in &files {
+        fs::create_dir_all(dir.join(path).parent().unwrap()).unwrap();
+        fs::write(dir.join(path), content).unwrap();
+    }
+    said(dir, &["cluster", "images", "root", "--lock", "root/images.lock"]);
+    let cluster = format!("{}/k8s:v1", serving.address);
+    said(dir, &["image", "convert", "directory:root", &cluster]);
+    let inspect = |source: &str| -> Value {
+        serde_json::from_str(&said(dir, &["cluster", "inspect", source, "--json"])).unwrap()
+    };
+    let here = inspect("root");
+    let log = || fs::read_to_string(dir.join("log.json")).unwrap();
+    let begin = log().len();
+    let report = inspect(&cluster);
+    let log = log();
+    let requests = log[begin..].lines().map(|line| serde_json::from_str::<Value>(line).unwrap());
+    let fetched: u64 = requests.filter_map(|request| request["bytes_sent"].as_u64()).sum();
+    assert!(fetched > 0 && fetched < INSPECTED_BYTES, "{fetched} bytes came");
+    // An archive that is here is looked into; how large the image is says the lock as well.
+    let sizes = |report: &Value| -> Vec<(Value, Value)> {
+        let images = report["images"].as_array().unwrap();
+        images.iter().map(|image| (image["image"].clone(), image["bytes"].clone())).collect()
+    };
+    assert_eq!(sizes(&report), sizes(&here));
+    let shared = |report: &Value| {
+        report["images"]
+            .as_array()
+            .unwrap()
+            .iter()
+            .map(|image| image["shared_bytes"].clone())
+            .collect::<Vec<_>>()
+    };
+    let own = sizes(&report).iter().position(|(image, _)| image == "docker.io/team/own:v1").unwrap();
+    assert!(shared(&report)[own].is_null() && shared(&here).iter().all(Value::is_number), "{report}");
+    let text = said(dir, &["cluster", "inspect", &cluster]);
+    assert!(text.contains("1 of 2 images are in archives"), "{text}");
+}
+
+#[test]
+fn a_nydus_image_alone_is_saved_as_it_is_and_served_by_a_package() {
+    let dir = tempfile::tempdir().unwrap();
+    let dir = dir.path();
+    let from = Serving::start(dir, "from", &[]);
+    let app = format!("{}/team/app:v1", from.address);
+    fs::create_dir(dir.join("app")).unwrap();
+    fs::write(dir.join("app/file"), noise(5, 300_000)).unwrap();
+    said(dir, &["image", "convert", "directory:app", &app]);
+    asks_for(dir, &[&app]);
+    let warns = |arguments: &[&str]| {
+        let output = command(dir, arguments).output().unwrap();
+        let said = String::from_utf8(output.stderr).unwrap();
+        assert!(output.status.success(), "{said}");
+        said.contains(&format!("{app} is a nydus image alone"))
+    };
+    let to = format!("{}/cluster:images", from.address);
+    assert!(warns(&["cluster", "save", "root", "--to", &to]), "nodes do not read it from there");
+    said(dir, &["cluster", "images", "root", "--lock", "root/images.lock"]);
+    let cluster = format!("{}/k8s:v1", from.address);
+    said(dir, &["image", "convert", "directory:root", &cluster]);
+    assert!(!warns(&["cluster", "save", &cluster, "-o", "cluster.tar"]), "masters serve it");
+    drop(from);
+    let serving = Serving::start(dir, "none", &["--package", "cluster.tar"]);
+    said(dir, &["image", "check", &format!("{}/team/app:v1", serving.address)]);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_node_answers_for_saved_images_and_goes_on_without_their_repository() {
+    let dir = tempfile::tempdir().unwrap();
+    let dir = dir.path();
+    let from = Serving::start(dir, "from", &[]);
+    let app = format!("{}/team/app:v1", from.address);
+    push_plain(&client(), &app, &[("file", noise(6, 100_000))]).await;
+    let original = digest_of(&app).await;
+    asks_for(dir, &[&app]);
+    let to = format!("{}/cluster", from.address);
+    said(dir, &["cluster", "save", "root", "--to", &format!("{to}:images")]);
+    let pinned = format!("{to}@{}", digest_of(&format!("{to}:images")).await);
+    let serve = ["cluster", "serve", &pinned, "--root", "documents", "--listen"];
+    let open = command(dir, &[&serve[..], &["0.0.0.0:0"]].concat()).output().unwrap();
+    let error = String::from_utf8(open.stderr).unwrap();
+    assert!(!open.status.success() && error.contains("expected a loopback address"), "{error}");
+
+    let serve =
+        || Serving::of(command(dir, &[&serve[..], &["127.0.0.1:0"]].concat()), &dir.join("serve.log"));
+    let host = from.address.replace(':', "_");
+    let answered = async |node: &Serving| digest_of(&format!("{}/{host}/team/app:v1", node.address)).await;
+    assert_eq!(answered(&serve()).await, original);
+    drop(from);
+    assert_eq!(answered(&serve()).await, original, "the documents are kept");
 }

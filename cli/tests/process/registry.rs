@@ -8,6 +8,7 @@ use std::process::{Child, Command, Output, Stdio};
 use registry::client::{Client, ClientConfig};
 use registry::media_types::{OCI_CONFIG, OCI_LAYER, OCI_MANIFEST};
 use registry::{Reference, digest};
+use test_support::log::address_in;
 
 use super::eventually;
 
@@ -33,21 +34,23 @@ pub(crate) struct Serving {
 
 impl Serving {
     pub(crate) fn start(dir: &Path, name: &str, more: &[&str]) -> Self {
-        let log = dir.join(format!("{name}.log"));
-        let output = File::create(&log).unwrap();
         let mut serve = command(dir);
         serve.current_dir(dir).args(["serve", "--listen", "127.0.0.1:0"]).args(more);
         if !more.contains(&"--package") {
             serve.arg("--root").arg(dir.join(name));
         }
+        Self::of(serve, &dir.join(format!("{name}.log")))
+    }
+
+    /// Whatever serves on a port of the loopback interface that is free, and says in its log which.
+    pub(crate) fn of(mut serve: Command, log: &Path) -> Self {
+        let output = File::create(log).unwrap();
         serve.stdout(output.try_clone().unwrap()).stderr(output).stdin(Stdio::null());
         let child = serve.spawn().unwrap();
         // The port is any free one; the log says which.
         let address = eventually("the registry listens", || {
-            let text = fs::read_to_string(&log).unwrap();
-            let port = text.split_once("127.0.0.1:")?.1;
-            let digits = port.find(|character: char| !character.is_ascii_digit())?;
-            Some(format!("127.0.0.1:{}", &port[..digits]))
+            let text = fs::read_to_string(log).unwrap();
+            address_in(&text, "registry listens").map(|address| address.to_string())
         });
         Self { child, address }
     }

@@ -114,6 +114,8 @@ pub fn matters(path: &[u8]) -> bool {
         b"imageList",
         b"Metadata",
         b".sealignore",
+        b"init.sh",
+        b"Sealfile",
         b"images.lock",
         b"images",
         b"images/skopeo",

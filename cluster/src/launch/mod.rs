@@ -23,7 +23,7 @@ mod record;
 mod step;
 pub mod task;
 
-use std::net::SocketAddr;
+use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
@@ -35,7 +35,7 @@ pub use images::images;
 pub use package::{PackageSource, is_package};
 pub use place::{Place, SshOptions};
 pub use record::{Record, clusters_dir};
-pub use step::Say;
+pub use step::{Say, log_name};
 
 use place::Ssh;
 use step::Node;
@@ -91,7 +91,7 @@ pub async fn run(run: &Run, dir: &Path, say: Say<'_>) -> Result<PathBuf, LaunchE
     // Nodes that are named by mistake do not answer.
     kept.keep(dir)?;
     let served = match &run.package {
-        Some(package) => Some(each(masters, |node| served(node, package)).await?),
+        Some(package) => Some(each(masters, |node| served(node, package, all.len() == 1)).await?),
         None => None,
     };
     let prepares: Vec<_> = (0..all.len()).map(|number| prepare(run, served.as_deref(), number)).collect();
@@ -138,14 +138,15 @@ fn joining(node: &Node<'_>, join: &Join, control_plane: Option<ControlPlane>) ->
     Task::Join(join)
 }
 
-/// Brings the package to a node of the control plane, and says how that is to serve it.
-async fn served(node: &Node<'_>, package: &PackageSource) -> Result<ServedPackage, LaunchError> {
+/// Brings the package to a node of the control plane, and says how that is to serve it: to itself, if it is `alone`.
+async fn served(node: &Node<'_>, package: &PackageSource, alone: bool) -> Result<ServedPackage, LaunchError> {
     let file = node.bring_package(package).await?;
     let site = node.work("looking for a port", &Task::Site, STATUS_DEADLINE).await?;
     let wrong = |reason: String| LaunchError::wrong(node.place.name(), reason);
     let site: Site = serde_json::from_value(site).map_err(|error| wrong(error.to_string()))?;
     let named = node.place.address().and_then(|address| address.parse().ok());
-    let address = named.or(site.address);
+    let itself = alone.then_some(IpAddr::V4(Ipv4Addr::LOCALHOST));
+    let address = named.or(site.address).or(itself);
     let address =
         address.ok_or_else(|| wrong("it has no address that other nodes could reach".to_owned()))?;
     Ok(ServedPackage { file, listen: SocketAddr::new(address, site.port) })

@@ -1,6 +1,7 @@
 //! Where a node is: this machine, or one that the system's `ssh` reaches.
 
 use std::ffi::OsString;
+use std::fmt;
 use std::fs;
 use std::os::unix::fs::PermissionsExt as _;
 use std::path::{Path, PathBuf};
@@ -10,6 +11,7 @@ use std::str::FromStr;
 use tokio::process::Command;
 
 use super::error::LaunchError;
+use crate::sys;
 
 /// The environment variable in which the helper of `ssh` finds the password.
 const PASSWORD: &str = "NYDUS_CLUSTER_SSH_PASSWORD";
@@ -67,7 +69,7 @@ impl FromStr for Place {
 }
 
 /// How nodes are logged in to.
-#[derive(Clone, Debug, Default)]
+#[derive(Clone, Default)]
 pub struct SshOptions {
     /// The user; `sudo` makes it root where it is another.
     pub user: Option<String>,
@@ -75,6 +77,14 @@ pub struct SshOptions {
     pub key: Option<PathBuf>,
     /// A password, in place of keys.
     pub password: Option<String>,
+}
+
+impl fmt::Debug for SshOptions {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let password = self.password.as_ref().map(|_| "…");
+        let mut shown = f.debug_struct("SshOptions");
+        shown.field("user", &self.user).field("key", &self.key).field("password", &password).finish()
+    }
 }
 
 /// `ssh` with what it needs: files in a directory of the cluster's.
@@ -107,14 +117,15 @@ impl Ssh {
         let mut command = match place {
             Place::Here => {
                 let mut command = Command::new("/bin/sh");
-                command.args(["-c", script]);
+                // What runs here is not told how to log in elsewhere.
+                command.args(["-c", script]).env_remove(PASSWORD).process_group(0);
                 command
             }
             Place::There { host, port } => self.ssh(host, *port, script),
         };
         // An interrupt at the terminal reaches us alone; a node ends what it does when its standard input ends. Here a signal that kills would
         // keep it from that.
-        command.process_group(0).kill_on_drop(*place != Place::Here);
+        command.kill_on_drop(*place != Place::Here);
         command.stdout(Stdio::piped()).stderr(Stdio::piped());
         command
     }
@@ -149,13 +160,18 @@ impl Ssh {
             Some(password) => {
                 command.args(["-o", "PubkeyAuthentication=no", "-o", "NumberOfPasswordPrompts=1"]);
                 command.env("SSH_ASKPASS", self.helper()).env("SSH_ASKPASS_REQUIRE", "force");
+                // Before OpenSSH 8.4 it asks the helper where it has no terminal, but a display.
+                if std::env::var_os("DISPLAY").is_none() {
+                    command.env("DISPLAY", ":0");
+                }
                 command.env(PASSWORD, password);
             }
-            None => _ = command.args(["-o", "BatchMode=yes"]),
+            None => _ = command.args(["-o", "BatchMode=yes"]).env_remove(PASSWORD),
         }
         let root = self.options.user.as_deref().is_none_or(|user| user == "root");
         let prefix = if root { "" } else { "sudo -n " };
         command.arg("--").arg(host).arg(format!("{prefix}/bin/sh -c {}", quoted(script)));
+        sys::leave_terminal(command.as_std_mut());
         command
     }
 }
@@ -181,6 +197,22 @@ mod tests {
         for name in ["a.example", "10.0.0.1:2222", "fd00::1"] {
             assert_eq!(name.parse::<Place>().unwrap().name(), name);
         }
+    }
+
+    #[test]
+    fn a_password_is_in_no_argument_and_shown_nowhere() {
+        let dir = tempfile::tempdir().unwrap();
+        let options = SshOptions { password: Some("p'a s\"s".to_owned()), ..SshOptions::default() };
+        assert!(!format!("{options:?}").contains("p'a"), "{options:?}");
+        let ssh = Ssh::new(&options, dir.path()).unwrap();
+        let command = ssh.command(&"10.0.0.1".parse().unwrap(), "true");
+        let command = command.as_std();
+        assert!(command.get_args().all(|word| !word.to_string_lossy().contains("p'a")));
+        // What ssh asks for the password says it, whatever is in it.
+        let helper = command.get_envs().find_map(|(name, value)| value.filter(|_| name == "SSH_ASKPASS"));
+        let mut helper = std::process::Command::new(helper.unwrap());
+        let said = helper.arg("root@10.0.0.1's password: ").env(PASSWORD, "p'a s\"s").output().unwrap();
+        assert_eq!(said.stdout, b"p'a s\"s\n");
     }
 
     #[test]

@@ -196,8 +196,13 @@ impl Node<'_> {
     }
 
     fn log(&self) -> PathBuf {
-        self.logs.join(format!("{}.log", self.place.name().replace(['/', ' '], "_")))
+        self.logs.join(format!("{}.log", log_name(&self.place.name())))
     }
+}
+
+/// What the file is called, without `.log`, that keeps what a node of this name said.
+pub fn log_name(node: &str) -> String {
+    node.replace(['/', ' '], "_")
 }
 
 /// What a command reads.

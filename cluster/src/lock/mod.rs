@@ -29,7 +29,7 @@ use registry::{Digest, Reference};
 
 pub use compare::{Change, changes};
 pub use file::{LockFileError, VERSION};
-pub use resolve::{ResolveError, ResolveOptions, Resolved, locked_source, resolve, source};
+pub use resolve::{ResolveError, ResolveOptions, Resolved, locked_source, open, resolve, source};
 
 pub use crate::discover::Archive;
 

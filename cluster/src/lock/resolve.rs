@@ -5,9 +5,9 @@ use std::time::Duration;
 
 use ::ignore::gitignore::{Gitignore, GitignoreBuilder};
 use futures::StreamExt as _;
-use image::document::Parsed;
+use image::document::{Index, Parsed};
 use image::location::{InFile, Location};
-use image::platform::PlatformName;
+use image::platform::{PlatformName, listed};
 use image::source::{Document, Source, SourceError, SourceImage};
 use registry::client::{Client, Descriptor};
 use thiserror::Error;
@@ -125,6 +125,27 @@ pub fn locked_source(locked: &Locked, root: &Path) -> Location {
     }
 }
 
+/// Opens an image of a lock. Where an archive holds one image alone it is this one, whatever the archive calls it: the list that asks for
+/// it says what it is called.
+///
+/// # Errors
+///
+/// When it is not there, or cannot be read.
+pub async fn open(location: &Location, client: &Client) -> Result<Source, SourceError> {
+    let only = |place: &InFile| InFile { image: None, ..place.clone() };
+    let only = match location {
+        Location::DockerArchive(place) => Some(Location::DockerArchive(only(place))),
+        Location::OciArchive(place) => Some(Location::OciArchive(only(place))),
+        _ => None,
+    };
+    match (Source::open(location, client).await, only) {
+        (Err(error @ SourceError::NoSuchImage { .. }), Some(only)) => {
+            Source::open(&only, client).await.map_err(|_| error)
+        }
+        (opened, _) => opened,
+    }
+}
+
 fn location(reference: &registry::Reference, archive: Option<&Archive>, root: &Path) -> Location {
     let Some(archive) = archive else { return Location::Registry(reference.clone()) };
     let place = InFile { path: root.join(&archive.path), image: Some(reference.to_string()) };
@@ -183,16 +204,11 @@ async fn found(
     client: &Client,
     wanted: &[PlatformName],
 ) -> Result<Locked, ResolveError> {
-    let source = Source::open(&location(&image.reference, image.archive.as_ref(), root), client).await?;
+    let source = open(&location(&image.reference, image.archive.as_ref(), root), client).await?;
     let document = source.root().await?;
     let nydus = nydus_images(&source, &document, wanted).await?;
-    let descriptor = document.descriptor.clone();
-    let images = match source.images_in(document, wanted).await {
-        // What is no image to be run, such as manifests for Flux, has no platform.
-        Err(SourceError::NotAnImage { .. }) => Vec::new(),
-        Err(SourceError::NoSuchPlatform { .. }) if is_artifact(&source, &descriptor).await? => Vec::new(),
-        images => images?,
-    };
+    let images = plain_images(&source, &document, wanted, &nydus).await?;
+    let descriptor = document.descriptor;
     let mut platforms: Vec<PlatformImage> = images.iter().map(platform_image).collect();
     sort(&mut platforms);
     Ok(Locked {
@@ -207,9 +223,43 @@ async fn found(
     })
 }
 
-/// Whether there is no image for any platform.
-async fn is_artifact(source: &Source, descriptor: &Descriptor) -> Result<bool, SourceError> {
-    Ok(source.images_in(source.manifest(descriptor).await?, &[]).await?.is_empty())
+/// The images for `wanted` that are no nydus images beside others: for each platform for which there is none in `nydus` there has to be one.
+async fn plain_images(
+    source: &Source,
+    document: &Document,
+    wanted: &[PlatformName],
+    nydus: &[PlatformImage],
+) -> Result<Vec<SourceImage>, ResolveError> {
+    match source.images_in(document.clone(), wanted).await {
+        // What is no image to be run, such as manifests for Flux, has no platform.
+        Err(SourceError::NotAnImage { .. }) => return Ok(Vec::new()),
+        Err(SourceError::NoSuchPlatform { .. }) => {}
+        images => return Ok(images?),
+    }
+    let plain = source.images_in(document.clone(), &[]).await?;
+    let as_nydus: Vec<PlatformName> = match source.parse(document)? {
+        Parsed::Index(index) => nydus_platforms(&index).map(|(_, platform)| platform).collect(),
+        _ => Vec::new(),
+    };
+    if plain.is_empty() && as_nydus.is_empty() {
+        return Ok(Vec::new());
+    }
+    let is_nydus_alone = |platform: &&PlatformName| {
+        nydus.iter().any(|image| platform.matches(&image.platform))
+            && !plain.iter().any(|image| platform.matches(&image.platform))
+    };
+    let left: Vec<PlatformName> =
+        wanted.iter().filter(|platform| !is_nydus_alone(platform)).cloned().collect();
+    if left.is_empty() {
+        return Ok(Vec::new());
+    }
+    match source.images_in(document.clone(), &left).await {
+        Err(SourceError::NoSuchPlatform { source_name, wanted, .. }) => {
+            let found = listed(plain.iter().map(|image| &image.platform).chain(&as_nydus));
+            Err(SourceError::NoSuchPlatform { source_name, wanted, found }.into())
+        }
+        images => Ok(images?),
+    }
 }
 
 /// The nydus images that stand in the index `document` beside plain ones.
@@ -220,9 +270,8 @@ async fn nydus_images(
 ) -> Result<Vec<PlatformImage>, ResolveError> {
     let Parsed::Index(index) = source.parse(document)? else { return Ok(Vec::new()) };
     let mut images = Vec::new();
-    for (entry, is_nydus) in index.marked() {
-        let Some(platform) = entry.platform().as_ref().map(PlatformName::of) else { continue };
-        if !is_nydus || !(wanted.is_empty() || wanted.iter().any(|wanted| wanted.matches(&platform))) {
+    for (entry, platform) in nydus_platforms(&index) {
+        if !(wanted.is_empty() || wanted.iter().any(|wanted| wanted.matches(&platform))) {
             continue;
         }
         let Parsed::Manifest(manifest) = source.parse(&source.manifest(entry).await?)? else { continue };
@@ -231,6 +280,12 @@ async fn nydus_images(
     }
     sort(&mut images);
     Ok(images)
+}
+
+/// The entries of nydus images that say so, and what they are for.
+fn nydus_platforms(index: &Index) -> impl Iterator<Item = (&Descriptor, PlatformName)> {
+    let marked = index.marked().filter(|(_, is_nydus)| *is_nydus);
+    marked.filter_map(|(entry, _)| Some((entry, entry.platform().as_ref().map(PlatformName::of)?)))
 }
 
 fn platform_image(image: &SourceImage) -> PlatformImage {

@@ -114,6 +114,8 @@ pub struct Report {
     pub bytes: u64,
     /// The bytes of those that were fetched for it.
     pub fetched: u64,
+    /// Whether nodes read it where its name leads, wherever it was saved: it is a nydus image alone, for which no node answers.
+    pub is_read_by_name: bool,
 }
 
 /// Who is told of images.
@@ -280,7 +282,12 @@ pub(crate) struct Saved {
 
 impl Saved {
     fn report(&self) -> Report {
-        Report { image: self.locked.reference.clone(), bytes: self.bytes, fetched: self.fetched }
+        Report {
+            image: self.locked.reference.clone(),
+            bytes: self.bytes,
+            fetched: self.fetched,
+            is_read_by_name: self.plan.rafs.is_empty() && self.plan.is_nydus,
+        }
     }
 }
 
@@ -373,7 +380,7 @@ async fn image(
     forms: Forms,
 ) -> Result<Saved, SaveError> {
     let pinned = Locked { reference: pinned(locked), ..locked.clone() };
-    let source = Source::open(&lock::source(&pinned, root), client).await?;
+    let source = lock::open(&lock::source(&pinned, root), client).await?;
     let plan = Plan::of(locked, &source, forms).await?;
     let mut fetched = 0;
     for blob in transfers.all(&source, &plan.blobs).await {

@@ -183,7 +183,8 @@ impl Kept {
         synced.map_err(failed(&new))?;
         remove(&self.dir).map_err(failed(&self.dir))?;
         fs::rename(&new, &self.dir).map_err(failed(&self.dir))?;
-        let parent = self.dir.parent().unwrap_or(&self.dir);
+        // That of a name alone is empty.
+        let parent = self.dir.parent().filter(|parent| *parent != Path::new("")).unwrap_or(Path::new("."));
         File::open(parent).and_then(|parent| parent.sync_all()).map_err(failed(parent))
     }
 }

@@ -148,6 +148,39 @@ async fn nydus_forms_and_artifacts_are_what_they_are() {
     assert_eq!((manifests.platforms.len(), manifests.nydus.len()), (0, 0));
 }
 
+/// The index of images of which the first is a nydus image.
+fn first_as_nydus(images: &[&support::Stored]) -> Vec<u8> {
+    let mut index: serde_json::Value = serde_json::from_slice(&index(images)).unwrap();
+    index["manifests"][0]["artifactType"] = "application/vnd.nydus.image.manifest.v1+json".into();
+    serde_json::to_vec(&index).unwrap()
+}
+
+#[tokio::test]
+async fn a_platform_that_is_there_as_a_nydus_image_alone_is_there() {
+    let registry = Registry::start().await;
+    let host = registry.host();
+    let amd64 = registry.image("app", "linux/amd64", &[b"nydus form"]).await;
+    let arm64 = registry.image("app", "linux/arm64", &[b"plain"]).await;
+    registry.tag("app", "alone", first_as_nydus(&[&amd64])).await;
+    registry.tag("app", "mixed", first_as_nydus(&[&amd64, &arm64])).await;
+    let dir = list(&format!("{host}/app:alone\n{host}/app:mixed\n"));
+    let counts = async |platforms: &[&str]| {
+        let platforms = platforms.iter().map(|platform| platform.parse().unwrap()).collect();
+        let found = resolved(&dir, &ResolveOptions { platforms, ..ResolveOptions::default() }, None).await;
+        let count = |image: &cluster::lock::Locked| (image.platforms.len(), image.nydus.len());
+        let problems: Vec<String> = found.problems.iter().map(ToString::to_string).collect();
+        (found.lock.images.iter().map(count).collect::<Vec<_>>(), problems)
+    };
+    assert_eq!(counts(&[]).await, (vec![(0, 1), (1, 1)], vec![]));
+    assert_eq!(counts(&["linux/amd64"]).await, (vec![(0, 1), (0, 1)], vec![]));
+    let (found, problems) = counts(&["linux/amd64", "linux/arm64"]).await;
+    assert_eq!((found, problems.len()), (vec![(1, 1)], 1), "{problems:?}");
+    assert!(problems[0].contains("no image for linux/arm64, but for linux/amd64"), "{problems:?}");
+    // One that is for no platform that is wanted is no artifact.
+    let (found, problems) = counts(&["linux/arm64"]).await;
+    assert_eq!((found, problems.len()), (vec![(1, 0)], 1), "{problems:?}");
+}
+
 #[tokio::test]
 async fn a_registry_that_does_not_answer_is_an_error_in_time() {
     // Connections are taken, and nothing is ever said.

@@ -5,6 +5,7 @@
 #[path = "../support/mod.rs"]
 mod support;
 // Other registries, and what is between them and us: as the registry's own tests have them.
+mod archives;
 mod cluster_image;
 mod killed;
 mod own_nydus;

@@ -43,6 +43,8 @@ async fn an_images_own_nydus_form_is_saved_where_nothing_is_made_of_a_plain_one(
         let destination = Destination::Repository(saved.clone());
         let (reports, failed) = saved_in(&client(), &lock, dir.path(), &destination, &options).await;
         assert!(failed.is_empty() && reports.len() == 2, "{failed:?}");
+        let by_name: Vec<bool> = reports.iter().map(|report| report.is_read_by_name).collect();
+        assert_eq!(by_name, [false, true], "what nodes do not answer for is said: {reports:?}");
         let table = opened(&saved).await.table().unwrap().clone();
         assert_eq!(table.images.keys().collect::<Vec<_>>(), [&both.platforms[0].digest]);
         for (manifest, expected) in own.into_iter().zip([of_both, true]) {

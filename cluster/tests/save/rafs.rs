@@ -23,7 +23,7 @@ use crate::support::{self, Registry, index, layer};
 use crate::{client, fetched, killed, locked, saved_in};
 
 /// Files of an image, by path.
-type Files = BTreeMap<String, Vec<u8>>;
+pub(crate) type Files = BTreeMap<String, Vec<u8>>;
 
 /// A client whose converted layers wait in `dir`.
 fn client_in(dir: &Path) -> Client {
@@ -44,7 +44,7 @@ pub(crate) async fn opened(reference: &Reference) -> SavedImages {
 }
 
 /// The files of the image with this manifest, read from what was saved.
-async fn files(saved: &SavedImages, manifest: &str) -> Files {
+pub(crate) async fn files(saved: &SavedImages, manifest: &str) -> Files {
     let table = saved.table().unwrap();
     let image = &table.images[&manifest.parse::<Digest>().unwrap()];
     let dir = tempfile::tempdir().unwrap();

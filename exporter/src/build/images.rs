@@ -4,8 +4,9 @@
 //! The files are a builder's: what reads them is what `cluster images` is, and helm runs confined there.
 
 use std::collections::BTreeSet;
-use std::io;
-use std::path::Path;
+use std::fs::{self, File};
+use std::io::{self, Read as _};
+use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use bytes::Bytes;
@@ -16,12 +17,15 @@ use cluster::lock::{self, Lock, LockFileError, Locked, PlatformImage, ResolveErr
 use cluster::package::{LOCK_FILE, METADATA_FILE, lock_layer};
 use cluster::save::{self, Destination, NotSaved, SaveOptions};
 use image::document::ImageConfig;
-use image::files::{self, FilesError};
+use image::files::{FilesError, extract, extract_large};
 use image::location::Location;
 use image::platform::PlatformName;
 use registry::client::Client;
 use registry::{Digest, Reference};
 use tempfile::TempDir;
+
+/// How much of two archives is compared at once.
+const PIECE_BYTES: usize = 1 << 20;
 
 /// How many problems an error lists.
 const SHOWN: usize = 10;
@@ -51,11 +55,14 @@ pub(crate) enum ImagesError {
     #[error("{0} cannot have a tag for its container images")]
     Tag(String),
     #[error(
-        "container images in archives of the tree are embedded for one platform a build: save them with cluster save"
+        "{0} is not the same archive for all platforms of the build, and an image has one digest: have one archive with the image for all of \
+         them (docker save, or skopeo copy --all to an oci-archive), or build one platform at a time"
     )]
-    Archives,
+    Archives(String),
     #[error("container images are not saved: {0}")]
     NotSaved(String),
+    #[error("comparing archives ended unexpectedly: {0}")]
+    Panicked(#[from] tokio::task::JoinError),
     #[error("cannot use a temporary directory: {0}")]
     Temporary(#[from] io::Error),
 }
@@ -86,7 +93,7 @@ pub(crate) async fn find(
     let directory = tempfile::tempdir()?;
     let root = directory.path();
     let location = Location::Registry(image.clone());
-    let configured = files::extract(&location, client, platform, discover::matters, root).await?;
+    let configured = extract(&location, client, platform, discover::matters, root).await?;
     let pairs = configured.env.unwrap_or_default();
     let pairs = pairs.iter().filter_map(|pair| pair.split_once('='));
     let options = Options {
@@ -114,7 +121,7 @@ pub(crate) async fn find(
     }
     let warnings = found.warnings.iter().chain(&resolved.warnings).map(ToString::to_string).collect();
     let labels = configured.labels.unwrap_or_default();
-    let metadata = std::fs::read_to_string(root.join(METADATA_FILE)).ok();
+    let metadata = fs::read_to_string(root.join(METADATA_FILE)).ok();
     let mut said = Description::read(&labels, &configured.annotations, metadata.as_deref())?;
     said.images = container_images(&resolved.lock);
     said.architecture.get_or_insert_with(|| {
@@ -141,7 +148,7 @@ async fn archives(
     }
     let directory = tempfile::tempdir_in(&client.config().upload.spool_dir)?;
     let limit = config.save_spool_bytes;
-    files::extract_large(location, client, platform, wanted, limit, directory.path()).await?;
+    extract_large(location, client, platform, wanted, limit, directory.path()).await?;
     Ok(Some(directory))
 }
 
@@ -203,8 +210,69 @@ pub(crate) fn united(locks: Vec<Lock>) -> Lock {
             }
         }
     }
+    // In the same order whichever platform was built first.
+    all.platforms.sort_by_cached_key(ToString::to_string);
+    for image in &mut all.images {
+        for images in [&mut image.platforms, &mut image.nydus] {
+            images.sort_by_cached_key(|image| (image.platform.to_string(), image.digest.to_string()));
+        }
+    }
     all.images.sort_by_cached_key(|image| image.reference.to_string());
     all
+}
+
+/// One directory with all archives that are in `all`, those of each platform. Blocks on the disk.
+pub(crate) fn one_directory(all: Vec<TempDir>) -> Result<Option<TempDir>, ImagesError> {
+    let mut all = all.into_iter();
+    let Some(first) = all.next() else { return Ok(None) };
+    for other in all {
+        let mut folders = vec![PathBuf::new()];
+        while let Some(folder) = folders.pop() {
+            for entry in fs::read_dir(other.path().join(&folder))? {
+                let entry = entry?;
+                let path = folder.join(entry.file_name());
+                if entry.file_type()?.is_dir() {
+                    folders.push(path);
+                } else {
+                    add_archive(&entry.path(), first.path(), &path)?;
+                }
+            }
+        }
+    }
+    Ok(Some(first))
+}
+
+/// Moves the archive `from` to `path` in `to`, unless it is there.
+fn add_archive(from: &Path, to: &Path, path: &Path) -> Result<(), ImagesError> {
+    let place = to.join(path);
+    if place.exists() {
+        return match is_same(from, &place)? {
+            true => Ok(()),
+            false => Err(ImagesError::Archives(path.display().to_string())),
+        };
+    }
+    fs::create_dir_all(place.parent().unwrap_or(to))?;
+    Ok(fs::rename(from, &place)?)
+}
+
+/// Whether two files have the same content.
+fn is_same(one: &Path, other: &Path) -> io::Result<bool> {
+    let (mut one, mut other) = (File::open(one)?, File::open(other)?);
+    if one.metadata()?.len() != other.metadata()?.len() {
+        return Ok(false);
+    }
+    let mut pieces = [vec![0; PIECE_BYTES], vec![0; PIECE_BYTES]];
+    loop {
+        let [ours, theirs] = &mut pieces;
+        let read = one.read(ours)?;
+        if read == 0 {
+            return Ok(true);
+        }
+        other.read_exact(&mut theirs[..read])?;
+        if ours[..read] != theirs[..read] {
+            return Ok(false);
+        }
+    }
 }
 
 /// Saves the images of `lock` in the repository of `name`, under its tag with `-images` behind it; returns the digest of what names them.
@@ -228,4 +296,37 @@ pub(crate) async fn save(
         }
         error => ImagesError::NotSaved(error.to_string()),
     })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn archives(files: &[(&str, &str)]) -> TempDir {
+        let dir = tempfile::tempdir().unwrap();
+        for (path, content) in files {
+            let path = dir.path().join(path);
+            fs::create_dir_all(path.parent().unwrap()).unwrap();
+            fs::write(path, content).unwrap();
+        }
+        dir
+    }
+
+    #[test]
+    fn archives_of_all_platforms_are_in_one_directory_if_they_are_the_same() {
+        assert!(one_directory(Vec::new()).unwrap().is_none());
+        let all = vec![
+            archives(&[("images/skopeo/a.tar", "all platforms")]),
+            archives(&[("images/skopeo/a.tar", "all platforms"), ("images/skopeo/arm64/b.tar", "one more")]),
+        ];
+        let one = one_directory(all).unwrap().unwrap();
+        let read = |path: &str| fs::read_to_string(one.path().join(path)).unwrap();
+        assert_eq!(read("images/skopeo/a.tar"), "all platforms");
+        assert_eq!(read("images/skopeo/arm64/b.tar"), "one more");
+        for other in ["All platforms", "all platforms and more"] {
+            let all = ["all platforms", other].map(|content| archives(&[("images/skopeo/a.tar", content)]));
+            let error = one_directory(all.into()).unwrap_err().to_string();
+            assert!(error.starts_with("images/skopeo/a.tar is not the same archive"), "{error}");
+        }
+    }
 }

@@ -189,14 +189,15 @@ impl Loader<'_> {
         let mut kept = vec![false; index.manifests.len()];
         for (number, (entry, is_nydus)) in index.marked().enumerate() {
             let named = entry.platform().as_ref().map(PlatformName::of);
-            self.there.extend(named.clone());
             if named.as_ref().is_some_and(|named| !named.is_unknown() && !self.wants(named)) {
+                self.there.extend(named);
                 continue;
             }
             if is_nydus {
                 return Err(self.already_nydus(entry, ", as its index says".to_owned()));
             }
-            let child = self.source.manifest(entry).await?;
+            let Some(child) = self.source.manifest_if_there(entry).await? else { continue };
+            self.there.extend(named);
             let child = Box::pin(self.load(child, depth + 1)).await?;
             // A nested index of which nothing was asked for, or an image whose config alone names the platform.
             let images = child.images();

@@ -45,7 +45,7 @@ impl Source {
         wanted: &[PlatformName],
     ) -> Result<Vec<SourceImage>, SourceError> {
         let mut images = Vec::new();
-        // All platforms that there are, those that nobody asked for as well.
+        // All platforms that there are, those that nobody asked for as well, the last ones of an index first.
         let mut there = Vec::new();
         // Of what was read and is no image, the first.
         let mut what = None;
@@ -66,18 +66,18 @@ impl Source {
             if depth == DEPTH_LIMIT {
                 return Err(SourceError::TooDeep { source_name: self.name(), limit: DEPTH_LIMIT });
             }
-            let plain = index.marked().filter(|(_, is_nydus)| !is_nydus);
-            there.extend(plain.filter_map(|(entry, _)| entry.platform().as_ref().map(PlatformName::of)));
             // The last one pushed is the next one taken.
-            for (entry, is_nydus) in index.marked().rev() {
+            for (entry, _) in index.marked().rev().filter(|(_, is_nydus)| !is_nydus) {
                 let named = entry.platform().as_ref().map(PlatformName::of);
                 let fits = |named: &PlatformName| {
                     !named.is_unknown()
                         && (wanted.is_empty() || wanted.iter().any(|wanted| wanted.matches(named)))
                 };
-                if named.as_ref().is_none_or(fits) && !is_nydus {
-                    todo.push((self.manifest(entry).await?, depth + 1));
+                if named.as_ref().is_none_or(fits) {
+                    let Some(manifest) = self.manifest_if_there(entry).await? else { continue };
+                    todo.push((manifest, depth + 1));
                 }
+                there.extend(named);
             }
         }
         let found: Vec<&PlatformName> = images.iter().map(|image: &SourceImage| &image.platform).collect();
@@ -89,7 +89,7 @@ impl Source {
                 {
                     return Err(SourceError::NotAnImage { source_name: self.name(), what });
                 }
-                let found = listed(there.iter().chain(found));
+                let found = listed(there.iter().rev().chain(found));
                 let (source_name, wanted) = (self.name(), wanted.to_string());
                 return Err(SourceError::NoSuchPlatform { source_name, wanted, found });
             }

@@ -115,10 +115,7 @@ impl Source {
                 Ok(Document { descriptor, content })
             }
             Kind::Oci(layout) => self.manifest(&layout.root).await,
-            Kind::Docker(archive) => {
-                let content = Bytes::from(archive.manifest.clone());
-                Ok(Document { descriptor: docker::descriptor(&content), content })
-            }
+            Kind::Docker(archive) => Ok(archive.root.clone()),
             Kind::Stored(image) => {
                 let image = Arc::clone(image);
                 tokio::task::spawn_blocking(move || image.root()).await?
@@ -140,6 +137,18 @@ impl Source {
             }
         };
         Ok(Document { descriptor: descriptor.clone(), content })
+    }
+
+    /// The same; `None` where an archive, a layout or a package holds other platforms of the image alone.
+    ///
+    /// # Errors
+    ///
+    /// When it cannot be read; in a registry also when it is not there.
+    pub async fn manifest_if_there(&self, descriptor: &Descriptor) -> Result<Option<Document>, SourceError> {
+        match self.manifest(descriptor).await {
+            Err(SourceError::Missing { .. }) if self.registry().is_none() => Ok(None),
+            found => found.map(Some),
+        }
     }
 
     /// A blob that is a small document, in memory: an image's config.
@@ -226,8 +235,12 @@ impl Kind {
                 Ok(Self::Oci(Arc::new(OciLayout::open(name, files, place.image.as_deref())?)))
             }
             Location::DockerArchive(place) => {
-                let archive = Archive::open(&place.path, spool)?;
-                Ok(Self::Docker(Arc::new(DockerArchive::open(name, &archive, place.image.as_deref())?)))
+                let (archive, wanted) =
+                    (Arc::new(Archive::open(&place.path, spool)?), place.image.as_deref());
+                if let Some(layout) = OciLayout::of_several_platforms(&name, &archive, wanted) {
+                    return Ok(Self::Oci(Arc::new(layout)));
+                }
+                Ok(Self::Docker(Arc::new(DockerArchive::open(name, &archive, wanted)?)))
             }
             Location::Package(place) => {
                 let all = StoredImages::open(&place.path, spool)?;

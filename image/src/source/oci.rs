@@ -1,11 +1,16 @@
 //! An OCI image layout: `index.json` names images, everything is at `blobs/ALGORITHM/HEX`.
 
+use std::sync::Arc;
+
 use registry::client::Descriptor;
 
+use super::archive::Archive;
 use super::blob::BlobStream;
+use super::docker::is_same;
 use super::error::SourceError;
 use super::files::{Files, Part};
 use crate::document;
+use crate::platform::PlatformName;
 use registry::digest::Digest;
 
 /// The annotation that names an image in `index.json`.
@@ -42,6 +47,22 @@ impl OciLayout {
             .map_err(|error| SourceError::document(format!("{INDEX} of {name}"), error))?;
         let root = choose(&name, &index.manifests, wanted)?.clone();
         Ok(Self { name, files, root })
+    }
+
+    /// The layout that an archive as of `docker save` is as well, if the image in it is there for several platforms: the archive's own
+    /// document names one alone.
+    pub(super) fn of_several_platforms(
+        name: &str,
+        archive: &Arc<Archive>,
+        wanted: Option<&str>,
+    ) -> Option<Self> {
+        let layout = Self::open(name.to_owned(), Files::Archive(Arc::clone(archive)), wanted).ok()?;
+        let index = document::Index::parse(&layout.document(&layout.root).ok()?).ok()?;
+        let is_there = |entry: &&Descriptor| {
+            let platform = entry.platform().as_ref().map(PlatformName::of);
+            platform.is_some_and(|platform| !platform.is_unknown()) && archive.has(&blob_path(entry.digest()))
+        };
+        (index.manifests.iter().filter(is_there).count() > 1).then_some(layout)
     }
 
     pub(super) fn part(&self, digest: &Digest) -> Result<Part, SourceError> {
@@ -81,7 +102,11 @@ fn choose<'a>(
             None => names(image).any(|name| name == wanted),
         },
     };
-    let found: Vec<&Descriptor> = images.iter().filter(fits).collect();
+    let mut found: Vec<&Descriptor> = images.iter().filter(fits).collect();
+    if let (true, Some(wanted)) = (found.is_empty(), wanted) {
+        // Written otherwise: `busybox` is `docker.io/library/busybox:latest`.
+        found = images.iter().filter(|image| names(image).any(|name| is_same(name, wanted))).collect();
+    }
     match (&found[..], wanted) {
         ([image], _) => Ok(image),
         ([], Some(wanted)) => Err(SourceError::NoSuchImage {

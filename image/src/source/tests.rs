@@ -303,6 +303,83 @@ async fn an_oci_archive_is_told_from_a_docker_archive() {
     fs::remove_file(tar).unwrap();
 }
 
+/// Adds the documents that `docker save` and `ctr export` write beside a layout: of all platforms they name the first.
+fn saved_by_docker(layout: &TestLayout, image: &Value, name: &str) {
+    let read = |digest: &str| -> Value {
+        serde_json::from_slice(&fs::read(layout.dir.join(blob_path(&digest.parse().unwrap()))).unwrap())
+            .unwrap()
+    };
+    let place = |described: &Value| blob_path(&digest_of(described).parse().unwrap());
+    let first = read(digest_of(&read(digest_of(image))["manifests"][0]));
+    let layers: Vec<_> = first["layers"].as_array().unwrap().iter().map(place).collect();
+    let manifest = json!([{"Config": place(&first["config"]), "RepoTags": [name], "Layers": layers}]);
+    fs::write(layout.dir.join("manifest.json"), manifest.to_string()).unwrap();
+    let mut named = image.clone();
+    named["annotations"] = json!({ REF_NAME: "v1", "io.containerd.image.name": format!("docker.io/{name}") });
+    layout.index(&[named]);
+}
+
+async fn platforms_of(source: &Source) -> Vec<String> {
+    let images = source.images(&[]).await.unwrap();
+    images.iter().map(|image| image.platform.to_string()).collect()
+}
+
+#[tokio::test]
+async fn all_platforms_that_an_archive_of_docker_holds_are_its_image() {
+    let layout = TestLayout::new();
+    let images = ["amd64", "arm64", "s390x"]
+        .map(|name| on(layout.image(name, format!("layer for {name}").as_bytes()), &format!("linux/{name}")));
+    let index = json!({"schemaVersion": 2, "mediaType": OCI_INDEX, "manifests": images});
+    let root = layout.document(OCI_INDEX, &index);
+    saved_by_docker(&layout, &root, "team/app:v1");
+    // What was never pulled is named and not there.
+    fs::remove_file(layout.dir.join(blob_path(&digest_of(&images[2]).parse().unwrap()))).unwrap();
+    let tar = layout.archive();
+    for location in ["docker-archive", "oci-archive"] {
+        for name in ["", ":team/app:v1", ":docker.io/team/app:v1"] {
+            let source = open(&format!("{location}:{}{name}", tar.display())).await.unwrap();
+            assert_eq!(source.root().await.unwrap().descriptor.digest().as_ref(), digest_of(&root));
+            assert_eq!(platforms_of(&source).await, ["linux/amd64", "linux/arm64"], "{location} {name}");
+            let arm64 = source.images(&["linux/arm64".parse().unwrap()]).await.unwrap().remove(0);
+            assert_eq!(read(&source, &arm64.layers[0]).await.unwrap(), b"layer for arm64");
+            let error = source.images(&["linux/s390x".parse().unwrap()]).await.unwrap_err().to_string();
+            assert!(error.contains("for linux/s390x, but for linux/amd64, linux/arm64"), "{error}");
+        }
+    }
+    fs::remove_file(tar).unwrap();
+}
+
+#[tokio::test]
+async fn images_of_one_name_are_its_platforms() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("saved.tar");
+    let mut files = Vec::new();
+    let mut manifest = Vec::new();
+    for architecture in ["amd64", "arm64"] {
+        let layer = format!("layer for {architecture}");
+        let diff_ids = [sha256(layer.as_bytes()).to_string()];
+        let config = json!({"architecture": architecture, "os": "linux", "rootfs": {"type": "layers", "diff_ids": diff_ids}});
+        let [config_name, layer_name] = ["json", "tar"].map(|kind| format!("{architecture}-{kind}"));
+        manifest.push(json!({"Config": config_name, "RepoTags": ["team/app:v1"], "Layers": [layer_name]}));
+        files.extend([(config_name, config.to_string()), (layer_name, layer)]);
+    }
+    files.push(("manifest.json".to_owned(), Value::Array(manifest).to_string()));
+    let files: Vec<_> = files.iter().map(|(name, content)| (name.as_str(), content.as_bytes())).collect();
+    fs::write(&path, test_support::tar_of(&files)).unwrap();
+    for name in ["", ":team/app:v1"] {
+        let source = open(&format!("docker-archive:{}{name}", path.display())).await.unwrap();
+        assert_eq!(platforms_of(&source).await, ["linux/amd64", "linux/arm64"]);
+        let images = source.images(&["linux/arm64".parse().unwrap()]).await.unwrap();
+        assert_eq!(read(&source, &images[0].layers[0]).await.unwrap(), b"layer for arm64");
+        // An index is what its digest says, as in a registry.
+        let root = source.root().await.unwrap();
+        assert_eq!(*root.descriptor.digest(), sha256(&root.content));
+        assert_eq!(source.manifest(&root.descriptor).await.unwrap().content, root.content);
+    }
+    let first = open(&format!("docker-archive:{}:@1", path.display())).await.unwrap();
+    assert_eq!(platforms_of(&first).await, ["linux/arm64"]);
+}
+
 #[tokio::test]
 async fn directories_are_no_images_with_layers() {
     for location in ["directory:/", "files:/"] {

@@ -8,7 +8,6 @@ use registry::media_types::{OCI_CONFIG, OCI_LAYER, OCI_MANIFEST};
 use registry::{Repository, digest};
 use serde_json::json;
 
-use super::ClusterImage;
 use crate::servers::EmbeddedRegistry;
 
 const NAME: &str = "registry.example/cluster/own-runtime";
@@ -55,16 +54,14 @@ const OF_SECOND: &[File] = &[
 /// sealer's words.
 const EXTENSION: &str = r#"{"schemaVersion":"v1alpha1","type":"kube-installer","applications":[{"name":"word","type":"shell","files":["go.sh"],"env":{"WORD":"launched"}}],"launch":{"cmds":null,"app_names":["word"]}}"#;
 
-impl ClusterImage {
-    /// Pushes the image; returns its name.
-    pub fn push_own_runtime(&self, registry: &EmbeddedRegistry, which: OwnRuntime) -> Result<String> {
-        let runtime = tokio::runtime::Runtime::new()?;
-        runtime.block_on(push(&registry.address().to_string(), which))?;
-        Ok(format!("{NAME}:{}", which.tag()))
-    }
-}
-
 impl OwnRuntime {
+    /// Pushes the image; returns its name.
+    pub fn push(self, registry: &EmbeddedRegistry) -> Result<String> {
+        let runtime = tokio::runtime::Runtime::new()?;
+        runtime.block_on(push(&registry.address().to_string(), self))?;
+        Ok(format!("{NAME}:{}", self.tag()))
+    }
+
     fn tag(self) -> &'static str {
         match self {
             Self::Failing => "failing",

@@ -100,7 +100,7 @@ fn becomes_a_cluster(peers: &Peers) -> Result<()> {
 
     // An image of another kind finds bare nodes again.
     lab.begin_registry()?;
-    own_runtime::becomes_a_cluster(&lab, &image)?;
+    own_runtime::becomes_a_cluster(&lab)?;
     own_containerd.is_as_before(&lab)
 }
 

@@ -1,15 +1,15 @@
 //! A cluster image that makes its cluster by its own hooks: a plain one, with templates, launched in sealer's words.
 
 use anyhow::{Result, ensure};
-use integration::cluster_image::{ClusterImage, OwnRuntime};
+use integration::cluster_image::OwnRuntime;
 use integration::cluster_lab::ClusterLab;
 use integration::machines::Machine;
 
 const TREE: &str = "/var/lib/nydus-cluster/cluster/tree";
 
 /// On machines that have no cluster.
-pub(crate) fn becomes_a_cluster(lab: &ClusterLab, image: &ClusterImage) -> Result<()> {
-    let push = |which| image.push_own_runtime(lab.registry(), which);
+pub(crate) fn becomes_a_cluster(lab: &ClusterLab) -> Result<()> {
+    let push = |which: OwnRuntime| which.push(lab.registry());
     fails(lab, &push(OwnRuntime::Failing)?)?;
     // What the other image left is not in its way.
     let first = push(OwnRuntime::First)?;

@@ -1,6 +1,6 @@
 //! The key `images`: the container images that a build's result asks for are locked in it, and saved with it.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
 use std::path::Path;
 use std::process::Command;
@@ -204,6 +204,33 @@ pub(crate) fn archived(fixture: &Fixture) -> Result<()> {
     let digest = entry.and_then(|entry| entry["digest"].as_str()).context("the image is not saved")?;
     let check = ["image", "check", &format!("{repository}@{digest}")];
     process::run(Command::new(peers::nydus_cluster()?).args(check))?;
+    archived_for_all(fixture, &dir)
+}
+
+/// An archive with several platforms is embedded for all platforms of a build.
+fn archived_for_all(fixture: &Fixture, dir: &Path) -> Result<()> {
+    let tree = dir.join("tree-of-all");
+    let place = tree.join("images/skopeo");
+    fs::create_dir_all(&place)?;
+    fs::write(place.join("tar.txt"), "oci-archive:own.tar@team/own:v1\n")?;
+    let layout = dir.join("layout-of-all");
+    let pause = fixture.peers().pause_rootfs()?;
+    oci_layout::write(&layout, &[&pause], &["/bin/sleep"], &["amd64", "arm64"])?;
+    gnu_tar::pack(&layout, &place.join("own.tar"))?;
+    let packed = dir.join("tree-of-all.tar");
+    gnu_tar::pack(&tree, &packed)?;
+    let context = demo::one_layer(&packed, &dir.join("context-of-all"))?;
+    let name = format!("{}/cluster-archived-for-all:v1", fixture.registry()?.address());
+    let output = format!("type=nydus-cluster,name={name},images=embed");
+    let mut command = fixture.buildctl()?.build_command(&context, &[&output]);
+    process::run(command.args(["--opt", "platform=linux/amd64,linux/arm64"]))?;
+    let saved = manifest(&format!("{name}-images"))?;
+    let nydus = saved["manifests"].as_array().context("no index")?.iter();
+    let nydus = nydus
+        .filter(|entry| entry["annotations"]["org.opencontainers.image.ref.name"] == "docker.io/team/own:v1");
+    let platforms: BTreeSet<_> =
+        nydus.filter_map(|entry| entry["platform"]["architecture"].as_str()).collect();
+    ensure!(platforms == BTreeSet::from(["amd64", "arm64"]), "{saved}");
     Ok(())
 }
 

@@ -4,6 +4,7 @@
 //! Where something is missing, tests say `skipped: needs …`; with `CI=true` they fail instead.
 
 mod exporter_unit;
+mod logins;
 mod units;
 
 use std::fs;
@@ -29,6 +30,7 @@ const TESTS: &[(&str, TestOnPeers)] = &[
     ("a_killed_keeper_takes_its_machines_along", killed_keeper),
     ("the_exporter_s_unit_is_ready_restarted_and_drained", exporter_unit::works),
     ("units_keep_containers_reading", units::keep_containers_reading),
+    ("a_package_is_run_on_a_node_by_password_and_here", logins::by_password_and_here),
 ];
 
 fn main() -> ExitCode {

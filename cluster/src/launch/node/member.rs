@@ -156,3 +156,31 @@ fn discovery(kubeconfig: &str) -> Result<Value, LaunchError> {
         "clusters": [{"name": "", "cluster": {"server": server, "certificate-authority-data": authority}}],
     }))
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::launch::task::{Image, Prepare};
+
+    #[test]
+    fn a_command_that_launches_has_its_time_and_a_next_run_goes_on_there() {
+        let dir = tempfile::tempdir().unwrap();
+        let prepare =
+            Prepare { image: Image::Directory(dir.path().to_owned()), ..Prepare::named("of-launch") };
+        let mut state = State::new(dir.path(), &prepare).unwrap();
+        let mut of = |commands: &[&str], seconds| {
+            let commands = commands.iter().map(ToString::to_string).collect();
+            launch(&mut state, &Launch { commands, seconds }).map_err(|error| error.to_string())
+        };
+        let said = || fs::read_to_string(dir.path().join("said")).unwrap();
+        let error = of(&["echo $CLUSTER_NAME >>said", "sleep 300"], 1).unwrap_err();
+        assert!(error.contains("sleep 300: did not end within 1 seconds"), "{error}");
+        let error = of(&["echo again >>said", "exit 7"], 60).unwrap_err();
+        assert!(error.contains("exit 7: exit status: 7"), "{error}");
+        assert_eq!(of(&["echo again >>said", "echo second >>said"], 60), Ok(()));
+        assert_eq!(said(), "of-launch\nsecond\n");
+        // All has been run.
+        assert_eq!(of(&["echo again >>said", "echo again >>said"], 60), Ok(()));
+        assert_eq!(said(), "of-launch\nsecond\n");
+    }
+}

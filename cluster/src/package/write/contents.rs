@@ -220,7 +220,7 @@ fn as_they_are(locked: &Locked, table: &Table) -> Option<Locked> {
 }
 
 async fn planned(locked: &Locked, root: &Path, client: &Client) -> Result<(Source, Plan), SaveError> {
-    let source = Source::open(&lock::locked_source(locked, root), client).await?;
+    let source = lock::open(&lock::locked_source(locked, root), client).await?;
     let plan = Plan::of(locked, &source, Forms::PLAIN).await?;
     Ok((source, plan))
 }

@@ -68,12 +68,10 @@ impl Output {
             std::mem::take(&mut self.received().locks).into_iter().unzip();
         let lock = images::united(locks);
         let archives: Vec<TempDir> = archives.into_iter().flatten().collect();
-        let archives = match &archives[..] {
-            // No image comes from one.
-            [] => Path::new(""),
-            [archives] => archives.path(),
-            _ => return Err(failed(ImagesError::Archives)),
-        };
+        let one = tokio::task::spawn_blocking(move || images::one_directory(archives)).await;
+        let archives = one.map_err(ImagesError::from).and_then(|one| one).map_err(failed)?;
+        // Where there is none, no image comes from one.
+        let archives = archives.as_ref().map_or(Path::new(""), TempDir::path);
         let destination = self.destination().await?;
         let (client, repository) = destination.repository().ok_or(ImagesError::NoRegistry).map_err(failed)?;
         let built: Vec<_> =
