@@ -8,7 +8,7 @@ use fuse_daemon::fs::Completeness;
 use rafs::build::BuildOptions;
 use test_support::{noise, tar_of};
 
-use crate::faults::{Behaviour, Watched};
+use crate::faults::{Behaviour, Line, Watched};
 use crate::image::{Node, Settings, TestImage};
 use crate::{can_mount, eventually};
 
@@ -41,6 +41,27 @@ fn who_reads_a_tree_in_order_waits_for_few_of_its_files() {
     }
     // As often as what is ahead doubles until it is all of the rest.
     assert!(late.len() <= 8, "{late:?} were waited for, of {} requests", backend.reads());
+}
+
+#[test]
+fn a_far_line_that_somebody_reads_over_in_order_is_idle_once() {
+    if !can_mount() {
+        return;
+    }
+    let round_trip = Duration::from_millis(400);
+    let files = tree();
+    let image = TestImage::build(&tar_of(&files), &BuildOptions::default());
+    let cache = tempfile::tempdir().unwrap();
+    let node = Node::new(cache.path(), &Settings { request_bytes: 256 << 10, ..Settings::default() });
+    let line = Line::of(3 << 20);
+    let backend = Watched::with(&image, Behaviour::Line(round_trip, line.clone()));
+    let mount = node.mount_from(&image, backend.clone());
+    for (name, content) in &files {
+        assert!(mount.read(name).unwrap() == *content, "{name}");
+    }
+    // After the first request, of the size of one to a registry beside us: how far it is was not known.
+    let idle: Vec<_> = line.idle().into_iter().filter(|idle| *idle > round_trip / 5).collect();
+    assert!(idle.len() <= 1, "{idle:?}, of {} requests", backend.reads());
 }
 
 #[test]
