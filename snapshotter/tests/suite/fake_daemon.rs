@@ -375,6 +375,7 @@ impl FakeDaemon {
                 quota_bytes: Some(QUOTA_BYTES),
             }),
             waiting: Vec::new(),
+            sources: Vec::new(),
         }
     }
 }
