@@ -132,7 +132,7 @@ fn source_table(sources: &[SourceStatus]) -> String {
 /// What the daemon has, as far as it says so.
 fn daemon_lines(cache: Option<CacheTotals>, worker: Option<&WorkerStatus>) -> String {
     let mut text = String::new();
-    if let Some(CacheTotals { blobs, bytes, quota_bytes }) = cache {
+    if let Some(CacheTotals { blobs, bytes, quota_bytes, .. }) = cache {
         let quota = quota_bytes.map(|quota| format!(", of {quota} that it may take")).unwrap_or_default();
         let _ = writeln!(text, "\ncache: {blobs} blobs, {bytes} bytes on disk{quota}");
     }

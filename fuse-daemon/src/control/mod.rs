@@ -14,6 +14,6 @@ pub use protocol::{
     Kept, LayerTree, MountRequest, Removed, Verified,
 };
 pub use status::{
-    CacheTotals, Guards, MountStatus, SOURCES_LIMIT, SourceFailure, SourceState, SourceStatus, Status,
-    Waiting, WorkerStatus,
+    CacheTotals, Guards, MountStatus, MountSummary, SOURCES_LIMIT, SourceFailure, SourceState, SourceStatus,
+    Status, Summary, Waiting, WorkerStatus,
 };

@@ -11,7 +11,7 @@ use tokio_util::sync::CancellationToken;
 use super::protocol::{
     Answer, BootstrapRequest, DaemonProtocol, ErrorKind, Failure, Handover, LINE_LIMIT, MountRequest, Request,
 };
-use super::status::{SourceStatus, Status, WAITING_LIMIT};
+use super::status::{SourceStatus, Status, Summary, WAITING_LIMIT};
 use crate::cache::CacheError;
 use crate::describe;
 use crate::mounts::{Table, TableError};
@@ -108,6 +108,10 @@ async fn answer(request: Request, descriptor: Option<OwnedFd>, table: Arc<Table>
             let sources = table.engine().worker().sources().await;
             on_thread(move || Ok(Answer::Status(status(&table, sources)))).await
         }
+        Request::Summary => Ok(Answer::Summary(summary(&table))),
+        Request::CacheTotals => {
+            on_thread(move || of_cache(table.engine().cache().totals(), Answer::CacheTotals)).await
+        }
         Request::Usage { blobs } => {
             let usage =
                 move |table: &Table| blobs.iter().map(|blob| table.engine().cache().usage(*blob)).collect();
@@ -170,6 +174,16 @@ fn status(table: &Table, sources: Vec<SourceStatus>) -> Status {
         cache: table.engine().cache().totals().ok(),
         waiting: table.engine().waiting(WAITING_LIMIT),
         sources,
+    }
+}
+
+fn summary(table: &Table) -> Summary {
+    Summary {
+        version: env!("CARGO_PKG_VERSION").to_owned(),
+        pid: std::process::id(),
+        // First, as above.
+        coming: table.arriving(),
+        mounts: table.summary(),
     }
 }
 

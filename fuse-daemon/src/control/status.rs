@@ -43,6 +43,38 @@ pub struct Status {
     pub sources: Vec<SourceStatus>,
 }
 
+/// What the daemon is and serves, without what has to be counted.
+#[derive(Clone, Debug, Deserialize, Eq, PartialEq, Serialize)]
+pub struct Summary {
+    /// The daemon's version.
+    pub version: String,
+    /// Its process id.
+    pub pid: u32,
+    /// What it serves, in order of ids.
+    pub mounts: Vec<MountSummary>,
+    /// See [`Status::coming`].
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub coming: Vec<String>,
+}
+
+/// One mount.
+#[derive(Clone, Debug, Deserialize, Eq, PartialEq, Serialize)]
+pub struct MountSummary {
+    /// The id it was mounted with.
+    pub id: String,
+    /// Where it is mounted.
+    pub mountpoint: PathBuf,
+    /// The blobs it reads from.
+    pub blobs: Vec<BlobId>,
+}
+
+impl From<Status> for Summary {
+    fn from(Status { version, pid, mounts, coming, .. }: Status) -> Self {
+        let mount = |MountStatus { id, mountpoint, blobs, .. }| MountSummary { id, mountpoint, blobs };
+        Self { version, pid, mounts: mounts.into_iter().map(mount).collect(), coming }
+    }
+}
+
 /// A backend that blobs of mounts are read from, and how it answers. What is counted begins anew with the worker's process, and when
 /// nothing was mounted from there in between.
 #[derive(Clone, Debug, Deserialize, Eq, PartialEq, Serialize)]
@@ -111,6 +143,9 @@ pub struct CacheTotals {
     pub bytes: u64,
     /// Bytes on disk that it may take, if that is limited.
     pub quota_bytes: Option<u64>,
+    /// Bytes on disk that may give way to others: no mount uses them, and they are not pinned. An older daemon does not say.
+    #[serde(default)]
+    pub evictable_bytes: Option<u64>,
 }
 
 /// A chunk that programs wait for.

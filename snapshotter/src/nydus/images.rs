@@ -170,17 +170,17 @@ impl Images {
 
     /// The snapshots whose images the daemon serves under `mounts`: it may serve others for somebody else.
     pub(crate) async fn mounted(&self, mounts: &Path) -> Result<Vec<SnapshotId>, Error> {
-        let status = self.daemon.client(CONTROL_DEADLINE).status().await;
-        let status = status.map_err(|error| Error::Daemon { problem: describe(&error) })?;
+        let summary = self.daemon.client(CONTROL_DEADLINE).summary().await;
+        let summary = summary.map_err(|error| Error::Daemon { problem: describe(&error) })?;
         let id = |mount: &str| mount.strip_prefix(MOUNT_PREFIX)?.parse().ok().map(SnapshotId);
-        let ours = status.mounts.iter().filter(|mount| mount.mountpoint.starts_with(mounts));
+        let ours = summary.mounts.iter().filter(|mount| mount.mountpoint.starts_with(mounts));
         Ok(ours.filter_map(|mount| id(&mount.id)).collect())
     }
 
     /// What the daemon's cache takes, if it says so.
     pub(crate) async fn cache(&self) -> Result<Option<CacheTotals>, Error> {
-        let status = self.daemon.client(CONTROL_DEADLINE).status().await;
-        status.map(|status| status.cache).map_err(|error| Error::Daemon { problem: describe(&error) })
+        let totals = self.daemon.client(CONTROL_DEADLINE).cache_totals().await;
+        totals.map_err(|error| Error::Daemon { problem: describe(&error) })
     }
 
     fn attempts(&self) -> MutexGuard<'_, HashMap<SnapshotId, Attempt>> {
@@ -265,17 +265,17 @@ impl Images {
             image: image.reference.clone(),
             backends,
         };
-        let status = client.status().await.map_err(failure)?;
+        let summary = client.summary().await.map_err(failure)?;
         // What is at the mountpoint may be held for it.
-        if !self.daemon.is_ready(status.pid) {
+        if !self.daemon.is_ready(summary.pid) {
             return Err(MountFailure::Unavailable("the nydus daemon has just been replaced".to_owned()));
         }
         if self.daemon.is_refused(&request.id) {
             let problem = "the nydus daemon cannot take over its mount yet".to_owned();
             return Err(MountFailure::Unavailable(problem));
         }
-        let is_served = status.mounts.iter().any(|mount| mount.id == request.id);
-        if !is_served && !status.coming.contains(&request.id) {
+        let is_served = summary.mounts.iter().any(|mount| mount.id == request.id);
+        if !is_served && !summary.coming.contains(&request.id) {
             detach_remains(&image.mountpoint).await?;
         }
         match client.mount(&request).await {
@@ -292,8 +292,8 @@ impl Images {
 
     /// Remembers what the image reads from, for the day that it is removed.
     async fn remember(&self, image: &Image, names: Vec<String>, client: &Client) -> Result<(), MountFailure> {
-        let status = client.status().await.map_err(failure)?;
-        let mount = status.mounts.into_iter().find(|mount| mount.id == mount_id(image.id));
+        let summary = client.summary().await.map_err(failure)?;
+        let mount = summary.mounts.into_iter().find(|mount| mount.id == mount_id(image.id));
         let blobs = mount.map(|mount| mount.blobs).unwrap_or_default();
         let mounted = MountedImage {
             reference: image.reference.clone(),

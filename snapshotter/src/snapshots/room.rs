@@ -99,8 +99,10 @@ mod tests {
 
     #[test]
     fn a_cache_is_nearly_full_before_it_is_full() {
-        let is_nearly_full =
-            |bytes, quota| is_nearly_full(CacheTotals { blobs: 1, bytes, quota_bytes: Some(quota) }, quota);
+        let is_nearly_full = |bytes, quota| {
+            let cache = CacheTotals { blobs: 1, bytes, quota_bytes: Some(quota), evictable_bytes: None };
+            is_nearly_full(cache, quota)
+        };
         assert!(!is_nearly_full(700, 800) && is_nearly_full(701, 800) && is_nearly_full(900, 800));
         assert!(is_nearly_full(u64::MAX, 800) && !is_nearly_full(0, 0));
     }
