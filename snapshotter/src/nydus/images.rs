@@ -6,7 +6,7 @@
 use std::collections::HashMap;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use fuse_daemon::control::protocol::ErrorKind;
 use fuse_daemon::control::{BackendSpec, CacheTotals, Client, ClientError, MountRequest};
@@ -79,6 +79,11 @@ impl Images {
         self.uses.begin(id)
     }
 
+    /// When a snapshot was last made on an image since it was mounted, as far as this process has made it.
+    pub(crate) fn last_used(&self, id: SnapshotId) -> Option<Instant> {
+        self.uses.last(id)
+    }
+
     /// An image, if no snapshot is about to be made on it: until the guard is dropped, whoever wants to make one waits.
     pub(crate) fn let_go(&self, id: SnapshotId) -> Option<Going> {
         self.uses.let_go(id)
@@ -148,6 +153,7 @@ impl Images {
     /// Unmounts the image of a snapshot that is gone. Fine if it is not mounted.
     pub(crate) async fn unmount(&self, id: SnapshotId, mountpoint: PathBuf) -> Result<(), Error> {
         self.names.forget(id);
+        self.uses.forget(id);
         let attempt = self.attempts().remove(&id);
         if let Some(mut attempt) = attempt {
             // Were the attempt to go on, the mount would come back. How it ends does not matter.
