@@ -75,7 +75,7 @@ impl From<Status> for Summary {
     }
 }
 
-/// A backend that blobs of mounts are read from, and how it answers. What is counted begins anew with the worker's process, and when
+/// A backend that blobs of mounts are read from, and how it answers. What is counted begins again with the worker's process, and when
 /// nothing was mounted from there in between.
 #[derive(Clone, Debug, Deserialize, Eq, PartialEq, Serialize)]
 pub struct SourceStatus {
