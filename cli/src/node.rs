@@ -5,7 +5,9 @@ use std::path::PathBuf;
 use std::process::ExitCode;
 
 use anyhow::bail;
-use fuse_daemon::control::{CacheTotals, Client, MountStatus, Status, Waiting, WorkerStatus};
+use fuse_daemon::control::{
+    CacheTotals, Client, MountStatus, SourceFailure, SourceStatus, Status, Waiting, WorkerStatus,
+};
 use serde::Serialize;
 use snapshotter::control::{self as sets, SetStatus};
 
@@ -32,9 +34,10 @@ pub(crate) async fn run(config: Config, command: args::Node) -> anyhow::Result<E
             if json {
                 stdout::print_json(&NodeStatus { daemon, image_sets })?;
             } else {
-                let Status { mounts, cache, worker, waiting, .. } = daemon;
+                let Status { mounts, cache, worker, waiting, sources, .. } = daemon;
                 let mut text = table(&mounts);
                 text += &set_table(&image_sets.unwrap_or_default());
+                text += &source_table(&sources);
                 text += &daemon_lines(cache, worker.as_ref());
                 text += &waiting_table(&waiting);
                 stdout::print(&text)?;
@@ -94,10 +97,42 @@ fn table(mounts: &[MountStatus]) -> String {
     text
 }
 
+/// Where blobs come from, and whether they do.
+fn source_table(sources: &[SourceStatus]) -> String {
+    let mut text = String::new();
+    if sources.is_empty() {
+        return text;
+    }
+    let names: Vec<String> = sources.iter().map(|source| source.backend.to_string()).collect();
+    let width = names.iter().map(String::len).max().unwrap_or(0).max("SOURCE".len());
+    let _ = writeln!(
+        text,
+        "\n{:width$}  {:7}  {:>12}  {:>8}  {:>6}  {:>14}",
+        "SOURCE", "STATE", "ANSWERED", "REQUESTS", "FAILED", "BYTES"
+    );
+    for (name, source) in names.iter().zip(sources) {
+        let SourceStatus { state, requests, failures, bytes, answered_ago_ms, failed, silent_ms, .. } =
+            source;
+        let answered =
+            answered_ago_ms.map_or_else(|| "never".to_owned(), |ms| format!("{} s ago", ms / 1000));
+        let _ = writeln!(
+            text,
+            "{name:width$}  {state:7}  {answered:>12}  {requests:>8}  {failures:>6}  {bytes:>14}"
+        );
+        if let Some(silent_ms) = silent_ms {
+            let _ = writeln!(text, "{:width$}  nothing has come for {} s", "", silent_ms / 1000);
+        }
+        if let Some(SourceFailure { ago_ms, reason }) = failed {
+            let _ = writeln!(text, "{:width$}  failed {} s ago: {reason}", "", ago_ms / 1000);
+        }
+    }
+    text
+}
+
 /// What the daemon has, as far as it says so.
 fn daemon_lines(cache: Option<CacheTotals>, worker: Option<&WorkerStatus>) -> String {
     let mut text = String::new();
-    if let Some(CacheTotals { blobs, bytes, quota_bytes }) = cache {
+    if let Some(CacheTotals { blobs, bytes, quota_bytes, .. }) = cache {
         let quota = quota_bytes.map(|quota| format!(", of {quota} that it may take")).unwrap_or_default();
         let _ = writeln!(text, "\ncache: {blobs} blobs, {bytes} bytes on disk{quota}");
     }

@@ -5,7 +5,7 @@ use std::process::ExitCode;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, bail};
-use fuse_daemon::control::{Client, Status};
+use fuse_daemon::control::{Client, Summary};
 
 use crate::args::DaemonSocket;
 use crate::config::Config;
@@ -21,7 +21,7 @@ const POLL: Duration = Duration::from_millis(50);
 /// Has the daemon make place, and waits until the next one serves what this one did.
 pub(crate) async fn run(config: Config, socket: DaemonSocket) -> anyhow::Result<ExitCode> {
     let client = Client::new(socket.of(&config)).with_deadline(ASK);
-    let before = client.status().await?;
+    let before = client.summary().await?;
     let version = client.upgrade().await?;
     let begun = Instant::now();
     let after = taken_over(&client.with_deadline(Duration::from_secs(5)), &before).await;
@@ -40,19 +40,19 @@ pub(crate) async fn run(config: Config, socket: DaemonSocket) -> anyhow::Result<
     Ok(ExitCode::SUCCESS)
 }
 
-async fn taken_over(client: &Client, before: &Status) -> anyhow::Result<Status> {
+async fn taken_over(client: &Client, before: &Summary) -> anyhow::Result<Summary> {
     let wanted: BTreeSet<&str> = before.mounts.iter().map(|mount| mount.id.as_str()).collect();
     let until = Instant::now() + TAKE_OVER;
     let mut last = "nobody answers".to_owned();
     while Instant::now() < until {
-        match client.status().await {
-            Ok(status) if status.pid != before.pid => {
-                let served: BTreeSet<&str> = status.mounts.iter().map(|mount| mount.id.as_str()).collect();
+        match client.summary().await {
+            Ok(now) if now.pid != before.pid => {
+                let served: BTreeSet<&str> = now.mounts.iter().map(|mount| mount.id.as_str()).collect();
                 let lacking: Vec<&str> = wanted.difference(&served).copied().collect();
                 if lacking.is_empty() {
-                    return Ok(status);
+                    return Ok(now);
                 }
-                last = format!("daemon {} does not serve {}", status.pid, lacking.join(", "));
+                last = format!("daemon {} does not serve {}", now.pid, lacking.join(", "));
             }
             Ok(_) => "the old daemon still answers".clone_into(&mut last),
             Err(error) => last = format!("{:#}", anyhow::Error::from(error)),

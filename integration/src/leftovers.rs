@@ -66,6 +66,24 @@ pub fn mounts(dir: &Path) -> Result<Vec<PathBuf>> {
     Ok(found)
 }
 
+/// Who uses something below `dir`, and what: that keeps a mount there from being unmounted. As much as can be looked at.
+pub fn users(dir: &Path) -> Vec<String> {
+    let entries =
+        |path: PathBuf| fs::read_dir(path).into_iter().flatten().flatten().map(|entry| entry.path());
+    let mut found = Vec::new();
+    for process in entries("/proc".into()) {
+        let fixed = ["cwd", "root", "exe"].map(|name| process.join(name));
+        let open = ["fd", "map_files"].into_iter().flat_map(|name| entries(process.join(name)));
+        let targets = fixed.into_iter().chain(open).filter_map(|link| fs::read_link(link).ok());
+        let name = fs::read_to_string(process.join("comm")).unwrap_or_default();
+        let used = targets.filter(|target| target.starts_with(dir));
+        found.extend(
+            used.map(|used| format!("{} {}: {}", process.display(), name.trim_end(), used.display())),
+        );
+    }
+    found
+}
+
 /// Ends all processes and mounts that belong to `dir`.
 pub fn clear(dir: &Path) -> Result<()> {
     for process in processes(dir)? {

@@ -6,7 +6,7 @@ use std::os::fd::OwnedFd;
 use std::process::{Command, Stdio};
 use std::time::Duration;
 
-use fuse_daemon::control::{BackendSpec, Handover};
+use fuse_daemon::control::{BackendSpec, Client, Handover, MountRequest};
 use nix::sys::signal::Signal;
 use test_support::noise;
 
@@ -150,4 +150,50 @@ fn kills_under_load(node: &Node, kills: u64) {
         node.daemon().adopt(&handover, &descriptor).unwrap();
     }
     load.wait_for_reads(200);
+}
+
+/// Whether a thread of a process is in this system call, which it is not back from.
+fn waits_in(process: &Process, call: i64) -> bool {
+    let threads = fs::read_dir(format!("/proc/{}/task", process.0.id())).unwrap();
+    let calls = threads.filter_map(|thread| fs::read_to_string(thread.ok()?.path().join("syscall")).ok());
+    calls.into_iter().any(|now| now.split(' ').next() == Some(&call.to_string()))
+}
+
+#[test]
+fn a_mount_whose_daemon_dies_while_another_looks_at_it_is_cleared_away() {
+    if !can_mount() {
+        return;
+    }
+    let node = Node::new();
+    let content = noise(3, 100_000);
+    let image = node.image("app", &[("f", &content)]);
+    let mut first = start(&node);
+    let place = node.daemon().mount("app", &image);
+    // It answers nobody, as one whose process lives on for a moment after it was killed.
+    first.signal(Signal::SIGSTOP);
+    let mut command = node.role(&["daemon"]);
+    command.arg("--socket").arg(node.path("other.sock")).arg("--cache").arg(node.path("other-cache"));
+    let other = Process::spawn(command.stdout(Stdio::null()).stderr(Stdio::null()));
+    let client = Client::new(node.path("other.sock"));
+    eventually("the other daemon answers", || node.runtime.block_on(client.summary()).ok());
+    let request = MountRequest {
+        id: "app".to_owned(),
+        bootstrap: image.bootstrap.clone(),
+        mountpoint: place.clone(),
+        image: image.reference.clone(),
+        backends: vec![BackendSpec::of_image(&image.reference).unwrap()],
+    };
+    std::thread::scope(|scope| {
+        let mounted = scope.spawn(|| node.runtime.block_on(client.mount(&request)));
+        eventually("it looks at what is mounted there", || {
+            waits_in(&other, nix::libc::SYS_statfs).then_some(())
+        });
+        first.signal(Signal::SIGKILL);
+        first.ended();
+        mounted.join().unwrap().unwrap();
+    });
+    assert!(fs::read(place.join("f")).unwrap() == content);
+    node.runtime.block_on(client.umount("app")).unwrap();
+    let mounts = fs::read_to_string("/proc/self/mounts").unwrap();
+    assert!(!mounts.contains(place.to_str().unwrap()), "the dead mount is there still: {mounts}");
 }

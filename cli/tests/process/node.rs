@@ -88,15 +88,24 @@ impl Node {
         fs::create_dir_all(self.blobs()).unwrap();
         fs::write(self.blobs().join(&id), &blob).unwrap();
         let repository = format!("{}/{name}", self.registry.address());
-        let client = registry::client::Client::new(registry::client::ClientConfig::default()).unwrap();
-        let place = Repository::parse(&repository).unwrap();
-        self.runtime.block_on(client.push_blob(&place, blob.into())).unwrap();
+        self.push_blob(&repository, blob);
         let root = self.path("registry/docker/registry/v2/blobs/sha256");
         Image {
             bootstrap,
             reference: format!("{repository}:v1"),
             blob: root.join(&id[..2]).join(&id).join("data"),
         }
+    }
+
+    /// Has another repository have an image's blob.
+    pub(crate) fn push(&self, repository: &str, image: &Image) {
+        self.push_blob(repository, fs::read(&image.blob).unwrap());
+    }
+
+    fn push_blob(&self, repository: &str, blob: Vec<u8>) {
+        let client = registry::client::Client::new(registry::client::ClientConfig::default()).unwrap();
+        let place = Repository::parse(repository).unwrap();
+        self.runtime.block_on(client.push_blob(&place, blob.into())).unwrap();
     }
 
     /// Where the registry listens.

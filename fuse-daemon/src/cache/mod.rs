@@ -117,6 +117,11 @@ impl Blobs {
     fn is_leased(&self, id: BlobId) -> bool {
         self.variants(id).any(|(_, blob)| blob.is_leased())
     }
+
+    /// Whether a blob may give way to others.
+    fn is_evictable(&self, id: BlobId) -> bool {
+        !self.pinned.contains(&id) && !self.is_leased(id)
+    }
 }
 
 impl Cache {
@@ -245,8 +250,18 @@ impl Cache {
     pub fn totals(&self) -> Result<CacheTotals, CacheError> {
         let held = self.held()?;
         let blobs = self.inner.lock();
-        let bytes = held.iter().map(|id| self.inner.usage(&blobs, *id)).sum();
-        Ok(CacheTotals { blobs: held.len() as u64, bytes, quota_bytes: self.inner.quota.limit() })
+        let (mut bytes, mut evictable) = (0, 0);
+        for id in &held {
+            let usage = self.inner.usage(&blobs, *id);
+            bytes += usage;
+            evictable += if blobs.is_evictable(*id) { usage } else { 0 };
+        }
+        Ok(CacheTotals {
+            blobs: held.len() as u64,
+            bytes,
+            quota_bytes: self.inner.quota.limit(),
+            evictable_bytes: Some(evictable),
+        })
     }
 
     /// Frees all that no mount uses and that is not pinned.

@@ -109,8 +109,8 @@ impl CacheState {
 
     /// Blobs that may go, those that were used longest ago first.
     pub(super) fn evictable(&self, blobs: &Blobs) -> BTreeSet<(SystemTime, BlobId)> {
-        let free = |id: &BlobId| !blobs.pinned.contains(id) && !blobs.is_leased(*id);
-        let ids = self.files().unwrap_or_default().into_iter().map(|(id, _)| id).filter(free);
+        let ids = self.files().unwrap_or_default().into_iter().map(|(id, _)| id);
+        let ids = ids.filter(|id| blobs.is_evictable(*id));
         ids.map(|id| (self.last_used(id), id)).collect()
     }
 

@@ -10,7 +10,7 @@ use super::protocol::{
     Answer, BackendSpec, BlobId, BootstrapRequest, CachedStatus, DaemonProtocol, ErrorKind, HandedOut,
     Handover, Kept, MountRequest, Removed, Request, Verified,
 };
-use super::status::Status;
+use super::status::{CacheTotals, Status, Summary};
 
 /// How long a request may take unless the caller says otherwise: longer than the daemon's own wait for a busy mount.
 const DEADLINE: Duration = Duration::from_secs(30);
@@ -84,6 +84,34 @@ impl Client {
         match self.0.call(Request::Status).await? {
             Answer::Status(status) => Ok(status),
             other => Err(self.0.unexpected(&other)),
+        }
+    }
+
+    /// The same without what has to be counted, as a sign of life. A daemon that does not know this request is asked for its status.
+    ///
+    /// # Errors
+    ///
+    /// [`ClientError`].
+    pub async fn summary(&self) -> Result<Summary, ClientError> {
+        match self.0.call(Request::Summary).await {
+            Ok(Answer::Summary(summary)) => Ok(summary),
+            Ok(other) => Err(self.0.unexpected(&other)),
+            Err(error) if is_not_known(&error) => self.status().await.map(Summary::from),
+            Err(error) => Err(error),
+        }
+    }
+
+    /// What the daemon's cache takes, if it says so. A daemon that does not know this request is asked for its status.
+    ///
+    /// # Errors
+    ///
+    /// [`ClientError`].
+    pub async fn cache_totals(&self) -> Result<Option<CacheTotals>, ClientError> {
+        match self.0.call(Request::CacheTotals).await {
+            Ok(Answer::CacheTotals(totals)) => Ok(Some(totals)),
+            Ok(other) => Err(self.0.unexpected(&other)),
+            Err(error) if is_not_known(&error) => Ok(self.status().await?.cache),
+            Err(error) => Err(error),
         }
     }
 
@@ -259,4 +287,9 @@ impl Client {
             other => Err(self.0.unexpected(&other)),
         }
     }
+}
+
+/// Whether a daemon refused a request without values, as one does that is older than it.
+fn is_not_known(error: &ClientError) -> bool {
+    matches!(error, ClientError::Reported { kind: ErrorKind::Invalid, .. })
 }

@@ -13,4 +13,7 @@ pub use protocol::{
     BackendSpec, BadChunks, BlobId, BootstrapRequest, BootstrapSource, CachedStatus, HandedOut, Handover,
     Kept, LayerTree, MountRequest, Removed, Verified,
 };
-pub use status::{CacheTotals, Guards, MountStatus, Status, Waiting, WorkerStatus};
+pub use status::{
+    CacheTotals, Guards, MountStatus, MountSummary, SOURCES_LIMIT, SourceFailure, SourceState, SourceStatus,
+    Status, Summary, Waiting, WorkerStatus,
+};

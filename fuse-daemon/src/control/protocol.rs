@@ -11,7 +11,7 @@ use registry::reference::InvalidReference;
 use serde::{Deserialize, Serialize};
 use service::control;
 
-use super::status::Status;
+use super::status::{CacheTotals, Status, Summary};
 use crate::fuse::Negotiated;
 
 /// The newest version of the messages that this end speaks.
@@ -101,8 +101,13 @@ pub enum Request {
         /// The mount's id.
         id: String,
     },
-    /// Answered with [`Answer::Status`].
+    /// Answered with [`Answer::Status`], for which much is counted, and the worker asked.
     Status,
+    /// What is served, as a sign of life: nothing is counted for it, and nobody asked; answered with [`Answer::Summary`]. An older
+    /// daemon does not know it.
+    Summary,
+    /// What the cache takes; answered with [`Answer::CacheTotals`]. An older daemon does not know it.
+    CacheTotals,
     /// How much of blobs is in the cache; answered with [`Answer::Usage`].
     Usage {
         /// The blobs.
@@ -313,6 +318,10 @@ pub enum Answer {
     Done,
     /// What the daemon is and serves.
     Status(Status),
+    /// The same, without what is counted.
+    Summary(Summary),
+    /// What the cache takes.
+    CacheTotals(CacheTotals),
     /// What another daemon needs.
     Handover(Handover),
     /// Bytes on disk of each blob asked about, in that order.

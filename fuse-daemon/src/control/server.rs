@@ -11,7 +11,7 @@ use tokio_util::sync::CancellationToken;
 use super::protocol::{
     Answer, BootstrapRequest, DaemonProtocol, ErrorKind, Failure, Handover, LINE_LIMIT, MountRequest, Request,
 };
-use super::status::{Status, WAITING_LIMIT};
+use super::status::{SourceStatus, Status, Summary, WAITING_LIMIT};
 use crate::cache::CacheError;
 use crate::describe;
 use crate::mounts::{Table, TableError};
@@ -104,7 +104,14 @@ async fn answer(request: Request, descriptor: Option<OwnedFd>, table: Arc<Table>
             let paths = blocking(move || table.trace(&id)).await.map_err(|error| failure(&error))?;
             Ok(Answer::Trace { paths: shown(paths) })
         }
-        Request::Status => on_thread(move || Ok(Answer::Status(status(&table)))).await,
+        Request::Status => {
+            let sources = table.engine().worker().sources().await;
+            on_thread(move || Ok(Answer::Status(status(&table, sources)))).await
+        }
+        Request::Summary => Ok(Answer::Summary(summary(&table))),
+        Request::CacheTotals => {
+            on_thread(move || of_cache(table.engine().cache().totals(), Answer::CacheTotals)).await
+        }
         Request::Usage { blobs } => {
             let usage =
                 move |table: &Table| blobs.iter().map(|blob| table.engine().cache().usage(*blob)).collect();
@@ -154,7 +161,7 @@ fn shown(paths: Vec<Box<[u8]>>) -> Vec<String> {
         .collect()
 }
 
-fn status(table: &Table) -> Status {
+fn status(table: &Table, sources: Vec<SourceStatus>) -> Status {
     let worker = table.engine().worker().condition();
     Status {
         version: env!("CARGO_PKG_VERSION").to_owned(),
@@ -166,6 +173,17 @@ fn status(table: &Table) -> Status {
         // A cache that cannot be read is told of by those who need it.
         cache: table.engine().cache().totals().ok(),
         waiting: table.engine().waiting(WAITING_LIMIT),
+        sources,
+    }
+}
+
+fn summary(table: &Table) -> Summary {
+    Summary {
+        version: env!("CARGO_PKG_VERSION").to_owned(),
+        pid: std::process::id(),
+        // First, as above.
+        coming: table.arriving(),
+        mounts: table.summary(),
     }
 }
 

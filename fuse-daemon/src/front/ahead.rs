@@ -47,6 +47,31 @@ struct Reader {
     window: u64,
 }
 
+/// How much is ahead of a reader in order.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Reach {
+    /// Stored bytes of one that has just begun.
+    pub(super) first: u64,
+    /// Stored bytes at least, once it has gone on.
+    pub(super) least: u64,
+    /// Stored bytes at most.
+    pub(super) most: u64,
+    /// How many times as much it is each time that more is ordered.
+    pub(super) growth: u64,
+}
+
+impl Reach {
+    /// Stored bytes for a reader that has just begun.
+    fn first(self) -> u64 {
+        self.first.min(self.most)
+    }
+
+    /// Stored bytes for one that has gone on, and had so many.
+    fn next(self, window: u64) -> u64 {
+        window.saturating_mul(self.growth).max(self.least).min(self.most)
+    }
+}
+
 /// What to order beyond what a reader waits for.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
 pub(super) enum Further {
@@ -97,17 +122,16 @@ impl Streams {
         chunk >= reader.mark
     }
 
-    /// A reader waits for `chunk`, or comes to where more is to be ordered; what is ordered for it so far ends before `end`. Ahead of
-    /// a reader are `least` to `most` stored bytes.
+    /// A reader waits for `chunk`, or comes to where more is to be ordered; what is ordered for it so far ends before `end`.
     pub(super) fn further(
         &mut self,
         blob: Generation,
         chunk: ChunkIndex,
         end: ChunkIndex,
-        (least, most): (u64, u64),
+        reach: Reach,
     ) -> Further {
         let Some(reader) = self.reader(blob, chunk) else {
-            self.begins(blob, chunk, end, least.min(most));
+            self.begins(blob, chunk, end, reach.first());
             return Further::Begins;
         };
         let is_at_end = chunk >= reader.next;
@@ -119,13 +143,13 @@ impl Streams {
         if reader.read.saturating_mul(SPARSE) < passed {
             // It may come back for what it has left out, until it has gone beyond all that was ordered.
             if is_at_end {
-                *reader = begun(chunk, reader.next, least.min(most));
+                *reader = begun(chunk, reader.next, reach.first());
             }
             return Further::Nothing;
         }
         reader.begin = reader.since;
         (reader.since, reader.read) = (chunk, 0);
-        reader.window = reader.window.saturating_mul(2).clamp(least.min(most), most);
+        reader.window = reach.next(reader.window);
         Further::From { from: reader.next, window: reader.window }
     }
 
@@ -207,16 +231,20 @@ mod tests {
     const BLOB: Generation = Generation(1);
     /// Stored bytes of each chunk.
     const CHUNK: u64 = 100;
-    const LIMITS: (u64, u64) = (CHUNK, 16 * CHUNK);
+    const REACH: Reach = Reach { first: CHUNK, least: CHUNK, most: 16 * CHUNK, growth: 2 };
+
+    fn read(streams: &mut Streams, chunk: u32, waits: bool) -> Option<u64> {
+        read_of(streams, chunk, waits, REACH)
+    }
 
     /// A reader that waits for a chunk, or finds it: what is to be ahead of it then, in chunks. Orders are of one chunk.
-    fn read(streams: &mut Streams, chunk: u32, waits: bool) -> Option<u64> {
+    fn read_of(streams: &mut Streams, chunk: u32, waits: bool, reach: Reach) -> Option<u64> {
         let is_due = streams.reads(BLOB, ChunkIndex(chunk));
         if !is_due && !waits {
             return None;
         }
         let end = ChunkIndex(chunk + 1);
-        let further = streams.further(BLOB, ChunkIndex(chunk), end, LIMITS);
+        let further = streams.further(BLOB, ChunkIndex(chunk), end, reach);
         let Further::From { from, window } = further else { return None };
         let next = (chunk + 1 + (window / CHUNK) as u32).max(from.0);
         let mark = next.saturating_sub((window / CHUNK / 2) as u32);
@@ -237,6 +265,18 @@ mod tests {
         assert!(windows[4..].iter().all(|window| *window == 16), "{windows:?}");
         // Not with each chunk: when half of it has been read.
         assert!(windows.len() < 20, "{windows:?}");
+    }
+
+    #[test]
+    fn what_is_ahead_grows_as_much_as_is_said() {
+        let mut streams = Streams::default();
+        let reach = Reach { growth: 4, most: 64 * CHUNK, ..REACH };
+        let windows = (0..200).filter_map(|chunk| read_of(&mut streams, chunk, true, reach));
+        assert_eq!(windows.take(4).collect::<Vec<_>>(), [4, 16, 64, 64]);
+        let mut streams = Streams::default();
+        let reach = Reach { least: 10 * CHUNK, ..reach };
+        let windows = (0..200).filter_map(|chunk| read_of(&mut streams, chunk, true, reach));
+        assert_eq!(windows.take(3).collect::<Vec<_>>(), [10, 40, 64]);
     }
 
     #[test]
@@ -296,7 +336,8 @@ mod tests {
         let mut streams = Streams::default();
         assert_eq!(most(&mut streams, 0..40), 16);
         let next = (40..100).find(|chunk| streams.reads(BLOB, ChunkIndex(*chunk))).unwrap();
-        let further = streams.further(BLOB, ChunkIndex(next), ChunkIndex(next), (CHUNK, 4 * CHUNK));
+        let reach = Reach { most: 4 * CHUNK, ..REACH };
+        let further = streams.further(BLOB, ChunkIndex(next), ChunkIndex(next), reach);
         assert!(matches!(further, Further::From { window, .. } if window == 4 * CHUNK), "{further:?}");
     }
 

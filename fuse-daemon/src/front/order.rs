@@ -54,10 +54,8 @@ impl Front {
         chunk: ChunkIndex,
         end: ChunkIndex,
     ) -> Vec<Order> {
-        let least = self.paces().request_bytes(blob.id(), self.config.request_bytes);
-        let most = self.paces().ahead_bytes(blob.id(), self.config.request_bytes);
-        let windows = (least, most.min(self.config.ahead_bytes));
-        let further = self.streams().further(blob.generation(), chunk, end, windows);
+        let reach = self.paces().reach(blob.id(), self.config.request_bytes, self.config.ahead_bytes);
+        let further = self.streams().further(blob.generation(), chunk, end, reach);
         match further {
             Further::Begins => self.order_before(flights, blob, chunk),
             Further::Nothing => Vec::new(),

@@ -13,7 +13,7 @@ use std::time::{Duration, Instant};
 
 use rafs::blob::ChunkIndex;
 
-use super::ahead::OnWay;
+use super::ahead::{OnWay, Reach};
 use super::message::{BackendName, Order};
 use crate::control::BlobId;
 
@@ -48,6 +48,13 @@ const ANSWERS_AHEAD: u64 = 4;
 
 /// The same of a backend that answers at once, in requests of the least size: fetching, decoding and reading go on side by side.
 const LEAST_AHEAD: u64 = 4;
+
+/// How many times as much is ahead of a reader in order each time that more is ordered …
+const GROWTH: u64 = 2;
+/// … of what is far, where each time may cost the time of an answer …
+const GROWTH_FAR: u64 = 4;
+/// … and at least what comes in the time of so many: while one half of that comes the next is asked for, and nobody waits in between.
+const ANSWERS_BEGUN: u64 = 2;
 
 /// Blobs and backends that are remembered at most; beyond, all are forgotten, at the price of starting small again.
 const BLOBS: usize = 1024;
@@ -179,8 +186,18 @@ impl Paces {
         self.bytes_of_an_answer(blob, least).unwrap_or(least).clamp(least, REQUEST_LIMIT_BYTES.max(least))
     }
 
+    /// How much is ahead of a reader in order, where `least` stored bytes are asked for at once, and `most` may be ahead.
+    pub(super) fn reach(&self, blob: BlobId, least: u64, most: u64) -> Reach {
+        let (first, most) = (self.request_bytes(blob, least), self.ahead_bytes(blob, least).min(most));
+        // A slow link is full of the least, however far it leads.
+        if self.is_far(blob) && first > least {
+            return Reach { first, least: first.saturating_mul(ANSWERS_BEGUN), most, growth: GROWTH_FAR };
+        }
+        Reach { first, least: first, most, growth: GROWTH }
+    }
+
     /// Stored bytes that are ahead of a reader in order at most, where `least` are asked for at once.
-    pub(super) fn ahead_bytes(&self, blob: BlobId, least: u64) -> u64 {
+    fn ahead_bytes(&self, blob: BlobId, least: u64) -> u64 {
         let far = self.bytes_of_an_answer(blob, least).unwrap_or_default().saturating_mul(ANSWERS_AHEAD);
         far.max(least.saturating_mul(LEAST_AHEAD))
     }
@@ -308,6 +325,20 @@ mod tests {
         assert_eq!(ahead_bytes((1, 10)), 4 * LEAST);
         assert!((16 << 20..=20 << 20).contains(&ahead_bytes((50, 10))), "{}", ahead_bytes((50, 10)));
         assert_eq!(ahead_bytes((100, 10_000)), 4 * LEAST, "it would fill a slow link");
+    }
+
+    #[test]
+    fn what_is_ahead_grows_faster_of_what_is_far() {
+        let growth = |order| {
+            let mut paces = Paces::default();
+            came(&mut paces, BLOB, "one", order);
+            let Reach { first, least, growth, .. } = paces.reach(BLOB, LEAST, u64::MAX);
+            (least / first, growth)
+        };
+        assert_eq!(Paces::default().reach(BLOB, LEAST, u64::MAX).growth, GROWTH);
+        assert_eq!((growth((1, 10)), growth((9, 10))), ((1, GROWTH), (1, GROWTH)));
+        assert_eq!(growth((50, 10)), (ANSWERS_BEGUN, GROWTH_FAR));
+        assert_eq!(growth((100, 10_000)), (1, GROWTH), "it would fill a slow link");
     }
 
     #[test]

@@ -144,8 +144,9 @@ fn device_of(path: &Path) -> io::Result<u64> {
 
 /// Makes the mountpoint; dead mounts there, whose daemon is gone, are cleared away.
 fn prepare(at: &Path) -> Result<(), SessionError> {
-    // Not by `stat`, which the kernel answers for a dead mount from what it was told to remember forever.
-    while statfs(at).is_err_and(|errno| errno == Errno::ENOTCONN) {
+    // Not by `stat`, which the kernel answers for a dead mount from what it was told to remember forever. Of one that dies just now,
+    // as a process of its daemon still was there, the question is aborted.
+    while statfs(at).is_err_and(|errno| matches!(errno, Errno::ENOTCONN | Errno::ECONNABORTED)) {
         tracing::info!(mountpoint = %at.display(), "removing a mount whose daemon is gone");
         umount2(at, MntFlags::MNT_DETACH).map_err(|errno| failed("detach", at)(errno.into()))?;
     }

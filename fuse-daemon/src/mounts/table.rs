@@ -13,7 +13,9 @@ use super::make::{self, MakeError};
 use super::slot::{ServedMount, Slot};
 use super::{Engine, Image, MountError, Mounted, Prepared};
 use crate::access::Accesses;
-use crate::control::{BackendSpec, BootstrapRequest, HandedOut, Handover, MountRequest, MountStatus};
+use crate::control::{
+    BackendSpec, BootstrapRequest, HandedOut, Handover, MountRequest, MountStatus, MountSummary,
+};
 use crate::fuse::{HandedOver, Rights};
 use crate::process::RemoteWorker;
 use crate::upgrade::{Probe, UpgradeError};
@@ -414,6 +416,21 @@ impl Table {
                 mountpoint: request.mountpoint,
                 image: request.image,
                 backends: request.backends,
+            })
+        });
+        known.collect()
+    }
+
+    /// The same without what has to be counted. Nothing that takes a while is waited for.
+    pub fn summary(&self) -> Vec<MountSummary> {
+        let slots: Vec<SharedSlot> = self.lock_slots().values().cloned().collect();
+        let known = slots.iter().filter_map(|slot| {
+            let served = slot.served();
+            let ServedMount { request, mounted, .. } = served.as_ref()?;
+            Some(MountSummary {
+                id: request.id.clone(),
+                mountpoint: request.mountpoint.clone(),
+                blobs: mounted.blobs().to_vec(),
             })
         });
         known.collect()

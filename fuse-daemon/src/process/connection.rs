@@ -139,6 +139,9 @@ impl WorkerConnection {
             }
             FromWorker::Part { number, outcome } => listener.brought(number, outcome.map(Brought::Part)),
             FromWorker::Has { number, outcome } => listener.brought(number, outcome.map(|()| Brought::Has)),
+            FromWorker::Sources { number, sources } => {
+                listener.brought(number, Ok(Brought::Sources(sources)));
+            }
             FromWorker::Ask { number, question } => listener.asked(self, number, question),
             FromWorker::Pong { number } => {
                 let mut health = self.health();

@@ -1,5 +1,5 @@
-//! What the worker is asked once: whether backends have blobs, and what it brings in a file that the front made: chunk
-//! information, and parts of blobs. Nothing in such a file is believed.
+//! What the worker is asked once: whether backends have blobs, how they answer, and what it brings in a file that the front made:
+//! chunk information, and parts of blobs. Nothing in such a file is believed.
 
 use std::fs::File;
 use std::io;
@@ -15,12 +15,13 @@ use tokio::time::{Instant, timeout_at};
 use super::message::{InfoLengths, ToWorker, clip};
 use super::remote::RemoteState;
 use crate::sys::memory;
+use crate::worker::SourceReport;
 
 /// Header and table of contents of chunk information, in bytes at most.
 const INFO_EXTRA_BYTES: u64 = 2 * 4096;
 
 /// What came of it.
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Debug)]
 pub(super) enum Brought {
     /// Chunk information is in the file: where its parts are.
     Info(InfoLengths),
@@ -28,6 +29,8 @@ pub(super) enum Brought {
     Part(u64),
     /// A backend has a blob.
     Has,
+    /// How backends answer.
+    Sources(Vec<Option<SourceReport>>),
 }
 
 /// An errand that is under way: the file for what it brings, and who waits.

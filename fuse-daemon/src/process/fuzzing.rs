@@ -63,6 +63,11 @@ mod tests {
                 format!(r#"{{"delivered":{{"chunk":{chunk},"at":{at},"len":{len},"from":{from:?}}}}}"#)
             }),
             any::<u64>().prop_map(|number| format!(r#"{{"pong":{{"number":{number}}}}}"#)),
+            (any::<u64>(), ".{0,9}").prop_map(|(number, reason)| {
+                let counts = format!(r#""requests":{number},"failures":0,"bytes":{number}"#);
+                let source = format!(r#"{{{counts},"reason":{reason:?}}}"#);
+                format!(r#"{{"sources":{{"number":{number},"sources":[null,{source}]}}}}"#)
+            }),
             Just(
                 r#"{"ready":{"guards":{"user":true,"capabilities":true,"landlock":true,"seccomp":true}}}"#
                     .to_owned()

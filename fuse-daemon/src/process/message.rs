@@ -14,7 +14,7 @@ use super::shape::{BlobShape, OrderShape};
 use crate::cache::Generation;
 use crate::control::{BackendSpec, BlobId};
 use crate::front::{ChunkError, ChunkKey};
-use crate::worker::{Place, StoredPart};
+use crate::worker::{Place, SourceReport, StoredPart};
 
 /// Bytes of a message to the worker at most: an order of a batch of the smallest chunks is some megabytes.
 pub(super) const TO_WORKER_LIMIT: usize = 64 << 20;
@@ -76,6 +76,8 @@ pub(crate) enum ToWorker {
         /// How long it may take.
         milliseconds: u64,
     },
+    /// Say how backends answer, each by the number of one of its registrations.
+    Sources { number: u64, registrations: Vec<u64> },
     /// The answer to a question, with the file that it asked for.
     Answer { number: u64, answer: WorkerAnswer },
     /// To be echoed.
@@ -124,6 +126,8 @@ pub(crate) enum FromWorker {
     Has { number: u64, outcome: Result<(), String> },
     /// A part of a blob is in the file that came with the order, and has so many bytes.
     Part { number: u64, outcome: Result<u64, String> },
+    /// How backends answer, in the order in which they were asked about; nothing of those that are not registered.
+    Sources { number: u64, sources: Vec<Option<SourceReport>> },
     /// It needs something that only the front can have.
     Ask { number: u64, question: Question },
     /// The echo of a ping.

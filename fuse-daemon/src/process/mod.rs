@@ -27,6 +27,7 @@ mod remote;
 mod report;
 mod serve;
 mod shape;
+mod sources;
 mod supervise;
 mod supplied;
 #[cfg(test)]

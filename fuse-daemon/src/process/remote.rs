@@ -306,7 +306,7 @@ impl RemoteState {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    fn current(&self) -> Option<Arc<WorkerConnection>> {
+    pub(super) fn current(&self) -> Option<Arc<WorkerConnection>> {
         self.current.borrow().clone()
     }
 
@@ -401,6 +401,13 @@ impl RemoteState {
         if !blamed.is_empty() {
             orders.blame(blamed);
         }
+    }
+
+    /// The backends that blobs are read from, with a number that each is registered by.
+    pub(super) fn backends(&self) -> BTreeMap<BackendSpec, u64> {
+        let state = self.lock();
+        let known = state.registrations.iter().filter(|(_, known)| !known.blobs.is_empty());
+        known.map(|(number, known)| (canonical(&known.backend), *number)).collect()
     }
 
     /// Whether somebody waits for an answer.

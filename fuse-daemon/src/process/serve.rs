@@ -173,6 +173,11 @@ impl RunningWorker {
                     let file = receiver.descriptor().ok_or(io::ErrorKind::InvalidData)?;
                     self.part(number, part, milliseconds, file);
                 }
+                ToWorker::Sources { number, registrations: asked } => {
+                    let report = |number: &u64| registrations.get(number).and_then(Registration::report);
+                    let sources = asked.iter().map(report).collect();
+                    self.sender.send(&FromWorker::Sources { number, sources }, None);
+                }
                 ToWorker::Answer { number, answer } => {
                     let file = match answer {
                         WorkerAnswer::File { .. } => receiver.descriptor(),

@@ -1,5 +1,7 @@
 //! A front with workers that end, hang or lie, each in the place of a process.
 
+mod sources;
+
 use std::os::fd::OwnedFd;
 use std::os::unix::fs::FileExt as _;
 use std::os::unix::net::UnixStream;

@@ -102,9 +102,8 @@ impl Tail {
 
 impl BlobSource for Tail {
     fn size(&self, blob: &Blob) -> io::Result<u64> {
-        let size = |source: Arc<Source>, id| async move {
-            source.backend.size(id).await.map_err(|error| error.to_string())
-        };
+        let size =
+            |source: Arc<Source>, id| async move { source.size(id).await.map_err(|error| error.to_string()) };
         self.ask(blob, size)
     }
 
@@ -114,7 +113,7 @@ impl BlobSource for Tail {
                 bytes.extend_from_slice(&part);
                 Ok(bytes)
             };
-            let parts = source.backend.read(id, range.clone()).try_fold(Vec::new(), collect);
+            let parts = source.read(id, range.clone()).try_fold(Vec::new(), collect);
             parts.map(|bytes| bytes.map_err(|error| error.to_string()))
         };
         self.ask(blob, read)

@@ -14,6 +14,7 @@ mod decode;
 mod part;
 mod race;
 mod sources;
+mod tally;
 #[cfg(test)]
 mod tests;
 mod tickets;
@@ -32,6 +33,7 @@ pub use backend::{Backend, BackendError, DirectoryBackend, HttpDirectoryBackend,
 pub(crate) use backend::{Unusable, open_backend};
 pub(crate) use part::StoredPart;
 pub use sources::Place;
+pub(crate) use tally::{REASON_LIMIT, SourceReport};
 
 use crate::control::BlobId;
 use crate::front::{ChunkKey, Order, Orders, Responses, Worker};
@@ -158,8 +160,13 @@ impl Registration {
         let source = source.map(|(_, source)| Arc::clone(source));
         async move {
             let source = source.ok_or("it is not registered for this blob")?;
-            source.backend.size(blob).await.map(drop).map_err(|error| crate::describe(&error))
+            source.size(blob).await.map(drop).map_err(|error| crate::describe(&error))
         }
+    }
+
+    /// How the backend answers. `None`: it is registered for no blob.
+    pub(crate) fn report(&self) -> Option<SourceReport> {
+        self.of_blobs.first().map(|(_, source)| source.tally.report())
     }
 }
 
@@ -180,7 +187,7 @@ impl LocalWorker {
     /// No threads can be started.
     pub fn new(config: WorkerConfig, runtime: Handle) -> std::io::Result<Self> {
         let shared = WorkerState {
-            sources: Sources::new(config.buffer_bytes.saturating_mul(2)),
+            sources: Sources::new(config.buffer_bytes.saturating_mul(2), config.patience),
             tickets: Tickets::default(),
             chunk_infos: ChunkInfos::default(),
             budget: Budget::new(config.buffer_bytes),

@@ -59,7 +59,7 @@ impl LocalWorker {
                     bytes.extend_from_slice(&more);
                     futures::future::ready(Ok(bytes))
                 };
-                let stored = source.backend.read(part.blob, range).try_fold(Vec::new(), collect);
+                let stored = source.read(part.blob, range).try_fold(Vec::new(), collect);
                 stored.await.map_err(|error| error.to_string())
             }
         };

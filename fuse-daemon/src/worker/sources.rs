@@ -1,28 +1,54 @@
 //! Who has which blob. A backend is one however many images and blobs are read from it.
 
 use std::collections::HashMap;
+use std::ops::Range;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
+use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
 use tokio::sync::Semaphore;
 
-use super::backend::Backend;
+use super::backend::{Backend, BackendError};
+use super::tally::{AnswerStream, Tally};
 use crate::control::BlobId;
 use crate::front::BackendName;
 
 /// A backend, and what it has under way.
 pub(super) struct Source {
     pub(super) name: BackendName,
-    pub(super) backend: Arc<dyn Backend>,
+    backend: Arc<dyn Backend>,
+    /// How it answers.
+    pub(super) tally: Arc<Tally>,
     /// KiB of stored bytes that may be asked of it beyond those under way: one that does not answer holds up nobody else.
     pub(super) share: Semaphore,
     /// Bytes of the extents that are arriving. Changed under the budget's lock.
     pub(super) receiving: Mutex<usize>,
 }
 
+impl Source {
+    /// See [`Backend::read`].
+    pub(super) fn read(&self, blob: BlobId, range: Range<u64>) -> AnswerStream {
+        let bytes = range.end.saturating_sub(range.start);
+        self.tally.follow(self.backend.read(blob, range), bytes)
+    }
+
+    /// See [`Backend::size`].
+    pub(super) async fn size(&self, blob: BlobId) -> Result<u64, BackendError> {
+        let mut request = self.tally.begin();
+        request.waits();
+        let size = self.backend.size(blob).await;
+        match &size {
+            Ok(_) => request.over(Ok(())),
+            Err(error) => request.over(Err(&crate::describe(error))),
+        }
+        size
+    }
+}
+
 /// See the module.
 pub(super) struct Sources {
     share_kib: usize,
+    patience: Duration,
     inner: Mutex<SourceTable>,
 }
 
@@ -44,9 +70,9 @@ pub enum Place {
 }
 
 impl Sources {
-    /// Each backend may have `share_bytes` under way.
-    pub(super) fn new(share_bytes: usize) -> Self {
-        Self { share_kib: share_bytes.div_ceil(1024).max(1), inner: Mutex::default() }
+    /// Each backend may have `share_bytes` under way, and does not answer if nothing comes for `patience`.
+    pub(super) fn new(share_bytes: usize, patience: Duration) -> Self {
+        Self { share_kib: share_bytes.div_ceil(1024).max(1), patience, inner: Mutex::default() }
     }
 
     pub(super) fn add(&self, blob: BlobId, backend: &Arc<dyn Backend>, place: Place) -> Arc<Source> {
@@ -73,6 +99,7 @@ impl Sources {
         let source = Arc::new(Source {
             name: Arc::clone(&name),
             backend: Arc::clone(backend),
+            tally: Tally::new(self.patience),
             share: Semaphore::new(self.share_kib),
             receiving: Mutex::new(0),
         });

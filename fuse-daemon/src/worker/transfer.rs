@@ -121,7 +121,7 @@ impl WorkerState {
         // Of this backend's own share: what waits here waits for its answers to others.
         let permits = self.sources.permits(range.end - range.start);
         let _share = source.share.acquire_many(permits).await.map_err(|error| error.to_string())?;
-        let mut stream = source.backend.read(transfer.blob, range.clone());
+        let mut stream = source.read(transfer.blob, range.clone());
         let mut memory = self.budget.memory();
         // Grows with what arrives.
         let mut arrived = BytesMut::new();

@@ -78,7 +78,7 @@ impl Daemon {
     }
 
     /// What a line is answered with.
-    async fn answer_to(&self, line: &str) -> String {
+    pub(crate) async fn answer_to(&self, line: &str) -> String {
         let mut stream = tokio::net::UnixStream::connect(self.client.socket()).await.unwrap();
         stream.write_all(format!("{line}\n").as_bytes()).await.unwrap();
         let mut answer = String::new();
@@ -94,11 +94,11 @@ impl Daemon {
 }
 
 /// A registry that has the image's blobs, and how the image is called there.
-struct Registry {
+pub(crate) struct Registry {
     _server: Server,
     _dir: tempfile::TempDir,
     stop: CancellationToken,
-    image: String,
+    pub(crate) image: String,
 }
 
 impl Drop for Registry {
@@ -107,7 +107,7 @@ impl Drop for Registry {
     }
 }
 
-async fn registry(image: &TestImage) -> Registry {
+pub(crate) async fn registry(image: &TestImage) -> Registry {
     let dir = tempfile::tempdir().unwrap();
     let stop = CancellationToken::new();
     let mut config = ServerConfig::new(dir.path());

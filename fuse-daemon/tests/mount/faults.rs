@@ -49,6 +49,42 @@ impl UnderWay {
     }
 }
 
+/// A line that takes so many bytes a second, one answer after the other.
+pub(crate) struct Line {
+    bytes_per_second: usize,
+    /// When it takes more; nothing was sent over it before.
+    free_at: Mutex<Option<Instant>>,
+    idle: Mutex<Vec<Duration>>,
+}
+
+impl Line {
+    pub(crate) fn of(bytes_per_second: usize) -> Arc<Self> {
+        Arc::new(Self { bytes_per_second, free_at: Mutex::default(), idle: Mutex::default() })
+    }
+
+    /// How long it had nothing to take, each time between its first byte and its last.
+    pub(crate) fn idle(&self) -> Vec<Duration> {
+        self.idle.lock().unwrap().clone()
+    }
+
+    /// When so many bytes are through that are sent from `at` on.
+    fn takes(&self, at: Instant, bytes: usize) -> Instant {
+        let mut free_at = self.free_at.lock().unwrap();
+        let begins = free_at.map_or(at, |free_at| free_at.max(at));
+        self.idle.lock().unwrap().extend(free_at.map(|free_at| begins - free_at));
+        let through = begins + Duration::from_secs_f64(bytes as f64 / self.bytes_per_second as f64);
+        *free_at = Some(through);
+        through
+    }
+}
+
+/// An answer in pieces, as they come over a line after `round_trip`.
+fn over_line(answer: Bytes, round_trip: Duration, line: &Arc<Line>) -> Vec<(Instant, Bytes)> {
+    let begins = Instant::now() + round_trip;
+    let pieces = answer.chunks(32 << 10).map(|piece| answer.slice_ref(piece));
+    pieces.map(|piece| (line.takes(begins, piece.len()), piece)).collect()
+}
+
 #[derive(Clone)]
 pub(crate) enum Behaviour {
     Honest,
@@ -56,6 +92,8 @@ pub(crate) enum Behaviour {
     Stalled,
     /// Takes so long to begin.
     Slow(Duration),
+    /// The same, over a line that all answers share.
+    Line(Duration, Arc<Line>),
     /// Answers when the gate is opened.
     Gated(watch::Receiver<bool>),
     /// Ends in a bug the first time, while bytes arrive.
@@ -127,6 +165,16 @@ impl Backend for Watched {
                     })
                     .boxed()
             }
+            Behaviour::Line(round_trip, line) => answer
+                .flat_map(move |bytes| {
+                    futures::stream::iter(over_line(bytes.unwrap(), round_trip, &line)).then(
+                        |(at, piece)| async move {
+                            tokio::time::sleep_until(at.into()).await;
+                            Ok(piece)
+                        },
+                    )
+                })
+                .boxed(),
             Behaviour::Gated(mut gate) => futures::stream::once(async move {
                 gate.wait_for(|open| *open).await.unwrap();
             })

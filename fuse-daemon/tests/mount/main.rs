@@ -16,6 +16,7 @@ mod make;
 mod own_sources;
 mod prefetch;
 mod shared;
+mod summary;
 mod tree;
 
 use std::time::{Duration, Instant};

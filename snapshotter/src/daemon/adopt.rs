@@ -14,7 +14,7 @@ use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
 
 use fuse_daemon::control::protocol::ErrorKind;
-use fuse_daemon::control::{Client, ClientError, Status};
+use fuse_daemon::control::{Client, ClientError, Summary};
 use nix::libc;
 use tokio::sync::Semaphore;
 use tokio::task::JoinSet;
@@ -58,11 +58,11 @@ struct Ended {
 impl Daemon {
     /// Has the daemon serve what is held and it does not serve yet, and holds what it serves in `ours`. A mount that it
     /// will never serve is let go, to be mounted again. An error: the daemon ended meanwhile; everything is held on.
-    pub(super) async fn take_over(&self, ours: &Path, status: &Status) -> Result<(), String> {
-        let served: BTreeSet<&str> = status.mounts.iter().map(|mount| mount.id.as_str()).collect();
-        self.adopt_all(self.held.without(&served), ATTEMPTS, status.pid).await?;
+    pub(super) async fn take_over(&self, ours: &Path, summary: &Summary) -> Result<(), String> {
+        let served: BTreeSet<&str> = summary.mounts.iter().map(|mount| mount.id.as_str()).collect();
+        self.adopt_all(self.held.without(&served), ATTEMPTS, summary.pid).await?;
         let client = self.client(ADOPTION_DEADLINE);
-        for mount in status.mounts.iter().filter(|mount| mount.mountpoint.starts_with(ours)) {
+        for mount in summary.mounts.iter().filter(|mount| mount.mountpoint.starts_with(ours)) {
             self.hold(&client, &mount.id).await.map_err(|error| describe(&error))?;
         }
         Ok(())

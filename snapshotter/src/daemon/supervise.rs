@@ -4,7 +4,7 @@ use std::path::Path;
 use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
 
-use fuse_daemon::control::Status;
+use fuse_daemon::control::Summary;
 use tokio_util::sync::CancellationToken;
 use tracing::{info, warn};
 
@@ -12,7 +12,7 @@ use super::adopt::ADOPTION_DEADLINE;
 use super::{Condition, Daemon, describe, process};
 
 /// How long a running daemon may take to say that it runs.
-const STATUS_DEADLINE: Duration = Duration::from_secs(5);
+const SIGN_DEADLINE: Duration = Duration::from_secs(5);
 /// How often a new daemon is asked whether it serves.
 const READY_POLL: Duration = Duration::from_millis(20);
 /// Pause before another attempt, doubled with every failure …
@@ -36,8 +36,8 @@ impl Daemon {
         loop {
             let found = self.find_or_start().await;
             let lived = match found {
-                Ok(status) => tokio::select! {
-                    lived = self.live_with(ours, &status, &mut generation) => lived,
+                Ok(summary) => tokio::select! {
+                    lived = self.live_with(ours, &summary, &mut generation) => lived,
                     // What a registry refuses while mounts are taken over is found out as well.
                     never = self.broker.serve(self.client.clone()) => match never {},
                 },
@@ -65,14 +65,14 @@ impl Daemon {
     async fn live_with(
         &self,
         ours: &Path,
-        status: &Status,
+        summary: &Summary,
         generation: &mut u64,
     ) -> Result<Duration, String> {
         // What it takes over it is to read as its predecessor did.
-        self.broker.hand_out_all(&self.client(STATUS_DEADLINE)).await;
-        self.take_over(ours, status).await?;
+        self.broker.hand_out_all(&self.client(SIGN_DEADLINE)).await;
+        self.take_over(ours, summary).await?;
         *generation += 1;
-        let (pid, since) = (status.pid, Instant::now());
+        let (pid, since) = (summary.pid, Instant::now());
         self.process.store(pid, Ordering::Relaxed);
         self.found.store(*generation, Ordering::Relaxed);
         self.condition.send_replace(Condition::Ready(*generation));
@@ -93,12 +93,12 @@ impl Daemon {
     }
 
     /// A daemon that answers.
-    async fn find_or_start(&self) -> Result<Status, String> {
-        match self.client(STATUS_DEADLINE).status().await {
-            Ok(status) => {
-                let status = self.settled(status).await?;
-                info!(pid = status.pid, mounts = status.mounts.len(), "found the nydus daemon");
-                Ok(status)
+    async fn find_or_start(&self) -> Result<Summary, String> {
+        match self.client(SIGN_DEADLINE).summary().await {
+            Ok(summary) => {
+                let summary = self.settled(summary).await?;
+                info!(pid = summary.pid, mounts = summary.mounts.len(), "found the nydus daemon");
+                Ok(summary)
             }
             Err(error) if error.is_not_running() && self.config.spawn => self.start().await,
             Err(error) => Err(describe(&error)),
@@ -107,30 +107,30 @@ impl Daemon {
 
     /// What a daemon serves once it has taken over what another process of ours asked it for, which cannot say any more that it
     /// holds that.
-    async fn settled(&self, mut status: Status) -> Result<Status, String> {
+    async fn settled(&self, mut summary: Summary) -> Result<Summary, String> {
         let deadline = tokio::time::Instant::now() + ADOPTION_DEADLINE;
-        while !status.coming.is_empty() && tokio::time::Instant::now() < deadline {
+        while !summary.coming.is_empty() && tokio::time::Instant::now() < deadline {
             tokio::time::sleep(READY_POLL).await;
-            let asked = self.client(STATUS_DEADLINE).status().await;
-            status = asked.map_err(|error| describe(&error))?;
+            let asked = self.client(SIGN_DEADLINE).summary().await;
+            summary = asked.map_err(|error| describe(&error))?;
         }
-        Ok(status)
+        Ok(summary)
     }
 
-    async fn start(&self) -> Result<Status, String> {
+    async fn start(&self) -> Result<Summary, String> {
         let mut child = process::start(&self.config).map_err(|error| describe(&error))?;
         let deadline = tokio::time::Instant::now() + self.config.ready_timeout();
         let problem = loop {
-            if let Ok(status) = self.client(STATUS_DEADLINE).status().await {
-                info!(pid = status.pid, "started the nydus daemon");
-                self.started.store(status.pid, Ordering::Relaxed);
+            if let Ok(summary) = self.client(SIGN_DEADLINE).summary().await {
+                info!(pid = summary.pid, "started the nydus daemon");
+                self.started.store(summary.pid, Ordering::Relaxed);
                 // The child is reaped when it ends, by whoever runs then.
                 let (exit, pid) = (self.exit.clone(), child.id());
                 tokio::spawn(async move {
                     let ended = child.wait().await.ok();
                     exit.send_replace(pid.zip(ended));
                 });
-                return Ok(status);
+                return Ok(summary);
             }
             match child.try_wait() {
                 Ok(None) => {}

@@ -6,7 +6,7 @@
 use std::collections::HashMap;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use fuse_daemon::control::protocol::ErrorKind;
 use fuse_daemon::control::{BackendSpec, CacheTotals, Client, ClientError, MountRequest};
@@ -79,6 +79,11 @@ impl Images {
         self.uses.begin(id)
     }
 
+    /// When a snapshot was last made on an image since it was mounted, as far as this process has made it.
+    pub(crate) fn last_used(&self, id: SnapshotId) -> Option<Instant> {
+        self.uses.last(id)
+    }
+
     /// An image, if no snapshot is about to be made on it: until the guard is dropped, whoever wants to make one waits.
     pub(crate) fn let_go(&self, id: SnapshotId) -> Option<Going> {
         self.uses.let_go(id)
@@ -148,6 +153,7 @@ impl Images {
     /// Unmounts the image of a snapshot that is gone. Fine if it is not mounted.
     pub(crate) async fn unmount(&self, id: SnapshotId, mountpoint: PathBuf) -> Result<(), Error> {
         self.names.forget(id);
+        self.uses.forget(id);
         let attempt = self.attempts().remove(&id);
         if let Some(mut attempt) = attempt {
             // Were the attempt to go on, the mount would come back. How it ends does not matter.
@@ -170,17 +176,17 @@ impl Images {
 
     /// The snapshots whose images the daemon serves under `mounts`: it may serve others for somebody else.
     pub(crate) async fn mounted(&self, mounts: &Path) -> Result<Vec<SnapshotId>, Error> {
-        let status = self.daemon.client(CONTROL_DEADLINE).status().await;
-        let status = status.map_err(|error| Error::Daemon { problem: describe(&error) })?;
+        let summary = self.daemon.client(CONTROL_DEADLINE).summary().await;
+        let summary = summary.map_err(|error| Error::Daemon { problem: describe(&error) })?;
         let id = |mount: &str| mount.strip_prefix(MOUNT_PREFIX)?.parse().ok().map(SnapshotId);
-        let ours = status.mounts.iter().filter(|mount| mount.mountpoint.starts_with(mounts));
+        let ours = summary.mounts.iter().filter(|mount| mount.mountpoint.starts_with(mounts));
         Ok(ours.filter_map(|mount| id(&mount.id)).collect())
     }
 
     /// What the daemon's cache takes, if it says so.
     pub(crate) async fn cache(&self) -> Result<Option<CacheTotals>, Error> {
-        let status = self.daemon.client(CONTROL_DEADLINE).status().await;
-        status.map(|status| status.cache).map_err(|error| Error::Daemon { problem: describe(&error) })
+        let totals = self.daemon.client(CONTROL_DEADLINE).cache_totals().await;
+        totals.map_err(|error| Error::Daemon { problem: describe(&error) })
     }
 
     fn attempts(&self) -> MutexGuard<'_, HashMap<SnapshotId, Attempt>> {
@@ -265,17 +271,17 @@ impl Images {
             image: image.reference.clone(),
             backends,
         };
-        let status = client.status().await.map_err(failure)?;
+        let summary = client.summary().await.map_err(failure)?;
         // What is at the mountpoint may be held for it.
-        if !self.daemon.is_ready(status.pid) {
+        if !self.daemon.is_ready(summary.pid) {
             return Err(MountFailure::Unavailable("the nydus daemon has just been replaced".to_owned()));
         }
         if self.daemon.is_refused(&request.id) {
             let problem = "the nydus daemon cannot take over its mount yet".to_owned();
             return Err(MountFailure::Unavailable(problem));
         }
-        let is_served = status.mounts.iter().any(|mount| mount.id == request.id);
-        if !is_served && !status.coming.contains(&request.id) {
+        let is_served = summary.mounts.iter().any(|mount| mount.id == request.id);
+        if !is_served && !summary.coming.contains(&request.id) {
             detach_remains(&image.mountpoint).await?;
         }
         match client.mount(&request).await {
@@ -292,8 +298,8 @@ impl Images {
 
     /// Remembers what the image reads from, for the day that it is removed.
     async fn remember(&self, image: &Image, names: Vec<String>, client: &Client) -> Result<(), MountFailure> {
-        let status = client.status().await.map_err(failure)?;
-        let mount = status.mounts.into_iter().find(|mount| mount.id == mount_id(image.id));
+        let summary = client.summary().await.map_err(failure)?;
+        let mount = summary.mounts.into_iter().find(|mount| mount.id == mount_id(image.id));
         let blobs = mount.map(|mount| mount.blobs).unwrap_or_default();
         let mounted = MountedImage {
             reference: image.reference.clone(),

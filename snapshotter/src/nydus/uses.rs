@@ -1,10 +1,12 @@
 //! Who is about to use an image, and which images are being unmounted though they are pulled: the two keep out of each other's way.
 //!
 //! A snapshot needs its image mounted before there is a record of it that says so. So whoever makes one says it beforehand, and
-//! an image of which that is said is not unmounted; who comes later waits until it is, and mounts it again.
+//! an image of which that is said is not unmounted; who comes later waits until it is, and mounts it again. When it was said last is
+//! remembered, as that is how long ago an image was used.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Instant;
 
 use tokio::sync::watch;
 
@@ -15,10 +17,26 @@ use crate::state::SnapshotId;
 pub(super) struct Uses {
     /// How many snapshots are being made on an image.
     users: Mutex<BTreeMap<SnapshotId, usize>>,
+    /// When the last one began to be made on an image.
+    last: Mutex<BTreeMap<SnapshotId, Instant>>,
     going: watch::Sender<BTreeSet<SnapshotId>>,
 }
 
 impl Uses {
+    fn last_uses(&self) -> MutexGuard<'_, BTreeMap<SnapshotId, Instant>> {
+        self.last.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// When the last use of an image began, unless it was forgotten since.
+    pub(super) fn last(&self, id: SnapshotId) -> Option<Instant> {
+        self.last_uses().get(&id).copied()
+    }
+
+    /// Forgets when an image was used, which is unmounted.
+    pub(super) fn forget(&self, id: SnapshotId) {
+        self.last_uses().remove(&id);
+    }
+
     fn users(&self) -> MutexGuard<'_, BTreeMap<SnapshotId, usize>> {
         // No code that holds it can panic half-way through a change.
         self.users.lock().unwrap_or_else(PoisonError::into_inner)
@@ -27,6 +45,7 @@ impl Uses {
     /// The image is not unmounted until the guard is dropped, which has to be after there is a record of what uses it.
     pub(super) fn begin(self: &Arc<Self>, id: SnapshotId) -> InUse {
         *self.users().entry(id).or_default() += 1;
+        self.last_uses().insert(id, Instant::now());
         InUse { uses: Arc::clone(self), id }
     }
 
@@ -102,6 +121,17 @@ mod tests {
         assert!(uses.let_go(IMAGE).is_none() && uses.let_go(OTHER).is_some());
         drop(second);
         assert!(uses.let_go(IMAGE).is_some());
+    }
+
+    #[test]
+    fn the_last_use_is_remembered_until_it_is_forgotten() {
+        let uses = Arc::new(Uses::default());
+        drop(uses.begin(IMAGE));
+        let first = uses.last(IMAGE);
+        drop(uses.begin(IMAGE));
+        assert!(first.is_some() && uses.last(IMAGE) >= first && uses.last(OTHER).is_none());
+        uses.forget(IMAGE);
+        assert_eq!(uses.last(IMAGE), None);
     }
 
     #[tokio::test]

@@ -1,9 +1,9 @@
 //! Making room in a cache that has a quota: an image that no container uses is unmounted, so that what is cached of it may give way.
 //!
 //! An image stays mounted after its last container, so that the next one starts at once. As long as it is mounted its blobs are in
-//! use, and a daemon that runs for months would have nothing to let go of. Once the cache is nearly full, images without
-//! containers are unmounted, those that had their last container longest ago first: that is then the order in which their blobs give way.
-//! The next container has its image mounted again.
+//! use, and a daemon that runs for months would have nothing to let go of. Once the cache is nearly full of what is in use, images
+//! without containers are unmounted, those that were used longest ago first, until enough may give way: that is then the order in which
+//! their blobs do. The next container has its image mounted again.
 
 use std::collections::BTreeMap;
 use std::time::{Duration, Instant};
@@ -19,7 +19,7 @@ use crate::state::SnapshotId;
 /// How often the cache is looked at.
 const PAUSE: Duration = Duration::from_secs(10);
 
-/// The part of the quota that is left free while all images stay mounted.
+/// The part of the quota that is free, or may give way at once, while all images stay mounted.
 const FREE_FRACTION: u64 = 8;
 
 /// Images without containers, by since when.
@@ -44,20 +44,30 @@ impl Snapshotter {
 
     /// Looks once; whether there is a quota.
     async fn make_room(&self, idle: &mut Idle) -> Result<bool, Error> {
-        let Some(cache) = self.images.cache().await? else { return Ok(false) };
-        let Some(quota) = cache.quota_bytes else { return Ok(false) };
+        let Some(mut cache) = self.images.cache().await? else { return Ok(false) };
+        if cache.quota_bytes.is_none() {
+            return Ok(false);
+        }
         let now = Instant::now();
         let found = self.idle_images().await?;
         idle.retain(|id, _| found.contains(id));
         for id in found {
             idle.entry(id).or_insert(now);
         }
-        if is_nearly_full(cache, quota) {
-            let mut order: Vec<_> = idle.iter().map(|(id, since)| (*since, *id)).collect();
-            order.sort_unstable();
-            for (_, id) in order {
-                self.unmount_idle(id).await?;
+        let mut order: Vec<SnapshotId> = idle.keys().copied().collect();
+        // Containers may have come and gone since it was last looked; of those that ended in between, who began last counts.
+        order.sort_by_key(|id| {
+            let used = self.images.last_used(*id);
+            (idle.get(id).copied().max(used), used)
+        });
+        for id in order {
+            if has_room(cache) {
+                break;
             }
+            self.unmount_idle(id).await?;
+            // Its blobs may be in use by others.
+            let Some(now) = self.images.cache().await? else { return Ok(false) };
+            cache = now;
         }
         Ok(true)
     }
@@ -89,8 +99,11 @@ impl Snapshotter {
     }
 }
 
-fn is_nearly_full(cache: CacheTotals, quota: u64) -> bool {
-    cache.bytes.saturating_add(quota / FREE_FRACTION) > quota
+/// Whether enough of the cache is free, or may give way. A daemon that does not say what may has all that is idle unmounted.
+fn has_room(cache: CacheTotals) -> bool {
+    let Some(quota) = cache.quota_bytes else { return true };
+    let in_use = cache.bytes.saturating_sub(cache.evictable_bytes.unwrap_or(0));
+    in_use.saturating_add(quota / FREE_FRACTION) <= quota
 }
 
 #[cfg(test)]
@@ -98,10 +111,12 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_cache_is_nearly_full_before_it_is_full() {
-        let is_nearly_full =
-            |bytes, quota| is_nearly_full(CacheTotals { blobs: 1, bytes, quota_bytes: Some(quota) }, quota);
-        assert!(!is_nearly_full(700, 800) && is_nearly_full(701, 800) && is_nearly_full(900, 800));
-        assert!(is_nearly_full(u64::MAX, 800) && !is_nearly_full(0, 0));
+    fn a_cache_has_room_until_it_is_nearly_full_of_what_is_in_use() {
+        let has_room = |bytes, evictable_bytes, quota| {
+            has_room(CacheTotals { blobs: 1, bytes, quota_bytes: Some(quota), evictable_bytes })
+        };
+        assert!(has_room(700, None, 800) && !has_room(701, None, 800) && !has_room(900, None, 800));
+        assert!(has_room(800, Some(100), 800) && !has_room(800, Some(99), 800));
+        assert!(!has_room(u64::MAX, Some(0), 800) && has_room(0, Some(0), 0) && has_room(0, Some(9), 800));
     }
 }

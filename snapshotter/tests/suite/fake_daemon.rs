@@ -10,13 +10,13 @@ use std::os::fd::{AsRawFd, RawFd};
 use std::os::unix::fs::MetadataExt;
 use std::os::unix::net::{UnixListener, UnixStream};
 use std::path::{Path, PathBuf};
-use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
 use fuse_daemon::control::protocol::{Answer, Call, ErrorKind, Failure, Reply, Request, VERSION};
 use fuse_daemon::control::{
-    BlobId, CacheTotals, Handover, Kept, MountRequest, MountStatus, Negotiated, Removed, Status,
+    BlobId, CacheTotals, Handover, Kept, MountRequest, MountStatus, Negotiated, Removed, Status, Summary,
 };
 use nix::errno::Errno;
 use nix::mount::{MntFlags, MsFlags, mount, umount2};
@@ -88,12 +88,35 @@ const FULL: &str = "full";
 /// What the cache may take.
 const QUOTA_BYTES: u64 = 1_000_000;
 
+/// What may give way of each image that was unmounted.
+const IMAGE_BYTES: u64 = 70_000;
+
+/// How many images have to be unmounted for a full cache to have room: an eighth of it.
+pub(crate) const IMAGES_FOR_ROOM: u64 = 2;
+
+/// Has daemons be of before it was asked for a summary, or the cache's totals.
+const OLD: &str = "old";
+
+/// Where each look at the cache is noted, with how many images were unmounted then.
+const LOOKS: &str = "looks";
+
 /// The bootstrap that is made.
 const MADE: &str = "made";
 
 /// Has the daemon in `dir` say that its cache is full.
 pub(crate) fn fill(dir: &Path) {
     File::create(dir.join(FULL)).unwrap();
+}
+
+/// Has daemons in `dir` know no request that is newer than their status.
+pub(crate) fn be_old(dir: &Path) {
+    File::create(dir.join(OLD)).unwrap();
+}
+
+/// How many images were unmounted at each look at the cache of daemons in `dir`.
+pub(crate) fn looks(dir: &Path) -> Vec<u64> {
+    let text = fs::read_to_string(dir.join(LOOKS)).unwrap_or_default();
+    text.lines().map(|line| line.parse().unwrap()).collect()
 }
 
 /// Has the daemon in `dir` say that a registry refused what it was shown for a repository.
@@ -161,6 +184,7 @@ fn process() {
         mounts: Mutex::default(),
         coming: Mutex::default(),
         unmounting: AtomicUsize::new(0),
+        unmounted: AtomicU64::new(0),
         most_unmounting: AtomicUsize::new(0),
     });
     for stream in listener.incoming() {
@@ -179,6 +203,7 @@ struct FakeDaemon {
     mounts: Mutex<BTreeMap<String, (MountRequest, Bootstrap)>>,
     coming: Mutex<BTreeSet<String>>,
     unmounting: AtomicUsize,
+    unmounted: AtomicU64,
     most_unmounting: AtomicUsize,
 }
 
@@ -187,7 +212,11 @@ impl FakeDaemon {
         let (line, adopted) = read_line(&stream);
         // Somebody who only looked whether the socket answers.
         let Ok(call) = serde_json::from_slice::<Call>(&line) else { return };
-        if !matches!(call.request, Request::Status | Request::Renewals { .. }) {
+        let looks = matches!(
+            call.request,
+            Request::Status | Request::Summary | Request::CacheTotals | Request::Renewals { .. }
+        );
+        if !looks {
             self.record("requests", &call.request);
         }
         let (answered, descriptor) = match call.request {
@@ -217,6 +246,14 @@ impl FakeDaemon {
 
     fn perform(&self, request: Request) -> Result<Answer, Failure> {
         match request {
+            Request::Summary | Request::CacheTotals if self.dir.join(OLD).exists() => {
+                Err(Failure { kind: ErrorKind::Invalid, message: "the request is not known".to_owned() })
+            }
+            Request::Summary => Ok(Answer::Summary(Summary::from(self.status()))),
+            Request::CacheTotals => {
+                self.record(LOOKS, &self.unmounted.load(Ordering::SeqCst));
+                Ok(Answer::CacheTotals(self.cache()))
+            }
             Request::Mount(request) => self.mount(request),
             Request::AddBackends { id, backends } => {
                 let mut mounts = self.mounts.lock().unwrap();
@@ -256,6 +293,7 @@ impl FakeDaemon {
                         std::thread::sleep(Duration::from_millis(5));
                     }
                     self.unmounting.fetch_sub(1, Ordering::SeqCst);
+                    self.unmounted.fetch_add(1, Ordering::SeqCst);
                     match umount2(&mount.mountpoint, MntFlags::MNT_DETACH) {
                         // Somebody else was first.
                         Ok(()) | Err(Errno::EINVAL) => {}
@@ -351,6 +389,16 @@ impl FakeDaemon {
         Ok(Answer::Done)
     }
 
+    fn cache(&self) -> CacheTotals {
+        let may_give_way = self.unmounted.load(Ordering::SeqCst) * IMAGE_BYTES;
+        CacheTotals {
+            blobs: 1,
+            bytes: if self.dir.join(FULL).exists() { QUOTA_BYTES } else { 0 },
+            quota_bytes: Some(QUOTA_BYTES),
+            evictable_bytes: (!self.dir.join(OLD).exists()).then_some(may_give_way),
+        }
+    }
+
     fn status(&self) -> Status {
         let mount = |(request, bootstrap): &(MountRequest, Bootstrap)| MountStatus {
             id: request.id.clone(),
@@ -369,12 +417,9 @@ impl FakeDaemon {
             coming,
             mounts: mounts.values().map(mount).collect(),
             worker: None,
-            cache: Some(CacheTotals {
-                blobs: 1,
-                bytes: if self.dir.join(FULL).exists() { QUOTA_BYTES } else { 0 },
-                quota_bytes: Some(QUOTA_BYTES),
-            }),
+            cache: Some(self.cache()),
             waiting: Vec::new(),
+            sources: Vec::new(),
         }
     }
 }

@@ -58,6 +58,9 @@ fn over_the_quota_what_was_used_longest_ago_gives_way_but_nothing_open_or_pinned
     assert_eq!(small.held(), expected);
     let total: u64 = expected.iter().map(|id| small.cache.usage(*id)).sum();
     assert!(total <= 360 << 10, "{total}");
+    let totals = small.cache.totals().unwrap();
+    assert_eq!((totals.blobs, totals.bytes, totals.quota_bytes), (4, total, Some(360 << 10)));
+    assert_eq!(totals.evictable_bytes, Some(small.cache.usage(blob_id("third"))));
     // The next daemon knows what is pinned.
     let Small { dir, cache } = small;
     drop((open, new, cache));

@@ -2,6 +2,7 @@
 
 use std::fs;
 use std::path::{Path, PathBuf};
+use std::pin::pin;
 use std::process::Command;
 use std::time::Duration;
 
@@ -16,6 +17,9 @@ use super::lab::Lab;
 
 /// How long the daemon may take for a request of the control socket that needs no registry.
 const CONTROL_DEADLINE: Duration = Duration::from_secs(30);
+
+/// How long it takes at most to unmount what nobody uses; after two seconds the daemon detaches it.
+const AT_ONCE: Duration = Duration::from_secs(1);
 
 pub(super) struct Daemon<'a> {
     lab: &'a Lab,
@@ -107,8 +111,19 @@ impl<'a> Daemon<'a> {
     }
 
     pub(super) fn unmount(&self, id: &str) -> Result<()> {
-        self.lab.runtime.block_on(self.client.umount(id))?;
         let mountpoint = self.dir.join("mnt").join(id);
+        let unmounted = async {
+            let mut unmounted = pin!(self.client.umount(id));
+            match tokio::time::timeout(AT_ONCE, &mut unmounted).await {
+                Ok(unmounted) => unmounted,
+                Err(_) => {
+                    // Nobody of ours: soon it is detached, and what is cached of it stays.
+                    println!("{id} is busy: {:?}", leftovers::users(&mountpoint));
+                    unmounted.await
+                }
+            }
+        };
+        self.lab.runtime.block_on(unmounted)?;
         ensure!(!leftovers::mounts(&mountpoint)?.contains(&mountpoint), "{id} is still mounted");
         Ok(())
     }
