@@ -175,7 +175,7 @@ async fn a_platform_that_is_there_as_a_nydus_image_alone_is_there() {
     assert_eq!(counts(&["linux/amd64"]).await, (vec![(0, 1), (0, 1)], vec![]));
     let (found, problems) = counts(&["linux/amd64", "linux/arm64"]).await;
     assert_eq!((found, problems.len()), (vec![(1, 1)], 1), "{problems:?}");
-    assert!(problems[0].contains("no image for linux/arm64, but for linux/amd64"), "{problems:?}");
+    assert!(problems[0].contains("no image for linux/arm64; it has linux/amd64"), "{problems:?}");
     // One that is for no platform that is wanted is no artifact.
     let (found, problems) = counts(&["linux/arm64"]).await;
     assert_eq!((found, problems.len()), (vec![(1, 0)], 1), "{problems:?}");
