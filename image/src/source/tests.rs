@@ -343,7 +343,7 @@ async fn all_platforms_that_an_archive_of_docker_holds_are_its_image() {
             let arm64 = source.images(&["linux/arm64".parse().unwrap()]).await.unwrap().remove(0);
             assert_eq!(read(&source, &arm64.layers[0]).await.unwrap(), b"layer for arm64");
             let error = source.images(&["linux/s390x".parse().unwrap()]).await.unwrap_err().to_string();
-            assert!(error.contains("for linux/s390x, but for linux/amd64, linux/arm64"), "{error}");
+            assert!(error.contains("for linux/s390x; it has linux/amd64, linux/arm64"), "{error}");
         }
     }
     fs::remove_file(tar).unwrap();
