@@ -56,12 +56,14 @@ pub async fn serve(config: ExporterConfig, shutdown: CancellationToken) -> Resul
     }
     tracing::info!(listen = %exporter.listen(), %upstream, "exporter ready");
     manager::ready();
-    let told = shutdown.clone();
-    tokio::spawn(async move {
-        told.cancelled().await;
+    let begins = shutdown.clone();
+    let told = tokio::spawn(async move {
+        begins.cancelled().await;
         manager::stopping(&format!("waiting up to {drain} s for builds under way"));
     });
     listener.serve(Arc::clone(&exporter), shutdown).await;
+    // Without builds that ends at once, and the process would be gone before its manager is told why.
+    let _ = told.await;
     exporter.converter.settled().await;
     if tokio::time::timeout(GIVING_UP, exporter.client.uploads_ended()).await.is_err() {
         tracing::warn!("what was cancelled is left to its registries, which did not answer in time");
