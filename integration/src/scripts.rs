@@ -1,8 +1,9 @@
 //! What scripts say and do before they work, and while they do.
 
 use std::fs;
-use std::os::unix::fs::PermissionsExt as _;
 use std::process::{Command, Output};
+
+use test_support::write_program;
 
 use crate::documents::root;
 
@@ -30,8 +31,7 @@ fn a_compiler_of_another_version_is_refused_before_anything_is_made() {
     let dir = tempfile::tempdir().unwrap();
     let (programs, cache) = (dir.path().join("bin"), dir.path().join("cache"));
     fs::create_dir(&programs).unwrap();
-    fs::write(programs.join("rustc"), "#!/bin/sh\necho rustc 1.0.0\n").unwrap();
-    fs::set_permissions(programs.join("rustc"), fs::Permissions::from_mode(0o755)).unwrap();
+    write_program(&programs.join("rustc"), b"#!/bin/sh\necho rustc 1.0.0\n");
     let path = format!("{}:{}", programs.display(), std::env::var("PATH").unwrap());
     let mut deps = Command::new(root().join("scripts/deps"));
     let output = deps.env("PATH", path).env("NYDUS_CLUSTER_CACHE", &cache).output().unwrap();

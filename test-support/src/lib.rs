@@ -5,6 +5,7 @@
 //! - [`certificate`]: certificates of a test's own;
 //! - [`log`](mod@log): what a program says, and where it listens;
 //! - [`pipe`](mod@pipe): output that nobody reads;
+//! - [`program`](mod@program): programs to run;
 //! - [`words`](mod@words): what is hard to read;
 //! - [`needs`](mod@needs): tests that not every machine can run.
 
@@ -17,6 +18,7 @@ pub mod content;
 pub mod log;
 pub mod needs;
 pub mod pipe;
+pub mod program;
 pub mod words;
 
 pub use archive::{gzip, tar_of};
@@ -25,4 +27,5 @@ pub use content::{noise, text};
 pub use log::Log;
 pub use needs::{Need, has};
 pub use pipe::closed_pipe;
+pub use program::write_program;
 pub use words::hard_words;

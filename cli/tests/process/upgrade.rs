@@ -1,9 +1,10 @@
 //! The daemon makes place for another program, which takes over while everybody reads.
 
 use std::fs;
-use std::os::unix::fs::PermissionsExt;
 use std::path::Path;
 use std::process::{Command, Stdio};
+
+use test_support::write_program;
 
 use crate::load::{Load, files};
 use crate::node::{Node, Process};
@@ -11,11 +12,8 @@ use crate::{can_mount, eventually};
 
 /// Puts a program at a place as an installation does: whoever runs the old one goes on with that.
 fn install(content: &[u8], place: &Path) {
-    let (staged, temporary) = (place.with_extension("staged"), place.with_extension("new"));
-    fs::write(&staged, content).unwrap();
-    // Written by another process: a file that some child of this one has open for a moment cannot be executed.
-    assert!(Command::new("cp").args([&staged, &temporary]).status().unwrap().success());
-    fs::set_permissions(&temporary, fs::Permissions::from_mode(0o755)).unwrap();
+    let temporary = place.with_extension("new");
+    write_program(&temporary, content);
     fs::rename(&temporary, place).unwrap();
 }
 

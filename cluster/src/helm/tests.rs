@@ -3,7 +3,7 @@
 use std::fs;
 use std::os::unix::fs::PermissionsExt as _;
 
-use test_support::{Need, needs};
+use test_support::{Need, needs, write_program};
 
 use super::*;
 
@@ -18,8 +18,7 @@ async fn run(script: &str, deadline: Duration) -> Result<String, HelmError> {
     let dir = tempfile::tempdir().unwrap();
     fs::set_permissions(dir.path(), fs::Permissions::from_mode(0o755)).unwrap();
     let program = dir.path().join("helm");
-    fs::write(&program, format!("#!/bin/sh\n{script}\n")).unwrap();
-    fs::set_permissions(&program, fs::Permissions::from_mode(0o755)).unwrap();
+    write_program(&program, format!("#!/bin/sh\n{script}\n").as_bytes());
     let chart = chart();
     let rendering =
         Rendering { chart: &chart, release: "x", values: vec![b"a: 1"], kube_version: Some("1.37.0") };

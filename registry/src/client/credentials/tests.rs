@@ -1,4 +1,4 @@
-use std::os::unix::fs::PermissionsExt as _;
+use test_support::write_program;
 
 use super::*;
 
@@ -64,8 +64,7 @@ async fn a_missing_file_is_anonymous_and_a_broken_one_an_error_with_its_path() {
 /// A helper program, by its absolute path.
 fn helper(dir: &Path, name: &str, script: &str) -> String {
     let path = dir.join(format!("docker-credential-{name}"));
-    std::fs::write(&path, format!("#!/bin/sh\n{script}\n")).unwrap();
-    std::fs::set_permissions(&path, std::fs::Permissions::from_mode(0o755)).unwrap();
+    write_program(&path, format!("#!/bin/sh\n{script}\n").as_bytes());
     path.to_str().unwrap().to_owned()
 }
 
