@@ -303,7 +303,7 @@ async fn an_oci_archive_is_told_from_a_docker_archive() {
     fs::remove_file(tar).unwrap();
 }
 
-/// Adds the documents that `docker save` and `ctr export` write beside a layout: of all platforms they name the first.
+/// Adds the documents that `docker save` and `ctr export` write next to a layout: of all platforms they name the first.
 fn saved_by_docker(layout: &TestLayout, image: &Value, name: &str) {
     let read = |digest: &str| -> Value {
         serde_json::from_slice(&fs::read(layout.dir.join(blob_path(&digest.parse().unwrap()))).unwrap())
