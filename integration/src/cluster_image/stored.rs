@@ -48,11 +48,13 @@ impl ClusterImage {
         Ok(blobs.values().sum())
     }
 
-    /// The digests of all blobs and documents that the container images were saved as.
+    /// The digests of all blobs and documents that the container images were saved as, without those of the cluster image: what
+    /// they share with its root file system is read for that as well.
     pub fn saved_blobs(&self, services: Services) -> Result<BTreeSet<String>> {
-        let mut blobs = BTreeMap::new();
+        let (mut blobs, mut own) = (BTreeMap::new(), BTreeMap::new());
         self.add(&self.digest(&services.saved())?, &mut blobs)?;
-        Ok(blobs.into_keys().collect())
+        self.add(&self.digest(services.image())?, &mut own)?;
+        Ok(blobs.into_keys().filter(|digest| !own.contains_key(digest)).collect())
     }
 
     /// The digests of all blobs and documents of the container images as they are.
