@@ -11,7 +11,8 @@ const PASSWORD: &str = "myPassword";
 /// The password's bcrypt hash.
 const HASH: &str = "$2y$05$c4WoMPo3SXsafkva.HHa6uXQZWr7oboPiC2bT/r7q1BB8I2s0BRqC";
 
-/// The cluster image is a nydus image too, and its `kubectl proxy` goes on until it is ended.
+/// The cluster image is a nydus image too. Its containerd goes on until it is ended, and no container image has it: `kubectl`, which
+/// one shares with it, may be in the node's cache already.
 pub(crate) fn is_read_by_a_pull_secret(lab: &ClusterLab, services: Services) -> Result<()> {
     let registry = lab.private_registry(&format!("{USER}:{HASH}\n"))?;
     let (host, worker) = (registry.address().to_string(), &lab.machines().all()[2]);
@@ -22,7 +23,7 @@ pub(crate) fn is_read_by_a_pull_secret(lab: &ClusterLab, services: Services) -> 
     ))?;
     let spec = json!({"imagePullSecrets": [{"name": "own"}]});
     let image = format!("{host}/{}", services.image());
-    lab.run_pod_with("private", &image, worker, &["/bin/kubectl", "proxy"], spec)?;
+    lab.run_pod_with("private", &image, worker, &["/bin/containerd"], spec)?;
     let requests = registry.access_log().since(Mark::default())?;
     let of_blobs = requests.iter().filter(|request| request.path.contains("/blobs/"));
     let (refused, read): (Vec<_>, Vec<_>) = of_blobs.partition(|request| request.status == 401);
