@@ -223,7 +223,7 @@ async fn found(
     })
 }
 
-/// The images for `wanted` that are no nydus images beside others: for each platform for which there is none in `nydus` there has to be one.
+/// The images for `wanted` that are no nydus images next to others: for each platform for which there is none in `nydus` there has to be one.
 async fn plain_images(
     source: &Source,
     document: &Document,
@@ -262,7 +262,7 @@ async fn plain_images(
     }
 }
 
-/// The nydus images that stand in the index `document` beside plain ones.
+/// The nydus images that stand in the index `document` next to plain ones.
 async fn nydus_images(
     source: &Source,
     document: &Document,

@@ -121,14 +121,6 @@ pub enum StoreError {
         /// What is there, and what was expected.
         reason: String,
     },
-    /// There is no room for blobs that nobody has asked for yet.
-    #[error("blobs that nobody has asked for yet would take more than {limit} bytes in {}", path.display())]
-    SpoolFull {
-        /// The folder.
-        path: PathBuf,
-        /// What they may take there, in bytes.
-        limit: u64,
-    },
     /// What is kept on this machine meanwhile takes more room than it may.
     #[error(
         "{} take more than {limit} bytes in {}, those of all builds together: raise {}, or {}",

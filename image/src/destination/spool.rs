@@ -3,26 +3,28 @@
 use std::fs::File;
 use std::io::{self, Write};
 use std::os::unix::fs::FileExt as _;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering};
 
 use bytes::Bytes;
 use registry::digest::Digest;
 use tokio::sync::watch;
 
-use super::{BlobWriter, Destination, StoreError};
+use super::{BlobWriter, Destination, DiskShare, DiskSpace, DiskUse, StoreError};
 
 /// Bytes of a file handed on at once.
 const PIECE_BYTES: usize = 1 << 20;
 
+/// What a [`SpoolSpace`] is for.
+const UNASKED: DiskUse = DiskUse {
+    what: "blobs that nobody has asked for yet",
+    setting: "exporter.ahead_bytes",
+    instead: "have their layers converted when they are asked for, which takes longer",
+};
+
 /// Room for such blobs.
 #[derive(Debug)]
-pub struct SpoolSpace {
-    dir: PathBuf,
-    limit: u64,
-    left: AtomicU64,
-}
+pub struct SpoolSpace(Arc<DiskSpace>);
 
 /// A blob in it that is being made. Dropped before it is complete, it is given up.
 ///
@@ -45,9 +47,9 @@ pub struct SpooledBlob {
 /// A file that takes room.
 #[derive(Debug)]
 struct Spooled {
+    // Closed before its room is given back.
     file: File,
-    size: AtomicU64,
-    space: Arc<SpoolSpace>,
+    room: DiskShare,
 }
 
 /// How much of a blob is in its file.
@@ -60,28 +62,28 @@ struct Written {
 impl SpoolSpace {
     /// Room for `bytes` in the folder `dir`.
     pub fn new(dir: &Path, bytes: u64) -> Arc<Self> {
-        Arc::new(Self { dir: dir.to_owned(), limit: bytes, left: AtomicU64::new(bytes) })
+        Arc::new(Self(DiskSpace::new(dir, bytes, &UNASKED)))
     }
 
     /// The bytes that still fit.
     pub fn left(&self) -> u64 {
-        self.left.load(Ordering::Relaxed)
+        self.0.left()
     }
 
     /// Begins a blob.
     pub async fn begin(self: &Arc<Self>) -> Result<(SpoolWriter, SpooledBlob), StoreError> {
-        let dir = self.dir.clone();
+        let dir = self.0.dir().to_owned();
         let file = tokio::task::spawn_blocking(move || tempfile::tempfile_in(dir)).await?;
-        let file = file.map_err(|error| self.failed("write to", error))?;
-        let spooled = Arc::new(Spooled { file, size: AtomicU64::new(0), space: Arc::clone(self) });
+        let file = file.map_err(|error| failed(&self.0, "write to", error))?;
+        let spooled = Arc::new(Spooled { file, room: DiskShare::of(&self.0) });
         let (sender, written) = watch::channel(Written::default());
         let writer = SpoolWriter { spooled: Arc::clone(&spooled), written: sender, failure: None };
         Ok((writer, SpooledBlob { spooled, written }))
     }
+}
 
-    fn failed(&self, doing: &'static str, error: io::Error) -> StoreError {
-        StoreError::File { doing, path: self.dir.clone(), error }
-    }
+fn failed(space: &DiskSpace, doing: &'static str, error: io::Error) -> StoreError {
+    StoreError::File { doing, path: space.dir().to_owned(), error }
 }
 
 impl SpoolWriter {
@@ -97,13 +99,11 @@ impl SpoolWriter {
 
     /// Adds `data`, if there is room for it.
     fn add(&self, data: &[u8]) -> Result<(), StoreError> {
-        let Spooled { file, size: taken, space } = &*self.spooled;
+        let Spooled { file, room } = &*self.spooled;
         let size = data.len() as u64;
-        let room =
-            space.left.fetch_update(Ordering::Relaxed, Ordering::Relaxed, |left| left.checked_sub(size));
-        room.map_err(|_| StoreError::SpoolFull { path: space.dir.clone(), limit: space.limit })?;
-        let at = taken.fetch_add(size, Ordering::Relaxed);
-        file.write_all_at(data, at).map_err(|error| space.failed("write to", error))?;
+        room.take(size)?;
+        let at = self.written.borrow().size;
+        file.write_all_at(data, at).map_err(|error| failed(room.space(), "write to", error))?;
         self.written.send_modify(|written| written.size += size);
         Ok(())
     }
@@ -148,10 +148,10 @@ impl SpooledBlob {
         if destination.has_blob(digest).await? {
             return Ok(size);
         }
-        let space = Arc::clone(&self.spooled.space);
+        let space = Arc::clone(self.spooled.room.space());
         match self.send(destination).await? {
             Some(writer) => writer.finish(digest).await,
-            None => Err(space.failed("read from", io::ErrorKind::UnexpectedEof.into())),
+            None => Err(failed(&space, "read from", io::ErrorKind::UnexpectedEof.into())),
         }
     }
 
@@ -189,16 +189,10 @@ impl SpooledBlob {
         let read = tokio::task::spawn_blocking(move || {
             let mut piece = vec![0; length];
             let read = spooled.file.read_exact_at(&mut piece, at);
-            read.map_err(|error| spooled.space.failed("read from", error))?;
+            read.map_err(|error| failed(spooled.room.space(), "read from", error))?;
             Ok(piece.into())
         });
         read.await?
-    }
-}
-
-impl Drop for Spooled {
-    fn drop(&mut self) {
-        self.space.left.fetch_add(*self.size.get_mut(), Ordering::Relaxed);
     }
 }
 
@@ -214,7 +208,7 @@ mod tests {
         let (mut writer, blob) = space.begin().await.unwrap();
         writer.write_all(b"12345678").unwrap();
         assert!(writer.write_all(b"123").is_err());
-        assert!(matches!(writer.into_failure(), Some(StoreError::SpoolFull { limit: 10, .. })));
+        assert!(matches!(writer.into_failure(), Some(StoreError::DiskFull { limit: 10, .. })));
         assert_eq!(space.left(), 2);
         assert_eq!(std::fs::read_dir(dir.path()).unwrap().count(), 0);
         assert!(blob.send(&Nowhere).await.unwrap().is_none(), "half a blob was sent");
