@@ -63,20 +63,7 @@ impl JournalConfig {
         fallocate(&file, FallocateFlags::empty(), 0, BYTES as u64)?;
         file.write_all_at(&device.to_le_bytes(), DEVICE.start as u64)?;
         file.write_all_at(MAGIC, 0)?;
-        self.warn_of_disk(&file);
         Journal::over(file, path)
-    }
-
-    /// What is written to a disk is protected from being written to meanwhile, until somebody does and faults. Who is being killed
-    /// may not fault, so the kernel has nowhere to copy a request to, and answers it with EIO.
-    fn warn_of_disk(&self, file: &File) {
-        static WARNED: Once = Once::new();
-        if fstatfs(file).is_ok_and(|found| found.filesystem_type() != TMPFS_MAGIC) {
-            WARNED.call_once(|| {
-                tracing::warn!(dir = %self.dir.display(),
-                    "the journal is not in memory: a program may meet an error when the daemon is killed; have the daemon's socket in /run");
-            });
-        }
     }
 
     /// That of the daemon before, and what that had not answered, in the order of ids.
@@ -130,6 +117,7 @@ impl Slots {
 
 impl Journal {
     fn over(file: File, path: PathBuf) -> io::Result<(Self, Pages)> {
+        warn_of_disk(&file, &path);
         let pages = Pages::map(&file, BYTES)?;
         let slots = Slots { free: (0..SLOTS).collect(), taken: HashMap::new(), closed: false };
         Ok((Self { file, path, slots: Mutex::new(slots), freed: Condvar::new() }, pages))
@@ -193,6 +181,18 @@ impl Journal {
 
     fn lock(&self) -> MutexGuard<'_, Slots> {
         self.slots.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// What is written to a disk is protected from being written to meanwhile, until somebody does and faults. Who is being killed
+/// may not fault, so the kernel has nowhere to copy a request to, and answers it with EIO.
+fn warn_of_disk(file: &File, path: &Path) {
+    static WARNED: Once = Once::new();
+    if fstatfs(file).is_ok_and(|found| found.filesystem_type() != TMPFS_MAGIC) {
+        WARNED.call_once(|| {
+            tracing::warn!(path = %path.display(),
+                "the journal is not in memory: a program may meet an error when the daemon is killed; have the daemon's socket in /run");
+        });
     }
 }
 
