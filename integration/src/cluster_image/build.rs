@@ -55,19 +55,38 @@ pub(super) fn inputs(peers: &Peers) -> Result<Vec<(PathBuf, PathBuf)>> {
     Ok(inputs)
 }
 
-/// What tells one state of everything that goes in from another.
+/// Where images are built.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Workshop<'a> {
+    /// The build cache and the context of builds, which all storages share.
+    pub(super) dir: &'a Path,
+    /// The registry's storage, to which they are pushed.
+    pub(super) storage: &'a Path,
+}
+
+/// What tells one state of everything that goes in from another, without the program, which has its own storage.
 pub(super) fn stamp(peers: &Peers, services: Services) -> Result<String> {
     let mut hash = Sha256::new();
     hash.update(services.values());
     for (file, _) in inputs(peers)? {
-        let found = fs::metadata(&file)?;
-        hash.update(format!("{} {} {:?}\n", file.display(), found.len(), found.modified()?));
+        hash.update(state(&file)?);
     }
     for (path, file) in sources(&peers::demo_sources().join("cluster"), Path::new(""))? {
         hash.update(path.as_os_str().as_encoded_bytes());
         hash.update(fs::read(file)?);
     }
     Ok(hex::encode(hash.finalize()))
+}
+
+/// What tells one state of our own program from another.
+pub(super) fn program_stamp() -> Result<String> {
+    Ok(hex::encode(Sha256::digest(state(&peers::nydus_cluster()?)?)))
+}
+
+/// What changes with a file.
+fn state(file: &Path) -> Result<String> {
+    let found = fs::metadata(file).with_context(|| format!("looking at {}", file.display()))?;
+    Ok(format!("{} {} {:?}\n", file.display(), found.len(), found.modified()?))
 }
 
 /// The files of the source: their paths in it, and where they are.
@@ -89,10 +108,10 @@ fn sources(root: &Path, directory: &Path) -> Result<Vec<(PathBuf, PathBuf)>> {
 }
 
 /// Builds all that is not in buildkitd's cache, and pushes it.
-pub(super) fn all(peers: &Peers, services: Services, dir: &Path) -> Result<()> {
-    let context = dir.join("context");
+pub(super) fn all(peers: &Peers, services: Services, workshop: Workshop<'_>) -> Result<()> {
+    let context = workshop.dir.join("context");
     stage(peers, services, &context)?;
-    let builder = Builder::start(peers, dir)?;
+    let builder = Builder::start(peers, workshop)?;
     for (stage, image) in services.images() {
         builder.container_image(&context, stage, image, Layers::Cached)?;
     }
@@ -101,20 +120,20 @@ pub(super) fn all(peers: &Peers, services: Services, dir: &Path) -> Result<()> {
 }
 
 /// Builds the cluster image as a plain image.
-pub(super) fn plain(peers: &Peers, services: Services, dir: &Path) -> Result<()> {
-    let context = dir.join("context");
+pub(super) fn plain(peers: &Peers, services: Services, workshop: Workshop<'_>) -> Result<()> {
+    let context = workshop.dir.join("context");
     stage(peers, services, &context)?;
-    let builder = Builder::start(peers, dir)?;
+    let builder = Builder::start(peers, workshop)?;
     lock(peers, &builder.registry, builder.run.path(), &context)?;
     builder.plain_image(&context, &context, None, &services.plain(), Layers::Cached)
 }
 
 /// Builds a second version, of which the services and the root file system are new and Kubernetes is not.
-pub(super) fn second(peers: &Peers, services: Services, dir: &Path) -> Result<()> {
+pub(super) fn second(peers: &Peers, services: Services, workshop: Workshop<'_>) -> Result<()> {
     // Not the first one's: its files get other times.
-    let context = dir.join("context-of-second");
+    let context = workshop.dir.join("context-of-second");
     stage_copies(peers, services, &context)?;
-    let builder = Builder::start(peers, dir)?;
+    let builder = Builder::start(peers, workshop)?;
     let first: Vec<_> = services.images().collect();
     for ((stage, image), (_, old)) in services.second_images().zip(first) {
         if image != old {
@@ -144,14 +163,14 @@ struct Builder {
 }
 
 impl Builder {
-    /// Starts them over the storage and the build cache below `dir`.
-    fn start(peers: &Peers, dir: &Path) -> Result<Self> {
+    /// Starts them over the storage and the build cache.
+    fn start(peers: &Peers, workshop: Workshop<'_>) -> Result<Self> {
         // Sockets have to have short paths.
         let run = tempfile::tempdir()?;
         let loopback = IpAddr::V4(Ipv4Addr::LOCALHOST);
-        let registry =
-            EmbeddedRegistry::serve(&run.path().join("registry"), &dir.join("registry"), loopback)?;
-        let buildkitd = Buildkitd::start_with_root(peers, &run.path().join("b"), &dir.join("buildkit"))?;
+        let registry = EmbeddedRegistry::serve(&run.path().join("registry"), workshop.storage, loopback)?;
+        let cache = workshop.dir.join("buildkit");
+        let buildkitd = Buildkitd::start_with_root(peers, &run.path().join("b"), &cache)?;
         Ok(Self { peers: peers.clone(), buildkitd, registry, run })
     }
 
@@ -251,11 +270,11 @@ fn lock(peers: &Peers, registry: &EmbeddedRegistry, run: &Path, context: &Path) 
 }
 
 /// Saves the images of a cluster image as RAFS, next to it; what was saved under `base` is not stored again.
-pub(super) fn save(image: &str, base: Option<&str>, dir: &Path) -> Result<()> {
+pub(super) fn save(image: &str, base: Option<&str>, storage: &Path) -> Result<()> {
     eprintln!("saving the images of {image}");
     let run = tempfile::tempdir()?;
     let loopback = IpAddr::V4(Ipv4Addr::LOCALHOST);
-    let registry = EmbeddedRegistry::serve(&run.path().join("registry"), &dir.join("registry"), loopback)?;
+    let registry = EmbeddedRegistry::serve(&run.path().join("registry"), storage, loopback)?;
     let host = registry.address();
     let mut command = cluster(&registry, run.path())?;
     command.arg("save").arg(format!("{host}/{image}")).arg("--to").arg(format!("{host}/{image}-images"));

@@ -1,13 +1,15 @@
 //! The cluster image of the demonstration: a real Kubernetes and services of Debian's packages, built by a real buildkitd.
 //!
 //! Container images and the cluster image are in one registry's storage below the cache, under `HOST/PATH` each: a registry that serves it
-//! answers for all hosts, which nodes ask as a mirror. They are built once, and again when what they are made of changes.
+//! answers for all hosts, which nodes ask as a mirror. They are built once, and again when what they are made of changes. Each state of
+//! our own program has a storage of its own: what it reads was built and saved by itself.
 
 mod build;
 mod outside;
 mod own_runtime;
 mod package;
 mod second;
+mod storage;
 mod stored;
 
 use std::fs::{self, File};
@@ -16,8 +18,10 @@ use std::path::{Path, PathBuf};
 use std::process::Command;
 
 use anyhow::{Context, Result};
+use build::Workshop;
 use nix::fcntl::{Flock, FlockArg};
 pub use own_runtime::OwnRuntime;
+use storage::Storage;
 
 use crate::peers::Peers;
 use crate::servers::EmbeddedRegistry;
@@ -107,7 +111,7 @@ pub enum Pull {
 /// The storage of a registry that has a cluster image and all that it needs.
 #[derive(Debug)]
 pub struct ClusterImage {
-    storage: PathBuf,
+    storage: Storage,
 }
 
 impl ClusterImage {
@@ -118,36 +122,34 @@ impl ClusterImage {
 
     /// Builds it and saves its container images, unless that is there. Others that want it wait.
     pub fn make(peers: &Peers, services: Services) -> Result<Self> {
-        let dir = peers.cache().join("cluster");
-        let steps = Steps::begin(peers, services, &dir)?;
-        steps.once("made", || build::all(peers, services, &dir))?;
-        steps.once("saved", || build::save(services.image(), None, &dir))?;
-        Ok(Self { storage: dir.join("registry") })
+        let steps = Steps::begin(peers, services)?;
+        steps.once("made", || build::all(peers, services, steps.workshop()))?;
+        steps.once("saved", || build::save(services.image(), None, steps.storage.root()))?;
+        Ok(steps.end())
     }
 
     /// [`Self::make`], and the cluster image as a plain one too.
     pub fn make_with_plain(peers: &Peers, services: Services) -> Result<Self> {
-        let image = Self::make(peers, services)?;
-        let dir = peers.cache().join("cluster");
-        let steps = Steps::begin(peers, services, &dir)?;
-        steps.once("made-plain", || build::plain(peers, services, &dir))?;
-        Ok(image)
+        Self::make(peers, services)?;
+        let steps = Steps::begin(peers, services)?;
+        steps.once("made-plain", || build::plain(peers, services, steps.workshop()))?;
+        Ok(steps.end())
     }
 
     /// [`Self::make_with_plain`], and with it what it is held against too: a second version of all of it.
     pub fn make_with_peers(peers: &Peers, services: Services) -> Result<Self> {
-        let image = Self::make_with_plain(peers, services)?;
-        let dir = peers.cache().join("cluster");
-        let steps = Steps::begin(peers, services, &dir)?;
-        steps.once("made-second", || build::second(peers, services, &dir))?;
+        Self::make_with_plain(peers, services)?;
+        let steps = Steps::begin(peers, services)?;
+        steps.once("made-second", || build::second(peers, services, steps.workshop()))?;
         let first = services.saved();
-        steps.once("saved-second", || build::save(&services.second_image(), Some(&first), &dir))?;
-        Ok(image)
+        let second = services.second_image();
+        steps.once("saved-second", || build::save(&second, Some(&first), steps.storage.root()))?;
+        Ok(steps.end())
     }
 
     /// Serves it, with logs in `dir`.
     pub fn serve(&self, dir: &Path, address: IpAddr) -> Result<EmbeddedRegistry> {
-        EmbeddedRegistry::serve(dir, &self.storage, address)
+        EmbeddedRegistry::serve(dir, self.storage.root(), address)
     }
 }
 
@@ -157,28 +159,39 @@ pub fn command(registry: &EmbeddedRegistry, dir: &Path) -> Result<Command> {
 }
 
 /// What is made once of one state of the sources and peers, under a lock.
-struct Steps<'a> {
-    dir: &'a Path,
+struct Steps {
+    dir: PathBuf,
+    storage: Storage,
     services: Services,
     stamp: String,
     _lock: Flock<File>,
 }
 
-impl<'a> Steps<'a> {
-    fn begin(peers: &Peers, services: Services, dir: &'a Path) -> Result<Self> {
-        fs::create_dir_all(dir)?;
+impl Steps {
+    fn begin(peers: &Peers, services: Services) -> Result<Self> {
+        let dir = peers.cache().join("cluster");
+        fs::create_dir_all(&dir)?;
         let lock = File::create(dir.join(".lock"))?;
         let lock = Flock::lock(lock, FlockArg::LockExclusive).map_err(|(_, error)| error)?;
-        Ok(Self { dir, services, stamp: build::stamp(peers, services)?, _lock: lock })
+        let storage = Storage::open(&dir, &build::program_stamp()?)?;
+        Ok(Self { dir, storage, services, stamp: build::stamp(peers, services)?, _lock: lock })
+    }
+
+    fn workshop(&self) -> Workshop<'_> {
+        Workshop { dir: &self.dir, storage: self.storage.root() }
     }
 
     /// Does `work`, unless it was done in this state.
     fn once(&self, name: &str, work: impl FnOnce() -> Result<()>) -> Result<()> {
-        let made = self.dir.join(format!(".{name}-{:?}", self.services));
+        let made = self.storage.marker(&format!("{name}-{:?}", self.services));
         if fs::read_to_string(&made).is_ok_and(|found| found == self.stamp) {
             return Ok(());
         }
         work().with_context(|| format!("the cluster image cannot be {name}"))?;
         Ok(fs::write(&made, &self.stamp)?)
+    }
+
+    fn end(self) -> ClusterImage {
+        ClusterImage { storage: self.storage }
     }
 }

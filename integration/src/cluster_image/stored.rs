@@ -71,10 +71,10 @@ impl ClusterImage {
         let mut layers = BTreeSet::new();
         for (_, image) in services.images() {
             let manifest: Value =
-                serde_json::from_slice(&fs::read(blob(&self.storage, &self.digest(image)?))?)?;
+                serde_json::from_slice(&fs::read(blob(self.storage.root(), &self.digest(image)?))?)?;
             let named = manifest["layers"].as_array().with_context(|| format!("{image} has no layers"))?;
             let digests = named.iter().filter_map(|layer| layer["digest"].as_str());
-            layers.extend(digests.map(|digest| blob(&self.storage, digest)));
+            layers.extend(digests.map(|digest| blob(self.storage.root(), digest)));
         }
         Ok(layers)
     }
@@ -83,13 +83,13 @@ impl ClusterImage {
     pub fn digest(&self, image: &str) -> Result<String> {
         let (repository, tag) = image.rsplit_once(':').context("an image without tag")?;
         let tag = format!("docker/registry/v2/repositories/{repository}/_manifests/tags/{tag}/current/link");
-        let digest = fs::read_to_string(self.storage.join(&tag)).with_context(|| tag.clone())?;
+        let digest = fs::read_to_string(self.storage.root().join(&tag)).with_context(|| tag.clone())?;
         Ok(digest.trim().to_owned())
     }
 
     /// Adds a manifest or an index, and what it names.
     fn add(&self, digest: &str, blobs: &mut BTreeMap<String, u64>) -> Result<()> {
-        let text = fs::read(blob(&self.storage, digest))?;
+        let text = fs::read(blob(self.storage.root(), digest))?;
         blobs.insert(digest.to_owned(), text.len() as u64);
         let document: Value = serde_json::from_slice(&text)?;
         let list = |name: &str| document[name].as_array().cloned().unwrap_or_default();
