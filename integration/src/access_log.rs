@@ -29,6 +29,12 @@ impl Request {
     pub fn reads_blob(&self, digest: &str) -> bool {
         self.method == "GET" && self.path.contains(&format!("/blobs/{digest}"))
     }
+
+    /// The digest of the blob that it is for.
+    pub fn blob(&self) -> Option<&str> {
+        let path = self.path.split('?').next()?;
+        path.rsplit_once("/blobs/").map(|(_, digest)| digest)
+    }
 }
 
 /// The log file, and how far it has been read.

@@ -6,7 +6,7 @@ use std::fmt::Write as _;
 use super::Services;
 
 /// Where images are that are built again.
-const REBUILT: &str = "registry.example/services/";
+pub(super) const REBUILT: &str = "registry.example/services/";
 
 impl Services {
     /// The cluster image as a plain image.

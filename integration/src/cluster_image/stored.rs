@@ -7,7 +7,7 @@ use std::path::{Path, PathBuf};
 use anyhow::{Context, Result};
 use serde_json::Value;
 
-use super::{ClusterImage, Pull, Services};
+use super::{ClusterImage, Pull, Services, second};
 
 impl ClusterImage {
     /// Bytes of all blobs of the cluster image and of the images that it needs, as they are or as they were saved; what they share is
@@ -55,6 +55,35 @@ impl ClusterImage {
         self.add(&self.digest(&services.saved())?, &mut blobs)?;
         self.add(&self.digest(services.image())?, &mut own)?;
         Ok(blobs.into_keys().filter(|digest| !own.contains_key(digest)).collect())
+    }
+
+    /// The digests of blobs that the services' images need and no other container image does, as they are pulled so.
+    pub fn blobs_of_services(&self, services: Services, pull: Pull) -> Result<BTreeSet<String>> {
+        let images: Vec<(String, String)> = match pull {
+            Pull::Lazy => self.saved_images(services)?,
+            Pull::Plain => {
+                let named = services.images().map(|(_, image)| Ok((image.to_owned(), self.digest(image)?)));
+                named.collect::<Result<_>>()?
+            }
+        };
+        let (mut own, mut others) = (BTreeMap::new(), BTreeMap::new());
+        for (image, digest) in images {
+            let is_service = image.starts_with(second::REBUILT);
+            self.add(&digest, if is_service { &mut own } else { &mut others })?;
+        }
+        Ok(own.into_keys().filter(|digest| !others.contains_key(digest)).collect())
+    }
+
+    /// The container images that were saved: their names, and the digests of what they were saved as.
+    fn saved_images(&self, services: Services) -> Result<Vec<(String, String)>> {
+        let index = fs::read(blob(self.storage.root(), &self.digest(&services.saved())?))?;
+        let index: Value = serde_json::from_slice(&index)?;
+        let entries = index["manifests"].as_array().context("what was saved is under no index")?.iter();
+        let named = entries.filter_map(|entry| {
+            let name = entry["annotations"]["org.opencontainers.image.ref.name"].as_str()?;
+            Some((name.to_owned(), entry["digest"].as_str()?.to_owned()))
+        });
+        Ok(named.collect())
     }
 
     /// The digests of all blobs and documents of the container images as they are.

@@ -43,12 +43,11 @@ fn main() -> ExitCode {
 
 /// Bytes that were read of what container images were saved as, and of the images as they are.
 fn read_of_images(requests: &[Request], saved: &BTreeSet<String>) -> (u64, u64) {
-    let of_blob = |request: &&Request| request.path.contains("/blobs/");
-    let digest = |request: &Request| request.path.rsplit('/').next().unwrap_or_default().to_owned();
+    let of_blob = |request: &&Request| request.blob().is_some();
     let is_own = |request: &&Request| {
         ["/services/", "/network/", "/registry.k8s.io/"].iter().any(|part| request.path.contains(part))
     };
-    let lazily = requests.iter().filter(of_blob).filter(|request| saved.contains(&digest(request)));
+    let lazily = requests.iter().filter(|request| request.blob().is_some_and(|blob| saved.contains(blob)));
     let as_they_were = requests.iter().filter(of_blob).filter(is_own);
     (lazily.map(|request| request.bytes_sent).sum(), as_they_were.map(|request| request.bytes_sent).sum())
 }

@@ -1,6 +1,7 @@
 //! `--cluster`: three bare nodes on a link of 1 Gbit/s become a Kubernetes that serves: with images read lazily, with images pulled
 //! whole, once more with all of them there, and from a package, without a registry.
 
+use std::collections::BTreeSet;
 use std::fmt;
 use std::fs;
 use std::path::Path;
@@ -28,6 +29,8 @@ pub(crate) struct ClusterFigures {
     stored_bytes: u64,
     /// What the registry sent until all pods served.
     registry_bytes: u64,
+    /// What of this was blobs of the services' images alone.
+    services_bytes: u64,
     /// Seconds until all nodes were ready.
     ready_s: f64,
     /// Seconds until all pods served.
@@ -53,28 +56,40 @@ pub(crate) struct ClusterReport {
 pub(crate) fn run(peers: &Peers, dir: &Path, services: Services) -> Result<(ClusterReport, ClusterLab)> {
     eprintln!("building the cluster image, if it is not there");
     let image = ClusterImage::make(peers, services)?;
-    let stored = |pull| image.stored_bytes(services, pull);
+    let stored = |pull| {
+        let services_blobs = image.blobs_of_services(services, pull)?;
+        Ok::<_, anyhow::Error>(Stored { bytes: image.stored_bytes(services, pull)?, services_blobs })
+    };
     eprintln!("booting three bare nodes");
     let mut lab = ClusterLab::start(peers, &image, services, dir)?;
     eprintln!("running the cluster with images pulled whole, nothing on the nodes");
-    let plain = measure(&lab, dir, lab.run_command(Pull::Plain)?, stored(Pull::Plain)?)?;
+    let plain = measure(&lab, dir, lab.run_command(Pull::Plain)?, &stored(Pull::Plain)?)?;
     eprintln!("running it again, images on the nodes");
     lab.cluster(&["rm", "--keep-images"])?;
-    let warm = measure(&lab, dir, lab.run_command(Pull::Plain)?, stored(Pull::Plain)?)?;
+    let warm = measure(&lab, dir, lab.run_command(Pull::Plain)?, &stored(Pull::Plain)?)?;
     eprintln!("running it with images read lazily, nothing on the nodes");
     lab.cluster(&["rm"])?;
-    let lazy = measure(&lab, dir, lab.run_command(Pull::Lazy)?, stored(Pull::Lazy)?)?;
+    let lazy = measure(&lab, dir, lab.run_command(Pull::Lazy)?, &stored(Pull::Lazy)?)?;
     eprintln!("writing a package, and running it without the registry, nothing on the nodes");
     lab.cluster(&["rm"])?;
     let file = dir.join("cluster.tar");
     image.package(services, services.image(), &file)?;
     lab.end_registry()?;
-    let package = measure(&lab, dir, lab.package_command(&file, 1)?, fs::metadata(&file)?.len())?;
+    let packed = Stored { bytes: fs::metadata(&file)?.len(), ..Stored::default() };
+    let package = measure(&lab, dir, lab.package_command(&file, 1)?, &packed)?;
     let (nodes_ready, pods_serving) = (lab.nodes_ready()?, lab.pods_ready()?);
     Ok((ClusterReport { nodes_ready, pods_serving, lazy, plain, warm, package }, lab))
 }
 
-fn measure(lab: &ClusterLab, dir: &Path, command: Command, stored_bytes: u64) -> Result<ClusterFigures> {
+/// What a run reads from.
+#[derive(Debug, Default)]
+struct Stored {
+    bytes: u64,
+    /// Digests of the blobs of the services' images.
+    services_blobs: BTreeSet<String>,
+}
+
+fn measure(lab: &ClusterLab, dir: &Path, command: Command, stored: &Stored) -> Result<ClusterFigures> {
     let log = lab.registry().access_log();
     let mark = log.mark()?;
     let start = Instant::now();
@@ -94,7 +109,11 @@ fn measure(lab: &ClusterLab, dir: &Path, command: Command, stored_bytes: u64) ->
     }
     lab.wait_serving(DEADLINE)?;
     let serving_s = start.elapsed().as_secs_f64();
-    Ok(ClusterFigures { stored_bytes, registry_bytes: bytes_sent(&log.since(mark)?), ready_s, serving_s })
+    let mut requests = log.since(mark)?;
+    let registry_bytes = bytes_sent(&requests);
+    requests.retain(|request| request.blob().is_some_and(|blob| stored.services_blobs.contains(blob)));
+    let (stored_bytes, services_bytes) = (stored.bytes, bytes_sent(&requests));
+    Ok(ClusterFigures { stored_bytes, registry_bytes, services_bytes, ready_s, serving_s })
 }
 
 fn ask(what: &str, run: &mut Server, condition: impl Fn() -> Result<bool>) -> Result<()> {
@@ -119,6 +138,7 @@ impl fmt::Display for ClusterReport {
         let rows = [
             ("stored", columns.map(|figures| megabytes(figures.stored_bytes))),
             ("left the registry", columns.map(|figures| megabytes(figures.registry_bytes))),
+            ("of this for services", columns.map(|figures| megabytes(figures.services_bytes))),
             ("all nodes ready", columns.map(|figures| seconds(figures.ready_s))),
             ("all pods serve", columns.map(|figures| seconds(figures.serving_s))),
         ];
