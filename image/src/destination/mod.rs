@@ -21,7 +21,8 @@ mod spool;
 mod staging;
 
 use std::fmt::Debug;
-use std::path::PathBuf;
+use std::io;
+use std::path::{Path, PathBuf};
 
 use ::registry::client::Client;
 use ::registry::digest::{self, Digest};
@@ -111,7 +112,7 @@ pub enum StoreError {
         /// With which file.
         path: PathBuf,
         /// Why it failed.
-        error: std::io::Error,
+        error: io::Error,
     },
     /// What is at the destination would be lost or mixed up.
     #[error("{} {reason}", path.display())]
@@ -145,4 +146,10 @@ pub enum StoreError {
     /// The thread that writes is gone.
     #[error("writing ended unexpectedly: {0}")]
     Panicked(#[from] tokio::task::JoinError),
+}
+
+/// Makes an error of what went wrong while `doing` something with the file `path`.
+pub(crate) fn failed(doing: &'static str, path: &Path) -> impl FnOnce(io::Error) -> StoreError + use<> {
+    let path = path.to_owned();
+    move |error| StoreError::File { doing, path, error }
 }

@@ -3,7 +3,6 @@
 //! A [`Scratch`] keeps the layers of one image that is flattened, and is gone with it; all scratches of a process share the room of one
 //! [`ScratchSpace`]. [`convert_to_file`] has one layer in a file that stays.
 
-use std::io;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
@@ -19,7 +18,9 @@ use tokio::sync::{Semaphore, mpsc};
 
 use super::bridge::InputReader;
 use super::conversion::{ConvertError, ReadConversion};
-use crate::destination::{BlobWriter, Destination, DiskShare, DiskSpace, DiskUse, StoreError, Storing};
+use crate::destination::{
+    BlobWriter, Destination, DiskShare, DiskSpace, DiskUse, StoreError, Storing, failed,
+};
 use crate::document::Stored;
 use crate::options::Recipe;
 use crate::source::{BlobStream, SourceError};
@@ -63,11 +64,6 @@ enum Then {
     Scratch(PathBuf, Arc<DiskShare>),
     /// This one, which stays.
     Kept(PathBuf),
-}
-
-fn failed(doing: &'static str, path: &Path) -> impl FnOnce(io::Error) -> StoreError {
-    let path = path.to_owned();
-    move |error| StoreError::File { doing, path, error }
 }
 
 impl ScratchSpace {
