@@ -7,6 +7,7 @@
 //! - `nowhere`: for the digest alone.
 //! - `space`: room on the disk of this machine for what is there meanwhile.
 //! - `spool`: blobs that stay on this machine until it is known whose they are.
+//! - `spool_folder`: a folder that is gone with its process.
 //! - `copy`: blobs that are kept as they are.
 //!
 //! A further one, the disk of a BuildKit client, is the exporter's: only BuildKit's session leads there.
@@ -18,6 +19,7 @@ mod nowhere;
 mod registry;
 mod space;
 mod spool;
+mod spool_folder;
 mod staging;
 
 use std::fmt::Debug;
@@ -39,6 +41,7 @@ pub use self::nowhere::Nowhere;
 pub use self::registry::InRegistry;
 pub use self::space::{DiskShare, DiskSpace, DiskUse};
 pub use self::spool::{SpoolSpace, SpoolWriter, SpooledBlob};
+pub use self::spool_folder::SpoolFolder;
 pub use self::staging::{Shape, Staging};
 use crate::document::Stored;
 

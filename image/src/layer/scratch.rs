@@ -11,7 +11,6 @@ use futures::FutureExt as _;
 use futures::future::{BoxFuture, ready};
 use registry::digest::{Digest, DigestAlgorithm};
 use registry::reference::Reference;
-use tempfile::TempDir;
 use tokio::fs::File;
 use tokio::io::AsyncWriteExt as _;
 use tokio::sync::{Semaphore, mpsc};
@@ -19,7 +18,7 @@ use tokio::sync::{Semaphore, mpsc};
 use super::bridge::InputReader;
 use super::conversion::{ConvertError, ReadConversion};
 use crate::destination::{
-    BlobWriter, Destination, DiskShare, DiskSpace, DiskUse, StoreError, Storing, failed,
+    BlobWriter, Destination, DiskShare, DiskSpace, DiskUse, SpoolFolder, StoreError, Storing, failed,
 };
 use crate::document::Stored;
 use crate::options::Recipe;
@@ -43,7 +42,7 @@ pub struct ScratchSpace(Arc<DiskSpace>);
 #[derive(Debug)]
 pub struct Scratch {
     // Removed before its room is given back.
-    folder: TempDir,
+    folder: SpoolFolder,
     room: Arc<DiskShare>,
 }
 
@@ -72,14 +71,14 @@ impl ScratchSpace {
         Arc::new(Self(DiskSpace::new(dir, bytes, &FLATTENED)))
     }
 
-    /// A scratch in a folder of its own. Blocks on the disk.
+    /// A scratch in a folder of its own; those of processes that were killed are removed first. Blocks on the disk.
     ///
     /// # Errors
     ///
     /// When the folder cannot be made.
     pub fn begin(self: &Arc<Self>) -> Result<Scratch, StoreError> {
-        let folder = tempfile::Builder::new().prefix("flatten-").tempdir_in(self.0.dir());
-        let folder = folder.map_err(failed("write to", self.0.dir()))?;
+        SpoolFolder::remove_abandoned(self.0.dir());
+        let folder = SpoolFolder::new(self.0.dir()).map_err(failed("write to", self.0.dir()))?;
         Ok(Scratch { folder, room: Arc::new(DiskShare::of(&self.0)) })
     }
 }
