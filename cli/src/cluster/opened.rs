@@ -6,6 +6,7 @@ use std::path::{Path, PathBuf};
 use anyhow::{Context as _, bail};
 use cluster::discover::{self, Archive};
 use cluster::package::Package;
+use image::destination::SpoolFolder;
 use image::files;
 use image::location::{InFile, Location};
 use image::platform::PlatformName;
@@ -40,7 +41,7 @@ struct Fetched {
     platform: PlatformName,
     _files: TempDir,
     /// Archives of images, once they are needed, apart from the files: none of these leads there.
-    archives: OnceCell<TempDir>,
+    archives: OnceCell<SpoolFolder>,
 }
 
 impl Opened {
@@ -104,7 +105,8 @@ impl Opened {
         let (Some(fetched), Some(location)) = (&self.fetched, &self.location) else { return Ok(&self.dir) };
         let spool = &config.registry.upload.spool_dir;
         let make = || async {
-            tempfile::tempdir_in(spool)
+            SpoolFolder::remove_abandoned(spool);
+            SpoolFolder::new(spool)
                 .with_context(|| format!("making a temporary directory in {}", spool.display()))
         };
         let mut wanted = wanted.peekable();

@@ -16,13 +16,13 @@ use cluster::discover::{self, DiscoverError, Discovery, Options};
 use cluster::lock::{self, Lock, LockFileError, Locked, PlatformImage, ResolveError, ResolveOptions};
 use cluster::package::{LOCK_FILE, METADATA_FILE, lock_layer};
 use cluster::save::{self, Destination, NotSaved, SaveOptions};
+use image::destination::SpoolFolder;
 use image::document::ImageConfig;
 use image::files::{FilesError, extract, extract_large};
 use image::location::Location;
 use image::platform::PlatformName;
 use registry::client::Client;
 use registry::{Digest, Reference};
-use tempfile::TempDir;
 
 /// How much of two archives is compared at once.
 const PIECE_BYTES: usize = 1 << 20;
@@ -72,7 +72,7 @@ pub(crate) enum ImagesError {
 pub(crate) struct Found {
     pub(crate) lock: Lock,
     /// Has the archives that images of the lock come from, if some do.
-    pub(crate) archives: Option<TempDir>,
+    pub(crate) archives: Option<SpoolFolder>,
     /// A tar with the lock, and with sealer's `Metadata` for a root file system that has none.
     pub(crate) layer: Bytes,
     /// Annotations of the manifest, in sealer's words.
@@ -90,7 +90,7 @@ pub(crate) async fn find(
     client: &Client,
     config: &ClusterConfig,
 ) -> Result<Found, ImagesError> {
-    let directory = tempfile::tempdir()?;
+    let directory = SpoolFolder::new(&client.config().upload.spool_dir)?;
     let root = directory.path();
     let location = Location::Registry(image.clone());
     let configured = extract(&location, client, platform, discover::matters, root).await?;
@@ -108,7 +108,7 @@ pub(crate) async fn find(
     let obeyed = if before.is_file() { Some(Lock::read(&before)?) } else { None };
     let platforms = obeyed.as_ref().map_or_else(|| vec![platform.clone()], |lock| lock.platforms.clone());
     let options = ResolveOptions { platforms, ..ResolveOptions::default() };
-    let of_archives = archives.as_ref().map_or(root, TempDir::path);
+    let of_archives = archives.as_ref().map_or(root, SpoolFolder::path);
     let resolved = lock::resolve(&found, of_archives, client, &options, obeyed.as_ref()).await?;
     let problems: Vec<String> =
         found.problems.iter().chain(&resolved.problems).map(ToString::to_string).collect();
@@ -140,13 +140,13 @@ async fn archives(
     client: &Client,
     found: &Discovery,
     config: &ClusterConfig,
-) -> Result<Option<TempDir>, ImagesError> {
+) -> Result<Option<SpoolFolder>, ImagesError> {
     let wanted = found.images.iter().filter_map(|image| image.archive.as_ref());
     let wanted: BTreeSet<Vec<u8>> = wanted.map(|archive| archive.path.clone().into_bytes()).collect();
     if wanted.is_empty() {
         return Ok(None);
     }
-    let directory = tempfile::tempdir_in(&client.config().upload.spool_dir)?;
+    let directory = SpoolFolder::new(&client.config().upload.spool_dir)?;
     let limit = config.save_spool_bytes;
     extract_large(location, client, platform, wanted, limit, directory.path()).await?;
     Ok(Some(directory))
@@ -222,7 +222,7 @@ pub(crate) fn united(locks: Vec<Lock>) -> Lock {
 }
 
 /// One directory with all archives that are in `all`, those of each platform. Blocks on the disk.
-pub(crate) fn one_directory(all: Vec<TempDir>) -> Result<Option<TempDir>, ImagesError> {
+pub(crate) fn one_directory(all: Vec<SpoolFolder>) -> Result<Option<SpoolFolder>, ImagesError> {
     let mut all = all.into_iter();
     let Some(first) = all.next() else { return Ok(None) };
     for other in all {
@@ -302,8 +302,8 @@ pub(crate) async fn save(
 mod tests {
     use super::*;
 
-    fn archives(files: &[(&str, &str)]) -> TempDir {
-        let dir = tempfile::tempdir().unwrap();
+    fn archives(spool: &Path, files: &[(&str, &str)]) -> SpoolFolder {
+        let dir = SpoolFolder::new(spool).unwrap();
         for (path, content) in files {
             let path = dir.path().join(path);
             fs::create_dir_all(path.parent().unwrap()).unwrap();
@@ -314,6 +314,8 @@ mod tests {
 
     #[test]
     fn archives_of_all_platforms_are_in_one_directory_if_they_are_the_same() {
+        let spool = tempfile::tempdir().unwrap();
+        let archives = |files: &[_]| archives(spool.path(), files);
         assert!(one_directory(Vec::new()).unwrap().is_none());
         let all = vec![
             archives(&[("images/skopeo/a.tar", "all platforms")]),

@@ -18,7 +18,6 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use bytes::Bytes;
 use registry::client::MANIFEST_LIMIT_BYTES;
 use registry::digest::Digest;
-use tempfile::TempDir;
 use tokio::sync::OnceCell;
 
 pub(crate) use error::OutputError;
@@ -34,7 +33,7 @@ use cluster::ClusterConfig;
 use cluster::lock::Lock;
 use image::assemble::NydusImage;
 use image::describe;
-use image::destination::{Destination, SpoolSpace, StoreError};
+use image::destination::{Destination, SpoolFolder, SpoolSpace, StoreError};
 use image::document::{DocumentError, Stored};
 use image::layer::{
     AheadConversion, Claimed, ConvertError, ConvertedLayer, Flight, LayerConversion, Present,
@@ -106,7 +105,7 @@ struct Received {
     /// Layers that were converted for this output, and the bytes of their blobs.
     converted: (u64, u64),
     /// Which container images are asked for, one lock a platform; with the archives that some come from.
-    locks: Vec<(Lock, Option<TempDir>)>,
+    locks: Vec<(Lock, Option<SpoolFolder>)>,
 }
 
 /// Known by its place and image.

@@ -17,7 +17,7 @@ mod watch;
 use std::collections::HashMap;
 use std::fmt;
 use std::fs::{File, Metadata};
-use std::io::{self, BufReader};
+use std::io;
 use std::os::unix::fs::{FileExt as _, MetadataExt as _};
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
@@ -63,7 +63,7 @@ impl FileId {
 
 /// A file on its way to a converted layer.
 struct Conversion {
-    conversion: AheadConversion<BufReader<BlobReader>>,
+    conversion: AheadConversion<BlobReader>,
     position: channel::Receiver<u64>,
     /// As long as it is open, no other file can be taken for it.
     file: Weak<File>,
@@ -182,7 +182,6 @@ impl Conversion {
         space: &Arc<SpoolSpace>,
     ) -> Result<Self, OutputError> {
         let (position, file) = (reader.position(), reader.file());
-        let reader = BufReader::with_capacity(READ_BYTES, reader);
         Ok(Self { conversion: output.convert_ahead(reader, space).await?, position, file })
     }
 
@@ -228,7 +227,7 @@ impl Conversion {
         flight: Option<&Flight>,
         task: &Task,
         destination: Arc<dyn Destination>,
-    ) -> Result<BuiltLayer<BufReader<BlobReader>>, LocalError> {
+    ) -> Result<BuiltLayer<BlobReader>, LocalError> {
         let mut shown = 0;
         let built = self.conversion.built_for(destination).boxed();
         tokio::pin!(built);
@@ -243,7 +242,7 @@ impl Conversion {
                 }
             }
         };
-        let (found, size) = built.input().get_ref().content();
+        let (found, size) = built.input().content();
         if (&found, size) != (digest, total) {
             built.cancel().await;
             return Err(LocalError::Content { found, size });

@@ -16,6 +16,9 @@ use tokio_util::sync::CancellationToken;
 use super::FileId;
 use super::watch::Watch;
 
+/// How far a file is read is told in steps of so many bytes.
+const TOLD_BYTES: u64 = 1 << 20;
+
 /// A file that is followed is forgotten in steps of so many bytes.
 const STEP_BYTES: u64 = 8 << 20;
 
@@ -27,7 +30,9 @@ const WRITE_BACK_BYTES: u64 = 64 << 20;
 pub(super) struct BlobReader {
     file: Arc<File>,
     hasher: Hasher,
-    read: watch::Sender<u64>,
+    /// Bytes read.
+    size: u64,
+    told: watch::Sender<u64>,
     /// How to find out that there is more.
     writing: Writing,
     stop: CancellationToken,
@@ -46,7 +51,7 @@ pub(super) struct Writing {
 impl BlobReader {
     /// Reads `file` from where it stands until it has been moved away. When `stop` is cancelled, it fails.
     pub(super) fn new(file: File, writing: Writing, hasher: Hasher, stop: CancellationToken) -> Self {
-        Self { file: Arc::new(file), hasher, read: watch::Sender::new(0), writing, stop }
+        Self { file: Arc::new(file), hasher, size: 0, told: watch::Sender::new(0), writing, stop }
     }
 
     /// The file, as long as it is read or may be asked for its digest.
@@ -54,36 +59,45 @@ impl BlobReader {
         Arc::downgrade(&self.file)
     }
 
-    /// Tells how many bytes have been read.
+    /// Tells how many bytes have been read: at each step, and where there are no more for now.
     pub(super) fn position(&self) -> watch::Receiver<u64> {
-        self.read.subscribe()
+        self.told.subscribe()
     }
 
     /// Digest and size in bytes of what has been read.
     pub(super) fn content(&self) -> (Digest, u64) {
-        (self.hasher.clone().finish(), *self.read.borrow())
+        (self.hasher.clone().finish(), self.size)
     }
 }
 
 impl Read for BlobReader {
     fn read(&mut self, out: &mut [u8]) -> io::Result<usize> {
+        let mut complete = false;
         loop {
             if self.stop.is_cancelled() {
                 return Err(io::Error::new(io::ErrorKind::ConnectionAborted, "the conversion was cancelled"));
             }
-            // Before the read: what a writer wrote before it moved the file is read after this.
-            let complete = self.writing.is_complete(&self.file)?;
             let length = (&*self.file).read(out)?;
             if length > 0 {
                 self.hasher.update(&out[..length]);
-                self.read.send_modify(|read| *read += length as u64);
-                self.writing.forget(&self.file, *self.read.borrow());
+                self.size += length as u64;
+                if self.size >= *self.told.borrow() + TOLD_BYTES {
+                    // An error if the blob was given up.
+                    self.writing.is_complete(&self.file)?;
+                    self.told.send_replace(self.size);
+                    self.writing.forget(&self.file, self.size);
+                }
                 return Ok(length);
             }
+            self.told.send_replace(self.size);
             if complete {
                 return Ok(0);
             }
-            self.writing.wait(&self.stop)?;
+            // Read once more then: what a writer wrote before it moved the file is there after this.
+            complete = self.writing.is_complete(&self.file)?;
+            if !complete {
+                self.writing.wait(&self.stop)?;
+            }
         }
     }
 }

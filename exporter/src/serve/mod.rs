@@ -11,6 +11,7 @@ mod listen;
 use std::sync::Arc;
 use std::time::Duration;
 
+use image::destination::SpoolFolder;
 use service::metrics::{MetricsError, MetricsListener};
 use service::{BindError, manager, memory};
 use tokio_util::sync::CancellationToken;
@@ -33,6 +34,9 @@ pub enum ServeError {
     /// Metrics cannot be served.
     #[error(transparent)]
     Metrics(#[from] MetricsError),
+    /// The thread that removes what killed processes left is gone.
+    #[error("removing what killed processes left ended unexpectedly: {0}")]
+    Panicked(#[from] tokio::task::JoinError),
 }
 
 /// Serves BuildKit clients until `shutdown`; builds under way then get a short time to end.
@@ -44,7 +48,10 @@ pub async fn serve(config: ExporterConfig, shutdown: CancellationToken) -> Resul
     memory::share_heaps();
     let (upstream, access) = (config.upstream.clone(), config.access());
     let (metrics_listen, drain) = (config.metrics_listen, config.drain_seconds);
+    let spool_dir = config.registry.upload.spool_dir.clone();
     let exporter = Arc::new(Exporter::new(config)?);
+    // Before there are builds, for which their room is counted as free.
+    tokio::task::spawn_blocking(move || SpoolFolder::remove_abandoned(&spool_dir)).await?;
     let listener = listen::Listener::bind(exporter.listen(), &access)?;
     // Scraped as long as builds are under way.
     let ended = CancellationToken::new();

@@ -13,7 +13,7 @@ use registry::digest::{self, Digest};
 use registry::reference::Reference;
 use tokio::io::AsyncWriteExt as _;
 
-use super::{BlobWriter, Destination, StoreError, Storing};
+use super::{BlobWriter, Destination, StoreError, Storing, failed};
 use crate::document::Stored;
 
 /// Where blobs are under the directory.
@@ -35,11 +35,6 @@ pub struct FolderBlob {
     size: u64,
     /// Whether the file has the blob's name, or is to be removed.
     named: bool,
-}
-
-fn failed(doing: &'static str, path: &Path) -> impl FnOnce(io::Error) -> StoreError {
-    let path = path.to_owned();
-    move |error| StoreError::File { doing, path, error }
 }
 
 fn data(root: &Path, digest: &Digest) -> Option<PathBuf> {

@@ -7,6 +7,7 @@
 //! - `nowhere`: for the digest alone.
 //! - `space`: room on the disk of this machine for what is there meanwhile.
 //! - `spool`: blobs that stay on this machine until it is known whose they are.
+//! - `spool_folder`: a folder that is gone with its process.
 //! - `copy`: blobs that are kept as they are.
 //!
 //! A further one, the disk of a BuildKit client, is the exporter's: only BuildKit's session leads there.
@@ -18,10 +19,12 @@ mod nowhere;
 mod registry;
 mod space;
 mod spool;
+mod spool_folder;
 mod staging;
 
 use std::fmt::Debug;
-use std::path::PathBuf;
+use std::io;
+use std::path::{Path, PathBuf};
 
 use ::registry::client::Client;
 use ::registry::digest::{self, Digest};
@@ -38,6 +41,7 @@ pub use self::nowhere::Nowhere;
 pub use self::registry::InRegistry;
 pub use self::space::{DiskShare, DiskSpace, DiskUse};
 pub use self::spool::{SpoolSpace, SpoolWriter, SpooledBlob};
+pub use self::spool_folder::SpoolFolder;
 pub use self::staging::{Shape, Staging};
 use crate::document::Stored;
 
@@ -111,7 +115,7 @@ pub enum StoreError {
         /// With which file.
         path: PathBuf,
         /// Why it failed.
-        error: std::io::Error,
+        error: io::Error,
     },
     /// What is at the destination would be lost or mixed up.
     #[error("{} {reason}", path.display())]
@@ -145,4 +149,10 @@ pub enum StoreError {
     /// The thread that writes is gone.
     #[error("writing ended unexpectedly: {0}")]
     Panicked(#[from] tokio::task::JoinError),
+}
+
+/// Makes an error of what went wrong while `doing` something with the file `path`.
+pub(crate) fn failed(doing: &'static str, path: &Path) -> impl FnOnce(io::Error) -> StoreError + use<> {
+    let path = path.to_owned();
+    move |error| StoreError::File { doing, path, error }
 }

@@ -10,7 +10,7 @@ use bytes::Bytes;
 use registry::digest::Digest;
 use tokio::sync::watch;
 
-use super::{BlobWriter, Destination, DiskShare, DiskSpace, DiskUse, StoreError};
+use super::{BlobWriter, Destination, DiskShare, DiskSpace, DiskUse, StoreError, failed};
 
 /// Bytes of a file handed on at once.
 const PIECE_BYTES: usize = 1 << 20;
@@ -74,16 +74,12 @@ impl SpoolSpace {
     pub async fn begin(self: &Arc<Self>) -> Result<(SpoolWriter, SpooledBlob), StoreError> {
         let dir = self.0.dir().to_owned();
         let file = tokio::task::spawn_blocking(move || tempfile::tempfile_in(dir)).await?;
-        let file = file.map_err(|error| failed(&self.0, "write to", error))?;
+        let file = file.map_err(failed("write to", self.0.dir()))?;
         let spooled = Arc::new(Spooled { file, room: DiskShare::of(&self.0) });
         let (sender, written) = watch::channel(Written::default());
         let writer = SpoolWriter { spooled: Arc::clone(&spooled), written: sender, failure: None };
         Ok((writer, SpooledBlob { spooled, written }))
     }
-}
-
-fn failed(space: &DiskSpace, doing: &'static str, error: io::Error) -> StoreError {
-    StoreError::File { doing, path: space.dir().to_owned(), error }
 }
 
 impl SpoolWriter {
@@ -103,7 +99,7 @@ impl SpoolWriter {
         let size = data.len() as u64;
         room.take(size)?;
         let at = self.written.borrow().size;
-        file.write_all_at(data, at).map_err(|error| failed(room.space(), "write to", error))?;
+        file.write_all_at(data, at).map_err(failed("write to", room.space().dir()))?;
         self.written.send_modify(|written| written.size += size);
         Ok(())
     }
@@ -151,7 +147,7 @@ impl SpooledBlob {
         let space = Arc::clone(self.spooled.room.space());
         match self.send(destination).await? {
             Some(writer) => writer.finish(digest).await,
-            None => Err(failed(&space, "read from", io::ErrorKind::UnexpectedEof.into())),
+            None => Err(failed("read from", space.dir())(io::ErrorKind::UnexpectedEof.into())),
         }
     }
 
@@ -189,7 +185,7 @@ impl SpooledBlob {
         let read = tokio::task::spawn_blocking(move || {
             let mut piece = vec![0; length];
             let read = spooled.file.read_exact_at(&mut piece, at);
-            read.map_err(|error| failed(spooled.room.space(), "read from", error))?;
+            read.map_err(failed("read from", spooled.room.space().dir()))?;
             Ok(piece.into())
         });
         read.await?

@@ -20,7 +20,7 @@ use tempfile::TempDir;
 use tokio::io::AsyncWriteExt as _;
 
 use super::archive::{self, LayoutStream};
-use super::{BlobWriter, Destination, DiskShare, DiskSpace, StoreError, Storing};
+use super::{BlobWriter, Destination, DiskShare, DiskSpace, StoreError, Storing, failed};
 
 /// The document that makes a folder an OCI layout, and what is in it.
 pub(super) const MARKER: &str = "oci-layout";
@@ -69,11 +69,6 @@ struct StagedBlob {
     size: u64,
 }
 
-fn failed(doing: &'static str, path: impl Into<PathBuf>) -> impl FnOnce(io::Error) -> StoreError {
-    let path = path.into();
-    move |error| StoreError::File { doing, path, error }
-}
-
 impl Staging {
     /// Begins to write to `target`.
     ///
@@ -90,7 +85,7 @@ impl Staging {
             .tempdir_in(parent)
             .map_err(failed("write to", parent))?;
         let staging = Self { shape, target, folder, room: None, next: AtomicU64::new(0) };
-        fs::create_dir_all(staging.blobs()).map_err(failed("make", staging.blobs()))?;
+        fs::create_dir_all(staging.blobs()).map_err(failed("make", &staging.blobs()))?;
         Ok(staging)
     }
 

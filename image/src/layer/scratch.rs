@@ -3,7 +3,6 @@
 //! A [`Scratch`] keeps the layers of one image that is flattened, and is gone with it; all scratches of a process share the room of one
 //! [`ScratchSpace`]. [`convert_to_file`] has one layer in a file that stays.
 
-use std::io;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
@@ -12,14 +11,15 @@ use futures::FutureExt as _;
 use futures::future::{BoxFuture, ready};
 use registry::digest::{Digest, DigestAlgorithm};
 use registry::reference::Reference;
-use tempfile::TempDir;
 use tokio::fs::File;
 use tokio::io::AsyncWriteExt as _;
 use tokio::sync::{Semaphore, mpsc};
 
 use super::bridge::InputReader;
 use super::conversion::{ConvertError, ReadConversion};
-use crate::destination::{BlobWriter, Destination, DiskShare, DiskSpace, DiskUse, StoreError, Storing};
+use crate::destination::{
+    BlobWriter, Destination, DiskShare, DiskSpace, DiskUse, SpoolFolder, StoreError, Storing, failed,
+};
 use crate::document::Stored;
 use crate::options::Recipe;
 use crate::source::{BlobStream, SourceError};
@@ -42,7 +42,7 @@ pub struct ScratchSpace(Arc<DiskSpace>);
 #[derive(Debug)]
 pub struct Scratch {
     // Removed before its room is given back.
-    folder: TempDir,
+    folder: SpoolFolder,
     room: Arc<DiskShare>,
 }
 
@@ -65,25 +65,20 @@ enum Then {
     Kept(PathBuf),
 }
 
-fn failed(doing: &'static str, path: &Path) -> impl FnOnce(io::Error) -> StoreError {
-    let path = path.to_owned();
-    move |error| StoreError::File { doing, path, error }
-}
-
 impl ScratchSpace {
     /// Room for `bytes` in the folder `dir`.
     pub fn new(dir: &Path, bytes: u64) -> Arc<Self> {
         Arc::new(Self(DiskSpace::new(dir, bytes, &FLATTENED)))
     }
 
-    /// A scratch in a folder of its own. Blocks on the disk.
+    /// A scratch in a folder of its own; those of processes that were killed are removed first. Blocks on the disk.
     ///
     /// # Errors
     ///
     /// When the folder cannot be made.
     pub fn begin(self: &Arc<Self>) -> Result<Scratch, StoreError> {
-        let folder = tempfile::Builder::new().prefix("flatten-").tempdir_in(self.0.dir());
-        let folder = folder.map_err(failed("write to", self.0.dir()))?;
+        SpoolFolder::remove_abandoned(self.0.dir());
+        let folder = SpoolFolder::new(self.0.dir()).map_err(failed("write to", self.0.dir()))?;
         Ok(Scratch { folder, room: Arc::new(DiskShare::of(&self.0)) })
     }
 }

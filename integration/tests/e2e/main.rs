@@ -48,6 +48,7 @@ mod same_tree;
 mod session_services;
 mod shared_layers;
 mod snapshots_suite;
+mod spool;
 mod stalled_registry;
 mod tenants;
 mod unmounted;
@@ -155,6 +156,7 @@ const TESTS: &[(&str, Test)] = &[
     ("layer_cache::blobs_are_mounted_or_copied_from_where_they_are_or_made_again", layer_cache::elsewhere),
     ("layer_cache::builds_side_by_side_convert_shared_layers_once", layer_cache::side_by_side),
     ("layer_cache::an_exporter_killed_while_it_pushes_leaves_nothing_wrong", layer_cache::killed),
+    ("spool::what_a_killed_exporter_left_is_removed_and_what_others_have_stays", spool::killed),
     ("layer_cache::a_new_machine_finds_layers_at_the_name", layer_cache::announced),
     ("layer_cache::a_new_machine_finds_a_flattened_image_at_the_name", layer_cache::announced_flattened),
     ("layer_cache::a_full_disk_costs_nothing_but_time", layer_cache::full_disk),

@@ -7,10 +7,10 @@ use std::sync::Arc;
 use cluster::lock::Lock;
 use cluster::saved::bind;
 use image::assemble::{Assembled, Form};
+use image::destination::SpoolFolder;
 use image::document::{Stored, with_labels, with_layer};
 use image::layer::ConvertedLayer;
 use registry::digest::{self, Digest};
-use tempfile::TempDir;
 
 use super::{Output, OutputError};
 use crate::build::images::{self, ImagesError};
@@ -67,11 +67,11 @@ impl Output {
         let (locks, archives): (Vec<Lock>, Vec<_>) =
             std::mem::take(&mut self.received().locks).into_iter().unzip();
         let lock = images::united(locks);
-        let archives: Vec<TempDir> = archives.into_iter().flatten().collect();
+        let archives: Vec<SpoolFolder> = archives.into_iter().flatten().collect();
         let one = tokio::task::spawn_blocking(move || images::one_directory(archives)).await;
         let archives = one.map_err(ImagesError::from).and_then(|one| one).map_err(failed)?;
         // Where there is none, no image comes from one.
-        let archives = archives.as_ref().map_or(Path::new(""), TempDir::path);
+        let archives = archives.as_ref().map_or(Path::new(""), SpoolFolder::path);
         let destination = self.destination().await?;
         let (client, repository) = destination.repository().ok_or(ImagesError::NoRegistry).map_err(failed)?;
         let built: Vec<_> =

@@ -7,7 +7,9 @@ use std::sync::Arc;
 use bytes::Bytes;
 use futures::FutureExt as _;
 use h2::client::SendRequest;
-use image::destination::{BlobWriter, Destination, DiskSpace, Shape, Staging, StoreError, Storing};
+use image::destination::{
+    BlobWriter, Destination, DiskSpace, Shape, SpoolFolder, Staging, StoreError, Storing,
+};
 use image::document::Stored;
 use prost::Message;
 use registry::digest::Digest;
@@ -21,6 +23,8 @@ use crate::http2::call::Call;
 /// A file that the client opened for its output number `index`.
 pub(crate) struct ClientArchive {
     staging: Arc<Staging>,
+    /// Holds what is gathered, also if this process is killed.
+    _folder: SpoolFolder,
     client: SendRequest<Bytes>,
     index: usize,
     annotations: RootAnnotations,
@@ -59,9 +63,12 @@ impl ClientArchive {
         annotations: RootAnnotations,
         space: &Arc<DiskSpace>,
     ) -> Result<Self, StoreError> {
-        let target = space.dir().join("nydus-cluster-image.tar");
+        let dir = space.dir();
+        let failed = |error| StoreError::File { doing: "write to", path: dir.to_owned(), error };
+        let folder = SpoolFolder::new(dir).map_err(failed)?;
+        let target = folder.path().join("image.tar");
         let staging = Staging::new(&target, Shape::OciArchive { name: None })?.within(space);
-        Ok(Self { staging: Arc::new(staging), client, index, annotations })
+        Ok(Self { staging: Arc::new(staging), _folder: folder, client, index, annotations })
     }
 
     async fn send(&self, names: &[Reference], root: &Stored) -> Result<(), StoreError> {

@@ -22,6 +22,8 @@ pub struct Upload {
     target: Target,
     piece_bytes: usize,
     buffer: BytesMut,
+    /// The memory of a piece that has arrived, for the one after the next: that of a piece is so much that it would be new each time.
+    spare: BytesMut,
     /// Bytes handed on to the session before those in the buffer.
     dispatched: u64,
     state: SessionState,
@@ -30,8 +32,14 @@ pub struct Upload {
 /// Where the session is: here, or in the task that sends a piece.
 enum SessionState {
     Idle(Box<Session>),
-    Sending(AbortOnDropHandle<Result<Box<Session>, Error>>),
+    Sending(AbortOnDropHandle<Result<Sent, Error>>),
     Failed,
+}
+
+/// A piece that has arrived.
+struct Sent {
+    session: Box<Session>,
+    piece: Bytes,
 }
 
 impl Client {
@@ -42,6 +50,7 @@ impl Client {
             target: Target::new(Method::PATCH, repository, "blob upload"),
             piece_bytes: session.piece_bytes(),
             buffer: BytesMut::new(),
+            spare: BytesMut::new(),
             dispatched: 0,
             state: SessionState::Idle(Box::new(session)),
         })
@@ -89,8 +98,8 @@ impl Upload {
             SessionState::Idle(session) => session.abandon().await,
             SessionState::Sending(task) => {
                 // The piece on its way is let go through: its answer names the place to cancel.
-                if let Ok(Ok(session)) = task.await {
-                    session.abandon().await;
+                if let Ok(Ok(sent)) = task.await {
+                    sent.session.abandon().await;
                 }
             }
             SessionState::Failed => {}
@@ -99,11 +108,11 @@ impl Upload {
 
     async fn dispatch(&mut self) -> Result<(), Error> {
         let session = self.settle().await?;
-        let piece = self.buffer.split().freeze();
-        self.buffer = BytesMut::new();
+        let piece = std::mem::replace(&mut self.buffer, std::mem::take(&mut self.spare)).freeze();
         let start = self.dispatched;
         self.dispatched += piece.len() as u64;
-        self.state = SessionState::Sending(AbortOnDropHandle::new(tokio::spawn(session.send(start, piece))));
+        let sending = async move { Ok(Sent { session: session.send(start, &piece).await?, piece }) };
+        self.state = SessionState::Sending(AbortOnDropHandle::new(tokio::spawn(sending)));
         Ok(())
     }
 
@@ -111,10 +120,14 @@ impl Upload {
     async fn settle(&mut self) -> Result<Box<Session>, Error> {
         match std::mem::replace(&mut self.state, SessionState::Failed) {
             SessionState::Idle(session) => Ok(session),
-            SessionState::Sending(task) => match task.await {
-                Ok(result) => result,
-                Err(e) => Err(Error::protocol(&self.target, format!("the sending task ended: {e}"))),
-            },
+            SessionState::Sending(task) => {
+                let ended = |e| Error::protocol(&self.target, format!("the sending task ended: {e}"));
+                let Sent { session, piece } = task.await.map_err(ended)??;
+                // Where a connection still has a part of it, there is none to spare.
+                self.spare = piece.try_into_mut().unwrap_or_default();
+                self.spare.clear();
+                Ok(session)
+            }
             SessionState::Failed => Err(Error::protocol(&self.target, "the upload has failed before")),
         }
     }

@@ -90,16 +90,16 @@ impl Session {
     }
 
     /// Sends `piece`, which starts at `start` of the blob.
-    pub(super) async fn send(mut self: Box<Self>, start: u64, piece: Bytes) -> Result<Box<Self>, Error> {
+    pub(super) async fn send(mut self: Box<Self>, start: u64, piece: &Bytes) -> Result<Box<Self>, Error> {
         if matches!(self.keep, Keep::Undecided) {
             self.keep = self.decide().await?;
         }
         if let Keep::Spool(spool) = &mut self.keep {
-            spool.append(start, &piece).await?;
+            spool.append(start, piece).await?;
         }
         let target = self.target(Method::PATCH);
         let mut retry = Retry::new(&self.client.config().retries, &target);
-        self.advance(start, &piece, &mut retry).await?;
+        self.advance(start, piece, &mut retry).await?;
         Ok(self)
     }
 
