@@ -70,6 +70,10 @@ impl Forms {
 
 /// How images are saved.
 #[derive(Clone, Debug)]
+/// zstd's level where nothing else is said. An image is saved once, and read by every node: what level 5 takes longer than level 3, with
+/// which images are built, gives a thirtieth less to store and to fetch.
+pub const COMPRESSION_LEVEL: i32 = 5;
+
 pub struct SaveOptions {
     /// As what. Default: as RAFS alone.
     pub forms: Forms,
@@ -79,7 +83,8 @@ pub struct SaveOptions {
     pub blobs: usize,
     /// How many layers are converted at once. Default: 4.
     pub conversions: usize,
-    /// How images are converted. Batches and chunk dictionaries are left out, platforms are the lock's.
+    /// How images are converted. Batches and chunk dictionaries are left out, platforms are the lock's. Default: zstd at
+    /// [`COMPRESSION_LEVEL`].
     pub image: Options,
     /// How many bytes of layers, as they are fetched, wait on this machine until it is known what they share. Default: 16 GiB.
     pub spool_bytes: u64,
@@ -97,7 +102,7 @@ impl Default for SaveOptions {
             images: 8,
             blobs: 6,
             conversions: 4,
-            image: Options::default(),
+            image: Options { compression_level: Some(COMPRESSION_LEVEL), ..Options::default() },
             spool_bytes: 16 << 30,
             base: None,
             cluster_image: Vec::new(),
