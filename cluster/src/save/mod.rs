@@ -119,8 +119,6 @@ pub struct Report {
     pub bytes: u64,
     /// The bytes of those that were fetched for it.
     pub fetched: u64,
-    /// Whether nodes read it where its name leads, wherever it was saved: it is a nydus image alone, for which no node answers.
-    pub is_read_by_name: bool,
 }
 
 /// Who is told of images.
@@ -287,12 +285,7 @@ pub(crate) struct Saved {
 
 impl Saved {
     fn report(&self) -> Report {
-        Report {
-            image: self.locked.reference.clone(),
-            bytes: self.bytes,
-            fetched: self.fetched,
-            is_read_by_name: self.plan.rafs.is_empty() && self.plan.is_nydus,
-        }
+        Report { image: self.locked.reference.clone(), bytes: self.bytes, fetched: self.fetched }
     }
 }
 

@@ -35,7 +35,7 @@ use image::location::{InFile, Location};
 use image::source::{BlobStream, Source, SourceError};
 use registry::client::{Client, Descriptor};
 use registry::digest::Hasher;
-use registry::{Digest, Reference};
+use registry::{Digest, Reference, Repository};
 use serde_json::Value;
 
 use crate::lock::Lock;
@@ -205,6 +205,14 @@ impl SavedImages {
     /// The digest of the index that names all of it: under this they stay what they are.
     pub fn digest(&self) -> &Digest {
         &self.digest
+    }
+
+    /// The repository that they were saved to, if they are in one.
+    pub fn repository(&self) -> Option<&Repository> {
+        match &self.place {
+            SavedAt::Repository(reference) => Some(reference.repository()),
+            SavedAt::Directory(_) | SavedAt::Package { .. } => None,
+        }
     }
 
     /// All of it as it is stored.

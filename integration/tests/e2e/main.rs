@@ -10,6 +10,7 @@ mod buildkit_absent;
 mod cache_room;
 mod certs_dir;
 mod cluster_build;
+mod cluster_nydus;
 mod cluster_save;
 mod content_store;
 mod convert;
@@ -99,6 +100,10 @@ const TESTS: &[(&str, Test)] = &[
     ("convert::an_interrupted_conversion_leaves_nothing", convert::interrupted),
     ("convert::what_cannot_be_converted_is_named_and_leaves_nothing", convert::refused),
     ("cluster_save::images_as_rafs_are_what_they_were", cluster_save::as_rafs),
+    (
+        "cluster_nydus::an_image_that_is_nothing_else_runs_lazily_without_its_registry",
+        cluster_nydus::runs_lazily,
+    ),
     ("image_sets::run_as_rafs_under_their_own_names", image_sets::run_lazily),
     ("image_sets::are_outlived_by_what_was_pulled", image_sets::outlive),
     ("image_sets::may_be_several_on_one_base", image_sets::two_of_them),
