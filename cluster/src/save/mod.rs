@@ -21,11 +21,13 @@ mod repository;
 mod set;
 mod transfer;
 
+use std::collections::HashMap;
 use std::path::Path;
 use std::sync::Arc;
 
 use futures::StreamExt as _;
 use image::destination::{BlobFolder, InRegistry};
+use image::location::Location;
 use image::options::{Options, Recipe};
 use image::platform::PlatformName;
 use image::source::Source;
@@ -68,12 +70,12 @@ impl Forms {
     pub const PLAIN: Self = Self { rafs: false, plain: true };
 }
 
-/// How images are saved.
-#[derive(Clone, Debug)]
 /// zstd's level where nothing else is said. An image is saved once, and read by every node: what level 5 takes longer than level 3, with
 /// which images are built, gives a thirtieth less to store and to fetch.
 pub const COMPRESSION_LEVEL: i32 = 5;
 
+/// How images are saved.
+#[derive(Clone, Debug)]
 pub struct SaveOptions {
     /// As what. Default: as RAFS alone.
     pub forms: Forms,
@@ -90,6 +92,8 @@ pub struct SaveOptions {
     pub spool_bytes: u64,
     /// What was saved before, in the same repository under another tag: its blobs are used where they hold the same.
     pub base: Option<Reference>,
+    /// Images that are read elsewhere than the lock says, by name.
+    pub read_at: HashMap<Reference, Location>,
     /// The cluster image, or its manifests: chunks that its nydus images have are used there, where they are in the repository that
     /// images are saved to.
     pub cluster_image: Vec<Reference>,
@@ -105,6 +109,7 @@ impl Default for SaveOptions {
             image: Options { compression_level: Some(COMPRESSION_LEVEL), ..Options::default() },
             spool_bytes: 16 << 30,
             base: None,
+            read_at: HashMap::new(),
             cluster_image: Vec::new(),
         }
     }
@@ -143,8 +148,10 @@ pub async fn save(
     let forms = options.forms;
     let one = |locked: &Locked| {
         let (locked, transfers, target) = (locked.clone(), &transfers, &target);
+        let elsewhere = options.read_at.get(&locked.reference).cloned();
+        let location = elsewhere.unwrap_or_else(|| lock::locked_source(&locked, root));
         async move {
-            let saved = image(&locked, root, client, transfers, target, forms).await;
+            let saved = image(&locked, &location, client, transfers, target, forms).await;
             saved.map_err(|error| Failed { image: locked.reference.clone(), error })
         }
     };
@@ -371,14 +378,13 @@ impl Target {
 /// Has those parts of an image at the target that are saved as they are.
 async fn image(
     locked: &Locked,
-    root: &Path,
+    location: &Location,
     client: &Client,
     transfers: &Transfers,
     target: &Target,
     forms: Forms,
 ) -> Result<Saved, SaveError> {
-    let pinned = Locked { reference: pinned(locked), ..locked.clone() };
-    let source = lock::open(&lock::source(&pinned, root), client).await?;
+    let source = lock::open(location, client).await?;
     let plan = Plan::of(locked, &source, forms).await?;
     let mut fetched = 0;
     for blob in transfers.all(&source, &plan.blobs).await {
@@ -394,12 +400,4 @@ async fn image(
     }
     let bytes = plan.blobs.iter().fold(0_u64, |sum, blob| sum.saturating_add(blob.size()));
     Ok(Saved { locked: locked.clone(), source, plan, bytes, fetched, nydus: Vec::new() })
-}
-
-/// The reference by digest; an archive knows its image by name.
-fn pinned(locked: &Locked) -> Reference {
-    match locked.archive {
-        None => locked.reference.at_digest(locked.digest.clone()),
-        Some(_) => locked.reference.clone(),
-    }
 }

@@ -18,7 +18,6 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use bytes::Bytes;
 use registry::client::MANIFEST_LIMIT_BYTES;
 use registry::digest::Digest;
-use tempfile::TempDir;
 use tokio::sync::OnceCell;
 
 pub(crate) use error::OutputError;
@@ -28,10 +27,10 @@ use super::kept::KeptBlobs;
 use super::keys::{Attrs, Receiver};
 use super::prepared::{Preparation, Prepared};
 use super::target::Target;
+use super::together::TreeImages;
 use crate::grpc::Status;
 use crate::metrics::Tally;
 use cluster::ClusterConfig;
-use cluster::lock::Lock;
 use image::assemble::NydusImage;
 use image::describe;
 use image::destination::{Destination, SpoolSpace, StoreError};
@@ -105,8 +104,8 @@ struct Received {
     beside: HashMap<Digest, NydusImage>,
     /// Layers that were converted for this output, and the bytes of their blobs.
     converted: (u64, u64),
-    /// Which container images are asked for, one lock a platform; with the archives that some come from.
-    locks: Vec<(Lock, Option<TempDir>)>,
+    /// Which container images are asked for, by the tree of each platform.
+    container_images: Vec<TreeImages>,
 }
 
 /// Known by its place and image.

@@ -11,6 +11,7 @@ mod cache_room;
 mod certs_dir;
 mod cluster_build;
 mod cluster_nydus;
+mod cluster_platforms;
 mod cluster_save;
 mod content_store;
 mod convert;
@@ -89,6 +90,10 @@ const TESTS: &[(&str, Test)] = &[
     ("cluster_build::a_build_locks_what_it_asks_for", cluster_build::locked),
     ("cluster_build::a_build_obeys_the_lock_that_it_has", cluster_build::obeyed),
     ("cluster_build::an_image_in_an_archive_is_embedded", cluster_build::archived),
+    (
+        "cluster_platforms::archives_of_their_own_become_one_image_for_all_nodes",
+        cluster_platforms::archives_of_their_own,
+    ),
     ("cluster_build::an_image_is_described_in_the_words_of_both_systems", cluster_build::described),
     ("cluster_build::embedded_images_use_what_the_root_file_system_has", cluster_build::shared),
     ("convert::every_source_gives_the_same_image", convert::sources),
