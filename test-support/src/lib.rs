@@ -25,7 +25,7 @@ pub use archive::{gzip, tar_of};
 pub use certificate::{SignedBy, make_certificate};
 pub use content::{noise, text};
 pub use log::Log;
-pub use needs::{Need, has};
+pub use needs::{Need, has, helm};
 pub use pipe::closed_pipe;
 pub use program::write_program;
 pub use words::hard_words;

@@ -4,7 +4,7 @@
 //! `skipped: needs …` that the test runner does not hide.
 
 use std::io::Write as _;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 /// What a test needs of the machine.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
@@ -59,6 +59,20 @@ pub fn has(needs: &[Need<'_>]) -> bool {
 /// Whether what cannot run is a failure.
 pub fn is_ci() -> bool {
     std::env::var_os("CI").is_some_and(|value| value == "true")
+}
+
+/// The helm that `scripts/deps` built, or that of the system. Without one the test says what it needs; in CI it fails.
+pub fn helm() -> Option<PathBuf> {
+    let folder = |name: &str| std::env::var_os(name).filter(|value| !value.is_empty()).map(PathBuf::from);
+    let cache = folder("NYDUS_CLUSTER_CACHE")
+        .or_else(|| folder("XDG_CACHE_HOME").map(|cache| cache.join("nydus-cluster")))
+        .or_else(|| folder("HOME").map(|home| home.join(".cache/nydus-cluster")));
+    let built = cache.map(|cache| cache.join("peers/helm/bin/helm"));
+    let of_system = std::env::var_os("PATH").unwrap_or_default();
+    let of_system = std::env::split_paths(&of_system).map(|folder| folder.join("helm")).collect::<Vec<_>>();
+    let found = built.into_iter().chain(of_system).find(|path| path.is_file());
+    has(&[Need::Other("helm (run scripts/deps helm)", found.is_some())]);
+    found
 }
 
 /// Ends a test that this machine cannot run; see [`has`].

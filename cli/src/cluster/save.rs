@@ -55,19 +55,7 @@ pub(super) async fn run(config: &Config, flags: args::Save) -> anyhow::Result<Ex
     };
     let options = SaveOptions { cluster_image, ..options(config, &flags) };
     let root = archives(config, &opened, &lock).await?;
-    // A directory is served under the names of its images.
-    let (to_repository, rafs) = (flags.to.is_some(), options.forms.rafs);
-    let said = move |report: &Report| {
-        say(report);
-        if to_repository && rafs && report.is_read_by_name {
-            note(&format!(
-                "warning: {} is a nydus image alone: it is saved as it is, and nodes read it lazily from its own registry, or from the masters \
-                 where a cluster is run of a package",
-                report.image
-            ));
-        }
-    };
-    let saved = save::save(&lock, root, &client, &destination, &options, &said).await;
+    let saved = save::save(&lock, root, &client, &destination, &options, &say).await;
     if let (Some(bound), Ok(Some(digest))) = (&bound, &saved) {
         bound.bind(&client, digest).await?;
     }

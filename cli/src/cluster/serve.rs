@@ -21,16 +21,20 @@ pub(super) async fn run(config: Config, flags: args::Serve) -> anyhow::Result<Ex
         bail!("--listen {listen}: expected a loopback address: it is for this machine's containerd alone");
     }
     let place = place(&flags.source)?;
+    let client = Client::new(config.registry)?;
     let kept = match Kept::open(&flags.root)?.filter(|kept| is_pinned(&place, kept)) {
         Some(kept) => kept,
         None => {
-            let client = Client::new(config.registry)?;
             let saved = SavedImages::open(&place, &client).await?;
             let kept = Kept::keep(&flags.root, &saved).await;
             kept.with_context(|| format!("keeping the documents of {place}"))?
         }
     };
-    let server = serve::serve(&kept, listen, stop).await?;
+    let saved = match place {
+        SavedAt::Repository(reference) => Some((client, reference.repository().clone())),
+        SavedAt::Directory(_) | SavedAt::Package { .. } => None,
+    };
+    let server = serve::serve(&kept, saved, listen, stop).await?;
     service::manager::ready();
     server.stopped().await;
     Ok(ExitCode::SUCCESS)

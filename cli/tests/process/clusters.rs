@@ -238,31 +238,34 @@ async fn inspecting_fetches_no_archive_of_images() {
     assert!(text.contains("1 of 2 images are in archives"), "{text}");
 }
 
-#[test]
-fn a_nydus_image_alone_is_saved_as_it_is_and_served_by_a_package() {
+#[tokio::test(flavor = "multi_thread")]
+async fn a_nydus_image_alone_is_saved_as_it_is_and_served_by_a_node_and_a_package() {
     let dir = tempfile::tempdir().unwrap();
     let dir = dir.path();
-    let from = Serving::start(dir, "from", &[]);
+    let [from, to] = ["from", "to"].map(|name| Serving::start(dir, name, &[]));
     let app = format!("{}/team/app:v1", from.address);
     fs::create_dir(dir.join("app")).unwrap();
     fs::write(dir.join("app/file"), noise(5, 300_000)).unwrap();
     said(dir, &["image", "convert", "directory:app", &app]);
     asks_for(dir, &[&app]);
-    let warns = |arguments: &[&str]| {
-        let output = command(dir, arguments).output().unwrap();
-        let said = String::from_utf8(output.stderr).unwrap();
-        assert!(output.status.success(), "{said}");
-        said.contains(&format!("{app} is a nydus image alone"))
-    };
-    let to = format!("{}/cluster:images", from.address);
-    assert!(warns(&["cluster", "save", "root", "--to", &to]), "nodes do not read it from there");
     said(dir, &["cluster", "images", "root", "--lock", "root/images.lock"]);
+    let saved = format!("{}/cluster", to.address);
+    said(dir, &["cluster", "save", "root", "--to", &format!("{saved}:images")]);
     let cluster = format!("{}/k8s:v1", from.address);
     said(dir, &["image", "convert", "directory:root", &cluster]);
-    assert!(!warns(&["cluster", "save", &cluster, "-o", "cluster.tar"]), "masters serve it");
+    said(dir, &["cluster", "save", &cluster, "-o", "cluster.tar"]);
+    let host = from.address.replace(':', "_");
     drop(from);
-    let serving = Serving::start(dir, "none", &["--package", "cluster.tar"]);
-    said(dir, &["image", "check", &format!("{}/team/app:v1", serving.address)]);
+
+    let pinned = format!("{saved}@{}", digest_of(&format!("{saved}:images")).await);
+    let serve = ["cluster", "serve", &pinned, "--root", "documents", "--listen", "127.0.0.1:0"];
+    // All of it comes from where it was saved, also on a node that begins again.
+    for log in ["first.log", "second.log"] {
+        let node = Serving::of(command(dir, &serve), &dir.join(log));
+        said(dir, &["image", "check", &format!("{}/{host}/team/app:v1", node.address)]);
+    }
+    let package = Serving::start(dir, "none", &["--package", "cluster.tar"]);
+    said(dir, &["image", "check", &format!("{}/team/app:v1", package.address)]);
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -8,6 +8,7 @@ mod addresses;
 mod cache;
 mod clusters;
 mod dying;
+mod flags;
 mod image_mount;
 mod kill;
 mod limits;

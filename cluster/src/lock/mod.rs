@@ -79,6 +79,14 @@ pub struct PlatformImage {
 }
 
 impl Locked {
+    /// Whether this is what archives of several platforms have under one name, `one` of them among these: all of its images are this one's too.
+    pub(crate) fn unites(&self, one: &Self) -> bool {
+        let all = |image: &Self| image.platforms.iter().chain(&image.nydus).cloned().collect::<Vec<_>>();
+        let (ours, theirs) = (all(self), all(one));
+        let from_archives = self.archive.is_some() && one.archive.is_some();
+        from_archives && !theirs.is_empty() && theirs.iter().all(|image| ours.contains(image))
+    }
+
     /// Its nydus images for platforms of which no plain image is, as `is_rafs` says by their manifests' digests, there as RAFS.
     pub(crate) fn own_nydus(
         &self,
@@ -95,5 +103,43 @@ impl Lock {
     /// The image of this name.
     pub fn get(&self, reference: &Reference) -> Option<&Locked> {
         self.images.iter().find(|image| image.reference == *reference)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use registry::digest::sha256;
+
+    use super::*;
+    use crate::discover::ArchiveKind;
+
+    fn image(platforms: &[&str], archive: bool) -> Locked {
+        let platform = |name: &&str| PlatformImage {
+            platform: name.parse().unwrap(),
+            digest: sha256(name.as_bytes()),
+            size: 7,
+            bytes: 8,
+        };
+        let kind = ArchiveKind::DockerArchive;
+        Locked {
+            reference: Reference::parse("team/own:v1").unwrap(),
+            digest: sha256(platforms.concat().as_bytes()),
+            media_type: "m".to_owned(),
+            size: 9,
+            platforms: platforms.iter().map(platform).collect(),
+            nydus: Vec::new(),
+            archive: archive.then(|| Archive { kind, path: "own.tar".to_owned() }),
+            asked_by: Vec::new(),
+        }
+    }
+
+    #[test]
+    fn an_image_of_several_archives_is_that_of_each() {
+        let both = image(&["linux/amd64", "linux/arm64"], true);
+        assert!(both.unites(&image(&["linux/arm64"], true)));
+        assert!(!both.unites(&image(&["linux/riscv64"], true)) && !both.unites(&image(&[], true)));
+        // Tags of registries are moved.
+        assert!(!both.unites(&image(&["linux/arm64"], false)));
+        assert!(!image(&["linux/amd64", "linux/arm64"], false).unites(&image(&["linux/arm64"], true)));
     }
 }

@@ -21,11 +21,13 @@ mod repository;
 mod set;
 mod transfer;
 
+use std::collections::HashMap;
 use std::path::Path;
 use std::sync::Arc;
 
 use futures::StreamExt as _;
 use image::destination::{BlobFolder, InRegistry};
+use image::location::Location;
 use image::options::{Options, Recipe};
 use image::platform::PlatformName;
 use image::source::Source;
@@ -68,6 +70,10 @@ impl Forms {
     pub const PLAIN: Self = Self { rafs: false, plain: true };
 }
 
+/// zstd's level where nothing else is said. An image is saved once, and read by every node: what level 5 takes longer than level 3, with
+/// which images are built, gives a thirtieth less to store and to fetch.
+pub const COMPRESSION_LEVEL: i32 = 5;
+
 /// How images are saved.
 #[derive(Clone, Debug)]
 pub struct SaveOptions {
@@ -79,12 +85,15 @@ pub struct SaveOptions {
     pub blobs: usize,
     /// How many layers are converted at once. Default: 4.
     pub conversions: usize,
-    /// How images are converted. Batches and chunk dictionaries are left out, platforms are the lock's.
+    /// How images are converted. Batches and chunk dictionaries are left out, platforms are the lock's. Default: zstd at
+    /// [`COMPRESSION_LEVEL`].
     pub image: Options,
     /// How many bytes of layers, as they are fetched, wait on this machine until it is known what they share. Default: 16 GiB.
     pub spool_bytes: u64,
     /// What was saved before, in the same repository under another tag: its blobs are used where they hold the same.
     pub base: Option<Reference>,
+    /// Images that are read elsewhere than the lock says, by name.
+    pub read_at: HashMap<Reference, Location>,
     /// The cluster image, or its manifests: chunks that its nydus images have are used there, where they are in the repository that
     /// images are saved to.
     pub cluster_image: Vec<Reference>,
@@ -97,9 +106,10 @@ impl Default for SaveOptions {
             images: 8,
             blobs: 6,
             conversions: 4,
-            image: Options::default(),
+            image: Options { compression_level: Some(COMPRESSION_LEVEL), ..Options::default() },
             spool_bytes: 16 << 30,
             base: None,
+            read_at: HashMap::new(),
             cluster_image: Vec::new(),
         }
     }
@@ -114,8 +124,6 @@ pub struct Report {
     pub bytes: u64,
     /// The bytes of those that were fetched for it.
     pub fetched: u64,
-    /// Whether nodes read it where its name leads, wherever it was saved: it is a nydus image alone, for which no node answers.
-    pub is_read_by_name: bool,
 }
 
 /// Who is told of images.
@@ -140,8 +148,10 @@ pub async fn save(
     let forms = options.forms;
     let one = |locked: &Locked| {
         let (locked, transfers, target) = (locked.clone(), &transfers, &target);
+        let elsewhere = options.read_at.get(&locked.reference).cloned();
+        let location = elsewhere.unwrap_or_else(|| lock::locked_source(&locked, root));
         async move {
-            let saved = image(&locked, root, client, transfers, target, forms).await;
+            let saved = image(&locked, &location, client, transfers, target, forms).await;
             saved.map_err(|error| Failed { image: locked.reference.clone(), error })
         }
     };
@@ -282,12 +292,7 @@ pub(crate) struct Saved {
 
 impl Saved {
     fn report(&self) -> Report {
-        Report {
-            image: self.locked.reference.clone(),
-            bytes: self.bytes,
-            fetched: self.fetched,
-            is_read_by_name: self.plan.rafs.is_empty() && self.plan.is_nydus,
-        }
+        Report { image: self.locked.reference.clone(), bytes: self.bytes, fetched: self.fetched }
     }
 }
 
@@ -373,14 +378,13 @@ impl Target {
 /// Has those parts of an image at the target that are saved as they are.
 async fn image(
     locked: &Locked,
-    root: &Path,
+    location: &Location,
     client: &Client,
     transfers: &Transfers,
     target: &Target,
     forms: Forms,
 ) -> Result<Saved, SaveError> {
-    let pinned = Locked { reference: pinned(locked), ..locked.clone() };
-    let source = lock::open(&lock::source(&pinned, root), client).await?;
+    let source = lock::open(location, client).await?;
     let plan = Plan::of(locked, &source, forms).await?;
     let mut fetched = 0;
     for blob in transfers.all(&source, &plan.blobs).await {
@@ -396,12 +400,4 @@ async fn image(
     }
     let bytes = plan.blobs.iter().fold(0_u64, |sum, blob| sum.saturating_add(blob.size()));
     Ok(Saved { locked: locked.clone(), source, plan, bytes, fetched, nydus: Vec::new() })
-}
-
-/// The reference by digest; an archive knows its image by name.
-fn pinned(locked: &Locked) -> Reference {
-    match locked.archive {
-        None => locked.reference.at_digest(locked.digest.clone()),
-        Some(_) => locked.reference.clone(),
-    }
 }

@@ -26,8 +26,6 @@ pub(crate) struct Plan {
     pub(crate) blobs: Vec<Descriptor>,
     /// Those of the manifests that are saved as RAFS.
     pub(crate) rafs: Vec<RafsPlan>,
-    /// Whether one of the manifests is that of a nydus image.
-    pub(crate) is_nydus: bool,
 }
 
 /// An image of one platform that is saved as RAFS.
@@ -128,7 +126,6 @@ impl Plan {
             }
             self.plain.push(document.clone());
         }
-        self.is_nydus |= manifest.nydus_layer().is_some();
         self.configs.push(manifest.config);
         self.rafs.extend(rafs);
         self.manifests.push(document);

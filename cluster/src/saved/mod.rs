@@ -35,7 +35,7 @@ use image::location::{InFile, Location};
 use image::source::{BlobStream, Source, SourceError};
 use registry::client::{Client, Descriptor};
 use registry::digest::Hasher;
-use registry::{Digest, Reference};
+use registry::{Digest, Reference, Repository};
 use serde_json::Value;
 
 use crate::lock::Lock;
@@ -207,6 +207,14 @@ impl SavedImages {
         &self.digest
     }
 
+    /// The repository that they were saved to, if they are in one.
+    pub fn repository(&self) -> Option<&Repository> {
+        match &self.place {
+            SavedAt::Repository(reference) => Some(reference.repository()),
+            SavedAt::Directory(_) | SavedAt::Package { .. } => None,
+        }
+    }
+
     /// All of it as it is stored.
     pub(crate) async fn source(&self, client: &Client) -> Result<Source, SourceError> {
         let location = match &self.place {
@@ -218,14 +226,18 @@ impl SavedImages {
         Source::open(&location, client).await
     }
 
-    /// Whether images that `lock` has too are the same ones here. One that was not saved is pulled from where it comes from.
+    /// Whether images that `lock` has too are the same ones here. One that was not saved is pulled from where it comes from. One of an archive
+    /// may be here together with those that other platforms have in archives of their own.
     ///
     /// # Errors
     ///
     /// [`OtherImage`], which names the first that is another one.
     pub fn expect(&self, lock: &Lock) -> Result<(), Box<OtherImage>> {
         let other = lock.images.iter().find_map(|image| {
-            let found = self.lock.get(&image.reference).filter(|found| found.digest != image.digest)?;
+            let found = self.lock.get(&image.reference)?;
+            if found.digest == image.digest || found.unites(image) {
+                return None;
+            }
             Some(Box::new(OtherImage {
                 image: image.reference.clone(),
                 expected: image.digest.clone(),

@@ -1,18 +1,20 @@
 //! Documents of saved images on this node's disk:
 //!
 //! ```text
-//! DIR/images.json                     which images these are, and what their registries are called in names
+//! DIR/images.json                     which images these are, what their registries are called in names, and which blobs they have
 //! DIR/docker/registry/v2/…            index, manifests and configs, in the storage layout of registries
 //! DIR.new/                            the same, before it is complete
 //! ```
 
-use std::collections::{BTreeMap, HashSet};
+use std::collections::{BTreeMap, HashMap, HashSet};
 use std::fs::{self, File};
 use std::io::{self, ErrorKind};
 use std::path::{Path, PathBuf};
 
 use bytes::Bytes;
 use futures::{StreamExt as _, TryStreamExt as _};
+use image::document::Manifest;
+use registry::client::Descriptor;
 use registry::layout::{Layout, Paths};
 use registry::{Digest, Reference};
 use serde::{Deserialize, Serialize};
@@ -25,7 +27,7 @@ use crate::saved::{SavedError, SavedImages, Table};
 
 const FILE: &str = "images.json";
 /// The version that is written, and the only one that is read: others are fetched again.
-const VERSION: u32 = 1;
+const VERSION: u32 = 2;
 /// How many documents are fetched at once.
 const AT_ONCE: usize = 16;
 /// How deep an index may lie in indexes.
@@ -80,22 +82,32 @@ struct KeptFile {
     images: Digest,
     /// What registries are called in names of repositories.
     hosts: BTreeMap<String, String>,
+    /// Blobs of nydus images that were saved as they are, by these names.
+    blobs: BTreeMap<String, Vec<KeptBlob>>,
 }
 
-/// The images of which a platform's was saved as RAFS: those that a node answers for.
-fn lazy<'a>(saved: &'a SavedImages, table: &'a Table) -> impl Iterator<Item = &'a Locked> {
-    let is_rafs = |image: &&Locked| image.platforms.iter().any(|at| table.images.contains_key(&at.digest));
-    saved.lock().images.iter().filter(is_rafs)
+/// A blob that is not here.
+#[derive(Clone, Debug, Deserialize, PartialEq, Eq, Serialize)]
+#[serde(deny_unknown_fields)]
+struct KeptBlob {
+    digest: Digest,
+    /// Its size in bytes.
+    size: u64,
 }
 
-/// The registries of the images that a node answers for, and with which part names of their repositories begin there.
+/// The images that a node may answer for: those that can be run. Which of them can be read lazily their documents say.
+fn runnable(saved: &SavedImages) -> impl Iterator<Item = &Locked> {
+    saved.lock().images.iter().filter(|image| !(image.platforms.is_empty() && image.nydus.is_empty()))
+}
+
+/// The registries of the images that a node may answer for, and with which part names of their repositories begin there.
 ///
 /// # Errors
 ///
 /// When nothing was saved as RAFS.
 pub fn hosts(saved: &SavedImages) -> Result<BTreeMap<String, String>, KeepError> {
-    let table = saved.table().ok_or(KeepError::Plain)?;
-    Ok(names::of_hosts(lazy(saved, table).map(|image| image.reference.host())))
+    saved.table().ok_or(KeepError::Plain)?;
+    Ok(names::of_hosts(runnable(saved).map(|image| image.reference.host())))
 }
 
 /// Documents of saved images on this node.
@@ -122,7 +134,8 @@ impl Kept {
     }
 
     /// Keeps the documents of `saved` in `dir`, in place of what is there, unless they are there already. Those are kept of
-    /// which a platform's image was saved as RAFS: others are pulled from where they come from.
+    /// which a platform's image can be read lazily: it was saved as RAFS, or is a nydus image alone that was saved to a repository. Others are
+    /// pulled from where they come from.
     ///
     /// # Errors
     ///
@@ -132,11 +145,17 @@ impl Kept {
             return Ok(kept);
         }
         let table = saved.table().ok_or(KeepError::Plain)?;
-        let documents = lazy(saved, table).map(|image| documents(saved, table, image));
+        let documents = runnable(saved).map(|image| documents(saved, table, image));
         let documents = futures::stream::iter(documents).buffered(AT_ONCE);
-        let documents: Vec<ImageDocuments> = documents.try_collect().await?;
-        let hosts = hosts(saved)?;
-        let about = KeptFile { version: VERSION, images: saved.digest().clone(), hosts };
+        let mut documents: Vec<ImageDocuments> = documents.try_collect().await?;
+        // An index alone leads nowhere.
+        documents.retain(|image| !image.configs.is_empty());
+        let (hosts, mut blobs) = (hosts(saved)?, BTreeMap::<String, Vec<KeptBlob>>::new());
+        for image in documents.iter().filter(|image| !image.blobs.is_empty()) {
+            let name = image.name(&hosts).map_err(|error| KeepError::Io { path: dir.to_owned(), error })?;
+            blobs.entry(name).or_default().extend(image.blobs.iter().cloned());
+        }
+        let about = KeptFile { version: VERSION, images: saved.digest().clone(), hosts, blobs };
         let kept = Self { dir: dir.to_owned(), about };
         let written = kept.clone();
         tokio::task::spawn_blocking(move || written.write(&documents)).await??;
@@ -156,6 +175,14 @@ impl Kept {
     /// The registries that images are of, and with which part names of their repositories begin here.
     pub fn hosts(&self) -> &BTreeMap<String, String> {
         &self.about.hosts
+    }
+
+    /// Blobs that images have and are not here, with their sizes in bytes, by the repositories here that they belong to: where the images were
+    /// saved they are.
+    pub fn blobs(&self) -> HashMap<String, HashMap<Digest, u64>> {
+        let sizes =
+            |blobs: &Vec<KeptBlob>| blobs.iter().map(|blob| (blob.digest.clone(), blob.size)).collect();
+        self.about.blobs.iter().map(|(name, blobs)| (name.clone(), sizes(blobs))).collect()
     }
 
     /// The documents, to be served.
@@ -196,6 +223,8 @@ struct ImageDocuments {
     /// Index and manifests.
     manifests: Vec<(Digest, Bytes)>,
     configs: Vec<(Digest, Bytes)>,
+    /// Those of nydus images that were saved as they are.
+    blobs: Vec<KeptBlob>,
 }
 
 /// Reads the documents of an image, as far as they were saved: those of the platforms of the lock.
@@ -210,44 +239,67 @@ async fn documents(saved: &SavedImages, table: &Table, image: &Locked) -> Result
         root: image.digest.clone(),
         manifests: Vec::new(),
         configs: Vec::new(),
+        blobs: Vec::new(),
     };
+    let own = own_nydus(saved, table, image);
     let (mut left, mut seen) = (vec![(image.digest.clone(), 0)], HashSet::new());
     while let Some((digest, depth)) = left.pop() {
         // One of a platform that was not saved is not there.
         let Some(content) = read(&digest).await? else { continue };
         let wrong = |reason: String| KeepError::Document { image: name(), digest: digest.clone(), reason };
         let document: Value = serde_json::from_slice(&content).map_err(|error| wrong(error.to_string()))?;
-        let named = document.get("manifests").and_then(Value::as_array);
-        if named.is_some() && depth == DEPTH_LIMIT {
-            return Err(wrong(format!("indexes are nested more than {DEPTH_LIMIT} deep")));
-        }
         let digest_of = |entry: &Value| entry.get("digest")?.as_str()?.parse::<Digest>().ok();
-        let is_index = named.is_some();
-        for entry in named.into_iter().flatten().filter_map(digest_of) {
-            if seen.insert(entry.clone()) {
-                left.push((entry, depth + 1));
+        if let Some(named) = document.get("manifests").and_then(Value::as_array) {
+            if depth == DEPTH_LIMIT {
+                return Err(wrong(format!("indexes are nested more than {DEPTH_LIMIT} deep")));
             }
+            let new = named.iter().filter_map(digest_of).filter(|entry| seen.insert(entry.clone()));
+            left.extend(new.map(|entry| (entry, depth + 1)));
+            found.manifests.push((digest, content));
+            continue;
+        }
+        if !table.images.contains_key(&digest) {
+            if !own.contains(&digest) {
+                continue;
+            }
+            let manifest = Manifest::parse(&content).map_err(|error| wrong(error.to_string()))?;
+            if manifest.nydus_layer().is_none() {
+                continue;
+            }
+            let blob = |layer: &Descriptor| KeptBlob { digest: layer.digest().clone(), size: layer.size() };
+            found.blobs.extend(manifest.layers.iter().map(blob));
         }
         let config = document.get("config").and_then(digest_of);
-        if !is_index && table.images.contains_key(&digest) {
-            let config = config.ok_or_else(|| wrong("it names no config".to_owned()))?;
-            let content =
-                read(&config).await?.ok_or_else(|| wrong(format!("its config {config} is missing")))?;
-            found.configs.push((config, content));
-        }
-        if is_index || table.images.contains_key(&digest) {
-            found.manifests.push((digest, content));
-        }
+        let config = config.ok_or_else(|| wrong("it names no config".to_owned()))?;
+        let missing = || wrong(format!("its config {config} is missing"));
+        let config = (config.clone(), read(&config).await?.ok_or_else(missing)?);
+        found.configs.push(config);
+        found.manifests.push((digest, content));
     }
     Ok(found)
 }
 
+/// What may be nydus images of `image` that nodes read lazily as they are: where none was made, and the repository that they were saved to has
+/// their blobs. In their own repository containerd finds them by itself.
+fn own_nydus(saved: &SavedImages, table: &Table, image: &Locked) -> HashSet<Digest> {
+    if saved.repository().is_none_or(|repository| repository == image.reference.repository()) {
+        return HashSet::new();
+    }
+    let own = image.platforms.iter().chain(image.own_nydus(|digest| table.images.contains_key(digest)));
+    own.map(|image| image.digest.clone()).collect()
+}
+
 impl ImageDocuments {
-    /// Writes them, as registries store them, below `paths`.
-    fn write(&self, paths: &Paths, hosts: &BTreeMap<String, String>) -> io::Result<()> {
+    /// What its repository is called here.
+    fn name(&self, hosts: &BTreeMap<String, String>) -> io::Result<String> {
         let repository = self.reference.repository();
         let host = hosts.get(repository.host()).ok_or(ErrorKind::InvalidInput)?;
-        let name = format!("{host}/{}", repository.name());
+        Ok(format!("{host}/{}", repository.name()))
+    }
+
+    /// Writes them, as registries store them, below `paths`.
+    fn write(&self, paths: &Paths, hosts: &BTreeMap<String, String>) -> io::Result<()> {
+        let name = self.name(hosts)?;
         for (digest, content) in &self.manifests {
             write(&paths.data(digest), content)?;
             write(&paths.revision(&name, digest), digest.as_ref().as_bytes())?;

@@ -8,14 +8,17 @@
 //!   are fetched once; from then on the place that they were saved at is not needed.
 //! - `names`: what the registries that images are of are called in names of repositories here.
 //!
-//! containerd does not ask for layers that the snapshotter has already, and it has those of the table ([`crate::saved::Table`]).
+//! containerd does not ask for layers that the snapshotter has already, and it has those of the table ([`crate::saved::Table`]). Those of images
+//! that are nydus images alone it fetches by their names: they are passed on from where they were saved.
 
 mod kept;
 mod names;
 
 use std::net::SocketAddr;
 
-use registry::server::{Server, ServerConfig, ServerError, StandIn, serve_stand_in};
+use registry::Repository;
+use registry::client::Client;
+use registry::server::{BlobsElsewhere, Server, ServerConfig, ServerError, StandIn, serve_stand_in};
 use tokio_util::sync::CancellationToken;
 
 pub use kept::{KeepError, Kept, hosts};
@@ -24,17 +27,21 @@ pub use kept::{KeepError, Kept, hosts};
 const ABSENT: &str = "layers of saved images are not on the node as they were: containers read them from the blobs \
                       that they were saved as. To push or export an image, take it from its own registry";
 
-/// Serves what is kept, until `shutdown` is cancelled.
+/// Serves what is kept, until `shutdown` is cancelled. `saved` is the repository that the images were saved to, if they are in one, with the
+/// client to read it with: blobs of nydus images that were saved as they are come from there.
 ///
 /// # Errors
 ///
 /// When the address cannot be listened on.
 pub async fn serve(
     kept: &Kept,
+    saved: Option<(Client, Repository)>,
     listen: SocketAddr,
     shutdown: CancellationToken,
 ) -> Result<Server, ServerError> {
     let config = ServerConfig { listen, ..ServerConfig::new(kept.dir()) };
-    let stand_in = StandIn { hosts: kept.hosts().clone(), absent: Some(ABSENT.to_owned()) };
+    let elsewhere =
+        saved.map(|(client, repository)| BlobsElsewhere { client, repository, blobs: kept.blobs() });
+    let stand_in = StandIn { hosts: kept.hosts().clone(), absent: Some(ABSENT.to_owned()), elsewhere };
     serve_stand_in(config, kept.layout(), stand_in, shutdown).await
 }

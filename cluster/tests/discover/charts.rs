@@ -1,8 +1,9 @@
 //! Charts, rendered by the real helm.
 
 use cluster::discover::Options;
+use test_support::helm;
 
-use crate::tree::{discover, helm, images, problems, tgz, tree, write};
+use crate::tree::{discover, images, problems, tgz, tree, write};
 
 fn options() -> Option<Options> {
     Some(Options { helm: Some(helm()?), ..Options::default() })

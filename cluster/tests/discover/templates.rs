@@ -3,8 +3,9 @@
 use std::collections::BTreeMap;
 
 use cluster::discover::Options;
+use test_support::helm;
 
-use crate::tree::{discover, helm, images, problems, tree};
+use crate::tree::{discover, images, problems, tree};
 
 fn options() -> Option<Options> {
     let environment = [("Registry", "r.example:5000"), ("Tag", "v7"), ("Debug", "")];

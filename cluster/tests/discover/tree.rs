@@ -1,11 +1,10 @@
 //! A tree for a test, and what is found in it.
 
 use std::fs;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 
 use cluster::discover::{self, Discovery, Options};
 use tempfile::TempDir;
-use test_support::Need;
 
 /// A directory with these files.
 pub(crate) fn tree(files: &[(&str, &str)]) -> TempDir {
@@ -20,20 +19,6 @@ pub(crate) fn write(root: &Path, path: &str, content: &[u8]) {
     let path = root.join(path);
     fs::create_dir_all(path.parent().unwrap()).unwrap();
     fs::write(path, content).unwrap();
-}
-
-/// The helm that `scripts/deps` built, or that of the system. Without one the test says what it needs; in CI it fails.
-pub(crate) fn helm() -> Option<PathBuf> {
-    let folder = |name: &str| std::env::var_os(name).filter(|value| !value.is_empty()).map(PathBuf::from);
-    let cache = folder("NYDUS_CLUSTER_CACHE")
-        .or_else(|| folder("XDG_CACHE_HOME").map(|cache| cache.join("nydus-cluster")))
-        .or_else(|| folder("HOME").map(|home| home.join(".cache/nydus-cluster")));
-    let built = cache.map(|cache| cache.join("peers/helm/bin/helm"));
-    let of_system = std::env::var_os("PATH").unwrap_or_default();
-    let of_system = std::env::split_paths(&of_system).map(|folder| folder.join("helm")).collect::<Vec<_>>();
-    let found = built.into_iter().chain(of_system).find(|path| path.is_file());
-    test_support::has(&[Need::Other("helm (run scripts/deps helm)", found.is_some())]);
-    found
 }
 
 /// What is found with `options`.

@@ -18,7 +18,7 @@ use crate::support::{Registry, layer};
 use crate::{client, locked, saved_in};
 
 /// Converts a plain image to a nydus image.
-async fn converted(from: &Reference, to: &Reference) {
+pub(crate) async fn converted(from: &Reference, to: &Reference) {
     converted_as(Options::default(), from, to).await;
 }
 

@@ -8,6 +8,7 @@ mod support;
 mod archives;
 mod cluster_image;
 mod killed;
+mod level;
 mod own_nydus;
 #[path = "../../../registry/tests/it/support/mod.rs"]
 #[allow(dead_code, reason = "these tests need some of it")]

@@ -79,7 +79,7 @@ pub(crate) fn stored(table: &Table) -> u64 {
     table.blobs.values().map(|blob| blob.size).sum()
 }
 
-fn blobs(table: &Table) -> BTreeSet<String> {
+pub(crate) fn blobs(table: &Table) -> BTreeSet<String> {
     table.blobs.keys().map(ToString::to_string).collect()
 }
 

@@ -8,6 +8,8 @@ use cluster::lock::Lock;
 use cluster::save::{Destination, SaveOptions};
 use cluster::saved::{SavedAt, SavedImages};
 use cluster::serve::{KeepError, Kept, serve};
+use registry::Repository;
+use registry::client::Client;
 use registry::digest::sha256;
 use serde_json::Value;
 use tempfile::TempDir;
@@ -109,21 +111,32 @@ impl World {
 }
 
 /// A registry of what is kept.
-struct Node {
-    address: SocketAddr,
+pub(crate) struct Node {
+    pub(crate) address: SocketAddr,
     stop: CancellationToken,
 }
 
 impl Node {
     async fn serve(kept: &Kept) -> Self {
+        Self::serve_from(kept, None).await
+    }
+
+    /// The same, with blobs that are in a repository.
+    pub(crate) async fn serve_from(kept: &Kept, saved: Option<(Client, Repository)>) -> Self {
         let stop = CancellationToken::new();
-        let server = serve(kept, ([127, 0, 0, 1], 0).into(), stop.clone()).await.unwrap();
+        let server = serve(kept, saved, ([127, 0, 0, 1], 0).into(), stop.clone()).await.unwrap();
         Self { address: server.address(), stop }
     }
 
     async fn ask(&self, method: &str, path: &str) -> Answer {
+        self.ask_with(method, path, "").await
+    }
+
+    /// The same, with lines more in the head.
+    pub(crate) async fn ask_with(&self, method: &str, path: &str, lines: &str) -> Answer {
         let mut stream = TcpStream::connect(self.address).await.unwrap();
-        let request = format!("{method} /v2/{path} HTTP/1.1\r\nHost: node\r\nConnection: close\r\n\r\n");
+        let request =
+            format!("{method} /v2/{path} HTTP/1.1\r\nHost: node\r\nConnection: close\r\n{lines}\r\n");
         stream.write_all(request.as_bytes()).await.unwrap();
         let mut answer = Vec::new();
         stream.read_to_end(&mut answer).await.unwrap();
@@ -146,17 +159,17 @@ impl Node {
     }
 }
 
-struct Answer {
+pub(crate) struct Answer {
     head: String,
-    body: Vec<u8>,
+    pub(crate) body: Vec<u8>,
 }
 
 impl Answer {
-    fn status(&self) -> &str {
+    pub(crate) fn status(&self) -> &str {
         self.head.split(' ').nth(1).unwrap()
     }
 
-    fn header(&self, name: &str) -> &str {
+    pub(crate) fn header(&self, name: &str) -> &str {
         let mut lines = self.head.lines().filter_map(|line| line.split_once(": "));
         lines.find(|(found, _)| *found == name).unwrap().1
     }

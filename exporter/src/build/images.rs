@@ -4,9 +4,9 @@
 //! The files are a builder's: what reads them is what `cluster images` is, and helm runs confined there.
 
 use std::collections::BTreeSet;
-use std::fs::{self, File};
-use std::io::{self, Read as _};
-use std::path::{Path, PathBuf};
+use std::fs;
+use std::io;
+use std::path::Path;
 use std::time::Duration;
 
 use bytes::Bytes;
@@ -24,8 +24,7 @@ use image::platform::PlatformName;
 use registry::client::Client;
 use registry::{Digest, Reference};
 
-/// How much of two archives is compared at once.
-const PIECE_BYTES: usize = 1 << 20;
+use super::together::TogetherImages;
 
 /// How many problems an error lists.
 const SHOWN: usize = 10;
@@ -54,11 +53,8 @@ pub(crate) enum ImagesError {
     NoRegistry,
     #[error("{0} cannot have a tag for its container images")]
     Tag(String),
-    #[error(
-        "{0} is not the same archive for all platforms of the build, and an image has one digest: have one archive with the image for all of \
-         them (docker save, or skopeo copy --all to an oci-archive), or build one platform at a time"
-    )]
-    Archives(String),
+    #[error("the archives with {image} cannot be put together: {reason}")]
+    Together { image: Box<Reference>, reason: String },
     #[error("container images are not saved: {0}")]
     NotSaved(String),
     #[error("comparing archives ended unexpectedly: {0}")]
@@ -221,65 +217,10 @@ pub(crate) fn united(locks: Vec<Lock>) -> Lock {
     all
 }
 
-/// One directory with all archives that are in `all`, those of each platform. Blocks on the disk.
-pub(crate) fn one_directory(all: Vec<SpoolFolder>) -> Result<Option<SpoolFolder>, ImagesError> {
-    let mut all = all.into_iter();
-    let Some(first) = all.next() else { return Ok(None) };
-    for other in all {
-        let mut folders = vec![PathBuf::new()];
-        while let Some(folder) = folders.pop() {
-            for entry in fs::read_dir(other.path().join(&folder))? {
-                let entry = entry?;
-                let path = folder.join(entry.file_name());
-                if entry.file_type()?.is_dir() {
-                    folders.push(path);
-                } else {
-                    add_archive(&entry.path(), first.path(), &path)?;
-                }
-            }
-        }
-    }
-    Ok(Some(first))
-}
-
-/// Moves the archive `from` to `path` in `to`, unless it is there.
-fn add_archive(from: &Path, to: &Path, path: &Path) -> Result<(), ImagesError> {
-    let place = to.join(path);
-    if place.exists() {
-        return match is_same(from, &place)? {
-            true => Ok(()),
-            false => Err(ImagesError::Archives(path.display().to_string())),
-        };
-    }
-    fs::create_dir_all(place.parent().unwrap_or(to))?;
-    Ok(fs::rename(from, &place)?)
-}
-
-/// Whether two files have the same content.
-fn is_same(one: &Path, other: &Path) -> io::Result<bool> {
-    let (mut one, mut other) = (File::open(one)?, File::open(other)?);
-    if one.metadata()?.len() != other.metadata()?.len() {
-        return Ok(false);
-    }
-    let mut pieces = [vec![0; PIECE_BYTES], vec![0; PIECE_BYTES]];
-    loop {
-        let [ours, theirs] = &mut pieces;
-        let read = one.read(ours)?;
-        if read == 0 {
-            return Ok(true);
-        }
-        other.read_exact(&mut theirs[..read])?;
-        if ours[..read] != theirs[..read] {
-            return Ok(false);
-        }
-    }
-}
-
-/// Saves the images of `lock` in the repository of `name`, under its tag with `-images` behind it; returns the digest of what names them.
-/// Chunks that `built`, the cluster image, has in this repository are used there. Archives of images are in `archives`.
+/// Saves `images` in the repository of `name`, under its tag with `-images` behind it; returns the digest of what names them. Chunks that
+/// `built`, the cluster image, has in this repository are used there.
 pub(crate) async fn save(
-    lock: &Lock,
-    archives: &Path,
+    images: &TogetherImages,
     name: &Reference,
     built: &[Reference],
     client: &Client,
@@ -287,8 +228,13 @@ pub(crate) async fn save(
     let tag = format!("{}-images", name.tag().unwrap_or("latest"));
     let target = name.repository().with_tag(&tag).map_err(|error| ImagesError::Tag(error.to_string()))?;
     let destination = Destination::Repository(target);
-    let options = SaveOptions { cluster_image: built.to_vec(), ..SaveOptions::default() };
-    let saved = save::save(lock, archives, client, &destination, &options, &|_| {}).await;
+    let options = SaveOptions {
+        cluster_image: built.to_vec(),
+        read_at: images.read_at.clone(),
+        ..SaveOptions::default()
+    };
+    // Whatever comes from an archive is read where it was put.
+    let saved = save::save(&images.lock, Path::new(""), client, &destination, &options, &|_| {}).await;
     saved.map_err(|error| match error {
         NotSaved::Images(failed) => {
             let failed: Vec<String> = failed.iter().take(SHOWN).map(ToString::to_string).collect();
@@ -296,39 +242,4 @@ pub(crate) async fn save(
         }
         error => ImagesError::NotSaved(error.to_string()),
     })
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    fn archives(spool: &Path, files: &[(&str, &str)]) -> SpoolFolder {
-        let dir = SpoolFolder::new(spool).unwrap();
-        for (path, content) in files {
-            let path = dir.path().join(path);
-            fs::create_dir_all(path.parent().unwrap()).unwrap();
-            fs::write(path, content).unwrap();
-        }
-        dir
-    }
-
-    #[test]
-    fn archives_of_all_platforms_are_in_one_directory_if_they_are_the_same() {
-        let spool = tempfile::tempdir().unwrap();
-        let archives = |files: &[_]| archives(spool.path(), files);
-        assert!(one_directory(Vec::new()).unwrap().is_none());
-        let all = vec![
-            archives(&[("images/skopeo/a.tar", "all platforms")]),
-            archives(&[("images/skopeo/a.tar", "all platforms"), ("images/skopeo/arm64/b.tar", "one more")]),
-        ];
-        let one = one_directory(all).unwrap().unwrap();
-        let read = |path: &str| fs::read_to_string(one.path().join(path)).unwrap();
-        assert_eq!(read("images/skopeo/a.tar"), "all platforms");
-        assert_eq!(read("images/skopeo/arm64/b.tar"), "one more");
-        for other in ["All platforms", "all platforms and more"] {
-            let all = ["all platforms", other].map(|content| archives(&[("images/skopeo/a.tar", content)]));
-            let error = one_directory(all.into()).unwrap_err().to_string();
-            assert!(error.starts_with("images/skopeo/a.tar is not the same archive"), "{error}");
-        }
-    }
 }

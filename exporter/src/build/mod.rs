@@ -8,6 +8,7 @@
 //! - [`output`]: what has come for one output, and what is made of it.
 //! - [`prepared`]: what its options need before its first layer.
 //! - [`target`]: where it goes.
+//! - [`together`]: the container images of all platforms.
 
 pub(crate) mod documents;
 pub(crate) mod images;
@@ -17,6 +18,7 @@ pub(crate) mod keys;
 mod output;
 mod prepared;
 pub(crate) mod target;
+pub(crate) mod together;
 
 pub(crate) use output::{BlobLock, Claim, Output, OutputError, Way};
 pub(crate) use prepared::Preparation;

@@ -27,13 +27,13 @@ use super::kept::KeptBlobs;
 use super::keys::{Attrs, Receiver};
 use super::prepared::{Preparation, Prepared};
 use super::target::Target;
+use super::together::TreeImages;
 use crate::grpc::Status;
 use crate::metrics::Tally;
 use cluster::ClusterConfig;
-use cluster::lock::Lock;
 use image::assemble::NydusImage;
 use image::describe;
-use image::destination::{Destination, SpoolFolder, SpoolSpace, StoreError};
+use image::destination::{Destination, SpoolSpace, StoreError};
 use image::document::{DocumentError, Stored};
 use image::layer::{
     AheadConversion, Claimed, ConvertError, ConvertedLayer, Flight, LayerConversion, Present,
@@ -104,8 +104,8 @@ struct Received {
     beside: HashMap<Digest, NydusImage>,
     /// Layers that were converted for this output, and the bytes of their blobs.
     converted: (u64, u64),
-    /// Which container images are asked for, one lock a platform; with the archives that some come from.
-    locks: Vec<(Lock, Option<SpoolFolder>)>,
+    /// Which container images are asked for, by the tree of each platform.
+    container_images: Vec<TreeImages>,
 }
 
 /// Known by its place and image.

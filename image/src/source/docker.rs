@@ -55,6 +55,7 @@ struct DockerParts {
     documents: HashMap<Digest, Vec<u8>>,
     /// Of all configs that were read.
     config_bytes: u64,
+    /// Layers by their diff ids, and configs.
     layers: HashMap<Digest, Layer>,
 }
 
@@ -98,7 +99,7 @@ impl DockerArchive {
         self.parts.documents.get(digest).cloned().ok_or_else(missing)
     }
 
-    /// The layer with this diff id.
+    /// The layer with this diff id, or the config with this digest.
     pub(super) fn blob(&self, digest: &Digest) -> Result<BlobStream, SourceError> {
         let missing = || SourceError::Missing { place: format!("layer {digest} in {}", self.name()) };
         let Layer { part, gzip, size } = self.parts.layers.get(digest).cloned().ok_or_else(missing)?;
@@ -141,6 +142,9 @@ impl DockerParts {
             }
         }
         let manifest = manifest(&digest, config.len(), &diff_ids, &self.layers);
+        // Whoever copies the image takes the config for a blob.
+        let of_config = Layer { size: part.size, part, gzip: false };
+        self.layers.entry(digest.clone()).or_insert(of_config);
         self.documents.insert(digest, config);
         Ok((self.made(OCI_MANIFEST, manifest), parsed))
     }

@@ -10,6 +10,8 @@ mod buildkit_absent;
 mod cache_room;
 mod certs_dir;
 mod cluster_build;
+mod cluster_nydus;
+mod cluster_platforms;
 mod cluster_save;
 mod content_store;
 mod convert;
@@ -89,6 +91,10 @@ const TESTS: &[(&str, Test)] = &[
     ("cluster_build::a_build_locks_what_it_asks_for", cluster_build::locked),
     ("cluster_build::a_build_obeys_the_lock_that_it_has", cluster_build::obeyed),
     ("cluster_build::an_image_in_an_archive_is_embedded", cluster_build::archived),
+    (
+        "cluster_platforms::archives_of_their_own_become_one_image_for_all_nodes",
+        cluster_platforms::archives_of_their_own,
+    ),
     ("cluster_build::an_image_is_described_in_the_words_of_both_systems", cluster_build::described),
     ("cluster_build::embedded_images_use_what_the_root_file_system_has", cluster_build::shared),
     ("convert::every_source_gives_the_same_image", convert::sources),
@@ -100,6 +106,10 @@ const TESTS: &[(&str, Test)] = &[
     ("convert::an_interrupted_conversion_leaves_nothing", convert::interrupted),
     ("convert::what_cannot_be_converted_is_named_and_leaves_nothing", convert::refused),
     ("cluster_save::images_as_rafs_are_what_they_were", cluster_save::as_rafs),
+    (
+        "cluster_nydus::an_image_that_is_nothing_else_runs_lazily_without_its_registry",
+        cluster_nydus::runs_lazily,
+    ),
     ("image_sets::run_as_rafs_under_their_own_names", image_sets::run_lazily),
     ("image_sets::are_outlived_by_what_was_pulled", image_sets::outlive),
     ("image_sets::may_be_several_on_one_base", image_sets::two_of_them),

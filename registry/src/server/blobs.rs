@@ -23,6 +23,60 @@ pub(super) enum AskedRange {
     Unsatisfiable,
 }
 
+/// What is asked of a blob.
+pub(super) struct BlobRequest {
+    digest: Digest,
+    etag: String,
+    range: Option<String>,
+    /// Whether its bytes are to come.
+    pub(super) send: bool,
+    /// Whether whoever asks has it.
+    pub(super) unchanged: bool,
+}
+
+impl BlobRequest {
+    fn new(head: &Head, digest: Digest) -> Self {
+        let etag = format!("\"{digest}\"");
+        let range = head.header(RANGE).filter(|_| head.header(IF_RANGE).is_none_or(|tag| tag == etag));
+        let range = range.map(str::to_owned);
+        let unchanged = head.header(IF_NONE_MATCH).is_some_and(|tags| tags == "*" || tags.contains(&etag));
+        Self { digest, etag, range, send: *head.method() == Method::GET, unchanged }
+    }
+
+    /// The part that is asked for of a blob of `size` bytes, where that begins, and how long it is.
+    pub(super) fn part(&self, size: u64) -> (AskedRange, u64, u64) {
+        match self.range.as_ref().map_or(AskedRange::Whole, |range| part(range, size)) {
+            AskedRange::Whole => (AskedRange::Whole, 0, size),
+            part @ AskedRange::Range { first, last } => (part, first, last - first + 1),
+            AskedRange::Unsatisfiable => (AskedRange::Unsatisfiable, 0, 0),
+        }
+    }
+
+    /// The answer: `body` has the `len` bytes of `part`, if they are to be sent.
+    pub(super) fn reply(&self, size: u64, part: AskedRange, len: u64, body: Body) -> Reply {
+        let reply = match part {
+            _ if self.unchanged => {
+                return Reply::empty(StatusCode::NOT_MODIFIED).header(ETAG, &self.etag).digest(&self.digest);
+            }
+            AskedRange::Unsatisfiable => {
+                let failure = Failure::new(Code::RangeInvalid, format!("the blob has {size} bytes"));
+                return Reply::failure(&failure).header(CONTENT_RANGE, &format!("bytes */{size}"));
+            }
+            AskedRange::Whole => Reply::empty(StatusCode::OK),
+            AskedRange::Range { first, last } => Reply::empty(StatusCode::PARTIAL_CONTENT)
+                .header(CONTENT_RANGE, &format!("bytes {first}-{last}/{size}")),
+        };
+        let reply = reply
+            .header(CONTENT_TYPE, "application/octet-stream")
+            .header(ACCEPT_RANGES, "bytes")
+            .header(ETAG, &self.etag)
+            // What has this digest never changes.
+            .header(CACHE_CONTROL, "max-age=31536000, immutable")
+            .digest(&self.digest);
+        reply.body(body).length(len)
+    }
+}
+
 /// GET and HEAD of a blob.
 pub(super) async fn get(
     state: &ServerState,
@@ -30,60 +84,36 @@ pub(super) async fn get(
     name: String,
     digest: Digest,
 ) -> Result<Reply, Failure> {
-    let etag = format!("\"{digest}\"");
+    let request = BlobRequest::new(head, digest.clone());
+    let stand_in = state.stand_in.as_ref();
+    if let Some(elsewhere) = stand_in.and_then(|stand_in| stand_in.elsewhere.as_ref())
+        && let Some(size) = elsewhere.size(&name, &digest)
+    {
+        return elsewhere.get(&request, &digest, size).await;
+    }
+    let absent = stand_in.and_then(|stand_in| stand_in.absent.clone());
     let storage = state.storage.clone();
-    let wanted = digest.clone();
-    let send = *head.method() == Method::GET;
-    let range =
-        head.header(RANGE).filter(|_| head.header(IF_RANGE).is_none_or(|tag| tag == etag)).map(str::to_owned);
-    let unchanged = head.header(IF_NONE_MATCH).is_some_and(|tags| tags == "*" || tags.contains(&etag));
-    let absent = state.stand_in.as_ref().and_then(|stand_in| stand_in.absent.clone());
     let opened = blocking(move || {
-        let Some(blob) = storage.layout.blob(&name, &wanted)? else {
+        let Some(blob) = storage.layout.blob(&name, &digest)? else {
             let reason = absent.map(|reason| format!(": {reason}")).unwrap_or_default();
-            return Err(Failure::new(Code::BlobUnknown, format!("{wanted}{reason}")));
+            return Err(Failure::new(Code::BlobUnknown, format!("{digest}{reason}")));
         };
         let size = blob.size;
-        let part = range.map_or(AskedRange::Whole, |range| part(&range, size));
-        let (offset, len) = match part {
-            AskedRange::Whole => (0, size),
-            AskedRange::Range { first, last } => (first, last - first + 1),
-            AskedRange::Unsatisfiable => (0, 0),
-        };
-        let body = if !send || unchanged {
+        let (part, offset, len) = request.part(size);
+        let body = if !request.send || request.unchanged {
             Body::Bytes(Default::default())
         } else if len <= INLINE_BYTES {
             let bytes = read_at(&blob.file, blob.offset + offset, usize::try_from(len).unwrap_or_default());
             Body::Bytes(bytes.map_err(|source| {
-                let path = wanted.as_ref().into();
+                let path = digest.as_ref().into();
                 Failure::Storage { doing: "reading blob", path, source }
             })?)
         } else {
             Body::File(FileBody::new(blob.file, blob.offset + offset, len))
         };
-        Ok((size, part, len, body))
+        Ok(request.reply(size, part, len, body))
     });
-    let (size, part, len, body) = opened.await?;
-    let reply = match part {
-        _ if unchanged => {
-            return Ok(Reply::empty(StatusCode::NOT_MODIFIED).header(ETAG, &etag).digest(&digest));
-        }
-        AskedRange::Unsatisfiable => {
-            let failure = Failure::new(Code::RangeInvalid, format!("the blob has {size} bytes"));
-            return Ok(Reply::failure(&failure).header(CONTENT_RANGE, &format!("bytes */{size}")));
-        }
-        AskedRange::Whole => Reply::empty(StatusCode::OK),
-        AskedRange::Range { first, last } => Reply::empty(StatusCode::PARTIAL_CONTENT)
-            .header(CONTENT_RANGE, &format!("bytes {first}-{last}/{size}")),
-    };
-    let reply = reply
-        .header(CONTENT_TYPE, "application/octet-stream")
-        .header(ACCEPT_RANGES, "bytes")
-        .header(ETAG, &etag)
-        // What has this digest never changes.
-        .header(CACHE_CONTROL, "max-age=31536000, immutable")
-        .digest(&digest);
-    Ok(reply.body(body).length(len))
+    opened.await
 }
 
 /// DELETE of a blob.

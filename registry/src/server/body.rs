@@ -1,4 +1,4 @@
-//! Bodies of answers: nothing, bytes in memory, or a file that is read ahead of the network.
+//! Bodies of answers: nothing, bytes in memory, a file that is read ahead of the network, or what comes from another registry.
 
 use std::fs::File;
 use std::io;
@@ -8,8 +8,12 @@ use std::sync::Arc;
 use std::task::{Context, Poll, ready};
 
 use bytes::Bytes;
+use futures::StreamExt as _;
+use futures::stream::BoxStream;
 use hyper::body::{Frame, SizeHint};
 use tokio::task::JoinHandle;
+
+use crate::client::Error;
 
 /// How much of a file is read at once: large enough that system calls and thread changes do not show at
 /// memory speed, small enough that a hundred slow readers cost little memory (two of these each).
@@ -19,6 +23,20 @@ const READ_BYTES: usize = 512 << 10;
 pub(super) enum Body {
     Bytes(Bytes),
     File(FileBody),
+    Fetched(FetchedBody),
+}
+
+/// So many bytes of a blob as they come from another registry.
+pub(super) struct FetchedBody {
+    pieces: BoxStream<'static, Result<Bytes, Error>>,
+    /// What has not been handed to the network yet.
+    unsent: u64,
+}
+
+impl FetchedBody {
+    pub(super) fn new(pieces: BoxStream<'static, Result<Bytes, Error>>, len: u64) -> Self {
+        Self { pieces, unsent: len }
+    }
 }
 
 /// A part of a file. The next read runs while the one before is being sent.
@@ -80,6 +98,19 @@ impl hyper::body::Body for Body {
                 }
                 Poll::Ready(Some(Ok(Frame::data(bytes))))
             }
+            Self::Fetched(body) => {
+                if body.unsent == 0 {
+                    return Poll::Ready(None);
+                }
+                // Whoever asked was told how many there are.
+                let Some(piece) = ready!(body.pieces.poll_next_unpin(context)) else {
+                    return Poll::Ready(Some(Err(io::ErrorKind::UnexpectedEof.into())));
+                };
+                let piece = piece.map_err(io::Error::other)?;
+                let left = body.unsent.checked_sub(piece.len() as u64);
+                body.unsent = left.ok_or(io::ErrorKind::InvalidData)?;
+                Poll::Ready(Some(Ok(Frame::data(piece))))
+            }
         }
     }
 
@@ -91,6 +122,7 @@ impl hyper::body::Body for Body {
         SizeHint::with_exact(match self {
             Self::Bytes(bytes) => bytes.len() as u64,
             Self::File(body) => body.unsent,
+            Self::Fetched(body) => body.unsent,
         })
     }
 }

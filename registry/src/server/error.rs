@@ -55,6 +55,7 @@ pub(super) enum Code {
     BlobUnknown,
     BlobUploadInvalid,
     BlobUploadUnknown,
+    Denied,
     DigestInvalid,
     ManifestBlobUnknown,
     ManifestInvalid,
@@ -71,6 +72,7 @@ pub(super) enum Code {
     UnknownPath,
     Busy,
     Internal,
+    Elsewhere,
 }
 
 impl Code {
@@ -82,6 +84,7 @@ impl Code {
                 ("BLOB_UPLOAD_INVALID", "blob upload invalid", StatusCode::BAD_REQUEST)
             }
             Self::BlobUploadUnknown => ("BLOB_UPLOAD_UNKNOWN", "blob upload unknown", StatusCode::NOT_FOUND),
+            Self::Denied => ("DENIED", "access to the content is denied", StatusCode::FORBIDDEN),
             Self::DigestInvalid => {
                 ("DIGEST_INVALID", "digest invalid or not that of the content", StatusCode::BAD_REQUEST)
             }
@@ -117,6 +120,9 @@ impl Code {
             ),
             Self::Internal => {
                 ("UNKNOWN", "internal error, see the registry's log", StatusCode::INTERNAL_SERVER_ERROR)
+            }
+            Self::Elsewhere => {
+                ("UNKNOWN", "the content cannot be fetched from where it is", StatusCode::BAD_GATEWAY)
             }
         }
     }

@@ -7,6 +7,7 @@
 mod access;
 mod blobs;
 mod body;
+mod elsewhere;
 mod error;
 #[cfg(test)]
 mod hostile;
@@ -49,6 +50,7 @@ use tokio_util::sync::CancellationToken;
 use tokio_util::task::AbortOnDropHandle;
 
 pub use self::access::AccessRecord;
+pub use self::elsewhere::BlobsElsewhere;
 pub use self::error::ServerError;
 pub use self::tls::TlsConfig;
 
@@ -185,13 +187,15 @@ pub async fn serve_read_only(
 }
 
 /// What is known of content that stands in for that of other registries.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Debug, Default)]
 pub struct StandIn {
     /// With which part names of repositories begin, by the registry that they are of. containerd tells a mirror by the
     /// parameter `ns` which registry it wants, also where it does not ask below that part.
     pub hosts: BTreeMap<String, String>,
     /// Why a blob may not be here: a part of the answer where one is not.
     pub absent: Option<String>,
+    /// Blobs that are fetched when they are asked for.
+    pub elsewhere: Option<BlobsElsewhere>,
 }
 
 impl StandIn {

@@ -22,13 +22,7 @@ pub(super) struct Pending<'a> {
 impl<'a> Pending<'a> {
     pub(super) fn new(gathered: &Gathered, done: &'a Done<'a>) -> Self {
         let images = gathered.images.iter().map(|image| {
-            // Names lead to the package where it is served.
-            let report = Report {
-                image: image.reference.clone(),
-                bytes: image.bytes,
-                fetched: 0,
-                is_read_by_name: false,
-            };
+            let report = Report { image: image.reference.clone(), bytes: image.bytes, fetched: 0 };
             Unfinished { report, left: image.blobs, said: image.said }
         });
         Self { images: images.collect(), failed: Vec::new(), done }

@@ -1,13 +1,10 @@
 //! The container images that a result asks for: locked in it, and saved beside it.
 
 use std::io::Cursor;
-use std::path::Path;
 use std::sync::Arc;
 
-use cluster::lock::Lock;
 use cluster::saved::bind;
 use image::assemble::{Assembled, Form};
-use image::destination::SpoolFolder;
 use image::document::{Stored, with_labels, with_layer};
 use image::layer::ConvertedLayer;
 use registry::digest::{self, Digest};
@@ -15,6 +12,7 @@ use registry::digest::{self, Digest};
 use super::{Output, OutputError};
 use crate::build::images::{self, ImagesError};
 use crate::build::keys::Images;
+use crate::build::together::{TogetherImages, TreeImages};
 
 impl Output {
     /// Finds and locks the container images that the image `digest` asks for; the image with the lock on top.
@@ -53,7 +51,7 @@ impl Output {
         let config = with_labels(&config, &found.labels).map_err(wrong)?;
         // Saved later, images come out of the archives once more.
         let archives = found.archives.filter(|_| self.attrs.images == Images::Embed);
-        self.received().locks.push((found.lock, archives));
+        self.received().container_images.push(TreeImages { lock: found.lock, archives });
         self.assemble(&content, &config, layers, &form).await
     }
 
@@ -64,23 +62,19 @@ impl Output {
             return Ok(Vec::new());
         }
         let failed = |error| OutputError::Images { title: self.title(), error: Box::new(error) };
-        let (locks, archives): (Vec<Lock>, Vec<_>) =
-            std::mem::take(&mut self.received().locks).into_iter().unzip();
-        let lock = images::united(locks);
-        let archives: Vec<SpoolFolder> = archives.into_iter().flatten().collect();
-        let one = tokio::task::spawn_blocking(move || images::one_directory(archives)).await;
-        let archives = one.map_err(ImagesError::from).and_then(|one| one).map_err(failed)?;
-        // Where there is none, no image comes from one.
-        let archives = archives.as_ref().map_or(Path::new(""), SpoolFolder::path);
         let destination = self.destination().await?;
         let (client, repository) = destination.repository().ok_or(ImagesError::NoRegistry).map_err(failed)?;
+        let trees = std::mem::take(&mut self.received().container_images);
+        let images =
+            TogetherImages::of(trees, client, self.cluster.save_spool_bytes).await.map_err(failed)?;
         let built: Vec<_> =
             built.iter().map(|digest| repository.with_digest(Digest::clone(digest))).collect();
         let mut saved = Vec::new();
         for name in &self.attrs.names {
-            let step =
-                self.progress.step(self.index, format!("saving {} container images", lock.images.len()));
-            match images::save(&lock, archives, name, &built, client).await {
+            let step = self
+                .progress
+                .step(self.index, format!("saving {} container images", images.lock.images.len()));
+            match images::save(&images, name, &built, client).await {
                 Ok(digest) => saved.extend(digest.filter(|digest| !saved.contains(digest))),
                 Err(error) => {
                     let error = failed(error);

@@ -9,6 +9,7 @@ use std::thread;
 use std::time::Instant;
 
 use anyhow::{Context, Result, anyhow, ensure};
+use cluster::save::COMPRESSION_LEVEL;
 use flate2::bufread::MultiGzDecoder;
 use integration::cluster_image::{self, ClusterImage};
 use integration::peers::{self, Peers};
@@ -23,8 +24,6 @@ const OF_CRANE: f64 = 1.0;
 const OF_THE_CORES: f64 = 1.25;
 /// As many images at once as `cluster save` looks at.
 const AT_ONCE: usize = 8;
-/// What images are saved with, unless somebody asks for something else.
-const LEVEL: i32 = 3;
 const CHUNK_SIZE: u64 = 1 << 20;
 
 /// Who saves, and as what.
@@ -140,7 +139,7 @@ impl SaveBench<'_> {
     }
 }
 
-/// Seconds that all cores take to decompress these layers and to compress what comes out, if they do nothing else.
+/// Seconds that all cores take to decompress these layers and to compress what comes out as it is saved, if they do nothing else.
 fn cores_limit(layers: &[PathBuf]) -> Result<f64> {
     let mut open: Vec<(u64, &PathBuf)> =
         layers.iter().map(|layer| Ok((fs::metadata(layer)?.len(), layer))).collect::<Result<_>>()?;
@@ -167,7 +166,7 @@ fn cores_limit(layers: &[PathBuf]) -> Result<f64> {
 
 fn compress_again(layer: &Path) -> Result<()> {
     let mut content = MultiGzDecoder::new(BufReader::with_capacity(1 << 16, File::open(layer)?));
-    let mut compressor = zstd::bulk::Compressor::new(LEVEL)?;
+    let mut compressor = zstd::bulk::Compressor::new(COMPRESSION_LEVEL)?;
     let mut chunk = Vec::new();
     loop {
         chunk.clear();
