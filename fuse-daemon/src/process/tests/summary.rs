@@ -1,5 +1,6 @@
 //! What a daemon says of itself as a sign of life, with a worker that says nothing and a cache that cannot be looked at.
 
+use nix::mount::{MntFlags, umount2};
 use rafs::build::{BuildOptions, build_layer};
 use service::control::Server;
 use service::{Access, Mode};
@@ -62,6 +63,16 @@ fn image(dir: &std::path::Path) -> std::path::PathBuf {
     path
 }
 
+/// Takes a mount away, also where the test fails that made it: nobody serves it any more then.
+struct UnmountOnDrop(std::path::PathBuf);
+
+impl Drop for UnmountOnDrop {
+    fn drop(&mut self) {
+        let _ = umount2(&self.0, MntFlags::MNT_FORCE);
+        let _ = umount2(&self.0, MntFlags::MNT_DETACH);
+    }
+}
+
 #[test]
 fn a_sign_of_life_waits_neither_for_the_cache_nor_for_the_worker() {
     if !test_support::has(&[Need::Fuse]) {
@@ -89,6 +100,7 @@ fn a_sign_of_life_waits_neither_for_the_cache_nor_for_the_worker() {
         backends: vec![BackendSpec::Directory { path: dir.path().to_owned() }],
     };
     runtime.block_on(client.mount(&request)).unwrap();
+    let _unmount = UnmountOnDrop(request.mountpoint.clone());
 
     let summary = || {
         let told = runtime.block_on(async { timeout(SOON, client.summary()).await });
