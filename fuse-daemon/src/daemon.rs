@@ -17,7 +17,7 @@ use crate::cache::{BootId, Cache, CacheError};
 use crate::control::server;
 use crate::front::FrontConfig;
 use crate::fuse::{JournalConfig, Rights, dir_beside};
-use crate::metrics;
+use crate::metrics::DaemonMetrics;
 use crate::mounts::{Engine, EngineConfig, Image, MountError, Table};
 use crate::prefetch::PrefetchConfig;
 use crate::process::{ProcessConfig, RemoteWorker};
@@ -246,7 +246,7 @@ pub async fn serve(config: DaemonConfig, shutdown: CancellationToken) -> Result<
     if let Some(address) = config.metrics_listen {
         let scrapes = MetricsListener::bind(address).await?;
         tracing::info!(address = %scrapes.address(), "metrics are served");
-        tokio::spawn(scrapes.serve(Arc::new(metrics::registry(&table)), stop.clone()));
+        tokio::spawn(scrapes.serve(Arc::new(DaemonMetrics::new(Arc::clone(&table))), stop.clone()));
     }
     service::manager::ready();
     tokio::spawn(service::manager::keep_alive());

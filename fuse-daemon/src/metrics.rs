@@ -1,5 +1,7 @@
 //! What the daemon counts. The names are part of its interface: docs/node.md lists them, and they stay.
 
+mod sources;
+
 use std::fmt;
 use std::sync::Arc;
 use std::time::Duration;
@@ -11,8 +13,10 @@ use prometheus_client::metrics::family::Family;
 use prometheus_client::metrics::gauge::ConstGauge;
 use prometheus_client::metrics::histogram::Histogram;
 use prometheus_client::registry::{Registry, Unit};
+use service::metrics::Scraped;
 
 use crate::mounts::Table;
+use sources::SourceMetrics;
 
 /// What all names begin with.
 const PREFIX: &str = "nydus_cluster_daemon";
@@ -110,11 +114,33 @@ impl Counters {
 }
 
 /// All of it, to be scraped.
-pub(crate) fn registry(table: &Arc<Table>) -> Registry {
-    let mut registry = Registry::with_prefix(PREFIX);
-    table.engine().counters().register(&mut registry);
-    registry.register_collector(Box::new(Now(Arc::clone(table))));
-    registry
+pub(crate) struct DaemonMetrics {
+    registry: Registry,
+    table: Arc<Table>,
+    sources: SourceMetrics,
+}
+
+impl DaemonMetrics {
+    /// What is counted of these mounts.
+    pub(crate) fn new(table: Arc<Table>) -> Self {
+        let mut registry = Registry::with_prefix(PREFIX);
+        table.engine().counters().register(&mut registry);
+        registry.register_collector(Box::new(Now(Arc::clone(&table))));
+        let sources = SourceMetrics::default();
+        registry.register_collector(Box::new(sources.clone()));
+        Self { registry, table, sources }
+    }
+}
+
+impl Scraped for DaemonMetrics {
+    fn registry(&self) -> &Registry {
+        &self.registry
+    }
+
+    /// The worker alone talks to sources, and is asked for what it has counted.
+    async fn refresh(&self) {
+        self.sources.set(self.table.engine().worker().figures().await);
+    }
 }
 
 /// What is asked for when it is scraped.

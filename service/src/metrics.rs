@@ -9,6 +9,7 @@ use std::time::Duration;
 use http_body_util::Full;
 use hyper::body::{Bytes, Incoming};
 use hyper::header::{ALLOW, CONTENT_TYPE, HeaderValue};
+use hyper::http::request::Parts;
 use hyper::service::service_fn;
 use hyper::{Method, Request, Response, StatusCode};
 use hyper_util::rt::{TokioIo, TokioTimer};
@@ -37,6 +38,24 @@ const CONNECTIONS: usize = 16;
 
 /// Pause after a failed accept, which mostly means that no file descriptor is free.
 const ACCEPT_RETRY: Duration = Duration::from_millis(100);
+
+/// What is scraped.
+pub trait Scraped: Send + Sync + 'static {
+    /// What is encoded for a scrape.
+    fn registry(&self) -> &Registry;
+
+    /// Called before each scrape: brings what has to be waited for, which no collector can. Has a deadline of its own, within that of
+    /// Prometheus (10 s).
+    fn refresh(&self) -> impl Future<Output = ()> + Send {
+        std::future::ready(())
+    }
+}
+
+impl Scraped for Registry {
+    fn registry(&self) -> &Registry {
+        self
+    }
+}
 
 /// Why metrics are not served.
 #[derive(Debug, thiserror::Error)]
@@ -71,8 +90,8 @@ impl MetricsListener {
         self.address
     }
 
-    /// Answers scrapes with what `registry` holds then, until `stop`.
-    pub async fn serve(self, registry: Arc<Registry>, stop: CancellationToken) {
+    /// Answers scrapes with what `scraped` holds then, until `stop`.
+    pub async fn serve<S: Scraped>(self, scraped: Arc<S>, stop: CancellationToken) {
         let free = Arc::new(Semaphore::new(CONNECTIONS));
         loop {
             let accepted = tokio::select! {
@@ -83,9 +102,9 @@ impl MetricsListener {
                 Ok((stream, _)) => {
                     // More than a few scrapers are none: they are closed at once.
                     let Ok(permit) = Arc::clone(&free).try_acquire_owned() else { continue };
-                    let (registry, stop) = (Arc::clone(&registry), stop.clone());
+                    let (scraped, stop) = (Arc::clone(&scraped), stop.clone());
                     tokio::spawn(async move {
-                        stop.run_until_cancelled(connection(stream, registry)).await;
+                        stop.run_until_cancelled(connection(stream, scraped)).await;
                         drop(permit);
                     });
                 }
@@ -98,10 +117,11 @@ impl MetricsListener {
     }
 }
 
-async fn connection(stream: TcpStream, registry: Arc<Registry>) {
+async fn connection<S: Scraped>(stream: TcpStream, scraped: Arc<S>) {
     let service = service_fn(move |request| {
-        let answer = answer(&request, &registry);
-        async move { Ok::<_, Infallible>(answer) }
+        let scraped = Arc::clone(&scraped);
+        let (head, _): (_, Incoming) = Request::into_parts(request);
+        async move { Ok::<_, Infallible>(answer(&head, &*scraped).await) }
     });
     let served = hyper::server::conn::http1::Builder::new()
         .timer(TokioTimer::new())
@@ -112,15 +132,16 @@ async fn connection(stream: TcpStream, registry: Arc<Registry>) {
     }
 }
 
-fn answer(request: &Request<Incoming>, registry: &Registry) -> Response<Full<Bytes>> {
+async fn answer<S: Scraped>(head: &Parts, scraped: &S) -> Response<Full<Bytes>> {
     let mut text = String::new();
-    let (status, media_type) = if request.uri().path() != PATH {
+    let (status, media_type) = if head.uri.path() != PATH {
         text.push_str("metrics are at /metrics\n");
         (StatusCode::NOT_FOUND, "text/plain")
-    } else if request.method() != Method::GET && request.method() != Method::HEAD {
+    } else if head.method != Method::GET && head.method != Method::HEAD {
         (StatusCode::METHOD_NOT_ALLOWED, "text/plain")
     } else {
-        match prometheus_client::encoding::text::encode(&mut text, registry) {
+        scraped.refresh().await;
+        match prometheus_client::encoding::text::encode(&mut text, scraped.registry()) {
             Ok(()) => (StatusCode::OK, MEDIA_TYPE),
             Err(error) => {
                 tracing::warn!(%error, "metrics cannot be written");

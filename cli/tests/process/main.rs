@@ -21,6 +21,7 @@ mod metrics;
 mod node;
 mod packages;
 mod registry;
+mod silent;
 mod status;
 mod upgrade;
 mod worker;

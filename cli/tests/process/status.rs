@@ -24,7 +24,7 @@ fn said(node: &Node, arguments: &[&str]) -> String {
     String::from_utf8(output.stdout).unwrap()
 }
 
-fn status(node: &Node) -> Value {
+pub(crate) fn status(node: &Node) -> Value {
     serde_json::from_str(&said(node, &["--json"])).unwrap()
 }
 

@@ -435,7 +435,7 @@ impl CachedBlob {
         self.known.read().unwrap_or_else(PoisonError::into_inner)
     }
 
-    fn known_mut(&self) -> RwLockWriteGuard<'_, Descriptions> {
+    pub(super) fn known_mut(&self) -> RwLockWriteGuard<'_, Descriptions> {
         self.known.write().unwrap_or_else(PoisonError::into_inner)
     }
 }

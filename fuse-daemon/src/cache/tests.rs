@@ -1,5 +1,6 @@
 mod faults;
 mod quota;
+mod withheld;
 
 use std::collections::HashMap;
 

@@ -113,6 +113,11 @@ pub enum SourceState {
     Unasked,
 }
 
+impl SourceState {
+    /// All of them, in that order.
+    pub const ALL: [Self; 5] = [Self::Silent, Self::Fails, Self::Unknown, Self::Answers, Self::Unasked];
+}
+
 impl fmt::Display for SourceState {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.pad(match self {

@@ -142,6 +142,7 @@ impl WorkerConnection {
             FromWorker::Sources { number, sources } => {
                 listener.brought(number, Ok(Brought::Sources(sources)));
             }
+            FromWorker::Totals { number, hosts } => listener.brought(number, Ok(Brought::Totals(hosts))),
             FromWorker::Ask { number, question } => listener.asked(self, number, question),
             FromWorker::Pong { number } => {
                 let mut health = self.health();

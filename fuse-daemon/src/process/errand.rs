@@ -1,4 +1,4 @@
-//! What the worker is asked once: whether backends have blobs, how they answer, and what it brings in a file that the front made:
+//! What the worker is asked once: whether backends have blobs, how they answer, what it counts of them, and what it brings in a file that the front made:
 //! chunk information, and parts of blobs. Nothing in such a file is believed.
 
 use std::fs::File;
@@ -15,7 +15,7 @@ use tokio::time::{Instant, timeout_at};
 use super::message::{InfoLengths, ToWorker, clip};
 use super::remote::RemoteState;
 use crate::sys::memory;
-use crate::worker::SourceReport;
+use crate::worker::{HostTotals, SourceReport};
 
 /// Header and table of contents of chunk information, in bytes at most.
 const INFO_EXTRA_BYTES: u64 = 2 * 4096;
@@ -31,6 +31,8 @@ pub(super) enum Brought {
     Has,
     /// How backends answer.
     Sources(Vec<Option<SourceReport>>),
+    /// What is counted of hosts, each with its number.
+    Totals(Vec<(u32, HostTotals)>),
 }
 
 /// An errand that is under way: the file for what it brings, and who waits.

@@ -14,7 +14,7 @@ use super::shape::{BlobShape, OrderShape};
 use crate::cache::Generation;
 use crate::control::{BackendSpec, BlobId};
 use crate::front::{ChunkError, ChunkKey};
-use crate::worker::{Place, SourceReport, StoredPart};
+use crate::worker::{HostTotals, Place, SourceReport, StoredPart};
 
 /// Bytes of a message to the worker at most: an order of a batch of the smallest chunks is some megabytes.
 pub(super) const TO_WORKER_LIMIT: usize = 64 << 20;
@@ -38,6 +38,8 @@ pub(crate) enum ToWorker {
         blobs: Vec<BlobId>,
         backend: BackendSpec,
         place: Place,
+        /// The number of the host that its requests count for.
+        host: u32,
         /// How an HTTP directory's host is reached.
         #[serde(default, skip_serializing_if = "Option::is_none")]
         connection: Option<Connection>,
@@ -78,6 +80,8 @@ pub(crate) enum ToWorker {
     },
     /// Say how backends answer, each by the number of one of its registrations.
     Sources { number: u64, registrations: Vec<u64> },
+    /// Say what is counted of hosts.
+    Totals { number: u64 },
     /// The answer to a question, with the file that it asked for.
     Answer { number: u64, answer: WorkerAnswer },
     /// To be echoed.
@@ -128,6 +132,8 @@ pub(crate) enum FromWorker {
     Part { number: u64, outcome: Result<u64, String> },
     /// How backends answer, in the order in which they were asked about; nothing of those that are not registered.
     Sources { number: u64, sources: Vec<Option<SourceReport>> },
+    /// What is counted of hosts since the process runs, each with its number.
+    Totals { number: u64, hosts: Vec<(u32, HostTotals)> },
     /// It needs something that only the front can have.
     Ask { number: u64, question: Question },
     /// The echo of a ping.

@@ -20,6 +20,7 @@ mod filter;
 pub mod fuzzing;
 mod given;
 mod guard;
+mod hosts;
 mod launch;
 mod message;
 mod names;
@@ -34,6 +35,8 @@ mod supplied;
 mod tests;
 mod wire;
 
+pub(crate) use hosts::SourceHost;
 pub use message::Guards;
 pub use remote::{Condition, ProcessConfig, RemoteWorker};
 pub use serve::{ServeError, serve};
+pub(crate) use sources::SourceFigures;

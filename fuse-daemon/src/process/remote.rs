@@ -1,5 +1,7 @@
 //! The worker as the front has it: a process that may end at any time, and another in its place.
 
+mod listener;
+
 use std::collections::{BTreeMap, HashMap};
 use std::fs::File;
 use std::io;
@@ -9,18 +11,18 @@ use std::time::Duration;
 use rafs::blob::Blob;
 use rafs::blob::meta::BlobMeta;
 use rafs::blob::source::{BlobError, meta_of};
-use registry::client::{AccessSource, ClientConfig};
+use registry::client::ClientConfig;
 use serde::{Deserialize, Serialize};
 use tokio::runtime::Handle;
 use tokio::sync::{Semaphore, watch};
 use tokio::time::Instant;
 
-use super::connection::{Listener, WorkerConnection};
+use super::connection::WorkerConnection;
 use super::errand::{Brought, Errand, info_bytes, read_parts};
-use super::files;
 use super::given::{self, Given};
+use super::hosts::{HostCount, Hosts};
 use super::launch::{Launch, this_program};
-use super::message::{Guards, Question, ToWorker, WorkerAnswer};
+use super::message::{Guards, ToWorker};
 use super::names::NameFiles;
 use super::shape::{BlobShape, OrderShape};
 use super::supervise;
@@ -87,6 +89,7 @@ struct State {
     condition: Condition,
     given: Given,
     names: NameFiles,
+    hosts: Hosts,
 }
 
 /// What the next process is to know as well.
@@ -229,7 +232,8 @@ impl Fetcher for RemoteWorker {
         let registered = Registered { blobs: blobs.to_vec(), backend: backend.clone(), place };
         // Under the lock, so that a process which just starts hears of it once.
         if let Some(connection) = self.shared.current() {
-            self.shared.introduce(&mut state.given, number, &registered, &connection);
+            let state = &mut *state;
+            self.shared.introduce(&mut state.given, &mut state.hosts, number, &registered, &connection);
         }
         state.registrations.insert(number, registered);
         drop(state);
@@ -325,6 +329,7 @@ impl RemoteState {
     fn introduce(
         &self,
         given: &mut Given,
+        hosts: &mut Hosts,
         number: u64,
         registered: &Registered,
         connection: &WorkerConnection,
@@ -335,6 +340,7 @@ impl RemoteState {
             blobs: registered.blobs.clone(),
             backend: registered.backend.clone(),
             place: registered.place,
+            host: hosts.number(&registered.backend),
             connection: given::connection(&registered.backend, &self.accesses),
         };
         connection.sender.send(&message, None);
@@ -376,7 +382,7 @@ impl RemoteState {
         let state = &mut *guard;
         state.given = Given::default();
         for (number, registered) in &state.registrations {
-            self.introduce(&mut state.given, *number, registered, connection);
+            self.introduce(&mut state.given, &mut state.hosts, *number, registered, connection);
         }
         state.condition.pid = pid;
         state.condition.guards = Some(guards);
@@ -393,6 +399,7 @@ impl RemoteState {
         self.current.send_replace(None);
         state.condition.pid = None;
         state.condition.restarts += 1;
+        state.hosts.worker_ended();
         // Who waits asks the next.
         state.errands.drain().for_each(|(_, errand)| errand.abandon());
         drop(state);
@@ -410,6 +417,13 @@ impl RemoteState {
         known.map(|(number, known)| (canonical(&known.backend), *number)).collect()
     }
 
+    /// What was counted of hosts, with the place of each backend's host there.
+    pub(super) fn counts(&self, backends: &[BackendSpec]) -> (Vec<HostCount>, Vec<usize>) {
+        let mut state = self.lock();
+        let places = backends.iter().map(|backend| state.hosts.number(backend) as usize).collect();
+        (state.hosts.counts(), places)
+    }
+
     /// Whether somebody waits for an answer.
     pub(super) fn is_asked(&self) -> bool {
         let mut state = self.lock();
@@ -425,67 +439,5 @@ impl RemoteState {
         let number = state.number();
         state.errands.insert(number, errand);
         number
-    }
-}
-
-impl Listener for RemoteState {
-    fn brought(&self, number: u64, outcome: Result<Brought, String>) {
-        let errand = self.lock().errands.remove(&number);
-        if let Some(errand) = errand {
-            errand.end(outcome);
-        }
-    }
-
-    fn asked(&self, connection: &Arc<WorkerConnection>, number: u64, question: Question) {
-        let connection = Arc::clone(connection);
-        let refused = |reason: &str| {
-            let answer = WorkerAnswer::Refused { reason: reason.to_owned() };
-            connection.sender.send(&ToWorker::Answer { number, answer }, None);
-        };
-        if !self.concerns(&question) {
-            return refused("no image is read from there");
-        }
-        let Ok(permit) = Arc::clone(&self.asked).try_acquire_owned() else {
-            return refused("too many questions at once");
-        };
-        match question {
-            Question::File { directory, blob } => drop(self.runtime.spawn_blocking(move || {
-                let (answer, file) = match files::open(&directory, blob) {
-                    Ok((file, bytes)) => (WorkerAnswer::File { bytes }, Some(file)),
-                    Err(error) => (WorkerAnswer::Refused { reason: error.to_string() }, None),
-                };
-                connection.sender.send(&ToWorker::Answer { number, answer }, file);
-                drop(permit);
-            })),
-            Question::Renew { registry, repository } => {
-                let (accesses, me) = (Arc::clone(&self.accesses), self.me.clone());
-                self.runtime.spawn(async move {
-                    accesses.renew(&registry, &repository).await;
-                    if let Some(shared) = me.upgrade() {
-                        shared.give_all();
-                    }
-                    connection.sender.send(&ToWorker::Answer { number, answer: WorkerAnswer::Renewed }, None);
-                    drop(permit);
-                });
-            }
-        }
-    }
-}
-
-impl RemoteState {
-    /// Whether a question is about a backend of a mounted image.
-    fn concerns(&self, question: &Question) -> bool {
-        let state = self.lock();
-        let mut known = state.registrations.values();
-        match question {
-            Question::File { directory, blob } => known.any(|known| {
-                matches!(&known.backend, BackendSpec::Directory { path } if path == directory)
-                    && known.blobs.contains(blob)
-            }),
-            Question::Renew { registry, repository } => known.any(|known| {
-                given::repository(&known.backend)
-                    .is_some_and(|known| known.host() == registry && known.name() == repository)
-            }),
-        }
     }
 }

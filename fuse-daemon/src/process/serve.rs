@@ -27,7 +27,7 @@ use crate::describe;
 use crate::front::{Responses, Worker};
 use crate::sys::{Arena, close_from};
 use crate::worker::{
-    Backend, Fetcher, LocalWorker, Registration, StoredPart, Unusable, WorkerConfig, open_backend,
+    Backend, HostCounters, LocalWorker, Registration, StoredPart, Unusable, WorkerConfig, open_backend,
 };
 
 /// Threads that wait for the network: more are never busy, as decoding has threads of its own.
@@ -147,12 +147,15 @@ impl RunningWorker {
 
     pub(super) fn run(&self, receiver: &mut Receiver) -> io::Result<()> {
         let mut registrations = HashMap::new();
+        // Those of which nothing is registered any longer go on to be told of: the front has given few numbers.
+        let mut hosts: HashMap<u32, Arc<HostCounters>> = HashMap::new();
         while let Some(message) = receiver.next()? {
             match serde_json::from_slice(&message)? {
                 ToWorker::Start(_) => return Err(io::Error::other("it was started twice")),
-                ToWorker::Register { number, blobs, backend, place, connection } => {
-                    let backend = self.backend(&backend, connection.unwrap_or_default());
-                    registrations.insert(number, self.worker.register(&blobs, &backend, place));
+                ToWorker::Register { number, blobs, backend, place, host, connection } => {
+                    let host = hosts.entry(host).or_default();
+                    let backend = self.backend(&backend, connection.unwrap_or_default(), host);
+                    registrations.insert(number, self.worker.register_of(host, &blobs, &backend, place));
                 }
                 ToWorker::Forget { number } => drop::<Option<Registration>>(registrations.remove(&number)),
                 ToWorker::Access { registry, repository, access } => {
@@ -178,6 +181,11 @@ impl RunningWorker {
                     let sources = asked.iter().map(report).collect();
                     self.sender.send(&FromWorker::Sources { number, sources }, None);
                 }
+                ToWorker::Totals { number } => {
+                    let totals = |(host, counted): (&u32, &Arc<HostCounters>)| (*host, counted.totals());
+                    let hosts = hosts.iter().map(totals).collect();
+                    self.sender.send(&FromWorker::Totals { number, hosts }, None);
+                }
                 ToWorker::Answer { number, answer } => {
                     let file = match answer {
                         WorkerAnswer::File { .. } => receiver.descriptor(),
@@ -195,12 +203,12 @@ impl RunningWorker {
         Ok(())
     }
 
-    /// The backend that a specification names; one that cannot be used says so when it is asked.
-    fn backend(&self, spec: &BackendSpec, connection: Connection) -> Arc<dyn Backend> {
+    /// The backend at `host` that a specification names; one that cannot be used says so when it is asked.
+    fn backend(&self, spec: &BackendSpec, connection: Connection, host: &HostCounters) -> Arc<dyn Backend> {
         if let BackendSpec::Directory { path } = spec {
             return Arc::new(PassedDirectory { asker: Arc::clone(&self.asker), path: path.clone() });
         }
-        open_backend(&self.client, spec, connection)
+        open_backend(&self.client, spec, connection, host.retries())
             .unwrap_or_else(|error| Arc::new(Unusable::new(spec, &describe(&error))))
     }
 

@@ -8,6 +8,7 @@ use std::time::Duration;
 use tokio::time::Instant;
 
 use super::errand::Brought;
+use super::hosts::HostCount;
 use super::message::{ToWorker, clip};
 use super::remote::RemoteWorker;
 use crate::control::{BackendSpec, SOURCES_LIMIT, SourceFailure, SourceState, SourceStatus};
@@ -20,19 +21,59 @@ const AT_ONCE: usize = 32;
 /// How long the worker may take to say it: it has it in memory.
 const PATIENCE: Duration = Duration::from_secs(2);
 
+/// What is counted of a host.
+#[derive(Clone, Debug)]
+pub(crate) struct SourceFigures {
+    pub(crate) count: HostCount,
+    /// How each of its backends answers that blobs of mounts are read from.
+    pub(crate) states: Vec<SourceState>,
+}
+
 impl RemoteWorker {
     /// How all backends answer, those first that do not: [`SOURCES_LIMIT`] of them at most.
     pub(crate) async fn sources(&self) -> Vec<SourceStatus> {
-        let backends: Vec<(BackendSpec, u64)> = self.shared.backends().into_iter().collect();
-        let until = Instant::now() + PATIENCE;
-        let asked = backends.chunks(AT_ONCE).map(|some| self.reports(some, until));
-        let reports = futures::future::join_all(asked).await.concat();
-        let known = backends.into_iter().zip(reports);
-        let mut sources: Vec<_> = known.map(|((backend, _), report)| status(backend, report)).collect();
+        let mut sources = self.all_sources(Instant::now() + PATIENCE).await;
         // Of one state they stay in order of their names.
         sources.sort_by_key(|source| source.state);
         sources.truncate(SOURCES_LIMIT);
         sources
+    }
+
+    /// What is counted of all backends, by host.
+    pub(crate) async fn figures(&self) -> Vec<SourceFigures> {
+        let until = Instant::now() + PATIENCE;
+        let (sources, ()) = tokio::join!(self.all_sources(until), self.count_hosts(until));
+        let (backends, states): (Vec<_>, Vec<_>) =
+            sources.into_iter().map(|source| (source.backend, source.state)).unzip();
+        let (counts, places) = self.shared.counts(&backends);
+        let figures = counts.into_iter().map(|count| SourceFigures { count, states: Vec::new() });
+        let mut figures: Vec<SourceFigures> = figures.collect();
+        for (place, state) in places.into_iter().zip(states) {
+            figures[place].states.push(state);
+        }
+        figures
+    }
+
+    /// Has the worker say what it counts of hosts.
+    async fn count_hosts(&self, until: Instant) {
+        if self.shared.current().is_none() {
+            return;
+        }
+        let order = |number, _| ToWorker::Totals { number };
+        match self.shared.ask("what it counts of hosts", until, || Ok(None), order).await {
+            Ok((Brought::Totals(_), _)) => {}
+            Ok(_) => tracing::warn!("the worker was asked what it counts of hosts, and said something else"),
+            Err(error) => tracing::warn!(%error, "the worker does not say what it counts of hosts"),
+        }
+    }
+
+    /// How all backends answer, in order of their names.
+    async fn all_sources(&self, until: Instant) -> Vec<SourceStatus> {
+        let backends: Vec<(BackendSpec, u64)> = self.shared.backends().into_iter().collect();
+        let asked = backends.chunks(AT_ONCE).map(|some| self.reports(some, until));
+        let reports = futures::future::join_all(asked).await.concat();
+        let known = backends.into_iter().zip(reports);
+        known.map(|((backend, _), report)| status(backend, report)).collect()
     }
 
     /// What the worker says of some backends; nothing, if it does not.

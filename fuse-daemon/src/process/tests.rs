@@ -1,6 +1,7 @@
 //! A front with workers that end, hang or lie, each in the place of a process.
 
 mod sources;
+mod summary;
 
 use std::os::fd::OwnedFd;
 use std::os::unix::fs::FileExt as _;
@@ -110,6 +111,23 @@ fn workers(acts: Vec<Act>, crash: bool) -> (Launch, Arc<AtomicUsize>) {
     (Box::new(launch), launched)
 }
 
+/// Where nobody has credentials.
+fn accesses() -> Arc<Accesses> {
+    Arc::new(Accesses::new(Client::new(ClientConfig::default()).unwrap()))
+}
+
+fn remote_worker(
+    launch: Launch,
+    deadline: Duration,
+    accesses: &Arc<Accesses>,
+    runtime: &tokio::runtime::Handle,
+) -> RemoteWorker {
+    let worker = WorkerConfig { buffer_bytes: 1 << 20, threads: 2, patience: deadline };
+    let registry = ClientConfig::default();
+    let config = ProcessConfig { worker, deadline, user: 0, registry, arguments: Vec::new() };
+    RemoteWorker::with(config, runtime.clone(), Arc::clone(accesses), launch)
+}
+
 struct Bench {
     _dir: tempfile::TempDir,
     runtime: tokio::runtime::Runtime,
@@ -158,12 +176,8 @@ impl Bench {
         std::fs::write(blobs.join(id.0.to_string()), &stored).unwrap();
         let cache = Cache::open(dir.path().join("cache"), BootId([1; 16])).unwrap();
         let lease = cache.blob(id, &Arc::new(coding()), 1 << 20, &said()).unwrap();
-        let worker = WorkerConfig { buffer_bytes: 1 << 20, threads: 2, patience: deadline };
-        let registry = ClientConfig::default();
-        let config = ProcessConfig { worker, deadline, user: 0, registry, arguments: Vec::new() };
-        let accesses = Arc::new(Accesses::new(Client::new(ClientConfig::default()).unwrap()));
         let (launch, launched) = workers(acts.to_vec(), crash);
-        let worker = Arc::new(RemoteWorker::with(config, runtime.handle().clone(), accesses, launch));
+        let worker = Arc::new(remote_worker(launch, deadline, &accesses(), runtime.handle()));
         let failure_memory = Duration::ZERO;
         let config = FrontConfig { deadline, request_bytes: 1, ahead_bytes: 0, threads: 1, failure_memory };
         let front = Front::new(worker.clone(), config).unwrap();

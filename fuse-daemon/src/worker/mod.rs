@@ -18,6 +18,7 @@ mod tally;
 #[cfg(test)]
 mod tests;
 mod tickets;
+mod totals;
 mod transfer;
 
 use std::sync::{Arc, OnceLock, Weak};
@@ -34,6 +35,7 @@ pub(crate) use backend::{Unusable, open_backend};
 pub(crate) use part::StoredPart;
 pub use sources::Place;
 pub(crate) use tally::{REASON_LIMIT, SourceReport};
+pub(crate) use totals::{ANSWER_MS, FailureCause, HostCounters, HostTotals};
 
 use crate::control::BlobId;
 use crate::front::{ChunkKey, Order, Orders, Responses, Worker};
@@ -109,9 +111,8 @@ impl Fetcher for LocalWorker {
     }
 
     fn register(&self, blobs: &[BlobId], backend: &Arc<dyn Backend>, place: Place) -> Registration {
-        let sources = &self.shared.sources;
-        let of_blobs = blobs.iter().map(|blob| (*blob, sources.add(*blob, backend, place))).collect();
-        Registration { shared: Arc::downgrade(&self.shared), of_blobs }
+        // Of backends whose host nobody asks about.
+        self.register_of(&Arc::default(), blobs, backend, place)
     }
 
     fn name_of(backend: &Arc<dyn Backend>) -> String {
@@ -197,6 +198,19 @@ impl LocalWorker {
             responses: OnceLock::new(),
         };
         Ok(Self { shared: Arc::new(shared) })
+    }
+
+    /// [`register`](Fetcher::register), of a backend whose requests count as those to `host`.
+    pub(crate) fn register_of(
+        &self,
+        host: &Arc<HostCounters>,
+        blobs: &[BlobId],
+        backend: &Arc<dyn Backend>,
+        place: Place,
+    ) -> Registration {
+        let sources = &self.shared.sources;
+        let of_blobs = blobs.iter().map(|blob| (*blob, sources.add(*blob, backend, place, host))).collect();
+        Registration { shared: Arc::downgrade(&self.shared), of_blobs }
     }
 
     /// Names who is answered; the first call counts.

@@ -10,6 +10,7 @@ use tokio::sync::Semaphore;
 
 use super::backend::{Backend, BackendError};
 use super::tally::{AnswerStream, Tally};
+use super::totals::HostCounters;
 use crate::control::BlobId;
 use crate::front::BackendName;
 
@@ -39,7 +40,7 @@ impl Source {
         let size = self.backend.size(blob).await;
         match &size {
             Ok(_) => request.over(Ok(())),
-            Err(error) => request.over(Err(&crate::describe(error))),
+            Err(error) => request.over(Err((error.cause(), &crate::describe(error)))),
         }
         size
     }
@@ -75,9 +76,16 @@ impl Sources {
         Self { share_kib: share_bytes.div_ceil(1024).max(1), patience, inner: Mutex::default() }
     }
 
-    pub(super) fn add(&self, blob: BlobId, backend: &Arc<dyn Backend>, place: Place) -> Arc<Source> {
+    /// Has a blob read from a backend as well, whose requests count as those to `host`.
+    pub(super) fn add(
+        &self,
+        blob: BlobId,
+        backend: &Arc<dyn Backend>,
+        place: Place,
+        host: &Arc<HostCounters>,
+    ) -> Arc<Source> {
         let mut inner = self.lock();
-        let source = self.source(&mut inner, backend);
+        let source = self.source(&mut inner, backend, host);
         let of_blob = inner.of_blob.entry(blob).or_default();
         let known = of_blob.iter().position(|(known, _)| Arc::ptr_eq(known, &source));
         let mut entry = known.map_or_else(|| (Arc::clone(&source), 0), |position| of_blob.remove(position));
@@ -91,7 +99,12 @@ impl Sources {
         source
     }
 
-    fn source(&self, inner: &mut SourceTable, backend: &Arc<dyn Backend>) -> Arc<Source> {
+    fn source(
+        &self,
+        inner: &mut SourceTable,
+        backend: &Arc<dyn Backend>,
+        host: &Arc<HostCounters>,
+    ) -> Arc<Source> {
         let name = BackendName::from(backend.name());
         if let Some(known) = inner.by_name.get(&name).and_then(Weak::upgrade) {
             return known;
@@ -99,7 +112,7 @@ impl Sources {
         let source = Arc::new(Source {
             name: Arc::clone(&name),
             backend: Arc::clone(backend),
-            tally: Tally::new(self.patience),
+            tally: Tally::new(self.patience, Arc::clone(host)),
             share: Semaphore::new(self.share_kib),
             receiving: Mutex::new(0),
         });

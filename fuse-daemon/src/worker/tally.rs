@@ -11,6 +11,7 @@ use futures::{Stream, StreamExt};
 use serde::{Deserialize, Serialize};
 
 use super::backend::BackendError;
+use super::totals::{FailureCause, HostCounters};
 
 /// Characters of an error that are kept: those of as many backends as are asked about at once have to fit into one message.
 pub(crate) const REASON_LIMIT: usize = 256;
@@ -39,6 +40,8 @@ pub(crate) struct SourceReport {
 pub(super) struct Tally {
     /// A backend from which nothing comes for so long does not answer.
     patience: Duration,
+    /// Where the same is counted of all backends of its host.
+    host: Arc<HostCounters>,
     inner: Mutex<TallyState>,
 }
 
@@ -57,14 +60,16 @@ struct TallyState {
 }
 
 impl Tally {
-    pub(super) fn new(patience: Duration) -> Arc<Self> {
-        Arc::new(Self { patience, inner: Mutex::default() })
+    pub(super) fn new(patience: Duration, host: Arc<HostCounters>) -> Arc<Self> {
+        Arc::new(Self { patience, host, inner: Mutex::default() })
     }
 
     /// A request is sent.
     pub(super) fn begin(self: &Arc<Self>) -> SourceRequest {
         self.lock().requests += 1;
-        SourceRequest { tally: Arc::clone(self), waits_since: None, is_over: false }
+        self.host.requested();
+        let tally = Arc::clone(self);
+        SourceRequest { tally, asked: None, is_heard: false, waits_since: None, is_over: false }
     }
 
     /// Counts an answer of `bytes` bytes while it comes.
@@ -100,13 +105,23 @@ impl Tally {
 /// backend was faster.
 pub(super) struct SourceRequest {
     tally: Arc<Tally>,
+    /// When it was sent.
+    asked: Option<Instant>,
+    /// Whether something has come.
+    is_heard: bool,
     waits_since: Option<Instant>,
     is_over: bool,
 }
 
 impl SourceRequest {
+    /// It is sent now, unless it was.
+    fn asks(&mut self) {
+        self.asked.get_or_insert_with(Instant::now);
+    }
+
     /// Whoever sent it waits for what comes next.
     pub(super) fn waits(&mut self) {
+        self.asks();
         // Who has all of it may look for its end.
         if self.is_over || self.waits_since.is_some() {
             return;
@@ -120,7 +135,16 @@ impl SourceRequest {
         inner.waiting += 1;
     }
 
+    /// Something has come of it, if that is the first.
+    fn hears(&mut self) {
+        if let (Some(asked), false) = (self.asked, std::mem::replace(&mut self.is_heard, true)) {
+            self.tally.host.answered(asked.elapsed());
+        }
+    }
+
     fn came(&mut self, bytes: usize) {
+        self.hears();
+        self.tally.host.came(bytes);
         let mut inner = self.tally.lock();
         inner.bytes = inner.bytes.saturating_add(bytes as u64);
         inner.moved = Some(Instant::now());
@@ -128,9 +152,13 @@ impl SourceRequest {
     }
 
     /// It was answered, or was not; what is said first counts.
-    pub(super) fn over(&mut self, outcome: Result<(), &dyn std::fmt::Display>) {
+    pub(super) fn over(&mut self, outcome: Result<(), (FailureCause, &dyn std::fmt::Display)>) {
         if std::mem::replace(&mut self.is_over, true) {
             return;
+        }
+        match outcome {
+            Ok(()) => self.hears(),
+            Err((cause, _)) => self.tally.host.failed(cause),
         }
         let now = Instant::now();
         let mut inner = self.tally.lock();
@@ -138,7 +166,7 @@ impl SourceRequest {
         inner.is_answered = Some(outcome.is_ok());
         match outcome {
             Ok(()) => (inner.answered, inner.moved) = (Some(now), Some(now)),
-            Err(reason) => {
+            Err((_, reason)) => {
                 inner.failures += 1;
                 inner.failed = Some((now, reason.to_string().chars().take(REASON_LIMIT).collect()));
             }
@@ -150,7 +178,10 @@ impl Drop for SourceRequest {
     fn drop(&mut self) {
         let waited = self.waits_since.map(|since| since.elapsed());
         match waited.filter(|waited| *waited >= self.tally.patience) {
-            Some(waited) => self.over(Err(&format_args!("no answer for {:.1} s", waited.as_secs_f64()))),
+            Some(waited) => {
+                let reason = format!("no answer for {:.1} s", waited.as_secs_f64());
+                self.over(Err((FailureCause::Silent, &reason)));
+            }
             None => self.tally.lock().waiting -= usize::from(waited.is_some()),
         }
     }
@@ -172,6 +203,7 @@ impl Stream for Followed {
 
     fn poll_next(self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<Option<Self::Item>> {
         let this = self.get_mut();
+        this.request.asks();
         let polled = this.answer.as_mut().poll_next(context);
         match &polled {
             Poll::Pending => this.request.waits(),
@@ -182,8 +214,12 @@ impl Stream for Followed {
                     this.request.over(Ok(()));
                 }
             }
-            Poll::Ready(Some(Err(error))) => this.request.over(Err(&crate::describe(error))),
-            Poll::Ready(None) if this.left > 0 => this.request.over(Err(&"the answer ended early")),
+            Poll::Ready(Some(Err(error))) => {
+                this.request.over(Err((error.cause(), &crate::describe(error))));
+            }
+            Poll::Ready(None) if this.left > 0 => {
+                this.request.over(Err((FailureCause::Other, &"the answer ended early")));
+            }
             Poll::Ready(None) => this.request.over(Ok(())),
         }
         polled
@@ -214,7 +250,7 @@ mod tests {
 
     #[test]
     fn an_answer_is_one_when_all_of_it_has_come_though_nobody_looks_for_its_end() {
-        let tally = Tally::new(PATIENCE);
+        let tally = Tally::new(PATIENCE, Arc::default());
         assert_eq!(tally.report(), SourceReport::default());
         read(&tally, vec![Ok("12345"), Ok("67890"), Err("never read")], 2);
         let SourceReport { requests, failures, bytes, is_answered, failed_ms, .. } = tally.report();
@@ -223,7 +259,7 @@ mod tests {
 
     #[test]
     fn the_last_outcome_counts_and_the_last_error_is_kept() {
-        let tally = Tally::new(PATIENCE);
+        let tally = Tally::new(PATIENCE, Arc::default());
         let long = "x".repeat(10 * REASON_LIMIT);
         read(&tally, vec![Ok("12345"), Err(&long)], 9);
         let report = tally.report();
@@ -244,7 +280,8 @@ mod tests {
             assert!(answer.next().now_or_never().is_none(), "nothing has come");
             answer
         };
-        let (patient, hasty) = (Tally::new(PATIENCE), Tally::new(Duration::ZERO));
+        let (patient, hasty) =
+            (Tally::new(PATIENCE, Arc::default()), Tally::new(Duration::ZERO, Arc::default()));
         let waits = pending(&patient);
         assert_eq!(patient.report().silent_ms, None);
         drop(waits);
@@ -256,5 +293,19 @@ mod tests {
         let report = hasty.report();
         assert_eq!((report.failures, report.is_answered, report.silent_ms), (1, Some(false), None));
         assert!(report.reason.unwrap().starts_with("no answer for 0."));
+    }
+    #[test]
+    fn a_host_counts_the_requests_to_all_its_backends_also_of_those_that_are_gone() {
+        let host = Arc::new(HostCounters::default());
+        read(&Tally::new(PATIENCE, Arc::clone(&host)), vec![Ok("12345"), Ok("67890")], 2);
+        let other = Tally::new(Duration::ZERO, Arc::clone(&host));
+        read(&other, vec![Ok("12345"), Err("it broke")], 9);
+        let mut silent = other.follow(futures::stream::pending().boxed(), 10);
+        assert!(silent.next().now_or_never().is_none(), "nothing has come");
+        drop((silent, other));
+        let totals = host.totals();
+        // Denied, missing, silent, other.
+        assert_eq!((totals.requests, totals.failures), (3, [0, 0, 1, 1]));
+        assert_eq!((totals.bytes, totals.answers.iter().sum::<u64>()), (15, 2), "{totals:?}");
     }
 }

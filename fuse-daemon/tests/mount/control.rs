@@ -215,10 +215,10 @@ async fn a_dead_registry_is_an_error_within_the_deadline_until_it_is_back() {
     let silent_image = format!("{}/demo:v1", silent.local_addr().unwrap());
     let request = daemon.request("silent", &image.bootstrap(), &silent_image);
     daemon.client.mount(&request).await.unwrap();
-    let started = std::time::Instant::now();
-    let error = read(request.mountpoint.join("file")).await.unwrap_err();
+    // Nothing else ends it: the registry is there, and silent, to the end of this test.
+    let failed = tokio::time::timeout(crate::SOON, read(request.mountpoint.join("file")));
+    let error = failed.await.expect("an error after 3 seconds").unwrap_err();
     assert_eq!(error.raw_os_error(), Some(5));
-    assert!(started.elapsed() < Duration::from_secs(10), "{:?}", started.elapsed());
     // Another image that has the same blob, from a registry that lives.
     let request = daemon.request("living", &image.bootstrap(), &registry.image);
     daemon.client.mount(&request).await.unwrap();

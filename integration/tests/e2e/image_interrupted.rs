@@ -1,7 +1,7 @@
 //! Commands that are interrupted, or whose registry stops answering, leave nothing half-written.
 
 use std::fs;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use anyhow::{Result, ensure};
 use integration::fault_proxy::{Failure, FaultProxy, Rule};
@@ -13,8 +13,8 @@ use crate::fixture::{Fixture, nydus_layers, through};
 use crate::image_commands::{expect_exit, image};
 
 const DEADLINE: Duration = Duration::from_secs(30);
-/// How soon an interrupted command must be gone, with room for a loaded machine.
-const END_LIMIT: Duration = Duration::from_secs(10);
+/// How soon an interrupted command must be gone: before it would give up the silent registry, after 30 seconds.
+const END_LIMIT: Duration = Duration::from_secs(25);
 
 /// A check that is interrupted, or that the registry refuses to answer, says nothing of the image.
 pub(crate) fn check(fixture: &Fixture) -> Result<()> {
@@ -73,11 +73,9 @@ pub(crate) fn unpack(fixture: &Fixture) -> Result<()> {
         let mut server = Server::spawn("image unpack", command, dir.join("unpack.log"))?;
         wait::until_true("it waits for the registry", DEADLINE, || proxy.failed_requests() > stalled)?;
         ensure!(fs::read_dir(&target)?.count() > 0, "something was written meanwhile");
-        let start = Instant::now();
         kill(server.pid()?, Signal::SIGINT)?;
-        let status = wait::until("it ended", DEADLINE, || server.exited())?;
+        let status = wait::until("it ended", END_LIMIT, || server.exited())?;
         ensure!(status.code() == Some(130), "{arguments:?}: {status}\n{}", server.log_text());
-        ensure!(start.elapsed() < END_LIMIT, "{arguments:?} took {:?} to end", start.elapsed());
         ensure!(server.log_text().contains("interrupted"), "{}", server.log_text());
         let names: Vec<_> =
             fs::read_dir(&target)?.map(|entry| Ok(entry?.file_name())).collect::<Result<_>>()?;

@@ -8,10 +8,12 @@ use std::path::Path;
 use std::process::ExitCode;
 use std::sync::Arc;
 
-use anyhow::{Result, bail};
+use anyhow::{Context, Result, bail};
 use integration::peers;
 use integration::suite::{Lazy, trial};
 use libtest_mimic::Arguments;
+use nix::mount::{MsFlags, mount};
+use nix::sched::{CloneFlags, unshare};
 
 use model::Lab;
 
@@ -26,7 +28,7 @@ fn main() -> ExitCode {
     let mut arguments = Arguments::from_args();
     // They share registries, and make these fail.
     arguments.test_threads.get_or_insert(1);
-    let missing = missing().err().map(|error| format!("{error:#}"));
+    let missing = missing().and_then(|()| apart()).err().map(|error| format!("{error:#}"));
     let lab = Arc::new(Lazy::new());
     let trials = TESTS.iter().map(|(name, test)| {
         let lab = lab.clone();
@@ -36,6 +38,14 @@ fn main() -> ExitCode {
     // Servers end with it.
     drop(lab);
     conclusion.exit_code()
+}
+
+/// Mounts from here on what nobody outside sees. Whoever makes a namespace of mounts gets a copy of all that he sees, as another
+/// test's container does that starts: what the model unmounts meanwhile would be in use for as long as that keeps it.
+fn apart() -> Result<()> {
+    unshare(CloneFlags::CLONE_NEWNS).context("making a mount namespace")?;
+    mount(None::<&str>, "/", None::<&str>, MsFlags::MS_REC | MsFlags::MS_PRIVATE, None::<&str>)
+        .context("keeping mounts to ourselves")
 }
 
 /// Fails with what the machine lacks.

@@ -35,6 +35,7 @@ impl Client {
     ) -> Result<Option<u64>, Error> {
         let target = Target::blob(Method::HEAD, repository, digest);
         let retry = Retry::within(&self.config().retries, &target, self.config().timeouts.operation);
+        let retry = retry.counted(self.retries.as_ref());
         let mut reading = Reading::new(self.transport.clone(), target, from, retry)?;
         loop {
             let attempt = self.size_at(reading.endpoint(), reading.target(), repository, digest, scopes);
@@ -90,6 +91,7 @@ impl Client {
     /// The blob's bytes as they arrive, verified against `digest` at the end.
     pub fn blob(&self, repository: &Repository, digest: &Digest) -> Result<BlobReader, Error> {
         let retry = Retry::new(&self.config().retries, &Target::blob(Method::GET, repository, digest));
+        let retry = retry.counted(self.retries.as_ref());
         BlobReader::new(self.transport.clone(), retry, repository, digest, None)
     }
 
@@ -102,6 +104,7 @@ impl Client {
         len: u64,
     ) -> Result<BlobReader, Error> {
         let retry = Retry::new(&self.config().retries, &Target::blob(Method::GET, repository, digest));
+        let retry = retry.counted(self.retries.as_ref());
         self.part(retry, repository, digest, offset, len)
     }
 
@@ -116,6 +119,7 @@ impl Client {
     ) -> Result<Bytes, Error> {
         let target = Target::blob(Method::GET, repository, digest);
         let retry = Retry::within(&self.config().retries, &target, self.config().timeouts.operation);
+        let retry = retry.counted(self.retries.as_ref());
         self.part(retry, repository, digest, offset, len)?.collect().await
     }
 

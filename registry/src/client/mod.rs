@@ -34,6 +34,7 @@ mod transport;
 mod upload;
 
 use std::sync::Arc;
+use std::sync::atomic::AtomicU64;
 
 pub use access::{AccessSource, ClientCertificate, Connection, Pem, Place, RepositoryAccess};
 pub use config::{ClientConfig, HostConfig, Retries, Timeouts, UploadConfig};
@@ -64,13 +65,15 @@ use crate::reference::Repository;
 #[derive(Clone)]
 pub struct Client {
     transport: Arc<Transport>,
+    /// See [`Self::with_retry_counter`].
+    retries: Option<Arc<AtomicU64>>,
 }
 
 impl Client {
     /// A client with `config`. Nothing is connected, and no credentials are read, before they are needed.
     pub fn new(config: ClientConfig) -> Result<Self, Error> {
         config.check()?;
-        Ok(Self { transport: Arc::new(Transport::new(config)) })
+        Ok(Self { transport: Arc::new(Transport::new(config)), retries: None })
     }
 
     /// A client with `config` instead, and connections of its own.
@@ -80,7 +83,7 @@ impl Client {
     /// [`Error::Config`]: the settings are wrong.
     pub fn with_config(&self, config: ClientConfig) -> Result<Self, Error> {
         config.check()?;
-        Ok(Self { transport: Arc::new(self.transport.with_config(config)) })
+        Ok(Self { transport: Arc::new(self.transport.with_config(config)), ..self.clone() })
     }
 
     /// Waits until no upload is open any more, of this client and of all that were made of it: those that were left without a
@@ -93,13 +96,13 @@ impl Client {
     /// The same client with the credentials of `keyring`, which are never used for anybody else. Where it has none, those
     /// of files are used if `fall_back`.
     pub fn with_keyring(&self, keyring: Arc<dyn Keyring>, fall_back: bool) -> Self {
-        Self { transport: Arc::new(self.transport.with_keyring(keyring, fall_back)) }
+        Self { transport: Arc::new(self.transport.with_keyring(keyring, fall_back)), ..self.clone() }
     }
 
     /// The same client for repositories as `source` says that they are read: it reads no files of registries, without
     /// which a process without a file system can use it. It is for reads alone.
     pub fn with_access(&self, source: Arc<dyn AccessSource>) -> Self {
-        Self { transport: Arc::new(self.transport.with_source(source)) }
+        Self { transport: Arc::new(self.transport.with_source(source)), ..self.clone() }
     }
 
     /// How a repository is read now: by our settings and containerd's, with the credentials of Docker's file and helpers.
@@ -111,7 +114,13 @@ impl Client {
     /// The same client, which finds the addresses of hosts by `resolver` instead of by the system's files. Its connections are
     /// its own.
     pub fn with_resolver(&self, resolver: Arc<dyn reqwest::dns::Resolve>) -> Self {
-        Self { transport: Arc::new(self.transport.with_resolver(resolver)) }
+        Self { transport: Arc::new(self.transport.with_resolver(resolver)), ..self.clone() }
+    }
+
+    /// The same client, which counts in `counter` how often it sends a request for a blob's bytes or size again: after a failure that
+    /// may go away, and to the next host after a mirror that failed. What answers a challenge is the same request.
+    pub fn with_retry_counter(&self, counter: Arc<AtomicU64>) -> Self {
+        Self { retries: Some(counter), ..self.clone() }
     }
 
     /// How `host` (`HOST[:PORT]`) itself is reached, by our settings and containerd's.

@@ -75,6 +75,7 @@ impl Reading {
             tracing::warn!(%error, "mirror failed, asking the next");
         }
         self.transport.mirror_failed(&self.endpoint.host, &self.target, &error);
+        self.retry.repeats();
         self.endpoint = self.next.next().unwrap_or_else(|| self.transport.origin(&self.target.host));
         Ok(())
     }

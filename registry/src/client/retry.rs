@@ -1,6 +1,8 @@
 //! How often and when a failed request is sent again.
 
 use std::hash::{BuildHasher as _, Hasher as _, RandomState};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
 use tokio::time::Instant;
@@ -15,6 +17,8 @@ pub(super) struct Retry {
     attempt: u32,
     deadline: Option<(Instant, Duration)>,
     last: String,
+    /// Counts those after the first, for whoever wants to know.
+    counter: Option<Arc<AtomicU64>>,
 }
 
 impl Retry {
@@ -26,12 +30,25 @@ impl Retry {
             attempt: 1,
             deadline: None,
             last: String::new(),
+            counter: None,
         }
     }
 
     /// Attempts that end `after` from now.
     pub(super) fn within(limits: &Retries, target: &Target, after: Duration) -> Self {
         Self { deadline: Some((Instant::now() + after, after)), ..Self::new(limits, target) }
+    }
+
+    /// The same, with each attempt after the first counted in `counter`, if there is one.
+    pub(super) fn counted(self, counter: Option<&Arc<AtomicU64>>) -> Self {
+        Self { counter: counter.cloned(), ..self }
+    }
+
+    /// The request is sent again, to the same host or to another.
+    pub(super) fn repeats(&self) {
+        if let Some(counter) = &self.counter {
+            counter.fetch_add(1, Ordering::Relaxed);
+        }
     }
 
     /// Runs one attempt under the deadline.
@@ -64,6 +81,7 @@ impl Retry {
             return Err(self.late(after));
         }
         self.attempt += 1;
+        self.repeats();
         tokio::time::sleep(delay).await;
         Ok(())
     }

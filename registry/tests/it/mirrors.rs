@@ -1,6 +1,8 @@
 //! What is asked of mirrors, and what is not.
 
 use std::collections::BTreeMap;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
 
 use bytes::Bytes;
 use http::Method;
@@ -38,6 +40,29 @@ async fn a_mirror_that_lacks_a_blob_is_not_asked_for_each_range_of_it() {
         client.blob_range(&repository, &sha256(b"there"), 0, 2).await.unwrap();
         assert_eq!((mirror.seen().len(), registry.seen().len()), (2, 5), "{status}");
     }
+}
+
+#[tokio::test]
+async fn what_is_asked_again_of_a_mirror_or_of_the_registry_is_counted() {
+    let mirror = Fake::start(|_, _| answer(500, &[], "")).await;
+    let registry = Fake::start(|_, number| match number {
+        0 => answer(503, &[], ""),
+        _ => answer(206, &[("content-range", "bytes 0-1/2")], "ok"),
+    })
+    .await;
+    let (retries, others) = (Arc::new(AtomicU64::new(0)), Arc::new(AtomicU64::new(0)));
+    let client = client_with_mirror(&registry, &mirror);
+    let (counted, other) =
+        (client.with_retry_counter(retries.clone()), client.with_retry_counter(others.clone()));
+    let repository = registry.repository("app");
+    counted.blob_range(&repository, &sha256(b"ok"), 0, 2).await.unwrap();
+    // All that was sent but the first.
+    let sent = (mirror.seen().len() + registry.seen().len()) as u64;
+    assert!(sent >= 3, "{sent}");
+    assert_eq!(retries.load(Ordering::Relaxed), sent - 1);
+    other.blob_range(&repository, &sha256(b"ok"), 0, 2).await.unwrap();
+    let sent = (mirror.seen().len() + registry.seen().len()) as u64 - sent;
+    assert_eq!(others.load(Ordering::Relaxed), sent - 1, "each counts its own");
 }
 
 #[tokio::test]

@@ -1,6 +1,8 @@
 //! A directory of blobs on an HTTP server, each named by its 64 hexadecimal digits, as upstream's nydus-backend-proxy has it.
 
 use std::ops::Range;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
 use bytes::Bytes;
@@ -26,6 +28,8 @@ pub struct HttpDirectoryBackend {
     /// Ends in a slash.
     url: Url,
     client: reqwest::Client,
+    /// Counts what is sent again.
+    retries: Arc<AtomicU64>,
 }
 
 /// The URL of a directory, with a slash at its end; it names a host.
@@ -50,16 +54,22 @@ impl HttpDirectoryBackend {
         let parsed = directory(url)?;
         let host = parsed.host_str().unwrap_or_default();
         let host = parsed.port().map_or_else(|| host.to_owned(), |port| format!("{host}:{port}"));
-        Ok(Self { client: client.http(&host, parsed.scheme() == "https")?, url: parsed })
+        let client = client.http(&host, parsed.scheme() == "https")?;
+        Ok(Self { client, url: parsed, retries: Arc::default() })
     }
 
-    /// As [`new`](Self::new), over a connection that somebody else has the settings of.
+    /// As [`new`](Self::new), over a connection that somebody else has the settings of, with what is sent again counted in `retries`.
     ///
     /// # Errors
     ///
     /// As there.
-    pub(super) fn over(client: &Client, url: &str, connection: Connection) -> Result<Self, BackendError> {
-        Ok(Self { client: client.http_over(url, connection)?, url: directory(url)? })
+    pub(super) fn over(
+        client: &Client,
+        url: &str,
+        connection: Connection,
+        retries: Arc<AtomicU64>,
+    ) -> Result<Self, BackendError> {
+        Ok(Self { client: client.http_over(url, connection)?, url: directory(url)?, retries })
     }
 
     /// The answer with the status `good`; what may go away by itself is tried again.
@@ -70,7 +80,7 @@ impl HttpDirectoryBackend {
         good: StatusCode,
         with: impl Fn(RequestBuilder) -> RequestBuilder,
     ) -> Result<Response, BackendError> {
-        let invalid = |error: &dyn std::fmt::Display| self.failed(blob, &error.to_string());
+        let invalid = |error: &dyn std::fmt::Display| self.failed(blob, None, &error.to_string());
         let url = self.url.join(&blob.0.to_string()).map_err(|error| invalid(&error))?;
         let mut pause = FIRST_PAUSE;
         for attempt in 1.. {
@@ -80,21 +90,22 @@ impl HttpDirectoryBackend {
                 Ok(response) => {
                     let status = response.status();
                     let may_pass = status.is_server_error() || status == StatusCode::TOO_MANY_REQUESTS;
-                    (self.failed(blob, &format!("{status}; expected {good}")), may_pass)
+                    (self.failed(blob, Some(status), &format!("{status}; expected {good}")), may_pass)
                 }
                 Err(error) => (invalid(&error.without_url()), true),
             };
             if !may_pass || attempt >= ATTEMPTS {
                 return Err(error);
             }
+            self.retries.fetch_add(1, Ordering::Relaxed);
             tokio::time::sleep(pause).await;
             pause *= 2;
         }
         unreachable!("the loop has no end")
     }
 
-    fn failed(&self, blob: BlobId, reason: &str) -> BackendError {
-        BackendError::Http { url: format!("{}{}", self.url, blob.0), reason: reason.to_owned() }
+    fn failed(&self, blob: BlobId, status: Option<StatusCode>, reason: &str) -> BackendError {
+        BackendError::Http { url: format!("{}{}", self.url, blob.0), status, reason: reason.to_owned() }
     }
 
     async fn open(
@@ -108,9 +119,9 @@ impl HttpDirectoryBackend {
         let expected = format!("bytes {}-{}/", range.start, range.end.saturating_sub(1));
         let found = response.headers().get(CONTENT_RANGE).and_then(|range| range.to_str().ok());
         if !found.is_some_and(|found| found.starts_with(&expected)) {
-            return Err(self.failed(blob, &format!("Content-Range {found:?}; expected {expected}…")));
+            return Err(self.failed(blob, None, &format!("Content-Range {found:?}; expected {expected}…")));
         }
-        let broken = move |error: reqwest::Error| self.failed(blob, &error.without_url().to_string());
+        let broken = move |error: reqwest::Error| self.failed(blob, None, &error.without_url().to_string());
         Ok(response.bytes_stream().map_err(broken).boxed())
     }
 }
@@ -125,7 +136,7 @@ impl Backend for HttpDirectoryBackend {
             let response = self.ask(Method::HEAD, blob, StatusCode::OK, |request| request).await?;
             let length = response.headers().get(reqwest::header::CONTENT_LENGTH);
             let length = length.and_then(|length| length.to_str().ok()?.parse().ok());
-            length.ok_or_else(|| self.failed(blob, "no Content-Length"))
+            length.ok_or_else(|| self.failed(blob, None, "no Content-Length"))
         };
         size.boxed()
     }

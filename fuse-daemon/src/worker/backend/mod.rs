@@ -8,6 +8,7 @@ use std::ops::Range;
 use std::os::unix::fs::FileExt;
 use std::path::PathBuf;
 use std::sync::Arc;
+use std::sync::atomic::AtomicU64;
 
 use bytes::Bytes;
 use futures::future::BoxFuture;
@@ -16,9 +17,11 @@ use futures::{FutureExt, StreamExt};
 use registry::Repository;
 use registry::client::{Client, Connection};
 use registry::reference::InvalidReference;
+use reqwest::StatusCode;
 
 pub use http::HttpDirectoryBackend;
 
+use super::totals::FailureCause;
 use crate::control::{BackendSpec, BlobId};
 
 /// Why stored bytes cannot be had.
@@ -57,6 +60,8 @@ pub enum BackendError {
     Http {
         /// The blob's URL.
         url: String,
+        /// The status that it answered with, if it did.
+        status: Option<StatusCode>,
         /// Why not.
         reason: String,
     },
@@ -70,6 +75,23 @@ pub enum BackendError {
         /// Why not.
         source: io::Error,
     },
+}
+
+impl BackendError {
+    /// What it is counted as.
+    pub(super) fn cause(&self) -> FailureCause {
+        let status = match self {
+            Self::Missing { .. } => return FailureCause::Missing,
+            Self::Registry(error) => error.status(),
+            Self::Http { status, .. } => *status,
+            _ => None,
+        };
+        match status {
+            Some(StatusCode::UNAUTHORIZED | StatusCode::FORBIDDEN) => FailureCause::Denied,
+            Some(StatusCode::NOT_FOUND) => FailureCause::Missing,
+            _ => FailureCause::Other,
+        }
+    }
 }
 
 impl BackendSpec {
@@ -88,7 +110,8 @@ impl BackendSpec {
     }
 }
 
-/// The backend on the network that a specification names, an HTTP directory over `connection`. Nobody is asked yet.
+/// The backend on the network that a specification names, an HTTP directory over `connection`, which counts in `retries` what it
+/// sends again. Nobody is asked yet.
 ///
 /// # Errors
 ///
@@ -97,16 +120,20 @@ pub(crate) fn open_backend(
     client: &Client,
     spec: &BackendSpec,
     connection: Connection,
+    retries: Arc<AtomicU64>,
 ) -> Result<Arc<dyn Backend>, BackendError> {
     spec.check()?;
     Ok(match spec {
         BackendSpec::Registry { repository } => {
-            Arc::new(RegistryBackend::new(client.clone(), Repository::parse(repository)?))
+            let client = client.with_retry_counter(retries);
+            Arc::new(RegistryBackend::new(client, Repository::parse(repository)?))
         }
         BackendSpec::Directory { .. } => {
             return Err(BackendError::Unusable("its files are opened elsewhere".to_owned()));
         }
-        BackendSpec::HttpDirectory { url } => Arc::new(HttpDirectoryBackend::over(client, url, connection)?),
+        BackendSpec::HttpDirectory { url } => {
+            Arc::new(HttpDirectoryBackend::over(client, url, connection, retries)?)
+        }
     })
 }
 
