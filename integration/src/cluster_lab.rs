@@ -98,14 +98,14 @@ impl ClusterLab {
         Ok(command)
     }
 
-    /// Runs another cluster image of the lab's registry, of which no container images were saved.
-    pub fn run_of(&self, image: &str) -> Result<Output> {
-        process::run_within(self.run_of_image(image)?.arg("--plain"), RUN_DEADLINE)
+    /// Runs another cluster image of the lab's registry, of which no container images were saved, with `flags` more.
+    pub fn run_of(&self, image: &str, flags: &[&str]) -> Result<Output> {
+        process::run_within(self.run_of_image(image)?.arg("--plain").args(flags), RUN_DEADLINE)
     }
 
     /// The same of one that cannot be run.
-    pub fn failing_run_of(&self, image: &str) -> Result<Output> {
-        process::run_failing(self.run_of_image(image)?.arg("--plain"))
+    pub fn failing_run_of(&self, image: &str, flags: &[&str]) -> Result<Output> {
+        process::run_failing(self.run_of_image(image)?.arg("--plain").args(flags))
     }
 
     fn run_of_image(&self, image: &str) -> Result<Command> {

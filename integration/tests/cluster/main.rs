@@ -2,6 +2,7 @@
 //!
 //! Where something is missing, tests say `skipped: needs …`; with `CI=true` they fail instead.
 
+mod directory;
 mod own_containerd;
 mod own_runtime;
 mod package;
@@ -100,7 +101,8 @@ fn becomes_a_cluster(peers: &Peers) -> Result<()> {
     // An image of another kind finds bare nodes again.
     lab.begin_registry()?;
     own_runtime::becomes_a_cluster(&lab)?;
-    own_containerd.is_as_before(&lab)
+    own_containerd.is_as_before(&lab)?;
+    directory::becomes_a_cluster(&lab, services)
 }
 
 /// The cluster comes up, and container images are read as they were saved.

@@ -6,6 +6,8 @@ use integration::cluster_lab::ClusterLab;
 use integration::machines::Machine;
 
 const TREE: &str = "/var/lib/nydus-cluster/cluster/tree";
+/// A name for all masters, such as that of a load balancer.
+const ENDPOINT: &str = "masters.example:6443";
 
 /// On machines that have no cluster.
 pub(crate) fn becomes_a_cluster(lab: &ClusterLab) -> Result<()> {
@@ -13,18 +15,18 @@ pub(crate) fn becomes_a_cluster(lab: &ClusterLab) -> Result<()> {
     fails(lab, &push(OwnRuntime::Failing)?)?;
     // What the other image left is not in its way.
     let first = push(OwnRuntime::First)?;
-    lab.run_of(&first)?;
-    says(lab, "color is green")?;
-    have_run(lab, "check\ninit-cri\ninit\n")?;
+    launches_in_time(lab, &first)?;
+    says(lab, "color is green", None)?;
+    have_run(lab, "check\ninit-cri\ninit\ncheck\n")?;
     ensure!(lab.cluster(&["logs"])?.stdout.contains(": checked default\n"), "output of hooks is not kept");
     // Where images are pulled whole, a node's own containerd is told where they are, and nothing else.
     let second = &lab.machines().all()[1];
     let config = second.run("cat /etc/containerd/config.toml")?.stdout;
     ensure!(config.contains("certs.d") && !config.contains("snapshotter"), "{config}");
     // A second run finds nothing to do.
-    lab.run_of(&first)?;
-    says(lab, "color is green")?;
-    have_run(lab, "check\ninit-cri\ninit\ncheck\n")?;
+    lab.run_of(&first, &[])?;
+    says(lab, "color is green", None)?;
+    have_run(lab, "check\ninit-cri\ninit\ncheck\ncheck\n")?;
     on_all(lab, &format!("own-first && test -e {TREE}/written-1 && test -x {TREE}/scripts/join.sh"))?;
 
     another_image_follows(lab, &push(OwnRuntime::Second)?)?;
@@ -33,9 +35,19 @@ pub(crate) fn becomes_a_cluster(lab: &ClusterLab) -> Result<()> {
     on_all(lab, "test ! -e /var/lib/nydus-cluster/cluster")
 }
 
+/// What launches the image has as long as is said, and a next run goes on there.
+fn launches_in_time(lab: &ClusterLab, image: &str) -> Result<()> {
+    let [first, ..] = lab.machines().all() else { anyhow::bail!("no machines") };
+    first.run("touch /run/own-slow")?;
+    let said = lab.failing_run_of(image, &["--launch-timeout", "1"])?.stderr;
+    ensure!(said.contains("did not end within 1 seconds"), "{said}");
+    first.run("test ! -e /run/own-slow && ! pgrep -f '[s]leep 300'")?;
+    lab.run_of(image, &["--launch-timeout", "120"]).map(drop)
+}
+
 /// A hook that fails is said with all there is to know of it.
 fn fails(lab: &ClusterLab, image: &str) -> Result<()> {
-    let said = lab.failing_run_of(image)?.stderr;
+    let said = lab.failing_run_of(image, &[])?.stderr;
     for machine in lab.machines().all() {
         let error = format!("{}: preparing: ", machine.address());
         let error = said.split_once(&error).map(|(_, error)| error).unwrap_or_default();
@@ -48,8 +60,8 @@ fn fails(lab: &ClusterLab, image: &str) -> Result<()> {
 fn another_image_follows(lab: &ClusterLab, image: &str) -> Result<()> {
     lab.cluster(&["rm", "--keep-images"])?;
     on_all(lab, "own-first && test ! -e /run/own-runtime && test ! -e /run/own-hooks")?;
-    lab.run_of(image)?;
-    says(lab, "color is of the second")?;
+    lab.run_of(image, &["--endpoint", ENDPOINT])?;
+    says(lab, "color is of the second", Some(ENDPOINT))?;
     have_run(lab, "check\ninit-cri\ninit\n")?;
     on_all(lab, "own-second && test ! -L /usr/bin/own-first")?;
     let files = "etc/own.conf scripts/join.sh scripts/up.sh bin/own-second images.lock application/apps/word/go.sh written-2";
@@ -64,12 +76,12 @@ fn another_image_follows(lab: &ClusterLab, image: &str) -> Result<()> {
     Ok(())
 }
 
-/// What the image's own cluster says on each node.
-fn says(lab: &ClusterLab, color: &str) -> Result<()> {
+/// What the image's own cluster says on each node; `endpoint` is where the others find it, if not at the first.
+fn says(lab: &ClusterLab, color: &str, endpoint: Option<&str>) -> Result<()> {
     let [first, second, third] = lab.machines().all() else { anyhow::bail!("not three machines") };
-    let joined = |machine: &Machine| {
-        format!("node {} joins {} with token-of-first\n", machine.address(), first.address())
-    };
+    let endpoint = endpoint.map_or_else(|| first.address().to_string(), ToOwned::to_owned);
+    let joined =
+        |machine: &Machine| format!("node {} joins {endpoint} with token-of-first\n", machine.address());
     let of_first = format!("{color}\nfirst master {}\nlaunched of default, kind: Config\n", first.address());
     for (machine, expected) in [(first, of_first), (second, joined(second)), (third, joined(third))] {
         let said = machine.run("cat /run/own-runtime")?.stdout;
