@@ -10,7 +10,7 @@ use nix::fcntl::{FcntlArg, FdFlag, Flock, FlockArg, fcntl};
 
 /// How the directory of each begins.
 const PREFIX: &str = "of-";
-/// How many are kept besides the one that is opened: tests and the demonstration are different builds of the program.
+/// How many others than the one that is opened are kept: tests and the demonstration are different builds of the program.
 const OTHERS: usize = 1;
 
 /// A storage that is in use, and so is not removed.
