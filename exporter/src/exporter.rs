@@ -12,7 +12,7 @@ use image::options::{Options, OptionsError, Recipe, Used, Word};
 use registry::client::Client;
 use service::UnixAddress;
 
-use crate::build::Builds;
+use crate::build::{Builds, TOGETHER};
 use crate::config::ExporterConfig;
 use crate::follow::LocalStore;
 use crate::metrics::Metrics;
@@ -68,6 +68,8 @@ pub(crate) struct Exporter {
     pub(crate) archive_space: Arc<DiskSpace>,
     /// Room for documents of images that do not stay in memory.
     pub(crate) document_space: Arc<DiskSpace>,
+    /// Room for container images that are put together of several archives.
+    pub(crate) together_space: Arc<DiskSpace>,
 }
 
 impl Exporter {
@@ -85,6 +87,7 @@ impl Exporter {
         let scratch_space = ScratchSpace::new(spool_dir, config.flatten_bytes);
         let archive_space = DiskSpace::new(spool_dir, config.archive_bytes, &ARCHIVES);
         let document_space = DiskSpace::new(spool_dir, config.document_bytes, &DOCUMENTS);
+        let together_space = DiskSpace::new(spool_dir, config.cluster.save_spool_bytes, &TOGETHER);
         Ok(Self {
             config,
             client,
@@ -97,6 +100,7 @@ impl Exporter {
             scratch_space,
             archive_space,
             document_space,
+            together_space,
         })
     }
 

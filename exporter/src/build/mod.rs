@@ -22,6 +22,7 @@ pub(crate) mod together;
 
 pub(crate) use output::{BlobLock, Claim, Output, OutputError, Way};
 pub(crate) use prepared::Preparation;
+pub(crate) use together::TOGETHER;
 
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Instant;

@@ -23,6 +23,8 @@ pub(crate) struct Preparation {
     pub(crate) scratch_space: Arc<ScratchSpace>,
     /// Room for documents.
     pub(crate) document_space: Arc<DiskSpace>,
+    /// Room for container images that are put together.
+    pub(crate) together_space: Arc<DiskSpace>,
     /// Reaches registries with the credentials of whoever builds.
     pub(crate) client: Client,
     /// The files of whoever builds, where there are any.

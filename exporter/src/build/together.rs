@@ -26,8 +26,8 @@ use super::images::{ImagesError, united};
 /// How much of two archives is compared at once.
 const PIECE_BYTES: usize = 1 << 20;
 
-/// What images take that are put together of several archives.
-static TOGETHER: DiskUse = DiskUse {
+/// What images take that are put together of several archives, of all builds.
+pub(crate) const TOGETHER: DiskUse = DiskUse {
     what: "images of archives that differ from platform to platform",
     setting: "cluster.save_spool_bytes",
     instead: "have one archive for all platforms (docker save, or skopeo copy --all)",
@@ -54,18 +54,18 @@ pub(crate) struct TogetherImages {
 /// A folder with a layout of those that were put together.
 #[derive(Debug)]
 struct LayoutFolder {
-    // What is in it takes its room until it is gone.
+    // Removed before its room is given back.
+    folder: SpoolFolder,
     stagings: Vec<Arc<Staging>>,
     space: Arc<DiskSpace>,
-    folder: SpoolFolder,
 }
 
 impl TogetherImages {
-    /// All that `trees` ask for. What is put together of several archives takes at most `limit` bytes where `client` keeps what is on its way.
+    /// All that `trees` ask for. What is put together of several archives is kept in `space`; what they name is read by `client`.
     pub(crate) async fn of(
         mut trees: Vec<TreeImages>,
         client: &Client,
-        limit: u64,
+        space: &Arc<DiskSpace>,
     ) -> Result<Self, ImagesError> {
         let (mut read_at, mut layout) = (HashMap::new(), None);
         for (image, holders) in in_archives(&trees) {
@@ -78,7 +78,7 @@ impl TogetherImages {
             }
             let layout = match &mut layout {
                 Some(layout) => layout,
-                none => none.insert(LayoutFolder::new(client, limit)?),
+                none => none.insert(LayoutFolder::new(space)?),
             };
             let failed = |reason: String| ImagesError::Together { image: Box::new(image.clone()), reason };
             let root = layout.put(&image, &parts, client).await.map_err(failed)?;
@@ -162,10 +162,9 @@ fn is_same(one: &Path, other: &Path) -> io::Result<bool> {
 }
 
 impl LayoutFolder {
-    fn new(client: &Client, limit: u64) -> Result<Self, ImagesError> {
-        let folder = SpoolFolder::new(&client.config().upload.spool_dir)?;
-        let space = DiskSpace::new(folder.path(), limit, &TOGETHER);
-        Ok(Self { stagings: Vec::new(), space, folder })
+    fn new(space: &Arc<DiskSpace>) -> Result<Self, ImagesError> {
+        let folder = SpoolFolder::new(space.dir())?;
+        Ok(Self { folder, stagings: Vec::new(), space: Arc::clone(space) })
     }
 
     fn path(&self) -> PathBuf {
@@ -261,6 +260,10 @@ mod tests {
 
     const ROOM: u64 = 1 << 20;
 
+    fn space(bytes: u64) -> Arc<DiskSpace> {
+        DiskSpace::new(&std::env::temp_dir(), bytes, &TOGETHER)
+    }
+
     fn client() -> Client {
         Client::new(ClientConfig::default()).unwrap()
     }
@@ -299,7 +302,7 @@ mod tests {
         for path in ["own.tar", "arm/own.tar"] {
             let trees = vec![tree("amd64", "own.tar").await, tree("arm64", path).await];
             let apart: Vec<_> = trees.iter().map(|tree| tree.lock.images[0].platforms[0].clone()).collect();
-            let together = TogetherImages::of(trees, &client(), ROOM).await.unwrap();
+            let together = TogetherImages::of(trees, &client(), &space(ROOM)).await.unwrap();
             let [image] = &together.lock.images[..] else { panic!("{:?}", together.lock) };
             assert_eq!(image.platforms, apart);
             let source = lock::open(&together.read_at[&image.reference], &client()).await.unwrap();
@@ -312,7 +315,7 @@ mod tests {
             }
             // The same in whichever order the platforms were built.
             let turned = vec![tree("arm64", path).await, tree("amd64", "own.tar").await];
-            let turned = TogetherImages::of(turned, &client(), ROOM).await.unwrap();
+            let turned = TogetherImages::of(turned, &client(), &space(ROOM)).await.unwrap();
             assert_eq!(turned.lock.images[0].digest, image.digest);
         }
     }
@@ -322,16 +325,24 @@ mod tests {
         let trees = vec![tree("amd64", "own.tar").await, tree("amd64", "own.tar").await];
         let (digest, place) =
             (trees[0].lock.images[0].digest.clone(), trees[0].archives.as_ref().unwrap().path().to_owned());
-        let together = TogetherImages::of(trees, &client(), 0).await.unwrap();
+        let together = TogetherImages::of(trees, &client(), &space(0)).await.unwrap();
         let image = &together.lock.images[0];
         assert_eq!(image.digest, digest);
         assert!(together.read_at[&image.reference].path().unwrap().starts_with(place));
     }
 
     #[tokio::test]
-    async fn what_is_put_together_takes_no_more_than_it_may() {
-        let trees = vec![tree("amd64", "own.tar").await, tree("arm64", "own.tar").await];
-        let error = TogetherImages::of(trees, &client(), 15_000).await.unwrap_err().to_string();
+    async fn what_all_builds_put_together_takes_no_more_than_it_may() {
+        let (room, client) = (space(30_000), client());
+        let put = async || {
+            let trees = vec![tree("amd64", "own.tar").await, tree("arm64", "own.tar").await];
+            TogetherImages::of(trees, &client, &room).await
+        };
+        let first = put().await.unwrap();
+        let error = put().await.unwrap_err().to_string();
         assert!(error.contains("team/own:v1") && error.contains("cluster.save_spool_bytes"), "{error}");
+        drop(first);
+        assert_eq!(room.left(), 30_000);
+        put().await.unwrap();
     }
 }

@@ -192,6 +192,7 @@ async fn begin<'a>(
             threads: exporter.threads(),
             scratch_space: Arc::clone(&exporter.scratch_space),
             document_space: Arc::clone(&exporter.document_space),
+            together_space: Arc::clone(&exporter.together_space),
             client: exporter.client.with_keyring(keyring, exporter.own_credentials()),
             files: Some(ContextFiles::new(client.streams.clone())),
         };

@@ -75,9 +75,16 @@ impl Lab {
         let converter = Converter::new(Recipe::default(), 1, LayerCache::new(0));
         let scratch_space = ScratchSpace::new(Path::new("/"), 0);
         let nothing = &DiskUse { what: "", setting: "", instead: "" };
-        let document_space = DiskSpace::new(Path::new("/"), 0, nothing);
-        let preparation =
-            Preparation { converter, threads: 1, scratch_space, document_space, client, files: None };
+        let [document_space, together_space] = [(); 2].map(|()| DiskSpace::new(Path::new("/"), 0, nothing));
+        let preparation = Preparation {
+            converter,
+            threads: 1,
+            scratch_space,
+            document_space,
+            together_space,
+            client,
+            files: None,
+        };
         let cluster = Default::default();
         let output = Output::new(0, Way::Store, attrs, target, preparation, cluster, Arc::clone(&progress));
         let outputs = vec![Arc::new(output)];

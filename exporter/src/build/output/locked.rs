@@ -65,8 +65,8 @@ impl Output {
         let destination = self.destination().await?;
         let (client, repository) = destination.repository().ok_or(ImagesError::NoRegistry).map_err(failed)?;
         let trees = std::mem::take(&mut self.received().container_images);
-        let images =
-            TogetherImages::of(trees, client, self.cluster.save_spool_bytes).await.map_err(failed)?;
+        let space = &self.preparation.together_space;
+        let images = TogetherImages::of(trees, client, space).await.map_err(failed)?;
         let built: Vec<_> =
             built.iter().map(|digest| repository.with_digest(Digest::clone(digest))).collect();
         let mut saved = Vec::new();
