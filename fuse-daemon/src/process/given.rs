@@ -12,6 +12,7 @@ use super::remote::RemoteState;
 use super::wire::Sender;
 use crate::access::Accesses;
 use crate::control::BackendSpec;
+use crate::worker::host_of;
 
 /// What a process was told last, by registry and repository.
 #[derive(Default)]
@@ -53,10 +54,7 @@ pub(super) fn repository(backend: &BackendSpec) -> Option<Repository> {
 /// How the host of an HTTP directory is reached.
 pub(super) fn connection(backend: &BackendSpec, accesses: &Accesses) -> Option<Connection> {
     let BackendSpec::HttpDirectory { url } = backend else { return None };
-    let url = Url::parse(url).ok()?;
-    let host = url.host_str()?;
-    let host = url.port().map_or_else(|| host.to_owned(), |port| format!("{host}:{port}"));
-    Some(accesses.connection(&host))
+    Some(accesses.connection(&host_of(&Url::parse(url).ok()?)?))
 }
 
 /// Tells the process of what changes, as long as there is a worker.

@@ -8,7 +8,7 @@ use reqwest::Url;
 
 use super::given::repository;
 use crate::control::BackendSpec;
-use crate::worker::HostTotals;
+use crate::worker::{HostTotals, host_of};
 
 /// Hosts that are told apart. Whoever may run an image on the node names its host: those that come later are one.
 pub(crate) const HOSTS_LIMIT: usize = 64;
@@ -34,11 +34,7 @@ impl SourceHost {
             }
             BackendSpec::Directory { .. } => Self { kind: "directory", name: String::new() },
             BackendSpec::HttpDirectory { url } => {
-                let url = Url::parse(url).ok();
-                let name = url.as_ref().and_then(|url| {
-                    let port = url.port().map(|port| format!(":{port}")).unwrap_or_default();
-                    Some(format!("{}{port}", url.host_str()?))
-                });
+                let name = Url::parse(url).ok().as_ref().and_then(host_of);
                 Self { kind: "http_directory", name: name.unwrap_or_default() }
             }
         }

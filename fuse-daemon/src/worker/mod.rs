@@ -31,7 +31,7 @@ use tokio::runtime::Handle;
 use tokio::time::Instant;
 
 pub use backend::{Backend, BackendError, DirectoryBackend, HttpDirectoryBackend, RegistryBackend};
-pub(crate) use backend::{Unusable, open_backend};
+pub(crate) use backend::{Unusable, host_of, open_backend};
 pub(crate) use part::StoredPart;
 pub use sources::Place;
 pub(crate) use tally::{REASON_LIMIT, SourceReport};

@@ -32,6 +32,12 @@ pub struct HttpDirectoryBackend {
     retries: Arc<AtomicU64>,
 }
 
+/// `HOST[:PORT]` of a URL, if it names a host.
+pub(crate) fn host_of(url: &Url) -> Option<String> {
+    let host = url.host_str()?;
+    Some(url.port().map_or_else(|| host.to_owned(), |port| format!("{host}:{port}")))
+}
+
 /// The URL of a directory, with a slash at its end; it names a host.
 pub(super) fn directory(url: &str) -> Result<Url, BackendError> {
     let invalid = |reason| BackendError::Url { url: url.to_owned(), reason };
@@ -52,8 +58,7 @@ impl HttpDirectoryBackend {
     /// [`BackendError`]: that is no URL of `http` or `https`, or the settings for its host are not valid.
     pub fn new(client: &Client, url: &str) -> Result<Self, BackendError> {
         let parsed = directory(url)?;
-        let host = parsed.host_str().unwrap_or_default();
-        let host = parsed.port().map_or_else(|| host.to_owned(), |port| format!("{host}:{port}"));
+        let host = host_of(&parsed).unwrap_or_default();
         let client = client.http(&host, parsed.scheme() == "https")?;
         Ok(Self { client, url: parsed, retries: Arc::default() })
     }

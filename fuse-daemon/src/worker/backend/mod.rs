@@ -20,6 +20,7 @@ use registry::reference::InvalidReference;
 use reqwest::StatusCode;
 
 pub use http::HttpDirectoryBackend;
+pub(crate) use http::host_of;
 
 use super::totals::FailureCause;
 use crate::control::{BackendSpec, BlobId};
