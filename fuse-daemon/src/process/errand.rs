@@ -1,5 +1,5 @@
-//! What the worker is asked once: whether backends have blobs, how they answer, what it counts of them, and what it brings in a file that the front made:
-//! chunk information, and parts of blobs. Nothing in such a file is believed.
+//! What the worker is asked once: whether backends have blobs, how they answer, what it counts of them, and what it brings in a file
+//! that the front made: chunk information, and parts of blobs. Nothing in such a file is believed.
 
 use std::fs::File;
 use std::io;

@@ -294,6 +294,7 @@ mod tests {
         assert_eq!((report.failures, report.is_answered, report.silent_ms), (1, Some(false), None));
         assert!(report.reason.unwrap().starts_with("no answer for 0."));
     }
+
     #[test]
     fn a_host_counts_the_requests_to_all_its_backends_also_of_those_that_are_gone() {
         let host = Arc::new(HostCounters::default());

@@ -4,7 +4,7 @@ use nix::mount::{MntFlags, umount2};
 use rafs::build::{BuildOptions, build_layer};
 use service::control::Server;
 use service::{Access, Mode};
-use test_support::{Need, noise, tar_of};
+use test_support::{Need, needs, noise, tar_of};
 use tokio::time::timeout;
 use tokio_util::sync::CancellationToken;
 
@@ -75,9 +75,7 @@ impl Drop for UnmountOnDrop {
 
 #[test]
 fn a_sign_of_life_waits_neither_for_the_cache_nor_for_the_worker() {
-    if !test_support::has(&[Need::Fuse]) {
-        return;
-    }
+    needs!(Need::Fuse);
     let dir = tempfile::tempdir().unwrap();
     let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build().unwrap();
     let (launch, _) = workers(vec![secretive], false);
