@@ -27,7 +27,7 @@ pub struct Request {
 impl Request {
     /// Whether it reads a blob with this digest (`sha256:…`).
     pub fn reads_blob(&self, digest: &str) -> bool {
-        self.method == "GET" && self.path.contains(&format!("/blobs/{digest}"))
+        self.method == "GET" && self.blob() == Some(digest)
     }
 
     /// The digest of the blob that it is for.
