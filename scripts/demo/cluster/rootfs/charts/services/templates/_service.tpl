@@ -12,12 +12,18 @@ spec:
     spec:
       enableServiceLinks: false
       terminationGracePeriodSeconds: 2
+      # Each launch has its pods on the same nodes, whichever are ready first: replicas are on a node each, what is there once is on the
+      # control plane's. So the figures of launches can be compared.
+      {{- with $values.replicas }}
       topologySpreadConstraints:
         - maxSkew: 1
+          minDomains: {{ . }}
           topologyKey: kubernetes.io/hostname
-          whenUnsatisfiable: ScheduleAnyway
-          labelSelector: {matchLabels: {app: {{ .name }}}}
-      # Services run on all nodes, the control plane's too.
+          whenUnsatisfiable: DoNotSchedule
+          labelSelector: {matchLabels: {app: {{ $.name }}}}
+      {{- else }}
+      nodeSelector: {node-role.kubernetes.io/control-plane: ""}
+      {{- end }}
       tolerations: [{key: node-role.kubernetes.io/control-plane, operator: Exists, effect: NoSchedule}]
       containers:
         - name: {{ .name }}
