@@ -300,7 +300,7 @@ impl Front {
             }
         }
         let is_reader = waiter.is_reader();
-        let limits = if is_reader { self.limits(blob.id()) } else { self.limits_ahead(blob.id()) };
+        let limits = if is_reader { self.limits(blob.id()) } else { self.limits_ahead(blob.id(), u64::MAX) };
         let orders = self.plan(flights, blob, &missing, (waiter.until(), limits));
         // Where the reader is, and where what is ordered for it ends.
         let last = orders.last().and_then(|order| Some((*order.demanded.first()?, order.end())));

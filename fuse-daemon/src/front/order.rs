@@ -75,7 +75,7 @@ impl Front {
         let Some(here) = blob.describe(chunk).map(|described| stored(&described.chunk).end) else {
             return orders;
         };
-        let limits = self.limits_ahead(blob.id());
+        let limits = self.limits_ahead(blob.id(), window);
         let until = self.deadline().time();
         // What is there already is passed over, but not for ever.
         let last = ChunkIndex(from.0.saturating_add(PASSED_OVER_LIMIT));
@@ -115,7 +115,7 @@ impl Front {
     /// Orders what is stored just before `chunk`, if that is a small file of what is far: programs read the files of a directory in any
     /// order, and what is asked for at the same time takes no time.
     fn order_before(&self, flights: &mut Flights, blob: &Arc<CachedBlob>, chunk: ChunkIndex) -> Vec<Order> {
-        let limits = self.limits_ahead(blob.id());
+        let limits = self.limits_ahead(blob.id(), u64::MAX);
         let here = blob.describe(chunk).filter(|_| self.paces().is_far(blob.id()));
         let Some(here) = here else { return Vec::new() };
         let here = stored(&here.chunk);
@@ -205,18 +205,20 @@ impl Front {
         orders
     }
 
-    /// How large requests of a blob are.
+    /// How large requests of a blob are that a reader waits for.
     pub(super) fn limits(&self, blob: BlobId) -> Limits {
-        // What there is no room for is not read ahead.
-        let request_bytes =
-            if self.is_full() { 1 } else { self.paces().request_bytes(blob, self.config.request_bytes) };
-        Limits::of(request_bytes)
+        self.limits_of(self.paces().first_bytes(blob, self.config.request_bytes))
     }
 
-    /// The same of those that no reader waits for.
-    pub(super) fn limits_ahead(&self, blob: BlobId) -> Limits {
+    /// The same of those that no reader waits for, where so many stored bytes are wanted.
+    pub(super) fn limits_ahead(&self, blob: BlobId, wanted: u64) -> Limits {
         let most = AHEAD_REQUEST_LIMIT_BYTES.max(self.config.request_bytes);
-        Limits::of(self.limits(blob).request_bytes.min(most))
+        self.limits_of(self.paces().request_bytes(blob, self.config.request_bytes).min(most).min(wanted))
+    }
+
+    /// What there is no room for is not read ahead.
+    fn limits_of(&self, request_bytes: u64) -> Limits {
+        Limits::of(if self.is_full() { 1 } else { request_bytes })
     }
 
     pub(super) fn paces(&self) -> MutexGuard<'_, Paces> {

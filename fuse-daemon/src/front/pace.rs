@@ -20,6 +20,10 @@ use crate::control::BlobId;
 /// Stored bytes of the largest request.
 const REQUEST_LIMIT_BYTES: u64 = 8 << 20;
 
+/// Of what is near, who comes from elsewhere is brought this part of a request: most of what programs do not read on from is left out,
+/// another request takes little time, and who does go on soon has whole ones ahead.
+const FIRST_PART: u64 = 4;
+
 /// Orders whose rate counts: the best of them, as others may have shared the link.
 const ORDERS: usize = 16;
 
@@ -186,9 +190,17 @@ impl Paces {
         self.bytes_of_an_answer(blob, least).unwrap_or(least).clamp(least, REQUEST_LIMIT_BYTES.max(least))
     }
 
+    /// The same for a reader that comes from elsewhere.
+    pub(super) fn first_bytes(&self, blob: BlobId, least: u64) -> u64 {
+        match self.request_bytes(blob, least) {
+            bytes if bytes == least && self.of(blob).is_some() => least.div_ceil(FIRST_PART),
+            bytes => bytes,
+        }
+    }
+
     /// How much is ahead of a reader in order, where `least` stored bytes are asked for at once, and `most` may be ahead.
     pub(super) fn reach(&self, blob: BlobId, least: u64, most: u64) -> Reach {
-        let (first, most) = (self.request_bytes(blob, least), self.ahead_bytes(blob, least).min(most));
+        let (first, most) = (self.first_bytes(blob, least), self.ahead_bytes(blob, least).min(most));
         // A slow link is full of the least, however far it leads.
         if self.is_far(blob) && first > least {
             return Reach { first, least: first.saturating_mul(ANSWERS_BEGUN), most, growth: GROWTH_FAR };
@@ -268,6 +280,19 @@ mod tests {
     fn what_is_near_is_asked_for_little() {
         assert_eq!(request_bytes(&[]), LEAST);
         assert_eq!(request_bytes(&[(1, 10)]), LEAST);
+    }
+
+    #[test]
+    fn who_comes_from_elsewhere_to_what_is_near_is_brought_little_and_has_more_ahead_going_on() {
+        let mut paces = Paces::default();
+        assert_eq!(paces.first_bytes(BLOB, LEAST), LEAST, "it may be far");
+        came(&mut paces, BLOB, "near", (1, 10));
+        assert_eq!(paces.first_bytes(BLOB, LEAST), LEAST / FIRST_PART);
+        assert_eq!(paces.first_bytes(BLOB, 1), 1);
+        let reach = paces.reach(BLOB, LEAST, u64::MAX);
+        assert_eq!((reach.first, reach.most), (LEAST / FIRST_PART, LEAST_AHEAD * LEAST));
+        came(&mut paces, OTHER, "far", (500, 10));
+        assert_eq!(paces.first_bytes(OTHER, LEAST), paces.request_bytes(OTHER, LEAST));
     }
 
     #[test]
