@@ -125,7 +125,7 @@ pub struct ReadConfig {
     /// Threads that decompress and verify, for all mounts; 0 is one for each processor. Default: 0.
     pub decode_threads: usize,
     /// Bytes of a blob, as stored, to ask a registry for at once. A program that reads less gets what follows in the
-    /// blob into the cache as well, of a registry that answers at once a quarter of that. Default: 256 KiB.
+    /// blob into the cache as well, of a registry that answers at once an eighth of that. Default: 256 KiB.
     pub request_bytes: u64,
     /// Stored bytes that are held in memory, beyond which each backend has one chunk arriving and no more; half of it may be
     /// asked of one backend at once. Default: 16 MiB.

@@ -22,7 +22,7 @@ const REQUEST_LIMIT_BYTES: u64 = 8 << 20;
 
 /// Of what is near, who comes from elsewhere is brought this part of a request: most of what programs do not read on from is left out,
 /// another request takes little time, and who does go on soon has whole ones ahead.
-const FIRST_PART: u64 = 4;
+const FIRST_PART: u64 = 8;
 
 /// Orders whose rate counts: the best of them, as others may have shared the link.
 const ORDERS: usize = 16;
@@ -288,7 +288,7 @@ mod tests {
         assert_eq!(paces.first_bytes(BLOB, LEAST), LEAST, "it may be far");
         came(&mut paces, BLOB, "near", (1, 10));
         assert_eq!(paces.first_bytes(BLOB, LEAST), LEAST / FIRST_PART);
-        assert_eq!(paces.first_bytes(BLOB, 1), 1);
+        assert_eq!(paces.first_bytes(BLOB, 1), 1, "who wants little gets little");
         let reach = paces.reach(BLOB, LEAST, u64::MAX);
         assert_eq!((reach.first, reach.most), (LEAST / FIRST_PART, LEAST_AHEAD * LEAST));
         came(&mut paces, OTHER, "far", (500, 10));
