@@ -185,7 +185,7 @@ async fn begin<'a>(
     let progress = Progress::new();
     let mut outputs = Vec::with_capacity(plan.outputs.len());
     for (index, attrs, way) in plan.outputs {
-        let target = target(exporter, &attrs, index, &client, &session)?;
+        let target = target(exporter, &attrs, index, &client, &session).await?;
         let keyring = Arc::new(SessionKeyring::new(client.streams.clone()));
         let preparation = Preparation {
             converter: exporter.converter.clone().showing(Arc::clone(&progress), index),
@@ -216,7 +216,7 @@ async fn begin<'a>(
 }
 
 /// Where output `index` of the build with this session goes.
-fn target(
+async fn target(
     exporter: &Exporter,
     attrs: &Attrs,
     index: usize,
@@ -232,8 +232,8 @@ fn target(
         }
         Receiver::ClientArchive => {
             let (annotations, space) = (attrs.root_annotations(), &exporter.archive_space);
-            let archive = ClientArchive::new(streams, index, annotations, space).map_err(unusable)?;
-            Target::ready(Arc::new(archive))
+            let archive = ClientArchive::new(streams, index, annotations, space).await;
+            Target::ready(Arc::new(archive.map_err(unusable)?))
         }
         Receiver::ClientStore => Target::ready(Arc::new(ClientStore::new(streams, session))),
     })

@@ -8,8 +8,10 @@
 //! - [`pump`]: one direction of a stream, with flow control.
 //! - [`settings`]: windows and limits of all HTTP/2 connections here.
 //! - [`socket`]: what they run over, read and written in large pieces.
+//! - [`deferral`]: a flush that waits for more.
 
 pub(crate) mod call;
+pub(crate) mod deferral;
 pub(crate) mod forward;
 pub(crate) mod pump;
 pub(crate) mod respond;

@@ -1,7 +1,6 @@
 //! A socket that is read and written in large pieces.
 //!
-//! gRPC's frames are of at most 16 KiB, and h2 reads and writes each by a system call of its own, which also wakes who is at the other end. What
-//! is flushed here waits for one turn of the task: what others that are about to run have to send goes along with it.
+//! gRPC's frames are of at most 16 KiB, and h2 reads and writes each by a system call of its own, which also wakes who is at the other end.
 
 use std::io::{self, IoSlice};
 use std::pin::Pin;
@@ -11,11 +10,10 @@ use bytes::{Buf, BytesMut};
 use tokio::io::{AsyncRead, AsyncWrite, BufReader, ReadBuf};
 use tokio::net::UnixStream;
 
+use super::deferral::Deferral;
+
 /// What is read or written at once.
 const PIECE_BYTES: usize = 128 << 10;
-
-/// How often a flush waits for more at most, before all is sent: a stream of small messages is not to be held up until there are many.
-const TURNS: u32 = 16;
 
 /// `stream`, for an HTTP/2 connection to run over.
 pub(crate) fn gathered(stream: UnixStream) -> BufReader<Gather<UnixStream>> {
@@ -26,15 +24,12 @@ pub(crate) fn gathered(stream: UnixStream) -> BufReader<Gather<UnixStream>> {
 pub(crate) struct Gather<S> {
     stream: S,
     unsent: BytesMut,
-    /// Whether all that is unsent was flushed: then the task runs once more.
-    flushed: bool,
-    /// How often it has waited for more.
-    turns: u32,
+    deferral: Deferral,
 }
 
 impl<S: AsyncWrite + Unpin> Gather<S> {
     fn new(stream: S) -> Self {
-        Self { stream, unsent: BytesMut::new(), flushed: false, turns: 0 }
+        Self { stream, unsent: BytesMut::new(), deferral: Deferral::default() }
     }
 
     fn poll_send(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
@@ -45,7 +40,7 @@ impl<S: AsyncWrite + Unpin> Gather<S> {
             }
             self.unsent.advance(sent);
         }
-        (self.flushed, self.turns) = (false, 0);
+        self.deferral.sent();
         Poll::Ready(Ok(()))
     }
 }
@@ -57,9 +52,8 @@ impl<S: AsyncRead + AsyncWrite + Unpin> AsyncRead for Gather<S> {
         out: &mut ReadBuf<'_>,
     ) -> Poll<io::Result<()>> {
         let read = Pin::new(&mut self.stream).poll_read(cx, out);
-        // Who waits for an answer has to have sent what it is to answer.
         if read.is_pending()
-            && self.flushed
+            && self.deferral.is_due()
             && let Poll::Ready(Err(error)) = self.poll_send(cx)
         {
             return Poll::Ready(Err(error));
@@ -86,7 +80,7 @@ impl<S: AsyncWrite + Unpin> AsyncWrite for Gather<S> {
             let room = PIECE_BYTES - self.unsent.len();
             self.unsent.extend_from_slice(&slice[..slice.len().min(room)]);
         }
-        self.flushed = false;
+        self.deferral.written();
         Poll::Ready(Ok(self.unsent.len() - before))
     }
 
@@ -95,9 +89,7 @@ impl<S: AsyncWrite + Unpin> AsyncWrite for Gather<S> {
     }
 
     fn poll_flush(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        if !self.unsent.is_empty() && !self.flushed && self.turns < TURNS {
-            (self.flushed, self.turns) = (true, self.turns + 1);
-            cx.waker().wake_by_ref();
+        if !self.unsent.is_empty() && self.deferral.waits(cx) {
             return Poll::Ready(Ok(()));
         }
         ready!(self.poll_send(cx))?;

@@ -78,6 +78,38 @@ fn trailers(value: &'static str) -> HeaderMap {
 }
 
 #[tokio::test]
+async fn small_frames_that_have_come_go_on_as_large_ones() {
+    let (client_end, proxy_end) = tokio::io::duplex(1 << 20);
+    let (upstream_end, server_end) = tokio::io::duplex(1 << 20);
+    let (mut incoming, mut calls) = (server(proxy_end), server(server_end));
+    let (client, upstream) = (client(client_end).await, client(upstream_end).await);
+    let work = async {
+        let mut ready = client.clone().ready().await.unwrap();
+        let (_response, mut body) = ready.send_request(request(), false).unwrap();
+        let (request, respond) = incoming.recv().await.unwrap();
+        let small = (0..100_u8).map(|number| vec![number; 100]).collect::<Vec<_>>();
+        for data in &small {
+            send(&mut body, Bytes::from(data.clone())).await.unwrap();
+        }
+        body.send_trailers(trailers("up")).unwrap();
+        // What is sent after all of it has come.
+        let _last = client.ready().await.unwrap().send_request(self::request(), true).unwrap();
+        incoming.recv().await.unwrap();
+        let forwarded = tokio::spawn(forward(request, respond, upstream, PEER));
+        let mut received = calls.recv().await.unwrap().0.into_body();
+        let mut frames = Vec::new();
+        while let Some(frame) = received.data().await {
+            frames.push(frame.unwrap());
+        }
+        assert!(frames.concat() == small.concat());
+        assert!(frames.len() < small.len() / 10, "{} frames", frames.len());
+        assert_eq!(received.trailers().await.unwrap(), Some(trailers("up")));
+        forwarded.abort();
+    };
+    timeout(DEADLINE, work).await.unwrap();
+}
+
+#[tokio::test]
 async fn headers_data_and_trailers_pass_in_both_directions() {
     let (client, mut calls) = proxied().await;
     // More than every window and buffer on the way.

@@ -16,7 +16,7 @@ use futures::future::{BoxFuture, ready};
 use registry::digest::Digest;
 use registry::reference::Reference;
 use serde_json::{Value, json};
-use tempfile::TempDir;
+use tempfile::{TempDir, TempPath};
 use tokio::io::AsyncWriteExt as _;
 
 use super::archive::{self, LayoutStream};
@@ -63,10 +63,21 @@ pub struct Staging {
 /// A blob being written.
 struct StagedBlob {
     file: tokio::fs::File,
-    path: PathBuf,
+    /// Its name until it is complete.
+    name: TempPath,
     blobs: PathBuf,
-    room: Option<Arc<DiskShare>>,
+    room: Option<Room>,
+    /// Whether it is to be on the disk when it is complete.
+    durable: bool,
     size: u64,
+}
+
+/// What a blob takes of a bounded room.
+struct Room {
+    /// Its own, until it is complete.
+    own: DiskShare,
+    /// All complete blobs'.
+    all: Arc<DiskShare>,
 }
 
 impl Staging {
@@ -98,6 +109,11 @@ impl Staging {
     /// What the files are to be.
     pub fn shape(&self) -> &Shape {
         &self.shape
+    }
+
+    /// Whether the blobs' files are what stays: a tar is written of them, which is brought to the disk itself.
+    fn is_kept(&self) -> bool {
+        !matches!(self.shape, Shape::OciArchive { .. })
     }
 
     fn blobs(&self) -> PathBuf {
@@ -229,8 +245,11 @@ impl Destination for Arc<Staging> {
             let number = self.next.fetch_add(1, Ordering::Relaxed);
             let path = self.folder.path().join(format!("blob-{number}"));
             let file = tokio::fs::File::create_new(&path).await.map_err(failed("create", &path))?;
-            let room = self.room.clone();
-            Ok(Box::new(StagedBlob { file, path, blobs: self.blobs(), room, size: 0 }) as Box<dyn BlobWriter>)
+            let name = TempPath::try_from_path(&path).map_err(failed("create", &path))?;
+            let room =
+                self.room.as_ref().map(|all| Room { own: DiskShare::of(all.space()), all: Arc::clone(all) });
+            let (blobs, durable) = (self.blobs(), self.is_kept());
+            Ok(Box::new(StagedBlob { file, name, blobs, room, durable, size: 0 }) as Box<dyn BlobWriter>)
         }
         .boxed()
     }
@@ -254,27 +273,37 @@ impl BlobWriter for StagedBlob {
     fn write(&mut self, data: Bytes) -> Storing<'_, ()> {
         async move {
             if let Some(room) = &self.room {
-                room.take(data.len() as u64)?;
+                room.own.take(data.len() as u64)?;
             }
             self.size += data.len() as u64;
-            self.file.write_all(&data).await.map_err(failed("write", &self.path))
+            self.file.write_all(&data).await.map_err(failed("write", &self.name))
         }
         .boxed()
     }
 
     fn finish<'a>(mut self: Box<Self>, digest: &'a Digest) -> Storing<'a, u64> {
         async move {
-            self.file.flush().await.map_err(failed("write", &self.path))?;
-            self.file.sync_all().await.map_err(failed("write", &self.path))?;
+            self.file.flush().await.map_err(failed("write", &self.name))?;
+            if self.durable {
+                self.file.sync_all().await.map_err(failed("write", &self.name))?;
+            }
             let target = self.blobs.join(digest.digest());
-            tokio::fs::rename(&self.path, &target).await.map_err(failed("rename a blob to", &target))?;
-            Ok(self.size)
+            let Self { name, room, size, .. } = *self;
+            // Another layer gave the same blob.
+            if tokio::fs::try_exists(&target).await.map_err(failed("look at", &target))? {
+                return Ok(size);
+            }
+            name.persist(&target).map_err(|error| failed("rename a blob to", &target)(error.error))?;
+            if let Some(Room { own, all }) = room {
+                own.leave_to(&all);
+            }
+            Ok(size)
         }
         .boxed()
     }
 
     fn cancel(self: Box<Self>) -> BoxFuture<'static, ()> {
-        // It goes with its folder.
+        // Its file goes with it, and gives its room back.
         ready(()).boxed()
     }
 }
@@ -343,113 +372,4 @@ fn sync_folder(path: &Path) -> Result<(), StoreError> {
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-    use crate::destination::DiskUse;
-
-    async fn staged(target: &Path, shape: Shape, content: &'static [u8]) -> Arc<Staging> {
-        let staging = Arc::new(Staging::new(target, shape).unwrap());
-        staging.put_blob(content.into()).await.unwrap();
-        staging
-    }
-
-    fn oci(name: &str) -> Shape {
-        Shape::Oci { name: Some(name.to_owned()) }
-    }
-
-    fn names(folder: &Path) -> Vec<String> {
-        let mut names: Vec<_> = fs::read_dir(folder)
-            .unwrap()
-            .map(|entry| entry.unwrap().file_name().into_string().unwrap())
-            .collect();
-        names.sort();
-        names
-    }
-
-    #[tokio::test]
-    async fn nothing_is_at_the_target_until_all_is_and_nothing_is_left_without_a_commit() {
-        let folder = tempfile::tempdir().unwrap();
-        let target = folder.path().join("layout");
-        let staging = staged(&target, oci("a"), b"one").await;
-        assert!(!target.exists());
-        drop(staging);
-        assert_eq!(names(folder.path()), [""; 0]);
-
-        staged(&target, oci("a"), b"one").await.commit(Some(json!({"digest": "d:1"}))).unwrap();
-        assert_eq!(names(folder.path()), ["layout"]);
-        assert_eq!(names(&target), ["blobs", "index.json", "oci-layout"]);
-    }
-
-    #[tokio::test]
-    async fn an_image_joins_a_layout_and_replaces_the_one_of_its_name() {
-        let folder = tempfile::tempdir().unwrap();
-        let target = folder.path().join("layout");
-        for (name, content, digest) in
-            [("a", &b"one"[..], "d:1"), ("b", b"two", "d:2"), ("a", b"three", "d:3")]
-        {
-            staged(&target, oci(name), content).await.commit(Some(json!({ "digest": digest }))).unwrap();
-        }
-        let index: Value = serde_json::from_slice(&fs::read(target.join("index.json")).unwrap()).unwrap();
-        let digests: Vec<_> =
-            index["manifests"].as_array().unwrap().iter().map(|entry| &entry["digest"]).collect();
-        assert_eq!(digests, ["d:2", "d:3"]);
-        assert_eq!(names(&target.join(OCI_BLOBS)).len(), 3);
-        assert_eq!(names(folder.path()), ["layout"]);
-    }
-
-    #[tokio::test]
-    async fn a_tar_holds_the_layout_and_replaces_a_file() {
-        let folder = tempfile::tempdir().unwrap();
-        let target = folder.path().join("image.tar");
-        fs::write(&target, "old").unwrap();
-        let staging = staged(&target, Shape::OciArchive { name: None }, b"one").await;
-        staging.commit(Some(json!({"digest": "d:1"}))).unwrap();
-        drop(staging);
-        let mut tar = tar::Archive::new(File::open(&target).unwrap());
-        let found: Vec<_> = tar
-            .entries()
-            .unwrap()
-            .map(|entry| entry.unwrap().path().unwrap().display().to_string())
-            .collect();
-        assert_eq!(found[..2], ["oci-layout", "index.json"]);
-        assert!(found[4].starts_with("blobs/sha256/"), "{found:?}");
-        assert_eq!(names(folder.path()), ["image.tar"]);
-    }
-
-    #[tokio::test]
-    async fn what_has_bounded_room_gives_it_back_in_the_end() {
-        let folder = tempfile::tempdir().unwrap();
-        let purpose = &DiskUse { what: "tars", setting: "tar_bytes", instead: "make none" };
-        let space = DiskSpace::new(folder.path(), 10, purpose);
-        let [one, other] = [(); 2].map(|()| {
-            let staging = Staging::new(&folder.path().join("image.tar"), Shape::OciArchive { name: None });
-            Arc::new(staging.unwrap().within(&space))
-        });
-        one.put_blob(Bytes::from_static(b"123456")).await.unwrap();
-        let error = other.put_blob(Bytes::from_static(b"12345")).await.unwrap_err().to_string();
-        assert!(error.starts_with("tars take more than 10 bytes in "), "{error}");
-        assert!(error.ends_with(": raise tar_bytes, or make none"), "{error}");
-        // What was refused takes no room.
-        other.put_blob(Bytes::from_static(b"1234")).await.unwrap();
-        drop(one);
-        assert_eq!(space.left(), 6);
-        drop(other);
-        assert_eq!(space.left(), 10);
-        assert_eq!(names(folder.path()), [""; 0]);
-    }
-
-    #[test]
-    fn what_is_there_is_not_overwritten() {
-        let folder = tempfile::tempdir().unwrap();
-        fs::write(folder.path().join("file"), "").unwrap();
-        for (target, shape) in [
-            (folder.path().to_owned(), oci("a")),
-            (folder.path().to_owned(), Shape::Files),
-            (folder.path().join("file"), oci("a")),
-            (folder.path().to_owned(), Shape::OciArchive { name: None }),
-        ] {
-            assert!(matches!(Staging::new(&target, shape), Err(StoreError::Occupied { .. })));
-        }
-        assert_eq!(names(folder.path()), ["file"]);
-    }
-}
+mod tests;

@@ -1,5 +1,7 @@
 //! Blobs: whole, in parts, pushed, mounted, deleted.
 
+use std::time::Duration;
+
 use bytes::Bytes;
 use http::header::{CONTENT_RANGE, RANGE};
 use http::{HeaderValue, Method, StatusCode};
@@ -34,8 +36,7 @@ impl Client {
         scopes: &Scopes,
     ) -> Result<Option<u64>, Error> {
         let target = Target::blob(Method::HEAD, repository, digest);
-        let retry = Retry::within(&self.config().retries, &target, self.config().timeouts.operation);
-        let retry = retry.counted(self.retries.as_ref());
+        let retry = self.attempts(&target, Some(self.config().timeouts.operation));
         let mut reading = Reading::new(self.transport.clone(), target, from, retry)?;
         loop {
             let attempt = self.size_at(reading.endpoint(), reading.target(), repository, digest, scopes);
@@ -90,8 +91,7 @@ impl Client {
 
     /// The blob's bytes as they arrive, verified against `digest` at the end.
     pub fn blob(&self, repository: &Repository, digest: &Digest) -> Result<BlobReader, Error> {
-        let retry = Retry::new(&self.config().retries, &Target::blob(Method::GET, repository, digest));
-        let retry = retry.counted(self.retries.as_ref());
+        let retry = self.attempts(&Target::blob(Method::GET, repository, digest), None);
         BlobReader::new(self.transport.clone(), retry, repository, digest, None)
     }
 
@@ -103,8 +103,7 @@ impl Client {
         offset: u64,
         len: u64,
     ) -> Result<BlobReader, Error> {
-        let retry = Retry::new(&self.config().retries, &Target::blob(Method::GET, repository, digest));
-        let retry = retry.counted(self.retries.as_ref());
+        let retry = self.attempts(&Target::blob(Method::GET, repository, digest), None);
         self.part(retry, repository, digest, offset, len)
     }
 
@@ -118,9 +117,18 @@ impl Client {
         len: u64,
     ) -> Result<Bytes, Error> {
         let target = Target::blob(Method::GET, repository, digest);
-        let retry = Retry::within(&self.config().retries, &target, self.config().timeouts.operation);
-        let retry = retry.counted(self.retries.as_ref());
+        let retry = self.attempts(&target, Some(self.config().timeouts.operation));
         self.part(retry, repository, digest, offset, len)?.collect().await
+    }
+
+    /// Attempts at reading what `target` names, counted for whoever wants to know; all together end `after` from now, if that is said.
+    fn attempts(&self, target: &Target, after: Option<Duration>) -> Retry {
+        let limits = &self.config().retries;
+        let retry = match after {
+            Some(after) => Retry::within(limits, target, after),
+            None => Retry::new(limits, target),
+        };
+        retry.counted(self.retries.as_ref())
     }
 
     fn part(

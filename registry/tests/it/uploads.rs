@@ -90,6 +90,24 @@ async fn a_registry_that_cannot_resume_without_a_spool_is_a_clear_error() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn a_push_needs_no_room_on_the_disk_where_no_connection_breaks() {
+    if !have("docker-registry") {
+        return;
+    }
+    let dir = folder();
+    let registry = Registry::start(Kind::Docker, dir.path()).await;
+    let upload = UploadConfig { spool_dir: dir.path().join("missing"), ..config().upload };
+    let client = Client::new(registry::client::ClientConfig { upload, ..config() }).unwrap();
+    let digest = push(&client, &registry.repository("app"), LEN).await.unwrap();
+    assert_eq!(read_blob(&client, &registry.repository("app"), &digest).await, noise(11, LEN));
+    // Where one breaks, the error says what is missing.
+    let proxy = Proxy::start(registry.host(), Way::ToServer, vec![1_400_000]).await;
+    let repository = Repository::parse(&format!("{}/other", proxy.host)).unwrap();
+    let error = push(&client, &repository, LEN).await.unwrap_err();
+    assert!(matches!(error, Error::UploadLost { .. }), "{error}");
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn an_upload_outlives_a_restart_of_the_registry() {
     let dir = folder();
     let registry = Registry::start(Kind::Embedded, dir.path()).await;

@@ -57,18 +57,24 @@ impl std::fmt::Debug for ClientArchive {
 
 impl ClientArchive {
     /// The file of output `index`, in which the image is annotated so; the layout is gathered in `space`.
-    pub(crate) fn new(
+    pub(crate) async fn new(
         client: SendRequest<Bytes>,
         index: usize,
         annotations: RootAnnotations,
         space: &Arc<DiskSpace>,
     ) -> Result<Self, StoreError> {
-        let dir = space.dir();
-        let failed = |error| StoreError::File { doing: "write to", path: dir.to_owned(), error };
-        let folder = SpoolFolder::new(dir).map_err(failed)?;
-        let target = folder.path().join("image.tar");
-        let staging = Staging::new(&target, Shape::OciArchive { name: None })?.within(space);
-        Ok(Self { staging: Arc::new(staging), _folder: folder, client, index, annotations })
+        let space = Arc::clone(space);
+        let make = move || {
+            let dir = space.dir();
+            let failed = |error| StoreError::File { doing: "write to", path: dir.to_owned(), error };
+            let folder = SpoolFolder::new(dir).map_err(failed)?;
+            let target = folder.path().join("image.tar");
+            let staging = Staging::new(&target, Shape::OciArchive { name: None })?.within(&space);
+            Ok::<_, StoreError>((Arc::new(staging), folder))
+        };
+        // All builds go through the same few threads: a disk that is slow must not hold them.
+        let (staging, folder) = tokio::task::spawn_blocking(make).await??;
+        Ok(Self { staging, _folder: folder, client, index, annotations })
     }
 
     async fn send(&self, names: &[Reference], root: &Stored) -> Result<(), StoreError> {

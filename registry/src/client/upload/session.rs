@@ -94,9 +94,7 @@ impl Session {
         if matches!(self.keep, Keep::Undecided) {
             self.keep = self.decide().await?;
         }
-        if let Keep::Spool(spool) = &mut self.keep {
-            spool.append(start, piece).await?;
-        }
+        self.keep_piece(start, piece).await;
         let target = self.target(Method::PATCH);
         let mut retry = Retry::new(&self.client.config().retries, &target);
         self.advance(start, piece, &mut retry).await?;
@@ -110,9 +108,7 @@ impl Session {
         rest: Bytes,
         digest: &Digest,
     ) -> Result<(), Error> {
-        if let Keep::Spool(spool) = &mut self.keep {
-            spool.append(start, &rest).await?;
-        }
+        self.keep_piece(start, &rest).await;
         let target = self.target(Method::PUT);
         let mut retry = Retry::new(&self.client.config().retries, &target);
         loop {
@@ -162,9 +158,20 @@ impl Session {
             Ok(_) => Ok(Keep::No),
             Err(error) if error.status().is_some() => {
                 tracing::debug!(location = %plain, "registry cannot resume uploads: keeping the blob until it is pushed");
-                Spool::create(&settings.spool_dir).map(Keep::Spool)
+                let spool = Spool::create(&settings.spool_dir);
+                Ok(spool.map_or_else(|error| unkept(&self.repository, &error), Keep::Spool))
             }
             Err(error) => Err(error),
+        }
+    }
+
+    /// Keeps `piece`, which starts at `start` of the blob, if pieces are kept. A disk that is full fails no push: the copy is only for
+    /// when a connection breaks, which then is an error.
+    async fn keep_piece(&mut self, start: u64, piece: &Bytes) {
+        if let Keep::Spool(spool) = &mut self.keep
+            && let Err(error) = spool.append(start, piece).await
+        {
+            self.keep = unkept(&self.repository, &error);
         }
     }
 
@@ -299,6 +306,12 @@ impl Session {
     fn lost(&self, acknowledged: u64, reason: String) -> Error {
         Error::UploadLost { target: Box::new(self.target(Method::PATCH)), acknowledged, reason }
     }
+}
+
+/// The blob cannot be kept while it is pushed: its push goes on without.
+fn unkept(repository: &Repository, error: &Error) -> Keep {
+    tracing::warn!(%error, %repository, "a blob is pushed without a copy: if its connection breaks, the push fails");
+    Keep::No
 }
 
 /// An upload that the registry has begun.
