@@ -9,9 +9,11 @@ use bytes::Bytes;
 use registry::client::{Client, ClientConfig};
 use registry::nydus;
 use registry::reference::Reference;
+use registry::server::ServerConfig;
 use serde_json::{Value, json};
 use support::{Stack, entries};
 use test_support::{noise, text};
+use tokio_util::sync::CancellationToken;
 
 const TWO_LAYERS: &str = "FROM scratch\nCOPY base /base\nCOPY app /app\n";
 
@@ -35,6 +37,46 @@ async fn all_names_are_pushed_and_reported_with_the_digest_if_asked_for() {
     let reported: Value = serde_json::from_slice(&std::fs::read(&metadata).unwrap()).unwrap();
     let expected = format!("{registry}/names:v1,{registry}/names:v2,{registry}/names@{digest}");
     assert_eq!(reported["image.name"], expected);
+    stack.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn names_in_other_repositories_and_registries_get_the_same_image() {
+    let Some(stack) = Stack::start().await else { return };
+    let context = stack.context("context", TWO_LAYERS, &[("base", &noise(43, 1 << 20)), ("app", b"one")]);
+    let stop = CancellationToken::new();
+    let other = registry::server::serve(ServerConfig::new(stack.path("other")), stop.clone()).await.unwrap();
+    let (registry, elsewhere) = (&stack.registry, other.address());
+    let names = [
+        format!("{registry}/first:v1"),
+        format!("{registry}/second:v1"),
+        format!("{elsewhere}/third:v1"),
+        format!("{registry}/first:v2"),
+    ];
+    let output = format!("type=nydus-cluster,\"name={}\"", names.join(","));
+    let text =
+        stack.build(&context, &["--output", &output, "--opt", "attest:provenance=mode=min"]).await.success();
+    let (digest, index) = stack.manifest("first:v1").await;
+    assert_eq!(entries(&index).len(), 2, "the image, and what attests it: {index}");
+    assert_eq!(stack.manifest("first:v2").await.0, digest);
+    assert_eq!(stack.manifest("second:v1").await.0, digest);
+    // The registry has the blobs already.
+    let sent = stack.access_log();
+    let sent = sent
+        .iter()
+        .filter(|line| line["path"].as_str().is_some_and(|path| path.contains("/second/blobs/uploads/")));
+    let sent: u64 = sent.filter_map(|line| line["bytes_received"].as_u64()).sum();
+    assert_eq!(sent, 0);
+    let client = Client::new(ClientConfig::default()).unwrap();
+    let third = Reference::parse(&format!("{elsewhere}/third:v1")).unwrap();
+    let (descriptor, _) = client.manifest(&third).await.unwrap();
+    assert_eq!(descriptor.digest().to_string(), digest, "{text}");
+
+    // What is there is not pushed again; a registry that has gone is named.
+    stop.cancel();
+    other.stopped().await;
+    let text = stack.build(&context, &["--output", &output]).await.failure();
+    assert!(text.contains(&format!("{elsewhere}")), "{text}");
     stack.stop().await;
 }
 

@@ -7,7 +7,7 @@ use std::collections::BTreeMap;
 
 use image::options::{Options, OptionsError, Used, Word, boolean};
 use registry::digest::Digest;
-use registry::reference::{InvalidReference, Reference};
+use registry::reference::{InvalidReference, Reference, Repository};
 use serde_json::Value;
 
 use crate::client::disk::RootAnnotations;
@@ -121,8 +121,8 @@ pub(crate) enum AttrError {
     #[error("type={EXPORTER_TYPE}: a name is needed to push to: name=HOST[:PORT]/NAME[:TAG], or push=false")]
     NoName,
     #[error(
-        "type={EXPORTER_TYPE}: {first} and {other} are in different repositories; names of one output must share theirs, \
-         so write one --output for each repository"
+        "type={EXPORTER_TYPE}: {first} and {other} are different repositories, and with merge-manifest, images=ref or images=embed \
+         all names of an output are in one: write one --output for each repository"
     )]
     Repositories { first: String, other: String },
 }
@@ -176,7 +176,7 @@ pub(crate) enum Beside {
 /// An output's keys, checked.
 #[derive(Clone, Debug)]
 pub(crate) struct Attrs {
-    /// Where the image goes: names in one repository. Empty only without push.
+    /// Where the image goes: to the repository of the first, and from there to those of the others. Empty only without push.
     pub(crate) names: Vec<Reference>,
     /// Whether anything leaves this machine.
     pub(crate) push: bool,
@@ -300,6 +300,14 @@ impl Attrs {
         if self.images == Images::Embed && self.push_by_digest {
             return Err(AttrError::ImagesByDigest);
         }
+        // What was saved or is there already is one repository's.
+        let needs_one = self.beside == Beside::Named || self.images != Images::None;
+        if let [(first, _), (other, _), ..] = &self.by_repository()[..]
+            && needs_one
+        {
+            let [first, other] = [first, other].map(ToString::to_string);
+            return Err(AttrError::Repositories { first, other });
+        }
         match names.split(',').find(|name| self.push_by_digest && has_tag(name)) {
             Some(name) => Err(AttrError::TagByDigest { name: name.to_owned() }),
             None => Ok(()),
@@ -308,15 +316,23 @@ impl Attrs {
 
     /// The names of the image `digest`, as they are reported.
     pub(crate) fn names_of(&self, digest: &Digest) -> Vec<String> {
-        let canonical = |name: &Reference| name.repository().with_digest(digest.clone()).to_string();
         let mut names: Vec<String> = match self.push_by_digest {
             true => Vec::new(),
             false => self.names.iter().map(ToString::to_string).collect(),
         };
-        if let Some(first) = self.names.first().filter(|_| self.name_canonical || self.push_by_digest) {
-            names.push(canonical(first));
+        if self.name_canonical || self.push_by_digest {
+            let repositories = self.by_repository().into_iter();
+            names.extend(
+                repositories.map(|(repository, _)| repository.with_digest(digest.clone()).to_string()),
+            );
         }
         names
+    }
+
+    /// The repositories, the first name's first, each with the names in it.
+    pub(crate) fn by_repository(&self) -> Vec<(&Repository, &[Reference])> {
+        let by_repository = self.names.chunk_by(|one, other| one.repository() == other.repository());
+        by_repository.filter_map(|names| Some((names.first()?.repository(), names))).collect()
     }
 
     /// The names as package URLs, by which attestations call what they are about; `platform` is as an index says it.
@@ -354,7 +370,8 @@ fn has_tag(name: &str) -> bool {
     name.rsplit('/').next().is_some_and(|last| last.contains(':'))
 }
 
-/// Names separated by commas, as BuildKit's image exporter takes them.
+/// Names separated by commas, as BuildKit's image exporter takes them. Those in one repository follow each other, in the order in which
+/// they were written.
 fn names(value: &str) -> Result<Vec<Reference>, AttrError> {
     let mut names: Vec<Reference> = Vec::new();
     for name in value.split(',').map(str::trim).filter(|name| !name.is_empty()) {
@@ -362,12 +379,8 @@ fn names(value: &str) -> Result<Vec<Reference>, AttrError> {
         if reference.digest().is_some() {
             return Err(AttrError::NameWithDigest { name: name.to_owned() });
         }
-        if let Some(first) = names.first()
-            && first.repository() != reference.repository()
-        {
-            return Err(AttrError::Repositories { first: first.to_string(), other: reference.to_string() });
-        }
-        names.push(reference);
+        let same = names.iter().rposition(|name| name.repository() == reference.repository());
+        names.insert(same.map_or(names.len(), |last| last + 1), reference);
     }
     Ok(names)
 }

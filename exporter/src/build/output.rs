@@ -71,6 +71,8 @@ pub(crate) struct Output {
     way: Way,
     attrs: Attrs,
     target: Target,
+    /// Where it is copied to from there.
+    copies: Vec<Target>,
     preparation: Preparation,
     prepared: OnceCell<Prepared>,
     /// What is at its names already, as far as that is to be believed.
@@ -137,6 +139,7 @@ impl Output {
             way,
             attrs,
             target,
+            copies: Vec::new(),
             preparation,
             prepared,
             present,
@@ -154,11 +157,16 @@ impl Output {
         Self { build: reference.to_owned(), ..self }
     }
 
+    /// The same, which is copied to `copies` when it is complete.
+    pub(crate) fn copied_to(self, copies: Vec<Target>) -> Self {
+        Self { copies, ..self }
+    }
+
     /// The same, which uses again what is at its names already.
     pub(crate) fn reusing(self) -> Self {
-        let names = match self.attrs.push && !self.attrs.push_by_digest {
-            true => self.attrs.names.clone(),
-            false => Vec::new(),
+        let names = match self.attrs.by_repository().first() {
+            Some((_, names)) if self.attrs.push && !self.attrs.push_by_digest => names.to_vec(),
+            _ => Vec::new(),
         };
         Self { present: Present::new(names), ..self }
     }
@@ -200,7 +208,12 @@ impl Output {
 
     /// Where everything goes.
     pub(crate) async fn destination(&self) -> Result<&Arc<dyn Destination>, OutputError> {
-        let destination = self.target.destination().await;
+        self.found(&self.target).await
+    }
+
+    /// Where `target` turns out to be.
+    async fn found<'a>(&self, target: &'a Target) -> Result<&'a Arc<dyn Destination>, OutputError> {
+        let destination = target.destination().await;
         destination.map_err(|error| OutputError::Target { title: self.title(), error: Box::new(error) })
     }
 

@@ -54,18 +54,18 @@ impl fmt::Debug for Target {
 }
 
 impl Target {
-    /// The target that `attrs` ask for, reached by `client` unless they ask for other ways. The credentials are those of
+    /// `repository` as the target that `attrs` ask for, or none; reached by `client` unless they ask for other ways. The credentials are those of
     /// `builder`, whoever builds; our own are used instead if it has none and `own_credentials`, and never where anybody
     /// could stand in the registry's place.
     pub(crate) fn new(
         attrs: &Attrs,
+        repository: Option<&Repository>,
         client: &Client,
         builder: Arc<dyn Keyring>,
         own_credentials: bool,
         answer_within: Duration,
     ) -> Self {
-        let repository = attrs.names.first().filter(|_| attrs.push).map(|name| name.repository().clone());
-        let kind = match repository {
+        let kind = match repository.filter(|_| attrs.push).cloned() {
             None => TargetKind::Nowhere,
             Some(repository) if attrs.insecure => {
                 TargetKind::Insecure { client: client.clone(), builder, repository }

@@ -29,6 +29,7 @@ use crate::metrics::Outcome;
 use crate::session::{self, SessionClient, open_own};
 use image::destination::StoreError;
 use image::progress::Progress;
+use registry::reference::Repository;
 
 /// The largest Solve request taken: four times what buildkitd takes.
 const REQUEST_LIMIT_BYTES: usize = 64 << 20;
@@ -185,7 +186,7 @@ async fn begin<'a>(
     let progress = Progress::new();
     let mut outputs = Vec::with_capacity(plan.outputs.len());
     for (index, attrs, way) in plan.outputs {
-        let target = target(exporter, &attrs, index, &client, &session).await?;
+        let (target, copies) = targets(exporter, &attrs, index, &client, &session).await?;
         let keyring = Arc::new(SessionKeyring::new(client.streams.clone()));
         let preparation = Preparation {
             converter: exporter.converter.clone().showing(Arc::clone(&progress), index),
@@ -198,7 +199,8 @@ async fn begin<'a>(
         };
         let cluster = exporter.cluster().clone();
         let output = Output::new(index, way, attrs, target, preparation, cluster, Arc::clone(&progress));
-        let output = output.of_build(&plan.request.reference).leaving_with(KeptBlobs::new(upstream.clone()));
+        let output = output.of_build(&plan.request.reference).copied_to(copies);
+        let output = output.leaving_with(KeptBlobs::new(upstream.clone()));
         outputs.push(Arc::new(if exporter.reuses() { output.reusing() } else { output }));
     }
     let reported = reported(&plan.request.exports, &outputs);
@@ -215,20 +217,28 @@ async fn begin<'a>(
     Ok((registered, message))
 }
 
-/// Where output `index` of the build with this session goes.
-async fn target(
+/// Where output `index` of the build with this session goes, and where it is copied to from there.
+async fn targets(
     exporter: &Exporter,
     attrs: &Attrs,
     index: usize,
     client: &SessionClient,
     session: &str,
-) -> Result<Target, Status> {
+) -> Result<(Target, Vec<Target>), Status> {
     let streams = client.streams.clone();
-    Ok(match attrs.receiver {
+    let target = match attrs.receiver {
         Receiver::Registry => {
-            let keyring = Arc::new(SessionKeyring::new(streams));
             let (own, answer) = (exporter.own_credentials(), exporter.registry_answer());
-            Target::new(attrs, &exporter.client, keyring, own, answer)
+            let target = |repository: Option<&Repository>| {
+                let keyring = Arc::new(SessionKeyring::new(streams.clone()));
+                Target::new(attrs, repository, &exporter.client, keyring, own, answer)
+            };
+            let mut repositories = attrs.by_repository().into_iter().map(|(repository, _)| repository);
+            let first = target(repositories.next());
+            return Ok((
+                first,
+                repositories.filter(|_| attrs.push).map(|other| target(Some(other))).collect(),
+            ));
         }
         Receiver::ClientArchive => {
             let (annotations, space) = (attrs.root_annotations(), &exporter.archive_space);
@@ -236,7 +246,8 @@ async fn target(
             Target::ready(Arc::new(archive.map_err(unusable)?))
         }
         Receiver::ClientStore => Target::ready(Arc::new(ClientStore::new(streams, session))),
-    })
+    };
+    Ok((target, Vec::new()))
 }
 
 fn unusable(error: StoreError) -> Status {

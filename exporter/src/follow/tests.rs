@@ -70,7 +70,8 @@ impl Lab {
         let keys = keys.iter().map(|&(key, value)| (key.to_owned(), value.to_owned())).collect();
         let attrs = Attrs::of(EXPORTER_TYPE, &keys, &Options::default()).unwrap();
         let client = Client::new(ClientConfig::default()).unwrap();
-        let target = Target::new(&attrs, &client, Arc::new(Nobody), false, DEADLINE);
+        let repository = attrs.by_repository().first().map(|(repository, _)| *repository);
+        let target = Target::new(&attrs, repository, &client, Arc::new(Nobody), false, DEADLINE);
         let progress = Progress::new();
         let converter = Converter::new(Recipe::default(), 1, LayerCache::new(0));
         let scratch_space = ScratchSpace::new(Path::new("/"), 0);

@@ -130,9 +130,24 @@ fn an_image_for_the_client_s_disk_is_an_oci_output_with_a_key() {
 }
 
 #[test]
-fn several_names_share_a_repository() {
-    assert_eq!(parse(&[("name", "h:1/demo:a,h:1/demo:b")]).unwrap().names.len(), 2);
-    assert!(matches!(parse(&[("name", "h:1/demo:a,h:2/demo:a")]), Err(AttrError::Repositories { .. })));
+fn names_are_in_as_many_repositories_as_are_wanted_where_nothing_needs_one() {
+    let names = ("name", "h:1/demo:a,h:2/demo:a,h:1/demo:b");
+    let attrs = parse(&[names, ("name-canonical", "true")]).unwrap();
+    let by_repository: Vec<_> = attrs
+        .by_repository()
+        .into_iter()
+        .map(|(repository, names)| (repository.to_string(), names.len()))
+        .collect();
+    assert_eq!(by_repository, [("h:1/demo".to_owned(), 2), ("h:2/demo".to_owned(), 1)]);
+    let digest = registry::digest::sha256(b"");
+    let reported = attrs.names_of(&digest);
+    let expected = ["h:1/demo:a", "h:1/demo:b", "h:2/demo:a"].map(str::to_owned);
+    assert_eq!(reported[..3], expected);
+    assert_eq!(reported[3..], ["h:1/demo", "h:2/demo"].map(|repository| format!("{repository}@{digest}")));
+    for needs_one in [("merge-manifest", "true"), ("images", "ref"), ("images", "embed")] {
+        let error = parse(&[names, needs_one]).unwrap_err();
+        assert!(matches!(error, AttrError::Repositories { .. }), "{error}");
+    }
 }
 
 #[test]

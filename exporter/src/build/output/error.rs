@@ -2,10 +2,11 @@
 
 use image::assemble::{AssembleError, MergeError};
 use image::describe;
-use image::destination::StoreError;
+use image::destination::{CopyError, StoreError};
 use image::document::DocumentError;
 use image::layer::ConvertError;
 use registry::digest::Digest;
+use registry::reference::Repository;
 
 use crate::build::documents::DocumentsError;
 use crate::build::images::ImagesError;
@@ -43,6 +44,8 @@ pub(crate) enum OutputError {
     Assemble { title: String, error: Box<AssembleError> },
     #[error("{title}: cannot store {what}: {}", describe(error.as_ref()))]
     Push { title: String, what: String, error: Box<StoreError> },
+    #[error("{title}: cannot copy it to {repository}: {}", describe(error.as_ref()))]
+    Copy { title: String, repository: Repository, error: Box<CopyError> },
     #[error("{title}: cannot push: {}", describe(error.as_ref()))]
     Target { title: String, error: Box<TargetError> },
     #[error("{title}: {error}")]

@@ -1,12 +1,18 @@
 //! What is left for the end: the names.
 
 use image::assemble::{NydusImage, merge};
+use image::copy::copy_image;
+use image::destination::CopyError;
 use image::document::Stored;
+use image::location::Location;
+use image::source::Source;
+use registry::client::PlacedBlobs;
 use registry::digest::Digest;
-use registry::reference::Reference;
+use registry::reference::{Reference, Repository};
 
 use super::{Output, OutputError};
 use crate::build::keys::{Beside, Receiver};
+use crate::build::target::Target;
 
 impl Output {
     /// The image that no index names: what the build made.
@@ -25,15 +31,17 @@ impl Output {
 
     /// The steps in which the image gets its names: what each is called, and the names.
     fn naming(&self, root: &Stored) -> Vec<(String, &[Reference])> {
-        let names = &self.attrs.names;
         match self.attrs.receiver {
             Receiver::Registry if self.attrs.push && !self.attrs.push_by_digest => {
                 let step = |name: &'_ Reference| format!("pushing {name}@{}", root.digest);
-                names.iter().map(|name| (step(name), std::slice::from_ref(name))).collect()
+                let names = self.attrs.by_repository().into_iter().take(1).flat_map(|(_, names)| names);
+                names.map(|name| (step(name), std::slice::from_ref(name))).collect()
             }
             // Under its digest it is there already.
             Receiver::Registry | Receiver::ClientStore => Vec::new(),
-            Receiver::ClientArchive => vec![(format!("sending {} to the client", root.digest), names)],
+            Receiver::ClientArchive => {
+                vec![(format!("sending {} to the client", root.digest), &self.attrs.names)]
+            }
         }
     }
 
@@ -58,7 +66,46 @@ impl Output {
             }
             step.finish();
         }
+        for (named, target) in self.attrs.by_repository().into_iter().skip(1).zip(&self.copies) {
+            self.copy(&root, named, target).await?;
+        }
         Ok(root)
+    }
+
+    /// Copies the image with all that it names to `repository`, where it gets `names`.
+    async fn copy(
+        &self,
+        root: &Stored,
+        (repository, names): (&Repository, &[Reference]),
+        target: &Target,
+    ) -> Result<(), OutputError> {
+        // Nothing else is copied than what is in a registry.
+        let Some((client, from)) = self.destination().await?.repository() else { return Ok(()) };
+        let from = Location::Registry(from.with_digest(root.digest.clone()));
+        let step = self.progress.step(self.index, format!("copying {} to {repository}", root.digest));
+        let copied = async {
+            let to = self.found(target).await?.as_ref();
+            let copied = async {
+                let source = Source::open(&from, client).await?;
+                let (copy, _) = copy_image(&source, to, &PlacedBlobs::default()).await?;
+                // Under its digest it is there already.
+                let names = if self.attrs.push_by_digest { &[] } else { names };
+                to.publish(names, Some(&copy)).await.map_err(CopyError::from)
+            };
+            copied.await.map_err(|error| OutputError::Copy {
+                title: self.title(),
+                repository: repository.clone(),
+                error: Box::new(error),
+            })
+        };
+        match copied.await {
+            Ok(()) => step.finish(),
+            Err(error) => {
+                step.fail(&error.to_string());
+                return Err(error);
+            }
+        }
+        Ok(())
     }
 
     /// Puts the images into the index of each name, and returns the first of those.
