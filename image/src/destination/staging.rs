@@ -419,7 +419,7 @@ mod tests {
     #[tokio::test]
     async fn what_has_bounded_room_gives_it_back_in_the_end() {
         let folder = tempfile::tempdir().unwrap();
-        let purpose = &DiskUse { what: "tars", setting: "tar_bytes", instead: "make none" };
+        let purpose = &DiskUse { what: "tars", setting: "tar_bytes", of: "all", instead: "make none" };
         let space = DiskSpace::new(folder.path(), 10, purpose);
         let [one, other] = [(); 2].map(|()| {
             let staging = Staging::new(&folder.path().join("image.tar"), Shape::OciArchive { name: None });
