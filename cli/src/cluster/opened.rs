@@ -114,9 +114,12 @@ impl Opened {
         let spool = &config.registry.upload.spool_dir;
         let space = DiskSpace::new(spool, config.cluster.save_spool_bytes, &ARCHIVES);
         let make = || async {
-            SpoolFolder::remove_abandoned(spool);
-            LargeFiles::new(&space)
-                .with_context(|| format!("making a temporary directory in {}", spool.display()))
+            let folder = move || {
+                SpoolFolder::remove_abandoned(space.dir());
+                LargeFiles::new(&space)
+            };
+            let made = tokio::task::spawn_blocking(folder).await?;
+            made.with_context(|| format!("making a temporary directory in {}", spool.display()))
         };
         let mut wanted = wanted.peekable();
         if wanted.peek().is_none() {
