@@ -26,6 +26,7 @@ const DEFAULT_THREADS_LIMIT: usize = 4;
 const ARCHIVES: DiskUse = DiskUse {
     what: "tars that are gathered for clients",
     setting: "exporter.archive_bytes",
+    of: "all builds",
     instead: "write tar=false,dest=DIRECTORY with the output, which needs none of it",
 };
 
@@ -33,6 +34,7 @@ const ARCHIVES: DiskUse = DiskUse {
 const DOCUMENTS: DiskUse = DiskUse {
     what: "large documents of images, such as SBOMs,",
     setting: "exporter.document_bytes",
+    of: "all builds",
     instead: "build without SBOMs",
 };
 
@@ -68,7 +70,7 @@ pub(crate) struct Exporter {
     pub(crate) archive_space: Arc<DiskSpace>,
     /// Room for documents of images that do not stay in memory.
     pub(crate) document_space: Arc<DiskSpace>,
-    /// Room for container images that are put together of several archives.
+    /// Room for archives of container images, and for images that are put together of several.
     pub(crate) together_space: Arc<DiskSpace>,
 }
 

@@ -6,8 +6,8 @@ use std::path::{Path, PathBuf};
 use anyhow::{Context as _, bail};
 use cluster::discover::{self, Archive};
 use cluster::package::Package;
-use image::destination::SpoolFolder;
-use image::files;
+use image::destination::{DiskSpace, DiskUse, SpoolFolder};
+use image::files::{self, LargeFiles};
 use image::location::{InFile, Location};
 use image::platform::PlatformName;
 use registry::client::Client;
@@ -15,6 +15,14 @@ use tempfile::TempDir;
 use tokio::sync::OnceCell;
 
 use crate::config::Config;
+
+/// What archives of images take that one command fetches.
+const ARCHIVES: DiskUse = DiskUse {
+    what: "archives of container images",
+    setting: "cluster.save_spool_bytes",
+    of: "one command",
+    instead: "have the images in a registry",
+};
 
 /// A cluster image whose files can be read.
 pub(super) struct Opened {
@@ -41,7 +49,7 @@ struct Fetched {
     platform: PlatformName,
     _files: TempDir,
     /// Archives of images, once they are needed, apart from the files: none of these leads there.
-    archives: OnceCell<SpoolFolder>,
+    archives: OnceCell<LargeFiles>,
 }
 
 impl Opened {
@@ -104,22 +112,27 @@ impl Opened {
     ) -> anyhow::Result<&Path> {
         let (Some(fetched), Some(location)) = (&self.fetched, &self.location) else { return Ok(&self.dir) };
         let spool = &config.registry.upload.spool_dir;
+        let space = DiskSpace::new(spool, config.cluster.save_spool_bytes, &ARCHIVES);
         let make = || async {
-            SpoolFolder::remove_abandoned(spool);
-            SpoolFolder::new(spool)
-                .with_context(|| format!("making a temporary directory in {}", spool.display()))
+            let folder = move || {
+                SpoolFolder::remove_abandoned(space.dir());
+                LargeFiles::new(&space)
+            };
+            let made = tokio::task::spawn_blocking(folder).await?;
+            made.with_context(|| format!("making a temporary directory in {}", spool.display()))
         };
         let mut wanted = wanted.peekable();
         if wanted.peek().is_none() {
             return Ok(&self.dir);
         }
-        let dir = fetched.archives.get_or_try_init(make).await?.path();
+        let archives = fetched.archives.get_or_try_init(make).await?;
+        let dir = archives.path();
         let missing = wanted.filter(|archive| !dir.join(&archive.path).exists());
         let missing: BTreeSet<Vec<u8>> = missing.map(|archive| archive.path.clone().into_bytes()).collect();
         if !missing.is_empty() {
             let client = Client::new(config.registry.clone())?;
-            let limit = config.cluster.save_spool_bytes;
-            files::extract_large(location, &client, &fetched.platform, missing, limit, dir)
+            archives
+                .fetch(location, &client, &fetched.platform, missing)
                 .await
                 .with_context(|| format!("reading the archives of images in {location}"))?;
         }

@@ -137,7 +137,7 @@ mod tests {
         DiskSpace::new(
             dir,
             bytes,
-            &DiskUse { what: "documents", setting: "document_bytes", instead: "have none" },
+            &DiskUse { what: "documents", setting: "document_bytes", of: "all builds", instead: "have none" },
         )
     }
 

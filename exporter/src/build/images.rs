@@ -7,6 +7,7 @@ use std::collections::BTreeSet;
 use std::fs;
 use std::io;
 use std::path::Path;
+use std::sync::Arc;
 use std::time::Duration;
 
 use bytes::Bytes;
@@ -16,9 +17,9 @@ use cluster::discover::{self, DiscoverError, Discovery, Options};
 use cluster::lock::{self, Lock, LockFileError, Locked, PlatformImage, ResolveError, ResolveOptions};
 use cluster::package::{LOCK_FILE, METADATA_FILE, lock_layer};
 use cluster::save::{self, Destination, NotSaved, SaveOptions};
-use image::destination::SpoolFolder;
+use image::destination::{DiskSpace, SpoolFolder};
 use image::document::ImageConfig;
-use image::files::{FilesError, extract, extract_large};
+use image::files::{FilesError, LargeFiles, extract};
 use image::location::Location;
 use image::platform::PlatformName;
 use registry::client::Client;
@@ -68,7 +69,7 @@ pub(crate) enum ImagesError {
 pub(crate) struct Found {
     pub(crate) lock: Lock,
     /// Has the archives that images of the lock come from, if some do.
-    pub(crate) archives: Option<SpoolFolder>,
+    pub(crate) archives: Option<LargeFiles>,
     /// A tar with the lock, and with sealer's `Metadata` for a root file system that has none.
     pub(crate) layer: Bytes,
     /// Annotations of the manifest, in sealer's words.
@@ -80,11 +81,13 @@ pub(crate) struct Found {
 }
 
 /// Finds and locks the container images of `image`, which is stored, for its platform. A lock that it has is obeyed.
+/// Archives that images come from are kept in `space`.
 pub(crate) async fn find(
     image: &Reference,
     platform: &PlatformName,
     client: &Client,
     config: &ClusterConfig,
+    space: &Arc<DiskSpace>,
 ) -> Result<Found, ImagesError> {
     let directory = SpoolFolder::new(&client.config().upload.spool_dir)?;
     let root = directory.path();
@@ -99,12 +102,12 @@ pub(crate) async fn find(
         ..Options::default()
     };
     let found = discover::discover(root, &options).await?;
-    let archives = archives(&location, platform, client, &found, config).await?;
+    let archives = archives(&location, platform, client, &found, space).await?;
     let before = root.join(LOCK_FILE);
     let obeyed = if before.is_file() { Some(Lock::read(&before)?) } else { None };
     let platforms = obeyed.as_ref().map_or_else(|| vec![platform.clone()], |lock| lock.platforms.clone());
     let options = ResolveOptions { platforms, ..ResolveOptions::default() };
-    let of_archives = archives.as_ref().map_or(root, SpoolFolder::path);
+    let of_archives = archives.as_ref().map_or(root, LargeFiles::path);
     let resolved = lock::resolve(&found, of_archives, client, &options, obeyed.as_ref()).await?;
     let problems: Vec<String> =
         found.problems.iter().chain(&resolved.problems).map(ToString::to_string).collect();
@@ -135,17 +138,16 @@ async fn archives(
     platform: &PlatformName,
     client: &Client,
     found: &Discovery,
-    config: &ClusterConfig,
-) -> Result<Option<SpoolFolder>, ImagesError> {
+    space: &Arc<DiskSpace>,
+) -> Result<Option<LargeFiles>, ImagesError> {
     let wanted = found.images.iter().filter_map(|image| image.archive.as_ref());
     let wanted: BTreeSet<Vec<u8>> = wanted.map(|archive| archive.path.clone().into_bytes()).collect();
     if wanted.is_empty() {
         return Ok(None);
     }
-    let directory = SpoolFolder::new(&client.config().upload.spool_dir)?;
-    let limit = config.save_spool_bytes;
-    extract_large(location, client, platform, wanted, limit, directory.path()).await?;
-    Ok(Some(directory))
+    let archives = LargeFiles::new(space)?;
+    archives.fetch(location, client, platform, wanted).await?;
+    Ok(Some(archives))
 }
 
 /// The images of the lock, as sealer lists them.
@@ -242,4 +244,74 @@ pub(crate) async fn save(
         }
         error => ImagesError::NotSaved(error.to_string()),
     })
+}
+
+#[cfg(test)]
+mod tests {
+    use image::destination::{Destination as _, Shape, Staging};
+    use image::document::Stored;
+    use image::location::InFile;
+    use registry::client::ClientConfig;
+    use registry::digest::sha256;
+    use serde_json::json;
+    use test_support::{noise, tar_of};
+
+    use super::*;
+    use crate::build::TOGETHER;
+
+    const LIST: &str = "images/skopeo/tar.txt";
+
+    /// A layout in `dir` of an image for linux/amd64 whose one layer is `layer`.
+    async fn layout(dir: &Path, layer: Vec<u8>) -> Location {
+        let path = dir.join("layout");
+        let staging = Arc::new(Staging::new(&path, Shape::Oci { name: None }).unwrap());
+        let config = json!({
+            "os": "linux", "architecture": "amd64",
+            "rootfs": {"type": "layers", "diff_ids": [sha256(&layer).to_string()]},
+        });
+        let mut described = Vec::new();
+        for (kind, content) in [("config.v1+json", config.to_string().into_bytes()), ("layer.v1.tar", layer)]
+        {
+            let media_type = format!("application/vnd.oci.image.{kind}");
+            let size = content.len();
+            let digest = staging.put_blob(content.into()).await.unwrap().to_string();
+            described.push(json!({"mediaType": media_type, "digest": digest, "size": size}));
+        }
+        let media_type = "application/vnd.oci.image.manifest.v1+json".to_owned();
+        let manifest = json!({
+            "schemaVersion": 2, "mediaType": media_type, "config": described[0], "layers": described[1..],
+        });
+        let content = Bytes::from(manifest.to_string());
+        let digest = staging.put_manifest(&media_type, content.clone()).await.unwrap();
+        staging.publish(&[], Some(&Stored { media_type, content, digest })).await.unwrap();
+        Location::Oci(InFile { path, image: None })
+    }
+
+    #[tokio::test]
+    async fn archives_of_builds_at_once_take_no_more_than_they_may_together() {
+        let dir = tempfile::tempdir().unwrap();
+        let list = "docker-archive:own.tar@team/own:v1\n";
+        let archive = noise(1, 20_000);
+        let layer = tar_of(&[(LIST, list.as_bytes().to_vec()), ("images/skopeo/own.tar", archive.clone())]);
+        let location = layout(dir.path(), layer).await;
+        let tree = dir.path().join("tree");
+        fs::create_dir_all(tree.join("images/skopeo")).unwrap();
+        fs::write(tree.join(LIST), list).unwrap();
+        let found = discover::discover(&tree, &Options::default()).await.unwrap();
+        let (client, platform) =
+            (Client::new(ClientConfig::default()).unwrap(), "linux/amd64".parse().unwrap());
+        let room = DiskSpace::new(dir.path(), 30_000, &TOGETHER);
+        let fetch = async || archives(&location, &platform, &client, &found, &room).await;
+
+        let (one, other) = tokio::join!(fetch(), fetch());
+        let (there, refused) = match (one, other) {
+            (Ok(there), Err(refused)) | (Err(refused), Ok(there)) => (there.unwrap(), refused.to_string()),
+            both => panic!("expected room for one: {both:?}"),
+        };
+        assert!(refused.contains("all builds together: raise cluster.save_spool_bytes"), "{refused}");
+        assert_eq!(fs::read(there.path().join("images/skopeo/own.tar")).unwrap(), archive);
+        drop(there);
+        assert_eq!(room.left(), 30_000);
+        fetch().await.unwrap();
+    }
 }

@@ -23,7 +23,7 @@ pub(crate) struct Preparation {
     pub(crate) scratch_space: Arc<ScratchSpace>,
     /// Room for documents.
     pub(crate) document_space: Arc<DiskSpace>,
-    /// Room for container images that are put together.
+    /// Room for archives of container images, and for images that are put together of several.
     pub(crate) together_space: Arc<DiskSpace>,
     /// Reaches registries with the credentials of whoever builds.
     pub(crate) client: Client,

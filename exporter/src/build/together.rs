@@ -15,6 +15,7 @@ use cluster::lock::{self, Lock, Locked, PlatformImage};
 use image::copy::copy_image;
 use image::destination::{Destination, DiskSpace, DiskUse, Shape, SpoolFolder, Staging};
 use image::document::{Index, Stored};
+use image::files::LargeFiles;
 use image::location::{InFile, Location};
 use image::source::Document;
 use registry::Reference;
@@ -26,11 +27,12 @@ use super::images::{ImagesError, united};
 /// How much of two archives is compared at once.
 const PIECE_BYTES: usize = 1 << 20;
 
-/// What images take that are put together of several archives, of all builds.
+/// What the archives take that images come from, and the images that are put together of several of them, of all builds.
 pub(crate) const TOGETHER: DiskUse = DiskUse {
-    what: "images of archives that differ from platform to platform",
+    what: "archives of container images, with images that are put together of them,",
     setting: "cluster.save_spool_bytes",
-    instead: "have one archive for all platforms (docker save, or skopeo copy --all)",
+    of: "all builds",
+    instead: "have one archive for all platforms (docker save, or skopeo copy --all), or the images in a registry",
 };
 
 /// The container images that one platform's tree asks for.
@@ -38,7 +40,7 @@ pub(crate) const TOGETHER: DiskUse = DiskUse {
 pub(crate) struct TreeImages {
     pub(crate) lock: Lock,
     /// Has the archives that images of the lock come from, if some do.
-    pub(crate) archives: Option<SpoolFolder>,
+    pub(crate) archives: Option<LargeFiles>,
 }
 
 /// Those of all platforms.
@@ -121,7 +123,7 @@ struct Part {
 impl Part {
     fn of(tree: &TreeImages, image: &Reference) -> Option<Self> {
         let locked = tree.lock.get(image)?.clone();
-        let archives = tree.archives.as_ref().map_or(Path::new(""), SpoolFolder::path);
+        let archives = tree.archives.as_ref().map_or(Path::new(""), LargeFiles::path);
         Some(Self { location: lock::locked_source(&locked, archives), locked })
     }
 }
@@ -283,7 +285,7 @@ mod tests {
 
     /// The tree for `architecture` with such an archive at `path`.
     async fn tree(architecture: &str, path: &str) -> TreeImages {
-        let dir = SpoolFolder::new(&std::env::temp_dir()).unwrap();
+        let dir = LargeFiles::new(&space(0)).unwrap();
         let folder = dir.path().join("images/skopeo");
         let file = folder.join(path);
         fs::create_dir_all(file.parent().unwrap()).unwrap();

@@ -75,7 +75,7 @@ impl Lab {
         let progress = Progress::new();
         let converter = Converter::new(Recipe::default(), 1, LayerCache::new(0));
         let scratch_space = ScratchSpace::new(Path::new("/"), 0);
-        let nothing = &DiskUse { what: "", setting: "", instead: "" };
+        let nothing = &DiskUse { what: "", setting: "", of: "", instead: "" };
         let [document_space, together_space] = [(); 2].map(|()| DiskSpace::new(Path::new("/"), 0, nothing));
         let preparation = Preparation {
             converter,

@@ -127,8 +127,8 @@ pub enum StoreError {
     },
     /// What is kept on this machine meanwhile takes more room than it may.
     #[error(
-        "{} take more than {limit} bytes in {}, those of all builds together: raise {}, or {}",
-        purpose.what, path.display(), purpose.setting, purpose.instead
+        "{} take more than {limit} bytes in {}, those of {} together: raise {}, or {}",
+        purpose.what, path.display(), purpose.of, purpose.setting, purpose.instead
     )]
     DiskFull {
         /// What the room is for.

@@ -13,7 +13,9 @@ pub struct DiskUse {
     pub what: &'static str,
     /// The setting that says how much there is.
     pub setting: &'static str,
-    /// What a build can do to need less.
+    /// Whose this is that finds room together, such as `all builds`.
+    pub of: &'static str,
+    /// What whoever needs it can do to need less.
     pub instead: &'static str,
 }
 
@@ -74,6 +76,13 @@ impl DiskShare {
         taken.map_err(full)?;
         self.taken.fetch_add(bytes, Ordering::Relaxed);
         Ok(())
+    }
+
+    /// Gives back so many bytes of what it took, before the rest.
+    pub fn give_back(&self, bytes: u64) {
+        let less = |taken: u64| Some(taken.saturating_sub(bytes));
+        let before = self.taken.fetch_update(Ordering::Relaxed, Ordering::Relaxed, less).unwrap_or_default();
+        self.space.left.fetch_add(before.min(bytes), Ordering::Relaxed);
     }
 
     /// Leaves what it took to `other`, of the same room.

@@ -19,6 +19,7 @@ const PIECE_BYTES: usize = 1 << 20;
 const UNASKED: DiskUse = DiskUse {
     what: "blobs that nobody has asked for yet",
     setting: "exporter.ahead_bytes",
+    of: "all builds",
     instead: "have their layers converted when they are asked for, which takes longer",
 };
 

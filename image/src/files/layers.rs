@@ -200,8 +200,12 @@ fn item(
 #[cfg(test)]
 mod tests {
     use std::fs;
+    use std::sync::Arc;
 
     use super::*;
+    use crate::destination::{DiskShare, DiskSpace, DiskUse, StoreError};
+
+    const FILES: DiskUse = DiskUse { what: "files", setting: "file_bytes", of: "all", instead: "have none" };
 
     fn lay(large: &mut Large, files: &[(&str, &str)]) -> Result<(), Failed> {
         let (sender, receiver) = mpsc::channel(2);
@@ -215,7 +219,9 @@ mod tests {
     fn large_files_are_what_the_layers_together_show() {
         let dir = tempfile::tempdir().unwrap();
         let paths = ["a/x", "a/y", "b", "d/z"].map(|path| path.as_bytes().to_vec());
-        let mut large = Large::new(paths.into(), dir.path().to_owned(), 16);
+        let space = DiskSpace::new(dir.path(), 16, &FILES);
+        let room = Arc::new(DiskShare::of(&space));
+        let mut large = Large::new(paths.into(), dir.path().to_owned(), room);
         let read = |path: &str| fs::read_to_string(dir.path().join(path)).ok();
         let shown = || ["a/x", "a/y", "b", "d/z"].map(|path| read(path).unwrap_or_default());
         let of = |large: &mut Large, files: &[(&str, &str)]| assert!(lay(large, files).is_ok());
@@ -230,6 +236,11 @@ mod tests {
         assert!(read("b").is_some());
         let error =
             lay(&mut large, &[("b", "0123456789")]).and_then(|()| lay(&mut large, &[("a/y", "012345")]));
-        assert!(matches!(error, Err(Failed::Files(FilesError::TooMuch { what: "bytes", limit: 16 }))));
+        assert!(matches!(
+            error,
+            Err(Failed::Files(FilesError::Room(StoreError::DiskFull { limit: 16, .. })))
+        ));
+        drop(large);
+        assert_eq!(space.left(), 16);
     }
 }

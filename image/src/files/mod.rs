@@ -8,11 +8,10 @@ mod large;
 mod layers;
 mod nydus;
 
+pub use self::large::LargeFiles;
 pub use self::nydus::fetch_bootstrap;
 
-use self::large::Large;
-
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeMap;
 use std::io;
 use std::path::{Path, PathBuf};
 
@@ -23,6 +22,7 @@ use registry::client::{Client, Descriptor};
 use serde::Deserialize;
 use thiserror::Error;
 
+use crate::destination::StoreError;
 use crate::document::{DocumentError, ImageConfig, Manifest, Parsed};
 use crate::location::Location;
 use crate::platform::PlatformName;
@@ -92,6 +92,9 @@ pub enum FilesError {
         /// The most that is kept.
         limit: u64,
     },
+    /// There is no room for large ones.
+    #[error(transparent)]
+    Room(#[from] StoreError),
     /// The directory cannot be written.
     #[error("{}: {error}", path.display())]
     Io {
@@ -150,29 +153,6 @@ pub async fn extract(
     let settings = settings.map_err(|error| FilesError::Config { image: source.name(), error })?;
     let (annotations, nydus) = (manifest.annotations(), manifest.bootstrap().is_some());
     Ok(Configured { annotations, nydus, ..settings.unwrap_or_default() })
-}
-
-/// Writes those of the files `paths`, named from the root without a slash before, that the image has to the empty directory `to`, as they come: they
-/// may be large. Links are none of them.
-///
-/// # Errors
-///
-/// When the image cannot be read, or the files have more than `limit` bytes together.
-pub async fn extract_large(
-    location: &Location,
-    client: &Client,
-    platform: &PlatformName,
-    paths: BTreeSet<Vec<u8>>,
-    limit: u64,
-    to: &Path,
-) -> Result<(), FilesError> {
-    let source = &Source::open(location, client).await?;
-    let manifest = manifest(source, platform).await?;
-    let large = Large::new(paths, to.to_owned(), limit);
-    match manifest.bootstrap() {
-        Some(layer) => nydus::write(source, layer, large).await,
-        None => layers::write(source, &manifest.layers, large).await,
-    }
 }
 
 /// The whole tree of the nydus image whose bootstrap is in `layer`, with all that is known of its blobs.

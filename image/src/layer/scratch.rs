@@ -31,6 +31,7 @@ const QUEUE: usize = 2;
 const FLATTENED: DiskUse = DiskUse {
     what: "layers that are flattened",
     setting: "exporter.flatten_bytes",
+    of: "all builds",
     instead: "leave flatten out",
 };
 

@@ -31,11 +31,36 @@ pub(super) struct FetchedBody {
     pieces: BoxStream<'static, Result<Bytes, Error>>,
     /// What has not been handed to the network yet.
     unsent: u64,
+    /// The last piece, kept back until `pieces` ends: a whole blob ends well only with its digest.
+    last: Option<Bytes>,
 }
 
 impl FetchedBody {
     pub(super) fn new(pieces: BoxStream<'static, Result<Bytes, Error>>, len: u64) -> Self {
-        Self { pieces, unsent: len }
+        Self { pieces, unsent: len, last: None }
+    }
+
+    fn poll_piece(&mut self, context: &mut Context<'_>) -> Poll<Option<io::Result<Bytes>>> {
+        while self.unsent > 0 {
+            let Some(piece) = ready!(self.pieces.poll_next_unpin(context)) else {
+                self.unsent = 0;
+                // Whoever asked was told how many there are.
+                let last = self.last.take().ok_or_else(|| io::ErrorKind::UnexpectedEof.into());
+                return Poll::Ready(Some(last));
+            };
+            let piece = piece.map_err(io::Error::other)?;
+            let kept = self.last.as_ref().map_or(0, Bytes::len);
+            let left = self.unsent.checked_sub((kept + piece.len()) as u64);
+            match left.ok_or(io::ErrorKind::InvalidData)? {
+                0 if self.last.is_none() => self.last = Some(piece),
+                0 => {}
+                left => {
+                    self.unsent = left;
+                    return Poll::Ready(Some(Ok(piece)));
+                }
+            }
+        }
+        Poll::Ready(None)
     }
 }
 
@@ -98,19 +123,7 @@ impl hyper::body::Body for Body {
                 }
                 Poll::Ready(Some(Ok(Frame::data(bytes))))
             }
-            Self::Fetched(body) => {
-                if body.unsent == 0 {
-                    return Poll::Ready(None);
-                }
-                // Whoever asked was told how many there are.
-                let Some(piece) = ready!(body.pieces.poll_next_unpin(context)) else {
-                    return Poll::Ready(Some(Err(io::ErrorKind::UnexpectedEof.into())));
-                };
-                let piece = piece.map_err(io::Error::other)?;
-                let left = body.unsent.checked_sub(piece.len() as u64);
-                body.unsent = left.ok_or(io::ErrorKind::InvalidData)?;
-                Poll::Ready(Some(Ok(Frame::data(piece))))
-            }
+            Self::Fetched(body) => body.poll_piece(context).map_ok(Frame::data),
         }
     }
 

@@ -8,6 +8,7 @@ mod auth;
 mod certs_dir;
 mod contract;
 mod copies;
+mod elsewhere;
 mod expiry;
 mod faults;
 mod handover;

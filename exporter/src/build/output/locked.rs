@@ -30,7 +30,8 @@ impl Output {
         let task = self.task("looking for container images".to_owned(), 0);
         let platform = images::platform(config).map_err(failed)?;
         let image = repository.with_digest(digest.clone());
-        let found = images::find(&image, &platform, client, &self.cluster).await.map_err(failed)?;
+        let space = &self.preparation.together_space;
+        let found = images::find(&image, &platform, client, &self.cluster, space).await.map_err(failed)?;
         task.finish();
         for warning in &found.warnings {
             self.task(format!("warning: {warning}"), 0).finish();

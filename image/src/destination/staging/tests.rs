@@ -70,7 +70,7 @@ async fn a_tar_holds_the_layout_and_replaces_a_file() {
 #[tokio::test]
 async fn what_has_bounded_room_gives_it_back_in_the_end() {
     let folder = tempfile::tempdir().unwrap();
-    let purpose = &DiskUse { what: "tars", setting: "tar_bytes", instead: "make none" };
+    let purpose = &DiskUse { what: "tars", setting: "tar_bytes", of: "all", instead: "make none" };
     let space = DiskSpace::new(folder.path(), 10, purpose);
     let [one, other] = [(); 2].map(|()| {
         let staging = Staging::new(&folder.path().join("image.tar"), Shape::OciArchive { name: None });
@@ -92,7 +92,7 @@ async fn what_has_bounded_room_gives_it_back_in_the_end() {
 #[tokio::test]
 async fn a_blob_that_is_given_up_or_comes_twice_takes_no_room() {
     let folder = tempfile::tempdir().unwrap();
-    let purpose = &DiskUse { what: "tars", setting: "tar_bytes", instead: "make none" };
+    let purpose = &DiskUse { what: "tars", setting: "tar_bytes", of: "all", instead: "make none" };
     let space = DiskSpace::new(folder.path(), 10, purpose);
     let staging = Staging::new(&folder.path().join("image.tar"), Shape::OciArchive { name: None });
     let staging = Arc::new(staging.unwrap().within(&space));

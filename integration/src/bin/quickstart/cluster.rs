@@ -10,7 +10,7 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail};
-use integration::access_log::bytes_sent;
+use integration::access_log::{Request, bytes_sent};
 use integration::cluster_image::{ClusterImage, Pull, Services};
 use integration::cluster_lab::ClusterLab;
 use integration::peers::Peers;
@@ -89,6 +89,15 @@ struct Stored {
     services_blobs: BTreeSet<String>,
 }
 
+impl Stored {
+    /// What of `requests` was blobs of the services' images: whoever asked, in whichever repository, for all of a blob or a part.
+    fn services_bytes(&self, requests: &[Request]) -> u64 {
+        let is_services =
+            |request: &&Request| request.blob().is_some_and(|blob| self.services_blobs.contains(blob));
+        requests.iter().filter(is_services).map(|request| request.bytes_sent).sum()
+    }
+}
+
 fn measure(lab: &ClusterLab, dir: &Path, command: Command, stored: &Stored) -> Result<ClusterFigures> {
     let log = lab.registry().access_log();
     let mark = log.mark()?;
@@ -109,10 +118,9 @@ fn measure(lab: &ClusterLab, dir: &Path, command: Command, stored: &Stored) -> R
     }
     lab.wait_serving(DEADLINE)?;
     let serving_s = start.elapsed().as_secs_f64();
-    let mut requests = log.since(mark)?;
-    let registry_bytes = bytes_sent(&requests);
-    requests.retain(|request| request.blob().is_some_and(|blob| stored.services_blobs.contains(blob)));
-    let (stored_bytes, services_bytes) = (stored.bytes, bytes_sent(&requests));
+    let requests = log.since(mark)?;
+    let (stored_bytes, registry_bytes) = (stored.bytes, bytes_sent(&requests));
+    let services_bytes = stored.services_bytes(&requests);
     Ok(ClusterFigures { stored_bytes, registry_bytes, services_bytes, ready_s, serving_s })
 }
 
@@ -149,5 +157,55 @@ impl fmt::Display for ClusterReport {
             writeln!(out, "{name:<24}{lazy:>16}{plain:>16}{warm:>20}{package:>16}")?;
         }
         Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use integration::access_log::AccessLog;
+
+    use super::*;
+
+    /// A blob of a service's image, and one that another container image or the cluster image has.
+    const SERVICES: &str = "sha256:3c8fad0281a3542598da5a83c2a443b6af171c5d2d8de40823f54a50fbba6b6b";
+    const OTHERS: &str = "sha256:8b8fda5e955956de8f96e7871f7eaaa558fc336207a5b64d2ea2e46620641cde";
+
+    /// A line as the registry writes it.
+    fn line(method: &str, path: &str, status: u16, range: &str, bytes_sent: u64) -> String {
+        let path = format!("/v2/cluster/five-services/{path}");
+        format!(
+            r#"{{"method":"{method}","path":"{path}","query":"ns=registry.example","status":{status},"range":{range},"bytes_sent":{bytes_sent},"bytes_received":0,"milliseconds":0,"agent":"nydus-cluster/0.1.0"}}"#
+        )
+    }
+
+    #[test]
+    fn what_was_sent_of_services_blobs_is_for_services_and_nothing_else_is() {
+        let dir = tempfile::tempdir().unwrap();
+        let log = AccessLog::new(dir.path().join("access.log"));
+        let [services, others] = [SERVICES, OTHERS].map(|digest| format!("blobs/{digest}"));
+        let before = [line("GET", &services, 200, "null", 1_000_000)];
+        fs::write(log.path(), before.join("\n") + "\n").unwrap();
+        let mark = log.mark().unwrap();
+        let during = [
+            // For services: a part of a blob, the same for a further node, and the whole.
+            line("GET", &services, 206, r#""bytes=3249-3831""#, 583),
+            line("GET", &services, 206, r#""bytes=3249-3831""#, 583),
+            line("GET", &services, 200, "null", 4000),
+            line("HEAD", &services, 200, "null", 0),
+            // Not: blobs of others, and documents, even those of services.
+            line("GET", &others, 200, "null", 3077),
+            line("GET", &others, 206, r#""bytes=0-1142""#, 1143),
+            line("GET", "manifests/v1", 200, "null", 4448),
+            line("GET", &format!("manifests/{SERVICES}"), 200, "null", 869),
+            line("GET", &format!("referrers/{SERVICES}"), 200, "null", 90),
+        ];
+        let text = fs::read_to_string(log.path()).unwrap() + &during.join("\n") + "\n";
+        fs::write(log.path(), text).unwrap();
+        let requests = log.since(mark).unwrap();
+        let stored = Stored { bytes: 0, services_blobs: [SERVICES.to_owned()].into() };
+        assert_eq!(stored.services_bytes(&requests), 583 + 583 + 4000);
+        assert_eq!(bytes_sent(&requests), 583 + 583 + 4000 + 3077 + 1143 + 4448 + 869 + 90);
+        // Of a package, nothing in the registry is the services'.
+        assert_eq!(Stored::default().services_bytes(&requests), 0);
     }
 }
