@@ -74,9 +74,14 @@ fn link_or_copy(source: &Path, target: &Path) -> Result<()> {
 
 /// Asks an HTTP service on loopback for `/`; its answer's body if it says 200.
 pub fn ask(address: SocketAddr) -> Result<String> {
+    ask_for(address, "/")
+}
+
+/// What a service has at a path.
+pub fn ask_for(address: SocketAddr, path: &str) -> Result<String> {
     let mut stream = TcpStream::connect_timeout(&address, ASK_DEADLINE)?;
     stream.set_read_timeout(Some(ASK_DEADLINE))?;
-    stream.write_all(b"GET / HTTP/1.0\r\nHost: localhost\r\n\r\n")?;
+    write!(stream, "GET {path} HTTP/1.0\r\nHost: localhost\r\n\r\n")?;
     let mut answer = String::new();
     stream.read_to_string(&mut answer)?;
     let (head, body) = answer.split_once("\r\n\r\n").context("not an HTTP answer")?;

@@ -85,6 +85,7 @@ struct Shared {
     upstream: SocketAddr,
     rules: Mutex<Vec<Rule>>,
     failed: AtomicU64,
+    held: AtomicU64,
     /// Whether it asks for credentials.
     tokens: Option<Tokens>,
 }
@@ -101,6 +102,22 @@ impl Shared {
         rule.times -= 1;
         self.failed.fetch_add(1, Ordering::SeqCst);
         Some(rule.failure)
+    }
+}
+
+/// A request that stands still. It is dropped with the connection, when the client closes that.
+struct Held(Arc<Shared>);
+
+impl Held {
+    fn new(shared: Arc<Shared>) -> Self {
+        shared.held.fetch_add(1, Ordering::SeqCst);
+        Self(shared)
+    }
+}
+
+impl Drop for Held {
+    fn drop(&mut self) {
+        self.0.held.fetch_sub(1, Ordering::SeqCst);
     }
 }
 
@@ -133,8 +150,8 @@ impl FaultProxy {
         let listener =
             runtime.block_on(TcpListener::bind("127.0.0.1:0")).context("binding the fault proxy")?;
         let address = listener.local_addr()?;
-        let shared = Shared { upstream, rules: Mutex::default(), failed: AtomicU64::new(0), tokens };
-        let shared = Arc::new(shared);
+        let (failed, held) = (AtomicU64::new(0), AtomicU64::new(0));
+        let shared = Arc::new(Shared { upstream, rules: Mutex::default(), failed, held, tokens });
         runtime.spawn(accept(listener, shared.clone()));
         Ok(Self { address, shared, runtime: Some(runtime) })
     }
@@ -182,6 +199,11 @@ impl FaultProxy {
     pub fn failed_requests(&self) -> u64 {
         self.shared.failed.load(Ordering::SeqCst)
     }
+
+    /// How many requests stand still by [`Failure::Stall`], and their clients have not given them up.
+    pub fn held_requests(&self) -> u64 {
+        self.shared.held.load(Ordering::SeqCst)
+    }
 }
 
 impl Drop for FaultProxy {
@@ -222,7 +244,10 @@ async fn answer(
     }
     match shared.failure_for(&request) {
         Some(Failure::Status(status)) => refuse(status),
-        Some(Failure::Stall) => std::future::pending().await,
+        Some(Failure::Stall) => {
+            let _held = Held::new(shared);
+            std::future::pending().await
+        }
         Some(Failure::Delay(time)) => {
             tokio::time::sleep(time).await;
             forward(request, &shared).await

@@ -1,6 +1,7 @@
 //! The worker as the front has it: a process that may end at any time, and another in its place.
 
 mod listener;
+mod registrations;
 
 use std::collections::{BTreeMap, HashMap};
 use std::fs::File;
@@ -20,7 +21,7 @@ use tokio::time::Instant;
 use super::connection::WorkerConnection;
 use super::errand::{Brought, Errand, info_bytes, read_parts};
 use super::given::{self, Given};
-use super::hosts::{HostCount, Hosts};
+use super::hosts::Hosts;
 use super::launch::{Launch, this_program};
 use super::message::{Guards, ToWorker};
 use super::names::NameFiles;
@@ -30,6 +31,7 @@ use crate::access::Accesses;
 use crate::control::{BackendSpec, BlobId};
 use crate::front::{ChunkError, ChunkKey, Content, Order, Orders, Responses, Worker};
 use crate::worker::{Fetcher, Place, StoredPart, WorkerConfig};
+use registrations::{Registered, RemoteRegistration, canonical};
 
 /// Questions of a worker that are answered at once: more are nonsense.
 const QUESTIONS_AT_ONCE: usize = 64;
@@ -90,32 +92,6 @@ struct State {
     given: Given,
     names: NameFiles,
     hosts: Hosts,
-}
-
-/// What the next process is to know as well.
-struct Registered {
-    blobs: Vec<BlobId>,
-    backend: BackendSpec,
-    place: Place,
-}
-
-/// Keeps a backend known for some blobs.
-pub struct RemoteRegistration {
-    shared: Weak<RemoteState>,
-    number: u64,
-}
-
-impl Drop for RemoteRegistration {
-    fn drop(&mut self) {
-        let Some(shared) = self.shared.upgrade() else { return };
-        let mut state = shared.lock();
-        let Some(gone) = state.registrations.remove(&self.number) else { return };
-        shared.tell(&ToWorker::Forget { number: self.number });
-        let is_used = state.registrations.values().any(|other| other.backend == gone.backend);
-        if let (false, Some(connection)) = (is_used, shared.current()) {
-            state.given.take_back(&gone.backend, &connection.sender);
-        }
-    }
 }
 
 impl RemoteWorker {
@@ -227,17 +203,7 @@ impl Fetcher for RemoteWorker {
     }
 
     fn register(&self, blobs: &[BlobId], backend: &BackendSpec, place: Place) -> RemoteRegistration {
-        let mut state = self.shared.lock();
-        let number = state.number();
-        let registered = Registered { blobs: blobs.to_vec(), backend: backend.clone(), place };
-        // Under the lock, so that a process which just starts hears of it once.
-        if let Some(connection) = self.shared.current() {
-            let state = &mut *state;
-            self.shared.introduce(&mut state.given, &mut state.hosts, number, &registered, &connection);
-        }
-        state.registrations.insert(number, registered);
-        drop(state);
-        RemoteRegistration { shared: Arc::downgrade(&self.shared), number }
+        self.shared.register(blobs, backend, place)
     }
 
     fn name_of(backend: &BackendSpec) -> String {
@@ -284,20 +250,6 @@ impl Fetcher for RemoteWorker {
     }
 }
 
-/// A specification in the form that its backend names itself by.
-fn canonical(spec: &BackendSpec) -> BackendSpec {
-    match spec {
-        BackendSpec::Registry { repository } => match registry::Repository::parse(repository) {
-            Ok(repository) => BackendSpec::Registry { repository: repository.to_string() },
-            Err(_) => spec.clone(),
-        },
-        BackendSpec::Directory { .. } => spec.clone(),
-        BackendSpec::HttpDirectory { url } => {
-            BackendSpec::HttpDirectory { url: format!("{}/", url.trim_end_matches('/')) }
-        }
-    }
-}
-
 impl State {
     fn number(&mut self) -> u64 {
         self.next += 1;
@@ -322,37 +274,6 @@ impl RemoteState {
     fn tell(&self, message: &ToWorker) {
         if let Some(connection) = self.current() {
             connection.sender.send(message, None);
-        }
-    }
-
-    /// Tells a process of a registration, and how its backend is read.
-    fn introduce(
-        &self,
-        given: &mut Given,
-        hosts: &mut Hosts,
-        number: u64,
-        registered: &Registered,
-        connection: &WorkerConnection,
-    ) {
-        given.give(&registered.backend, &self.accesses, &connection.sender);
-        let message = ToWorker::Register {
-            number,
-            blobs: registered.blobs.clone(),
-            backend: registered.backend.clone(),
-            place: registered.place,
-            host: hosts.number(&registered.backend),
-            connection: given::connection(&registered.backend, &self.accesses),
-        };
-        connection.sender.send(&message, None);
-    }
-
-    /// Tells the process of what has changed in how its backends are read.
-    pub(super) fn give_all(&self) {
-        let mut guard = self.lock();
-        let state = &mut *guard;
-        let Some(connection) = self.current() else { return };
-        for registered in state.registrations.values() {
-            state.given.give(&registered.backend, &self.accesses, &connection.sender);
         }
     }
 
@@ -408,20 +329,6 @@ impl RemoteState {
         if !blamed.is_empty() {
             orders.blame(blamed);
         }
-    }
-
-    /// The backends that blobs are read from, with a number that each is registered by.
-    pub(super) fn backends(&self) -> BTreeMap<BackendSpec, u64> {
-        let state = self.lock();
-        let known = state.registrations.iter().filter(|(_, known)| !known.blobs.is_empty());
-        known.map(|(number, known)| (canonical(&known.backend), *number)).collect()
-    }
-
-    /// What was counted of hosts, with the place of each backend's host there.
-    pub(super) fn counts(&self, backends: &[BackendSpec]) -> (Vec<HostCount>, Vec<usize>) {
-        let mut state = self.lock();
-        let places = backends.iter().map(|backend| state.hosts.number(backend) as usize).collect();
-        (state.hosts.counts(), places)
     }
 
     /// Whether somebody waits for an answer.

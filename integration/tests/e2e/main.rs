@@ -3,6 +3,7 @@
 //! Servers are started when the first test needs them, shared, and stopped after the last. Where something is
 //! missing, tests say `skipped: needs …`; with `CI=true` they fail instead.
 
+mod alerts;
 mod beside_plain;
 mod build_cancelled;
 mod build_lab;
@@ -124,6 +125,7 @@ const TESTS: &[(&str, Test)] = &[
     ("lazy_run::a_pull_reads_no_byte_of_a_blob_and_a_start_reads_little", lazy_run::byte_counts),
     ("lazy_run::many_readers_of_a_chunk_cause_one_fetch", lazy_run::one_fetch),
     ("node_commands::a_complete_image_needs_no_registry_and_was_traced", node_commands::complete_and_traced),
+    ("alerts::of_the_documents_ask_for_what_a_node_exports", alerts::ask_for_what_is_exported),
     ("plain_images::a_plain_image_runs_with_our_snapshotter", plain_images::runs),
     ("plain_images::other_builds_pass_through_the_exporter", plain_images::passes_through),
     ("plain_images::both_registries_take_the_image", plain_images::both_registries),
