@@ -226,6 +226,7 @@ pub(crate) async fn save(
     name: &Reference,
     built: &[Reference],
     client: &Client,
+    config: &ClusterConfig,
 ) -> Result<Option<Digest>, ImagesError> {
     let tag = format!("{}-images", name.tag().unwrap_or("latest"));
     let target = name.repository().with_tag(&tag).map_err(|error| ImagesError::Tag(error.to_string()))?;
@@ -233,6 +234,7 @@ pub(crate) async fn save(
     let options = SaveOptions {
         cluster_image: built.to_vec(),
         read_at: images.read_at.clone(),
+        spool_bytes: config.save_spool_bytes,
         ..SaveOptions::default()
     };
     // Whatever comes from an archive is read where it was put.

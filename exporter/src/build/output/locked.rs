@@ -75,7 +75,7 @@ impl Output {
             let step = self
                 .progress
                 .step(self.index, format!("saving {} container images", images.lock.images.len()));
-            match images::save(&images, name, &built, client).await {
+            match images::save(&images, name, &built, client, &self.cluster).await {
                 Ok(digest) => saved.extend(digest.filter(|digest| !saved.contains(digest))),
                 Err(error) => {
                     let error = failed(error);
