@@ -70,7 +70,9 @@ pub(crate) fn of_builds(fixture: &Fixture) -> Result<()> {
         fs::write(&dockerfile, fs::read_to_string(&dockerfile)? + "COPY imageList /imageList\n")?;
         let name = format!("{}/beside-builds/{way}-{}:v1", registry.address(), fixture.containerd());
         if way == "merge-manifest" {
-            let plain = format!("type=image,name={name},push=true,registry.insecure=true");
+            // Layers of the build before are zstd: with Docker's media types, BuildKit 0.12 calls them what containerd 1.7 takes for none.
+            let plain =
+                format!("type=image,name={name},push=true,registry.insecure=true,oci-mediatypes=true");
             fixture.buildctl()?.build(&context, &[&plain])?;
         }
         let output = format!("type=nydus-cluster,name={name},{way}=true,images=ref");
