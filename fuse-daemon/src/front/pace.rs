@@ -20,7 +20,7 @@ use crate::control::BlobId;
 /// Stored bytes of the largest request.
 const REQUEST_LIMIT_BYTES: u64 = 8 << 20;
 
-/// Of what is near, who comes from elsewhere is brought this part of a request: most of what programs do not read on from is left out,
+/// Of what answers at once, who comes from elsewhere is brought this part of a request: most of what programs do not read on from is left out,
 /// another request takes little time, and who does go on soon has whole ones ahead.
 const FIRST_PART: u64 = 8;
 
@@ -132,6 +132,11 @@ impl Pace {
         self.latency.as_ref().is_some_and(|latency| latency.get() >= far)
     }
 
+    /// Whether waiting for it takes no longer than our own work.
+    fn answers_at_once(&self) -> bool {
+        self.latency.as_ref().is_some_and(|shortest| shortest.get() <= OWN_WORK)
+    }
+
     /// Bytes that come in the time of one answer, as far as it is known; `least` are asked for at once otherwise.
     fn bytes_of_an_answer(&self, least: u64) -> Option<u64> {
         let latency = self.latency.as_ref()?.get();
@@ -192,9 +197,9 @@ impl Paces {
 
     /// The same for a reader that comes from elsewhere.
     pub(super) fn first_bytes(&self, blob: BlobId, least: u64) -> u64 {
-        match self.request_bytes(blob, least) {
-            bytes if bytes == least && self.of(blob).is_some() => least.div_ceil(FIRST_PART),
-            bytes => bytes,
+        match self.of(blob) {
+            Some(pace) if pace.answers_at_once() => least.div_ceil(FIRST_PART),
+            _ => self.request_bytes(blob, least),
         }
     }
 
@@ -291,8 +296,11 @@ mod tests {
         assert_eq!(paces.first_bytes(BLOB, 1), 1, "who wants little gets little");
         let reach = paces.reach(BLOB, LEAST, u64::MAX);
         assert_eq!((reach.first, reach.most), (LEAST / FIRST_PART, LEAST_AHEAD * LEAST));
-        came(&mut paces, OTHER, "far", (500, 10));
-        assert_eq!(paces.first_bytes(OTHER, LEAST), paces.request_bytes(OTHER, LEAST));
+        // Another request to what takes a while costs that while, also on a link so slow that little comes in it.
+        for (name, pace) in [("region", (5, 10_000)), ("slow", (50, 100_000)), ("far", (500, 10))] {
+            came(&mut paces, OTHER, name, pace);
+            assert_eq!(paces.first_bytes(OTHER, LEAST), paces.request_bytes(OTHER, LEAST), "{name}");
+        }
     }
 
     #[test]
