@@ -226,7 +226,8 @@ async fn targets(
     session: &str,
 ) -> Result<(Target, Vec<Target>), Status> {
     let streams = client.streams.clone();
-    let target = match attrs.receiver {
+    let only = |destination| (Target::ready(destination), Vec::new());
+    Ok(match attrs.receiver {
         Receiver::Registry => {
             let (own, answer) = (exporter.own_credentials(), exporter.registry_answer());
             let target = |repository: Option<&Repository>| {
@@ -235,19 +236,15 @@ async fn targets(
             };
             let mut repositories = attrs.by_repository().into_iter().map(|(repository, _)| repository);
             let first = target(repositories.next());
-            return Ok((
-                first,
-                repositories.filter(|_| attrs.push).map(|other| target(Some(other))).collect(),
-            ));
+            (first, repositories.filter(|_| attrs.push).map(|other| target(Some(other))).collect())
         }
         Receiver::ClientArchive => {
             let (annotations, space) = (attrs.root_annotations(), &exporter.archive_space);
             let archive = ClientArchive::new(streams, index, annotations, space).await;
-            Target::ready(Arc::new(archive.map_err(unusable)?))
+            only(Arc::new(archive.map_err(unusable)?))
         }
-        Receiver::ClientStore => Target::ready(Arc::new(ClientStore::new(streams, session))),
-    };
-    Ok((target, Vec::new()))
+        Receiver::ClientStore => only(Arc::new(ClientStore::new(streams, session))),
+    })
 }
 
 fn unusable(error: StoreError) -> Status {
