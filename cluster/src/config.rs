@@ -12,8 +12,9 @@ pub struct ClusterConfig {
     pub helm: Option<PathBuf>,
     /// What the rendering of one chart may take, in seconds. Default: 60.
     pub helm_seconds: u64,
-    /// How many bytes of layers `cluster save` has waiting on this machine at once, until it is known which chunks they share,
-    /// and how many of archives of images, of all builds of an exporter together, or of one command. Default: 16 GiB.
+    /// How many bytes of layers a `cluster save`, and each build that embeds images, has waiting on this machine at once, until it is
+    /// known which chunks they share; and how many of archives of images, of all builds of an exporter together, or of one command.
+    /// Default: 16 GiB.
     pub save_spool_bytes: u64,
 }
 
