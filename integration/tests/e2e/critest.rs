@@ -56,7 +56,7 @@ fn content_of(repository: &str) -> &str {
 pub(crate) fn passes(fixture: &Fixture) -> Result<()> {
     make_images(fixture)?;
     let dir = fixture.subdir("critest")?;
-    network(&dir.join("c/cni"))?;
+    let _network = Network::make(&dir.join("c/cni"))?;
     let node = fixture.new_node("critest", "")?;
     let registry = fixture.registry()?.address();
     let hosts: BTreeSet<&str> = IMAGES.iter().map(|(host, ..)| *host).collect();
@@ -107,13 +107,31 @@ fn make_images(fixture: &Fixture) -> Result<()> {
     Ok(())
 }
 
-/// A network for pods, of Debian's plugins.
-fn network(cni: &Path) -> Result<()> {
-    fs::create_dir_all(cni.join("conf"))?;
-    symlink("/usr/lib/cni", cni.join("bin"))?;
-    let network = serde_json::json!({
-        "cniVersion": "1.0.0", "name": "critest",
-        "plugins": [{"type": "ptp", "ipam": {"type": "host-local", "ranges": [[{"subnet": "10.213.0.0/24"}]]}}],
-    });
-    Ok(fs::write(cni.join("conf/10-critest.conflist"), network.to_string())?)
+/// A network for pods, of Debian's plugins. They are on a bridge that leads nowhere: with a gateway the plugin would have this host
+/// forward for all.
+struct Network;
+
+impl Network {
+    const BRIDGE: &str = "critest0";
+
+    fn make(cni: &Path) -> Result<Self> {
+        fs::create_dir_all(cni.join("conf"))?;
+        symlink("/usr/lib/cni", cni.join("bin"))?;
+        let network = serde_json::json!({
+            "cniVersion": "1.0.0", "name": "critest",
+            "plugins": [{"type": "bridge", "bridge": Self::BRIDGE, "isGateway": false,
+                "ipam": {"type": "host-local", "ranges": [[{"subnet": "10.213.0.0/24"}]]}}],
+        });
+        fs::write(cni.join("conf/10-critest.conflist"), network.to_string())?;
+        Ok(Self)
+    }
+}
+
+impl Drop for Network {
+    fn drop(&mut self) {
+        let removed = Command::new("ip").args(["link", "delete", Self::BRIDGE]).output();
+        if let Err(error) = removed {
+            eprintln!("removing {}: {error}", Self::BRIDGE);
+        }
+    }
 }

@@ -63,6 +63,7 @@ impl Network {
         within(&hub, "ip", &["link", "set", "host", "master", "bridge", "up"])?;
         let address = format!("{}/{}", self.subnet.host(), Subnet::PREFIX);
         ip(&["address", "add", &address, "dev", &interface])?;
+        keep_to_host(&interface)?;
         ip(&["link", "set", &interface, "up"])?;
         if let Some(mbit) = mbit {
             let rate = format!("{mbit}mbit");
@@ -154,6 +155,12 @@ fn remove_link(subnet: Subnet) -> Result<()> {
         ip(&["link", "delete", &interface])?;
     }
     Ok(())
+}
+
+/// Has what comes from the machines end at this host, though it may be one that forwards for others.
+fn keep_to_host(interface: &str) -> Result<()> {
+    let setting = Path::new("/proc/sys/net/ipv4/conf").join(interface).join("forwarding");
+    std::fs::write(&setting, "0").with_context(|| format!("writing {}", setting.display()))
 }
 
 /// Makes a network namespace that the file holds.
