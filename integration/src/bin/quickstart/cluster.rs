@@ -99,6 +99,8 @@ impl Stored {
 }
 
 fn measure(lab: &ClusterLab, dir: &Path, command: Command, stored: &Stored) -> Result<ClusterFigures> {
+    // What the run before wrote and removed is not on the disk yet.
+    nix::unistd::sync();
     let log = lab.registry().access_log();
     let mark = log.mark()?;
     let start = Instant::now();
