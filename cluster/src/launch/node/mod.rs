@@ -153,14 +153,16 @@ fn prepare(dir: &Path, wanted: &Prepare, registry: &ClientConfig) -> Result<Valu
         let reason = "the node's own is left as it is and pulls images whole, and the package has them as RAFS alone: save it with --plain";
         return Err(LaunchError::wrong("containerd", reason));
     }
-    if images.is_some() && state.saved.port.is_none() {
+    let answers = state.saved.port.is_some();
+    if images.is_some() && !answers {
         state.saved.port = Some(lazy::free_port()?);
     }
     let images = images.zip(state.saved.port);
     state.save()?;
     let answered = images.into_iter().flat_map(|(images, port)| lazy::mirrors(images, port));
     let mirrors: Vec<_> = answered.chain(wanted.mirrors.iter().cloned()).collect();
-    put_mirrors(&mut ledger, &state, none_there, &mirrors)?;
+    // What the node answers itself it does not answer before it has the documents.
+    put_mirrors(&mut ledger, &state, none_there, if answers { &mirrors } else { &wanted.mirrors })?;
     let program = std::env::current_exe().map_err(LaunchError::io("this program"))?;
     if let Some(served) = &wanted.package {
         package::serve(&mut ledger, &program, served)?;
@@ -169,7 +171,6 @@ fn prepare(dir: &Path, wanted: &Prepare, registry: &ClientConfig) -> Result<Valu
     progress("bringing the image");
     image::bring(&mut ledger, dir, &program, &wanted.image, !state.role().is_empty())?;
     install::rendered(&mut ledger, &state.tree(), &wanted.rendered)?;
-    put_mirrors(&mut ledger, &state, none_there, &mirrors)?;
     let own_containerd = none_there && has_containerd(&state.tree());
     state.saved.own_containerd = own_containerd;
     state.save()?;
@@ -183,6 +184,7 @@ fn prepare(dir: &Path, wanted: &Prepare, registry: &ClientConfig) -> Result<Valu
     } else if wanted.images.is_some() {
         progress("the node keeps its own containerd as it is, which pulls container images whole");
     }
+    put_mirrors(&mut ledger, &state, none_there, &mirrors)?;
     progress("installing what is missing");
     let needed = image::needed(dir);
     let parts = install::Installation {
