@@ -107,7 +107,7 @@ pub(crate) struct Images {
     /// Look up the images and compare them with this lock
     #[arg(long, value_name = "FILE", conflicts_with_all = ["json", "why", "lock"])]
     pub(crate) check: Option<PathBuf>,
-    /// Lock the images of these platforms [default: all that each image has; with --check those of the lock]
+    /// Lock the images of these platforms [default: those of a lock that is there, else all that each image has]
     #[arg(long, value_name = "OS/ARCH[/VARIANT]", value_delimiter = ',')]
     pub(crate) platform: Vec<PlatformName>,
     /// Do not fail if an image that fits this pattern is not there; may be given several times

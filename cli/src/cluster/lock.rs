@@ -27,7 +27,7 @@ impl Lookup<'_> {
     pub(super) async fn write(&self, path: &Path) -> anyhow::Result<ExitCode> {
         let before = if path.exists() { Some(Lock::read(path)?) } else { None };
         let obeyed = before.as_ref().filter(|_| !self.flags.update);
-        let resolved = self.resolve(self.flags.platform.clone(), obeyed).await?;
+        let resolved = self.resolve(self.platforms(before.as_ref()), obeyed).await?;
         if self.has_problems(&resolved) {
             note(&format!("{} is not written: images may be missing", path.display()));
             return Ok(Found::UnclearImages.status());
@@ -43,16 +43,20 @@ impl Lookup<'_> {
     /// Prints what the lock `path` does not say, or says otherwise.
     pub(super) async fn check(&self, path: &Path) -> anyhow::Result<ExitCode> {
         let locked = Lock::read(path)?;
-        let platforms = match &self.flags.platform[..] {
-            [] => locked.platforms.clone(),
-            wanted => wanted.to_vec(),
-        };
-        let resolved = self.resolve(platforms, None).await?;
+        let resolved = self.resolve(self.platforms(Some(&locked)), None).await?;
         let changes = lock::changes(&locked, &resolved.lock);
         for change in &changes {
             stdout::print(&format!("{change}\n"))?;
         }
         Ok(Found::UnclearImages.status_if(!changes.is_empty() || self.has_problems(&resolved)))
+    }
+
+    /// The platforms that are asked for; those of a lock that is there unless others are given.
+    fn platforms(&self, lock: Option<&Lock>) -> Vec<PlatformName> {
+        match (&self.flags.platform[..], lock) {
+            ([], Some(lock)) => lock.platforms.clone(),
+            (wanted, _) => wanted.to_vec(),
+        }
     }
 
     /// Whether images may be missing.

@@ -71,6 +71,17 @@ async fn a_lock_is_obeyed_checked_and_updated() {
     assert_eq!(locked(), before.replace(first.as_ref(), second.as_ref()), "one line is another one");
     assert_eq!(said(dir, &check), "");
 
+    // Platforms that were asked for once are those of the lock.
+    let platform = format!("linux/{}", if cfg!(target_arch = "aarch64") { "arm64" } else { "amd64" });
+    said(dir, &[&lock[..], &["--platform", &platform]].concat());
+    let before = locked();
+    push_plain(&client(), &app, &[("file", b"third".to_vec())]).await;
+    said(dir, &lock);
+    assert_eq!(locked(), before, "what is locked for a platform stays");
+    said(dir, &[&lock[..], &["--update"]].concat());
+    assert!(locked().starts_with(before.lines().next().unwrap()), "{}", locked());
+    assert_ne!(locked(), before);
+
     // One that is not there is an error, unless it may be missing; then it is not locked.
     asks_for(dir, &[&app, &db, &none]);
     let before = locked();
