@@ -20,6 +20,7 @@ pub mod fault_proxy;
 pub mod gnu_tar;
 pub mod held_download;
 pub mod image_files;
+pub mod launches;
 pub mod leftovers;
 pub mod machines;
 pub mod node;

@@ -49,7 +49,7 @@ enum Group {
     Exporter,
     /// The image format: building, sizes, memory, merging and opening
     Rafs,
-    /// Cluster images: stored bytes, saving, finding what they ask for
+    /// Cluster images: stored bytes, saving, finding what they ask for, launching
     Cluster,
 }
 

@@ -1,6 +1,8 @@
-//! Cluster images: how many bytes they take, how long it takes to find what they ask for, and to bring it along.
+//! Cluster images: how many bytes they take, how long it takes to find what they ask for, to bring it along, and until a
+//! cluster of them serves.
 
 mod discover;
+mod launch;
 mod save;
 mod stored;
 
@@ -21,5 +23,8 @@ pub(crate) fn measure(peers: &Peers, runs: u16) -> Result<Vec<Figure>> {
     let mut figures = stored::measure(&image)?;
     figures.push(discover::measure(peers, &dir.path().join("discover"), runs)?);
     figures.extend(save::measure(peers, &image, &dir.path().join("save"), runs)?);
+    // On a real file system: an overlay cannot lie on every one.
+    let dir = tempfile::Builder::new().prefix("bench-launch-").tempdir_in(peers.cache())?;
+    figures.extend(launch::measure(peers, &image, dir.path(), runs)?);
     Ok(figures)
 }
