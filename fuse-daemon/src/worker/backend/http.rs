@@ -126,8 +126,15 @@ impl HttpDirectoryBackend {
         if !found.is_some_and(|found| found.starts_with(&expected)) {
             return Err(self.failed(blob, None, &format!("Content-Range {found:?}; expected {expected}…")));
         }
-        let broken = move |error: reqwest::Error| self.failed(blob, None, &error.without_url().to_string());
-        Ok(response.bytes_stream().map_err(broken).boxed())
+        let mut left = range.end - range.start;
+        // What reads it keeps all of it: an answer has no end if a server will have it so.
+        let piece = move |piece: Result<Bytes, reqwest::Error>| {
+            let piece = piece.map_err(|error| self.failed(blob, None, &error.without_url().to_string()))?;
+            let rest = left.checked_sub(piece.len() as u64);
+            left = rest.ok_or_else(|| self.failed(blob, None, &format!("more bytes than {expected}…")))?;
+            Ok(piece)
+        };
+        Ok(response.bytes_stream().map(piece).boxed())
     }
 }
 
@@ -151,5 +158,36 @@ impl Backend for HttpDirectoryBackend {
             return futures::stream::empty().boxed();
         }
         futures::stream::once(self.clone().open(blob, range)).try_flatten().boxed()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use registry::client::ClientConfig;
+    use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
+    use tokio::net::TcpListener;
+
+    use super::*;
+
+    #[tokio::test]
+    async fn an_answer_ends_where_the_range_does() {
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let url = format!("http://{}/blobs", listener.local_addr().unwrap());
+        let server = tokio::spawn(async move {
+            let (mut reader, _) = listener.accept().await.unwrap();
+            assert_ne!(reader.read(&mut [0; 1024]).await.unwrap(), 0);
+            let head = "HTTP/1.1 206 Partial Content\r\nContent-Range: bytes 0-99/1000\r\nTransfer-Encoding: chunked\r\n\r\n";
+            let mut sent = reader.write_all(head.as_bytes()).await;
+            while sent.is_ok() {
+                sent = reader.write_all(format!("40\r\n{:64}\r\n", "").as_bytes()).await;
+            }
+        });
+        let client = Client::new(ClientConfig::default()).unwrap();
+        let backend = HttpDirectoryBackend::new(&client, &url).unwrap();
+        let read: Result<Vec<Bytes>, _> =
+            backend.read(BlobId(rafs::digest::Digest([7; 32])), 0..100).try_collect().await;
+        let error = read.unwrap_err().to_string();
+        assert!(error.contains("more bytes than bytes 0-99/"), "{error}");
+        server.await.unwrap();
     }
 }
