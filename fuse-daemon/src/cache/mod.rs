@@ -308,9 +308,10 @@ impl Cache {
         let held = self.held()?;
         let mut outcome = Verified::default();
         for id in held.into_iter().filter(|id| ids.is_empty() || ids.contains(id)) {
+            let caches = self.all_of(id)?;
             // Read without the lock, so that nothing waits.
-            let blob = self.open_blob(&mut self.inner.lock(), id, Variant(0))?;
-            let (chunks, bad) = blob.verify();
+            let verified = caches.iter().map(|blob| blob.verify());
+            let (chunks, bad) = verified.fold((0, 0), |all, one| (all.0 + one.0, all.1 + one.1));
             outcome.chunks += chunks;
             if bad > 0 {
                 tracing::warn!(blob = %id, chunks = bad, "cached chunks were bad: they will be fetched again");
@@ -318,6 +319,14 @@ impl Cache {
             }
         }
         Ok(outcome)
+    }
+
+    /// What is cached of a blob for all mounts: in one place, and in one apart for each that contradicts others.
+    fn all_of(&self, id: BlobId) -> Result<Vec<Arc<CachedBlob>>, CacheError> {
+        let mut blobs = self.inner.lock();
+        let first = self.open_blob(&mut blobs, id, Variant(0))?;
+        let apart = blobs.variants(id).filter(|(variant, _)| *variant != Variant(0)).map(|(_, blob)| blob);
+        Ok(apart.chain([first]).collect())
     }
 
     /// Bytes on disk that the blob takes; 0 if the cache does not have it.

@@ -538,6 +538,20 @@ mod images {
     }
 
     #[test]
+    fn what_is_cached_apart_is_verified_too() {
+        let dir = tempfile::tempdir().unwrap();
+        let cache = Cache::open(dir.path(), FIRST_BOOT).unwrap();
+        let lease = |number| cache.blob(blob_id("a"), &coding(), 70 * CHUNK, &image(number)).unwrap();
+        let (honest, hostile) = (lease(0), lease(3));
+        // What these store has not the digest that they say.
+        read(&honest, &image(0)[2]);
+        read(&hostile, &image(3)[2]);
+        let all = Verified { chunks: 2, bad: vec![BadChunks { blob: blob_id("a"), chunks: 2 }] };
+        assert_eq!(cache.verify(&[]).unwrap(), all);
+        assert!(![honest, hostile].iter().any(|lease| lease.blob().is_ready(ChunkIndex(2))));
+    }
+
+    #[test]
     fn what_an_image_claimed_that_is_gone_gives_way_and_only_that_is_doubted() {
         let dir = tempfile::tempdir().unwrap();
         let cache = Cache::open(dir.path(), FIRST_BOOT).unwrap();
