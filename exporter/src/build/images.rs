@@ -6,7 +6,7 @@
 use std::collections::BTreeSet;
 use std::fs;
 use std::io;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -58,7 +58,7 @@ pub(crate) enum ImagesError {
     Together { image: Box<Reference>, reason: String },
     #[error("container images are not saved: {0}")]
     NotSaved(String),
-    #[error("comparing archives ended unexpectedly: {0}")]
+    #[error("a thread that read files ended unexpectedly: {0}")]
     Panicked(#[from] tokio::task::JoinError),
     #[error("cannot use a temporary directory: {0}")]
     Temporary(#[from] io::Error),
@@ -89,7 +89,7 @@ pub(crate) async fn find(
     config: &ClusterConfig,
     space: &Arc<DiskSpace>,
 ) -> Result<Found, ImagesError> {
-    let directory = SpoolFolder::new(&client.config().upload.spool_dir)?;
+    let directory = SpoolFolder::new(&client.config().upload.spool_dir).await?;
     let root = directory.path();
     let location = Location::Registry(image.clone());
     let configured = extract(&location, client, platform, discover::matters, root).await?;
@@ -103,8 +103,7 @@ pub(crate) async fn find(
     };
     let found = discover::discover(root, &options).await?;
     let archives = archives(&location, platform, client, &found, space).await?;
-    let before = root.join(LOCK_FILE);
-    let obeyed = if before.is_file() { Some(Lock::read(&before)?) } else { None };
+    let (obeyed, metadata) = before(root.to_owned()).await?;
     let platforms = obeyed.as_ref().map_or_else(|| vec![platform.clone()], |lock| lock.platforms.clone());
     let options = ResolveOptions { platforms, ..ResolveOptions::default() };
     let of_archives = archives.as_ref().map_or(root, LargeFiles::path);
@@ -120,7 +119,6 @@ pub(crate) async fn find(
     }
     let warnings = found.warnings.iter().chain(&resolved.warnings).map(ToString::to_string).collect();
     let labels = configured.labels.unwrap_or_default();
-    let metadata = fs::read_to_string(root.join(METADATA_FILE)).ok();
     let mut said = Description::read(&labels, &configured.annotations, metadata.as_deref())?;
     said.images = container_images(&resolved.lock);
     said.architecture.get_or_insert_with(|| {
@@ -130,6 +128,16 @@ pub(crate) async fn find(
     let layer = lock_layer(&resolved.lock, metadata.as_deref())?;
     let (annotations, labels) = (annotations(&said), said.labels());
     Ok(Found { lock: resolved.lock, archives, layer, annotations, labels, warnings })
+}
+
+/// The lock that is in a tree already, and sealer's `Metadata`.
+async fn before(root: PathBuf) -> Result<(Option<Lock>, Option<String>), ImagesError> {
+    let read = move || {
+        let lock = root.join(LOCK_FILE);
+        let lock = if lock.is_file() { Some(Lock::read(&lock)?) } else { None };
+        Ok((lock, fs::read_to_string(root.join(METADATA_FILE)).ok()))
+    };
+    tokio::task::spawn_blocking(read).await?
 }
 
 /// Fetches the archives that images come from, apart from all other files: none of these leads there.
@@ -145,7 +153,7 @@ async fn archives(
     if wanted.is_empty() {
         return Ok(None);
     }
-    let archives = LargeFiles::new(space)?;
+    let archives = LargeFiles::new(space).await?;
     archives.fetch(location, client, platform, wanted).await?;
     Ok(Some(archives))
 }

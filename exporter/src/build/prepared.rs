@@ -83,9 +83,7 @@ impl Preparation {
         if !options.flatten {
             return Ok(Prepared { layer: image.clone(), image, scratch: None });
         }
-        let space = Arc::clone(&self.scratch_space);
-        let scratch = tokio::task::spawn_blocking(move || space.begin()).await;
-        let scratch = Some(Arc::new(scratch.map_err(StoreError::from)??));
+        let scratch = Some(Arc::new(self.scratch_space.begin().await?));
         Ok(Prepared { layer: image.for_scratch(), image, scratch })
     }
 

@@ -72,14 +72,13 @@ impl ScratchSpace {
         Arc::new(Self(DiskSpace::new(dir, bytes, &FLATTENED)))
     }
 
-    /// A scratch in a folder of its own; those of processes that were killed are removed first. Blocks on the disk.
+    /// A scratch in a folder of its own.
     ///
     /// # Errors
     ///
     /// When the folder cannot be made.
-    pub fn begin(self: &Arc<Self>) -> Result<Scratch, StoreError> {
-        SpoolFolder::remove_abandoned(self.0.dir());
-        let folder = SpoolFolder::new(self.0.dir()).map_err(failed("write to", self.0.dir()))?;
+    pub async fn begin(&self) -> Result<Scratch, StoreError> {
+        let folder = SpoolFolder::new(self.0.dir()).await.map_err(failed("write to", self.0.dir()))?;
         Ok(Scratch { folder, room: Arc::new(DiskShare::of(&self.0)) })
     }
 }
@@ -281,7 +280,7 @@ mod tests {
     async fn scratches_share_their_room_and_give_it_back() {
         let dir = tempfile::tempdir().unwrap();
         let space = ScratchSpace::new(dir.path(), 10);
-        let [one, other] = [(); 2].map(|()| space.begin().unwrap());
+        let (one, other) = (space.begin().await.unwrap(), space.begin().await.unwrap());
         write(&one, b"123456").await.unwrap();
         let error = write(&other, b"12345").await.unwrap_err();
         assert!(matches!(error, StoreError::DiskFull { limit: 10, .. }), "{error}");
