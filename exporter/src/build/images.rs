@@ -227,24 +227,15 @@ pub(crate) fn united(locks: Vec<Lock>) -> Lock {
     all
 }
 
-/// Saves `images` in the repository of `name`, under its tag with `-images` behind it; returns the digest of what names them. Chunks that
-/// `built`, the cluster image, has in this repository are used there.
+/// Saves `images` in the repository of `name`, under its tag with `-images` behind it; returns the digest of what names them.
 pub(crate) async fn save(
     images: &TogetherImages,
     name: &Reference,
-    built: &[Reference],
     client: &Client,
-    config: &ClusterConfig,
+    options: SaveOptions,
 ) -> Result<Option<Digest>, ImagesError> {
-    let tag = format!("{}-images", name.tag().unwrap_or("latest"));
-    let target = name.repository().with_tag(&tag).map_err(|error| ImagesError::Tag(error.to_string()))?;
-    let destination = Destination::Repository(target);
-    let options = SaveOptions {
-        cluster_image: built.to_vec(),
-        read_at: images.read_at.clone(),
-        spool_bytes: config.save_spool_bytes,
-        ..SaveOptions::default()
-    };
+    let destination = Destination::Repository(saved_name(name)?);
+    let options = SaveOptions { read_at: images.read_at.clone(), ..options };
     // Whatever comes from an archive is read where it was put.
     let saved = save::save(&images.lock, Path::new(""), client, &destination, &options, &|_| {}).await;
     saved.map_err(|error| match error {
@@ -254,6 +245,12 @@ pub(crate) async fn save(
         }
         error => ImagesError::NotSaved(error.to_string()),
     })
+}
+
+/// What names the saved images of the image `name`.
+fn saved_name(name: &Reference) -> Result<Reference, ImagesError> {
+    let tag = format!("{}-images", name.tag().unwrap_or("latest"));
+    name.repository().with_tag(&tag).map_err(|error| ImagesError::Tag(error.to_string()))
 }
 
 #[cfg(test)]

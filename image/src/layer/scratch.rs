@@ -17,6 +17,7 @@ use tokio::sync::{Semaphore, mpsc};
 
 use super::bridge::InputReader;
 use super::conversion::{ConvertError, ReadConversion};
+use super::slot::Slot;
 use crate::destination::{
     BlobWriter, Destination, DiskShare, DiskSpace, DiskUse, SpoolFolder, StoreError, Storing, failed,
 };
@@ -212,7 +213,7 @@ pub enum FileError {
 }
 
 /// Converts the layer `source` that `blob` gives, whose tar has the digest `diff_id`, and writes its blob stream to the file `path`,
-/// which gets its name when all of it is on the disk and it is known to be this layer.
+/// which gets its name when all of it is on the disk and it is known to be this layer. That takes `slot`, except while `blob` stands still.
 ///
 /// # Errors
 ///
@@ -223,16 +224,17 @@ pub async fn convert_to_file(
     diff_id: &Digest,
     recipe: &Arc<Recipe>,
     path: &Path,
+    mut slot: Slot,
 ) -> Result<(), FileError> {
     let place = blob.place().to_owned();
     let failed = |error| FileError::Convert { place: place.clone(), error: Box::new(error) };
     let destination: Arc<dyn Destination> = Arc::new(OneFile(path.to_owned()));
-    // Whoever calls this bounds how many there are.
+    // The slot that others wait for is held here, where it shows that nothing comes.
     let slots = Arc::new(Semaphore::new(1));
     let (sender, receiver) = mpsc::channel(QUEUE);
     let input = InputReader::new(receiver);
     let conversion = ReadConversion::start(Arc::clone(recipe), slots, Arc::clone(&destination), input);
-    let (fed, built) = tokio::join!(feed(blob, sender), conversion.built());
+    let (fed, built) = tokio::join!(feed(blob, sender, &mut slot), conversion.built());
     // What the builder says of input that broke off follows from it.
     fed?;
     let built = built.map_err(failed)?;
@@ -252,8 +254,8 @@ pub async fn convert_to_file(
     })
 }
 
-async fn feed(mut blob: BlobStream, to: mpsc::Sender<Bytes>) -> Result<(), SourceError> {
-    while let Some(piece) = blob.next().await? {
+async fn feed(mut blob: BlobStream, to: mpsc::Sender<Bytes>, slot: &mut Slot) -> Result<(), SourceError> {
+    while let Some(piece) = slot.lend(blob.next()).await? {
         // Empty would be the end. Where nobody takes it any more, the builder has failed and says why.
         if !piece.is_empty() && to.send(piece).await.is_err() {
             return Ok(());
