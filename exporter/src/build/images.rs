@@ -247,6 +247,15 @@ pub(crate) async fn save(
     })
 }
 
+/// Gives what was saved in the repository of `name`, and has the digest `saved` there, the name that goes with `name` too.
+pub(crate) async fn name_saved(saved: &Digest, name: &Reference, client: &Client) -> Result<(), ImagesError> {
+    let failed = |error: registry::client::Error| ImagesError::NotSaved(error.to_string());
+    let (described, content) =
+        client.manifest(&name.repository().with_digest(saved.clone())).await.map_err(failed)?;
+    let named = client.put_manifest(&saved_name(name)?, described.media_type().as_ref(), content).await;
+    named.map(drop).map_err(failed)
+}
+
 /// What names the saved images of the image `name`.
 fn saved_name(name: &Reference) -> Result<Reference, ImagesError> {
     let tag = format!("{}-images", name.tag().unwrap_or("latest"));

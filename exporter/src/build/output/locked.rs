@@ -80,13 +80,22 @@ impl Output {
             threads: preparation.threads,
             ..SaveOptions::default()
         };
-        let mut saved = Vec::new();
+        let mut saved: Option<Digest> = None;
         for name in &self.attrs.names {
             let step = self
                 .progress
-                .step(self.index, format!("saving {} container images", images.lock.images.len()));
-            match images::save(&images, name, client, options.clone()).await {
-                Ok(digest) => saved.extend(digest.filter(|digest| !saved.contains(digest))),
+                .step(self.index, format!("saving {} container images for {name}", images.lock.images.len()));
+            let saving = async {
+                match &saved {
+                    None => images::save(&images, name, client, options.clone()).await,
+                    // All names are in one repository, which has them by now.
+                    Some(digest) => {
+                        images::name_saved(digest, name, client).await.map(|()| Some(digest.clone()))
+                    }
+                }
+            };
+            match saving.await {
+                Ok(digest) => saved = digest,
                 Err(error) => {
                     let error = failed(error);
                     step.fail(&error.to_string());
@@ -95,7 +104,7 @@ impl Output {
             }
             step.finish();
         }
-        Ok(saved)
+        Ok(saved.into_iter().collect())
     }
 
     /// The image's index or only manifest `root`, bound to the saved images with these digests. Not stored yet.
