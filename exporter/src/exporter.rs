@@ -6,6 +6,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use cluster::ClusterConfig;
+use cluster::save::LayerSpace;
 use image::destination::{DiskSpace, DiskUse, SpoolSpace};
 use image::layer::{Converter, LayerCache, ScratchSpace};
 use image::options::{Options, OptionsError, Recipe, Used, Word};
@@ -72,6 +73,8 @@ pub(crate) struct Exporter {
     pub(crate) document_space: Arc<DiskSpace>,
     /// Room for archives of container images, and for images that are put together of several.
     pub(crate) together_space: Arc<DiskSpace>,
+    /// Room for layers of container images that wait until it is known what they share.
+    pub(crate) layer_space: Arc<LayerSpace>,
 }
 
 impl Exporter {
@@ -90,6 +93,7 @@ impl Exporter {
         let archive_space = DiskSpace::new(spool_dir, config.archive_bytes, &ARCHIVES);
         let document_space = DiskSpace::new(spool_dir, config.document_bytes, &DOCUMENTS);
         let together_space = DiskSpace::new(spool_dir, config.cluster.save_spool_bytes, &TOGETHER);
+        let layer_space = LayerSpace::new(config.cluster.save_spool_bytes);
         Ok(Self {
             config,
             client,
@@ -103,6 +107,7 @@ impl Exporter {
             archive_space,
             document_space,
             together_space,
+            layer_space,
         })
     }
 

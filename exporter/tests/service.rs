@@ -223,3 +223,24 @@ async fn a_build_that_does_not_end_is_given_up_when_the_drain_is_over_and_so_is_
     assert!(!status.success());
     stack.stop().await;
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_client_that_says_nothing_does_not_keep_the_exporter_from_ending() {
+    let dir = tempfile::tempdir().unwrap();
+    let (listen, stop) = (dir.path().join("exporter.sock"), CancellationToken::new());
+    let config = ExporterConfig {
+        upstream: dir.path().join("buildkitd.sock").try_into().unwrap(),
+        listen: listen.clone().try_into().unwrap(),
+        ..ExporterConfig::default()
+    };
+    let serving = tokio::spawn(exporter::serve(config, stop.clone()));
+    wait_for("exporter", || listen.exists()).await;
+    let silent = UnixStream::connect(&listen).await.unwrap();
+    // Clients are accepted in the order in which they come.
+    let other = connect(&listen).await;
+    assert_eq!(health(other.clone(), "nydus-cluster.exporter").await, Ok(1));
+    drop(other);
+    stop.cancel();
+    timeout(Duration::from_secs(5), serving).await.expect("it has nothing to do").unwrap().unwrap();
+    drop(silent);
+}

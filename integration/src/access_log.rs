@@ -11,7 +11,7 @@ use serde::Deserialize;
 pub struct Request {
     /// HTTP method.
     pub method: String,
-    /// Path with query.
+    /// Path, without the query: the log has that apart.
     pub path: String,
     /// Status answered.
     pub status: u16,
@@ -32,8 +32,7 @@ impl Request {
 
     /// The digest of the blob that it is for.
     pub fn blob(&self) -> Option<&str> {
-        let path = self.path.split('?').next()?;
-        path.rsplit_once("/blobs/").map(|(_, digest)| digest)
+        self.path.rsplit_once("/blobs/").map(|(_, digest)| digest)
     }
 }
 

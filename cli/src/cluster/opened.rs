@@ -114,11 +114,9 @@ impl Opened {
         let spool = &config.registry.upload.spool_dir;
         let space = DiskSpace::new(spool, config.cluster.save_spool_bytes, &ARCHIVES);
         let make = || async {
-            let folder = move || {
-                SpoolFolder::remove_abandoned(space.dir());
-                LargeFiles::new(&space)
-            };
-            let made = tokio::task::spawn_blocking(folder).await?;
+            let dir = spool.clone();
+            tokio::task::spawn_blocking(move || SpoolFolder::remove_abandoned(&dir)).await?;
+            let made = LargeFiles::new(&space).await;
             made.with_context(|| format!("making a temporary directory in {}", spool.display()))
         };
         let mut wanted = wanted.peekable();

@@ -5,7 +5,7 @@ use std::process::ExitCode;
 
 use anyhow::{Context as _, bail};
 use cluster::lock::{self, Lock, ResolveOptions};
-use cluster::save::{self, Destination, Forms, NotSaved, Report, SaveOptions};
+use cluster::save::{self, Destination, Forms, LayerSpace, NotSaved, Report, SaveOptions};
 use cluster::saved::bind;
 use image::location::Location;
 use indicatif::HumanBytes;
@@ -70,7 +70,7 @@ async fn archives<'a>(config: &Config, opened: &'a Opened, lock: &Lock) -> anyho
 fn options(config: &Config, flags: &args::Save) -> SaveOptions {
     SaveOptions {
         forms: Forms { rafs: !flags.no_rafs, plain: flags.plain },
-        spool_bytes: config.cluster.save_spool_bytes,
+        layer_space: LayerSpace::new(config.cluster.save_spool_bytes),
         base: flags.base.clone(),
         ..SaveOptions::default()
     }

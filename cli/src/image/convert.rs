@@ -10,6 +10,7 @@ use std::time::Duration;
 use anyhow::Context as _;
 use exporter::ExporterConfig;
 use image::convert::{Conversion, convert};
+use image::destination::SpoolFolder;
 use image::layer::{ChunkDict, Converter, DictionaryBlobs, LayerCache, ScratchSpace};
 use image::location::Location;
 use image::options::{Pattern, Recipe};
@@ -53,6 +54,11 @@ pub(super) async fn run(context: &Context, flags: args::Convert) -> anyhow::Resu
     let config = &context.config;
     let client = Client::new(config.registry.clone())?;
     let options = flags.options.0;
+    let spool_dir = &config.registry.upload.spool_dir;
+    if options.flatten {
+        let dir = spool_dir.clone();
+        tokio::task::spawn_blocking(move || SpoolFolder::remove_abandoned(&dir)).await?;
+    }
     let listed = match &options.prefetch_list {
         Some(list) => {
             Pattern::list(&read_list(Path::new(list)).with_context(|| format!("list of paths {list}"))?)
@@ -78,7 +84,7 @@ pub(super) async fn run(context: &Context, flags: args::Convert) -> anyhow::Resu
     let how = Conversion {
         converter: &converter,
         client: &client,
-        scratch_space: &ScratchSpace::new(&config.registry.upload.spool_dir, config.exporter.flatten_bytes),
+        scratch_space: &ScratchSpace::new(spool_dir, config.exporter.flatten_bytes),
         reuse_present: config.exporter.reuse_from_registry && !flags.fresh,
         progress: &progress,
         cancel: &context.stop,

@@ -27,6 +27,7 @@ use std::sync::Arc;
 
 use futures::StreamExt as _;
 use image::destination::{BlobFolder, InRegistry};
+use image::layer::Slots;
 use image::location::Location;
 use image::options::{Options, Recipe};
 use image::platform::PlatformName;
@@ -39,6 +40,7 @@ use crate::saved::{BlobStore, SavedAt, SavedImages, Table};
 
 pub use error::{Failed, NotSaved, SaveError};
 pub use layout::LayoutError;
+pub use rafs::LayerSpace;
 
 use layout::RegistryFolder;
 use plan::Plan;
@@ -85,11 +87,18 @@ pub struct SaveOptions {
     pub blobs: usize,
     /// How many layers are converted at once. Default: 4.
     pub conversions: usize,
+    /// What bounds that over all saves that are given the same. Default: 4.
+    pub slots: Slots,
+    /// How many threads convert a layer; 0: one a core. Default: 0.
+    pub threads: usize,
     /// How images are converted. Batches and chunk dictionaries are left out, platforms are the lock's. Default: zstd at
     /// [`COMPRESSION_LEVEL`].
     pub image: Options,
-    /// How many bytes of layers, as they are fetched, wait on this machine until it is known what they share. Default: 16 GiB.
-    pub spool_bytes: u64,
+    /// Room for layers that wait on this machine until it is known what they share. Default: 16 GiB.
+    pub layer_space: Arc<LayerSpace>,
+    /// Whether layers that were converted stay on this machine when not all is saved, for the next save to the same place, which must not be
+    /// at the same time. Default: true.
+    pub keeps_layers: bool,
     /// What was saved before, in the same repository under another tag: its blobs are used where they hold the same.
     pub base: Option<Reference>,
     /// Images that are read elsewhere than the lock says, by name.
@@ -106,8 +115,11 @@ impl Default for SaveOptions {
             images: 8,
             blobs: 6,
             conversions: 4,
+            slots: Slots::new(4),
+            threads: 0,
             image: Options { compression_level: Some(COMPRESSION_LEVEL), ..Options::default() },
-            spool_bytes: 16 << 30,
+            layer_space: LayerSpace::new(16 << 30),
+            keeps_layers: true,
             base: None,
             read_at: HashMap::new(),
             cluster_image: Vec::new(),
@@ -219,9 +231,13 @@ impl Work<'_> {
         let store = self.target.store();
         // Chunks that are shared are stored one by one.
         let image = Options { batch_size: None, chunk_dict: None, ..self.options.image.clone() };
-        let recipe = Arc::new(Recipe::new(image, None, Vec::new(), 0)?);
-        let spool = Spool::open(spool, recipe.fingerprint())?;
-        let mut tables: Vec<Table> = spool.table().into_iter().collect();
+        let recipe = Arc::new(Recipe::new(image, None, Vec::new(), self.options.threads)?);
+        let space = &self.options.layer_space;
+        let (spool, interrupted) = match (self.options.keeps_layers, spool.parent()) {
+            (false, Some(parent)) => (Spool::make(parent, space).await?, None),
+            _ => Spool::open(spool, recipe.fingerprint(), space).await?,
+        };
+        let mut tables: Vec<Table> = interrupted.into_iter().collect();
         for place in before(self.destination, self.options)? {
             let found = SavedImages::find(&place, self.client).await?;
             tables.extend(found.and_then(|found| found.table().cloned()));

@@ -6,6 +6,7 @@
 mod support;
 // Other registries, and what is between them and us: as the registry's own tests have them.
 mod archives;
+mod at_once;
 mod cluster_image;
 mod killed;
 mod level;

@@ -8,7 +8,7 @@ use std::process::Command;
 
 use bytes::Bytes;
 use cluster::lock::Lock;
-use cluster::save::{Destination, Failed, Forms, Report, SaveOptions};
+use cluster::save::{Destination, Failed, Forms, LayerSpace, Report, SaveOptions};
 use cluster::saved::{SavedAt, SavedImages, Table};
 use rafs::blob::source::BlobDirectory;
 use rafs::bootstrap::Bootstrap;
@@ -26,7 +26,7 @@ use crate::{client, fetched, killed, locked, saved_in};
 pub(crate) type Files = BTreeMap<String, Vec<u8>>;
 
 /// A client whose converted layers wait in `dir`.
-fn client_in(dir: &Path) -> Client {
+pub(crate) fn client_in(dir: &Path) -> Client {
     let upload = UploadConfig { spool_dir: dir.to_owned(), ..UploadConfig::default() };
     Client::new(ClientConfig { upload, ..support::config() }).unwrap()
 }
@@ -35,7 +35,7 @@ async fn saved(lock: &Lock, dir: &TempDir, to: &Destination) -> (Vec<Report>, Ve
     saved_in(&client_in(dir.path()), lock, dir.path(), to, &SaveOptions::default()).await
 }
 
-fn repository_of(to: &Registry, tag: &str) -> Reference {
+pub(crate) fn repository_of(to: &Registry, tag: &str) -> Reference {
     Reference::parse(&format!("{}/team/cluster:{tag}", to.host())).unwrap()
 }
 
@@ -85,7 +85,7 @@ pub(crate) fn blobs(table: &Table) -> BTreeSet<String> {
 
 /// Two images on one base, one of them for two platforms, with a file that layers of both have.
 pub(crate) struct World {
-    from: Registry,
+    pub(crate) from: Registry,
     base: Bytes,
     pub(crate) lib: Bytes,
     pub(crate) app: [Bytes; 2],
@@ -116,7 +116,12 @@ impl World {
     }
 
     pub(crate) fn list(&self) -> String {
-        format!("{0}/team/app:v1\n{0}/db:v1\n", self.from.host())
+        Self::list_at(&self.from.host())
+    }
+
+    /// The same, where the registry is called so.
+    pub(crate) fn list_at(host: &str) -> String {
+        format!("{host}/team/app:v1\n{host}/db:v1\n")
     }
 
     /// The bytes of all contents, each once.
@@ -127,7 +132,7 @@ impl World {
             .sum()
     }
 
-    async fn check(&self, saved: &SavedImages) {
+    pub(crate) async fn check(&self, saved: &SavedImages) {
         self.check_these(saved, &[0, 1, 2]).await;
     }
 
@@ -213,7 +218,7 @@ async fn the_same_images_under_other_names_and_in_rounds_give_blobs_by_content()
     assert_eq!(opened(&first).await.table().unwrap(), opened(&second).await.table().unwrap());
     // A layer at a time: each finds what those before it stored.
     let third = Reference::parse(&format!("{}/rounds:v1", to.host())).unwrap();
-    let options = SaveOptions { spool_bytes: 1, ..SaveOptions::default() };
+    let options = SaveOptions { layer_space: LayerSpace::new(1), ..SaveOptions::default() };
     let client = client_in(dir.path());
     let to = Destination::Repository(third.clone());
     let (_, failed) = saved_in(&client, &lock, dir.path(), &to, &options).await;

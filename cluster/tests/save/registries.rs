@@ -2,8 +2,6 @@
 
 use std::fs;
 use std::path::Path;
-use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
 use base64::Engine as _;
@@ -13,6 +11,7 @@ use registry::Reference;
 use registry::client::{Client, ClientConfig, Retries, Timeouts, UploadConfig};
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::net::{TcpListener, TcpStream};
+use tokio::sync::watch;
 use tokio_util::task::AbortOnDropHandle;
 
 use crate::peers::proxy::{Proxy, Way};
@@ -154,23 +153,23 @@ async fn a_connection_that_is_cut_is_taken_up_where_it_was() {
     assert!(proxy.passed() < image.bytes + (1 << 20), "{}", proxy.passed());
 }
 
-/// Passes everything on to a server, and no more than a number of bytes back.
+/// Passes everything on to a server, and no more than a number of bytes back: what is too much waits.
 pub(crate) struct Held {
     pub(crate) host: String,
-    left: Arc<AtomicU64>,
+    left: watch::Sender<u64>,
     _task: AbortOnDropHandle<()>,
 }
 
 impl Held {
     /// Lets this many bytes more through.
     pub(crate) fn let_through(&self, bytes: u64) {
-        self.left.store(bytes, Ordering::SeqCst);
+        self.left.send_replace(bytes);
     }
 
     pub(crate) async fn start(server: String) -> Self {
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let host = listener.local_addr().unwrap().to_string();
-        let left = Arc::new(AtomicU64::new(u64::MAX));
+        let left = watch::Sender::new(u64::MAX);
         let shared = left.clone();
         let task = tokio::spawn(async move {
             while let Ok((client, _)) = listener.accept().await {
@@ -181,16 +180,22 @@ impl Held {
         Self { host, left, _task: AbortOnDropHandle::new(task) }
     }
 
-    async fn pass(client: TcpStream, server: TcpStream, left: Arc<AtomicU64>) {
+    async fn pass(client: TcpStream, server: TcpStream, left: watch::Sender<u64>) {
         let (mut from_client, mut to_client) = client.into_split();
         let (mut from_server, mut to_server) = server.into_split();
         tokio::spawn(async move { tokio::io::copy(&mut from_client, &mut to_server).await });
         let mut buffer = vec![0; 16 << 10];
         while let Ok(read @ 1..) = from_server.read(&mut buffer).await {
-            let taken =
-                left.fetch_update(Ordering::SeqCst, Ordering::SeqCst, |left| left.checked_sub(read as u64));
-            if taken.is_err() {
-                return std::future::pending().await;
+            let mut changed = left.subscribe();
+            let take = |left: &mut u64| match left.checked_sub(read as u64) {
+                Some(less) => {
+                    *left = less;
+                    true
+                }
+                None => false,
+            };
+            while !left.send_if_modified(take) {
+                changed.changed().await.unwrap();
             }
             if to_client.write_all(&buffer[..read]).await.is_err() {
                 return;

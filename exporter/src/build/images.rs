@@ -6,7 +6,7 @@
 use std::collections::BTreeSet;
 use std::fs;
 use std::io;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -58,7 +58,7 @@ pub(crate) enum ImagesError {
     Together { image: Box<Reference>, reason: String },
     #[error("container images are not saved: {0}")]
     NotSaved(String),
-    #[error("comparing archives ended unexpectedly: {0}")]
+    #[error("a thread that read files ended unexpectedly: {0}")]
     Panicked(#[from] tokio::task::JoinError),
     #[error("cannot use a temporary directory: {0}")]
     Temporary(#[from] io::Error),
@@ -89,7 +89,7 @@ pub(crate) async fn find(
     config: &ClusterConfig,
     space: &Arc<DiskSpace>,
 ) -> Result<Found, ImagesError> {
-    let directory = SpoolFolder::new(&client.config().upload.spool_dir)?;
+    let directory = SpoolFolder::new(&client.config().upload.spool_dir).await?;
     let root = directory.path();
     let location = Location::Registry(image.clone());
     let configured = extract(&location, client, platform, discover::matters, root).await?;
@@ -103,8 +103,7 @@ pub(crate) async fn find(
     };
     let found = discover::discover(root, &options).await?;
     let archives = archives(&location, platform, client, &found, space).await?;
-    let before = root.join(LOCK_FILE);
-    let obeyed = if before.is_file() { Some(Lock::read(&before)?) } else { None };
+    let (obeyed, metadata) = before(root.to_owned()).await?;
     let platforms = obeyed.as_ref().map_or_else(|| vec![platform.clone()], |lock| lock.platforms.clone());
     let options = ResolveOptions { platforms, ..ResolveOptions::default() };
     let of_archives = archives.as_ref().map_or(root, LargeFiles::path);
@@ -120,7 +119,6 @@ pub(crate) async fn find(
     }
     let warnings = found.warnings.iter().chain(&resolved.warnings).map(ToString::to_string).collect();
     let labels = configured.labels.unwrap_or_default();
-    let metadata = fs::read_to_string(root.join(METADATA_FILE)).ok();
     let mut said = Description::read(&labels, &configured.annotations, metadata.as_deref())?;
     said.images = container_images(&resolved.lock);
     said.architecture.get_or_insert_with(|| {
@@ -130,6 +128,16 @@ pub(crate) async fn find(
     let layer = lock_layer(&resolved.lock, metadata.as_deref())?;
     let (annotations, labels) = (annotations(&said), said.labels());
     Ok(Found { lock: resolved.lock, archives, layer, annotations, labels, warnings })
+}
+
+/// The lock that is in a tree already, and sealer's `Metadata`.
+async fn before(root: PathBuf) -> Result<(Option<Lock>, Option<String>), ImagesError> {
+    let read = move || {
+        let lock = root.join(LOCK_FILE);
+        let lock = if lock.is_file() { Some(Lock::read(&lock)?) } else { None };
+        Ok((lock, fs::read_to_string(root.join(METADATA_FILE)).ok()))
+    };
+    tokio::task::spawn_blocking(read).await?
 }
 
 /// Fetches the archives that images come from, apart from all other files: none of these leads there.
@@ -145,7 +153,7 @@ async fn archives(
     if wanted.is_empty() {
         return Ok(None);
     }
-    let archives = LargeFiles::new(space)?;
+    let archives = LargeFiles::new(space).await?;
     archives.fetch(location, client, platform, wanted).await?;
     Ok(Some(archives))
 }
@@ -219,24 +227,15 @@ pub(crate) fn united(locks: Vec<Lock>) -> Lock {
     all
 }
 
-/// Saves `images` in the repository of `name`, under its tag with `-images` behind it; returns the digest of what names them. Chunks that
-/// `built`, the cluster image, has in this repository are used there.
+/// Saves `images` in the repository of `name`, under its tag with `-images` behind it; returns the digest of what names them.
 pub(crate) async fn save(
     images: &TogetherImages,
     name: &Reference,
-    built: &[Reference],
     client: &Client,
-    config: &ClusterConfig,
+    options: SaveOptions,
 ) -> Result<Option<Digest>, ImagesError> {
-    let tag = format!("{}-images", name.tag().unwrap_or("latest"));
-    let target = name.repository().with_tag(&tag).map_err(|error| ImagesError::Tag(error.to_string()))?;
-    let destination = Destination::Repository(target);
-    let options = SaveOptions {
-        cluster_image: built.to_vec(),
-        read_at: images.read_at.clone(),
-        spool_bytes: config.save_spool_bytes,
-        ..SaveOptions::default()
-    };
+    let destination = Destination::Repository(saved_name(name)?);
+    let options = SaveOptions { read_at: images.read_at.clone(), ..options };
     // Whatever comes from an archive is read where it was put.
     let saved = save::save(&images.lock, Path::new(""), client, &destination, &options, &|_| {}).await;
     saved.map_err(|error| match error {
@@ -246,6 +245,21 @@ pub(crate) async fn save(
         }
         error => ImagesError::NotSaved(error.to_string()),
     })
+}
+
+/// Gives what was saved in the repository of `name`, and has the digest `saved` there, the name that goes with `name` too.
+pub(crate) async fn name_saved(saved: &Digest, name: &Reference, client: &Client) -> Result<(), ImagesError> {
+    let failed = |error: registry::client::Error| ImagesError::NotSaved(error.to_string());
+    let (described, content) =
+        client.manifest(&name.repository().with_digest(saved.clone())).await.map_err(failed)?;
+    let named = client.put_manifest(&saved_name(name)?, described.media_type().as_ref(), content).await;
+    named.map(drop).map_err(failed)
+}
+
+/// What names the saved images of the image `name`.
+fn saved_name(name: &Reference) -> Result<Reference, ImagesError> {
+    let tag = format!("{}-images", name.tag().unwrap_or("latest"));
+    name.repository().with_tag(&tag).map_err(|error| ImagesError::Tag(error.to_string()))
 }
 
 #[cfg(test)]

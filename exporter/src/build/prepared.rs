@@ -4,6 +4,7 @@
 
 use std::sync::Arc;
 
+use cluster::save::LayerSpace;
 use image::destination::{Destination, DiskSpace, StoreError};
 use image::layer::{ChunkDict, ChunkDictError, Converter, Scratch, ScratchSpace};
 use image::location::Location;
@@ -25,6 +26,8 @@ pub(crate) struct Preparation {
     pub(crate) document_space: Arc<DiskSpace>,
     /// Room for archives of container images, and for images that are put together of several.
     pub(crate) together_space: Arc<DiskSpace>,
+    /// Room for layers of container images that wait until it is known what they share.
+    pub(crate) layer_space: Arc<LayerSpace>,
     /// Reaches registries with the credentials of whoever builds.
     pub(crate) client: Client,
     /// The files of whoever builds, where there are any.
@@ -83,9 +86,7 @@ impl Preparation {
         if !options.flatten {
             return Ok(Prepared { layer: image.clone(), image, scratch: None });
         }
-        let space = Arc::clone(&self.scratch_space);
-        let scratch = tokio::task::spawn_blocking(move || space.begin()).await;
-        let scratch = Some(Arc::new(scratch.map_err(StoreError::from)??));
+        let scratch = Some(Arc::new(self.scratch_space.begin().await?));
         Ok(Prepared { layer: image.for_scratch(), image, scratch })
     }
 

@@ -80,7 +80,7 @@ impl TogetherImages {
             }
             let layout = match &mut layout {
                 Some(layout) => layout,
-                none => none.insert(LayoutFolder::new(space)?),
+                none => none.insert(LayoutFolder::new(space).await?),
             };
             let failed = |reason: String| ImagesError::Together { image: Box::new(image.clone()), reason };
             let root = layout.put(&image, &parts, client).await.map_err(failed)?;
@@ -164,8 +164,8 @@ fn is_same(one: &Path, other: &Path) -> io::Result<bool> {
 }
 
 impl LayoutFolder {
-    fn new(space: &Arc<DiskSpace>) -> Result<Self, ImagesError> {
-        let folder = SpoolFolder::new(space.dir())?;
+    async fn new(space: &Arc<DiskSpace>) -> Result<Self, ImagesError> {
+        let folder = SpoolFolder::new(space.dir()).await?;
         Ok(Self { folder, stagings: Vec::new(), space: Arc::clone(space) })
     }
 
@@ -180,7 +180,9 @@ impl LayoutFolder {
     /// Copies all of `parts`, and names them by one index, which it returns: their own, where all have the same.
     async fn put(&mut self, image: &Reference, parts: &[Part], client: &Client) -> Result<Stored, String> {
         let shape = Shape::Oci { name: Some(image.to_string()) };
-        let staging = Staging::new(&self.path(), shape).map_err(|error| error.to_string())?;
+        let path = self.path();
+        let staging = tokio::task::spawn_blocking(move || Staging::new(&path, shape)).await;
+        let staging = staging.map_err(|error| error.to_string())?.map_err(|error| error.to_string())?;
         let staging = Arc::new(staging.within(&self.space));
         let (mut roots, mut entries) = (Vec::<Stored>::new(), Entries::new());
         for Part { locked, location } in parts {
@@ -285,7 +287,7 @@ mod tests {
 
     /// The tree for `architecture` with such an archive at `path`.
     async fn tree(architecture: &str, path: &str) -> TreeImages {
-        let dir = LargeFiles::new(&space(0)).unwrap();
+        let dir = LargeFiles::new(&space(0)).await.unwrap();
         let folder = dir.path().join("images/skopeo");
         let file = folder.join(path);
         fs::create_dir_all(file.parent().unwrap()).unwrap();

@@ -194,6 +194,7 @@ async fn begin<'a>(
             scratch_space: Arc::clone(&exporter.scratch_space),
             document_space: Arc::clone(&exporter.document_space),
             together_space: Arc::clone(&exporter.together_space),
+            layer_space: Arc::clone(&exporter.layer_space),
             client: exporter.client.with_keyring(keyring, exporter.own_credentials()),
             files: Some(ContextFiles::new(client.streams.clone())),
         };

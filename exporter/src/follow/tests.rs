@@ -1,6 +1,7 @@
 use std::os::unix::fs::symlink;
 use std::time::Duration;
 
+use cluster::save::LayerSpace;
 use futures::FutureExt as _;
 use futures::future::{BoxFuture, ready};
 use image::destination::{DiskSpace, DiskUse};
@@ -83,6 +84,7 @@ impl Lab {
             scratch_space,
             document_space,
             together_space,
+            layer_space: LayerSpace::new(0),
             client,
             files: None,
         };

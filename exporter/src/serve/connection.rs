@@ -8,7 +8,7 @@ use h2::RecvStream;
 use h2::server::SendResponse;
 use http::Request;
 use tokio::net::UnixStream;
-use tokio::time::Instant;
+use tokio::time::{Instant, timeout};
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
@@ -24,15 +24,29 @@ use crate::http2::{respond, settings, socket};
 /// watches, such as the history, would never end by itself.
 const WATCHED: Duration = Duration::from_secs(5);
 
+/// How long a client may take to begin to speak HTTP/2: each does so at once.
+const HANDSHAKE_DEADLINE: Duration = Duration::from_secs(10);
+
 /// Serves a client until it leaves or, after `shutdown`, its builds have ended.
 pub(crate) async fn serve_connection(
     stream: UnixStream,
     exporter: Arc<Exporter>,
     shutdown: CancellationToken,
 ) {
-    let mut connection = match settings::server().handshake::<_, Bytes>(socket::gathered(stream)).await {
-        Ok(connection) => connection,
-        Err(error) => return tracing::warn!(%error, "a client did not speak HTTP/2"),
+    let handshake = settings::server().handshake::<_, Bytes>(socket::gathered(stream));
+    let begun = tokio::select! {
+        biased;
+        begun = timeout(HANDSHAKE_DEADLINE, handshake) => begun,
+        // One that has begun nothing has nothing to end.
+        () = shutdown.cancelled() => return,
+    };
+    let mut connection = match begun {
+        Ok(Ok(connection)) => connection,
+        Ok(Err(error)) => return tracing::warn!(%error, "a client did not speak HTTP/2"),
+        Err(_) => {
+            let seconds = HANDSHAKE_DEADLINE.as_secs();
+            return tracing::warn!("a client said nothing within {seconds} s: its connection is closed");
+        }
     };
     let _counted = exporter.metrics.client();
     let gone = CancellationToken::new();

@@ -104,7 +104,7 @@ pub async fn convert(
 ) -> Result<Converted, ConversionError> {
     let (options, cancel) = (how.converter.recipe().options(), how.cancel);
     let target = Target::new(to, how.client)?;
-    let mut job = Job::new(from, &target, &how)?;
+    let mut job = Job::new(from, &target, &how).await?;
     if let Location::Directory(path) = from {
         return job.convert_directory(path, target).await;
     }
@@ -132,7 +132,7 @@ fn short(digest: &Digest) -> &str {
 }
 
 impl<'a> Job<'a> {
-    fn new(from: &Location, target: &Target, how: &Conversion<'a>) -> Result<Self, ConversionError> {
+    async fn new(from: &Location, target: &Target, how: &Conversion<'a>) -> Result<Self, ConversionError> {
         let options = how.converter.recipe().options();
         let scratch = match options.flatten {
             true => {
@@ -140,7 +140,7 @@ impl<'a> Job<'a> {
                     what: "layers to flatten".to_owned(),
                     error: Box::new(error),
                 };
-                Some(Arc::new(how.scratch_space.begin().map_err(failed)?))
+                Some(Arc::new(how.scratch_space.begin().await.map_err(failed)?))
             }
             false => None,
         };

@@ -8,12 +8,13 @@ use std::fs::{self, File, TryLockError};
 use std::io;
 use std::os::unix::ffi::OsStrExt as _;
 use std::os::unix::fs::MetadataExt as _;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 use rustix::fs::{Mode, OFlags, open};
 use rustix::io::Errno;
 use rustix::process::geteuid;
 use tempfile::TempDir;
+use tokio::runtime::{Handle, RuntimeFlavor};
 
 /// What the names of these folders begin with. Nothing else in the directory is touched.
 const PREFIX: &str = "nydus-cluster-spool-";
@@ -22,29 +23,38 @@ const PREFIX: &str = "nydus-cluster-spool-";
 const ATTEMPTS: usize = 16;
 
 /// A folder that is gone with this and, if the process is killed, when the next one calls [`SpoolFolder::remove_abandoned`].
+///
+/// Gigabytes may be in it. Whoever drops it waits until it is removed, and what else is to be done on this thread of a runtime is done on
+/// another meanwhile.
 #[derive(Debug)]
 pub struct SpoolFolder {
-    // Removed before its lock ends.
-    folder: TempDir,
+    path: PathBuf,
+    /// There until this is dropped. Removed before its lock ends.
+    folder: Option<TempDir>,
     /// Where folders cannot be locked none is taken for abandoned, and this is none.
     _lock: Option<File>,
 }
 
 impl SpoolFolder {
-    /// Makes one in the directory `dir`, for this user alone. Blocks on the disk.
+    /// Makes one in the directory `dir`, for this user alone.
     ///
     /// # Errors
     ///
     /// When `dir` cannot be written to.
-    pub fn new(dir: &Path) -> io::Result<Self> {
+    pub async fn new(dir: &Path) -> io::Result<Self> {
+        let dir = dir.to_owned();
+        tokio::task::spawn_blocking(move || Self::make(&dir)).await?
+    }
+
+    fn make(dir: &Path) -> io::Result<Self> {
         for _ in 0..ATTEMPTS {
             let folder = tempfile::Builder::new().prefix(PREFIX).tempdir_in(dir)?;
             match lock(folder.path()) {
-                Ok(Some(lock)) => return Ok(Self { folder, _lock: Some(lock) }),
+                Ok(Some(lock)) => return Ok(Self::of(folder, Some(lock))),
                 Ok(None) => {}
                 Err(error) => {
                     tracing::debug!(%error, dir = %dir.display(), "folders cannot be locked here");
-                    return Ok(Self { folder, _lock: None });
+                    return Ok(Self::of(folder, None));
                 }
             }
         }
@@ -54,9 +64,13 @@ impl SpoolFolder {
         ))
     }
 
+    fn of(folder: TempDir, lock: Option<File>) -> Self {
+        Self { path: folder.path().to_owned(), folder: Some(folder), _lock: lock }
+    }
+
     /// Where it is.
     pub fn path(&self) -> &Path {
-        self.folder.path()
+        &self.path
     }
 
     /// Removes the folders in the directory `dir` that processes of this user left which were killed, and says so in the log. Those
@@ -82,6 +96,21 @@ impl SpoolFolder {
                 }
             }
         }
+    }
+}
+
+impl Drop for SpoolFolder {
+    fn drop(&mut self) {
+        let folder = self.folder.take();
+        aside(|| drop(folder));
+    }
+}
+
+/// Does `work`, which blocks, while what else there is for this thread is done on another. A runtime of one thread has no other.
+fn aside(work: impl FnOnce()) {
+    match Handle::try_current().map(|runtime| runtime.runtime_flavor()) {
+        Ok(RuntimeFlavor::MultiThread) => tokio::task::block_in_place(work),
+        _ => work(),
     }
 }
 
@@ -122,7 +151,11 @@ fn lock(path: &Path) -> io::Result<Option<File>> {
 mod tests {
     use std::os::unix::fs::symlink;
     use std::sync::atomic::{AtomicBool, Ordering};
+    use std::sync::mpsc;
     use std::thread;
+    use std::time::Duration;
+
+    use tokio::sync::oneshot;
 
     use super::*;
 
@@ -136,15 +169,15 @@ mod tests {
 
     /// A folder as a process leaves it that is killed.
     fn abandoned(dir: &Path) {
-        let SpoolFolder { folder, _lock } = SpoolFolder::new(dir).unwrap();
+        let mut folder = SpoolFolder::make(dir).unwrap();
         fs::write(folder.path().join("blob"), "content").unwrap();
-        let _ = folder.keep();
+        let _ = folder.folder.take().unwrap().keep();
     }
 
     #[test]
     fn what_nobody_has_any_more_is_removed_and_all_else_stays() {
         let dir = tempfile::tempdir().unwrap();
-        let in_use = SpoolFolder::new(dir.path()).unwrap();
+        let in_use = SpoolFolder::make(dir.path()).unwrap();
         fs::write(in_use.path().join("blob"), "content").unwrap();
         abandoned(dir.path());
         // What is called as one of ours, and is none.
@@ -176,7 +209,7 @@ mod tests {
                 }
             });
             for _ in 0..200 {
-                let folder = SpoolFolder::new(dir.path()).unwrap();
+                let folder = SpoolFolder::make(dir.path()).unwrap();
                 fs::write(folder.path().join("blob"), "content").unwrap();
                 abandoned(dir.path());
                 assert_eq!(fs::read(folder.path().join("blob")).unwrap(), b"content");
@@ -185,5 +218,20 @@ mod tests {
         });
         SpoolFolder::remove_abandoned(dir.path());
         assert!(names(dir.path()).is_empty(), "{:?}", names(dir.path()));
+    }
+
+    #[tokio::test(flavor = "multi_thread", worker_threads = 1)]
+    async fn what_blocks_holds_nobody_else_up() {
+        let (begun, begins) = oneshot::channel();
+        let (done, waits) = mpsc::channel();
+        let blocked = tokio::spawn(async move {
+            aside(|| {
+                begun.send(()).unwrap();
+                waits.recv_timeout(Duration::from_secs(20)).expect("another task of the one worker goes on");
+            });
+        });
+        begins.await.unwrap();
+        tokio::spawn(async move { done.send(()).unwrap() }).await.unwrap();
+        blocked.await.unwrap();
     }
 }

@@ -25,13 +25,14 @@ pub struct LargeFiles {
 }
 
 impl LargeFiles {
-    /// A folder without any yet, in that of `space`. Blocks on the disk.
+    /// A folder without any yet, in that of `space`.
     ///
     /// # Errors
     ///
     /// When it cannot be made.
-    pub fn new(space: &Arc<DiskSpace>) -> io::Result<Self> {
-        Ok(Self { folder: SpoolFolder::new(space.dir())?, room: Arc::new(DiskShare::of(space)) })
+    pub async fn new(space: &Arc<DiskSpace>) -> io::Result<Self> {
+        let folder = SpoolFolder::new(space.dir()).await?;
+        Ok(Self { folder, room: Arc::new(DiskShare::of(space)) })
     }
 
     /// The folder.

@@ -53,7 +53,6 @@ use self::cache::Known;
 use self::flight::{Claim, Flights, STALLED_AFTER, Waited, Waiting};
 use self::key::Key;
 use self::provide::{Elsewhere, Shown};
-use self::slot::Slot;
 use crate::destination::{Destination, SpoolSpace, StoreError};
 use crate::options::Recipe;
 use crate::progress::Progress;
@@ -69,6 +68,7 @@ pub use dictionary::{ChunkDict, ChunkDictError, DictionaryBlobs};
 pub use flight::Flight;
 pub use present::Present;
 pub use scratch::{FileError, Scratch, ScratchSpace, convert_to_file};
+pub use slot::{Slot, Slots};
 
 /// Converts layers by a recipe, a bounded number at a time.
 #[derive(Clone, Debug)]
@@ -109,6 +109,11 @@ impl Converter {
             elsewhere: Arc::default(),
             shown: None,
         }
+    }
+
+    /// How many layers are converted at once, for others who convert some.
+    pub fn slots(&self) -> Slots {
+        Slots::of(&self.slots)
     }
 
     /// The same, which shows the blobs that it copies as parts of the export step of `output`.

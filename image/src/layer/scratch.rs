@@ -17,6 +17,7 @@ use tokio::sync::{Semaphore, mpsc};
 
 use super::bridge::InputReader;
 use super::conversion::{ConvertError, ReadConversion};
+use super::slot::Slot;
 use crate::destination::{
     BlobWriter, Destination, DiskShare, DiskSpace, DiskUse, SpoolFolder, StoreError, Storing, failed,
 };
@@ -72,14 +73,13 @@ impl ScratchSpace {
         Arc::new(Self(DiskSpace::new(dir, bytes, &FLATTENED)))
     }
 
-    /// A scratch in a folder of its own; those of processes that were killed are removed first. Blocks on the disk.
+    /// A scratch in a folder of its own.
     ///
     /// # Errors
     ///
     /// When the folder cannot be made.
-    pub fn begin(self: &Arc<Self>) -> Result<Scratch, StoreError> {
-        SpoolFolder::remove_abandoned(self.0.dir());
-        let folder = SpoolFolder::new(self.0.dir()).map_err(failed("write to", self.0.dir()))?;
+    pub async fn begin(&self) -> Result<Scratch, StoreError> {
+        let folder = SpoolFolder::new(self.0.dir()).await.map_err(failed("write to", self.0.dir()))?;
         Ok(Scratch { folder, room: Arc::new(DiskShare::of(&self.0)) })
     }
 }
@@ -213,7 +213,7 @@ pub enum FileError {
 }
 
 /// Converts the layer `source` that `blob` gives, whose tar has the digest `diff_id`, and writes its blob stream to the file `path`,
-/// which gets its name when all of it is on the disk and it is known to be this layer.
+/// which gets its name when all of it is on the disk and it is known to be this layer. That takes `slot`, except while `blob` stands still.
 ///
 /// # Errors
 ///
@@ -224,16 +224,17 @@ pub async fn convert_to_file(
     diff_id: &Digest,
     recipe: &Arc<Recipe>,
     path: &Path,
+    mut slot: Slot,
 ) -> Result<(), FileError> {
     let place = blob.place().to_owned();
     let failed = |error| FileError::Convert { place: place.clone(), error: Box::new(error) };
     let destination: Arc<dyn Destination> = Arc::new(OneFile(path.to_owned()));
-    // Whoever calls this bounds how many there are.
+    // The slot that others wait for is held here, where it shows that nothing comes.
     let slots = Arc::new(Semaphore::new(1));
     let (sender, receiver) = mpsc::channel(QUEUE);
     let input = InputReader::new(receiver);
     let conversion = ReadConversion::start(Arc::clone(recipe), slots, Arc::clone(&destination), input);
-    let (fed, built) = tokio::join!(feed(blob, sender), conversion.built());
+    let (fed, built) = tokio::join!(feed(blob, sender, &mut slot), conversion.built());
     // What the builder says of input that broke off follows from it.
     fed?;
     let built = built.map_err(failed)?;
@@ -253,8 +254,8 @@ pub async fn convert_to_file(
     })
 }
 
-async fn feed(mut blob: BlobStream, to: mpsc::Sender<Bytes>) -> Result<(), SourceError> {
-    while let Some(piece) = blob.next().await? {
+async fn feed(mut blob: BlobStream, to: mpsc::Sender<Bytes>, slot: &mut Slot) -> Result<(), SourceError> {
+    while let Some(piece) = slot.lend(blob.next()).await? {
         // Empty would be the end. Where nobody takes it any more, the builder has failed and says why.
         if !piece.is_empty() && to.send(piece).await.is_err() {
             return Ok(());
@@ -281,7 +282,7 @@ mod tests {
     async fn scratches_share_their_room_and_give_it_back() {
         let dir = tempfile::tempdir().unwrap();
         let space = ScratchSpace::new(dir.path(), 10);
-        let [one, other] = [(); 2].map(|()| space.begin().unwrap());
+        let (one, other) = (space.begin().await.unwrap(), space.begin().await.unwrap());
         write(&one, b"123456").await.unwrap();
         let error = write(&other, b"12345").await.unwrap_err();
         assert!(matches!(error, StoreError::DiskFull { limit: 10, .. }), "{error}");

@@ -9,9 +9,30 @@ use tokio::time::timeout;
 
 use super::flight::STALLED_AFTER;
 
+/// How many conversions there are at once, whoever makes them: clones share it.
+#[derive(Clone, Debug)]
+pub struct Slots(Arc<Semaphore>);
+
+impl Slots {
+    /// So many, and at least one.
+    pub fn new(conversions: usize) -> Self {
+        Self(Arc::new(Semaphore::new(conversions.max(1))))
+    }
+
+    /// Those of `slots`.
+    pub(super) fn of(slots: &Arc<Semaphore>) -> Self {
+        Self(Arc::clone(slots))
+    }
+
+    /// Waits for one.
+    pub async fn take(&self) -> Slot {
+        Slot::take(Arc::clone(&self.0)).await
+    }
+}
+
 /// One of so many conversions at once. Dropped, another may begin.
 #[derive(Debug)]
-pub(super) struct Slot {
+pub struct Slot {
     slots: Arc<Semaphore>,
     permit: Option<OwnedSemaphorePermit>,
     patience: Duration,
@@ -25,7 +46,7 @@ impl Slot {
     }
 
     /// Waits for `work`, which is somebody else's. While that stands still, as with a registry that hangs, another has the slot.
-    pub(super) async fn lend<T>(&mut self, work: impl Future<Output = T>) -> T {
+    pub async fn lend<T>(&mut self, work: impl Future<Output = T>) -> T {
         let mut work = pin!(work);
         if let Ok(done) = timeout(self.patience, &mut work).await {
             return done;

@@ -21,6 +21,7 @@ mod credentials;
 mod critest;
 mod ctr;
 mod dead_registry;
+mod embed_at_once;
 mod expired_token;
 mod fixture;
 mod https;
@@ -97,6 +98,7 @@ const TESTS: &[(&str, Test)] = &[
         cluster_platforms::archives_of_their_own,
     ),
     ("cluster_build::an_image_is_described_in_the_words_of_both_systems", cluster_build::described),
+    ("embed_at_once::builds_at_once_embed_in_one_repository", embed_at_once::one_repository),
     ("cluster_build::embedded_images_use_what_the_root_file_system_has", cluster_build::shared),
     ("convert::every_source_gives_the_same_image", convert::sources),
     ("convert::every_destination_takes_the_image", convert::destinations),

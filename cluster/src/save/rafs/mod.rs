@@ -7,19 +7,21 @@
 //! | file | does |
 //! |---|---|
 //! | `spool` | where converted layers wait |
+//! | `room` | how many of them may, over all saves |
 //! | `known` | what the destination has already |
 //! | `commit` | what layers share, and their blobs |
 //! | `assemble` | the nydus image of each image and platform |
 //!
 //! Which chunk goes to which blob is known only when all layers have been seen, and no layer is to be fetched twice: so converted
-//! layers wait on this machine, in rounds of a bounded size. They are removed when their blobs are stored.
+//! layers wait on this machine, in rounds of as many as there is room for. They are removed when their blobs are stored.
 
 mod assemble;
 mod commit;
 mod known;
+mod room;
 mod spool;
 
-use std::collections::{BTreeMap, HashMap};
+use std::collections::{BTreeMap, HashMap, VecDeque};
 use std::sync::Arc;
 
 use futures::StreamExt as _;
@@ -33,6 +35,7 @@ use crate::saved::{BlobStore, ChainEntry, Table};
 
 pub(crate) use assemble::NydusImage;
 pub(crate) use known::Known;
+pub use room::LayerSpace;
 pub(crate) use spool::Spool;
 
 /// What images become.
@@ -77,28 +80,27 @@ impl Rafs {
     ) -> Result<Converted, Failures> {
         let mut fetched = vec![0; images.len()];
         let all = |error: SaveError| Failures::from([(usize::MAX, error)]);
-        let needed = self.needed(images);
-        let rounds = self.rounds(needed);
-        for (number, round) in rounds.iter().enumerate() {
-            self.fetch(images, round, &mut fetched).await?;
+        let mut needed = VecDeque::from(self.needed(images));
+        while !needed.is_empty() {
+            let round = self.round(&mut needed);
+            self.fetch(images, &round, &mut fetched).await?;
             if !complete {
                 break;
             }
-            let later = rounds.get(number + 1..).unwrap_or_default();
-            let later = later.iter().flatten().map(|needed| needed.layer.diff_id.clone()).collect();
+            let later = needed.iter().map(|needed| needed.layer.diff_id.clone()).collect();
             let layers = round
                 .iter()
                 .map(|needed| (needed.layer.descriptor.digest().clone(), needed.layer.diff_id.clone()));
             let layers: Vec<_> = layers.collect();
             self.commit(images, &layers, &later).await.map_err(all)?;
-            self.spool.stored(&self.known.layers_table(), &layers).map_err(all)?;
+            self.spool.stored(&self.known.layers_table(), &layers).await.map_err(all)?;
         }
         if !complete {
             return Err(Failures::new());
         }
         let nydus = self.assemble_all(images, &fetched, done).await?;
         let table = self.table(images, &nydus);
-        self.spool.remove().map_err(all)?;
+        self.spool.remove().await.map_err(all)?;
         Ok(Converted { table, nydus })
     }
 
@@ -124,24 +126,15 @@ impl Rafs {
         needed
     }
 
-    /// Parts of them that have about as many bytes as may wait.
-    fn rounds(&self, needed: Vec<Needed>) -> Vec<Vec<Needed>> {
-        let mut rounds: Vec<Vec<Needed>> = Vec::new();
-        let mut bytes = 0_u64;
-        for needed in needed {
-            let size = needed.layer.descriptor.size();
-            match rounds.last_mut() {
-                Some(round) if bytes.saturating_add(size) <= self.options.spool_bytes => {
-                    bytes += size;
-                    round.push(needed);
-                }
-                _ => {
-                    bytes = size;
-                    rounds.push(vec![needed]);
-                }
-            }
+    /// Those of them that may wait now: the first, and as many after it as there is room for.
+    fn round(&self, needed: &mut VecDeque<Needed>) -> Vec<Needed> {
+        let mut round = Vec::new();
+        while let Some(next) = needed.front()
+            && self.spool.take(next.layer.descriptor.size(), round.is_empty())
+        {
+            round.extend(needed.pop_front());
         }
-        rounds
+        round
     }
 
     /// Has the layers of a round converted.
@@ -179,15 +172,17 @@ impl Rafs {
         if self.spool.has(descriptor.digest(), diff_id) {
             return Ok(0);
         }
+        // Before anything is asked for: a registry gives up a reader that waits.
+        let mut slot = self.options.slots.take().await;
         // What is saved plainly too has just come.
         let (blob, fetched) = if self.options.forms.plain {
-            (self.store.stream(descriptor.digest(), descriptor.size()).await?, 0)
+            (slot.lend(self.store.stream(descriptor.digest(), descriptor.size())).await?, 0)
         } else {
             let source = images.get(needed.from).map(|image| &image.source);
             let source = source.ok_or_else(|| SaveError::NotInIndex(descriptor.digest().clone()))?;
-            (source.blob(descriptor).await?, descriptor.size())
+            (slot.lend(source.blob(descriptor)).await?, descriptor.size())
         };
-        self.spool.convert(descriptor.digest(), diff_id, blob, &self.recipe).await?;
+        self.spool.convert(descriptor.digest(), diff_id, blob, &self.recipe, slot).await?;
         Ok(fetched)
     }
 

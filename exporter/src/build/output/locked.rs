@@ -3,6 +3,7 @@
 use std::io::Cursor;
 use std::sync::Arc;
 
+use cluster::save::SaveOptions;
 use cluster::saved::bind;
 use image::assemble::{Assembled, Form};
 use image::document::{Stored, with_labels, with_layer};
@@ -68,15 +69,33 @@ impl Output {
         let trees = std::mem::take(&mut self.received().container_images);
         let space = &self.preparation.together_space;
         let images = TogetherImages::of(trees, client, space).await.map_err(failed)?;
-        let built: Vec<_> =
-            built.iter().map(|digest| repository.with_digest(Digest::clone(digest))).collect();
-        let mut saved = Vec::new();
+        let preparation = &self.preparation;
+        let options = SaveOptions {
+            // Its chunks are used where they are.
+            cluster_image: built.iter().map(|digest| repository.with_digest(Digest::clone(digest))).collect(),
+            layer_space: Arc::clone(&preparation.layer_space),
+            // Another build may save to the same repository.
+            keeps_layers: false,
+            slots: preparation.converter.slots(),
+            threads: preparation.threads,
+            ..SaveOptions::default()
+        };
+        let mut saved: Option<Digest> = None;
         for name in &self.attrs.names {
             let step = self
                 .progress
-                .step(self.index, format!("saving {} container images", images.lock.images.len()));
-            match images::save(&images, name, &built, client, &self.cluster).await {
-                Ok(digest) => saved.extend(digest.filter(|digest| !saved.contains(digest))),
+                .step(self.index, format!("saving {} container images for {name}", images.lock.images.len()));
+            let saving = async {
+                match &saved {
+                    None => images::save(&images, name, client, options.clone()).await,
+                    // All names are in one repository, which has them by now.
+                    Some(digest) => {
+                        images::name_saved(digest, name, client).await.map(|()| Some(digest.clone()))
+                    }
+                }
+            };
+            match saving.await {
+                Ok(digest) => saved = digest,
                 Err(error) => {
                     let error = failed(error);
                     step.fail(&error.to_string());
@@ -85,7 +104,7 @@ impl Output {
             }
             step.finish();
         }
-        Ok(saved)
+        Ok(saved.into_iter().collect())
     }
 
     /// The image's index or only manifest `root`, bound to the saved images with these digests. Not stored yet.

@@ -22,9 +22,9 @@ use crate::http2::call::Call;
 
 /// A file that the client opened for its output number `index`.
 pub(crate) struct ClientArchive {
-    staging: Arc<Staging>,
-    /// Holds what is gathered, also if this process is killed.
+    /// Holds what is gathered, also if this process is killed. Removed before the room is given back.
     _folder: SpoolFolder,
+    staging: Arc<Staging>,
     client: SendRequest<Bytes>,
     index: usize,
     annotations: RootAnnotations,
@@ -63,18 +63,13 @@ impl ClientArchive {
         annotations: RootAnnotations,
         space: &Arc<DiskSpace>,
     ) -> Result<Self, StoreError> {
-        let space = Arc::clone(space);
-        let make = move || {
-            let dir = space.dir();
-            let failed = |error| StoreError::File { doing: "write to", path: dir.to_owned(), error };
-            let folder = SpoolFolder::new(dir).map_err(failed)?;
-            let target = folder.path().join("image.tar");
-            let staging = Staging::new(&target, Shape::OciArchive { name: None })?.within(&space);
-            Ok::<_, StoreError>((Arc::new(staging), folder))
-        };
+        let failed = |error| StoreError::File { doing: "write to", path: space.dir().to_owned(), error };
+        let folder = SpoolFolder::new(space.dir()).await.map_err(failed)?;
+        let target = folder.path().join("image.tar");
+        let make = move || Staging::new(&target, Shape::OciArchive { name: None });
         // All builds go through the same few threads: a disk that is slow must not hold them.
-        let (staging, folder) = tokio::task::spawn_blocking(make).await??;
-        Ok(Self { staging, _folder: folder, client, index, annotations })
+        let staging = Arc::new(tokio::task::spawn_blocking(make).await??.within(space));
+        Ok(Self { _folder: folder, staging, client, index, annotations })
     }
 
     async fn send(&self, names: &[Reference], root: &Stored) -> Result<(), StoreError> {
