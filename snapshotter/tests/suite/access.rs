@@ -190,8 +190,9 @@ async fn a_registry_that_does_not_answer_keeps_no_other_from_being_asked() {
     let many: Vec<_> = (0..40).map(|number| sha256(format!("layer {number}").as_bytes())).collect();
     let waiting = pull(&harness, &image, &many, many.len() + 1);
     let others = async {
-        let connected = tokio::task::spawn_blocking(move || silent.accept().unwrap());
-        let _connection = connected.await.unwrap();
+        // It goes on to listen, and others connect to it as well.
+        let connected = tokio::task::spawn_blocking(move || (silent.accept().unwrap(), silent));
+        let _silent = connected.await.unwrap();
         pull(&harness, &registry.image(), &[sha256(b"never pushed")], 2).await.unwrap_err()
     };
     tokio::select! {
