@@ -11,7 +11,7 @@ use super::message::ChunkKey;
 const SUSPECTED: u32 = 2;
 /// … and from which on it is given up: the last ones while no other suspect was on its way.
 const GUILTY: u32 = 4;
-/// Chunks that are counted beside those that the last worker owed; of more, those are forgotten that it did not owe, at the price
+/// Chunks that are counted next to those that the last worker owed; of more, those are forgotten that it did not owe, at the price
 /// of some more workers.
 const LIMIT: usize = 4096;
 

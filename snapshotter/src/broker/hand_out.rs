@@ -101,7 +101,7 @@ impl Broker {
         }
     }
 
-    /// Finds out anew how all repositories are read, those of one registry one after the other: where it does not answer, that takes
+    /// Finds out again how all repositories are read, those of one registry one after the other: where it does not answer, that takes
     /// its time, and those of others do not wait for it.
     async fn find_out_all(&self, daemon: &Client) {
         let mut of_registry: BTreeMap<String, Vec<Repository>> = BTreeMap::new();

@@ -115,7 +115,7 @@ pub(crate) async fn pull(
     Ok(())
 }
 
-/// What CRI does for the first of an image's layers, upon which its registry is asked for all that the list names.
+/// What CRI does for the first of an image's layers: its registry is asked then for all that the list names.
 pub(crate) async fn ask(harness: &Harness, image: &str, blob: &Digest) {
     let bootstrap = sha256(b"the bootstrap layer");
     let (chain, list) = (format!("{image} up to 0"), format!("{blob},{bootstrap}"));

@@ -68,7 +68,7 @@ impl Peer {
     }
 }
 
-/// Works as the process does, but for its guards.
+/// Works as the process does, without its guards.
 pub(super) fn honest(mut peer: Peer) {
     let client = Client::new(ClientConfig::default()).unwrap();
     let arena = Arena::map(peer.memory, peer.start.memory_bytes as usize).unwrap();
