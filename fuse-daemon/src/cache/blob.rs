@@ -215,6 +215,12 @@ impl CachedBlob {
         known.live(chunk).map(|chunk| Described { coding, chunk: chunk.clone() })
     }
 
+    /// Whether nothing is known of the chunk, nor of any behind it. What is not described before that is shown by no mounted image:
+    /// one on top of others leaves out what it replaces.
+    pub fn is_behind_all(&self, chunk: ChunkIndex) -> bool {
+        self.known().records().last().is_none_or(|last| last.index < chunk)
+    }
+
     /// What the cache holds of the chunk.
     pub fn state(&self, chunk: ChunkIndex) -> ChunkState {
         self.map.state(chunk)

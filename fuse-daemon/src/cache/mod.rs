@@ -440,7 +440,8 @@ impl CacheState {
             Ok(())
         };
         let freed = freed.and_then(|()| {
-            if blobs.unwanted.contains(&id) && !blobs.is_leased(id) {
+            // It may have been pinned since it was said that nobody wants it.
+            if blobs.unwanted.contains(&id) && blobs.is_evictable(id) {
                 tracing::info!(blob = %id, "freeing a blob that nobody keeps, with its last mount");
                 self.delete(&mut blobs, id)?;
             }

@@ -82,8 +82,12 @@ impl Front {
         let (mut at, mut edge, mut ordered) = (from, here, 0);
         while at < last {
             let Some(described) = blob.describe(at) else {
-                self.streams().ended(blob.generation(), chunk);
-                return orders;
+                if blob.is_behind_all(at) {
+                    self.streams().ended(blob.generation(), chunk);
+                    return orders;
+                }
+                at = ChunkIndex(at.0 + 1);
+                continue;
             };
             edge = stored(&described.chunk).start;
             if edge.saturating_sub(here).max(ordered) >= window {
@@ -129,7 +133,8 @@ impl Front {
                 Some(described) if stored(&described.chunk).start >= first => {
                     missing.extend(self.is_orderable(flights, blob, at).then_some((at, described.chunk)));
                 }
-                _ => break,
+                Some(_) => break,
+                None => {}
             }
         }
         missing.reverse();

@@ -7,6 +7,8 @@
 //! The time of an answer is the shortest of some minutes: a link that is busy answers late, and asking for more would make it later
 //! still.
 
+mod shortest;
+
 use std::collections::{HashMap, VecDeque};
 use std::sync::OnceLock;
 use std::time::{Duration, Instant};
@@ -16,6 +18,7 @@ use rafs::blob::ChunkIndex;
 use super::ahead::{OnWay, Reach};
 use super::message::{BackendName, Order};
 use crate::control::BlobId;
+use shortest::Shortest;
 
 /// Stored bytes of the largest request.
 const REQUEST_LIMIT_BYTES: u64 = 8 << 20;
@@ -26,10 +29,6 @@ const FIRST_PART: u64 = 8;
 
 /// Orders whose rate counts: the best of them, as others may have shared the link.
 const ORDERS: usize = 16;
-
-/// How long an answer counts, at least; twice as long at most. Nodes are busy for minutes when a cluster starts, and a
-/// registry moves away seldom.
-const LATENCY_WINDOW: Duration = Duration::from_secs(300);
 
 /// Less behind the first chunk says nothing of the rate.
 const RATE_BYTES_MIN: u64 = 64 << 10;
@@ -60,9 +59,10 @@ const GROWTH_FAR: u64 = 4;
 /// … and at least what comes in the time of so many: while one half of that comes the next is asked for, and nobody waits in between.
 const ANSWERS_BEGUN: u64 = 2;
 
-/// Blobs and backends that are remembered at most; beyond, all are forgotten, at the price of starting small again.
+/// Blobs and backends that are remembered at most; beyond, all are forgotten, at the price of starting small again. Each repository
+/// is a backend of its own, and nodes run images of a hundred and more.
 const BLOBS: usize = 1024;
-const BACKENDS: usize = 64;
+const BACKENDS: usize = 1024;
 
 /// When what was ordered together came.
 #[derive(Debug)]
@@ -87,31 +87,6 @@ impl Ordered {
             first_came: OnceLock::new(),
             _on_way: on_way,
         }
-    }
-}
-
-/// The shortest time of this window and of the one before.
-#[derive(Debug)]
-struct Shortest {
-    since: Instant,
-    now: Duration,
-    before: Duration,
-}
-
-impl Shortest {
-    fn new(latency: Duration, at: Instant) -> Self {
-        Self { since: at, now: latency, before: latency }
-    }
-
-    fn note(&mut self, latency: Duration, at: Instant) {
-        if at.saturating_duration_since(self.since) >= LATENCY_WINDOW {
-            *self = Self { since: at, now: latency, before: self.now };
-        }
-        self.now = self.now.min(latency);
-    }
-
-    fn get(&self) -> Duration {
-        self.now.min(self.before)
     }
 }
 
@@ -275,6 +250,19 @@ mod tests {
         paces.came(&ordered, ChunkIndex(9), &backend(name));
     }
 
+    /// The only chunk of an order came after so many milliseconds. It is noted as it comes, without what the above puts in before.
+    fn answered(paces: &mut Paces, blob: BlobId, name: &str, latency: u64) {
+        let ordered = Ordered {
+            blob,
+            at: Instant::now() - Duration::from_millis(latency),
+            last: ChunkIndex(0),
+            behind_first: 0,
+            first_came: OnceLock::new(),
+            _on_way: Streams::default().sets_out(Generation(1), 0),
+        };
+        paces.came(&ordered, ChunkIndex(0), &backend(name));
+    }
+
     fn request_bytes(orders: &[(u64, u64)]) -> u64 {
         let mut paces = Paces::default();
         orders.iter().for_each(|order| came(&mut paces, BLOB, "one", *order));
@@ -304,6 +292,24 @@ mod tests {
     }
 
     #[test]
+    fn a_node_knows_how_far_all_repositories_of_its_images_are() {
+        const REPOSITORIES: u16 = 300;
+        let blob = |number: u16| {
+            let mut digest = [0; 32];
+            digest[..2].copy_from_slice(&number.to_le_bytes());
+            BlobId(rafs::digest::Digest(digest))
+        };
+        let mut paces = Paces::default();
+        for number in 0..REPOSITORIES {
+            answered(&mut paces, blob(number), &format!("far/{number}"), 500);
+        }
+        answered(&mut paces, BLOB, "near", 1);
+        let is_far = (0..REPOSITORIES).filter(|number| paces.is_far(blob(*number)));
+        assert_eq!(is_far.count(), usize::from(REPOSITORIES));
+        assert!(!paces.is_far(BLOB));
+    }
+
+    #[test]
     fn what_is_far_is_asked_for_as_much_as_comes_in_the_time_of_an_answer() {
         // 100 MiB a second and 20 ms: 2 MiB, less what the test itself takes.
         let bytes = request_bytes(&[(20, 10)]);
@@ -327,20 +333,7 @@ mod tests {
     fn one_that_is_slow_to_answer_the_first_time_only_is_not_far() {
         let is_far = |orders: &[u64]| {
             let mut paces = Paces::default();
-            for latency in orders {
-                // Noted as it comes, and so without what the helper puts in before.
-                let at = Instant::now() - Duration::from_millis(*latency);
-                let on_way = Streams::default().sets_out(Generation(1), 0);
-                let ordered = Ordered {
-                    blob: BLOB,
-                    at,
-                    last: ChunkIndex(0),
-                    behind_first: 0,
-                    first_came: OnceLock::new(),
-                    _on_way: on_way,
-                };
-                paces.came(&ordered, ChunkIndex(0), &backend("one"));
-            }
+            orders.iter().for_each(|latency| answered(&mut paces, BLOB, "one", *latency));
             paces.is_far(BLOB)
         };
         assert!(!is_far(&[]) && !is_far(&[20]) && is_far(&[60]));
@@ -385,18 +378,6 @@ mod tests {
         let mut busy = vec![(1, 10)];
         busy.extend([(50, 10); 10 * ORDERS]);
         assert_eq!(request_bytes(&busy), LEAST);
-    }
-
-    #[test]
-    fn an_answer_counts_for_some_minutes() {
-        let begin = Instant::now();
-        let mut shortest = Shortest::new(Duration::from_millis(1), begin);
-        let after = |seconds| begin + Duration::from_secs(seconds);
-        let late = Duration::from_millis(50);
-        shortest.note(late, after(301));
-        assert_eq!(shortest.get(), Duration::from_millis(1));
-        shortest.note(late, after(602));
-        assert_eq!(shortest.get(), late);
     }
 
     #[test]

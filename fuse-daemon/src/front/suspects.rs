@@ -3,7 +3,7 @@
 //! Which of the chunks that a worker owed was the reason is not known. So those that several workers in a row owed are fetched
 //! one after the other, with none but innocent ones beside them. The one that also ends workers then is given up, alone.
 
-use std::collections::{HashMap, VecDeque};
+use std::collections::{HashMap, HashSet, VecDeque};
 
 use super::message::ChunkKey;
 
@@ -11,7 +11,8 @@ use super::message::ChunkKey;
 const SUSPECTED: u32 = 2;
 /// … and from which on it is given up: the last ones while no other suspect was on its way.
 const GUILTY: u32 = 4;
-/// Chunks that are counted; beyond, all are forgotten, at the price of some more workers.
+/// Chunks that are counted next to those that the last worker owed; of more, those are forgotten that it did not owe, at the price
+/// of some more workers.
 const LIMIT: usize = 4096;
 
 /// See the module.
@@ -28,7 +29,7 @@ impl Suspects {
     /// A worker ended that owed these: those that are to be given up now.
     pub(super) fn blame(&mut self, owed: &[ChunkKey]) -> Vec<ChunkKey> {
         if self.counts.len() + owed.len() > LIMIT {
-            self.counts.clear();
+            self.forget_all_but(owed);
         }
         let mut guilty = Vec::new();
         for key in owed {
@@ -39,6 +40,16 @@ impl Suspects {
             }
         }
         guilty
+    }
+
+    /// Makes room. Where many containers read, a worker owes more than [`LIMIT`] chunks whenever it ends: what ends one after the
+    /// other is among those that each of them owed.
+    fn forget_all_but(&mut self, owed: &[ChunkKey]) {
+        let owed: HashSet<&ChunkKey> = owed.iter().collect();
+        self.counts.retain(|key, count| owed.contains(key) || *count >= GUILTY);
+        if self.counts.len() > LIMIT {
+            self.counts.retain(|key, _| owed.contains(key));
+        }
     }
 
     pub(super) fn contains(&self, key: ChunkKey) -> bool {
@@ -105,5 +116,22 @@ mod tests {
         // Of its next attempt no second worker is the price.
         assert!(suspects.may_go(key(2)) && !suspects.contains(key(3)));
         assert_eq!(suspects.blame(&[key(2)]), [key(2)]);
+    }
+
+    #[test]
+    fn one_that_ends_workers_is_found_however_much_else_they_owe() {
+        let mut suspects = Suspects::default();
+        let deadly = key(0);
+        let others = LIMIT as u32;
+        for round in 0..GUILTY {
+            let owed = (1..=others).map(|number| key(round * others + number)).chain([deadly]);
+            let guilty = suspects.blame(&owed.collect::<Vec<_>>());
+            let expected = if round + 1 == GUILTY { vec![deadly] } else { Vec::new() };
+            assert_eq!(guilty, expected, "after {} workers", round + 1);
+            assert!(suspects.counts.len() <= 2 * LIMIT + 1);
+        }
+        // It is known when all others are forgotten, too.
+        assert!(suspects.blame(&(1..=others).map(key).collect::<Vec<_>>()).is_empty());
+        assert!(suspects.contains(deadly));
     }
 }

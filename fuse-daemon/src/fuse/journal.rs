@@ -16,7 +16,7 @@ use std::collections::HashMap;
 use std::fs::File;
 use std::io;
 use std::ops::Range;
-use std::os::unix::fs::{FileExt, OpenOptionsExt};
+use std::os::unix::fs::{FileExt, MetadataExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 use std::sync::{Condvar, Mutex, MutexGuard, Once, PoisonError};
 
@@ -35,6 +35,9 @@ pub(super) const SLOT_BYTES: usize = 512;
 /// Requests that may be under way: more wait in the kernel.
 const SLOTS: usize = 256;
 const BYTES: usize = HEADER_BYTES + SLOTS * SLOT_BYTES;
+
+/// Held by who gives a journal its name, or takes it away: the kernel gives the number of a mount that ends to the next one at once.
+static NAMES: Mutex<()> = Mutex::new(());
 /// Where a request has its id, `unique` of `struct fuse_in_header`; and an answer has it too.
 pub(super) const ID: Range<usize> = 8..16;
 
@@ -57,12 +60,17 @@ impl JournalConfig {
     pub(super) fn begin(&self, device: u64) -> io::Result<(Journal, Pages)> {
         std::fs::create_dir_all(&self.dir)?;
         let path = self.path(device);
+        // A file of its own: the one of the mount that had this number before may still be written to.
+        let new = path.with_extension("new");
         let mut options = File::options();
-        let file = options.read(true).write(true).create(true).truncate(true).mode(0o600).open(&path)?;
+        let file = options.read(true).write(true).create(true).truncate(true).mode(0o600).open(&new)?;
         // All of it now: a page that cannot be had later would end this process.
         fallocate(&file, FallocateFlags::empty(), 0, BYTES as u64)?;
         file.write_all_at(&device.to_le_bytes(), DEVICE.start as u64)?;
         file.write_all_at(MAGIC, 0)?;
+        let names = NAMES.lock().unwrap_or_else(PoisonError::into_inner);
+        std::fs::rename(&new, &path)?;
+        drop(names);
         Journal::over(file, path)
     }
 
@@ -167,9 +175,18 @@ impl Journal {
     pub(super) fn close(&self) {
         self.lock().closed = true;
         self.freed.notify_all();
-        if let Err(error) = std::fs::remove_file(&self.path) {
+        let _names = NAMES.lock().unwrap_or_else(PoisonError::into_inner);
+        let deleted =
+            self.has_name().and_then(|has| if has { std::fs::remove_file(&self.path) } else { Ok(()) });
+        if let Err(error) = deleted {
             tracing::debug!(path = %self.path.display(), %error, "cannot delete a journal");
         }
+    }
+
+    /// Whether its name is not another mount's by now.
+    fn has_name(&self) -> io::Result<bool> {
+        let (own, named) = (self.file.metadata()?, std::fs::metadata(&self.path)?);
+        Ok((own.dev(), own.ino()) == (named.dev(), named.ino()))
     }
 
     fn clear(&self, slot: usize) {
@@ -251,6 +268,27 @@ mod tests {
         assert!(config.go_on(8).is_err());
         journal.close();
         assert!(config.go_on(7).is_err());
+    }
+
+    #[test]
+    fn the_end_of_a_mount_does_not_touch_the_journal_of_the_next_one_of_its_number() {
+        let dir = tempfile::tempdir().unwrap();
+        let config = JournalConfig { dir: dir.path().to_owned(), always: true };
+        let note = |journal: &Journal, pages: &mut Pages, id| {
+            let slot = journal.free_slot().unwrap();
+            pages.part(Journal::range(slot))[..40].copy_from_slice(&request(id, 40));
+            journal.taken(slot, id);
+        };
+        let (ending, mut old_pages) = config.begin(7).unwrap();
+        note(&ending, &mut old_pages, 10);
+        let (journal, mut pages) = config.begin(7).unwrap();
+        note(&journal, &mut pages, 20);
+        // The last answer, which nobody hears.
+        ending.answered(10);
+        ending.close();
+        assert_eq!(config.go_on(7).unwrap().2, [request(20, 40)]);
+        journal.close();
+        assert_eq!(std::fs::read_dir(dir.path()).unwrap().count(), 0);
     }
 
     #[test]

@@ -23,6 +23,7 @@ use rafs::tree::Layer;
 use registry::digest::Hasher;
 use tokio::time::{Instant, timeout_at};
 
+use super::turns::{MakingTurns, ROOM_MIB};
 use crate::control::{BackendSpec, BlobId, BootstrapRequest, BootstrapSource, LayerTree};
 use crate::process::RemoteWorker;
 use crate::worker::{Fetcher, Place, StoredPart};
@@ -34,7 +35,9 @@ const LAYERS_AT_ONCE: usize = 8;
 /// Layers of an image at most: RAFS v6 allows 254 blobs, and layers without content have none of these.
 const LAYERS: usize = 256;
 /// Bytes of the trees of all layers of an image at most: they are in memory at once.
-const TREES_BYTES: u64 = 1 << 30;
+const TREES_BYTES: u64 = (ROOM_MIB as u64) << 20;
+/// What a bootstrap that comes in a tar is counted as, in MiB: how large it is, nobody has said.
+const TAR_ROOM_MIB: u32 = ROOM_MIB / 4;
 /// Bytes of the tar of a bootstrap at most: two of the largest ones that there can be.
 const TAR_BYTES: u64 = 8 << 30;
 /// What gzip makes of a byte, at most.
@@ -86,15 +89,17 @@ impl MakeError {
     }
 }
 
-/// Makes the bootstrap. `turn` is held meanwhile.
+/// Makes the bootstrap, when it is its turn.
 pub(super) async fn make(
     worker: &RemoteWorker,
-    turn: &tokio::sync::Mutex<()>,
+    turns: &MakingTurns,
     request: BootstrapRequest,
 ) -> Result<(), MakeError> {
     let until = Instant::now() + DEADLINE;
-    let _turn = timeout_at(until, turn.lock()).await.map_err(|_| MakeError::Late)?;
     let BootstrapRequest { target, image, backends, source } = request;
+    let folder = target.parent().unwrap_or(Path::new("/"));
+    let turn = turns.take(folder, &backends, room_of(&source));
+    let _turn = timeout_at(until, turn).await.map_err(|_| MakeError::Late)?;
     match source {
         BootstrapSource::Packed { blob, size, diff_id } => {
             let _sources = register(worker, &backends, &[blob]);
@@ -110,6 +115,17 @@ pub(super) async fn make(
     }
     tracing::info!(image, "made a bootstrap");
     Ok(())
+}
+
+/// MiB that are taken while a bootstrap is made.
+fn room_of(source: &BootstrapSource) -> u32 {
+    match source {
+        BootstrapSource::Packed { .. } => TAR_ROOM_MIB,
+        BootstrapSource::Layers { layers } => {
+            let bytes = layers.iter().fold(0_u64, |sum, layer| sum.saturating_add(layer.bytes));
+            u32::try_from(bytes.div_ceil(1 << 20)).unwrap_or(u32::MAX)
+        }
+    }
 }
 
 fn register(
@@ -270,7 +286,7 @@ fn unnamed_file_in(folder: &Path) -> io::Result<File> {
 fn write(target: &Path, fill: impl FnOnce(&mut File) -> Result<(), MakeError>) -> Result<(), MakeError> {
     let failed = |source| MakeError::Io { path: target.to_owned(), source };
     let name = target.file_name().unwrap_or_default().to_string_lossy();
-    // Who makes one has a turn, so what is there was left by a daemon that ended.
+    // Who makes one in this folder has a turn, so what is there was left by a daemon that ended.
     let new = target.with_file_name(format!("{name}.new"));
     let mut file = File::create(&new).map_err(failed)?;
     let filled = fill(&mut file).and_then(|()| {

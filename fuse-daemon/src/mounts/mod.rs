@@ -6,6 +6,7 @@ mod make;
 mod own;
 mod slot;
 mod table;
+mod turns;
 
 pub use arrivals::Arrival;
 pub use engine::{Engine, EngineConfig, Image, MountError, Mounted, Prepared};

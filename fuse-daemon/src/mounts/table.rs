@@ -11,6 +11,7 @@ use registry::Repository;
 use super::arrivals::{Arrival, Arrivals};
 use super::make::{self, MakeError};
 use super::slot::{ServedMount, Slot};
+use super::turns::MakingTurns;
 use super::{Engine, Image, MountError, Mounted, Prepared};
 use crate::access::Accesses;
 use crate::control::{
@@ -92,15 +93,15 @@ pub struct Table {
     probe: Vec<String>,
     slots: Mutex<BTreeMap<String, SharedSlot>>,
     arrivals: Arrivals,
-    /// Held by who makes a bootstrap: the trees of all layers of an image are in memory meanwhile.
-    making: tokio::sync::Mutex<()>,
+    /// Of those who make bootstraps.
+    turns: MakingTurns,
 }
 
 impl Table {
     /// A table of no mounts, whose registries are reached by `accesses`, which its worker has as well.
     pub(crate) fn new(engine: Engine<RemoteWorker>, accesses: Arc<Accesses>, probe: Vec<String>) -> Self {
-        let (slots, arrivals) = (Mutex::default(), Arrivals::default());
-        Self { engine, accesses, probe, slots, arrivals, making: tokio::sync::Mutex::default() }
+        let (slots, arrivals, turns) = (Mutex::default(), Arrivals::default(), MakingTurns::default());
+        Self { engine, accesses, probe, slots, arrivals, turns }
     }
 
     /// Finds out whether another program can take the place of this one.
@@ -203,7 +204,7 @@ impl Table {
         prepared.map_err(|source| TableError::Mount { id: request.id.clone(), source })
     }
 
-    /// Makes the file of a bootstrap, in time. One at a time is.
+    /// Makes the file of a bootstrap, in time. Of one host one at a time is.
     ///
     /// # Errors
     ///
@@ -215,7 +216,7 @@ impl Table {
         }
         request.backends.iter().try_for_each(BackendSpec::check)?;
         let (target, image) = (request.target.clone(), request.image.clone());
-        let made = make::make(self.engine.worker(), &self.making, request).await;
+        let made = make::make(self.engine.worker(), &self.turns, request).await;
         made.map_err(|source| TableError::Make { target, image, source: Box::new(source) })
     }
 

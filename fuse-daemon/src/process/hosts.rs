@@ -17,7 +17,7 @@ pub(crate) const HOSTS_LIMIT: usize = 64;
 const OTHERS: &str = "other";
 
 /// Where backends are.
-#[derive(Clone, Debug, Eq, PartialEq)]
+#[derive(Clone, Debug, Eq, Hash, PartialEq)]
 pub(crate) struct SourceHost {
     /// What kind of backends.
     pub(crate) kind: &'static str,
@@ -26,7 +26,8 @@ pub(crate) struct SourceHost {
 }
 
 impl SourceHost {
-    fn of(backend: &BackendSpec) -> Self {
+    /// Where a backend is.
+    pub(crate) fn of(backend: &BackendSpec) -> Self {
         match backend {
             BackendSpec::Registry { .. } => {
                 let name = repository(backend).map(|repository| repository.host().to_owned());

@@ -1,11 +1,11 @@
 //! A front with workers that end, hang or lie, each in the place of a process.
 
+mod peer;
+mod registrations;
 mod sources;
 mod summary;
 
-use std::os::fd::OwnedFd;
 use std::os::unix::fs::FileExt as _;
-use std::os::unix::net::UnixStream;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, mpsc};
 use std::time::{Duration, Instant};
@@ -15,101 +15,20 @@ use rafs::compress::Compressor;
 use rafs::digest::DigestAlgorithm;
 use registry::client::{Client, ClientConfig};
 
-use super::launch::{Launch, LaunchedWorker};
-use super::message::{ChunkFailure, FromWorker, Guards, Start, TO_WORKER_LIMIT, ToWorker};
+use super::launch::Launch;
+use super::message::{ChunkFailure, FromWorker, ToWorker};
 use super::remote::{ProcessConfig, RemoteWorker};
-use super::serve::RunningWorker;
-use super::wire::{Receiver, Sender};
 use crate::access::Accesses;
 use crate::cache::{BootId, Cache, CachedBlob, Generation, Lease, Said};
 use crate::control::{BackendSpec, BlobId};
 use crate::front::{ChunkKey, Front, FrontConfig, Orders, Piece};
-use crate::sys::Arena;
 use crate::worker::{Fetcher, Place, StoredPart, WorkerConfig};
+use peer::{Act, Peer, honest, workers};
 
 const SOON: Duration = Duration::from_secs(20);
 const CHUNK: usize = 10_000;
 const CHUNKS: u32 = 20;
 const PLACE: u64 = 12_288;
-
-/// What a worker does, given its socket.
-type Act = fn(Peer);
-
-/// The worker's end, as a test has it.
-struct Peer {
-    socket: Arc<UnixStream>,
-    sender: Arc<Sender>,
-    receiver: Receiver,
-    start: Start,
-    memory: OwnedFd,
-}
-
-impl Peer {
-    fn new(socket: OwnedFd) -> Self {
-        let socket = Arc::new(UnixStream::from(socket));
-        let mut receiver = Receiver::new(Arc::clone(&socket), TO_WORKER_LIMIT, true);
-        let first = receiver.next().unwrap().unwrap();
-        let ToWorker::Start(start) = serde_json::from_slice(&first).unwrap() else { panic!("no start") };
-        let memory = receiver.descriptor().unwrap();
-        let sender = Arc::new(Sender::new(Arc::clone(&socket)));
-        Self { socket, sender, receiver, start: *start, memory }
-    }
-
-    fn ready(&self) {
-        self.sender.send(&FromWorker::Ready { guards: Guards::default() }, None);
-    }
-
-    /// The next order's chunks, once it is ready.
-    fn order(&mut self) -> Vec<ChunkKey> {
-        self.ready();
-        loop {
-            let message = self.receiver.next().unwrap().unwrap();
-            if let ToWorker::Fetch(order) = serde_json::from_slice(&message).unwrap() {
-                return order.order().keys().collect();
-            }
-        }
-    }
-
-    fn deliver(&self, chunk: ChunkKey, at: u64, len: u32) {
-        let from = "somebody".to_owned();
-        self.sender.send(&FromWorker::Delivered { chunk: chunk.into(), at, len, from }, None);
-    }
-
-    fn raw(&self, bytes: &[u8]) {
-        use std::io::Write as _;
-        (&*self.socket).write_all(bytes).unwrap();
-    }
-
-    /// Until the front hangs up.
-    fn wait(mut self) {
-        while let Ok(Some(_)) = self.receiver.next() {}
-    }
-}
-
-/// Works as the process does, but for its guards.
-fn honest(mut peer: Peer) {
-    let client = Client::new(ClientConfig::default()).unwrap();
-    let arena = Arena::map(peer.memory, peer.start.memory_bytes as usize).unwrap();
-    let (names, sender) = (Arc::default(), Sender::new(peer.socket));
-    let served = RunningWorker::new(&peer.start, &client, names, arena, sender).unwrap();
-    served.sender.send(&FromWorker::Ready { guards: Guards::default() }, None);
-    served.run(&mut peer.receiver).unwrap();
-}
-
-/// Workers that act one after the other; the last for ever. Those that `crash` look like processes that ended over a fault.
-fn workers(acts: Vec<Act>, crash: bool) -> (Launch, Arc<AtomicUsize>) {
-    let launched = Arc::new(AtomicUsize::new(0));
-    let count = Arc::clone(&launched);
-    let launch = move |socket| {
-        let number = count.fetch_add(1, Ordering::Relaxed);
-        let act = acts[number.min(acts.len() - 1)];
-        std::thread::spawn(move || act(Peer::new(socket)));
-        let process = || std::process::Command::new("sh").args(["-c", "kill -SEGV $$"]).spawn();
-        let process = crash.then(process).transpose()?;
-        Ok(LaunchedWorker(process))
-    };
-    (Box::new(launch), launched)
-}
 
 /// Where nobody has credentials.
 fn accesses() -> Arc<Accesses> {

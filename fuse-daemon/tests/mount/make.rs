@@ -84,6 +84,28 @@ async fn the_bootstrap_of_an_images_layer_is_taken_out_of_it() {
     daemon.end().await;
 }
 
+#[tokio::test(flavor = "multi_thread")]
+async fn a_registry_that_does_not_answer_keeps_no_other_image_from_its_bootstrap() {
+    let image = TestImage::build(&tar_of(&[("file", b"content")]), &BuildOptions::default());
+    let tree = tree_of(&image.blobs(), image.blob_ids()[0]);
+    let layers = || BootstrapSource::Layers { layers: vec![tree] };
+    let daemon = Daemon::start().await;
+    let silent = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let repository = format!("{}/app", silent.local_addr().unwrap());
+    let mut waits = request(&daemon, "waits", &image.blobs(), layers());
+    waits.backends = vec![BackendSpec::Registry { repository }];
+    let client = daemon.client.clone();
+    let waiting = tokio::spawn(async move { client.make_bootstrap(&waits).await });
+    // From here on it has its turn.
+    let _connection = silent.accept().await.unwrap();
+    let good = request(&daemon, "good", &image.blobs(), layers());
+    daemon.client.make_bootstrap(&good).await.unwrap();
+    assert_eq!(names(&good), ["image.boot"]);
+    assert!(!waiting.is_finished(), "it waits for its registry");
+    waiting.abort();
+    daemon.end().await;
+}
+
 /// Where the tree of the layer in a blob is.
 fn tree_of(blobs: &Path, id: Digest) -> LayerTree {
     let bytes = std::fs::read(blobs.join(id.to_string())).unwrap();

@@ -47,16 +47,20 @@ const IMAGES: &[(&str, &str, &str, Option<&str>)] = &[
 /// pod's own, which sleeps here.
 const PGREP: &str = "#!/bin/sh\nfor comm in /proc/[0-9]*/comm; do\n  [ $comm != /proc/1/comm ] && read name <$comm && [ \"$name\" = \"$1\" ] && echo $comm\ndone\n";
 
-/// Images that are one under all their names: those whose content does not say which they are.
-fn content_of(repository: &str) -> &str {
-    let (_, name) = repository.rsplit_once('/').unwrap_or(("", repository));
-    if ["test-image-1", "test-image-2", "test-image-3"].contains(&name) { name } else { "any" }
+/// What makes an image another one than all others: specs run in any order, leave images behind, and look at all names that an image
+/// has. One has three, as the suites want it.
+fn content_of(repository: &str, tag: &str) -> String {
+    if repository.ends_with("/test-image-tags") {
+        repository.to_owned()
+    } else {
+        format!("{repository}:{tag}")
+    }
 }
 
 pub(crate) fn passes(fixture: &Fixture) -> Result<()> {
     make_images(fixture)?;
     let dir = fixture.subdir("critest")?;
-    let _network = Network::make(&dir.join("c/cni"))?;
+    let _network = Network::make(&dir)?;
     let node = fixture.new_node("critest", "")?;
     let registry = fixture.registry()?.address();
     let hosts: BTreeSet<&str> = IMAGES.iter().map(|(host, ..)| *host).collect();
@@ -90,7 +94,7 @@ fn make_images(fixture: &Fixture) -> Result<()> {
     for (number, (_, repository, tag, user)) in IMAGES.iter().enumerate() {
         let context = fixture.subdir(&format!("critest-{number}"))?;
         fs::copy(fixture.peers().pause_rootfs()?, context.join("busybox.tar"))?;
-        fs::write(context.join("content"), content_of(repository))?;
+        fs::write(context.join("content"), content_of(repository, tag))?;
         fs::write(context.join("pgrep"), PGREP)?;
         fs::set_permissions(context.join("pgrep"), Permissions::from_mode(0o755))?;
         fs::write(context.join("passwd"), "root:x:0:0::/root:/bin/sh\nwww-data:x:33:33::/var/www:/bin/sh\n")?;
@@ -109,29 +113,38 @@ fn make_images(fixture: &Fixture) -> Result<()> {
 
 /// A network for pods, of Debian's plugins. They are on a bridge that leads nowhere: with a gateway the plugin would have this host
 /// forward for all.
-struct Network;
+struct Network {
+    /// Of this process alone: tests of another checkout may run at the same time.
+    bridge: String,
+}
 
 impl Network {
-    const BRIDGE: &str = "critest0";
-
-    fn make(cni: &Path) -> Result<Self> {
+    /// For the node whose files are in `dir`.
+    fn make(dir: &Path) -> Result<Self> {
+        let cni = dir.join("c/cni");
         fs::create_dir_all(cni.join("conf"))?;
         symlink("/usr/lib/cni", cni.join("bin"))?;
+        let bridge = format!("critest{}", std::process::id());
         let network = serde_json::json!({
             "cniVersion": "1.0.0", "name": "critest",
-            "plugins": [{"type": "bridge", "bridge": Self::BRIDGE, "isGateway": false,
-                "ipam": {"type": "host-local", "ranges": [[{"subnet": "10.213.0.0/24"}]]}}],
+            "plugins": [{"type": "bridge", "bridge": bridge, "isGateway": false,
+                "ipam": {"type": "host-local", "dataDir": dir.join("addresses"),
+                    "ranges": [[{"subnet": "10.213.0.0/24"}]]}}],
         });
         fs::write(cni.join("conf/10-critest.conflist"), network.to_string())?;
-        Ok(Self)
+        Ok(Self { bridge })
     }
 }
 
 impl Drop for Network {
     fn drop(&mut self) {
-        let removed = Command::new("ip").args(["link", "delete", Self::BRIDGE]).output();
-        if let Err(error) = removed {
-            eprintln!("removing {}: {error}", Self::BRIDGE);
+        let removed = Command::new("ip").args(["link", "delete", &self.bridge]).output();
+        match removed {
+            Ok(output) if output.status.success() => {}
+            Ok(output) => {
+                eprintln!("removing {}: {}", self.bridge, String::from_utf8_lossy(&output.stderr));
+            }
+            Err(error) => eprintln!("removing {}: {error}", self.bridge),
         }
     }
 }

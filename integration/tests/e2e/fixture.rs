@@ -212,6 +212,7 @@ fn missing(peers: &Peers) -> Result<()> {
         }
     }
     peers.snapshots_suite()?;
+    peers.critest()?;
     for program in ["runc", "docker-registry", "skopeo"] {
         peers::system(program)?;
     }

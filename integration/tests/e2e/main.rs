@@ -134,6 +134,7 @@ const TESTS: &[(&str, Test)] = &[
     ("session_services::secrets_agents_and_caches_pass_through_the_exporter", session_services::pass_through),
     ("read_only_root::is_read_and_not_written", read_only_root::is_read_and_not_written),
     ("snapshots_suite::containerds_own_suite_passes", snapshots_suite::passes),
+    ("critest::image_and_container_suites_pass", critest::passes),
     ("names::all_names_of_an_image_are_read_from", names::all_are_read_from),
     ("certs_dir::mirrors_of_containerd_are_read_from", certs_dir::mirrors_are_read_from),
     ("certs_dir::changes_are_noticed_while_an_image_is_mounted", certs_dir::changes_are_noticed),
@@ -188,9 +189,6 @@ const TESTS: &[(&str, Test)] = &[
     ("push_refused::a_connection_cut_within_a_blob_is_retried", push_refused::cut_is_retried),
 ];
 
-/// What takes long, and needs what `scripts/soak` alone builds: run if `E2E_LONG` is set.
-const LONG_TESTS: &[(&str, Test)] = &[("critest::image_and_container_suites_pass", critest::passes)];
-
 /// What is there from containerd 2 on.
 const TESTS_ON_2: &[(&str, Test)] = &[
     ("ctr::runs_an_image_that_containerd_is_asked_about", ctr::without_annotations),
@@ -241,9 +239,8 @@ fn main() -> ExitCode {
             return ExitCode::FAILURE;
         }
     };
-    let long = if std::env::var_os("E2E_LONG").is_some() { LONG_TESTS } else { &[] };
-    let all = TESTS.iter().chain(long);
-    let mut trials: Vec<Trial> = all.map(|&(name, test)| trial_of(name, test, fixture.clone())).collect();
+    let mut trials: Vec<Trial> =
+        TESTS.iter().map(|&(name, test)| trial_of(name, test, fixture.clone())).collect();
     let also = TESTS.iter().filter(|(name, _)| ALSO_ON_2.contains(name));
     let newest = if version == ContainerdVersion::V2_2 { &[] } else { TESTS_ON_2_4 };
     for (name, test) in also.chain(TESTS_ON_2).chain(newest) {

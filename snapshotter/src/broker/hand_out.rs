@@ -1,5 +1,6 @@
 //! Handing values out to the daemon: when an image is mounted, when they change, and when they were refused.
 
+use std::collections::BTreeMap;
 use std::convert::Infallible;
 use std::path::PathBuf;
 use std::sync::Arc;
@@ -7,6 +8,7 @@ use std::time::Duration;
 
 use fuse_daemon::control::{BackendSpec, Client, ClientError, HandedOut};
 use registry::reference::Repository;
+use tokio::task::JoinSet;
 use tokio_util::task::AbortOnDropHandle;
 use tracing::{debug, info, warn};
 
@@ -84,6 +86,7 @@ impl Broker {
     /// Looks at files again and again, and finds out all anew when one has changed.
     async fn follow_files(self: &Arc<Self>, daemon: &Client) -> Infallible {
         let mut seen = self.look().await;
+        let mut finding = JoinSet::new();
         loop {
             tokio::time::sleep(LOOK).await;
             let now = self.look().await;
@@ -91,16 +94,36 @@ impl Broker {
                 continue;
             }
             seen = now;
-            let all: Vec<_> = self.all().keys().cloned().collect();
-            info!(repositories = all.len(), "settings or credentials of registries have changed");
-            for repository in all {
-                let before = self.values(&repository);
-                self.find_out(&repository, None).await;
-                if self.values(&repository) != before {
-                    info!(%repository, "it is read in another way from now on");
-                    self.hand_out_of(daemon, &[repository]).await;
-                }
+            // What it has not come to is found out by the next.
+            finding.shutdown().await;
+            let (broker, daemon) = (Arc::clone(self), daemon.clone());
+            finding.spawn(async move { broker.find_out_all(&daemon).await });
+        }
+    }
+
+    /// Finds out again how all repositories are read, those of one registry one after the other: where it does not answer, that takes
+    /// its time, and those of others do not wait for it.
+    async fn find_out_all(&self, daemon: &Client) {
+        let mut of_registry: BTreeMap<String, Vec<Repository>> = BTreeMap::new();
+        for repository in self.all().keys() {
+            of_registry.entry(repository.host().to_owned()).or_default().push(repository.clone());
+        }
+        let repositories: usize = of_registry.values().map(Vec::len).sum();
+        info!(repositories, "settings or credentials of registries have changed");
+        let each = of_registry.into_values().map(|repositories| async move {
+            for repository in repositories {
+                self.find_out_again(daemon, repository).await;
             }
+        });
+        futures::future::join_all(each).await;
+    }
+
+    async fn find_out_again(&self, daemon: &Client, repository: Repository) {
+        let before = self.values(&repository);
+        self.find_out(&repository, None).await;
+        if self.values(&repository) != before {
+            info!(%repository, "it is read in another way from now on");
+            self.hand_out_of(daemon, &[repository]).await;
         }
     }
 

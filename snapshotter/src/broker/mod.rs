@@ -52,7 +52,7 @@ struct KnownRepository {
 #[derive(Default)]
 struct Values {
     access: Option<Arc<RepositoryAccess>>,
-    /// When it began to be found out.
+    /// When it began to be found out, the last time that this came to an end.
     began: Option<Instant>,
     /// Something that it has, to try credentials with.
     blob: Option<Digest>,
@@ -112,18 +112,22 @@ impl Broker {
     async fn find_out_for_all(&self, repository: &Repository, known: &KnownRepository, wanted: Instant) {
         let _alone = known.finding.lock().await;
         let (blob, before) = {
-            let mut values = known.lock();
+            let values = known.lock();
             if values.began.is_some_and(|began| began >= wanted) {
                 return;
             }
-            values.began = Some(Instant::now());
             (values.blob.clone(), values.access.clone())
         };
+        let began = Instant::now();
         let resolve = self.resolve(repository, blob.as_ref(), before.as_deref());
-        let Ok((access, failure)) = tokio::time::timeout(DEADLINE, resolve).await else {
+        let resolved = tokio::time::timeout(DEADLINE, resolve).await;
+        let mut values = known.lock();
+        // Only now: who is given up before has done it for nobody.
+        values.began = Some(began);
+        let Ok((access, failure)) = resolved else {
+            drop(values);
             return warn!(%repository, "it takes too long to find out how a repository can be read");
         };
-        let mut values = known.lock();
         if values.access.as_deref() != Some(&access) {
             debug!(%repository, ?access, "how a repository is read");
             values.access = Some(Arc::new(access));

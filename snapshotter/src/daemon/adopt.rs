@@ -27,6 +27,8 @@ use crate::tasks::blocking;
 
 /// How long a daemon may take for one mount: longer than its own patience with a registry, which some need.
 pub(super) const ADOPTION_DEADLINE: Duration = Duration::from_secs(40);
+/// The same the first time, while all others wait: longer than on a busy machine for one that needs no registry.
+const FIRST_DEADLINE: Duration = Duration::from_secs(10);
 /// How many mounts it is given at once.
 const ADOPTIONS_AT_ONCE: usize = 16;
 /// How often it is asked for one that it refuses …
@@ -60,7 +62,7 @@ impl Daemon {
     /// will never serve is let go, to be mounted again. An error: the daemon ended meanwhile; everything is held on.
     pub(super) async fn take_over(&self, ours: &Path, summary: &Summary) -> Result<(), String> {
         let served: BTreeSet<&str> = summary.mounts.iter().map(|mount| mount.id.as_str()).collect();
-        self.adopt_all(self.held.without(&served), ATTEMPTS, summary.pid).await?;
+        self.adopt_all(self.held.without(&served), (ATTEMPTS, FIRST_DEADLINE), summary.pid).await?;
         let client = self.client(ADOPTION_DEADLINE);
         for mount in summary.mounts.iter().filter(|mount| mount.mountpoint.starts_with(ours)) {
             self.hold(&client, &mount.id).await.map_err(|error| describe(&error))?;
@@ -77,7 +79,7 @@ impl Daemon {
             }
             tokio::time::sleep(RETRY).await;
             let before = refused.len();
-            if self.adopt_all(refused, 1, pid).await.is_err() {
+            if self.adopt_all(refused, (1, ADOPTION_DEADLINE), pid).await.is_err() {
                 // Whoever watches the daemon sees its end.
                 return;
             }
@@ -89,11 +91,17 @@ impl Daemon {
         }
     }
 
-    async fn adopt_all(&self, mounts: HeldMounts, attempts: u32, pid: u32) -> Result<(), String> {
+    /// Gives the daemon mounts, each so often and with so much time. What it does not take over by then is noted as refused.
+    async fn adopt_all(
+        &self,
+        mounts: HeldMounts,
+        (attempts, deadline): (u32, Duration),
+        pid: u32,
+    ) -> Result<(), String> {
         let permits = Arc::new(Semaphore::new(ADOPTIONS_AT_ONCE));
         let mut adopting = JoinSet::new();
         for (id, mount) in mounts {
-            let (client, held) = (self.client(ADOPTION_DEADLINE), Arc::clone(&self.held));
+            let (client, held) = (self.client(deadline), Arc::clone(&self.held));
             let permits = Arc::clone(&permits);
             adopting.spawn(async move {
                 let _permit = permits.acquire_owned().await;

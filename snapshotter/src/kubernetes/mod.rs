@@ -32,7 +32,8 @@ pub(crate) struct Kubernetes {
     kubeconfig: PathBuf,
     node: String,
     client: Client,
-    /// When the API server was asked last, and what came. Locked meanwhile, so that others wait for that.
+    /// What came when the API server was asked last, for all who came before the moment that is noted with it. Locked meanwhile, so
+    /// that others wait for that.
     last: Mutex<Option<(Instant, Arc<Secrets>)>>,
 }
 
@@ -76,20 +77,22 @@ impl Kubernetes {
         let wanted = Instant::now();
         let mut last = self.last.lock().await;
         // Of many who want them at once one asks, for all that came before it began.
-        if let Some((began, secrets)) = &*last
-            && *began >= wanted
+        if let Some((before, secrets)) = &*last
+            && *before >= wanted
         {
             return Arc::clone(secrets);
         }
         let began = Instant::now();
-        let secrets = match self.ask().await {
-            Ok(secrets) => Arc::new(secrets),
+        let (before, secrets) = match self.ask().await {
+            Ok(secrets) => (began, Arc::new(secrets)),
             Err(error) => {
                 warn!(error = describe(&error), "pull secrets cannot be read from the API server");
-                last.as_ref().map(|(_, secrets)| Arc::clone(secrets)).unwrap_or_default()
+                let secrets = last.as_ref().map(|(_, secrets)| Arc::clone(secrets)).unwrap_or_default();
+                // It would give those who wait nothing else: where it does not answer, each of them had to wait as long once more.
+                (Instant::now(), secrets)
             }
         };
-        *last = Some((began, Arc::clone(&secrets)));
+        *last = Some((before, Arc::clone(&secrets)));
         secrets
     }
 
@@ -160,4 +163,42 @@ fn named_by(pods: &[Pod]) -> BTreeMap<(String, String), BTreeSet<Repository>> {
         }
     }
     named
+}
+
+#[cfg(test)]
+mod tests {
+    use registry::client::ClientConfig;
+    use tokio::net::TcpListener;
+
+    use super::*;
+
+    #[tokio::test]
+    async fn an_api_server_that_fails_is_asked_once_for_all_who_wait() {
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let dir = tempfile::tempdir().unwrap();
+        let kubeconfig = dir.path().join("kubelet.conf");
+        let text = format!(
+            "current-context: x\ncontexts: [{{name: x, context: {{cluster: c, user: u}}}}]\n\
+             clusters: [{{name: c, cluster: {{server: 'http://{}'}}}}]\nusers: [{{name: u, user: {{token: t}}}}]\n",
+            listener.local_addr().unwrap()
+        );
+        std::fs::write(&kubeconfig, text).unwrap();
+        let client = Client::new(ClientConfig::default()).unwrap();
+        let kubernetes = Kubernetes::new(kubeconfig, "node".to_owned(), client);
+        let mut asked = 0;
+        let failing = async {
+            loop {
+                drop(listener.accept().await.unwrap());
+                asked += 1;
+            }
+        };
+        let waiting = futures::future::join_all((0..5).map(|_| kubernetes.secrets()));
+        let secrets = tokio::select! {
+            biased;
+            secrets = waiting => secrets,
+            () = failing => unreachable!("it fails for ever"),
+        };
+        assert!(secrets.len() == 5 && secrets.iter().all(|secrets| secrets.0.is_empty()));
+        assert_eq!(asked, 1);
+    }
 }

@@ -5,7 +5,7 @@
 //! layer comes, at the same time, and the answers are awaited when the bootstrap comes, the last layer.
 
 use std::collections::{BTreeSet, HashMap};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
 use std::time::Duration;
 
 use registry::client::Client;
@@ -23,7 +23,7 @@ use crate::state::Labels;
 
 /// Images that are being pulled. A pull that ends early leaves its answers behind.
 const REMEMBERED: usize = 64;
-/// Questions at the same time, over all images.
+/// Questions to one registry at the same time, over all images: where it does not answer, others are asked all the same.
 const AT_ONCE: usize = 16;
 /// How long a pull waits for answers. A registry that is slow now may not be when a container reads.
 const PATIENCE: Duration = Duration::from_secs(20);
@@ -33,7 +33,8 @@ pub(crate) struct Access {
     broker: Arc<Broker>,
     client: Client,
     asked: Mutex<HashMap<String, Answers>>,
-    permits: Arc<Semaphore>,
+    /// By registry, as long as something is asked of it.
+    permits: Mutex<HashMap<String, Weak<Semaphore>>>,
 }
 
 /// The answers for one image, by blob, each possibly still to come.
@@ -51,7 +52,7 @@ enum Refusal {
 impl Access {
     pub(crate) fn new(broker: Arc<Broker>) -> Self {
         let client = broker.reader();
-        Self { broker, client, asked: Mutex::default(), permits: Arc::new(Semaphore::new(AT_ONCE)) }
+        Self { broker, client, asked: Mutex::default(), permits: Mutex::default() }
     }
 
     /// Begins to ask for the blobs that a data layer's labels name: those of this layer and all above, as far as the list
@@ -100,7 +101,7 @@ impl Access {
     fn ask_for(&self, answers: &mut Answers, reference: &Reference, blobs: impl Iterator<Item = Digest>) {
         for blob in blobs {
             answers.entry(blob.clone()).or_insert_with(|| {
-                let (client, permits) = (self.client.clone(), Arc::clone(&self.permits));
+                let (client, permits) = (self.client.clone(), self.permits_of(reference.host()));
                 let broker = Arc::clone(&self.broker);
                 let repository = reference.repository().clone();
                 let asking = async move {
@@ -128,6 +129,17 @@ impl Access {
                 AbortOnDropHandle::new(tokio::spawn(asking))
             });
         }
+    }
+
+    fn permits_of(&self, registry: &str) -> Arc<Semaphore> {
+        let mut known = self.permits.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(permits) = known.get(registry).and_then(Weak::upgrade) {
+            return permits;
+        }
+        known.retain(|_, permits| permits.strong_count() > 0);
+        let permits = Arc::new(Semaphore::new(AT_ONCE));
+        known.insert(registry.to_owned(), Arc::downgrade(&permits));
+        permits
     }
 
     fn asked(&self) -> MutexGuard<'_, HashMap<String, Answers>> {

@@ -248,15 +248,15 @@ impl Images {
 
     async fn mount_now(&self, image: &Image) -> Result<(), MountFailure> {
         let client = self.daemon.client(self.timeout);
-        let MountedImage { names, blobs, .. } = self.known_of(image).await?;
+        let known = self.known_of(image).await?;
         let (backends, blob) = match &image.lazy {
             Some(layer) => (layer.backends.clone(), Some(layer.blob.clone())),
             None => {
                 let of_image = BackendSpec::of_image(&image.reference);
                 let mut backends = vec![of_image.map_err(|error| MountFailure::Image(describe(&error)))?];
-                backends.extend(names::backends(&names, &backends));
+                backends.extend(names::backends(&known.names, &backends));
                 // Its blobs are known if it was mounted before. Else its pull has tried what there is.
-                (backends, blobs.first().and_then(|blob| blob.parse().ok()))
+                (backends, known.blobs.first().and_then(|blob| blob.parse().ok()))
             }
         };
         self.broker.find_out_new(&repositories(&backends), blob.as_ref()).await;
@@ -293,19 +293,28 @@ impl Images {
             result => result.map_err(failure)?,
         }
         self.daemon.hold(&client, &request.id).await.map_err(failure)?;
-        self.remember(image, names, &client).await
+        self.remember(image, known, &client).await
     }
 
-    /// Remembers what the image reads from, for the day that it is removed.
-    async fn remember(&self, image: &Image, names: Vec<String>, client: &Client) -> Result<(), MountFailure> {
+    /// Remembers what the image reads from, for the day that it is removed. Nothing is written of what is `known`: a disk that is full
+    /// keeps no image from being mounted again.
+    async fn remember(
+        &self,
+        image: &Image,
+        known: MountedImage,
+        client: &Client,
+    ) -> Result<(), MountFailure> {
         let summary = client.summary().await.map_err(failure)?;
         let mount = summary.mounts.into_iter().find(|mount| mount.id == mount_id(image.id));
         let blobs = mount.map(|mount| mount.blobs).unwrap_or_default();
         let mounted = MountedImage {
             reference: image.reference.clone(),
-            names,
+            names: known.names.clone(),
             blobs: blobs.iter().map(ToString::to_string).collect(),
         };
+        if mounted == known {
+            return Ok(());
+        }
         let (state, id) = (Arc::clone(&self.state), image.id);
         let stored = blocking(move || state.remember_image(id, &mounted)).await;
         stored.map_err(|error| MountFailure::Unavailable(describe(&error)))

@@ -115,6 +115,20 @@ pub(crate) async fn pull(
     Ok(())
 }
 
+/// What CRI does for the first of an image's layers: its registry is asked then for all that the list names.
+pub(crate) async fn ask(harness: &Harness, image: &str, blob: &Digest) {
+    let bootstrap = sha256(b"the bootstrap layer");
+    let (chain, list) = (format!("{image} up to 0"), format!("{blob},{bootstrap}"));
+    let labels = [
+        ("containerd.io/snapshot/nydus-blob", "true"),
+        (SNAPSHOT_REF, chain.as_str()),
+        ("containerd.io/snapshot/cri.image-ref", image),
+        ("containerd.io/snapshot/cri.layer-digest", blob.as_ref()),
+        ("containerd.io/snapshot/cri.image-layers", &list),
+    ];
+    assert_eq!(code(harness.prepare_with(&format!("{image}-0"), "", &labels).await), Code::AlreadyExists);
+}
+
 #[tokio::test]
 async fn every_blob_is_asked_for_once_also_those_that_the_list_leaves_out() {
     let registry = Registry::start(None).await;
@@ -164,6 +178,28 @@ async fn a_registry_that_is_away_refuses_nothing() {
     let blob = registry.push("one").await;
     registry.stop().await;
     pull(&harness, &registry.image(), &[blob], 2).await.unwrap();
+}
+
+/// However many of its blobs are asked for.
+#[tokio::test]
+async fn a_registry_that_does_not_answer_keeps_no_other_from_being_asked() {
+    let silent = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+    let image = format!("{}/i:1", silent.local_addr().unwrap());
+    let registry = Registry::start(None).await;
+    let harness = Harness::start().await;
+    let many: Vec<_> = (0..40).map(|number| sha256(format!("layer {number}").as_bytes())).collect();
+    let waiting = pull(&harness, &image, &many, many.len() + 1);
+    let others = async {
+        // It goes on to listen, and others connect to it as well.
+        let connected = tokio::task::spawn_blocking(move || (silent.accept().unwrap(), silent));
+        let _silent = connected.await.unwrap();
+        pull(&harness, &registry.image(), &[sha256(b"never pushed")], 2).await.unwrap_err()
+    };
+    tokio::select! {
+        biased;
+        pulled = waiting => panic!("the pull did not wait: {pulled:?}"),
+        refused = others => assert!(refused.message().contains("404"), "{refused}"),
+    }
 }
 
 /// It is asked in the background, and holds up nobody but its own image.

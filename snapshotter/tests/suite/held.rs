@@ -9,7 +9,7 @@ use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 
 use crate::fake_daemon::{self, Bootstrap};
-use crate::harness::eventually;
+use crate::harness::{SOON, eventually};
 use crate::needs_root;
 use crate::nydus::Node;
 
@@ -156,6 +156,26 @@ async fn a_mount_that_is_refused_for_long_stays_and_holds_up_no_other() {
     })
     .await;
     node.harness.prepare("third", &upper).await.unwrap();
+    assert!(is_marked_at(&place), "it was mounted again");
+}
+
+#[tokio::test]
+async fn a_mount_that_takes_long_to_be_taken_over_holds_up_no_other() {
+    needs_root!();
+    let node = Node::start().await;
+    let gate = node.harness.dir.path().join("gate");
+    let content = Bootstrap { adoption_held_by: Some(gate.clone()), ..lasting(&node) };
+    let upper = node.pull("r/i:1", 'a', &content).await;
+    node.harness.prepare("container", &upper).await.unwrap();
+    mark(&node);
+    let place = node.mountpoint();
+    // As where its registry is needed, and does not answer.
+    fs::write(&gate, "").unwrap();
+    kill_daemon(&node).await;
+    let other = node.pull("r/j:1", 'b', &node.content("j")).await;
+    tokio::time::timeout(SOON, node.harness.prepare("other", &other)).await.expect("it waits").unwrap();
+    fs::remove_file(&gate).unwrap();
+    eventually("the first one is served", async || node.harness.prepare("second", &upper).await.ok()).await;
     assert!(is_marked_at(&place), "it was mounted again");
 }
 

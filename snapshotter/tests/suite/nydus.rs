@@ -423,6 +423,20 @@ async fn an_image_that_somebody_unmounted_is_mounted_again() {
 }
 
 #[tokio::test]
+async fn an_image_is_mounted_again_without_a_word_to_the_disk() {
+    needs_root!();
+    let node = Node::start().await;
+    let image = node.pull("r/i:1", 'a', &node.content("i")).await;
+    node.harness.prepare("c1", &image).await.unwrap();
+    let database = || fs::read(node.harness.config.root.join("snapshots.redb")).unwrap();
+    let before = database();
+    nix::mount::umount2(&node.mountpoint(), nix::mount::MntFlags::MNT_DETACH).unwrap();
+    node.harness.mounts("c1").await.unwrap();
+    assert_eq!(node.mount_requests(), 2);
+    assert!(before == database(), "the database was written to");
+}
+
+#[tokio::test]
 async fn images_are_unmounted_four_at_a_time() {
     needs_root!();
     let node = Node::start().await;

@@ -15,7 +15,7 @@ use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::net::TcpListener;
 use tokio_util::task::AbortOnDropHandle;
 
-use crate::access::{Registry, pull};
+use crate::access::{Registry, ask, pull};
 use crate::fake_daemon::{refuse, requests};
 use crate::harness::{Harness, eventually};
 use crate::nydus::Node;
@@ -223,6 +223,40 @@ async fn the_daemon_is_given_values_again_when_they_are_refused_and_when_a_file_
     api.objects.lock().unwrap().secrets.clear();
     let entry = json!({"username": "of the file", "password": "p"});
     fs::write(dir.join("config.json"), json!({"auths": {registry.host(): entry}}).to_string()).unwrap();
+    eventually("credentials of a file that changed are handed out", async || {
+        (shown(harness, &repository)? == "of the file").then_some(())
+    })
+    .await;
+}
+
+#[tokio::test]
+async fn a_registry_that_does_not_answer_keeps_no_other_from_its_new_credentials() {
+    const SILENT_REPOSITORIES: usize = 40;
+    let silent = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+    let host = silent.local_addr().unwrap().to_string();
+    let (registry, blob) = registry("right").await;
+    let api = ApiServer::start().await;
+    // Which of the two it takes has to be tried.
+    for secret in ["first", "second"] {
+        api.set_secret(&format!("team/{secret}"), &host, secret);
+    }
+    for number in 0..SILENT_REPOSITORIES {
+        api.add_pod("team", &format!("{host}/i{number}:1"), &["first", "second"]);
+    }
+    let node = node_with(&api).await;
+    let harness = &node.harness;
+    let write = |user: &str, password: &str| {
+        let entry = json!({"username": user, "password": password});
+        let config = json!({"auths": {registry.host(): entry}}).to_string();
+        fs::write(harness.dir.path().join("config.json"), config).unwrap();
+    };
+    write("right", PASSWORD);
+    pull(harness, &registry.image(), std::slice::from_ref(&blob), 2).await.unwrap();
+    for number in 0..SILENT_REPOSITORIES {
+        ask(harness, &format!("{host}/i{number}:1"), &blob).await;
+    }
+    write("of the file", "p");
+    let repository = format!("{}/i", registry.host());
     eventually("credentials of a file that changed are handed out", async || {
         (shown(harness, &repository)? == "of the file").then_some(())
     })

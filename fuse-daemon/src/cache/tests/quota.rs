@@ -72,6 +72,16 @@ fn over_the_quota_what_was_used_longest_ago_gives_way_but_nothing_open_or_pinned
 }
 
 #[test]
+fn what_is_pinned_after_nobody_wanted_it_stays_when_its_last_mount_ends() {
+    let small = Small::new(360 << 10);
+    let [pinned, other] = ["pinned", "other"].map(|name| small.lease(name));
+    assert_eq!(small.cache.keep(&[]).unwrap().in_use.len(), 2);
+    small.cache.pin(&[blob_id("pinned")], true).unwrap();
+    drop((pinned, other));
+    assert_eq!(small.held(), [blob_id("pinned")].into());
+}
+
+#[test]
 fn where_open_blobs_fill_the_quota_nothing_more_is_taken() {
     let small = Small::new(180 << 10);
     let leases = ["a", "b", "c"].map(|name| small.lease(name));

@@ -67,6 +67,25 @@ fn a_reader_in_order_waits_for_the_first_chunk_only() {
 }
 
 #[test]
+fn a_reader_goes_on_over_what_no_image_shows() {
+    let mut bench = Bench::reading_ahead(1 << 20);
+    // As where an image replaces files of the one that it is made from, which is not mounted.
+    let is_shown = |chunk: u32| chunk % 10 < 7;
+    let mut shown = said(4);
+    shown.retain(|(chunk, _)| is_shown(chunk.0));
+    let lease = bench.cache.blob(blob_id(), &coding(), 1 << 20, &shown).unwrap();
+    bench.lease = Some(lease);
+    let waits = |chunk: &u32| {
+        let waited = bench.read_on(*chunk, || bench.deliver_all());
+        bench.deliver_all();
+        waited
+    };
+    let chunks = (0..200).filter(|chunk| is_shown(*chunk));
+    assert_eq!(chunks.filter(waits).collect::<Vec<_>>(), [0]);
+    assert!(bench.worker.ordered().into_iter().all(is_shown));
+}
+
+#[test]
 fn the_further_a_reader_goes_the_more_requests_are_under_way_up_to_a_limit() {
     let bench = Bench::reading_ahead(1 << 20);
     let mut most = 0;

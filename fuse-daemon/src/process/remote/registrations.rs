@@ -30,7 +30,10 @@ impl Drop for RemoteRegistration {
         let mut state = shared.lock();
         let Some(gone) = state.registrations.remove(&self.number) else { return };
         shared.tell(&ToWorker::Forget { number: self.number });
-        let is_used = state.registrations.values().any(|other| other.backend == gone.backend);
+        // Whatever they call it: a repository has several names.
+        let repository = given::repository(&gone.backend);
+        let mut others = state.registrations.values();
+        let is_used = others.any(|other| given::repository(&other.backend) == repository);
         if let (false, Some(connection)) = (is_used, shared.current()) {
             state.given.take_back(&gone.backend, &connection.sender);
         }
