@@ -185,12 +185,12 @@ pub async fn save(
     drop(results);
     // In the order of their names, whichever was done first.
     saved.sort_by_cached_key(|image| image.locked.reference.to_string());
-    let mut table = None;
+    let mut made = None;
     if forms.rafs {
         let work = Work { target: &target, destination, client, options, complete: failed.is_empty() };
         let work = work.rafs(spool, &mut saved, done);
         match work.await.map_err(NotSaved::from)? {
-            Ok(made) => table = Some(made),
+            Ok(rafs) => made = Some(rafs),
             Err(errors) => failed.extend(errors),
         }
     }
@@ -198,7 +198,13 @@ pub async fn save(
     if !failed.is_empty() {
         return Err(NotSaved::Images(failed));
     }
-    target.name(destination, lock, table.as_ref(), &saved).await.map_err(NotSaved::from)
+    let (table, spool) = made.unzip();
+    let reports = target.name(destination, lock, table.as_ref(), &saved).await.map_err(NotSaved::from)?;
+    // Where it has no name, the next save goes on with what is there.
+    if let Some(spool) = spool {
+        spool.remove().await.map_err(NotSaved::from)?;
+    }
+    Ok(reports)
 }
 
 /// What making nydus images needs to know.
@@ -221,13 +227,13 @@ impl Work<'_> {
         self.options.cluster_image.iter().filter(move |image| Some(image.repository()) == to)
     }
 
-    /// Makes the nydus images of `saved`, and returns their table; or says which cannot be made.
+    /// Makes the nydus images of `saved`, and returns their table and what is of no more use once it has a name; or says which cannot be made.
     async fn rafs(
         &self,
         spool: std::path::PathBuf,
         saved: &mut [Saved],
         done: &Done<'_>,
-    ) -> Result<Result<Table, Vec<Failed>>, SaveError> {
+    ) -> Result<Result<(Table, Spool), Vec<Failed>>, SaveError> {
         let store = self.target.store();
         // Chunks that are shared are stored one by one.
         let image = Options { batch_size: None, chunk_dict: None, ..self.options.image.clone() };
@@ -262,7 +268,7 @@ impl Work<'_> {
         for (image, nydus) in saved.iter_mut().zip(converted.nydus) {
             image.nydus = nydus;
         }
-        Ok(Ok(converted.table))
+        Ok(Ok((converted.table, converted.spool)))
     }
 }
 

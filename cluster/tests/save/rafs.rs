@@ -411,3 +411,25 @@ async fn a_save_that_is_killed_fetches_no_complete_layer_again() {
     assert_eq!((reports[0].fetched, reports[1].fetched), (large.len() as u64, 0));
     assert_eq!(fs::read_dir(target.join(".nydus-cluster-save")).unwrap().count(), 0);
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_save_that_cannot_name_what_it_has_fetches_nothing_again() {
+    let registry = Registry::start().await;
+    let image = registry.image("app", "linux/amd64", &[&layer(&[("file", &noise(1, 100_000))])]).await;
+    registry.tag("app", "v1", image.content).await;
+    let dir = tempfile::tempdir().unwrap();
+    let lock = locked(&dir, &format!("{}/app:v1\n", registry.host()), &[]).await;
+    let target = dir.path().join("registry");
+    let to = Destination::Directory(target.clone());
+    let tag = target.join("docker/registry/v2/repositories/nydus-cluster/images/_manifests/tags/latest");
+    fs::create_dir_all(&tag).unwrap();
+    fs::write(tag.join("index"), "in the way").unwrap();
+    let options = SaveOptions::default();
+    let error = cluster::save::save(&lock, dir.path(), &client(), &to, &options, &|_| {}).await.unwrap_err();
+    assert!(error.to_string().contains("tags/latest/index"), "{error}");
+    fs::remove_file(tag.join("index")).unwrap();
+    let (reports, failed) = saved_in(&client(), &lock, dir.path(), &to, &options).await;
+    assert!(failed.is_empty(), "{failed:?}");
+    assert_eq!(reports[0].fetched, 0);
+    assert_eq!(fs::read_dir(target.join(".nydus-cluster-save")).unwrap().count(), 0);
+}

@@ -60,6 +60,8 @@ struct Needed {
 pub(crate) struct Converted {
     pub(crate) table: Table,
     pub(crate) nydus: Vec<Vec<NydusImage>>,
+    /// To be removed once all of it has its name.
+    pub(crate) spool: Spool,
 }
 
 /// Some images cannot be saved, and why.
@@ -100,8 +102,7 @@ impl Rafs {
         }
         let nydus = self.assemble_all(images, &fetched, done).await?;
         let table = self.table(images, &nydus);
-        self.spool.remove().await.map_err(all)?;
-        Ok(Converted { table, nydus })
+        Ok(Converted { table, nydus, spool: self.spool })
     }
 
     /// The layers that are not stored yet, each once, in the order of their diff ids.
