@@ -77,13 +77,22 @@ impl Rafs {
             chunks.extend(round.shared.clone());
         }
         let round = Arc::new(round);
-        let store = |number: usize| self.store_layer(&round, number);
+        let store = |number: usize| {
+            let this = &*self;
+            let round = &round;
+            async move {
+                let stored = this.store_layer(round, number).await?;
+                let (blob, tree) = this.entries(&stored).await?;
+                Ok::<_, SaveError>((number, stored, blob, tree))
+            }
+        };
         let at_once = self.options.conversions.max(1);
-        let stored: Vec<ConvertedLayer> =
-            futures::stream::iter((0..layers.len()).map(store)).buffered(at_once).try_collect().await?;
+        // Each that is stored makes room for the next: a large one keeps no others waiting.
+        let stored = futures::stream::iter((0..layers.len()).map(store)).buffer_unordered(at_once);
+        let mut stored: Vec<_> = stored.try_collect().await?;
+        stored.sort_by_key(|(number, ..)| *number);
         let mut entries = Vec::new();
-        for ((_, diff_id), stored) in layers.iter().zip(stored) {
-            let (blob, tree) = self.entries(&stored).await?;
+        for ((_, diff_id), (_, stored, blob, tree)) in layers.iter().zip(stored) {
             let mut all = stored.layer.blobs.into_iter();
             let own = all.next().filter(|own| !own.chunks.is_empty());
             let mut foreign: Vec<Digest> = all.filter_map(|blob| blob.id).map(oci_digest).collect();
