@@ -63,7 +63,11 @@ async fn together(
     }
     let values = serde_json::to_vec(environment).map_err(|error| HelmError::Io(error.to_string()))?;
     let rendering = Rendering { chart: &chart, release: CHART, values: vec![&values], kube_version: None };
-    let output = helm.render(&rendering).await?;
+    helm.render(&rendering, |output| split(templates, output)).await?
+}
+
+/// What became of each of `templates` in what helm printed.
+fn split(templates: &Templates, output: &str) -> Result<Templates, HelmError> {
     let mut rendered = Templates::new();
     for (index, file) in templates.keys().enumerate() {
         let start = format!("# Source: {CHART}/templates/{index}.yaml\n");

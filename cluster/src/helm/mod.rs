@@ -1,7 +1,7 @@
 //! `helm template`, over a chart that nobody here wrote.
 //!
 //! A chart is a program: it is run over a copy that holds nothing but the chart, by a user who owns nothing else, without
-//! network, without environment, with limits of memory and time, and ended with everything that it started.
+//! network, without this process's environment, with limits of memory and time, and ended with everything that it started.
 
 mod run;
 mod stage;
@@ -77,8 +77,12 @@ impl Helm {
         Self { program, deadline }
     }
 
-    /// What `helm template` prints.
-    pub(crate) async fn render(&self, rendering: &Rendering<'_>) -> Result<String, HelmError> {
+    /// What `read` makes of what `helm template` prints.
+    pub(crate) async fn render<T>(
+        &self,
+        rendering: &Rendering<'_>,
+        read: impl FnOnce(&str) -> T,
+    ) -> Result<T, HelmError> {
         let program = self.program.clone()?;
         let stage = stage::Stage::write(rendering).map_err(HelmError::io)?;
         let mut words: Vec<OsString> = ["template", rendering.release].map(OsString::from).into();
@@ -92,11 +96,11 @@ impl Helm {
             words.push(stage.values(index).into());
         }
         let output = run::run(&program, &words, stage.path(), self.deadline).await;
-        // Files of another user, but of nobody else: gone before anybody waits for the result.
-        tokio::task::spawn_blocking(|| drop(stage))
-            .await
-            .map_err(|error| HelmError::Io(error.to_string()))?;
-        output
+        // Files of another user, but of nobody else: they go while the output is read, and are gone before anybody has the result.
+        let removing = tokio::task::spawn_blocking(|| drop(stage));
+        let result = output.map(|output| read(&output));
+        removing.await.map_err(|error| HelmError::Io(error.to_string()))?;
+        result
     }
 }
 

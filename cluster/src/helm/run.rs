@@ -29,6 +29,11 @@ const ERRORS_LIMIT_BYTES: usize = 64 << 10;
 /// What it may have for data: several times what the largest known charts take.
 const MEMORY_BYTES: u64 = 2 << 30;
 
+/// How Go's runtime collects garbage in a program that lives for a tenth of a second: once the heap is nine times what is in use,
+/// not twice that, and sooner where that would be more than half a gigabyte. By its own rule it takes a fifth of the processor time
+/// that a chart of 80 templates needs. That one has 55 MB then instead of 50, and one of 3,000 templates 210 MB instead of 95.
+const GARBAGE: [(&str, &str); 2] = [("GOGC", "800"), ("GOMEMLIMIT", "512MiB")];
+
 /// Runs `program` with `words` in the directory `stage`, whose `home` is its home, and returns what it prints.
 pub(super) async fn run(
     program: &Path,
@@ -36,7 +41,8 @@ pub(super) async fn run(
     stage: &Path,
     deadline: Duration,
 ) -> Result<String, HelmError> {
-    let environment = [("HOME", stage.join("home")), ("HELM_PLUGINS", stage.join("home/plugins"))];
+    let mut environment = vec![("HOME", stage.join("home")), ("HELM_PLUGINS", stage.join("home/plugins"))];
+    environment.extend(GARBAGE.map(|(name, value)| (name, value.into())));
     let mut command = Command::new(program);
     command.args(words).env_clear().envs(environment.clone()).current_dir(stage);
     command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped()).process_group(0);

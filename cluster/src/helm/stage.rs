@@ -1,7 +1,8 @@
 //! The directory in which helm works: the chart's copy, the values, and a home.
 
-use std::fs::{self, Permissions};
-use std::io;
+use std::collections::BTreeSet;
+use std::fs::{self, File, Permissions};
+use std::io::{self, Write as _};
 use std::os::unix::fs::{PermissionsExt as _, chown};
 use std::path::{Path, PathBuf};
 
@@ -27,14 +28,15 @@ impl Stage {
     fn write_in(dir: &Path, rendering: &Rendering<'_>) -> io::Result<Self> {
         let stage = Self(tempfile::Builder::new().prefix("nydus-cluster-helm-").tempdir_in(dir)?);
         folder(&stage.home())?;
+        let chart = stage.chart();
+        let mut made: BTreeSet<PathBuf> = BTreeSet::new();
         for (path, content) in rendering.chart {
-            let path = stage.chart().join(path);
-            let parent = path.parent().unwrap_or(&path);
-            for above in parent.ancestors().take_while(|above| above.starts_with(stage.chart())) {
-                if above.is_dir() {
-                    break;
-                }
-                folder(above)?;
+            let path = chart.join(path);
+            let parents = path.ancestors().skip(1).take_while(|above| above.starts_with(&chart));
+            let missing: Vec<&Path> = parents.take_while(|above| !made.contains(*above)).collect();
+            for missing in missing.into_iter().rev() {
+                folder(missing)?;
+                made.insert(missing.to_owned());
             }
             file(&path, content)?;
         }
@@ -68,11 +70,12 @@ impl Stage {
 
 // Modes are set for themselves: this process may have any umask.
 fn folder(path: &Path) -> io::Result<()> {
-    fs::create_dir_all(path)?;
+    fs::create_dir(path)?;
     fs::set_permissions(path, Permissions::from_mode(0o755))
 }
 
 fn file(path: &Path, content: &[u8]) -> io::Result<()> {
-    fs::write(path, content)?;
-    fs::set_permissions(path, Permissions::from_mode(0o644))
+    let mut file = File::create(path)?;
+    file.write_all(content)?;
+    file.set_permissions(Permissions::from_mode(0o644))
 }

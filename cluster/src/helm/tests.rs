@@ -22,13 +22,13 @@ async fn run(script: &str, deadline: Duration) -> Result<String, HelmError> {
     let chart = chart();
     let rendering =
         Rendering { chart: &chart, release: "x", values: vec![b"a: 1"], kube_version: Some("1.37.0") };
-    Helm::new(Some(&program), deadline).render(&rendering).await
+    Helm::new(Some(&program), deadline).render(&rendering, str::to_owned).await
 }
 
 const LONG: Duration = Duration::from_secs(30);
 
 #[tokio::test]
-async fn it_gets_the_chart_the_values_and_no_environment() {
+async fn it_gets_the_chart_the_values_and_an_environment_of_its_own() {
     let said =
         run("echo \"$@\"; cat $3/templates/a.yaml values-0.yaml; echo; env | sort", LONG).await.unwrap();
     let mut lines = said.lines();
@@ -38,7 +38,7 @@ async fn it_gets_the_chart_the_values_and_no_environment() {
     assert_eq!(lines.next(), Some("aa: 1"));
     let names: Vec<_> = lines.filter_map(|line| line.split_once('=')).map(|(name, _)| name).collect();
     // PWD is the shell's own.
-    assert_eq!(names, ["HELM_PLUGINS", "HOME", "PWD"]);
+    assert_eq!(names, ["GOGC", "GOMEMLIMIT", "HELM_PLUGINS", "HOME", "PWD"]);
 }
 
 #[tokio::test]
@@ -90,6 +90,6 @@ async fn its_reason_is_kept_and_its_advice_is_not() {
 async fn an_absent_program_is_named() {
     let helm = Helm::new(Some(Path::new("/nowhere/helm")), LONG);
     let rendering = Rendering { chart: &chart(), release: "x", values: vec![], kube_version: None };
-    let error = helm.render(&rendering).await.unwrap_err().to_string();
+    let error = helm.render(&rendering, str::to_owned).await.unwrap_err().to_string();
     assert!(error.contains("/nowhere/helm"), "{error}");
 }

@@ -85,20 +85,22 @@ pub async fn resolve(
     let missing = may_be_missing(&options.allow_missing)?;
     // A lock for other platforms says nothing of these.
     let obeyed = obeyed.filter(|lock| lock.platforms == options.platforms);
-    let look_up = |image: AskedImage| async move {
+    let look_up = |(number, image): (usize, AskedImage)| async move {
         let locked = obeyed.and_then(|lock| lock.get(&image.reference));
         let locked = locked.filter(|locked| locked.archive == image.archive);
         let found = match locked {
             Some(locked) => Ok(Locked { asked_by: asked_by(&image), ..locked.clone() }),
             None => look_up(&image, root, client, options).await,
         };
-        (image, found)
+        (number, image, found)
     };
-    let images = futures::stream::iter(discovery.images.clone()).map(look_up);
-    let found: Vec<_> = images.buffered(options.concurrency.max(1)).collect().await;
+    // One that is not answered keeps no others waiting, and whichever is answered first, they stay in their order.
+    let images = futures::stream::iter(discovery.images.clone().into_iter().enumerate()).map(look_up);
+    let mut found: Vec<_> = images.buffer_unordered(options.concurrency.max(1)).collect().await;
+    found.sort_by_key(|(number, ..)| *number);
     let lock = Lock { platforms: options.platforms.clone(), images: Vec::new() };
     let mut resolved = Resolved { lock, problems: Vec::new(), warnings: Vec::new() };
-    for (image, found) in found {
+    for (_, image, found) in found {
         match found {
             Ok(locked) => resolved.lock.images.push(locked),
             Err(error) => {

@@ -15,6 +15,7 @@ mod kept;
 mod names;
 
 use std::net::SocketAddr;
+use std::time::Duration;
 
 use registry::Repository;
 use registry::client::Client;
@@ -26,6 +27,10 @@ pub use kept::{KeepError, Kept, hosts};
 /// What is said where a layer is asked for.
 const ABSENT: &str = "layers of saved images are not on the node as they were: containers read them from the blobs \
                       that they were saved as. To push or export an image, take it from its own registry";
+
+/// How long a blob may take to begin to come from the repository that images were saved to. A read on the node has 30 s: a third of it, so that
+/// time is left to ask the image's own registry.
+const PATIENCE: Duration = Duration::from_secs(10);
 
 /// Serves what is kept, until `shutdown` is cancelled. `saved` is the repository that the images were saved to, if they are in one, with the
 /// client to read it with: blobs of nydus images that were saved as they are come from there.
@@ -40,8 +45,12 @@ pub async fn serve(
     shutdown: CancellationToken,
 ) -> Result<Server, ServerError> {
     let config = ServerConfig { listen, ..ServerConfig::new(kept.dir()) };
-    let elsewhere =
-        saved.map(|(client, repository)| BlobsElsewhere { client, repository, blobs: kept.blobs() });
+    let elsewhere = saved.map(|(client, repository)| BlobsElsewhere {
+        client,
+        repository,
+        blobs: kept.blobs(),
+        patience: PATIENCE,
+    });
     let stand_in = StandIn { hosts: kept.hosts().clone(), absent: Some(ABSENT.to_owned()), elsewhere };
     serve_stand_in(config, kept.layout(), stand_in, shutdown).await
 }

@@ -196,6 +196,32 @@ async fn a_registry_that_does_not_answer_is_an_error_in_time() {
 }
 
 #[tokio::test]
+async fn a_registry_that_does_not_answer_keeps_no_others_waiting() {
+    let mut registries = Vec::new();
+    for _ in 0..5 {
+        registries.push(tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap());
+    }
+    let host = |registry: &tokio::net::TcpListener| registry.local_addr().unwrap().to_string();
+    registries.sort_by_cached_key(host);
+    let lines: String = registries.iter().map(|registry| format!("{}/app:v1\n", host(registry))).collect();
+    let dir = list(&lines);
+    let options = ResolveOptions { concurrency: 2, ..ResolveOptions::default() };
+    // The first one says nothing, and the others are gone once they have been asked.
+    let _silent = registries.remove(0);
+    let asked = futures::future::join_all(
+        registries.into_iter().map(|registry| async move { registry.accept().await.map(drop) }),
+    );
+    let all_asked = async {
+        tokio::select! {
+            found = resolved(&dir, &options, None) => panic!("{:?}", found.problems),
+            asked = asked => asked.into_iter().for_each(Result::unwrap),
+        }
+    };
+    // A registry that is gone is asked again for some seconds.
+    tokio::time::timeout(std::time::Duration::from_secs(25), all_asked).await.expect("others wait");
+}
+
+#[tokio::test]
 async fn an_archive_of_the_tree_is_locked_as_it_is() {
     let dir = tempfile::tempdir().unwrap();
     fs::create_dir_all(dir.path().join("images/skopeo")).unwrap();

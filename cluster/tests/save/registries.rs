@@ -138,6 +138,45 @@ async fn as_rafs_cuts_are_taken_up_and_a_stall_names_its_image() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn a_layer_that_does_not_come_keeps_no_others_waiting() {
+    let (stuck, good) = (Registry::start().await, Registry::start().await);
+    let mut layers: Vec<Vec<u8>> = (0..6).map(|seed| layer(&[("file", &noise(seed, 200_000))])).collect();
+    // They are fetched in the order of their diff ids.
+    layers.sort_by_cached_key(|layer| registry::digest::sha256(layer).to_string());
+    let held = Held::start(stuck.host()).await;
+    let proxy = Proxy::start(good.host(), Way::ToClient, Vec::new()).await;
+    let mut list = String::new();
+    for (number, layer) in layers.iter().enumerate() {
+        let (from, host) = if number == 0 { (&stuck, &held.host) } else { (&good, &proxy.host) };
+        let name = format!("app-{number}");
+        let image = from.image(&name, "linux/amd64", &[layer]).await;
+        from.tag(&name, "v1", image.content).await;
+        list += &format!("{host}/{name}:v1\n");
+    }
+    let dir = tempfile::tempdir().unwrap();
+    let lock = locked(&dir, &list, &[]).await;
+    // Its documents come, and its layer does not.
+    held.let_through(100_000);
+    let short = Timeouts { idle: Duration::from_secs(1), ..Timeouts::default() };
+    let retries = Retries { attempts: 100, longest_delay: Duration::from_millis(100), ..Retries::default() };
+    let client = Client::new(ClientConfig { timeouts: short, retries, ..support::config() }).unwrap();
+    let to = Destination::Directory(dir.path().join("registry"));
+    let options = SaveOptions { conversions: 2, ..SaveOptions::default() };
+    let others: usize = layers[1..].iter().map(Vec::len).sum();
+    let watch = async {
+        let all_others = async {
+            while proxy.passed() < others as u64 {
+                tokio::task::yield_now().await;
+            }
+        };
+        tokio::time::timeout(Duration::from_secs(20), all_others).await.expect("other layers wait");
+        held.let_through(u64::MAX);
+    };
+    let ((_, failed), ()) = tokio::join!(saved_in(&client, &lock, dir.path(), &to, &options), watch);
+    assert!(failed.is_empty(), "{failed:?}");
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn a_connection_that_is_cut_is_taken_up_where_it_was() {
     let registry = Registry::start().await;
     let image = registry.image("app", "linux/amd64", &[&noise(3, LARGE)]).await;

@@ -1,15 +1,20 @@
-//! A nydus image that was saved for a cluster and is nothing else: a node that cannot reach its registry runs it lazily.
+//! A nydus image that was saved for a cluster and is nothing else: a node that cannot reach its registry runs it lazily, and does not
+//! hang where the registry that it was saved to stands still.
 
 use std::fs;
 use std::net::SocketAddr;
 use std::path::Path;
 use std::process::Command;
+use std::thread;
+use std::time::Duration;
 
-use anyhow::{Context, Result, ensure};
-use integration::cri::ContainerSpec;
+use anyhow::{Context, Result, anyhow, ensure};
+use integration::cri::{ContainerSpec, Executed};
+use integration::fault_proxy::{Failure, FaultProxy, Rule};
+use integration::node::Node;
 use integration::process::{self, Server};
 use integration::servers::START_DEADLINE;
-use integration::{demo, peers};
+use integration::{demo, peers, wait};
 use test_support::log::address_in;
 
 use crate::fixture::Fixture;
@@ -19,6 +24,10 @@ const REGISTRY: &str = "registry.invalid";
 /// The repositories in the embedded registry: the image's own, and the one that it is saved to.
 const OWN: &str = "own-nydus";
 const SAVED: &str = "saved-own-nydus";
+/// How long a read on the node may take, in seconds: longer than the node's own registry waits for the one behind it.
+const READ_DEADLINE_SECONDS: u64 = 15;
+/// How long anything may take that is expected to happen at once.
+const SOON: Duration = Duration::from_secs(60);
 
 /// Has `certs` say that the image's registry is found at `url`.
 fn found_at(certs: &Path, url: &str) -> Result<()> {
@@ -59,14 +68,17 @@ fn serve(dir: &Path, registry: SocketAddr) -> Result<(Server, SocketAddr)> {
 
 pub(crate) fn runs_lazily(fixture: &Fixture) -> Result<()> {
     let dir = fixture.subdir(OWN)?;
-    let context = demo::random_files(fixture.peers(), &dir.join("context"), &[("data", 2 << 20)])?;
+    let context =
+        demo::random_files(fixture.peers(), &dir.join("context"), &[("data", 2 << 20), ("more", 2 << 20)])?;
     let built = fixture.build(&context, &format!("{OWN}:v1"))?;
     let registry = fixture.registry()?.address();
     let image = built.name.replace(&registry.to_string(), REGISTRY);
     save(&dir, &image, registry)?;
 
-    let (_serving, serving) = serve(&dir, registry)?;
-    let node = fixture.new_node("own-nydus-node", "")?;
+    let proxy = FaultProxy::start(registry)?;
+    let (_serving, serving) = serve(&dir, proxy.address())?;
+    let config = format!("[daemon.read]\ndeadline_seconds = {READ_DEADLINE_SECONDS}.0\n");
+    let node = fixture.new_node("own-nydus-node", &config)?;
     found_at(&node.containerd().certs_dir(), &format!("http://{serving}/v2/{REGISTRY}"))?;
     let log = fixture.registry()?.access_log();
     let start = log.mark()?;
@@ -87,5 +99,37 @@ pub(crate) fn runs_lazily(fixture: &Fixture) -> Result<()> {
         reads(SAVED).iter().any(|request| request.range.is_some()),
         "nothing came in parts: {requests:#?}"
     );
+    // In a registry that answers.
+    let other = demo::random_files(fixture.peers(), &dir.join("other"), &[("other", 1 << 20)])?;
+    let other = fixture.build(&other, &format!("{OWN}-other:v1"))?;
+    proxy.set_rules(vec![Rule::always("/blobs/", Failure::Stall)]);
+    let failed =
+        read_of_what_stalls(&node, &container, &proxy, &[(&image, "/data"), (&other.name, "/other")])?;
+    ensure!(failed.code != 0, "{failed:?}");
+    ensure!(String::from_utf8_lossy(&failed.stderr).contains("Input/output error"), "not EIO: {failed:?}");
+    let (said, address) = (node.daemon_log(), proxy.address().to_string());
+    ensure!(said.lines().any(|line| line.contains(&address)), "nobody says that {address} stalls:\n{said}");
     node.cri().remove_pod(&pod.id)
+}
+
+/// Reads a file whose content does not come. Meanwhile each of `images` is pulled and run, and a file of it read: of the image that stalls
+/// one that the node has, and of the other one what comes from its registry.
+fn read_of_what_stalls(
+    node: &Node,
+    container: &str,
+    proxy: &FaultProxy,
+    images: &[(&str, &str)],
+) -> Result<Executed> {
+    thread::scope(|scope| {
+        let read = scope.spawn(|| node.cri().exec(container, &["/bin/busybox", "sha256sum", "/more"]));
+        wait::until_true("the read waits for the registry", SOON, || proxy.held_requests() > 0)?;
+        for (number, (image, file)) in images.iter().enumerate() {
+            node.cri().pull(image)?;
+            let pod = node.pod(&format!("{OWN}-{number}"))?;
+            let container = node.cri().run_container(&pod, &ContainerSpec::new(OWN, image, &[]))?;
+            node.cri().exec(&container, &["/bin/busybox", "sha256sum", file])?.success()?;
+            node.cri().remove_pod(&pod.id)?;
+        }
+        read.join().map_err(|_| anyhow!("the thread that reads has panicked"))?
+    })
 }

@@ -1,6 +1,7 @@
 //! Blobs that are not here, and that another repository has: whoever asks for one gets it from there.
 
 use std::collections::HashMap;
+use std::time::Duration;
 
 use futures::{StreamExt as _, stream};
 
@@ -21,6 +22,9 @@ pub struct BlobsElsewhere {
     pub repository: Repository,
     /// Their sizes in bytes, by the repositories here that they belong to.
     pub blobs: HashMap<String, HashMap<Digest, u64>>,
+    /// How long it may take until one begins to come, retries and all. Then whoever asks here is told so: with less patience than that it
+    /// would hear of this server alone, and have no time left to ask somebody else.
+    pub patience: Duration,
 }
 
 impl BlobsElsewhere {
@@ -39,10 +43,10 @@ impl BlobsElsewhere {
         let (part, first, len) = request.part(size);
         let is_sent = request.send && !request.unchanged && part != AskedRange::Unsatisfiable;
         let body = match is_sent {
-            true => self.fetch(digest, part, first, len).await.map_err(|error| failure(&error))?,
+            true => self.in_time(digest, self.fetch(digest, part, first, len)).await?,
             false => {
-                let there = self.client.blob_size(&self.repository, digest).await;
-                if there.map_err(|error| failure(&error))?.is_none() {
+                let there = self.in_time(digest, self.client.blob_size(&self.repository, digest)).await?;
+                if there.is_none() {
                     return Err(Failure::new(
                         Code::BlobUnknown,
                         format!("{digest} is not in {}", self.repository),
@@ -52,6 +56,20 @@ impl BlobsElsewhere {
             }
         };
         Ok(request.reply(size, part, len, body))
+    }
+
+    /// Waits for what the other repository says of a blob.
+    async fn in_time<T>(
+        &self,
+        digest: &Digest,
+        said: impl Future<Output = Result<T, Error>>,
+    ) -> Result<T, Failure> {
+        let said = tokio::time::timeout(self.patience, said).await.map_err(|_| {
+            let (repository, patience) = (&self.repository, self.patience);
+            tracing::warn!(%repository, %digest, ?patience, "no answer for a blob that is asked for here");
+            Failure::new(Code::Elsewhere, format!("{repository} did not answer within {patience:?}"))
+        })?;
+        said.map_err(|error| failure(&error))
     }
 
     /// Waits for the first bytes: until then it can be said that they do not come.

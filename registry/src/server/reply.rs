@@ -54,6 +54,8 @@ impl Reply {
             Failure::Body(reason) => reason,
             Failure::Storage { .. } => "",
         };
+        // Most clients show the message alone, and which other registry it is about only the detail says.
+        let message = if failure.code() == Code::Elsewhere { detail } else { message };
         let mut reply =
             Self::json(&json!({"errors": [{"code": code, "message": message, "detail": detail}]}));
         reply.status = status;

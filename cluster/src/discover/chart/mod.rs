@@ -72,16 +72,19 @@ impl Chart {
         let values = self.overlay.iter().chain(set).map(|values| values.content.as_slice()).collect();
         let release = self.metadata.release();
         let rendering = Rendering { chart: files, release: &release, values, kube_version };
-        let output = match helm.render(&rendering).await {
-            Ok(output) => output,
-            Err(error) => {
-                self.failed(&error, set, &mut requests);
-                return requests;
-            }
-        };
-        let parts = rendered::split(&output);
+        match helm.render(&rendering, |output| self.asked(output, &named, set)).await {
+            Ok(asked) => requests.add(asked),
+            Err(error) => self.failed(&error, set, &mut requests),
+        }
+        requests
+    }
+
+    /// What a rendering with `set` asks for, of which helm printed `output`.
+    fn asked(&self, output: &str, named: &[annotation::Named], set: Option<&Values>) -> Requests {
+        let mut requests = Requests::default();
+        let parts = rendered::split(output);
         let set = set.map(|set| set.name.clone());
-        annotation::ask(&named, &parts, &set, &mut requests);
+        annotation::ask(named, &parts, &set, &mut requests);
         for part in parts.iter().filter(|part| !annotation::is_probe(part.source)) {
             let context = Context { file: self.file(part.source), way: Way::Chart, values: set.clone() };
             requests.add(manifest::read(&context, part.text));

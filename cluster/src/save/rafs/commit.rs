@@ -77,13 +77,8 @@ impl Rafs {
             chunks.extend(round.shared.clone());
         }
         let round = Arc::new(round);
-        let store = |number: usize| self.store_layer(&round, number);
-        let at_once = self.options.conversions.max(1);
-        let stored: Vec<ConvertedLayer> =
-            futures::stream::iter((0..layers.len()).map(store)).buffered(at_once).try_collect().await?;
         let mut entries = Vec::new();
-        for ((_, diff_id), stored) in layers.iter().zip(stored) {
-            let (blob, tree) = self.entries(&stored).await?;
+        for ((_, diff_id), (stored, (blob, tree))) in layers.iter().zip(self.store_layers(&round).await?) {
             let mut all = stored.layer.blobs.into_iter();
             let own = all.next().filter(|own| !own.chunks.is_empty());
             let mut foreign: Vec<Digest> = all.filter_map(|blob| blob.id).map(oci_digest).collect();
@@ -133,6 +128,24 @@ impl Rafs {
         // Whoever wrote has let go of it.
         let round = Arc::into_inner(round).ok_or_else(|| SaveError::Internal("a blob is still written"))?;
         Ok((stored, round))
+    }
+
+    /// Stores the blobs of all layers, and returns them in the layers' order with what the table says of them.
+    async fn store_layers(
+        &self,
+        round: &Arc<Round>,
+    ) -> Result<Vec<(ConvertedLayer, (BlobEntry, TreeEntry))>, SaveError> {
+        let store = |number: usize| async move {
+            let stored = self.store_layer(round, number).await?;
+            let entries = self.entries(&stored).await?;
+            Ok::<_, SaveError>((number, (stored, entries)))
+        };
+        // Each that is stored makes room for the next: a large one keeps no others waiting.
+        let stored = futures::stream::iter((0..round.layers.len()).map(store));
+        let stored = stored.buffer_unordered(self.options.conversions.max(1));
+        let mut stored: Vec<_> = stored.try_collect().await?;
+        stored.sort_by_key(|(number, _)| *number);
+        Ok(stored.into_iter().map(|(_, stored)| stored).collect())
     }
 
     /// Stores a layer's blob.

@@ -140,11 +140,14 @@ impl Rafs {
 
     /// Has the layers of a round converted.
     async fn fetch(&self, images: &[Saved], round: &[Needed], fetched: &mut [u64]) -> Result<(), Failures> {
-        let jobs: Vec<_> = round.iter().map(|needed| self.fetch_one(images, needed)).collect();
-        let results = futures::stream::iter(jobs).buffered(self.options.conversions.max(1));
-        let results: Vec<Result<u64, SaveError>> = results.collect().await;
+        let one = |(number, needed)| async move { (number, self.fetch_one(images, needed).await) };
+        let jobs: Vec<_> = round.iter().enumerate().map(one).collect();
+        // Each that is there makes room for the next: one that does not come keeps no others waiting.
+        let results = futures::stream::iter(jobs).buffer_unordered(self.options.conversions.max(1));
+        let mut results: Vec<(usize, Result<u64, SaveError>)> = results.collect().await;
+        results.sort_by_key(|(number, _)| *number);
         let mut failures = Failures::new();
-        for (needed, result) in round.iter().zip(results) {
+        for (needed, (_, result)) in round.iter().zip(results) {
             let error = match result {
                 Ok(bytes) => {
                     if let Some(fetched) = fetched.get_mut(needed.from) {
