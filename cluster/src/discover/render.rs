@@ -11,6 +11,7 @@ use super::collect::Collected;
 use super::manifest::{self, Context};
 use super::rendered::TEMPLATE;
 use super::template::{self, TemplateError, Templates};
+use super::tree::Unreadable;
 use super::{DiscoverError, Options};
 use crate::helm::Helm;
 
@@ -62,7 +63,7 @@ async fn templates(helm: &Helm, options: &Options, charts: &mut [Chart], collect
     let mut all = std::mem::take(&mut collected.templates);
     let manifests: Vec<String> = all.keys().cloned().collect();
     for chart in charts.iter_mut() {
-        take_templates(chart, &mut all);
+        take_templates(chart, &mut all, &mut collected.requests);
     }
     let mut rendered = template::render(helm, &all, &options.environment).await;
     for file in manifests {
@@ -106,11 +107,16 @@ fn failed(file: &str, error: &TemplateError, requests: &mut Requests) {
 }
 
 /// Takes the templates among a chart's files and values.
-fn take_templates(chart: &mut Chart, all: &mut Templates) {
+fn take_templates(chart: &mut Chart, all: &mut Templates, requests: &mut Requests) {
     let names: Vec<String> = chart.files.keys().filter(|name| name.ends_with(TEMPLATE)).cloned().collect();
     for name in names {
-        if let Some(Ok(text)) = chart.files.remove(&name).map(String::from_utf8) {
-            all.insert(format!("{}/{name}", chart.place), text);
+        let file = format!("{}/{name}", chart.place);
+        match chart.files.remove(&name).map(String::from_utf8) {
+            Some(Ok(text)) => _ = all.insert(file, text),
+            Some(Err(error)) => {
+                requests.problem(file, None, Unreadable::NoText(error.utf8_error().valid_up_to()));
+            }
+            None => {}
         }
     }
     for values in chart.overlay.iter().chain(&chart.sets).filter(|values| values.name.ends_with(TEMPLATE)) {

@@ -13,6 +13,7 @@ use thiserror::Error;
 use super::NotMerged;
 use crate::lock::{Lock, Locked};
 use crate::package::{LOCK_FILE, lock_layer};
+use crate::saved::DIRECTORY_REPOSITORY;
 
 /// Two images say different things.
 #[derive(Clone, Debug, Error, PartialEq, Eq)]
@@ -23,6 +24,17 @@ pub enum Conflict {
     File {
         /// The file.
         path: String,
+        /// One of the images.
+        one: String,
+        /// The other one.
+        other: String,
+    },
+    /// A file of what `cluster save DIR` made of all images of `registry/`.
+    #[error(
+        "{one} and {other} were each filled by `cluster save DIR`, and what names all of their images is not united: \
+         merge them as they were before that, and save the images of the merged one"
+    )]
+    Saved {
         /// One of the images.
         one: String,
         /// The other one.
@@ -99,7 +111,9 @@ impl United {
         let path = path.display().to_string();
         match self.registry.get(&path) {
             Some((before, one)) if *before != content => {
-                Err(Conflict::File { path, one: one.clone(), other: name.to_owned() })
+                let (one, other) = (one.clone(), name.to_owned());
+                let is_set = path.contains(&format!("/repositories/{DIRECTORY_REPOSITORY}/"));
+                Err(if is_set { Conflict::Saved { one, other } } else { Conflict::File { path, one, other } })
             }
             Some(_) => Ok(()),
             None => {
@@ -202,6 +216,13 @@ mod tests {
         united.file("b", path, b"1".to_vec()).unwrap();
         let error = united.file("c", path, b"2".to_vec()).unwrap_err().to_string();
         assert_eq!(error, "a and c have different files registry/x/link");
+        // Both images were filled by a save.
+        let set = Path::new(
+            "registry/docker/registry/v2/repositories/nydus-cluster/images/_manifests/tags/latest/current/link",
+        );
+        united.file("a", set, b"1".to_vec()).unwrap();
+        let error = united.file("b", set, b"2".to_vec()).unwrap_err().to_string();
+        assert!(error.contains("a and b were each filled by `cluster save DIR`"), "{error}");
         assert!(wanted(b"registry/docker/registry/v2/repositories/a/_manifests/tags/v1/current/link"));
         assert!(!wanted(b"registry/docker/registry/v2/blobs/sha256/aa/data") && !wanted(b"etc/registry/x"));
     }

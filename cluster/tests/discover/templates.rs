@@ -5,7 +5,7 @@ use std::collections::BTreeMap;
 use cluster::discover::Options;
 use test_support::helm;
 
-use crate::tree::{discover, images, problems, tree};
+use crate::tree::{discover, images, problems, tree, write};
 
 fn options() -> Option<Options> {
     let environment = [("Registry", "r.example:5000"), ("Tag", "v7"), ("Debug", "")];
@@ -70,6 +70,15 @@ async fn a_template_that_fails_is_named_and_hides_no_other() {
         "{problems:?}"
     );
     assert!(problems[1].starts_with("manifests/missing.yaml.tmpl:3: "), "{problems:?}");
+}
+
+#[tokio::test]
+async fn a_template_of_a_chart_that_is_no_text_is_named() {
+    let Some(options) = options() else { return };
+    let dir = tree(&[("charts/web/Chart.yaml", "apiVersion: v2\nname: web\nversion: 1.0.0\n")]);
+    write(dir.path(), "charts/web/templates/web.yaml.tmpl", b"kind: Pod\xff\n");
+    let problems = problems(&discover(&dir, options).await);
+    assert_eq!(problems, ["charts/web/templates/web.yaml.tmpl: it is no text in UTF-8: byte 9 is not"]);
 }
 
 #[tokio::test]
