@@ -15,6 +15,7 @@ mod lazy;
 mod ledger;
 mod member;
 mod mirrors;
+mod output;
 mod own;
 mod package;
 mod unit;
