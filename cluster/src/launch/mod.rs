@@ -39,7 +39,9 @@ pub use step::{Say, log_name};
 
 use place::Ssh;
 use step::Node;
-use task::{Begun, ControlPlane, Init, Join, Launch, Mirror, Prepare, ServedPackage, Site, Status, Task};
+use task::{
+    Begun, ControlPlane, Init, Join, Launch, Mirror, Prepare, Prepared, ServedPackage, Site, Status, Task,
+};
 
 /// How long a node may take to bring the image and install what is missing.
 const PREPARE_DEADLINE: Duration = Duration::from_secs(900);
@@ -95,13 +97,11 @@ pub async fn run(run: &Run, dir: &Path, say: Say<'_>) -> Result<PathBuf, LaunchE
         None => None,
     };
     let prepares: Vec<_> = (0..all.len()).map(|number| prepare(run, served.as_deref(), number)).collect();
-    each(all.iter().zip(&prepares), |(node, prepare)| async {
-        node.work("preparing", prepare, PREPARE_DEADLINE).await.map(drop)
-    })
-    .await?;
+    let prepared = each(all.iter().zip(&prepares), |(node, prepare)| prepared(node, prepare)).await?;
+    let joins = joins(&prepared);
 
     let endpoint = run.endpoint.clone().or_else(|| first.place.address().map(ToOwned::to_owned));
-    let init = Task::Init(Init { address: first.place.address().map(ToOwned::to_owned), endpoint });
+    let init = Task::Init(Init { address: first.place.address().map(ToOwned::to_owned), endpoint, joins });
     let begun = first.work("beginning", &init, KUBEADM_DEADLINE).await?;
     let begun: Begun = serde_json::from_value(begun)
         .map_err(|error| LaunchError::wrong(first.place.name(), error.to_string()))?;
@@ -121,6 +121,16 @@ pub async fn run(run: &Run, dir: &Path, say: Say<'_>) -> Result<PathBuf, LaunchE
     .await?;
     first.work("launching", &Task::Launch(run.launch.clone()), launch_deadline(&run.launch)).await?;
     Ok(kubeconfig)
+}
+
+async fn prepared(node: &Node<'_>, prepare: &Task) -> Result<Prepared, LaunchError> {
+    let said = node.work("preparing", prepare, PREPARE_DEADLINE).await?;
+    serde_json::from_value(said).map_err(|error| LaunchError::wrong(node.place.name(), error.to_string()))
+}
+
+/// Whether any node but the first is to join.
+fn joins(prepared: &[Prepared]) -> bool {
+    prepared.iter().skip(1).any(|node| !node.joined)
 }
 
 /// How long all commands may take together that launch an image.
@@ -261,6 +271,16 @@ mod tests {
             |commands, seconds| launch_deadline(&Launch { commands: vec![String::new(); commands], seconds });
         assert_eq!(deadline(2, 600), Duration::from_secs(1200) + STATUS_DEADLINE);
         assert_eq!(deadline(2, u64::MAX), Duration::MAX);
+    }
+
+    #[test]
+    fn a_run_in_which_nobody_joins_asks_for_no_token() {
+        let of = |joined: &[bool]| {
+            let prepared: Vec<_> = joined.iter().map(|&joined| Prepared { changed: 0, joined }).collect();
+            joins(&prepared)
+        };
+        assert!(of(&[false, false]) && of(&[true, true, false]));
+        assert!(!of(&[false]) && !of(&[true]) && !of(&[true, true, true]));
     }
 
     #[test]

@@ -146,6 +146,17 @@ pub struct Init {
     /// Where all nodes find the control plane, as `HOST[:PORT]`: needed where others may join it.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub endpoint: Option<String>,
+    /// Whether others are to join: each time they get a token of their own for it, which is a secret of the cluster's for a day.
+    pub joins: bool,
+}
+
+/// What a node says that was prepared.
+#[derive(Clone, Debug, Deserialize, PartialEq, Eq, Serialize)]
+pub struct Prepared {
+    /// How many things on it are other than before.
+    pub changed: usize,
+    /// Whether it is a member of the cluster already.
+    pub joined: bool,
 }
 
 /// What the first node says when it is up.
@@ -165,7 +176,7 @@ pub struct Begun {
 pub struct Join {
     /// Where the cluster is and which authority it has: a kubeconfig without credentials.
     pub discovery: Value,
-    /// A token for a day.
+    /// A token for a day; empty if nobody is to join.
     pub token: String,
     /// For a node that joins the control plane.
     #[serde(default, skip_serializing_if = "Option::is_none")]

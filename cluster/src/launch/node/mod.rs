@@ -34,7 +34,7 @@ use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
 
 use super::error::LaunchError;
-use super::task::{Image, Mirror, Prepare, Status, Task};
+use super::task::{Image, Mirror, Prepare, Prepared, Status, Task};
 use commands::{LONG, progress, run, systemctl};
 use ledger::Ledger;
 
@@ -208,7 +208,7 @@ fn prepare(dir: &Path, wanted: &Prepare, registry: &ClientConfig) -> Result<Valu
             state.save()?;
         }
     }
-    Ok(json!({"changed": ledger.changed()}))
+    Ok(json!(Prepared { changed: ledger.changed(), joined: !state.role().is_empty() }))
 }
 
 /// With what the image says of the same hosts behind them, once it is there and its containerd is used.
