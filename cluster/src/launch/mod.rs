@@ -6,6 +6,7 @@
 //! | [`mod@node`] | the node's side, which does it |
 //! | `place`, `step` | the way there: `ssh`, lines, deadlines |
 //! | `images` | what nodes are told of container images that they read lazily |
+//! | `hooks` | what images have for others, and nobody runs here |
 //! | `kubeadm` | what kubeadm is given |
 //! | `package` | a package that nodes of the control plane serve |
 //! | `record` | what is known here of a cluster that runs |
@@ -14,6 +15,7 @@
 
 mod commands;
 mod error;
+mod hooks;
 mod images;
 mod kubeadm;
 pub mod node;
@@ -31,6 +33,7 @@ use futures::future::join_all;
 
 pub use commands::commands;
 pub use error::LaunchError;
+pub use hooks::not_run;
 pub use images::images;
 pub use package::{PackageSource, is_package};
 pub use place::{Place, SshOptions};
@@ -164,7 +167,7 @@ async fn served(node: &Node<'_>, package: &PackageSource, alone: bool) -> Result
 
 /// What node `number` gets. Where the control plane serves a package, each node asks another one of it first: itself, if it is one.
 fn prepare(run: &Run, served: Option<&[ServedPackage]>, number: usize) -> Task {
-    let mut prepare = run.prepare.clone();
+    let mut prepare = Prepare { first: number == 0, ..run.prepare.clone() };
     if let (Some(package), Some(served)) = (&run.package, served) {
         prepare.package = served.get(number).cloned();
         let first = number.checked_rem(served.len()).unwrap_or(0);
@@ -317,6 +320,7 @@ mod tests {
         assert_eq!(third.serving, first.serving);
         assert_eq!(second.package.as_ref(), served.get(1));
         assert_eq!(third.package, None);
-        assert_eq!(super::prepare(&run, None, 0), Task::Prepare(run.prepare.clone()));
+        assert!(first.first && !second.first && !third.first);
+        assert_eq!(super::prepare(&run, None, 1), Task::Prepare(run.prepare.clone()));
     }
 }

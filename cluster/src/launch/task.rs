@@ -55,6 +55,9 @@ pub struct Prepare {
     /// A containerd that the node has from elsewhere is left as it is, and pulls all of them whole.
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]
     pub keep_containerd: bool,
+    /// Whether this is the first node, which has the registry of an image that brings its own.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub first: bool,
     /// Commands that are run in the image's tree: `check` before any of it is installed, `init` afterwards, `clean` at the end.
     pub hooks: BTreeMap<String, String>,
     /// The image's environment.
@@ -76,6 +79,7 @@ impl Prepare {
             serving: Vec::new(),
             images: None,
             keep_containerd: false,
+            first: false,
             hooks: BTreeMap::new(),
             environment: BTreeMap::new(),
             rendered: BTreeMap::new(),
