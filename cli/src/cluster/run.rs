@@ -159,6 +159,9 @@ fn plan(flags: &args::Run, image: Image, opened: &Opened, saved: Saved) -> anyho
     let metadata = if metadata.is_file() { Some(fs::read_to_string(metadata)?) } else { None };
     let description = Description::read(&opened.labels, &opened.annotations, metadata.as_deref())?;
     let [entrypoint, cmd] = &opened.command;
+    for reason in launch::not_run(description.hooks.keys()) {
+        note(&format!("warning: {reason}"));
+    }
     let commands = launch::commands(&description, entrypoint, cmd);
     let prepare = Prepare {
         cluster: flags.name.clone(),
@@ -167,6 +170,7 @@ fn plan(flags: &args::Run, image: Image, opened: &Opened, saved: Saved) -> anyho
         serving: Vec::new(),
         images: saved.images,
         keep_containerd: flags.keep_containerd,
+        first: false,
         image,
         hooks: description.hooks,
         environment: opened.environment.clone(),

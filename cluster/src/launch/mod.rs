@@ -6,6 +6,7 @@
 //! | [`mod@node`] | the node's side, which does it |
 //! | `place`, `step` | the way there: `ssh`, lines, deadlines |
 //! | `images` | what nodes are told of container images that they read lazily |
+//! | `hooks` | what images have for others, and nobody runs here |
 //! | `kubeadm` | what kubeadm is given |
 //! | `package` | a package that nodes of the control plane serve |
 //! | `record` | what is known here of a cluster that runs |
@@ -14,6 +15,7 @@
 
 mod commands;
 mod error;
+mod hooks;
 mod images;
 mod kubeadm;
 pub mod node;
@@ -31,6 +33,7 @@ use futures::future::join_all;
 
 pub use commands::commands;
 pub use error::LaunchError;
+pub use hooks::not_run;
 pub use images::images;
 pub use package::{PackageSource, is_package};
 pub use place::{Place, SshOptions};
@@ -39,7 +42,9 @@ pub use step::{Say, log_name};
 
 use place::Ssh;
 use step::Node;
-use task::{Begun, ControlPlane, Init, Join, Launch, Mirror, Prepare, ServedPackage, Site, Status, Task};
+use task::{
+    Begun, ControlPlane, Init, Join, Launch, Mirror, Prepare, Prepared, ServedPackage, Site, Status, Task,
+};
 
 /// How long a node may take to bring the image and install what is missing.
 const PREPARE_DEADLINE: Duration = Duration::from_secs(900);
@@ -95,13 +100,11 @@ pub async fn run(run: &Run, dir: &Path, say: Say<'_>) -> Result<PathBuf, LaunchE
         None => None,
     };
     let prepares: Vec<_> = (0..all.len()).map(|number| prepare(run, served.as_deref(), number)).collect();
-    each(all.iter().zip(&prepares), |(node, prepare)| async {
-        node.work("preparing", prepare, PREPARE_DEADLINE).await.map(drop)
-    })
-    .await?;
+    let prepared = each(all.iter().zip(&prepares), |(node, prepare)| prepared(node, prepare)).await?;
+    let joins = joins(&prepared);
 
     let endpoint = run.endpoint.clone().or_else(|| first.place.address().map(ToOwned::to_owned));
-    let init = Task::Init(Init { address: first.place.address().map(ToOwned::to_owned), endpoint });
+    let init = Task::Init(Init { address: first.place.address().map(ToOwned::to_owned), endpoint, joins });
     let begun = first.work("beginning", &init, KUBEADM_DEADLINE).await?;
     let begun: Begun = serde_json::from_value(begun)
         .map_err(|error| LaunchError::wrong(first.place.name(), error.to_string()))?;
@@ -121,6 +124,16 @@ pub async fn run(run: &Run, dir: &Path, say: Say<'_>) -> Result<PathBuf, LaunchE
     .await?;
     first.work("launching", &Task::Launch(run.launch.clone()), launch_deadline(&run.launch)).await?;
     Ok(kubeconfig)
+}
+
+async fn prepared(node: &Node<'_>, prepare: &Task) -> Result<Prepared, LaunchError> {
+    let said = node.work("preparing", prepare, PREPARE_DEADLINE).await?;
+    serde_json::from_value(said).map_err(|error| LaunchError::wrong(node.place.name(), error.to_string()))
+}
+
+/// Whether any node but the first is to join.
+fn joins(prepared: &[Prepared]) -> bool {
+    prepared.iter().skip(1).any(|node| !node.joined)
 }
 
 /// How long all commands may take together that launch an image.
@@ -154,7 +167,7 @@ async fn served(node: &Node<'_>, package: &PackageSource, alone: bool) -> Result
 
 /// What node `number` gets. Where the control plane serves a package, each node asks another one of it first: itself, if it is one.
 fn prepare(run: &Run, served: Option<&[ServedPackage]>, number: usize) -> Task {
-    let mut prepare = run.prepare.clone();
+    let mut prepare = Prepare { first: number == 0, ..run.prepare.clone() };
     if let (Some(package), Some(served)) = (&run.package, served) {
         prepare.package = served.get(number).cloned();
         let first = number.checked_rem(served.len()).unwrap_or(0);
@@ -264,6 +277,16 @@ mod tests {
     }
 
     #[test]
+    fn a_run_in_which_nobody_joins_asks_for_no_token() {
+        let of = |joined: &[bool]| {
+            let prepared: Vec<_> = joined.iter().map(|&joined| Prepared { changed: 0, joined }).collect();
+            joins(&prepared)
+        };
+        assert!(of(&[false, false]) && of(&[true, true, false]));
+        assert!(!of(&[false]) && !of(&[true]) && !of(&[true, true, true]));
+    }
+
+    #[test]
     fn nodes_ask_all_that_serve_the_package_each_another_one_first() {
         let served: Vec<_> = ["10.0.0.1:5200", "10.0.0.2:5201"]
             .map(|listen| ServedPackage { file: "/p".into(), listen: listen.parse().unwrap() })
@@ -297,6 +320,7 @@ mod tests {
         assert_eq!(third.serving, first.serving);
         assert_eq!(second.package.as_ref(), served.get(1));
         assert_eq!(third.package, None);
-        assert_eq!(super::prepare(&run, None, 0), Task::Prepare(run.prepare.clone()));
+        assert!(first.first && !second.first && !third.first);
+        assert_eq!(super::prepare(&run, None, 1), Task::Prepare(run.prepare.clone()));
     }
 }

@@ -4,10 +4,13 @@ use std::collections::VecDeque;
 use std::fs::File;
 use std::io::Write as _;
 use std::path::{Path, PathBuf};
+use std::pin::pin;
+use std::process::ExitStatus;
 use std::time::Duration;
 
 use serde_json::Value;
 use tokio::io::{AsyncBufReadExt as _, AsyncRead, AsyncReadExt as _, AsyncWriteExt as _, BufReader};
+use tokio::process::Child;
 
 use super::error::LaunchError;
 use super::package::PackageSource;
@@ -26,6 +29,8 @@ const LAST_LINES: usize = 12;
 const ANSWER_LIMIT_BYTES: u64 = 4 << 20;
 /// A line longer than this is cut.
 const LINE_LIMIT_BYTES: u64 = 64 << 10;
+/// How long what was said may take to come, once the program that said it has ended.
+const OUTPUT_GRACE: Duration = Duration::from_secs(3);
 
 /// Who is told what nodes say: the node's name, and a line.
 pub type Say<'a> = &'a (dyn Fn(&str, &str) + Sync);
@@ -151,29 +156,31 @@ impl Node<'_> {
             stdin.write_all(format!("{line}\n").as_bytes()).await.map_err(text)?;
         }
         let (stdout, stderr) = (child.stdout.take(), child.stderr.take());
-        let answer = async {
-            let mut answer = String::new();
-            match stdout {
-                Some(stdout) => {
-                    stdout.take(ANSWER_LIMIT_BYTES).read_to_string(&mut answer).await.map(|_| answer)
+        let mut answer = Vec::new();
+        let reading = async {
+            let answer = async {
+                let Some(stdout) = stdout else { return Ok(()) };
+                let mut stdout = stdout.take(ANSWER_LIMIT_BYTES);
+                while stdout.read_buf(&mut answer).await? > 0 {}
+                Ok(())
+            };
+            let lines = async {
+                match stderr {
+                    Some(stderr) => self.follow(stderr, last).await,
+                    None => Ok(()),
                 }
-                None => Ok(answer),
-            }
+            };
+            tokio::join!(answer, lines)
         };
-        let lines = async {
-            match stderr {
-                Some(stderr) => self.follow(stderr, last).await,
-                None => Ok(()),
-            }
-        };
-        let (answer, lines) = tokio::join!(answer, lines);
-        let status = child.wait().await.map_err(text)?;
+        let (status, read) = to_end(&mut child, reading).await.map_err(text)?;
         drop(stdin);
+        let (answered, lines) = read.unwrap_or((Ok(()), Ok(())));
         lines.map_err(text)?;
         if !status.success() {
             return Err(status.to_string());
         }
-        answer.map_err(text)
+        answered.map_err(text)?;
+        String::from_utf8(answer).map_err(|error| error.to_string())
     }
 
     /// Shows and keeps what comes, line by line.
@@ -200,6 +207,19 @@ impl Node<'_> {
     }
 }
 
+/// Waits until `child` has ended and all is read that it said; not for long, if somebody else has its output open still, such as an ssh
+/// that stays for those that follow, or what was started in the background.
+async fn to_end<T>(
+    child: &mut Child,
+    reading: impl Future<Output = T>,
+) -> std::io::Result<(ExitStatus, Option<T>)> {
+    let mut reading = pin!(reading);
+    tokio::select! {
+        read = &mut reading => Ok((child.wait().await?, Some(read))),
+        status = child.wait() => Ok((status?, tokio::time::timeout(OUTPUT_GRACE, reading).await.ok())),
+    }
+}
+
 /// What the file is called, without `.log`, that keeps what a node of this name said.
 pub fn log_name(node: &str) -> String {
     node.replace(['/', ' '], "_")
@@ -212,4 +232,35 @@ enum Input<'a> {
     Line(String),
     File(&'a Path),
     Package(&'a PackageSource),
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::Mutex;
+
+    use super::*;
+    use crate::launch::place::SshOptions;
+
+    #[tokio::test]
+    async fn a_step_ends_with_its_program_whoever_has_its_output_open() {
+        let dir = tempfile::tempdir().unwrap();
+        let ssh = Ssh::new(&SshOptions::default(), dir.path()).unwrap();
+        let said = Mutex::new(Vec::new());
+        let say = |_: &str, line: &str| said.lock().unwrap().push(line.to_owned());
+        let node = Node { place: Place::Here, ssh: &ssh, logs: dir.path(), say: &say };
+        let left = dir.path().join("left");
+        let script = format!("sleep 300 & echo $! >{}; echo word >&2; echo answer", left.display());
+        let answer = node.run("waiting", &script, Input::Nothing, Duration::from_secs(60)).await;
+        let failing = format!("{script}; exit 3");
+        let pid = std::fs::read_to_string(&left).unwrap();
+        let failed = node.run("waiting", &failing, Input::Nothing, Duration::from_secs(60)).await;
+        for pid in [pid, std::fs::read_to_string(&left).unwrap()] {
+            let pid = nix::unistd::Pid::from_raw(pid.trim().parse().unwrap());
+            nix::sys::signal::kill(pid, nix::sys::signal::Signal::SIGKILL).unwrap();
+        }
+        assert_eq!(answer.unwrap(), "answer\n");
+        let failed = failed.unwrap_err().to_string();
+        assert!(failed.contains("exit status: 3; its last lines:\n  word"), "{failed}");
+        assert_eq!(said.into_inner().unwrap(), ["word", "word"]);
+    }
 }

@@ -55,6 +55,9 @@ pub struct Prepare {
     /// A containerd that the node has from elsewhere is left as it is, and pulls all of them whole.
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]
     pub keep_containerd: bool,
+    /// Whether this is the first node, which has the registry of an image that brings its own.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub first: bool,
     /// Commands that are run in the image's tree: `check` before any of it is installed, `init` afterwards, `clean` at the end.
     pub hooks: BTreeMap<String, String>,
     /// The image's environment.
@@ -76,6 +79,7 @@ impl Prepare {
             serving: Vec::new(),
             images: None,
             keep_containerd: false,
+            first: false,
             hooks: BTreeMap::new(),
             environment: BTreeMap::new(),
             rendered: BTreeMap::new(),
@@ -146,6 +150,17 @@ pub struct Init {
     /// Where all nodes find the control plane, as `HOST[:PORT]`: needed where others may join it.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub endpoint: Option<String>,
+    /// Whether others are to join: each time they get a token of their own for it, which is a secret of the cluster's for a day.
+    pub joins: bool,
+}
+
+/// What a node says that was prepared.
+#[derive(Clone, Debug, Deserialize, PartialEq, Eq, Serialize)]
+pub struct Prepared {
+    /// How many things on it are other than before.
+    pub changed: usize,
+    /// Whether it is a member of the cluster already.
+    pub joined: bool,
 }
 
 /// What the first node says when it is up.
@@ -165,7 +180,7 @@ pub struct Begun {
 pub struct Join {
     /// Where the cluster is and which authority it has: a kubeconfig without credentials.
     pub discovery: Value,
-    /// A token for a day.
+    /// A token for a day; empty if nobody is to join.
     pub token: String,
     /// For a node that joins the control plane.
     #[serde(default, skip_serializing_if = "Option::is_none")]

@@ -3,7 +3,7 @@
 //! ```text
 //! DIR/images.json                     which images these are, what their registries are called in names, and which blobs they have
 //! DIR/docker/registry/v2/…            index, manifests and configs, in the storage layout of registries
-//! DIR.new/                            the same, before it is complete
+//! DIR.new/                            the same, before it is complete; or those before it, until they are removed
 //! ```
 
 use std::collections::{BTreeMap, HashMap, HashSet};
@@ -17,6 +17,8 @@ use image::document::Manifest;
 use registry::client::Descriptor;
 use registry::layout::{Layout, Paths};
 use registry::{Digest, Reference};
+use rustix::fs::{CWD, RenameFlags, renameat_with};
+use rustix::io::Errno;
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
 use thiserror::Error;
@@ -208,11 +210,12 @@ impl Kept {
         // Hundreds of small files, of which none is there before all of them are.
         let synced = File::open(&new).and_then(|root| Ok(rustix::fs::syncfs(&root)?));
         synced.map_err(failed(&new))?;
-        remove(&self.dir).map_err(failed(&self.dir))?;
-        fs::rename(&new, &self.dir).map_err(failed(&self.dir))?;
+        put(&new, &self.dir).map_err(failed(&self.dir))?;
         // That of a name alone is empty.
         let parent = self.dir.parent().filter(|parent| *parent != Path::new("")).unwrap_or(Path::new("."));
-        File::open(parent).and_then(|parent| parent.sync_all()).map_err(failed(parent))
+        File::open(parent).and_then(|parent| parent.sync_all()).map_err(failed(parent))?;
+        // What was there before, if the two were exchanged.
+        remove(&new).map_err(failed(&new))
     }
 }
 
@@ -321,9 +324,70 @@ fn write(path: &Path, content: &[u8]) -> io::Result<()> {
     fs::write(path, content)
 }
 
+/// Puts `new` in the place of `directory`, so that one of them is there at any time. What was there before is at `new` afterwards, or gone.
+fn put(new: &Path, directory: &Path) -> io::Result<()> {
+    match renameat_with(CWD, new, CWD, directory, RenameFlags::EXCHANGE) {
+        Ok(()) => Ok(()),
+        Err(Errno::NOENT) => fs::rename(new, directory),
+        // This file system cannot exchange them.
+        Err(Errno::INVAL | Errno::NOSYS | Errno::OPNOTSUPP) => {
+            remove(directory)?;
+            fs::rename(new, directory)
+        }
+        Err(error) => Err(error.into()),
+    }
+}
+
 fn remove(directory: &Path) -> io::Result<()> {
     match fs::remove_dir_all(directory) {
         Err(error) if error.kind() != ErrorKind::NotFound => Err(error),
         _ => Ok(()),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+    use std::thread;
+
+    use registry::digest::sha256;
+
+    use super::*;
+
+    #[test]
+    fn documents_are_there_at_any_time_while_others_take_their_place() {
+        let parent = tempfile::tempdir().unwrap();
+        let dir = parent.path().join("documents");
+        let content = |number: usize| Bytes::from(number.to_string());
+        let image = ImageDocuments {
+            reference: "r.example/a:v1".parse().unwrap(),
+            root: sha256(b"0"),
+            // Enough for their removal to take a while.
+            manifests: (0..200).map(|number| (sha256(&content(number)), content(number))).collect(),
+            configs: Vec::new(),
+            blobs: Vec::new(),
+        };
+        let hosts = BTreeMap::from([("r.example".to_owned(), "r.example".to_owned())]);
+        let write = |number: usize| {
+            let images = sha256(&content(number));
+            let about = KeptFile { version: VERSION, images, hosts: hosts.clone(), blobs: BTreeMap::new() };
+            Kept { dir: dir.clone(), about }.write(std::slice::from_ref(&image)).unwrap();
+        };
+        write(0);
+        let (is_over, missed) = (AtomicBool::new(false), AtomicUsize::new(0));
+        thread::scope(|scope| {
+            scope.spawn(|| {
+                while !is_over.load(Ordering::Relaxed) {
+                    if Kept::open(&dir).unwrap().is_none() {
+                        missed.fetch_add(1, Ordering::Relaxed);
+                    }
+                }
+            });
+            (1..=20).for_each(write);
+            is_over.store(true, Ordering::Relaxed);
+        });
+        assert_eq!(missed.into_inner(), 0);
+        assert_eq!(Kept::open(&dir).unwrap().unwrap().images(), &sha256(b"20"));
+        assert!(!parent.path().join("documents.new").exists());
     }
 }

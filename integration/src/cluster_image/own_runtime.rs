@@ -26,13 +26,15 @@ pub enum OwnRuntime {
 /// A file: its path, its mode, what is in it.
 type File = (&'static str, u32, &'static str);
 
-/// What each has: what its hooks say is in `/run/own-runtime` of a node. What launches it takes long once, where `/run/own-slow` is.
+/// What each has: what its hooks say is in `/run/own-runtime` of a node, and the server that the first one leaves in the background, which says
+/// that it is there until it cannot, in `/run/own-server`. What launches it takes long once, where `/run/own-slow` is.
 const FILES: &[File] = &[
     ("images.lock", 0o644, "{\"images.lock\":1,\"platforms\":[\"linux/amd64\"]}\n"),
     (
         "scripts/up.sh",
         0o644,
-        "set -e; { cat etc/own.conf; echo \"first $NODE_ROLE $NODE_ADDRESS\"; } >/run/own-runtime\necho token-of-first >$CLUSTER_JOIN; echo 'kind: Config' >$KUBECONFIG\n",
+        "set -e; { cat etc/own.conf; echo \"first $NODE_ROLE $NODE_ADDRESS\"; } >/run/own-runtime\necho token-of-first >$CLUSTER_JOIN; echo 'kind: Config' >$KUBECONFIG\n\
+         while echo a server is there; do sleep 0.2; done &\necho $! >/run/own-server\n",
     ),
     (
         "application/apps/word/go.sh",
@@ -97,7 +99,10 @@ async fn push(host: &str, which: OwnRuntime) -> Result<()> {
             "Labels": {
                 "init-cluster": "sh scripts/up.sh",
                 "join-cluster": "scripts/join.sh",
-                "leave-cluster": "rm /run/own-runtime",
+                "leave-cluster": "rm /run/own-runtime; if [ -e /run/own-server ]; then kill $(cat /run/own-server); rm /run/own-server; fi",
+                "init-registry": "touch /run/own-registry",
+                "clean-registry": "rm -f /run/own-registry",
+                "auth": "touch /run/own-auth",
                 "check": "echo \"checked $CLUSTER_NAME\"; echo check >>/run/own-hooks",
                 "init-cri": "echo init-cri >>/run/own-hooks",
                 "init": which.init(),

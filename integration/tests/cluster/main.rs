@@ -64,9 +64,16 @@ fn becomes_a_cluster(peers: &Peers) -> Result<()> {
     begins(&lab, &image, services)?;
 
     // A second run finds nothing to do.
-    let before = lab.state_of_nodes()?;
+    let tokens = || {
+        let of_kind = "--field-selector type=bootstrap.kubernetes.io/token -o name";
+        lab.machines().all()[0].run(&format!(
+            "kubectl --kubeconfig /etc/kubernetes/admin.conf --namespace kube-system get secrets {of_kind}"
+        ))
+    };
+    let (before, tokens_before) = (lab.state_of_nodes()?, tokens()?.stdout);
     lab.cluster_run()?;
-    let after = lab.state_of_nodes()?;
+    let (after, tokens_after) = (lab.state_of_nodes()?, tokens()?.stdout);
+    ensure!(tokens_after == tokens_before, "there are other tokens:\n{tokens_before}\n{tokens_after}");
     for (before, after) in before.iter().zip(&after) {
         ensure!(after == before, "the second run changed something:\n{before}\n{after}");
     }

@@ -93,6 +93,8 @@ fn by_password(machine: &Machine, package: &Path, dir: &Path) -> Result<()> {
     let shown = machine.run("cat /run/own-runtime")?.stdout;
     let expected = format!("first master {address}\nlaunched of default, kind: Config\n");
     ensure!(shown == format!("color is of the second\n{expected}"), "{shown}");
+    has_what_hooks_left(machine)?;
+    ensure!(said.stderr.contains("warning: the image's label auth is not run"), "{}", said.stderr);
     // As an argument of ours it does the same, and nothing of it is kept.
     let mut ps = cluster(&["ps", "--password", PASSWORD], "of nobody")?;
     let shown = process::run_within(&mut ps, DEADLINE)?.stdout;
@@ -110,6 +112,15 @@ fn by_password(machine: &Machine, package: &Path, dir: &Path) -> Result<()> {
     ensure!(words.contains(&address), "no ssh was recorded: {words}");
     ensure!(!words.contains("pa ss") && !words.contains("o$rd"), "the password is in arguments:\n{words}");
     Ok(())
+}
+
+/// The server that a hook left in the background goes on, and can say something; hooks of the first node have run.
+fn has_what_hooks_left(machine: &Machine) -> Result<()> {
+    machine.run("test -e /run/own-registry && test ! -e /run/own-auth")?;
+    let said = "journalctl --identifier=nydus-cluster --output=cat | grep -c 'a server is there'";
+    let before = machine.run(&format!("{said} || true"))?.stdout;
+    let more = format!("kill -0 $(cat /run/own-server) && [ $({said}) -gt {} ]", before.trim());
+    machine.wait_for("the server says more", DEADLINE, &more)
 }
 
 /// A folder with the system's ssh, which writes its arguments to `words` first, and where it is to be an older one does not know what those
@@ -177,6 +188,7 @@ fn keeps_containerd(peers: &Peers, machine: &Machine) -> Result<()> {
 
 fn is_gone(machine: &Machine) -> Result<()> {
     machine.run("test ! -e /run/own-runtime && test ! -e /run/own-hooks && test ! -e /usr/bin/own-second")?;
+    machine.run("test ! -e /run/own-server && test ! -e /run/own-registry")?;
     machine.run("cd /var/lib/nydus-cluster && test ! -e cluster && test ! -e packages && test ! -e bin")?;
     let left = machine.run("pgrep -l nydus || true; systemctl --failed --no-legend --plain")?.stdout;
     ensure!(left.is_empty(), "these are left:\n{left}");

@@ -5,7 +5,7 @@ use std::path::Path;
 
 use super::commands::{progress, systemctl};
 use super::ledger::Ledger;
-use super::{State, by_hooks, clear, foreign, image, install, lazy, member, package};
+use super::{State, by_hooks, clear, foreign, hooks, image, install, lazy, member, package};
 use crate::launch::error::LaunchError;
 
 /// Takes this node out of its cluster, and all away that was put here. With `keep` that stays, for a next run.
@@ -15,7 +15,7 @@ pub(super) fn remove(dir: &Path, keep: bool) -> Result<(), LaunchError> {
         progress("leaving the cluster");
         member::leave(&state)?;
     }
-    state.hook("clean")?;
+    hooks::clean(&state, !keep)?;
     if keep {
         return state.left();
     }
@@ -41,7 +41,7 @@ pub(super) fn image(state: &mut State, ledger: &mut Ledger) -> Result<(), Launch
         member::leave(state)?;
     }
     if !state.saved.hooks_done.is_empty() {
-        state.hook("clean")?;
+        hooks::clean(state, false)?;
     }
     state.left()?;
     let told = is_told(state, ledger)?;

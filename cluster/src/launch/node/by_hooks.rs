@@ -136,7 +136,8 @@ mod tests {
         let up = format!("{said} >said; echo token >$CLUSTER_JOIN; echo 'kind: Config' >$KUBECONFIG");
         let mut first = state(&first_dir, &[(INIT, &up), (LEAVE, "rm said")]);
         assert!(makes(&first));
-        let init_task = Init { address: Some("10.0.0.1".to_owned()), endpoint: Some("api:6443".to_owned()) };
+        let init_task =
+            Init { address: Some("10.0.0.1".to_owned()), endpoint: Some("api:6443".to_owned()), joins: true };
         let begun = init(&mut first, &init_task).unwrap();
         assert_eq!(begun.kubeconfig, "kind: Config\n");
         let read = |dir: &Path| fs::read_to_string(dir.join("tree/said")).unwrap();
@@ -162,7 +163,8 @@ mod tests {
     fn a_first_node_has_to_leave_credentials() {
         let dir = tempfile::tempdir().unwrap();
         let mut first = state(dir.path(), &[(INIT, "true")]);
-        let error = init(&mut first, &Init { address: None, endpoint: None }).unwrap_err().to_string();
+        let error =
+            init(&mut first, &Init { address: None, endpoint: None, joins: false }).unwrap_err().to_string();
         assert!(error.contains("init-cluster left no credentials"), "{error}");
     }
 }

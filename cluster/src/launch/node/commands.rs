@@ -1,11 +1,11 @@
 //! Programs that a node runs for a task. What they say goes to our standard error, line by line, to whoever waits: our standard
-//! output is for what comes of the task.
+//! output is for what comes of the task. Both are ours alone, so that nobody waits for what a program leaves in the background.
 //!
-//! Each leads a process group of its own, so that it ends together with what it has started.
+//! Each leads a process group of its own, so that it ends together with what it has started where it is late.
 
 use std::fmt::{self, Write as _};
 use std::fs;
-use std::io::{self, Read as _, Write as _};
+use std::io::{self, Write as _};
 use std::os::unix::process::CommandExt as _;
 use std::process::{Child, Command, Stdio};
 use std::thread;
@@ -14,6 +14,7 @@ use std::time::{Duration, Instant};
 use nix::sys::signal::{Signal, killpg};
 use nix::unistd::Pid;
 
+use super::output::ProgramOutput;
 use crate::launch::error::LaunchError;
 
 /// How long a program may take that only changes this node.
@@ -30,48 +31,54 @@ pub(super) fn progress(line: impl fmt::Display) {
     let _ = writeln!(io::stderr(), "{line}");
 }
 
-/// Runs `command` to its end.
+/// Runs `command` to its end, whatever it has started goes on.
 ///
 /// # Errors
 ///
 /// When it cannot be run, fails, or does not end within `deadline`.
 pub(super) fn run(command: &mut Command, deadline: Duration) -> Result<(), LaunchError> {
-    output(command.stdout(io::stderr()), deadline).map(drop)
-}
-
-/// Runs `command` and returns what it says, where its standard output is not set.
-pub(super) fn say(command: &mut Command) -> Result<String, LaunchError> {
-    output(command.stdout(Stdio::piped()), SHORT)
-}
-
-fn output(command: &mut Command, deadline: Duration) -> Result<String, LaunchError> {
     let shown = shown(command);
-    let failed = |reason: String| LaunchError::Command { command: shown.clone(), reason };
-    let command = command.stdin(Stdio::null()).process_group(0);
-    let mut child = command.spawn().map_err(|error| failed(error.to_string()))?;
-    let reader = child.stdout.take().map(|mut stdout| {
-        thread::spawn(move || {
-            let mut text = String::new();
-            stdout.read_to_string(&mut text).map(|_| text)
-        })
-    });
+    let (output, writer) = ProgramOutput::shown().map_err(|error| failed(&shown, error))?;
+    let second = writer.try_clone().map_err(|error| failed(&shown, error))?;
+    let ended = to_end(command.stdout(second).stderr(writer), &shown, deadline);
+    let passed = output.end().map_err(|error| failed(&shown, error));
+    ended.and(passed.map(drop))
+}
+
+/// Runs `command` and returns what it says.
+pub(super) fn say(command: &mut Command) -> Result<String, LaunchError> {
+    let shown = shown(command);
+    let (output, writer) = ProgramOutput::shown().map_err(|error| failed(&shown, error))?;
+    let (answer, answer_writer) = ProgramOutput::kept().map_err(|error| failed(&shown, error))?;
+    let ended = to_end(command.stdout(answer_writer).stderr(writer), &shown, SHORT);
+    let passed = output.end().and_then(|_| answer.end()).map_err(|error| failed(&shown, error));
+    let answer = ended.and(passed)?;
+    String::from_utf8(answer).map_err(|error| failed(&shown, error))
+}
+
+fn failed(command: &str, reason: impl fmt::Display) -> LaunchError {
+    LaunchError::Command { command: command.to_owned(), reason: reason.to_string() }
+}
+
+/// Runs `command`, whose output is set, until it has ended.
+fn to_end(command: &mut Command, shown: &str, deadline: Duration) -> Result<(), LaunchError> {
+    let spawned = command.stdin(Stdio::null()).process_group(0).spawn();
+    // It would hold its own output open.
+    command.stdout(Stdio::null()).stderr(Stdio::null());
+    let mut child = spawned.map_err(|error| failed(shown, error))?;
     let start = Instant::now();
-    let status = loop {
-        if let Some(status) = child.try_wait().map_err(|error| failed(error.to_string()))? {
-            break status;
+    loop {
+        match child.try_wait().map_err(|error| failed(shown, error))? {
+            Some(status) if status.success() => return Ok(()),
+            Some(status) => return Err(failed(shown, status)),
+            None => {}
         }
         if start.elapsed() > deadline {
             end(&mut child);
-            return Err(failed(format!("did not end within {} seconds", deadline.as_secs())));
+            return Err(failed(shown, format_args!("did not end within {} seconds", deadline.as_secs())));
         }
         thread::sleep(POLL_INTERVAL);
-    };
-    if !status.success() {
-        return Err(failed(status.to_string()));
     }
-    let text = reader.map(thread::JoinHandle::join).transpose();
-    let text = text.map_err(|_| failed("its output could not be read".to_owned()))?;
-    text.transpose().map(Option::unwrap_or_default).map_err(|error| failed(error.to_string()))
 }
 
 /// Ends a child with all that it has started, by force if it takes long.
@@ -150,6 +157,33 @@ mod tests {
     }
 
     #[test]
+    fn what_a_program_leaves_in_the_background_holds_up_nobody_and_can_go_on_to_write() {
+        let dir = tempfile::tempdir().unwrap();
+        let (file, ticks) = (dir.path().join("pid"), dir.path().join("pid.ticks"));
+        let mut process = own_process("leaves_a_child");
+        let mut process = process.env(PID_FILE, &file).spawn().unwrap();
+        // As ssh on the node, which waits until nobody has our output open.
+        let (tell, said) = std::sync::mpsc::channel();
+        let mut stderr = process.stderr.take().unwrap();
+        thread::spawn(move || tell.send(io::read_to_string(&mut stderr)));
+        let said = said.recv_timeout(WAIT_DEADLINE);
+        let stays = is_running(&pid_in(&file));
+        let size = || fs::metadata(&ticks).map_or(0, |metadata| metadata.len());
+        let before = size();
+        let start = Instant::now();
+        while stays && size() < before + 5 && start.elapsed() < WAIT_DEADLINE {
+            thread::sleep(POLL_INTERVAL);
+        }
+        let written = size() - before;
+        let pid = Pid::from_raw(pid_in(&file).parse().unwrap());
+        _ = nix::sys::signal::kill(pid, Signal::SIGKILL);
+        _ = (process.kill(), process.wait());
+        let said = said.expect("somebody has the output open still").unwrap();
+        assert!(stays && written >= 5, "{written} ticks, {said}");
+        assert!(said.lines().any(|line| line == "word"), "{said}");
+    }
+
+    #[test]
     fn what_is_late_ends_with_all_that_it_has_started() {
         let dir = tempfile::tempdir().unwrap();
         let file = dir.path().join("pid");
@@ -176,6 +210,15 @@ mod tests {
     #[ignore = "is run by another test"]
     fn says_a_word() {
         run(Command::new("echo").arg("word"), SHORT).unwrap();
+    }
+
+    #[test]
+    #[ignore = "is run by another test"]
+    fn leaves_a_child() {
+        let Some(file) = env::var_os(PID_FILE) else { return };
+        // It ends when it cannot write.
+        let script = "while echo tick; do echo >>$0.ticks; sleep 0.1; done & echo $! >$0; echo word";
+        run(Command::new("/bin/sh").args(["-c", script]).arg(file), SHORT).unwrap();
     }
 
     #[test]

@@ -48,14 +48,17 @@ pub(super) fn init(state: &mut State, init: &Init) -> Result<Begun, LaunchError>
         )?;
         systemctl(&["enable", "kubelet.service"])?;
         // What it says is shown and kept, and nobody may join by that.
-        let mut init = Command::new("kubeadm");
-        run(init.args(["init", "--skip-token-print", "--config"]).arg(&config), LONG)?;
+        let mut kubeadm = Command::new("kubeadm");
+        run(kubeadm.args(["init", "--skip-token-print", "--config"]).arg(&config), LONG)?;
         state.joined("master")?;
     }
-    let mut token = Command::new("kubeadm");
     // Right after a start the cluster may not answer yet.
     run(kubectl().args(["wait", "--for=create", "--timeout=60s", "namespace/kube-system"]), ANSWER_DEADLINE)?;
-    let token = say(token.args(["--kubeconfig", ADMIN, "token", "create"]))?.trim().to_owned();
+    let token = match init.joins {
+        true => say(Command::new("kubeadm").args(["--kubeconfig", ADMIN, "token", "create"]))?,
+        false => String::new(),
+    };
+    let token = token.trim().to_owned();
     let kubeconfig = fs::read_to_string(ADMIN).map_err(LaunchError::io(ADMIN))?;
     let join = Join { discovery: discovery(&kubeconfig)?, token, control_plane: None, by_hooks: None };
     Ok(Begun { join, kubeconfig, authorities: authorities()? })

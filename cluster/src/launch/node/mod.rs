@@ -9,12 +9,14 @@ mod clear;
 mod commands;
 mod containerd;
 mod foreign;
+mod hooks;
 mod image;
 mod install;
 mod lazy;
 mod ledger;
 mod member;
 mod mirrors;
+mod output;
 mod own;
 mod package;
 mod unit;
@@ -33,8 +35,8 @@ use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
 
 use super::error::LaunchError;
-use super::task::{Image, Mirror, Prepare, Status, Task};
-use commands::{LONG, progress, run, systemctl};
+use super::task::{Image, Mirror, Prepare, Prepared, Status, Task};
+use commands::{progress, systemctl};
 use ledger::Ledger;
 
 /// Where a node keeps what it has of a cluster.
@@ -143,8 +145,12 @@ fn adopt(dir: &Path, ledger: &mut Ledger, wanted: &Prepare) -> Result<State, Lau
 
 fn prepare(dir: &Path, wanted: &Prepare, registry: &ClientConfig) -> Result<Value, LaunchError> {
     let mut ledger = Ledger::open(dir)?;
+    let is_known = State::file(dir).exists();
     let mut state = adopt(dir, &mut ledger, wanted)?;
     let none_there = install::has_no_containerd(&ledger);
+    if !is_known {
+        state.saved.had_containerd = Some(!none_there);
+    }
     // A containerd from elsewhere that was left as it was in a cluster that runs is left so.
     let tells =
         !none_there && !wanted.keep_containerd && (state.saved.containerd_told || state.role().is_empty());
@@ -178,7 +184,7 @@ fn prepare(dir: &Path, wanted: &Prepare, registry: &ClientConfig) -> Result<Valu
         let reason = "it has no containerd that could read container images lazily: run it with --plain";
         return Err(LaunchError::wrong("the cluster image", reason));
     }
-    state.hook("check")?;
+    hooks::check(&state)?;
     if let Some((images, port)) = images {
         lazy::bring(&mut ledger, dir, &program, images, port, registry)?;
     } else if wanted.images.is_some() {
@@ -200,14 +206,8 @@ fn prepare(dir: &Path, wanted: &Prepare, registry: &ClientConfig) -> Result<Valu
     if own_containerd || !none_there {
         systemctl(&["enable", "--now", "containerd.service"])?;
     }
-    for hook in ["init-cri", "init"] {
-        if !state.saved.hooks_done.iter().any(|done| done == hook) {
-            state.hook(hook)?;
-            state.saved.hooks_done.push(hook.to_owned());
-            state.save()?;
-        }
-    }
-    Ok(json!({"changed": ledger.changed()}))
+    hooks::init(&mut state)?;
+    Ok(json!(Prepared { changed: ledger.changed(), joined: !state.role().is_empty() }))
 }
 
 /// With what the image says of the same hosts behind them, once it is there and its containerd is used.
@@ -268,6 +268,9 @@ struct SavedState {
     /// What networks had written for the node's containerd before there was a cluster; absent where nobody looked.
     #[serde(default)]
     networks: Option<BTreeSet<String>>,
+    /// Whether the node had a containerd before there was a cluster; absent where nobody looked.
+    #[serde(default)]
+    had_containerd: Option<bool>,
 }
 
 impl State {
@@ -281,6 +284,7 @@ impl State {
             port: None,
             containerd_told: false,
             networks: Some(clear::pod_networks()?),
+            had_containerd: None,
         };
         Ok(Self { dir: dir.to_owned(), saved })
     }
@@ -353,13 +357,6 @@ impl State {
     fn has_launched(&mut self, commands: usize) -> Result<(), LaunchError> {
         self.saved.launched = commands;
         self.save()
-    }
-
-    /// Runs a hook, if the image has it.
-    fn hook(&self, name: &str) -> Result<(), LaunchError> {
-        let Some(command) = self.saved.prepare.hooks.get(name) else { return Ok(()) };
-        progress(format_args!("running the hook {name}: {command}"));
-        run(&mut self.shell(command), LONG)
     }
 
     /// A shell's command in the image's tree, with the image's environment.
