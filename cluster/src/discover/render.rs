@@ -106,20 +106,23 @@ fn failed(file: &str, error: &TemplateError, requests: &mut Requests) {
     requests.problem(file, error.line, &error.reason);
 }
 
-/// Takes the templates among a chart's files and values.
+/// Takes the templates among a chart's files and values. One that is no text is a problem of its file.
 fn take_templates(chart: &mut Chart, all: &mut Templates, requests: &mut Requests) {
+    let mut take = |file: String, content: Vec<u8>| match String::from_utf8(content) {
+        Ok(text) => _ = all.insert(file, text),
+        Err(error) => requests.problem(file, None, Unreadable::NoText(error.utf8_error().valid_up_to())),
+    };
     let names: Vec<String> = chart.files.keys().filter(|name| name.ends_with(TEMPLATE)).cloned().collect();
     for name in names {
-        let file = format!("{}/{name}", chart.place);
-        match chart.files.remove(&name).map(String::from_utf8) {
-            Some(Ok(text)) => _ = all.insert(file, text),
-            Some(Err(error)) => {
-                requests.problem(file, None, Unreadable::NoText(error.utf8_error().valid_up_to()));
-            }
-            None => {}
+        if let Some(content) = chart.files.remove(&name) {
+            take(format!("{}/{name}", chart.place), content);
         }
     }
-    for values in chart.overlay.iter().chain(&chart.sets).filter(|values| values.name.ends_with(TEMPLATE)) {
-        all.insert(values.name.clone(), String::from_utf8_lossy(&values.content).into_owned());
+    for values in chart.overlay.iter_mut().chain(&mut chart.sets) {
+        if !values.name.ends_with(TEMPLATE) {
+            continue;
+        }
+        // They come back rendered. What cannot be is left empty: helm would name it once more.
+        take(values.name.clone(), std::mem::take(&mut values.content));
     }
 }

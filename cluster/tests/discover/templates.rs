@@ -77,8 +77,13 @@ async fn a_template_of_a_chart_that_is_no_text_is_named() {
     let Some(options) = options() else { return };
     let dir = tree(&[("charts/web/Chart.yaml", "apiVersion: v2\nname: web\nversion: 1.0.0\n")]);
     write(dir.path(), "charts/web/templates/web.yaml.tmpl", b"kind: Pod\xff\n");
+    write(dir.path(), "charts/web.values.yaml.tmpl", b"kind: Pod\xff\n");
     let problems = problems(&discover(&dir, options).await);
-    assert_eq!(problems, ["charts/web/templates/web.yaml.tmpl: it is no text in UTF-8: byte 9 is not"]);
+    let expected = |file: &str| format!("{file}: it is no text in UTF-8: byte 9 is not");
+    assert_eq!(
+        problems,
+        [expected("charts/web.values.yaml.tmpl"), expected("charts/web/templates/web.yaml.tmpl")]
+    );
 }
 
 #[tokio::test]
