@@ -13,7 +13,7 @@ use thiserror::Error;
 use super::NotMerged;
 use crate::lock::{Lock, Locked};
 use crate::package::{LOCK_FILE, lock_layer};
-use crate::saved::DIRECTORY_REPOSITORY;
+use crate::saved::{DIRECTORY_REPOSITORY, REPOSITORIES};
 
 /// Two images say different things.
 #[derive(Clone, Debug, Error, PartialEq, Eq)]
@@ -91,9 +91,16 @@ impl United {
         if path.is_file() {
             self.lock(name, Lock::read(&path)?)?;
         }
-        let mut todo = vec![PathBuf::from("registry")];
+        self.registry_files(name, directory.path())
+    }
+
+    /// Adds the files in `registry/` of the tree `root`. What names all saved images goes first: where two saves differ, the tags of images
+    /// that both have may too, and it is the saves that a person has to make anew.
+    fn registry_files(&mut self, name: &str, root: &Path) -> Result<(), NotMerged> {
+        let set = Path::new("registry").join(REPOSITORIES).join(DIRECTORY_REPOSITORY);
+        let mut todo = vec![PathBuf::from("registry"), set];
         while let Some(folder) = todo.pop() {
-            let Ok(entries) = std::fs::read_dir(directory.path().join(&folder)) else { continue };
+            let Ok(entries) = std::fs::read_dir(root.join(&folder)) else { continue };
             for entry in entries {
                 let entry = entry?;
                 let path = folder.join(entry.file_name());
@@ -225,5 +232,25 @@ mod tests {
         assert!(error.contains("a and b were each filled by `cluster save DIR`"), "{error}");
         assert!(wanted(b"registry/docker/registry/v2/repositories/a/_manifests/tags/v1/current/link"));
         assert!(!wanted(b"registry/docker/registry/v2/blobs/sha256/aa/data") && !wanted(b"etc/registry/x"));
+    }
+
+    #[test]
+    fn two_saves_are_named_before_the_images_that_both_have() {
+        let tree = |link: &str| {
+            let root = tempfile::tempdir().unwrap();
+            // Folders are read in no order: with this many, one of them comes before the set.
+            let images = (0..64).map(|index| format!("app{index}"));
+            for repository in images.chain([DIRECTORY_REPOSITORY.to_owned()]) {
+                let tag = root.path().join("registry").join(REPOSITORIES).join(repository);
+                let tag = tag.join("_manifests/tags/latest/current");
+                std::fs::create_dir_all(&tag).unwrap();
+                std::fs::write(tag.join("link"), link).unwrap();
+            }
+            root
+        };
+        let mut united = United::default();
+        united.registry_files("a", tree("1").path()).unwrap();
+        let error = united.registry_files("b", tree("2").path()).unwrap_err();
+        assert!(matches!(error, NotMerged::Conflict(Conflict::Saved { .. })), "{error}");
     }
 }
