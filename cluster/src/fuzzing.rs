@@ -5,7 +5,8 @@ use std::path::Path;
 
 use crate::discover::chart::{archive, metadata::Metadata};
 use crate::discover::list::{self, List};
-use crate::discover::manifest::{self, Context, kustomize::Kustomization};
+use crate::discover::manifest::kustomize::{self, Kustomization};
+use crate::discover::manifest::{self, Context};
 use crate::discover::{Way, ask::Requests};
 use crate::package::Package;
 
@@ -15,7 +16,9 @@ pub fn manifest(text: &str) {
         let context = Context { file: file.to_owned(), way, values: None };
         let _ = manifest::read(&context, text).finish(None);
     }
-    Kustomization::read(Path::new("a/kustomization.yaml"), text).apply(&mut Requests::default());
+    let one = |file| Kustomization::read(Path::new(file), text);
+    let both = [one("a/kustomization.yaml"), one("kustomization.yaml")];
+    kustomize::apply(&both, &mut Requests::default());
 }
 
 /// Reads `bytes` as a chart's archive, as the tar in one, and as its `Chart.yaml`.

@@ -147,7 +147,7 @@ impl Discovery {
 }
 
 /// One request, as its source found it.
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub(crate) struct Request {
     /// The text.
     pub(crate) text: String,

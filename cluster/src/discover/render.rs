@@ -33,9 +33,7 @@ pub(crate) async fn render(
     let parallel = available_parallelism().map_or(1, usize::from);
     let rendered: Vec<Requests> = futures::stream::iter(jobs).buffered(parallel).collect().await;
     rendered.into_iter().for_each(|requests| collected.requests.add(requests));
-    for kustomization in &collected.kustomizations {
-        kustomization.apply(&mut collected.requests);
-    }
+    manifest::kustomize::apply(&collected.kustomizations, &mut collected.requests);
     Ok(())
 }
 

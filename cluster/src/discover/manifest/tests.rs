@@ -242,14 +242,81 @@ fn a_kustomization_is_known_by_its_name_alone() {
 #[test]
 fn a_kustomization_replaces_the_images_of_its_resources() {
     let pods = "apiVersion: v1\nkind: Pod\nspec: {containers: [{image: 'app:dev'}, {image: 'h:5/db:1'}, {image: c}]}\n";
-    let context = Context { file: "m/base/pods.yaml".to_owned(), way: Way::Manifest, values: None };
-    let text = "resources: [../base/pods.yaml]\nimages:\n- {name: app, newTag: v1}\n- {name: 'h:5/db', newName: q/db}\n";
-    let kustomization =
-        kustomize::Kustomization::read(std::path::Path::new("m/over/kustomization.yaml"), text);
-    let mut requests = read(&context, pods);
-    kustomization.apply(&mut requests);
-    let left: Vec<_> = requests.requests.iter().map(|request| request.text.as_str()).collect();
-    assert_eq!(left, ["q/db:1", "c"]);
+    let over = "resources: [../base/pods.yaml]\nimages:\n- {name: app, newTag: v1}\n- {name: 'h:5/db', newName: q/db}\n";
+    let files = [("m/base/pods.yaml", pods), ("m/over/kustomization.yaml", over)];
+    assert_eq!(kustomized(&files), ["app:v1", "c", "q/db:1"]);
+}
+
+/// What is asked for once kustomizations among the files are applied.
+fn kustomized(files: &[(&str, &str)]) -> Vec<String> {
+    let (mut kustomizations, mut requests) = (Vec::new(), Requests::default());
+    for (file, text) in files {
+        if kustomize::is_kustomization(file) {
+            kustomizations.push(kustomize::Kustomization::read(std::path::Path::new(file), text));
+        }
+        let context = Context { file: (*file).to_owned(), way: Way::Manifest, values: None };
+        requests.add(read(&context, text));
+    }
+    kustomize::apply(&kustomizations, &mut requests);
+    let problems: Vec<_> = requests.problems.iter().map(ToString::to_string).collect();
+    let mut asked: Vec<_> =
+        requests.requests.into_iter().map(|request| request.text).chain(problems).collect();
+    asked.sort();
+    // One place may ask through several.
+    asked.dedup();
+    asked
+}
+
+#[test]
+fn a_kustomization_replaces_the_images_of_its_bases() {
+    let pods =
+        "apiVersion: v1\nkind: Pod\nspec: {containers: [{image: 'app:placeholder'}, {image: 'db:1'}]}\n";
+    let files = |over: &[(&'static str, &'static str)]| {
+        let base = [
+            ("m/base/pods.yaml", pods),
+            ("m/base/kustomization.yaml", "resources: [pods.yaml]\nimages: [{name: db, newTag: '2'}]\n"),
+        ];
+        kustomized(&[over, &base].concat())
+    };
+    assert_eq!(files(&[]), ["app:placeholder", "db:2"]);
+    // After the base's own, and with the tag of what it replaces where it says none.
+    let over = [(
+        "m/over/kustomization.yaml",
+        "resources: [../base]\nimages:\n- {name: app, newName: q.io/app}\n- {name: db, newTag: '3'}\n",
+    )];
+    assert_eq!(files(&over), ["db:3", "q.io/app:placeholder"]);
+    // Two of one base, and one of these two.
+    let two = [
+        ("m/dev/kustomization.yaml", "bases: [../base]\nimages: [{name: app, newTag: dev}]\n"),
+        ("m/prod/kustomization.yaml", "resources: [../base/]\nimages: [{name: app, newName: p/app}]\n"),
+        ("m/all/kustomization.yaml", "resources: [../dev, ../prod]\nimages: [{name: db, newTag: '4'}]\n"),
+    ];
+    assert_eq!(files(&two), ["app:dev", "db:4", "p/app:placeholder"]);
+    // A component's images are for who names it.
+    let component = [
+        (
+            "m/part/kustomization.yaml",
+            "apiVersion: kustomize.config.k8s.io/v1alpha1\nkind: Component\nimages: [{name: app, newTag: part}]\n",
+        ),
+        ("m/over/kustomization.yaml", "resources: [../base]\ncomponents: [../part]\n"),
+    ];
+    assert_eq!(files(&component), ["app:part", "db:2"]);
+}
+
+#[test]
+fn kustomizations_in_each_other_and_outside_of_the_tree_end() {
+    let pod = "apiVersion: v1\nkind: Pod\nspec: {containers: [{image: a}]}\n";
+    let round = [
+        ("x/kustomization.yaml", "resources: [../y, pod.yaml]\n"),
+        ("y/kustomization.yaml", "resources: [../x, ../../../x/pod.yaml]\n"),
+        ("x/pod.yaml", pod),
+    ];
+    assert_eq!(kustomized(&round), ["a"]);
+    let folder = |number: usize| format!("{}kustomization.yaml", "d/".repeat(number));
+    let deep: Vec<_> = (0..100).map(|number| (folder(number), "resources: [d]\n")).collect();
+    let deep: Vec<_> = deep.iter().map(|(file, text)| (file.as_str(), *text)).collect();
+    let said = kustomized(&deep);
+    assert!(!said.is_empty() && said.iter().all(|said| said.contains("more than 32 deep")), "{said:?}");
 }
 
 #[test]
@@ -267,7 +334,7 @@ proptest::proptest! {
         for file in ["x.yaml", "kustomization.yaml"] {
             let _ = found(file, &text);
             let _ = found(file, &format!("apiVersion: x.io/v1\nkind: X\nspec:\n  {text}"));
-            kustomize::Kustomization::read(std::path::Path::new(file), &text).apply(&mut Requests::default());
+            kustomized(&[(file, &text)]);
         }
     }
 }
