@@ -110,12 +110,11 @@ pub(crate) fn apply(kustomizations: &[Kustomization], requests: &mut Requests) {
     if kustomizations.is_empty() {
         return;
     }
-    let named = |path: &Path| {
-        let mut all = kustomizations.iter();
-        all.any(|one| one.file == path || one.resources.iter().any(|resource| resource == path))
-    };
+    let paths = kustomizations.iter().flat_map(|one| one.resources.iter().chain([&one.file]));
+    let named: HashSet<&Path> = paths.map(PathBuf::as_path).collect();
     let all = std::mem::take(&mut requests.requests).into_iter();
-    let (used, rest): (Vec<_>, Vec<_>) = all.partition(|request| named(Path::new(&request.origin.file)));
+    let (used, rest): (Vec<_>, Vec<_>) =
+        all.partition(|request| named.contains(Path::new(&request.origin.file)));
     requests.requests = rest;
     let mut of_files: HashMap<PathBuf, Vec<Request>> = HashMap::new();
     for request in used {
