@@ -75,6 +75,11 @@ fn wanted(path: &[u8]) -> bool {
     path == LOCK_FILE.as_bytes() || path == b"registry" || (path.starts_with(b"registry/") && !is_blob())
 }
 
+/// Where `cluster save DIR` names all images that are in `registry/`.
+fn saved_set() -> PathBuf {
+    Path::new("registry").join(REPOSITORIES).join(DIRECTORY_REPOSITORY)
+}
+
 impl United {
     /// Adds the files of an image.
     pub(super) async fn add(
@@ -97,8 +102,7 @@ impl United {
     /// Adds the files in `registry/` of the tree `root`. What names all saved images goes first: where two saves differ, the tags of images
     /// that both have may too, and it is the saves that a person has to make anew.
     fn registry_files(&mut self, name: &str, root: &Path) -> Result<(), NotMerged> {
-        let set = Path::new("registry").join(REPOSITORIES).join(DIRECTORY_REPOSITORY);
-        let mut todo = vec![PathBuf::from("registry"), set];
+        let mut todo = vec![PathBuf::from("registry"), saved_set()];
         while let Some(folder) = todo.pop() {
             let Ok(entries) = std::fs::read_dir(root.join(&folder)) else { continue };
             for entry in entries {
@@ -115,11 +119,11 @@ impl United {
     }
 
     fn file(&mut self, name: &str, path: &Path, content: Vec<u8>) -> Result<(), Conflict> {
+        let is_set = path.starts_with(saved_set());
         let path = path.display().to_string();
         match self.registry.get(&path) {
             Some((before, one)) if *before != content => {
                 let (one, other) = (one.clone(), name.to_owned());
-                let is_set = path.contains(&format!("/repositories/{DIRECTORY_REPOSITORY}/"));
                 Err(if is_set { Conflict::Saved { one, other } } else { Conflict::File { path, one, other } })
             }
             Some(_) => Ok(()),

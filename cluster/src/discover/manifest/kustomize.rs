@@ -8,6 +8,11 @@ use super::{Reader, Role};
 use crate::discover::ask::{Request, Requests};
 use yaml::Value;
 
+/// How deep kustomizations may lie in one another.
+const DEPTH_LIMIT: usize = 32;
+/// How many images all of them together may make of those that they name.
+const REQUESTS_LIMIT: usize = 100_000;
+
 /// Whether `file` is a kustomization by its name, as kustomize has it.
 pub(crate) fn is_kustomization(file: &str) -> bool {
     let name = file.rsplit('/').next().unwrap_or(file);
@@ -135,10 +140,6 @@ pub(crate) fn apply(kustomizations: &[Kustomization], requests: &mut Requests) {
         }
     }
 }
-
-/// How deep kustomizations may lie in one another, and how many images all of them may make of theirs together.
-const DEPTH_LIMIT: usize = 32;
-const REQUESTS_LIMIT: usize = 100_000;
 
 /// Kustomizations that are built, as `kustomize build` does.
 struct Build<'a> {
