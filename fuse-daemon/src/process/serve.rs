@@ -217,7 +217,7 @@ impl RunningWorker {
         let until = after(milliseconds).into();
         self.runtime.spawn(async move {
             let outcome = match worker.chunk_info_parts(&blob.blob(), until).await {
-                Ok(parts) => tokio::task::spawn_blocking(move || write(&parts, &File::from(file)))
+                Ok(info) => tokio::task::spawn_blocking(move || write(&info.parts, &File::from(file)))
                     .await
                     .unwrap_or_else(|panic| Err(io::Error::other(panic)))
                     .map_err(|error| error.to_string()),

@@ -1,27 +1,35 @@
 //! Chunk information that a bootstrap lacks, out of the blobs' tails: of blobs with batches, and of all blobs where there is
 //! no chunk table.
 
+use std::cell::RefCell;
 use std::io;
 use std::ops::Range;
 use std::sync::{Arc, Mutex, PoisonError};
 
+use futures::FutureExt;
 use futures::future::{BoxFuture, Shared as SharedFuture, WeakShared};
-use futures::{FutureExt, TryStreamExt};
 use rafs::blob::Blob;
-use rafs::blob::source::{BlobError, BlobSource, MetaParts, read_meta_parts};
+use rafs::blob::source::{BlobError, BlobSource, MetaParts, digests_limit, read_meta_parts};
 use tokio::time::{Instant, timeout_at};
 
 use super::race::race;
 use super::sources::Source;
+use super::whole::Held;
 use super::{LocalWorker, WorkerState};
 use crate::control::BlobId;
 
-type Outcome = Result<Arc<MetaParts>, Arc<BlobError>>;
+type Outcome = Result<Arc<ChunkInfo>, Arc<BlobError>>;
 type InfoFlight = BoxFuture<'static, Outcome>;
 
 /// What is being read, by blob as it is described: images may describe it differently.
 #[derive(Default)]
 pub(super) struct ChunkInfos(Mutex<Vec<(Blob, WeakShared<InfoFlight>)>>);
+
+/// The chunk information of a blob, not verified, and what it has of the worker's memory.
+pub(crate) struct ChunkInfo {
+    pub(crate) parts: MetaParts,
+    _held: Option<Held>,
+}
 
 impl LocalWorker {
     /// The chunk information of a blob, from whichever backend has it first, not verified; read once for all who ask at the
@@ -59,12 +67,15 @@ impl WorkerState {
                 return (flight, true);
             }
         }
-        let tail = Tail { shared: Arc::clone(self), until };
+        let tail = Tail { shared: Arc::clone(self), until, held: RefCell::default() };
         let wanted = blob.clone();
         let read = async move {
             let of = name(&wanted);
-            let read = tokio::task::spawn_blocking(move || read_meta_parts(&tail, &wanted)).await;
-            match read {
+            let read = move || {
+                let parts = read_meta_parts(&tail, &wanted)?;
+                Ok(ChunkInfo { parts, _held: tail.held.into_inner() })
+            };
+            match tokio::task::spawn_blocking(read).await {
                 Ok(result) => result.map(Arc::new).map_err(Arc::new),
                 Err(panic) => Err(Arc::new(BlobError::Io { blob: of, source: io::Error::other(panic) })),
             }
@@ -79,21 +90,13 @@ impl WorkerState {
 struct Tail {
     shared: Arc<WorkerState>,
     until: Instant,
+    held: RefCell<Option<Held>>,
 }
 
 impl Tail {
-    fn ask<T, F: Future<Output = Result<T, String>>>(
-        &self,
-        blob: &Blob,
-        ask: impl Fn(Arc<Source>, BlobId) -> F,
-    ) -> io::Result<T> {
-        let id = blob.id.map(BlobId).ok_or_else(|| io::Error::other("the blob's id is not known"))?;
-        let sources = self.shared.sources.of(id);
-        let now = Instant::now();
-        let attempt = |source: Arc<Source>| ask(source, id);
-        let fault = |source: &Arc<Source>, _| self.shared.sources.demote(id, source);
-        let race = race(sources, self.shared.config.patience, attempt, || now, fault);
-        match self.shared.runtime.block_on(async { timeout_at(self.until, race).await }) {
+    /// What `answer` says, unless it is too late.
+    fn wait<T>(&self, answer: impl Future<Output = Result<T, String>>) -> io::Result<T> {
+        match self.shared.runtime.block_on(async { timeout_at(self.until, answer).await }) {
             Ok(result) => result.map_err(io::Error::other),
             Err(_) => Err(io::Error::new(io::ErrorKind::TimedOut, "no answer in time")),
         }
@@ -102,22 +105,30 @@ impl Tail {
 
 impl BlobSource for Tail {
     fn size(&self, blob: &Blob) -> io::Result<u64> {
-        let size =
-            |source: Arc<Source>, id| async move { source.size(id).await.map_err(|error| error.to_string()) };
-        self.ask(blob, size)
+        let id = id(blob)?;
+        let sources = self.shared.sources.of(id);
+        let now = Instant::now();
+        let attempt =
+            |source: Arc<Source>| async move { source.size(id).await.map_err(|error| error.to_string()) };
+        let fault = |source: &Arc<Source>, _| self.shared.sources.demote(id, source);
+        self.wait(race(sources, self.shared.config.patience, attempt, || now, fault))
     }
 
     fn read(&self, blob: &Blob, range: Range<u64>) -> io::Result<Vec<u8>> {
-        let read = |source: Arc<Source>, id| {
-            let collect = |mut bytes: Vec<u8>, part: bytes::Bytes| async move {
-                bytes.extend_from_slice(&part);
-                Ok(bytes)
-            };
-            let parts = source.read(id, range.clone()).try_fold(Vec::new(), collect);
-            parts.map(|bytes| bytes.map_err(|error| error.to_string()))
-        };
-        self.ask(blob, read)
+        let id = id(blob)?;
+        let mut held = self.held.borrow_mut();
+        self.wait(self.shared.bring_whole(id, &range, footprint(blob), &mut held))
     }
+}
+
+/// Bytes of a blob's chunk information in memory: as it is stored, as an array, and its digests.
+fn footprint(blob: &Blob) -> u64 {
+    let stored = blob.meta.map_or(0, |meta| meta.compressed_size.saturating_add(meta.uncompressed_size));
+    stored.saturating_add(digests_limit(blob))
+}
+
+fn id(blob: &Blob) -> io::Result<BlobId> {
+    blob.id.map(BlobId).ok_or_else(|| io::Error::other("the blob's id is not known"))
 }
 
 fn name(blob: &Blob) -> String {

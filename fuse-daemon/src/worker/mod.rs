@@ -20,6 +20,7 @@ mod tests;
 mod tickets;
 mod totals;
 mod transfer;
+mod whole;
 
 use std::sync::{Arc, OnceLock, Weak};
 use std::time::Duration;
@@ -48,8 +49,9 @@ use tickets::Tickets;
 /// What a worker may use.
 #[derive(Clone, Debug)]
 pub struct WorkerConfig {
-    /// Stored bytes in memory at most, over all backends: beyond it each has one chunk arriving, no more. Half of it may
-    /// be arriving from one backend, and twice as much be asked of one: what is on its way is nobody's memory.
+    /// Stored bytes in memory at most, over all backends: beyond it each has one chunk arriving, and one range that is brought
+    /// whole, no more. Half of it may be arriving from one backend, half of that in such ranges; a larger one comes
+    /// alone. Twice as much may be asked of one backend: what is on its way is nobody's memory.
     pub buffer_bytes: usize,
     /// Threads that decode.
     pub threads: usize,
@@ -127,8 +129,9 @@ impl Fetcher for LocalWorker {
     }
 
     async fn chunk_info(&self, blob: &Blob, until: Instant) -> Result<BlobMeta, Arc<BlobError>> {
-        let parts = self.chunk_info_parts(blob, until).await?;
-        meta_of(blob, Arc::unwrap_or_clone(parts)).map_err(Arc::new)
+        let info = self.chunk_info_parts(blob, until).await?;
+        let parts = Arc::try_unwrap(info).map_or_else(|shared| shared.parts.clone(), |info| info.parts);
+        meta_of(blob, parts).map_err(Arc::new)
     }
 }
 

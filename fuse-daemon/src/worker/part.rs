@@ -4,16 +4,12 @@ use std::fs::File;
 use std::io::{self, Read};
 use std::ops::Range;
 use std::os::unix::fs::FileExt;
-use std::sync::{Arc, Mutex, PoisonError};
 
-use futures::TryStreamExt;
 use rafs::source::decompress::Decompressor;
 use serde::{Deserialize, Serialize};
 use tokio::time::{Instant, timeout_at};
 
 use super::LocalWorker;
-use super::race::race;
-use super::sources::Source;
 use crate::control::BlobId;
 
 /// Stored bytes of a part at most, which are in memory at once: those of a bootstrap of tens of millions of files.
@@ -49,26 +45,15 @@ impl LocalWorker {
             let error = format!("it has {stored_bytes} stored bytes, expected at most {STORED_BYTES}");
             return Err(io::Error::other(error));
         }
-        let moved = Mutex::new(Instant::now());
-        let sources = self.shared.sources.of(part.blob);
-        let attempt = |source: Arc<Source>| {
-            let (range, moved) = (part.range.clone(), &moved);
-            async move {
-                let collect = |mut bytes: Vec<u8>, more: bytes::Bytes| {
-                    *moved.lock().unwrap_or_else(PoisonError::into_inner) = Instant::now();
-                    bytes.extend_from_slice(&more);
-                    futures::future::ready(Ok(bytes))
-                };
-                let stored = source.read(part.blob, range).try_fold(Vec::new(), collect);
-                stored.await.map_err(|error| error.to_string())
-            }
-        };
-        let moved = || *moved.lock().unwrap_or_else(PoisonError::into_inner);
-        let fault = |source: &Arc<Source>, _| self.shared.sources.demote(part.blob, source);
-        let race = race(sources, self.shared.config.patience, attempt, moved, fault);
-        let stored = timeout_at(until, race).await.map_err(|_| io::Error::from(io::ErrorKind::TimedOut))?;
+        let mut held = None;
+        let brought = self.shared.bring_whole(part.blob, &part.range, stored_bytes, &mut held);
+        let stored =
+            timeout_at(until, brought).await.map_err(|_| io::Error::from(io::ErrorKind::TimedOut))?;
         let stored = stored.map_err(io::Error::other)?;
-        let unpacking = move || unpack(&stored, part.packed, part.limit, &file);
+        let unpacking = move || {
+            let _held = held;
+            unpack(&stored, part.packed, part.limit, &file)
+        };
         tokio::task::spawn_blocking(unpacking).await.unwrap_or_else(|panic| Err(io::Error::other(panic)))
     }
 }

@@ -9,6 +9,7 @@ use serde::{Deserialize, Serialize};
 use tokio::sync::Semaphore;
 
 use super::backend::{Backend, BackendError};
+use super::budget::Receiving;
 use super::tally::{AnswerStream, Tally};
 use super::totals::HostCounters;
 use crate::control::BlobId;
@@ -22,8 +23,8 @@ pub(super) struct Source {
     pub(super) tally: Arc<Tally>,
     /// KiB of stored bytes that may be asked of it beyond those under way: one that does not answer holds up nobody else.
     pub(super) share: Semaphore,
-    /// Bytes of the extents that are arriving. Changed under the budget's lock.
-    pub(super) receiving: Mutex<usize>,
+    /// What is arriving. Changed under the budget's lock.
+    pub(super) receiving: Mutex<Receiving>,
 }
 
 impl Source {
@@ -114,7 +115,7 @@ impl Sources {
             backend: Arc::clone(backend),
             tally: Tally::new(self.patience, Arc::clone(host)),
             share: Semaphore::new(self.share_kib),
-            receiving: Mutex::new(0),
+            receiving: Mutex::default(),
         });
         inner.by_name.retain(|_, source| source.strong_count() > 0);
         inner.by_name.insert(name, Arc::downgrade(&source));

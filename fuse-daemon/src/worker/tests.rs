@@ -1,3 +1,5 @@
+mod whole;
+
 use std::ops::Range;
 use std::sync::Mutex;
 use std::sync::atomic::{AtomicUsize, Ordering};
@@ -33,6 +35,8 @@ enum Behaviour {
     Refuses,
     /// Never says anything.
     Stalls,
+    /// Delivers what is no larger than a chunk, of all else the first half.
+    Halves,
     /// Ends in a bug, the first time.
     Panics,
 }
@@ -57,7 +61,13 @@ impl Backend for Even {
         let bytes = Bytes::from(vec![self.content; (range.end - range.start) as usize]);
         match self.behaviour {
             Behaviour::Panics if first => panic!("a bug, as this test wants it"),
-            Behaviour::Delivers | Behaviour::Panics => futures::stream::iter([Ok(bytes)]).boxed(),
+            Behaviour::Halves if bytes.len() > CHUNK as usize => {
+                let half = bytes.slice(..bytes.len() / 2);
+                futures::stream::iter([Ok(half)]).chain(futures::stream::pending()).boxed()
+            }
+            Behaviour::Delivers | Behaviour::Panics | Behaviour::Halves => {
+                futures::stream::iter([Ok(bytes)]).boxed()
+            }
             Behaviour::Refuses => {
                 let missing = BackendError::Missing { repository: self.name.to_owned(), blob };
                 futures::stream::iter([Err(missing)]).boxed()

@@ -1,0 +1,85 @@
+//! Ranges of blobs that are brought whole, since nobody can use less of them: bootstraps, tables of contents, chunk information.
+
+use std::ops::Range;
+use std::sync::{Arc, Mutex, PoisonError};
+
+use futures::StreamExt;
+use tokio::time::Instant;
+
+use super::WorkerState;
+use super::budget::{Memory, Turn};
+use super::race::race;
+use super::sources::Source;
+use crate::control::BlobId;
+
+/// The memory of what was brought whole, and its backend's turn. Both last until it is done with.
+pub(super) struct Held {
+    memory: Memory,
+    _turn: Turn,
+}
+
+/// What one backend delivered.
+struct Delivered {
+    bytes: Vec<u8>,
+    memory: Memory,
+    /// Where there was none before.
+    turn: Option<Turn>,
+}
+
+impl WorkerState {
+    /// Brings a range from whichever backend has it first. Nothing is verified.
+    ///
+    /// `footprint` is how many bytes are in memory until whoever asks is done: with this range, and with all others that are brought
+    /// with the same `held`, which waits for no second turn.
+    pub(super) async fn bring_whole(
+        &self,
+        blob: BlobId,
+        range: &Range<u64>,
+        footprint: u64,
+        held: &mut Option<Held>,
+    ) -> Result<Vec<u8>, String> {
+        let moved = Mutex::new(Instant::now());
+        let progressed = || *moved.lock().unwrap_or_else(PoisonError::into_inner) = Instant::now();
+        let footprint = usize::try_from(footprint).unwrap_or(usize::MAX);
+        let (known, progressed) = (held.as_ref(), &progressed);
+        let attempt = |source: Arc<Source>| async move {
+            let (memory, turn) = match known {
+                Some(held) => (held.memory.more(), None),
+                None => (self.budget.whole_memory(), Some(self.budget.whole_turn(&source, footprint).await)),
+            };
+            let delivered = Delivered { bytes: Vec::new(), memory, turn };
+            self.collect(&source, blob, range, delivered, progressed).await
+        };
+        let fault = |source: &Arc<Source>, _| self.sources.demote(blob, source);
+        let moved = || *moved.lock().unwrap_or_else(PoisonError::into_inner);
+        let sources = self.sources.of(blob);
+        let Delivered { bytes, memory, turn } =
+            race(sources, self.config.patience, attempt, moved, fault).await?;
+        match (held.as_mut(), turn) {
+            (Some(held), _) => held.memory.join(memory),
+            (None, turn) => *held = turn.map(|turn| Held { memory, _turn: turn }),
+        }
+        Ok(bytes)
+    }
+
+    async fn collect(
+        &self,
+        source: &Source,
+        blob: BlobId,
+        range: &Range<u64>,
+        mut delivered: Delivered,
+        progressed: &impl Fn(),
+    ) -> Result<Delivered, String> {
+        // Not all of what may be asked of the backend, however large it is: readers would wait for the end of it.
+        let permits = self.sources.permits(self.budget.counted_whole(range.end.saturating_sub(range.start)));
+        let _share = source.share.acquire_many(permits).await.map_err(|error| error.to_string())?;
+        let mut stream = source.read(blob, range.clone());
+        while let Some(more) = stream.next().await {
+            let more = more.map_err(|error| error.to_string())?;
+            delivered.memory.grow(more.len());
+            delivered.bytes.extend_from_slice(&more);
+            progressed();
+        }
+        Ok(delivered)
+    }
+}
