@@ -24,15 +24,24 @@ const KILLS: usize = 20;
 /// Of a file that is read once: as much as comes with one request.
 const COLD_BYTES: u64 = 256 << 10;
 
-/// How requests for blobs fail, and how many of them: others come through before a read's time is over.
-const FAULTS: [(Failure, u64); 6] = [
+/// How requests for blobs fail, and how many of them: others come through before a read's time is over. By 401, 403 and 404 a
+/// repository says no once and for all; the other one that the image is in is asked then. All else is asked again.
+const FAULTS: [(Failure, u64); 11] = [
     (Failure::Delay(Duration::from_millis(300)), u64::MAX),
     (Failure::Bandwidth(1 << 20), u64::MAX),
     (Failure::CutDownload(10_000), 2),
+    (Failure::Status(401), 1),
+    (Failure::Status(403), 1),
+    (Failure::Status(404), 1),
     (Failure::Status(429), 2),
+    (Failure::Status(500), 2),
+    (Failure::Status(503), 2),
     (Failure::StallDownload(10_000), 1),
     (Failure::WrongBytes, 1),
 ];
+
+/// How long the answer takes that comes after those that failed: a kill is to find it under way.
+const THEN: Failure = Failure::Delay(Duration::from_millis(300));
 
 /// A process that is killed.
 #[derive(Clone, Copy, Debug)]
@@ -58,7 +67,8 @@ pub(crate) fn under_load(fixture: &Fixture) -> Result<()> {
     for round in 0..rounds {
         let victim = VICTIMS[round % VICTIMS.len()];
         let (failure, times) = FAULTS[round / VICTIMS.len() % FAULTS.len()];
-        proxy.set_rules(vec![Rule { times, ..Rule::always("/blobs/", failure) }]);
+        let fails = Rule { times, ..Rule::always("/blobs/", failure) };
+        proxy.set_rules(vec![fails, Rule::always("/blobs/", THEN)]);
         // From the last to the first: what is fetched ahead of a reader is what was read before.
         let file = cold(rounds - 1 - round);
         let killed = kill_while_reading(&mut node, victim, &proxy, &reader, &file, &context);
