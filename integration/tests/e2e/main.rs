@@ -150,6 +150,7 @@ const TESTS: &[(&str, Test)] = &[
     ("remove_image::unmounts_and_frees_the_cache", remove_image::frees),
     ("corrupt_chunk::gives_an_error_on_that_file_alone", corrupt_chunk::one_file),
     ("dead_registry::a_read_fails_within_the_deadline", dead_registry::fails_in_time),
+    ("dead_registry::what_fails_is_named_in_the_log", dead_registry::is_named_in_the_log),
     ("expired_token::is_renewed_while_a_container_runs", expired_token::is_renewed),
     ("expired_token::is_never_noticed_by_containers_that_read", expired_token::is_never_noticed),
     ("cache_room::within_a_quota_what_runs_is_kept_and_what_ended_gives_way", cache_room::quota),
