@@ -6,11 +6,12 @@ use std::process::Command;
 
 use anyhow::{Context, Result, ensure};
 use integration::cri::ContainerSpec;
+use integration::fault_proxy::{Failure, FaultProxy, Rule};
 use integration::node::NodeOptions;
 use integration::servers::{DockerRegistry, DockerRegistryOptions};
 use integration::{demo, peers, process};
 
-use crate::fixture::Fixture;
+use crate::fixture::{Fixture, through};
 
 const USER: &str = "puller";
 const PASSWORD: &str = "myPassword";
@@ -52,6 +53,33 @@ pub(crate) fn of_the_node(fixture: &Fixture) -> Result<()> {
     let expected = integration::tree::content_digest(&context.join("data"))?;
     ensure!(sum.starts_with(&expected), "{sum}, expected {expected}");
     node.cri().remove_pod(&pod.id)
+}
+
+/// Statuses of what a node could not read, and what the pull says of them.
+const REFUSALS: [(u16, &str); 3] =
+    [(401, "401 Unauthorized"), (403, "403 Forbidden"), (404, "404 Not Found")];
+
+/// Manifests, the config and the bootstrap come: what is refused is asking for the blobs that would be read later.
+pub(crate) fn by_status(fixture: &Fixture) -> Result<()> {
+    let image = &fixture.demo()?.name;
+    let node = fixture.new_node("refused-node", "")?;
+    let proxy = FaultProxy::start(fixture.registry()?.address())?;
+    let name = through(image, proxy.address());
+    for (status, says) in REFUSALS {
+        proxy.set_rules(vec![Rule::always("/blobs/", Failure::Status(status)).method("HEAD")]);
+        let refused = node.cri().pull(&name).err().with_context(|| format!("pulled in spite of {status}"))?;
+        let refused = format!("{refused:#}");
+        let repository = format!("registry {}, repository demo: HEAD blob sha256:", proxy.address());
+        for text in ["cannot be read on demand", says, &repository] {
+            ensure!(refused.contains(text), "{status}: no {text:?} in {refused}");
+        }
+        ensure!(!node.cri().has_image(&name)?, "{status}: the image is there");
+    }
+    // That says nothing of what can be read later.
+    proxy.set_rules(vec![Rule::always("/blobs/", Failure::Status(503)).method("HEAD")]);
+    node.cri().pull(&name)?;
+    ensure!(node.cri().has_image(&name)?, "it is not there");
+    Ok(())
 }
 
 fn write_docker_config(path: &Path, host: &str) -> Result<()> {
