@@ -216,11 +216,15 @@ const ALSO_ON_2: &[&str] = &[
     "beside_plain::an_index_of_a_build_runs_with_and_without_us",
     "lazy_run::a_pull_reads_no_byte_of_a_blob_and_a_start_reads_little",
     "plain_images::a_plain_image_runs_with_our_snapshotter",
+    "names::all_names_of_an_image_are_read_from",
     "certs_dir::mirrors_of_containerd_are_read_from",
+    "certs_dir::changes_are_noticed_while_an_image_is_mounted",
     "https::a_registry_of_the_operators_own_authority_is_read_from",
     "read_only_root::is_read_and_not_written",
+    "pull_secrets::of_the_pods_on_the_node_are_used_and_renewed",
     "credentials::a_pull_is_refused_without_credentials_of_the_node",
     "credentials::a_pull_is_refused_with_what_the_registry_says_of_a_blob",
+    "unmounted::an_image_that_somebody_unmounted_is_mounted_again",
     "restart::a_container_outlives_the_snapshotter",
     "restart::a_container_reads_on_over_kills_of_the_daemon",
     "restart::a_container_reads_on_while_another_program_takes_over",
@@ -228,6 +232,7 @@ const ALSO_ON_2: &[&str] = &[
     "shared_layers::an_image_comes_back_whose_layers_another_uses",
     "shared_layers::nothing_stays_cached_of_images_that_are_gone",
     "remove_image::unmounts_and_frees_the_cache",
+    "many_containers::outlive_restarts_of_the_snapshotter",
 ];
 
 fn main() -> ExitCode {
