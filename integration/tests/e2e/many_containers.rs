@@ -13,7 +13,7 @@ use crate::fixture::{Built, Fixture, count_of, through};
 use crate::restart::{PATIENCE, kill_daemon};
 
 /// How many, unless `E2E_CONTAINERS` says otherwise.
-const CONTAINERS: usize = 10;
+const CONTAINERS: usize = 50;
 const IMAGES: usize = 3;
 /// What is read in turn: before all, after a stop of the snapshotter, after its end, and over an end of the daemon.
 const FILES: [&str; 4] = ["one", "two", "three", "four"];
