@@ -52,6 +52,8 @@ struct Known {
     renewal: Renewal,
     /// How often the values were given.
     given: u64,
+    /// When the values last became others.
+    changed: Option<Instant>,
     /// When a renewal last brought nothing.
     fruitless: Option<Instant>,
 }
@@ -138,10 +140,16 @@ impl Accesses {
         let before = inner.known.remove(&name);
         let (given, was_asked) =
             before.as_ref().map_or((0, false), |known| (known.given, known.renewal != Renewal::No));
-        let is_same = before.is_some_and(|known| *known.access == access);
-        let fruitless = (is_same && was_asked).then(Instant::now);
-        let known =
-            Known { access: Arc::new(access), own, renewal: Renewal::No, given: given + 1, fruitless };
+        let is_same = before.as_ref().is_some_and(|known| *known.access == access);
+        let changed = match before {
+            Some(known) if is_same => known.changed,
+            before => before.map(|_| Instant::now()),
+        };
+        // Just after a change, what was refused may be what there was before it: then there is nothing else to find.
+        let is_settled = changed.is_none_or(|at| at.elapsed() >= FRUITLESS_PAUSE);
+        let fruitless = (is_same && was_asked && is_settled).then(Instant::now);
+        let (access, given) = (Arc::new(access), given + 1);
+        let known = Known { access, own, renewal: Renewal::No, given, changed, fruitless };
         inner.known.insert(name, known);
         drop(inner);
         self.changed();

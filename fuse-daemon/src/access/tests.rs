@@ -117,6 +117,28 @@ async fn a_broker_with_nothing_better_is_not_asked_at_once_again() {
     assert_eq!(tokio::join!(broker, reader).0, 1);
 }
 
+/// The broker hands out what a file says, and then a request is refused that was sent before.
+#[tokio::test]
+async fn who_was_refused_just_before_a_change_holds_up_no_other_renewal() {
+    let accesses = without_files();
+    accesses.hand_out(&repository(), of_user("first"));
+    accesses.hand_out(&repository(), of_user("second"));
+    let broker = async {
+        for user in ["second", "third"] {
+            assert_eq!(accesses.renewals(WAIT).await, ["r.example/app"]);
+            accesses.hand_out(&repository(), of_user(user));
+        }
+    };
+    let readers = async {
+        accesses.renew("r.example", "app").await;
+        // What was handed out ends too.
+        accesses.renew("r.example", "app").await;
+        user(&accesses)
+    };
+    let both = tokio::time::timeout(WAIT, async { tokio::join!(broker, readers) }).await;
+    assert_eq!(both.expect("the second renewal is asked for").1.as_deref(), Some("third"));
+}
+
 #[tokio::test]
 async fn our_own_files_are_read_where_nothing_is_handed_out_and_again_when_refused() {
     let dir = tempfile::tempdir().unwrap();

@@ -1,7 +1,7 @@
 //! Credentials expire while containers run; what these read then is fetched with new ones.
 
 use std::fs;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use anyhow::{Result, ensure};
@@ -49,11 +49,11 @@ pub(crate) fn is_renewed(fixture: &Fixture) -> Result<()> {
     node.cri().remove_pod(&pod.id)
 }
 
-/// Neither of containers that read all the time, over the end of the snapshotter too, nor behind a registry like ECR: there
+/// Neither of containers that read all the time, over the end of the snapshotter too, nor behind registries like ECR: there
 /// it is the password that ends, and 403 says so.
 pub(crate) fn is_never_noticed(fixture: &Fixture) -> Result<()> {
     let dir = fixture.subdir("expiring")?;
-    let files = ["a", "b", "c", "d", "e", "f", "g"].map(|file| (file, 3 << 20));
+    let files = ["a", "b", "c", "d"].map(|file| (file, 3 << 20));
     let context = demo::random_files(fixture.peers(), &dir.join("context"), &files)?;
     let image = fixture.build(&context, "expiring:v1")?;
     let docker_config = dir.join("config.json");
@@ -63,34 +63,78 @@ pub(crate) fn is_never_noticed(fixture: &Fixture) -> Result<()> {
     };
     let mut node = fixture.new_node_with("expiring-node", options)?;
     let pod = node.pod("expiring")?;
-    let upstream = fixture.registry()?.address();
-
-    let tokens = FaultProxy::start_with_tokens(upstream)?;
+    let tokens = FaultProxy::start_with_tokens(fixture.registry()?.address())?;
     let name = through(&image.name, tokens.address());
     node.cri().pull(&name)?;
     under_load(&mut node, &pod, &tokens, &name, &context)?;
+    passwords_end(fixture, &mut node, &pod, &dir, &docker_config)?;
+    failed_nowhere(&node)
+}
 
-    let passwords = FaultProxy::start_with_password(upstream)?;
-    let name = through(&image.name, passwords.address());
-    let log_in = || {
-        let entry = serde_json::json!({"username": USER, "password": passwords.password()});
-        let host = passwords.address().to_string();
-        fs::write(&docker_config, serde_json::json!({"auths": {host: entry}}).to_string())
-    };
-    log_in()?;
-    node.cri().pull_as(&name, USER, &passwords.password())?;
-    let container = node.cri().run_container(&pod, &ContainerSpec::new("password", &name, &[]))?;
-    for (file, refusal) in [("e", None), ("f", Some(403)), ("g", Some(401))] {
-        if let Some(status) = refusal {
-            passwords.expire_tokens(status);
-            log_in()?;
+/// A container of an image whose registry takes one password.
+struct Guarded {
+    context: PathBuf,
+    container: String,
+}
+
+/// Two registries, each with a password of its own, which one file names: both end at the same time, and then one alone.
+fn passwords_end(
+    fixture: &Fixture,
+    node: &mut Node,
+    pod: &Pod,
+    dir: &Path,
+    docker_config: &Path,
+) -> Result<()> {
+    let upstream = fixture.registry()?.address();
+    let registries = [FaultProxy::start_with_password(upstream)?, FaultProxy::start_with_password(upstream)?];
+    // From now on what one takes the other does not take yet, or not any longer.
+    registries[1].expire_tokens(401);
+    log_in(docker_config, &registries)?;
+    let mut guarded = Vec::new();
+    for (number, registry) in registries.iter().enumerate() {
+        let name = format!("password-{number}");
+        let files = ["e", "f", "g", "h"].map(|file| (file, 3 << 20));
+        let context = demo::random_files(fixture.peers(), &dir.join(&name), &files)?;
+        let image = through(&fixture.build(&context, &format!("{name}:v1"))?.name, registry.address());
+        node.cri().pull_as(&image, USER, &registry.password())?;
+        let container = node.cri().run_container(pod, &ContainerSpec::new(&name, &image, &[]))?;
+        guarded.push(Guarded { context, container });
+    }
+    for (file, refusals) in
+        [("e", [None, None]), ("f", [Some(403); 2]), ("g", [Some(401); 2]), ("h", [None, Some(403)])]
+    {
+        let refused = registries[0].refused_requests();
+        for (registry, refusal) in registries.iter().zip(refusals) {
+            refusal.into_iter().for_each(|status| registry.expire_tokens(status));
         }
-        read_right(&node, &container, &context, file)?;
+        log_in(docker_config, &registries)?;
+        for Guarded { context, container } in &guarded {
+            read_right(node, container, context, file)?;
+        }
+        ensure!(
+            refusals[0].is_some() || registries[0].refused_requests() == refused,
+            "{file}: the first registry was asked with another password than its own"
+        );
     }
     // A file that changes is looked at without that too.
     let noticed = node.snapshotter()?.server().log_text().contains("it is read in another way from now on");
-    ensure!(passwords.refused_requests() > 0 || noticed, "no password has ended");
-    failed_nowhere(&node)
+    for registry in &registries {
+        ensure!(registry.refused_requests() > 0 || noticed, "no password has ended");
+    }
+    Ok(())
+}
+
+/// The passwords that are good now.
+fn log_in(docker_config: &Path, registries: &[FaultProxy]) -> Result<()> {
+    let entry = |registry: &FaultProxy| {
+        let entry = serde_json::json!({"username": USER, "password": registry.password()});
+        (registry.address().to_string(), entry)
+    };
+    let auths: serde_json::Map<_, _> = registries.iter().map(entry).collect();
+    let temporary = docker_config.with_extension("new");
+    fs::write(&temporary, serde_json::json!({"auths": auths}).to_string())?;
+    // Never half of it, as a log-in does it too.
+    Ok(fs::rename(temporary, docker_config)?)
 }
 
 /// Containers read while tokens end every moment, and the snapshotter, which renews them, is killed.
