@@ -25,9 +25,9 @@ pub(super) struct Memory {
     most: usize,
 }
 
-/// What arrives.
+/// What a turn is for.
 #[derive(Clone, Copy)]
-enum Arrival {
+enum TurnKind {
     /// Chunks: the right ends when they have arrived.
     Extent,
     /// A range that is of no use until all of it is there: the right ends when it is done with.
@@ -42,10 +42,10 @@ pub(super) struct Receiving {
 }
 
 impl Receiving {
-    fn of(&mut self, arrival: Arrival) -> &mut usize {
-        match arrival {
-            Arrival::Extent => &mut self.extents,
-            Arrival::Whole => &mut self.wholes,
+    fn of(&mut self, kind: TurnKind) -> &mut usize {
+        match kind {
+            TurnKind::Extent => &mut self.extents,
+            TurnKind::Whole => &mut self.wholes,
         }
     }
 }
@@ -54,7 +54,7 @@ impl Receiving {
 pub(super) struct Turn {
     budget: Arc<Budget>,
     source: Arc<Source>,
-    arrival: Arrival,
+    kind: TurnKind,
     bytes: usize,
 }
 
@@ -67,38 +67,38 @@ impl Budget {
     /// Waits until an extent of so many bytes may arrive from `source`. While the memory is full each backend has one all the same: what
     /// fills it may belong to backends that deliver no more.
     pub(super) async fn turn(self: &Arc<Self>, source: &Arc<Source>, bytes: usize) -> Turn {
-        self.wait(source, Arrival::Extent, bytes).await
+        self.wait(source, TurnKind::Extent, bytes).await
     }
 
     /// The same for something that takes so many bytes until it is done with. What is larger than a backend may hold comes alone.
     ///
     /// Who has one may not wait for another one.
     pub(super) async fn whole_turn(self: &Arc<Self>, source: &Arc<Source>, bytes: usize) -> Turn {
-        self.wait(source, Arrival::Whole, bytes).await
+        self.wait(source, TurnKind::Whole, bytes).await
     }
 
-    async fn wait(self: &Arc<Self>, source: &Arc<Source>, arrival: Arrival, bytes: usize) -> Turn {
+    async fn wait(self: &Arc<Self>, source: &Arc<Source>, kind: TurnKind, bytes: usize) -> Turn {
         loop {
             let freed = self.freed.notified();
             tokio::pin!(freed);
             // From here on nothing is missed that is freed.
             freed.as_mut().enable();
-            if self.try_turn(source, arrival, bytes) {
-                return Turn { budget: Arc::clone(self), source: Arc::clone(source), arrival, bytes };
+            if self.try_turn(source, kind, bytes) {
+                return Turn { budget: Arc::clone(self), source: Arc::clone(source), kind, bytes };
             }
             freed.await;
         }
     }
 
-    fn try_turn(&self, source: &Source, arrival: Arrival, bytes: usize) -> bool {
+    fn try_turn(&self, source: &Source, kind: TurnKind, bytes: usize) -> bool {
         // The lock is over all numbers.
         let used = self.lock();
         let mut receiving = source.receiving.lock().unwrap_or_else(PoisonError::into_inner);
-        let share = match arrival {
-            Arrival::Extent => self.share - receiving.wholes.min(self.whole_share),
-            Arrival::Whole => self.whole_share,
+        let share = match kind {
+            TurnKind::Extent => self.share - receiving.wholes.min(self.whole_share),
+            TurnKind::Whole => self.whole_share,
         };
-        let held = receiving.of(arrival);
+        let held = receiving.of(kind);
         let has_room = *used < self.limit && held.saturating_add(bytes) <= share;
         let free = has_room || *held == 0;
         *held += if free { bytes } else { 0 };
@@ -170,7 +170,7 @@ impl Drop for Memory {
 impl Drop for Turn {
     fn drop(&mut self) {
         let mut receiving = self.source.receiving.lock().unwrap_or_else(PoisonError::into_inner);
-        *receiving.of(self.arrival) -= self.bytes;
+        *receiving.of(self.kind) -= self.bytes;
         drop(receiving);
         self.budget.freed.notify_waiters();
     }

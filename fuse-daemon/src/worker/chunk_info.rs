@@ -14,7 +14,7 @@ use tokio::time::{Instant, timeout_at};
 
 use super::race::race;
 use super::sources::Source;
-use super::whole::Held;
+use super::whole::HeldWhole;
 use super::{LocalWorker, WorkerState};
 use crate::control::BlobId;
 
@@ -28,7 +28,7 @@ pub(super) struct ChunkInfos(Mutex<Vec<(Blob, WeakShared<InfoFlight>)>>);
 /// The chunk information of a blob, not verified, and what it has of the worker's memory.
 pub(crate) struct ChunkInfo {
     pub(crate) parts: MetaParts,
-    _held: Option<Held>,
+    _held: Option<HeldWhole>,
 }
 
 impl LocalWorker {
@@ -90,7 +90,7 @@ impl WorkerState {
 struct Tail {
     shared: Arc<WorkerState>,
     until: Instant,
-    held: RefCell<Option<Held>>,
+    held: RefCell<Option<HeldWhole>>,
 }
 
 impl Tail {

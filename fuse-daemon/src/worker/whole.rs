@@ -13,7 +13,7 @@ use super::sources::Source;
 use crate::control::BlobId;
 
 /// The memory of what was brought whole, and its backend's turn. Both last until it is done with.
-pub(super) struct Held {
+pub(super) struct HeldWhole {
     memory: Memory,
     _turn: Turn,
 }
@@ -36,7 +36,7 @@ impl WorkerState {
         blob: BlobId,
         range: &Range<u64>,
         footprint: u64,
-        held: &mut Option<Held>,
+        held: &mut Option<HeldWhole>,
     ) -> Result<Vec<u8>, String> {
         let moved = Mutex::new(Instant::now());
         let progressed = || *moved.lock().unwrap_or_else(PoisonError::into_inner) = Instant::now();
@@ -57,7 +57,7 @@ impl WorkerState {
             race(sources, self.config.patience, attempt, moved, fault).await?;
         match (held.as_mut(), turn) {
             (Some(held), _) => held.memory.join(memory),
-            (None, turn) => *held = turn.map(|turn| Held { memory, _turn: turn }),
+            (None, turn) => *held = turn.map(|turn| HeldWhole { memory, _turn: turn }),
         }
         Ok(bytes)
     }
