@@ -13,6 +13,7 @@ use image::options::{Options, OptionsError, Recipe, Used, Word};
 use registry::client::Client;
 use service::UnixAddress;
 
+use crate::build::name_turns::NameTurns;
 use crate::build::{Builds, TOGETHER};
 use crate::config::ExporterConfig;
 use crate::follow::LocalStore;
@@ -75,6 +76,8 @@ pub(crate) struct Exporter {
     pub(crate) together_space: Arc<DiskSpace>,
     /// Room for layers of container images that wait until it is known what they share.
     pub(crate) layer_space: Arc<LayerSpace>,
+    /// Which build changes the index of which name.
+    pub(crate) name_turns: Arc<NameTurns>,
 }
 
 impl Exporter {
@@ -108,6 +111,7 @@ impl Exporter {
             document_space,
             together_space,
             layer_space,
+            name_turns: Arc::default(),
         })
     }
 

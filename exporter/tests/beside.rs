@@ -4,11 +4,17 @@
 
 mod support;
 
-use std::path::Path;
+use std::path::{Path, PathBuf};
+use std::time::Duration;
 
+use registry::client::ClientConfig;
 use registry::nydus;
-use support::{Stack, entries, is_oldest};
+use serde_json::Value;
+use support::gate::Gate;
+use support::{Stack, entries, is_oldest, run, wait_for};
 use test_support::noise;
+
+const PLATFORMS: &str = "platform=linux/amd64,linux/arm64";
 
 const TWO_LAYERS: &str = "FROM scratch\nCOPY base /base\nCOPY app /app\n";
 
@@ -78,5 +84,102 @@ async fn a_name_without_a_plain_image_is_said() {
     stack.build(&context, &["--output", &stack.output("none:v1")]).await.success();
     let text = stack.build(&context, &["--output", &merged]).await.failure();
     assert!(text.contains("merge-manifest"), "{text}");
+    stack.stop().await;
+}
+
+/// A plain image for two platforms in the registry, and its context.
+async fn plain_for_two(stack: &Stack, name: &str) -> PathBuf {
+    let context = stack.context("context", TWO_LAYERS, &[("base", &noise(3, 1 << 20)), ("app", b"one")]);
+    let plain = format!("type=image,name={}/{name},push=true,registry.insecure=true", stack.registry);
+    stack.build(&context, &["--opt", PLATFORMS, "--output", &plain]).await.success();
+    context
+}
+
+/// The architectures of the nydus images of an index, of which each is made of a plain one there.
+fn nydus_architectures(index: &Value) -> Vec<String> {
+    let entries = index["manifests"].as_array().unwrap();
+    let nydus = entries.iter().filter(|entry| nydus::is_nydus_entry(entry));
+    nydus
+        .map(|entry| {
+            let source = &entry["annotations"][nydus::ANNOTATION_SOURCE_DIGEST];
+            let plain = entries.iter().find(|plain| plain["digest"] == *source).unwrap();
+            assert_eq!(plain["platform"]["architecture"], entry["platform"]["architecture"]);
+            entry["platform"]["architecture"].as_str().unwrap().to_owned()
+        })
+        .collect()
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn builds_of_one_platform_each_leave_the_others_nydus_image_where_it_is() {
+    let Some(stack) = Stack::start().await else { return };
+    let context = plain_for_two(&stack, "turns:v1").await;
+    let merged = format!("{},merge-manifest=true", stack.output("turns:v1"));
+    let args = |platform| ["--opt", platform, "--opt=attest:provenance=mode=max", "--output", &merged];
+    stack.build(&context, &args("platform=linux/arm64")).await.success();
+    stack.build(&context, &args("platform=linux/amd64")).await.success();
+    let (digest, index) = stack.manifest("turns:v1").await;
+    let kinds: Vec<_> = entries(&index).into_iter().map(|(kind, _)| kind).collect();
+    let of_nydus = kinds.iter().position(|kind| *kind == "nydus").unwrap();
+    assert_eq!(kinds[of_nydus..], ["nydus", "nydus", "attestation", "attestation"]);
+    assert_eq!(nydus_architectures(&index), ["amd64", "arm64"]);
+    // Once more for one of them, with nothing new: provenance says when it was built, and is left out.
+    stack.build(&context, &["--opt=platform=linux/arm64", "--output", &merged]).await.success();
+    let (again, index) = stack.manifest("turns:v1").await;
+    assert_ne!(again, digest);
+    assert_eq!(nydus_architectures(&index), ["amd64", "arm64"]);
+    stack.build(&context, &["--opt=platform=linux/arm64", "--output", &merged]).await.success();
+    assert_eq!(stack.manifest("turns:v1").await.0, again);
+
+    // The plain image for one of them is another's by now: the nydus image that was made of the old one goes.
+    let old = index["manifests"]
+        .as_array()
+        .unwrap()
+        .iter()
+        .find(|entry| entry["platform"]["architecture"] == "arm64");
+    let old = old.unwrap()["digest"].as_str().unwrap();
+    let other = stack.context("other", TWO_LAYERS, &[("base", b"base"), ("app", b"two")]);
+    let plain = format!("type=image,name={}/turns:other,push=true,registry.insecure=true", stack.registry);
+    stack
+        .build(
+            &other,
+            &["--opt=platform=linux/arm64", "--opt=attest:provenance=disabled=true", "--output", &plain],
+        )
+        .await
+        .success();
+    let (_, other) = stack.manifest("turns:other").await;
+    let other = entries(&other).remove(0).1;
+    stack.put_index("turns:v1", &index.to_string().replacen(old, &other, 1)).await;
+    let text = stack.build(&context, &["--opt=platform=linux/amd64", "--output", &merged]).await.success();
+    assert!(text.contains(&format!("made of {old}, which is not there any more")), "{text}");
+    assert_eq!(nydus_architectures(&stack.manifest("turns:v1").await.1), ["amd64"]);
+    stack.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn two_builds_at_once_both_stand_in_the_index() {
+    let Some(stack) = Stack::start().await else { return };
+    let context = plain_for_two(&stack, "once:v1").await;
+    let other = stack.path("other.sock");
+    stack.serve_exporter(&stack.path("buildkitd.sock"), &other, ClientConfig::default());
+    wait_for("the other exporter", || other.exists()).await;
+    let own = stack.path("exporter.sock");
+    // Through one exporter nobody writes what another has read; through two, what was lost is written again.
+    for (sockets, patience, written) in [([&own, &own], 5, 2), ([&own, &other], 60, 3)] {
+        let gate = Gate::start(&stack.registry, "/v2/once/manifests/v1", Duration::from_secs(patience)).await;
+        let merged = format!("type=nydus-cluster,name={}/once:v1,merge-manifest=true", gate.host);
+        let build = |socket: &Path, platform| {
+            run(stack.buildctl(socket, &context, &["--opt", platform, "--output", &merged]))
+        };
+        let (one, two) = tokio::join!(
+            build(sockets[0], "platform=linux/amd64"),
+            build(sockets[1], "platform=linux/arm64")
+        );
+        one.success();
+        two.success();
+        assert_eq!(nydus_architectures(&stack.manifest("once:v1").await.1), ["amd64", "arm64"]);
+        assert_eq!(gate.written(), written);
+        // The next ones begin with plain images alone.
+        plain_for_two(&stack, "once:v1").await;
+    }
     stack.stop().await;
 }

@@ -127,13 +127,8 @@ impl Peers {
         self.built(&format!("containerd-{version}"), program)
     }
 
-    /// A program of upstream's nydus-snapshotter, which comes with containerd 1.7.
+    /// A program of upstream's nydus-snapshotter.
     pub fn nydus_snapshotter(&self, program: &str) -> Result<PathBuf> {
-        self.built("containerd-1.7", program)
-    }
-
-    /// The same of the newest nydus-snapshotter.
-    pub fn nydus_snapshotter_newest(&self, program: &str) -> Result<PathBuf> {
         self.built("nydus-snapshotter", program)
     }
 

@@ -5,6 +5,7 @@
 //! - [`ingest`]: one blob on its way into an output.
 //! - [`kept`]: a layer that is read from buildkitd when it is needed after all.
 //! - [`keys`]: what a user writes behind `--output type=nydus-cluster,…`.
+//! - [`name_turns`]: one build at a time changes the index of a name.
 //! - [`output`]: what has come for one output, and what is made of it.
 //! - [`prepared`]: what its options need before its first layer.
 //! - [`target`]: where it goes.
@@ -15,6 +16,7 @@ pub(crate) mod images;
 pub(crate) mod ingest;
 pub(crate) mod kept;
 pub(crate) mod keys;
+pub(crate) mod name_turns;
 mod output;
 mod prepared;
 pub(crate) mod target;

@@ -6,6 +6,7 @@
 mod error;
 mod flattened;
 mod locked;
+mod merged;
 mod plain;
 mod publish;
 mod walk;

@@ -11,6 +11,7 @@ use image::location::Location;
 use image::options::{Options, OptionsError, Pattern, Recipe};
 use registry::client::Client;
 
+use super::name_turns::NameTurns;
 use crate::client::ContextFiles;
 use crate::grpc::{Code, Status};
 
@@ -28,6 +29,8 @@ pub(crate) struct Preparation {
     pub(crate) together_space: Arc<DiskSpace>,
     /// Room for layers of container images that wait until it is known what they share.
     pub(crate) layer_space: Arc<LayerSpace>,
+    /// Which build changes the index of which name.
+    pub(crate) name_turns: Arc<NameTurns>,
     /// Reaches registries with the credentials of whoever builds.
     pub(crate) client: Client,
     /// The files of whoever builds, where there are any.

@@ -195,6 +195,7 @@ async fn begin<'a>(
             document_space: Arc::clone(&exporter.document_space),
             together_space: Arc::clone(&exporter.together_space),
             layer_space: Arc::clone(&exporter.layer_space),
+            name_turns: Arc::clone(&exporter.name_turns),
             client: exporter.client.with_keyring(keyring, exporter.own_credentials()),
             files: Some(ContextFiles::new(client.streams.clone())),
         };

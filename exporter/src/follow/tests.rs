@@ -85,6 +85,7 @@ impl Lab {
             document_space,
             together_space,
             layer_space: LayerSpace::new(0),
+            name_turns: Arc::default(),
             client,
             files: None,
         };

@@ -45,16 +45,23 @@ impl Head {
     /// Has `server` answer the request in the place of whoever it came to, without the credentials that came with it, and ends the
     /// connection with the answer.
     pub(crate) async fn forward(&self, mut stream: TcpStream, server: &str) {
-        let Ok(mut behind) = TcpStream::connect(server).await else { return };
+        let forwarded = async {
+            let mut behind = self.ask(&mut stream, server).await?;
+            tokio::io::copy(&mut behind, &mut stream).await
+        };
+        // Either side may leave.
+        let _ = forwarded.await;
+    }
+
+    /// Sends the request on to `server`, with the body that comes on `stream`; the answer is what is to be read of the result, to its end.
+    pub(crate) async fn ask(&self, stream: &mut TcpStream, server: &str) -> std::io::Result<TcpStream> {
+        let mut behind = TcpStream::connect(server).await?;
         let mut head = format!("{} {} HTTP/1.1\r\nConnection: close\r\n", self.method, self.path);
         let kept = self.headers.iter().filter(|(name, _)| name != "connection" && name != "authorization");
         head.extend(kept.map(|(name, value)| format!("{name}: {value}\r\n")));
-        let forwarded = async {
-            behind.write_all((head + "\r\n").as_bytes()).await?;
-            tokio::io::copy(&mut (&mut stream).take(self.length()), &mut behind).await?;
-            tokio::io::copy(&mut behind, &mut stream).await
-        };
-        let _ = forwarded.await;
+        behind.write_all((head + "\r\n").as_bytes()).await?;
+        tokio::io::copy(&mut stream.take(self.length()), &mut behind).await?;
+        Ok(behind)
     }
 }
 

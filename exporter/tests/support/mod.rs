@@ -2,6 +2,7 @@
 
 #![allow(dead_code, reason = "each test file uses its own part")]
 
+pub(crate) mod gate;
 pub(crate) mod hanging;
 mod http1;
 pub(crate) mod tokens;
@@ -13,6 +14,7 @@ use std::time::{Duration, Instant};
 
 use exporter::ExporterConfig;
 use registry::client::{Client, ClientConfig};
+use registry::media_types::OCI_INDEX;
 use registry::nydus;
 use registry::reference::Reference;
 use registry::server::{Server, ServerConfig};
@@ -242,6 +244,13 @@ impl Stack {
         let client = Client::new(ClientConfig::default()).unwrap();
         let (descriptor, content) = client.manifest(&reference).await.unwrap();
         (descriptor.digest().to_string(), serde_json::from_slice(&content).unwrap())
+    }
+
+    /// Puts an index under a name in the registry.
+    pub(crate) async fn put_index(&self, name: &str, index: &str) {
+        let reference = Reference::parse(&format!("{}/{name}", self.registry)).unwrap();
+        let client = Client::new(ClientConfig::default()).unwrap();
+        client.put_manifest(&reference, OCI_INDEX, index.to_owned().into()).await.unwrap();
     }
 
     /// The tags of a repository of the registry, from its storage.

@@ -9,7 +9,7 @@ mod merge;
 mod send;
 
 pub use self::bootstrap::BootstrapError;
-pub use self::merge::{MergeError, NydusImage, merge};
+pub use self::merge::{MergeError, MergedIndex, NydusImage, merge};
 
 use std::collections::{HashMap, HashSet};
 use std::sync::Arc;

@@ -11,11 +11,11 @@ use super::descriptor::descriptors;
 use super::{DOCKER_INDEX, DocumentError, OCI_INDEX, Object, parse, parsed, serialise};
 
 /// Annotation by which an attestation names the manifest that it is about.
-const ATTESTED: &str = "vnd.docker.reference.digest";
+pub(super) const ATTESTED: &str = "vnd.docker.reference.digest";
 
 /// Annotation by which an entry says that it is an attestation, and how.
-const ATTESTATION_TYPE: &str = "vnd.docker.reference.type";
-const ATTESTATION_MANIFEST: &str = "attestation-manifest";
+pub(super) const ATTESTATION_TYPE: &str = "vnd.docker.reference.type";
+pub(super) const ATTESTATION_MANIFEST: &str = "attestation-manifest";
 
 /// A manifest or index as stored.
 #[derive(Clone, Debug)]
@@ -33,6 +33,14 @@ impl Stored {
     pub fn descriptor(&self) -> Value {
         json!({ "mediaType": self.media_type, "digest": self.digest.as_ref(), "size": self.content.len() })
     }
+
+    /// An index as it is to be stored.
+    pub(super) fn index(mut index: Object, media_type: &str) -> Self {
+        index.insert("mediaType".to_owned(), json!(media_type));
+        let content = serialise(&index);
+        let digest = registry::digest::sha256(&content);
+        Self { media_type: media_type.to_owned(), content, digest }
+    }
 }
 
 /// An index whose entries may be replaced.
@@ -41,19 +49,6 @@ pub struct Index {
     object: Object,
     /// Its entries.
     pub manifests: Vec<Descriptor>,
-}
-
-/// A nydus image, and the plain one that it stands next to.
-#[derive(Clone, Debug)]
-pub struct Beside {
-    /// Digest of the plain manifest.
-    pub plain: Digest,
-    /// The nydus manifest.
-    pub nydus: Stored,
-    /// What both are for, as an index's entry says it.
-    pub platform: Value,
-    /// Attestations about the nydus manifest.
-    pub attested: Vec<Stored>,
 }
 
 impl Index {
@@ -149,27 +144,15 @@ impl Index {
         self.object.get("manifests").and_then(Value::as_array).into_iter().flatten()
     }
 
-    /// Takes out the nydus images that stand next to plain ones, and what attests them.
-    pub fn leave_out_nydus(&mut self) {
-        let nydus: Vec<bool> = self.marked().map(|(_, is_nydus)| is_nydus).collect();
-        self.retain(|number| nydus.get(number) != Some(&true));
-    }
-
-    /// The index with the nydus images of its plain ones behind those, so that clients that take the first for their
-    /// platform take a plain one; nested indexes, and attestations of plain images, are replaced.
-    pub fn with_nydus(&self, nydus: &[Beside], replaced: &HashMap<Digest, Stored>) -> Stored {
+    /// The document with `replaced`, by the digests of what they stand for.
+    pub(super) fn replaced(&self, replaced: &HashMap<Digest, Stored>) -> Object {
         let mut index = self.object.clone();
-        index.insert("mediaType".to_owned(), json!(OCI_INDEX));
         if let Some(Value::Array(entries)) = index.get_mut("manifests") {
             for entry in entries.iter_mut().filter_map(Value::as_object_mut) {
                 replace(entry, replaced);
             }
-            entries.extend(nydus.iter().map(nydus_entry));
-            entries.extend(nydus.iter().flat_map(attestations_of));
         }
-        let content = serialise(&index);
-        let digest = registry::digest::sha256(&content);
-        Stored { media_type: OCI_INDEX.to_owned(), content, digest }
+        index
     }
 
     /// The index with `replaced`, by the digests of what they stand for.
@@ -185,9 +168,7 @@ impl Index {
         attested: &HashMap<(Digest, Digest), Stored>,
         oci_media_types: bool,
     ) -> Stored {
-        let media_type = if oci_media_types { OCI_INDEX } else { DOCKER_INDEX };
         let mut index = self.object.clone();
-        index.insert("mediaType".to_owned(), json!(media_type));
         if let Some(Value::Array(entries)) = index.get_mut("manifests") {
             for entry in entries.iter_mut().filter_map(Value::as_object_mut) {
                 let attestation = attestation(entry).and_then(|key| attested.get(&key));
@@ -197,18 +178,16 @@ impl Index {
                 }
             }
         }
-        let content = serialise(&index);
-        let digest = registry::digest::sha256(&content);
-        Stored { media_type: media_type.to_owned(), content, digest }
+        Stored::index(index, if oci_media_types { OCI_INDEX } else { DOCKER_INDEX })
     }
 }
 
-fn digest_of(value: Option<&Value>) -> Option<Digest> {
+pub(super) fn digest_of(value: Option<&Value>) -> Option<Digest> {
     value?.as_str()?.parse().ok()
 }
 
 /// The digests of an attestation's entry and of what it is about.
-fn attestation(entry: &Object) -> Option<(Digest, Digest)> {
+pub(super) fn attestation(entry: &Object) -> Option<(Digest, Digest)> {
     let about = digest_of(entry.get("annotations").and_then(|annotations| annotations.get(ATTESTED)))?;
     Some((digest_of(entry.get("digest"))?, about))
 }
@@ -218,36 +197,6 @@ fn put(entry: &mut Object, stored: &Stored) {
     entry.insert("mediaType".to_owned(), json!(stored.media_type));
     entry.insert("digest".to_owned(), json!(stored.digest.as_ref()));
     entry.insert("size".to_owned(), json!(stored.content.len()));
-}
-
-/// The entry of a nydus image next to a plain one: marked for those who know artifact types, and for those who do not.
-fn nydus_entry(image: &Beside) -> Value {
-    let mut platform = image.platform.clone();
-    if let Some(platform) = platform.as_object_mut() {
-        let features = platform.entry("os.features").or_insert_with(|| json!([]));
-        if let Some(features) = features.as_array_mut() {
-            features.push(json!(nydus::OS_FEATURE));
-        }
-    }
-    json!({
-        "mediaType": image.nydus.media_type,
-        "artifactType": nydus::ARTIFACT_TYPE_MANIFEST,
-        "digest": image.nydus.digest.as_ref(),
-        "size": image.nydus.content.len(),
-        "platform": platform,
-        "annotations": { nydus::ANNOTATION_SOURCE_DIGEST: image.plain.as_ref() },
-    })
-}
-
-/// The entries of the attestations of a nydus image next to a plain one.
-fn attestations_of(image: &Beside) -> impl Iterator<Item = Value> + '_ {
-    image.attested.iter().map(|attestation| {
-        let mut entry = attestation.descriptor();
-        entry["annotations"] =
-            json!({ ATTESTED: image.nydus.digest.as_ref(), ATTESTATION_TYPE: ATTESTATION_MANIFEST });
-        entry["platform"] = json!({ "architecture": "unknown", "os": "unknown" });
-        entry
-    })
 }
 
 fn replace(entry: &mut Object, replaced: &HashMap<Digest, Stored>) {
@@ -298,28 +247,6 @@ mod tests {
         assert_eq!(entries[1]["digest"], attestation.as_ref());
         assert_eq!(entries[1]["annotations"][ATTESTED], new.digest.as_ref());
         assert_eq!((&converted["mediaType"], &converted["x-unknown"]), (&json!(OCI_INDEX), &json!(true)));
-    }
-
-    #[test]
-    fn nydus_images_stand_behind_the_plain_ones_marked_in_both_ways() {
-        let plain = json!({"mediaType": "plain", "digest": sha256(b"plain").as_ref(), "size": 1,
-            "platform": {"os": "linux", "architecture": "amd64"}});
-        let content = bytes::Bytes::from_static(b"nydus");
-        let nydus = Stored { media_type: "m".to_owned(), digest: sha256(&content), content };
-        let attested = vec![Stored { digest: sha256(b"about nydus"), ..nydus.clone() }];
-        let platform = plain["platform"].clone();
-        let pair = Beside { plain: sha256(b"plain"), nydus, platform, attested };
-        let stored = Index::of(&plain).with_nydus(&[pair], &HashMap::new());
-        let index: Value = serde_json::from_slice(&stored.content).unwrap();
-        assert_eq!(index["manifests"][2]["annotations"][ATTESTED], index["manifests"][1]["digest"]);
-        let mut again = Index::parse(&stored.content).unwrap();
-        again.leave_out_nydus();
-        assert_eq!(again.entries().collect::<Vec<_>>(), [&plain]);
-        assert_eq!(index["manifests"][0], plain);
-        let entry = &index["manifests"][1];
-        assert_eq!(entry["platform"]["os.features"], json!([nydus::OS_FEATURE]));
-        assert_eq!(entry["platform"]["architecture"], "amd64");
-        assert_eq!(entry["artifactType"], nydus::ARTIFACT_TYPE_MANIFEST);
     }
 
     #[test]

@@ -4,7 +4,8 @@
 //! - `kind`: what artifacts are called.
 //! - `descriptor`: what they name.
 //! - `manifest`: of one platform's image, or of something that is kept as it is.
-//! - `index`: of several platforms, attestations, and plain images with their nydus images.
+//! - `index`: of several platforms, and attestations.
+//! - `beside`: nydus images next to the plain ones of an index.
 //! - `config`: of an image.
 //! - `addition`: one layer more.
 //! - `flattened`: one layer for all.
@@ -12,6 +13,7 @@
 
 mod addition;
 mod attestation;
+mod beside;
 mod config;
 mod descriptor;
 mod flattened;
@@ -22,11 +24,12 @@ mod parsed;
 
 pub use addition::{with_labels, with_layer};
 pub use attestation::{Attestation, Attested, Subject};
+pub use beside::{Beside, StaleNydus};
 pub use config::ImageConfig;
 pub(crate) use config::convert as convert_config;
 pub use descriptor::Role;
 pub use flattened::flattened;
-pub use index::{Beside, Index, Stored};
+pub use index::{Index, Stored};
 pub use manifest::{BlobLayer, Described, Manifest, MediaTypes};
 pub use parsed::{Artifact, DEPTH_LIMIT, DocumentShape, Parsed};
 

@@ -88,7 +88,7 @@ pub enum UpstreamMode {
     Prefetch,
     /// One daemon for all images, which fetches what is read.
     Shared,
-    /// A daemon for each image, with the newest snapshotter, which looks for nydus images next to plain ones.
+    /// A daemon for each image; nydus images next to plain ones are looked for.
     BesidePlain,
 }
 
@@ -127,13 +127,7 @@ impl UpstreamSnapshotter {
         fs::set_permissions(&daemon, fs::Permissions::from_mode(0o755))?;
         let config = dir.join("config.toml");
         fs::write(&config, configuration(peers, dir, &socket, (&daemon, &daemon_config), mode)?)?;
-        let program = "containerd-nydus-grpc";
-        let mut command = Command::new(match mode {
-            UpstreamMode::BesidePlain => peers.nydus_snapshotter_newest(program)?,
-            UpstreamMode::OnDemand | UpstreamMode::Prefetch | UpstreamMode::Shared => {
-                peers.nydus_snapshotter(program)?
-            }
-        });
+        let mut command = Command::new(peers.nydus_snapshotter("containerd-nydus-grpc")?);
         command.arg("--config").arg(config);
         let mut server = Server::spawn("nydus-snapshotter", command, dir.join("nydus-snapshotter.log"))?;
         server.wait_ready(START_DEADLINE, || accepts_unix(&socket))?;
@@ -168,9 +162,7 @@ fn configuration(
     mode: UpstreamMode,
 ) -> Result<String> {
     let daemons = if mode == UpstreamMode::Shared { "shared" } else { "multiple" };
-    // Older ones do not know the key.
-    let experimental =
-        if mode == UpstreamMode::BesidePlain { "[experimental]\nenable_index_detect = true\n" } else { "" };
+    let beside_plain = mode == UpstreamMode::BesidePlain;
     Ok(format!(
         r#"version = 1
 root = "{dir}/root"
@@ -195,7 +187,9 @@ sync_remove = true
 [cache_manager]
 disable = false
 cache_dir = "{dir}/cache"
-{experimental}"#,
+[experimental]
+enable_index_detect = {beside_plain}
+"#,
         dir = dir.display(),
         socket = socket.display(),
         daemon = daemon.display(),

@@ -77,6 +77,7 @@ const TESTS: &[(&str, Test)] = &[
     ("upstream::nydusd_serves_the_same_tree", upstream::nydusd_tree),
     ("upstream::nydus_image_check_accepts_the_bootstrap", upstream::image_check),
     ("upstream::the_kernel_mounts_the_bootstrap_and_fsck_finds_nothing", upstream::kernel_and_fsck),
+    ("upstream::its_node_runs_our_images_in_each_of_its_modes", upstream::node),
     ("image_commands::inspect_shows_what_an_image_is_made_of", image_commands::inspect),
     ("image_commands::check_tells_sound_damaged_and_absent_images_apart", image_commands::check),
     ("image_commands::unpack_gives_the_tree_back", image_commands::unpack),

@@ -4,15 +4,21 @@ use std::fs;
 use std::os::unix::fs::symlink;
 use std::path::{Path, PathBuf};
 use std::process::Command;
+use std::time::Duration;
 
-use anyhow::Result;
+use anyhow::{Context, Result, ensure};
+use integration::cri::ContainerSpec;
 use integration::image_files::{ImageFiles, MountedErofs, fsck};
+use integration::node::Node;
 use integration::nydus_image::NydusImage;
-use integration::process;
-use integration::servers::Nydusd;
+use integration::servers::{Nydusd, UpstreamMode};
+use integration::tree::content_digest;
+use integration::{demo, process, wait};
 
-use crate::fixture::{Built, Fixture, nydus_layers};
+use crate::fixture::{Built, Fixture, manifest, nydus_layers};
 use crate::same_tree::list_image_tree;
+
+const PREFETCH_DEADLINE: Duration = Duration::from_secs(60);
 
 pub(crate) fn nydusd_tree(fixture: &Fixture) -> Result<()> {
     let image = fixture.demo()?;
@@ -50,6 +56,46 @@ pub(crate) fn kernel_and_fsck(fixture: &Fixture) -> Result<()> {
     drop(mounted);
     seen.expect_same("the kernel", &served, "nydusd")?;
     fixture.demo_exported()?.expect_same(&seen, "the kernel")
+}
+
+/// Upstream's node, which the benchmarks compare ours with, runs our images in each of its modes, and fetches what nobody reads
+/// where it is told to.
+pub(crate) fn node(fixture: &Fixture) -> Result<()> {
+    const UNREAD_BYTES: u64 = 4 << 20;
+    let dir = fixture.subdir("upstream-node")?;
+    let registry = fixture.registry()?;
+    let files = [("read", 2 << 20), ("unread", UNREAD_BYTES)];
+    let context = demo::random_files(fixture.peers(), &dir.join("context"), &files)?;
+    let name = format!("{}/upstream-node:v1", registry.address());
+    fixture.buildctl()?.build(&context, &[&format!("type=nydus-cluster,name={name}")])?;
+    let blobs = nydus_layers(&manifest(&name)?)?.0;
+    let unread = blobs.last().context("a blob")?;
+    let content = content_digest(&context.join("read"))?;
+    for mode in [UpstreamMode::OnDemand, UpstreamMode::Prefetch, UpstreamMode::Shared] {
+        let start = registry.access_log().mark()?;
+        let fetched = || -> Result<u64> {
+            let requests = registry.access_log().since(start)?;
+            let of_unread = requests.iter().filter(|request| request.reads_blob(unread));
+            Ok(of_unread.map(|request| request.bytes_sent).sum())
+        };
+        let node = dir.join(format!("{mode:?}").to_lowercase());
+        let node = Node::upstream(fixture.peers(), &node, fixture.pause()?, mode)?;
+        node.cri().pull(&name)?;
+        let pod = node.pod("upstream-node")?;
+        let container = node.cri().run_container(&pod, &ContainerSpec::new("reader", &name, &[]))?;
+        let said = node.cri().exec(&container, &["/bin/busybox", "sha256sum", "/read"])?.success()?;
+        ensure!(said.starts_with(&content), "{mode:?}: {said}, expected {content}");
+        if mode == UpstreamMode::Prefetch {
+            wait::until_true("nydusd has fetched what nobody read", PREFETCH_DEADLINE, || {
+                fetched().is_ok_and(|bytes| bytes >= UNREAD_BYTES)
+            })?;
+        } else {
+            let bytes = fetched()?;
+            ensure!(bytes < UNREAD_BYTES / 4, "{mode:?}: {bytes} bytes of what nobody read were fetched");
+        }
+        node.cri().remove_pod(&pod.id)?;
+    }
+    Ok(())
 }
 
 /// Takes an image's files out of the embedded registry's storage.

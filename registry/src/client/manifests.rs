@@ -41,7 +41,12 @@ impl Client {
         self.manifest_from(reference, ReadFrom::Mirrors).await
     }
 
-    pub(super) async fn manifest_from(
+    /// The same as the registry itself has it, whatever mirrors have: for what is to be put in its place.
+    pub async fn manifest_at_registry(&self, reference: &Reference) -> Result<(Descriptor, Bytes), Error> {
+        self.manifest_from(reference, ReadFrom::Registry).await
+    }
+
+    async fn manifest_from(
         &self,
         reference: &Reference,
         from: ReadFrom,

@@ -146,7 +146,7 @@ impl Client {
         let target =
             Target::new(Method::GET, repository, format!("list of referrers {}", reference.identifier()));
         // Not of a mirror: the list is written again with one more, and an older one would lose those that came since.
-        match self.manifest_from(&reference, ReadFrom::Registry).await {
+        match self.manifest_at_registry(&reference).await {
             Ok((_, body)) => {
                 let page: ReferrersPage =
                     serde_json::from_slice(&body).map_err(|e| Error::protocol(&target, e.to_string()))?;

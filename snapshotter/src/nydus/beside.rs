@@ -181,7 +181,7 @@ fn unpack(mut packed: File, target: &Path) -> io::Result<()> {
 }
 
 /// The nydus image that an index names beside `manifest`: the one that says to be made of it, else the first one for its
-/// platform.
+/// platform that does not say what it was made of. One that was made of another manifest has other files.
 fn nydus_of(index: &[u8], manifest: &str) -> Option<Digest> {
     let marks = registry::nydus::nydus_entries(index).ok()?;
     let index: Value = serde_json::from_slice(index).ok()?;
@@ -190,9 +190,10 @@ fn nydus_of(index: &[u8], manifest: &str) -> Option<Digest> {
     let platform =
         |entry: &Value| ["os", "architecture", "variant"].map(|key| entry["platform"][key].clone());
     let nydus = || entries.iter().zip(&marks).filter(|(_, is_nydus)| **is_nydus).map(|(entry, _)| entry);
+    let source = |entry: &Value| entry["annotations"][ANNOTATION_SOURCE_DIGEST].clone();
     let found = nydus()
-        .find(|entry| entry["annotations"][ANNOTATION_SOURCE_DIGEST] == manifest)
-        .or_else(|| nydus().find(|entry| platform(entry) == platform(plain)));
+        .find(|entry| source(entry) == manifest)
+        .or_else(|| nydus().find(|entry| source(entry).is_null() && platform(entry) == platform(plain)));
     found?["digest"].as_str()?.parse().ok().filter(|digest: &Digest| digest.as_ref() != manifest)
 }
 
@@ -224,5 +225,11 @@ mod tests {
         assert_eq!(of(&digest("b")), Some(digest("c")));
         assert_eq!(of(&digest("e")), None);
         assert_eq!(nydus_of(b"{}", &digest("a")), None);
+        // Somebody put another plain image there.
+        let stale = json!({"manifests": [
+            {"digest": digest("e"), "platform": {"os": "linux", "architecture": "arm64"}},
+            {"digest": digest("d"), "platform": arm64, "annotations": {ANNOTATION_SOURCE_DIGEST: digest("b")}},
+        ]});
+        assert_eq!(nydus_of(stale.to_string().as_bytes(), &digest("e")), None);
     }
 }

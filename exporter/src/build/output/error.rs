@@ -6,7 +6,7 @@ use image::destination::{CopyError, StoreError};
 use image::document::DocumentError;
 use image::layer::ConvertError;
 use registry::digest::Digest;
-use registry::reference::Repository;
+use registry::reference::{Reference, Repository};
 
 use crate::build::documents::DocumentsError;
 use crate::build::images::ImagesError;
@@ -57,6 +57,10 @@ pub(crate) enum OutputError {
          type=image,push=true with this name), or before"
     )]
     Merge { title: String, error: Box<MergeError> },
+    #[error(
+        "{title}: merge-manifest: other exporters wrote the index at {name} {rounds} times while this image was put into it: build again"
+    )]
+    WrittenOver { title: String, name: Box<Reference>, rounds: usize },
     #[error("{title}: buildkitd reported success, and handed over no image: expected one")]
     NoImage { title: String },
 }

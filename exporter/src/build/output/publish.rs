@@ -1,13 +1,11 @@
 //! What is left for the end: the names.
 
-use image::assemble::{NydusImage, merge};
 use image::copy::copy_image;
 use image::destination::CopyError;
 use image::document::Stored;
 use image::location::Location;
 use image::source::Source;
 use registry::client::PlacedBlobs;
-use registry::digest::Digest;
 use registry::reference::{Reference, Repository};
 
 use super::{Output, OutputError};
@@ -106,44 +104,5 @@ impl Output {
             }
         }
         Ok(())
-    }
-
-    /// Puts the images into the index of each name, and returns the first of those.
-    async fn publish_merged(&self) -> Result<Stored, OutputError> {
-        let mut images: Vec<NydusImage> = self.received().beside.values().cloned().collect();
-        images.sort_by_key(|image| image.platform.to_string());
-        let destination = self.destination().await?;
-        let Some((client, _)) = destination.repository().filter(|_| !images.is_empty()) else {
-            return Err(OutputError::NoImage { title: self.title() });
-        };
-        let built: Vec<&Digest> = images.iter().map(|image| &image.nydus.digest).collect();
-        let saved = self.embed(&built).await?;
-        let mut first = None;
-        for name in &self.attrs.names {
-            let step = self.progress.step(self.index, format!("pushing next to the plain image at {name}"));
-            let merged = async {
-                let merged = merge(client, name, &images)
-                    .await
-                    .map_err(|error| OutputError::Merge { title: self.title(), error: Box::new(error) })?;
-                // What was saved for an earlier build is not this one's.
-                let merged = self.bound(merged, &saved)?;
-                let named = std::slice::from_ref(name);
-                let published = destination.publish(named, Some(&merged)).await;
-                published.map_err(|error| self.push_error(name.to_string(), error))?;
-                Ok(merged)
-            };
-            match merged.await {
-                Ok(merged) => {
-                    first.get_or_insert(merged);
-                }
-                Err(error) => {
-                    let error: OutputError = error;
-                    step.fail(&error.to_string());
-                    return Err(error);
-                }
-            }
-            step.finish();
-        }
-        first.ok_or_else(|| OutputError::NoImage { title: self.title() })
     }
 }
