@@ -76,6 +76,17 @@ impl OwnRuntime {
         FILES.iter().chain(if self == Self::Second { OF_SECOND } else { OF_FIRST })
     }
 
+    /// The labels `init-cri` and `clean-cri`. The second image installs a containerd where there is none, and takes that away.
+    fn runtime(self) -> [String; 2] {
+        let (mut init, mut clean) = ("echo init-cri >>/run/own-hooks".to_owned(), "true".to_owned());
+        if self == Self::Second {
+            let install = "echo '#!/bin/sh' >/usr/sbin/containerd; chmod +x /usr/sbin/containerd";
+            init += &format!("; if ! command -v containerd >/dev/null; then {install}; fi");
+            clean = "rm -f /usr/sbin/containerd".to_owned();
+        }
+        [init, clean]
+    }
+
     /// The label `init`, which writes into the image's tree too.
     fn init(self) -> String {
         match self {
@@ -91,6 +102,7 @@ async fn push(host: &str, which: OwnRuntime) -> Result<()> {
     let client = Client::new(ClientConfig { hosts, ..ClientConfig::default() })?;
     let repository = Repository::parse(&format!("{host}/{NAME}"))?;
     let layer = layer(which)?;
+    let [init_cri, clean_cri] = which.runtime();
     let config = json!({
         "architecture": "amd64",
         "os": "linux",
@@ -104,7 +116,8 @@ async fn push(host: &str, which: OwnRuntime) -> Result<()> {
                 "clean-registry": "rm -f /run/own-registry",
                 "auth": "touch /run/own-auth",
                 "check": "echo \"checked $CLUSTER_NAME\"; echo check >>/run/own-hooks",
-                "init-cri": "echo init-cri >>/run/own-hooks",
+                "init-cri": init_cri,
+                "clean-cri": clean_cri,
                 "init": which.init(),
                 "clean": "rm /run/own-hooks",
             },

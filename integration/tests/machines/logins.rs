@@ -23,6 +23,9 @@ const DEADLINE: Duration = Duration::from_secs(180);
 const OLDER: &str = "OLDER_SSH";
 const PROGRAM: &str = "/usr/local/bin/nydus-cluster";
 const PACKAGE: &str = "/opt/package";
+/// What a node says of the image's registry, and what a cluster puts before it.
+const HOSTS: &str = "/etc/containerd/certs.d/registry.example/hosts.toml";
+const OWN_HOSTS: &str = "server = \"https://registry.example\"\n\n[host.\"https://mirror.example\"]\n  capabilities = [\"pull\"]\n";
 const OWN_CONFIG: &str = "# The node's own.\nversion = 2\n";
 
 pub(crate) fn by_password_and_here(peers: &Peers) -> Result<()> {
@@ -142,6 +145,7 @@ fn recorded_ssh(dir: &Path, words: &Path) -> Result<PathBuf> {
 /// Without `--masters` the machine is its own first node. It has no way to other networks.
 fn here(machine: &Machine) -> Result<()> {
     machine.run("ip route del default")?;
+    machine.write(HOSTS, OWN_HOSTS)?;
     let said = machine.run(&format!("{PROGRAM} cluster run {PACKAGE} --plain"))?;
     ensure!(said.stderr.contains("this machine: bringing the package"), "{}", said.stderr);
     let kubeconfig = said.stdout.trim().to_owned();
@@ -152,6 +156,10 @@ fn here(machine: &Machine) -> Result<()> {
     let said = machine.run(&format!("{PROGRAM} cluster run {PACKAGE} --plain"))?.stderr;
     ensure!(!said.contains("bringing the package"), "{said}");
     ensure!(machine.run("cat /run/own-runtime")?.stdout == expected);
+    mount_comes_back(machine)?;
+    let hosts = machine.run(&format!("cat {HOSTS}"))?.stdout;
+    let (ours, theirs) = (hosts.find("[host.\"http://"), hosts.find("[host.\"https://mirror.example\"]"));
+    ensure!(ours.is_some() && ours < theirs && hosts.starts_with("server = "), "{hosts}");
     let shown = machine.run(&format!("{PROGRAM} cluster ps"))?.stdout;
     ensure!(
         shown.contains("this machine") && shown.contains("nydus-cluster-package.service active"),
@@ -160,7 +168,17 @@ fn here(machine: &Machine) -> Result<()> {
     let logs = machine.run(&format!("{PROGRAM} cluster logs --node 'this machine'"))?.stdout;
     ensure!(logs.contains("bringing the image"), "{logs}");
     machine.run(&format!("{PROGRAM} cluster rm"))?;
+    ensure!(machine.run(&format!("cat {HOSTS}"))?.stdout == OWN_HOSTS, "{HOSTS} is not as it was");
     is_gone(machine)
+}
+
+/// The process that mounts the cluster image is killed: another one mounts it, and what it has runs again.
+fn mount_comes_back(machine: &Machine) -> Result<()> {
+    let process = "systemctl show --property=MainPID --value nydus-cluster-image";
+    let killed = machine.run(process)?.stdout;
+    machine.run(&format!("own-second; kill -9 {}", killed.trim()))?;
+    let other = format!("[ $({process}) -gt 0 ] && [ $({process}) != {} ] && own-second", killed.trim());
+    machine.wait_for("the cluster image is mounted again", DEADLINE, &other)
 }
 
 /// A containerd of the node's own stays as it is where that is wanted.
@@ -188,7 +206,8 @@ fn keeps_containerd(peers: &Peers, machine: &Machine) -> Result<()> {
 
 fn is_gone(machine: &Machine) -> Result<()> {
     machine.run("test ! -e /run/own-runtime && test ! -e /run/own-hooks && test ! -e /usr/bin/own-second")?;
-    machine.run("test ! -e /run/own-server && test ! -e /run/own-registry")?;
+    machine
+        .run("test ! -e /run/own-server && test ! -e /run/own-registry && test ! -e /usr/sbin/containerd")?;
     machine.run("cd /var/lib/nydus-cluster && test ! -e cluster && test ! -e packages && test ! -e bin")?;
     let left = machine.run("pgrep -l nydus || true; systemctl --failed --no-legend --plain")?.stdout;
     ensure!(left.is_empty(), "these are left:\n{left}");
