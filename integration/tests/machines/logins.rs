@@ -8,7 +8,7 @@ use std::process::Command;
 use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
-use integration::cluster_image::OwnRuntime;
+use integration::cluster_image::{OwnRuntime, WORD};
 use integration::machines::{Machine, Machines, MachinesOptions};
 use integration::peers::{self, ContainerdVersion, Peers};
 use integration::process;
@@ -36,6 +36,7 @@ pub(crate) fn by_password_and_here(peers: &Peers) -> Result<()> {
     let machines = Machines::boot(peers, &dir.path().join("machines"), &options)?;
     let [machine] = machines.all() else { anyhow::bail!("not one machine") };
     let result = by_password(machine, &package, dir.path()).and_then(|()| here(machine));
+    let result = result.and_then(|()| has_the_image_s_registry(machine));
     let result = result.and_then(|()| keeps_containerd(peers, machine));
     result.with_context(|| {
         let journal = machine.run("journalctl --no-pager -o cat -n 200 -u 'nydus-cluster-*' -u ssh");
@@ -58,7 +59,7 @@ fn package(dir: &Path) -> Result<PathBuf> {
     let package = dir.join("package");
     fs::create_dir(&package)?;
     let mut save = Command::new(peers::nydus_cluster()?);
-    save.arg("--config").arg(config).args(["cluster", "save", &name, "--output"]).arg(&package);
+    save.arg("--config").arg(config).args(["cluster", "save", &name, "--plain", "--output"]).arg(&package);
     process::run_within(&mut save, DEADLINE)?;
     Ok(package)
 }
@@ -169,6 +170,35 @@ fn here(machine: &Machine) -> Result<()> {
     ensure!(logs.contains("bringing the image"), "{logs}");
     machine.run(&format!("{PROGRAM} cluster rm"))?;
     ensure!(machine.run(&format!("cat {HOSTS}"))?.stdout == OWN_HOSTS, "{HOSTS} is not as it was");
+    is_gone(machine)
+}
+
+/// The registry in the image's tree answers, at first where containerd asks for images of its hosts, also when the machine has booted.
+fn has_the_image_s_registry(machine: &Machine) -> Result<()> {
+    machine.run(&format!("{PROGRAM} cluster run {PACKAGE} --plain"))?;
+    let hosts = machine.run(&format!("cat {HOSTS}"))?.stdout;
+    let (_, address) = hosts.split_once("http://").context("no host is asked by HTTP")?;
+    let (address, _) = address.split_once("/v2").context("a place without an API")?;
+    ensure!(address.starts_with("127.0.0.1:53"), "{hosts}");
+    let (repository, tag) = WORD.trim_start_matches("registry.example/").split_once(':').context("no tag")?;
+    let port = address.trim_start_matches("127.0.0.1:");
+    let ask = |method: &str, path: &str, status: &str| {
+        let request = format!(
+            "{method} /v2/{repository}/{path} HTTP/1.1\\r\\nHost: x\\r\\nConnection: close\\r\\n\\r\\n"
+        );
+        format!(
+            "exec 3<>/dev/tcp/127.0.0.1/{port} && printf '{request}' >&3 && grep -q '^HTTP/1.1 {status}' <&3"
+        )
+    };
+    let ask = |method, path: &str, status| format!("bash -c \"{}\"", ask(method, path, status));
+    machine.run(&ask("GET", &format!("manifests/{tag}"), "200"))?;
+    // Nobody can push to it.
+    machine.run(&ask("POST", "blobs/uploads/", "405"))?;
+    machine.reboot()?;
+    let answers = ask("GET", &format!("manifests/{tag}"), "200");
+    machine.wait_for("the registry answers after a boot", DEADLINE, &answers)?;
+    machine.run(&format!("{PROGRAM} cluster rm"))?;
+    machine.run("test ! -e /etc/systemd/system/nydus-cluster-registry.service")?;
     is_gone(machine)
 }
 
