@@ -169,6 +169,7 @@ fn plan(flags: &args::Run, image: Image, opened: &Opened, saved: Saved) -> anyho
         package: None,
         serving: Vec::new(),
         images: saved.images,
+        plain: flags.plain,
         keep_containerd: flags.keep_containerd,
         first: false,
         image,

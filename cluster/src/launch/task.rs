@@ -52,6 +52,9 @@ pub struct Prepare {
     /// The container images that the node is to read lazily; it pulls all of them whole if absent.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub images: Option<Images>,
+    /// All of them are pulled whole, also those that the cluster image itself has as RAFS.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub plain: bool,
     /// A containerd that the node has from elsewhere is left as it is, and pulls all of them whole.
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]
     pub keep_containerd: bool,
@@ -78,6 +81,7 @@ impl Prepare {
             package: None,
             serving: Vec::new(),
             images: None,
+            plain: false,
             keep_containerd: false,
             first: false,
             hooks: BTreeMap::new(),

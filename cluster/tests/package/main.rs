@@ -5,6 +5,7 @@
 #[path = "../support/mod.rs"]
 mod support;
 // Other registries: as the registry's own tests have them.
+mod killed;
 mod lazily;
 #[path = "../../../registry/tests/it/support/mod.rs"]
 #[allow(dead_code, reason = "these tests need some of it")]

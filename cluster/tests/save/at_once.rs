@@ -8,7 +8,7 @@ use image::layer::Slots;
 use tokio::time::{sleep, timeout};
 
 use crate::rafs::{World, client_in, opened, repository_of};
-use crate::registries::Held;
+use crate::support::held::Held;
 use crate::support::{Registry, layer};
 use crate::{locked, saved_in};
 

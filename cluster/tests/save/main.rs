@@ -8,6 +8,7 @@ mod support;
 mod archives;
 mod at_once;
 mod cluster_image;
+mod credentials;
 mod killed;
 mod level;
 mod own_nydus;
@@ -39,11 +40,15 @@ fn client() -> Client {
 
 /// The lock of a tree that asks for `images`.
 async fn locked(dir: &TempDir, images: &str, platforms: &[&str]) -> Lock {
+    locked_as(&client(), dir, images, platforms).await
+}
+
+async fn locked_as(client: &Client, dir: &TempDir, images: &str, platforms: &[&str]) -> Lock {
     fs::write(dir.path().join("imageList"), images).unwrap();
     let found = discover::discover(dir.path(), &Options::default()).await.unwrap();
     let platforms = platforms.iter().map(|platform| platform.parse().unwrap()).collect();
     let options = ResolveOptions { platforms, ..ResolveOptions::default() };
-    let resolved = resolve(&found, dir.path(), &client(), &options, None).await.unwrap();
+    let resolved = resolve(&found, dir.path(), client, &options, None).await.unwrap();
     assert_eq!(resolved.problems, []);
     resolved.lock
 }

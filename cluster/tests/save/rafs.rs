@@ -20,7 +20,7 @@ use tempfile::TempDir;
 
 use crate::peers::{self, have, noise};
 use crate::support::{self, Registry, index, layer};
-use crate::{client, fetched, killed, locked, saved_in};
+use crate::{client, fetched, locked, saved_in};
 
 /// Files of an image, by path.
 pub(crate) type Files = BTreeMap<String, Vec<u8>>;
@@ -363,53 +363,6 @@ async fn a_layer_that_is_not_what_its_config_says_fails_its_image_and_nothing_is
     let (reports, failed) = saved(&lock, &dir, &Destination::Repository(name.clone())).await;
     assert_eq!((failed.len(), fetched(&reports)), (0, 0));
     world.check(&opened(&name).await).await;
-}
-
-/// What the next test kills.
-#[tokio::test(flavor = "multi_thread")]
-async fn saves_rafs_as_a_child() {
-    killed::save_as_a_child(&SaveOptions { conversions: 1, ..SaveOptions::default() }).await;
-}
-
-#[tokio::test(flavor = "multi_thread")]
-async fn a_save_that_is_killed_fetches_no_complete_layer_again() {
-    let registry = Registry::start().await;
-    let digest = |layer: &Vec<u8>| sha256(layer).digest().to_owned();
-    let large = layer(&[("large", &noise(1, 4 << 20))]);
-    // One that comes before it: layers are converted in the order of their diff ids.
-    let mut small = (2..).map(|seed| layer(&[("small", &noise(seed, 100_000))]));
-    let small = small.find(|small| digest(small) < digest(&large)).unwrap();
-    for (name, layers) in [("small", vec![&small]), ("large", vec![&small, &large])] {
-        let layers: Vec<&[u8]> = layers.into_iter().map(Vec::as_slice).collect();
-        let image = registry.image(name, "linux/amd64", &layers).await;
-        registry.tag(name, "v1", image.content).await;
-    }
-    let held = crate::registries::Held::start(registry.host()).await;
-    let dir = tempfile::tempdir().unwrap();
-    let lock = locked(&dir, &format!("{0}/small:v1\n{0}/large:v1\n", held.host), &[]).await;
-    // Enough for all but the end of the large layer.
-    held.let_through(2 << 20);
-    let target = dir.path().join("registry");
-    let layers = target.join(".nydus-cluster-save/layers");
-    let complete = layers.join(format!("{0}-{0}", digest(&small)));
-    let is_partial = |path: &Path| {
-        path.extension().is_some_and(|extension| extension == "partial")
-            && fs::metadata(path).is_ok_and(|metadata| metadata.len() > 0)
-    };
-    let partial = || {
-        let entries = fs::read_dir(&layers).into_iter().flatten().flatten();
-        entries.map(|entry| entry.path()).any(|path| is_partial(&path))
-    };
-    killed::kill_when("rafs::saves_rafs_as_a_child", &lock, dir.path(), || complete.exists() && partial())
-        .await;
-    assert!(!target.join("docker/registry/v2/repositories").exists());
-    held.let_through(u64::MAX);
-    let to = Destination::Directory(target.clone());
-    let (reports, failed) = saved_in(&client(), &lock, dir.path(), &to, &SaveOptions::default()).await;
-    assert!(failed.is_empty(), "{failed:?}");
-    // By name: large, small.
-    assert_eq!((reports[0].fetched, reports[1].fetched), (large.len() as u64, 0));
-    assert_eq!(fs::read_dir(target.join(".nydus-cluster-save")).unwrap().count(), 0);
 }
 
 #[tokio::test(flavor = "multi_thread")]

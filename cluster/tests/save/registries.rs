@@ -1,4 +1,4 @@
-//! Registries that want tokens, that cut connections, that say no more; and a save that is killed.
+//! Registries that want tokens, that cut connections, that say no more.
 
 use std::fs;
 use std::path::Path;
@@ -9,15 +9,12 @@ use cluster::save::{Destination, SaveOptions};
 use cluster::saved::{SavedAt, SavedImages};
 use registry::Reference;
 use registry::client::{Client, ClientConfig, Retries, Timeouts, UploadConfig};
-use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
-use tokio::net::{TcpListener, TcpStream};
-use tokio::sync::watch;
-use tokio_util::task::AbortOnDropHandle;
 
 use crate::peers::proxy::{Proxy, Way};
 use crate::peers::{self, have, noise, token};
+use crate::support::held::Held;
 use crate::support::{self, Registry, layer};
-use crate::{check_image_as, client, fetched, killed, locked, plain, saved, saved_as, saved_in};
+use crate::{check_image_as, client, fetched, locked, saved, saved_as, saved_in};
 
 const LARGE: usize = 4 << 20;
 
@@ -192,57 +189,6 @@ async fn a_connection_that_is_cut_is_taken_up_where_it_was() {
     assert!(proxy.passed() < image.bytes + (1 << 20), "{}", proxy.passed());
 }
 
-/// Passes everything on to a server, and no more than a number of bytes back: what is too much waits.
-pub(crate) struct Held {
-    pub(crate) host: String,
-    left: watch::Sender<u64>,
-    _task: AbortOnDropHandle<()>,
-}
-
-impl Held {
-    /// Lets this many bytes more through.
-    pub(crate) fn let_through(&self, bytes: u64) {
-        self.left.send_replace(bytes);
-    }
-
-    pub(crate) async fn start(server: String) -> Self {
-        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
-        let host = listener.local_addr().unwrap().to_string();
-        let left = watch::Sender::new(u64::MAX);
-        let shared = left.clone();
-        let task = tokio::spawn(async move {
-            while let Ok((client, _)) = listener.accept().await {
-                let Ok(server) = TcpStream::connect(&server).await else { continue };
-                tokio::spawn(Self::pass(client, server, shared.clone()));
-            }
-        });
-        Self { host, left, _task: AbortOnDropHandle::new(task) }
-    }
-
-    async fn pass(client: TcpStream, server: TcpStream, left: watch::Sender<u64>) {
-        let (mut from_client, mut to_client) = client.into_split();
-        let (mut from_server, mut to_server) = server.into_split();
-        tokio::spawn(async move { tokio::io::copy(&mut from_client, &mut to_server).await });
-        let mut buffer = vec![0; 16 << 10];
-        while let Ok(read @ 1..) = from_server.read(&mut buffer).await {
-            let mut changed = left.subscribe();
-            let take = |left: &mut u64| match left.checked_sub(read as u64) {
-                Some(less) => {
-                    *left = less;
-                    true
-                }
-                None => false,
-            };
-            while !left.send_if_modified(take) {
-                changed.changed().await.unwrap();
-            }
-            if to_client.write_all(&buffer[..read]).await.is_err() {
-                return;
-            }
-        }
-    }
-}
-
 #[tokio::test(flavor = "multi_thread")]
 async fn a_registry_that_says_no_more_fails_its_images_in_time() {
     let registry = Registry::start().await;
@@ -261,40 +207,4 @@ async fn a_registry_that_says_no_more_fails_its_images_in_time() {
     held.let_through(u64::MAX);
     let (_, failed) = saved(&lock, dir.path(), &to).await;
     assert!(failed.is_empty(), "{failed:?}");
-}
-
-/// What the next test kills.
-#[tokio::test(flavor = "multi_thread")]
-async fn saves_as_a_child() {
-    killed::save_as_a_child(&plain()).await;
-}
-
-#[tokio::test(flavor = "multi_thread")]
-async fn a_save_that_is_killed_goes_on_where_it_was() {
-    let registry = Registry::start().await;
-    let small = registry.image("small", "linux/amd64", &[b"small"]).await;
-    registry.tag("small", "v1", small.content.clone()).await;
-    let large = registry.image("large", "linux/amd64", &[&noise(5, LARGE)]).await;
-    registry.tag("large", "v1", large.content.clone()).await;
-    let held = Held::start(registry.host()).await;
-    let dir = tempfile::tempdir().unwrap();
-    let lock = locked(&dir, &format!("{0}/small:v1\n{0}/large:v1\n", held.host), &[]).await;
-    // Enough for all but the end of the large layer.
-    held.let_through(3 << 20);
-    let target = dir.path().join("registry");
-    let tag = target.join("docker/registry/v2/repositories/small/_manifests/tags/v1/current/link");
-    let partial =
-        target.join(".nydus-cluster-save").join(registry::digest::sha256(&noise(5, LARGE)).digest());
-    killed::kill_when("registries::saves_as_a_child", &lock, dir.path(), || {
-        tag.exists() && fs::metadata(&partial).is_ok_and(|metadata| metadata.len() > 1 << 20)
-    })
-    .await;
-    assert!(!target.join("docker/registry/v2/repositories/large").exists());
-    held.let_through(u64::MAX);
-    let (reports, failed) = saved(&lock, dir.path(), &Destination::Directory(target.clone())).await;
-    assert!(failed.is_empty(), "{failed:?}");
-    // By name: large, small.
-    assert_eq!((reports[1].fetched, reports[1].bytes), (0, small.bytes));
-    assert!(reports[0].fetched >= LARGE as u64);
-    assert_eq!(fs::read_dir(target.join(".nydus-cluster-save")).unwrap().count(), 0);
 }

@@ -1,9 +1,15 @@
 //! A registry in this process, and images made of a few bytes.
 
-use std::path::Path;
+#[allow(dead_code, reason = "not every test program holds something up")]
+pub(crate) mod held;
+#[allow(dead_code, reason = "not every test program kills something")]
+pub(crate) mod killed;
+
+use std::path::{Path, PathBuf};
 
 use bytes::Bytes;
 use registry::client::{Client, ClientConfig};
+use registry::server::htpasswd::set_password;
 use registry::server::{Server, ServerConfig, serve};
 use registry::{Repository, digest};
 use serde_json::{Value, json};
@@ -41,10 +47,29 @@ pub(crate) fn config() -> ClientConfig {
 impl Registry {
     pub(crate) async fn start() -> Self {
         let dir = tempfile::tempdir().unwrap();
+        Self::start_on(dir, None, self::config()).await
+    }
+
+    /// One that answers nobody but this user.
+    #[allow(dead_code, reason = "not every test program has users")]
+    pub(crate) async fn start_for(user: &str, password: &str) -> Self {
+        let dir = tempfile::tempdir().unwrap();
+        let users = dir.path().join("htpasswd");
+        set_password(&users, user, password).unwrap();
+        let mut registry = Self::start_on(dir, Some(users), self::config()).await;
+        let path = registry.dir.path().join("config.json");
+        let login = json!({"username": user, "password": password});
+        std::fs::write(&path, json!({"auths": {registry.host(): login}}).to_string()).unwrap();
+        registry.client = Client::new(ClientConfig { docker_config: Some(path), ..self::config() }).unwrap();
+        registry
+    }
+
+    async fn start_on(dir: TempDir, htpasswd: Option<PathBuf>, client: ClientConfig) -> Self {
         let shutdown = CancellationToken::new();
-        let config = ServerConfig { listen: ([127, 0, 0, 1], 0).into(), ..ServerConfig::new(dir.path()) };
+        let listen = ([127, 0, 0, 1], 0).into();
+        let config = ServerConfig { listen, htpasswd, ..ServerConfig::new(dir.path().join("root")) };
         let server = serve(config, shutdown.clone()).await.unwrap();
-        Self { server, shutdown, client: Client::new(self::config()).unwrap(), dir }
+        Self { server, shutdown, client: Client::new(client).unwrap(), dir }
     }
 
     pub(crate) fn host(&self) -> String {
@@ -59,7 +84,7 @@ impl Registry {
     #[allow(dead_code, reason = "not every test program damages it")]
     pub(crate) fn data(&self, digest: &registry::Digest) -> std::path::PathBuf {
         let hex = digest.digest();
-        self.dir.path().join("docker/registry/v2/blobs/sha256").join(&hex[..2]).join(hex).join("data")
+        self.dir.path().join("root/docker/registry/v2/blobs/sha256").join(&hex[..2]).join(hex).join("data")
     }
 
     /// Stores a blob; returns its descriptor without a media type.

@@ -20,7 +20,7 @@ use std::process::Command;
 use anyhow::{Context, Result};
 use build::Workshop;
 use nix::fcntl::{Flock, FlockArg};
-pub use own_runtime::OwnRuntime;
+pub use own_runtime::{OwnRuntime, WORD};
 use storage::Storage;
 
 use crate::peers::Peers;

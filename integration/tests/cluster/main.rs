@@ -3,6 +3,7 @@
 //! Where something is missing, tests say `skipped: needs …`; with `CI=true` they fail instead.
 
 mod directory;
+mod killed_mount;
 mod own_containerd;
 mod own_runtime;
 mod package;
@@ -10,13 +11,16 @@ mod private;
 mod registry_away;
 
 use std::collections::BTreeSet;
+use std::fs;
+use std::path::Path;
 use std::process::ExitCode;
 use std::time::Duration;
 
 use anyhow::{Result, ensure};
 use integration::access_log::Request;
-use integration::cluster_image::{ClusterImage, Services};
+use integration::cluster_image::{ClusterImage, Pull, Services};
 use integration::cluster_lab::ClusterLab;
+use integration::launches::{Stored, measure};
 use integration::machines::Machines;
 use integration::peers::Peers;
 use integration::suite::{TestOnPeers, trials_on_peers};
@@ -61,7 +65,7 @@ fn becomes_a_cluster(peers: &Peers) -> Result<()> {
     let mut lab = ClusterLab::start(peers, &image, services, dir.path())?;
     let outside = image.push_outside(lab.registry())?;
     let own_containerd = OwnContainerd::begin(&lab, peers, own_containerd::SERIES_2, &outside)?;
-    begins(&lab, &image, services)?;
+    begins(&lab, &image, services, dir.path())?;
 
     // A second run finds nothing to do.
     let tokens = || {
@@ -86,6 +90,7 @@ fn becomes_a_cluster(peers: &Peers) -> Result<()> {
     pulls(&lab, &image, services, &outside, &own_containerd)?;
     own_containerd.goes_on(&lab)?;
     private::is_read_by_a_pull_secret(&lab, services)?;
+    killed_mount::comes_back(&lab)?;
     registry_away::at_a_reboot(&mut lab)?;
 
     // Its images are kept for the next run, which finds nothing else of the cluster.
@@ -112,16 +117,17 @@ fn becomes_a_cluster(peers: &Peers) -> Result<()> {
     directory::becomes_a_cluster(&lab, services)
 }
 
-/// The cluster comes up, and container images are read as they were saved.
-fn begins(lab: &ClusterLab, image: &ClusterImage, services: Services) -> Result<()> {
+/// The cluster comes up, as the demonstration has it, and container images are read as they were saved.
+fn begins(lab: &ClusterLab, image: &ClusterImage, services: Services, dir: &Path) -> Result<()> {
     let (log, start) = (lab.registry().access_log(), lab.registry().access_log().mark()?);
     // A run that is killed while kubeadm is at work, and one that goes on.
     lab.killed_run("[WARNING SystemVerification]")?;
-    let first_run = lab.cluster_run()?;
-    ensure!(first_run.stderr.contains("an earlier run did not come to its end"), "{}", first_run.stderr);
-    ensure!(first_run.stdout.trim().ends_with("kubeconfig"), "{}", first_run.stdout);
-    lab.wait_nodes_ready(3)?;
-    lab.wait_serving(SERVING_DEADLINE)?;
+    let stored = Stored::of(image, services, Pull::Lazy)?;
+    let figures = measure(lab, dir, lab.run_command(Pull::Lazy)?, &stored)?;
+    let said = fs::read_to_string(dir.join("cluster-run.log"))?;
+    ensure!(said.contains("an earlier run did not come to its end"), "{said}");
+    ensure!(said.trim().ends_with("kubeconfig"), "{said}");
+    ensure!(figures.registry_bytes > 0 && figures.ready_s <= figures.serving_s, "{figures:?}");
     let on_nodes = lab.images_on_nodes()?;
     let whole: u64 = on_nodes.iter().map(|images| image.images_bytes(images)).sum::<Result<_>>()?;
     let (lazily, as_they_were) = read_of_images(&log.since(start)?, &image.saved_blobs(services)?);

@@ -8,7 +8,7 @@ use std::process::Command;
 use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
-use integration::cluster_image::OwnRuntime;
+use integration::cluster_image::{OwnRuntime, WORD};
 use integration::machines::{Machine, Machines, MachinesOptions};
 use integration::peers::{self, ContainerdVersion, Peers};
 use integration::process;
@@ -23,6 +23,9 @@ const DEADLINE: Duration = Duration::from_secs(180);
 const OLDER: &str = "OLDER_SSH";
 const PROGRAM: &str = "/usr/local/bin/nydus-cluster";
 const PACKAGE: &str = "/opt/package";
+/// What a node says of the image's registry, and what a cluster puts before it.
+const HOSTS: &str = "/etc/containerd/certs.d/registry.example/hosts.toml";
+const OWN_HOSTS: &str = "server = \"https://registry.example\"\n\n[host.\"https://mirror.example\"]\n  capabilities = [\"pull\"]\n";
 const OWN_CONFIG: &str = "# The node's own.\nversion = 2\n";
 
 pub(crate) fn by_password_and_here(peers: &Peers) -> Result<()> {
@@ -33,6 +36,7 @@ pub(crate) fn by_password_and_here(peers: &Peers) -> Result<()> {
     let machines = Machines::boot(peers, &dir.path().join("machines"), &options)?;
     let [machine] = machines.all() else { anyhow::bail!("not one machine") };
     let result = by_password(machine, &package, dir.path()).and_then(|()| here(machine));
+    let result = result.and_then(|()| has_the_image_s_registry(machine));
     let result = result.and_then(|()| keeps_containerd(peers, machine));
     result.with_context(|| {
         let journal = machine.run("journalctl --no-pager -o cat -n 200 -u 'nydus-cluster-*' -u ssh");
@@ -55,7 +59,7 @@ fn package(dir: &Path) -> Result<PathBuf> {
     let package = dir.join("package");
     fs::create_dir(&package)?;
     let mut save = Command::new(peers::nydus_cluster()?);
-    save.arg("--config").arg(config).args(["cluster", "save", &name, "--output"]).arg(&package);
+    save.arg("--config").arg(config).args(["cluster", "save", &name, "--plain", "--output"]).arg(&package);
     process::run_within(&mut save, DEADLINE)?;
     Ok(package)
 }
@@ -142,6 +146,7 @@ fn recorded_ssh(dir: &Path, words: &Path) -> Result<PathBuf> {
 /// Without `--masters` the machine is its own first node. It has no way to other networks.
 fn here(machine: &Machine) -> Result<()> {
     machine.run("ip route del default")?;
+    machine.write(HOSTS, OWN_HOSTS)?;
     let said = machine.run(&format!("{PROGRAM} cluster run {PACKAGE} --plain"))?;
     ensure!(said.stderr.contains("this machine: bringing the package"), "{}", said.stderr);
     let kubeconfig = said.stdout.trim().to_owned();
@@ -152,6 +157,10 @@ fn here(machine: &Machine) -> Result<()> {
     let said = machine.run(&format!("{PROGRAM} cluster run {PACKAGE} --plain"))?.stderr;
     ensure!(!said.contains("bringing the package"), "{said}");
     ensure!(machine.run("cat /run/own-runtime")?.stdout == expected);
+    mount_comes_back(machine)?;
+    let hosts = machine.run(&format!("cat {HOSTS}"))?.stdout;
+    let (ours, theirs) = (hosts.find("[host.\"http://"), hosts.find("[host.\"https://mirror.example\"]"));
+    ensure!(ours.is_some() && ours < theirs && hosts.starts_with("server = "), "{hosts}");
     let shown = machine.run(&format!("{PROGRAM} cluster ps"))?.stdout;
     ensure!(
         shown.contains("this machine") && shown.contains("nydus-cluster-package.service active"),
@@ -160,7 +169,46 @@ fn here(machine: &Machine) -> Result<()> {
     let logs = machine.run(&format!("{PROGRAM} cluster logs --node 'this machine'"))?.stdout;
     ensure!(logs.contains("bringing the image"), "{logs}");
     machine.run(&format!("{PROGRAM} cluster rm"))?;
+    ensure!(machine.run(&format!("cat {HOSTS}"))?.stdout == OWN_HOSTS, "{HOSTS} is not as it was");
     is_gone(machine)
+}
+
+/// The registry in the image's tree answers, at first where containerd asks for images of its hosts, also when the machine has booted.
+fn has_the_image_s_registry(machine: &Machine) -> Result<()> {
+    machine.run(&format!("{PROGRAM} cluster run {PACKAGE} --plain"))?;
+    let hosts = machine.run(&format!("cat {HOSTS}"))?.stdout;
+    let (_, address) = hosts.split_once("http://").context("no host is asked by HTTP")?;
+    let (address, _) = address.split_once("/v2").context("a place without an API")?;
+    ensure!(address.starts_with("127.0.0.1:53"), "{hosts}");
+    let (repository, tag) = WORD.trim_start_matches("registry.example/").split_once(':').context("no tag")?;
+    let port = address.trim_start_matches("127.0.0.1:");
+    let ask = |method: &str, path: &str, status: &str| {
+        let request = format!(
+            "{method} /v2/{repository}/{path} HTTP/1.1\\r\\nHost: x\\r\\nConnection: close\\r\\n\\r\\n"
+        );
+        format!(
+            "exec 3<>/dev/tcp/127.0.0.1/{port} && printf '{request}' >&3 && grep -q '^HTTP/1.1 {status}' <&3"
+        )
+    };
+    let ask = |method, path: &str, status| format!("bash -c \"{}\"", ask(method, path, status));
+    machine.run(&ask("GET", &format!("manifests/{tag}"), "200"))?;
+    // Nobody can push to it.
+    machine.run(&ask("POST", "blobs/uploads/", "405"))?;
+    machine.reboot()?;
+    let answers = ask("GET", &format!("manifests/{tag}"), "200");
+    machine.wait_for("the registry answers after a boot", DEADLINE, &answers)?;
+    machine.run(&format!("{PROGRAM} cluster rm"))?;
+    machine.run("test ! -e /etc/systemd/system/nydus-cluster-registry.service")?;
+    is_gone(machine)
+}
+
+/// The process that mounts the cluster image is killed: another one mounts it, and what it has runs again.
+fn mount_comes_back(machine: &Machine) -> Result<()> {
+    let process = "systemctl show --property=MainPID --value nydus-cluster-image";
+    let killed = machine.run(process)?.stdout;
+    machine.run(&format!("own-second; kill -9 {}", killed.trim()))?;
+    let other = format!("[ $({process}) -gt 0 ] && [ $({process}) != {} ] && own-second", killed.trim());
+    machine.wait_for("the cluster image is mounted again", DEADLINE, &other)
 }
 
 /// A containerd of the node's own stays as it is where that is wanted.
@@ -188,7 +236,8 @@ fn keeps_containerd(peers: &Peers, machine: &Machine) -> Result<()> {
 
 fn is_gone(machine: &Machine) -> Result<()> {
     machine.run("test ! -e /run/own-runtime && test ! -e /run/own-hooks && test ! -e /usr/bin/own-second")?;
-    machine.run("test ! -e /run/own-server && test ! -e /run/own-registry")?;
+    machine
+        .run("test ! -e /run/own-server && test ! -e /run/own-registry && test ! -e /usr/sbin/containerd")?;
     machine.run("cd /var/lib/nydus-cluster && test ! -e cluster && test ! -e packages && test ! -e bin")?;
     let left = machine.run("pgrep -l nydus || true; systemctl --failed --no-legend --plain")?.stdout;
     ensure!(left.is_empty(), "these are left:\n{left}");

@@ -125,7 +125,7 @@ pub(crate) fn apply(kustomizations: &[Kustomization], requests: &mut Requests) {
     for request in used {
         of_files.entry(PathBuf::from(&request.origin.file)).or_default().push(request);
     }
-    let folders = kustomizations.iter().enumerate().map(|(number, one)| (one.folder(), number)).collect();
+    let folders = folders(kustomizations, requests);
     let mut build =
         Build { kustomizations, of_files, folders, built: HashMap::new(), left: REQUESTS_LIMIT, requests };
     let paths = kustomizations.iter().flat_map(|one| one.resources.iter().chain(&one.components));
@@ -139,6 +139,20 @@ pub(crate) fn apply(kustomizations: &[Kustomization], requests: &mut Requests) {
             build.requests.requests.extend(made.iter().cloned());
         }
     }
+}
+
+/// The number of each folder's kustomization. Of two in one folder kustomize builds neither, so nobody could say whose images they are.
+fn folders<'a>(kustomizations: &'a [Kustomization], requests: &mut Requests) -> HashMap<&'a Path, usize> {
+    let mut folders = HashMap::new();
+    for (number, one) in kustomizations.iter().enumerate() {
+        let first = *folders.entry(one.folder()).or_insert(number);
+        if let Some(first) = kustomizations.get(first).filter(|_| first != number) {
+            let first = first.file.display();
+            let reason = format!("its folder has {first} too: kustomize builds none that has two");
+            requests.problem(one.file.display().to_string(), None, reason);
+        }
+    }
+    folders
 }
 
 /// Kustomizations that are built, as `kustomize build` does.

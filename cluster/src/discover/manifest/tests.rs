@@ -304,6 +304,18 @@ fn a_kustomization_replaces_the_images_of_its_bases() {
 }
 
 #[test]
+fn two_kustomizations_in_one_folder_are_an_error() {
+    let said = kustomized(&[
+        ("m/kustomization.yaml", "images: [{name: app, newTag: v1}]\n"),
+        ("m/kustomization.yml", "images: [{name: app, newTag: v2}]\n"),
+        ("m/other/kustomization.yaml", "images: [{name: app, newTag: v3}]\n"),
+    ]);
+    let expected =
+        "m/kustomization.yml: its folder has m/kustomization.yaml too: kustomize builds none that has two";
+    assert_eq!(said, ["app:v1", "app:v2", "app:v3", expected]);
+}
+
+#[test]
 fn kustomizations_in_each_other_and_outside_of_the_tree_end() {
     let pod = "apiVersion: v1\nkind: Pod\nspec: {containers: [{image: a}]}\n";
     let round = [

@@ -5,7 +5,8 @@ use std::path::Path;
 
 use super::commands::{progress, systemctl};
 use super::ledger::Ledger;
-use super::{State, by_hooks, clear, foreign, hooks, image, install, lazy, member, package};
+use super::state::State;
+use super::{by_hooks, clear, foreign, hooks, image, install, lazy, member, own_registry, package};
 use crate::launch::error::LaunchError;
 
 /// Takes this node out of its cluster, and all away that was put here. With `keep` that stays, for a next run.
@@ -50,6 +51,8 @@ pub(super) fn image(state: &mut State, ledger: &mut Ledger) -> Result<(), Launch
     image::remove(&state.dir)?;
     state.saved.own_containerd = false;
     state.saved.containerd_told = false;
+    state.saved.containerd_by_hooks = false;
+    state.saved.registry = None;
     state.save()
 }
 
@@ -70,6 +73,9 @@ fn services(state: &State) -> Vec<&'static str> {
     if state.saved.port.is_some() {
         // What is asked ends before whom it asks.
         services.extend(lazy::SERVICES.iter().rev());
+    }
+    if state.saved.registry.is_some() {
+        services.push(own_registry::UNIT);
     }
     services.push(image::UNIT);
     if state.saved.prepare.package.is_some() {

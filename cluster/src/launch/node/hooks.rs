@@ -9,11 +9,17 @@ use crate::launch::error::LaunchError;
 const CHECK: &str = "check";
 /// What is run once on a node, in this order.
 const INIT_REGISTRY: &str = "init-registry";
-const INITS: [&str; 3] = [INIT_REGISTRY, "init-cri", "init"];
+const INIT_CRI: &str = "init-cri";
+const INITS: [&str; 3] = [INIT_REGISTRY, INIT_CRI, "init"];
 /// What is run at the end, in sealos' order.
 const CLEAN_REGISTRY: &str = "clean-registry";
 const CLEAN_CRI: &str = "clean-cri";
 const CLEANS: [&str; 3] = [CLEAN_REGISTRY, CLEAN_CRI, "clean"];
+
+/// Whether they may install a containerd.
+pub(super) fn bring_containerd(state: &State) -> bool {
+    state.saved.prepare.hooks.contains_key(INIT_CRI)
+}
 
 /// Says whether the image can be installed here.
 pub(super) fn check(state: &State) -> Result<(), LaunchError> {
@@ -79,7 +85,7 @@ mod tests {
     use crate::launch::hooks::not_run;
     use crate::launch::task::{Image, Prepare};
 
-    const ALL: [&str; 7] = [CHECK, INIT_REGISTRY, "init-cri", "init", CLEAN_REGISTRY, CLEAN_CRI, "clean"];
+    const ALL: [&str; 7] = [CHECK, INIT_REGISTRY, INIT_CRI, "init", CLEAN_REGISTRY, CLEAN_CRI, "clean"];
 
     /// A node of an image whose hooks write which of them has run.
     fn node(dir: &Path, first: bool, had_containerd: bool) -> State {

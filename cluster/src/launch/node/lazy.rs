@@ -15,7 +15,6 @@
 
 mod units;
 
-use std::net::{Ipv4Addr, TcpListener};
 use std::path::{Path, PathBuf};
 
 use registry::Reference;
@@ -40,16 +39,6 @@ pub(super) use units::SERVICES;
 const ROOTS_CREDENTIALS: &str = "/root/.docker/config.json";
 /// Where kubeadm leaves the kubelet's, with which pull secrets of this node's pods are read. Until then there are none.
 const KUBELETS_CREDENTIALS: &str = "/etc/kubernetes/kubelet.conf";
-/// Ports for the registry on the node: below those that systems give to connections.
-const PORTS: std::ops::Range<u16> = 5100..5200;
-
-/// A port that nobody listens on, for the registry on the node.
-pub(super) fn free_port() -> Result<u16, LaunchError> {
-    let is_free = |port: &u16| TcpListener::bind((Ipv4Addr::LOCALHOST, *port)).is_ok();
-    PORTS.into_iter().find(is_free).ok_or_else(|| {
-        LaunchError::wrong("127.0.0.1", format!("no port from {} to {} is free", PORTS.start, PORTS.end - 1))
-    })
-}
 
 /// Where containerd finds what the node answers for.
 pub(super) fn mirrors(images: &Images, port: u16) -> Vec<Mirror> {

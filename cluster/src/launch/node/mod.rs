@@ -18,26 +18,29 @@ mod member;
 mod mirrors;
 mod output;
 mod own;
+mod own_registry;
 mod package;
+mod ports;
+mod state;
 mod unit;
 
-use std::collections::BTreeSet;
 use std::fs::{self, File};
 use std::io::{self, BufRead as _};
-use std::path::{Path, PathBuf};
+use std::net::Ipv4Addr;
+use std::path::Path;
 use std::process::Command;
 use std::thread;
 use std::time::{Duration, Instant};
 
 use nix::fcntl::{Flock, FlockArg};
 use registry::client::ClientConfig;
-use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
 
 use super::error::LaunchError;
-use super::task::{Image, Mirror, Prepare, Prepared, Status, Task};
+use super::task::{Mirror, Prepare, Prepared, Status, Task};
 use commands::{progress, systemctl};
 use ledger::Ledger;
+use state::State;
 
 /// Where a node keeps what it has of a cluster.
 pub const NODE_DIR: &str = "/var/lib/nydus-cluster/cluster";
@@ -127,7 +130,11 @@ fn adopt(dir: &Path, ledger: &mut Ledger, wanted: &Prepare) -> Result<State, Lau
     let keeps = wanted.keep_containerd && state.saved.port.is_some() && !state.saved.own_containerd;
     let other = match () {
         () if before.image != wanted.image && runs => Some("runs another image of this cluster"),
-        () if keeps || before.images != wanted.images && (runs || before.images.is_some()) => {
+        () if keeps
+            || before.images != wanted.images && (runs || before.images.is_some())
+            || state.reads_own_registry()
+                && (wanted.plain || wanted.images.is_some() || before.image != wanted.image) =>
+        {
             Some("reads other container images of this cluster, or reads them otherwise")
         }
         () => None,
@@ -147,67 +154,88 @@ fn prepare(dir: &Path, wanted: &Prepare, registry: &ClientConfig) -> Result<Valu
     let mut ledger = Ledger::open(dir)?;
     let is_known = State::file(dir).exists();
     let mut state = adopt(dir, &mut ledger, wanted)?;
-    let none_there = install::has_no_containerd(&ledger);
+    let none_there = install::has_no_containerd(&ledger) || state.saved.containerd_by_hooks;
     if !is_known {
         state.saved.had_containerd = Some(!none_there);
     }
     // A containerd from elsewhere that was left as it was in a cluster that runs is left so.
     let tells =
         !none_there && !wanted.keep_containerd && (state.saved.containerd_told || state.role().is_empty());
-    let images = wanted.images.as_ref().filter(|_| none_there || tells);
-    if images.is_none() && wanted.images.as_ref().is_some_and(|images| images.only_lazily) {
+    let can_read = none_there || tells;
+    if !can_read && wanted.images.as_ref().is_some_and(|images| images.only_lazily) {
         let reason = "the node's own is left as it is and pulls images whole, and the package has them as RAFS alone: save it with --plain";
         return Err(LaunchError::wrong("containerd", reason));
     }
-    let answers = state.saved.port.is_some();
-    if images.is_some() && !answers {
-        state.saved.port = Some(lazy::free_port()?);
-    }
-    let images = images.zip(state.saved.port);
-    state.save()?;
-    let answered = images.into_iter().flat_map(|(images, port)| lazy::mirrors(images, port));
-    let mirrors: Vec<_> = answered.chain(wanted.mirrors.iter().cloned()).collect();
     // What the node answers itself it does not answer before it has the documents.
-    put_mirrors(&mut ledger, &state, none_there, if answers { &mirrors } else { &wanted.mirrors })?;
-    let program = std::env::current_exe().map_err(LaunchError::io("this program"))?;
-    if let Some(served) = &wanted.package {
-        package::serve(&mut ledger, &program, served)?;
-    }
-    package::wait(&wanted.serving)?;
-    progress("bringing the image");
-    image::bring(&mut ledger, dir, &program, &wanted.image, !state.role().is_empty())?;
-    install::rendered(&mut ledger, &state.tree(), &wanted.rendered)?;
-    let own_containerd = none_there && has_containerd(&state.tree());
-    state.saved.own_containerd = own_containerd;
+    let answered =
+        state.lazily(can_read, state.saved.own_containerd || tells).filter(|_| state.saved.port.is_some());
+    let answered = state.mirrors(answered);
     state.save()?;
-    if none_there && !own_containerd && images.is_some() {
+    put_mirrors(&mut ledger, &state, none_there, &answered)?;
+    let program = std::env::current_exe().map_err(LaunchError::io("this program"))?;
+    bring(&mut ledger, &mut state, &program, registry)?;
+    state.saved.own_containerd = none_there && has_containerd(&state.tree());
+    let images = state.lazily(can_read, state.saved.own_containerd || tells).cloned();
+    if images.is_some() && state.saved.port.is_none() {
+        state.saved.port = Some(ports::free(Ipv4Addr::LOCALHOST, ports::IMAGES)?);
+    }
+    state.save()?;
+    if none_there && !state.saved.own_containerd && images.is_some() {
         let reason = "it has no containerd that could read container images lazily: run it with --plain";
         return Err(LaunchError::wrong("the cluster image", reason));
     }
     hooks::check(&state)?;
-    if let Some((images, port)) = images {
+    if let Some((images, port)) = images.as_ref().zip(state.saved.port) {
         lazy::bring(&mut ledger, dir, &program, images, port, registry)?;
     } else if wanted.images.is_some() {
         progress("the node keeps its own containerd as it is, which pulls container images whole");
     }
+    let mirrors = state.mirrors(images.as_ref());
     put_mirrors(&mut ledger, &state, none_there, &mirrors)?;
-    progress("installing what is missing");
-    let needed = image::needed(dir);
-    let parts = install::Installation {
-        containerd: own_containerd,
-        needed: Some(needed.as_str()).filter(|_| !matches!(wanted.image, Image::Directory(_))),
-        lazy: images.is_some(),
-        mirrors: &mirrors,
-    };
-    install::install(&mut ledger, &state.tree(), parts)?;
+    install(&mut ledger, &state, images.is_some(), &mirrors)?;
     if tells && !mirrors.is_empty() {
         foreign::tell(&mut ledger, &mut state, images.is_some())?;
     }
-    if own_containerd || !none_there {
+    if state.saved.own_containerd || !none_there {
         systemctl(&["enable", "--now", "containerd.service"])?;
+    } else {
+        // What they install is theirs to take away, and the next run is to find what this one has found.
+        state.saved.containerd_by_hooks = hooks::bring_containerd(&state);
+        state.save()?;
     }
     hooks::init(&mut state)?;
     Ok(json!(Prepared { changed: ledger.changed(), joined: !state.role().is_empty() }))
+}
+
+/// Brings the image, and has its own registry served, if it has one.
+fn bring(
+    ledger: &mut Ledger,
+    state: &mut State,
+    program: &Path,
+    registry: &ClientConfig,
+) -> Result<(), LaunchError> {
+    let wanted = state.saved.prepare.clone();
+    if let Some(served) = &wanted.package {
+        package::serve(ledger, program, served)?;
+    }
+    package::wait(&wanted.serving)?;
+    progress("bringing the image");
+    image::bring(ledger, &state.dir, program, &wanted.image, !state.role().is_empty())?;
+    install::rendered(ledger, &state.tree(), &wanted.rendered)?;
+    own_registry::bring(ledger, state, program, registry)
+}
+
+/// Installs what the node lacks from the image. `lazy`: the containerd that is installed unpacks with our snapshotter.
+fn install(ledger: &mut Ledger, state: &State, lazy: bool, mirrors: &[Mirror]) -> Result<(), LaunchError> {
+    progress("installing what is missing");
+    let needed = state.needed();
+    let parts = install::Installation {
+        containerd: state.saved.own_containerd,
+        needed: needed.as_deref(),
+        lazy,
+        mirrors,
+    };
+    install::install(ledger, &state.tree(), parts)
 }
 
 /// With what the image says of the same hosts behind them, once it is there and its containerd is used.
@@ -229,8 +257,9 @@ fn status(dir: &Path) -> Status {
     let Ok(Some(state)) = State::read(dir) else { return Status::default() };
     let lazy = lazy::SERVICES.into_iter().filter(|_| state.saved.port.is_some());
     let package = [package::UNIT].into_iter().filter(|_| state.saved.prepare.package.is_some());
-    let services =
-        [image::UNIT, "containerd.service", "kubelet.service"].into_iter().chain(package).chain(lazy);
+    let registry = [own_registry::UNIT].into_iter().filter(|_| state.saved.registry.is_some());
+    let services = [image::UNIT, "containerd.service", "kubelet.service"].into_iter();
+    let services = services.chain(package).chain(registry).chain(lazy);
     let active = |service: &str| {
         let said = Command::new("systemctl").args(["is-active", service]).output();
         said.map_or_else(
@@ -241,132 +270,4 @@ fn status(dir: &Path) -> Status {
     let services = services.map(|service| (service.to_owned(), active(service))).collect();
     let role = state.role().to_owned();
     Status { cluster: state.saved.prepare.cluster, role, services }
-}
-
-/// What this node has of a cluster, and how far it has come.
-#[derive(Debug)]
-struct State {
-    dir: PathBuf,
-    saved: SavedState,
-}
-
-#[derive(Clone, Debug, Deserialize, PartialEq, Eq, Serialize)]
-struct SavedState {
-    prepare: Prepare,
-    own_containerd: bool,
-    hooks_done: Vec<String>,
-    /// Its part in the cluster: absent before it begins to join, empty while it does.
-    role: Option<String>,
-    /// How many of the image's commands were run here.
-    launched: usize,
-    /// The port on which the node answers for container images that it reads lazily; absent where it reads none.
-    #[serde(default)]
-    port: Option<u16>,
-    /// Whether a containerd that the node has from elsewhere runs with what it was told.
-    #[serde(default)]
-    containerd_told: bool,
-    /// What networks had written for the node's containerd before there was a cluster; absent where nobody looked.
-    #[serde(default)]
-    networks: Option<BTreeSet<String>>,
-    /// Whether the node had a containerd before there was a cluster; absent where nobody looked.
-    #[serde(default)]
-    had_containerd: Option<bool>,
-}
-
-impl State {
-    fn new(dir: &Path, prepare: &Prepare) -> Result<Self, LaunchError> {
-        let saved = SavedState {
-            prepare: prepare.clone(),
-            own_containerd: false,
-            hooks_done: Vec::new(),
-            role: None,
-            launched: 0,
-            port: None,
-            containerd_told: false,
-            networks: Some(clear::pod_networks()?),
-            had_containerd: None,
-        };
-        Ok(Self { dir: dir.to_owned(), saved })
-    }
-
-    fn file(dir: &Path) -> PathBuf {
-        dir.join("state.json")
-    }
-
-    fn read(dir: &Path) -> Result<Option<Self>, LaunchError> {
-        let file = Self::file(dir);
-        let text = match fs::read(&file) {
-            Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
-            text => text.map_err(LaunchError::io(&file))?,
-        };
-        let saved = serde_json::from_slice(&text)
-            .map_err(|error| LaunchError::wrong(file.display().to_string(), error.to_string()))?;
-        Ok(Some(Self { dir: dir.to_owned(), saved }))
-    }
-
-    fn save(&self) -> Result<(), LaunchError> {
-        let file = Self::file(&self.dir);
-        let text = serde_json::to_vec_pretty(&self.saved).map_err(io::Error::other);
-        let text = text.map_err(LaunchError::io(&file))?;
-        if fs::read(&file).is_ok_and(|found| found == text) {
-            return Ok(());
-        }
-        ledger::write(&file, &text, 0o600)
-    }
-
-    /// The image's tree.
-    fn tree(&self) -> PathBuf {
-        match &self.saved.prepare.image {
-            Image::Mounted(_) | Image::Converted(_) => image::tree(&self.dir),
-            Image::Directory(tree) => tree.clone(),
-        }
-    }
-
-    /// `master` or `node`; empty if it has not joined.
-    fn role(&self) -> &str {
-        self.saved.role.as_deref().unwrap_or_default()
-    }
-
-    /// From now on there may be parts of a cluster here. What an interrupted step left goes first.
-    fn began(&mut self) -> Result<(), LaunchError> {
-        if self.saved.role.is_some() {
-            progress("an earlier run did not come to its end: beginning again");
-            member::leave(self)?;
-        }
-        self.saved.role = Some(String::new());
-        self.save()
-    }
-
-    fn joined(&mut self, role: &str) -> Result<(), LaunchError> {
-        self.saved.role = Some(role.to_owned());
-        self.save()
-    }
-
-    /// There is nothing of a cluster here any more.
-    fn left(&mut self) -> Result<(), LaunchError> {
-        self.saved.role = None;
-        self.saved.launched = 0;
-        self.saved.hooks_done.clear();
-        self.save()
-    }
-
-    fn launched(&self) -> usize {
-        self.saved.launched
-    }
-
-    fn has_launched(&mut self, commands: usize) -> Result<(), LaunchError> {
-        self.saved.launched = commands;
-        self.save()
-    }
-
-    /// A shell's command in the image's tree, with the image's environment.
-    fn shell(&self, command: &str) -> Command {
-        let mut shell = Command::new("/bin/sh");
-        shell.args(["-ec", command]).current_dir(self.tree()).envs(&self.saved.prepare.environment);
-        // The node's own, with the image's programs behind it.
-        let path = std::env::var("PATH").unwrap_or_else(|_| "/usr/sbin:/usr/bin:/sbin:/bin".to_owned());
-        shell.env("PATH", format!("{path}:{}/bin", self.tree().display()));
-        shell.env("CLUSTER_NAME", &self.saved.prepare.cluster).env("CLUSTER_ROOT", self.tree());
-        shell
-    }
 }

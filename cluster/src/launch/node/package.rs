@@ -2,8 +2,7 @@
 
 use std::fs;
 use std::io;
-use std::net::{IpAddr, Ipv4Addr, TcpListener, TcpStream, ToSocketAddrs as _, UdpSocket};
-use std::ops::Range;
+use std::net::{IpAddr, Ipv4Addr, TcpStream, ToSocketAddrs as _, UdpSocket};
 use std::path::Path;
 use std::thread;
 use std::time::{Duration, Instant};
@@ -11,15 +10,13 @@ use std::time::{Duration, Instant};
 use super::commands::systemctl;
 use super::image::UNITS;
 use super::ledger::{self, Ledger};
-use super::unit;
+use super::{ports, unit};
 use crate::launch::error::LaunchError;
 use crate::launch::task::{ServedPackage, Site};
 
 /// The unit that serves it.
 pub(super) const UNIT: &str = "nydus-cluster-package.service";
 
-/// Ports for it: below those that systems give to connections.
-const PORTS: Range<u16> = 5200..5300;
 /// Where the port is kept, so that it stays the same.
 const PORT_FILE: &str = "package-port";
 /// An address of no network (RFC 5737): nothing is sent to it.
@@ -39,20 +36,12 @@ pub(super) fn site(dir: &Path) -> Result<Site, LaunchError> {
     let port = match kept {
         Some(port) => port,
         None => {
-            let port = free_port()?;
+            let port = ports::free(Ipv4Addr::UNSPECIFIED, ports::PACKAGE)?;
             ledger::write(&file, format!("{port}\n").as_bytes(), 0o644)?;
             port
         }
     };
     Ok(Site { address: own_address(), port })
-}
-
-fn free_port() -> Result<u16, LaunchError> {
-    let is_free = |port: &u16| TcpListener::bind((Ipv4Addr::UNSPECIFIED, *port)).is_ok();
-    let found = PORTS.into_iter().find(is_free);
-    found.ok_or_else(|| {
-        LaunchError::wrong("0.0.0.0", format!("no port from {} to {} is free", PORTS.start, PORTS.end - 1))
-    })
 }
 
 /// The address by which this node would go to other networks.
@@ -113,13 +102,15 @@ fn unit(program: &Path, package: &ServedPackage) -> String {
 
 #[cfg(test)]
 mod tests {
+    use std::net::TcpListener;
+
     use super::*;
 
     #[test]
     fn a_node_says_the_same_port_each_time() {
         let dir = tempfile::tempdir().unwrap();
         let first = site(dir.path()).unwrap();
-        assert!(PORTS.contains(&first.port));
+        assert!(ports::PACKAGE.contains(&first.port));
         // Also while something listens on it, which is what serves the package.
         let _taken = TcpListener::bind((Ipv4Addr::UNSPECIFIED, first.port)).unwrap();
         assert_eq!(site(dir.path()).unwrap(), first);

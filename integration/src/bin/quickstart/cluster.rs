@@ -74,3 +74,28 @@ impl fmt::Display for ClusterReport {
         Ok(())
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_json_says_the_same_of_every_launch() {
+        let figures = LaunchFigures {
+            stored_bytes: 1,
+            registry_bytes: 2,
+            services_bytes: 3,
+            ready_s: 4.0,
+            serving_s: 5.0,
+        };
+        let [lazy, plain, warm, package] = [(); 4].map(|()| figures.clone());
+        let report = ClusterReport { nodes_ready: 3, pods_serving: 6, lazy, plain, warm, package };
+        let said = serde_json::to_value(&report).unwrap();
+        assert_eq!((said["nodes_ready"].as_u64(), said["pods_serving"].as_u64()), (Some(3), Some(6)));
+        for launch in ["lazy", "plain", "warm"] {
+            let launch = &said[launch];
+            assert!(launch["stored_bytes"].is_u64() && launch["registry_bytes"].is_u64(), "{said:#}");
+            assert!(launch["ready_s"].is_f64() && launch["serving_s"].is_f64(), "{said:#}");
+        }
+    }
+}
