@@ -7,6 +7,7 @@
 //! - [`keys`]: what a user writes behind `--output type=nydus-cluster,…`.
 //! - [`output`]: what has come for one output, and what is made of it.
 //! - [`prepared`]: what its options need before its first layer.
+//! - [`silence`]: how long a registry may be silent.
 //! - [`target`]: where it goes.
 //! - [`together`]: the container images of all platforms.
 
@@ -17,6 +18,7 @@ pub(crate) mod kept;
 pub(crate) mod keys;
 mod output;
 mod prepared;
+pub(crate) mod silence;
 pub(crate) mod target;
 pub(crate) mod together;
 

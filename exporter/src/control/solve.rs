@@ -230,10 +230,10 @@ async fn targets(
     let only = |destination| (Target::ready(destination), Vec::new());
     Ok(match attrs.receiver {
         Receiver::Registry => {
-            let (own, answer) = (exporter.own_credentials(), exporter.registry_answer());
+            let (own, patience) = (exporter.own_credentials(), exporter.patience());
             let target = |repository: Option<&Repository>| {
                 let keyring = Arc::new(SessionKeyring::new(streams.clone()));
-                Target::new(attrs, repository, &exporter.client, keyring, own, answer)
+                Target::new(attrs, repository, &exporter.client, keyring, own, patience)
             };
             let mut repositories = attrs.by_repository().into_iter().map(|(repository, _)| repository);
             let first = target(repositories.next());
