@@ -13,6 +13,7 @@ use image::options::{Options, OptionsError, Recipe, Used, Word};
 use registry::client::Client;
 use service::UnixAddress;
 
+use crate::build::documents::ChangeRoom;
 use crate::build::silence::limited;
 use crate::build::target::Patience;
 use crate::build::{Builds, TOGETHER};
@@ -73,6 +74,8 @@ pub(crate) struct Exporter {
     pub(crate) archive_space: Arc<DiskSpace>,
     /// Room for documents of images that do not stay in memory.
     pub(crate) document_space: Arc<DiskSpace>,
+    /// Room in memory for documents of images that are changed.
+    pub(crate) change_room: Arc<ChangeRoom>,
     /// Room for archives of container images, and for images that are put together of several.
     pub(crate) together_space: Arc<DiskSpace>,
     /// Room for layers of container images that wait until it is known what they share.
@@ -108,6 +111,7 @@ impl Exporter {
             scratch_space,
             archive_space,
             document_space,
+            change_room: Arc::default(),
             together_space,
             layer_space,
         })

@@ -193,6 +193,7 @@ async fn begin<'a>(
             threads: exporter.threads(),
             scratch_space: Arc::clone(&exporter.scratch_space),
             document_space: Arc::clone(&exporter.document_space),
+            change_room: Arc::clone(&exporter.change_room),
             together_space: Arc::clone(&exporter.together_space),
             layer_space: Arc::clone(&exporter.layer_space),
             client: exporter.client.with_keyring(keyring, exporter.own_credentials()),

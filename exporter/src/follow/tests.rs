@@ -90,6 +90,7 @@ impl Lab {
             threads: 1,
             scratch_space,
             document_space,
+            change_room: Arc::default(),
             together_space,
             layer_space: LayerSpace::new(0),
             client,
