@@ -3,7 +3,7 @@
 #![allow(dead_code, reason = "each test file uses its own part")]
 
 pub(crate) mod hanging;
-mod http1;
+pub(crate) mod http1;
 pub(crate) mod tokens;
 
 use std::fs::File;
