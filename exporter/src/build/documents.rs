@@ -23,7 +23,7 @@ const DOCUMENTS_LIMIT: usize = 1024;
 /// The largest document taken: far more than what a large image's SBOM has.
 const LIMIT_BYTES: u64 = 256 << 20;
 
-/// Bytes of documents that are changed at once, over all builds; one that has more is changed alone. Each is twice in memory then.
+/// Bytes of documents that are changed at once, over all builds; one that has more is changed alone. Each is in memory a few times then.
 const CHANGED_AT_ONCE_BYTES: u64 = 32 << 20;
 
 /// Bytes of a document handed on at once.
