@@ -2,6 +2,7 @@
 
 use std::collections::BTreeMap;
 use std::path::PathBuf;
+use std::time::Duration;
 
 use cluster::ClusterConfig;
 use registry::client::ClientConfig;
@@ -47,6 +48,10 @@ pub struct ExporterConfig {
     /// Seconds within which a registry has to answer anything at all before a build's layers are taken: until then they
     /// hold buildkitd's few slots for exports, which other builds need as well. Default: 20.
     pub registry_answer_seconds: u64,
+    /// Seconds for which a registry may make no progress later: no answer, and no byte taken, with all attempts. Its build fails
+    /// then, and others get buildkitd's slots. A blob of many bytes gets longer to be stored. Deadlines of `[registry.timeouts]`
+    /// that are shorter hold. At least 1. Default: 60.
+    pub registry_silent_seconds: u64,
     /// Seconds that builds under way get to end after a shutdown was asked for. Default: 300.
     pub drain_seconds: u64,
     /// Layers converted at once, over all builds; at least 1. With `content_store` up to as many again, while buildkitd still
@@ -89,6 +94,7 @@ impl Default for ExporterConfig {
             own_credentials: true,
             metrics_listen: None,
             registry_answer_seconds: 20,
+            registry_silent_seconds: 60,
             drain_seconds: 300,
             conversions: 2,
             threads: 0,
@@ -103,6 +109,11 @@ impl Default for ExporterConfig {
 }
 
 impl ExporterConfig {
+    /// How long a registry may make no progress.
+    pub(crate) fn registry_silent(&self) -> Duration {
+        Duration::from_secs(self.registry_silent_seconds.max(1))
+    }
+
     /// Who may connect.
     pub(crate) fn access(&self) -> Access {
         Access { mode: self.listen_mode, group: self.listen_group.clone() }

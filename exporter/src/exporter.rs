@@ -13,7 +13,10 @@ use image::options::{Options, OptionsError, Recipe, Used, Word};
 use registry::client::Client;
 use service::UnixAddress;
 
+use crate::build::documents::ChangeRoom;
 use crate::build::name_turns::NameTurns;
+use crate::build::silence::limited;
+use crate::build::target::Patience;
 use crate::build::{Builds, TOGETHER};
 use crate::config::ExporterConfig;
 use crate::follow::LocalStore;
@@ -72,6 +75,8 @@ pub(crate) struct Exporter {
     pub(crate) archive_space: Arc<DiskSpace>,
     /// Room for documents of images that do not stay in memory.
     pub(crate) document_space: Arc<DiskSpace>,
+    /// Room in memory for documents of images that are changed.
+    pub(crate) change_room: Arc<ChangeRoom>,
     /// Room for archives of container images, and for images that are put together of several.
     pub(crate) together_space: Arc<DiskSpace>,
     /// Room for layers of container images that wait until it is known what they share.
@@ -84,7 +89,7 @@ impl Exporter {
     /// An exporter with nothing to do.
     pub(crate) fn new(config: ExporterConfig) -> Result<Self, SettingsError> {
         let defaults = defaults(&config.options)?;
-        let client = Client::new(config.registry.clone())?;
+        let client = Client::new(limited(&config.registry, config.registry_silent()))?;
         let mut cache = LayerCache::new(config.layer_cache_bytes);
         if !config.layer_cache_dir.as_os_str().is_empty() {
             cache = cache.on_disk(&config.layer_cache_dir, config.layer_cache_disk_bytes);
@@ -109,6 +114,7 @@ impl Exporter {
             scratch_space,
             archive_space,
             document_space,
+            change_room: Arc::default(),
             together_space,
             layer_space,
             name_turns: Arc::default(),
@@ -135,9 +141,10 @@ impl Exporter {
         Duration::from_secs(self.config.drain_seconds)
     }
 
-    /// How long a registry may be silent before anything is sent to it.
-    pub(crate) fn registry_answer(&self) -> Duration {
-        Duration::from_secs(self.config.registry_answer_seconds)
+    /// How long a registry may take.
+    pub(crate) fn patience(&self) -> Patience {
+        let answer = Duration::from_secs(self.config.registry_answer_seconds);
+        Patience { answer, silent: self.config.registry_silent() }
     }
 
     /// Whether our own credentials may stand in for those that a client lacks.

@@ -37,12 +37,19 @@ async fn builds_that_share_a_session_keep_their_outputs_apart() {
     }
     assert_eq!(stack.tags("shared"), ["one", "two"]);
 
-    // A build that fails leaves the others of its session alone.
+    // One that fails before it has a result, or as it is pushed, leaves the others of its session alone.
+    let changed = stack.context("context", TWO_TARGETS, &[("app", &noise(9, 4 << 20))]);
     let builds = [
         format!("absent:{}", stack.output("shared:absent")),
+        "one:type=nydus-cluster,name=127.0.0.1:1/nowhere:v1".to_owned(),
         format!("two:{}", stack.output("shared:again")),
+        format!("two:{}", stack.output("other:again")),
     ];
-    run(stack.shared_session(&context, &builds)).await.failure();
+    let text = run(stack.shared_session(&changed, &builds)).await.failure();
+    let (again, _) = stack.manifest("shared:again").await;
+    assert_ne!(again, two.0);
+    assert_eq!(stack.manifest("other:again").await.0, again);
+    assert_eq!(text.matches(&format!("two {again}")).count(), 2, "{text}");
     stack.stop().await;
 }
 

@@ -7,11 +7,15 @@ mod support;
 use std::collections::BTreeSet;
 use std::fmt::Write as _;
 use std::net::SocketAddr;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::{Duration, Instant};
 
 use registry::server::{Server, ServerConfig};
+use support::http1::{Head, answer};
 use support::{Stack, wait_for};
 use test_support::noise;
+use tokio::net::TcpListener;
 use tokio_util::sync::CancellationToken;
 
 /// Three times as many as buildkitd asks for at once.
@@ -60,6 +64,53 @@ async fn a_registry_that_has_died_is_waited_for_once_and_not_for_each_layer() {
         .collect();
     assert!(converted.len() as u64 >= LAYERS, "{text}");
     drop(hole);
+    stack.stop().await;
+}
+
+/// Stands before `server` and answers whoever wants a blob mounted with `refusal`.
+async fn refusing_mounts(server: &str, refusal: &'static str) -> (String, Arc<AtomicUsize>) {
+    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let (host, server) = (listener.local_addr().unwrap().to_string(), server.to_owned());
+    let refused = Arc::new(AtomicUsize::new(0));
+    let count = Arc::clone(&refused);
+    tokio::spawn(async move {
+        while let Ok((mut stream, _)) = listener.accept().await {
+            let (server, count) = (server.clone(), Arc::clone(&count));
+            tokio::spawn(async move {
+                let Some(head) = Head::read(&mut stream).await else { return };
+                if head.path.contains("mount=") {
+                    count.fetch_add(1, Ordering::SeqCst);
+                    return answer(&mut stream, refusal, "").await;
+                }
+                head.forward(stream, &server).await;
+            });
+        }
+    });
+    (host, refused)
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_blob_that_may_not_be_mounted_is_copied() {
+    let Some(stack) = Stack::start().await else { return };
+    for (seed, refusal) in [(85, "403 Forbidden"), (87, "401 Unauthorized")] {
+        let case = &refusal[..3];
+        let (host, refused) = refusing_mounts(&stack.registry, refusal).await;
+        let base = noise(seed, 2 << 20);
+        let context = stack.context(case, "FROM scratch\nCOPY base /base\n", &[("base", &base)]);
+        let output = |name: &str| format!("type=nydus-cluster,name={host}/{name}");
+        stack.build(&context, &["--output", &output(&format!("from-{case}:v1"))]).await.success();
+        let text = stack.build(&context, &["--output", &output(&format!("to-{case}:v1"))]).await.success();
+        assert!(refused.load(Ordering::SeqCst) > 0, "{case}: {text}");
+        assert!(text.contains("copying sha256:") && !text.contains("converting"), "{case}: {text}");
+        let [from, to] = [
+            stack.manifest(&format!("from-{case}:v1")).await,
+            stack.manifest(&format!("to-{case}:v1")).await,
+        ];
+        assert_eq!(from.0, to.0);
+        // It is there, and not only named.
+        let digest = to.1["layers"][0]["digest"].as_str().unwrap();
+        assert!(!stack.blob(&format!("to-{case}:v1"), digest).await.is_empty());
+    }
     stack.stop().await;
 }
 

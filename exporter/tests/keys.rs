@@ -11,7 +11,7 @@ use registry::nydus;
 use registry::reference::Reference;
 use registry::server::ServerConfig;
 use serde_json::{Value, json};
-use support::{Stack, entries};
+use support::{Stack, entries, is_oldest};
 use test_support::{noise, text};
 use tokio_util::sync::CancellationToken;
 
@@ -90,6 +90,46 @@ async fn media_types_are_docker_s_if_asked_for() {
     assert_eq!(manifest["mediaType"], "application/vnd.docker.distribution.manifest.v2+json");
     assert_eq!(manifest["config"]["mediaType"], "application/vnd.docker.container.image.v1+json");
     assert_eq!(layer_types(&manifest).last(), Some(&nydus::MEDIA_TYPE_BOOTSTRAP_DOCKER));
+
+    // Of several platforms, down from their list, which has an entry for each.
+    let output = format!("{},oci-mediatypes=false", stack.output("docker:all"));
+    let platforms = "--opt=platform=linux/amd64,linux/arm64";
+    stack.build(&context, &[platforms, "--output", &output]).await.success();
+    let (_, list) = stack.manifest("docker:all").await;
+    assert_eq!(list["mediaType"], "application/vnd.docker.distribution.manifest.list.v2+json");
+    let platforms: Vec<&Value> = list["manifests"]
+        .as_array()
+        .unwrap()
+        .iter()
+        .map(|entry| &entry["platform"]["architecture"])
+        .collect();
+    assert_eq!(platforms, ["amd64", "arm64"]);
+    for entry in list["manifests"].as_array().unwrap() {
+        assert_eq!(entry["mediaType"], "application/vnd.docker.distribution.manifest.v2+json");
+        let (_, manifest) = stack.manifest(&format!("docker@{}", entry["digest"].as_str().unwrap())).await;
+        assert_eq!(manifest["mediaType"], entry["mediaType"]);
+        assert_eq!(manifest["config"]["mediaType"], "application/vnd.docker.container.image.v1+json");
+        assert_eq!(layer_types(&manifest).last(), Some(&nydus::MEDIA_TYPE_BOOTSTRAP_DOCKER));
+    }
+    stack.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_build_has_at_most_four_outputs_of_ours_and_is_told_so() {
+    let Some(stack) = Stack::start().await else { return };
+    if is_oldest() {
+        println!("left out: this BuildKit takes one output a build");
+        return stack.stop().await;
+    }
+    let context = stack.context("context", TWO_LAYERS, &[("base", &noise(43, 1 << 20)), ("app", b"one")]);
+    let outputs: Vec<String> =
+        (1..=5).map(|number| format!("--output={}", stack.output(&format!("many:v{number}")))).collect();
+    let outputs: Vec<&str> = outputs.iter().map(String::as_str).collect();
+    let text = stack.build(&context, &outputs).await.failure();
+    assert!(text.contains("5 outputs type=nydus-cluster in one build: expected at most 4"), "{text}");
+    assert_eq!(stack.tags("many"), Vec::<String>::new());
+    stack.build(&context, &outputs[..4]).await.success();
+    assert_eq!(stack.tags("many").len(), 4);
     stack.stop().await;
 }
 

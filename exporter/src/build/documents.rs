@@ -1,16 +1,18 @@
 //! The JSON documents of an output: manifests, configs, and the statements of attestations, of which one may have many
-//! megabytes. Large ones are kept on disk, in room that all builds share.
+//! megabytes. Large ones are kept on disk, in room that all builds share, and sent from there. Those that have to be changed are in
+//! memory meanwhile, as many as fit into a bound of all builds, and never while a registry is waited for.
 
 use std::collections::HashMap;
-use std::io::SeekFrom;
+use std::io::{self, SeekFrom};
 use std::path::PathBuf;
 use std::sync::{Arc, Mutex, PoisonError};
 
 use bytes::{Bytes, BytesMut};
-use image::destination::{DiskShare, DiskSpace, StoreError};
+use image::destination::{Destination, DiskShare, DiskSpace, StoreError};
 use registry::digest::Digest;
 use tokio::fs::File;
 use tokio::io::{AsyncReadExt as _, AsyncSeekExt as _, AsyncWriteExt as _};
+use tokio::sync::{Semaphore, SemaphorePermit};
 
 /// The most of one document that stays in memory: more than manifests and configs have.
 const MEMORY_BYTES: usize = 64 << 10;
@@ -20,6 +22,35 @@ const DOCUMENTS_LIMIT: usize = 1024;
 
 /// The largest document taken: far more than what a large image's SBOM has.
 const LIMIT_BYTES: u64 = 256 << 20;
+
+/// Bytes of documents that are changed at once, over all builds; one that has more is changed alone. Each is in memory a few times then.
+const CHANGED_AT_ONCE_BYTES: u64 = 32 << 20;
+
+/// Bytes of a document handed on at once.
+const PIECE_BYTES: usize = 1 << 20;
+
+/// Room in memory for documents that are changed.
+#[derive(Debug)]
+pub(crate) struct ChangeRoom(Semaphore);
+
+impl Default for ChangeRoom {
+    fn default() -> Self {
+        Self(Semaphore::new(kib(CHANGED_AT_ONCE_BYTES) as usize))
+    }
+}
+
+impl ChangeRoom {
+    /// Waits for room for a document of `size` bytes, which is taken until what is returned is dropped.
+    pub(crate) async fn take(&self, size: u64) -> SemaphorePermit<'_> {
+        let wanted = kib(size.min(CHANGED_AT_ONCE_BYTES));
+        self.0.acquire_many(wanted).await.expect("the semaphore is never closed")
+    }
+}
+
+/// Begun KiB of so many bytes, of [`CHANGED_AT_ONCE_BYTES`] at most.
+fn kib(bytes: u64) -> u32 {
+    u32::try_from(bytes.div_ceil(1 << 10)).unwrap_or(u32::MAX)
+}
 
 /// Why a document is not kept.
 #[derive(Debug, thiserror::Error)]
@@ -32,8 +63,10 @@ pub(crate) enum DocumentsError {
     TooMany,
     #[error(transparent)]
     NoRoom(Box<StoreError>),
+    #[error(transparent)]
+    NotStored(Box<StoreError>),
     #[error("it cannot be kept in {}, which is registry.upload.spool_dir: {error}", dir.display())]
-    Spool { dir: PathBuf, error: std::io::Error },
+    Spool { dir: PathBuf, error: io::Error },
 }
 
 /// A document that is coming, or has come.
@@ -66,7 +99,7 @@ impl Document {
                 if self.file.is_none() {
                     let dir = self.room.space().dir().to_owned();
                     let file = tokio::task::spawn_blocking(move || tempfile::tempfile_in(dir)).await;
-                    self.file = Some(File::from_std(file.map_err(std::io::Error::other)??));
+                    self.file = Some(File::from_std(file.map_err(io::Error::other)??));
                 }
                 match &mut self.file {
                     Some(file) => file.write_all(&memory).await,
@@ -97,7 +130,56 @@ impl Document {
         Ok(content.into())
     }
 
-    fn unkept(&self, error: std::io::Error) -> DocumentsError {
+    /// Has it stored at `destination` as the blob `digest`, which it has.
+    pub(crate) async fn store(
+        &mut self,
+        digest: &Digest,
+        destination: &dyn Destination,
+    ) -> Result<(), DocumentsError> {
+        let failed = |error| DocumentsError::NotStored(Box::new(error));
+        if self.file.is_none() {
+            // Small ones go as one piece.
+            let content = self.memory.clone().freeze();
+            return destination.put_blob(content).await.map(drop).map_err(failed);
+        }
+        if destination.has_blob(digest).await.map_err(failed)? {
+            return Ok(());
+        }
+        let mut writer = destination.begin().await.map_err(failed)?;
+        let mut sent = 0;
+        while sent < self.size {
+            let piece = match self.piece(sent).await {
+                Ok(piece) => piece,
+                Err(error) => {
+                    writer.cancel().await;
+                    return Err(self.unkept(error));
+                }
+            };
+            sent += piece.len() as u64;
+            writer.write(piece).await.map_err(failed)?;
+        }
+        writer.finish(digest).await.map(drop).map_err(failed)
+    }
+
+    /// Some of its bytes, from `at` on, which is where the piece before ended.
+    async fn piece(&mut self, at: u64) -> io::Result<Bytes> {
+        let in_file = self.size - self.memory.len() as u64;
+        let Some(file) = self.file.as_mut().filter(|_| at < in_file) else {
+            let begin = usize::try_from(at.saturating_sub(in_file)).unwrap_or(usize::MAX);
+            return Ok(self.memory.clone().freeze().slice(begin..));
+        };
+        if at == 0 {
+            file.flush().await?;
+            file.seek(SeekFrom::Start(0)).await?;
+        }
+        let mut piece = BytesMut::with_capacity(PIECE_BYTES);
+        match file.read_buf(&mut piece).await? {
+            0 => Err(io::ErrorKind::UnexpectedEof.into()),
+            _ => Ok(piece.freeze()),
+        }
+    }
+
+    fn unkept(&self, error: io::Error) -> DocumentsError {
         DocumentsError::Spool { dir: self.room.space().dir().to_owned(), error }
     }
 }
@@ -117,10 +199,14 @@ impl Documents {
         Ok(())
     }
 
+    /// A document, if it has come.
+    pub(crate) fn find(&self, digest: &Digest) -> Option<Arc<tokio::sync::Mutex<Document>>> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner).get(digest).cloned()
+    }
+
     /// The content of a document, if it has come.
     pub(crate) async fn get(&self, digest: &Digest) -> Result<Option<Bytes>, DocumentsError> {
-        let found = self.0.lock().unwrap_or_else(PoisonError::into_inner).get(digest).cloned();
-        match found {
+        match self.find(digest) {
             Some(document) => document.lock().await.content().await.map(Some),
             None => Ok(None),
         }
@@ -131,7 +217,8 @@ impl Documents {
 mod tests {
     use super::*;
 
-    use image::destination::DiskUse;
+    use futures::FutureExt as _;
+    use image::destination::{DiskUse, Shape, Staging};
 
     fn space(dir: &std::path::Path, bytes: u64) -> Arc<DiskSpace> {
         DiskSpace::new(
@@ -160,6 +247,45 @@ mod tests {
             assert_eq!(std::fs::read_dir(dir.path()).unwrap().count(), 0);
         }
         assert_eq!(space.left(), 1 << 20);
+    }
+
+    #[tokio::test]
+    async fn a_document_of_any_size_is_stored_as_it_came() {
+        let dir = tempfile::tempdir().unwrap();
+        let space = space(dir.path(), 16 << 20);
+        let layout = Arc::new(Staging::new(&dir.path().join("layout"), Shape::Oci { name: None }).unwrap());
+        for size in [0, 10, MEMORY_BYTES, MEMORY_BYTES * 3 + 7, PIECE_BYTES * 2 + 7] {
+            let content: Vec<u8> = (0..size).map(|at| (at % 251) as u8).collect();
+            let mut document = Document::new(&space);
+            for part in content.chunks(30_000) {
+                document.write(part).await.unwrap();
+            }
+            let digest = registry::digest::sha256(&content);
+            // It may be sent more than once, and read as well.
+            for _ in 0..2 {
+                document.store(&digest, &layout).await.unwrap();
+                let mut pieces = Vec::new();
+                while pieces.len() < size {
+                    pieces.extend_from_slice(&document.piece(pieces.len() as u64).await.unwrap());
+                }
+                assert!(pieces == content && document.content().await.unwrap() == content, "{size}");
+            }
+            assert!(layout.has_blob(&digest).await.unwrap());
+        }
+    }
+
+    #[tokio::test]
+    async fn documents_of_all_builds_that_are_changed_at_once_are_bounded_and_one_alone_may_have_any_size() {
+        let room = ChangeRoom::default();
+        let third = CHANGED_AT_ONCE_BYTES / 3;
+        let (one, two) = (room.take(third).await, room.take(third).await);
+        assert!(room.take(CHANGED_AT_ONCE_BYTES / 2).now_or_never().is_none());
+        drop(one);
+        drop(room.take(CHANGED_AT_ONCE_BYTES / 2).await);
+        assert!(room.take(LIMIT_BYTES).now_or_never().is_none());
+        drop(two);
+        let _whole = room.take(LIMIT_BYTES).await;
+        assert!(room.take(1).now_or_never().is_none());
     }
 
     #[tokio::test]

@@ -339,9 +339,12 @@ impl Output {
         Document::new(&self.preparation.document_space)
     }
 
-    /// The error for a document that cannot be kept.
+    /// The error for a document that cannot be kept or stored.
     pub(crate) fn documents_error(&self, digest: &Digest, error: DocumentsError) -> OutputError {
-        OutputError::Documents { digest: digest.clone(), error }
+        match error {
+            DocumentsError::NotStored(error) => self.push_error(format!("document {digest}"), *error),
+            error => OutputError::Documents { digest: digest.clone(), error },
+        }
     }
 
     /// A document has come. With blobs coming one by one, children come before those who name them.

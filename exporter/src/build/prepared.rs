@@ -11,6 +11,7 @@ use image::location::Location;
 use image::options::{Options, OptionsError, Pattern, Recipe};
 use registry::client::Client;
 
+use super::documents::ChangeRoom;
 use super::name_turns::NameTurns;
 use crate::client::ContextFiles;
 use crate::grpc::{Code, Status};
@@ -25,6 +26,8 @@ pub(crate) struct Preparation {
     pub(crate) scratch_space: Arc<ScratchSpace>,
     /// Room for documents.
     pub(crate) document_space: Arc<DiskSpace>,
+    /// Room in memory for documents that are changed.
+    pub(crate) change_room: Arc<ChangeRoom>,
     /// Room for archives of container images, and for images that are put together of several.
     pub(crate) together_space: Arc<DiskSpace>,
     /// Room for layers of container images that wait until it is known what they share.

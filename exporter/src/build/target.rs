@@ -13,16 +13,25 @@ use tokio::sync::OnceCell;
 use tokio::time::timeout;
 
 use super::keys::Attrs;
-use image::destination::{Destination, InRegistry, Nowhere};
+use super::silence::BoundedRegistry;
+use image::destination::{Destination, Nowhere};
 
 /// For finding out whether a registry speaks TLS.
 const PROBE_DEADLINE: Duration = Duration::from_secs(5);
 
+/// How long a registry may take.
+#[derive(Clone, Copy, Debug, Default)]
+pub(crate) struct Patience {
+    /// Until it answers for the first time.
+    pub(crate) answer: Duration,
+    /// Without progress later.
+    pub(crate) silent: Duration,
+}
+
 /// Where an output goes.
 pub(crate) struct Target {
     kind: TargetKind,
-    /// How long the registry may be silent.
-    answer_within: Duration,
+    patience: Patience,
     destination: OnceCell<Arc<dyn Destination>>,
 }
 
@@ -63,7 +72,7 @@ impl Target {
         client: &Client,
         builder: Arc<dyn Keyring>,
         own_credentials: bool,
-        answer_within: Duration,
+        patience: Patience,
     ) -> Self {
         let kind = match repository.filter(|_| attrs.push).cloned() {
             None => TargetKind::Nowhere,
@@ -74,14 +83,14 @@ impl Target {
                 TargetKind::Registry { client: client.with_keyring(builder, own_credentials), repository }
             }
         };
-        Self { kind, answer_within, destination: OnceCell::new() }
+        Self { kind, patience, destination: OnceCell::new() }
     }
 
     /// A target that need not be found out.
     pub(crate) fn ready(destination: Arc<dyn Destination>) -> Self {
         Self {
             kind: TargetKind::Nowhere,
-            answer_within: Duration::ZERO,
+            patience: Patience::default(),
             destination: OnceCell::new_with(Some(destination)),
         }
     }
@@ -96,22 +105,23 @@ impl Target {
         let Some((client, repository)) = found.repository() else { return Ok(found) };
         // Whatever it answers; what that means shows when something is sent.
         let any = registry::digest::sha256(b"");
-        if timeout(self.answer_within, client.has_blob(repository, &any)).await.is_err() {
-            let (host, after) = (repository.host().to_owned(), self.answer_within);
+        if timeout(self.patience.answer, client.has_blob(repository, &any)).await.is_err() {
+            let (host, after) = (repository.host().to_owned(), self.patience.answer);
             return Err(TargetError::Silent { host, after });
         }
         Ok(found)
     }
 
     async fn reach(&self) -> Result<Arc<dyn Destination>, Error> {
+        let silent = self.patience.silent;
         Ok(match &self.kind {
             TargetKind::Nowhere => Arc::new(Nowhere),
             TargetKind::Registry { client, repository } => {
-                Arc::new(InRegistry::new(client.clone(), repository.clone()))
+                Arc::new(BoundedRegistry::new(client.clone(), repository.clone(), silent))
             }
             TargetKind::Insecure { client, builder, repository } => {
                 let client = insecure_client(client, builder, repository).await?;
-                Arc::new(InRegistry::new(client, repository.clone()))
+                Arc::new(BoundedRegistry::new(client, repository.clone(), silent))
             }
         })
     }

@@ -193,6 +193,7 @@ async fn begin<'a>(
             threads: exporter.threads(),
             scratch_space: Arc::clone(&exporter.scratch_space),
             document_space: Arc::clone(&exporter.document_space),
+            change_room: Arc::clone(&exporter.change_room),
             together_space: Arc::clone(&exporter.together_space),
             layer_space: Arc::clone(&exporter.layer_space),
             name_turns: Arc::clone(&exporter.name_turns),
@@ -231,10 +232,10 @@ async fn targets(
     let only = |destination| (Target::ready(destination), Vec::new());
     Ok(match attrs.receiver {
         Receiver::Registry => {
-            let (own, answer) = (exporter.own_credentials(), exporter.registry_answer());
+            let (own, patience) = (exporter.own_credentials(), exporter.patience());
             let target = |repository: Option<&Repository>| {
                 let keyring = Arc::new(SessionKeyring::new(streams.clone()));
-                Target::new(attrs, repository, &exporter.client, keyring, own, answer)
+                Target::new(attrs, repository, &exporter.client, keyring, own, patience)
             };
             let mut repositories = attrs.by_repository().into_iter().map(|(repository, _)| repository);
             let first = target(repositories.next());

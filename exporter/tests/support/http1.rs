@@ -1,7 +1,12 @@
 //! As much of HTTP/1.1 as registries of a test need.
 
+use std::time::Duration;
+
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::net::TcpStream;
+
+/// A paced body is taken in by so many parts a second.
+const PACES: u64 = 20;
 
 /// The head of a request.
 pub(crate) struct Head {
@@ -44,9 +49,14 @@ impl Head {
 
     /// Has `server` answer the request in the place of whoever it came to, without the credentials that came with it, and ends the
     /// connection with the answer.
-    pub(crate) async fn forward(&self, mut stream: TcpStream, server: &str) {
+    pub(crate) async fn forward(&self, stream: TcpStream, server: &str) {
+        self.forward_at(stream, server, None).await;
+    }
+
+    /// The same, taking in `rate` bytes of the body a second.
+    pub(crate) async fn forward_at(&self, mut stream: TcpStream, server: &str, rate: Option<u64>) {
         let forwarded = async {
-            let mut behind = self.ask(&mut stream, server).await?;
+            let mut behind = self.ask_at(&mut stream, server, rate).await?;
             tokio::io::copy(&mut behind, &mut stream).await
         };
         // Either side may leave.
@@ -55,12 +65,29 @@ impl Head {
 
     /// Sends the request on to `server`, with the body that comes on `stream`; the answer is what is to be read of the result, to its end.
     pub(crate) async fn ask(&self, stream: &mut TcpStream, server: &str) -> std::io::Result<TcpStream> {
+        self.ask_at(stream, server, None).await
+    }
+
+    async fn ask_at(
+        &self,
+        stream: &mut TcpStream,
+        server: &str,
+        rate: Option<u64>,
+    ) -> std::io::Result<TcpStream> {
         let mut behind = TcpStream::connect(server).await?;
         let mut head = format!("{} {} HTTP/1.1\r\nConnection: close\r\n", self.method, self.path);
         let kept = self.headers.iter().filter(|(name, _)| name != "connection" && name != "authorization");
         head.extend(kept.map(|(name, value)| format!("{name}: {value}\r\n")));
         behind.write_all((head + "\r\n").as_bytes()).await?;
-        tokio::io::copy(&mut stream.take(self.length()), &mut behind).await?;
+        let mut left = self.length();
+        while left > 0 {
+            let piece = left.min(rate.map_or(u64::MAX, |rate| rate / PACES));
+            tokio::io::copy(&mut (&mut *stream).take(piece), &mut behind).await?;
+            left -= piece;
+            if rate.is_some() {
+                tokio::time::sleep(Duration::from_secs(1) / PACES as u32).await;
+            }
+        }
         Ok(behind)
     }
 }

@@ -4,7 +4,7 @@
 
 pub(crate) mod gate;
 pub(crate) mod hanging;
-mod http1;
+pub(crate) mod http1;
 pub(crate) mod tokens;
 
 use std::fs::File;

@@ -38,11 +38,14 @@ pub struct Subject<'a> {
 /// An attestation about something else.
 #[derive(Clone, Debug)]
 pub struct Attested {
-    /// Config and statements.
-    pub blobs: Vec<Bytes>,
+    /// The config.
+    pub config: Bytes,
     /// The manifest.
     pub manifest: Stored,
 }
+
+/// Digest and size in bytes of each statement that was rewritten by [`statement_about`], by the digest that it had.
+pub type Rewritten = HashMap<Digest, (Digest, u64)>;
 
 impl Attestation {
     /// Reads a manifest; `None` if all of it is something else than in-toto statements.
@@ -56,38 +59,26 @@ impl Attestation {
         Ok(Some(Self { manifest, config, statements }))
     }
 
-    /// The attestation about `subject`, with the contents of its config and statements in `blobs`.
+    /// The attestation about `subject`, whose statements have been rewritten to be about it, with the content of its config.
     pub fn about(
         &self,
         subject: &Subject<'_>,
-        blobs: &HashMap<Digest, Bytes>,
+        content: &Bytes,
+        statements: &Rewritten,
     ) -> Result<Attested, DocumentError> {
-        let find = |digest: &Digest| {
-            blobs
-                .get(digest)
-                .ok_or_else(|| DocumentError::new("attestation", format!("blob {digest} is missing")))
-        };
-        // From the inside out: each document names those within it by digest.
-        let mut changed = Vec::with_capacity(blobs.len());
-        let mut replaced: BTreeMap<String, (Digest, usize)> = BTreeMap::new();
-        for old in &self.statements {
-            let content = statement(find(old)?, subject)?;
-            replaced.insert(old.to_string(), (digest::sha256(&content), content.len()));
-            changed.push(content);
-        }
+        let of = |name: &str| statements.get(&name.parse::<Digest>().ok()?);
         let mut manifest = self.manifest.object().clone();
         for layer in manifest.get_mut("layers").and_then(Value::as_array_mut).into_iter().flatten() {
-            let new = text(layer, "digest").and_then(|digest| replaced.get(digest));
+            let new = text(layer, "digest").and_then(of);
             if let Some((digest, size)) = new {
                 (layer["digest"], layer["size"]) = (json!(digest.as_ref()), json!(size));
             }
         }
-        let config = config(find(&self.config)?, manifest.get("config"), &replaced)?;
+        let config = config(content, manifest.get("config"), of)?;
         if let Some(descriptor) = manifest.get_mut("config") {
             let digest = digest::sha256(&config);
             (descriptor["digest"], descriptor["size"]) = (json!(digest.as_ref()), json!(config.len()));
         }
-        changed.push(config);
         if manifest.contains_key("subject") {
             let of = subject.stored;
             let descriptor =
@@ -96,7 +87,7 @@ impl Attestation {
         }
         let (media_type, content) = (self.manifest.media_type().to_owned(), serialise(&manifest));
         let digest = digest::sha256(&content);
-        Ok(Attested { blobs: changed, manifest: Stored { media_type, content, digest } })
+        Ok(Attested { config, manifest: Stored { media_type, content, digest } })
     }
 }
 
@@ -104,8 +95,12 @@ fn text<'a>(object: &'a Value, name: &str) -> Option<&'a str> {
     object.get(name).and_then(Value::as_str)
 }
 
-/// The statement about `subject`. What it says of that stays byte for byte, however much it is.
-fn statement(content: &[u8], subject: &Subject<'_>) -> Result<Bytes, DocumentError> {
+/// The in-toto statement `content`, about `subject`. What it says of that stays byte for byte, however much it is.
+///
+/// # Errors
+///
+/// When it is no such statement.
+pub fn statement_about(content: &[u8], subject: &Subject<'_>) -> Result<Bytes, DocumentError> {
     let wrong = |error| DocumentError::new("in-toto statement", error);
     let mut members: BTreeMap<String, &RawValue> = serde_json::from_slice(content).map_err(wrong)?;
     let mut subjects: Vec<Value> = match members.get("subject") {
@@ -132,11 +127,11 @@ fn statement(content: &[u8], subject: &Subject<'_>) -> Result<Bytes, DocumentErr
     serde_json::to_vec(&members).map(Bytes::from).map_err(wrong)
 }
 
-/// The config, whose diff ids are the statements' digests.
-fn config(
+/// The config, whose diff ids are the statements' digests; `of` says what those have become.
+fn config<'a>(
     content: &Bytes,
     descriptor: Option<&Value>,
-    replaced: &BTreeMap<String, (Digest, usize)>,
+    of: impl Fn(&str) -> Option<&'a (Digest, u64)>,
 ) -> Result<Bytes, DocumentError> {
     if descriptor.and_then(|descriptor| text(descriptor, "mediaType")) == Some(EMPTY_CONFIG) {
         return Ok(content.clone());
@@ -144,7 +139,7 @@ fn config(
     let mut config = Value::Object(parse("attestation config", content)?);
     let ids = config.pointer_mut("/rootfs/diff_ids").and_then(Value::as_array_mut);
     for id in ids.into_iter().flatten() {
-        if let Some((digest, _)) = id.as_str().and_then(|id| replaced.get(id)) {
+        if let Some((digest, _)) = id.as_str().and_then(&of) {
             *id = json!(digest.as_ref());
         }
     }
@@ -164,7 +159,7 @@ mod tests {
     }
 
     /// The attestation of a manifest with these subjects, rewritten.
-    fn rewritten(subjects: &Value, artifact: bool) -> (Value, Attested) {
+    fn rewritten(subjects: &Value, artifact: bool) -> (Value, [Bytes; 2]) {
         let statement = json!({"_type": "t", "subject": subjects, "predicateType": "p", "predicate": {"z": 1, "a": 1.50}});
         let statement = Bytes::from(statement.to_string());
         let config = match artifact {
@@ -180,13 +175,14 @@ mod tests {
             manifest["subject"] = described(OCI_MANIFEST, b"plain");
         }
         let attestation = Attestation::parse(manifest.to_string().as_bytes()).unwrap().unwrap();
-        let blobs = HashMap::from([(sha256(&statement), statement), (sha256(&config), config)]);
         let content = Bytes::from_static(b"nydus");
         let stored = Stored { media_type: "m".to_owned(), digest: sha256(&content), content };
         let names = ["pkg:docker/app@v1".to_owned()];
         let subject = Subject { source: &sha256(b"plain"), stored: &stored, names: &names };
-        let attested = attestation.about(&subject, &blobs).unwrap();
-        (serde_json::from_slice(&attested.manifest.content).unwrap(), attested)
+        let new = statement_about(&statement, &subject).unwrap();
+        let statements = Rewritten::from([(sha256(&statement), (sha256(&new), new.len() as u64))]);
+        let attested = attestation.about(&subject, &config, &statements).unwrap();
+        (serde_json::from_slice(&attested.manifest.content).unwrap(), [new, attested.config])
     }
 
     #[test]
@@ -199,18 +195,17 @@ mod tests {
             (json!([other, plain]), json!([other, {"name": "x", "digest": {"sha256": nydus.digest()}}])),
         ] {
             for artifact in [true, false] {
-                let (manifest, attested) = rewritten(&subjects, artifact);
-                let [statement, config] = &attested.blobs[..] else { panic!("other blobs") };
-                let parsed: Value = serde_json::from_slice(statement).unwrap();
+                let (manifest, [statement, config]) = rewritten(&subjects, artifact);
+                let parsed: Value = serde_json::from_slice(&statement).unwrap();
                 assert_eq!(parsed["subject"], expected);
-                assert!(String::from_utf8_lossy(statement).contains(r#""predicate":{"#));
-                assert_eq!(manifest["layers"][0], described(STATEMENT, statement));
-                assert_eq!(manifest["config"]["digest"], sha256(config).as_ref());
+                assert!(String::from_utf8_lossy(&statement).contains(r#""predicate":{"#));
+                assert_eq!(manifest["layers"][0], described(STATEMENT, &statement));
+                assert_eq!(manifest["config"]["digest"], sha256(&config).as_ref());
                 if artifact {
                     assert_eq!(manifest["subject"], described("m", b"nydus"));
                 } else {
-                    let config: Value = serde_json::from_slice(config).unwrap();
-                    assert_eq!(config["rootfs"]["diff_ids"][0], sha256(statement).as_ref());
+                    let config: Value = serde_json::from_slice(&config).unwrap();
+                    assert_eq!(config["rootfs"]["diff_ids"][0], sha256(&statement).as_ref());
                 }
             }
         }

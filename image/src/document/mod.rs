@@ -23,7 +23,7 @@ mod manifest;
 mod parsed;
 
 pub use addition::{with_labels, with_layer};
-pub use attestation::{Attestation, Attested, Subject};
+pub use attestation::{Attestation, Attested, Rewritten, Subject, statement_about};
 pub use beside::{Beside, StaleNydus};
 pub use config::ImageConfig;
 pub(crate) use config::convert as convert_config;

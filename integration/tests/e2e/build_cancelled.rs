@@ -54,11 +54,16 @@ struct Phase {
     /// Whether the build refers to a chunk dictionary there.
     dictionary: bool,
     outputs: usize,
+    /// Further keys of its outputs.
+    keys: &'static str,
+    /// Whether its image has a name in another repository too, to which it is copied when it has its own.
+    copied: bool,
 }
 
 impl Phase {
     fn new(what: &'static str, method: &'static str, path: &str, failure: Failure) -> Self {
-        Self { what, rule: Rule::always(path, failure).method(method), dictionary: false, outputs: 1 }
+        let rule = Rule::always(path, failure).method(method);
+        Self { what, rule, dictionary: false, outputs: 1, keys: "", copied: false }
     }
 
     fn is_refused(&self) -> bool {
@@ -76,6 +81,20 @@ fn phases() -> Vec<Phase> {
         Phase {
             dictionary: true,
             ..Phase::new("a blob of the chunk dictionary stalls", "GET", "/blobs/sha256:", Failure::Stall)
+        },
+        Phase::new("a layer is converted", "POST", "/blobs/uploads/", Failure::Stall),
+        // Its layers stay on the exporter's disk: the first upload is that of what they become together.
+        Phase {
+            keys: ",flatten=true",
+            ..Phase::new("layers are flattened", "POST", "/blobs/uploads/", Failure::Stall)
+        },
+        Phase {
+            keys: ",images=embed",
+            ..Phase::new("container images are embedded", "PUT", "/manifests/v1-images", Failure::Stall)
+        },
+        Phase {
+            copied: true,
+            ..Phase::new("the image is copied", "POST", "-copy/blobs/uploads/", Failure::Stall)
         },
         Phase { outputs: 2, ..Phase::new("two outputs stall", "PUT", "/manifests/", Failure::Stall) },
         Phase { outputs: 2, ..Phase::new("two outputs are refused", "PUT", "/manifests/", REFUSED) },
@@ -99,17 +118,24 @@ pub(crate) fn in_every_phase(fixture: &Fixture) -> Result<()> {
 /// A build that ends in this phase, with the shared exporter, and what comes after it.
 fn check(fixture: &Fixture, dir: &Path, number: usize, phase: &Phase, dictionary: &str) -> Result<()> {
     let context = demo::random_files(fixture.peers(), dir, &[("data", 1 << 20)])?;
+    if phase.keys.contains("images=") {
+        asks_for_an_image(fixture, &context)?;
+    }
     let registry = fixture.registry()?.address();
     let proxy = FaultProxy::start(registry)?;
     let keys = match phase.dictionary {
         true => format!(",chunk-dict={}", through(dictionary, proxy.address())),
-        false => String::new(),
+        false => phase.keys.to_owned(),
     };
     let names = |build: &str| -> Vec<String> {
         (0..phase.outputs).map(|one| format!("{registry}/phases/{build}-{number}-{one}:v1")).collect()
     };
     let outputs = |names: &[String]| -> Vec<String> {
-        let output = |name| format!("type=nydus-cluster,name={}{keys}", through(name, proxy.address()));
+        let output = |name: &str| {
+            let name = through(name, proxy.address());
+            let all = if phase.copied { format!("{name},{}", copy_of(&name)) } else { name };
+            format!("type=nydus-cluster,\"name={all}\"{keys}")
+        };
         names.iter().map(|name| output(name.as_str())).collect()
     };
     let build = |buildctl: &Buildctl, names: &[String]| {
@@ -136,7 +162,8 @@ fn check(fixture: &Fixture, dir: &Path, number: usize, phase: &Phase, dictionary
     let reason = if phase.is_refused() { "refused on purpose" } else { "cancel" };
     ensure!(said.contains(reason), "the error does not say {reason:?}:\n{said}");
     for name in &broken {
-        ensure!(manifest(name).is_err(), "{name} was pushed");
+        let name = if phase.copied { copy_of(name) } else { name.clone() };
+        ensure!(manifest(&name).is_err(), "{name} was pushed");
     }
 
     // The exporter is as good as before, and as good as one that knows nothing.
@@ -149,6 +176,19 @@ fn check(fixture: &Fixture, dir: &Path, number: usize, phase: &Phase, dictionary
         ensure!(manifest(name)? == manifest(fresh)?, "{name} is another image than {fresh}");
     }
     Ok(())
+}
+
+/// The name in another repository of what is called `name`.
+fn copy_of(name: &str) -> String {
+    name.replace(":v1", "-copy:v1")
+}
+
+/// Has the tree of `context` ask for a container image.
+fn asks_for_an_image(fixture: &Fixture, context: &Path) -> Result<()> {
+    fs::write(context.join("imageList"), format!("{}\n", fixture.pause()?))?;
+    let dockerfile = context.join("Dockerfile");
+    let text = fs::read_to_string(&dockerfile)?;
+    Ok(fs::write(dockerfile, text + "COPY imageList /imageList\n")?)
 }
 
 fn refused(build: &mut Child, proxy: &FaultProxy) -> Result<()> {

@@ -4,20 +4,22 @@ use std::collections::BTreeSet;
 use std::fs;
 use std::net::Ipv4Addr;
 use std::path::Path;
+use std::process::{Command, Stdio};
 use std::thread;
 use std::time::Duration;
 
 use anyhow::{Context, Result, anyhow, ensure};
 use integration::access_log::{Mark, Request};
+use integration::fault_proxy::{Failure, FaultProxy, Rule};
 use integration::held_download::HeldDownload;
 use integration::servers::{Buildctl, EmbeddedRegistry, Exporter, ExporterOptions};
 use integration::tree::content_digest;
-use integration::wait;
+use integration::{peers, process, wait};
 use serde_json::Value;
 
 use crate::build_cancelled;
 use crate::build_lab::{BuildLab, output};
-use crate::fixture::{Fixture, manifest, nydus_layers};
+use crate::fixture::{Fixture, manifest, nydus_layers, through};
 
 /// How long a step of another party may take on a loaded machine.
 const DEADLINE: Duration = Duration::from_secs(60);
@@ -70,6 +72,53 @@ pub(crate) fn ahead(fixture: &Fixture) -> Result<()> {
     let complete = manifest(&lab.name("content-store/complete")?)?;
     let session = over_the_session(&lab, &context, "content-store/session")?;
     ensure!(image == session && complete == session, "the images differ: {image} {complete} {session}");
+    Ok(())
+}
+
+/// The exporter is killed while what it made of layers is being stored, and the next one with the same directories makes the image that
+/// one makes that knows nothing.
+pub(crate) fn killed(fixture: &Fixture) -> Result<()> {
+    let lab = BuildLab::new(fixture, "cs-killed")?;
+    let spool = lab.dir.join("spool");
+    fs::create_dir(&spool)?;
+    let options = ExporterOptions {
+        content_store: Some(lab.buildkitd.content_store().to_owned()),
+        config: format!("[registry.upload]\nspool_dir = {spool:?}\n"),
+        ..ExporterOptions::default()
+    };
+    let context = lab.context("c", &FILES)?;
+    let proxy = FaultProxy::start(fixture.registry()?.address())?;
+    let name = lab.name("content-store/killed")?;
+    let output = output(&through(&name, proxy.address()));
+    // Some blobs are stored when it dies, and some are on their way.
+    let stored =
+        Rule { times: 1, ..Rule::always("/blobs/uploads/", Failure::Delay(Duration::ZERO)).method("PUT") };
+    let stands_still = Rule::always("/blobs/uploads/", Failure::Stall).method("PUT");
+    proxy.set_rules(vec![stored, stands_still]);
+    let mut exporter = lab.exporter("x", &options)?;
+    let mut command = lab.buildctl(&exporter)?.build_command(&context, &[&output]);
+    let mut build = command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::null()).spawn()?;
+    let held = wait::until_true("a blob is being stored", DEADLINE, || proxy.held_requests() > 0);
+    exporter.server().kill()?;
+    let ended = wait::until("the build ends", DEADLINE, || Ok(build.try_wait()?));
+    if ended.is_err() {
+        build.kill()?;
+        build.wait()?;
+    }
+    held?;
+    ensure!(!ended?.success(), "a build succeeded whose exporter was killed");
+    ensure!(manifest(&name).is_err(), "it left an image");
+
+    proxy.set_rules(Vec::new());
+    let next = lab.exporter("x", &options)?;
+    lab.buildctl(&next)?.build(&context, &[&output])?;
+    let image = manifest(&name)?;
+    let session = over_the_session(&lab, &context, "content-store/killed-session")?;
+    ensure!(image == session, "the images differ: {image} {session}");
+    process::run(Command::new(peers::nydus_cluster()?).args(["image", "check", &name]))?;
+    drop(next);
+    let left: Vec<_> = fs::read_dir(&spool)?.collect();
+    ensure!(left.is_empty(), "{left:?} is left on the disk");
     Ok(())
 }
 

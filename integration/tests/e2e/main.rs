@@ -164,6 +164,10 @@ const TESTS: &[(&str, Test)] = &[
     ("build_cancelled::an_interrupted_build_ends_and_pushes_nothing", build_cancelled::ends),
     ("build_cancelled::a_build_ends_at_once_in_every_phase_of_its_push", build_cancelled::in_every_phase),
     ("content_store::layers_are_converted_while_buildkitd_makes_them", content_store::ahead),
+    (
+        "content_store::an_exporter_killed_in_the_middle_of_a_push_leaves_what_the_next_one_can_use",
+        content_store::killed,
+    ),
     ("content_store::builds_side_by_side_keep_their_layers_apart", content_store::side_by_side),
     ("content_store::a_layer_of_another_build_is_not_stored", content_store::of_another_build),
     ("content_store::several_outputs_of_a_build_come_over_the_session", content_store::several_outputs),

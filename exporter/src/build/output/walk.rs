@@ -6,7 +6,8 @@ use std::sync::Arc;
 use bytes::Bytes;
 use image::assemble::{Assembled, Form, NydusImage, assemble};
 use image::document::{
-    Attestation, DocumentShape, ImageConfig, Index, Manifest, MediaTypes, Stored, Subject,
+    Attestation, DocumentShape, ImageConfig, Index, Manifest, MediaTypes, Rewritten, Stored, Subject,
+    statement_about,
 };
 use image::layer::ConvertedLayer;
 use registry::client::Descriptor;
@@ -210,29 +211,52 @@ impl Output {
             let source = Manifest::parse(&content).map_err(|error| self.document_error(error))?;
             return self.keep(&source, &content).await;
         };
-        let mut blobs = HashMap::new();
-        for blob in attestation.statements.iter().chain([&attestation.config]) {
-            blobs.insert(blob.clone(), self.document("blob", blob).await?);
-        }
         let names = self.attrs.package_urls(platform);
         let subject = Subject { source: about, stored, names: &names };
-        let attested = attestation.about(&subject, &blobs).map_err(|error| self.document_error(error))?;
-        for blob in attested.blobs {
-            let put = self.destination().await?.put_blob(blob).await;
-            put.map_err(|error| self.push_error("an attestation's blob", error))?;
+        let mut statements = Rewritten::new();
+        for statement in &attestation.statements {
+            statements.insert(statement.clone(), self.put_statement(statement, &subject).await?);
         }
+        let config = self.document("blob", &attestation.config).await?;
+        let attested =
+            attestation.about(&subject, &config, &statements).map_err(|error| self.document_error(error))?;
+        let put = self.destination().await?.put_blob(attested.config).await;
+        put.map_err(|error| self.push_error("an attestation's config", error))?;
         let Stored { media_type, content, .. } = &attested.manifest;
         let put = self.destination().await?.put_manifest(media_type, content.clone()).await;
         put.map_err(|error| self.push_error("an attestation", error))?;
         Ok(attested.manifest)
     }
 
+    /// Stores the statement `digest`, rewritten to be about `subject`; returns its digest and size then. It is in memory while it is
+    /// rewritten and no longer, as little of all builds as the bound for that says.
+    async fn put_statement(
+        &self,
+        digest: &Digest,
+        subject: &Subject<'_>,
+    ) -> Result<(Digest, u64), OutputError> {
+        let (mut rewritten, new) = {
+            let found = self.documents.find(digest).ok_or_else(|| self.missing("statement", digest))?;
+            let size = found.lock().await.size();
+            let _room = self.preparation.change_room.take(size).await;
+            let content = self.document("statement", digest).await?;
+            let content = statement_about(&content, subject).map_err(|error| self.document_error(error))?;
+            let mut rewritten = self.begin_document();
+            let written = rewritten.write(&content).await;
+            written.map_err(|error| self.documents_error(digest, error))?;
+            (rewritten, digest::sha256(&content))
+        };
+        let stored = rewritten.store(&new, self.destination().await?.as_ref()).await;
+        stored.map_err(|error| self.documents_error(digest, error))?;
+        Ok((new, rewritten.size()))
+    }
+
     /// Stores an artifact as it is.
     async fn keep(&self, source: &Manifest, content: &Bytes) -> Result<Stored, OutputError> {
         for digest in source.blobs().map(|blob| blob.digest()) {
-            let blob = self.document("blob", digest).await?;
-            let put = self.destination().await?.put_blob(blob).await;
-            put.map_err(|error| self.push_error(format!("blob {digest}"), error))?;
+            let blob = self.documents.find(digest).ok_or_else(|| self.missing("blob", digest))?;
+            let stored = blob.lock().await.store(digest, self.destination().await?.as_ref()).await;
+            stored.map_err(|error| self.documents_error(digest, error))?;
         }
         let media_type = source.media_type().to_owned();
         let put = self.destination().await?.put_manifest(&media_type, content.clone()).await;

@@ -227,6 +227,38 @@ mod tests {
         }
     }
 
+    #[test]
+    fn a_file_of_8_gib_ends_where_it_ends_and_what_follows_is_found() {
+        const PIECE_BYTES: usize = 1 << 20;
+        // Not a multiple of a block, nor of what comes at once.
+        let size: u64 = (8 << 30) + 300;
+        let record = format!("19 size={size}\n");
+        let mut head = header("PaxHeaders.0/aa", b'x', format!("{:011o}\0", record.len()).as_bytes());
+        head.extend_from_slice(record.as_bytes());
+        head.resize(1024, 0);
+        head.extend(header("blobs/sha256/aa", b'0', b"00000000000\0"));
+        let mut tail = vec![0; size.next_multiple_of(BLOCK_BYTES as u64) as usize % PIECE_BYTES];
+        tail.extend(header("index.json", b'0', b"00000000002\0"));
+        tail.extend_from_slice(b"{}");
+        tail.resize(tail.len().next_multiple_of(BLOCK_BYTES), 0);
+        let zeros = Bytes::from(vec![0; PIECE_BYTES]);
+        let pieces = std::iter::repeat_n(zeros, size as usize / PIECE_BYTES);
+        let (mut splitter, mut sizes) = (TarSplitter::default(), Vec::new());
+        for data in std::iter::once(head.into()).chain(pieces).chain([tail.into()]) {
+            splitter.push(data);
+            while let Some(event) = splitter.next().unwrap() {
+                match event {
+                    Event::Begin { name, size } => sizes.push((name, size, 0)),
+                    Event::Data(data) => sizes.last_mut().unwrap().2 += data.len() as u64,
+                    Event::End => {}
+                }
+            }
+        }
+        assert!(!splitter.is_inside_entry());
+        let expected = [("blobs/sha256/aa", size), ("index.json", 2)];
+        assert_eq!(sizes, expected.map(|(name, size)| (name.to_owned(), size, size)));
+    }
+
     proptest::proptest! {
         /// The stream is buildkitd's own, but what is in it comes from its builds.
         #[test]

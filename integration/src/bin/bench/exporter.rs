@@ -137,7 +137,8 @@ fn restarted(lab: &Lab, context: &Path, runs: u16) -> Result<Vec<Figure>> {
     Ok(vec![
         Figure::new(GROUP, name, "s", (local, ("limit", &limit)), WITHIN),
         Figure::new(GROUP, name, "s", (local, peer), WITHIN),
-        Figure::new(GROUP, "the same over the session", "s", (remote, ("limit", &limit)), WITHIN),
+        Figure::new(GROUP, "restarted, over the session", "s", (remote, ("limit", &limit)), WITHIN),
+        Figure::new(GROUP, "restarted, over the session", "s", (remote, peer), WITHIN),
         Figure::new(GROUP, "blobs pushed again", "MB", (&pushed, ("limit", &none)), WITHIN),
     ])
 }

@@ -48,9 +48,10 @@ func run(ctx context.Context, address, dir string, builds []string) error {
 	ended := make(chan error, 1)
 	go func() { ended <- shared.Run(ctx, grpchijack.Dialer(c.ControlClient())) }()
 
-	group, solving := errgroup.WithContext(ctx)
+	// One that fails does not end the others: whether it does is what is to be seen.
+	var group errgroup.Group
 	for _, build := range builds {
-		group.Go(func() error { return solve(solving, c, shared, build) })
+		group.Go(func() error { return solve(ctx, c, shared, build) })
 	}
 	err = group.Wait()
 	return errors.Join(err, shared.Close(), <-ended)
