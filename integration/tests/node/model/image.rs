@@ -9,6 +9,7 @@ use std::sync::Arc;
 use anyhow::{Context, Result, anyhow};
 use fuse_daemon::control::BlobId;
 use rafs::bootstrap::Bootstrap;
+use rafs::digest::{Digest, DigestAlgorithm};
 use rafs::layout::flags::blob::BATCH;
 
 /// A chunk: its blob, and its index there.
@@ -30,8 +31,10 @@ pub(super) struct Image {
     pub(super) blobs: Vec<BlobId>,
     /// Regular files, by path from the root.
     pub(super) files: BTreeMap<String, File>,
+    /// Of a hostile image instead: what it says of them.
+    pub(super) claims: BTreeMap<String, Arc<[ClaimedPiece]>>,
     pub(super) homes: Vec<Home>,
-    /// Whose blobs it says of what is not so: nothing is expected of it, but that it harms nobody.
+    /// Whose blobs it says of what is not so: it harms nobody, and nothing is read from it that is not what it says.
     pub(super) hostile_to: Option<usize>,
     /// A mount fetches what the bootstrap lacks.
     pub(super) fetches_to_mount: bool,
@@ -50,6 +53,24 @@ pub(super) struct Piece {
     pub(super) range: Range<u64>,
 }
 
+/// Bytes of a hostile image's file that are in one chunk.
+#[derive(Debug)]
+pub(super) struct ClaimedPiece {
+    pub(super) range: Range<u64>,
+    pub(super) claim: Claim,
+}
+
+/// What a bootstrap says of the bytes of a piece.
+#[derive(Debug)]
+pub(super) enum Claim {
+    /// Their digest.
+    Digest(DigestAlgorithm, Digest),
+    /// The chunk has fewer of them: nobody can read them.
+    Impossible,
+    /// Nothing: they are a part of a chunk alone.
+    Nothing,
+}
+
 impl File {
     /// The chunks that a part of the file needs.
     pub(super) fn chunks(&self, part: &Range<u64>) -> impl Iterator<Item = ChunkKey> {
@@ -63,6 +84,11 @@ impl File {
 impl Image {
     pub(super) fn is_hostile(&self) -> bool {
         self.hostile_to.is_some()
+    }
+
+    /// The regular files that it has, or an honest one would have.
+    pub(super) fn paths(&self) -> impl Iterator<Item = &str> {
+        self.files.keys().chain(self.claims.keys()).map(String::as_str)
     }
 
     /// An image whose files hold what is in `contents`.
@@ -91,7 +117,8 @@ impl Image {
         }
         let fetches_to_mount =
             !read.has_chunk_table() || read.blobs().iter().any(|blob| blob.features & BATCH != 0);
-        Ok(Self { name, bootstrap, blobs, files, homes, hostile_to: None, fetches_to_mount })
+        let claims = BTreeMap::new();
+        Ok(Self { name, bootstrap, blobs, files, claims, homes, hostile_to: None, fetches_to_mount })
     }
 }
 

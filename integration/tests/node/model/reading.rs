@@ -12,18 +12,33 @@ use std::time::{Duration, Instant};
 use anyhow::{Context, Result};
 use nix::fcntl::{PosixFadviseAdvice, posix_fadvise};
 
+use super::image::{Claim, ClaimedPiece};
+
 /// Bytes that are asked for with one system call.
 const AT_ONCE: u64 = 128 << 10;
+
+/// Pieces of a hostile image's file that may fail before the rest is let be …
+const FAILED_LIMIT: usize = 3;
+/// … and how long one may take to: others would take as long.
+const FAILED_SLOWLY: Duration = Duration::from_millis(500);
 
 /// A part of a file to read, and what is there.
 #[derive(Clone, Debug)]
 pub(super) struct Wanted {
     /// The file in the mount.
     pub(super) path: PathBuf,
-    /// All that the file holds.
-    pub(super) content: Arc<[u8]>,
+    pub(super) expected: Expected,
     pub(super) range: Range<u64>,
     pub(super) cold: bool,
+}
+
+/// What a file is to hold.
+#[derive(Clone, Debug)]
+pub(super) enum Expected {
+    /// This, all of it.
+    Content(Arc<[u8]>),
+    /// What a hostile image says.
+    Claims(Arc<[ClaimedPiece]>),
 }
 
 /// How reading a piece of what was wanted ended.
@@ -37,7 +52,13 @@ pub(super) struct Outcome {
 /// Reads on a thread of its own.
 pub(super) fn start(wanted: Wanted) -> Receiver<Result<Vec<Outcome>>> {
     let (sender, receiver) = mpsc::channel();
-    std::thread::spawn(move || sender.send(read(&wanted)));
+    std::thread::spawn(move || {
+        let outcomes = match &wanted.expected {
+            Expected::Content(content) => read(&wanted, content),
+            Expected::Claims(claims) => read_claimed(&wanted, claims),
+        };
+        sender.send(outcomes)
+    });
     receiver
 }
 
@@ -47,8 +68,8 @@ pub(super) fn wait(receiver: &Receiver<Result<Vec<Outcome>>>, patience: Duration
 }
 
 /// Bytes that are wrong are an error of the test; what the system refuses is an outcome.
-fn read(wanted: &Wanted) -> Result<Vec<Outcome>> {
-    let Wanted { path, content, range, cold } = wanted;
+fn read(wanted: &Wanted, content: &[u8]) -> Result<Vec<Outcome>> {
+    let Wanted { path, range, cold, .. } = wanted;
     let file = File::open(path).with_context(|| format!("opening {}", path.display()))?;
     let size = file.metadata()?.len();
     anyhow::ensure!(
@@ -81,6 +102,49 @@ fn read(wanted: &Wanted) -> Result<Vec<Outcome>> {
             return Ok(outcomes);
         }
     }
+}
+
+/// The pieces that the range touches, whole, each on its own: any may fail, but what is read is what the image says.
+fn read_claimed(wanted: &Wanted, claims: &[ClaimedPiece]) -> Result<Vec<Outcome>> {
+    let Wanted { path, range, cold, .. } = wanted;
+    let mut outcomes = Vec::new();
+    let started = Instant::now();
+    let file = match File::open(path) {
+        Ok(file) => file,
+        Err(error) => {
+            outcomes.push(Outcome { range: range.clone(), result: Err(error), took: started.elapsed() });
+            return Ok(outcomes);
+        }
+    };
+    if *cold {
+        posix_fadvise(&file, 0, 0, PosixFadviseAdvice::POSIX_FADV_DONTNEED)?;
+    }
+    let touched = claims.iter().filter(|claimed| {
+        claimed.range.start < range.end.max(range.start + 1) && range.start < claimed.range.end
+    });
+    let mut failed = 0;
+    for ClaimedPiece { range, claim } in touched {
+        let started = Instant::now();
+        let mut bytes = vec![0xEE; (range.end - range.start) as usize];
+        let result = file.read_exact_at(&mut bytes, range.start);
+        failed += usize::from(result.is_err());
+        match claim {
+            _ if result.is_err() => {}
+            Claim::Digest(algorithm, digest) => anyhow::ensure!(
+                algorithm.digest(&bytes) == *digest,
+                "wrong bytes: {range:?} of {} are not what its image says",
+                path.display()
+            ),
+            Claim::Impossible => anyhow::bail!("{range:?} of {} can be read", path.display()),
+            Claim::Nothing => {}
+        }
+        let took = started.elapsed();
+        outcomes.push(Outcome { range: range.clone(), result, took });
+        if failed == FAILED_LIMIT || (failed > 0 && took > FAILED_SLOWLY) {
+            break;
+        }
+    }
+    Ok(outcomes)
 }
 
 fn compare(path: &Path, expected: &[u8], found: &[u8], at: u64) -> Result<()> {

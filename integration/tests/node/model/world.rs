@@ -7,7 +7,7 @@ use std::sync::Arc;
 
 use anyhow::{Context, Result};
 use integration::corpus::{self, Tree};
-use rafs::bootstrap::{self, Bootstrap, WriteOptions};
+use rafs::bootstrap::{self, WriteOptions};
 use rafs::build::{BuildOptions, Dictionary, build_layer};
 use rafs::compress::Compressor;
 use rafs::digest::DigestAlgorithm;
@@ -22,7 +22,9 @@ use super::random::Random;
 /// Images that are made of the layers of one family.
 const IMAGES_OF_FAMILY: u64 = 5;
 const FAMILIES: u64 = 2;
-const HOSTILE: u64 = 3;
+/// Hostile ones: those whose lies are well written, and those that are damaged.
+const LIARS: u64 = 4;
+const GARBLED: u64 = 2;
 
 #[derive(Debug)]
 pub(super) struct World {
@@ -67,10 +69,17 @@ impl World {
                 world.images.push(image);
             }
         }
-        for _ in 0..HOSTILE {
+        let honest = world.images.len() as u64;
+        for _ in 0..LIARS {
             let (victim, merged) = random.one_of(&sources);
             let name = format!("hostile-{}", world.images.len());
-            let image = hostile::image(random, (*victim, &world.images[*victim]), merged, dir, name)?;
+            let image = hostile::liar(random, (*victim, &world.images[*victim]), merged, dir, &name)?;
+            world.images.extend(image);
+        }
+        for _ in 0..GARBLED {
+            let victim = random.within(0..honest) as usize;
+            let name = format!("hostile-{}", world.images.len());
+            let image = hostile::garbled(random, (victim, &world.images[victim]), dir, &name)?;
             world.images.extend(image);
         }
         Ok(world)
@@ -181,9 +190,4 @@ fn upstream(name: &str, homes: Vec<Home>) -> Result<Image> {
 fn fixture(name: &str, extension: &str) -> PathBuf {
     let data = Path::new(env!("CARGO_MANIFEST_DIR")).join("../rafs/tests/data");
     data.join(format!("{name}.{extension}"))
-}
-
-/// Reads a bootstrap back, to see that it is one.
-pub(super) fn is_readable(path: &Path) -> bool {
-    Bootstrap::open(path).is_ok()
 }

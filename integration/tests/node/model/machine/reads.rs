@@ -1,7 +1,6 @@
 //! Reading mounts, alone and side by side, and judging what it comes to.
 
 use std::collections::BTreeSet;
-use std::ops::Range;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail, ensure};
@@ -9,7 +8,7 @@ use nix::errno::Errno;
 
 use super::super::image::{ChunkKey, File, files_below};
 use super::super::operation::{DEADLINE, Operation, Part};
-use super::super::reading::{self, Outcome, Wanted};
+use super::super::reading::{self, Expected, Outcome, Wanted};
 use super::{Machine, RETRY};
 
 /// What a read may take at most: the kernel asks again for single pages when reading ahead failed; and a loaded machine.
@@ -20,31 +19,37 @@ const FILES_WHILE_BAD: usize = 3;
 /// What is read, for whom, and what the answer means.
 struct Reading<'w> {
     mount: usize,
-    file: &'w File,
+    /// None of a hostile image.
+    file: Option<&'w File>,
     wanted: Wanted,
 }
 
 impl<'a> Machine<'a> {
     fn part(&self, mount: usize, part: &Part) -> Option<Reading<'a>> {
-        let image = self.image(mount);
-        let number = (part.file % image.files.len().max(1) as u64) as usize;
-        let (path, file) = image.files.iter().nth(number)?;
-        let size = file.content.len() as u64;
+        let count = self.image(mount).paths().count();
+        let whole = self.readings(mount, part.cold).nth((part.file % count.max(1) as u64) as usize)?;
+        let size = whole.wanted.range.end;
         let start = size * part.from / 1000;
         let range = start..start.saturating_add(part.len).min(size);
-        Some(self.reading(mount, path, file, range, part.cold))
+        Some(Reading { wanted: Wanted { range, ..whole.wanted }, ..whole })
     }
 
-    fn reading(
-        &self,
-        mount: usize,
-        path: &str,
-        file: &'a File,
-        range: Range<u64>,
-        cold: bool,
-    ) -> Reading<'a> {
-        let path = self.mounts[mount].at.join(path);
-        Reading { mount, file, wanted: Wanted { path, content: file.content.clone(), range, cold } }
+    /// Reading each file that the mount shows, as a whole.
+    fn readings(&self, mount: usize, cold: bool) -> impl Iterator<Item = Reading<'a>> + use<'a> {
+        let image = self.image(mount);
+        let at = self.mounts[mount].at.clone();
+        let honest = image.files.iter().map(|(path, file)| {
+            let size = file.content.len() as u64;
+            (path, Some(file), Expected::Content(file.content.clone()), size)
+        });
+        let hostile = image.claims.iter().map(|(path, claims)| {
+            let size = claims.last().map_or(0, |last| last.range.end);
+            (path, None, Expected::Claims(claims.clone()), size)
+        });
+        honest.chain(hostile).map(move |(path, file, expected, size)| {
+            let wanted = Wanted { path: at.join(path), expected, range: 0..size, cold };
+            Reading { mount, file, wanted }
+        })
     }
 
     pub(super) fn read_parts(&mut self, mount: usize, parts: &[Part]) -> Result<bool> {
@@ -57,14 +62,12 @@ impl<'a> Machine<'a> {
 
     pub(super) fn read_all(&mut self, mount: usize, cold: bool) -> Result<()> {
         let image = self.image(mount);
-        if image.is_hostile() {
-            return Ok(());
+        if !image.is_hostile() {
+            let shown = files_below(&self.mounts[mount].at)?;
+            ensure!(shown.keys().eq(image.files.keys()), "{} shows {:?}", image.name, shown.keys());
         }
-        let shown = files_below(&self.mounts[mount].at)?;
-        ensure!(shown.keys().eq(image.files.keys()), "{} shows {:?}", image.name, shown.keys());
         let limit = if self.available.is_any_bad() { FILES_WHILE_BAD } else { usize::MAX };
-        for (path, file) in image.files.iter().take(limit) {
-            let reading = self.reading(mount, path, file, 0..file.content.len() as u64, cold);
+        for reading in self.readings(mount, cold).take(limit) {
             self.read(&reading)?;
         }
         Ok(())
@@ -125,7 +128,8 @@ impl<'a> Machine<'a> {
         let path = reading.wanted.path.display();
         for Outcome { range, result, took } in outcomes {
             ensure!(took < READ_LIMIT, "reading {range:?} of {path} took {took:?}");
-            let chunks: BTreeSet<ChunkKey> = reading.file.chunks(&range).collect();
+            let Some(file) = reading.file else { continue };
+            let chunks: BTreeSet<ChunkKey> = file.chunks(&range).collect();
             let Err(error) = result else {
                 self.available.was_read(&self.mounts[reading.mount].homes, chunks);
                 continue;
