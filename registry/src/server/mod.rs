@@ -172,9 +172,9 @@ impl Server {
 
 /// Serves the registry until `shutdown` is cancelled; then requests get [`ServerConfig::drain_seconds`] to finish.
 pub async fn serve(config: ServerConfig, shutdown: CancellationToken) -> Result<Server, ServerError> {
-    std::fs::create_dir_all(&config.root).map_err(at("root", &config.root))?;
-    let layout = Layout::directory(&config.root);
-    listen(config, layout, None, shutdown).await
+    storage::create_root(&config.root).map_err(at("root", &config.root))?;
+    let storage = Storage::new(Layout::directory(&config.root));
+    listen(config, storage, None, shutdown).await
 }
 
 /// Serves `layout` as [`serve`] does, but nothing can be written. `config.root` is only named in the log.
@@ -183,7 +183,7 @@ pub async fn serve_read_only(
     layout: Layout,
     shutdown: CancellationToken,
 ) -> Result<Server, ServerError> {
-    listen(config, layout, Some(StandIn::default()), shutdown).await
+    listen(config, Storage::new(layout), Some(StandIn::default()), shutdown).await
 }
 
 /// What is known of content that stands in for that of other registries.
@@ -215,7 +215,7 @@ pub async fn serve_stand_in(
     stand_in: StandIn,
     shutdown: CancellationToken,
 ) -> Result<Server, ServerError> {
-    listen(config, layout, Some(stand_in), shutdown).await
+    listen(config, Storage::new(layout), Some(stand_in), shutdown).await
 }
 
 fn at(what: &'static str, path: &Path) -> impl FnOnce(std::io::Error) -> ServerError {
@@ -226,7 +226,7 @@ fn at(what: &'static str, path: &Path) -> impl FnOnce(std::io::Error) -> ServerE
 /// `stand_in` where nothing can be written.
 async fn listen(
     config: ServerConfig,
-    layout: Layout,
+    storage: Storage,
     stand_in: Option<StandIn>,
     shutdown: CancellationToken,
 ) -> Result<Server, ServerError> {
@@ -240,7 +240,7 @@ async fn listen(
     let listener = listener.map_err(listen_failed)?;
     let address = listener.local_addr().map_err(listen_failed)?;
     let state = Arc::new(ServerState {
-        storage: Storage::new(layout),
+        storage,
         uploads: Uploads::default(),
         disk: Arc::new(Semaphore::new(uploads::WRITERS)),
         referrers: Arc::default(),

@@ -214,7 +214,7 @@ fn mount(storage: &Storage, to: &str, from: Option<&str>, digest: &Digest) -> Re
         _ => None,
     };
     if let Some(content) = &content {
-        storage.link_blob(to, digest, content)?;
+        storage.mount_blob(to, digest, content)?;
     }
     Ok(content.is_some())
 }
