@@ -2,7 +2,6 @@
 
 use std::collections::HashMap;
 use std::path::PathBuf;
-use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, OnceLock};
 use std::time::{Duration, Instant};
 
@@ -24,7 +23,7 @@ use super::endpoint::Endpoint;
 use super::error::{Error, Target};
 use super::keyring::Keyring;
 use super::mirrors::MirrorState;
-use super::outgoing::Watched;
+use super::outgoing::{Progress, Watched};
 use super::places::headers_of;
 use super::redirects::Redirects;
 use super::response::Response;
@@ -48,7 +47,7 @@ pub(super) struct Exchange {
     pub(super) url: Url,
     pub(super) headers: HeaderMap,
     pub(super) body: Option<Bytes>,
-    /// How long nothing may move, where that is more than the idle deadline.
+    /// How long the answer may take when all is sent, where that is more than the idle deadline.
     pub(super) patience: Option<Duration>,
     /// How the host is reached, where that is not what the settings say of it.
     pub(super) connection: Option<Arc<Connection>>,
@@ -220,12 +219,13 @@ impl Transport {
         let host = authority(url);
         let connection = exchange.connection.clone().unwrap_or_else(|| self.connection_to(&host));
         let client = self.client(target, &host, url.scheme() == "https", connection)?;
-        let moved = Arc::new(AtomicU64::new(0));
+        let is_sent = exchange.body.as_ref().is_none_or(Bytes::is_empty);
+        let progress = Arc::new(Progress::begin(is_sent));
         let mut request =
             client.request(exchange.method.clone(), url.clone()).headers(exchange.headers.clone());
         match &exchange.body {
             Some(data) => {
-                let body = Watched { data: data.clone(), moved: moved.clone() };
+                let body = Watched { data: data.clone(), progress: progress.clone() };
                 request = request.header(CONTENT_LENGTH, data.len()).body(reqwest::Body::wrap(body));
             }
             None if exchange.method != Method::GET && exchange.method != Method::HEAD => {
@@ -237,17 +237,12 @@ impl Transport {
         // A deadline for the whole would fail a large upload over a slow line. What ends it is silence: a while in which not
         // a byte moved.
         let mut answer = std::pin::pin!(request.send());
-        let mut seen = 0;
         let inner = loop {
-            match tokio::time::timeout(patience, &mut answer).await {
+            let (silence, deadline) = progress.deadline(idle, patience);
+            match tokio::time::timeout_at(deadline, &mut answer).await {
                 Ok(result) => break result.map_err(|e| Error::connection(target, e))?,
-                Err(_) => {
-                    let now = moved.load(Ordering::Relaxed);
-                    if now == seen {
-                        return Err(Error::Stalled { target: Box::new(target.clone()), after: patience });
-                    }
-                    seen = now;
-                }
+                Err(_) if progress.deadline(idle, patience).1 > deadline => {}
+                Err(_) => return Err(Error::Stalled { target: Box::new(target.clone()), after: silence }),
             }
         };
         Ok(Response::new(inner, target.clone(), idle))

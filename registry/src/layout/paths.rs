@@ -17,6 +17,9 @@ use std::path::{Path, PathBuf};
 
 use crate::digest::Digest;
 
+/// What all names below a root begin with.
+const BASE: &str = "docker/registry/v2";
+
 /// File names below a root.
 #[derive(Clone, Debug)]
 pub struct Paths {
@@ -26,7 +29,12 @@ pub struct Paths {
 impl Paths {
     /// The names below `root`.
     pub fn new(root: &Path) -> Self {
-        Self { base: root.join("docker/registry/v2") }
+        Self { base: root.join(BASE) }
+    }
+
+    /// The root.
+    pub fn root(&self) -> &Path {
+        self.base.ancestors().nth(BASE.split('/').count()).unwrap_or(&self.base)
     }
 
     /// The folder of all repositories.

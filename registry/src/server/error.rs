@@ -71,6 +71,7 @@ pub(super) enum Code {
     Unsupported,
     UnknownPath,
     Busy,
+    Crowded,
     Internal,
     Elsewhere,
 }
@@ -118,6 +119,9 @@ impl Code {
                 "the upload is still busy with a request before",
                 StatusCode::TOO_MANY_REQUESTS,
             ),
+            Self::Crowded => {
+                ("TOOMANYREQUESTS", "more is sent at once than can be taken", StatusCode::TOO_MANY_REQUESTS)
+            }
             Self::Internal => {
                 ("UNKNOWN", "internal error, see the registry's log", StatusCode::INTERNAL_SERVER_ERROR)
             }

@@ -176,8 +176,8 @@ pub(super) fn parse(content: &[u8], announced: Option<&str>) -> Result<Manifest,
     }
 }
 
-/// Whether the repository has everything that the manifest names. The subject may come later.
-fn check_contents(storage: &Storage, name: &str, manifest: &Manifest) -> Result<(), Failure> {
+/// Whether the repository has everything that the manifest names, also after a loss of power. The subject may come later.
+pub(super) fn check_contents(storage: &Storage, name: &str, manifest: &Manifest) -> Result<(), Failure> {
     let digest_of = |content: &Content| {
         layout::checked_digest(&content.digest).map_err(|reason| Failure::new(Code::ManifestInvalid, reason))
     };
@@ -186,14 +186,20 @@ fn check_contents(storage: &Storage, name: &str, manifest: &Manifest) -> Result<
     for blob in manifest.config.iter().chain(blobs) {
         let digest = digest_of(blob)?;
         let elsewhere = blob.urls.as_ref().is_some_and(|urls| !urls.is_empty());
-        if !elsewhere && storage.layout.content_of(name, &digest)?.is_none() {
+        if elsewhere {
+            continue;
+        }
+        if storage.layout.content_of(name, &digest)?.is_none() {
             return Err(unknown(blob));
         }
+        storage.keep_blob(name, &digest)?;
     }
     for child in manifest.manifests.iter().flatten() {
-        if !storage.layout.has_manifest(name, &digest_of(child)?)? {
+        let digest = digest_of(child)?;
+        if !storage.layout.has_manifest(name, &digest)? {
             return Err(unknown(child));
         }
+        storage.keep_manifest(name, &digest)?;
     }
     if let Some(subject) = &manifest.subject {
         digest_of(subject)?;

@@ -7,6 +7,9 @@
 mod access;
 mod blobs;
 mod body;
+mod config;
+#[cfg(test)]
+mod crowd;
 mod elsewhere;
 mod error;
 #[cfg(test)]
@@ -18,6 +21,7 @@ mod password;
 mod referrers;
 mod reply;
 mod request;
+mod room;
 mod routes;
 mod stall;
 mod storage;
@@ -39,7 +43,6 @@ use hyper::server::conn::http1;
 use hyper::service::service_fn;
 use hyper_util::rt::{TokioIo, TokioTimer};
 use hyper_util::server::graceful::{GracefulShutdown, Watcher};
-use serde::{Deserialize, Serialize};
 use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::Semaphore;
@@ -50,6 +53,7 @@ use tokio_util::sync::CancellationToken;
 use tokio_util::task::AbortOnDropHandle;
 
 pub use self::access::AccessRecord;
+pub use self::config::ServerConfig;
 pub use self::elsewhere::BlobsElsewhere;
 pub use self::error::ServerError;
 pub use self::tls::TlsConfig;
@@ -60,6 +64,7 @@ use self::password::Passwords;
 use self::referrers::Referrers;
 use self::reply::Reply;
 use self::request::{Head, RequestBody};
+use self::room::Room;
 use self::routes::Route;
 use self::stall::StallGuard;
 use self::storage::Storage;
@@ -78,76 +83,6 @@ const READ_BUFFER_BYTES: usize = 256 << 10;
 
 /// How often stale uploads are looked for, unless they are stale sooner.
 const PURGE_EVERY: Duration = Duration::from_secs(3600);
-
-/// What to serve, and where.
-#[derive(Clone, Debug, PartialEq, Eq, Deserialize, Serialize)]
-#[serde(default, deny_unknown_fields)]
-pub struct ServerConfig {
-    /// The folder that holds everything; created if missing. CNCF distribution calls it
-    /// `storage.filesystem.rootdirectory`. Default: `/var/lib/nydus-cluster/registry`.
-    pub root: PathBuf,
-    /// The address to listen on; port 0 takes any free one. Default: `127.0.0.1:5000`.
-    pub listen: SocketAddr,
-    /// A file to which each request is appended as a line of JSON ([`AccessRecord`]). Default: none.
-    pub access_log: Option<PathBuf>,
-    /// Whether manifests, tags and blobs may be deleted. Default: yes.
-    pub delete: bool,
-    /// A file of users and bcrypt hashes, as `htpasswd -B` makes it. Default: everyone may do everything.
-    pub htpasswd: Option<PathBuf>,
-    /// Certificate and key for HTTPS. Default: plain HTTP.
-    pub tls: Option<TlsConfig>,
-    /// Seconds without a byte moving after which a connection is closed. Default: 60.
-    pub idle_seconds: u64,
-    /// Seconds that requests get to finish at shutdown. Default: 10.
-    pub drain_seconds: u64,
-    /// Seconds without a byte written after which an upload is removed. Default: 604800 (a week), as with CNCF
-    /// distribution.
-    pub stale_upload_seconds: u64,
-}
-
-impl Default for ServerConfig {
-    fn default() -> Self {
-        Self {
-            root: PathBuf::from("/var/lib/nydus-cluster/registry"),
-            listen: SocketAddr::from(([127, 0, 0, 1], 5000)),
-            access_log: None,
-            delete: true,
-            htpasswd: None,
-            tls: None,
-            idle_seconds: 60,
-            drain_seconds: 10,
-            stale_upload_seconds: 7 * 86_400,
-        }
-    }
-}
-
-impl ServerConfig {
-    /// The defaults, for `root`.
-    pub fn new(root: impl Into<PathBuf>) -> Self {
-        Self { root: root.into(), ..Self::default() }
-    }
-
-    /// What somebody who lets others reach `address` should know. `read_only`: nothing can be pushed.
-    fn warnings(&self, address: SocketAddr, read_only: bool) -> Vec<String> {
-        let mut warnings = Vec::new();
-        if address.ip().is_loopback() {
-            return warnings;
-        }
-        if self.htpasswd.is_none() {
-            let what = match (read_only, self.delete) {
-                (true, _) => "read",
-                (false, true) => "push, overwrite and delete",
-                (false, false) => "push and overwrite",
-            };
-            let advice = "name users with htpasswd, or listen on a loopback address";
-            warnings.push(format!("whoever reaches {address} may {what} everything here: {advice}"));
-        } else if self.tls.is_none() {
-            let advice = "set tls, or let a proxy that speaks HTTPS reach it on a loopback address";
-            warnings.push(format!("passwords for {address} cross the network in the clear: {advice}"));
-        }
-        warnings
-    }
-}
 
 /// A registry that runs.
 #[derive(Debug)]
@@ -172,9 +107,9 @@ impl Server {
 
 /// Serves the registry until `shutdown` is cancelled; then requests get [`ServerConfig::drain_seconds`] to finish.
 pub async fn serve(config: ServerConfig, shutdown: CancellationToken) -> Result<Server, ServerError> {
-    std::fs::create_dir_all(&config.root).map_err(at("root", &config.root))?;
-    let layout = Layout::directory(&config.root);
-    listen(config, layout, None, shutdown).await
+    storage::create_root(&config.root).map_err(at("root", &config.root))?;
+    let storage = Storage::new(Layout::directory(&config.root));
+    listen(config, storage, None, shutdown).await
 }
 
 /// Serves `layout` as [`serve`] does, but nothing can be written. `config.root` is only named in the log.
@@ -183,7 +118,7 @@ pub async fn serve_read_only(
     layout: Layout,
     shutdown: CancellationToken,
 ) -> Result<Server, ServerError> {
-    listen(config, layout, Some(StandIn::default()), shutdown).await
+    listen(config, Storage::new(layout), Some(StandIn::default()), shutdown).await
 }
 
 /// What is known of content that stands in for that of other registries.
@@ -215,7 +150,7 @@ pub async fn serve_stand_in(
     stand_in: StandIn,
     shutdown: CancellationToken,
 ) -> Result<Server, ServerError> {
-    listen(config, layout, Some(stand_in), shutdown).await
+    listen(config, Storage::new(layout), Some(stand_in), shutdown).await
 }
 
 fn at(what: &'static str, path: &Path) -> impl FnOnce(std::io::Error) -> ServerError {
@@ -226,31 +161,18 @@ fn at(what: &'static str, path: &Path) -> impl FnOnce(std::io::Error) -> ServerE
 /// `stand_in` where nothing can be written.
 async fn listen(
     config: ServerConfig,
-    layout: Layout,
+    storage: Storage,
     stand_in: Option<StandIn>,
     shutdown: CancellationToken,
 ) -> Result<Server, ServerError> {
-    let read_only = stand_in.is_some();
-    let log_path = config.access_log.clone().unwrap_or_default();
-    let log = AccessLog::open(config.access_log.as_deref()).map_err(at("access_log", &log_path))?;
-    let passwords = config.htpasswd.as_deref().map(Passwords::read).transpose()?.map(Arc::new);
+    let state = ServerState::new(&config, storage, stand_in)?;
     let tls = config.tls.as_ref().map(tls::acceptor).transpose()?;
     let listener = TcpListener::bind(config.listen).await;
     let listen_failed = |source| ServerError::Listen { address: config.listen, source };
     let listener = listener.map_err(listen_failed)?;
     let address = listener.local_addr().map_err(listen_failed)?;
-    let state = Arc::new(ServerState {
-        storage: Storage::new(layout),
-        uploads: Uploads::default(),
-        disk: Arc::new(Semaphore::new(uploads::WRITERS)),
-        referrers: Arc::default(),
-        log: Arc::new(log),
-        passwords,
-        stand_in,
-        delete: config.delete,
-        idle: Duration::from_secs(config.idle_seconds.max(1)),
-    });
     let stale = Duration::from_secs(config.stale_upload_seconds.max(1));
+    let read_only = state.stand_in.is_some();
     let purge = (!read_only)
         .then(|| AbortOnDropHandle::new(tokio::spawn(purge_uploads(state.storage.clone(), stale))));
     tracing::info!(%address, root = %config.root.display(), "registry listens");
@@ -356,6 +278,8 @@ async fn requests(
 struct ServerState {
     storage: Storage,
     uploads: Uploads,
+    /// Memory for what uploads bring.
+    room: Room,
     /// Places for uploads that write.
     disk: Arc<Semaphore>,
     referrers: Arc<Referrers>,
@@ -368,6 +292,28 @@ struct ServerState {
 }
 
 impl ServerState {
+    fn new(
+        config: &ServerConfig,
+        storage: Storage,
+        stand_in: Option<StandIn>,
+    ) -> Result<Arc<Self>, ServerError> {
+        let log_path = config.access_log.clone().unwrap_or_default();
+        let log = AccessLog::open(config.access_log.as_deref()).map_err(at("access_log", &log_path))?;
+        let idle = Duration::from_secs(config.idle_seconds.max(1));
+        Ok(Arc::new(Self {
+            storage,
+            uploads: Uploads::default(),
+            room: Room::new(uploads::ROOM_BYTES, idle),
+            disk: Arc::new(Semaphore::new(uploads::WRITERS)),
+            referrers: Arc::default(),
+            log: Arc::new(log),
+            passwords: config.htpasswd.as_deref().map(Passwords::read).transpose()?.map(Arc::new),
+            stand_in,
+            delete: config.delete,
+            idle,
+        }))
+    }
+
     async fn answer(&self, request: Request<Incoming>) -> Response<Logged> {
         let started = Instant::now();
         let (parts, incoming) = request.into_parts();
@@ -469,31 +415,5 @@ async fn blocking<T: Send + 'static>(
             path: PathBuf::new(),
             source: std::io::Error::other(e),
         }),
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn an_open_listener_is_warned_of_unless_only_this_machine_reaches_it() {
-        let (open, local) = (([0, 0, 0, 0], 5000).into(), ([127, 0, 0, 1], 5000).into());
-        let config = ServerConfig::new("/x");
-        assert!(config.warnings(local, false).is_empty());
-        let warning = config.warnings(open, false).concat();
-        assert!(warning.contains("0.0.0.0:5000 may push, overwrite and delete"), "{warning}");
-        let warning = ServerConfig { delete: false, ..config.clone() }.warnings(open, false).concat();
-        assert!(
-            warning.contains("push and overwrite everything") && !warning.contains("delete"),
-            "{warning}"
-        );
-        let warning = config.warnings(open, true).concat();
-        assert!(warning.contains("may read everything here"), "{warning}");
-        let users = ServerConfig { htpasswd: Some("/htpasswd".into()), ..config };
-        let warning = users.warnings(open, false).concat();
-        assert!(warning.contains("in the clear") && users.warnings(local, true).is_empty(), "{warning}");
-        let tls = Some(TlsConfig { certificate: "/c".into(), key: "/k".into() });
-        assert!(ServerConfig { tls, ..users }.warnings(open, false).is_empty());
     }
 }

@@ -4,15 +4,17 @@ use std::collections::HashMap;
 use std::sync::{Arc, Mutex as SyncMutex};
 use std::time::{Duration, Instant};
 
-use bytes::Bytes;
+use futures::{StreamExt as _, stream};
 use http::StatusCode;
 use http::header::{CONTENT_LENGTH, CONTENT_RANGE, HeaderName, LOCATION, RANGE};
+use tokio::runtime::Handle;
 use tokio::sync::{Mutex, OwnedMutexGuard, Semaphore};
 use tokio::task::JoinHandle;
 
 use super::error::{Code, Failure};
 use super::reply::Reply;
 use super::request::{Head, RequestBody};
+use super::room::Placed;
 use super::routes::checked_digest;
 use super::storage::{Storage, UploadFile};
 use super::{ServerState, blocking};
@@ -20,6 +22,10 @@ use crate::digest::{Digest, DigestAlgorithm, Hasher};
 use crate::reference::is_name;
 
 const UPLOAD_ID: HeaderName = HeaderName::from_static("docker-upload-uuid");
+
+/// How much of what has come all uploads together hold until it is written: as much as [`WRITERS`] write at a time, each with
+/// [`WAITING_BUFFERS`]. What comes after that waits at its sender.
+pub(super) const ROOM_BYTES: u32 = 64 << 20;
 
 /// How many received buffers of a request may wait for the disk. Each is up to [`super::READ_BUFFER_BYTES`].
 const WAITING_BUFFERS: usize = 8;
@@ -34,8 +40,9 @@ const BUSY_PATIENCE: Duration = Duration::from_secs(10);
 /// Uploads without a request for this long lose their running hash; the file is hashed again at the end.
 const HASH_KEPT: Duration = Duration::from_secs(3600);
 
-/// How many running hashes are kept before old ones are looked for.
+/// How many running hashes are kept before old ones are looked for, and how many of uploads without a request at most.
 const HASHES_BEFORE_SWEEP: usize = 256;
+const IDLE_HASHES_KEPT: usize = 4096;
 
 /// The running hashes of uploads. An upload not among them, as after a restart, is hashed from its file.
 #[derive(Default)]
@@ -79,11 +86,7 @@ impl Uploads {
     async fn hold(&self, state: &ServerState, name: &str, id: &str) -> Result<Held, Failure> {
         let hash = {
             let mut entries = self.0.lock().unwrap_or_else(|poisoned| poisoned.into_inner());
-            if entries.len() > HASHES_BEFORE_SWEEP {
-                entries.retain(|_, entry| {
-                    entry.used.elapsed() < HASH_KEPT || Arc::strong_count(&entry.hash) > 1
-                });
-            }
+            sweep(&mut entries);
             let fresh = || Entry { hash: Arc::default(), used: Instant::now() };
             let entry = entries.entry(id.to_owned()).or_insert_with(fresh);
             entry.used = Instant::now();
@@ -105,12 +108,34 @@ impl Uploads {
     }
 }
 
+/// Lets go of hashes that nobody uses: old ones, and of too many those that were used longest ago.
+fn sweep(entries: &mut HashMap<String, Entry>) {
+    if entries.len() <= HASHES_BEFORE_SWEEP {
+        return;
+    }
+    let in_use = |entry: &Entry| Arc::strong_count(&entry.hash) > 1;
+    entries.retain(|_, entry| entry.used.elapsed() < HASH_KEPT || in_use(entry));
+    let mut idle: Vec<Instant> =
+        entries.values().filter(|entry| !in_use(entry)).map(|entry| entry.used).collect();
+    if idle.len() > IDLE_HASHES_KEPT {
+        // Half of them, so that this is seldom.
+        let (_, middle, _) = idle.select_nth_unstable(IDLE_HASHES_KEPT / 2);
+        let middle = *middle;
+        entries.retain(|_, entry| entry.used > middle || in_use(entry));
+    }
+}
+
 impl Held {
     /// Adds the request's body. What arrives before a client goes away stays, for it to resume from.
     ///
     /// Bytes are written in jobs of what has arrived while the job before ran: a fast client keeps a thread busy and the
     /// next bytes ready, a slow one holds neither thread nor memory while it sends nothing.
-    async fn receive(self, disk: &Arc<Semaphore>, body: &mut RequestBody) -> Result<Self, Failure> {
+    async fn receive(self, state: &ServerState, body: &mut RequestBody) -> Result<Self, Failure> {
+        // A stream, as that keeps its place in the queue for room where the disk is done first.
+        let mut arriving = std::pin::pin!(stream::try_unfold(body, |body| async move {
+            let Some(bytes) = body.next().await? else { return Ok(None) };
+            Ok(Some((state.room.place(bytes).await?, body)))
+        }));
         let mut waiting = Vec::new();
         let mut at_work = At::Rest(Box::new(self));
         let mut ended = None;
@@ -118,7 +143,7 @@ impl Held {
             at_work = match at_work {
                 At::Rest(held) if !waiting.is_empty() => {
                     let bytes = std::mem::take(&mut waiting);
-                    At::Work(tokio::spawn(held.job(bytes, disk.clone())))
+                    At::Work(tokio::spawn(held.job(bytes, state.disk.clone())))
                 }
                 At::Rest(held) => match ended.take() {
                     Some(Ok(())) => return Ok(*held),
@@ -129,10 +154,10 @@ impl Held {
             };
             let more = ended.is_none() && waiting.len() < WAITING_BUFFERS;
             tokio::select! {
-                next = body.next(), if more => match next {
-                    Ok(Some(bytes)) => waiting.push(bytes),
-                    Ok(None) => ended = Some(Ok(())),
-                    Err(failure) => ended = Some(Err(failure)),
+                next = arriving.next(), if more => match next {
+                    Some(Ok(bytes)) => waiting.push(bytes),
+                    Some(Err(failure)) => ended = Some(Err(failure)),
+                    None => ended = Some(Ok(())),
                 },
                 written = at_work.done() => at_work = At::Rest(written?),
             }
@@ -141,25 +166,29 @@ impl Held {
 
     /// Writes `bytes` when the disk has a place for it. The guard goes along: a request that is dropped half-way leaves
     /// the upload locked until the disk has what had arrived.
-    async fn job(mut self: Box<Self>, bytes: Vec<Bytes>, disk: Arc<Semaphore>) -> Result<Box<Self>, Failure> {
+    async fn job(
+        mut self: Box<Self>,
+        bytes: Vec<Placed>,
+        disk: Arc<Semaphore>,
+    ) -> Result<Box<Self>, Failure> {
         let place = disk.acquire_owned().await.map_err(|e| Failure::Body(format!("writer: {e}")))?;
         blocking(move || {
-            self.write(&bytes)?;
+            self.write(bytes)?;
             drop(place);
             Ok(self)
         })
         .await
     }
 
-    fn write(&mut self, buffers: &[Bytes]) -> Result<(), Failure> {
+    fn write(&mut self, buffers: Vec<Placed>) -> Result<(), Failure> {
         if self.hash.bytes != self.file.size() || self.hash.hasher.is_none() {
             let hasher = (self.file.size() == 0).then(Hasher::sha256);
             *self.hash = RunningHash { hasher, bytes: 0 };
         }
         for bytes in buffers {
-            self.file.append(bytes)?;
+            self.file.append(&bytes)?;
             if let Some(hasher) = &mut self.hash.hasher {
-                hasher.update(bytes);
+                hasher.update(&bytes);
                 self.hash.bytes += bytes.len() as u64;
             }
         }
@@ -195,12 +224,38 @@ pub(super) async fn begin(
             return Ok(created(&name, &digest));
         }
     }
+    let digest = head.parameter("digest").filter(|_| head.parameter("mount").is_none());
+    if let Some(digest) = digest {
+        // Refused before there is anything to be removed.
+        checked_digest(digest)?;
+        check_range(head, 0)?;
+    }
     let (storage, repository) = (state.storage.clone(), name.clone());
     let id = blocking(move || storage.create_upload(&repository)).await?;
-    if head.parameter("digest").is_some() && head.parameter("mount").is_none() {
-        return finish(state, head, body, name, id).await;
+    if digest.is_none() {
+        return Ok(progress(StatusCode::ACCEPTED, &name, &id, 0));
     }
-    Ok(progress(StatusCode::ACCEPTED, &name, &id, 0))
+    let mut upload = Unnamed(Some((state.storage.clone(), name.clone(), id.clone())));
+    let finished = finish(state, head, body, name, id.clone()).await;
+    match &finished {
+        Ok(_) => upload.0 = None,
+        Err(_) => state.uploads.forget(&id),
+    }
+    finished
+}
+
+/// Repository and id of an upload that no client was told of: what there is of it when this is dropped is good for nobody.
+struct Unnamed(Option<(Storage, String, String)>);
+
+impl Drop for Unnamed {
+    fn drop(&mut self) {
+        let (Some((storage, name, id)), Ok(runtime)) = (self.0.take(), Handle::try_current()) else { return };
+        runtime.spawn_blocking(move || {
+            if let Err(error) = storage.remove_upload(&name, &id) {
+                tracing::warn!(%error, "an upload that was broken off is left until it is stale");
+            }
+        });
+    }
 }
 
 /// Links the blob into `to` if `from` has it. Without `from`, any repository may: whoever may read here may read all.
@@ -214,7 +269,7 @@ fn mount(storage: &Storage, to: &str, from: Option<&str>, digest: &Digest) -> Re
         _ => None,
     };
     if let Some(content) = &content {
-        storage.link_blob(to, digest, content)?;
+        storage.mount_blob(to, digest, content)?;
     }
     Ok(content.is_some())
 }
@@ -239,7 +294,7 @@ pub(super) async fn append(
         let (size, range) = (held.file.size(), failure.code() == Code::RangeInvalid);
         return if range { Ok(located(reply, &name, &id, size)) } else { Err(failure) };
     }
-    let held = held.receive(&state.disk, body).await?;
+    let held = held.receive(state, body).await?;
     Ok(progress(StatusCode::ACCEPTED, &name, &id, held.file.size()))
 }
 
@@ -256,7 +311,7 @@ pub(super) async fn finish(
     let digest = checked_digest(digest?)?;
     let held = state.uploads.hold(state, &name, &id).await?;
     check_range(head, held.file.size())?;
-    let mut held = held.receive(&state.disk, body).await?;
+    let mut held = held.receive(state, body).await?;
     let (storage, repository, upload, wanted) =
         (state.storage.clone(), name.clone(), id.clone(), digest.clone());
     let committed = blocking(move || {

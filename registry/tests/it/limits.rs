@@ -68,6 +68,73 @@ async fn slow_uploads_stop_nobody_however_many_they_are() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn a_blob_in_one_request_that_comes_to_nothing_leaves_nothing() {
+    let dir = folder();
+    let config = ServerConfig { idle_seconds: 1, ..ServerConfig::new(dir.path().join("root")) };
+    let registry = Registry::embedded(config).await;
+    let url = |digest: &str| format!("http://{}/v2/app/blobs/uploads/?digest={digest}", registry.host());
+    let right = sha256(b"content");
+    for (digest, range, code) in [
+        ("sha256:x", "0-6", "DIGEST_INVALID"),
+        ("md5:9a0364b9e99bb480dd25e1f0284c8555", "0-6", "DIGEST_INVALID"),
+        ("", "0-6", "DIGEST_INVALID"),
+        (sha256(b"else").as_ref(), "0-6", "DIGEST_INVALID"),
+        (right.as_ref(), "1-7", "RANGE_INVALID"),
+        (right.as_ref(), "0-7", "SIZE_INVALID"),
+    ] {
+        let request = http().post(url(digest)).header("content-range", range).body("content");
+        let text = request.send().await.unwrap().text().await.unwrap();
+        assert!(text.contains(code), "{digest}, {range}: {text}");
+        until("its upload is removed", async || uploads(dir.path(), "app").is_empty()).await;
+    }
+    // Nor do one that is broken off, and one that says nothing more: nobody was told what to go on with.
+    for stays in [false, true] {
+        let mut stream = TcpStream::connect(registry.host()).await.unwrap();
+        let head = format!(
+            "POST /v2/app/blobs/uploads/?digest={right} HTTP/1.1\r\nhost: x\r\ncontent-length: 7\r\n\r\ncon"
+        );
+        stream.write_all(head.as_bytes()).await.unwrap();
+        until("its upload begins", async || uploads(dir.path(), "app").len() == 1).await;
+        let stream = stays.then_some(stream);
+        until("its upload is removed", async || uploads(dir.path(), "app").is_empty()).await;
+        drop(stream);
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_client_that_falls_silent_in_the_middle_of_a_blob_is_let_go_and_another_may_go_on() {
+    let dir = folder();
+    let config = ServerConfig { idle_seconds: 1, ..ServerConfig::new(dir.path().join("root")) };
+    let registry = Registry::embedded(config).await;
+    let begun =
+        http().post(format!("http://{}/v2/app/blobs/uploads/", registry.host())).send().await.unwrap();
+    let location = begun.headers()["location"].to_str().unwrap().to_owned();
+    let (data, half) = (noise(84, 4_000_000), 2_000_000);
+    let digest = sha256(&data);
+    let mut silent = TcpStream::connect(registry.host()).await.unwrap();
+    let head =
+        format!("PUT {location}?digest={digest} HTTP/1.1\r\nhost: x\r\ncontent-length: 4000000\r\n\r\n");
+    silent.write_all(head.as_bytes()).await.unwrap();
+    silent.write_all(&data[..half]).await.unwrap();
+    // Others are served meanwhile.
+    let (client, repository) = (client(), registry.repository("app"));
+    client.push_blob(&repository, noise(85, 3_000_000)).await.unwrap();
+    let mut answer = Vec::new();
+    let ended = tokio::time::timeout(SOON, silent.read_to_end(&mut answer)).await;
+    ended.expect("the server ends it").unwrap();
+    let text = String::from_utf8(answer).unwrap();
+    assert!(text.starts_with("HTTP/1.1 400") && text.contains("nothing came for 1s"), "{text}");
+    // The upload is nobody's now, and has what came.
+    let url = format!("http://{}{location}", registry.host());
+    let status = http().get(&url).send().await.unwrap();
+    assert_eq!(status.headers()["range"], format!("0-{}", half - 1));
+    let rest = http().put(format!("{url}?digest={digest}")).body(data.slice(half..)).send().await.unwrap();
+    assert_eq!(rest.status(), 201);
+    assert_eq!(read_blob(&client, &repository, &digest).await, data);
+    assert!(uploads(dir.path(), "app").is_empty());
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn who_is_not_let_in_is_told_before_the_body() {
     let dir = folder();
     let htpasswd = dir.path().join("htpasswd");

@@ -18,6 +18,7 @@ mod mirrors;
 mod reads;
 mod redirects;
 mod server;
+mod silence;
 mod skopeo;
 mod supplied;
 mod support;

@@ -17,7 +17,8 @@ use crate::reference::Repository;
 
 /// A blob on its way to a registry.
 ///
-/// Dropping it stops sending and leaves it to the registry to clear away what came; [`Upload::cancel`] says so.
+/// Dropping it stops sending, and the registry is told in the background to forget what came: [`Client::uploads_ended`] waits
+/// for that. [`Upload::cancel`] does it at once.
 pub struct Upload {
     target: Target,
     piece_bytes: usize,

@@ -1,52 +1,131 @@
-//! Files and folders that appear whole or not at all.
+//! Files and folders that appear whole or not at all, and are there after a loss of power.
 
+use std::collections::HashSet;
 use std::fs::{self, File};
-use std::io::{Read as _, Write as _};
+use std::io::{self, Read as _, Write as _};
 use std::path::{Path, PathBuf};
+use std::sync::{Mutex, MutexGuard};
 
 use super::failed;
 use crate::server::error::Failure;
 
-/// Writes a small file under another name, and moves it to `path` when it is on the disk. It is found there after a
-/// loss of power.
-pub(super) fn write_atomically(path: &Path, content: &[u8]) -> Result<(), Failure> {
-    let changed = create_parent(path)?;
-    let temporary = temporary_for(path)?;
-    let write = || {
-        let mut file = File::create_new(&temporary)?;
-        file.write_all(content)?;
-        file.sync_all()?;
-        fs::rename(&temporary, path)
-    };
-    write().map_err(|e| {
-        let _ = fs::remove_file(&temporary);
-        failed("writing", path)(e)
-    })?;
-    sync_folders(&changed)
+/// How many entries are known to be on the disk: some 200 bytes each. What is not known is synced once more.
+const KNOWN_ENTRIES: usize = 8192;
+
+/// Brings the entries of a folder to the disk.
+pub(super) type SyncFolder = Box<dyn Fn(&Path) -> io::Result<()> + Send + Sync>;
+
+/// The files below a root. A file outlives a loss of power when the entries of it and of each folder above it are on the disk.
+///
+/// Requests share folders and files: who finds one that another request has just made cannot tell from that whether it is on
+/// the disk. So whoever answers for a file has each entry on the way to it synced that is not known to be on the disk,
+/// whoever made it.
+pub(super) struct Folders {
+    root: PathBuf,
+    sync: SyncFolder,
+    /// Files and folders whose entries are on the disk, and those of all folders above.
+    known: Mutex<HashSet<PathBuf>>,
 }
 
-/// Creates the folder of `path`, and returns the folders that must be on the disk for `path` to be found: its own, and
-/// those above that got a new entry for it.
-pub(super) fn create_parent(path: &Path) -> Result<Vec<PathBuf>, Failure> {
-    let parent = path.parent().unwrap_or(path);
-    let mut changed = vec![parent.to_owned()];
-    let mut created = parent;
-    while !created.try_exists().map_err(failed("looking for", created))? {
-        let Some(above) = created.parent() else { break };
-        changed.push(above.to_owned());
-        created = above;
+impl Folders {
+    /// Those below `root`, whose entries `sync` brings to the disk.
+    pub(super) fn new(root: &Path, sync: SyncFolder) -> Self {
+        Self { root: root.to_owned(), sync, known: Mutex::default() }
     }
-    fs::create_dir_all(parent).map_err(failed("creating folder", parent))?;
-    Ok(changed)
+
+    /// Creates `folder` and what is missing above it. They need not be on the disk yet.
+    pub(super) fn create(&self, folder: &Path) -> Result<(), Failure> {
+        let mut missing = Vec::new();
+        for folder in folder.ancestors() {
+            if folder.try_exists().map_err(failed("looking for", folder))? {
+                break;
+            }
+            missing.push(folder.to_owned());
+        }
+        self.forget(&missing);
+        fs::create_dir_all(folder).map_err(failed("creating folder", folder))
+    }
+
+    /// Writes a small file under another name, and moves it to `path` when it is on the disk. It is found there after a
+    /// loss of power.
+    pub(super) fn write(&self, path: &Path, content: &[u8]) -> Result<(), Failure> {
+        self.create(parent_of(path))?;
+        let temporary = temporary_for(path)?;
+        let write = || {
+            let mut file = File::create_new(&temporary)?;
+            file.write_all(content)?;
+            file.sync_all()
+        };
+        let written = write().map_err(failed("writing", path)).and_then(|()| self.rename(&temporary, path));
+        if written.is_err() {
+            let _ = fs::remove_file(&temporary);
+        }
+        written
+    }
+
+    /// Moves a file that is on the disk to `to`, whose folder exists. It is found there after a loss of power.
+    pub(super) fn rename(&self, from: &Path, to: &Path) -> Result<(), Failure> {
+        self.forget(&[to.to_owned()]);
+        fs::rename(from, to).map_err(failed("moving a file to", to))?;
+        // Whatever is known by now of `to`: it need not be of this move.
+        self.bring_to_disk(to, true)
+    }
+
+    /// Sees to it that the file or folder `path`, which may be another request's, is found after a loss of power.
+    pub(super) fn keep(&self, path: &Path) -> Result<(), Failure> {
+        self.bring_to_disk(path, false)
+    }
+
+    fn bring_to_disk(&self, path: &Path, is_new: bool) -> Result<(), Failure> {
+        let mut synced = Vec::new();
+        let mut entry = path;
+        while entry != self.root && (is_new && entry == path || !self.lock().contains(entry)) {
+            let Some(folder) = entry.parent() else { break };
+            (self.sync)(folder).map_err(failed("syncing folder", folder))?;
+            synced.push(entry.to_owned());
+            entry = folder;
+        }
+        let mut known = self.lock();
+        if known.len() + synced.len() > KNOWN_ENTRIES {
+            known.clear();
+        }
+        known.extend(synced);
+        Ok(())
+    }
+
+    /// What is about to be made at `paths` is not on the disk, whatever was there before.
+    fn forget(&self, paths: &[PathBuf]) {
+        let mut known = self.lock();
+        for path in paths {
+            known.remove(path);
+        }
+    }
+
+    fn lock(&self) -> MutexGuard<'_, HashSet<PathBuf>> {
+        self.known.lock().unwrap_or_else(|poisoned| poisoned.into_inner())
+    }
 }
 
-/// Brings the entries of `folders` to the disk.
-pub(super) fn sync_folders(folders: &[PathBuf]) -> Result<(), Failure> {
-    for folder in folders {
-        let synced = File::open(folder).and_then(|folder| folder.sync_all());
-        synced.map_err(failed("syncing folder", folder))?;
+/// Creates the folder that holds everything, if it is missing, so that it outlives a loss of power.
+pub(in crate::server) fn create_root(root: &Path) -> io::Result<()> {
+    let named = |folder: &&Path| !folder.as_os_str().is_empty();
+    let missing: Vec<&Path> = root.ancestors().filter(named).take_while(|folder| !folder.exists()).collect();
+    fs::create_dir_all(root)?;
+    for folder in missing {
+        let above = folder.parent().filter(named);
+        sync_folder(above.unwrap_or(Path::new(".")))?;
     }
     Ok(())
+}
+
+/// Brings the entries of `folder` to the disk.
+pub(super) fn sync_folder(folder: &Path) -> io::Result<()> {
+    File::open(folder)?.sync_all()
+}
+
+/// The folder that a path of the layout is in.
+pub(super) fn parent_of(path: &Path) -> &Path {
+    path.parent().unwrap_or(path)
 }
 
 /// A name of its own in the folder of `path`, that CNCF distribution passes over.
@@ -67,7 +146,20 @@ pub(super) fn random_id() -> Result<String, Failure> {
 
 #[cfg(test)]
 mod tests {
+    use std::sync::Arc;
+
     use super::*;
+
+    /// Folders that note which of them were synced.
+    fn noted(root: &Path) -> (Folders, Arc<Mutex<Vec<PathBuf>>>) {
+        let all = Arc::<Mutex<Vec<PathBuf>>>::default();
+        let noted = all.clone();
+        let sync = move |folder: &Path| {
+            noted.lock().unwrap().push(folder.to_owned());
+            sync_folder(folder)
+        };
+        (Folders::new(root, Box::new(sync)), all)
+    }
 
     #[test]
     fn random_ids_are_version_4_uuids_and_differ() {
@@ -80,23 +172,56 @@ mod tests {
     #[test]
     fn a_file_written_atomically_leaves_nothing_next_to_it() {
         let dir = tempfile::tempdir().unwrap();
+        let (folders, _) = noted(dir.path());
         let path = dir.path().join("a/b/link");
-        write_atomically(&path, b"one").unwrap();
-        write_atomically(&path, b"two").unwrap();
+        folders.write(&path, b"one").unwrap();
+        folders.write(&path, b"two").unwrap();
         assert_eq!(fs::read(&path).unwrap(), b"two");
         assert_eq!(fs::read_dir(path.parent().unwrap()).unwrap().count(), 1);
     }
 
     #[test]
-    fn every_folder_with_a_new_entry_is_to_be_synced() {
+    fn every_folder_on_the_way_to_a_file_is_synced_until_it_is_known() {
         let dir = tempfile::tempdir().unwrap();
         let under = |name: &str| dir.path().join(name);
-        let changed = create_parent(&under("a/b/link")).unwrap();
-        assert_eq!(changed, [under("a/b"), under("a"), dir.path().to_owned()]);
-        assert_eq!(create_parent(&under("a/b/other")).unwrap(), [under("a/b")]);
-        assert_eq!(create_parent(&under("a/c/link")).unwrap(), [under("a/c"), under("a")]);
-        sync_folders(&changed).unwrap();
-        let error = sync_folders(&[under("gone")]).unwrap_err().to_string();
-        assert!(error.contains("gone"), "{error}");
+        let (folders, synced) = noted(dir.path());
+        let taken = || std::mem::take(&mut *synced.lock().unwrap());
+        // Whoever made them.
+        fs::create_dir_all(under("a/b")).unwrap();
+        folders.write(&under("a/b/link"), b"x").unwrap();
+        assert_eq!(taken(), [under("a/b"), under("a"), dir.path().to_owned()]);
+        folders.write(&under("a/b/link"), b"x").unwrap();
+        assert_eq!(taken(), [under("a/b")], "what is written is synced, however often");
+        folders.keep(&under("a/b/link")).unwrap();
+        assert!(taken().is_empty());
+        folders.write(&under("a/c/link"), b"x").unwrap();
+        assert_eq!(taken(), [under("a/c"), under("a")]);
+        // Folders that were removed and made again are others.
+        fs::remove_dir_all(under("a")).unwrap();
+        folders.create(&under("a/b")).unwrap();
+        folders.write(&under("a/b/link"), b"x").unwrap();
+        assert_eq!(taken(), [under("a/b"), under("a"), dir.path().to_owned()]);
+    }
+
+    #[test]
+    fn a_folder_that_cannot_be_synced_is_an_error_and_tried_again() {
+        let dir = tempfile::tempdir().unwrap();
+        let failing = |_: &Path| Err(io::Error::other("no disk"));
+        let folders = Folders::new(dir.path(), Box::new(failing));
+        let path = dir.path().join("a/link");
+        for _ in 0..2 {
+            let error = folders.write(&path, b"x").unwrap_err().to_string();
+            assert!(error.contains("syncing folder") && error.contains("no disk"), "{error}");
+            assert!(folders.keep(&path).is_err(), "it is there, and not for good");
+        }
+    }
+
+    #[test]
+    fn a_missing_root_is_created_with_all_above_it() {
+        let dir = tempfile::tempdir().unwrap();
+        let root = dir.path().join("a/b/root");
+        create_root(&root).unwrap();
+        create_root(&root).unwrap();
+        assert!(root.is_dir());
     }
 }

@@ -2,7 +2,6 @@
 
 use std::fs;
 
-use super::files::write_atomically;
 use super::{Storage, failed};
 use crate::digest::{self, Digest, DigestAlgorithm};
 use crate::layout::present;
@@ -22,16 +21,17 @@ impl Storage {
             _ => digest::sha256(content),
         };
         let path = self.paths().data(&canonical);
-        if !path.try_exists().map_err(failed("looking for", &path))? {
-            write_atomically(&path, content)?;
+        match path.try_exists().map_err(failed("looking for", &path))? {
+            true => self.folders.keep(&path)?,
+            false => self.folders.write(&path, content)?,
         }
         let link = canonical.as_ref().as_bytes();
         // Content before links, the tag last: whoever finds one finds what it leads to.
-        write_atomically(&self.paths().revision(name, digest), link)?;
+        self.folders.write(&self.paths().revision(name, digest), link)?;
         if let Some(tag) = tag {
             let link = digest.as_ref().as_bytes();
-            write_atomically(&self.paths().tag_index(name, tag, digest), link)?;
-            write_atomically(&self.paths().tag_current(name, tag), link)?;
+            self.folders.write(&self.paths().tag_index(name, tag, digest), link)?;
+            self.folders.write(&self.paths().tag_current(name, tag), link)?;
         }
         Ok(())
     }

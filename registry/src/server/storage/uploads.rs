@@ -8,7 +8,7 @@ use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use rustix::fs::{Advice, fadvise};
 
-use super::files::{create_parent, random_id, sync_folders};
+use super::files::{parent_of, random_id};
 use super::{Storage, failed};
 use crate::digest::{Digest, Hasher};
 use crate::layout::{folders, present};
@@ -84,7 +84,7 @@ impl Storage {
     pub(in crate::server) fn create_upload(&self, name: &str) -> Result<String, Failure> {
         let id = random_id()?;
         let folder = self.paths().upload(name, &id);
-        fs::create_dir_all(&folder).map_err(failed("creating folder", &folder))?;
+        self.folders.create(&folder)?;
         let data = folder.join("data");
         File::create_new(&data).map_err(failed("creating", &data))?;
         // By this CNCF distribution knows which uploads are stale. An upload need not outlive a loss of power.
@@ -114,14 +114,14 @@ impl Storage {
     ) -> Result<(), Failure> {
         let path = self.paths().data(content);
         // Data, then its name, then the link: what a 201 has said is found after a loss of power.
-        let changed = create_parent(&path)?;
-        if !self.layout.has_data(content)? {
+        self.folders.create(parent_of(&path))?;
+        if self.layout.has_data(content)? {
+            self.mount_blob(name, digest, content)?;
+        } else {
             upload.file.sync_all().map_err(failed("writing to disk", &upload.path))?;
-            fs::rename(&upload.path, &path).map_err(failed("moving an upload to", &path))?;
+            self.folders.rename(&upload.path, &path)?;
+            self.link_blob(name, digest, content)?;
         }
-        // Also where another request has just moved the same there and is not as far.
-        sync_folders(&changed)?;
-        self.link_blob(name, digest, content)?;
         self.remove_upload(name, id).map(drop)
     }
 

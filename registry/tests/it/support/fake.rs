@@ -41,6 +41,13 @@ impl Fake {
     pub(crate) async fn start(
         handler: impl Fn(&Seen, usize) -> Response<Bytes> + Send + Sync + 'static,
     ) -> Self {
+        Self::silent(move |seen, number| Some(handler(seen, number))).await
+    }
+
+    /// As [`Self::start`]; but what `handler` has no answer to is read in full and never answered.
+    pub(crate) async fn silent(
+        handler: impl Fn(&Seen, usize) -> Option<Response<Bytes>> + Send + Sync + 'static,
+    ) -> Self {
         let (listener, host) = listen().await;
         let seen = Arc::new(Mutex::new(Vec::new()));
         let (handler, all) = (Arc::new(handler), seen.clone());
@@ -59,7 +66,10 @@ impl Fake {
                             all.push(one.clone());
                             all.len() - 1
                         };
-                        Ok::<_, hyper::Error>(handler(&one, number).map(Full::new))
+                        match handler(&one, number) {
+                            Some(answer) => Ok::<_, hyper::Error>(answer.map(Full::new)),
+                            None => std::future::pending().await,
+                        }
                     }
                 });
                 let connection = hyper::server::conn::http1::Builder::new();
