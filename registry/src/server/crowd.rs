@@ -119,3 +119,29 @@ async fn who_finds_no_room_in_time_is_told_to_come_again_and_may_go_on_where_it_
     assert_eq!(client.blob_size(&repository, &digest).await.unwrap(), Some(20_000_000));
     stop.cancel();
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn manifests_that_do_not_come_hold_what_they_announced_for_a_while_alone() {
+    let dir = tempfile::tempdir().unwrap();
+    let stop = CancellationToken::new();
+    let config = ServerConfig { idle_seconds: 1, ..ServerConfig::new(dir.path()) };
+    let (state, address) = started(&config, &stop).await;
+    let mut silent = Vec::new();
+    for _ in 0..10 {
+        let mut stream = TcpStream::connect(address).await.unwrap();
+        let head = "PUT /v2/slow/manifests/v1 HTTP/1.1\r\nhost: x\r\ncontent-length: 4194304\r\n\r\n{";
+        stream.write_all(head.as_bytes()).await.unwrap();
+        silent.push(stream);
+    }
+    let budget = usize::try_from(manifests::ROOM_BYTES).unwrap();
+    until("the budget is used up", async || state.manifests.taken() == budget).await;
+    let client = Client::new(ClientConfig::default()).unwrap();
+    let name = Repository::parse(&format!("{address}/app")).unwrap().with_tag("v1").unwrap();
+    let kind = crate::media_types::OCI_INDEX;
+    let put = client.put_manifest(&name, kind, r#"{"schemaVersion":2,"manifests":[]}"#.into());
+    tokio::time::timeout(SOON, put).await.expect("others get through").unwrap();
+    assert_eq!(client.manifest(&name).await.unwrap().0.media_type().to_string(), kind);
+    until("the budget comes back", async || state.manifests.taken() == 0).await;
+    drop(silent);
+    stop.cancel();
+}

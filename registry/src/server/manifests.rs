@@ -3,6 +3,7 @@
 use http::header::{CONTENT_LENGTH, CONTENT_TYPE, ETAG, HeaderName, IF_NONE_MATCH, LOCATION};
 use http::{Method, StatusCode};
 use serde::Deserialize;
+use serde::de::IgnoredAny;
 
 use super::body::Body;
 use super::error::{Code, Failure};
@@ -17,6 +18,10 @@ use crate::media_types::{DOCKER_SCHEMA_1, DOCKER_SCHEMA_1_PLAIN, OCI_INDEX, OCI_
 
 /// The largest manifest taken: what the specification asks for at least, and what others take at most.
 const LIMIT_BYTES: usize = 4 << 20;
+
+/// How much the manifests that come at a time may be together, from what they announce on: eight of the largest, thousands of
+/// common ones.
+pub(super) const ROOM_BYTES: u32 = 32 << 20;
 
 /// Says that the manifest's subject was noted.
 const SUBJECT: HeaderName = HeaderName::from_static("oci-subject");
@@ -51,12 +56,25 @@ pub(super) struct Content {
 impl Manifest {
     /// What kind of manifest this is: what it says, else what it looks like.
     pub(super) fn kind(&self) -> &str {
-        match &self.media_type {
-            Some(kind) if !kind.is_empty() => kind,
-            _ if self.schema_version == Some(1) => DOCKER_SCHEMA_1,
-            _ if self.manifests.is_some() => OCI_INDEX,
-            _ => OCI_MANIFEST,
-        }
+        kind(self.media_type.as_deref(), self.schema_version, self.manifests.is_some())
+    }
+}
+
+/// By this the kind of a manifest is known, whatever else it holds.
+#[derive(Debug, Default, Deserialize)]
+#[serde(default, rename_all = "camelCase")]
+struct KindOnly {
+    media_type: Option<String>,
+    schema_version: Option<u64>,
+    manifests: Option<IgnoredAny>,
+}
+
+fn kind(media_type: Option<&str>, schema_version: Option<u64>, has_manifests: bool) -> &str {
+    match media_type {
+        Some(kind) if !kind.is_empty() => kind,
+        _ if schema_version == Some(1) => DOCKER_SCHEMA_1,
+        _ if has_manifests => OCI_INDEX,
+        _ => OCI_MANIFEST,
     }
 }
 
@@ -74,11 +92,13 @@ pub(super) async fn get(
     if head.header(IF_NONE_MATCH).is_some_and(|tags| tags.contains(&etag)) {
         return Ok(Reply::empty(StatusCode::NOT_MODIFIED).header(ETAG, &etag).digest(&digest));
     }
-    let manifest: Manifest = serde_json::from_slice(&content).unwrap_or_default();
+    let KindOnly { media_type, schema_version, manifests } =
+        serde_json::from_slice(&content).unwrap_or_default();
+    let kind = kind(media_type.as_deref(), schema_version, manifests.is_some());
     let length = content.len() as u64;
     let send = *head.method() == Method::GET;
     let body = Body::Bytes(if send { content.into() } else { Default::default() });
-    let reply = Reply::empty(StatusCode::OK).header(CONTENT_TYPE, manifest.kind()).header(ETAG, &etag);
+    let reply = Reply::empty(StatusCode::OK).header(CONTENT_TYPE, kind).header(ETAG, &etag);
     Ok(reply.digest(&digest).body(body).length(length))
 }
 
@@ -120,11 +140,17 @@ pub(super) async fn put(
         return Err(Failure::new(Code::ManifestTooLarge, format!("more than {LIMIT_BYTES} bytes")));
     }
     // The length that was announced is checked above, before anything is taken; it may be a lie, or missing.
-    let content = body.collect(LIMIT_BYTES, Code::ManifestTooLarge).await?;
+    let expected = length.and_then(|length| usize::try_from(length).ok()).unwrap_or(LIMIT_BYTES);
+    let place = state.manifests.reserve(expected).await?;
+    // It is held while nothing comes, too: so all of it has to be there in the time that other bodies have for a byte.
+    let collected = body.collect(LIMIT_BYTES, Code::ManifestTooLarge);
+    let late = |_| Failure::Body(format!("a manifest that was not there within {:?}", state.idle));
+    let content = tokio::time::timeout(state.idle, collected).await.map_err(late)??;
     let announced =
         head.header(CONTENT_TYPE).map(|kind| kind.split(';').next().unwrap_or(kind).trim().to_owned());
     let (storage, referrers) = (state.storage.clone(), state.referrers.clone());
     let stored = blocking(move || {
+        let _place = place;
         let digest = match &reference {
             ManifestName::Tag(_) => digest::sha256(&content),
             ManifestName::Digest(digest) => checked(digest, &content)?,

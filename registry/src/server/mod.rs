@@ -280,6 +280,8 @@ struct ServerState {
     uploads: Uploads,
     /// Memory for what uploads bring.
     room: Room,
+    /// Memory for manifests that are on their way.
+    manifests: Room,
     /// Places for uploads that write.
     disk: Arc<Semaphore>,
     referrers: Arc<Referrers>,
@@ -304,6 +306,7 @@ impl ServerState {
             storage,
             uploads: Uploads::default(),
             room: Room::new(uploads::ROOM_BYTES, idle),
+            manifests: Room::new(manifests::ROOM_BYTES, idle),
             disk: Arc::new(Semaphore::new(uploads::WRITERS)),
             referrers: Arc::default(),
             log: Arc::new(log),

@@ -34,9 +34,12 @@ struct Referrer {
     annotations: Option<Map<String, Value>>,
 }
 
-/// How many repositories' referrers are kept, and how many referrers in all: some 500 bytes each.
+/// How many repositories' referrers are kept, and how many bytes in all.
 const KEPT_REPOSITORIES: usize = 256;
-const KEPT_REFERRERS: usize = 50_000;
+const KEPT_BYTES: usize = 32 << 20;
+
+/// What is kept of a manifest has this, and what was taken over from it: that is no more than it is long.
+const ENTRY_BYTES: usize = 500;
 
 /// Referrers by the subject's digest.
 type BySubject = HashMap<String, Vec<Referrer>>;
@@ -55,8 +58,8 @@ struct Cache {
 struct Kept {
     list: Arc<Mutex<List>>,
     used: u64,
-    /// How many referrers there were when they were last looked at.
-    count: usize,
+    /// How many bytes its referrers had when they were last looked at.
+    bytes: usize,
 }
 
 /// The referrers of one repository. Locked while the repository is read: who asks about it meanwhile waits, who asks about
@@ -78,21 +81,21 @@ impl Cache {
             return list;
         }
         let list = Arc::<Mutex<List>>::default();
-        let kept = Kept { list: list.clone(), used: self.clock, count: 0 };
+        let kept = Kept { list: list.clone(), used: self.clock, bytes: 0 };
         self.repositories.insert(name.to_owned(), kept);
         list
     }
 
-    /// Notes that `name` has `count` referrers, and lets go of what was used longest ago while there are too many.
-    fn counted(&mut self, name: &str, count: usize) {
+    /// Notes that `name` has `bytes` of referrers, and lets go of what was used longest ago while there are too many.
+    fn counted(&mut self, name: &str, bytes: usize) {
         if let Some(kept) = self.repositories.get_mut(name) {
-            kept.count = count;
+            kept.bytes = bytes;
         }
-        let mut all: usize = self.repositories.values().map(|kept| kept.count).sum();
-        while self.repositories.len() > KEPT_REPOSITORIES || all > KEPT_REFERRERS {
+        let mut all: usize = self.repositories.values().map(|kept| kept.bytes).sum();
+        while self.repositories.len() > KEPT_REPOSITORIES || all > KEPT_BYTES {
             let oldest = self.repositories.iter().min_by_key(|(_, kept)| kept.used);
             let Some(oldest) = oldest.map(|(name, _)| name.clone()) else { return };
-            all -= self.repositories.remove(&oldest).map_or(0, |kept| kept.count);
+            all -= self.repositories.remove(&oldest).map_or(0, |kept| kept.bytes);
         }
     }
 }
@@ -105,9 +108,9 @@ impl Referrers {
         let mut list = lock(&list);
         let Some(subjects) = &mut list.0 else { return };
         note(subjects, digest, size, manifest);
-        let count = count(subjects);
+        let bytes = bytes(subjects);
         drop(list);
-        lock(&self.0).counted(name, count);
+        lock(&self.0).counted(name, bytes);
     }
 
     /// Forgets a manifest that was deleted.
@@ -130,7 +133,7 @@ impl Referrers {
             Some(subjects) => subjects,
             unread => {
                 let subjects = unread.insert(read(storage, name)?);
-                lock(&self.0).counted(name, count(subjects));
+                lock(&self.0).counted(name, bytes(subjects));
                 subjects
             }
         };
@@ -149,8 +152,8 @@ fn read(storage: &Storage, name: &str) -> Result<BySubject, Failure> {
     Ok(subjects)
 }
 
-fn count(subjects: &BySubject) -> usize {
-    subjects.values().map(Vec::len).sum()
+fn bytes(subjects: &BySubject) -> usize {
+    subjects.values().flatten().map(|referrer| ENTRY_BYTES + referrer.size).sum()
 }
 
 fn lock<T>(mutex: &Mutex<T>) -> std::sync::MutexGuard<'_, T> {
@@ -242,14 +245,31 @@ mod tests {
     }
 
     #[test]
+    fn what_is_kept_of_a_few_large_manifests_is_counted_too() {
+        let dir = tempfile::tempdir().unwrap();
+        let storage = Storage::new(crate::layout::Layout::directory(dir.path()));
+        let (referrers, subject) = (Referrers::default(), sha256(b"subject"));
+        storage.link_blob("app", &subject, &subject).unwrap();
+        referrers.of(&storage, "app", &subject).unwrap();
+        for number in 0..10_u8 {
+            let note = "x".repeat(4_000_000);
+            let content = serde_json::json!({"subject": {"digest": subject.to_string()}, "annotations": {"note": note}});
+            let content = content.to_string().into_bytes();
+            let manifest: Manifest = serde_json::from_slice(&content).unwrap();
+            referrers.added("app", &sha256(&[number]), content.len(), &manifest);
+        }
+        assert!(lock(&referrers.0).repositories.is_empty());
+    }
+
+    #[test]
     fn a_repository_with_very_many_referrers_displaces_others() {
         let mut cache = Cache::default();
         for name in ["a", "b", "c"] {
             cache.get_or_insert(name);
-            cache.counted(name, KEPT_REFERRERS / 2);
+            cache.counted(name, KEPT_BYTES / 2);
         }
         assert_eq!(cache.repositories.len(), 2);
-        cache.counted("c", 2 * KEPT_REFERRERS);
+        cache.counted("c", 2 * KEPT_BYTES);
         assert!(cache.repositories.is_empty(), "it is read again for every question");
     }
 }

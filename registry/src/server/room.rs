@@ -35,11 +35,17 @@ impl Room {
 
     /// Waits until there is room for `bytes`.
     pub(super) async fn place(&self, bytes: Bytes) -> Result<Placed, Failure> {
+        let place = self.reserve(bytes.len()).await?;
+        Ok(Placed { bytes, _place: place })
+    }
+
+    /// Waits until there is room for `size` bytes that are to come.
+    pub(super) async fn reserve(&self, size: usize) -> Result<OwnedSemaphorePermit, Failure> {
         // What is more than all of it has all of it.
-        let size = u32::try_from(bytes.len()).unwrap_or(u32::MAX).min(self.total);
+        let size = u32::try_from(size).unwrap_or(u32::MAX).min(self.total);
         let place = tokio::time::timeout(self.patience, self.places.clone().acquire_many_owned(size));
         match place.await {
-            Ok(Ok(place)) => Ok(Placed { bytes, _place: place }),
+            Ok(Ok(place)) => Ok(place),
             // It is never closed.
             Ok(Err(_)) | Err(_) => {
                 let reason = format!("no room for {size} bytes of it within {:?}", self.patience);
