@@ -23,7 +23,7 @@ const DOCUMENTS_LIMIT: usize = 1024;
 /// The largest document taken: far more than what a large image's SBOM has.
 const LIMIT_BYTES: u64 = 256 << 20;
 
-/// Bytes of documents that are changed at once, over all builds; one that has more is changed alone. Each is in memory a few times then.
+/// Bytes of documents that are changed at once, over all builds; one that has more is changed alone. Each is in memory twice then.
 const CHANGED_AT_ONCE_BYTES: u64 = 32 << 20;
 
 /// Bytes of a document handed on at once.
@@ -91,24 +91,32 @@ impl Document {
         if self.size > LIMIT_BYTES {
             return Err(DocumentsError::TooLarge);
         }
-        self.memory.extend_from_slice(data);
-        if self.memory.len() > MEMORY_BYTES {
-            let memory = self.memory.split();
-            self.room.take(memory.len() as u64).map_err(|error| DocumentsError::NoRoom(Box::new(error)))?;
-            let written = async {
-                if self.file.is_none() {
-                    let dir = self.room.space().dir().to_owned();
-                    let file = tokio::task::spawn_blocking(move || tempfile::tempfile_in(dir)).await;
-                    self.file = Some(File::from_std(file.map_err(io::Error::other)??));
-                }
-                match &mut self.file {
-                    Some(file) => file.write_all(&memory).await,
-                    None => Ok(()),
-                }
-            };
-            written.await.map_err(|error| self.unkept(error))?;
+        // However much comes at once, no more of it is copied.
+        for piece in data.chunks(PIECE_BYTES) {
+            self.memory.extend_from_slice(piece);
+            if self.memory.len() > MEMORY_BYTES {
+                self.spill().await?;
+            }
         }
         Ok(())
+    }
+
+    /// Puts what is in memory on the disk.
+    async fn spill(&mut self) -> Result<(), DocumentsError> {
+        let memory = self.memory.split();
+        self.room.take(memory.len() as u64).map_err(|error| DocumentsError::NoRoom(Box::new(error)))?;
+        let written = async {
+            if self.file.is_none() {
+                let dir = self.room.space().dir().to_owned();
+                let file = tokio::task::spawn_blocking(move || tempfile::tempfile_in(dir)).await;
+                self.file = Some(File::from_std(file.map_err(io::Error::other)??));
+            }
+            match &mut self.file {
+                Some(file) => file.write_all(&memory).await,
+                None => Ok(()),
+            }
+        };
+        written.await.map_err(|error| self.unkept(error))
     }
 
     /// Its bytes so far.

@@ -124,7 +124,10 @@ pub fn statement_about(content: &[u8], subject: &Subject<'_>) -> Result<Bytes, D
     }
     let subjects = to_raw_value(&subjects).map_err(wrong)?;
     members.insert("subject".to_owned(), &subjects);
-    serde_json::to_vec(&members).map(Bytes::from).map_err(wrong)
+    // One that grew as it is written would be in memory twice.
+    let mut written = Vec::with_capacity(content.len() + subjects.get().len());
+    serde_json::to_writer(&mut written, &members).map_err(wrong)?;
+    Ok(written.into())
 }
 
 /// The config, whose diff ids are the statements' digests; `of` says what those have become.
