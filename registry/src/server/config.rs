@@ -16,7 +16,7 @@ pub struct ServerConfig {
     pub root: PathBuf,
     /// The address to listen on; port 0 takes any free one. Default: `127.0.0.1:5000`.
     pub listen: SocketAddr,
-    /// A file to which each request is appended as a line of JSON ([`AccessRecord`]). Default: none.
+    /// A file to which each request is appended as a line of JSON ([`super::AccessRecord`]). Default: none.
     pub access_log: Option<PathBuf>,
     /// Whether manifests, tags and blobs may be deleted. Default: yes.
     pub delete: bool,
