@@ -5,13 +5,13 @@
 mod support;
 
 use std::path::{Path, PathBuf};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use registry::client::ClientConfig;
 use registry::nydus;
 use serde_json::Value;
-use support::gate::Gate;
-use support::{Stack, entries, is_oldest, run, wait_for};
+use support::gate::{Gate, ShutGate};
+use support::{Stack, entries, interrupt, is_oldest, run, wait_for};
 use test_support::noise;
 
 const PLATFORMS: &str = "platform=linux/amd64,linux/arm64";
@@ -181,5 +181,36 @@ async fn two_builds_at_once_both_stand_in_the_index() {
         // The next ones begin with plain images alone.
         plain_for_two(&stack, "once:v1").await;
     }
+    stack.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_build_that_is_cancelled_while_it_merges_ends_at_once_and_leaves_the_index_as_it_was() {
+    let Some(stack) = Stack::start().await else { return };
+    let context = plain_for_two(&stack, "cancelled:v1").await;
+    let before = stack.manifest("cancelled:v1").await;
+    let gate = ShutGate::start(&stack.registry, "/v2/cancelled/manifests/v1").await;
+    let merged = format!("type=nydus-cluster,name={}/cancelled:v1,merge-manifest=true", gate.host);
+    let args = ["--opt", "platform=linux/amd64", "--output", &merged];
+    let log = stack.path("cancelled.log");
+    let mut command = stack.buildctl(&stack.path("exporter.sock"), &context, &args);
+    let file = std::fs::File::create(&log).unwrap();
+    let mut buildctl = command.stdout(file.try_clone().unwrap()).stderr(file).spawn().unwrap();
+    wait_for("the merge", || gate.come() > 0).await;
+    let begin = Instant::now();
+    interrupt(&mut buildctl).await;
+    wait_for("the end of the merge", || gate.left() == gate.come()).await;
+    assert!(begin.elapsed() < Duration::from_secs(5), "{:?}", begin.elapsed());
+    let text = std::fs::read_to_string(&log).unwrap();
+    assert!(text.contains("cancel"), "{text}");
+    assert_eq!(stack.manifest("cancelled:v1").await, before);
+
+    // The next one has its turn at the name, and comes once.
+    gate.open();
+    stack.build(&context, &args).await.success();
+    assert_eq!(gate.come(), 1);
+    let (_, index) = stack.manifest("cancelled:v1").await;
+    assert_eq!(nydus_architectures(&index), ["amd64"]);
+    assert_eq!(entries(&index)[..2], entries(&before.1)[..2]);
     stack.stop().await;
 }

@@ -13,7 +13,7 @@ use std::time::Duration;
 use exporter::ExporterConfig;
 use registry::digest::sha256;
 use serde_json::Value;
-use support::{Outcome, Stack, entries, is_oldest, run, wait_for};
+use support::{Outcome, Stack, entries, interrupt, is_oldest, run, wait_for};
 use test_support::noise;
 use tokio::io::AsyncReadExt as _;
 use tokio::net::unix::pipe;
@@ -285,13 +285,6 @@ impl<'a> Small<'a> {
     }
 }
 
-async fn interrupt(mut buildctl: Child) {
-    let id = buildctl.id().unwrap().to_string();
-    assert!(Command::new("kill").args(["-INT", &id]).status().await.unwrap().success());
-    let status = timeout(END, buildctl.wait()).await.expect("buildctl ends").unwrap();
-    assert!(!status.success());
-}
-
 /// Whether a part of a blob is in a directory that a client writes.
 fn has_begun(directory: &Path) -> bool {
     let Ok(entries) = fs::read_dir(directory.join("ingest")) else { return false };
@@ -311,18 +304,18 @@ async fn a_build_that_is_interrupted_while_the_client_s_disk_takes_the_image_lea
     let file = stack.path("pipe");
     assert!(Command::new("mkfifo").arg(&file).status().await.unwrap().success());
     let mut received = pipe::OpenOptions::new().read_write(true).open_receiver(&file).unwrap();
-    let buildctl = exporter.spawn(&context, "", &file);
+    let mut buildctl = exporter.spawn(&context, "", &file);
     let mut begin = [0; 512];
     let begun = timeout(Duration::from_secs(60), received.read_exact(&mut begin)).await;
     begun.expect("the client takes the tar").unwrap();
     assert!(begin.starts_with(b"oci-layout"));
-    interrupt(buildctl).await;
+    interrupt(&mut buildctl).await;
     exporter.is_empty().await;
 
     let directory = stack.path("layout");
-    let buildctl = exporter.spawn(&context, ",tar=false", &directory);
+    let mut buildctl = exporter.spawn(&context, ",tar=false", &directory);
     wait_for("a blob at the client", || has_begun(&directory)).await;
-    interrupt(buildctl).await;
+    interrupt(&mut buildctl).await;
     assert!(!directory.join("index.json").exists());
 
     let file = stack.path("image.tar");

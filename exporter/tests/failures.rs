@@ -9,7 +9,7 @@ use std::time::{Duration, Instant};
 use exporter::ExporterConfig;
 use registry::client::{ClientConfig, Retries};
 use support::hanging::Hanging;
-use support::{Stack, run, wait_for};
+use support::{Stack, interrupt, run, wait_for};
 use test_support::noise;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpListener;
@@ -120,11 +120,7 @@ async fn a_cancelled_build_ends_at_once_with_its_upload() {
     let mut buildctl = command.stdout(file.try_clone().unwrap()).stderr(file).spawn().unwrap();
     wait_for("upload", || hanging.is_stuck()).await;
     let begin = Instant::now();
-    let id = buildctl.id().unwrap().to_string();
-    assert!(tokio::process::Command::new("kill").args(["-INT", &id]).status().await.unwrap().success());
-    let status =
-        tokio::time::timeout(Duration::from_secs(10), buildctl.wait()).await.expect("buildctl ends").unwrap();
-    assert!(!status.success());
+    interrupt(&mut buildctl).await;
     // Nothing of it stays at the registry.
     let is_given_up = || hanging.gone() > 0 && hanging.count(&["DELETE"]) == hanging.count(&["POST"]);
     wait_for("end of the upload", is_given_up).await;

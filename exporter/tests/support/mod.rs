@@ -349,6 +349,14 @@ pub(crate) async fn run(mut command: Command) -> Outcome {
     Outcome { status: output.status, text }
 }
 
+/// Ends a buildctl as Ctrl-C does, which it does at once and with an error.
+pub(crate) async fn interrupt(buildctl: &mut Child) {
+    let id = buildctl.id().unwrap().to_string();
+    assert!(Command::new("kill").args(["-INT", &id]).status().await.unwrap().success());
+    let ended = tokio::time::timeout(Duration::from_secs(20), buildctl.wait()).await;
+    assert!(!ended.expect("buildctl ends").unwrap().success());
+}
+
 /// Waits until `ready`.
 pub(crate) async fn wait_for(what: &str, mut ready: impl FnMut() -> bool) {
     let begin = Instant::now();

@@ -12,6 +12,7 @@ mod chunk_map;
 mod description;
 mod disk;
 mod files;
+mod handed_over;
 mod lease;
 mod places;
 mod quota;
@@ -38,6 +39,7 @@ pub use lease::Lease;
 
 use crate::control::{BadChunks, BlobId, CacheTotals, CachedStatus, Kept, Removed, Verified};
 use crate::sync::{Mutex, MutexGuard};
+use handed_over::HandedOverBlobs;
 use quota::Quota;
 
 /// Why the cache cannot be used.
@@ -105,6 +107,7 @@ struct Blobs {
     unwanted: HashSet<BlobId>,
     /// Blobs that no quota, and no pruning, takes.
     pinned: HashSet<BlobId>,
+    handed_over: HandedOverBlobs,
     opened: u64,
 }
 
@@ -118,9 +121,14 @@ impl Blobs {
         self.variants(id).any(|(_, blob)| blob.is_leased())
     }
 
+    /// Whether a mount may read from a blob: one that has a lease of it, or one that is to be taken over.
+    fn is_in_use(&self, id: BlobId) -> bool {
+        self.is_leased(id) || self.handed_over.is_awaited(id)
+    }
+
     /// Whether a blob may give way to others.
     fn is_evictable(&self, id: BlobId) -> bool {
-        !self.pinned.contains(&id) && !self.is_leased(id)
+        !self.pinned.contains(&id) && !self.is_in_use(id)
     }
 }
 
@@ -160,7 +168,8 @@ impl Cache {
             other => CacheError::io("lock", &path)(other.into()),
         })?;
         let quota = Arc::new(Quota::new(quota));
-        let inner = CacheState { dir, boot, blobs: Mutex::default(), quota, _lock: lock };
+        let blobs = Blobs { handed_over: HandedOverBlobs::load(&dir, &boot), ..Blobs::default() };
+        let inner = CacheState { dir, boot, blobs: Mutex::new(blobs), quota, _lock: lock };
         // What only images needed that contradicted others: with the daemon that had them mounted, it is of no use.
         for (id, variant) in inner.files()?.into_iter().filter(|(_, variant)| *variant != Variant(0)) {
             files::delete(&inner.dir, id, variant)?;
@@ -200,6 +209,7 @@ impl Cache {
             variant = Variant(mine);
         };
         blobs.unwanted.remove(&id);
+        blobs.handed_over.leased(id);
         // What says what chunks are takes room as well.
         self.inner.count(&blobs);
         Ok(Lease::new(Arc::clone(&self.inner), blob, variant, said))
@@ -234,7 +244,7 @@ impl Cache {
             CachedStatus {
                 blob: id,
                 bytes: self.inner.usage(&blobs, id),
-                mounted: blobs.is_leased(id),
+                mounted: blobs.is_in_use(id),
                 pinned: blobs.pinned.contains(&id),
                 last_used: since.map_or(0, |since| since.as_secs()),
             }
@@ -343,7 +353,7 @@ impl Cache {
         Ok(self.inner.files()?.into_iter().map(|(id, _)| id).collect())
     }
 
-    /// Deletes the blobs that no mount has a lease of.
+    /// Deletes the blobs that no mount reads from.
     ///
     /// # Errors
     ///
@@ -353,7 +363,7 @@ impl Cache {
         let mut blobs = self.inner.lock();
         let mut outcome = Removed::default();
         for &id in ids {
-            if blobs.is_leased(id) {
+            if blobs.is_in_use(id) {
                 outcome.in_use.push(id);
             } else if self.inner.delete(&mut blobs, id)? {
                 outcome.removed.push(id);
@@ -362,7 +372,7 @@ impl Cache {
         Ok(outcome)
     }
 
-    /// Deletes all blobs but `wanted`, pinned ones, and those that mounts have leases of. Of the latter, those that are not wanted go
+    /// Deletes all blobs but `wanted`, pinned ones, and those that mounts read from. Of the latter, those that are not wanted go
     /// when their last lease ends, unless they are wanted or leased again before.
     ///
     /// # Errors
@@ -376,7 +386,7 @@ impl Cache {
         let mut outcome = Kept::default();
         let pinned = blobs.pinned.clone();
         for id in self.held()?.into_iter().filter(|id| !wanted.contains(id) && !pinned.contains(id)) {
-            if blobs.is_leased(id) {
+            if blobs.is_in_use(id) {
                 blobs.unwanted.insert(id);
                 outcome.in_use.push(id);
                 continue;
@@ -434,6 +444,9 @@ impl CacheState {
         self.quota.renew();
         let id = lease.blob.id();
         lease.blob.touch();
+        if !blobs.is_leased(id) {
+            self.forget_handed_over(&mut blobs.handed_over, id);
+        }
         let freed = if lease.variant != Variant(0) && !lease.blob.is_leased() {
             self.delete_variant(&mut blobs, id, lease.variant).map(|_| ())
         } else {

@@ -20,7 +20,7 @@ pub(super) struct Quota {
     limit: u64,
     /// What was counted last, and stored since.
     used: AtomicU64,
-    /// Whether all was freed that could be: before a lease or a pin ends, nobody need look again.
+    /// Whether all was freed that could be: before a lease, a pin or the wait for a mount ends, nobody need look again.
     is_exhausted: AtomicBool,
 }
 
@@ -65,9 +65,12 @@ impl Quota {
 }
 
 impl CacheState {
-    /// Frees blobs that nobody has a lease of until there is room for `bytes` more, as far as there are such.
+    /// Frees blobs that no mount reads from until there is room for `bytes` more, as far as there are such.
     pub(super) fn make_room(&self, bytes: u64) {
         let mut blobs = self.lock();
+        if blobs.handed_over.expire() {
+            self.quota.renew();
+        }
         if self.quota.limit == u64::MAX || self.quota.is_exhausted() {
             return;
         }

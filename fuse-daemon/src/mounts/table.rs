@@ -255,6 +255,7 @@ impl Table {
         let HandedOver { descriptor, device, negotiated } =
             handed.map_err(|source| TableError::Mount { id: id.to_owned(), source })?;
         served.handed_over = true;
+        self.engine.cache().hand_over(served.mounted.blobs());
         Ok((Handover { mount: served.request.clone(), device, negotiated }, descriptor))
     }
 

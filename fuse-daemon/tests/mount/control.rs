@@ -24,6 +24,36 @@ fn works_for_a_daemon() {
     fuse_daemon::process::serve(|| ()).unwrap();
 }
 
+/// A daemon with all that it has under `dir`.
+pub(crate) fn config(dir: &Path) -> DaemonConfig {
+    let mut config = DaemonConfig {
+        socket: dir.join("run/daemon.sock").try_into().unwrap(),
+        cache_dir: dir.join("cache"),
+        // Which is this program.
+        worker_arguments: ["--exact", "control::works_for_a_daemon", "--ignored", "--nocapture"]
+            .map(ToOwned::to_owned)
+            .into(),
+        ..DaemonConfig::default()
+    };
+    config.read.deadline_seconds = 3.0;
+    config
+}
+
+pub(crate) async fn until_it_answers(client: &Client) {
+    let answers = async {
+        loop {
+            match client.status().await {
+                // Its worker takes a while to start where many do at once, which is not to be a read's time.
+                Ok(status) if status.worker.as_ref().is_some_and(|worker| worker.pid.is_some()) => return,
+                Ok(_) => {}
+                Err(error) => assert!(error.is_not_running(), "{error}"),
+            }
+            tokio::time::sleep(Duration::from_millis(10)).await;
+        }
+    };
+    tokio::time::timeout(crate::SOON, answers).await.expect("the daemon starts");
+}
+
 pub(crate) struct Daemon {
     pub(crate) dir: tempfile::TempDir,
     pub(crate) client: Client,
@@ -34,37 +64,13 @@ pub(crate) struct Daemon {
 impl Daemon {
     pub(crate) async fn start() -> Self {
         let dir = tempfile::tempdir().unwrap();
-        let mut config = DaemonConfig {
-            socket: dir.path().join("run/daemon.sock").try_into().unwrap(),
-            cache_dir: dir.path().join("cache"),
-            // Which is this program.
-            worker_arguments: ["--exact", "control::works_for_a_daemon", "--ignored", "--nocapture"]
-                .map(ToOwned::to_owned)
-                .into(),
-            ..DaemonConfig::default()
-        };
-        config.read.deadline_seconds = 3.0;
+        let config = config(dir.path());
         let client = Client::new(config.socket.path());
         let stop = CancellationToken::new();
         let task = tokio::spawn(fuse_daemon::serve(config, stop.clone()));
         let daemon = Self { dir, client, stop, task };
-        daemon.until_it_answers().await;
+        until_it_answers(&daemon.client).await;
         daemon
-    }
-
-    async fn until_it_answers(&self) {
-        let answers = async {
-            loop {
-                match self.client.status().await {
-                    // Its worker takes a while to start where many do at once, which is not to be a read's time.
-                    Ok(status) if status.worker.as_ref().is_some_and(|worker| worker.pid.is_some()) => return,
-                    Ok(_) => {}
-                    Err(error) => assert!(error.is_not_running(), "{error}"),
-                }
-                tokio::time::sleep(Duration::from_millis(10)).await;
-            }
-        };
-        tokio::time::timeout(crate::SOON, answers).await.expect("the daemon starts");
     }
 
     pub(crate) fn request(&self, id: &str, bootstrap: &Path, image: &str) -> MountRequest {

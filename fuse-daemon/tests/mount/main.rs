@@ -9,6 +9,7 @@ mod control;
 mod disk;
 mod far;
 mod faults;
+mod handed_over;
 mod image;
 mod kernel;
 mod log;
