@@ -55,7 +55,7 @@ impl fmt::Display for StaleNydus {
 
 impl Index {
     /// Takes out the nydus images in whose places those of `pairs` come, which are for the same platforms, and returns those that have
-    /// to go besides: made of plain images that are not among `plain`, the ones of the whole index. An image of which nothing tells
+    /// to go with them: made of plain images that are not among `plain`, the ones of the whole index. An image of which nothing tells
     /// that it is stale stays. Attestations go with what they are about.
     pub fn make_way(&mut self, pairs: &[Beside], plain: &[&Digest]) -> Vec<StaleNydus> {
         let platforms: Vec<PlatformName> = pairs.iter().filter_map(|pair| platform(&pair.platform)).collect();
