@@ -7,7 +7,7 @@ mod support;
 use std::path::{Path, PathBuf};
 
 use exporter::ExporterConfig;
-use registry::client::{ClientConfig, UploadConfig};
+use registry::client::{ClientConfig, Retries, UploadConfig};
 use support::hanging::{Hanging, slow};
 use support::{Stack, run, wait_for};
 use test_support::noise;
@@ -27,10 +27,12 @@ fn many(stack: &Stack, name: &str, seed: u64) -> PathBuf {
     stack.context(name, MANY, &files)
 }
 
-/// An exporter at `listen` that waits `seconds` for progress, and sends pieces of so many bytes.
+/// An exporter at `listen` that waits `seconds` for progress, and sends pieces of so many bytes, each once: so a request that is not
+/// answered is held until its build fails.
 async fn serve(stack: &Stack, listen: &Path, seconds: u64, piece_bytes: usize) {
     let upload = UploadConfig { piece_bytes, ..UploadConfig::default() };
-    let registry = ClientConfig { upload, ..ClientConfig::default() };
+    let retries = Retries { attempts: 1, ..Retries::default() };
+    let registry = ClientConfig { upload, retries, ..ClientConfig::default() };
     let config = ExporterConfig { registry, registry_silent_seconds: seconds, ..ExporterConfig::default() };
     stack.serve(&stack.path("buildkitd.sock"), listen, config);
     wait_for("exporter", || listen.exists()).await;
@@ -48,7 +50,7 @@ async fn a_registry_that_falls_silent_under_uploads_gives_back_the_slots_of_buil
     ] {
         let case = format!("{at}-{dies}").to_lowercase();
         let listen = stack.path(&format!("{case}.sock"));
-        serve(&stack, &listen, 5, piece_bytes).await;
+        serve(&stack, &listen, 10, piece_bytes).await;
         let silent = Hanging::silent(at, dies).await;
         let context = many(&stack, &format!("{case}-stuck"), seed);
         let output = format!("type=nydus-cluster,name={}/stuck:{case}", silent.host);
