@@ -3,7 +3,7 @@
 use std::collections::BTreeSet;
 use std::fmt::Display;
 use std::fs::{self, File};
-use std::io::{self, Read, Seek, Write};
+use std::io::{self, PipeWriter, Read, Seek, Write};
 use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, ExitStatus, Stdio};
@@ -33,14 +33,18 @@ pub struct Server {
 impl Server {
     /// Starts `command` with both outputs appended to `log`, in a process group of its own so that a Ctrl-C at
     /// the terminal reaches only us.
-    pub fn spawn(name: &str, mut command: Command, log: PathBuf) -> Result<Self> {
+    pub fn spawn(name: &str, command: Command, log: PathBuf) -> Result<Self> {
+        Self::spawn_with_input(name, command, log, Stdio::null())
+    }
+
+    fn spawn_with_input(name: &str, mut command: Command, log: PathBuf, input: Stdio) -> Result<Self> {
         let output = File::options()
             .create(true)
             .append(true)
             .open(&log)
             .with_context(|| format!("opening the log {}", log.display()))?;
         let child = command
-            .stdin(Stdio::null())
+            .stdin(input)
             .stdout(output.try_clone()?)
             .stderr(output)
             .process_group(0)
@@ -130,6 +134,37 @@ impl Drop for Server {
         if std::thread::panicking() {
             tell(format_args!("--- end of the log of {} ---\n{}", self.name, tail(&self.log)));
         }
+    }
+}
+
+/// A server's process that is there already, and waits to be let go. Dropping it ends the process.
+///
+/// A new process has all open files of ours until its program starts, and closes them then. Where one of them is on a mount whose
+/// server is gone, that waits for the server, and we wait for the program to start. Who has such files open makes the process of the
+/// next server while the mount is still served.
+#[derive(Debug)]
+pub struct WaitingServer {
+    /// What the process reads from: it ends if this is closed first.
+    gate: PipeWriter,
+    server: Server,
+}
+
+impl WaitingServer {
+    /// Starts a process that runs `command` when it is let go, else as [`Server::spawn`] does.
+    pub fn spawn(name: &str, command: &Command, log: PathBuf) -> Result<Self> {
+        let (input, gate) = io::pipe()?;
+        let mut waiting = Command::new("sh");
+        waiting.args(["-c", r#"read -r line && exec "$@" </dev/null"#, "sh"]);
+        waiting.arg(command.get_program()).args(command.get_args());
+        let server = Server::spawn_with_input(name, waiting, log, input.into())?;
+        Ok(Self { gate, server })
+    }
+
+    /// Lets it go.
+    pub fn start(self) -> Result<Server> {
+        let Self { mut gate, server } = self;
+        gate.write_all(b"\n").with_context(|| format!("letting {} go", server.name))?;
+        Ok(server)
     }
 }
 

@@ -8,7 +8,7 @@ use integration::fault_proxy::{Failure, Rule};
 
 use super::image::{ChunkKey, Home};
 use super::lab::Lab;
-use super::operation::{DEADLINE, is_harmless};
+use super::operation::{DEADLINE, SLOW_LINE, is_harmless};
 use super::tamper::Lost;
 
 /// How long after a registry is well again what failed may not be asked for again (2 s), after what was under way then
@@ -64,6 +64,13 @@ impl<'a> Availability<'a> {
         self.faults[registry] = Some(Fault { failure, blob });
     }
 
+    /// The line to a registry becomes slow, if nothing is wrong with it.
+    pub(super) fn slow_down(&mut self, home: &Home) {
+        if self.is_well(home) {
+            self.fail(home.registry, SLOW_LINE, None);
+        }
+    }
+
     pub(super) fn heal(&mut self) {
         for registry in 0..Lab::REGISTRIES {
             self.end_fault(registry);
@@ -82,6 +89,15 @@ impl<'a> Availability<'a> {
     pub(super) fn gained_a_home(&mut self) {
         for (fault, healed) in self.faults.iter().zip(&mut self.healed) {
             if fault.is_some_and(|fault| !is_harmless(fault.failure)) {
+                *healed = Some(Instant::now());
+            }
+        }
+    }
+
+    /// What was under way has to begin again, for which there may be no time where a registry is slow.
+    pub(super) fn disturbed(&mut self) {
+        for (fault, healed) in self.faults.iter().zip(&mut self.healed) {
+            if fault.is_some() {
                 *healed = Some(Instant::now());
             }
         }
@@ -110,6 +126,11 @@ impl<'a> Availability<'a> {
     /// Until when an error may be the late consequence of a fault that is over.
     pub(super) fn settles(&self) -> Option<Instant> {
         self.healed.iter().flatten().max().map(|healed| *healed + AFTER_FAULT)
+    }
+
+    /// From now on the cache has to drop what others need more room for.
+    pub(super) fn limit_cache(&mut self) {
+        self.has_quota = true;
     }
 
     pub(super) fn is_cached(&self, chunk: &ChunkKey) -> bool {

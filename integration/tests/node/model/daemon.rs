@@ -1,25 +1,46 @@
 //! The daemon's process, as its clients and its administrator know it.
 
 use std::fs;
+use std::os::fd::{AsFd as _, OwnedFd};
 use std::path::{Path, PathBuf};
 use std::pin::pin;
 use std::process::Command;
 use std::time::Duration;
 
 use anyhow::{Context, Result, bail, ensure};
-use fuse_daemon::control::{BackendSpec, BlobId, Client, ClientError, Kept, MountRequest};
-use integration::process::{self, Server, tail};
+use fuse_daemon::control::{
+    BackendSpec, BlobId, CachedStatus, Client, ClientError, Handover, Kept, MountRequest, Verified,
+};
+use integration::process::{self, Server, WaitingServer, tail};
 use integration::servers::START_DEADLINE;
-use integration::{leftovers, peers};
+use integration::{leftovers, peers, wait};
+use nix::sys::signal::{Signal, kill};
+use nix::unistd::Pid;
 
 use super::image::{Home, Image};
 use super::lab::Lab;
+use super::operation::Ending;
 
 /// How long the daemon may take for a request of the control socket that needs no registry.
 const CONTROL_DEADLINE: Duration = Duration::from_secs(30);
 
 /// How long it takes at most to unmount what nobody uses; after two seconds the daemon detaches it.
 const AT_ONCE: Duration = Duration::from_secs(1);
+
+/// A mount without its daemon: who reads from it waits.
+pub(super) struct HeldMount {
+    handover: Handover,
+    descriptor: OwnedFd,
+}
+
+impl HeldMount {
+    pub(super) fn id(&self) -> &str {
+        &self.handover.mount.id
+    }
+}
+
+/// Bytes that the cache may take, in the configuration.
+const QUOTA: &str = "cache_quota_bytes";
 
 pub(super) struct Daemon<'a> {
     lab: &'a Lab,
@@ -41,10 +62,28 @@ impl<'a> Daemon<'a> {
 
     /// Starts it again after its end.
     pub(super) fn restart(&mut self) -> Result<()> {
+        let server = Server::spawn("daemon", self.command()?, self.log_path())?;
+        self.go_on_with(server)
+    }
+
+    /// The process of the next daemon, which is there before this one ends: readers have files open meanwhile.
+    pub(super) fn successor(&self) -> Result<WaitingServer> {
+        WaitingServer::spawn("daemon", &self.command()?, self.log_path())
+    }
+
+    /// Has that one begin.
+    pub(super) fn succeed(&mut self, successor: WaitingServer) -> Result<()> {
+        self.go_on_with(successor.start()?)
+    }
+
+    fn command(&self) -> Result<Command> {
         let mut command = Command::new(peers::nydus_cluster()?);
         command.arg("--config").arg(self.dir.join("config.toml")).arg("daemon");
         command.arg("--socket").arg(self.client.socket()).arg("--cache").arg(self.cache());
-        let mut server = Server::spawn("daemon", command, self.dir.join("daemon.log"))?;
+        Ok(command)
+    }
+
+    fn go_on_with(&mut self, mut server: Server) -> Result<()> {
         let answers = || self.lab.runtime.block_on(self.client.status()).is_ok();
         server.wait_ready(START_DEADLINE, answers)?;
         self.server = Some(server);
@@ -69,12 +108,16 @@ impl<'a> Daemon<'a> {
         Ok(())
     }
 
+    fn log_path(&self) -> PathBuf {
+        self.dir.join("daemon.log")
+    }
+
     pub(super) fn log(&self) -> String {
-        fs::read_to_string(self.dir.join("daemon.log")).unwrap_or_default()
+        fs::read_to_string(self.log_path()).unwrap_or_default()
     }
 
     pub(super) fn log_tail(&self) -> String {
-        tail(&self.dir.join("daemon.log"))
+        tail(&self.log_path())
     }
 
     /// As an administrator would, or as the kernel does when memory runs out.
@@ -87,6 +130,46 @@ impl<'a> Daemon<'a> {
         let left = leftovers::mounts(&self.dir)?;
         ensure!(left.is_empty(), "a terminated daemon left {left:?}");
         Ok(())
+    }
+
+    /// What another daemon needs to serve a mount on.
+    pub(super) fn hand_over(&self, id: &str) -> Result<HeldMount> {
+        let handed = self.lab.runtime.block_on(self.client.handover(id));
+        let (handover, descriptor) = handed.with_context(|| format!("handing over {id}"))?;
+        Ok(HeldMount { handover, descriptor })
+    }
+
+    /// Goes on with a mount of the daemon before.
+    pub(super) fn adopt(&self, mount: &HeldMount) -> Result<(), ClientError> {
+        self.lab.runtime.block_on(self.client.adopt(&mount.handover, mount.descriptor.as_fd()))
+    }
+
+    /// Ends it when somebody holds all its mounts.
+    pub(super) fn end_with_successor(&mut self, ending: Ending) -> Result<()> {
+        if matches!(ending, Ending::Upgrade) {
+            self.lab.runtime.block_on(self.client.upgrade())?;
+            let server = self.server()?;
+            wait::until("the daemon made place", CONTROL_DEADLINE, || server.exited())?;
+        }
+        let mut server = self.server.take().context("the daemon is not running")?;
+        match ending {
+            Ending::Kill => server.kill(),
+            Ending::Terminate | Ending::Upgrade => server.stop(),
+        }
+    }
+
+    /// The process that fetches for it, if one is ready.
+    pub(super) fn worker(&self) -> Result<Option<Pid>> {
+        let status = self.lab.runtime.block_on(self.client.status())?;
+        let pid = status.worker.and_then(|worker| worker.pid);
+        Ok(pid.map(i32::try_from).transpose()?.map(Pid::from_raw))
+    }
+
+    /// Kills that process: which it was.
+    pub(super) fn kill_worker(&self) -> Result<Pid> {
+        let pid = wait::until("a worker is ready", CONTROL_DEADLINE, || self.worker())?;
+        kill(pid, Signal::SIGKILL).context("killing the worker")?;
+        Ok(pid)
     }
 
     pub(super) fn mount(&self, id: &str, image: &Image, homes: &[Home]) -> Result<PathBuf, ClientError> {
@@ -137,6 +220,37 @@ impl<'a> Daemon<'a> {
     /// Has the daemon free all of its cache but these blobs, and those that mounts use.
     pub(super) fn keep(&self, blobs: &[BlobId]) -> Result<Kept> {
         Ok(self.lab.runtime.block_on(self.client.keep(blobs))?)
+    }
+
+    /// Has it keep a blob from giving way, or no longer.
+    pub(super) fn pin(&self, blob: BlobId, pinned: bool) -> Result<()> {
+        Ok(self.lab.runtime.block_on(self.client.pin(&[blob], pinned))?)
+    }
+
+    /// Has it free all that is neither used nor pinned.
+    pub(super) fn prune(&self) -> Result<Kept> {
+        Ok(self.lab.runtime.block_on(self.client.prune())?)
+    }
+
+    /// Has it verify all that it holds: the chunks that were bad.
+    pub(super) fn verify(&self) -> Result<Verified> {
+        Ok(self.lab.runtime.block_on(self.client.verify(&[]))?)
+    }
+
+    /// What it holds of which blob.
+    pub(super) fn cached(&self) -> Result<Vec<CachedStatus>> {
+        Ok(self.lab.runtime.block_on(self.client.cached())?)
+    }
+
+    /// Sets what the cache may take from the next start on.
+    pub(super) fn set_quota(&self, bytes: u64) -> Result<()> {
+        let path = self.dir.join("config.toml");
+        let config = fs::read_to_string(&path)?;
+        let lines = config.lines().map(|line| match line.starts_with(QUOTA) {
+            true => format!("{QUOTA} = {bytes}\n"),
+            false => format!("{line}\n"),
+        });
+        Ok(fs::write(path, lines.collect::<String>())?)
     }
 
     /// Threads by name, except for those of the runtime, which come and go as it likes; and open files that are no sockets.

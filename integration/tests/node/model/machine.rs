@@ -1,5 +1,7 @@
 //! Does operations to a node, and holds it against the model after each.
 
+mod cache;
+mod processes;
 mod reads;
 
 use std::collections::BTreeSet;
@@ -8,16 +10,15 @@ use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
 use fuse_daemon::control::BlobId;
+use integration::fault_proxy::Failure;
 use integration::wait;
-use nix::mount::{MntFlags, umount2};
 
 use super::availability::Availability;
 use super::daemon::Daemon;
 use super::image::{Home, Image};
 use super::lab::Lab;
-use super::operation::{Choice, Homes, Operation, Part, SLOW_LINE};
+use super::operation::{Choice, Homes, Operation, Part};
 use super::power_cut::Past;
-use super::tamper::{Lost, Tamper, blob_files};
 use super::world::World;
 
 /// Mounts at once: more than images that share a blob.
@@ -34,6 +35,8 @@ struct Mount {
     image: usize,
     homes: Vec<Home>,
     at: PathBuf,
+    /// Its daemon leaves it in place at its end.
+    was_handed_over: bool,
 }
 
 pub(super) struct Machine<'a> {
@@ -43,6 +46,14 @@ pub(super) struct Machine<'a> {
     available: Availability<'a>,
     /// Blobs that were in use when all others were freed: they go with their last mount.
     unwanted: BTreeSet<BlobId>,
+    pinned: BTreeSet<BlobId>,
+    ever_pinned: BTreeSet<BlobId>,
+    /// Those of them that were in the cache when it was looked at last.
+    pinned_and_cached: BTreeSet<BlobId>,
+    /// Bytes that the cache may take, if any.
+    quota: u64,
+    /// Whether chunks may be cached that are not what somebody says now: files were spoilt, or somebody lied.
+    may_be_bad: bool,
     /// What the daemon holds while nothing is mounted.
     idle: (Vec<String>, Vec<String>),
     /// Number of mounts so far: each gets an id of its own.
@@ -54,15 +65,28 @@ pub(super) struct Machine<'a> {
 }
 
 impl<'a> Machine<'a> {
-    /// `has_quota`: its cache may drop what it likes.
-    pub(super) fn new(lab: &'a Lab, world: &'a World, daemon: Daemon<'a>, has_quota: bool) -> Result<Self> {
+    /// `quota`: bytes that its cache may take, if any.
+    pub(super) fn new(lab: &'a Lab, world: &'a World, daemon: Daemon<'a>, quota: u64) -> Result<Self> {
         // The threads that talk to the worker begin with it; this is the last of them.
         let talks = || daemon.holds().is_ok_and(|(threads, _)| threads.iter().any(|name| name == "send"));
         wait::until_true("the daemon talks to its worker", SOON, talks)?;
         let idle = daemon.holds()?;
-        let available = Availability::new(lab, has_quota);
-        let (mounts, unwanted, past) = (Vec::new(), BTreeSet::new(), Past::default());
-        Ok(Self { world, daemon, mounts, available, unwanted, idle, count: 0, steps: 0, past })
+        Ok(Self {
+            world,
+            daemon,
+            mounts: Vec::new(),
+            available: Availability::new(lab, quota > 0),
+            unwanted: BTreeSet::new(),
+            pinned: BTreeSet::new(),
+            ever_pinned: BTreeSet::new(),
+            pinned_and_cached: BTreeSet::new(),
+            quota,
+            may_be_bad: false,
+            idle,
+            count: 0,
+            steps: 0,
+            past: Past::default(),
+        })
     }
 
     pub(super) fn log_tail(&self) -> String {
@@ -77,6 +101,7 @@ impl<'a> Machine<'a> {
         self.steps += 1;
         let done = self.perform(operation)?;
         self.daemon.check()?;
+        self.check_cache()?;
         Ok(done)
     }
 
@@ -114,26 +139,33 @@ impl<'a> Machine<'a> {
                 self.remove_and_mount_again(*mount, before, after, *slow)
             }
             Operation::Fail { registry, failure, blob } => {
-                let blobs: Vec<BlobId> = self.blobs_in_use().into_iter().collect();
-                let blob = blob.filter(|_| !blobs.is_empty());
-                let blob = blob.map(|blob| blobs[(blob % blobs.len() as u64) as usize]);
-                let registries = match registry {
-                    Some(one) => vec![(one % Lab::REGISTRIES as u64) as usize],
-                    None => (0..Lab::REGISTRIES).collect(),
-                };
-                for registry in registries {
-                    self.available.fail(registry, *failure, blob);
-                }
+                self.fail(*registry, *failure, *blob);
                 Ok(true)
             }
             Operation::Heal => {
                 self.available.heal();
                 Ok(true)
             }
-            Operation::Restart { kill, tamper } => {
-                self.restart(*kill, tamper.as_ref())?;
-                Ok(true)
-            }
+            Operation::Restart { kill, tamper } => self.restart(*kill, tamper.as_ref()).map(|()| true),
+            Operation::HandOver { ending, stumbles } => self.hand_over(*ending, *stumbles),
+            Operation::KillWorker => self.kill_worker().map(|()| true),
+            Operation::Pin { blob, pinned } => self.pin(*blob, *pinned),
+            Operation::Prune => self.prune().map(|()| true),
+            Operation::Verify => self.verify().map(|()| true),
+            Operation::Quota { bytes } => self.set_quota(*bytes).map(|()| true),
+        }
+    }
+
+    fn fail(&mut self, registry: Option<u64>, failure: Failure, blob: Option<u64>) {
+        let blobs: Vec<BlobId> = self.blobs_in_use().into_iter().collect();
+        let blob = blob.filter(|_| !blobs.is_empty());
+        let blob = blob.map(|blob| blobs[(blob % blobs.len() as u64) as usize]);
+        let registries = match registry {
+            Some(one) => vec![(one % Lab::REGISTRIES as u64) as usize],
+            None => (0..Lab::REGISTRIES).collect(),
+        };
+        for registry in registries {
+            self.available.fail(registry, failure, blob);
         }
     }
 
@@ -170,6 +202,7 @@ impl<'a> Machine<'a> {
         };
         let id = self.new_id();
         if self.try_mount(id, guest, homes.clone())? {
+            self.read_parts(self.mounts.len() - 1, std::slice::from_ref(part))?;
             self.unmount(self.mounts.len() - 1)?;
         }
         let id = self.new_id();
@@ -212,9 +245,10 @@ impl<'a> Machine<'a> {
                 Ok(at) => {
                     self.unwanted.retain(|blob| !image.blobs.contains(blob));
                     if image.is_hostile() {
+                        self.may_be_bad = true;
                         self.available.set_apart(&image.blobs);
                     }
-                    self.mounts.push(Mount { id, image: number, homes, at });
+                    self.mounts.push(Mount { id, image: number, homes, at, was_handed_over: false });
                     self.available.gained_a_home();
                     return Ok(true);
                 }
@@ -238,30 +272,10 @@ impl<'a> Machine<'a> {
         let used = self.blobs_in_use();
         let (kept, freed) = self.unwanted.iter().copied().partition(|blob| used.contains(blob));
         self.unwanted = kept;
-        let freed: BTreeSet<BlobId> = freed;
+        let mut freed: BTreeSet<BlobId> = freed;
+        freed.retain(|blob| !self.pinned.contains(blob));
         self.available.keep_only(|blob| !freed.contains(&blob));
         self.expect_freed(|blob| freed.contains(&blob)).context("freed with the last mount")
-    }
-
-    /// Fails unless the cache has no file of any of these blobs.
-    fn expect_freed(&self, is_freed: impl Fn(BlobId) -> bool) -> Result<()> {
-        for (path, blob) in blob_files(&self.daemon.cache())? {
-            ensure!(!is_freed(blob), "the cache still has {}", path.display());
-        }
-        Ok(())
-    }
-
-    fn clean_up(&mut self, images: &[usize]) -> Result<()> {
-        let images = images.iter().map(|image| &self.world.images[*image]);
-        let keep: BTreeSet<BlobId> = images.flat_map(|image| &image.blobs).copied().collect();
-        let kept = self.daemon.keep(&keep.iter().copied().collect::<Vec<_>>())?;
-        let used = self.blobs_in_use();
-        self.unwanted = used.difference(&keep).copied().collect();
-        let in_use: BTreeSet<BlobId> = kept.in_use.into_iter().collect();
-        ensure!(in_use == self.unwanted, "clean-up found {in_use:?} in use, not {:?}", self.unwanted);
-        let stays = |blob: BlobId| used.contains(&blob) || keep.contains(&blob);
-        self.available.keep_only(stays);
-        self.expect_freed(|blob| !stays(blob)).context("freed by clean-up")
     }
 
     fn remove_and_mount_again(
@@ -273,11 +287,7 @@ impl<'a> Machine<'a> {
     ) -> Result<bool> {
         let Some(mount) = self.pick(mount) else { return Ok(false) };
         let (number, homes) = (self.mounts[mount].image, self.mounts[mount].homes.clone());
-        for home in homes.iter().filter(|_| slow) {
-            if self.available.is_well(home) {
-                self.available.fail(home.registry, SLOW_LINE, None);
-            }
-        }
+        homes.iter().filter(|_| slow).for_each(|home| self.available.slow_down(home));
         self.read_parts(mount, std::slice::from_ref(before))?;
         let image = &self.world.images[number];
         while let Some(related) = (0..self.mounts.len()).find(|&other| shares_blob(self.image(other), image))
@@ -297,27 +307,6 @@ impl<'a> Machine<'a> {
         format!("m{}", self.count)
     }
 
-    fn restart(&mut self, kill: bool, tamper: Option<&Tamper>) -> Result<()> {
-        self.daemon.end(kill)?;
-        let lost =
-            tamper.map_or(Ok(Lost::Nothing), |tamper| tamper.apply(&self.daemon.cache(), &self.past))?;
-        self.available.lose(&lost);
-        self.daemon.restart()?;
-        // Its clients ask for all that they need, as the snapshotter does.
-        // What goes with its last mount went with a daemon that unmounted all; a killed one's successor is told again.
-        let unwanted = std::mem::take(&mut self.unwanted);
-        if !kill {
-            self.available.keep_only(|blob| !unwanted.contains(&blob));
-        }
-        for Mount { id, image, homes, at } in std::mem::take(&mut self.mounts) {
-            if !self.try_mount(id, image, homes)? {
-                // What a killed daemon left there is for whoever asked for it to clear away.
-                while let Ok(()) = umount2(&at, MntFlags::MNT_DETACH) {}
-            }
-        }
-        Ok(())
-    }
-
     /// What must hold in the end: everything reads right once registries are well, and nothing stays when all is gone.
     pub(super) fn finish(&mut self) -> Result<()> {
         self.available.heal();
@@ -330,6 +319,7 @@ impl<'a> Machine<'a> {
         while !self.mounts.is_empty() {
             self.unmount(0)?;
         }
+        self.unpin_all()?;
         self.clean_up(&[])?;
         self.expect_freed(|_| true).context("all images are removed")?;
         self.daemon.check()?;

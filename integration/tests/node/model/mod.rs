@@ -2,13 +2,13 @@
 //! daemon is set, what is done with them and what goes wrong follow from a seed.
 //!
 //! What must hold: content is the model's; every mounted image reads all its files whatever else is mounted; an error
-//! only where something could not be fetched, and in time; with all images removed the cache holds nothing; nothing leaks; the
-//! daemon never ends.
+//! only where something could not be fetched, and in time; who reads goes on while another daemon takes over; what is pinned
+//! stays, and the cache takes no more than it may; with all images removed it holds nothing; nothing leaks; the daemon never ends.
 //!
 //! | variable | meaning |
 //! |---|---|
 //! | `NODE_MODEL_SEED` | this run alone |
-//! | `NODE_MODEL_SECONDS` | begin runs until so much time has passed; 30 unless said, and 12 of power cuts |
+//! | `NODE_MODEL_SECONDS` | begin runs until so much time has passed; 45 unless said, and 12 of power cuts |
 //! | `NODE_MODEL_FIRST_SEED` | the seed of the first run; 1 unless said, so that short runs are alike |
 //! | `NODE_MODEL_OPERATIONS` | operations of a run; 40 unless said |
 //! | `NODE_MODEL_KEEP` | numbers of operations, with commas: those alone are done |
@@ -39,7 +39,7 @@ pub(crate) use lab::Lab;
 
 use daemon::Daemon;
 use machine::Machine;
-use operation::{DEADLINE, Mix, Operation};
+use operation::{DEADLINE, Mix, Operation, QUOTAS};
 use random::Random;
 use world::World;
 
@@ -48,7 +48,7 @@ const SHRINK_ATTEMPTS: usize = 60;
 
 /// Runs of everything that happens to a node.
 pub(crate) fn any(lab: &Lab) -> Result<()> {
-    runs(lab, Mix::Any, 30)
+    runs(lab, Mix::Any, 45)
 }
 
 /// Runs in which the power is cut again and again.
@@ -157,7 +157,7 @@ fn attempt(lab: &Lab, seed: u64, operations: &[Operation], kept: &[usize]) -> Re
     let made = started.elapsed();
     let settings = Settings::random(&mut random);
     let daemon = Daemon::start(lab, &dir.path().join("d"), &settings.config())?;
-    let mut machine = Machine::new(lab, &world, daemon, settings.quota > 0)?;
+    let mut machine = Machine::new(lab, &world, daemon, settings.quota)?;
     let mut trace = String::new();
     let mut steps = || {
         for &number in kept {
@@ -212,7 +212,7 @@ impl Settings {
             request_bytes: *random.one_of(&[64 << 10, 256 << 10, 1 << 20]),
             read_ahead_kib: *random.one_of(&[0, 128, 1024]),
             keeps_journals: random.chance(30),
-            quota: *random.one_of(&[0, 0, 0, 128 << 10, 1 << 20]),
+            quota: *random.one_of(&QUOTAS),
             complete_after: *random.one_of(&[0, 0, 1]),
         }
     }

@@ -17,6 +17,9 @@ const SLOW: Duration = Duration::from_millis(1300);
 /// A line on which what is fetched at once takes up to two seconds.
 pub(super) const SLOW_LINE: Failure = Failure::Bandwidth(600_000);
 
+/// Bytes that a cache may take: as many as it likes, or so few that something has to give way.
+pub(super) const QUOTAS: [u64; 5] = [0, 0, 0, 128 << 10, 1 << 20];
+
 #[derive(Clone, Debug)]
 pub(super) enum Operation {
     Mount {
@@ -75,6 +78,35 @@ pub(super) enum Operation {
         kill: bool,
         tamper: Option<Tamper>,
     },
+    /// Another daemon serves all mounts on.
+    HandOver {
+        ending: Ending,
+        /// The first of them is killed before it has all of them.
+        stumbles: bool,
+    },
+    KillWorker,
+    /// A blob is kept from pruning and from giving way, or no longer.
+    Pin {
+        blob: u64,
+        pinned: bool,
+    },
+    /// All goes that no mount uses and that is not pinned.
+    Prune,
+    /// What the cache holds is verified.
+    Verify,
+    /// The daemon may take so many bytes of the disk from now on, for which it starts again.
+    Quota {
+        bytes: u64,
+    },
+}
+
+/// How a daemon ends whose mounts another one goes on with.
+#[derive(Clone, Copy, Debug)]
+pub(super) enum Ending {
+    Kill,
+    Terminate,
+    /// It makes place for its own program.
+    Upgrade,
 }
 
 /// From where to mount an image.
@@ -164,23 +196,31 @@ impl Operation {
     fn random(random: &mut Random) -> Self {
         let mount = random.next();
         match random.within(0..100) {
-            0..22 => Self::mount(random),
+            0..19 => Self::mount(random),
+            19 | 20 => Self::hand_over(random),
+            21 => Self::KillWorker,
             22..26 => Self::HostileGuest { image: random.next(), part: Part::random(random) },
             26..44 => Self::Read { mount, parts: Part::several(random, 5) },
-            44..50 => Self::ReadAll { mount, cold: random.chance(50) },
+            44 => Self::of_cache(random),
+            45..50 => Self::ReadAll { mount, cold: random.chance(50) },
             50..60 => Self::ReadTogether {
                 readers: (0..random.within(2..5))
                     .map(|_| (random.next(), Part::several(random, 4)))
                     .collect(),
-                meanwhile: match random.within(0..4) {
+                meanwhile: match random.within(0..11) {
                     0 => Some(Box::new(Self::mount(random))),
                     1 => Some(Box::new(Self::Unmount { mount: random.next() })),
                     2 => Some(Box::new(Self::clean_up(random))),
+                    3..6 => Some(Box::new(Self::hand_over(random))),
+                    6 | 7 => Some(Box::new(Self::KillWorker)),
+                    8 => Some(Box::new(Self::Prune)),
+                    9 => Some(Box::new(Self::Verify)),
                     _ => None,
                 },
             },
             60..70 => Self::Unmount { mount },
-            70..75 => Self::clean_up(random),
+            70..73 => Self::clean_up(random),
+            73..75 => Self::of_cache(random),
             75 => Self::AddBackend { mount, home: random.next() },
             76..81 => Self::RemoveAndMountAgain {
                 mount,
@@ -195,6 +235,20 @@ impl Operation {
                 tamper: random.chance(60).then(|| Tamper::random(random)),
             },
         }
+    }
+
+    fn of_cache(random: &mut Random) -> Self {
+        match random.within(0..10) {
+            0..4 => Self::Pin { blob: random.next(), pinned: random.chance(70) },
+            4 | 5 => Self::Prune,
+            6 | 7 => Self::Verify,
+            _ => Self::Quota { bytes: *random.one_of(&QUOTAS) },
+        }
+    }
+
+    fn hand_over(random: &mut Random) -> Self {
+        let ending = *random.one_of(&[Ending::Kill, Ending::Kill, Ending::Terminate, Ending::Upgrade]);
+        Self::HandOver { ending, stumbles: random.chance(30) }
     }
 
     fn clean_up(random: &mut Random) -> Self {
