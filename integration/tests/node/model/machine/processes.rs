@@ -10,7 +10,7 @@ use super::super::tamper::{Lost, Tamper};
 use super::{Machine, Mount, RETRY, SOON};
 
 impl Machine<'_> {
-    /// The daemon ends, and with it what is mounted; another one mounts all of it anew.
+    /// The daemon ends, and with it what is mounted; another one mounts all of it again.
     pub(super) fn restart(&mut self, kill: bool, tamper: Option<&Tamper>) -> Result<()> {
         let mounts = self.mounts.iter().map(|mount| (mount.id.clone(), mount.image, mount.homes.clone()));
         let mounts: Vec<_> = mounts.collect();
