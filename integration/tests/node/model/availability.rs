@@ -123,6 +123,15 @@ impl<'a> Availability<'a> {
         self.faults[home.registry].is_none()
     }
 
+    /// Whether what a bootstrap lacks can be fetched from these places: several answers, one after the other, for which a
+    /// registry that is slow may be too slow. Answers that are wrong are not asked of another one: a fault of the daemon.
+    pub(super) fn can_complete(&self, homes: &[Home]) -> bool {
+        let is_wrong = |home: &Home| {
+            self.faults[home.registry].is_some_and(|fault| matches!(fault.failure, Failure::WrongBytes))
+        };
+        homes.iter().any(|home| self.is_well(home)) && !homes.iter().any(is_wrong)
+    }
+
     /// Until when an error may be the late consequence of a fault that is over.
     pub(super) fn settles(&self) -> Option<Instant> {
         self.healed.iter().flatten().max().map(|healed| *healed + AFTER_FAULT)

@@ -135,8 +135,8 @@ impl<'a> Machine<'a> {
                 self.clean_up(&images.collect::<Vec<_>>())?;
                 Ok(true)
             }
-            Operation::RemoveAndMountAgain { mount, before, after, slow } => {
-                self.remove_and_mount_again(*mount, before, after, *slow)
+            Operation::RemoveAndMountAgain { mount, before, after, slow, pin } => {
+                self.remove_and_mount_again(*mount, before, after, *slow, *pin)
             }
             Operation::Fail { registry, failure, blob } => {
                 self.fail(*registry, *failure, *blob);
@@ -254,8 +254,7 @@ impl<'a> Machine<'a> {
                 }
                 Err(error) => error,
             };
-            // Several answers, one after the other: a registry that is slow may be too slow.
-            let fetched = image.fetches_to_mount && !homes.iter().any(|home| self.available.is_well(home));
+            let fetched = image.fetches_to_mount && !self.available.can_complete(&homes);
             if image.is_hostile() || fetched {
                 return Ok(false);
             }
@@ -284,17 +283,25 @@ impl<'a> Machine<'a> {
         before: &Part,
         after: &[Part],
         slow: bool,
+        pin: Option<u64>,
     ) -> Result<bool> {
         let Some(mount) = self.pick(mount) else { return Ok(false) };
         let (number, homes) = (self.mounts[mount].image, self.mounts[mount].homes.clone());
         homes.iter().filter(|_| slow).for_each(|home| self.available.slow_down(home));
         self.read_parts(mount, std::slice::from_ref(before))?;
         let image = &self.world.images[number];
+        if let Some(blob) = pin.filter(|_| !image.blobs.is_empty()) {
+            self.pin_blob(image.blobs[(blob % image.blobs.len() as u64) as usize])?;
+            self.check_cache()?;
+        }
         while let Some(related) = (0..self.mounts.len()).find(|&other| shares_blob(self.image(other), image))
         {
             self.unmount(related)?;
         }
         self.clean_up(&[])?;
+        if pin.is_some() {
+            self.prune()?;
+        }
         let id = self.new_id();
         if self.try_mount(id, number, homes)? {
             self.read_parts(self.mounts.len() - 1, after)?;

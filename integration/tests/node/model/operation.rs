@@ -65,6 +65,8 @@ pub(super) enum Operation {
         before: Part,
         after: Vec<Part>,
         slow: bool,
+        /// One of its blobs, by number, is pinned before: that stays.
+        pin: Option<u64>,
     },
     /// A registry goes bad, or all of them; for all blobs or one.
     Fail {
@@ -200,8 +202,8 @@ impl Operation {
             19 | 20 => Self::hand_over(random),
             21 => Self::KillWorker,
             22..26 => Self::HostileGuest { image: random.next(), part: Part::random(random) },
-            26..44 => Self::Read { mount, parts: Part::several(random, 5) },
-            44 => Self::of_cache(random),
+            26..42 => Self::Read { mount, parts: Part::several(random, 5) },
+            42..45 => Self::of_cache(random),
             45..50 => Self::ReadAll { mount, cold: random.chance(50) },
             50..60 => Self::ReadTogether {
                 readers: (0..random.within(2..5))
@@ -219,14 +221,15 @@ impl Operation {
                 },
             },
             60..70 => Self::Unmount { mount },
-            70..73 => Self::clean_up(random),
-            73..75 => Self::of_cache(random),
+            70..72 => Self::clean_up(random),
+            72..75 => Self::of_cache(random),
             75 => Self::AddBackend { mount, home: random.next() },
             76..81 => Self::RemoveAndMountAgain {
                 mount,
                 before: Part { len: 1, ..Part::random(random) },
                 after: Part::several(random, 6),
                 slow: random.chance(60),
+                pin: random.chance(40).then(|| random.next()),
             },
             81..90 => Self::fail(random),
             90..96 => Self::Heal,
@@ -240,8 +243,8 @@ impl Operation {
     fn of_cache(random: &mut Random) -> Self {
         match random.within(0..10) {
             0..4 => Self::Pin { blob: random.next(), pinned: random.chance(70) },
-            4 | 5 => Self::Prune,
-            6 | 7 => Self::Verify,
+            4..7 => Self::Prune,
+            7 | 8 => Self::Verify,
             _ => Self::Quota { bytes: *random.one_of(&QUOTAS) },
         }
     }

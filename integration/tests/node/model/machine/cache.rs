@@ -30,28 +30,27 @@ impl Machine<'_> {
     }
 
     pub(super) fn pin(&mut self, blob: u64, pinned: bool) -> Result<bool> {
-        let all: BTreeSet<BlobId> = self
-            .world
-            .images
-            .iter()
-            .filter(|image| !image.is_hostile())
-            .flat_map(|image| &image.blobs)
-            .copied()
-            .collect();
-        let from: Vec<BlobId> =
-            if pinned { all.into_iter().collect() } else { self.pinned.iter().copied().collect() };
+        // What is in use may be cached, and be pruned when it is not in use any more.
+        let from = if pinned { self.blobs_in_use() } else { self.pinned.clone() };
+        let from: Vec<BlobId> = from.into_iter().collect();
         if from.is_empty() {
             return Ok(false);
         }
         let blob = from[(blob % from.len() as u64) as usize];
-        self.daemon.pin(blob, pinned)?;
         if pinned {
-            self.pinned.insert(blob);
-            self.ever_pinned.insert(blob);
+            self.pin_blob(blob)?;
         } else {
+            self.daemon.pin(blob, false)?;
             self.pinned.remove(&blob);
         }
         Ok(true)
+    }
+
+    pub(super) fn pin_blob(&mut self, blob: BlobId) -> Result<()> {
+        self.daemon.pin(blob, true)?;
+        self.pinned.insert(blob);
+        self.ever_pinned.insert(blob);
+        Ok(())
     }
 
     pub(super) fn unpin_all(&mut self) -> Result<()> {

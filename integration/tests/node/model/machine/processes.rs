@@ -53,8 +53,7 @@ impl Machine<'_> {
         let mounts = self.mounts.iter();
         // Nobody waits for a registry but who needs it to go on.
         let can_adopt = |mount: &Mount| {
-            !self.world.images[mount.image].fetches_to_mount
-                || mount.homes.iter().any(|home| self.available.is_well(home))
+            !self.world.images[mount.image].fetches_to_mount || self.available.can_complete(&mount.homes)
         };
         if self.mounts.is_empty() || !mounts.into_iter().all(can_adopt) {
             return Ok(false);
