@@ -71,11 +71,7 @@ impl WorkerState {
         let wanted = blob.clone();
         let read = async move {
             let of = name(&wanted);
-            let read = move || {
-                let parts = read_meta_parts(&tail, &wanted)?;
-                Ok(ChunkInfo { parts, _held: tail.held.into_inner() })
-            };
-            match tokio::task::spawn_blocking(read).await {
+            match tokio::task::spawn_blocking(move || tail.chunk_info(&wanted)).await {
                 Ok(result) => result.map(Arc::new).map_err(Arc::new),
                 Err(panic) => Err(Arc::new(BlobError::Io { blob: of, source: io::Error::other(panic) })),
             }
@@ -94,6 +90,32 @@ struct Tail {
 }
 
 impl Tail {
+    /// Reads it until it is what the blob's description says, at most from each backend.
+    fn chunk_info(&self, blob: &Blob) -> Result<ChunkInfo, BlobError> {
+        let sources = blob.id.map_or(0, |id| self.shared.sources.of(BlobId(id)).len());
+        for _ in 1..sources {
+            let read = read_meta_parts(self, blob);
+            let held = self.held.take();
+            match read {
+                Ok(parts) => return Ok(ChunkInfo { parts, _held: held }),
+                // Nobody delivered all of it.
+                Err(error @ BlobError::Io { .. }) => return Err(error),
+                Err(error) => self.ask_others_first(blob, held.as_ref(), &error),
+            }
+        }
+        let parts = read_meta_parts(self, blob)?;
+        Ok(ChunkInfo { parts, _held: self.held.take() })
+    }
+
+    /// Has others asked before those that delivered what is wrong.
+    fn ask_others_first(&self, blob: &Blob, held: Option<&HeldWhole>, error: &BlobError) {
+        let Some(id) = blob.id.map(BlobId) else { return };
+        for source in held.into_iter().flat_map(HeldWhole::delivered_by) {
+            tracing::warn!(source = %source.name, "asking others before it: {error}");
+            self.shared.sources.demote(id, source);
+        }
+    }
+
     /// What `answer` says, unless it is too late.
     fn wait<T>(&self, answer: impl Future<Output = Result<T, String>>) -> io::Result<T> {
         match self.shared.runtime.block_on(async { timeout_at(self.until, answer).await }) {

@@ -16,10 +16,20 @@ use crate::control::BlobId;
 pub(super) struct HeldWhole {
     memory: Memory,
     _turn: Turn,
+    /// Who delivered it, range by range.
+    delivered_by: Vec<Arc<Source>>,
+}
+
+impl HeldWhole {
+    /// Who delivered it: whom to ask last if it turns out to be wrong.
+    pub(super) fn delivered_by(&self) -> &[Arc<Source>] {
+        &self.delivered_by
+    }
 }
 
 /// What one backend delivered.
 struct Delivered {
+    source: Arc<Source>,
     bytes: Vec<u8>,
     memory: Memory,
     /// Where there was none before.
@@ -47,24 +57,26 @@ impl WorkerState {
                 Some(held) => (held.memory.more(), None),
                 None => (self.budget.whole_memory(), Some(self.budget.whole_turn(&source, footprint).await)),
             };
-            let delivered = Delivered { bytes: Vec::new(), memory, turn };
-            self.collect(&source, blob, range, delivered, progressed).await
+            let delivered = Delivered { source, bytes: Vec::new(), memory, turn };
+            self.collect(blob, range, delivered, progressed).await
         };
         let fault = |source: &Arc<Source>, _| self.sources.demote(blob, source);
         let moved = || *moved.lock().unwrap_or_else(PoisonError::into_inner);
         let sources = self.sources.of(blob);
-        let Delivered { bytes, memory, turn } =
+        let Delivered { source, bytes, memory, turn } =
             race(sources, self.config.patience, attempt, moved, fault).await?;
         match (held.as_mut(), turn) {
             (Some(held), _) => held.memory.join(memory),
-            (None, turn) => *held = turn.map(|turn| HeldWhole { memory, _turn: turn }),
+            (None, turn) => {
+                *held = turn.map(|turn| HeldWhole { memory, _turn: turn, delivered_by: Vec::new() })
+            }
         }
+        held.iter_mut().for_each(|held| held.delivered_by.push(Arc::clone(&source)));
         Ok(bytes)
     }
 
     async fn collect(
         &self,
-        source: &Source,
         blob: BlobId,
         range: &Range<u64>,
         mut delivered: Delivered,
@@ -72,6 +84,7 @@ impl WorkerState {
     ) -> Result<Delivered, String> {
         // Not all of what may be asked of the backend, however large it is: readers would wait for the end of it.
         let permits = self.sources.permits(self.budget.counted_whole(range.end.saturating_sub(range.start)));
+        let source = Arc::clone(&delivered.source);
         let _share = source.share.acquire_many(permits).await.map_err(|error| error.to_string())?;
         let mut stream = source.read(blob, range.clone());
         while let Some(more) = stream.next().await {

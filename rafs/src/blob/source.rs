@@ -168,7 +168,7 @@ pub fn read_meta(source: &impl BlobSource, blob: &Blob) -> Result<BlobMeta, Blob
     meta_of(blob, read_meta_parts(source, blob)?)
 }
 
-/// Chunk information as it lies in a blob, unpacked. Nothing of it is verified: see [`meta_of`].
+/// Chunk information as it lies in a blob, unpacked. Whoever has it from elsewhere has to verify it: see [`meta_of`].
 #[derive(Clone, Debug, Eq, PartialEq)]
 pub struct MetaParts {
     /// The array's header.
@@ -209,7 +209,9 @@ pub fn read_meta_parts(source: &impl BlobSource, blob: &Blob) -> Result<MetaPart
             return Err(meta_error(MetaError::Digests { found, expected }));
         }
         let stored = source.read(blob, part.range.clone()).map_err(io)?;
-        parts.digests = part.decode(&stored).map_err(|source| BlobError::Toc { blob: name(blob), source })?;
+        // Whoever reads from several places has to know which one was wrong.
+        let digests = part.decode(&stored).and_then(|digests| part.check(&digests).map(|()| digests));
+        parts.digests = digests.map_err(|source| BlobError::Toc { blob: name(blob), source })?;
     }
     Ok(parts)
 }

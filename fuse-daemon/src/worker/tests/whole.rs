@@ -4,6 +4,8 @@ use std::io::{Read as _, Seek as _};
 
 use futures::future::join_all;
 use rafs::blob::MetaLocation;
+use rafs::blob::source::BlobError;
+use rafs::layout::flags;
 
 use super::*;
 
@@ -123,5 +125,23 @@ fn what_one_backend_sends_half_of_another_one_delivers() {
         bench.register(&Even::new("yes", 2, Behaviour::Delivers), Place::Last),
     ];
     assert_eq!(bench.bring(part(blob(), WHOLE)), vec![2; WHOLE as usize]);
+    assert_eq!(bench.worker.shared.budget.used(), 0);
+}
+
+#[test]
+fn wrong_chunk_information_of_one_backend_is_asked_of_the_next() {
+    let bench = Bench::new(MEMORY, SOON);
+    let [one, other] =
+        [(1, "one"), (2, "other")].map(|(content, name)| Even::new(name, content, Behaviour::Delivers));
+    let _registered = [bench.register(&one, Place::First), bench.register(&other, Place::Last)];
+    let described = Blob { features: flags::blob::HAS_TOC, ..with_chunk_info(blob()) };
+    let until = tokio::time::Instant::now() + SOON;
+    let read = bench._runtime.block_on(bench.worker.chunk_info_parts(&described, until));
+    assert!(
+        matches!(*read.err().unwrap(), BlobError::Toc { .. }),
+        "what both deliver is no table of contents"
+    );
+    let asked = [&one, &other].map(|backend| backend.reads.load(Ordering::Relaxed));
+    assert_eq!(asked, [2, 2], "chunk information and table of contents, of either");
     assert_eq!(bench.worker.shared.budget.used(), 0);
 }
