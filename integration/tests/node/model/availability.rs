@@ -124,12 +124,9 @@ impl<'a> Availability<'a> {
     }
 
     /// Whether what a bootstrap lacks can be fetched from these places: several answers, one after the other, for which a
-    /// registry that is slow may be too slow. Answers that are wrong are not asked of another one: a fault of the daemon.
+    /// registry that is slow may be too slow.
     pub(super) fn can_complete(&self, homes: &[Home]) -> bool {
-        let is_wrong = |home: &Home| {
-            self.faults[home.registry].is_some_and(|fault| matches!(fault.failure, Failure::WrongBytes))
-        };
-        homes.iter().any(|home| self.is_well(home)) && !homes.iter().any(is_wrong)
+        homes.iter().any(|home| self.is_well(home))
     }
 
     /// Until when an error may be the late consequence of a fault that is over.
