@@ -27,12 +27,16 @@ fn many(stack: &Stack, name: &str, seed: u64) -> PathBuf {
     stack.context(name, MANY, &files)
 }
 
-/// An exporter at `listen` that waits `seconds` for progress, and sends pieces of so many bytes, each once: so a request that is not
-/// answered is held until its build fails.
-async fn serve(stack: &Stack, listen: &Path, seconds: u64, piece_bytes: usize) {
-    let upload = UploadConfig { piece_bytes, ..UploadConfig::default() };
-    let retries = Retries { attempts: 1, ..Retries::default() };
-    let registry = ClientConfig { upload, retries, ..ClientConfig::default() };
+/// Settings by which blobs are sent in pieces of so many bytes.
+fn in_pieces_of(piece_bytes: usize) -> ClientConfig {
+    ClientConfig {
+        upload: UploadConfig { piece_bytes, ..UploadConfig::default() },
+        ..ClientConfig::default()
+    }
+}
+
+/// An exporter at `listen` that waits `seconds` for progress.
+async fn serve(stack: &Stack, listen: &Path, seconds: u64, registry: ClientConfig) {
     let config = ExporterConfig { registry, registry_silent_seconds: seconds, ..ExporterConfig::default() };
     stack.serve(&stack.path("buildkitd.sock"), listen, config);
     wait_for("exporter", || listen.exists()).await;
@@ -50,7 +54,9 @@ async fn a_registry_that_falls_silent_under_uploads_gives_back_the_slots_of_buil
     ] {
         let case = format!("{at}-{dies}").to_lowercase();
         let listen = stack.path(&format!("{case}.sock"));
-        serve(&stack, &listen, 10, piece_bytes).await;
+        // Each request is made once, so that one which is not answered is held until its build fails.
+        let retries = Retries { attempts: 1, ..Retries::default() };
+        serve(&stack, &listen, 10, ClientConfig { retries, ..in_pieces_of(piece_bytes) }).await;
         let silent = Hanging::silent(at, dies).await;
         let context = many(&stack, &format!("{case}-stuck"), seed);
         let output = format!("type=nydus-cluster,name={}/stuck:{case}", silent.host);
@@ -75,7 +81,7 @@ async fn a_registry_that_falls_silent_under_uploads_gives_back_the_slots_of_buil
 async fn a_dictionary_in_a_silent_registry_fails_its_build_and_holds_up_no_other() {
     let Some(stack) = Stack::start().await else { return };
     let listen = stack.path("impatient.sock");
-    serve(&stack, &listen, 2, 1 << 20).await;
+    serve(&stack, &listen, 2, ClientConfig::default()).await;
     // Connections are taken by the kernel, and nobody reads from them.
     let silent = TcpListener::bind("127.0.0.1:0").await.unwrap();
     let host = silent.local_addr().unwrap().to_string();
@@ -103,7 +109,7 @@ async fn a_registry_that_is_slow_and_gets_on_fails_no_build() {
     // With the request that ends the blob, and before it.
     for (name, piece_bytes) in [("whole", 32 << 20), ("pieces", 16 << 20)] {
         let listen = stack.path(&format!("{name}.sock"));
-        serve(&stack, &listen, SECONDS, piece_bytes).await;
+        serve(&stack, &listen, SECONDS, in_pieces_of(piece_bytes)).await;
         let output = format!("type=nydus-cluster,name={host}/{name}:v1");
         run(stack.buildctl(&listen, &context, &["--output", &output])).await.success();
         stack.manifest(&format!("{name}:v1")).await;
