@@ -90,7 +90,7 @@ struct Tail {
 }
 
 impl Tail {
-    /// Reads it until it is what the blob's description says, at most from each backend.
+    /// Reads it until it is what the blob's description says, as often as there are backends at most.
     fn chunk_info(&self, blob: &Blob) -> Result<ChunkInfo, BlobError> {
         let sources = blob.id.map_or(0, |id| self.shared.sources.of(BlobId(id)).len());
         for _ in 1..sources {
