@@ -6,7 +6,7 @@
 //! ```
 //!
 //! What the worker brings is copied before it is looked at, and verified by digests of the request. What is read and merged here is
-//! what these digests stand for.
+//! what these digests stand for. The worker is told them only so that it asks another backend where one delivers what is wrong.
 
 use std::fs::File;
 use std::io::{self, Seek as _, Write as _};
@@ -26,7 +26,7 @@ use tokio::time::{Instant, timeout_at};
 use super::turns::{MakingTurns, ROOM_MIB};
 use crate::control::{BackendSpec, BlobId, BootstrapRequest, BootstrapSource, LayerTree};
 use crate::process::RemoteWorker;
-use crate::worker::{Fetcher, Place, StoredPart};
+use crate::worker::{ExpectedPart, Fetcher, Place, StoredPart};
 
 /// How long making one may take, waiting for others included: less than a container's start may.
 const DEADLINE: Duration = Duration::from_secs(50);
@@ -104,7 +104,8 @@ pub(super) async fn make(
         BootstrapSource::Packed { blob, size, diff_id } => {
             let _sources = register(worker, &backends, &[blob]);
             let limit = size.saturating_mul(GZIP_RATIO).min(TAR_BYTES);
-            let part = StoredPart { blob, range: 0..size, packed: true, limit };
+            let expected = ExpectedPart::Sha256(diff_id);
+            let part = StoredPart { blob, range: 0..size, packed: true, limit, expected };
             let (tar, bytes) = bring(worker, "the layer", part, until).await?;
             on_thread(move || unpack(blob, &tar, bytes, diff_id, &target)).await?;
         }
@@ -179,9 +180,10 @@ async fn tree(worker: &RemoteWorker, layer: LayerTree, until: Instant) -> Result
     let LayerTree { blob, size, toc, offset, stored_bytes, digest, bytes } = layer;
     let tail = Toc::range(size);
     let limit = tail.end.saturating_sub(tail.start);
-    let tail = StoredPart { blob, range: tail, packed: false, limit };
+    let tail = StoredPart { blob, range: tail, packed: false, limit, expected: ExpectedPart::Toc(toc) };
     let range = offset..offset.saturating_add(stored_bytes);
-    let tree = StoredPart { blob, range, packed: true, limit: bytes };
+    let expected = ExpectedPart::Sha256(digest);
+    let tree = StoredPart { blob, range, packed: true, limit: bytes, expected };
     let (tail, tree) = tokio::try_join!(
         bring(worker, "the table of contents", tail, until),
         bring(worker, "the tree", tree, until)

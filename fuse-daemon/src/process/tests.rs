@@ -22,7 +22,7 @@ use crate::access::Accesses;
 use crate::cache::{BootId, Cache, CachedBlob, Generation, Lease, Said};
 use crate::control::{BackendSpec, BlobId};
 use crate::front::{ChunkKey, Front, FrontConfig, Orders, Piece};
-use crate::worker::{Fetcher, Place, StoredPart, WorkerConfig};
+use crate::worker::{ExpectedPart, Fetcher, Place, StoredPart, WorkerConfig};
 use peer::{Act, Peer, honest, workers};
 
 const SOON: Duration = Duration::from_secs(20);
@@ -343,7 +343,8 @@ fn a_part_of_a_blob_is_brought_by_the_next_worker_and_no_more_of_it_than_was_ask
     let until = tokio::time::Instant::now() + SOON;
     let bench = Bench::new(&[dies, honest], SOON);
     let kept = bench.register();
-    let part = StoredPart { blob: bench.blob().id(), range: 5..1000, packed: false, limit: 995 };
+    let expected = ExpectedPart::Sha256(BlobId(DigestAlgorithm::Sha256.digest(&bench.stored[5..1000])));
+    let part = StoredPart { blob: bench.blob().id(), range: 5..1000, packed: false, limit: 995, expected };
     let (file, bytes) = bench.runtime.block_on(bench.worker.part(&part, until)).unwrap();
     let mut copy = vec![0; bytes as usize];
     file.read_exact_at(&mut copy, 0).unwrap();

@@ -139,7 +139,8 @@ impl BlobSource for Tail {
     fn read(&self, blob: &Blob, range: Range<u64>) -> io::Result<Vec<u8>> {
         let id = id(blob)?;
         let mut held = self.held.borrow_mut();
-        self.wait(self.shared.bring_whole(id, &range, footprint(blob), &mut held))
+        let sources = self.shared.sources.of(id);
+        self.wait(self.shared.bring_whole(id, sources, &range, footprint(blob), &mut held))
     }
 }
 

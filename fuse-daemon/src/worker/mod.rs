@@ -33,7 +33,7 @@ use tokio::time::Instant;
 
 pub use backend::{Backend, BackendError, DirectoryBackend, HttpDirectoryBackend, RegistryBackend};
 pub(crate) use backend::{Unusable, host_of, open_backend};
-pub(crate) use part::StoredPart;
+pub(crate) use part::{ExpectedPart, StoredPart};
 pub use sources::Place;
 pub(crate) use tally::{REASON_LIMIT, SourceReport};
 pub(crate) use totals::{ANSWER_MS, FailureCause, HostCounters, HostTotals};

@@ -4,12 +4,17 @@ use std::fs::File;
 use std::io::{self, Read};
 use std::ops::Range;
 use std::os::unix::fs::FileExt;
+use std::sync::Arc;
 
+use rafs::blob::stream::Toc;
 use rafs::source::decompress::Decompressor;
+use registry::digest::Hasher;
 use serde::{Deserialize, Serialize};
 use tokio::time::{Instant, timeout_at};
 
 use super::LocalWorker;
+use super::sources::Source;
+use super::whole::HeldWhole;
 use crate::control::BlobId;
 
 /// Stored bytes of a part at most, which are in memory at once: those of a bootstrap of tens of millions of files.
@@ -30,11 +35,35 @@ pub(crate) struct StoredPart {
     pub(crate) packed: bool,
     /// Bytes that it may have, unpacked.
     pub(crate) limit: u64,
+    /// What it has to be.
+    pub(crate) expected: ExpectedPart,
 }
 
+/// What a part has to be, by the request that it is for.
+#[derive(Clone, Copy, Debug, Deserialize, Eq, PartialEq, Serialize)]
+#[serde(rename_all = "snake_case")]
+pub(crate) enum ExpectedPart {
+    /// Its bytes, unpacked, have this SHA-256.
+    Sha256(BlobId),
+    /// It is the end of the blob, with the table of contents that has this SHA-256.
+    Toc(BlobId),
+}
+
+/// Why a part cannot be used.
+enum PartError {
+    /// It is not what was asked for: another backend may have that.
+    Wrong(String),
+    /// The file cannot be written.
+    Write(io::Error),
+}
+
+/// Backends that delivered what is wrong, and what was wrong with it.
+#[derive(Default)]
+struct Refused(Vec<(Arc<Source>, String)>);
+
 impl LocalWorker {
-    /// Brings a part from whichever backend has it first, and writes it to the beginning of `file`: how many bytes it has. Nothing is
-    /// verified.
+    /// Brings a part from whichever backend has it first, and writes it to the beginning of `file`: how many bytes it has. Others
+    /// are asked where one delivers what is wrong. With nobody left to ask, nothing is verified: whoever wants it says what it is.
     ///
     /// # Errors
     ///
@@ -45,33 +74,82 @@ impl LocalWorker {
             let error = format!("it has {stored_bytes} stored bytes, expected at most {STORED_BYTES}");
             return Err(io::Error::other(error));
         }
-        let mut held = None;
-        let brought = self.shared.bring_whole(part.blob, &part.range, stored_bytes, &mut held);
-        let stored =
-            timeout_at(until, brought).await.map_err(|_| io::Error::from(io::ErrorKind::TimedOut))?;
-        let stored = stored.map_err(io::Error::other)?;
-        let unpacking = move || {
-            let _held = held;
-            unpack(&stored, part.packed, part.limit, &file)
-        };
-        tokio::task::spawn_blocking(unpacking).await.unwrap_or_else(|panic| Err(io::Error::other(panic)))
+        let (part, file) = (Arc::new(part), Arc::new(file));
+        let mut refused = Refused::default();
+        loop {
+            let sources = refused.others_of(self.shared.sources.of(part.blob));
+            let has_others = sources.len() > 1;
+            let mut held = None;
+            let brought = self.shared.bring_whole(part.blob, sources, &part.range, stored_bytes, &mut held);
+            let stored =
+                timeout_at(until, brought).await.map_err(|_| io::Error::from(io::ErrorKind::TimedOut))?;
+            let stored = stored.map_err(|error| refused.error(error))?;
+            let (part_of, file_of) = (Arc::clone(&part), Arc::clone(&file));
+            let unpacking = move || (unpack(&stored, &part_of, &file_of, has_others), held);
+            let (unpacked, held) = tokio::task::spawn_blocking(unpacking).await.map_err(io::Error::other)?;
+            match unpacked {
+                Ok(bytes) => return Ok(bytes),
+                Err(PartError::Write(error)) => return Err(error),
+                Err(PartError::Wrong(error)) if !has_others => return Err(refused.error(error)),
+                Err(PartError::Wrong(error)) => {
+                    for source in held.iter().flat_map(HeldWhole::delivered_by) {
+                        tracing::warn!(source = %source.name, blob = %part.blob, "asking others: {error}");
+                        self.shared.sources.demote(part.blob, source);
+                        refused.0.push((Arc::clone(source), error.clone()));
+                    }
+                }
+            }
+        }
     }
 }
 
-fn unpack(stored: &[u8], packed: bool, limit: u64, file: &File) -> io::Result<u64> {
+impl Refused {
+    /// Those that have not delivered anything wrong.
+    fn others_of(&self, mut sources: Vec<Arc<Source>>) -> Vec<Arc<Source>> {
+        sources.retain(|source| !self.0.iter().any(|(refused, _)| Arc::ptr_eq(refused, source)));
+        sources
+    }
+
+    /// What became of all of them, and of the others in the end.
+    fn error(&self, last: String) -> io::Error {
+        let refused = self.0.iter().map(|(source, error)| format!("{}: {error}", source.name));
+        io::Error::other(refused.chain([last]).collect::<Vec<_>>().join("; "))
+    }
+}
+
+/// Unpacks a part into a file: how many bytes it has. What it is is verified if that is asked for.
+fn unpack(stored: &[u8], part: &StoredPart, file: &File, verify: bool) -> Result<u64, PartError> {
+    let StoredPart { limit, expected, .. } = *part;
     let mut plain: Box<dyn Read + '_> =
-        if packed { Box::new(Decompressor::new(stored)) } else { Box::new(stored) };
+        if part.packed { Box::new(Decompressor::new(stored)) } else { Box::new(stored) };
     let (mut buffer, mut at) = (vec![0; BUFFER_BYTES], 0);
+    let mut hasher = match expected {
+        ExpectedPart::Sha256(digest) if verify => Some((Hasher::sha256(), digest)),
+        _ => None,
+    };
     loop {
-        let read = plain.read(&mut buffer)?;
+        let read = plain.read(&mut buffer).map_err(|error| PartError::Wrong(error.to_string()))?;
         if read == 0 {
-            return Ok(at);
+            break;
         }
         let end = at + read as u64;
         if end > limit {
-            return Err(io::Error::other(format!("it unpacks to more than {limit} bytes")));
+            return Err(PartError::Wrong(format!("it unpacks to more than {limit} bytes")));
         }
-        file.write_all_at(&buffer[..read], at)?;
+        file.write_all_at(&buffer[..read], at).map_err(PartError::Write)?;
+        hasher.iter_mut().for_each(|(hasher, _)| hasher.update(&buffer[..read]));
         at = end;
+    }
+    if let Some((hasher, expected)) = hasher {
+        let found = hasher.finish();
+        if found.as_ref().parse().ok() != Some(expected) {
+            return Err(PartError::Wrong(format!("it is {found}, expected sha256:{expected}")));
+        }
+    }
+    match expected {
+        ExpectedPart::Toc(digest) if verify => Toc::parse(stored, part.range.end, Some(digest.0))
+            .map(|_| at)
+            .map_err(|error| PartError::Wrong(error.to_string())),
+        _ => Ok(at),
     }
 }

@@ -37,13 +37,14 @@ struct Delivered {
 }
 
 impl WorkerState {
-    /// Brings a range from whichever backend has it first. Nothing is verified.
+    /// Brings a range from whichever of these backends has it first. Nothing is verified.
     ///
     /// `footprint` is how many bytes are in memory until whoever asks is done: with this range, and with all others that are brought
     /// with the same `held`, which waits for no second turn.
     pub(super) async fn bring_whole(
         &self,
         blob: BlobId,
+        sources: Vec<Arc<Source>>,
         range: &Range<u64>,
         footprint: u64,
         held: &mut Option<HeldWhole>,
@@ -62,7 +63,6 @@ impl WorkerState {
         };
         let fault = |source: &Arc<Source>, _| self.sources.demote(blob, source);
         let moved = || *moved.lock().unwrap_or_else(PoisonError::into_inner);
-        let sources = self.sources.of(blob);
         let Delivered { source, bytes, memory, turn } =
             race(sources, self.config.patience, attempt, moved, fault).await?;
         match (held.as_mut(), turn) {

@@ -306,7 +306,7 @@ async fn a_backend_that_is_added_to_a_mounted_image_is_read_from() {
 }
 
 /// Serves files of a directory over HTTP, whole (HEAD) or by range (GET), until the task is dropped.
-async fn http_directory(dir: PathBuf) -> (String, JoinHandle<()>) {
+pub(crate) async fn http_directory(dir: PathBuf) -> (String, JoinHandle<()>) {
     let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
     let url = format!("http://{}/blobs", listener.local_addr().unwrap());
     let serve = async move {

@@ -11,7 +11,7 @@ use rafs::layout::toc::BOOTSTRAP;
 use test_support::{gzip, noise, tar_of};
 
 use crate::can_mount;
-use crate::control::{Daemon, kind, read};
+use crate::control::{Daemon, http_directory, kind, read};
 use crate::image::TestImage;
 
 fn sha256(bytes: &[u8]) -> BlobId {
@@ -184,4 +184,69 @@ async fn trees_that_are_not_what_was_asked_for_are_refused_by_name() {
     let none = request(&daemon, "none", &image.blobs(), BootstrapSource::Layers { layers: Vec::new() });
     assert_eq!(kind(daemon.client.make_bootstrap(&none).await), Some(ErrorKind::Bootstrap));
     daemon.end().await;
+}
+
+/// A directory in which a blob is not what its name says.
+fn false_directory(blob: BlobId, bytes: &[u8]) -> tempfile::TempDir {
+    let directory = tempfile::tempdir().unwrap();
+    std::fs::write(directory.path().join(blob.0.to_string()), bytes).unwrap();
+    directory
+}
+
+/// A zstd stream of `length` bytes that unpacks to `unpacked` zeros.
+fn zeros(unpacked: usize, length: usize) -> Vec<u8> {
+    let mut stream = zstd::encode_all(vec![0; unpacked].as_slice(), 3).unwrap();
+    let skipped = u32::try_from(length - stream.len() - 8).unwrap();
+    stream.extend([0x184d_2a50, skipped].map(u32::to_le_bytes).concat());
+    stream.resize(length, 0);
+    stream
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn where_one_server_delivers_what_is_wrong_another_is_asked() {
+    let image = TestImage::build(&tar_of(&[("file", noise(4, 100_000))]), &BuildOptions::default());
+    let bootstrap = std::fs::read(image.bootstrap()).unwrap();
+    let padding = noise(5, 20_000);
+    let tar = tar_of(&[("image/image.boot", &bootstrap), ("image/other", &padding)]);
+    let stored = gzip(&tar);
+    let (packed, size) = (store(&image.blobs(), &stored), stored.len() as u64);
+    let packed_source = || BootstrapSource::Packed { blob: packed, size, diff_id: sha256(&tar) };
+    let layer = tree_of(&image.blobs(), image.blob_ids()[0]);
+    let layer_source = || BootstrapSource::Layers { layers: vec![layer] };
+    let blob = std::fs::read(image.blobs().join(layer.blob.0.to_string())).unwrap();
+    let changed = |at: usize, with: &[u8]| {
+        let mut blob = blob.clone();
+        blob[at..at + with.len()].copy_from_slice(with);
+        blob
+    };
+    let (tree, tree_length) = (layer.offset as usize, layer.stored_bytes as usize);
+    let cut = [&stored[..stored.len() - 1000], &[0; 1000]].concat();
+    let cases = [
+        ("other bytes", packed, stored.iter().map(|byte| !byte).collect(), packed_source()),
+        ("a stream that is cut off", packed, cut, packed_source()),
+        ("half of an answer", packed, stored[..stored.len() / 2].to_vec(), packed_source()),
+        ("too much", packed, zeros(2048 * stored.len(), stored.len()), packed_source()),
+        ("another tar", packed, zeros(tar.len(), stored.len()), packed_source()),
+        ("another tree", layer.blob, changed(tree, &zeros(100, tree_length)), layer_source()),
+        ("a larger tree", layer.blob, changed(tree, &zeros(100_000, tree_length)), layer_source()),
+        ("a broken tree", layer.blob, changed(tree, &vec![0xff; tree_length]), layer_source()),
+        ("another table", layer.blob, changed(blob.len() - 600, &[0xff; 16]), layer_source()),
+        ("no table", layer.blob, changed(blob.len() - 512, &[0xff; 512]), layer_source()),
+    ];
+    let daemon = Daemon::start().await;
+    let (good, good_server) = http_directory(image.blobs()).await;
+    for (number, (what, id, bytes, source)) in cases.into_iter().enumerate() {
+        let directory = false_directory(id, &bytes);
+        let (lying, lying_server) = http_directory(directory.path().to_owned()).await;
+        let mut asks = request(&daemon, &number.to_string(), &image.blobs(), source);
+        asks.backends = [lying, good.clone()].map(|url| BackendSpec::HttpDirectory { url }).into();
+        let made = daemon.client.make_bootstrap(&asks).await;
+        assert!(made.is_ok(), "{what}: {made:?}");
+        assert_eq!(names(&asks), ["image.boot"], "{what}");
+        asks.backends.pop();
+        assert!(daemon.client.make_bootstrap(&asks).await.is_err(), "{what}, and nobody else has it");
+        lying_server.abort();
+    }
+    daemon.end().await;
+    good_server.abort();
 }

@@ -18,8 +18,11 @@ fn numbered(number: u32) -> BlobId {
     BlobId(DigestAlgorithm::Sha256.digest(&number.to_le_bytes()))
 }
 
+/// A part with the byte 2 everywhere.
 fn part(blob: BlobId, bytes: u64) -> StoredPart {
-    StoredPart { blob, range: 0..bytes, packed: false, limit: bytes }
+    let digest = DigestAlgorithm::Sha256.digest(&vec![2; bytes as usize]);
+    let expected = ExpectedPart::Sha256(BlobId(digest));
+    StoredPart { blob, range: 0..bytes, packed: false, limit: bytes, expected }
 }
 
 /// A blob whose chunk information takes [`WHOLE`] bytes: as it is stored, as an array, and digests of twice that.
@@ -111,9 +114,9 @@ fn chunks_come_beside_what_is_brought_whole_of_the_same_backend() {
 #[test]
 fn what_is_larger_than_all_of_the_memory_comes_too() {
     let bench = Bench::new(MEMORY, SOON);
-    let _registered = bench.register(&Even::new("a", 7, Behaviour::Delivers), Place::First);
+    let _registered = bench.register(&Even::new("a", 2, Behaviour::Delivers), Place::First);
     let bytes = 3 * MEMORY;
-    assert_eq!(bench.bring(part(blob(), bytes as u64)), vec![7; bytes]);
+    assert_eq!(bench.bring(part(blob(), bytes as u64)), vec![2; bytes]);
     assert_eq!(bench.worker.shared.budget.used(), 0);
 }
 
@@ -143,5 +146,20 @@ fn wrong_chunk_information_of_one_backend_is_asked_of_the_next() {
     );
     let asked = [&one, &other].map(|backend| backend.reads.load(Ordering::Relaxed));
     assert_eq!(asked, [2, 2], "chunk information and table of contents, of either");
+    assert_eq!(bench.worker.shared.budget.used(), 0);
+}
+
+#[test]
+fn a_backend_whose_part_is_wrong_is_not_asked_for_it_again() {
+    let bench = Bench::new(MEMORY, Duration::from_millis(30));
+    let [lies, stalls] = [("lies", Behaviour::Delivers), ("stalls", Behaviour::Stalls)]
+        .map(|(name, behaviour)| Even::new(name, 1, behaviour));
+    let _registered = [bench.register(&lies, Place::First), bench.register(&stalls, Place::Last)];
+    let late = tokio::time::Instant::now() + Duration::from_millis(300);
+    let file = tempfile::tempfile().unwrap();
+    let brought = bench._runtime.block_on(bench.worker.part(part(blob(), WHOLE), late, file));
+    assert_eq!(brought.unwrap_err().kind(), std::io::ErrorKind::TimedOut);
+    let asked = [&lies, &stalls].map(|backend| backend.reads.load(Ordering::Relaxed));
+    assert_eq!(asked, [1, 1], "though the other one stands still");
     assert_eq!(bench.worker.shared.budget.used(), 0);
 }
