@@ -165,7 +165,8 @@ impl ChunkInfoBudget {
 ///
 /// When it cannot be read, or is broken.
 pub fn read_meta(source: &impl BlobSource, blob: &Blob) -> Result<BlobMeta, BlobError> {
-    meta_of(blob, read_meta_parts(source, blob)?)
+    let (parts, toc) = read_with_toc(source, blob)?;
+    assemble(blob, parts, toc.as_ref())
 }
 
 /// Chunk information as it lies in a blob, unpacked. Whoever has it from elsewhere has to verify it: see [`meta_of`].
@@ -189,6 +190,11 @@ pub struct MetaParts {
 ///
 /// When it cannot be read or unpacked.
 pub fn read_meta_parts(source: &impl BlobSource, blob: &Blob) -> Result<MetaParts, BlobError> {
+    read_with_toc(source, blob).map(|(parts, _)| parts)
+}
+
+/// The parts, their digests verified, with the table of contents.
+fn read_with_toc(source: &impl BlobSource, blob: &Blob) -> Result<(MetaParts, Option<Toc>), BlobError> {
     let meta_error = |source| BlobError::Meta { blob: name(blob), source };
     let io = |source| BlobError::Io { blob: name(blob), source };
     let range = BlobMeta::stored_range(blob).map_err(meta_error)?;
@@ -196,11 +202,12 @@ pub fn read_meta_parts(source: &impl BlobSource, blob: &Blob) -> Result<MetaPart
     let (array, header) = BlobMeta::unpack(blob, &bytes).map_err(meta_error)?;
     let mut parts = MetaParts { header, array, tail: Vec::new(), stream_size: 0, digests: Vec::new() };
     if blob.features & flags::blob::HAS_TOC == 0 {
-        return Ok(parts);
+        return Ok((parts, None));
     }
     parts.stream_size = source.size(blob).map_err(io)?;
     parts.tail = source.read(blob, Toc::range(parts.stream_size)).map_err(io)?;
-    if let Some(part) = toc_of(blob, &parts)?.part(toc::DIGESTS) {
+    let toc = toc_of(blob, &parts)?;
+    if let Some(part) = toc.part(toc::DIGESTS) {
         // Before it is read: what the table says may be anything.
         let expected = BlobMeta::entries(&parts.header).map_err(meta_error)? * size_of::<Digest>() as u64;
         let stored_size = part.range.end - part.range.start;
@@ -213,7 +220,7 @@ pub fn read_meta_parts(source: &impl BlobSource, blob: &Blob) -> Result<MetaPart
         let digests = part.decode(&stored).and_then(|digests| part.check(&digests).map(|()| digests));
         parts.digests = digests.map_err(|source| BlobError::Toc { blob: name(blob), source })?;
     }
-    Ok(parts)
+    Ok((parts, Some(toc)))
 }
 
 /// The most bytes that the digests of a blob's chunks can have, by what its bootstrap says of the array: each has twice the
@@ -229,14 +236,21 @@ pub fn digests_limit(blob: &Blob) -> u64 {
 ///
 /// When they are broken, or not what they have to be.
 pub fn meta_of(blob: &Blob, parts: MetaParts) -> Result<BlobMeta, BlobError> {
-    let meta_error = |source| BlobError::Meta { blob: name(blob), source };
     let toc = match blob.features & flags::blob::HAS_TOC {
         0 => None,
         _ => Some(toc_of(blob, &parts)?),
     };
-    let mut meta = BlobMeta::from_parts(blob, parts.array, &parts.header).map_err(meta_error)?;
     if let Some(part) = toc.as_ref().and_then(|toc| toc.part(toc::DIGESTS)) {
         part.check(&parts.digests).map_err(|source| BlobError::Toc { blob: name(blob), source })?;
+    }
+    assemble(blob, parts, toc.as_ref())
+}
+
+/// Chunk information from parts whose digests are verified.
+fn assemble(blob: &Blob, parts: MetaParts, toc: Option<&Toc>) -> Result<BlobMeta, BlobError> {
+    let meta_error = |source| BlobError::Meta { blob: name(blob), source };
+    let mut meta = BlobMeta::from_parts(blob, parts.array, &parts.header).map_err(meta_error)?;
+    if toc.is_some_and(|toc| toc.part(toc::DIGESTS).is_some()) {
         meta.set_digests(parts.digests).map_err(meta_error)?;
     }
     Ok(meta)
