@@ -12,7 +12,7 @@ use super::{BlobId, Cache, CacheError, disk};
 const SOURCES_LIMIT: usize = 1024;
 
 /// The file of a blob, with one source a line, by its name.
-fn path(dir: &Path, id: BlobId) -> PathBuf {
+pub(super) fn path(dir: &Path, id: BlobId) -> PathBuf {
     dir.join(format!("{}.sources", id.0))
 }
 
@@ -43,7 +43,7 @@ impl Cache {
     /// [`CacheError`]: the file cannot be written; the next mount asks again then.
     pub fn remember_answer(&self, id: BlobId, source: &str) -> Result<Remembered, CacheError> {
         // Held, so that two answers do not write over each other, and nobody deletes the blob meanwhile.
-        let blobs = self.inner.lock();
+        let mut blobs = self.inner.lock();
         let path = path(&self.inner.dir, id);
         let mut known = read(&path)?;
         let is_new = !source.contains('\n') && known.len() < SOURCES_LIMIT && !known.contains(source);
@@ -54,6 +54,7 @@ impl Cache {
         let text: String = known.iter().map(|source| format!("{source}\n")).collect();
         let file = disk::replace(&path, |file| file.write_all(text.as_bytes()))
             .map_err(CacheError::io("write", &path))?;
+        self.inner.settle(&mut blobs);
         Ok(Remembered(Some((file, path))))
     }
 }

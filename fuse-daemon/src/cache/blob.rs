@@ -12,7 +12,7 @@ use rafs::blob::{Blob, Chunk, ChunkIndex};
 
 use super::description::{Admission, Described, Descriptions, Said, same_bytes};
 use super::files::{holes, on_disk, paths, remove};
-use super::quota::Quota;
+use super::quota::{CountedBytes, Quota, taken_by};
 use super::{CacheError, CacheState, ChunkMap, ChunkState, disk, is_full, places};
 use crate::control::BlobId;
 use crate::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering, fence};
@@ -46,6 +46,7 @@ pub struct CachedBlob {
     length: AtomicU64,
     /// Bytes on disk that the data file has, as far as was seen: it only grows, but by somebody else's hand.
     filled: AtomicU64,
+    map_bytes: CountedBytes,
     /// Held while it is found out what somebody else has done to the data file.
     suspicion: Mutex<()>,
     /// Leases that were given out and not returned.
@@ -81,6 +82,7 @@ impl CachedBlob {
         let data = disk::open_or_create(&data_path).map_err(CacheError::io("open", &data_path))?;
         let map_file = disk::open_or_create(&map_path).map_err(CacheError::io("open", &map_path))?;
         let map = ChunkMap::open(map_file, cache.boot).map_err(CacheError::io("load", &map_path))?;
+        let map_bytes = map.bytes_on_disk().map_err(CacheError::io("examine", &map_path))?;
         let known = places::load(&places_path).map_err(CacheError::io("read", &places_path))?;
         let (known, length) = match known {
             Some((known, length)) => (known, Some(length)),
@@ -99,6 +101,7 @@ impl CachedBlob {
             is_unsaved: AtomicBool::new(false),
             length: AtomicU64::new(length.unwrap_or(0)),
             filled: AtomicU64::new(0),
+            map_bytes: CountedBytes::new(map_bytes),
             suspicion: Mutex::default(),
             leases: AtomicUsize::new(0),
             quota: Arc::clone(&cache.quota),
@@ -275,7 +278,8 @@ impl CachedBlob {
     ///
     /// [`StoreError`]; the chunk does not become ready.
     pub fn store(&self, index: ChunkIndex, chunk: &Chunk, bytes: &[u8]) -> Result<(), StoreError> {
-        self.find_room(bytes.len() as u64)?;
+        let end = chunk.uncompressed_offset.saturating_add(bytes.len() as u64);
+        self.find_room(taken_by(&(chunk.uncompressed_offset..end)))?;
         let known = self.known();
         if !known.known(index).is_some_and(|known| same_bytes(known, chunk)) {
             return Err(StoreError::Outdated);
@@ -286,6 +290,9 @@ impl CachedBlob {
         let filled = self.look_again(|| &*known)?;
         self.note_growth(filled);
         self.set_ready(index);
+        if self.quota.limit().is_some() {
+            self.map_bytes.changed(&self.quota, self.map.bytes_on_disk()?);
+        }
         Ok(())
     }
 

@@ -21,6 +21,7 @@ use std::sync::{OnceLock, PoisonError};
 use rafs::blob::ChunkIndex;
 
 use super::boot::BootId;
+use super::files::on_disk;
 use super::{disk, is_full};
 use crate::sync::atomic::{AtomicU64, Ordering};
 use crate::sync::{self, Mutex};
@@ -214,6 +215,16 @@ impl ChunkMap {
     /// The file cannot be changed.
     pub(super) fn forget(&self) -> io::Result<()> {
         disk::set_len(&self.file.lock().unwrap_or_else(PoisonError::into_inner), 0)
+    }
+
+    /// Bytes on disk that the file takes.
+    ///
+    /// # Errors
+    ///
+    /// The file cannot be looked at.
+    pub(super) fn bytes_on_disk(&self) -> io::Result<u64> {
+        let file = self.file.lock().unwrap_or_else(PoisonError::into_inner);
+        Ok(on_disk(&file.metadata()?))
     }
 
     fn change(&self, index: usize, change: impl FnOnce(&Word)) -> io::Result<()> {

@@ -47,7 +47,8 @@ pub(super) fn delete(dir: &Path, id: BlobId, variant: Variant) -> Result<bool, C
 /// Bytes on disk that a blob's files take.
 pub(super) fn usage(dir: &Path, id: BlobId, variant: Variant) -> u64 {
     let bytes = |path: &PathBuf| std::fs::metadata(path).map_or(0, |metadata| on_disk(&metadata));
-    paths(dir, id, variant).iter().map(bytes).sum()
+    let answers = (variant == Variant(0)).then(|| answers::path(dir, id));
+    paths(dir, id, variant).iter().chain(&answers).map(bytes).sum()
 }
 
 /// Bytes on disk that a file takes.

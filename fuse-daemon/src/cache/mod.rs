@@ -210,9 +210,10 @@ impl Cache {
         };
         blobs.unwanted.remove(&id);
         blobs.handed_over.leased(id);
+        let lease = Lease::new(Arc::clone(&self.inner), blob, variant, said);
         // What says what chunks are takes room as well.
-        self.inner.count(&blobs);
-        Ok(Lease::new(Arc::clone(&self.inner), blob, variant, said))
+        self.inner.settle(&mut blobs);
+        Ok(lease)
     }
 
     fn open_blob(
@@ -287,7 +288,7 @@ impl Cache {
             self.inner.delete(&mut blobs, id)?;
             outcome.freed.push(id);
         }
-        self.inner.count(&blobs);
+        self.inner.settle(&mut blobs);
         Ok(outcome)
     }
 
@@ -306,7 +307,9 @@ impl Cache {
             };
         }
         self.inner.quota.renew();
-        self.inner.save_pins(&blobs)
+        let saved = self.inner.save_pins(&blobs);
+        self.inner.settle(&mut blobs);
+        saved
     }
 
     /// Verifies all cached chunks of these blobs, or of all if none are named. What is bad is fetched again when it is read.
@@ -462,6 +465,9 @@ impl CacheState {
         });
         if let Err(error) = freed {
             tracing::warn!(blob = %id, %error, "cannot free a cached blob");
+        }
+        if !self.quota.fits(0) {
+            self.settle(&mut blobs);
         }
     }
 }

@@ -1,7 +1,11 @@
 //! How much the cache may hold, and what goes first when it is more: what was used longest ago. Blobs that mounts use and
 //! pinned ones never go.
+//!
+//! All files of blobs count. A chunk is cached where there is room for it. What describes a blob is written when it is mounted,
+//! room or not, for nothing can be read without it: others give way to it, and where these are all in use it is beyond the limit.
 
 use std::collections::BTreeSet;
+use std::ops::Range;
 use std::time::SystemTime;
 
 use super::blob::Variant;
@@ -13,6 +17,9 @@ const PINS: &str = "pins";
 
 /// The part of the quota that is freed beyond what is needed, so that not each chunk frees something.
 const SPARE_FRACTION: u64 = 32;
+
+/// What file systems allocate at once, as most of them are made.
+const BLOCK_BYTES: u64 = 4096;
 
 /// Bytes on disk that the cache may take, and takes.
 #[derive(Debug)]
@@ -64,6 +71,31 @@ impl Quota {
     }
 }
 
+/// Bytes on disk of a file, as far as a quota knows of them.
+#[derive(Debug, Default)]
+pub(super) struct CountedBytes(AtomicU64);
+
+impl CountedBytes {
+    /// So many that the quota has counted.
+    pub(super) fn new(bytes: u64) -> Self {
+        Self(AtomicU64::new(bytes))
+    }
+
+    /// The file has so many now.
+    pub(super) fn changed(&self, quota: &Quota, bytes: u64) {
+        let before = self.0.swap(bytes, Ordering::AcqRel);
+        quota.took(bytes.saturating_sub(before));
+        quota.gave(before.saturating_sub(bytes));
+    }
+}
+
+/// Bytes on disk that storing these bytes of a blob takes at most: whole blocks, and one in which it is said that they are there.
+pub(super) fn taken_by(bytes: &Range<u64>) -> u64 {
+    let start = bytes.start - bytes.start % BLOCK_BYTES;
+    let end = bytes.end.checked_next_multiple_of(BLOCK_BYTES).unwrap_or(u64::MAX);
+    end.saturating_sub(start).saturating_add(BLOCK_BYTES)
+}
+
 impl CacheState {
     /// Frees blobs that no mount reads from until there is room for `bytes` more, as far as there are such.
     pub(super) fn make_room(&self, bytes: u64) {
@@ -71,18 +103,30 @@ impl CacheState {
         if blobs.handed_over.expire() {
             self.quota.renew();
         }
+        self.make_room_among(&mut blobs, bytes);
+    }
+
+    /// Frees blobs where something was written that nobody made room for.
+    pub(super) fn settle(&self, blobs: &mut Blobs) {
+        self.count(blobs);
+        if !self.quota.fits(0) {
+            self.make_room_among(blobs, 0);
+        }
+    }
+
+    fn make_room_among(&self, blobs: &mut Blobs, bytes: u64) {
         if self.quota.limit == u64::MAX || self.quota.is_exhausted() {
             return;
         }
-        self.count(&blobs);
+        self.count(blobs);
         let spare = self.quota.limit / SPARE_FRACTION;
         let (mut freed, mut number) = (0, 0);
-        for (_, id) in self.evictable(&blobs) {
+        for (_, id) in self.evictable(blobs) {
             if self.quota.fits(bytes.saturating_add(spare)) {
                 break;
             }
-            let usage = self.usage(&blobs, id);
-            if let Err(error) = self.delete(&mut blobs, id) {
+            let usage = self.usage(blobs, id);
+            if let Err(error) = self.delete(blobs, id) {
                 tracing::warn!(blob = %id, %error, "cannot free a cached blob");
                 continue;
             }
@@ -100,7 +144,7 @@ impl CacheState {
     }
 
     /// Counts what there is, where there is a limit.
-    pub(super) fn count(&self, blobs: &Blobs) {
+    fn count(&self, blobs: &Blobs) {
         if self.quota.limit == u64::MAX {
             return;
         }

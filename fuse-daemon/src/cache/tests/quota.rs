@@ -142,3 +142,55 @@ fn what_can_be_freed_is_looked_for_again_when_a_lease_or_a_pin_ends() {
     drop(a);
     Small::store(&b).unwrap();
 }
+
+#[test]
+fn what_describes_a_blob_counts_and_others_give_way_to_it() {
+    // A blob with its chunk, and what describes two more.
+    let small = Small::new((76 + 16) << 10);
+    let total = |small: &Small| small.held().iter().map(|id| small.cache.usage(*id)).sum::<u64>();
+    small.used_at("old", 1);
+    let leases = ["a", "b"].map(|name| small.lease(name));
+    assert_eq!(total(&small), (76 + 16) << 10);
+    let third = small.lease("c");
+    assert_eq!(small.held(), ["a", "b", "c"].map(blob_id).into());
+    // Beyond the limit where nothing may give way, until a mount ends.
+    Small::store(&third).unwrap();
+    let fourth = small.lease("d");
+    assert!(total(&small) > (76 + 16) << 10);
+    drop(leases);
+    assert!(total(&small) <= (76 + 16) << 10);
+    assert!(small.held().is_superset(&["c", "d"].map(blob_id).into()));
+    drop(fourth);
+    // Who has said that it has a blob is known in another file of it.
+    let fifth = small.lease("e");
+    small.cache.remember_answer(blob_id("e"), "registry:e").unwrap().sync().unwrap();
+    assert_eq!(small.cache.usage(blob_id("e")), 12 << 10);
+    assert!(total(&small) <= (76 + 16) << 10);
+    drop((third, fifth));
+}
+
+#[test]
+fn what_is_pinned_beyond_the_quota_goes_when_it_is_not_any_more() {
+    let small = Small::new(80 << 10);
+    small.used_at("pinned", 1);
+    small.cache.pin(&[blob_id("pinned")], true).unwrap();
+    let others = ["a", "b"].map(|name| small.lease(name));
+    assert!(small.held().contains(&blob_id("pinned")));
+    small.cache.pin(&[blob_id("pinned")], false).unwrap();
+    assert_eq!(small.held(), ["a", "b"].map(blob_id).into());
+    drop(others);
+}
+
+#[test]
+fn a_chunk_takes_whole_blocks() {
+    let small = Small::new(24 << 10);
+    let across = Chunk { uncompressed_offset: 4090, uncompressed_size: 16, ..chunk(0, 0) };
+    let lease =
+        small.cache.blob(blob_id("a"), &coding(), 65_536, &[(ChunkIndex(0), across.clone())]).unwrap();
+    let other = small.lease("b");
+    // What describes both takes 16 KiB, so this would take 28.
+    assert!(lease.blob().store(ChunkIndex(0), &across, &[7; 16]).is_err());
+    drop(other);
+    lease.blob().store(ChunkIndex(0), &across, &[7; 16]).unwrap();
+    assert_eq!(small.cache.usage(blob_id("a")), 20 << 10);
+}

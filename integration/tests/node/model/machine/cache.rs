@@ -3,6 +3,7 @@
 use std::collections::BTreeSet;
 use std::fs;
 use std::os::unix::fs::MetadataExt as _;
+use std::path::Path;
 
 use anyhow::{Context, Result, ensure};
 use fuse_daemon::control::BlobId;
@@ -103,9 +104,14 @@ impl Machine<'_> {
             self.pinned_and_cached.difference(&held).filter(|blob| self.pinned.contains(blob)).collect();
         ensure!(lost.is_empty(), "{lost:?} were pinned, and are gone");
         self.pinned_and_cached = expected;
-        // What is pinned stays where it is too much, and until the next chunk comes when it is not any more.
-        // What describes the data is little, and not limited.
-        let bytes = self.bytes_of_data(|blob| !self.ever_pinned.contains(&blob))?;
+        let bytes = self.bytes_on_disk(|path, blob| {
+            let is_mounted = cached.iter().any(|one| one.blob == blob && one.mounted);
+            // What describes a blob is there as long as a mount reads from it. What is pinned stays where it is too much, and
+            // when it is not any more as long as a mount reads from it.
+            let stays = self.pinned.contains(&blob)
+                || is_mounted && (!is(path, DATA) || self.ever_pinned.contains(&blob));
+            !stays
+        })?;
         ensure!(
             self.quota == 0 || bytes <= self.quota,
             "{bytes} bytes are cached, of {} that may be: {cached:?}",
@@ -114,14 +120,14 @@ impl Machine<'_> {
         Ok(())
     }
 
-    /// Bytes on disk of what is cached of these blobs.
-    fn bytes_of_data(&self, of: impl Fn(BlobId) -> bool) -> Result<u64> {
+    /// Bytes on disk of these files of blobs.
+    fn bytes_on_disk(&self, of: impl Fn(&Path, BlobId) -> bool) -> Result<u64> {
         let files = blob_files(&self.daemon.cache())?;
-        let data = files.iter().filter(|(path, blob)| is(path, DATA) && of(*blob));
+        let files = files.iter().filter(|(path, blob)| of(path, *blob));
         // What gives way just now takes nothing.
         let bytes =
             |path| fs::metadata(path).map_or(0, |file: fs::Metadata| file.blocks() * STAT_BLOCK_BYTES);
-        Ok(data.map(|(path, _)| bytes(path)).sum())
+        Ok(files.map(|(path, _)| bytes(path)).sum())
     }
 
     /// Fails unless the cache has no file of any of these blobs.
