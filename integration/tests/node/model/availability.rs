@@ -1,4 +1,4 @@
-//! What the model knows of caches and registries: which chunks can be fetched, and so which errors are allowed.
+//! What the model knows of caches and servers: which chunks can be fetched, and so which errors are allowed.
 
 use std::collections::HashSet;
 use std::time::{Duration, Instant};
@@ -6,16 +6,16 @@ use std::time::{Duration, Instant};
 use fuse_daemon::control::BlobId;
 use integration::fault_proxy::{Failure, Rule};
 
-use super::image::{ChunkKey, Home};
+use super::image::{ChunkKey, Home, Origin};
 use super::lab::Lab;
 use super::operation::{DEADLINE, SLOW_LINE, is_harmless};
 use super::tamper::Lost;
 
-/// How long after a registry is well again what failed may not be asked for again (2 s), after what was under way then
+/// How long after a server is well again what failed may not be asked for again (2 s), after what was under way then
 /// came to its end.
 const AFTER_FAULT: Duration = DEADLINE.saturating_mul(2).saturating_add(Duration::from_secs(3));
 
-/// What a registry does.
+/// What a server does.
 #[derive(Clone, Copy, Debug)]
 struct Fault {
     failure: Failure,
@@ -27,9 +27,9 @@ pub(super) struct Availability<'a> {
     lab: &'a Lab,
     /// Whether the cache has to drop what others need more room for, so that nobody can rely on it.
     has_quota: bool,
-    faults: [Option<Fault>; Lab::REGISTRIES],
-    /// When each registry was last well again.
-    healed: [Option<Instant>; Lab::REGISTRIES],
+    faults: [Option<Fault>; Lab::REMOTES],
+    /// When each server was last well again.
+    healed: [Option<Instant>; Lab::REMOTES],
     /// Chunks that somebody has read since the cache may last have lost them.
     cached: HashSet<ChunkKey>,
     /// Places that have said that they have a blob, since the cache may last have forgotten it: who reads from there needs no
@@ -45,43 +45,51 @@ impl<'a> Availability<'a> {
         let mut this = Self {
             lab,
             has_quota,
-            faults: [None; Lab::REGISTRIES],
-            healed: [None; Lab::REGISTRIES],
+            faults: [None; Lab::REMOTES],
+            healed: [None; Lab::REMOTES],
             cached: HashSet::new(),
             answered: HashSet::new(),
             apart: HashSet::new(),
         };
         this.heal();
         // Faults of the run before are none of this one's.
-        this.healed = [None; Lab::REGISTRIES];
+        this.healed = [None; Lab::REMOTES];
         this
     }
 
-    pub(super) fn fail(&mut self, registry: usize, failure: Failure, blob: Option<BlobId>) {
-        let path = blob.map_or_else(|| "/blobs/".to_owned(), |blob| format!("/blobs/{blob}"));
-        self.end_fault(registry);
-        self.lab.proxy(registry).set_rules(vec![Rule::always(&path, failure)]);
-        self.faults[registry] = Some(Fault { failure, blob });
+    pub(super) fn fail(&mut self, remote: usize, failure: Failure, blob: Option<BlobId>) {
+        self.end_fault(remote);
+        self.lab.proxy(remote).set_rules(vec![Rule::always(&Lab::path_of(remote, blob), failure)]);
+        self.faults[remote] = Some(Fault { failure, blob });
     }
 
-    /// The line to a registry becomes slow, if nothing is wrong with it.
+    /// The line to a server becomes slow, if there is one and nothing is wrong with it.
     pub(super) fn slow_down(&mut self, home: &Home) {
-        if self.is_well(home) {
-            self.fail(home.registry, SLOW_LINE, None);
+        if let Origin::Remote(remote) = home.origin
+            && self.is_well(home)
+        {
+            self.fail(remote, SLOW_LINE, None);
+        }
+    }
+
+    fn fault(&self, home: &Home) -> Option<Fault> {
+        match home.origin {
+            Origin::Remote(remote) => self.faults[remote],
+            Origin::Local => None,
         }
     }
 
     pub(super) fn heal(&mut self) {
-        for registry in 0..Lab::REGISTRIES {
-            self.end_fault(registry);
-            self.lab.proxy(registry).set_rules(Vec::new());
+        for remote in 0..Lab::REMOTES {
+            self.end_fault(remote);
+            self.lab.proxy(remote).set_rules(Vec::new());
         }
     }
 
-    fn end_fault(&mut self, registry: usize) {
-        let fault = self.faults[registry].take();
+    fn end_fault(&mut self, remote: usize) {
+        let fault = self.faults[remote].take();
         if fault.is_some_and(|fault| !is_harmless(fault.failure)) {
-            self.healed[registry] = Some(Instant::now());
+            self.healed[remote] = Some(Instant::now());
         }
     }
 
@@ -94,7 +102,7 @@ impl<'a> Availability<'a> {
         }
     }
 
-    /// What was under way has to begin again, for which there may be no time where a registry is slow.
+    /// What was under way has to begin again, for which there may be no time where a server is slow.
     pub(super) fn disturbed(&mut self) {
         for (fault, healed) in self.faults.iter().zip(&mut self.healed) {
             if fault.is_some() {
@@ -103,7 +111,7 @@ impl<'a> Availability<'a> {
         }
     }
 
-    /// Whether anything is wrong with any registry, if only that it is slow.
+    /// Whether anything is wrong with any server, if only that it is slow.
     pub(super) fn is_any_bad(&self) -> bool {
         self.faults.iter().any(Option::is_some)
     }
@@ -111,20 +119,20 @@ impl<'a> Availability<'a> {
     /// Whether one of these places can deliver the blob.
     pub(super) fn can_deliver(&self, homes: &[Home], blob: BlobId) -> bool {
         let can = |home: &Home| {
-            self.faults[home.registry].is_none_or(|fault| {
+            self.fault(home).is_none_or(|fault| {
                 is_harmless(fault.failure) || fault.blob.is_some_and(|failing| failing != blob)
             })
         };
         homes.iter().any(can)
     }
 
-    /// Whether nothing is wrong with a registry.
+    /// Whether nothing is wrong with a place.
     pub(super) fn is_well(&self, home: &Home) -> bool {
-        self.faults[home.registry].is_none()
+        self.fault(home).is_none()
     }
 
     /// Whether what a bootstrap lacks can be fetched from these places: several answers, one after the other, for which a
-    /// registry that is slow may be too slow.
+    /// server that is slow may be too slow.
     pub(super) fn can_complete(&self, homes: &[Home]) -> bool {
         homes.iter().any(|home| self.is_well(home))
     }

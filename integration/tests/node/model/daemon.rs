@@ -9,7 +9,7 @@ use std::time::Duration;
 
 use anyhow::{Context, Result, bail, ensure};
 use fuse_daemon::control::{
-    BackendSpec, BlobId, CachedStatus, Client, ClientError, Handover, Kept, MountRequest, Verified,
+    BlobId, CachedStatus, Client, ClientError, Handover, Kept, MountRequest, Verified,
 };
 use integration::process::{self, Server, WaitingServer, tail};
 use integration::servers::START_DEADLINE;
@@ -21,7 +21,7 @@ use super::image::{Home, Image};
 use super::lab::Lab;
 use super::operation::Ending;
 
-/// How long the daemon may take for a request of the control socket that needs no registry.
+/// How long the daemon may take for a request of the control socket that needs no server.
 const CONTROL_DEADLINE: Duration = Duration::from_secs(30);
 
 /// How long it takes at most to unmount what nobody uses; after two seconds the daemon detaches it.
@@ -179,18 +179,14 @@ impl<'a> Daemon<'a> {
             bootstrap: image.bootstrap.clone(),
             mountpoint: mountpoint.clone(),
             image: image.name.clone(),
-            backends: homes.iter().map(|home| self.backend(home)).collect(),
+            backends: homes.iter().map(|home| self.lab.backend(home)).collect(),
         };
         self.lab.runtime.block_on(self.client.mount(&request))?;
         Ok(mountpoint)
     }
 
     pub(super) fn add_backend(&self, id: &str, home: &Home) -> Result<()> {
-        Ok(self.lab.runtime.block_on(self.client.add_backends(id, &[self.backend(home)]))?)
-    }
-
-    fn backend(&self, home: &Home) -> BackendSpec {
-        BackendSpec::Registry { repository: self.lab.repository(home) }
+        Ok(self.lab.runtime.block_on(self.client.add_backends(id, &[self.lab.backend(home)]))?)
     }
 
     pub(super) fn unmount(&self, id: &str) -> Result<()> {

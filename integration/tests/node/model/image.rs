@@ -15,13 +15,22 @@ use rafs::layout::flags::blob::BATCH;
 /// A chunk: its blob, and its index there.
 pub(super) type ChunkKey = (BlobId, u32);
 
+/// Who has blobs.
+#[derive(Clone, Copy, Debug, Eq, Hash, PartialEq)]
+pub(super) enum Origin {
+    /// One of those that may fail: a registry or, the last of them, a web server with directories.
+    Remote(usize),
+    /// Directories of this machine.
+    Local,
+}
+
 /// Where an image's blobs can be fetched.
 #[derive(Clone, Debug, Eq, Hash, PartialEq)]
 pub(super) struct Home {
-    /// Which of the laboratory's registries.
-    pub(super) registry: usize,
-    /// The repository there.
-    pub(super) repository: String,
+    /// Which of the laboratory's.
+    pub(super) origin: Origin,
+    /// The repository or directory there.
+    pub(super) name: String,
 }
 
 #[derive(Debug)]

@@ -138,8 +138,8 @@ impl<'a> Machine<'a> {
             Operation::RemoveAndMountAgain { mount, before, after, slow, pin } => {
                 self.remove_and_mount_again(*mount, before, after, *slow, *pin)
             }
-            Operation::Fail { registry, failure, blob } => {
-                self.fail(*registry, *failure, *blob);
+            Operation::Fail { remote, failure, blob } => {
+                self.fail(*remote, *failure, *blob);
                 Ok(true)
             }
             Operation::Heal => {
@@ -156,16 +156,16 @@ impl<'a> Machine<'a> {
         }
     }
 
-    fn fail(&mut self, registry: Option<u64>, failure: Failure, blob: Option<u64>) {
+    fn fail(&mut self, remote: Option<u64>, failure: Failure, blob: Option<u64>) {
         let blobs: Vec<BlobId> = self.blobs_in_use().into_iter().collect();
         let blob = blob.filter(|_| !blobs.is_empty());
         let blob = blob.map(|blob| blobs[(blob % blobs.len() as u64) as usize]);
-        let registries = match registry {
-            Some(one) => vec![(one % Lab::REGISTRIES as u64) as usize],
-            None => (0..Lab::REGISTRIES).collect(),
+        let remotes = match remote {
+            Some(one) => vec![(one % Lab::REMOTES as u64) as usize],
+            None => (0..Lab::REMOTES).collect(),
         };
-        for registry in registries {
-            self.available.fail(registry, failure, blob);
+        for remote in remotes {
+            self.available.fail(remote, failure, blob);
         }
     }
 
@@ -314,7 +314,7 @@ impl<'a> Machine<'a> {
         format!("m{}", self.count)
     }
 
-    /// What must hold in the end: everything reads right once registries are well, and nothing stays when all is gone.
+    /// What must hold in the end: everything reads right once servers are well, and nothing stays when all is gone.
     pub(super) fn finish(&mut self) -> Result<()> {
         self.available.heal();
         let mounted: BTreeSet<String> = self.daemon.mounted()?.into_iter().collect();

@@ -1,5 +1,6 @@
-//! A model of the whole data plane: what every image shows is known, whatever happens to the node. Layers, images, how the
-//! daemon is set, what is done with them and what goes wrong follow from a seed.
+//! A model of the whole data plane: what every image shows is known, whatever happens to the node. Layers, images, whether they
+//! are in registries, local directories or HTTP directories, how the daemon is set, what is done with them and what goes wrong
+//! follow from a seed.
 //!
 //! What must hold: content is the model's; every mounted image reads all its files whatever else is mounted; an error
 //! only where something could not be fetched, and in time; who reads goes on while another daemon takes over; what is pinned
@@ -26,6 +27,7 @@ mod power_cut;
 mod random;
 mod reading;
 mod tamper;
+mod web;
 mod world;
 
 use std::env;

@@ -10,7 +10,7 @@ use super::tamper::Tamper;
 
 /// Deadline of reads in the runs.
 pub(super) const DEADLINE: Duration = Duration::from_secs(4);
-/// A registry that takes so long is slow, but every read can be answered in time: only once before a read has to wait for
+/// A server that takes so long is slow, but every read can be answered in time: only once before a read has to wait for
 /// another answer.
 const SLOW: Duration = Duration::from_millis(1300);
 
@@ -68,13 +68,13 @@ pub(super) enum Operation {
         /// One of its blobs, by number, is pinned before: that stays.
         pin: Option<u64>,
     },
-    /// A registry goes bad, or all of them; for all blobs or one.
+    /// A server goes bad, or all of them; for all blobs or one.
     Fail {
-        registry: Option<u64>,
+        remote: Option<u64>,
         failure: Failure,
         blob: Option<u64>,
     },
-    /// All registries are well again.
+    /// All servers are well again.
     Heal,
     Restart {
         kill: bool,
@@ -268,15 +268,15 @@ impl Operation {
             7 => Failure::WrongBytes,
             _ => Failure::Status(*random.one_of(&[401, 403, 404, 429, 500, 502, 503])),
         };
-        // A registry that is slow with one blob alone would be a strange one.
+        // A server that is slow with one blob alone would be a strange one.
         let one = !is_harmless(failure) && random.chance(40);
         let blob = one.then(|| random.next());
         let all = is_harmless(failure) && random.chance(50);
-        Self::Fail { registry: (!all).then(|| random.next()), failure, blob }
+        Self::Fail { remote: (!all).then(|| random.next()), failure, blob }
     }
 }
 
-/// Whether all can be fetched in time from a registry that fails so.
+/// Whether all can be fetched in time from a server that fails so.
 pub(super) fn is_harmless(failure: Failure) -> bool {
     matches!(failure, Failure::Delay(_) | Failure::Bandwidth(_))
 }

@@ -40,7 +40,7 @@ struct Family {
 }
 
 impl World {
-    /// Makes images in `dir`, and puts their blobs into registries.
+    /// Makes images in `dir`, and puts their blobs where they are read from.
     pub(super) fn random(random: &mut Random, lab: &Lab, dir: &Path, prefix: &str) -> Result<Self> {
         let mut world = Self { images: Vec::new() };
         let mut sources = Vec::new();
@@ -52,7 +52,7 @@ impl World {
                 let (image, merged) = family.image(random, &dir.join(number.to_string()), number, homes)?;
                 for home in &image.homes {
                     for blob in &image.blobs {
-                        lab.push(home, &family.blobs[&blob.to_string()])?;
+                        lab.push(home, *blob, &family.blobs[&blob.to_string()])?;
                     }
                 }
                 sources.push((number, merged));
@@ -63,8 +63,11 @@ impl World {
             if random.chance(60) {
                 let number = world.images.len();
                 let image = upstream(name, homes(random, prefix, number))?;
+                let stored = fs::read(fixture(name, "blob"))?;
                 for home in &image.homes {
-                    lab.push(home, &fs::read(fixture(name, "blob"))?)?;
+                    for blob in &image.blobs {
+                        lab.push(home, *blob, &stored)?;
+                    }
                 }
                 world.images.push(image);
             }
@@ -86,17 +89,18 @@ impl World {
     }
 }
 
-/// One or two repositories that have an image's blobs, some of them those of other images too.
+/// One or two places that have an image's blobs, some of them those of other images too.
 fn homes(random: &mut Random, prefix: &str, number: usize) -> Vec<Home> {
-    // One registry has more than its share.
-    let first = if random.chance(40) { 0 } else { random.within(0..Lab::REGISTRIES as u64) as usize };
-    let mut registries = vec![first];
+    // One of them has more than its share.
+    let count = Lab::ORIGINS.len();
+    let first = if random.chance(30) { 0 } else { random.within(0..count as u64) as usize };
+    let mut origins = vec![Lab::ORIGINS[first]];
     if random.chance(40) {
-        registries.push((first + 1) % Lab::REGISTRIES);
+        origins.push(Lab::ORIGINS[(first + 1) % count]);
     }
     let shared = random.chance(30);
-    let repository = if shared { format!("{prefix}/shared") } else { format!("{prefix}/image-{number}") };
-    registries.into_iter().map(|registry| Home { registry, repository: repository.clone() }).collect()
+    let name = if shared { format!("{prefix}/shared") } else { format!("{prefix}/image-{number}") };
+    origins.into_iter().map(|origin| Home { origin, name: name.clone() }).collect()
 }
 
 impl Family {

@@ -51,7 +51,7 @@ impl Machine<'_> {
     /// killed when it has half of them.
     pub(super) fn hand_over(&mut self, ending: Ending, stumbles: bool) -> Result<bool> {
         let mounts = self.mounts.iter();
-        // Nobody waits for a registry but who needs it to go on.
+        // Nobody waits for a server but who needs it to go on.
         let can_adopt = |mount: &Mount| {
             !self.world.images[mount.image].fetches_to_mount || self.available.can_complete(&mount.homes)
         };

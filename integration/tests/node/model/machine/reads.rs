@@ -13,7 +13,7 @@ use super::{Machine, RETRY};
 
 /// What a read may take at most: the kernel asks again for single pages when reading ahead failed; and a loaded machine.
 const READ_LIMIT: Duration = DEADLINE.saturating_mul(3).saturating_add(Duration::from_secs(10));
-/// Files that are read of a mount as a whole while registries are bad: each may take as long as a read may.
+/// Files that are read of a mount as a whole while servers are bad: each may take as long as a read may.
 const FILES_WHILE_BAD: usize = 3;
 
 /// What is read, for whom, and what the answer means.
@@ -116,7 +116,7 @@ impl<'a> Machine<'a> {
         loop {
             let Some(failed) = self.judge_once(reading, outcomes)? else { return Ok(()) };
             std::thread::sleep(RETRY);
-            // From where it failed on, with the chance that registries that are well again deserve.
+            // From where it failed on, with the chance that servers that are well again deserve.
             let mut wanted = reading.wanted.clone();
             wanted.range.start = failed;
             outcomes = reading::wait(&reading::start(wanted), READ_LIMIT * 12)?;
