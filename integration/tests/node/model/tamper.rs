@@ -16,6 +16,10 @@ pub(super) const MAP: &str = ".chunk_map";
 /// Where a map has the boot in which it was written, and how many bytes that are.
 const BOOT_OFFSET: u64 = 16;
 const BOOT_SIZE: usize = 16;
+/// What a boot that is over is called.
+const OTHER_BOOT: [u8; BOOT_SIZE] = [0xb0; BOOT_SIZE];
+/// Names blobs of mounts that outlive their daemon, below the boot in which these mounts are.
+const HANDED_OVER: &str = "handed-over";
 
 #[derive(Clone, Debug)]
 pub(super) enum Tamper {
@@ -97,13 +101,26 @@ impl Tamper {
                     let map = File::options().write(true).open(path)?;
                     // An empty one stays that.
                     if map.metadata()?.len() >= BOOT_OFFSET + BOOT_SIZE as u64 {
-                        map.write_all_at(&[0xb0; BOOT_SIZE], BOOT_OFFSET)?;
+                        map.write_all_at(&OTHER_BOOT, BOOT_OFFSET)?;
                     }
                 }
+                end_mounts(cache)?;
                 if seed.is_some() { Lost::Everything } else { Lost::Nothing }
             }
         })
     }
+}
+
+/// No mount outlives its boot.
+fn end_mounts(cache: &Path) -> Result<()> {
+    let path = cache.join(HANDED_OVER);
+    if !path.exists() {
+        return Ok(());
+    }
+    let text = fs::read_to_string(&path)?;
+    let blobs = text.split_once('\n').map_or("", |(_boot, blobs)| blobs);
+    fs::write(&path, format!("{}\n{blobs}", hex::encode(OTHER_BOOT)))?;
+    Ok(())
 }
 
 /// Whether a file is one of these of a blob.
