@@ -5,7 +5,7 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 use cluster::ClusterConfig;
-use registry::client::ClientConfig;
+use registry::client::{ClientConfig, SilenceLimit};
 use serde::{Deserialize, Serialize};
 use service::{Access, Mode, TcpAddress, UnixAddress};
 
@@ -110,8 +110,9 @@ impl Default for ExporterConfig {
 
 impl ExporterConfig {
     /// How long a registry may make no progress.
-    pub(crate) fn registry_silent(&self) -> Duration {
-        Duration::from_secs(self.registry_silent_seconds.max(1))
+    pub(crate) fn silence_limit(&self) -> SilenceLimit {
+        let after = Duration::from_secs(self.registry_silent_seconds.max(1));
+        SilenceLimit { after, setting: "exporter.registry_silent_seconds" }
     }
 
     /// Who may connect.

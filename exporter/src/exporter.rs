@@ -15,8 +15,6 @@ use service::UnixAddress;
 
 use crate::build::documents::ChangeRoom;
 use crate::build::name_turns::NameTurns;
-use crate::build::silence::limited;
-use crate::build::target::Patience;
 use crate::build::{Builds, TOGETHER};
 use crate::config::ExporterConfig;
 use crate::follow::LocalStore;
@@ -89,7 +87,7 @@ impl Exporter {
     /// An exporter with nothing to do.
     pub(crate) fn new(config: ExporterConfig) -> Result<Self, SettingsError> {
         let defaults = defaults(&config.options)?;
-        let client = Client::new(limited(&config.registry, config.registry_silent()))?;
+        let client = Client::new(config.registry.clone())?.with_silence_limit(config.silence_limit());
         let mut cache = LayerCache::new(config.layer_cache_bytes);
         if !config.layer_cache_dir.as_os_str().is_empty() {
             cache = cache.on_disk(&config.layer_cache_dir, config.layer_cache_disk_bytes);
@@ -141,10 +139,9 @@ impl Exporter {
         Duration::from_secs(self.config.drain_seconds)
     }
 
-    /// How long a registry may take.
-    pub(crate) fn patience(&self) -> Patience {
-        let answer = Duration::from_secs(self.config.registry_answer_seconds);
-        Patience { answer, silent: self.config.registry_silent() }
+    /// How long a registry may take until it answers for the first time.
+    pub(crate) fn answer_patience(&self) -> Duration {
+        Duration::from_secs(self.config.registry_answer_seconds)
     }
 
     /// Whether our own credentials may stand in for those that a client lacks.

@@ -7,10 +7,11 @@ mod support;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
+use exporter::ExporterConfig;
 use registry::client::ClientConfig;
 use registry::nydus;
 use serde_json::Value;
-use support::gate::{Gate, ShutGate};
+use support::gate::Gate;
 use support::{Stack, entries, interrupt, is_oldest, run, wait_for};
 use test_support::noise;
 
@@ -165,7 +166,8 @@ async fn two_builds_at_once_both_stand_in_the_index() {
     let own = stack.path("exporter.sock");
     // Through one exporter nobody writes what another has read; through two, what was lost is written again.
     for (sockets, patience, written) in [([&own, &own], 5, 2), ([&own, &other], 60, 3)] {
-        let gate = Gate::start(&stack.registry, "/v2/once/manifests/v1", Duration::from_secs(patience)).await;
+        let gate =
+            Gate::meeting(&stack.registry, "/v2/once/manifests/v1", Duration::from_secs(patience)).await;
         let merged = format!("type=nydus-cluster,name={}/once:v1,merge-manifest=true", gate.host);
         let build = |socket: &Path, platform| {
             run(stack.buildctl(socket, &context, &["--opt", platform, "--output", &merged]))
@@ -184,33 +186,51 @@ async fn two_builds_at_once_both_stand_in_the_index() {
     stack.stop().await;
 }
 
-#[tokio::test(flavor = "multi_thread")]
-async fn a_build_that_is_cancelled_while_it_merges_ends_at_once_and_leaves_the_index_as_it_was() {
-    let Some(stack) = Stack::start().await else { return };
-    let context = plain_for_two(&stack, "cancelled:v1").await;
-    let before = stack.manifest("cancelled:v1").await;
-    let gate = ShutGate::start(&stack.registry, "/v2/cancelled/manifests/v1").await;
-    let merged = format!("type=nydus-cluster,name={}/cancelled:v1,merge-manifest=true", gate.host);
+/// Cancels a build that waits with `method` at the index of `name`, and builds again.
+async fn cancelled_at(stack: &Stack, exporter: &Path, method: &'static str, name: &str) {
+    let context = plain_for_two(stack, &format!("{name}:v1")).await;
+    let before = stack.manifest(&format!("{name}:v1")).await;
+    let gate = Gate::shut(&stack.registry, method, &format!("/v2/{name}/manifests/v1")).await;
+    let merged = format!("type=nydus-cluster,name={}/{name}:v1,merge-manifest=true", gate.host);
     let args = ["--opt", "platform=linux/amd64", "--output", &merged];
-    let log = stack.path("cancelled.log");
-    let mut command = stack.buildctl(&stack.path("exporter.sock"), &context, &args);
+    let log = stack.path(&format!("{name}.log"));
+    let mut command = stack.buildctl(exporter, &context, &args);
     let file = std::fs::File::create(&log).unwrap();
     let mut buildctl = command.stdout(file.try_clone().unwrap()).stderr(file).spawn().unwrap();
     wait_for("the merge", || gate.come() > 0).await;
     let begin = Instant::now();
     interrupt(&mut buildctl).await;
     wait_for("the end of the merge", || gate.left() == gate.come()).await;
-    assert!(begin.elapsed() < Duration::from_secs(5), "{:?}", begin.elapsed());
+    assert!(begin.elapsed() < Duration::from_secs(5), "{method}: {:?}", begin.elapsed());
     let text = std::fs::read_to_string(&log).unwrap();
-    assert!(text.contains("cancel"), "{text}");
-    assert_eq!(stack.manifest("cancelled:v1").await, before);
+    assert!(text.contains("cancel"), "{method}: {text}");
+    assert_eq!(stack.manifest(&format!("{name}:v1")).await, before, "{method}");
+    assert_eq!(stack.tags(name), ["v1"], "{method}");
+
+    // It holds none of the exporter's conversions, of which there is one.
+    let other =
+        stack.context(&format!("{name}-other"), TWO_LAYERS, &[("base", method.as_bytes()), ("app", b"")]);
+    let output = stack.output(&format!("{name}-other:v1"));
+    run(stack.buildctl(exporter, &other, &["--output", &output])).await.success();
 
     // The next one has its turn at the name, and comes once.
     gate.open();
-    stack.build(&context, &args).await.success();
-    assert_eq!(gate.come(), 1);
-    let (_, index) = stack.manifest("cancelled:v1").await;
-    assert_eq!(nydus_architectures(&index), ["amd64"]);
-    assert_eq!(entries(&index)[..2], entries(&before.1)[..2]);
+    run(stack.buildctl(exporter, &context, &args)).await.success();
+    assert_eq!(gate.come(), 1, "{method}");
+    let (_, index) = stack.manifest(&format!("{name}:v1")).await;
+    assert_eq!(nydus_architectures(&index), ["amd64"], "{method}");
+    assert_eq!(entries(&index)[..2], entries(&before.1)[..2], "{method}");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_build_that_is_cancelled_while_it_merges_ends_at_once_and_leaves_the_index_as_it_was() {
+    let Some(stack) = Stack::start().await else { return };
+    let listen = stack.path("merging.sock");
+    // Nothing but the merge asks for what is at the name.
+    let config = ExporterConfig { conversions: 1, reuse_from_registry: false, ..ExporterConfig::default() };
+    stack.serve(&stack.path("buildkitd.sock"), &listen, config);
+    wait_for("exporter", || listen.exists()).await;
+    cancelled_at(&stack, &listen, "GET", "reading").await;
+    cancelled_at(&stack, &listen, "PUT", "writing").await;
     stack.stop().await;
 }

@@ -5,6 +5,7 @@
 mod support;
 
 use std::path::{Path, PathBuf};
+use std::time::{Duration, Instant};
 
 use exporter::ExporterConfig;
 use registry::client::{ClientConfig, Retries, UploadConfig};
@@ -44,6 +45,7 @@ async fn serve(stack: &Stack, listen: &Path, seconds: u64, registry: ClientConfi
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_registry_that_falls_silent_under_uploads_gives_back_the_slots_of_buildkitd() {
+    const SECONDS: u64 = 10;
     let Some(stack) = Stack::start().await else { return };
     let mut seed = 100;
     for (at, dies, piece_bytes) in [
@@ -56,10 +58,11 @@ async fn a_registry_that_falls_silent_under_uploads_gives_back_the_slots_of_buil
         let listen = stack.path(&format!("{case}.sock"));
         // Each request is made once, so that one which is not answered is held until its build fails.
         let retries = Retries { attempts: 1, ..Retries::default() };
-        serve(&stack, &listen, 10, ClientConfig { retries, ..in_pieces_of(piece_bytes) }).await;
+        serve(&stack, &listen, SECONDS, ClientConfig { retries, ..in_pieces_of(piece_bytes) }).await;
         let silent = Hanging::silent(at, dies).await;
         let context = many(&stack, &format!("{case}-stuck"), seed);
         let output = format!("type=nydus-cluster,name={}/stuck:{case}", silent.host);
+        let begin = Instant::now();
         let stuck = tokio::spawn(run(stack.buildctl(&listen, &context, &["--output", &output])));
         wait_for("all slots of buildkitd", || silent.held() >= SLOTS).await;
         // It needs some of them.
@@ -67,6 +70,8 @@ async fn a_registry_that_falls_silent_under_uploads_gives_back_the_slots_of_buil
         let free = stack.output(&format!("free:{case}"));
         run(stack.buildctl(&listen, &context, &["--output", &free])).await.success();
         let text = stuck.await.unwrap().failure();
+        // The build before it, and the other one, take a part of it.
+        assert!(begin.elapsed() < Duration::from_secs(SECONDS + 15), "{case}: {:?}", begin.elapsed());
         let named = text.lines().any(|line| line.contains("ERROR: ") && line.contains(&silent.host));
         assert!(named, "{case}: {text}");
         if at == "PUT" && !dies {
@@ -103,7 +108,10 @@ async fn a_registry_that_is_slow_and_gets_on_fails_no_build() {
     let Some(stack) = Stack::start().await else { return };
     const SECONDS: u64 = 6;
     let (bytes, rate) = (24 << 20, 2 << 20);
-    assert!(bytes as u64 / rate > SECONDS, "one request has to take longer than the registry may be silent");
+    assert!(
+        bytes as u64 / u64::from(rate) > SECONDS,
+        "one request has to take longer than the registry may be silent"
+    );
     let host = slow(&stack.registry, rate).await;
     let context = stack.context("slow", "FROM scratch\nCOPY app /app\n", &[("app", &noise(220, bytes))]);
     // With the request that ends the blob, and before it.
@@ -114,5 +122,22 @@ async fn a_registry_that_is_slow_and_gets_on_fails_no_build() {
         run(stack.buildctl(&listen, &context, &["--output", &output])).await.success();
         stack.manifest(&format!("{name}:v1")).await;
     }
+    stack.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_small_blob_over_a_line_of_a_few_kilobytes_a_second_arrives() {
+    let Some(stack) = Stack::start().await else { return };
+    const SECONDS: u64 = 6;
+    // All of it is in the kernel's hands at once.
+    let (bytes, rate) = (160 << 10, 8 << 10);
+    assert!(bytes as u64 / u64::from(rate) > 3 * SECONDS);
+    let host = slow(&stack.registry, rate).await;
+    let context = stack.context("small", "FROM scratch\nCOPY app /app\n", &[("app", &noise(230, bytes))]);
+    let listen = stack.path("small.sock");
+    serve(&stack, &listen, SECONDS, ClientConfig::default()).await;
+    let output = format!("type=nydus-cluster,name={host}/small:v1");
+    run(stack.buildctl(&listen, &context, &["--output", &output])).await.success();
+    stack.manifest("small:v1").await;
     stack.stop().await;
 }

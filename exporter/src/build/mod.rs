@@ -8,7 +8,6 @@
 //! - [`name_turns`]: one build at a time changes the index of a name.
 //! - [`output`]: what has come for one output, and what is made of it.
 //! - [`prepared`]: what its options need before its first layer.
-//! - [`silence`]: how long a registry may be silent.
 //! - [`target`]: where it goes.
 //! - [`together`]: the container images of all platforms.
 
@@ -20,7 +19,6 @@ pub(crate) mod keys;
 pub(crate) mod name_turns;
 mod output;
 mod prepared;
-pub(crate) mod silence;
 pub(crate) mod target;
 pub(crate) mod together;
 

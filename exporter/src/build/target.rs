@@ -13,25 +13,16 @@ use tokio::sync::OnceCell;
 use tokio::time::timeout;
 
 use super::keys::Attrs;
-use super::silence::BoundedRegistry;
-use image::destination::{Destination, Nowhere};
+use image::destination::{Destination, InRegistry, Nowhere};
 
 /// For finding out whether a registry speaks TLS.
 const PROBE_DEADLINE: Duration = Duration::from_secs(5);
 
-/// How long a registry may take.
-#[derive(Clone, Copy, Debug, Default)]
-pub(crate) struct Patience {
-    /// Until it answers for the first time.
-    pub(crate) answer: Duration,
-    /// Without progress later.
-    pub(crate) silent: Duration,
-}
-
 /// Where an output goes.
 pub(crate) struct Target {
     kind: TargetKind,
-    patience: Patience,
+    /// How long its registry may take until it answers for the first time.
+    answer_patience: Duration,
     destination: OnceCell<Arc<dyn Destination>>,
 }
 
@@ -72,7 +63,7 @@ impl Target {
         client: &Client,
         builder: Arc<dyn Keyring>,
         own_credentials: bool,
-        patience: Patience,
+        answer_patience: Duration,
     ) -> Self {
         let kind = match repository.filter(|_| attrs.push).cloned() {
             None => TargetKind::Nowhere,
@@ -83,14 +74,14 @@ impl Target {
                 TargetKind::Registry { client: client.with_keyring(builder, own_credentials), repository }
             }
         };
-        Self { kind, patience, destination: OnceCell::new() }
+        Self { kind, answer_patience, destination: OnceCell::new() }
     }
 
     /// A target that need not be found out.
     pub(crate) fn ready(destination: Arc<dyn Destination>) -> Self {
         Self {
             kind: TargetKind::Nowhere,
-            patience: Patience::default(),
+            answer_patience: Duration::ZERO,
             destination: OnceCell::new_with(Some(destination)),
         }
     }
@@ -105,23 +96,22 @@ impl Target {
         let Some((client, repository)) = found.repository() else { return Ok(found) };
         // Whatever it answers; what that means shows when something is sent.
         let any = registry::digest::sha256(b"");
-        if timeout(self.patience.answer, client.has_blob(repository, &any)).await.is_err() {
-            let (host, after) = (repository.host().to_owned(), self.patience.answer);
+        if timeout(self.answer_patience, client.has_blob(repository, &any)).await.is_err() {
+            let (host, after) = (repository.host().to_owned(), self.answer_patience);
             return Err(TargetError::Silent { host, after });
         }
         Ok(found)
     }
 
     async fn reach(&self) -> Result<Arc<dyn Destination>, Error> {
-        let silent = self.patience.silent;
         Ok(match &self.kind {
             TargetKind::Nowhere => Arc::new(Nowhere),
             TargetKind::Registry { client, repository } => {
-                Arc::new(BoundedRegistry::new(client.clone(), repository.clone(), silent))
+                Arc::new(InRegistry::new(client.clone(), repository.clone()))
             }
             TargetKind::Insecure { client, builder, repository } => {
                 let client = insecure_client(client, builder, repository).await?;
-                Arc::new(BoundedRegistry::new(client, repository.clone(), silent))
+                Arc::new(InRegistry::new(client, repository.clone()))
             }
         })
     }

@@ -232,7 +232,7 @@ async fn targets(
     let only = |destination| (Target::ready(destination), Vec::new());
     Ok(match attrs.receiver {
         Receiver::Registry => {
-            let (own, patience) = (exporter.own_credentials(), exporter.patience());
+            let (own, patience) = (exporter.own_credentials(), exporter.answer_patience());
             let target = |repository: Option<&Repository>| {
                 let keyring = Arc::new(SessionKeyring::new(streams.clone()));
                 Target::new(attrs, repository, &exporter.client, keyring, own, patience)

@@ -18,7 +18,7 @@ use tokio_util::sync::CancellationToken;
 
 use super::*;
 use crate::build::keys::{Attrs, EXPORTER_TYPE};
-use crate::build::target::{Patience, Target};
+use crate::build::target::Target;
 use crate::build::{Build, Builds, Preparation, Reported, Way};
 
 const DEADLINE: Duration = Duration::from_secs(60);
@@ -72,14 +72,7 @@ impl Lab {
         let attrs = Attrs::of(EXPORTER_TYPE, &keys, &Options::default()).unwrap();
         let client = Client::new(ClientConfig::default()).unwrap();
         let repository = attrs.by_repository().first().map(|(repository, _)| *repository);
-        let target = Target::new(
-            &attrs,
-            repository,
-            &client,
-            Arc::new(Nobody),
-            false,
-            Patience { answer: DEADLINE, silent: DEADLINE },
-        );
+        let target = Target::new(&attrs, repository, &client, Arc::new(Nobody), false, DEADLINE);
         let progress = Progress::new();
         let converter = Converter::new(Recipe::default(), 1, LayerCache::new(0));
         let scratch_space = ScratchSpace::new(Path::new("/"), 0);

@@ -127,10 +127,10 @@ async fn serve(mut stream: TcpStream, shared: Arc<Shared>) {
 }
 
 /// Stands before `server` and takes in what is uploaded at `rate` bytes a second; returns where it is.
-pub(crate) async fn slow(server: &str, rate: u64) -> String {
+pub(crate) async fn slow(server: &str, rate: u32) -> String {
     let socket = tokio::net::TcpSocket::new_v4().unwrap();
-    // What the kernel takes is not yet taken in.
-    socket.set_recv_buffer_size(64 << 10).unwrap();
+    // What the kernel has taken and nobody has read would look as if it had arrived.
+    socket.set_recv_buffer_size((rate / 4).min(64 << 10)).unwrap();
     socket.bind("127.0.0.1:0".parse().unwrap()).unwrap();
     let listener = socket.listen(64).unwrap();
     let (host, server) = (listener.local_addr().unwrap().to_string(), server.to_owned());
@@ -139,7 +139,7 @@ pub(crate) async fn slow(server: &str, rate: u64) -> String {
             let server = server.clone();
             tokio::spawn(async move {
                 let Some(head) = Head::read(&mut stream).await else { return };
-                let pace = matches!(head.method.as_str(), "PATCH" | "PUT").then_some(rate);
+                let pace = matches!(head.method.as_str(), "PATCH" | "PUT").then_some(rate.into());
                 head.forward_at(stream, &server, pace).await;
             });
         }

@@ -101,6 +101,16 @@ pub enum Error {
         /// The deadline that passed.
         after: Duration,
     },
+    /// Nothing moved for too long, over all attempts: see [`SilenceLimit`](super::SilenceLimit).
+    #[error("{target}: no byte moved for {after:?}, with all attempts: see {setting}")]
+    Silent {
+        /// What was asked.
+        target: Box<Target>,
+        /// The deadline that passed.
+        after: Duration,
+        /// The setting that it comes from.
+        setting: &'static str,
+    },
     /// The operation as a whole took too long.
     #[error("{target}: not done within {after:?}{last}")]
     Deadline {
@@ -198,9 +208,11 @@ impl Error {
     /// Whether the same request may well succeed later: broken connections, stalls, 408, 429, 5xx.
     pub fn is_transient(&self) -> bool {
         match self {
-            Self::Connection { .. } | Self::Stalled { .. } | Self::Deadline { .. } | Self::Length { .. } => {
-                true
-            }
+            Self::Connection { .. }
+            | Self::Stalled { .. }
+            | Self::Silent { .. }
+            | Self::Deadline { .. }
+            | Self::Length { .. } => true,
             Self::Status { status, .. } => {
                 matches!(*status, StatusCode::REQUEST_TIMEOUT | StatusCode::TOO_MANY_REQUESTS)
                     || (status.is_server_error() && *status != StatusCode::NOT_IMPLEMENTED)

@@ -10,6 +10,7 @@ mod blobs;
 mod certs_dir;
 mod challenge;
 mod config;
+mod connections;
 mod copy;
 mod credentials;
 mod docker_auths;
@@ -18,6 +19,7 @@ mod error;
 #[cfg(test)]
 mod hostile;
 mod keyring;
+mod lane;
 mod manifests;
 mod mirrors;
 mod outgoing;
@@ -28,6 +30,8 @@ mod redirects;
 mod referrers;
 mod response;
 mod retry;
+mod silence;
+mod sockets;
 mod tls;
 mod token;
 mod transport;
@@ -47,6 +51,7 @@ pub use manifests::MANIFEST_LIMIT_BYTES;
 pub use oci_spec::image::Descriptor;
 pub use placed::{PlacedBlobs, Placing, Turn};
 pub use reader::BlobReader;
+pub use silence::SilenceLimit;
 pub use upload::Upload;
 
 use bytes::Bytes;
@@ -67,13 +72,15 @@ pub struct Client {
     transport: Arc<Transport>,
     /// See [`Self::with_retry_counter`].
     retries: Option<Arc<AtomicU64>>,
+    /// See [`Self::with_silence_limit`].
+    silence: Option<SilenceLimit>,
 }
 
 impl Client {
     /// A client with `config`. Nothing is connected, and no credentials are read, before they are needed.
     pub fn new(config: ClientConfig) -> Result<Self, Error> {
         config.check()?;
-        Ok(Self { transport: Arc::new(Transport::new(config)), retries: None })
+        Ok(Self { transport: Arc::new(Transport::new(config)), retries: None, silence: None })
     }
 
     /// A client with `config` instead, and connections of its own.
@@ -121,6 +128,13 @@ impl Client {
     /// may go away, and to the next host after a mirror that failed. What answers a challenge is the same request.
     pub fn with_retry_counter(&self, counter: Arc<AtomicU64>) -> Self {
         Self { retries: Some(counter), ..self.clone() }
+    }
+
+    /// The same client, with connections of its own, which gives up a push when its registry has been silent for so long, with all attempts:
+    /// [`Error::Silent`]. What is longer of [`Timeouts::idle`] and [`Timeouts::operation`] is cut so that all attempts fit in.
+    pub fn with_silence_limit(&self, limit: SilenceLimit) -> Self {
+        let transport = self.transport.with_config(limit.applied_to(self.config()));
+        Self { transport: Arc::new(transport), silence: Some(limit), ..self.clone() }
     }
 
     /// How `host` (`HOST[:PORT]`) itself is reached, by our settings and containerd's.

@@ -9,6 +9,7 @@ use tokio::time::Instant;
 
 use super::config::Retries;
 use super::error::{Error, Target};
+use super::lane::Lane;
 
 /// The attempts of one operation.
 pub(super) struct Retry {
@@ -19,6 +20,8 @@ pub(super) struct Retry {
     last: String,
     /// Counts those after the first, for whoever wants to know.
     counter: Option<Arc<AtomicU64>>,
+    /// Where an upload's attempts are made.
+    lane: Option<Arc<Lane>>,
 }
 
 impl Retry {
@@ -31,6 +34,7 @@ impl Retry {
             deadline: None,
             last: String::new(),
             counter: None,
+            lane: None,
         }
     }
 
@@ -42,6 +46,11 @@ impl Retry {
     /// The same, with each attempt after the first counted in `counter`, if there is one.
     pub(super) fn counted(self, counter: Option<&Arc<AtomicU64>>) -> Self {
         Self { counter: counter.cloned(), ..self }
+    }
+
+    /// The same, which says on `lane` what comes of attempts there.
+    pub(super) fn on(self, lane: &Arc<Lane>) -> Self {
+        Self { lane: Some(Arc::clone(lane)), ..self }
     }
 
     /// The request is sent again, to the same host or to another.
@@ -83,12 +92,18 @@ impl Retry {
         self.attempt += 1;
         self.repeats();
         tokio::time::sleep(delay).await;
+        if let Some(lane) = &self.lane {
+            lane.silence.paused(delay);
+        }
         Ok(())
     }
 
     /// Something went forward: the next failure counts as the first again.
     pub(super) fn progressed(&mut self) {
         self.attempt = 1;
+        if let Some(lane) = &self.lane {
+            lane.silence.progressed();
+        }
     }
 
     fn late(&self, after: Duration) -> Error {

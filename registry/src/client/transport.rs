@@ -1,45 +1,37 @@
 //! One request and its answer: connections, deadlines, authentication, redirects.
 
-use std::collections::HashMap;
-use std::path::PathBuf;
-use std::sync::{Arc, Mutex, OnceLock};
-use std::time::{Duration, Instant};
+use std::sync::Arc;
+use std::time::Duration;
 
 use bytes::Bytes;
 use http::header::{AUTHORIZATION, CONTENT_LENGTH};
 use http::{HeaderMap, HeaderValue, Method, StatusCode};
 use reqwest::Url;
 use reqwest::dns::Resolve;
-use rustls::RootCertStore;
 use tokio_util::task::TaskTracker;
 
-use super::access::{AccessSource, Connection, Pem};
+use super::access::{AccessSource, Connection};
 use super::auth::{Authenticator, Request};
 use super::certs_dir::CertsDir;
 use super::challenge::{Challenge, Scopes};
 use super::config::ClientConfig;
+use super::connections::{HttpClient, KnownRegistries};
 use super::credentials::CredentialStore;
 use super::endpoint::Endpoint;
 use super::error::{Error, Target};
 use super::keyring::Keyring;
-use super::mirrors::MirrorState;
+use super::lane::Lane;
 use super::outgoing::{Progress, Watched};
 use super::places::headers_of;
 use super::redirects::Redirects;
 use super::response::Response;
 use super::retry::Retry;
-use super::tls;
-use crate::reference::is_loopback;
 
 /// How many redirects are followed: registries use one, to an object store.
 const REDIRECTS_LIMIT: usize = 5;
 
 /// How often a request is repeated with new credentials after a 401.
 const CHALLENGES_LIMIT: usize = 2;
-
-/// Connections without use are closed after this: shorter than the idle limits of common registries
-/// and load balancers, so that a request seldom meets a connection that is just being closed.
-const POOL_IDLE: Duration = Duration::from_secs(30);
 
 /// A request as it goes out, without credentials.
 pub(super) struct Exchange {
@@ -51,11 +43,21 @@ pub(super) struct Exchange {
     pub(super) patience: Option<Duration>,
     /// How the host is reached, where that is not what the settings say of it.
     pub(super) connection: Option<Arc<Connection>>,
+    /// On which connections it goes, where it is an upload's.
+    pub(super) lane: Option<Arc<Lane>>,
 }
 
 impl Exchange {
     pub(super) fn new(method: Method, url: Url) -> Self {
-        Self { method, url, headers: HeaderMap::new(), body: None, patience: None, connection: None }
+        Self {
+            method,
+            url,
+            headers: HeaderMap::new(),
+            body: None,
+            patience: None,
+            connection: None,
+            lane: None,
+        }
     }
 }
 
@@ -66,7 +68,7 @@ pub(super) struct Transport {
     /// Who says how repositories are read, in the place of files.
     pub(super) source: Option<Arc<dyn AccessSource>>,
     /// Who finds the addresses of hosts, in the place of the system.
-    resolver: Option<Arc<dyn Resolve>>,
+    pub(super) resolver: Option<Arc<dyn Resolve>>,
     auth: Authenticator,
     /// Where blobs were redirected to with these credentials: whoever has others asks the registry, which may refuse.
     redirects: Redirects,
@@ -74,26 +76,6 @@ pub(super) struct Transport {
     pub(super) uploads: TaskTracker,
     pub(super) known: Arc<KnownRegistries>,
 }
-
-/// What is known about registries, whoever asks.
-#[derive(Default)]
-pub(super) struct KnownRegistries {
-    clients: Mutex<HashMap<ClientKey, reqwest::Client>>,
-    pub(super) mirrors: MirrorState,
-    system_roots: OnceLock<RootCertStore>,
-    /// Files of certificates that our own settings name, and when they were read.
-    pub(super) pems: Mutex<HashMap<PathBuf, (Instant, Pem)>>,
-}
-
-#[derive(Clone, PartialEq, Eq, Hash)]
-struct ClientKey {
-    secure: bool,
-    loopback: bool,
-    connection: Arc<Connection>,
-}
-
-/// Connections that differ are kept up to this number: those to one host differ when its certificates are replaced.
-const CLIENTS_KEPT: usize = 256;
 
 impl Transport {
     pub(super) fn new(config: ClientConfig) -> Self {
@@ -152,65 +134,6 @@ impl Transport {
         self.known.mirrors.failed(mirror, target, error);
     }
 
-    /// A client for what is no registry.
-    pub(super) fn http(&self, host: &str, secure: bool) -> Result<reqwest::Client, Error> {
-        self.client(&Target::host(host), host, secure, self.connection_to(host))
-    }
-
-    pub(super) fn http_over(&self, url: &str, connection: Connection) -> Result<reqwest::Client, Error> {
-        let invalid = |reason: String| Error::Config { what: format!("URL {url}"), reason };
-        let parsed = Url::parse(url).map_err(|error| invalid(error.to_string()))?;
-        let host = authority(&parsed);
-        self.client(&Target::host(&host), &host, parsed.scheme() == "https", Arc::new(connection))
-    }
-
-    /// Reads what the system trusts now rather than when it is needed first.
-    pub(super) fn load_system_roots(&self) {
-        self.system_roots();
-    }
-
-    fn system_roots(&self) -> RootCertStore {
-        self.known.system_roots.get_or_init(tls::system_roots).clone()
-    }
-
-    fn client(
-        &self,
-        target: &Target,
-        host: &str,
-        secure: bool,
-        connection: Arc<Connection>,
-    ) -> Result<reqwest::Client, Error> {
-        // Without HTTPS no certificate is looked at: reading the system's can be left out.
-        let any = || Arc::new(Connection { skip_verify: true, ..Connection::default() });
-        let connection = if secure { connection } else { any() };
-        let key = ClientKey { secure, loopback: is_loopback(host), connection };
-        let mut clients = self.known.clients.lock().unwrap_or_else(|poisoned| poisoned.into_inner());
-        if let Some(client) = clients.get(&key) {
-            return Ok(client.clone());
-        }
-        let mut builder = reqwest::Client::builder()
-            .user_agent(concat!("nydus-cluster/", env!("CARGO_PKG_VERSION")))
-            .tls_backend_preconfigured(tls::config(&key.connection, || self.system_roots())?)
-            .http1_only()
-            .redirect(reqwest::redirect::Policy::none())
-            .retry(reqwest::retry::never())
-            .connect_timeout(self.config.timeouts.connect)
-            .pool_idle_timeout(POOL_IDLE)
-            .tcp_nodelay(true);
-        if key.loopback {
-            builder = builder.no_proxy();
-        }
-        if let Some(resolver) = &self.resolver {
-            builder = builder.dns_resolver(Arc::clone(resolver));
-        }
-        let client = builder.build().map_err(|e| Error::connection(target, e))?;
-        if clients.len() >= CLIENTS_KEPT {
-            clients.clear();
-        }
-        clients.insert(key, client.clone());
-        Ok(client)
-    }
-
     /// Sends `exchange` once, without credentials of its own, and waits for the head of the answer.
     async fn exchange(&self, target: &Target, exchange: &Exchange) -> Result<Response, Error> {
         let idle = self.config.timeouts.idle;
@@ -218,9 +141,11 @@ impl Transport {
         let url = &exchange.url;
         let host = authority(url);
         let connection = exchange.connection.clone().unwrap_or_else(|| self.connection_to(&host));
-        let client = self.client(target, &host, url.scheme() == "https", connection)?;
+        let lane = exchange.lane.as_deref();
+        let HttpClient { client, sockets } =
+            self.client(target, &host, url.scheme() == "https", connection, lane)?;
         let is_sent = exchange.body.as_ref().is_none_or(Bytes::is_empty);
-        let progress = Arc::new(Progress::begin(is_sent));
+        let progress = Arc::new(Progress::begin(is_sent, exchange.lane.clone()));
         let mut request =
             client.request(exchange.method.clone(), url.clone()).headers(exchange.headers.clone());
         match &exchange.body {
@@ -236,15 +161,9 @@ impl Transport {
         }
         // A deadline for the whole would fail a large upload over a slow line. What ends it is silence: a while in which not
         // a byte moved.
-        let mut answer = std::pin::pin!(request.send());
-        let inner = loop {
-            let (silence, deadline) = progress.deadline(idle, patience);
-            match tokio::time::timeout_at(deadline, &mut answer).await {
-                Ok(result) => break result.map_err(|e| Error::connection(target, e))?,
-                Err(_) if progress.deadline(idle, patience).1 > deadline => {}
-                Err(_) => return Err(Error::Stalled { target: Box::new(target.clone()), after: silence }),
-            }
-        };
+        let answer = progress.watch(request.send(), sockets.as_ref(), idle, patience).await;
+        let stalled = |after| Error::Stalled { target: Box::new(target.clone()), after };
+        let inner = answer.map_err(stalled)?.map_err(|e| Error::connection(target, e))?;
         Ok(Response::new(inner, target.clone(), idle))
     }
 
@@ -426,7 +345,7 @@ fn has_ended(status: StatusCode) -> bool {
 }
 
 /// `HOST[:PORT]` of `url`, the form in which hosts are configured.
-fn authority(url: &Url) -> String {
+pub(super) fn authority(url: &Url) -> String {
     let host = url.host_str().unwrap_or_default();
     match url.port() {
         Some(port) => format!("{host}:{port}"),

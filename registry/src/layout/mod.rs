@@ -6,6 +6,8 @@
 mod files;
 mod paths;
 
+use std::cmp::Reverse;
+use std::collections::BinaryHeap;
 use std::io;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -61,22 +63,39 @@ impl Layout {
 
     /// The names of all repositories, sorted.
     pub fn repositories(&self) -> Result<Vec<String>, LayoutError> {
+        self.repositories_after("", usize::MAX)
+    }
+
+    /// The names of the first `limit` repositories whose names sort after `last`, sorted. Only folders on the way there are read, and those
+    /// of the repositories themselves.
+    pub fn repositories_after(&self, last: &str, limit: usize) -> Result<Vec<String>, LayoutError> {
         let mut found = Vec::new();
-        // Folders still to look into; names hold no symlinks, so this ends.
-        let mut folders = vec![String::new()];
-        while let Some(parent) = folders.pop() {
-            for entry in self.files.folders(&self.paths.repositories().join(&parent))? {
-                if entry == "_layers" || entry == "_manifests" {
-                    found.push(parent.clone());
-                } else if !entry.starts_with('_') {
-                    folders.push(if parent.is_empty() { entry } else { format!("{parent}/{entry}") });
+        // Names that may be repositories; behind a slash, folders whose folders are still to be read. What is in a folder sorts after it,
+        // and so nothing comes before what was the first here. Names hold no symlinks, so this ends.
+        let mut next = BinaryHeap::from([Reverse(String::new())]);
+        while found.len() < limit
+            && let Some(Reverse(name)) = next.pop()
+        {
+            if !name.is_empty() && !name.ends_with('/') {
+                // Anything else there is not ours to judge.
+                if is_name(&name) && self.has_repository(&name)? {
+                    found.push(name);
+                }
+                continue;
+            }
+            for folder in self.files.folders(&self.paths.repositories().join(name.trim_end_matches('/')))? {
+                if folder.starts_with('_') {
+                    continue;
+                }
+                let (folder, within) = (format!("{name}{folder}"), format!("{name}{folder}/"));
+                if last.starts_with(&within) || within.as_str() > last {
+                    next.push(Reverse(within));
+                }
+                if folder.as_str() > last {
+                    next.push(Reverse(folder));
                 }
             }
         }
-        // Anything else there is not ours to judge.
-        found.retain(|name| is_name(name));
-        found.sort_unstable();
-        found.dedup();
         Ok(found)
     }
 

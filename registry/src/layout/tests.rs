@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 use std::fs::{self, File};
-use std::os::unix::fs::FileExt as _;
+use std::os::unix::fs::{FileExt as _, symlink};
 use std::sync::Arc;
 
 use super::*;
@@ -67,6 +67,31 @@ fn a_directory_and_a_tar_are_read_alike() {
     fs::write(&path, tar).unwrap();
     let file = Arc::new(File::open(&path).unwrap());
     check(&Layout::archive(Arc::new(Members::new(path, file, parts)), "reg"));
+}
+
+#[test]
+fn a_page_of_repositories_is_found_without_looking_at_those_before_and_behind_it() {
+    let dir = tempfile::tempdir().unwrap();
+    let layout = Layout::directory(dir.path());
+    let all = ["a", "a-b", "a.b", "a/b", "a/b/c", "a0", "m", "m/x", "z"];
+    for name in all {
+        fs::create_dir_all(layout.paths().repository(name).join("_manifests")).unwrap();
+    }
+    for last in all.into_iter().chain(["", "a-", "a/", "a/b/", "b", "zz"]) {
+        let behind: Vec<&str> = all.into_iter().filter(|name| *name > last).collect();
+        for limit in 0..=all.len() {
+            let found = layout.repositories_after(last, limit).unwrap();
+            assert_eq!(found, behind[..limit.min(behind.len())], "{limit} after {last:?}");
+        }
+    }
+    // What cannot be looked at is an error only for whoever comes there.
+    for name in ["a", "z"] {
+        let part = layout.paths().repository(name).join("_manifests");
+        fs::remove_dir(&part).unwrap();
+        symlink(&part, &part).unwrap();
+    }
+    assert_eq!(layout.repositories_after("a/b/c", 3).unwrap(), ["a0", "m", "m/x"]);
+    assert!(layout.repositories_after("", 1).is_err() && layout.repositories_after("m", 2).is_err());
 }
 
 #[test]

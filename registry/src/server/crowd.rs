@@ -1,7 +1,9 @@
 //! Many clients that send more than the disk takes, and then nothing.
 
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
+use tokio::net::TcpStream;
 
+use super::connections::{READ_BUFFER_BYTES, accept};
 use super::*;
 use crate::client::{Client, ClientConfig};
 use crate::digest::sha256;

@@ -72,6 +72,7 @@ pub(super) enum Code {
     UnknownPath,
     Busy,
     Crowded,
+    Unavailable,
     Internal,
     Elsewhere,
 }
@@ -122,6 +123,8 @@ impl Code {
             Self::Crowded => {
                 ("TOOMANYREQUESTS", "more is sent at once than can be taken", StatusCode::TOO_MANY_REQUESTS)
             }
+            // Not of the specification: the code of CNCF distribution.
+            Self::Unavailable => ("UNAVAILABLE", "too busy now, come again", StatusCode::SERVICE_UNAVAILABLE),
             Self::Internal => {
                 ("UNKNOWN", "internal error, see the registry's log", StatusCode::INTERNAL_SERVER_ERROR)
             }

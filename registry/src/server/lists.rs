@@ -16,31 +16,36 @@ const PAGE_LIMIT: usize = 10_000;
 pub(super) async fn tags(state: &ServerState, head: &Head, name: String) -> Result<Reply, Failure> {
     let storage = state.storage.clone();
     let repository = name.clone();
+    let asked = Asked::of(head)?;
     let tags = blocking(move || {
         if !storage.layout.has_repository(&repository)? {
             return Err(Failure::new(Code::NameUnknown, repository));
         }
         Ok(storage.layout.tags(&repository)?)
     });
-    let page = ListPage::of(head, tags.await?, &format!("/v2/{name}/tags/list"))?;
-    Ok(page.reply("tags", Some(&name)))
+    let mut tags = tags.await?;
+    tags.drain(..tags.partition_point(|tag| *tag <= asked.last));
+    Ok(asked.page(tags, &format!("/v2/{name}/tags/list")).reply("tags", Some(&name)))
 }
 
 /// GET of all repositories.
 pub(super) async fn catalog(state: &ServerState, head: &Head) -> Result<Reply, Failure> {
     let storage = state.storage.clone();
-    let names = blocking(move || Ok(storage.layout.repositories()?)).await?;
-    Ok(ListPage::of(head, names, "/v2/_catalog")?.reply("repositories", None))
+    let asked = Asked::of(head)?;
+    let (last, n) = (asked.last.clone(), asked.n);
+    // One more shows whether there is a next page.
+    let names = blocking(move || Ok(storage.layout.repositories_after(&last, n + 1)?)).await?;
+    Ok(asked.page(names, "/v2/_catalog").reply("repositories", None))
 }
 
-/// Up to `n` entries after `last`.
-struct ListPage {
-    entries: Vec<String>,
-    next: Option<String>,
+/// Up to `n` entries after `last` are asked for.
+struct Asked {
+    n: usize,
+    last: String,
 }
 
-impl ListPage {
-    fn of(head: &Head, sorted: Vec<String>, path: &str) -> Result<Self, Failure> {
+impl Asked {
+    fn of(head: &Head) -> Result<Self, Failure> {
         let n = match head.parameter("n") {
             None => PAGE_LIMIT,
             Some(text) => {
@@ -48,17 +53,25 @@ impl ListPage {
                 n.min(PAGE_LIMIT)
             }
         };
-        let last = head.parameter("last").unwrap_or_default();
-        let start = if last.is_empty() { 0 } else { sorted.partition_point(|entry| entry.as_str() <= last) };
-        let more = sorted.len() - start > n;
-        let entries: Vec<String> = sorted.into_iter().skip(start).take(n).collect();
-        let next = match entries.last() {
-            Some(last) if more => Some(link(path, n, last)),
-            _ => None,
-        };
-        Ok(Self { entries, next })
+        Ok(Self { n, last: head.parameter("last").unwrap_or_default().to_owned() })
     }
 
+    /// The first of `entries`, which come after `last`.
+    fn page(&self, mut entries: Vec<String>, path: &str) -> ListPage {
+        let more = entries.len() > self.n;
+        entries.truncate(self.n);
+        let next = entries.last().filter(|_| more).map(|last| link(path, self.n, last));
+        ListPage { entries, next }
+    }
+}
+
+/// A part of a list.
+struct ListPage {
+    entries: Vec<String>,
+    next: Option<String>,
+}
+
+impl ListPage {
     fn reply(self, key: &str, name: Option<&str>) -> Reply {
         let mut answer = json!({key: self.entries});
         if let (Some(name), Some(answer)) = (name, answer.as_object_mut()) {

@@ -1,6 +1,6 @@
 //! A registry in this process: OCI distribution 1.1 on CNCF distribution's storage layout.
 //!
-//! A request goes `mod` (connections) → `routes` (what the path names) → a handler (`blobs`, `uploads`,
+//! A request goes `connections` → `mod` → `routes` (what the path names) → a handler (`blobs`, `uploads`,
 //! `manifests`, `referrers`, `lists`) → `storage` (files) → `reply`, and its line in the log is written when the
 //! last byte of the answer is out (`access`).
 
@@ -8,6 +8,7 @@ mod access;
 mod blobs;
 mod body;
 mod config;
+mod connections;
 #[cfg(test)]
 mod crowd;
 mod elsewhere;
@@ -29,7 +30,6 @@ mod tls;
 mod uploads;
 
 use std::collections::BTreeMap;
-use std::convert::Infallible;
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -39,16 +39,10 @@ use std::time::{Duration, Instant};
 use http::header::{RANGE, USER_AGENT};
 use http::{Method, Request, Response};
 use hyper::body::Incoming;
-use hyper::server::conn::http1;
-use hyper::service::service_fn;
-use hyper_util::rt::{TokioIo, TokioTimer};
-use hyper_util::server::graceful::{GracefulShutdown, Watcher};
-use tokio::io::{AsyncRead, AsyncWrite};
-use tokio::net::{TcpListener, TcpStream};
+use tokio::net::TcpListener;
 use tokio::sync::Semaphore;
 use tokio::task::JoinHandle;
 use tokio::time::MissedTickBehavior;
-use tokio_rustls::TlsAcceptor;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::AbortOnDropHandle;
 
@@ -66,7 +60,6 @@ use self::reply::Reply;
 use self::request::{Head, RequestBody};
 use self::room::Room;
 use self::routes::Route;
-use self::stall::StallGuard;
 use self::storage::Storage;
 use self::uploads::Uploads;
 use crate::layout::Layout;
@@ -74,12 +67,6 @@ use crate::layout::Layout;
 /// How much of an unwanted request body is read so that the client gets to see the answer: a piece of
 /// an upload of common clients.
 const DRAIN_BYTES: u64 = 32 << 20;
-
-/// How long no new connection is accepted after that failed, as with too many open files.
-const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
-
-/// The most that is read of a connection at once, which is also the most that a busy upload holds of it in one buffer.
-const READ_BUFFER_BYTES: usize = 256 << 10;
 
 /// How often stale uploads are looked for, unless they are stale sooner.
 const PURGE_EVERY: Duration = Duration::from_secs(3600);
@@ -181,7 +168,7 @@ async fn listen(
     }
     let drain = Duration::from_secs(config.drain_seconds);
     let task = tokio::spawn(async move {
-        accept(listener, tls, state, shutdown, drain).await;
+        connections::accept(listener, tls, state, shutdown, drain).await;
         drop(purge);
     });
     Ok(Server { address, task })
@@ -199,78 +186,6 @@ async fn purge_uploads(storage: Storage, stale: Duration) {
             Ok(count) => tracing::info!(count, "removed stale uploads"),
             Err(error) => tracing::warn!(%error, "cannot remove stale uploads"),
         }
-    }
-}
-
-async fn accept(
-    listener: TcpListener,
-    tls: Option<TlsAcceptor>,
-    state: Arc<ServerState>,
-    shutdown: CancellationToken,
-    drain: Duration,
-) {
-    let graceful = GracefulShutdown::new();
-    // Cancelled when connections have had their time.
-    let abort = CancellationToken::new();
-    loop {
-        let stream = tokio::select! {
-            () = shutdown.cancelled() => break,
-            accepted = listener.accept() => match accepted {
-                Ok((stream, _)) => stream,
-                Err(error) => {
-                    tracing::warn!(%error, "cannot accept a connection");
-                    tokio::time::sleep(ACCEPT_PAUSE).await;
-                    continue;
-                }
-            },
-        };
-        let served = connection(stream, tls.clone(), state.clone(), graceful.watcher());
-        let abort = abort.clone();
-        tokio::spawn(async move {
-            tokio::select! {
-                () = served => {}
-                () = abort.cancelled() => {}
-            }
-        });
-    }
-    drop(listener);
-    if tokio::time::timeout(drain, graceful.shutdown()).await.is_err() {
-        tracing::warn!(?drain, "requests did not finish in time, closing their connections");
-    }
-    abort.cancel();
-}
-
-async fn connection(stream: TcpStream, tls: Option<TlsAcceptor>, state: Arc<ServerState>, watcher: Watcher) {
-    if let Err(error) = stream.set_nodelay(true) {
-        tracing::debug!(%error, "connection without TCP_NODELAY");
-    }
-    let stream = StallGuard::new(stream, state.idle);
-    let Some(tls) = tls else { return requests(stream, state, watcher).await };
-    match tokio::time::timeout(state.idle, tls.accept(stream)).await {
-        Ok(Ok(stream)) => requests(stream, state, watcher).await,
-        Ok(Err(error)) => tracing::debug!(%error, "connection without TLS"),
-        Err(_) => tracing::debug!("connection closed: no TLS handshake came"),
-    }
-}
-
-/// Answers the requests of one connection.
-async fn requests(
-    stream: impl AsyncRead + AsyncWrite + Unpin + Send + 'static,
-    state: Arc<ServerState>,
-    watcher: Watcher,
-) {
-    let idle = state.idle;
-    let service = service_fn(move |request| {
-        let state = state.clone();
-        async move { Ok::<_, Infallible>(state.answer(request).await) }
-    });
-    let connection = http1::Builder::new()
-        .timer(TokioTimer::new())
-        .header_read_timeout(idle)
-        .max_buf_size(READ_BUFFER_BYTES)
-        .serve_connection(TokioIo::new(stream), service);
-    if let Err(error) = watcher.watch(connection).await {
-        tracing::debug!(%error, "connection ended");
     }
 }
 

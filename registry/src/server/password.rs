@@ -22,6 +22,9 @@ const LOOK_AGAIN: Duration = Duration::from_secs(1);
 /// How many passwords are checked at a time: bcrypt takes a core for a tenth of a second, by intention.
 const CHECKS: usize = 4;
 
+/// How long a password waits for its turn: who sends many wrong ones keeps others from coming in, and from hanging.
+const TURN_PATIENCE: Duration = Duration::from_secs(10);
+
 /// How many headers that were right are kept. A header that is as right with another space in it is another one.
 const KEPT_HEADERS: usize = 4096;
 
@@ -33,6 +36,7 @@ pub(super) struct Passwords {
     path: PathBuf,
     current: Mutex<Current>,
     checks: Semaphore,
+    patience: Duration,
 }
 
 struct Current {
@@ -63,7 +67,8 @@ impl Passwords {
         let version = Version::of(path);
         let users = Arc::new(Users::read(path)?);
         let current = Mutex::new(Current { users, version, looked_at: Instant::now() });
-        Ok(Self { path: path.to_owned(), current, checks: Semaphore::new(CHECKS) })
+        let checks = Semaphore::new(CHECKS);
+        Ok(Self { path: path.to_owned(), current, checks, patience: TURN_PATIENCE })
     }
 
     /// Whether the request names a user and the right password.
@@ -82,7 +87,15 @@ impl Passwords {
         let hash = users.hashes.get(user);
         let (exists, hash) = (hash.is_some(), hash.cloned().unwrap_or_else(|| NOBODY.to_owned()));
         let password = password.to_owned();
-        let _place = self.checks.acquire().await.map_err(|_| refused())?;
+        let turn = tokio::time::timeout(self.patience, self.checks.acquire()).await;
+        let waited = self.patience.as_secs();
+        let late = |_| {
+            Failure::new(
+                Code::Unavailable,
+                format!("so many passwords wait to be checked that this one was not within {waited} s"),
+            )
+        };
+        let _turn = turn.map_err(late)?.map_err(|_| refused())?;
         let verified = tokio::task::spawn_blocking(move || bcrypt::verify(password, &hash));
         if !matches!(verified.await, Ok(Ok(true))) || !exists {
             return Err(refused());
@@ -168,6 +181,31 @@ mod tests {
     #[test]
     fn the_hash_of_nobody_is_one_that_can_be_checked() {
         assert!(!bcrypt::verify("x", NOBODY).unwrap());
+    }
+
+    #[tokio::test]
+    async fn who_waits_for_too_many_passwords_is_told_to_come_again_and_who_is_known_does_not_wait() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("htpasswd");
+        super::super::htpasswd::set_password(&path, "alice", "one").unwrap();
+        super::super::htpasswd::set_password(&path, "bob", "two").unwrap();
+        let mut passwords = Passwords::read(&path).unwrap();
+        passwords.patience = Duration::from_millis(100);
+        let passwords = Arc::new(passwords);
+        let check = async |user: &str| {
+            let request =
+                http::Request::builder().header(AUTHORIZATION, format!("Basic {}", STANDARD.encode(user)));
+            passwords.check(&Head::new(request.body(()).unwrap().into_parts().0)).await
+        };
+        check("alice:one").await.unwrap();
+        let all = passwords.checks.acquire_many(CHECKS as u32).await.unwrap();
+        let refused = check("bob:two").await.unwrap_err();
+        assert_eq!(refused.code().parts().2, http::StatusCode::SERVICE_UNAVAILABLE);
+        assert!(refused.to_string().contains("passwords wait"), "{refused}");
+        check("alice:one").await.unwrap();
+        drop(all);
+        check("bob:two").await.unwrap();
+        assert_eq!(check("bob:three").await.unwrap_err().code(), Code::Unauthorized);
     }
 
     #[tokio::test]

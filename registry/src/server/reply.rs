@@ -63,7 +63,7 @@ impl Reply {
             Code::Unauthorized => {
                 reply.header(WWW_AUTHENTICATE, r#"Basic realm="registry", charset="UTF-8""#)
             }
-            Code::Busy => reply.header(RETRY_AFTER, "1"),
+            Code::Busy | Code::Unavailable => reply.header(RETRY_AFTER, "1"),
             _ => reply,
         }
     }

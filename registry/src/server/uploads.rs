@@ -27,7 +27,7 @@ const UPLOAD_ID: HeaderName = HeaderName::from_static("docker-upload-uuid");
 /// [`WAITING_BUFFERS`]. What comes after that waits at its sender.
 pub(super) const ROOM_BYTES: u32 = 64 << 20;
 
-/// How many received buffers of a request may wait for the disk. Each is up to [`super::READ_BUFFER_BYTES`].
+/// How many received buffers of a request may wait for the disk. Each is up to [`super::connections::READ_BUFFER_BYTES`].
 const WAITING_BUFFERS: usize = 8;
 
 /// How many uploads write at a time. More only queue at the disk, and would take the threads that readers need.

@@ -3,11 +3,13 @@
 use std::time::{Duration, Instant};
 
 use bytes::Bytes;
-use registry::client::{Client, ClientConfig, Error, Retries, Timeouts, UploadConfig};
+use registry::Repository;
+use registry::client::{Client, ClientConfig, Error, Retries, SilenceLimit, Timeouts, UploadConfig};
 use registry::digest::sha256;
 
 use crate::support::fake::{Fake, Seen, answer};
-use crate::support::{MANIFEST, config, noise};
+use crate::support::proxy::slow;
+use crate::support::{Kind, MANIFEST, Registry, config, folder, noise, read_blob};
 
 const LOCATION: (&str, &str) = ("location", "/v2/app/blobs/uploads/1");
 
@@ -105,4 +107,45 @@ async fn a_registry_that_stops_reading_a_blob_has_no_time_to_store_it() {
     assert!(started.elapsed() < idle + operation + SLACK, "{:?}", started.elapsed());
     names_the_registry(&error, &fake);
     assert_eq!(fake.seen()[1].method, "PUT");
+}
+
+#[tokio::test]
+async fn a_slow_line_is_no_silence_also_when_the_kernel_has_taken_the_whole_request() {
+    let dir = folder();
+    let registry = Registry::start(Kind::Embedded, dir.path()).await;
+    let host = slow(registry.host(), 8 << 10).await;
+    let repository = Repository::parse(&format!("{host}/slow")).unwrap();
+    let limit = SilenceLimit { after: Duration::from_secs(2), setting: "push.silent_seconds" };
+    let timeouts = Timeouts { idle: limit.after, commit: limit.after, ..config().timeouts };
+    let retries = Retries { attempts: 1, ..config().retries };
+    let settings = ClientConfig { timeouts, retries, ..config() };
+    // In one request, and in pieces of which each takes longer than nothing may move.
+    for (seed, piece_bytes) in [(5, 1 << 20), (6, 24 << 10)] {
+        let upload = UploadConfig { piece_bytes, ..config().upload };
+        let client = Client::new(ClientConfig { upload, ..settings.clone() }).unwrap();
+        let client = client.with_silence_limit(limit);
+        let (data, started) = (noise(seed, 56 << 10), Instant::now());
+        let digest = client.push_blob(&repository, data.clone()).await.unwrap();
+        assert!(started.elapsed() > 2 * limit.after, "{:?}", started.elapsed());
+        assert_eq!(read_blob(&client, &registry.repository("slow"), &digest).await, data);
+    }
+}
+
+#[tokio::test]
+async fn a_registry_that_is_silent_is_given_up_when_all_attempts_together_have_waited_for_so_long() {
+    let fake =
+        Fake::silent(|seen: &Seen, _| (seen.method == "POST").then(|| answer(202, &[LOCATION], ""))).await;
+    let limit = SilenceLimit { after: Duration::from_secs(2), setting: "push.silent_seconds" };
+    let patient = Duration::from_secs(600);
+    let timeouts = Timeouts { idle: patient, commit: patient, operation: patient, ..config().timeouts };
+    for piece_bytes in [100_000, 1_000_000] {
+        let client = client(timeouts.clone(), piece_bytes).with_silence_limit(limit);
+        let started = Instant::now();
+        let error = push(&client, &fake, noise(7, 250_000)).await;
+        let elapsed = started.elapsed();
+        assert!(elapsed >= limit.after && elapsed < limit.after + SLACK, "{elapsed:?}");
+        assert!(matches!(error, Error::Silent { after, .. } if after == limit.after), "{error}");
+        names_the_registry(&error, &fake);
+        assert!(error.to_string().contains(limit.setting), "{error}");
+    }
 }

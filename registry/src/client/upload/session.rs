@@ -1,5 +1,7 @@
 //! The registry's side of an upload: where it is, how far it is, and how to get it back after a failure.
 
+use std::sync::Arc;
+
 use bytes::Bytes;
 use http::header::{CONTENT_RANGE, CONTENT_TYPE, RANGE};
 use http::{HeaderValue, Method, StatusCode};
@@ -8,6 +10,7 @@ use tokio_util::task::task_tracker::TaskTrackerToken;
 
 use super::spool::Spool;
 use crate::client::challenge::Scopes;
+use crate::client::lane::Lane;
 use crate::client::response::Response;
 use crate::client::retry::Retry;
 use crate::client::transport::{Exchange, header_value};
@@ -32,6 +35,8 @@ pub(super) struct Session {
     client: Client,
     repository: Repository,
     scopes: Scopes,
+    /// The connections on which the blob goes.
+    lane: Arc<Lane>,
     location: Url,
     /// Bytes in a piece, except for the last.
     piece_bytes: usize,
@@ -70,11 +75,13 @@ impl Session {
     pub(super) async fn begin(client: Client, repository: Repository) -> Result<Self, Error> {
         let scopes = Scopes::push(repository.name());
         let counted = client.transport.uploads.token();
+        let lane = Arc::new(client.transport.known.lanes.take(client.silence));
         let Begun { location, piece_bytes } = start(&client, &repository, &scopes).await?;
         Ok(Self {
             client,
             repository,
             scopes,
+            lane,
             location,
             piece_bytes,
             offset: 0,
@@ -95,9 +102,9 @@ impl Session {
             self.keep = self.decide().await?;
         }
         self.keep_piece(start, piece).await;
-        let target = self.target(Method::PATCH);
-        let mut retry = Retry::new(&self.client.config().retries, &target);
-        self.advance(start, piece, &mut retry).await?;
+        let (target, lane) = (self.target(Method::PATCH), Arc::clone(&self.lane));
+        let mut retry = Retry::new(&self.client.config().retries, &target).on(&lane);
+        lane.silence.bound(&target, 0, self.advance(start, piece, &mut retry)).await?;
         Ok(self)
     }
 
@@ -109,8 +116,14 @@ impl Session {
         digest: &Digest,
     ) -> Result<(), Error> {
         self.keep_piece(start, &rest).await;
+        let (target, lane) = (Target::blob(Method::PUT, &self.repository, digest), Arc::clone(&self.lane));
+        let stored_bytes = start + rest.len() as u64;
+        lane.silence.bound(&target, stored_bytes, self.store(start, rest, digest)).await
+    }
+
+    async fn store(&mut self, start: u64, rest: Bytes, digest: &Digest) -> Result<(), Error> {
         let target = self.target(Method::PUT);
-        let mut retry = Retry::new(&self.client.config().retries, &target);
+        let mut retry = Retry::new(&self.client.config().retries, &target).on(&self.lane);
         loop {
             // A blob of one piece goes with the closing request: two round trips in all.
             let whole = start == 0 && self.offset == 0;
@@ -287,10 +300,11 @@ impl Session {
     async fn call(
         &self,
         target: &Target,
-        exchange: Exchange,
+        mut exchange: Exchange,
         good: &[StatusCode],
     ) -> Result<Response, Error> {
         let transport = &self.client.transport;
+        exchange.lane = Some(Arc::clone(&self.lane));
         let endpoint = transport.origin(self.repository.host());
         transport.call_expecting(target, &endpoint, &self.scopes, exchange, good).await
     }

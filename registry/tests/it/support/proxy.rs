@@ -1,11 +1,12 @@
-//! A TCP proxy that cuts connections.
+//! TCP proxies: one that cuts connections, and one that is slow.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
+use std::time::Duration;
 
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::net::tcp::{OwnedReadHalf, OwnedWriteHalf};
-use tokio::net::{TcpListener, TcpStream};
+use tokio::net::{TcpListener, TcpSocket, TcpStream};
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::AbortOnDropHandle;
 
@@ -92,4 +93,35 @@ async fn pass(
             return;
         }
     }
+}
+
+/// So many times a second a slow line takes something in.
+const PACES: u32 = 20;
+
+/// A line to `server` that takes in `rate` bytes a second on each connection, until the test ends; returns where it is.
+pub(crate) async fn slow(server: String, rate: u32) -> String {
+    let socket = TcpSocket::new_v4().unwrap();
+    // What the kernel has taken and nobody has read would look as if it had arrived.
+    socket.set_recv_buffer_size(rate / 4).unwrap();
+    socket.bind("127.0.0.1:0".parse().unwrap()).unwrap();
+    let listener = socket.listen(64).unwrap();
+    let host = listener.local_addr().unwrap().to_string();
+    tokio::spawn(async move {
+        while let Ok((client, _)) = listener.accept().await {
+            let Ok(server) = TcpStream::connect(&server).await else { continue };
+            let (mut from_client, mut to_client) = client.into_split();
+            let (mut from_server, mut to_server) = server.into_split();
+            tokio::spawn(async move { tokio::io::copy(&mut from_server, &mut to_client).await });
+            tokio::spawn(async move {
+                let mut piece = vec![0; (rate / PACES) as usize];
+                while let Ok(size @ 1..) = from_client.read(&mut piece).await {
+                    if to_server.write_all(&piece[..size]).await.is_err() {
+                        return;
+                    }
+                    tokio::time::sleep(Duration::from_secs(1) / PACES).await;
+                }
+            });
+        }
+    });
+    host
 }
