@@ -8,63 +8,18 @@ use image::files;
 use image::location::Location;
 use image::platform::PlatformName;
 use registry::client::Client;
-use thiserror::Error;
 
-use super::NotMerged;
-use crate::lock::{Lock, Locked};
+use super::locks::Locks;
+use super::{Conflict, NotMerged};
+use crate::lock::Lock;
 use crate::package::{LOCK_FILE, lock_layer};
-use crate::saved::{DIRECTORY_REPOSITORY, REPOSITORIES};
-
-/// Two images say different things.
-#[derive(Clone, Debug, Error, PartialEq, Eq)]
-#[non_exhaustive]
-pub enum Conflict {
-    /// A file in `registry/`.
-    #[error("{one} and {other} have different files {path}")]
-    File {
-        /// The file.
-        path: String,
-        /// One of the images.
-        one: String,
-        /// The other one.
-        other: String,
-    },
-    /// A file of what `cluster save DIR` made of all images of `registry/`.
-    #[error(
-        "{one} and {other} were each filled by `cluster save DIR`, and what names all of their images is not united: \
-         merge them as they were before that, and save the images of the merged one"
-    )]
-    Saved {
-        /// One of the images.
-        one: String,
-        /// The other one.
-        other: String,
-    },
-    /// An image of their locks.
-    #[error("the locks of {one} and {other} say different things of {image}")]
-    Locked {
-        /// The container image.
-        image: String,
-        /// One of the images.
-        one: String,
-        /// The other one.
-        other: String,
-    },
-    /// The platforms of their locks.
-    #[error("the locks of {one} and {other} are for different platforms: lock both for the same ones")]
-    Platforms {
-        /// One of the images.
-        one: String,
-        /// The other one.
-        other: String,
-    },
-}
+use crate::saved::{DIRECTORY_REPOSITORY, REPOSITORIES, SavedImages};
 
 /// What has been united so far.
 #[derive(Debug, Default)]
 pub(super) struct United {
-    /// The lock, the images that had one, and how many there were.
-    lock: Option<(Lock, String, usize)>,
+    /// Their locks.
+    pub(super) locks: Locks,
     /// Files in `registry/` with their contents, and whose they are.
     registry: BTreeMap<String, (Vec<u8>, String)>,
 }
@@ -81,20 +36,25 @@ fn saved_set() -> PathBuf {
 }
 
 impl United {
-    /// Adds the files of an image.
+    /// Adds the files of an image, for which `saved` was saved.
     pub(super) async fn add(
         &mut self,
         name: &str,
         location: &Location,
         client: &Client,
         platform: &PlatformName,
+        saved: Option<&SavedImages>,
     ) -> Result<(), NotMerged> {
         let directory = tempfile::tempdir()?;
         let extracted = files::extract(location, client, platform, wanted, directory.path()).await;
         extracted.map_err(|error| NotMerged::Files { image: name.to_owned(), error: Box::new(error) })?;
         let path = directory.path().join(LOCK_FILE);
         if path.is_file() {
-            self.lock(name, Lock::read(&path)?)?;
+            let lock = Lock::read(&path)?;
+            saved
+                .map_or(Ok(()), |saved| saved.expect(&lock))
+                .map_err(|error| NotMerged::OtherImage { image: name.to_owned(), error })?;
+            self.locks.add(name, lock)?;
         }
         self.registry_files(name, directory.path())
     }
@@ -134,90 +94,18 @@ impl United {
         }
     }
 
-    fn lock(&mut self, name: &str, lock: Lock) -> Result<(), Conflict> {
-        let Some((united, one, count)) = &mut self.lock else {
-            self.lock = Some((lock, name.to_owned(), 1));
-            return Ok(());
-        };
-        if united.platforms != lock.platforms {
-            return Err(Conflict::Platforms { one: one.clone(), other: name.to_owned() });
-        }
-        for image in lock.images {
-            let before = united.images.iter_mut().find(|before| before.reference == image.reference);
-            match before {
-                Some(before) if same(before, &image) => {
-                    before.asked_by.extend(image.asked_by);
-                    before.asked_by.sort();
-                    before.asked_by.dedup();
-                }
-                Some(_) => {
-                    let (one, other) = (one.clone(), name.to_owned());
-                    return Err(Conflict::Locked { image: image.reference.to_string(), one, other });
-                }
-                None => united.images.push(image),
-            }
-        }
-        united.images.sort_by_cached_key(|image| image.reference.to_string());
-        *one = format!("{one}, {name}");
-        *count += 1;
-        Ok(())
-    }
-
     /// A tar with the united lock, unless it is that of one image.
     pub(super) fn layer(&self) -> std::io::Result<Option<Bytes>> {
-        let Some((lock, _, 2..)) = &self.lock else { return Ok(None) };
-        lock_layer(lock, None).map(Some)
+        match self.locks.count() {
+            ..2 => Ok(None),
+            _ => lock_layer(self.locks.lock(), None).map(Some),
+        }
     }
-}
-
-/// Whether two locks say the same of an image: who asks for it does not matter.
-fn same(one: &Locked, other: &Locked) -> bool {
-    Locked { asked_by: Vec::new(), ..one.clone() } == Locked { asked_by: Vec::new(), ..other.clone() }
 }
 
 #[cfg(test)]
 mod tests {
-    use registry::Reference;
-    use registry::digest::sha256;
-
     use super::*;
-
-    fn lock(images: &[(&str, &str)]) -> Lock {
-        let image = |(name, content): &(&str, &str)| Locked {
-            reference: Reference::parse(name).unwrap(),
-            digest: sha256(content.as_bytes()),
-            media_type: String::new(),
-            size: 1,
-            platforms: Vec::new(),
-            nydus: Vec::new(),
-            archive: None,
-            asked_by: vec![(*content).to_owned()],
-        };
-        Lock { platforms: Vec::new(), images: images.iter().map(image).collect() }
-    }
-
-    #[test]
-    fn locks_unite_and_contradictions_are_named() {
-        let mut united = United::default();
-        united.lock("a", lock(&[("nginx", "1"), ("redis", "1")])).unwrap();
-        assert!(united.layer().unwrap().is_none(), "one lock stays as it is");
-        united.lock("b", lock(&[("app", "1"), ("nginx", "1")])).unwrap();
-        let names: Vec<_> = united
-            .lock
-            .as_ref()
-            .unwrap()
-            .0
-            .images
-            .iter()
-            .map(|image| image.reference.repository().name())
-            .collect();
-        assert_eq!(names, ["library/app", "library/nginx", "library/redis"]);
-        assert!(united.layer().unwrap().is_some());
-        let error = united.lock("c", lock(&[("nginx", "2")])).unwrap_err().to_string();
-        assert!(error.contains("a, b and c") && error.contains("docker.io/library/nginx:latest"), "{error}");
-        let other = Lock { platforms: vec!["linux/amd64".parse().unwrap()], ..Lock::default() };
-        assert!(matches!(united.lock("d", other), Err(Conflict::Platforms { .. })));
-    }
 
     #[test]
     fn files_of_one_path_have_one_content() {
