@@ -18,17 +18,6 @@ pub enum Conflict {
         /// The other one.
         other: String,
     },
-    /// A file of what `cluster save DIR` made of all images of `registry/`.
-    #[error(
-        "{one} and {other} were each filled by `cluster save DIR`, and what names all of their images is not united: \
-         merge them as they were before that, and save the images of the merged one"
-    )]
-    Saved {
-        /// One of the images.
-        one: String,
-        /// The other one.
-        other: String,
-    },
     /// An image of their locks.
     #[error("the locks of {one} and {other} say different things of {image}")]
     Locked {

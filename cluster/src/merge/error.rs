@@ -13,6 +13,7 @@ use super::Conflict;
 use crate::describe::DescribeError;
 use crate::lock::LockFileError;
 use crate::package::PackageError;
+use crate::save::LayoutError;
 use crate::saved::{OtherImage, SavedError};
 
 /// Why there is no merged image.
@@ -97,6 +98,9 @@ pub enum NotMerged {
     /// What was saved cannot be copied.
     #[error(transparent)]
     Copy(Box<CopyError>),
+    /// Two images in `registry/` would have one name.
+    #[error(transparent)]
+    Names(#[from] Box<LayoutError>),
     /// There is no name for all that was saved.
     #[error("the saved images have no name: {0}")]
     Tag(InvalidReference),

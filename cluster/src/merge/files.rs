@@ -9,11 +9,12 @@ use image::location::Location;
 use image::platform::PlatformName;
 use registry::client::Client;
 
+use super::NotMerged;
+use super::directory::{self, FilledDirectory, OtherFile, set_link};
 use super::locks::Locks;
-use super::{Conflict, NotMerged};
 use crate::lock::Lock;
-use crate::package::{LOCK_FILE, lock_layer};
-use crate::saved::{DIRECTORY_REPOSITORY, REPOSITORIES, SavedImages};
+use crate::package::{LOCK_FILE, files_layer};
+use crate::saved::SavedImages;
 
 /// What has been united so far.
 #[derive(Debug, Default)]
@@ -22,17 +23,18 @@ pub(super) struct United {
     pub(super) locks: Locks,
     /// Files in `registry/` with their contents, and whose they are.
     registry: BTreeMap<String, (Vec<u8>, String)>,
+    /// The directories `registry/` that `cluster save DIR` filled.
+    directories: Vec<FilledDirectory>,
+    /// Files in `registry/` that are not the same in two images.
+    others: Vec<OtherFile>,
+    /// Files in `registry/` that lie on top of those of all images.
+    on_top: BTreeMap<PathBuf, Vec<u8>>,
 }
 
 /// The lock, and what in `registry/` is not named by its content.
 fn wanted(path: &[u8]) -> bool {
     let is_blob = || path.windows(7).any(|part| part == b"/blobs/");
     path == LOCK_FILE.as_bytes() || path == b"registry" || (path.starts_with(b"registry/") && !is_blob())
-}
-
-/// Where `cluster save DIR` names all images that are in `registry/`.
-fn saved_set() -> PathBuf {
-    Path::new("registry").join(REPOSITORIES).join(DIRECTORY_REPOSITORY)
 }
 
 impl United {
@@ -56,13 +58,24 @@ impl United {
                 .map_err(|error| NotMerged::OtherImage { image: name.to_owned(), error })?;
             self.locks.add(name, lock)?;
         }
-        self.registry_files(name, directory.path())
+        self.registry_files(name, directory.path())?;
+        self.directories.extend(FilledDirectory::of(name, location, directory)?);
+        Ok(())
     }
 
-    /// Adds the files in `registry/` of the tree `root`. What names all saved images goes first: where two saves differ, the tags of images
-    /// that both have may too, and it is the saves that a person has to make anew.
+    /// All images are there: unites what names those that were saved.
+    ///
+    /// # Errors
+    ///
+    /// When two images have different files of one path, or say different things of what was saved.
+    pub(super) async fn finish(&mut self, client: &Client, platform: &PlatformName) -> Result<(), NotMerged> {
+        self.on_top = directory::unite(&self.directories, &self.others, client, platform).await?;
+        Ok(())
+    }
+
+    /// Adds the files in `registry/` of the tree `root`.
     fn registry_files(&mut self, name: &str, root: &Path) -> Result<(), NotMerged> {
-        let mut todo = vec![PathBuf::from("registry"), saved_set()];
+        let mut todo = vec![PathBuf::from("registry")];
         while let Some(folder) = todo.pop() {
             let Ok(entries) = std::fs::read_dir(root.join(&folder)) else { continue };
             for entry in entries {
@@ -70,7 +83,10 @@ impl United {
                 let path = folder.join(entry.file_name());
                 match entry.file_type()? {
                     kind if kind.is_dir() => todo.push(path),
-                    kind if kind.is_file() => self.file(name, &path, std::fs::read(entry.path())?)?,
+                    // What names all saved images is united, and everything else in their repository has the name of its content.
+                    kind if kind.is_file() && path != set_link() => {
+                        self.file(name, &path, std::fs::read(entry.path())?);
+                    }
                     _ => {}
                 }
             }
@@ -78,28 +94,25 @@ impl United {
         Ok(())
     }
 
-    fn file(&mut self, name: &str, path: &Path, content: Vec<u8>) -> Result<(), Conflict> {
-        let is_set = path.starts_with(saved_set());
+    fn file(&mut self, name: &str, path: &Path, content: Vec<u8>) {
         let path = path.display().to_string();
         match self.registry.get(&path) {
-            Some((before, one)) if *before != content => {
-                let (one, other) = (one.clone(), name.to_owned());
-                Err(if is_set { Conflict::Saved { one, other } } else { Conflict::File { path, one, other } })
+            Some((before, _)) if *before == content => {}
+            Some((before, one)) => {
+                let (content, one, other) = (before.clone(), one.clone(), name.to_owned());
+                self.others.push(OtherFile { path, content, one, other });
             }
-            Some(_) => Ok(()),
-            None => {
-                self.registry.insert(path, (content, name.to_owned()));
-                Ok(())
-            }
+            None => drop(self.registry.insert(path, (content, name.to_owned()))),
         }
     }
 
-    /// A tar with the united lock, unless it is that of one image.
+    /// A tar with what lies on top of all images: the united lock, unless it is that of one image, and what names saved images.
     pub(super) fn layer(&self) -> std::io::Result<Option<Bytes>> {
-        match self.locks.count() {
-            ..2 => Ok(None),
-            _ => lock_layer(self.locks.lock(), None).map(Some),
-        }
+        let lock = (self.locks.count() > 1).then(|| self.locks.lock().to_string());
+        let lock = lock.iter().map(|lock| (Path::new(LOCK_FILE), lock.as_bytes()));
+        let files = self.on_top.iter().map(|(path, content)| (path.as_path(), content.as_slice()));
+        let files: Vec<_> = lock.chain(files).collect();
+        if files.is_empty() { Ok(None) } else { files_layer(files).map(Some) }
     }
 }
 
@@ -107,42 +120,17 @@ impl United {
 mod tests {
     use super::*;
 
-    #[test]
-    fn files_of_one_path_have_one_content() {
+    #[tokio::test]
+    async fn files_of_one_path_have_one_content() {
+        let client = Client::new(registry::client::ClientConfig::default()).unwrap();
         let mut united = United::default();
         let path = Path::new("registry/x/link");
-        united.file("a", path, b"1".to_vec()).unwrap();
-        united.file("b", path, b"1".to_vec()).unwrap();
-        let error = united.file("c", path, b"2".to_vec()).unwrap_err().to_string();
+        for (name, content) in [("a", "1"), ("b", "1"), ("c", "2")] {
+            united.file(name, path, content.into());
+        }
+        let error = united.finish(&client, &PlatformName::host()).await.unwrap_err().to_string();
         assert_eq!(error, "a and c have different files registry/x/link");
-        // Both images were filled by a save.
-        let set = Path::new(
-            "registry/docker/registry/v2/repositories/nydus-cluster/images/_manifests/tags/latest/current/link",
-        );
-        united.file("a", set, b"1".to_vec()).unwrap();
-        let error = united.file("b", set, b"2".to_vec()).unwrap_err().to_string();
-        assert!(error.contains("a and b were each filled by `cluster save DIR`"), "{error}");
         assert!(wanted(b"registry/docker/registry/v2/repositories/a/_manifests/tags/v1/current/link"));
         assert!(!wanted(b"registry/docker/registry/v2/blobs/sha256/aa/data") && !wanted(b"etc/registry/x"));
-    }
-
-    #[test]
-    fn two_saves_are_named_before_the_images_that_both_have() {
-        let tree = |link: &str| {
-            let root = tempfile::tempdir().unwrap();
-            // Folders are read in no order: with this many, one of them comes before the set.
-            let images = (0..64).map(|index| format!("app{index}"));
-            for repository in images.chain([DIRECTORY_REPOSITORY.to_owned()]) {
-                let tag = root.path().join("registry").join(REPOSITORIES).join(repository);
-                let tag = tag.join("_manifests/tags/latest/current");
-                std::fs::create_dir_all(&tag).unwrap();
-                std::fs::write(tag.join("link"), link).unwrap();
-            }
-            root
-        };
-        let mut united = United::default();
-        united.registry_files("a", tree("1").path()).unwrap();
-        let error = united.registry_files("b", tree("2").path()).unwrap_err();
-        assert!(matches!(error, NotMerged::Conflict(Conflict::Saved { .. })), "{error}");
     }
 }

@@ -3,6 +3,7 @@
 //!
 //! - `words`: labels, environment, commands, annotations.
 //! - `files`: the lock and the directory `registry/`, which are united too, and may contradict each other.
+//! - `directory`: what `cluster save DIR` left in `registry/`, united.
 //! - `locks`: locks, united.
 //! - `saved`: what `cluster save` brought for them, united.
 //! - `conflict`, `error`: why there is no merged image.
@@ -10,6 +11,7 @@
 //! No data moves: see [`image::merge`].
 
 mod conflict;
+mod directory;
 mod error;
 mod files;
 mod locks;
@@ -265,6 +267,7 @@ impl MergeInputs<'_> {
         if let Some(images) = self.images {
             images.locks.agree(&united.locks)?;
         }
+        united.finish(client, platform).await?;
         Ok(united)
     }
 

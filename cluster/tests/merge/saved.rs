@@ -25,12 +25,12 @@ use crate::peers::{self, noise};
 use crate::support::images::{Files, files};
 use crate::support::{self, Registry, layer, manifest};
 
-const AMD64: &str = "linux/amd64";
+pub(crate) const AMD64: &str = "linux/amd64";
 
 /// A registry with container images, and one with cluster images, of which it is counted what leaves it.
-struct World {
+pub(crate) struct World {
     from: Registry,
-    to: Registry,
+    pub(crate) to: Registry,
     counted: Proxy,
     dir: TempDir,
     base: Bytes,
@@ -39,7 +39,7 @@ struct World {
 
 /// A container image that was pushed.
 #[derive(Clone)]
-struct Pushed {
+pub(crate) struct Pushed {
     manifest: Vec<u8>,
     files: Files,
 }
@@ -51,7 +51,7 @@ impl Pushed {
 }
 
 impl World {
-    async fn start() -> Self {
+    pub(crate) async fn start() -> Self {
         let (from, to) = (Registry::start().await, Registry::start().await);
         let counted = Proxy::start(to.host(), Way::ToClient, Vec::new()).await;
         let dir = tempfile::tempdir().unwrap();
@@ -59,23 +59,23 @@ impl World {
     }
 
     /// A client whose converted layers wait where no other test has any.
-    fn client(&self) -> Client {
+    pub(crate) fn client(&self) -> Client {
         let upload = UploadConfig { spool_dir: self.dir.path().to_owned(), ..UploadConfig::default() };
         Client::new(ClientConfig { upload, ..support::config() }).unwrap()
     }
 
     /// A name in the registry with cluster images.
-    fn name(&self, name: &str) -> Reference {
+    pub(crate) fn name(&self, name: &str) -> Reference {
         Reference::parse(&format!("{}/{name}", self.counted.host)).unwrap()
     }
 
     /// Pushes the container image `name` of the base, `own`, and a library that several have.
-    async fn push(&self, name: &str, own: &Bytes) -> Pushed {
+    pub(crate) async fn push(&self, name: &str, own: &Bytes) -> Pushed {
         self.push_with(name, &[("own", own), ("lib/own", &self.lib)], &json!({})).await
     }
 
     /// The same, without the library: what is saved with it is not shared.
-    async fn push_alone(&self, name: &str, own: &Bytes) -> Pushed {
+    pub(crate) async fn push_alone(&self, name: &str, own: &Bytes) -> Pushed {
         self.push_with(name, &[("own", own)], &json!({})).await
     }
 
@@ -102,7 +102,7 @@ impl World {
     }
 
     /// The lock of these container images.
-    async fn lock(&self, images: &[&str]) -> Lock {
+    pub(crate) async fn lock(&self, images: &[&str]) -> Lock {
         let dir = tempfile::tempdir().unwrap();
         let list: String = images.iter().map(|image| format!("{}/{image}\n", self.from.host())).collect();
         fs::write(dir.path().join("imageList"), list).unwrap();
@@ -114,7 +114,7 @@ impl World {
     }
 
     /// Pushes the cluster image `name` with this lock in its root file system, if it is to have one.
-    async fn cluster_image(&self, name: &str, lock: Option<&Lock>) {
+    pub(crate) async fn cluster_image(&self, name: &str, lock: Option<&Lock>) {
         let text = lock.map(ToString::to_string);
         let mut files = vec![(name, name.as_bytes())];
         files.extend(text.as_ref().map(|text| ("images.lock", text.as_bytes())));
@@ -167,7 +167,7 @@ impl World {
 }
 
 /// Each of the images is in `saved`, to the last byte, and a node can run and answer for all of them.
-async fn check(saved: &SavedImages, images: &[&Pushed]) {
+pub(crate) async fn check(saved: &SavedImages, images: &[&Pushed]) {
     let table = saved.table().unwrap();
     for image in images {
         assert!(files(saved, image.digest().as_ref()).await == image.files);

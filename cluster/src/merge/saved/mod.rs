@@ -51,8 +51,7 @@ impl FilledImage {
                 found => found.map_err(broken)?,
             };
             let Some(saved) = found else { continue };
-            let parts = saved.parts(client).await.map_err(broken)?;
-            return Ok(Some(Self { name: input.name.clone(), saved, parts }));
+            return Self::of(&input.name, saved, client).await.map(Some);
         }
         match &input.location {
             Location::Registry(reference) if !bound.is_empty() => {
@@ -60,6 +59,13 @@ impl FilledImage {
             }
             _ => Ok(None),
         }
+    }
+
+    /// The image `name`, for which `saved` was saved.
+    pub(super) async fn of(name: &str, saved: SavedImages, client: &Client) -> Result<Self, NotMerged> {
+        let broken = |error| NotMerged::Saved { image: name.to_owned(), error: Box::new(error) };
+        let parts = saved.parts(client).await.map_err(broken)?;
+        Ok(Self { name: name.to_owned(), saved, parts })
     }
 
     /// The images that were saved.
