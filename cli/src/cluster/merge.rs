@@ -22,9 +22,14 @@ pub(super) async fn run(config: &Config, flags: args::Merge) -> anyhow::Result<E
         locations.push(location);
     }
     let merged = merge(&locations, &client, &flags.tag, &flags.platform).await?;
-    let MergedImage { digest, platforms, left_out } = merged;
+    let MergedImage { digest, platforms, left_out, unsaved } = merged;
     if !left_out.is_empty() {
         note(&format!("warning: not all images are for {}: it is left out", listed(&left_out)));
+    }
+    for image in unsaved {
+        note(&format!(
+            "warning: {image} is bound to saved images that are not with it: the merged image is without them, and its nodes pull these plainly"
+        ));
     }
     stdout::print(&format!("{}@{digest}  {}\n", flags.tag, listed(&platforms)))?;
     Ok(ExitCode::SUCCESS)

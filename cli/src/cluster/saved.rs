@@ -3,16 +3,13 @@
 use anyhow::{Context as _, bail};
 use cluster::launch::{self, task::Images};
 use cluster::lock::Lock;
-use cluster::saved::{SavedAt, SavedError, SavedImages, bound};
+use cluster::saved::{SavedAt, SavedError, SavedImages, beside, bound};
 use image::location::{InFile, Location};
 use image::source::Source;
 use registry::client::{self, Client};
 use registry::{Digest, Reference, Repository};
 
 use crate::stdout::note;
-
-/// What stands behind a cluster image's tag where its build saved its container images.
-const IMAGES: &str = "-images";
 
 /// Where container images may have been saved.
 #[derive(Debug)]
@@ -33,7 +30,6 @@ impl Candidates {
     /// Those of the cluster image that is called `image` and is bound to the images `bound`; `said` is where they are according to the
     /// user.
     pub(super) fn of(image: &Reference, bound: &[Digest], said: Option<&Reference>) -> anyhow::Result<Self> {
-        let beside = |tag: &str| image.repository().with_tag(&format!("{tag}{IMAGES}"));
         Ok(match said {
             Some(said) if said.digest().is_none() && !bound.is_empty() => {
                 Self::Bound(said.repository().clone(), bound.to_vec())
@@ -50,10 +46,8 @@ impl Candidates {
                 Self::Sure(said.clone())
             }
             None if !bound.is_empty() => Self::Bound(image.repository().clone(), bound.to_vec()),
-            None => match image.tag().filter(|_| image.digest().is_none()) {
-                Some(tag) => Self::Perhaps(beside(tag)?),
-                None => Self::Nowhere,
-            },
+            None if image.digest().is_none() => Self::Perhaps(beside(image)?),
+            None => Self::Nowhere,
         })
     }
 

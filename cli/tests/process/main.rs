@@ -17,6 +17,7 @@ mod log;
 mod looks;
 mod manager;
 mod memory;
+mod merged;
 mod metrics;
 mod node;
 mod packages;

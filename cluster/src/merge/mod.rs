@@ -3,111 +3,39 @@
 //!
 //! - `words`: labels, environment, commands, annotations.
 //! - `files`: the lock and the directory `registry/`, which are united too, and may contradict each other.
+//! - `directory`: what `cluster save DIR` left in `registry/`, united.
+//! - `locks`: locks, united.
+//! - `saved`: what `cluster save` brought for them, united.
+//! - `conflict`, `error`: why there is no merged image.
 //!
 //! No data moves: see [`image::merge`].
 
+mod conflict;
+mod directory;
+mod error;
 mod files;
+mod locks;
+mod saved;
 mod words;
 
 use std::collections::{BTreeMap, HashMap};
 use std::sync::Arc;
 
-use image::destination::{Destination, InRegistry, StoreError};
-use image::document::{Beside, DocumentError, Index, MediaTypes, Object, Parsed, Stored, parse};
-use image::files::FilesError;
+use image::destination::{Destination, InRegistry};
+use image::document::{Beside, Index, MediaTypes, Object, Parsed, Stored, parse};
 use image::location::Location;
-use image::merge::{self, MergeImagesError, MergePart, Said};
+use image::merge::{self, MergePart, Said};
 use image::platform::{PlatformName, listed};
 use image::source::{Document, Source, SourceError};
 use registry::client::Client;
-use registry::{Digest, Reference};
+use registry::{Digest, Reference, digest};
 use serde_json::json;
-use thiserror::Error;
 
-use crate::describe::DescribeError;
-use crate::lock::LockFileError;
+use crate::saved::{bind, bound};
 
-pub use files::Conflict;
-
-/// Why there is no merged image.
-#[derive(Debug, Error)]
-#[non_exhaustive]
-pub enum NotMerged {
-    /// One of the images cannot be read.
-    #[error(transparent)]
-    Source(#[from] SourceError),
-    /// The files of one cannot be read.
-    #[error("{image}: {error}")]
-    Files {
-        /// The image.
-        image: String,
-        /// Why.
-        error: Box<FilesError>,
-    },
-    /// A document of one is none.
-    #[error("{image}: {error}")]
-    Document {
-        /// The image.
-        image: String,
-        /// What is wrong with it.
-        error: DocumentError,
-    },
-    /// What one says of itself cannot be read.
-    #[error("{image}: {error}")]
-    Describe {
-        /// The image.
-        image: String,
-        /// What is wrong.
-        error: DescribeError,
-    },
-    /// The lock of one cannot be read.
-    #[error(transparent)]
-    Lock(#[from] LockFileError),
-    /// They have no platform in common.
-    #[error("{first} is for {platforms}, and the other images have none of these platforms")]
-    NoPlatform {
-        /// The first image.
-        first: String,
-        /// Its platforms.
-        platforms: String,
-    },
-    /// A platform that was asked for is missing.
-    #[error("{image} has no image for {platform}")]
-    Missing {
-        /// The image.
-        image: String,
-        /// The platform.
-        platform: PlatformName,
-    },
-    /// Some are plain, and others nydus.
-    #[error("for {platform} {plain} is a plain image and {nydus} a nydus image: convert one of them first")]
-    Forms {
-        /// The platform.
-        platform: PlatformName,
-        /// One of the plain images.
-        plain: String,
-        /// One of the nydus images.
-        nydus: String,
-    },
-    /// Two of them say different things.
-    #[error(transparent)]
-    Conflict(#[from] Conflict),
-    /// It cannot be put together.
-    #[error(transparent)]
-    Image(Box<MergeImagesError>),
-    /// It cannot be pushed.
-    #[error(transparent)]
-    Push(#[from] StoreError),
-    /// A temporary directory cannot be used.
-    #[error("cannot use a temporary directory: {0}")]
-    Temporary(#[from] std::io::Error),
-}
-
-impl From<MergeImagesError> for NotMerged {
-    fn from(error: MergeImagesError) -> Self {
-        Self::Image(Box::new(error))
-    }
-}
+pub use conflict::Conflict;
+pub use error::NotMerged;
+use saved::{FilledImage, UnitedImages};
 
 /// What became of a merge.
 #[derive(Clone, Debug)]
@@ -118,12 +46,16 @@ pub struct MergedImage {
     pub platforms: Vec<PlatformName>,
     /// Platforms of the first image that another one lacks.
     pub left_out: Vec<PlatformName>,
+    /// Images that are bound to saved images which are not where they are: the merged image is without these.
+    pub unsaved: Vec<String>,
 }
 
 /// One of the images, by platform.
 struct MergeInput {
     name: String,
     location: Location,
+    /// What its name leads to.
+    root: Document,
     platforms: BTreeMap<String, MergedForms>,
 }
 
@@ -135,7 +67,7 @@ struct MergedForms {
 }
 
 /// Merges the images at `locations`, the lowest first, for the platforms in `wanted`, or for all that they have in common where that
-/// is empty, and has the result under the name `to`.
+/// is empty, and has the result under the name `to`. What was saved for them is beside it then, and it is bound to that.
 ///
 /// # Errors
 ///
@@ -151,22 +83,43 @@ pub async fn merge(
         inputs.push(MergeInput::open(location, client).await?);
     }
     let (platforms, left_out) = platforms(&inputs, wanted)?;
+    let (mut filled, mut unsaved) = (Vec::new(), Vec::new());
+    for input in &inputs {
+        let found = FilledImage::find(input, client).await?;
+        if found.is_none() && !input.bound()?.is_empty() {
+            unsaved.push(input.name.clone());
+        }
+        filled.push(found);
+    }
+    let images = UnitedImages::of(&filled.iter().flatten().collect::<Vec<_>>())?;
     let destination: Arc<dyn Destination> =
         Arc::new(InRegistry::new(client.clone(), to.repository().clone()));
+    let inputs = MergeInputs { inputs: &inputs, filled: &filled, images: images.as_ref() };
     let mut made = Vec::new();
     for platform in &platforms {
-        made.push(one(&inputs, platform, client, &destination).await?);
+        made.push(inputs.merge(platform, client, &destination).await?);
     }
-    let root = root(&platforms, made);
+    let mut root = root(&platforms, made);
+    if let Some(images) = images {
+        root = bound_to(root, images.put(&destination, to).await?)?;
+    }
     destination.publish(std::slice::from_ref(to), Some(&root)).await?;
-    Ok(MergedImage { digest: root.digest, platforms, left_out })
+    Ok(MergedImage { digest: root.digest, platforms, left_out, unsaved })
+}
+
+/// The merged image, bound to the saved images with this digest.
+fn bound_to(root: Stored, images: Digest) -> Result<Stored, NotMerged> {
+    let content = bind(&root.content, &[images])
+        .map_err(|error| NotMerged::Document { image: "the merged image".to_owned(), error })?;
+    Ok(Stored { digest: digest::sha256(&content), content, ..root })
 }
 
 impl MergeInput {
     async fn open(location: &Location, client: &Client) -> Result<Self, NotMerged> {
         let source = Source::open(location, client).await?;
         let root = source.root().await?;
-        let mut input = Self { name: source.name(), location: location.clone(), platforms: BTreeMap::new() };
+        let (name, location, platforms) = (source.name(), location.clone(), BTreeMap::new());
+        let mut input = Self { name, location, root: root.clone(), platforms };
         let Parsed::Index(index) = source.parse(&root)? else {
             input.add(&source, root, None).await?;
             return Ok(input);
@@ -206,6 +159,11 @@ impl MergeInput {
         Ok(())
     }
 
+    /// The saved images that it is bound to.
+    fn bound(&self) -> Result<Vec<Digest>, NotMerged> {
+        bound(&self.root.content).map_err(|error| NotMerged::Document { image: self.name.clone(), error })
+    }
+
     fn forms(&self, platform: &PlatformName) -> Option<&MergedForms> {
         self.platforms.get(&platform.to_string())
     }
@@ -241,56 +199,91 @@ struct Made {
     nydus: Option<Stored>,
 }
 
-async fn one(
-    inputs: &[MergeInput],
-    platform: &PlatformName,
-    client: &Client,
-    destination: &Arc<dyn Destination>,
-) -> Result<Made, NotMerged> {
-    let of = |pick: fn(&MergedForms) -> Option<&MergePart>| -> Option<Vec<MergePart>> {
-        inputs.iter().map(|input| input.forms(platform).and_then(pick).cloned()).collect()
-    };
-    let (plain, nydus) = (of(|forms| forms.plain.as_ref()), of(|forms| forms.nydus.as_ref()));
-    let Some(parts) = plain.as_ref().or(nydus.as_ref()) else {
+/// All images that are merged.
+struct MergeInputs<'a> {
+    inputs: &'a [MergeInput],
+    /// What was saved for each of them.
+    filled: &'a [Option<FilledImage>],
+    /// All of that, united.
+    images: Option<&'a UnitedImages>,
+}
+
+impl MergeInputs<'_> {
+    /// Merges those for a platform.
+    async fn merge(
+        &self,
+        platform: &PlatformName,
+        client: &Client,
+        destination: &Arc<dyn Destination>,
+    ) -> Result<Made, NotMerged> {
+        let (plain, nydus) = (
+            self.parts(platform, |forms| forms.plain.as_ref()),
+            self.parts(platform, |forms| forms.nydus.as_ref()),
+        );
+        let Some(parts) = plain.as_ref().or(nydus.as_ref()) else { return Err(self.mixed(platform)) };
+        // All inputs are looked at before anything is stored: a contradiction between them leaves nothing behind.
+        let united = self.files(platform, client).await?;
+        let said = self.said(parts, &united)?;
+        let mut made = Made::default();
+        if let Some(parts) = &plain {
+            made.plain = Some(merge::plain(parts, &said, destination.as_ref()).await?);
+        }
+        if let Some(parts) = &nydus {
+            let media_types = if plain.is_some() { MediaTypes::BesidePlain } else { MediaTypes::Oci };
+            made.nydus = Some(merge::nydus(parts, &said, media_types, destination).await?);
+        }
+        Ok(made)
+    }
+
+    /// Those of one form, if all images have it.
+    fn parts(
+        &self,
+        platform: &PlatformName,
+        pick: fn(&MergedForms) -> Option<&MergePart>,
+    ) -> Option<Vec<MergePart>> {
+        self.inputs.iter().map(|input| input.forms(platform).and_then(pick).cloned()).collect()
+    }
+
+    /// That there is no form that all images have.
+    fn mixed(&self, platform: &PlatformName) -> NotMerged {
         let without = |pick: fn(&MergedForms) -> bool| {
-            let input = inputs.iter().find(|input| input.forms(platform).is_some_and(pick));
+            let input = self.inputs.iter().find(|input| input.forms(platform).is_some_and(pick));
             input.map(|input| input.name.clone()).unwrap_or_default()
         };
-        return Err(NotMerged::Forms {
+        NotMerged::Forms {
             platform: platform.clone(),
             plain: without(|forms| forms.nydus.is_none()),
             nydus: without(|forms| forms.plain.is_none()),
-        });
-    };
-    // All inputs are looked at before anything is stored: a contradiction between them leaves nothing behind.
-    let mut united = files::United::default();
-    for input in inputs {
-        united.add(&input.name, &input.location, client, platform).await?;
+        }
     }
-    let documents = |part: &MergePart, name: &str| -> Result<(Object, Object), NotMerged> {
-        let wrong = |error| NotMerged::Document { image: name.to_owned(), error };
-        Ok((
-            parse("image config", &part.config).map_err(wrong)?,
-            parse("manifest", &part.manifest).map_err(wrong)?,
-        ))
-    };
-    let mut said = words::Statements::default();
-    for (part, input) in parts.iter().zip(inputs) {
-        let (config, manifest) = documents(part, &input.name)?;
-        said.add(&config, &manifest)
-            .map_err(|error| NotMerged::Describe { image: input.name.clone(), error })?;
+
+    /// Their files that are united.
+    async fn files(&self, platform: &PlatformName, client: &Client) -> Result<files::United, NotMerged> {
+        let mut united = files::United::default();
+        for (input, filled) in self.inputs.iter().zip(self.filled) {
+            let saved = filled.as_ref().map(FilledImage::saved);
+            united.add(&input.name, &input.location, client, platform, saved).await?;
+        }
+        if let Some(images) = self.images {
+            images.locks.agree(&united.locks)?;
+        }
+        united.finish(client, platform).await?;
+        Ok(united)
     }
-    let (config, annotations) = said.finish();
-    let said = Said { config, annotations, on_top: united.layer()? };
-    let mut made = Made::default();
-    if let Some(parts) = &plain {
-        made.plain = Some(merge::plain(parts, &said, destination.as_ref()).await?);
+
+    /// What the merged image says of itself.
+    fn said(&self, parts: &[MergePart], united: &files::United) -> Result<Said, NotMerged> {
+        let mut said = words::Statements::default();
+        for (part, input) in parts.iter().zip(self.inputs) {
+            let wrong = |error| NotMerged::Document { image: input.name.clone(), error };
+            let config: Object = parse("image config", &part.config).map_err(wrong)?;
+            let manifest: Object = parse("manifest", &part.manifest).map_err(wrong)?;
+            said.add(&config, &manifest)
+                .map_err(|error| NotMerged::Describe { image: input.name.clone(), error })?;
+        }
+        let (config, annotations) = said.finish();
+        Ok(Said { config, annotations, on_top: united.layer()? })
     }
-    if let Some(parts) = &nydus {
-        let media_types = if plain.is_some() { MediaTypes::BesidePlain } else { MediaTypes::Oci };
-        made.nydus = Some(merge::nydus(parts, &said, media_types, destination).await?);
-    }
-    Ok(made)
 }
 
 /// What the name is to lead to: the only image, or an index.

@@ -44,16 +44,27 @@ pub const METADATA_FILE: &str = "Metadata";
 /// When it is larger than memory holds.
 pub fn lock_layer(lock: &Lock, metadata: Option<&str>) -> std::io::Result<bytes::Bytes> {
     let lock = lock.to_string();
+    let files = [(LOCK_FILE, Some(lock.as_str())), (METADATA_FILE, metadata)];
+    files_layer(files.into_iter().filter_map(|(name, content)| Some((Path::new(name), content?.as_bytes()))))
+}
+
+/// The tar of a layer that has these files. The same content gives the same bytes.
+///
+/// # Errors
+///
+/// When it is larger than memory holds, or one of the paths too long for a tar.
+pub(crate) fn files_layer<'a>(
+    files: impl IntoIterator<Item = (&'a Path, &'a [u8])>,
+) -> std::io::Result<bytes::Bytes> {
     let mut tar = tar::Builder::new(Vec::new());
-    for (name, content) in [(LOCK_FILE, Some(lock.as_str())), (METADATA_FILE, metadata)] {
-        let Some(content) = content else { continue };
+    for (path, content) in files {
         let mut header = tar::Header::new_ustar();
         header.set_mode(0o644);
         header.set_uid(0);
         header.set_gid(0);
         header.set_mtime(0);
         header.set_size(content.len() as u64);
-        tar.append_data(&mut header, name, content.as_bytes())?;
+        tar.append_data(&mut header, path, content)?;
     }
     Ok(tar.into_inner()?.into())
 }

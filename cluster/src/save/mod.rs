@@ -18,7 +18,7 @@ pub(crate) mod layout;
 pub(crate) mod plan;
 mod rafs;
 mod repository;
-mod set;
+pub(crate) mod set;
 mod transfer;
 
 use std::collections::HashMap;

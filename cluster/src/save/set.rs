@@ -47,27 +47,13 @@ pub(crate) async fn put(
         }
         parts.push(document.described);
     }
-    let blobs: BTreeMap<&str, u64> = table
-        .into_iter()
-        .flat_map(|table| &table.blobs)
-        .map(|(digest, blob)| (digest.as_ref(), blob.size))
-        .collect();
-    parts.extend(
-        blobs.iter().map(
-            |(digest, size)| json!({"mediaType": nydus::MEDIA_TYPE_BLOB, "digest": digest, "size": size}),
-        ),
-    );
+    parts.extend(table.into_iter().flat_map(blob_parts));
     // A registry takes a manifest only once all that it names is there: parts, then the manifest of parts, then what the caller tags.
     let config = put_blob(destination, LOCK_TYPE, Bytes::from(lock.to_string())).await?;
     let mut blobs: Vec<Digest> = parts.iter().chain([&config]).filter_map(digest_of).collect();
-    let images = json!({
-        "schemaVersion": 2, "mediaType": OCI_MANIFEST, "artifactType": ARTIFACT_TYPE, "config": config, "layers": parts,
-    });
-    let images = Bytes::from(images.to_string());
-    let mut of_images = described(OCI_MANIFEST, &digest::sha256(&images), images.len() as u64);
-    of_images["artifactType"] = ARTIFACT_TYPE.into();
+    let images = images_manifest(&config, &parts);
+    let mut manifests = vec![images_entry(&images)];
     destination.put_manifest(OCI_MANIFEST, images).await?;
-    let mut manifests = vec![of_images];
     for image in saved {
         manifests.extend(image.plan.plain.iter().map(|manifest| plain_entry(image, manifest)));
         manifests.extend(image.nydus.iter().map(|nydus| nydus_entry(image, nydus)));
@@ -75,8 +61,35 @@ pub(crate) async fn put(
         blobs.extend(image.nydus.iter().flat_map(NydusImage::parts));
     }
     let named = manifests.iter().filter_map(digest_of).collect();
-    let index = json!({"schemaVersion": 2, "mediaType": OCI_INDEX, "manifests": manifests});
-    Ok(Set { index: Bytes::from(index.to_string()), manifests: named, blobs })
+    Ok(Set { index: images_index(&manifests), manifests: named, blobs })
+}
+
+/// The blobs that a table names, as parts of the manifest that has them.
+pub(crate) fn blob_parts(table: &Table) -> Vec<Value> {
+    let blobs: BTreeMap<&str, u64> =
+        table.blobs.iter().map(|(digest, blob)| (digest.as_ref(), blob.size)).collect();
+    let part = |(digest, size)| json!({"mediaType": nydus::MEDIA_TYPE_BLOB, "digest": digest, "size": size});
+    blobs.into_iter().map(part).collect()
+}
+
+/// The manifest with the lock `config` and these other parts.
+pub(crate) fn images_manifest(config: &Value, parts: &[Value]) -> Bytes {
+    let manifest = json!({
+        "schemaVersion": 2, "mediaType": OCI_MANIFEST, "artifactType": ARTIFACT_TYPE, "config": config, "layers": parts,
+    });
+    Bytes::from(manifest.to_string())
+}
+
+/// This manifest as the index names it.
+pub(crate) fn images_entry(manifest: &Bytes) -> Value {
+    let mut entry = described(OCI_MANIFEST, &digest::sha256(manifest), manifest.len() as u64);
+    entry["artifactType"] = ARTIFACT_TYPE.into();
+    entry
+}
+
+/// The index that names these manifests.
+pub(crate) fn images_index(manifests: &[Value]) -> Bytes {
+    Bytes::from(json!({"schemaVersion": 2, "mediaType": OCI_INDEX, "manifests": manifests}).to_string())
 }
 
 /// A document of an image.

@@ -3,7 +3,8 @@
 
 use bytes::Bytes;
 use image::document::{DocumentError, parse};
-use registry::Digest;
+use registry::reference::InvalidReference;
+use registry::{Digest, Reference};
 use serde_json::{Map, Value};
 
 /// Annotation with the digest of the index that names the saved images. Saved in several repositories they may have several:
@@ -47,6 +48,15 @@ pub fn bound(root: &[u8]) -> Result<Vec<Digest>, DocumentError> {
     let expected = || wrong(format!("its annotation {IMAGES_ANNOTATION} is {said}: expected a digest"));
     let said = said.as_str().ok_or_else(expected)?;
     said.split(',').map(|digest| digest.trim().parse().map_err(|_| expected())).collect()
+}
+
+/// Where the images of the cluster image `image` are saved where nobody says otherwise: beside it, under its tag with `-images` behind it.
+///
+/// # Errors
+///
+/// When that is too long for a tag.
+pub fn beside(image: &Reference) -> Result<Reference, InvalidReference> {
+    image.repository().with_tag(&format!("{}-images", image.tag().unwrap_or("latest")))
 }
 
 fn wrong(reason: impl Into<String>) -> DocumentError {

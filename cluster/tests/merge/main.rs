@@ -2,6 +2,12 @@
 
 #![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
 
+mod directories;
+// Other registries, and what is between them and us: as the registry's own tests have them.
+#[path = "../../../registry/tests/it/support/mod.rs"]
+#[allow(dead_code, reason = "these tests need some of it")]
+mod peers;
+mod saved;
 #[path = "../support/mod.rs"]
 mod support;
 

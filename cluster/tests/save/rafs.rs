@@ -1,8 +1,7 @@
 //! Images saved as RAFS: what they share, what comes again, and whether they are what they were.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeSet;
 use std::fs;
-use std::io::Read as _;
 use std::path::Path;
 use std::process::Command;
 
@@ -10,8 +9,6 @@ use bytes::Bytes;
 use cluster::lock::Lock;
 use cluster::save::{Destination, Failed, Forms, LayerSpace, Report, SaveOptions};
 use cluster::saved::{SavedAt, SavedImages, Table};
-use rafs::blob::source::BlobDirectory;
-use rafs::bootstrap::Bootstrap;
 use registry::client::{Client, ClientConfig, UploadConfig};
 use registry::digest::sha256;
 use registry::{Digest, Reference, Repository};
@@ -19,11 +16,9 @@ use serde_json::Value;
 use tempfile::TempDir;
 
 use crate::peers::{self, have, noise};
+pub(crate) use crate::support::images::{Files, files};
 use crate::support::{self, Registry, index, layer};
 use crate::{client, fetched, locked, saved_in};
-
-/// Files of an image, by path.
-pub(crate) type Files = BTreeMap<String, Vec<u8>>;
 
 /// A client whose converted layers wait in `dir`.
 pub(crate) fn client_in(dir: &Path) -> Client {
@@ -41,34 +36,6 @@ pub(crate) fn repository_of(to: &Registry, tag: &str) -> Reference {
 
 pub(crate) async fn opened(reference: &Reference) -> SavedImages {
     SavedImages::open(&SavedAt::Repository(reference.clone()), &client()).await.unwrap()
-}
-
-/// The files of the image with this manifest, read from what was saved.
-pub(crate) async fn files(saved: &SavedImages, manifest: &str) -> Files {
-    let table = saved.table().unwrap();
-    let image = &table.images[&manifest.parse::<Digest>().unwrap()];
-    let dir = tempfile::tempdir().unwrap();
-    for blob in &image.blobs {
-        let mut stream = saved.blob(blob).await.unwrap();
-        let mut content = Vec::new();
-        while let Some(piece) = stream.next().await.unwrap() {
-            content.extend_from_slice(&piece);
-        }
-        fs::write(dir.path().join(blob.digest()), content).unwrap();
-    }
-    let bootstrap = Bootstrap::from_bytes(saved.bootstrap(&image.chain).await.unwrap()).unwrap();
-    let mut unpacked = Vec::new();
-    rafs::unpack::to_tar(&bootstrap, &BlobDirectory::new(dir.path()), &mut unpacked).unwrap();
-    let mut files = Files::new();
-    for entry in tar::Archive::new(unpacked.as_slice()).entries().unwrap() {
-        let mut entry = entry.unwrap();
-        let mut content = Vec::new();
-        entry.read_to_end(&mut content).unwrap();
-        if entry.header().entry_type().is_file() {
-            files.insert(entry.path().unwrap().display().to_string(), content);
-        }
-    }
-    files
 }
 
 fn expected(files: &[(&str, &Bytes)]) -> Files {

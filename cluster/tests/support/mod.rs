@@ -2,6 +2,8 @@
 
 #[allow(dead_code, reason = "not every test program holds something up")]
 pub(crate) mod held;
+#[allow(dead_code, reason = "not every test program reads what is saved")]
+pub(crate) mod images;
 #[allow(dead_code, reason = "not every test program kills something")]
 pub(crate) mod killed;
 

@@ -135,7 +135,11 @@ impl Rafs {
             return Ok(None);
         }
         let manifest = self.store.manifest(&entry.manifest, entry.size).await?;
-        self.describe(plan, &manifest, entry.manifest.clone()).await.map(Some)
+        let found = self.describe(plan, &manifest, entry.manifest.clone()).await?;
+        // Where what several saves made was united, its chain may have the bootstrap of another image.
+        let is_whole =
+            found.bootstrap == *bootstrap && found.blobs.iter().map(|(blob, _)| blob).eq(&entry.blobs);
+        Ok(is_whole.then_some(found))
     }
 
     /// What its manifest, which is stored, says.
