@@ -11,7 +11,7 @@ use registry::digest::sha256;
 use snapshotter::control::{BackendSpec, ClientError, MergedBootstrap, NodeImage};
 
 use crate::fake_daemon::{self, Bootstrap};
-use crate::harness::eventually;
+use crate::harness::{Harness, eventually};
 use crate::held::{is_marked_at, kill_daemon, lasting, mark, mount_id};
 use crate::needs_root;
 use crate::nydus::Node;
@@ -183,9 +183,9 @@ async fn one_is_read_from_where_its_blobs_are_now() {
 
 #[tokio::test]
 async fn one_that_is_not_sound_is_refused_before_it_is_sent() {
-    let node = Node::start().await;
+    let harness = Harness::start().await;
     let unsound = NodeImage { backends: Vec::new(), ..image("cluster", "one") };
-    let refused = client(&node.harness).mount(&unsound).await.unwrap_err();
+    let refused = client(&harness).mount(&unsound).await.unwrap_err();
     assert!(matches!(&refused, ClientError::NodeImage(_)), "{refused}");
     assert_eq!(refused.to_string(), "node image \"cluster\": it has 0 backends, expected 1 to 16");
 }
