@@ -1,4 +1,4 @@
-//! The system calls that need `unsafe`: making a child harmless before it becomes another program.
+//! The system calls that need `unsafe`: making a child harmless before it becomes another program, and waiting for changes of mounts.
 #![allow(unsafe_code)]
 
 use std::ffi::{CString, c_char};
@@ -11,9 +11,19 @@ use std::process::Command;
 use nix::sched::{CloneFlags, unshare};
 use nix::sys::resource::{Resource, setrlimit};
 use nix::unistd::{Gid, Uid, setgroups, setresgid, setresuid};
+use tokio::io::Interest;
+use tokio::io::unix::AsyncFd;
 
 /// How many words a program that is started by its descriptor may get.
 const WORDS_LIMIT: usize = 64;
+
+/// The table of this process's mounts, as what has something urgent to say ([`Interest::PRIORITY`]) when one of them changes.
+pub(crate) fn watched_mounts() -> io::Result<AsyncFd<File>> {
+    let table = File::open("/proc/self/mountinfo")?;
+    // SAFETY: a `File` keeps its descriptor open, and the same, until it is dropped, and nobody else can close it.
+    let watched = unsafe { AsyncFd::register_with_interest(table, Interest::PRIORITY) };
+    watched.map_err(|error| error.into_parts().1)
+}
 
 /// What a child may not do.
 #[derive(Debug)]

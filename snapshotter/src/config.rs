@@ -20,7 +20,7 @@ pub struct SnapshotterConfig {
     pub listen_mode: Mode,
     /// Its group, by name or number. Default: that of the process.
     pub listen_group: Option<String>,
-    /// Its own control socket, on which image sets are put. Default: beside `listen`, with `-control` in its name:
+    /// Its own control socket, on which image sets are put and node images mounted. Default: beside `listen`, with `-control` in its name:
     /// `unix:///run/nydus-cluster/snapshotter-control.sock`.
     pub socket: Option<UnixAddress>,
     /// Permissions of that socket; whoever may write to it says what images are run. Default `0600`.

@@ -2,7 +2,7 @@
 
 use std::path::PathBuf;
 
-use crate::control::SetError;
+use crate::control::{NodeImageError, SetError};
 use crate::filter::FilterError;
 use crate::state::Kind;
 
@@ -95,6 +95,9 @@ pub enum Error {
     /// An image set is not sound.
     #[error(transparent)]
     Set(#[from] SetError),
+    /// A node image is not sound.
+    #[error(transparent)]
+    NodeImage(#[from] NodeImageError),
     /// A file system was asked for whose layers are nydus blobs without the metadata that gives them meaning.
     #[error(
         "snapshot {key:?} has nydus data layers without a bootstrap layer above them: nothing can be mounted"

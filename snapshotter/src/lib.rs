@@ -8,7 +8,7 @@
 //!   state    which snapshots there are          (redb)
 //!   overlay  their directories and mounts
 //!   nydus    what layers are; mounted images  → daemon  finding, starting and watching it
-//! control    image sets, which are run as RAFS whatever they are called; a socket of its own
+//! control    image sets, which are run as RAFS whatever they are called, and images of the node itself; a socket of its own
 //! filter     containerd's filter language
 //! broker     how registries are read, for the daemon  → kubernetes  pull secrets of the node's pods
 //! containerd questions to containerd itself
@@ -132,10 +132,11 @@ async fn give_back_memory(calls: &Calls) {
     }
 }
 
-/// Cleans up what a crash left, keeps the images in use mounted, and those that are not, no longer than there is room.
+/// Cleans up what a crash left, keeps the images in use mounted, the node's own and those of containers, and those that are not in use,
+/// no longer than there is room.
 async fn keep_in_order(snapshotter: &Arc<Snapshotter>) {
     if let Err(error) = snapshotter.cleanup().await {
         warn!(error = describe(&error), "cannot clean up");
     }
-    tokio::join!(snapshotter.keep_restored(), snapshotter.keep_room());
+    tokio::join!(snapshotter.keep_node_images(), snapshotter.keep_restored(), snapshotter.keep_room());
 }

@@ -64,6 +64,18 @@ pub(crate) enum Cluster {
     /// Do a task of `cluster run` on a node
     #[command(hide = true)]
     Node,
+    /// Lay the tree of a cluster image on what the daemon has mounted, for a node's unit
+    #[command(hide = true)]
+    Tree(Tree),
+}
+
+#[derive(Debug, clap::Args)]
+pub(crate) struct Tree {
+    /// The image, as the snapshotter knows it
+    pub(crate) image: String,
+    /// Where the node keeps what it has of a cluster
+    #[arg(long, value_name = "DIR", default_value = cluster::launch::node::NODE_DIR)]
+    pub(crate) dir: PathBuf,
 }
 
 /// Where images are looked for, and how.

@@ -26,6 +26,7 @@ pub(crate) async fn run(config: Config, command: Cluster) -> anyhow::Result<Exit
     match command {
         // A signal is its orderly end.
         Cluster::Serve(flags) => serve::run(config, flags).await,
+        Cluster::Tree(flags) => run::tree(&flags).await,
         command => interruptible(config, command).await,
     }
 }
@@ -44,6 +45,7 @@ async fn interruptible(config: Config, command: Cluster) -> anyhow::Result<ExitC
             Cluster::Logs(flags) => clusters::logs(&flags),
             Cluster::Rm(flags) => clusters::rm(flags).await,
             Cluster::Node => run::node(&config).await,
+            Cluster::Tree(flags) => run::tree(&flags).await,
         }
     });
     ended.await.unwrap_or_else(|| {

@@ -18,10 +18,11 @@ use registry::client::Client;
 use registry::{Digest, Reference};
 use tempfile::TempDir;
 
-use super::args::{self, Login};
+use super::args::{self, Login, Tree};
 use super::opened::Opened;
 use super::saved::Candidates;
 use crate::config::Config;
+use crate::shutdown;
 use crate::stdout::{self, note};
 
 /// Where a cluster image has its lock.
@@ -234,5 +235,12 @@ pub(super) async fn node(config: &Config) -> anyhow::Result<ExitCode> {
     let work = move || launch::node::work(Path::new(launch::node::NODE_DIR), &registry);
     let answer = tokio::task::spawn_blocking(work).await??;
     stdout::print(&format!("{answer}\n"))?;
+    Ok(ExitCode::SUCCESS)
+}
+
+/// Lays a node's tree, until what it lies on is gone, or a signal.
+pub(super) async fn tree(flags: &Tree) -> anyhow::Result<ExitCode> {
+    let laid = launch::node::lay_tree(&flags.dir, &flags.image, service::manager::ready);
+    shutdown::on_signal()?.run_until_cancelled(laid).await.transpose()?;
     Ok(ExitCode::SUCCESS)
 }

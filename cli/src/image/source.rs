@@ -3,14 +3,13 @@
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context as _, bail};
-use image::document::{Manifest, Parsed};
+use image::document::Manifest;
 use image::files::fetch_bootstrap;
 use image::location::Location;
-use image::platform::{PlatformName, listed};
+use image::platform::PlatformName;
 use image::source::Source;
 use rafs::bootstrap::Bootstrap;
-use registry::client::{Client, ClientConfig, Descriptor};
-use registry::nydus;
+use registry::client::{Client, ClientConfig};
 use registry::reference::Reference;
 use tempfile::TempDir;
 
@@ -126,14 +125,8 @@ async fn fetch(
     directory: &Path,
     progress: &Progress,
 ) -> anyhow::Result<Manifest> {
-    let manifest = nydus_manifest(image, platform).await?;
-    let layer = manifest.bootstrap().with_context(|| {
-        let what = manifest.what();
-        format!(
-            "{location} is {what}; expected a nydus image, in which a layer has the annotation {}",
-            nydus::ANNOTATION_BOOTSTRAP
-        )
-    })?;
+    let manifest = image.nydus_manifest(platform).await?;
+    let layer = manifest.bootstrap().context("a nydus image without a bootstrap")?;
     let task = progress.task("fetch bootstrap", layer.size());
     fetch_bootstrap(image, layer, &directory.join(BOOTSTRAP_FILE), |bytes| task.advance(bytes))
         .await
@@ -149,34 +142,4 @@ fn blobs_place(location: Location, client: Client, image: Source) -> BlobsPlace 
         Location::OciArchive(_) | Location::Package(_) => BlobsPlace::Archive(image),
         _ => BlobsPlace::Unknown,
     }
-}
-
-/// The manifest of the nydus image that this leads to, by way of an index if it is one.
-async fn nydus_manifest(image: &Source, wanted: &PlatformName) -> anyhow::Result<Manifest> {
-    let name = image.name();
-    let root = image.root().await?;
-    let index = match image.parse(&root)? {
-        Parsed::Manifest(manifest) => return Ok(manifest),
-        Parsed::Index(index) => index,
-        Parsed::Artifact(artifact) => bail!("{name} is {}; expected a nydus image", artifact.what()),
-    };
-    let named = |entry: &Descriptor| entry.platform().as_ref().map(PlatformName::of);
-    // Entries that name no platform may be for any, and come last.
-    let mut candidates: Vec<(usize, &Descriptor)> = index
-        .manifests
-        .iter()
-        .filter_map(|entry| {
-            Some((named(entry).map_or(Some(usize::MAX), |named| wanted.rank(&named))?, entry))
-        })
-        .collect();
-    candidates.sort_by_key(|(rank, _)| *rank);
-    for (_, entry) in candidates {
-        if let Parsed::Manifest(manifest) = image.parse(&image.manifest(entry).await?)?
-            && manifest.bootstrap().is_some()
-        {
-            return Ok(manifest);
-        }
-    }
-    let there: Vec<PlatformName> = index.manifests.iter().filter_map(named).collect();
-    bail!("{name}: the index names no nydus image for {wanted}, but images for {}", listed(&there))
 }

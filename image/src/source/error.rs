@@ -80,6 +80,14 @@ pub enum SourceError {
     /// A digest that cannot be verified.
     #[error(transparent)]
     UnsupportedDigest(#[from] UnsupportedAlgorithm),
+    /// There is no nydus image, or none that is wanted.
+    #[error("{source_name} is {what}; expected a nydus image")]
+    NoNydusImage {
+        /// The image.
+        source_name: String,
+        /// What it is.
+        what: String,
+    },
     /// It is not said which image is meant.
     #[error("{source_name} holds {count} images: choose one of {images}")]
     SeveralImages {

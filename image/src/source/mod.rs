@@ -10,6 +10,7 @@
 //! - `oci`, `docker`, `stored`: what these files mean.
 //! - `blob`: a blob as it is read.
 //! - `images`: the images of an index.
+//! - `nydus`: the nydus image among them.
 //! - `ranges`: the blobs of a nydus image.
 
 mod archive;
@@ -18,6 +19,7 @@ mod docker;
 mod error;
 mod files;
 mod images;
+mod nydus;
 mod oci;
 mod ranges;
 mod stored;

@@ -20,22 +20,20 @@ const RETRY_DEADLINE: Duration = Duration::from_secs(60);
 /// Some hundred megabytes on each node.
 const COMPLETE_DEADLINE: Duration = Duration::from_secs(180);
 
-/// What the mount of the cluster image, as it runs now, has said.
-const CLUSTER_IMAGE_COMPLETE: &str = "journalctl --output cat \
-    _SYSTEMD_INVOCATION_ID=$(systemctl show --property=InvocationID --value nydus-cluster-image) \
-    | grep 'all of the image is cached'";
 /// A program that the first node alone has run, and then all there is.
 const READ_CLUSTER_IMAGE: &str =
     "cd /var/lib/nydus-cluster/cluster/tree && bin/helm version && find . -type f -exec cat {} + >/dev/null";
 
-/// What a node keeps of the cluster image, to mount it without its registry.
-const KEPT_BOOTSTRAPS: &str = "/var/lib/nydus-cluster/cluster/cache/bootstraps";
+/// The number of what the tree lies on, among what is mounted.
+const CLUSTER_IMAGE: &str = "sed -n 's,^overlay /var/lib/nydus-cluster/cluster/tree .*lowerdir=[^ ]*/mounts/\\([0-9]*\\).*,\\1,p' /proc/mounts";
+/// What a node keeps of images, by their numbers, to mount them without their registries.
+const BOOTSTRAPS: &str = "/var/lib/nydus-cluster/cluster/snapshotter/snapshots";
 
 /// A node that has nothing of the cluster image boots while nobody has it, and comes back with its pods when somebody has.
 pub(crate) fn at_a_reboot(lab: &mut ClusterLab) -> Result<()> {
     lab.end_registry()?;
     let worker = &lab.machines().all()[2];
-    worker.run(&format!("rm -r {KEPT_BOOTSTRAPS}"))?;
+    worker.run(&format!("rm -r {BOOTSTRAPS}/$({CLUSTER_IMAGE})/fs/image"))?;
     // Whoever is asked instead says no at once, where elsewhere a name is looked up.
     worker.run("echo 127.0.0.1 registry.example registry.k8s.io >>/etc/hosts")?;
     worker.reboot()?;
@@ -74,12 +72,10 @@ pub(crate) fn after_completion(lab: &mut ClusterLab) -> Result<()> {
             let counts = last.as_array().into_iter().flatten().map(|image| &image["chunks"]);
             let mut counts =
                 counts.map(|chunks| (chunks["ready"].as_u64(), chunks["all"].as_u64())).peekable();
+            // The cluster image is one of them.
             counts.peek().is_some() && counts.all(|(ready, all)| ready.is_some() && ready == all)
         });
         complete.with_context(|| format!("{}: {last:#}", machine.name()))?;
-    }
-    for machine in lab.machines().all() {
-        machine.wait_for("the cluster image is complete", COMPLETE_DEADLINE, CLUSTER_IMAGE_COMPLETE)?;
     }
     lab.end_registry()?;
     for machine in lab.machines().all() {

@@ -38,6 +38,7 @@ pub(crate) fn by_password_and_here(peers: &Peers) -> Result<()> {
     let result = by_password(machine, &package, dir.path()).and_then(|()| here(machine));
     let result = result.and_then(|()| has_the_image_s_registry(machine));
     let result = result.and_then(|()| keeps_containerd(peers, machine));
+    let result = result.and_then(|()| is_mounted_by_the_daemon(machine));
     result.with_context(|| {
         let journal = machine.run("journalctl --no-pager -o cat -n 200 -u 'nydus-cluster-*' -u ssh");
         journal.map(|output| output.stdout).unwrap_or_default()
@@ -202,7 +203,7 @@ fn has_the_image_s_registry(machine: &Machine) -> Result<()> {
     is_gone(machine)
 }
 
-/// The process that mounts the cluster image is killed: another one mounts it, and what it has runs again.
+/// The process that mounts the cluster image where all else is plain is killed: another one mounts it, and what it has runs again.
 fn mount_comes_back(machine: &Machine) -> Result<()> {
     let process = "systemctl show --property=MainPID --value nydus-cluster-image";
     let killed = machine.run(process)?.stdout;
@@ -231,6 +232,52 @@ fn keeps_containerd(peers: &Peers, machine: &Machine) -> Result<()> {
     ensure!(look()? == before, "it is another one while the cluster is there: {}", look()?);
     machine.run(&format!("{PROGRAM} cluster rm"))?;
     ensure!(look()? == before, "it is another one afterwards: {}", look()?);
+    is_gone(machine)
+}
+
+/// Where images are read lazily the node's daemon has the cluster image mounted: what runs from it goes on whichever process is killed, and
+/// comes back when the machine boots. The node's containerd is there, as above.
+fn is_mounted_by_the_daemon(machine: &Machine) -> Result<()> {
+    let run = format!("{PROGRAM} cluster run {PACKAGE} --keep-containerd");
+    machine.run(&run)?;
+    let mount = "awk '$5 ~ \"^/var/lib/nydus-cluster/cluster/snapshotter/mounts/\" { print $3, $5 }' /proc/self/mountinfo";
+    let process = |unit: &str| format!("systemctl show --property=MainPID --value nydus-cluster-{unit}");
+    let look = || {
+        let script = format!("{mount}; {}; own-second", process("image"));
+        Ok::<_, anyhow::Error>(machine.run(&script)?.stdout)
+    };
+    let before = look()?;
+    ensure!(before.contains("/mounts/"), "the daemon has mounted nothing: {before}");
+    for units in [&["daemon"][..], &["snapshotter"], &["daemon", "snapshotter"]] {
+        let killed = units.iter().map(|unit| machine.run(&process(unit)).map(|output| output.stdout));
+        let killed = killed.collect::<Result<Vec<_>>>()?;
+        machine
+            .run(&format!("kill -9 {}", killed.iter().map(|id| id.trim()).collect::<Vec<_>>().join(" ")))?;
+        for (unit, id) in units.iter().zip(&killed) {
+            let process = process(unit);
+            let another = format!("[ $({process}) -gt 0 ] && [ $({process}) != {} ]", id.trim());
+            machine.wait_for(&format!("there is another {unit}"), DEADLINE, &another)?;
+        }
+        let after = look()?;
+        ensure!(after == before, "after a kill of {units:?} there is another mount:\n{before}\n{after}");
+    }
+    // A second run finds nothing to do.
+    machine.run(&run)?;
+    ensure!(look()? == before, "{}", look()?);
+    // Where the mount is lost for all that, it comes back, and the tree with it.
+    let place = before.lines().next().and_then(|line| line.split(' ').nth(1)).context("no mount")?;
+    machine.run(&format!("umount --lazy {place}"))?;
+    let another = format!("{process} && [ $({process}) -gt 0 ]", process = process("image"));
+    let another =
+        format!("{another} && [ \"$({mount})\" != '{}' ]", before.lines().next().unwrap_or_default());
+    machine.wait_for(
+        "the tree is laid again",
+        DEADLINE,
+        &format!("mountpoint -q {place} && {another} && own-second"),
+    )?;
+    machine.reboot()?;
+    machine.wait_for("the image is there after a boot", DEADLINE, "own-second")?;
+    machine.run(&format!("{PROGRAM} cluster rm"))?;
     is_gone(machine)
 }
 

@@ -1,18 +1,22 @@
 //! The messages of the snapshotter's control socket.
 
+use std::path::PathBuf;
+
 use ::service::control;
+
 use fuse_daemon::control::BackendSpec;
 use serde::{Deserialize, Serialize};
 
-use super::ImageSet;
+use super::{ImageSet, NodeImage};
 
 /// What is asked of the snapshotter, and answered.
 #[derive(Clone, Copy, Debug)]
-pub struct SetProtocol;
+pub struct SnapshotterProtocol;
 
-impl control::Protocol for SetProtocol {
+impl control::Protocol for SnapshotterProtocol {
     const SERVER: &'static str = "snapshotter";
-    const VERSION: u32 = 1;
+    /// Version 1 has no node images.
+    const VERSION: u32 = 2;
     const OLDEST_VERSION: u32 = 1;
     /// A set of some 100,000 chains.
     const LINE_LIMIT: usize = 64 << 20;
@@ -38,6 +42,16 @@ pub enum Request {
     },
     /// Answered with [`Answer::Sets`].
     List,
+    /// Mount this image for the node itself, from now on and after each start, instead of what was mounted under its name; answered with
+    /// [`Answer::Mounted`] once it serves and that is on disk.
+    Mount(Box<NodeImage>),
+    /// Mount the node image of this name no longer; answered with [`Answer::Done`], also where there is none.
+    Unmount {
+        /// The image's name.
+        name: String,
+    },
+    /// Answered with [`Answer::NodeImages`].
+    NodeImages,
 }
 
 /// The result of a request that did not fail.
@@ -54,6 +68,31 @@ pub enum Answer {
         /// In order of their names.
         sets: Vec<SetStatus>,
     },
+    /// A node image serves.
+    Mounted {
+        /// Where: the same until another image takes its place.
+        mountpoint: PathBuf,
+        /// Whether anything is otherwise than before.
+        changed: bool,
+    },
+    /// All node images.
+    NodeImages {
+        /// In order of their names.
+        images: Vec<NodeImageStatus>,
+    },
+}
+
+/// What is known of a node image.
+#[derive(Clone, Debug, Deserialize, Eq, PartialEq, Serialize)]
+pub struct NodeImageStatus {
+    /// Its name.
+    pub name: String,
+    /// Who has its blobs.
+    pub backends: Vec<BackendSpec>,
+    /// Where it is mounted, or will be once it can.
+    pub mountpoint: PathBuf,
+    /// Whether it is mounted, as far as anybody has looked.
+    pub mounted: bool,
 }
 
 /// What is known of a set.
@@ -75,7 +114,7 @@ pub struct SetStatus {
 #[derive(Clone, Copy, Debug, Deserialize, Eq, PartialEq, Serialize)]
 #[serde(rename_all = "snake_case")]
 pub enum ErrorKind {
-    /// The request is not a message of this version, or the set is not sound.
+    /// The request is not a message of this version, or the set or node image is not sound.
     Invalid,
     /// The two ends speak no common version.
     Version,

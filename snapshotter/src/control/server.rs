@@ -7,7 +7,7 @@ use tokio::net::UnixStream;
 use tokio_util::sync::CancellationToken;
 use tracing::{info, warn};
 
-use super::protocol::{Answer, ErrorKind, Request, SetProtocol};
+use super::protocol::{Answer, ErrorKind, Request, SnapshotterProtocol};
 use crate::daemon::describe;
 use crate::error::Error;
 use crate::snapshots::Snapshotter;
@@ -23,12 +23,12 @@ pub(crate) async fn serve(server: Server, snapshotter: Arc<Snapshotter>, shutdow
 }
 
 async fn serve_client(stream: UnixStream, snapshotter: Arc<Snapshotter>) {
-    let Some(received) = control::receive::<SetProtocol>(&stream).await else { return };
+    let Some(received) = control::receive::<SnapshotterProtocol>(&stream).await else { return };
     let answered = answer(received.request, &snapshotter).await;
-    control::reply::<SetProtocol>(&stream, received.version, answered, None).await;
+    control::reply::<SnapshotterProtocol>(&stream, received.version, answered, None).await;
 }
 
-async fn answer(request: Request, snapshotter: &Arc<Snapshotter>) -> Answered<SetProtocol> {
+async fn answer(request: Request, snapshotter: &Arc<Snapshotter>) -> Answered<SnapshotterProtocol> {
     let answered = match request {
         Request::Put(set) => {
             let (name, images) = (set.name.clone(), set.images.len());
@@ -50,9 +50,28 @@ async fn answer(request: Request, snapshotter: &Arc<Snapshotter>) -> Answered<Se
             })
         }
         Request::List => snapshotter.sets().await.map(|sets| Answer::Sets { sets }),
+        Request::Mount(image) => {
+            let name = image.name.clone();
+            snapshotter.mount_node_image(*image).await.map(|(mountpoint, changed)| {
+                info!(image = name, mountpoint = %mountpoint.display(), changed, "a node image is mounted");
+                Answer::Mounted { mountpoint, changed }
+            })
+        }
+        Request::Unmount { name } => {
+            let shown = name.clone();
+            snapshotter.unmount_node_image(name).await.map(|changed| {
+                info!(image = shown, changed, "a node image is not to be mounted");
+                Answer::Done { changed }
+            })
+        }
+        Request::NodeImages => snapshotter.node_images().await.map(|images| Answer::NodeImages { images }),
     };
     answered.map_err(|error| {
-        let kind = if matches!(error, Error::Set(_)) { ErrorKind::Invalid } else { ErrorKind::Failed };
+        let kind = if matches!(error, Error::Set(_) | Error::NodeImage(_)) {
+            ErrorKind::Invalid
+        } else {
+            ErrorKind::Failed
+        };
         let message = describe(&error);
         warn!(message, "control request failed");
         Failure { kind, message }

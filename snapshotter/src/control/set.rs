@@ -21,7 +21,7 @@ const ENTRIES: usize = 300_000;
 /// Layers of a chain at most. Runtimes allow 127.
 const LAYERS: usize = 256;
 /// Blobs that a layer or an image may name: RAFS v6 allows an image 254, and one without chunks is not counted there.
-const BLOBS: usize = 512;
+pub(super) const BLOBS: usize = 512;
 /// Bytes of a bootstrap at most, stored or not: that of tens of millions of files.
 const BOOTSTRAP_BYTES: u64 = 4 << 30;
 
@@ -148,15 +148,8 @@ impl ImageSet {
     }
 
     fn check_frame(&self) -> Result<(), String> {
-        if !(1..=NAME_BYTES).contains(&self.name.len()) || self.name.chars().any(char::is_control) {
-            return Err(format!("a name has 1 to {NAME_BYTES} bytes, and no control characters"));
-        }
-        if !(1..=BACKENDS).contains(&self.backends.len()) {
-            return Err(format!("it has {} backends, expected 1 to {BACKENDS}", self.backends.len()));
-        }
-        for backend in &self.backends {
-            backend.check().map_err(|error| format!("backend {backend}: {error}"))?;
-        }
+        check_name(&self.name)?;
+        check_backends(&self.backends)?;
         let entries = self.blobs.len() + self.chains.len() + self.images.len();
         match entries {
             ..=ENTRIES => Ok(()),
@@ -235,14 +228,7 @@ impl ImageSet {
         let chains: HashSet<_> = self.chains.iter().map(|chain| &chain.chain).collect();
         let mut seen = HashSet::new();
         for SetImage { chain, bootstrap, blobs: named } in &self.images {
-            check_digest("a merged bootstrap", &bootstrap.digest)?;
-            check_digest("the tar of a merged bootstrap", &bootstrap.diff_id)?;
-            if !(1..=BOOTSTRAP_BYTES).contains(&bootstrap.size) {
-                let size = bootstrap.size;
-                return Err(format!(
-                    "the bootstrap of chain {chain} has {size} bytes, expected 1 to {BOOTSTRAP_BYTES}"
-                ));
-            }
+            check_bootstrap(&format!("the bootstrap of chain {chain}"), bootstrap)?;
             if !chains.contains(chain) {
                 return Err(format!("an image has chain {chain}, which is not described"));
             }
@@ -269,7 +255,32 @@ impl TreePlace {
     }
 }
 
-fn check_digest(what: &str, digest: &Digest) -> Result<(), String> {
+pub(super) fn check_name(name: &str) -> Result<(), String> {
+    if !(1..=NAME_BYTES).contains(&name.len()) || name.chars().any(char::is_control) {
+        return Err(format!("a name has 1 to {NAME_BYTES} bytes, and no control characters"));
+    }
+    Ok(())
+}
+
+pub(super) fn check_backends(backends: &[BackendSpec]) -> Result<(), String> {
+    if !(1..=BACKENDS).contains(&backends.len()) {
+        return Err(format!("it has {} backends, expected 1 to {BACKENDS}", backends.len()));
+    }
+    let check =
+        |backend: &BackendSpec| backend.check().map_err(|error| format!("backend {backend}: {error}"));
+    backends.iter().try_for_each(check)
+}
+
+pub(super) fn check_bootstrap(what: &str, bootstrap: &MergedBootstrap) -> Result<(), String> {
+    check_digest("a merged bootstrap", &bootstrap.digest)?;
+    check_digest("the tar of a merged bootstrap", &bootstrap.diff_id)?;
+    match bootstrap.size {
+        1..=BOOTSTRAP_BYTES => Ok(()),
+        size => Err(format!("{what} has {size} bytes, expected 1 to {BOOTSTRAP_BYTES}")),
+    }
+}
+
+pub(super) fn check_digest(what: &str, digest: &Digest) -> Result<(), String> {
     if digest.algorithm() == &DigestAlgorithm::Sha256 {
         return Ok(());
     }

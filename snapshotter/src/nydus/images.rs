@@ -112,6 +112,11 @@ impl Images {
         self.attempts().values().filter(|attempt| matches!(*attempt.borrow(), Some(Ok(_)))).count()
     }
 
+    /// Whether an image is mounted, as far as anybody has looked.
+    pub(crate) fn is_mounted(&self, id: SnapshotId) -> bool {
+        self.attempts().get(&id).is_some_and(|attempt| self.holds(attempt) && attempt.borrow().is_some())
+    }
+
     /// What is remembered of an image's mount counts as long as the mount is there: if somebody else unmounted it,
     /// containers would start with an empty root.
     async fn forget_if_unmounted(&self, image: &Image) -> Result<(), Error> {

@@ -34,7 +34,8 @@ fn code(error: &Error) -> Code {
         | Error::ImmutableField { .. }
         | Error::Invalid { .. }
         | Error::Filter(_)
-        | Error::Set(_) => Code::InvalidArgument,
+        | Error::Set(_)
+        | Error::NodeImage(_) => Code::InvalidArgument,
         Error::Mount { failure: MountFailure::Deadline(_), .. } => Code::DeadlineExceeded,
         Error::Mount { failure: MountFailure::Unavailable(_), .. } | Error::Daemon { .. } => {
             Code::Unavailable

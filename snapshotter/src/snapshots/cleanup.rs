@@ -132,7 +132,7 @@ impl Snapshotter {
     }
 }
 
-/// The blobs of images that are pulled or mounted.
+/// The blobs of images that are pulled or mounted, also for the node itself.
 fn blobs_of_images(state: &State) -> Result<BTreeSet<String>, Error> {
     let mut blobs: BTreeSet<String> =
         state.images()?.into_iter().flat_map(|(_, image)| image.blobs).collect();
@@ -142,6 +142,7 @@ fn blobs_of_images(state: &State) -> Result<BTreeSet<String>, Error> {
         }
         Ok(true)
     })?;
+    blobs.extend(state.node_images()?.iter().flat_map(|stored| &stored.image.blobs).map(ToString::to_string));
     state.each_lazy_layer(|_, layer| blobs.extend(layer.blobs.iter().map(ToString::to_string)))?;
     Ok(blobs)
 }

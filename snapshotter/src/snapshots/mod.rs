@@ -2,6 +2,7 @@
 
 mod cleanup;
 mod create;
+mod node_images;
 mod pending;
 mod restore;
 mod room;

@@ -31,7 +31,7 @@ impl Snapshotter {
     }
 
     async fn restore(&self) {
-        let images = match self.images_in_use().await {
+        let images = match self.images_of_containers().await {
             Ok(images) => images,
             Err(error) => return warn!(error = describe(&error), "cannot tell which images to mount"),
         };
@@ -52,8 +52,15 @@ impl Snapshotter {
         while mounting.join_next().await.is_some() {}
     }
 
-    /// The images beneath active snapshots and views.
+    /// The images beneath active snapshots and views, and those of the node itself.
     pub(super) async fn images_in_use(&self) -> Result<Vec<Image>, Error> {
+        let mut images = self.images_of_containers().await?;
+        images.extend(self.images_of_node().await?);
+        Ok(images)
+    }
+
+    /// The images beneath active snapshots and views.
+    async fn images_of_containers(&self) -> Result<Vec<Image>, Error> {
         let bootstraps = self
             .on_state(|state| {
                 let mut users = Vec::new();

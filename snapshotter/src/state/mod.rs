@@ -8,6 +8,7 @@
 //! collection without a namespace, so they must not be kept apart by the header of a call.
 
 mod disk;
+mod node_images;
 mod read;
 mod record;
 mod sets;
@@ -25,6 +26,7 @@ use redb::{
     TableError, WriteTransaction,
 };
 
+pub(crate) use node_images::StoredNodeImage;
 pub use record::Kind;
 pub(crate) use record::{Labels, MountedImage, Record, SnapshotId, Timestamp, Usage};
 pub(crate) use sets::{ChainSource, LayerTree, LazyLayer};
@@ -45,6 +47,8 @@ const SETS: TableDefinition<'_, &str, &[u8]> = TableDefinition::new("image sets"
 const SET_CHAINS: TableDefinition<'_, (&str, u64), &[u8]> = TableDefinition::new("chains of image sets");
 /// Id of a snapshot that was taken from an image set → [`LazyLayer`] as JSON.
 const LAZY_LAYERS: TableDefinition<'_, u64, &[u8]> = TableDefinition::new("lazy layers");
+/// Name of a node image → [`StoredNodeImage`] as JSON.
+const NODE_IMAGES: TableDefinition<'_, &str, &[u8]> = TableDefinition::new("node images");
 /// Single numbers: [`VERSION`], [`NEXT_ID`] and that of the next image set.
 const NUMBERS: TableDefinition<'_, &str, u64> = TableDefinition::new("numbers");
 
@@ -142,6 +146,7 @@ impl OpenDatabase {
             transaction.open_table(SETS).during("prepare the tables")?;
             transaction.open_table(SET_CHAINS).during("prepare the tables")?;
             transaction.open_table(LAZY_LAYERS).during("prepare the tables")?;
+            transaction.open_table(NODE_IMAGES).during("prepare the tables")?;
             {
                 let mut numbers = transaction.open_table(NUMBERS).during("prepare the tables")?;
                 if numbers.get(name).during("read the version")?.is_none() {
@@ -171,6 +176,7 @@ impl OpenDatabase {
             transaction.open_table(SETS).map(drop),
             transaction.open_table(SET_CHAINS).map(drop),
             transaction.open_table(LAZY_LAYERS).map(drop),
+            transaction.open_table(NODE_IMAGES).map(drop),
             transaction.open_table(NUMBERS).map(drop),
         ];
         for table in tables {

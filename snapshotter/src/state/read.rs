@@ -71,9 +71,9 @@ impl State {
         table.len().during("count the snapshots")
     }
 
-    /// The ids of all snapshots.
+    /// The ids of all snapshots and node images.
     pub(crate) fn ids(&self) -> Result<BTreeSet<SnapshotId>, Error> {
-        let mut ids = BTreeSet::new();
+        let mut ids: BTreeSet<_> = self.node_images()?.into_iter().map(|stored| stored.id).collect();
         self.walk(|_, record| {
             ids.insert(record.id);
             Ok(true)

@@ -308,12 +308,12 @@ fn layers_of(
     Ok((ChainSource::Layers(layers), blobs))
 }
 
-fn encode(what: &str, value: &impl Serialize) -> Result<Vec<u8>, Error> {
+pub(super) fn encode(what: &str, value: &impl Serialize) -> Result<Vec<u8>, Error> {
     serde_json::to_vec(value)
         .map_err(|error| Error::Record { what: what.to_owned(), problem: error.to_string() })
 }
 
-fn decode<T: serde::de::DeserializeOwned>(what: &str, bytes: &[u8]) -> Result<T, Error> {
+pub(super) fn decode<T: serde::de::DeserializeOwned>(what: &str, bytes: &[u8]) -> Result<T, Error> {
     serde_json::from_slice(bytes)
         .map_err(|error| Error::Record { what: what.to_owned(), problem: error.to_string() })
 }

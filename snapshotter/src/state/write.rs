@@ -74,8 +74,7 @@ impl State {
                 let mut layers = transaction.open_table(LAZY_LAYERS).during("create a snapshot")?;
                 insert_lazy_layer(&mut layers, id, layer)?;
             }
-            let next = numbers.get(NEXT_ID).during("read the next id")?.map_or(0, |next| next.value());
-            numbers.insert(NEXT_ID, next.max(id.0.saturating_add(1))).during("write the next id")?;
+            number_is_taken(&mut numbers, id)?;
             record
         };
         transaction.commit().during("create a snapshot")?;
@@ -204,6 +203,16 @@ impl State {
         }
         transaction.commit().during("forget images")
     }
+}
+
+/// Has a number never be given out again.
+pub(super) fn number_is_taken(
+    numbers: &mut Table<'_, &'static str, u64>,
+    id: SnapshotId,
+) -> Result<(), Error> {
+    let next = numbers.get(NEXT_ID).during("read the next id")?.map_or(0, |next| next.value());
+    numbers.insert(NEXT_ID, next.max(id.0.saturating_add(1))).during("write the next id")?;
+    Ok(())
 }
 
 /// Fails unless `record` may be a parent.

@@ -279,6 +279,7 @@ impl FakeDaemon {
                 Ok(Answer::Renewals { repositories: refused.lines().map(str::to_owned).collect() })
             }
             Request::Keep { .. } => Ok(Answer::Kept(Kept::default())),
+            Request::Pin { .. } => Ok(Answer::Done),
             Request::Umount { id } => {
                 let mounted = self.mounts.lock().unwrap().remove(&id);
                 if let Some((mount, bootstrap)) = mounted {
@@ -311,11 +312,7 @@ impl FakeDaemon {
                 let (in_use, removed) = digests.iter().copied().partition(|blob| used.contains(blob));
                 Ok(Answer::Removed(Removed { removed, in_use }))
             }
-            Request::Cached
-            | Request::Prune
-            | Request::Pin { .. }
-            | Request::Verify { .. }
-            | Request::Trace { .. } => {
+            Request::Cached | Request::Prune | Request::Verify { .. } | Request::Trace { .. } => {
                 Err(Failure { kind: ErrorKind::Invalid, message: "nobody asks for this".to_owned() })
             }
             Request::Handover { .. } | Request::Adopt(_) => unreachable!("they have descriptors"),

@@ -29,14 +29,14 @@ async fn wait_until_asked(node: &Node, expected: &[&str]) {
     eventually("the daemon is asked for all that", async || (asked(node) == expected).then_some(())).await;
 }
 
-async fn kill_daemon(node: &Node) {
+pub(crate) async fn kill_daemon(node: &Node) {
     let pid = node.daemon_pid().await;
     kill(Pid::from_raw(pid.try_into().unwrap()), Signal::SIGKILL).unwrap();
     eventually("another daemon answers", async || (node.daemon_pid().await != pid).then_some(())).await;
 }
 
 /// Gives the only image's mount a mark, which another one in its place would not have.
-fn mark(node: &Node) {
+pub(crate) fn mark(node: &Node) {
     let flags = MsFlags::MS_BIND | MsFlags::MS_REMOUNT | MsFlags::MS_RDONLY | MsFlags::MS_NOEXEC;
     mount(None::<&str>, &node.mountpoint(), None::<&str>, flags, None::<&str>).unwrap();
 }
@@ -46,7 +46,7 @@ fn is_marked(node: &Node) -> bool {
     is_marked_at(&node.mountpoint())
 }
 
-fn is_marked_at(place: &Path) -> bool {
+pub(crate) fn is_marked_at(place: &Path) -> bool {
     let text = fs::read_to_string("/proc/self/mountinfo").unwrap();
     let fields = text.lines().map(|line| line.split(' ').collect::<Vec<_>>());
     let found: Vec<_> = fields.filter(|fields| fields[4] == place.to_str().unwrap()).collect();
@@ -63,7 +63,7 @@ async fn wait_until_released(node: &Node) {
 }
 
 /// The only mount's id in the daemon.
-fn mount_id(node: &Node) -> String {
+pub(crate) fn mount_id(node: &Node) -> String {
     let mount = node.requests().into_iter().find_map(|request| match request {
         Request::Mount(mount) => Some(mount.id),
         _ => None,
@@ -71,7 +71,7 @@ fn mount_id(node: &Node) -> String {
     mount.expect("it was mounted")
 }
 
-fn lasting(node: &Node) -> Bootstrap {
+pub(crate) fn lasting(node: &Node) -> Bootstrap {
     Bootstrap { hands_over: true, ..node.content("i") }
 }
 

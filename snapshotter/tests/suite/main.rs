@@ -16,6 +16,7 @@ mod held;
 mod layers;
 mod lifecycle;
 mod metrics;
+mod node_images;
 mod nydus;
 mod pull_secrets;
 mod rebase;

@@ -93,7 +93,9 @@ async fn what_is_no_request_of_this_version_is_answered_with_the_reason() {
     let client = client(&harness);
     for (said, expected) in [
         ("{\"version\":1,\"request\":\"forget\"}\n", "the request is not known"),
-        ("{\"version\":7,\"oldest\":6,\"request\":\"list\"}\n", "speaks 1 to 1"),
+        ("{\"version\":7,\"oldest\":6,\"request\":\"list\"}\n", "speaks 1 to 2"),
+        // A client from before there were node images is answered in its own version.
+        ("{\"version\":1,\"request\":\"list\"}\n", "{\"version\":1,\"answer\":{\"sets\":"),
         ("nonsense\n", "is no call"),
         ("{\"version\":7,\"oldest\":1,\"request\":\"list\"}\n", "{\"sets\":{\"sets\":[]}}"),
     ] {

@@ -6,7 +6,9 @@ use std::path::Path;
 use super::commands::{progress, systemctl};
 use super::ledger::Ledger;
 use super::state::State;
-use super::{by_hooks, clear, foreign, hooks, image, install, lazy, member, own_registry, package};
+use super::{
+    by_daemon, by_hooks, clear, foreign, hooks, image, install, lazy, member, own_registry, package,
+};
 use crate::launch::error::LaunchError;
 
 /// Takes this node out of its cluster, and all away that was put here. With `keep` that stays, for a next run.
@@ -25,7 +27,7 @@ pub(super) fn remove(dir: &Path, keep: bool) -> Result<(), LaunchError> {
     if told && state.saved.port.is_some() {
         foreign::forget(&ledger)?;
     }
-    stop(&services(&state));
+    stop(&state, true);
     if state.saved.own_containerd {
         clear::containerd()?;
     }
@@ -35,8 +37,8 @@ pub(super) fn remove(dir: &Path, keep: bool) -> Result<(), LaunchError> {
 }
 
 /// Takes away what was put here of an image that another one is to follow, on a node that is in no cluster. Container images stay, and what
-/// was fetched.
-pub(super) fn image(state: &mut State, ledger: &mut Ledger) -> Result<(), LaunchError> {
+/// was fetched, unless the other one is `plain`, for then no daemon mounts it.
+pub(super) fn image(state: &mut State, ledger: &mut Ledger, plain: bool) -> Result<(), LaunchError> {
     progress("taking away what was there of another image");
     if state.saved.role.is_some() {
         member::leave(state)?;
@@ -46,10 +48,12 @@ pub(super) fn image(state: &mut State, ledger: &mut Ledger) -> Result<(), Launch
     }
     state.left()?;
     let told = is_told(state, ledger)?;
-    stop(&services(state));
+    // The next one may have the same blobs: what the daemon has of this one goes once that is mounted.
+    stop(state, plain);
     undo(ledger, told)?;
     image::remove(&state.dir)?;
     state.saved.own_containerd = false;
+    state.saved.by_daemon = false;
     state.saved.containerd_told = false;
     state.saved.containerd_by_hooks = false;
     state.saved.registry = None;
@@ -61,8 +65,8 @@ fn is_told(state: &State, ledger: &Ledger) -> Result<bool, LaunchError> {
     Ok(!install::has_no_containerd(ledger) && (state.saved.containerd_told || foreign::is_told(ledger)?))
 }
 
-/// The services that run for a cluster, in the order in which they end.
-fn services(state: &State) -> Vec<&'static str> {
+/// The services that use the image, in the order in which they end.
+fn users(state: &State) -> Vec<&'static str> {
     let mut services = Vec::new();
     if !by_hooks::makes(state) {
         services.push("kubelet.service");
@@ -71,20 +75,40 @@ fn services(state: &State) -> Vec<&'static str> {
         services.push("containerd.service");
     }
     if state.saved.port.is_some() {
-        // What is asked ends before whom it asks.
-        services.extend(lazy::SERVICES.iter().rev());
+        services.push(lazy::SERVE);
     }
     if state.saved.registry.is_some() {
         services.push(own_registry::UNIT);
     }
     services.push(image::UNIT);
+    services
+}
+
+/// The services that it, and container images, are read by, in the order in which they end.
+fn readers(state: &State) -> Vec<&'static str> {
+    // What is asked ends before whom it asks.
+    let mut services: Vec<_> =
+        state.lazy_services().rev().filter(|service| *service != lazy::SERVE).collect();
     if state.saved.prepare.package.is_some() {
         services.push(package::UNIT);
     }
     services
 }
 
-fn stop(services: &[&str]) {
+/// Ends all that runs for a cluster. `releases`: the daemon is not to mount its image again.
+fn stop(state: &State, releases: bool) {
+    end(&users(state));
+    if releases && state.saved.by_daemon {
+        // While it can be asked.
+        by_daemon::release(None);
+    }
+    end(&readers(state));
+}
+
+fn end(services: &[&str]) {
+    if services.is_empty() {
+        return;
+    }
     for service in services {
         // One that is not there, since it never came that far, cannot be disabled.
         if let Err(error) = systemctl(&["disable", "--now", service]) {

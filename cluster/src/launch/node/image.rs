@@ -1,56 +1,72 @@
 //! The cluster image on a node: a tree that scripts may write to.
 //!
-//! A nydus image is mounted by a unit of its own, lazily, and the writable tree is an overlay on it. Some time after that all of it is fetched, so
-//! that what runs out of it needs no registry any more. A plain image is made a nydus image first, and is on the node whole.
+//! A nydus image is mounted lazily, by the node's daemon or, where the node reads nothing else lazily, by a process of its own. The writable
+//! tree is an overlay on it, laid by a unit that others wait for. Some time after that all of it is fetched, so that what runs out of it needs
+//! no registry any more. A plain image is made a nydus image first, and is on the node whole.
 
 use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::time::Duration;
 
 use image::platform::PlatformName;
+use registry::client::ClientConfig;
 
 use super::commands::{LONG, progress, run, systemctl};
 use super::ledger::Ledger;
-use super::{clear, own};
+use super::state::State;
+use super::{by_daemon, clear, lazy, own};
 use crate::launch::error::LaunchError;
 use crate::launch::task::Image;
 
-/// The unit that mounts the image.
+/// The unit that lays the tree, and mounts the image where no daemon does.
 pub(super) const UNIT: &str = "nydus-cluster-image.service";
 /// Where a node's own units are.
 pub(super) const UNITS: &str = "/etc/systemd/system";
 /// Where plain images are as nydus images.
 const CONVERTED: &str = "converted";
+/// What a process that mounts the image has of its own: where it mounts it, and what it has fetched.
+const OF_PROCESS: [&str; 2] = ["lower", "cache"];
 /// Within it the image's files can be read, or there is something wrong.
 const MOUNT_DEADLINE: Duration = Duration::from_secs(60);
 
-/// Brings the image under `dir`, and returns its tree. `runs`: a cluster runs out of the tree that may be there, which is not taken from it.
+/// Brings the image of `state`.
 pub(super) fn bring(
     ledger: &mut Ledger,
-    dir: &Path,
+    state: &State,
     program: &Path,
-    image: &Image,
-    runs: bool,
-) -> Result<PathBuf, LaunchError> {
-    let (source, complete_after) = match image {
-        Image::Directory(tree) => return Ok(tree.clone()),
+    registry: &ClientConfig,
+) -> Result<(), LaunchError> {
+    let dir = state.dir.as_path();
+    let (source, complete_after) = match &state.saved.prepare.image {
+        Image::Directory(_) => return Ok(()),
         Image::Mounted(reference) => (reference.clone(), own::complete_after_seconds()?),
         Image::Converted(reference) => (converted(dir, program, reference)?, 0),
     };
-    let tree = tree(dir);
-    for place in ["lower", "upper", "work", "tree", "cache"] {
+    let of_process: &[&str] = if state.saved.by_daemon { &[] } else { &OF_PROCESS };
+    for place in ["upper", "work", "tree"].iter().chain(of_process) {
         let place = dir.join(place);
         std::fs::create_dir_all(&place).map_err(LaunchError::io(place))?;
     }
-    let text = unit(dir, program, &source, complete_after);
+    let text = if state.saved.by_daemon {
+        lazy::start(ledger, dir, program)?;
+        by_daemon::mount(&source, registry)?;
+        by_daemon::unit(dir, program, &source)
+    } else {
+        unit(dir, program, &source, complete_after)
+    };
     let restart = || {
         systemctl(&["daemon-reload"])?;
         // One that was kept for this run may have been told otherwise.
-        if runs { Ok(()) } else { systemctl(&["try-restart", UNIT]) }
+        if state.role().is_empty() { systemctl(&["try-restart", UNIT]) } else { Ok(()) }
     };
     ledger.put_for(UNIT, |ledger| ledger.file(&Path::new(UNITS).join(UNIT), &text), restart)?;
     systemctl(&["enable", "--now", UNIT])?;
-    Ok(tree)
+    if state.saved.by_daemon {
+        // What an earlier run had, which nothing lies on any more.
+        by_daemon::release(Some(&source));
+        clear::remove(&OF_PROCESS.map(|place| dir.join(place)))?;
+    }
+    Ok(())
 }
 
 /// Removes the image with all that was written to it, once it is not served any more. What was fetched of it stays: another one may have the
@@ -102,7 +118,7 @@ RestartSec=1s
     )
 }
 
-/// With 0 for `complete_after`, what is read of the image is fetched alone.
+/// Of a process that mounts the image. With 0 for `complete_after`, what is read of the image is fetched alone.
 fn unit(dir: &Path, program: &Path, source: &str, complete_after: u64) -> String {
     let (dir, program, seconds) = (dir.display(), program.display(), MOUNT_DEADLINE.as_secs());
     let complete = match complete_after {

@@ -1,9 +1,9 @@
-//! Container images that are read lazily: what runs on the node for that, and what it is told.
+//! What reads images lazily on the node, and container images for which it does: what runs for that, and what it is told.
 //!
 //! ```text
 //! nydus-cluster-daemon       mounts images and fetches what is read of them
-//! nydus-cluster-snapshotter  is told which chains of layers are RAFS, and answers containerd
-//! nydus-cluster-serve        answers for the images' names: indexes, manifests, configs
+//! nydus-cluster-snapshotter  has the cluster image mounted, is told which chains of layers are RAFS, and answers containerd
+//! nydus-cluster-serve        answers for container images' names: indexes, manifests, configs
 //! containerd                 starts after all of them
 //! ```
 //!
@@ -33,7 +33,7 @@ use crate::launch::task::{Images, Mirror};
 use crate::saved::{SavedAt, SavedImages};
 use crate::serve::Kept;
 
-pub(super) use units::SERVICES;
+pub(super) use units::{MOUNTING, SERVE};
 
 /// Where `docker login` of root leaves credentials.
 const ROOTS_CREDENTIALS: &str = "/root/.docker/config.json";
@@ -54,12 +54,37 @@ pub(super) fn socket() -> PathBuf {
     SnapshotterConfig::default().listen.path().to_owned()
 }
 
+/// The snapshotter, to be told what to do.
+pub(super) fn control() -> control::Client {
+    control::Client::new(SnapshotterConfig::default().control_socket())
+}
+
 /// Where the snapshotter keeps everything.
 pub(super) fn snapshotter_root(dir: &Path) -> PathBuf {
     dir.join("snapshotter")
 }
 
-/// Starts what containerd needs for `images`, before it starts itself.
+/// Whether the node has units of its own by the names of those that mount images.
+pub(super) fn is_taken(ledger: &Ledger) -> bool {
+    let mut paths = MOUNTING.into_iter().map(|unit| Path::new(UNITS).join(unit));
+    paths.any(|path| !ledger.has(&path) && path.exists())
+}
+
+/// Starts what mounts images.
+pub(super) fn start(ledger: &mut Ledger, dir: &Path, program: &Path) -> Result<(), LaunchError> {
+    let file = settings_file(dir);
+    let settings = settings(&own::text()?, &snapshotter_root(dir))
+        .map_err(|error| LaunchError::wrong(own::FILE, error))?;
+    let put = |ledger: &mut Ledger| {
+        ledger.file_with_mode(&file, &settings, 0o600)?;
+        put_units(ledger, units::mounting(program, &file))
+    };
+    // One that runs may have been told otherwise. What it has mounted stays.
+    ledger.put_for(MOUNTING[0], put, || restart(&MOUNTING))?;
+    systemctl(&[&["enable", "--now"], MOUNTING.as_slice()].concat())
+}
+
+/// Starts what else containerd needs for `images`, before it starts itself.
 pub(super) fn bring(
     ledger: &mut Ledger,
     dir: &Path,
@@ -77,29 +102,33 @@ pub(super) fn bring(
         Some(kept) if *kept.images() == images.digest => None,
         _ => Some(fetch(&name, &documents, registry).map_err(wrong)?),
     };
-    let settings_file = dir.join("images.toml");
-    let settings = settings(&own::text()?, &snapshotter_root(dir))
-        .map_err(|error| LaunchError::wrong(own::FILE, error))?;
-    let put = |ledger: &mut Ledger| {
-        ledger.file_with_mode(&settings_file, &settings, 0o600)?;
-        for (file, text) in units::all(program, &settings_file, &documents, &name, port) {
-            let path = Path::new(UNITS).join(file);
-            if !ledger.has(&path) && path.exists() {
-                let reason = "the node has this already: take it away first, or run the cluster with --plain";
-                return Err(LaunchError::wrong(path.display().to_string(), reason));
-            }
-            ledger.file(&path, &text)?;
-        }
-        Ok(())
-    };
-    let restart = || {
-        systemctl(&["daemon-reload"])?;
-        // One that runs may answer for other images, or as it was told then.
-        systemctl(&[&["try-restart"], SERVICES.as_slice()].concat())
-    };
-    ledger.put_for(SERVICES[0], put, restart)?;
-    systemctl(&[&["enable", "--now"], SERVICES.as_slice()].concat())?;
+    start(ledger, dir, program)?;
+    let units = units::answering(program, &settings_file(dir), &documents, &name, port);
+    // One that runs may answer for other images.
+    ledger.put_for(SERVE, |ledger| put_units(ledger, units), || restart(&[SERVE]))?;
+    systemctl(&["enable", "--now", SERVE])?;
     tell(&name, images, saved, registry).map_err(|error| LaunchError::wrong(name.clone(), error))
+}
+
+fn settings_file(dir: &Path) -> PathBuf {
+    dir.join("images.toml")
+}
+
+fn put_units(ledger: &mut Ledger, units: Vec<(PathBuf, String)>) -> Result<(), LaunchError> {
+    for (file, text) in units {
+        let path = Path::new(UNITS).join(file);
+        if !ledger.has(&path) && path.exists() {
+            let reason = "the node has this already: take it away first, or run the cluster with --plain";
+            return Err(LaunchError::wrong(path.display().to_string(), reason));
+        }
+        ledger.file(&path, &text)?;
+    }
+    Ok(())
+}
+
+fn restart(services: &[&str]) -> Result<(), LaunchError> {
+    systemctl(&["daemon-reload"])?;
+    systemctl(&[&["try-restart"], services].concat())
 }
 
 /// Opens the images and keeps their documents.
@@ -125,7 +154,7 @@ fn tell(
     saved: Option<SavedImages>,
     registry: &ClientConfig,
 ) -> Result<(), String> {
-    let client = control::Client::new(SnapshotterConfig::default().control_socket());
+    let client = control();
     let runtime = Handle::current();
     let sets = runtime.block_on(client.list()).map_err(|error| error.to_string())?;
     if saved.is_none() && sets.iter().any(|set| set.name == name) {

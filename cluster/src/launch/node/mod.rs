@@ -4,6 +4,7 @@
 //! goes on; one that was done changes nothing.
 
 mod away;
+mod by_daemon;
 mod by_hooks;
 mod clear;
 mod commands;
@@ -37,10 +38,12 @@ use registry::client::ClientConfig;
 use serde_json::{Value, json};
 
 use super::error::LaunchError;
-use super::task::{Mirror, Prepare, Prepared, Status, Task};
+use super::task::{Image, Mirror, Prepare, Prepared, Status, Task};
 use commands::{progress, systemctl};
 use ledger::Ledger;
 use state::State;
+
+pub use by_daemon::lay_tree;
 
 /// Where a node keeps what it has of a cluster.
 pub const NODE_DIR: &str = "/var/lib/nydus-cluster/cluster";
@@ -144,7 +147,7 @@ fn adopt(dir: &Path, ledger: &mut Ledger, wanted: &Prepare) -> Result<State, Lau
         return Err(LaunchError::wrong(&wanted.cluster, reason));
     }
     if before.image != wanted.image {
-        away::image(&mut state, ledger)?;
+        away::image(&mut state, ledger, wanted.plain)?;
     }
     state.saved.prepare = wanted.clone();
     Ok(state)
@@ -220,7 +223,13 @@ fn bring(
     }
     package::wait(&wanted.serving)?;
     progress("bringing the image");
-    image::bring(ledger, &state.dir, program, &wanted.image, !state.role().is_empty())?;
+    // A cluster that runs goes on with what mounts its image.
+    let can_change = state.role().is_empty() && !matches!(wanted.image, Image::Directory(_));
+    if can_change && !wanted.plain && !lazy::is_taken(ledger) {
+        state.saved.by_daemon = true;
+        state.save()?;
+    }
+    image::bring(ledger, state, program, registry)?;
     install::rendered(ledger, &state.tree(), &wanted.rendered)?;
     own_registry::bring(ledger, state, program, registry)
 }
@@ -255,11 +264,10 @@ fn has_containerd(tree: &Path) -> bool {
 
 fn status(dir: &Path) -> Status {
     let Ok(Some(state)) = State::read(dir) else { return Status::default() };
-    let lazy = lazy::SERVICES.into_iter().filter(|_| state.saved.port.is_some());
     let package = [package::UNIT].into_iter().filter(|_| state.saved.prepare.package.is_some());
     let registry = [own_registry::UNIT].into_iter().filter(|_| state.saved.registry.is_some());
     let services = [image::UNIT, "containerd.service", "kubelet.service"].into_iter();
-    let services = services.chain(package).chain(registry).chain(lazy);
+    let services = services.chain(package).chain(registry).chain(state.lazy_services());
     let active = |service: &str| {
         let said = Command::new("systemctl").args(["is-active", service]).output();
         said.map_or_else(

@@ -33,6 +33,9 @@ pub(super) struct SavedState {
     /// The port on which the node answers for container images that it reads lazily; absent where it reads none.
     #[serde(default)]
     pub(super) port: Option<u16>,
+    /// Whether the node's daemon mounts the image, and no process of its own.
+    #[serde(default)]
+    pub(super) by_daemon: bool,
     /// Whether a containerd that the node has from elsewhere runs with what it was told.
     #[serde(default)]
     pub(super) containerd_told: bool,
@@ -59,6 +62,7 @@ impl State {
             role: None,
             launched: 0,
             port: None,
+            by_daemon: false,
             containerd_told: false,
             networks: Some(clear::pod_networks()?),
             had_containerd: None,
@@ -113,6 +117,13 @@ impl State {
         let Prepare { images, plain, .. } = &self.saved.prepare;
         let own = || self.saved.registry.as_ref().filter(|_| unpacks && !plain)?.images.as_ref();
         if images.is_some() { images.as_ref().filter(|_| can) } else { own() }
+    }
+
+    /// Those of our services that run for what is read lazily, in the order in which they start.
+    pub(super) fn lazy_services(&self) -> impl DoubleEndedIterator<Item = &'static str> {
+        let lazily = self.saved.port.is_some();
+        let mounting = lazy::MOUNTING.into_iter().filter(move |_| lazily || self.saved.by_daemon);
+        mounting.chain([lazy::SERVE].into_iter().filter(move |_| lazily))
     }
 
     /// Whether it reads those of the image's own registry.

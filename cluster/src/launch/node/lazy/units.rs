@@ -1,4 +1,5 @@
-//! The units that containerd waits for: those that are shipped, with the node's program and settings, and one more.
+//! The units of what mounts images, which are those that are shipped, with the node's program and settings, and of what answers for the names
+//! of container images.
 
 use std::path::{Path, PathBuf};
 
@@ -6,9 +7,10 @@ use crate::launch::node::unit;
 
 const DAEMON: &str = "nydus-cluster-daemon.service";
 const SNAPSHOTTER: &str = "nydus-cluster-snapshotter.service";
-const SERVE: &str = "nydus-cluster-serve.service";
-/// All of them, in the order in which they start.
-pub(in crate::launch::node) const SERVICES: [&str; 3] = [DAEMON, SNAPSHOTTER, SERVE];
+/// What mounts images, in the order in which they start.
+pub(in crate::launch::node) const MOUNTING: [&str; 2] = [DAEMON, SNAPSHOTTER];
+/// What answers for the names of container images.
+pub(in crate::launch::node) const SERVE: &str = "nydus-cluster-serve.service";
 
 /// Units for nodes that people set up by themselves.
 mod shipped {
@@ -21,29 +23,40 @@ mod shipped {
     pub(super) const PROGRAM: &str = "/usr/local/bin/nydus-cluster";
 }
 
-/// The files below the directory of units, with their texts. `name` is what the images are called, with their digest.
-pub(super) fn all(
+/// The files below the directory of units of what mounts images, with their texts.
+pub(super) fn mounting(program: &Path, settings: &Path) -> Vec<(PathBuf, String)> {
+    let role = role(program, settings);
+    vec![
+        (DAEMON.into(), shipped(shipped::DAEMON, &role)),
+        (SNAPSHOTTER.into(), shipped(shipped::SNAPSHOTTER, &role)),
+    ]
+}
+
+/// The same of what is there for container images. `name` is what these are called, with their digest.
+pub(super) fn answering(
     program: &Path,
     settings: &Path,
     documents: &Path,
     name: &str,
     port: u16,
 ) -> Vec<(PathBuf, String)> {
-    let role = format!("{} --config {}", program.display(), settings.display());
-    let documents = documents.display();
+    let (role, documents) = (role(program, settings), documents.display());
     let serve = unit::serving(
         "nydus-cluster cluster serve, which answers for the names of images that are read lazily",
         "Before=containerd.service",
         &format!("{role} cluster serve {name} --root {documents} --listen 127.0.0.1:{port}"),
     );
-    let shipped = |unit: &str| unit.replace(shipped::PROGRAM, &role);
-    let containerd = format!("{}\n[Unit]\nWants={SERVE}\nAfter={SERVE}\n", shipped(shipped::CONTAINERD));
-    vec![
-        (DAEMON.into(), shipped(shipped::DAEMON)),
-        (SNAPSHOTTER.into(), shipped(shipped::SNAPSHOTTER)),
-        (SERVE.into(), serve),
-        ("containerd.service.d/20-nydus-cluster-images.conf".into(), containerd),
-    ]
+    let containerd = shipped(shipped::CONTAINERD, &role);
+    let containerd = format!("{containerd}\n[Unit]\nWants={SERVE}\nAfter={SERVE}\n");
+    vec![(SERVE.into(), serve), ("containerd.service.d/20-nydus-cluster-images.conf".into(), containerd)]
+}
+
+fn role(program: &Path, settings: &Path) -> String {
+    format!("{} --config {}", program.display(), settings.display())
+}
+
+fn shipped(unit: &str, role: &str) -> String {
+    unit.replace(shipped::PROGRAM, role)
 }
 
 #[cfg(test)]
@@ -52,8 +65,9 @@ mod tests {
 
     #[test]
     fn shipped_units_run_the_node_s_program_with_its_settings() {
-        let units =
-            all(Path::new("/d/nydus"), Path::new("/d/images.toml"), Path::new("/d"), "r/c@sha256:0", 5100);
+        let (program, settings) = (Path::new("/d/nydus"), Path::new("/d/images.toml"));
+        let mut units = mounting(program, settings);
+        units.extend(answering(program, settings, Path::new("/d"), "r/c@sha256:0", 5100));
         let line = |file: &str, line: &str| {
             let (_, text) = units.iter().find(|(path, _)| path.ends_with(file)).unwrap();
             assert!(text.lines().any(|found| found == line), "{file} has no line {line}:\n{text}");
