@@ -89,7 +89,7 @@ fn becomes_a_cluster(peers: &Peers) -> Result<()> {
 
     pulls(&lab, &image, services, &outside, &own_containerd)?;
     own_containerd.goes_on(&lab)?;
-    private::is_read_by_a_pull_secret(&lab, services)?;
+    private::is_read_by_a_pull_secret(&lab)?;
     killed_mount::comes_back(&lab)?;
     registry_away::at_a_reboot(&mut lab)?;
 
