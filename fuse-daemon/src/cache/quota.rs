@@ -72,7 +72,7 @@ impl Quota {
 }
 
 /// Bytes on disk of a file, as far as a quota knows of them.
-#[derive(Debug, Default)]
+#[derive(Debug)]
 pub(super) struct CountedBytes(AtomicU64);
 
 impl CountedBytes {

@@ -14,7 +14,7 @@ use tokio::time::{Instant, timeout_at};
 
 use super::race::race;
 use super::sources::Source;
-use super::whole::HeldWhole;
+use super::whole::{HeldWhole, Refused};
 use super::{LocalWorker, WorkerState};
 use crate::control::BlobId;
 
@@ -67,7 +67,7 @@ impl WorkerState {
                 return (flight, true);
             }
         }
-        let tail = Tail { shared: Arc::clone(self), until, held: RefCell::default() };
+        let tail = Tail::new(Arc::clone(self), until);
         let wanted = blob.clone();
         let read = async move {
             let of = name(&wanted);
@@ -87,9 +87,17 @@ struct Tail {
     shared: Arc<WorkerState>,
     until: Instant,
     held: RefCell<Option<HeldWhole>>,
+    /// Who said how large the blob is.
+    sized_by: RefCell<Option<Arc<Source>>>,
+    refused: RefCell<Refused>,
 }
 
 impl Tail {
+    fn new(shared: Arc<WorkerState>, until: Instant) -> Self {
+        let (held, sized_by, refused) = Default::default();
+        Self { shared, until, held, sized_by, refused }
+    }
+
     /// Reads it until it is what the blob's description says, as often as there are backends at most.
     fn chunk_info(&self, blob: &Blob) -> Result<ChunkInfo, BlobError> {
         let sources = blob.id.map_or(0, |id| self.shared.sources.of(BlobId(id)).len());
@@ -107,19 +115,30 @@ impl Tail {
         Ok(ChunkInfo { parts, _held: self.held.take() })
     }
 
-    /// Has others asked before those that delivered what is wrong.
+    /// Has others asked before those that delivered what is wrong, and one that delivered all of it not again.
     fn ask_others_first(&self, blob: &Blob, held: Option<&HeldWhole>, error: &BlobError) {
         let Some(id) = blob.id.map(BlobId) else { return };
-        for source in held.into_iter().flat_map(HeldWhole::delivered_by) {
+        let sized_by = self.sized_by.take();
+        let mut delivered: Vec<_> =
+            held.into_iter().flat_map(HeldWhole::delivered_by).chain(&sized_by).collect();
+        delivered.dedup_by(|one, other| Arc::ptr_eq(one, other));
+        for source in &delivered {
             tracing::warn!(source = %source.name, "asking others before it: {error}");
             self.shared.sources.demote(id, source);
         }
+        if let [source] = delivered[..] {
+            self.refused.borrow_mut().add(source, error.to_string());
+        }
+    }
+
+    fn sources(&self, id: BlobId) -> Vec<Arc<Source>> {
+        self.refused.borrow().others_of(self.shared.sources.of(id))
     }
 
     /// What `answer` says, unless it is too late.
     fn wait<T>(&self, answer: impl Future<Output = Result<T, String>>) -> io::Result<T> {
         match self.shared.runtime.block_on(async { timeout_at(self.until, answer).await }) {
-            Ok(result) => result.map_err(io::Error::other),
+            Ok(result) => result.map_err(|error| io::Error::other(self.refused.borrow().and(error))),
             Err(_) => Err(io::Error::new(io::ErrorKind::TimedOut, "no answer in time")),
         }
     }
@@ -128,19 +147,22 @@ impl Tail {
 impl BlobSource for Tail {
     fn size(&self, blob: &Blob) -> io::Result<u64> {
         let id = id(blob)?;
-        let sources = self.shared.sources.of(id);
         let now = Instant::now();
-        let attempt =
-            |source: Arc<Source>| async move { source.size(id).await.map_err(|error| error.to_string()) };
+        let attempt = |source: Arc<Source>| async move {
+            let size = source.size(id).await.map_err(|error| error.to_string())?;
+            Ok((size, source))
+        };
         let fault = |source: &Arc<Source>, _| self.shared.sources.demote(id, source);
-        self.wait(race(sources, self.shared.config.patience, attempt, || now, fault))
+        let asked = race(self.sources(id), self.shared.config.patience, attempt, || now, fault);
+        let (size, source) = self.wait(asked)?;
+        self.sized_by.replace(Some(source));
+        Ok(size)
     }
 
     fn read(&self, blob: &Blob, range: Range<u64>) -> io::Result<Vec<u8>> {
         let id = id(blob)?;
         let mut held = self.held.borrow_mut();
-        let sources = self.shared.sources.of(id);
-        self.wait(self.shared.bring_whole(id, sources, &range, footprint(blob), &mut held))
+        self.wait(self.shared.bring_whole(id, self.sources(id), &range, footprint(blob), &mut held))
     }
 }
 

@@ -13,8 +13,7 @@ use serde::{Deserialize, Serialize};
 use tokio::time::{Instant, timeout_at};
 
 use super::LocalWorker;
-use super::sources::Source;
-use super::whole::HeldWhole;
+use super::whole::{HeldWhole, Refused};
 use crate::control::BlobId;
 
 /// Stored bytes of a part at most, which are in memory at once: those of a bootstrap of tens of millions of files.
@@ -57,10 +56,6 @@ enum PartError {
     Write(io::Error),
 }
 
-/// Backends that delivered what is wrong, and what was wrong with it.
-#[derive(Default)]
-struct Refused(Vec<(Arc<Source>, String)>);
-
 impl LocalWorker {
     /// Brings a part from whichever backend has it first, and writes it to the beginning of `file`: how many bytes it has. Others
     /// are asked where one delivers what is wrong. With nobody left to ask, nothing is verified: whoever wants it says what it is.
@@ -83,37 +78,25 @@ impl LocalWorker {
             let brought = self.shared.bring_whole(part.blob, sources, &part.range, stored_bytes, &mut held);
             let stored =
                 timeout_at(until, brought).await.map_err(|_| io::Error::from(io::ErrorKind::TimedOut))?;
-            let stored = stored.map_err(|error| refused.error(error))?;
+            let stored = stored.map_err(|error| io::Error::other(refused.and(error)))?;
             let (part_of, file_of) = (Arc::clone(&part), Arc::clone(&file));
             let unpacking = move || (unpack(&stored, &part_of, &file_of, has_others), held);
             let (unpacked, held) = tokio::task::spawn_blocking(unpacking).await.map_err(io::Error::other)?;
             match unpacked {
                 Ok(bytes) => return Ok(bytes),
                 Err(PartError::Write(error)) => return Err(error),
-                Err(PartError::Wrong(error)) if !has_others => return Err(refused.error(error)),
+                Err(PartError::Wrong(error)) if !has_others => {
+                    return Err(io::Error::other(refused.and(error)));
+                }
                 Err(PartError::Wrong(error)) => {
                     for source in held.iter().flat_map(HeldWhole::delivered_by) {
                         tracing::warn!(source = %source.name, blob = %part.blob, "asking others: {error}");
                         self.shared.sources.demote(part.blob, source);
-                        refused.0.push((Arc::clone(source), error.clone()));
+                        refused.add(source, error.clone());
                     }
                 }
             }
         }
-    }
-}
-
-impl Refused {
-    /// Those that have not delivered anything wrong.
-    fn others_of(&self, mut sources: Vec<Arc<Source>>) -> Vec<Arc<Source>> {
-        sources.retain(|source| !self.0.iter().any(|(refused, _)| Arc::ptr_eq(refused, source)));
-        sources
-    }
-
-    /// What became of all of them, and of the others in the end.
-    fn error(&self, last: String) -> io::Error {
-        let refused = self.0.iter().map(|(source, error)| format!("{}: {error}", source.name));
-        io::Error::other(refused.chain([last]).collect::<Vec<_>>().join("; "))
     }
 }
 

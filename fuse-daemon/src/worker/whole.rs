@@ -27,6 +27,28 @@ impl HeldWhole {
     }
 }
 
+/// Backends that delivered what is wrong, and what was wrong with it: they are not asked again for the same.
+#[derive(Default)]
+pub(super) struct Refused(Vec<(Arc<Source>, String)>);
+
+impl Refused {
+    pub(super) fn add(&mut self, source: &Arc<Source>, reason: String) {
+        self.0.push((Arc::clone(source), reason));
+    }
+
+    /// Those that have not delivered anything wrong.
+    pub(super) fn others_of(&self, mut sources: Vec<Arc<Source>>) -> Vec<Arc<Source>> {
+        sources.retain(|source| !self.0.iter().any(|(refused, _)| Arc::ptr_eq(refused, source)));
+        sources
+    }
+
+    /// What was wrong with what these delivered, and what became of the others in the end.
+    pub(super) fn and(&self, last: String) -> String {
+        let refused = self.0.iter().map(|(source, reason)| format!("{}: {reason}", source.name));
+        refused.chain([last]).collect::<Vec<_>>().join("; ")
+    }
+}
+
 /// What one backend delivered.
 struct Delivered {
     source: Arc<Source>,

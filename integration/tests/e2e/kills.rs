@@ -11,6 +11,7 @@ use anyhow::{Context, Result, anyhow, ensure};
 use integration::cri::{ContainerSpec, Pod};
 use integration::fault_proxy::{Failure, FaultProxy, Rule};
 use integration::node::Node;
+use integration::peers::ContainerdVersion;
 use integration::{demo, process, wait};
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
@@ -20,6 +21,9 @@ use crate::restart::{PATIENCE, kill_daemon, mount_lines, read_right, reader_of_o
 
 /// How often each process is killed, unless `E2E_KILLS` says otherwise.
 const KILLS: usize = 20;
+
+/// The same with the containerd of series 2: no read goes through either, so that fewer will do.
+const KILLS_ON_2: usize = 5;
 
 /// Of a file that is read once: as much as comes with one request.
 const COLD_BYTES: u64 = 256 << 10;
@@ -54,7 +58,8 @@ enum Victim {
 const VICTIMS: [Victim; 3] = [Victim::Daemon, Victim::Worker, Victim::Snapshotter];
 
 pub(crate) fn under_load(fixture: &Fixture) -> Result<()> {
-    let rounds = count_of("E2E_KILLS", KILLS)? * VICTIMS.len();
+    let kills = if fixture.containerd() == ContainerdVersion::default() { KILLS } else { KILLS_ON_2 };
+    let rounds = count_of("E2E_KILLS", kills)? * VICTIMS.len();
     let context = context(fixture, rounds)?;
     let proxy = FaultProxy::start(fixture.registry()?.address())?;
     let mut node = fixture.new_node("kills-node", "")?;

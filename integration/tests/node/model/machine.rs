@@ -46,6 +46,8 @@ pub(super) struct Machine<'a> {
     available: Availability<'a>,
     /// Blobs that were in use when all others were freed: they go with their last mount.
     unwanted: BTreeSet<BlobId>,
+    /// Blobs of mounts that were handed over: after a kill they wait for these, which may not come again.
+    handed_over: BTreeSet<BlobId>,
     pinned: BTreeSet<BlobId>,
     ever_pinned: BTreeSet<BlobId>,
     /// Those of them that were in the cache when it was looked at last.
@@ -77,6 +79,7 @@ impl<'a> Machine<'a> {
             mounts: Vec::new(),
             available: Availability::new(lab, quota > 0),
             unwanted: BTreeSet::new(),
+            handed_over: BTreeSet::new(),
             pinned: BTreeSet::new(),
             ever_pinned: BTreeSet::new(),
             pinned_and_cached: BTreeSet::new(),
@@ -177,8 +180,17 @@ impl<'a> Machine<'a> {
         &self.world.images[self.mounts[mount].image]
     }
 
+    /// What no clean-up takes: what mounts read from, and what waits for mounts that were handed over.
     fn blobs_in_use(&self) -> BTreeSet<BlobId> {
-        (0..self.mounts.len()).flat_map(|mount| &self.image(mount).blobs).copied().collect()
+        let mounted = (0..self.mounts.len()).flat_map(|mount| &self.image(mount).blobs);
+        mounted.chain(&self.handed_over).copied().collect()
+    }
+
+    /// Blobs of these are handed over no longer, unless another mount reads from them.
+    fn end_handing_over(&mut self, blobs: &[BlobId]) {
+        let others: BTreeSet<&BlobId> =
+            (0..self.mounts.len()).flat_map(|mount| &self.image(mount).blobs).collect();
+        self.handed_over.retain(|blob| !blobs.contains(blob) || others.contains(blob));
     }
 
     fn mount(&mut self, image: Choice, homes: Homes) -> Result<bool> {
@@ -266,8 +278,9 @@ impl<'a> Machine<'a> {
     }
 
     fn unmount(&mut self, mount: usize) -> Result<()> {
-        let Mount { id, .. } = self.mounts.swap_remove(mount);
+        let Mount { id, image, .. } = self.mounts.swap_remove(mount);
         self.daemon.unmount(&id)?;
+        self.end_handing_over(&self.world.images[image].blobs);
         let used = self.blobs_in_use();
         let (kept, freed) = self.unwanted.iter().copied().partition(|blob| used.contains(blob));
         self.unwanted = kept;
@@ -309,6 +322,24 @@ impl<'a> Machine<'a> {
         Ok(true)
     }
 
+    /// Mounts whose daemon was killed come again, as nothing keeps them from it any more.
+    fn mount_what_is_waited_for(&mut self) -> Result<()> {
+        while let Some(blob) = self
+            .handed_over
+            .iter()
+            .copied()
+            .find(|blob| (0..self.mounts.len()).all(|mount| !self.image(mount).blobs.contains(blob)))
+        {
+            let has_it = |image: &Image| !image.is_hostile() && image.blobs.contains(&blob);
+            let number =
+                self.world.images.iter().position(has_it).context("a blob of no image is waited for")?;
+            let id = self.new_id();
+            let is_mounted = self.try_mount(id, number, self.world.images[number].homes.clone())?;
+            ensure!(is_mounted, "{} cannot be mounted", self.world.images[number].name);
+        }
+        Ok(())
+    }
+
     fn new_id(&mut self) -> String {
         self.count += 1;
         format!("m{}", self.count)
@@ -320,6 +351,7 @@ impl<'a> Machine<'a> {
         let mounted: BTreeSet<String> = self.daemon.mounted()?.into_iter().collect();
         let expected: BTreeSet<String> = self.mounts.iter().map(|mount| mount.id.clone()).collect();
         ensure!(mounted == expected, "mounted are {mounted:?}, not {expected:?}");
+        self.mount_what_is_waited_for()?;
         for mount in 0..self.mounts.len() {
             self.read_all(mount, true)?;
         }

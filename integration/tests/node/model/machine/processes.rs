@@ -19,6 +19,12 @@ impl Machine<'_> {
             while let Some(held) = self.mounts.iter().position(|mount| mount.was_handed_over) {
                 self.unmount(held)?;
             }
+            let ended: Vec<_> =
+                mounts.iter().flat_map(|(_, image, _)| &self.world.images[*image].blobs).copied().collect();
+            self.handed_over.retain(|blob| !ended.contains(blob));
+        }
+        if let Some(Tamper::Reboot { .. }) = tamper {
+            self.handed_over.clear();
         }
         self.daemon.end(kill)?;
         let lost =
@@ -64,6 +70,7 @@ impl Machine<'_> {
         let handed: Result<Vec<_>> =
             self.mounts.iter().map(|mount| self.daemon.hand_over(&mount.id)).collect();
         let handed = handed?;
+        self.handed_over = self.blobs_in_use();
         self.daemon.end_with_successor(ending)?;
         self.daemon.succeed(successor)?;
         if let Some(next) = next {
