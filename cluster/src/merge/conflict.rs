@@ -42,7 +42,7 @@ pub enum Conflict {
     },
     /// What was saved for them cannot be run together.
     #[error(
-        "the saved images of {one} and {other} have chunks of different sizes or digests: save the images of one of them anew, as \
+        "the saved images of {one} and {other} have chunks of different sizes or digests: save the images of one of them again, as \
          those of the other are saved"
     )]
     Chunks {
@@ -53,7 +53,7 @@ pub enum Conflict {
     },
     /// Layers that several saves made have chunks in too many blobs.
     #[error(
-        "the layers of chain {chain} would be read from {blobs} blobs, expected at most {}: save the images of {} anew, in one repository",
+        "the layers of chain {chain} would be read from {blobs} blobs, expected at most {}: save the images of {} again, in one repository",
         BlobIndex::LIMIT, images.join(", ")
     )]
     Blobs {

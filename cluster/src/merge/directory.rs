@@ -1,4 +1,4 @@
-//! What `cluster save DIR` left in the directories `registry/` of images that are merged, united: what names all saved images is made anew, and
+//! What `cluster save DIR` left in the directories `registry/` of images that are merged, united: what names all saved images is made again, and
 //! lies on top. Blobs stay where they are, in the layers below.
 
 use std::collections::{BTreeMap, BTreeSet};
