@@ -3,7 +3,7 @@
 use anyhow::{Context as _, bail};
 use cluster::launch::{self, task::Images};
 use cluster::lock::Lock;
-use cluster::saved::{SavedAt, SavedError, SavedImages, beside, bound};
+use cluster::saved::{SavedAt, SavedError, SavedImages, bound, images_name};
 use image::location::{InFile, Location};
 use image::source::Source;
 use registry::client::{self, Client};
@@ -46,7 +46,7 @@ impl Candidates {
                 Self::Sure(said.clone())
             }
             None if !bound.is_empty() => Self::Bound(image.repository().clone(), bound.to_vec()),
-            None if image.digest().is_none() => Self::Perhaps(beside(image)?),
+            None if image.digest().is_none() => Self::Perhaps(images_name(image)?),
             None => Self::Nowhere,
         })
     }

@@ -67,7 +67,7 @@ struct MergedForms {
 }
 
 /// Merges the images at `locations`, the lowest first, for the platforms in `wanted`, or for all that they have in common where that
-/// is empty, and has the result under the name `to`. What was saved for them is beside it then, and it is bound to that.
+/// is empty, and has the result under the name `to`. What was saved for them is next to it then, and it is bound to that.
 ///
 /// # Errors
 ///

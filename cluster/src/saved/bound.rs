@@ -50,12 +50,12 @@ pub fn bound(root: &[u8]) -> Result<Vec<Digest>, DocumentError> {
     said.split(',').map(|digest| digest.trim().parse().map_err(|_| expected())).collect()
 }
 
-/// Where the images of the cluster image `image` are saved where nobody says otherwise: beside it, under its tag with `-images` behind it.
+/// Where the images of the cluster image `image` are saved where nobody says otherwise: in its repository, under its tag with `-images` behind it.
 ///
 /// # Errors
 ///
 /// When that is too long for a tag.
-pub fn beside(image: &Reference) -> Result<Reference, InvalidReference> {
+pub fn images_name(image: &Reference) -> Result<Reference, InvalidReference> {
     image.repository().with_tag(&format!("{}-images", image.tag().unwrap_or("latest")))
 }
 

@@ -40,7 +40,7 @@ use serde_json::Value;
 
 use crate::lock::Lock;
 
-pub use bound::{IMAGES_ANNOTATION, beside, bind, bound};
+pub use bound::{IMAGES_ANNOTATION, bind, bound, images_name};
 pub use error::{OtherImage, SavedError};
 pub(crate) use parts::{Parts, SavedManifest};
 pub(crate) use store::BlobStore;

@@ -123,7 +123,7 @@ impl World {
         self.to.tag(repository, tag, image.content).await;
     }
 
-    /// Saves the container images of `lock` beside the cluster image `name`.
+    /// Saves the container images of `lock` next to the cluster image `name`.
     async fn save(&self, name: &str, lock: &Lock, base: Option<&str>) -> SavedImages {
         let to = self.name(&format!("{name}-images"));
         let (root, destination) = (self.dir.path(), Destination::Repository(to.clone()));
@@ -133,7 +133,7 @@ impl World {
         self.saved(&to).await
     }
 
-    /// A cluster image with the lock of `images`, which are saved beside it.
+    /// A cluster image with the lock of `images`, which are saved next to it.
     async fn filled(&self, name: &str, images: &[&str]) -> SavedImages {
         let lock = self.lock(images).await;
         self.cluster_image(name, Some(&lock)).await;
@@ -154,14 +154,14 @@ impl World {
         bound(&self.client().manifest(name).await.unwrap().1).unwrap()
     }
 
-    /// The saved images to which the cluster image `name` is bound, and which are those beside it.
+    /// The saved images to which the cluster image `name` is bound, and which are those next to it.
     async fn bound_images(&self, name: &str) -> SavedImages {
         let name = self.name(name);
         let bound = self.bound(&name).await;
         let [digest] = bound.as_slice() else { panic!("{name} is bound to {bound:?}") };
         let saved = self.saved(&name.at_digest(digest.clone())).await;
-        let beside = name.repository().with_tag(&format!("{}-images", name.tag().unwrap())).unwrap();
-        assert_eq!(self.saved(&beside).await.digest(), digest);
+        let next_to_it = name.repository().with_tag(&format!("{}-images", name.tag().unwrap())).unwrap();
+        assert_eq!(self.saved(&next_to_it).await.digest(), digest);
         saved
     }
 }
@@ -296,7 +296,7 @@ async fn one_image_that_is_two_is_named_with_both_cluster_images() {
         assert!(one.ends_with("/k8s:v1") && other.ends_with(name), "{one} {other}");
         assert!(world.client().head_manifest(&world.name("merged:v1")).await.unwrap().is_none());
     }
-    // What lies beside an image is not what its own lock says.
+    // What was saved for an image is not what its own lock says.
     world.cluster_image("k8s:v1", Some(&second)).await;
     let error = world.merge(&["k8s:v1", "saved:v1"], &world.name("merged:v1")).await.unwrap_err();
     assert!(matches!(error, NotMerged::Conflict(_) | NotMerged::OtherImage { .. }), "{error}");

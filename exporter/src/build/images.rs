@@ -17,7 +17,7 @@ use cluster::discover::{self, DiscoverError, Discovery, Options};
 use cluster::lock::{self, Lock, LockFileError, Locked, PlatformImage, ResolveError, ResolveOptions};
 use cluster::package::{LOCK_FILE, METADATA_FILE, lock_layer};
 use cluster::save::{self, Destination, NotSaved, SaveOptions};
-use cluster::saved::beside;
+use cluster::saved::images_name;
 use image::destination::{DiskSpace, SpoolFolder};
 use image::document::ImageConfig;
 use image::files::{FilesError, LargeFiles, extract};
@@ -259,7 +259,7 @@ pub(crate) async fn name_saved(saved: &Digest, name: &Reference, client: &Client
 
 /// What names the saved images of the image `name`.
 fn saved_name(name: &Reference) -> Result<Reference, ImagesError> {
-    beside(name).map_err(|error| ImagesError::Tag(error.to_string()))
+    images_name(name).map_err(|error| ImagesError::Tag(error.to_string()))
 }
 
 #[cfg(test)]

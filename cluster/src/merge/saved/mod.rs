@@ -24,7 +24,7 @@ use registry::{Digest, Reference};
 
 use super::{MergeInput, NotMerged};
 use crate::package::Package;
-use crate::saved::{Parts, SavedAt, SavedError, SavedImages, beside};
+use crate::saved::{Parts, SavedAt, SavedError, SavedImages, images_name};
 
 pub(super) use unite::UnitedImages;
 
@@ -82,8 +82,8 @@ impl FilledImage {
 async fn places(input: &MergeInput, bound: &[Digest], client: &Client) -> Result<Vec<SavedAt>, NotMerged> {
     Ok(match &input.location {
         Location::Registry(reference) if bound.is_empty() => {
-            let beside = reference.digest().is_none().then(|| beside(reference)).transpose();
-            beside.ok().flatten().map(SavedAt::Repository).into_iter().collect()
+            let name = reference.digest().is_none().then(|| images_name(reference)).transpose();
+            name.ok().flatten().map(SavedAt::Repository).into_iter().collect()
         }
         Location::Registry(reference) => {
             bound.iter().map(|digest| SavedAt::Repository(reference.at_digest(digest.clone()))).collect()
@@ -111,6 +111,7 @@ impl UnitedImages {
         destination: &Arc<dyn Destination>,
         to: &Reference,
     ) -> Result<Digest, NotMerged> {
+        let name = images_name(to).map_err(NotMerged::Tag)?;
         let copy = |(blob, source): (_, Source)| async move {
             copy_blob(&source, &blob, destination.as_ref())
                 .await
@@ -127,7 +128,6 @@ impl UnitedImages {
         };
         let puts: Vec<_> = self.manifests.into_iter().map(put).collect();
         futures::stream::iter(puts).buffer_unordered(AT_ONCE).try_for_each(|_| async { Ok(()) }).await?;
-        let name = beside(to).map_err(NotMerged::Tag)?;
         destination.publish(&[name], Some(&self.index)).await?;
         Ok(self.index.digest)
     }

@@ -112,7 +112,7 @@ fn documents(images: &[&FilledImage]) -> Result<Vec<Value>, NotMerged> {
     Ok(found)
 }
 
-/// What the index names beside the manifest of parts: the manifests of all images, in the order of these' names. A nydus image in whose
+/// What the index names in addition to the manifest of parts: the manifests of all images, in the order of these' names. A nydus image in whose
 /// place another one is in `table` is named no more.
 fn image_entries(images: &[&FilledImage], table: Option<&crate::saved::Table>) -> Vec<Value> {
     let (mut entries, mut seen) = (Vec::new(), HashSet::new());
