@@ -21,6 +21,26 @@ pub struct ProxySnapshotter {
     pub socket: PathBuf,
 }
 
+/// The snapshotter that CRI uses.
+#[derive(Debug, Clone)]
+pub enum CriSnapshotter {
+    /// containerd's own overlayfs, which unpacks one layer after the other.
+    Overlayfs,
+    /// The same, with layers unpacked at the same time: containerd 2.2 and later.
+    ParallelOverlayfs,
+    /// One that runs outside.
+    Proxy(ProxySnapshotter),
+}
+
+impl CriSnapshotter {
+    fn name(&self) -> &str {
+        match self {
+            Self::Overlayfs | Self::ParallelOverlayfs => "overlayfs",
+            Self::Proxy(proxy) => &proxy.name,
+        }
+    }
+}
+
 /// How containerd is to run.
 #[derive(Debug, Clone)]
 pub struct ContainerdOptions {
@@ -28,8 +48,8 @@ pub struct ContainerdOptions {
     pub version: ContainerdVersion,
     /// The image of pod sandboxes.
     pub sandbox_image: String,
-    /// The snapshotter that CRI uses; containerd's own overlayfs if absent.
-    pub snapshotter: Option<ProxySnapshotter>,
+    /// The snapshotter that CRI uses.
+    pub snapshotter: CriSnapshotter,
     /// Whether the snapshotter is told which image a layer is of.
     pub annotations: bool,
     /// What the snapshotter is said to be capable of.
@@ -68,7 +88,7 @@ impl Containerd {
             accepts_unix(&socket)
                 && Cri::connect(&socket).and_then(|cri| cri.runtime_is_ready()).unwrap_or(false)
         })?;
-        let snapshotter = options.snapshotter.as_ref().map_or("overlayfs", |proxy| &proxy.name).to_owned();
+        let snapshotter = options.snapshotter.name().to_owned();
         let ctr = peers.containerd(options.version, "ctr")?;
         Ok(Self { server, dir: dir.to_owned(), socket, ctr, snapshotter })
     }
@@ -122,11 +142,15 @@ fn path_with(first: Option<&Path>) -> Result<std::ffi::OsString> {
 fn configuration(options: &ContainerdOptions, dir: &Path, socket: &Path) -> Result<String> {
     let runc = peers::system("runc")?;
     let (dir, socket, runc) = (dir.display(), socket.display(), runc.display());
-    let snapshotter = options.snapshotter.as_ref().map_or("overlayfs", |proxy| &proxy.name);
+    let snapshotter = options.snapshotter.name();
     let sandbox_image = &options.sandbox_image;
     let without_annotations = !options.annotations;
-    // Layers are unpacked at the same time only where the snapshotter is said to be capable of it.
-    let unpacks = if options.capabilities.contains(&"rebase") { 4 } else { 1 };
+    // Layers are unpacked at the same time only where the snapshotter is said to be capable of it, as containerd's own are.
+    let unpacks = match options.snapshotter {
+        CriSnapshotter::ParallelOverlayfs => 4,
+        _ if options.capabilities.contains(&"rebase") => 4,
+        _ => 1,
+    };
     let (format, grpc, ttrpc) = match options.version {
         ContainerdVersion::V2_4 => {
             (4, "plugins.\"io.containerd.server.v1.grpc\"", "plugins.\"io.containerd.server.v1.ttrpc\"")
@@ -214,7 +238,7 @@ disabled_plugins = [
 "#
         ),
     };
-    if let Some(proxy) = &options.snapshotter {
+    if let CriSnapshotter::Proxy(proxy) = &options.snapshotter {
         text += &format!(
             "[proxy_plugins.{}]\n  type = \"snapshot\"\n  address = \"{}\"\n  capabilities = {:?}\n",
             proxy.name,
