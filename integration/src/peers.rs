@@ -132,6 +132,11 @@ impl Peers {
         self.built("nydus-snapshotter", program)
     }
 
+    /// A program of erofs-utils that reads tars: `mkfs.erofs`.
+    pub fn erofs_utils(&self, program: &str) -> Result<PathBuf> {
+        self.built("erofs-utils", program)
+    }
+
     /// containerd's own test suite for snapshotters.
     pub fn snapshots_suite(&self) -> Result<PathBuf> {
         self.built("containerd-2.4", "snapshots-suite")

@@ -7,9 +7,10 @@ use std::path::Path;
 
 use anyhow::{Context, Result, ensure};
 use integration::fault_proxy::{Failure, FaultProxy, Rule};
+use integration::process;
 use tar::{Archive, EntryType};
 
-use super::sides::Side;
+use super::sides::{Fresh, Side};
 use crate::lab::Lab;
 
 /// 1 Gbit/s.
@@ -18,7 +19,7 @@ const LAYERS: u64 = 4;
 /// What ends a tar.
 const END: [u8; 1024] = [0; 1024];
 
-pub(super) const SIDES: [Side; 3] = [Side::Ours, Side::Overlayfs, Side::ParallelOverlayfs];
+pub(super) const SIDES: [Side; 4] = [Side::Ours, Side::Overlayfs, Side::ParallelOverlayfs, Side::Erofs];
 
 /// The image in each side's form, behind the link.
 pub(super) struct LinkImages {
@@ -34,10 +35,12 @@ impl LinkImages {
         let layers: String = (0..LAYERS).map(|number| format!("ADD {number}.tar /\n")).collect();
         fs::write(dir.join("Dockerfile"), format!("FROM scratch\n{layers}"))?;
         lab.buildctl()?.build(&dir, &[&format!("type=nydus-cluster,name={near}/link:nydus")])?;
+        let plain = format!("{near}/link:zstd");
         let output = format!(
-            "type=image,name={near}/link:zstd,push=true,registry.insecure=true,compression=zstd,force-compression=true"
+            "type=image,name={plain},push=true,registry.insecure=true,compression=zstd,force-compression=true"
         );
         lab.plain_buildctl()?.build(&dir, &[&output])?;
+        to_erofs(lab, &plain, &format!("{near}/link:erofs"))?;
         let proxy = FaultProxy::start(near)?;
         proxy.set_rules(vec![Rule::always("/", Failure::Link(BYTES_PER_SECOND))]);
         Ok(Self { proxy })
@@ -47,10 +50,22 @@ impl LinkImages {
     pub(super) fn of(&self, side: Side) -> String {
         let tag = match side {
             Side::Overlayfs | Side::ParallelOverlayfs => "zstd",
+            Side::Erofs => "erofs",
             _ => "nydus",
         };
         format!("{}/link:{tag}", self.proxy.address())
     }
+}
+
+/// Has containerd make an image of EROFS layers, in zstd, of another.
+fn to_erofs(lab: &Lab, from: &str, to: &str) -> Result<()> {
+    let converter = Fresh::new(lab, Side::Erofs, "erofs-converter")?;
+    let node = converter.node()?;
+    node.cri().pull(from)?;
+    let ctr = || node.containerd().ctr();
+    process::run(ctr().args(["images", "convert", "--erofs", "zstd", from, to]))?;
+    process::run(ctr().args(["images", "push", "--plain-http", to]))?;
+    Ok(())
 }
 
 /// Cuts a tar into as many of about the same size, `0.tar` and so on in `dir`, that give the same tree one after the other.

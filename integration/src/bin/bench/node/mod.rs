@@ -254,6 +254,7 @@ impl Bench<'_> {
             Side::UpstreamShared,
             Side::Overlayfs,
             Side::ParallelOverlayfs,
+            Side::Erofs,
         ];
         let measured = peers.map(|side| (side.name(), self.runs(side, what)));
         // A side that was not measured has no median, which comes after all others.

@@ -26,6 +26,8 @@ pub(super) enum Side {
     Overlayfs,
     /// containerd 2.4 with overlayfs, which unpacks layers at the same time.
     ParallelOverlayfs,
+    /// containerd 2.4 with layers that are EROFS images.
+    Erofs,
 }
 
 impl Side {
@@ -37,6 +39,7 @@ impl Side {
             Self::UpstreamShared => "nydusd, shared",
             Self::Overlayfs => "containerd 1.7, overlayfs, zstd",
             Self::ParallelOverlayfs => "containerd 2.4, parallel unpack, zstd",
+            Self::Erofs => "containerd 2.4, EROFS layers",
         }
     }
 }
@@ -63,6 +66,7 @@ impl Fresh {
             Side::UpstreamShared => upstream(UpstreamMode::Shared)?,
             Side::Overlayfs => own(ContainerdVersion::V1_7, CriSnapshotter::Overlayfs)?,
             Side::ParallelOverlayfs => own(ContainerdVersion::V2_4, CriSnapshotter::ParallelOverlayfs)?,
+            Side::Erofs => own(ContainerdVersion::V2_4, CriSnapshotter::Erofs)?,
         };
         let pod = node.pod("bench")?;
         touch_memory();
