@@ -7,7 +7,7 @@ use test_support::{Need, needs};
 
 use crate::conventions::sources;
 use crate::peers::ContainerdVersion;
-use crate::servers::{ContainerdOptions, ProxySnapshotter, SNAPSHOTTER_NAME};
+use crate::servers::{ContainerdOptions, CriSnapshotter, ProxySnapshotter, SNAPSHOTTER_NAME};
 
 /// The top of the checkout.
 pub(crate) fn root() -> PathBuf {
@@ -239,7 +239,7 @@ fn containerd_is_configured_in_tests_as_the_documents_say() {
         let options = ContainerdOptions {
             version,
             sandbox_image: "pause".to_owned(),
-            snapshotter: Some(snapshotter),
+            snapshotter: CriSnapshotter::Proxy(snapshotter),
             annotations: true,
             capabilities: Vec::new(),
         };

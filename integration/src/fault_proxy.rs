@@ -20,7 +20,7 @@ use tokio::net::{TcpListener, TcpStream};
 use tokio::runtime::Runtime;
 use tokio::sync::watch;
 
-use body::{Limited, Paced, altered};
+use body::{Limited, Line, OverLine, Paced, altered};
 use tokens::{CredentialKind, Tokens};
 
 pub use tokens::USER;
@@ -36,6 +36,8 @@ pub enum Failure {
     Delay(Duration),
     /// Send the answer's body with this many bytes a second.
     Bandwidth(u64),
+    /// Send the bodies of all answers together with this many bytes a second.
+    Link(u64),
     /// Send nothing more once this many bytes of the answer's body have gone, and keep the connection open.
     StallDownload(u64),
     /// Change a byte in each piece of the answer's body.
@@ -86,6 +88,8 @@ struct Shared {
     rules: Mutex<Vec<Rule>>,
     failed: AtomicU64,
     held: AtomicU64,
+    /// What answers share that come over a link.
+    line: Arc<Line>,
     /// Whether it asks for credentials.
     tokens: Option<Tokens>,
 }
@@ -151,7 +155,8 @@ impl FaultProxy {
             runtime.block_on(TcpListener::bind("127.0.0.1:0")).context("binding the fault proxy")?;
         let address = listener.local_addr()?;
         let (failed, held) = (AtomicU64::new(0), AtomicU64::new(0));
-        let shared = Arc::new(Shared { upstream, rules: Mutex::default(), failed, held, tokens });
+        let (rules, line) = (Mutex::default(), Arc::new(Line::new()));
+        let shared = Arc::new(Shared { upstream, rules, failed, held, line, tokens });
         runtime.spawn(accept(listener, shared.clone()));
         Ok(Self { address, shared, runtime: Some(runtime) })
     }
@@ -255,6 +260,11 @@ async fn answer(
         Some(Failure::Bandwidth(bytes_per_second)) => {
             let answer = forward(request, &shared).await?;
             Ok(answer.map(|body| Paced::new(body, bytes_per_second).boxed_unsync()))
+        }
+        Some(Failure::Link(bytes_per_second)) => {
+            let line = Arc::clone(&shared.line);
+            let answer = forward(request, &shared).await?;
+            Ok(answer.map(|body| OverLine::new(body, line, bytes_per_second).boxed_unsync()))
         }
         Some(Failure::StallDownload(bytes)) => {
             let answer = forward(request, &shared).await?;

@@ -10,7 +10,9 @@ use nix::unistd::Pid;
 
 use crate::cri::{Cri, Pod};
 use crate::peers::{ContainerdVersion, Peers};
-use crate::servers::{Containerd, ContainerdOptions, Snapshotter, UpstreamMode, UpstreamSnapshotter};
+use crate::servers::{
+    Containerd, ContainerdOptions, CriSnapshotter, Snapshotter, UpstreamMode, UpstreamSnapshotter,
+};
 use crate::{leftovers, process, wait};
 
 /// containerd asks a snapshotter that was away after three seconds at the latest.
@@ -21,7 +23,8 @@ const FOUND_DEADLINE: Duration = Duration::from_secs(15);
 enum Snapshots {
     Ours(Snapshotter),
     Upstream(UpstreamSnapshotter),
-    Overlayfs,
+    /// One of containerd's own.
+    Containerds(CriSnapshotter),
 }
 
 /// How a node is to be.
@@ -93,8 +96,19 @@ impl Node {
         sandbox_image: &str,
         containerd: ContainerdVersion,
     ) -> Result<Self> {
+        Self::with_containerds(peers, dir, sandbox_image, containerd, CriSnapshotter::Overlayfs)
+    }
+
+    /// A node with one of that containerd's own snapshotters.
+    pub fn with_containerds(
+        peers: &Peers,
+        dir: &Path,
+        sandbox_image: &str,
+        containerd: ContainerdVersion,
+        snapshotter: CriSnapshotter,
+    ) -> Result<Self> {
         let options = NodeOptions { containerd, ..NodeOptions::default() };
-        Self::start(peers, dir, sandbox_image, Snapshots::Overlayfs, &options)
+        Self::start(peers, dir, sandbox_image, Snapshots::Containerds(snapshotter), &options)
     }
 
     fn start(
@@ -105,9 +119,9 @@ impl Node {
         options: &NodeOptions,
     ) -> Result<Self> {
         let snapshotter = match &snapshots {
-            Snapshots::Ours(snapshotter) => Some(snapshotter.as_proxy()),
-            Snapshots::Upstream(snapshotter) => Some(snapshotter.as_proxy()),
-            Snapshots::Overlayfs => None,
+            Snapshots::Ours(snapshotter) => CriSnapshotter::Proxy(snapshotter.as_proxy()),
+            Snapshots::Upstream(snapshotter) => CriSnapshotter::Proxy(snapshotter.as_proxy()),
+            Snapshots::Containerds(own) => own.clone(),
         };
         let containerd = ContainerdOptions {
             version: options.containerd,
@@ -201,7 +215,7 @@ impl Node {
         match &mut self.snapshots {
             Snapshots::Ours(snapshotter) => snapshotter.forget(),
             Snapshots::Upstream(snapshotter) => snapshotter.server().forget(),
-            Snapshots::Overlayfs => {}
+            Snapshots::Containerds(_) => {}
         }
     }
 }

@@ -55,6 +55,9 @@ pub enum BuildkitVersion {
 /// Decides on which BuildKit a run's tests are.
 const BUILDKIT: &str = "NYDUS_CLUSTER_BUILDKIT";
 
+/// Decides which Debian the machines run: `12`, or `13` with a newer systemd.
+const MACHINES: &str = "NYDUS_CLUSTER_MACHINES";
+
 /// The cache that `scripts/deps` fills.
 #[derive(Debug, Clone)]
 pub struct Peers {
@@ -132,6 +135,11 @@ impl Peers {
         self.built("nydus-snapshotter", program)
     }
 
+    /// A program of erofs-utils that reads tars: `mkfs.erofs`.
+    pub fn erofs_utils(&self, program: &str) -> Result<PathBuf> {
+        self.built("erofs-utils", program)
+    }
+
     /// containerd's own test suite for snapshotters.
     pub fn snapshots_suite(&self) -> Result<PathBuf> {
         self.built("containerd-2.4", "snapshots-suite")
@@ -177,9 +185,14 @@ impl Peers {
         self.built("kubernetes", program)
     }
 
-    /// The root directory of a bare node.
+    /// The root directory of a bare node, of the Debian that `$NYDUS_CLUSTER_MACHINES` names: `12` or `13`.
     pub fn node_root(&self) -> Result<PathBuf> {
-        existing(self.cache.join("rootfs/node/root"))
+        let node = match env::var(MACHINES).as_deref() {
+            Err(_) | Ok("12") => "node",
+            Ok("13") => "newer-node",
+            Ok(other) => bail!("{MACHINES}={other}: expected 12 or 13"),
+        };
+        existing(self.cache.join("rootfs").join(node).join("root"))
     }
 
     /// The large root file system of the benchmarks.

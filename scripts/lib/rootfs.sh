@@ -7,12 +7,12 @@ big_packages=python3-numpy,nodejs,default-jre-headless,postgresql,nginx,git,etcd
 # Fixed, so that the same packages give the same tar.
 rootfs_epoch=1735689600
 
-# make_rootfs DIR [PACKAGES]: unpacks a minimal Debian, with PACKAGES, into DIR.
+# make_rootfs DIR [PACKAGES [SUITE]]: unpacks a minimal Debian, with PACKAGES, into DIR.
 make_rootfs() {
-    local dir=$1 include=${2:-} options=(--variant=minbase --quiet)
+    local dir=$1 include=${2:-} suite=${3:-$rootfs_suite} options=(--variant=minbase --quiet)
     [ -n "$include" ] && options+=("--include=$include")
     as_root env "SOURCE_DATE_EPOCH=$rootfs_epoch" mmdebstrap "${options[@]}" \
-        --aptopt='APT::Install-Recommends "false"' "$rootfs_suite" "$dir" "$(debian_source "$rootfs_suite")" >&2
+        --aptopt='APT::Install-Recommends "false"' "$suite" "$dir" "$(debian_source "$suite")" >&2
 }
 
 # tar_tree DIR FILE [TAR OPTIONS…]: a reproducible tar of DIR, extended attributes and ACLs included.
@@ -69,9 +69,9 @@ make_pause_rootfs() {
 # cluster image brings.
 node_packages=conntrack,dbus,ethtool,fuse3,iproute2,iptables,kmod,nftables,openssh-server,socat,systemd,systemd-sysv
 
-# A directory: nodes are booted with it as the lower layer of their root.
+# make_node_root DIR [SUITE]: a directory that nodes are booted with as the lower layer of their root.
 make_node_root() {
-    make_rootfs "$1/root" "$node_packages"
+    make_rootfs "$1/root" "$node_packages" "${2:-$rootfs_suite}"
     # Each node gets its own.
     as_root rm -f root/etc/ssh/ssh_host_* root/etc/machine-id root/etc/resolv.conf
     as_root rm -rf root/var/lib/apt root/var/cache root/var/log root/usr/share/doc root/usr/share/locale
@@ -80,6 +80,14 @@ make_node_root() {
 
 part_node_root() {
     make_once "$rootfs_dir/node" "$rootfs_suite-1" make_node_root
+}
+
+make_newer_node_root() {
+    make_node_root "$1" "$newer_node_suite"
+}
+
+part_newer_node_root() {
+    make_once "$rootfs_dir/newer-node" "$newer_node_suite-1" make_newer_node_root
 }
 
 part_rootfs() {

@@ -257,9 +257,10 @@ pub enum BackendSpec {
         /// The directory.
         path: PathBuf,
     },
-    /// The same on an HTTP server that answers ranged requests, such as upstream's nydus-backend-proxy.
+    /// The same on an HTTP server that answers ranged requests.
     HttpDirectory {
-        /// Its URL, `http://…` or `https://…`. Certificate authorities are those of the registry settings for its host.
+        /// Its URL, `http://…` or `https://…`. One that ends in a colon is what the digits of blobs are added to: upstream's
+        /// nydus-backend-proxy, which names blobs by digest, is `http://HOST:PORT/NAMESPACE/REPOSITORY/blobs/sha256:`. Certificate authorities are those of the registry settings for its host.
         url: String,
     },
 }

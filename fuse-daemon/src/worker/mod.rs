@@ -32,7 +32,7 @@ use tokio::runtime::Handle;
 use tokio::time::Instant;
 
 pub use backend::{Backend, BackendError, DirectoryBackend, HttpDirectoryBackend, RegistryBackend};
-pub(crate) use backend::{Unusable, host_of, open_backend};
+pub(crate) use backend::{Unusable, before_digits, host_of, open_backend};
 pub(crate) use part::{ExpectedPart, StoredPart};
 pub use sources::Place;
 pub(crate) use tally::{REASON_LIMIT, SourceReport};

@@ -305,10 +305,27 @@ async fn a_backend_that_is_added_to_a_mounted_image_is_read_from() {
     daemon.end().await;
 }
 
+/// How an HTTP directory answers.
+#[derive(Clone, Copy)]
+pub(crate) struct HttpStyle {
+    /// What the digits of a blob come after.
+    path: &'static str,
+    /// What it answers a request for a range with.
+    status: &'static str,
+    /// Whether it calls the part's size the whole's.
+    part_for_whole: bool,
+}
+
+pub(crate) const FILE_SERVER: HttpStyle =
+    HttpStyle { path: "/blobs/", status: "206 Partial Content", part_for_whole: false };
+/// Upstream's nydus-backend-proxy.
+const BACKEND_PROXY: HttpStyle =
+    HttpStyle { path: "/demo/app/blobs/sha256:", status: "200 OK", part_for_whole: true };
+
 /// Serves files of a directory over HTTP, whole (HEAD) or by range (GET), until the task is dropped.
-pub(crate) async fn http_directory(dir: PathBuf) -> (String, JoinHandle<()>) {
+pub(crate) async fn http_directory(dir: PathBuf, style: HttpStyle) -> (String, JoinHandle<()>) {
     let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
-    let url = format!("http://{}/blobs", listener.local_addr().unwrap());
+    let url = format!("http://{}{}", listener.local_addr().unwrap(), style.path);
     let serve = async move {
         loop {
             let (mut stream, _) = listener.accept().await.unwrap();
@@ -319,7 +336,7 @@ pub(crate) async fn http_directory(dir: PathBuf) -> (String, JoinHandle<()>) {
                     head.push(stream.read_u8().await?);
                 }
                 let head = String::from_utf8(head).unwrap().to_ascii_lowercase();
-                let name = head.split_whitespace().nth(1).unwrap().strip_prefix("/blobs/").unwrap();
+                let name = head.split_whitespace().nth(1).unwrap().strip_prefix(style.path).unwrap();
                 let Ok(bytes) = std::fs::read(dir.join(name)) else {
                     let missing = b"HTTP/1.1 404 Not Found\r\ncontent-length: 0\r\nconnection: close\r\n\r\n";
                     return stream.write_all(missing).await;
@@ -328,10 +345,11 @@ pub(crate) async fn http_directory(dir: PathBuf) -> (String, JoinHandle<()>) {
                 let range = head.split_once("range: bytes=").map(|(_, range)| range.lines().next().unwrap());
                 let (status, from, to) = match range.and_then(|range| range.split_once('-')) {
                     Some((from, to)) => {
-                        ("206 Partial Content", from.parse().unwrap(), to.parse::<usize>().unwrap() + 1)
+                        (style.status, from.parse().unwrap(), to.parse::<usize>().unwrap() + 1)
                     }
                     None => ("200 OK", 0, total),
                 };
+                let total = if style.part_for_whole { to - from } else { total };
                 let answer = format!(
                     "HTTP/1.1 {status}\r\ncontent-length: {}\r\ncontent-range: bytes {from}-{}/{total}\r\nconnection: close\r\n\r\n",
                     to - from,
@@ -354,18 +372,20 @@ async fn blobs_are_read_from_a_directory_on_an_http_server() {
     // With batches, so that the blob's size is asked for as well.
     let options = BuildOptions { batch_size: Some(65_536), ..BuildOptions::default() };
     let image = TestImage::build(&tar_of(&files), &options);
-    let (url, server) = http_directory(image.blobs()).await;
-    let daemon = Daemon::start().await;
-    let mut request = daemon.request("demo", &image.bootstrap(), "127.0.0.1:1/demo:v1");
-    request.backends = vec![BackendSpec::HttpDirectory { url: "ftp://127.0.0.1/".to_owned() }];
-    assert_eq!(kind(daemon.client.mount(&request).await), Some(ErrorKind::Invalid));
-    request.backends = vec![BackendSpec::HttpDirectory { url }];
-    daemon.client.mount(&request).await.unwrap();
-    for (name, content) in &files {
-        assert_eq!(read(request.mountpoint.join(name)).await.unwrap(), *content, "{name}");
+    for style in [FILE_SERVER, BACKEND_PROXY] {
+        let (url, server) = http_directory(image.blobs(), style).await;
+        let daemon = Daemon::start().await;
+        let mut request = daemon.request("demo", &image.bootstrap(), "127.0.0.1:1/demo:v1");
+        request.backends = vec![BackendSpec::HttpDirectory { url: "ftp://127.0.0.1/".to_owned() }];
+        assert_eq!(kind(daemon.client.mount(&request).await), Some(ErrorKind::Invalid));
+        request.backends = vec![BackendSpec::HttpDirectory { url }];
+        daemon.client.mount(&request).await.unwrap();
+        for (name, content) in &files {
+            assert_eq!(read(request.mountpoint.join(name)).await.unwrap(), *content, "{name}");
+        }
+        daemon.end().await;
+        server.abort();
     }
-    daemon.end().await;
-    server.abort();
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -11,7 +11,7 @@ use rafs::layout::toc::BOOTSTRAP;
 use test_support::{gzip, noise, tar_of};
 
 use crate::can_mount;
-use crate::control::{Daemon, http_directory, kind, read};
+use crate::control::{Daemon, FILE_SERVER, http_directory, kind, read};
 use crate::image::TestImage;
 
 fn sha256(bytes: &[u8]) -> BlobId {
@@ -234,10 +234,10 @@ async fn where_one_server_delivers_what_is_wrong_another_is_asked() {
         ("no table", layer.blob, changed(blob.len() - 512, &[0xff; 512]), layer_source()),
     ];
     let daemon = Daemon::start().await;
-    let (good, good_server) = http_directory(image.blobs()).await;
+    let (good, good_server) = http_directory(image.blobs(), FILE_SERVER).await;
     for (number, (what, id, bytes, source)) in cases.into_iter().enumerate() {
         let directory = false_directory(id, &bytes);
-        let (lying, lying_server) = http_directory(directory.path().to_owned()).await;
+        let (lying, lying_server) = http_directory(directory.path().to_owned(), FILE_SERVER).await;
         let mut asks = request(&daemon, &number.to_string(), &image.blobs(), source);
         asks.backends = [lying, good.clone()].map(|url| BackendSpec::HttpDirectory { url }).into();
         let made = daemon.client.make_bootstrap(&asks).await;

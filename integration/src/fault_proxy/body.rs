@@ -1,7 +1,7 @@
 //! Bodies of answers and uploads that go wrong on their way.
 
 use std::pin::Pin;
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, PoisonError};
 use std::task::{Context, Poll, ready};
 use std::time::Duration;
 
@@ -110,5 +110,64 @@ impl<B: Body<Data = Bytes> + Unpin> Body for Paced<B> {
         ready!(next.as_mut().poll(context));
         next.as_mut().reset(Instant::now() + TICK);
         Poll::Ready(Some(Ok(Frame::data(waiting.split_to((*portion).min(waiting.len()))))))
+    }
+}
+
+/// What a line sends ahead of its rate: more than timers are late.
+const AHEAD: Duration = Duration::from_millis(4);
+
+/// A line that bodies share.
+#[derive(Debug)]
+pub(super) struct Line(Mutex<Instant>);
+
+impl Line {
+    pub(super) fn new() -> Self {
+        Self(Mutex::new(Instant::now()))
+    }
+
+    /// When so many more bytes may pass.
+    fn take(&self, bytes: usize, bytes_per_second: u64) -> Instant {
+        let mut free = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        *free = (*free).max(Instant::now()) + Duration::from_secs_f64(bytes as f64 / bytes_per_second as f64);
+        *free - AHEAD
+    }
+}
+
+/// A body that comes over such a line.
+pub(super) struct OverLine<B> {
+    body: B,
+    line: Arc<Line>,
+    bytes_per_second: u64,
+    waiting: Option<Frame<Bytes>>,
+    next: Pin<Box<Sleep>>,
+}
+
+impl<B> OverLine<B> {
+    pub(super) fn new(body: B, line: Arc<Line>, bytes_per_second: u64) -> Self {
+        Self { body, line, bytes_per_second, waiting: None, next: Box::pin(sleep(Duration::ZERO)) }
+    }
+}
+
+impl<B: Body<Data = Bytes> + Unpin> Body for OverLine<B> {
+    type Data = Bytes;
+    type Error = B::Error;
+
+    fn poll_frame(
+        self: Pin<&mut Self>,
+        context: &mut Context<'_>,
+    ) -> Poll<Option<Result<Frame<Bytes>, B::Error>>> {
+        let Self { body, line, bytes_per_second, waiting, next } = self.get_mut();
+        if waiting.is_none() {
+            match ready!(Pin::new(&mut *body).poll_frame(context)) {
+                Some(Ok(frame)) => {
+                    let bytes = frame.data_ref().map_or(0, Bytes::len);
+                    next.as_mut().reset(line.take(bytes, *bytes_per_second));
+                    *waiting = Some(frame);
+                }
+                other => return Poll::Ready(other),
+            }
+        }
+        ready!(next.as_mut().poll(context));
+        Poll::Ready(waiting.take().map(Ok))
     }
 }

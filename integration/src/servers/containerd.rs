@@ -1,6 +1,7 @@
 //! A real containerd with CRI, runc and, if asked, a proxy snapshotter.
 
 use std::env;
+use std::ffi::OsString;
 use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::Command;
@@ -21,6 +22,29 @@ pub struct ProxySnapshotter {
     pub socket: PathBuf,
 }
 
+/// The snapshotter that CRI uses.
+#[derive(Debug, Clone)]
+pub enum CriSnapshotter {
+    /// containerd's own overlayfs, which unpacks one layer after the other.
+    Overlayfs,
+    /// The same, with layers unpacked at the same time: containerd 2.2 and later.
+    ParallelOverlayfs,
+    /// containerd's own of EROFS layers, which it takes as they are and makes of others, at the same time: containerd 2.4.
+    Erofs,
+    /// One that runs outside.
+    Proxy(ProxySnapshotter),
+}
+
+impl CriSnapshotter {
+    fn name(&self) -> &str {
+        match self {
+            Self::Overlayfs | Self::ParallelOverlayfs => "overlayfs",
+            Self::Erofs => "erofs",
+            Self::Proxy(proxy) => &proxy.name,
+        }
+    }
+}
+
 /// How containerd is to run.
 #[derive(Debug, Clone)]
 pub struct ContainerdOptions {
@@ -28,8 +52,8 @@ pub struct ContainerdOptions {
     pub version: ContainerdVersion,
     /// The image of pod sandboxes.
     pub sandbox_image: String,
-    /// The snapshotter that CRI uses; containerd's own overlayfs if absent.
-    pub snapshotter: Option<ProxySnapshotter>,
+    /// The snapshotter that CRI uses.
+    pub snapshotter: CriSnapshotter,
     /// Whether the snapshotter is told which image a layer is of.
     pub annotations: bool,
     /// What the snapshotter is said to be capable of.
@@ -50,6 +74,8 @@ pub struct Containerd {
     dir: PathBuf,
     socket: PathBuf,
     ctr: PathBuf,
+    /// The variable PATH.
+    path: OsString,
     snapshotter: String,
 }
 
@@ -62,15 +88,21 @@ impl Containerd {
         fs::write(&config, options.configuration(dir, &socket)?)?;
         let program = peers.containerd(options.version, "containerd")?;
         let mut command = Command::new(&program);
-        command.arg("--config").arg(config).env("PATH", path_with(program.parent())?);
+        let mkfs = match options.snapshotter {
+            CriSnapshotter::Erofs => Some(peers.erofs_utils("mkfs.erofs")?),
+            _ => None,
+        };
+        let programs = [Some(program.as_path()), mkfs.as_deref()];
+        let path = path_with(programs.into_iter().flatten().filter_map(Path::parent))?;
+        command.arg("--config").arg(config).env("PATH", &path);
         let mut server = Server::spawn("containerd", command, dir.join("containerd.log"))?;
         server.wait_ready(START_DEADLINE, || {
             accepts_unix(&socket)
                 && Cri::connect(&socket).and_then(|cri| cri.runtime_is_ready()).unwrap_or(false)
         })?;
-        let snapshotter = options.snapshotter.as_ref().map_or("overlayfs", |proxy| &proxy.name).to_owned();
+        let snapshotter = options.snapshotter.name().to_owned();
         let ctr = peers.containerd(options.version, "ctr")?;
-        Ok(Self { server, dir: dir.to_owned(), socket, ctr, snapshotter })
+        Ok(Self { server, dir: dir.to_owned(), socket, ctr, path, snapshotter })
     }
 
     /// The process.
@@ -106,15 +138,15 @@ impl Containerd {
     /// `ctr` in the namespace that CRI uses, to be completed.
     pub fn ctr(&self) -> Command {
         let mut command = Command::new(&self.ctr);
-        command.arg("--address").arg(&self.socket).args(["--namespace", "k8s.io"]);
+        command.env("PATH", &self.path).arg("--address").arg(&self.socket).args(["--namespace", "k8s.io"]);
         command
     }
 }
 
-/// containerd looks for its shim in PATH.
-fn path_with(first: Option<&Path>) -> Result<std::ffi::OsString> {
+/// containerd looks for its shim, and for what makes file systems, in PATH.
+fn path_with<'a>(first: impl Iterator<Item = &'a Path>) -> Result<OsString> {
     let path = env::var_os("PATH").unwrap_or_default();
-    let folders = first.map(PathBuf::from).into_iter().chain(env::split_paths(&path));
+    let folders = first.map(PathBuf::from).chain(env::split_paths(&path));
     env::join_paths(folders.chain([PathBuf::from("/usr/sbin"), PathBuf::from("/sbin")]))
         .context("composing PATH")
 }
@@ -122,11 +154,20 @@ fn path_with(first: Option<&Path>) -> Result<std::ffi::OsString> {
 fn configuration(options: &ContainerdOptions, dir: &Path, socket: &Path) -> Result<String> {
     let runc = peers::system("runc")?;
     let (dir, socket, runc) = (dir.display(), socket.display(), runc.display());
-    let snapshotter = options.snapshotter.as_ref().map_or("overlayfs", |proxy| &proxy.name);
+    let snapshotter = options.snapshotter.name();
     let sandbox_image = &options.sandbox_image;
     let without_annotations = !options.annotations;
-    // Layers are unpacked at the same time only where the snapshotter is said to be capable of it.
-    let unpacks = if options.capabilities.contains(&"rebase") { 4 } else { 1 };
+    // Layers are unpacked at the same time only where the snapshotter is said to be capable of it, as containerd's own are.
+    let unpacks = match options.snapshotter {
+        CriSnapshotter::ParallelOverlayfs | CriSnapshotter::Erofs => 4,
+        _ if options.capabilities.contains(&"rebase") => 4,
+        _ => 1,
+    };
+    // Others complain of it on hosts without its programs.
+    let (erofs, features, differ) = match options.snapshotter {
+        CriSnapshotter::Erofs => ("", "(+erofs)", "\n    differ = \"erofs\""),
+        _ => ("\n  \"io.containerd.snapshotter.v1.erofs\", \"io.containerd.differ.v1.erofs\",", "", ""),
+    };
     let (format, grpc, ttrpc) = match options.version {
         ContainerdVersion::V2_4 => {
             (4, "plugins.\"io.containerd.server.v1.grpc\"", "plugins.\"io.containerd.server.v1.ttrpc\"")
@@ -178,7 +219,7 @@ state = "{dir}/state"
 # Not needed here, and some complain on hosts that lack their kernel parts.
 disabled_plugins = [
   "io.containerd.snapshotter.v1.btrfs", "io.containerd.snapshotter.v1.devmapper", "io.containerd.snapshotter.v1.zfs",
-  "io.containerd.snapshotter.v1.blockfile", "io.containerd.snapshotter.v1.erofs", "io.containerd.differ.v1.erofs",
+  "io.containerd.snapshotter.v1.blockfile",{erofs}
   "io.containerd.internal.v1.tracing", "io.containerd.nri.v1.nri",
 ]
 [{grpc}]
@@ -209,12 +250,12 @@ disabled_plugins = [
   config_path = "{dir}/certs.d"
   max_concurrent_unpacks = {unpacks}
   [[plugins."io.containerd.transfer.v1.local".unpack_config]]
-    platform = "linux/amd64"
-    snapshotter = "{snapshotter}"
+    platform = "linux{features}/amd64"
+    snapshotter = "{snapshotter}"{differ}
 "#
         ),
     };
-    if let Some(proxy) = &options.snapshotter {
+    if let CriSnapshotter::Proxy(proxy) = &options.snapshotter {
         text += &format!(
             "[proxy_plugins.{}]\n  type = \"snapshot\"\n  address = \"{}\"\n  capabilities = {:?}\n",
             proxy.name,

@@ -19,7 +19,7 @@ use anyhow::Result;
 
 pub use api_server::{ApiServer, NODE};
 pub use buildkit::{Buildctl, Buildkitd};
-pub use containerd::{Containerd, ContainerdOptions, ProxySnapshotter};
+pub use containerd::{Containerd, ContainerdOptions, CriSnapshotter, ProxySnapshotter};
 pub use docker_registry::{DockerRegistry, DockerRegistryOptions};
 pub use ours::{EmbeddedRegistry, Exporter, ExporterOptions, ImageMount, SNAPSHOTTER_NAME, Snapshotter};
 pub use upstream::{Nydusd, UpstreamMode, UpstreamSnapshotter, is_mountpoint};

@@ -23,6 +23,16 @@ pub struct Nydusd {
 impl Nydusd {
     /// Mounts `bootstrap` at `dir/mnt`; blobs are read from files named by their ids in `blobs`.
     pub fn start(peers: &Peers, dir: &Path, bootstrap: &Path, blobs: &Path) -> Result<Self> {
+        Self::start_with(peers, dir, (bootstrap, blobs), false)
+    }
+
+    /// The same; `prefetch` has it read all of the image from the mount on.
+    pub fn start_with(
+        peers: &Peers,
+        dir: &Path,
+        (bootstrap, blobs): (&Path, &Path),
+        prefetch: bool,
+    ) -> Result<Self> {
         let backend = json!({"type": "localfs", "config": {"dir": blobs}});
         let mountpoint = dir.join("mnt");
         let cache = dir.join("cache");
@@ -35,7 +45,7 @@ impl Nydusd {
                 "backend": backend,
                 "cache": {"type": "blobcache", "config": {"work_dir": cache}},
             },
-            "mode": "direct", "digest_validate": false, "enable_xattr": true, "fs_prefetch": {"enable": false},
+            "mode": "direct", "digest_validate": false, "enable_xattr": true, "fs_prefetch": fs_prefetch(prefetch),
         });
         fs::write(&config, text.to_string())?;
         let mut command = Command::new(peers.nydus("nydusd")?);
@@ -71,6 +81,11 @@ impl Drop for Nydusd {
             let _ = process::run(Command::new("umount").arg("--lazy").arg(&self.mountpoint));
         }
     }
+}
+
+/// What its configuration says of prefetch.
+fn fs_prefetch(enable: bool) -> serde_json::Value {
+    json!({"enable": enable, "prefetch_all": enable, "threads_count": 8, "merging_size": 1 << 20})
 }
 
 /// Whether a file system is mounted at `path`.
@@ -115,7 +130,7 @@ impl UpstreamSnapshotter {
                 "cache": {"type": "blobcache", "config": {"work_dir": dir.join("cache")}},
             },
             "mode": "direct", "digest_validate": false, "enable_xattr": true, "iostats_files": false,
-            "fs_prefetch": {"enable": prefetch, "prefetch_all": prefetch, "threads_count": 8, "merging_size": 1 << 20},
+            "fs_prefetch": fs_prefetch(prefetch),
         });
         fs::write(&daemon_config, text.to_string())?;
         // Without CAP_SYS_RESOURCE nydusd cannot raise its limit of open files, and ends.

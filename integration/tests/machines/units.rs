@@ -10,7 +10,7 @@ use anyhow::{Context, Result, ensure};
 use integration::cri::{ContainerSpec, Cri, Pod};
 use integration::machines::{Machine, Machines, MachinesOptions};
 use integration::peers::{self, ContainerdVersion, Peers};
-use integration::servers::{ContainerdOptions, EmbeddedRegistry, ProxySnapshotter};
+use integration::servers::{ContainerdOptions, CriSnapshotter, EmbeddedRegistry, ProxySnapshotter};
 use integration::tree::content_digest;
 use integration::{demo, oci_layout, process, wait};
 
@@ -206,7 +206,7 @@ fn install(machine: &Machine, images: &Images) -> Result<()> {
     let options = ContainerdOptions {
         version: ContainerdVersion::V1_7,
         sandbox_image: images.pause.clone(),
-        snapshotter: Some(ProxySnapshotter {
+        snapshotter: CriSnapshotter::Proxy(ProxySnapshotter {
             name: "nydus-cluster".to_owned(),
             socket: "/run/nydus-cluster/snapshotter.sock".into(),
         }),

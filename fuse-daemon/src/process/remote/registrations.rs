@@ -9,7 +9,7 @@ use crate::process::connection::WorkerConnection;
 use crate::process::given::{self, Given};
 use crate::process::hosts::{HostCount, Hosts};
 use crate::process::message::ToWorker;
-use crate::worker::Place;
+use crate::worker::{Place, before_digits};
 
 /// What the next process is to know as well.
 pub(super) struct Registered {
@@ -114,8 +114,6 @@ pub(super) fn canonical(spec: &BackendSpec) -> BackendSpec {
             Err(_) => spec.clone(),
         },
         BackendSpec::Directory { .. } => spec.clone(),
-        BackendSpec::HttpDirectory { url } => {
-            BackendSpec::HttpDirectory { url: format!("{}/", url.trim_end_matches('/')) }
-        }
+        BackendSpec::HttpDirectory { url } => BackendSpec::HttpDirectory { url: before_digits(url) },
     }
 }

@@ -1,4 +1,5 @@
-//! A directory of blobs on an HTTP server, each named by its 64 hexadecimal digits, as upstream's nydus-backend-proxy has it.
+//! A directory of blobs on an HTTP server, each named by its 64 hexadecimal digits, or by its digest as registries and upstream's
+//! nydus-backend-proxy have it.
 
 use std::ops::Range;
 use std::sync::Arc;
@@ -25,7 +26,7 @@ const FIRST_PAUSE: Duration = Duration::from_millis(200);
 /// See the module.
 #[derive(Clone, Debug)]
 pub struct HttpDirectoryBackend {
-    /// Ends in a slash.
+    /// To its path the digits of a blob are added.
     url: Url,
     client: reqwest::Client,
     /// Counts what is sent again.
@@ -38,10 +39,16 @@ pub(crate) fn host_of(url: &Url) -> Option<String> {
     Some(url.port().map_or_else(|| host.to_owned(), |port| format!("{host}:{port}")))
 }
 
-/// The URL of a directory, with a slash at its end; it names a host.
+/// A directory's URL as digits of blobs are added to it: after a slash, or after the colon that it ends in, which is a digest's.
+pub(crate) fn before_digits(url: &str) -> String {
+    let url = url.trim_end_matches('/');
+    if url.ends_with(':') { url.to_owned() } else { format!("{url}/") }
+}
+
+/// The URL of a directory, to whose path digits of blobs are added; it names a host.
 pub(super) fn directory(url: &str) -> Result<Url, BackendError> {
     let invalid = |reason| BackendError::Url { url: url.to_owned(), reason };
-    let parsed = Url::parse(&format!("{}/", url.trim_end_matches('/')));
+    let parsed = Url::parse(&before_digits(url));
     let parsed = parsed.map_err(|error| invalid(error.to_string()))?;
     match parsed.scheme() {
         _ if parsed.host_str().is_none() => Err(invalid("it names no host".to_owned())),
@@ -77,27 +84,27 @@ impl HttpDirectoryBackend {
         Ok(Self { client: client.http_over(url, connection)?, url: directory(url)?, retries })
     }
 
-    /// The answer with the status `good`; what may go away by itself is tried again.
+    /// The answer with a status out of `good`; what may go away by itself is tried again.
     async fn ask(
         &self,
         method: Method,
         blob: BlobId,
-        good: StatusCode,
+        good: &[StatusCode],
         with: impl Fn(RequestBuilder) -> RequestBuilder,
     ) -> Result<Response, BackendError> {
-        let invalid = |error: &dyn std::fmt::Display| self.failed(blob, None, &error.to_string());
-        let url = self.url.join(&blob.0.to_string()).map_err(|error| invalid(&error))?;
+        let mut url = self.url.clone();
+        url.set_path(&format!("{}{}", self.url.path(), blob.0));
         let mut pause = FIRST_PAUSE;
         for attempt in 1.. {
             let request = with(self.client.request(method.clone(), url.clone()));
             let (error, may_pass) = match request.send().await {
-                Ok(response) if response.status() == good => return Ok(response),
+                Ok(response) if good.contains(&response.status()) => return Ok(response),
                 Ok(response) => {
                     let status = response.status();
                     let may_pass = status.is_server_error() || status == StatusCode::TOO_MANY_REQUESTS;
-                    (self.failed(blob, Some(status), &format!("{status}; expected {good}")), may_pass)
+                    (self.failed(blob, Some(status), &format!("{status}; expected {}", good[0])), may_pass)
                 }
-                Err(error) => (invalid(&error.without_url()), true),
+                Err(error) => (self.failed(blob, None, &error.without_url().to_string()), true),
             };
             if !may_pass || attempt >= ATTEMPTS {
                 return Err(error);
@@ -120,11 +127,14 @@ impl HttpDirectoryBackend {
     ) -> Result<BoxStream<'static, Result<Bytes, BackendError>>, BackendError> {
         let wanted = format!("bytes={}-{}", range.start, range.end.saturating_sub(1));
         let with = |request: RequestBuilder| request.header(RANGE, wanted.as_str());
-        let response = self.ask(Method::GET, blob, StatusCode::PARTIAL_CONTENT, with).await?;
+        // nydus-backend-proxy sends 200 with a part. Whether it is the right one, its Content-Range says in either case.
+        let good = [StatusCode::PARTIAL_CONTENT, StatusCode::OK];
+        let response = self.ask(Method::GET, blob, &good, with).await?;
         let expected = format!("bytes {}-{}/", range.start, range.end.saturating_sub(1));
         let found = response.headers().get(CONTENT_RANGE).and_then(|range| range.to_str().ok());
         if !found.is_some_and(|found| found.starts_with(&expected)) {
-            return Err(self.failed(blob, None, &format!("Content-Range {found:?}; expected {expected}…")));
+            let found = found.unwrap_or("none");
+            return Err(self.failed(blob, None, &format!("Content-Range: {found}; expected {expected}…")));
         }
         let mut left = range.end - range.start;
         // What reads it keeps all of it: an answer has no end if a server will have it so.
@@ -145,7 +155,7 @@ impl Backend for HttpDirectoryBackend {
 
     fn size(&self, blob: BlobId) -> BoxFuture<'_, Result<u64, BackendError>> {
         let size = async move {
-            let response = self.ask(Method::HEAD, blob, StatusCode::OK, |request| request).await?;
+            let response = self.ask(Method::HEAD, blob, &[StatusCode::OK], |request| request).await?;
             let length = response.headers().get(reqwest::header::CONTENT_LENGTH);
             let length = length.and_then(|length| length.to_str().ok()?.parse().ok());
             length.ok_or_else(|| self.failed(blob, None, "no Content-Length"))
@@ -188,6 +198,31 @@ mod tests {
             backend.read(BlobId(rafs::digest::Digest([7; 32])), 0..100).try_collect().await;
         let error = read.unwrap_err().to_string();
         assert!(error.contains("more bytes than bytes 0-99/"), "{error}");
+        server.await.unwrap();
+    }
+
+    #[tokio::test]
+    async fn an_answer_that_is_not_the_range_is_none() {
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let url = format!("http://{}/blobs", listener.local_addr().unwrap());
+        let ranges = ["", "Content-Range: bytes 1-99/1000\r\n"];
+        let server = tokio::spawn(async move {
+            for range in ranges {
+                let (mut reader, _) = listener.accept().await.unwrap();
+                assert_ne!(reader.read(&mut [0; 1024]).await.unwrap(), 0);
+                let head =
+                    format!("HTTP/1.1 200 OK\r\n{range}Connection: close\r\nContent-Length: 100\r\n\r\n");
+                reader.write_all(format!("{head}{:100}", "").as_bytes()).await.unwrap();
+            }
+        });
+        let client = Client::new(ClientConfig::default()).unwrap();
+        let backend = HttpDirectoryBackend::new(&client, &url).unwrap();
+        for found in ["none", "bytes 1-99/1000"] {
+            let read: Result<Vec<Bytes>, _> =
+                backend.read(BlobId(rafs::digest::Digest([7; 32])), 0..100).try_collect().await;
+            let error = read.unwrap_err().to_string();
+            assert!(error.contains(&format!("Content-Range: {found}; expected bytes 0-99/")), "{error}");
+        }
         server.await.unwrap();
     }
 }

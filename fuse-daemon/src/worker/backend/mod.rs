@@ -20,7 +20,7 @@ use registry::reference::InvalidReference;
 use reqwest::StatusCode;
 
 pub use http::HttpDirectoryBackend;
-pub(crate) use http::host_of;
+pub(crate) use http::{before_digits, host_of};
 
 use super::totals::FailureCause;
 use crate::control::{BackendSpec, BlobId};

@@ -177,6 +177,8 @@ impl Machine {
         command.args(["--bind=/dev/fuse", "--bind=/dev/kmsg", "--capability=all"]);
         command.arg("--system-call-filter=@keyring bpf fanotify_init fanotify_mark");
         command.args(["--console=read-only", "--resolv-conf=off", "--timezone=off", "--link-journal=no"]);
+        // Of the init: from 256 on systemd wants to be told to run on cgroups of version 1.
+        command.arg("SYSTEMD_CGROUP_ENABLE_LEGACY_FORCE=1");
         command.env("SYSTEMD_NSPAWN_UNIFIED_HIERARCHY", "0");
         command.stdin(Stdio::null()).stdout(console.try_clone()?).stderr(console);
         command.spawn().with_context(|| format!("booting {}", self.name))

@@ -10,6 +10,7 @@ use integration::peers::Peers;
 
 use super::{GROUP, SERVICES};
 use crate::figure::{Figure, Runs};
+use crate::lab::{forget_page_cache, touch_memory};
 
 const BYTES_OF_WHOLE_PULLS: f64 = 0.5;
 const SERVICES_BYTES_OF_WHOLE_PULLS: f64 = 0.35;
@@ -21,14 +22,24 @@ pub(super) fn measure(peers: &Peers, image: &ClusterImage, dir: &Path, runs: u16
     let (whole_pulls, lazy_reads) = (stored(Pull::Plain)?, stored(Pull::Lazy)?);
     let lab = ClusterLab::start(peers, image, SERVICES, dir)?;
     let (mut ours, mut theirs) = (LaunchRuns::default(), LaunchRuns::default());
-    for _ in 0..runs {
-        let plain = launch(&lab, dir, lab.run_command(Pull::Plain)?, &whole_pulls)?;
-        lab.cluster(&["rm", "--keep-images"])?;
+    let once = |pull: Pull, stored: &Stored, rm: &[&str]| -> Result<LaunchFigures> {
+        let figures = launch(&lab, dir, lab.run_command(pull)?, stored)?;
+        lab.cluster(rm).context("for the next launch")?;
+        Ok(figures)
+    };
+    let fresh = |pull: Pull, stored: &Stored, rm: &[&str]| {
+        touch_memory();
+        forget_page_cache()?;
+        once(pull, stored, rm)
+    };
+    let lazily = || fresh(Pull::Lazy, &lazy_reads, &["rm"]);
+    for run in 0..runs {
+        // In alternating order: what the machine does by itself falls on both.
+        let first = (run % 2 == 1).then(lazily).transpose()?;
+        let plain = fresh(Pull::Plain, &whole_pulls, &["rm", "--keep-images"])?;
         // What Kubernetes itself takes.
-        let warm = launch(&lab, dir, lab.run_command(Pull::Plain)?, &whole_pulls)?;
-        lab.cluster(&["rm"])?;
-        let lazy = launch(&lab, dir, lab.run_command(Pull::Lazy)?, &lazy_reads)?;
-        lab.cluster(&["rm"]).context("for the next launch")?;
+        let warm = once(Pull::Plain, &whole_pulls, &["rm"])?;
+        let lazy = first.map_or_else(lazily, Ok)?;
         eprintln!(
             "{:8.1} s (pulled whole {:.1} s, all there {:.1} s)  all pods serve",
             lazy.serving_s, plain.serving_s, warm.serving_s

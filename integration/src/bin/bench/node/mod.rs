@@ -1,25 +1,33 @@
 //! A node compared with upstream's nydus-snapshotter and nydusd, with their prefetch and without: starts of a program and reads of
-//! the whole large image, from a registry on this machine and from one that takes 50 ms to answer.
+//! the whole large image, from a registry on this machine and from one that takes 50 ms to answer. And compared with containerd's own ways of
+//! pulling, over a link of 1 Gbit/s.
+//!
+//! - `sides`: who runs containers.
+//! - `link`: the image in the forms that they pull over that link.
+//! - `local`: daemons alone, with files of this machine.
+
+mod link;
+mod local;
+mod sides;
 
 use std::fs;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::thread;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, ensure};
 use integration::access_log::bytes_sent;
-use integration::cri::{ContainerSpec, Pod};
+use integration::cri::ContainerSpec;
 use integration::fault_proxy::{Failure, FaultProxy, Rule};
-use integration::node::{Node, NodeOptions};
-use integration::servers::UpstreamMode;
 
+use self::link::LinkImages;
+use self::sides::{Fresh, Side};
 use crate::figure::{Figure, Runs};
 use crate::lab::{Lab, forget_page_cache, touch_memory};
 use crate::main_job::{PROGRAM, big_context, dockerfile};
 
 const GROUP: &str = "node";
 const ROUND_TRIP: Duration = Duration::from_millis(50);
-const DEADLINE: Duration = Duration::from_secs(600);
 /// Containers that start at once.
 const AT_ONCE: usize = 8;
 /// Images that are mounted at once, all on one base.
@@ -31,28 +39,7 @@ const HASH_ALL: &str = "find / -xdev -type f -print0 | LC_ALL=C sort -z | xargs 
 const READ_ALL: &str = "find / -xdev -type f -print0 | LC_ALL=C sort -z | xargs -0 cat | cksum";
 const STAT_ALL: &str = "find / -xdev -printf '%s\\n' | sha256sum";
 
-/// Who runs containers.
-#[derive(Clone, Copy, Debug, PartialEq)]
-enum Side {
-    Ours,
-    Upstream,
-    UpstreamPrefetch,
-    /// One daemon for all images.
-    UpstreamShared,
-}
-
 const SIDES: [Side; 3] = [Side::Ours, Side::Upstream, Side::UpstreamPrefetch];
-
-impl Side {
-    fn name(self) -> &'static str {
-        match self {
-            Self::Ours => "ours",
-            Self::Upstream => "nydusd",
-            Self::UpstreamPrefetch => "nydusd, prefetch",
-            Self::UpstreamShared => "nydusd, shared",
-        }
-    }
-}
 
 /// What is measured, with the goal compared with the better of the peers.
 #[derive(Clone, Copy, Debug, PartialEq)]
@@ -63,24 +50,30 @@ enum Measure {
     ReadAll,
     ReadAllFar,
     PullAndReadAll,
+    PullAndReadAllLink,
     ReadWarm,
     StatAll,
     AtOnce,
+    AtOnceBytes,
     Idle,
 }
 
-const FIGURES: [(Measure, &str, &str, f64); 10] = [
+const FIGURES: [(Measure, &str, &str, f64); 11] = [
     (Measure::Start, "cold import numpy, CRI in all", "s", 0.55),
     (Measure::StartFar, "the same, 50 ms round trip", "s", 0.6),
     (Measure::StartBytes, "bytes fetched until numpy ends", "MB", 0.8),
     (Measure::ReadAll, "whole tree, cache cold", "s", 0.6),
     (Measure::ReadAllFar, "the same, 50 ms round trip", "s", 1.0),
     (Measure::PullAndReadAll, "pull and read everything", "s", 0.9),
+    (Measure::PullAndReadAllLink, "the same, four layers over 1 Gbit/s", "s", 1.0),
     (Measure::ReadWarm, "whole tree, cache warm, page cache cold", "s", 0.7),
     (Measure::StatAll, "find -printf %s, cold", "s", 0.75),
     (Measure::AtOnce, "8 containers of one image at once", "s", 0.6),
     (Measure::Idle, "20 images mounted and idle, PSS", "MB", 0.75),
 ];
+
+/// What eight containers at once fetch of what one does.
+const OF_ONE: f64 = 1.0;
 
 /// Measures all figures of the group.
 pub(crate) fn measure(lab: &Lab, runs: u16) -> Result<Vec<Figure>> {
@@ -90,10 +83,12 @@ pub(crate) fn measure(lab: &Lab, runs: u16) -> Result<Vec<Figure>> {
     lab.buildctl()?.build(&context, &[&format!("type=nydus-cluster,name={near}/node:v1")])?;
     let proxy = FaultProxy::start(near)?;
     let idle = idle_images(lab, &context)?;
+    let linked = LinkImages::make(lab, &context)?;
     proxy.set_rules(vec![Rule::always("/", Failure::Delay(ROUND_TRIP))]);
     let (near, far) = (format!("{near}/node:v1"), format!("{}/node:v1", proxy.address()));
 
-    let mut bench = Bench { lab, results: Vec::new(), trees: Vec::new(), sums: Vec::new() };
+    let mut bench =
+        Bench { lab, results: Vec::new(), trees: Vec::new(), sums: Vec::new(), linked: Vec::new() };
     for run in 0..runs {
         // In alternating order: what the machine does by itself falls on all sides.
         let mut sides = SIDES;
@@ -105,14 +100,22 @@ pub(crate) fn measure(lab: &Lab, runs: u16) -> Result<Vec<Figure>> {
             bench.whole_tree_far(side, &far)?;
             bench.at_once(side, &near)?;
         }
+        let mut sides = link::SIDES;
+        sides.rotate_left(usize::from(run) % link::SIDES.len());
+        for side in sides {
+            bench.over_link(side, &linked)?;
+        }
         bench.idle(Side::Ours, &idle)?;
         bench.idle(Side::UpstreamShared, &idle)?;
     }
-    for read in [&bench.trees, &bench.sums] {
+    for read in [&bench.trees, &bench.sums, &bench.linked] {
         let same = read.windows(2).all(|pair| pair[0] == pair[1]);
         ensure!(same, "the sides did not read the same bytes: {read:?}");
     }
-    Ok(FIGURES.into_iter().map(|figure| bench.figure(figure)).collect())
+    let mut figures: Vec<_> = FIGURES.into_iter().map(|figure| bench.figure(figure)).collect();
+    figures.push(bench.bytes_at_once());
+    figures.push(local::measure(lab, runs)?);
+    Ok(figures)
 }
 
 /// Images that differ by a small layer on the large one.
@@ -135,70 +138,13 @@ struct Bench<'a> {
     trees: Vec<String>,
     /// Checksums of each reading that was timed.
     sums: Vec<String>,
-}
-
-/// A node that has never seen the image, gone with all it had when dropped.
-struct Fresh {
-    /// Before the directory.
-    node: Option<Node>,
-    pod: Pod,
-    dir: PathBuf,
-}
-
-impl Fresh {
-    fn node(&self) -> Result<&Node> {
-        self.node.as_ref().context("the node has ended")
-    }
-
-    /// Runs a shell command in a container of its own; what it printed, and how long it took from the request on.
-    fn run(&self, name: &str, image: &str, command: &str) -> Result<(String, f64)> {
-        let start = Instant::now();
-        let output = self.run_all(&[ContainerSpec::new(name, image, &["sh", "-c", command])])?;
-        Ok((output, start.elapsed().as_secs_f64()))
-    }
-
-    /// Runs containers at once to their ends; what they printed.
-    fn run_all(&self, containers: &[ContainerSpec]) -> Result<String> {
-        let cri = self.node()?.cri();
-        let started: Vec<_> =
-            containers.iter().map(|spec| cri.run_container(&self.pod, spec)).collect::<Result<_>>()?;
-        let mut output = String::new();
-        for container in started {
-            let code = cri.wait_exit(&container, DEADLINE)?;
-            let printed = cri.logs(&container)?;
-            ensure!(code == 0, "a container ended with {code}: {printed}");
-            output.push_str(&printed);
-        }
-        Ok(output.trim().to_owned())
-    }
-}
-
-impl Drop for Fresh {
-    fn drop(&mut self) {
-        self.node = None;
-        let _ = fs::remove_dir_all(&self.dir);
-    }
+    /// The same of the image in layers, in which containerd's versions differ in what they add.
+    linked: Vec<String>,
 }
 
 impl Bench<'_> {
     fn fresh(&self, side: Side) -> Result<Fresh> {
-        let dir = self.lab.subdir(&format!("node-{}", self.results.len()))?;
-        let (peers, pause) = (&self.lab.peers, &self.lab.pause);
-        let node = match side {
-            Side::Ours => Node::ours(peers, &dir, pause, &NodeOptions::default())?,
-            other => {
-                let mode = match other {
-                    Side::UpstreamPrefetch => UpstreamMode::Prefetch,
-                    Side::UpstreamShared => UpstreamMode::Shared,
-                    _ => UpstreamMode::OnDemand,
-                };
-                Node::upstream(peers, &dir, pause, mode)?
-            }
-        };
-        let pod = node.pod("bench")?;
-        touch_memory();
-        forget_page_cache()?;
-        Ok(Fresh { node: Some(node), pod, dir })
+        Fresh::new(self.lab, side, &format!("node-{}", self.results.len()))
     }
 
     fn note(&mut self, side: Side, what: Measure, value: f64) {
@@ -251,8 +197,20 @@ impl Bench<'_> {
         Ok(())
     }
 
+    fn over_link(&mut self, side: Side, images: &LinkImages) -> Result<()> {
+        let (fresh, image) = (self.fresh(side)?, images.of(side));
+        let start = Instant::now();
+        fresh.node()?.cri().pull(&image)?;
+        let (tree, _) = fresh.run("link", &image, READ_ALL)?;
+        self.note(side, Measure::PullAndReadAllLink, start.elapsed().as_secs_f64());
+        self.linked.push(tree);
+        Ok(())
+    }
+
     fn at_once(&mut self, side: Side, image: &str) -> Result<()> {
         let fresh = self.fresh(side)?;
+        let log = self.lab.registry.access_log();
+        let mark = log.mark()?;
         fresh.node()?.cri().pull(image)?;
         let containers: Vec<_> = (0..AT_ONCE)
             .map(|index| ContainerSpec::new(&format!("program-{index}"), image, &PROGRAM))
@@ -260,6 +218,7 @@ impl Bench<'_> {
         let start = Instant::now();
         fresh.run_all(&containers)?;
         self.note(side, Measure::AtOnce, start.elapsed().as_secs_f64());
+        self.note(side, Measure::AtOnceBytes, bytes_sent(&log.since(mark)?) as f64 / 1e6);
         Ok(())
     }
 
@@ -289,11 +248,25 @@ impl Bench<'_> {
 
     /// Compared with the better of the peers.
     fn figure(&self, (what, name, unit, goal): (Measure, &str, &'static str, f64)) -> Figure {
-        let peers = [Side::Upstream, Side::UpstreamPrefetch, Side::UpstreamShared];
+        let peers = [
+            Side::Upstream,
+            Side::UpstreamPrefetch,
+            Side::UpstreamShared,
+            Side::Overlayfs,
+            Side::ParallelOverlayfs,
+            Side::Erofs,
+        ];
         let measured = peers.map(|side| (side.name(), self.runs(side, what)));
         // A side that was not measured has no median, which comes after all others.
         let better = measured.iter().min_by(|one, other| one.1.median().total_cmp(&other.1.median()));
         let (peer, runs) = better.expect("there are peers");
         Figure::new(GROUP, name, unit, (&self.runs(Side::Ours, what), (peer, runs)), goal)
+    }
+    /// What our containers at once fetch, compared with what one of them does.
+    fn bytes_at_once(&self) -> Figure {
+        let [eight, one] =
+            [Measure::AtOnceBytes, Measure::StartBytes].map(|what| self.runs(Side::Ours, what));
+        let name = "bytes fetched by 8 containers at once";
+        Figure::new(GROUP, name, "MB", (&eight, ("ours, one container", &one)), OF_ONE)
     }
 }
