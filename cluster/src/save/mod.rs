@@ -3,6 +3,8 @@
 //! | file | does |
 //! |---|---|
 //! | `error` | why something is not saved |
+//! | `options` | where to, and how |
+//! | `target` | where blobs and documents go |
 //! | `plan` | which documents and blobs an image of the lock is made of |
 //! | `transfer` | blobs on their way as they are: several at once, none twice |
 //! | `rafs` | images as RAFS |
@@ -15,117 +17,37 @@
 
 mod error;
 pub(crate) mod layout;
+mod options;
 pub(crate) mod plan;
 mod rafs;
 mod repository;
 pub(crate) mod set;
+mod target;
 mod transfer;
 
-use std::collections::HashMap;
 use std::path::Path;
 use std::sync::Arc;
 
 use futures::StreamExt as _;
-use image::destination::{BlobFolder, InRegistry};
-use image::layer::Slots;
 use image::location::Location;
 use image::options::{Options, Recipe};
 use image::platform::PlatformName;
 use image::source::Source;
 use registry::client::Client;
-use registry::{Digest, Reference, digest};
+use registry::{Digest, Reference};
 
 use crate::lock::{self, Lock, Locked};
-use crate::saved::{BlobStore, SavedAt, SavedImages, Table};
+use crate::saved::{SavedAt, SavedImages, Table};
 
 pub use error::{Failed, NotSaved, SaveError};
 pub use layout::LayoutError;
+pub use options::{COMPRESSION_LEVEL, Destination, Forms, SaveOptions};
 pub use rafs::LayerSpace;
+pub(crate) use target::Target;
 
-use layout::RegistryFolder;
 use plan::Plan;
 use rafs::{Known, NydusImage, Rafs, Spool};
 use transfer::Transfers;
-
-/// Where images go.
-#[derive(Clone, Debug)]
-pub enum Destination {
-    /// A directory that a registry can serve.
-    Directory(std::path::PathBuf),
-    /// One repository, under the tag of this reference.
-    Repository(Reference),
-}
-
-/// As what images are saved. What is neither image nor for Linux is saved as it is.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Forms {
-    /// As RAFS, chunks that several have stored once.
-    pub rafs: bool,
-    /// As they are.
-    pub plain: bool,
-}
-
-impl Forms {
-    /// As RAFS alone.
-    pub const RAFS: Self = Self { rafs: true, plain: false };
-    /// As they are alone.
-    pub const PLAIN: Self = Self { rafs: false, plain: true };
-}
-
-/// zstd's level where nothing else is said. An image is saved once, and read by every node: what level 5 takes longer than level 3, with
-/// which images are built, gives a thirtieth less to store and to fetch.
-pub const COMPRESSION_LEVEL: i32 = 5;
-
-/// How images are saved.
-#[derive(Clone, Debug)]
-pub struct SaveOptions {
-    /// As what. Default: as RAFS alone.
-    pub forms: Forms,
-    /// How many images are looked at at once. Default: 8.
-    pub images: usize,
-    /// How many blobs are on their way at once. Default: 6.
-    pub blobs: usize,
-    /// How many layers are converted at once. Default: 4.
-    pub conversions: usize,
-    /// What bounds that over all saves that are given the same. Default: 4.
-    pub slots: Slots,
-    /// How many threads convert a layer; 0: one a core. Default: 0.
-    pub threads: usize,
-    /// How images are converted. Batches and chunk dictionaries are left out, platforms are the lock's. Default: zstd at
-    /// [`COMPRESSION_LEVEL`].
-    pub image: Options,
-    /// Room for layers that wait on this machine until it is known what they share. Default: 16 GiB.
-    pub layer_space: Arc<LayerSpace>,
-    /// Whether layers that were converted stay on this machine when not all is saved, for the next save to the same place, which must not be
-    /// at the same time. Default: true.
-    pub keeps_layers: bool,
-    /// What was saved before, in the same repository under another tag: its blobs are used where they hold the same.
-    pub base: Option<Reference>,
-    /// Images that are read elsewhere than the lock says, by name.
-    pub read_at: HashMap<Reference, Location>,
-    /// The cluster image, or its manifests: chunks that its nydus images have are used there, where they are in the repository that
-    /// images are saved to.
-    pub cluster_image: Vec<Reference>,
-}
-
-impl Default for SaveOptions {
-    fn default() -> Self {
-        Self {
-            forms: Forms::RAFS,
-            images: 8,
-            blobs: 6,
-            conversions: 4,
-            slots: Slots::new(4),
-            threads: 0,
-            image: Options { compression_level: Some(COMPRESSION_LEVEL), ..Options::default() },
-            layer_space: LayerSpace::new(16 << 30),
-            keeps_layers: true,
-            base: None,
-            read_at: HashMap::new(),
-            cluster_image: Vec::new(),
-        }
-    }
-}
 
 /// What is said of an image when it is saved.
 #[derive(Clone, Debug)]
@@ -315,85 +237,6 @@ pub(crate) struct Saved {
 impl Saved {
     fn report(&self) -> Report {
         Report { image: self.locked.reference.clone(), bytes: self.bytes, fetched: self.fetched }
-    }
-}
-
-/// Where blobs and documents go.
-#[derive(Clone)]
-pub(crate) enum Target {
-    Layout(Arc<RegistryFolder>),
-    Repository { client: Client, repository: registry::Repository },
-}
-
-impl Target {
-    /// Opens it; returns where converted layers wait, too.
-    fn open(
-        lock: &Lock,
-        destination: &Destination,
-        client: &Client,
-    ) -> Result<(Self, std::path::PathBuf), SaveError> {
-        match destination {
-            Destination::Directory(path) => {
-                let layout = Arc::new(RegistryFolder::open(path, lock)?);
-                let spool = layout.spool();
-                Ok((Self::Layout(layout), spool))
-            }
-            Destination::Repository(reference) => {
-                let repository = reference.repository().clone();
-                let name = digest::sha256(repository.to_string().as_bytes());
-                let name = format!("nydus-cluster-save-{}", name.digest().get(..16).unwrap_or_default());
-                let spool = client.config().upload.spool_dir.join(name);
-                Ok((Self::Repository { client: client.clone(), repository }, spool))
-            }
-        }
-    }
-
-    fn store(&self) -> BlobStore {
-        match self {
-            Self::Layout(layout) => BlobStore::Folder(Arc::clone(layout.blobs())),
-            Self::Repository { client, repository } => {
-                BlobStore::Repository { client: client.clone(), repository: repository.clone() }
-            }
-        }
-    }
-
-    /// As a place that images go to.
-    fn destination(&self) -> Arc<dyn image::destination::Destination> {
-        match self {
-            Self::Layout(layout) => Arc::<BlobFolder>::clone(layout.blobs()),
-            Self::Repository { client, repository } => {
-                Arc::new(InRegistry::new(client.clone(), repository.clone()))
-            }
-        }
-    }
-
-    /// Names all of `saved`, and each image where they have names of their own. Returns the digest of what names all.
-    async fn name(
-        &self,
-        destination: &Destination,
-        lock: &Lock,
-        table: Option<&Table>,
-        saved: &[Saved],
-    ) -> Result<Option<Digest>, SaveError> {
-        if matches!(self, Self::Layout(_)) && table.is_none() {
-            // Whoever wants plain images of a directory asks for them by their names.
-            return Ok(None);
-        }
-        let set = set::put(self.destination().as_ref(), lock, table, saved).await?;
-        let digest = digest::sha256(&set.index);
-        match (self, destination) {
-            (Self::Layout(layout), _) => {
-                for image in saved.iter().filter(|image| image.plan.plain.is_empty()) {
-                    layout.name_nydus(image).await?;
-                }
-                layout.name_set(&set).await?;
-            }
-            (Self::Repository { client, .. }, Destination::Repository(reference)) => {
-                client.put_manifest(reference, registry::media_types::OCI_INDEX, set.index).await?;
-            }
-            (Self::Repository { .. }, Destination::Directory(_)) => {}
-        }
-        Ok(Some(digest))
     }
 }
 

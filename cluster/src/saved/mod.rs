@@ -9,6 +9,7 @@
 //! - `table`: chain ids, and what they are as RAFS.
 //! - `bound`: what binds them to their cluster image.
 //! - `set`: the table as a node's snapshotter has it.
+//! - `place`: where they are, and what names them there.
 //! - `store`: where blobs are.
 //! - `error`: why they cannot be read.
 //! - `parts`: all that they consist of, to be copied.
@@ -18,6 +19,7 @@
 mod bound;
 mod error;
 mod parts;
+mod place;
 mod set;
 mod store;
 mod table;
@@ -25,17 +27,17 @@ mod table;
 use std::collections::HashMap;
 use std::io::{self, Read as _};
 use std::ops::Range;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::sync::Arc;
 
 use bytes::Bytes;
 use flate2::read::GzDecoder;
 use image::destination::BlobFolder;
-use image::location::{InFile, Location};
+use image::location::Location;
 use image::source::{BlobStream, Source, SourceError};
 use registry::client::{Client, Descriptor};
 use registry::digest::Hasher;
-use registry::{Digest, Reference, Repository};
+use registry::{Digest, Repository};
 use serde_json::Value;
 
 use crate::lock::Lock;
@@ -43,6 +45,7 @@ use crate::lock::Lock;
 pub use bound::{IMAGES_ANNOTATION, bind, bound, images_name};
 pub use error::{OtherImage, SavedError};
 pub(crate) use parts::{Parts, SavedManifest};
+pub use place::SavedAt;
 pub(crate) use store::BlobStore;
 pub use table::{
     BlobEntry, BootstrapEntry, ChainEntry, ImageEntry, LayerEntry, Table, TableError, TreeEntry, VERSION,
@@ -78,32 +81,6 @@ const TEXT_LIMIT_BYTES: u64 = 64 << 20;
 
 /// The most that a merged bootstrap may have, in bytes.
 const BOOTSTRAP_LIMIT_BYTES: u64 = 4 << 30;
-
-/// Where saved images are.
-#[derive(Clone, Debug)]
-pub enum SavedAt {
-    /// In a repository, under the tag of this reference.
-    Repository(Reference),
-    /// In a directory that a registry can serve.
-    Directory(PathBuf),
-    /// In a package, a file or a directory.
-    Package {
-        /// The package.
-        path: PathBuf,
-        /// The digest of what names all of them.
-        digest: Digest,
-    },
-}
-
-impl std::fmt::Display for SavedAt {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        match self {
-            Self::Repository(reference) => write!(f, "{reference}"),
-            Self::Directory(path) => write!(f, "{}", path.display()),
-            Self::Package { path, digest } => write!(f, "{digest} in {}", path.display()),
-        }
-    }
-}
 
 /// An image's index, manifest or config, word for word.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -146,12 +123,14 @@ impl SavedImages {
                 BlobStore::Repository { client: client.clone(), repository: reference.repository().clone() }
             }
             SavedAt::Directory(path) => BlobStore::Folder(Arc::new(BlobFolder::new(path, path))),
-            SavedAt::Package { path, digest } => match Source::open(&within(path, digest), client).await {
-                Err(SourceError::NoSuchImage { .. }) => return Ok(None),
-                source => BlobStore::Package(source?),
-            },
+            SavedAt::Package { path, digest } => {
+                match Source::open(&place::within(path, digest), client).await {
+                    Err(SourceError::NoSuchImage { .. }) => return Ok(None),
+                    source => BlobStore::Package(source?),
+                }
+            }
         };
-        let Some(index) = root(place, &store, client).await? else { return Ok(None) };
+        let Some(index) = place.root(&store, client).await? else { return Ok(None) };
         let other = |reason: String| SavedError::Other { place: place.to_string(), reason };
         let json = |content: &[u8]| -> Result<Value, SavedError> {
             serde_json::from_slice(content).map_err(|error| other(error.to_string()))
@@ -221,7 +200,7 @@ impl SavedImages {
             SavedAt::Repository(reference) => {
                 Location::Registry(reference.repository().with_digest(self.digest.clone()))
             }
-            SavedAt::Directory(path) | SavedAt::Package { path, .. } => within(path, &self.digest),
+            SavedAt::Directory(path) | SavedAt::Package { path, .. } => place::within(path, &self.digest),
         };
         Source::open(&location, client).await
     }
@@ -352,43 +331,6 @@ pub(crate) fn rafs_digest(digest: &Digest) -> Option<rafs::digest::Digest> {
 /// A SHA-256 of `rafs` as everybody else has it.
 pub(crate) fn oci_digest(digest: rafs::digest::Digest) -> Digest {
     format!("sha256:{digest}").parse().expect("64 hexadecimal digits behind sha256: are a digest")
-}
-
-/// The index that names the images.
-async fn root(place: &SavedAt, store: &BlobStore, client: &Client) -> Result<Option<Bytes>, SavedError> {
-    let path = match place {
-        SavedAt::Repository(reference) => {
-            return match client.manifest(reference).await {
-                Ok((_, content)) => Ok(Some(content)),
-                Err(error) if error.is_not_found() => Ok(None),
-                Err(error) => Err(error.into()),
-            };
-        }
-        SavedAt::Package { .. } => {
-            let BlobStore::Package(source) = store else { return Ok(None) };
-            return Ok(Some(source.root().await?.content));
-        }
-        SavedAt::Directory(path) => path,
-    };
-    let tags = path.join(REPOSITORIES).join(DIRECTORY_REPOSITORY).join("_manifests/tags");
-    let path = tags.join(DIRECTORY_TAG).join("current/link");
-    let link = match std::fs::read_to_string(&path) {
-        Ok(link) => link,
-        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
-        Err(error) => return Err(SavedError::Io { path, error }),
-    };
-    let reason = || format!("{} holds no digest", path.display());
-    let other = |_| SavedError::Other { place: place.to_string(), reason: reason() };
-    let digest: Digest = link.trim().parse().map_err(other)?;
-    let BlobStore::Folder(folder) = store else { return Ok(None) };
-    let size = folder.size(&digest).ok_or(SavedError::Unknown { what: "index", digest: digest.clone() })?;
-    Ok(Some(store.read(&digest, size).await?))
-}
-
-/// The saved images with this digest among all that is stored at a path.
-fn within(path: &Path, digest: &Digest) -> Location {
-    let image = format!("{DIRECTORY_REPOSITORY}@{digest}");
-    Location::Package(InFile { path: path.to_owned(), image: Some(image) })
 }
 
 /// The bootstrap in the tar of a bootstrap layer.
