@@ -14,7 +14,7 @@ use tokio::time::{Instant, timeout_at};
 
 use super::race::race;
 use super::sources::Source;
-use super::whole::{HeldWhole, Refused};
+use super::whole::{HeldWhole, WrongSources};
 use super::{LocalWorker, WorkerState};
 use crate::control::BlobId;
 
@@ -89,7 +89,7 @@ struct Tail {
     held: RefCell<Option<HeldWhole>>,
     /// Who said how large the blob is.
     sized_by: RefCell<Option<Arc<Source>>>,
-    refused: RefCell<Refused>,
+    refused: RefCell<WrongSources>,
 }
 
 impl Tail {

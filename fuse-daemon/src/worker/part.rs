@@ -13,7 +13,7 @@ use serde::{Deserialize, Serialize};
 use tokio::time::{Instant, timeout_at};
 
 use super::LocalWorker;
-use super::whole::{HeldWhole, Refused};
+use super::whole::{HeldWhole, WrongSources};
 use crate::control::BlobId;
 
 /// Stored bytes of a part at most, which are in memory at once: those of a bootstrap of tens of millions of files.
@@ -70,7 +70,7 @@ impl LocalWorker {
             return Err(io::Error::other(error));
         }
         let (part, file) = (Arc::new(part), Arc::new(file));
-        let mut refused = Refused::default();
+        let mut refused = WrongSources::default();
         loop {
             let sources = refused.others_of(self.shared.sources.of(part.blob));
             let has_others = sources.len() > 1;

@@ -29,9 +29,9 @@ impl HeldWhole {
 
 /// Backends that delivered what is wrong, and what was wrong with it: they are not asked again for the same.
 #[derive(Default)]
-pub(super) struct Refused(Vec<(Arc<Source>, String)>);
+pub(super) struct WrongSources(Vec<(Arc<Source>, String)>);
 
-impl Refused {
+impl WrongSources {
     pub(super) fn add(&mut self, source: &Arc<Source>, reason: String) {
         self.0.push((Arc::clone(source), reason));
     }
