@@ -91,10 +91,10 @@ impl Retry {
         }
         self.attempt += 1;
         self.repeats();
-        tokio::time::sleep(delay).await;
         if let Some(lane) = &self.lane {
-            lane.silence.paused(delay);
+            lane.silence.pause(delay);
         }
+        tokio::time::sleep(delay).await;
         Ok(())
     }
 

@@ -73,9 +73,9 @@ impl Silence {
         self.lock().attempt(Instant::now());
     }
 
-    /// So long nobody waited for the registry.
-    pub(super) fn paused(&self, pause: Duration) {
-        self.lock().paused(pause);
+    /// For so long nobody is going to wait for the registry.
+    pub(super) fn pause(&self, pause: Duration) {
+        self.lock().pause(pause);
     }
 
     /// An attempt came to something.
@@ -126,7 +126,7 @@ impl Quiet {
         self.since = now;
     }
 
-    fn paused(&mut self, pause: Duration) {
+    fn pause(&mut self, pause: Duration) {
         self.since += pause;
     }
 
@@ -178,7 +178,7 @@ mod tests {
         // It ends after 20 seconds of silence, and what moves in the next one is the same bytes again.
         assert_eq!(until(&|quiet| quiet.attempt(at(70))), 110);
         assert_eq!(until(&|quiet| quiet.moved(at(100))), 140);
-        assert_eq!(until(&|quiet| quiet.paused(seconds(5))), 145);
+        assert_eq!(until(&|quiet| quiet.pause(seconds(5))), 145);
         // And one after 10 more.
         assert_eq!(until(&|quiet| quiet.attempt(at(115))), 145);
         assert_eq!(until(&|quiet| quiet.moved(at(120))), 150);

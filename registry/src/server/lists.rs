@@ -16,7 +16,7 @@ const PAGE_LIMIT: usize = 10_000;
 pub(super) async fn tags(state: &ServerState, head: &Head, name: String) -> Result<Reply, Failure> {
     let storage = state.storage.clone();
     let repository = name.clone();
-    let asked = PageQuery::of(head)?;
+    let asked = AskedPage::of(head)?;
     let tags = blocking(move || {
         if !storage.layout.has_repository(&repository)? {
             return Err(Failure::new(Code::NameUnknown, repository));
@@ -31,7 +31,7 @@ pub(super) async fn tags(state: &ServerState, head: &Head, name: String) -> Resu
 /// GET of all repositories.
 pub(super) async fn catalog(state: &ServerState, head: &Head) -> Result<Reply, Failure> {
     let storage = state.storage.clone();
-    let asked = PageQuery::of(head)?;
+    let asked = AskedPage::of(head)?;
     let (last, n) = (asked.last.clone(), asked.n);
     // One more shows whether there is a next page.
     let names = blocking(move || Ok(storage.layout.repositories_after(&last, n + 1)?)).await?;
@@ -39,12 +39,12 @@ pub(super) async fn catalog(state: &ServerState, head: &Head) -> Result<Reply, F
 }
 
 /// Up to `n` entries after `last` are asked for.
-struct PageQuery {
+struct AskedPage {
     n: usize,
     last: String,
 }
 
-impl PageQuery {
+impl AskedPage {
     fn of(head: &Head) -> Result<Self, Failure> {
         let n = match head.parameter("n") {
             None => PAGE_LIMIT,

@@ -149,3 +149,23 @@ async fn a_registry_that_is_silent_is_given_up_when_all_attempts_together_have_w
         assert!(error.to_string().contains(limit.setting), "{error}");
     }
 }
+
+#[tokio::test]
+async fn a_registry_that_asks_to_come_again_later_is_not_silent_meanwhile() {
+    let fake = Fake::start(|seen: &Seen, number| match seen.method.as_str() {
+        "POST" => answer(202, &[LOCATION], ""),
+        "GET" => answer(204, &[LOCATION, ("range", "0-0")], ""),
+        "PUT" if number < 2 => answer(503, &[("retry-after", "2")], ""),
+        "PUT" => answer(201, &[], ""),
+        _ => answer(404, &[], ""),
+    })
+    .await;
+    let limit = SilenceLimit { after: Duration::from_secs(1), setting: "push.silent_seconds" };
+    let retries = Retries { longest_delay: Duration::from_secs(20), ..config().retries };
+    let client = Client::new(ClientConfig { retries, ..config() }).unwrap().with_silence_limit(limit);
+    let (data, started) = (noise(8, 1000), Instant::now());
+    let mut upload = client.begin_upload(&fake.repository("app")).await.unwrap();
+    upload.write(data.clone()).await.unwrap();
+    assert_eq!(upload.finish(&sha256(&data)).await.unwrap(), 1000);
+    assert!(started.elapsed() >= 2 * limit.after, "{:?}", started.elapsed());
+}
