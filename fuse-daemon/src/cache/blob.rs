@@ -290,8 +290,11 @@ impl CachedBlob {
         let filled = self.look_again(|| &*known)?;
         self.note_growth(filled);
         self.set_ready(index);
-        if self.quota.limit().is_some() {
-            self.map_bytes.changed(&self.quota, self.map.bytes_on_disk()?);
+        // The chunk is there in any case.
+        if self.quota.limit().is_some()
+            && let Ok(bytes) = self.map.bytes_on_disk()
+        {
+            self.map_bytes.changed(&self.quota, bytes);
         }
         Ok(())
     }
