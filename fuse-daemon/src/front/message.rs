@@ -99,8 +99,15 @@ pub trait Worker: Send + Sync {
     fn hurry(&self, chunk: ChunkKey);
 }
 
-/// Writes a chunk's bytes, all of them; an error says why they cannot be decoded.
-pub type Fill<'a> = dyn FnMut(&mut [u8]) -> Result<(), String> + 'a;
+/// A chunk that has arrived and is to be decoded.
+pub struct Arrival<'a> {
+    /// The chunk.
+    pub chunk: ChunkKey,
+    /// How many bytes it has.
+    pub len: usize,
+    /// Writes its bytes, all of them; an error says why they cannot be decoded.
+    pub fill: Box<dyn FnMut(&mut [u8]) -> Result<(), String> + 'a>,
+}
 
 /// Where the worker reports to.
 pub trait Responses: Send + Sync {
@@ -108,12 +115,14 @@ pub trait Responses: Send + Sync {
     /// front's process.
     fn finished(&self, chunk: ChunkKey, outcome: Result<Content<'_>, ChunkError>);
 
-    /// A chunk of `len` bytes has arrived from a backend; `fill` decodes it into memory of whoever reports.
-    fn arrived(&self, chunk: ChunkKey, len: usize, from: &BackendName, fill: &mut Fill<'_>) {
-        let mut bytes = vec![0; len];
-        let corrupt = |reason| ChunkError::Corrupt { from: Arc::clone(from), reason };
-        let outcome = fill(&mut bytes).map(|()| Content { bytes: &bytes, from });
-        self.finished(chunk, outcome.map_err(corrupt));
+    /// Chunks of a blob's files have arrived from a backend; they are decoded into memory of whoever reports.
+    fn arrived(&self, from: &BackendName, arrivals: Vec<Arrival<'_>>) {
+        for Arrival { chunk, len, mut fill } in arrivals {
+            let mut bytes = vec![0; len];
+            let corrupt = |reason| ChunkError::Corrupt { from: Arc::clone(from), reason };
+            let outcome = fill(&mut bytes).map(|()| Content { bytes: &bytes, from });
+            self.finished(chunk, outcome.map_err(corrupt));
+        }
     }
 }
 

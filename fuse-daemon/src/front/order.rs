@@ -24,6 +24,9 @@ const PASSED_OVER_LIMIT: u32 = 1024;
 /// free again the sooner.
 const AHEAD_REQUEST_LIMIT_BYTES: u64 = 2 << 20;
 
+/// Requests that what is ahead of a reader is asked for in at least, once that is much.
+const REQUESTS_AHEAD: u64 = 4;
+
 /// Stored bytes of a small file at most: files next to it are small too.
 const SMALL_LIMIT_BYTES: u64 = 64 << 10;
 
@@ -75,7 +78,7 @@ impl Front {
         let Some(here) = blob.describe(chunk).map(|described| stored(&described.chunk).end) else {
             return orders;
         };
-        let limits = self.limits_ahead(blob.id(), window);
+        let limits = self.limits_in_order(blob.id(), window);
         let until = self.deadline().time();
         // What is there already is passed over, but not for ever.
         let last = ChunkIndex(from.0.saturating_add(PASSED_OVER_LIMIT));
@@ -219,6 +222,13 @@ impl Front {
     pub(super) fn limits_ahead(&self, blob: BlobId, wanted: u64) -> Limits {
         let most = AHEAD_REQUEST_LIMIT_BYTES.max(self.config.request_bytes);
         self.limits_of(self.paces().request_bytes(blob, self.config.request_bytes).min(most).min(wanted))
+    }
+
+    /// The same for a reader in order that is to have so many stored bytes ahead: several requests, and none larger than it takes.
+    fn limits_in_order(&self, blob: BlobId, window: u64) -> Limits {
+        let part = (window / REQUESTS_AHEAD).min(AHEAD_REQUEST_LIMIT_BYTES);
+        let least = self.limits_ahead(blob, window).request_bytes;
+        self.limits_of(part.max(least))
     }
 
     /// What there is no room for is not read ahead.

@@ -49,8 +49,12 @@ const GUESSED_FACTOR: u64 = 4;
 /// that is asked for, and as much again since neither time nor rate are ever the best that was seen.
 const ANSWERS_AHEAD: u64 = 4;
 
-/// The same of a backend that answers at once, in requests of the least size: fetching, decoding and reading go on side by side.
+/// The same of a backend that answers at once, in requests of the least size: fetching, decoding and reading go on side by side …
 const LEAST_AHEAD: u64 = 4;
+/// … and who has read so much in order has more ahead, up to what comes in this time, so that requests are few and nobody waits for one …
+const TIME_AHEAD: Duration = Duration::from_millis(64);
+/// … in requests of the least size at most.
+const MOST_AHEAD: u64 = 32;
 
 /// How many times as much is ahead of a reader in order each time that more is ordered …
 const GROWTH: u64 = 2;
@@ -115,13 +119,18 @@ impl Pace {
     /// Bytes that come in the time of one answer, as far as it is known; `least` are asked for at once otherwise.
     fn bytes_of_an_answer(&self, least: u64) -> Option<u64> {
         let latency = self.latency.as_ref()?.get();
-        let on_way = u64::try_from(latency.saturating_sub(OWN_WORK).as_micros()).ok()?;
-        let bytes = |rate: u64| Some(on_way.saturating_mul(rate) / 1_000_000);
-        match self.rates.iter().max() {
-            Some(rate) => bytes(*rate),
-            None if !self.is_far() => None,
-            None => bytes(RATE_GUESSED).map(|bytes| bytes.min(least.saturating_mul(GUESSED_FACTOR))),
+        let on_way = latency.saturating_sub(OWN_WORK);
+        match self.bytes_in(on_way) {
+            None if self.is_far() => {
+                Some(bytes_in(on_way, RATE_GUESSED).min(least.saturating_mul(GUESSED_FACTOR)))
+            }
+            known => known,
         }
+    }
+
+    /// Bytes that come in such a time, if the rate is known.
+    fn bytes_in(&self, time: Duration) -> Option<u64> {
+        self.rates.iter().max().map(|rate| bytes_in(time, *rate))
     }
 }
 
@@ -191,7 +200,9 @@ impl Paces {
     /// Stored bytes that are ahead of a reader in order at most, where `least` are asked for at once.
     fn ahead_bytes(&self, blob: BlobId, least: u64) -> u64 {
         let far = self.bytes_of_an_answer(blob, least).unwrap_or_default().saturating_mul(ANSWERS_AHEAD);
-        far.max(least.saturating_mul(LEAST_AHEAD))
+        let near = self.of(blob).and_then(|pace| pace.bytes_in(TIME_AHEAD)).unwrap_or_default();
+        let (fewest, most) = (least.saturating_mul(LEAST_AHEAD), least.saturating_mul(MOST_AHEAD));
+        far.max(near.clamp(fewest, most))
     }
 
     /// Whether it takes long to answer.
@@ -207,6 +218,11 @@ impl Paces {
     fn of(&self, blob: BlobId) -> Option<&Pace> {
         self.of_backend.get(self.of_blob.get(&blob).or(self.last.as_ref())?)
     }
+}
+
+/// Bytes that come in such a time at so many a second.
+fn bytes_in(time: Duration, rate: u64) -> u64 {
+    u64::try_from(time.as_micros()).unwrap_or(u64::MAX).saturating_mul(rate) / 1_000_000
 }
 
 fn note<T>(values: &mut VecDeque<T>, value: T) {
@@ -283,7 +299,7 @@ mod tests {
         assert_eq!(paces.first_bytes(BLOB, LEAST), LEAST / FIRST_PART);
         assert_eq!(paces.first_bytes(BLOB, 1), 1, "who wants little gets little");
         let reach = paces.reach(BLOB, LEAST, u64::MAX);
-        assert_eq!((reach.first, reach.most), (LEAST / FIRST_PART, LEAST_AHEAD * LEAST));
+        assert_eq!((reach.first, reach.least), (LEAST / FIRST_PART, LEAST / FIRST_PART));
         // Another request to what takes a while costs that while, also on a link so slow that little comes in it.
         for (name, pace) in [("region", (5, 10_000)), ("slow", (50, 100_000)), ("far", (500, 10))] {
             came(&mut paces, OTHER, name, pace);
@@ -347,8 +363,10 @@ mod tests {
             came(&mut paces, BLOB, "one", order);
             paces.ahead_bytes(BLOB, LEAST)
         };
-        assert_eq!(Paces::default().ahead_bytes(BLOB, LEAST), 4 * LEAST);
-        assert_eq!(ahead_bytes((1, 10)), 4 * LEAST);
+        assert_eq!(Paces::default().ahead_bytes(BLOB, LEAST), 4 * LEAST, "the rate is not known");
+        assert_eq!(ahead_bytes((1, 1000)), 4 * LEAST);
+        let (in_time, most) = (ahead_bytes((1, 10)), ahead_bytes((1, 1)));
+        assert!((16 * LEAST..30 * LEAST).contains(&in_time) && most == 32 * LEAST, "{in_time} {most}");
         assert!((16 << 20..=20 << 20).contains(&ahead_bytes((50, 10))), "{}", ahead_bytes((50, 10)));
         assert_eq!(ahead_bytes((100, 10_000)), 4 * LEAST, "it would fill a slow link");
     }

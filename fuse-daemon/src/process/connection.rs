@@ -9,11 +9,13 @@ use std::os::unix::net::UnixStream;
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
+use rafs::blob::ChunkIndex;
+
 use super::errand::Brought;
 use super::message::{FROM_WORKER_LIMIT, FromWorker, Guards, Question, ToWorker, Violation, parse};
 use super::wire::{Receiver, Sender};
 use crate::buffers::Buffers;
-use crate::cache::CHUNK_BYTES_LIMIT;
+use crate::cache::{CHUNK_BYTES_LIMIT, Generation};
 use crate::front::{BackendName, ChunkError, ChunkKey, Content, Responses};
 use crate::sys::memory;
 
@@ -126,8 +128,11 @@ impl WorkerConnection {
                 self.health().guards.get_or_insert(guards);
                 self.changed.notify_all();
             }
-            FromWorker::Delivered { chunk, at, len, from } => {
-                self.delivered(chunk.into(), at, len, &from.into(), responses)?;
+            FromWorker::Delivered { blob, generation, chunks, at, from } => {
+                let key =
+                    |chunk| ChunkKey { blob, generation: Generation(generation), chunk: ChunkIndex(chunk) };
+                let chunks: Vec<_> = chunks.into_iter().map(|(chunk, len)| (key(chunk), len)).collect();
+                self.delivered(&chunks, at, &from.into(), responses)?;
             }
             FromWorker::Failed { chunk, failure } => {
                 let chunk = chunk.into();
@@ -157,29 +162,31 @@ impl WorkerConnection {
         Ok(())
     }
 
-    /// Takes a chunk out of the shared memory, which is then the worker's again.
+    /// Takes chunks out of the shared memory, which is then the worker's again.
     fn delivered(
         &self,
-        chunk: ChunkKey,
+        chunks: &[(ChunkKey, u32)],
         at: u64,
-        len: u32,
         from: &BackendName,
         responses: &dyn Responses,
     ) -> Result<(), Violation> {
-        let outside = Violation::Outside { at, len, memory: MEMORY_BYTES };
-        if at.checked_add(len.into()).is_none_or(|end| end > MEMORY_BYTES) {
-            return Err(outside);
+        let len = chunks.iter().map(|(_, len)| u64::from(*len)).sum();
+        if at.checked_add(len).is_none_or(|end| end > MEMORY_BYTES) {
+            return Err(Violation::Outside { at, len, memory: MEMORY_BYTES });
         }
-        self.copies.with(len as usize, |copy| {
-            let read = self.memory.read_exact_at(copy, at);
+        self.copies.with(len as usize, |copies| {
+            let read = self.memory.read_exact_at(copies, at);
             self.sender.send(&ToWorker::Released { at }, None);
-            self.due().remove(&chunk);
-            match read {
-                Ok(()) => responses.finished(chunk, Ok(Content { bytes: copy, from })),
-                Err(error) => {
-                    tracing::error!(%error, "the shared memory cannot be read");
-                    responses.finished(chunk, Err(ChunkError::Lost));
-                }
+            if let Err(error) = &read {
+                tracing::error!(%error, "the shared memory cannot be read");
+            }
+            let mut rest = &*copies;
+            for (chunk, len) in chunks {
+                let (bytes, behind) = rest.split_at(*len as usize);
+                rest = behind;
+                self.due().remove(chunk);
+                let content = Content { bytes, from };
+                responses.finished(*chunk, if read.is_ok() { Ok(content) } else { Err(ChunkError::Lost) });
             }
         });
         Ok(())

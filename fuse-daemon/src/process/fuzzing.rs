@@ -55,12 +55,15 @@ mod tests {
     /// A message, or something like it.
     fn message() -> impl Strategy<Value = String> {
         let hex = "[0-9a-f]{60,68}";
-        let name = (hex, any::<u64>(), any::<u32>())
-            .prop_map(|(hex, g, c)| format!(r#"{{"blob":"sha256:{hex}","generation":{g},"chunk":{c}}}"#));
+        let files = (hex, any::<u64>())
+            .prop_map(|(hex, generation)| format!(r#""blob":"sha256:{hex}","generation":{generation}"#));
+        let len = prop_oneof![0..100_000_u32, any::<u32>()];
+        let chunks = proptest::collection::vec((any::<u32>(), len), 0..5);
         prop_oneof![
-            (name, any::<u64>(), any::<u32>(), ".{0,9}").prop_map(|(chunk, at, len, from)| {
+            (files, chunks, any::<u64>(), ".{0,9}").prop_map(|(files, chunks, at, from)| {
                 let at = if at.is_multiple_of(2) { at % (32 << 20) } else { at };
-                format!(r#"{{"delivered":{{"chunk":{chunk},"at":{at},"len":{len},"from":{from:?}}}}}"#)
+                let chunks = serde_json::to_string(&chunks).unwrap();
+                format!(r#"{{"delivered":{{{files},"chunks":{chunks},"at":{at},"from":{from:?}}}}}"#)
             }),
             any::<u64>().prop_map(|number| format!(r#"{{"pong":{{"number":{number}}}}}"#)),
             (any::<u64>(), ".{0,9}").prop_map(|(number, reason)| {

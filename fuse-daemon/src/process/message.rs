@@ -114,11 +114,14 @@ pub(crate) struct Start {
 pub(crate) enum FromWorker {
     /// It is locked up and works.
     Ready { guards: Guards },
-    /// A chunk is in the shared memory.
+    /// Chunks of one blob are in the shared memory, one behind the other.
     Delivered {
-        chunk: ChunkName,
+        blob: BlobId,
+        generation: u64,
+        /// Of each its index, and how many bytes it has.
+        chunks: Vec<(u32, u32)>,
+        /// Where they begin, and what is released when they were copied.
         at: u64,
-        len: u32,
         /// The backend's name.
         from: String,
     },
@@ -270,9 +273,9 @@ pub(crate) enum Violation {
     /// It is no message.
     #[error("what is no message: {0}")]
     Message(String),
-    /// A chunk outside the shared memory.
-    #[error("a chunk of {len} bytes at {at} of the shared memory, which has {memory} bytes")]
-    Outside { at: u64, len: u32, memory: u64 },
+    /// Chunks outside the shared memory.
+    #[error("chunks of {len} bytes at {at} of the shared memory, which has {memory} bytes")]
+    Outside { at: u64, len: u64, memory: u64 },
 }
 
 /// What a worker says, out of the bytes of a message.

@@ -147,7 +147,7 @@ fn chunks_come_through_shared_memory_out_of_files_that_the_front_opens() {
 }
 
 /// Sends what no worker may, in place of a chunk.
-const NONSENSE: [Act; 8] = [
+const NONSENSE: [Act; 9] = [
     |mut peer| drop(peer.order()),
     |mut peer| {
         peer.order();
@@ -170,6 +170,12 @@ const NONSENSE: [Act; 8] = [
         peer.wait();
     },
     |mut peer| {
+        let key = peer.order()[0];
+        // None of them reaches beyond the memory.
+        peer.deliver_together(&[key; 17], 0, 1 << 20);
+        peer.wait();
+    },
+    |mut peer| {
         peer.order();
         peer.raw(b"\x0c\0\0\0{\"ready\":{}}");
         peer.wait();
@@ -185,7 +191,7 @@ fn workers_that_talk_nonsense_are_replaced_and_readers_notice_nothing() {
     for chunk in 0..CHUNKS {
         assert!(bench.read(chunk).unwrap() == content(chunk), "chunk {chunk}");
     }
-    assert_eq!(bench.worker.condition().restarts, 6);
+    assert_eq!(bench.worker.condition().restarts, 7);
     assert_eq!(bench.launched.load(Ordering::Relaxed), NONSENSE.len());
 }
 

@@ -14,9 +14,10 @@ use rafs::blob::{Blob, Chunk, ChunkIndex};
 use rafs::compress::Compressor;
 use rafs::digest::{Digest, DigestAlgorithm};
 
+use super::transfer::TOGETHER_BYTES;
 use super::*;
 use crate::cache::Generation;
-use crate::front::{BackendName, ChunkError, Content, Extent};
+use crate::front::{Arrival, BackendName, ChunkError, Content, Extent};
 
 const SOON: Duration = Duration::from_secs(20);
 const CHUNK: u64 = 1000;
@@ -162,6 +163,43 @@ fn each_chunk_of_an_order_is_answered_once() {
     chunks.sort_unstable();
     assert_eq!(chunks, [0, 1, 2, 3, 4]);
     assert!(bench.answers.recv_timeout(Duration::from_millis(50)).is_err());
+}
+
+/// Takes which chunks are told of together.
+struct Together(Mutex<mpsc::Sender<Vec<u32>>>);
+
+impl Responses for Together {
+    fn finished(&self, key: ChunkKey, _: Result<Content<'_>, ChunkError>) {
+        self.0.lock().unwrap().send(vec![key.chunk.0]).unwrap();
+    }
+
+    fn arrived(&self, _: &BackendName, arrivals: Vec<Arrival<'_>>) {
+        let chunks = arrivals.iter().map(|arrival| arrival.chunk.chunk.0).collect();
+        self.0.lock().unwrap().send(chunks).unwrap();
+    }
+}
+
+#[test]
+fn chunks_that_arrive_together_are_told_of_together_apart_from_those_that_readers_wait_for() {
+    let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build().unwrap();
+    let config = WorkerConfig { buffer_bytes: 1 << 20, threads: 1, patience: SOON };
+    let worker = LocalWorker::new(config, runtime.handle().clone()).unwrap();
+    let (sender, told) = mpsc::channel();
+    let responses = Arc::new(Together(Mutex::new(sender)));
+    worker.answer_to(Arc::downgrade(&responses) as Weak<dyn Responses>);
+    let backend = Even::new("a", 7, Behaviour::Delivers) as Arc<dyn Backend>;
+    let _registered = worker.register(&[blob()], &backend, Place::First);
+    let chunks = 300_u32;
+    worker.fetch(vec![Order { demanded: vec![ChunkIndex(2), ChunkIndex(4)], ..order(0..chunks, &[], SOON) }]);
+    let mut all: Vec<Vec<u32>> = Vec::new();
+    while all.iter().flatten().count() < chunks as usize {
+        all.push(told.recv_timeout(SOON).expect("an answer"));
+    }
+    assert_eq!(all[0], [2, 4]);
+    // As many as are decoded one after the other, and what is left.
+    let many = TOGETHER_BYTES.div_ceil(CHUNK) as u32;
+    let first: Vec<u32> = (0..many).filter(|chunk| ![2, 4].contains(chunk)).collect();
+    assert_eq!(all[1..], [first, (many..chunks).collect()]);
 }
 
 #[test]

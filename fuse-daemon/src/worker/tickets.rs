@@ -4,7 +4,7 @@ use std::collections::HashMap;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
 
 use super::WorkerState;
-use crate::front::{BackendName, ChunkError, ChunkKey, Fill, Responses};
+use crate::front::{Arrival, BackendName, ChunkError, ChunkKey};
 
 /// All tickets of a worker.
 #[derive(Default)]
@@ -88,19 +88,19 @@ impl WorkerState {
 
     /// Answers for a chunk that cannot be had, unless that was done.
     pub(super) fn conclude(&self, ticket: &Ticket, error: ChunkError) {
-        self.answer(ticket, |responses| responses.finished(ticket.key, Err(error)));
-    }
-
-    /// Answers for a chunk of `len` bytes that `fill` decodes, unless that was done.
-    pub(super) fn deliver(&self, ticket: &Ticket, len: usize, from: &BackendName, fill: &mut Fill<'_>) {
-        self.answer(ticket, |responses| responses.arrived(ticket.key, len, from, fill));
-    }
-
-    fn answer(&self, ticket: &Ticket, answer: impl FnOnce(&dyn Responses)) {
         if self.tickets.is_open(ticket.key, ticket.number) {
-            self.respond(answer);
-            // Only now: were the answer to end in a bug, the chunk would be lost.
+            self.respond(|responses| responses.finished(ticket.key, Err(error)));
             self.tickets.close(ticket.key, ticket.number);
         }
+    }
+
+    /// Answers for chunks that have arrived together, but for those for which that was done.
+    pub(super) fn deliver(&self, from: &BackendName, chunks: Vec<(&Ticket, Arrival<'_>)>) {
+        let mut chunks = chunks;
+        chunks.retain(|(ticket, _)| self.tickets.is_open(ticket.key, ticket.number));
+        let (tickets, arrivals): (Vec<_>, _) = chunks.into_iter().unzip();
+        self.respond(|responses| responses.arrived(from, arrivals));
+        // Only now: were an answer to end in a bug, the chunks would be lost.
+        tickets.iter().for_each(|ticket| _ = self.tickets.close(ticket.key, ticket.number));
     }
 }

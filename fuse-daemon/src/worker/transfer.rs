@@ -18,6 +18,10 @@ use super::tickets::Ticket;
 use crate::control::BlobId;
 use crate::front::{ChunkError, Extent, Order};
 
+/// Uncompressed bytes of extents that are decoded one after the other if they have arrived at the same time: with less, messages and
+/// changes of threads take longer than decoding.
+pub(super) const TOGETHER_BYTES: u64 = 256 << 10;
+
 /// An extent that is to come, and who is told of its chunks.
 struct Awaited {
     extent: Extent,
@@ -43,6 +47,13 @@ impl Transfer {
     /// Where the stored bytes of what is to come are.
     fn extents(&self) -> Vec<Range<u64>> {
         self.awaited().values().map(|awaited| awaited.extent.stored.clone()).collect()
+    }
+
+    /// What is to be decoded of an extent that has come, unless another backend delivered it first.
+    fn take(&self, start: u64, stored: Bytes, memory: Memory, source: &Source) -> Option<Arrived> {
+        let Awaited { extent, tickets } = self.awaited().remove(&start)?;
+        let (coding, from) = (Arc::clone(&self.coding), Arc::clone(&source.name));
+        Some(Arrived { coding, from, extent, tickets, stored, _memory: memory })
     }
 
     fn moved(&self) -> Instant {
@@ -126,42 +137,38 @@ impl WorkerState {
         // Grows with what arrives.
         let mut arrived = BytesMut::new();
         let mut at = range.start;
+        // Not kept while something is waited for: who is given up then owes nothing.
+        let mut together = Vec::new();
+        let mut together_bytes = 0;
         for Range { start, end } in extents {
             // Where another backend was faster, extents are missing in between.
             let (gap, len) = (size(start.saturating_sub(at))?, size(end.saturating_sub(start))?);
-            let _turn = self.budget.turn(source, gap.saturating_add(len).max(1)).await;
-            while arrived.len() < gap + len {
-                let bytes = stream.next().await.ok_or("the answer ended early")?;
-                let bytes = bytes.map_err(|error| error.to_string())?;
-                memory.grow(bytes.len());
-                arrived.extend_from_slice(&bytes);
-                transfer.progressed();
+            if arrived.len() < gap + len {
+                self.decode(std::mem::take(&mut together));
+                together_bytes = 0;
+                let _turn = self.budget.turn(source, gap.saturating_add(len).max(1)).await;
+                while arrived.len() < gap + len {
+                    let bytes = stream.next().await.ok_or("the answer ended early")?;
+                    let bytes = bytes.map_err(|error| error.to_string())?;
+                    memory.grow(bytes.len());
+                    arrived.extend_from_slice(&bytes);
+                    transfer.progressed();
+                }
             }
             drop((arrived.split_to(gap), memory.split(gap)));
-            self.pass_on(transfer, start, arrived.split_to(len).freeze(), memory.split(len), source);
+            let (stored, memory) = (arrived.split_to(len).freeze(), memory.split(len));
+            if let Some(extent) = transfer.take(start, stored, memory, source) {
+                together_bytes += extent.uncompressed_bytes();
+                together.push(extent);
+            }
+            if together_bytes >= TOGETHER_BYTES {
+                self.decode(std::mem::take(&mut together));
+                together_bytes = 0;
+            }
             at = end;
         }
+        self.decode(together);
         Ok(())
-    }
-
-    /// Has an extent decoded, unless another backend delivered it first.
-    fn pass_on(
-        self: &Arc<Self>,
-        transfer: &Transfer,
-        start: u64,
-        stored: Bytes,
-        memory: Memory,
-        source: &Source,
-    ) {
-        let Some(Awaited { extent, tickets }) = transfer.awaited().remove(&start) else { return };
-        self.decode(Arrived {
-            coding: Arc::clone(&transfer.coding),
-            from: Arc::clone(&source.name),
-            extent,
-            tickets,
-            stored,
-            _memory: memory,
-        });
     }
 
     /// Whether a backend can be asked for what nobody waits for yet: half of what may be under way is left to readers.

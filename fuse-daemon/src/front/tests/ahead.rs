@@ -6,7 +6,7 @@ use super::*;
 const FIRST: u64 = 12;
 /// Bytes of a request.
 const REQUEST: u64 = 8 * FIRST;
-/// The most that may be ahead of a reader: four requests are, of a backend that is near.
+/// The most that may be ahead of a reader: four requests are, of a backend that is near, and whose rate is not known.
 const WINDOW: u64 = 4 * REQUEST;
 
 impl Bench {

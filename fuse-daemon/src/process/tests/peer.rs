@@ -7,6 +7,7 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 
 use registry::client::{Client, ClientConfig};
 
+use crate::cache::Generation;
 use crate::front::ChunkKey;
 use crate::process::launch::{Launch, LaunchedWorker};
 use crate::process::message::{FromWorker, Guards, Start, TO_WORKER_LIMIT, ToWorker};
@@ -53,8 +54,17 @@ impl Peer {
     }
 
     pub(super) fn deliver(&self, chunk: ChunkKey, at: u64, len: u32) {
+        self.deliver_together(&[chunk], at, len);
+    }
+
+    /// Chunks of one blob, of `len` bytes each.
+    pub(super) fn deliver_together(&self, chunks: &[ChunkKey], at: u64, len: u32) {
+        let Some(ChunkKey { blob, generation: Generation(generation), .. }) = chunks.first().copied() else {
+            return;
+        };
+        let chunks = chunks.iter().map(|key| (key.chunk.0, len)).collect();
         let from = "somebody".to_owned();
-        self.sender.send(&FromWorker::Delivered { chunk: chunk.into(), at, len, from }, None);
+        self.sender.send(&FromWorker::Delivered { blob, generation, chunks, at, from }, None);
     }
 
     pub(super) fn raw(&self, bytes: &[u8]) {
