@@ -99,6 +99,8 @@ pub trait Worker: Send + Sync {
     fn hurry(&self, chunk: ChunkKey);
 }
 
+type Fill<'a> = dyn FnMut(&mut [u8]) -> Result<(), String> + 'a;
+
 /// A chunk that has arrived and is to be decoded.
 pub struct Arrival<'a> {
     /// The chunk.
@@ -106,7 +108,7 @@ pub struct Arrival<'a> {
     /// How many bytes it has.
     pub len: usize,
     /// Writes its bytes, all of them; an error says why they cannot be decoded.
-    pub fill: Box<dyn FnMut(&mut [u8]) -> Result<(), String> + 'a>,
+    pub fill: Box<Fill<'a>>,
 }
 
 /// Where the worker reports to.
