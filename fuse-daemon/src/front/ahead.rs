@@ -56,8 +56,11 @@ pub(super) struct Reach {
     pub(super) least: u64,
     /// Stored bytes at most.
     pub(super) most: u64,
-    /// How many times as much it is each time that more is ordered.
+    /// How many times as much it is each time that more is ordered, …
     pub(super) growth: u64,
+    /// … up to so many stored bytes: from there on it is a quarter more, so that who stops after long has had less than half as much
+    /// fetched in vain as he has read.
+    pub(super) growth_until: u64,
 }
 
 impl Reach {
@@ -68,7 +71,12 @@ impl Reach {
 
     /// Stored bytes for one that has gone on, and had so many.
     fn next(self, window: u64) -> u64 {
-        window.saturating_mul(self.growth).max(self.least).min(self.most)
+        let grown = if window < self.growth_until {
+            window.saturating_mul(self.growth).min(self.growth_until)
+        } else {
+            window.saturating_add(window / 4)
+        };
+        grown.max(self.least).min(self.most)
     }
 }
 
@@ -231,7 +239,8 @@ mod tests {
     const BLOB: Generation = Generation(1);
     /// Stored bytes of each chunk.
     const CHUNK: u64 = 100;
-    const REACH: Reach = Reach { first: CHUNK, least: CHUNK, most: 16 * CHUNK, growth: 2 };
+    const REACH: Reach =
+        Reach { first: CHUNK, least: CHUNK, most: 16 * CHUNK, growth: 2, growth_until: u64::MAX };
 
     fn read(streams: &mut Streams, chunk: u32, waits: bool) -> Option<u64> {
         read_of(streams, chunk, waits, REACH)
@@ -277,6 +286,14 @@ mod tests {
         let reach = Reach { least: 10 * CHUNK, ..reach };
         let windows = (0..200).filter_map(|chunk| read_of(&mut streams, chunk, true, reach));
         assert_eq!(windows.take(3).collect::<Vec<_>>(), [10, 40, 64]);
+    }
+
+    #[test]
+    fn from_some_size_on_what_is_ahead_grows_slowly() {
+        let mut streams = Streams::default();
+        let reach = Reach { growth_until: 8 * CHUNK, most: 14 * CHUNK, ..REACH };
+        let windows = (0..200).filter_map(|chunk| read_of(&mut streams, chunk, true, reach));
+        assert_eq!(windows.take(7).collect::<Vec<_>>(), [2, 4, 8, 10, 12, 14, 14]);
     }
 
     #[test]

@@ -51,7 +51,7 @@ const ANSWERS_AHEAD: u64 = 4;
 
 /// The same of a backend that answers at once, in requests of the least size: fetching, decoding and reading go on side by side …
 const LEAST_AHEAD: u64 = 4;
-/// … and who has read so much in order has more ahead, up to what comes in this time, so that requests are few and nobody waits for one …
+/// … and who goes on in order has more ahead by and by, up to what comes in this time, so that requests are few and nobody waits for one …
 const TIME_AHEAD: Duration = Duration::from_millis(64);
 /// … in requests of the least size at most.
 const MOST_AHEAD: u64 = 32;
@@ -192,17 +192,24 @@ impl Paces {
         let (first, most) = (self.first_bytes(blob, least), self.ahead_bytes(blob, least).min(most));
         // A slow link is full of the least, however far it leads.
         if self.is_far(blob) && first > least {
-            return Reach { first, least: first.saturating_mul(ANSWERS_BEGUN), most, growth: GROWTH_FAR };
+            let least = first.saturating_mul(ANSWERS_BEGUN);
+            return Reach { first, least, most, growth: GROWTH_FAR, growth_until: most };
         }
-        Reach { first, least: first, most, growth: GROWTH }
+        let growth_until = self.of_answers(blob, least).max(least.saturating_mul(LEAST_AHEAD));
+        Reach { first, least: first, most, growth: GROWTH, growth_until }
     }
 
     /// Stored bytes that are ahead of a reader in order at most, where `least` are asked for at once.
     fn ahead_bytes(&self, blob: BlobId, least: u64) -> u64 {
-        let far = self.bytes_of_an_answer(blob, least).unwrap_or_default().saturating_mul(ANSWERS_AHEAD);
+        let far = self.of_answers(blob, least);
         let near = self.of(blob).and_then(|pace| pace.bytes_in(TIME_AHEAD)).unwrap_or_default();
         let (fewest, most) = (least.saturating_mul(LEAST_AHEAD), least.saturating_mul(MOST_AHEAD));
         far.max(near.clamp(fewest, most))
+    }
+
+    /// Stored bytes that come in the time of some answers.
+    fn of_answers(&self, blob: BlobId, least: u64) -> u64 {
+        self.bytes_of_an_answer(blob, least).unwrap_or_default().saturating_mul(ANSWERS_AHEAD)
     }
 
     /// Whether it takes long to answer.
