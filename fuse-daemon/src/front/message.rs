@@ -102,7 +102,7 @@ pub trait Worker: Send + Sync {
 type Fill<'a> = dyn FnMut(&mut [u8]) -> Result<(), String> + 'a;
 
 /// A chunk that has arrived and is to be decoded.
-pub struct Arrival<'a> {
+pub struct ArrivedChunk<'a> {
     /// The chunk.
     pub chunk: ChunkKey,
     /// How many bytes it has.
@@ -118,8 +118,8 @@ pub trait Responses: Send + Sync {
     fn finished(&self, chunk: ChunkKey, outcome: Result<Content<'_>, ChunkError>);
 
     /// Chunks of a blob's files have arrived from a backend; they are decoded into memory of whoever reports.
-    fn arrived(&self, from: &BackendName, arrivals: Vec<Arrival<'_>>) {
-        for Arrival { chunk, len, mut fill } in arrivals {
+    fn arrived(&self, from: &BackendName, arrivals: Vec<ArrivedChunk<'_>>) {
+        for ArrivedChunk { chunk, len, mut fill } in arrivals {
             let mut bytes = vec![0; len];
             let corrupt = |reason| ChunkError::Corrupt { from: Arc::clone(from), reason };
             let outcome = fill(&mut bytes).map(|()| Content { bytes: &bytes, from });

@@ -36,7 +36,7 @@ use std::sync::{Arc, PoisonError, Weak};
 use std::time::{Duration, Instant};
 
 pub use message::{
-    Arrival, BackendName, ChunkError, ChunkKey, Content, Extent, Order, Orders, Responses, Worker,
+    ArrivedChunk, BackendName, ChunkError, ChunkKey, Content, Extent, Order, Orders, Responses, Worker,
 };
 pub use outage::Until;
 pub use read::{Piece, ReadError};

@@ -4,10 +4,10 @@ use std::sync::Arc;
 
 use super::message::{ChunkFailure, FromWorker, clip};
 use super::wire::Sender;
-use crate::front::{Arrival, BackendName, ChunkError, ChunkKey, Content, Responses};
+use crate::front::{ArrivedChunk, BackendName, ChunkError, ChunkKey, Content, Responses};
 use crate::sys::Arena;
 
-/// Bytes of chunks that are told of together, but for a chunk that is larger.
+/// Bytes of chunks that are told of together, except for a chunk that is larger.
 const WINDOW_BYTES: usize = 256 << 10;
 
 /// Chunks that are.
@@ -33,13 +33,13 @@ impl Responses for Report {
                     memory.copy_from_slice(bytes);
                     Ok(())
                 };
-                self.arrived(from, vec![Arrival { chunk: key, len: bytes.len(), fill: Box::new(copy) }]);
+                self.arrived(from, vec![ArrivedChunk { chunk: key, len: bytes.len(), fill: Box::new(copy) }]);
             }
             Err(error) => self.fail(key, error.into()),
         }
     }
 
-    fn arrived(&self, from: &BackendName, mut arrivals: Vec<Arrival<'_>>) {
+    fn arrived(&self, from: &BackendName, mut arrivals: Vec<ArrivedChunk<'_>>) {
         while !arrivals.is_empty() {
             let rest = arrivals.split_off(fitting(&arrivals));
             self.deliver(from, arrivals);
@@ -49,9 +49,9 @@ impl Responses for Report {
 }
 
 /// How many of these go into the memory together: one at least.
-fn fitting(arrivals: &[Arrival<'_>]) -> usize {
+fn fitting(arrivals: &[ArrivedChunk<'_>]) -> usize {
     let mut bytes = 0_usize;
-    let fits = |arrival: &&Arrival<'_>| {
+    let fits = |arrival: &&ArrivedChunk<'_>| {
         bytes = bytes.saturating_add(arrival.len);
         bytes <= WINDOW_BYTES
     };
@@ -59,7 +59,7 @@ fn fitting(arrivals: &[Arrival<'_>]) -> usize {
 }
 
 impl Report {
-    fn deliver(&self, from: &BackendName, arrivals: Vec<Arrival<'_>>) {
+    fn deliver(&self, from: &BackendName, arrivals: Vec<ArrivedChunk<'_>>) {
         let Some(first) = arrivals.first().map(|first| first.chunk) else { return };
         let len = arrivals.iter().map(|arrival| arrival.len).sum();
         let Some(mut window) = self.arena.take(len) else {
@@ -67,7 +67,7 @@ impl Report {
             return arrivals.iter().for_each(|arrival| self.fail(arrival.chunk, too_large()));
         };
         let (mut end, mut chunks) = (0, Vec::with_capacity(arrivals.len()));
-        for Arrival { chunk, len, mut fill } in arrivals {
+        for ArrivedChunk { chunk, len, mut fill } in arrivals {
             match fill(&mut window[end..end + len]) {
                 Ok(()) => {
                     end += len;
@@ -117,7 +117,7 @@ mod tests {
         let report = Report { arena, sender: Arc::new(Sender::new(Arc::new(ours))) };
         let arrival = |(chunk, len): (usize, &usize)| {
             let fill = |bytes: &mut [u8]| if bytes.len() == 13 { Err("broken".to_owned()) } else { Ok(()) };
-            Arrival { chunk: key(chunk as u32), len: *len, fill: Box::new(fill) }
+            ArrivedChunk { chunk: key(chunk as u32), len: *len, fill: Box::new(fill) }
         };
         report.arrived(&"somebody".into(), sizes.iter().enumerate().map(arrival).collect());
         drop(report);

@@ -10,7 +10,7 @@ use super::WorkerState;
 use super::budget::Memory;
 use super::tickets::Ticket;
 use crate::describe;
-use crate::front::{Arrival, BackendName, Extent};
+use crate::front::{ArrivedChunk, BackendName, Extent};
 use crate::pool::Job;
 
 /// An extent that arrived.
@@ -66,7 +66,7 @@ impl Arrived {
     fn arrivals<'a>(
         &'a self,
         batch: Option<&'a Result<Batch, DecodeError>>,
-    ) -> impl Iterator<Item = (&'a Ticket, Arrival<'a>)> {
+    ) -> impl Iterator<Item = (&'a Ticket, ArrivedChunk<'a>)> {
         self.tickets.iter().zip(&self.extent.chunks).map(move |(ticket, (_, chunk))| {
             let fill = move |content: &mut [u8]| match batch {
                 None => {
@@ -79,7 +79,7 @@ impl Arrived {
                 Some(Err(error)) => Err(describe(error)),
             };
             let len = chunk.uncompressed_size as usize;
-            (ticket, Arrival { chunk: ticket.key, len, fill: Box::new(fill) })
+            (ticket, ArrivedChunk { chunk: ticket.key, len, fill: Box::new(fill) })
         })
     }
 }

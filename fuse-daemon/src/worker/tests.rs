@@ -17,7 +17,7 @@ use rafs::digest::{Digest, DigestAlgorithm};
 use super::transfer::TOGETHER_BYTES;
 use super::*;
 use crate::cache::Generation;
-use crate::front::{Arrival, BackendName, ChunkError, Content, Extent};
+use crate::front::{ArrivedChunk, BackendName, ChunkError, Content, Extent};
 
 const SOON: Duration = Duration::from_secs(20);
 const CHUNK: u64 = 1000;
@@ -173,7 +173,7 @@ impl Responses for Together {
         self.0.lock().unwrap().send(vec![key.chunk.0]).unwrap();
     }
 
-    fn arrived(&self, _: &BackendName, arrivals: Vec<Arrival<'_>>) {
+    fn arrived(&self, _: &BackendName, arrivals: Vec<ArrivedChunk<'_>>) {
         let chunks = arrivals.iter().map(|arrival| arrival.chunk.chunk.0).collect();
         self.0.lock().unwrap().send(chunks).unwrap();
     }

@@ -4,7 +4,7 @@ use std::collections::HashMap;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
 
 use super::WorkerState;
-use crate::front::{Arrival, BackendName, ChunkError, ChunkKey};
+use crate::front::{ArrivedChunk, BackendName, ChunkError, ChunkKey};
 
 /// All tickets of a worker.
 #[derive(Default)]
@@ -94,8 +94,8 @@ impl WorkerState {
         }
     }
 
-    /// Answers for chunks that have arrived together, but for those for which that was done.
-    pub(super) fn deliver(&self, from: &BackendName, chunks: Vec<(&Ticket, Arrival<'_>)>) {
+    /// Answers for chunks that have arrived together, except for those for which that was done.
+    pub(super) fn deliver(&self, from: &BackendName, chunks: Vec<(&Ticket, ArrivedChunk<'_>)>) {
         let mut chunks = chunks;
         chunks.retain(|(ticket, _)| self.tickets.is_open(ticket.key, ticket.number));
         let (tickets, arrivals): (Vec<_>, _) = chunks.into_iter().unzip();
