@@ -23,6 +23,36 @@ impl Report {
     fn fail(&self, key: ChunkKey, failure: ChunkFailure) {
         self.sender.send(&FromWorker::Failed { chunk: key.into(), failure }, None);
     }
+
+    /// Decodes chunks into one window, and tells of them.
+    fn deliver(&self, from: &BackendName, arrivals: Vec<ArrivedChunk<'_>>) {
+        let Some(first) = arrivals.first().map(|first| first.chunk) else { return };
+        let len = arrivals.iter().map(|arrival| arrival.len).sum();
+        let Some(mut window) = self.arena.take(len) else {
+            let too_large = || ChunkFailure::Fetch { reason: format!("a chunk of {len} bytes is too large") };
+            return arrivals.iter().for_each(|arrival| self.fail(arrival.chunk, too_large()));
+        };
+        let (mut end, mut chunks) = (0, Vec::with_capacity(arrivals.len()));
+        for ArrivedChunk { chunk, len, mut fill } in arrivals {
+            match fill(&mut window[end..end + len]) {
+                Ok(()) => {
+                    end += len;
+                    chunks.push((chunk.chunk.0, u32::try_from(len).unwrap_or(u32::MAX)));
+                }
+                Err(reason) => {
+                    let failure = ChunkFailure::Corrupt { from: from.to_string(), reason: clip(&reason) };
+                    self.fail(chunk, failure);
+                }
+            }
+        }
+        if chunks.is_empty() {
+            return;
+        }
+        let at = window.hand_over() as u64;
+        let (blob, generation) = (first.blob, first.generation.0);
+        let delivered = FromWorker::Delivered { blob, generation, chunks, at, from: from.to_string() };
+        self.sender.send(&delivered, None);
+    }
 }
 
 impl Responses for Report {
@@ -56,37 +86,6 @@ fn fitting(arrivals: &[ArrivedChunk<'_>]) -> usize {
         bytes <= WINDOW_BYTES
     };
     arrivals.iter().take(WINDOW_CHUNKS).take_while(fits).count().max(1)
-}
-
-impl Report {
-    fn deliver(&self, from: &BackendName, arrivals: Vec<ArrivedChunk<'_>>) {
-        let Some(first) = arrivals.first().map(|first| first.chunk) else { return };
-        let len = arrivals.iter().map(|arrival| arrival.len).sum();
-        let Some(mut window) = self.arena.take(len) else {
-            let too_large = || ChunkFailure::Fetch { reason: format!("a chunk of {len} bytes is too large") };
-            return arrivals.iter().for_each(|arrival| self.fail(arrival.chunk, too_large()));
-        };
-        let (mut end, mut chunks) = (0, Vec::with_capacity(arrivals.len()));
-        for ArrivedChunk { chunk, len, mut fill } in arrivals {
-            match fill(&mut window[end..end + len]) {
-                Ok(()) => {
-                    end += len;
-                    chunks.push((chunk.chunk.0, u32::try_from(len).unwrap_or(u32::MAX)));
-                }
-                Err(reason) => {
-                    let failure = ChunkFailure::Corrupt { from: from.to_string(), reason: clip(&reason) };
-                    self.fail(chunk, failure);
-                }
-            }
-        }
-        if chunks.is_empty() {
-            return;
-        }
-        let at = window.hand_over() as u64;
-        let (blob, generation) = (first.blob, first.generation.0);
-        let delivered = FromWorker::Delivered { blob, generation, chunks, at, from: from.to_string() };
-        self.sender.send(&delivered, None);
-    }
 }
 
 #[cfg(test)]
