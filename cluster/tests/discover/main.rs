@@ -1,8 +1,0 @@
-//! Trees as people make them, with the real helm: what is found, where, and what is said of what cannot be.
-
-#![allow(clippy::unwrap_used, reason = "tests")]
-
-mod charts;
-mod layouts;
-mod templates;
-mod tree;
