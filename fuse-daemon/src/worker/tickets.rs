@@ -95,8 +95,7 @@ impl WorkerState {
     }
 
     /// Answers for chunks that have arrived together, except for those for which that was done.
-    pub(super) fn deliver(&self, from: &BackendName, chunks: Vec<(&Ticket, ArrivedChunk<'_>)>) {
-        let mut chunks = chunks;
+    pub(super) fn deliver(&self, from: &BackendName, mut chunks: Vec<(&Ticket, ArrivedChunk<'_>)>) {
         chunks.retain(|(ticket, _)| self.tickets.is_open(ticket.key, ticket.number));
         let (tickets, arrivals): (Vec<_>, _) = chunks.into_iter().unzip();
         self.respond(|responses| responses.arrived(from, arrivals));
