@@ -4,6 +4,9 @@
 
 #![no_main]
 
+use fuzz::archive::{Wrapping, mend_checksums};
+use fuzz::seed::Image;
+use fuzz::{exercise, patch, seed};
 use libfuzzer_sys::fuzz_target;
 use rafs::bootstrap::{self, Bootstrap, WriteOptions};
 use rafs::build::{BuildOptions, build_layer};
@@ -11,9 +14,6 @@ use rafs::compress::Compressor;
 use rafs::digest::{Digest, DigestAlgorithm};
 use rafs::merge::merge;
 use rafs::tree::Layer;
-use rafs_fuzz::archive::{Wrapping, mend_checksums};
-use rafs_fuzz::seed::Image;
-use rafs_fuzz::{exercise, patch, seed};
 
 /// Larger content is not worth the time that it takes.
 const LARGEST: u64 = 1 << 20;

@@ -3,14 +3,14 @@
 
 #![no_main]
 
+use fuzz::seed::Image;
+use fuzz::{digests, patch, seed};
 use libfuzzer_sys::fuzz_target;
 use rafs::blob::source::load_chunk_info_within;
 use rafs::bootstrap::{self, Bootstrap, WriteOptions};
 use rafs::diff::{self, ContentReader};
 use rafs::limits::Limits;
 use rafs::merge::merge;
-use rafs_fuzz::seed::Image;
-use rafs_fuzz::{digests, patch, seed};
 
 const LIMITS: Limits = Limits { chunk_info_bytes: 8 << 20, part_bytes: 8 << 20, ..Limits::DEFAULT };
 

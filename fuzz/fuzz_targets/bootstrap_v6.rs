@@ -2,8 +2,8 @@
 
 #![no_main]
 
+use fuzz::{exercise, patch, seed};
 use libfuzzer_sys::fuzz_target;
-use rafs_fuzz::{exercise, patch, seed};
 
 fuzz_target!(|input: &[u8]| {
     if let Some(image) = patch::image(input, seed::v6()) {

@@ -157,8 +157,8 @@ pub fn v6() -> &'static [Image] {
         without_chunk_table.bootstrap[1176..1192].fill(0);
         vec![
             upstream(
-                include_bytes!("../../tests/data/v6-zstd.boot"),
-                include_bytes!("../../tests/data/v6-zstd.blob"),
+                include_bytes!("../../rafs/tests/data/v6-zstd.boot"),
+                include_bytes!("../../rafs/tests/data/v6-zstd.blob"),
             ),
             zstd,
             one_layer(&lz4),
@@ -178,12 +178,12 @@ pub fn v5() -> &'static [Image] {
     IMAGES.get_or_init(|| {
         vec![
             upstream(
-                include_bytes!("../../tests/data/v5-lz4.boot"),
-                include_bytes!("../../tests/data/v5-lz4.blob"),
+                include_bytes!("../../rafs/tests/data/v5-lz4.boot"),
+                include_bytes!("../../rafs/tests/data/v5-lz4.blob"),
             ),
             upstream(
-                include_bytes!("../../tests/data/v5-none.boot"),
-                include_bytes!("../../tests/data/v5-none.blob"),
+                include_bytes!("../../rafs/tests/data/v5-none.boot"),
+                include_bytes!("../../rafs/tests/data/v5-none.blob"),
             ),
         ]
     })

@@ -4,9 +4,9 @@
 
 use std::ops::Range;
 
+use fuzz::{digests, patch, seed};
 use libfuzzer_sys::fuzz_target;
 use rafs::blob::stream::{Toc, own_bootstrap};
-use rafs_fuzz::{digests, patch, seed};
 
 const ENTRY: usize = 128;
 const HEADER: usize = 512;

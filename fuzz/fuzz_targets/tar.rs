@@ -2,10 +2,10 @@
 
 #![no_main]
 
+use fuzz::archive::{Wrapping, mend_checksums};
+use fuzz::{exercise, patch, seed};
 use libfuzzer_sys::fuzz_target;
 use rafs::source::SourceError;
-use rafs_fuzz::archive::{Wrapping, mend_checksums};
-use rafs_fuzz::{exercise, patch, seed};
 
 fuzz_target!(|bytes: &[u8]| {
     let Some((&choice, bytes)) = bytes.split_first() else { return };

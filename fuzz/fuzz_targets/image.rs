@@ -2,14 +2,14 @@
 
 #![no_main]
 
+use fuzz::exercise::{self, Limited};
+use fuzz::seed::Image;
+use fuzz::{digests, patch, seed};
 use libfuzzer_sys::fuzz_target;
 use rafs::blob::BlobIndex;
 use rafs::blob::ChunkIndex;
 use rafs::blob::source::{ChunkReader, load_chunk_info, read_toc};
 use rafs::bootstrap::Bootstrap;
-use rafs_fuzz::exercise::{self, Limited};
-use rafs_fuzz::seed::Image;
-use rafs_fuzz::{digests, patch, seed};
 
 fuzz_target!(|input: &[u8]| {
     let Some((&choice, input)) = input.split_first() else { return };
