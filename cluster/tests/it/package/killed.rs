@@ -59,7 +59,7 @@ impl World {
         let cluster = Reference::parse(&format!("{}/k8s:v1", held.host)).unwrap();
         let dir = tempfile::tempdir().unwrap();
         let lock = locked(&dir, &format!("{0}/small:v1\n{0}/large:v1\n", held.host)).await;
-        held.let_through(3 << 20);
+        held.let_through_each(3 << 20);
         Self { _registry: registry, held, cluster, small, large, lock, dir }
     }
 
@@ -71,10 +71,8 @@ impl World {
         fs::write(dir.join(FORM), form).unwrap();
         let out = self.out();
         fs::create_dir(&out).unwrap();
-        kill_when("package::killed::writes_as_a_child", dir, || {
-            self.held.is_full() && !names(&out).is_empty()
-        })
-        .await;
+        kill_when("package::killed::writes_as_a_child", dir, || self.held.holds() && !names(&out).is_empty())
+            .await;
         self.held.let_through(u64::MAX);
         names(&out)
     }

@@ -95,7 +95,7 @@ impl World {
         let held = Held::start(registry.host()).await;
         let dir = tempfile::tempdir().unwrap();
         let lock = locked(&dir, &format!("{0}/small:v1\n{0}/large:v1\n", held.host), &[]).await;
-        held.let_through(2 << 20);
+        held.let_through_each(2 << 20);
         Self { _registry: registry, held, small, large, dir, lock }
     }
 
@@ -124,7 +124,7 @@ async fn a_save_that_is_killed_goes_on_where_it_was() {
     let dir = tempfile::tempdir().unwrap();
     let lock = locked(&dir, &format!("{0}/small:v1\n{0}/large:v1\n", held.host), &[]).await;
     // Enough for all but the end of the large layer.
-    held.let_through(3 << 20);
+    held.let_through_each(3 << 20);
     let target = dir.path().join("registry");
     let tag = target.join("docker/registry/v2/repositories/small/_manifests/tags/v1/current/link");
     let partial = target.join(".nydus-cluster-save").join(sha256(&noise(5, LARGE)).digest());
@@ -170,7 +170,7 @@ async fn a_save_to_a_registry_that_is_killed_is_finished_by_the_next() {
     fs::write(world.dir.path().join(TO), name("images").to_string()).unwrap();
     let (small, large) = (to.data(&sha256(&world.small)), to.data(&sha256(&world.large)));
     kill_save_when("saves_as_a_child", &world.lock, world.dir.path(), || {
-        small.exists() && world.held.is_full()
+        small.exists() && world.held.holds()
     })
     .await;
     // Nobody finds what is not complete, and there is no half of a blob.
