@@ -97,7 +97,7 @@ fn file(bootstrap: &Bootstrap, nid: Nid) -> bool {
 }
 
 /// Holes may have any size, so reading stops after this many bytes of a file.
-const MAX_CONTENT: u64 = 64 << 10;
+const CONTENT_LIMIT: u64 = 64 << 10;
 
 /// Reads a tar stream to its end, or up to its first error, and says how large its files are together.
 pub fn archive(archive: &[u8]) -> Result<u64, SourceError> {
@@ -108,7 +108,7 @@ pub fn archive(archive: &[u8]) -> Result<u64, SourceError> {
         assert!(!entry.path.is_empty());
         assert!(entry.metadata.mtime.nanoseconds < 1_000_000_000);
         let mut length = 0;
-        while length < MAX_CONTENT {
+        while length < CONTENT_LIMIT {
             match source.read(&mut buffer)? {
                 0 => break,
                 count => length += count as u64,
@@ -116,7 +116,7 @@ pub fn archive(archive: &[u8]) -> Result<u64, SourceError> {
         }
         match entry.kind {
             EntryKind::Regular { size } => {
-                assert!(length == size || (length >= MAX_CONTENT && length < size));
+                assert!(length == size || (length >= CONTENT_LIMIT && length < size));
                 total = total.saturating_add(size);
             }
             _ => assert_eq!(length, 0),

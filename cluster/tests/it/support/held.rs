@@ -75,7 +75,7 @@ impl Held {
         while let Ok(read @ 1..) = from_server.read(&mut buffer).await {
             let mut changed = allowed.subscribe();
             passed += read as u64;
-            let mut may_pass = || {
+            let may_pass = || {
                 let mut may = false;
                 allowed.send_if_modified(|allowed| match allowed {
                     Allowed::Together(left) => {
