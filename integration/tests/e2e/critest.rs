@@ -20,8 +20,14 @@ const DEADLINE: Duration = Duration::from_secs(1800);
 const FOCUS: &str = r"\[k8s\.io\] (Image (Manager|Consistency|Identifier)|Container |Idempotence)";
 
 /// Specs that are left out, and why.
-const SKIPPED: &[(&str, &str)] =
-    &[("public image with digest should be pulled and removed", "its image cannot be made again")];
+const SKIPPED: &[(&str, &str)] = &[
+    ("public image with digest should be pulled and removed", "its image cannot be made again"),
+    // On a busy machine the shim loses the event of a cgroup of version 1 that goes with its last process.
+    (
+        "should terminate with exitCode 137 and reason OOMKilled",
+        "containerd may hear of the end without its reason",
+    ),
+];
 
 /// Where the images are that the suites ask for: a host, a repository and a tag; and who its user is, if not root.
 const IMAGES: &[(&str, &str, &str, Option<&str>)] = &[
