@@ -198,7 +198,7 @@ async fn cancelled_at(stack: &Stack, exporter: &Path, method: &'static str, name
     let begin = Instant::now();
     interrupt(&mut buildctl).await;
     wait_for("the end of the merge", || gate.left() == gate.come()).await;
-    assert!(begin.elapsed() < Duration::from_secs(5), "{method}: {:?}", begin.elapsed());
+    assert!(begin.elapsed() < Duration::from_secs(15), "{method}: {:?}", begin.elapsed());
     let text = std::fs::read_to_string(&log).unwrap();
     assert!(text.contains("cancel"), "{method}: {text}");
     assert_eq!(stack.manifest(&format!("{name}:v1")).await, before, "{method}");
