@@ -41,7 +41,7 @@ impl Lab {
 
     /// Converts `root` to `destination`.
     pub(crate) fn convert(&self, destination: &str) {
-        let arguments = ["convert", "directory:root", destination, "--chunk-size", "64K"];
+        let arguments = ["convert", "--fresh", "directory:root", destination, "--chunk-size", "64K"];
         expect(0, &mut self.image(&arguments));
     }
 }

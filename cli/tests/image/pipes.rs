@@ -23,7 +23,7 @@ fn a_closed_pipe_is_a_quiet_end() {
         &["diff", "files:out", "files:out", "--json"],
         &["merge", blob, "--output", "merged.boot"],
         &["unpack", "files:out", "-"],
-        &["convert", "directory:root", "oci:layout:v1"],
+        &["convert", "--fresh", "directory:root", "oci:layout:v1"],
     ] {
         ends_quietly(lab.image(arguments));
         // And if nobody reads anything at all.

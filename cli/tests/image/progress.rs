@@ -41,7 +41,7 @@ fn an_inspection_and_a_comparison_show_what_they_read() {
         ("files:small", "--chunk-size", "64K"),
         ("files:large", "--chunk-size", "128K"),
     ] {
-        expect(0, &mut lab.image(&["convert", "directory:root", destination, option, size]));
+        expect(0, &mut lab.image(&["convert", "--fresh", "directory:root", destination, option, size]));
     }
     // Chunks in batches are described in the blob alone.
     let inspected = drawn(lab.image(&["inspect", "oci:layout:v1"]));

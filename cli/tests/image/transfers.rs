@@ -37,7 +37,7 @@ fn a_check_transfers_a_remote_image_once() {
         // More than is read at once.
         fs::write(lab.path("root/larger"), test_support::text(2, 9_000_000)).unwrap();
         let reference = format!("{}/{name}:v1", server.address());
-        let mut convert = lab.image(&["convert", "directory:root", &reference]);
+        let mut convert = lab.image(&["convert", "--fresh", "directory:root", &reference]);
         expect(0, convert.args(options));
         let before = sent(&lab);
         expect(0, &mut lab.image(&["check", &reference]));

@@ -41,10 +41,10 @@ fn said() -> BTreeSet<String> {
         let said = serde_json::from_slice(&output.stdout);
         keys(&said.unwrap_or_else(|error| panic!("{arguments:?}: {error}: {output:?}")), &mut found);
     };
-    run(&["convert", "directory:root", "files:a", "--chunk-size", "64K"]);
+    run(&["convert", "--fresh", "directory:root", "files:a", "--chunk-size", "64K"]);
     fs::write(lab.path("root/large"), text(3, 300_000)).unwrap();
     fs::remove_file(lab.path("root/link")).unwrap();
-    run(&["convert", "directory:root", "oci:b:v1", "--chunk-size", "64K", "--batch-size", "16K"]);
+    run(&["convert", "--fresh", "directory:root", "oci:b:v1", "--chunk-size", "64K", "--batch-size", "16K"]);
     run(&["inspect", "oci:b:v1"]);
     run(&["inspect", "oci:b:v1", "--file", "/etc/hosts"]);
     run(&["check", "files:a", "--source", "directory:root"]);

@@ -217,7 +217,7 @@ async fn inspecting_fetches_no_archive_of_images() {
     }
     said(dir, &["cluster", "images", "root", "--lock", "root/images.lock"]);
     let cluster = format!("{}/k8s:v1", serving.address);
-    said(dir, &["image", "convert", "directory:root", &cluster]);
+    said(dir, &["image", "convert", "--fresh", "directory:root", &cluster]);
     let inspect = |source: &str| -> Value {
         serde_json::from_str(&said(dir, &["cluster", "inspect", source, "--json"])).unwrap()
     };
@@ -257,13 +257,13 @@ async fn a_nydus_image_alone_is_saved_as_it_is_and_served_by_a_node_and_a_packag
     let app = format!("{}/team/app:v1", from.address);
     fs::create_dir(dir.join("app")).unwrap();
     fs::write(dir.join("app/file"), noise(5, 300_000)).unwrap();
-    said(dir, &["image", "convert", "directory:app", &app]);
+    said(dir, &["image", "convert", "--fresh", "directory:app", &app]);
     asks_for(dir, &[&app]);
     said(dir, &["cluster", "images", "root", "--lock", "root/images.lock"]);
     let saved = format!("{}/cluster", to.address);
     said(dir, &["cluster", "save", "root", "--to", &format!("{saved}:images")]);
     let cluster = format!("{}/k8s:v1", from.address);
-    said(dir, &["image", "convert", "directory:root", &cluster]);
+    said(dir, &["image", "convert", "--fresh", "directory:root", &cluster]);
     said(dir, &["cluster", "save", &cluster, "-o", "cluster.tar"]);
     let host = from.address.replace(':', "_");
     drop(from);

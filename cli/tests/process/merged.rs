@@ -47,7 +47,7 @@ async fn a_merged_image_has_the_saved_images_of_all_its_parts() {
         fs::create_dir_all(&place).unwrap();
         fs::write(place.join("imageList"), list).unwrap();
         said(dir, &["cluster", "images", tree, "--lock", &format!("{tree}/images.lock")]);
-        said(dir, &["image", "convert", &format!("directory:{tree}"), image]);
+        said(dir, &["image", "convert", "--fresh", &format!("directory:{tree}"), image]);
         said(dir, &["cluster", "save", image, "--to", &format!("{image}-images"), "--bind"]);
     }
     let original = client.manifest(&Reference::parse(&names[0]).unwrap()).await.unwrap().1;

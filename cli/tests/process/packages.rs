@@ -41,7 +41,10 @@ fn a_cluster_image_travels_as_a_package() {
     for (name, content) in [("app", "an application"), ("db", "a database")] {
         fs::create_dir_all(dir.join(name)).unwrap();
         fs::write(dir.join(name).join("file"), content).unwrap();
-        said(dir, &["image", "convert", &format!("directory:{name}"), &format!("{host}/team/{name}:v1")]);
+        said(
+            dir,
+            &["image", "convert", "--fresh", &format!("directory:{name}"), &format!("{host}/team/{name}:v1")],
+        );
     }
     fs::create_dir_all(dir.join("root/manifests")).unwrap();
     fs::write(dir.join("root/manifests/imageList"), format!("{host}/team/app:v1\n{host}/team/db:v1\n"))
@@ -49,7 +52,7 @@ fn a_cluster_image_travels_as_a_package() {
     fs::write(dir.join("root/Metadata"), r#"{"version": "v1.29.0", "arch": "amd64"}"#).unwrap();
     said(dir, &["cluster", "images", "root", "--lock", "root/images.lock"]);
     let cluster = format!("{host}/k8s:v1");
-    said(dir, &["image", "convert", "directory:root", &cluster]);
+    said(dir, &["image", "convert", "--fresh", "directory:root", &cluster]);
 
     let online = json(dir, &["cluster", "inspect", &cluster, "--json"]);
     assert_eq!(online["components"]["version"], "v1.29.0");
@@ -174,7 +177,7 @@ async fn a_blob_that_images_share_is_sent_to_a_registry_once() {
     fs::write(dir.join("root/manifests/imageList"), list).unwrap();
     said(dir, &["cluster", "images", "root", "--lock", "root/images.lock"]);
     let cluster = format!("{host}/k8s:v1");
-    said(dir, &["image", "convert", "directory:root", &cluster]);
+    said(dir, &["image", "convert", "--fresh", "directory:root", &cluster]);
     said(dir, &["cluster", "save", &cluster, "-o", "cluster.tar"]);
     drop(from);
 

@@ -228,6 +228,7 @@ async fn a_client_that_says_nothing_does_not_keep_the_exporter_from_ending() {
     let config = ExporterConfig {
         upstream: dir.path().join("buildkitd.sock").try_into().unwrap(),
         listen: listen.clone().try_into().unwrap(),
+        layer_cache_dir: dir.path().join("layers"),
         ..ExporterConfig::default()
     };
     let serving = tokio::spawn(exporter::serve(config, stop.clone()));

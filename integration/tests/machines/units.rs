@@ -175,7 +175,7 @@ impl Images {
         let (layout, command) = (dir.join("app"), &["/bin/sleep", "infinity"]);
         oci_layout::write(&layout, &[&pause, &files], command, &[oci_layout::architecture()])?;
         let mut convert = Command::new(peers::nydus_cluster()?);
-        convert.args(["image", "convert"]).arg(format!("oci:{}", layout.display()));
+        convert.args(["image", "convert", "--fresh"]).arg(format!("oci:{}", layout.display()));
         process::run(convert.arg(format!("{}/app:v1", local.address())))?;
         let registry = EmbeddedRegistry::serve(&dir.join("registry"), local.root(), machines.host().into())?;
         let name = |name: &str| format!("{}/{name}", registry.address());

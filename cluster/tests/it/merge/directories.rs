@@ -16,27 +16,10 @@ use registry::layout::Layout;
 use tempfile::TempDir;
 use tokio_util::sync::CancellationToken;
 
+use super::files_below;
 use super::saved::{AMD64, World, check};
 use crate::peers::noise;
 use crate::support::layer;
-
-/// All files below `dir`, by path.
-fn tree(dir: &Path) -> Vec<(String, Vec<u8>)> {
-    let (mut found, mut todo) = (Vec::new(), vec![dir.to_owned()]);
-    while let Some(folder) = todo.pop() {
-        for entry in fs::read_dir(folder).unwrap() {
-            let path = entry.unwrap().path();
-            if path.is_dir() {
-                todo.push(path);
-            } else {
-                let name = path.strip_prefix(dir).unwrap().to_str().unwrap().to_owned();
-                found.push((name, fs::read(&path).unwrap()));
-            }
-        }
-    }
-    found.sort();
-    found
-}
 
 /// Pushes the cluster image `name:v1`, plain, and `name:nydus`, of a tree whose container images are saved in it. Returns the tree.
 async fn filled(world: &World, name: &str, images: &[&str]) -> TempDir {
@@ -46,7 +29,7 @@ async fn filled(world: &World, name: &str, images: &[&str]) -> TempDir {
     let to = Destination::Directory(dir.path().join("registry"));
     save(&lock, dir.path(), &world.client(), &to, &SaveOptions::default(), &|_| {}).await.unwrap();
     fs::remove_dir_all(dir.path().join("registry/.nydus-cluster-save")).unwrap();
-    let files = tree(dir.path());
+    let files = files_below(dir.path());
     let files: Vec<(&str, &[u8])> =
         files.iter().map(|(path, content)| (path.as_str(), content.as_slice())).collect();
     let image = world.to.image(name, AMD64, &[&layer(&files)]).await;

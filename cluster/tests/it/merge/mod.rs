@@ -94,24 +94,31 @@ impl Site {
         files::extract(&self.location(name), &client(), &platform.parse().unwrap(), all, dir.path())
             .await
             .unwrap();
-        let (mut found, mut todo) = (BTreeMap::new(), vec![dir.path().to_owned()]);
-        while let Some(folder) = todo.pop() {
-            for entry in fs::read_dir(folder).unwrap() {
-                let path = entry.unwrap().path();
-                if path.is_dir() {
-                    todo.push(path);
-                } else {
-                    let name = path.strip_prefix(dir.path()).unwrap().to_owned();
-                    found.insert(name, fs::read_to_string(&path).unwrap());
-                }
-            }
-        }
-        found
+        let text = |(path, content)| (PathBuf::from(path), String::from_utf8(content).unwrap());
+        files_below(dir.path()).into_iter().map(text).collect()
     }
 
     async fn root(&self, name: &str) -> Value {
         serde_json::from_slice(&client().manifest(&self.reference(name)).await.unwrap().1).unwrap()
     }
+}
+
+/// All files below `dir`, by path.
+fn files_below(dir: &Path) -> Vec<(String, Vec<u8>)> {
+    let (mut found, mut todo) = (Vec::new(), vec![dir.to_owned()]);
+    while let Some(folder) = todo.pop() {
+        for entry in fs::read_dir(folder).unwrap() {
+            let path = entry.unwrap().path();
+            if path.is_dir() {
+                todo.push(path);
+            } else {
+                let name = path.strip_prefix(dir).unwrap().to_str().unwrap().to_owned();
+                found.push((name, fs::read(&path).unwrap()));
+            }
+        }
+    }
+    found.sort();
+    found
 }
 
 /// A cluster and an application, as plain images, nydus images, and both beside one another.

@@ -130,11 +130,12 @@ impl Stack {
         self.serve(upstream, listen, ExporterConfig { registry, ..ExporterConfig::default() });
     }
 
-    /// One more exporter, with settings of its own; the task ends with it.
+    /// One more exporter, with settings of its own; the task ends with it. What layers became is remembered for this stack alone.
     pub(crate) fn serve(&self, upstream: &Path, listen: &Path, config: ExporterConfig) -> JoinHandle<()> {
         let config = ExporterConfig {
             upstream: upstream.to_owned().try_into().unwrap(),
             listen: listen.to_owned().try_into().unwrap(),
+            layer_cache_dir: self.path("layers"),
             ..config
         };
         let stop = self.stop_exporters.clone();
