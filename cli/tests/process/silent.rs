@@ -3,6 +3,7 @@
 use std::fs::{self, File};
 use std::io::{Read, Write};
 use std::net::{Shutdown, SocketAddr, TcpListener, TcpStream};
+use std::path::PathBuf;
 use std::process::{Command, Stdio};
 use std::sync::{Arc, Condvar, Mutex};
 
@@ -59,31 +60,39 @@ fn relay(mut from: TcpStream, mut to: TcpStream, gate: Arc<(Mutex<bool>, Condvar
 
 /// An image that is read through a gate of its own.
 struct Gated {
+    name: String,
     gate: Gate,
+    image: Image,
+    first: Vec<u8>,
     rest: Vec<u8>,
-    reader: Process,
-    /// What the reader has read.
-    copy: std::path::PathBuf,
 }
 
 impl Gated {
-    /// Mounts it, and has somebody read from it while the gate is closed; it has answered before, or never.
-    fn start(node: &Node, number: u64, has_answered: bool) -> Self {
+    fn new(node: &Node, number: u64) -> Self {
         let (name, gate) = (format!("gated-{number}"), Gate::before(node.registry()));
         // More than is fetched ahead for whoever reads the first file.
         let (first, rest) = (noise(2 * number, 1000), noise(2 * number + 1, 6 << 20));
-        let image: Image = node.image(&name, &[("first", &first), ("rest", &rest)]);
-        let backend = BackendSpec::Registry { repository: format!("{}/{name}", gate.address) };
-        gate.set(has_answered);
-        let place = node.daemon().try_mount_from(&name, &image, vec![backend]).unwrap();
+        let image = node.image(&name, &[("first", &first), ("rest", &rest)]);
+        Self { name, gate, image, first, rest }
+    }
+
+    /// Mounts it, and has somebody read from it while the gate is closed; it has answered before, or never.
+    fn start_reader(&self, node: &Node, has_answered: bool) -> Process {
+        let backend = BackendSpec::Registry { repository: format!("{}/{}", self.gate.address, self.name) };
+        self.gate.set(has_answered);
+        let place = node.daemon().try_mount_from(&self.name, &self.image, vec![backend]).unwrap();
         if has_answered {
-            assert!(fs::read(place.join("first")).unwrap() == first);
-            gate.set(false);
+            assert!(fs::read(place.join("first")).unwrap() == self.first);
+            self.gate.set(false);
         }
-        let copy = node.path(&format!("copy-{number}"));
         let mut command = Command::new("cat");
-        command.arg(place.join("rest")).stdin(Stdio::null()).stdout(File::create(&copy).unwrap());
-        Self { gate, rest, reader: Process::spawn(&mut command), copy }
+        let copy = File::create(self.copy(node)).unwrap();
+        Process::spawn(command.arg(place.join("rest")).stdin(Stdio::null()).stdout(copy))
+    }
+
+    /// What its reader has read.
+    fn copy(&self, node: &Node) -> PathBuf {
+        node.path(&format!("{}.copy", self.name))
     }
 }
 
@@ -99,13 +108,18 @@ fn several_silent_sources_hold_up_nobody_else_and_deliver_when_they_speak_also_t
         return;
     }
     let node = Node::new();
-    // It is said of a source that it is silent after 5 of them, twice.
-    fs::write(node.path("config.toml"), "[daemon.read]\ndeadline_seconds = 30\n").unwrap();
+    // It is said of a source that it is silent after 10 of them, twice, while readers wait.
+    fs::write(node.path("config.toml"), "[daemon.read]\ndeadline_seconds = 60\n").unwrap();
     let content = noise(99, 500_000);
     let living = node.image("living", &[("file", &content)]);
     let _daemon = Process::spawn(node.daemon_command().stdout(Stdio::null()).stderr(Stdio::null()));
     node.daemon().wait();
-    let mut gated: Vec<Gated> = (0..4).map(|number| Gated::start(&node, number, number < 2)).collect();
+    // All are built before the time of the first reader begins.
+    let gated = [0, 1, 2, 3].map(|number| Gated::new(&node, number));
+    let mut readers: Vec<Process> = Vec::new();
+    for (number, gated) in gated.iter().enumerate() {
+        readers.push(gated.start_reader(&node, number < 2));
+    }
 
     eventually("all are said to be silent", || (number_in(&node, "silent") == 4).then_some(()));
     let first = node.daemon().worker().pid.unwrap();
@@ -116,16 +130,16 @@ fn several_silent_sources_hold_up_nobody_else_and_deliver_when_they_speak_also_t
     assert!(fs::read(place.join("file")).unwrap() == content);
     eventually("all are silent to this worker too", || (number_in(&node, "silent") == 4).then_some(()));
     assert_eq!(number_in(&node, "answers"), 1);
-    for Gated { reader, .. } in &mut gated {
+    for reader in &mut readers {
         assert!(reader.running(), "who reads from a silent source waits, whichever worker asks it");
     }
 
-    for Gated { gate, .. } in &gated {
-        gate.set(true);
+    for gated in &gated {
+        gated.gate.set(true);
     }
-    for Gated { reader, copy, rest, .. } in &mut gated {
+    for (gated, reader) in gated.iter().zip(&mut readers) {
         assert!(reader.ended().success());
-        assert!(fs::read(copy).unwrap() == *rest);
+        assert!(fs::read(gated.copy(&node)).unwrap() == gated.rest);
     }
     eventually("all are said to answer", || (number_in(&node, "answers") == 5).then_some(()));
 }

@@ -34,7 +34,7 @@ fn what_programs_wait_for_is_told_with_how_long_and_why() {
         return;
     }
     let node = Node::new();
-    let config = format!("[daemon]\ncache_quota_bytes = {QUOTA}\n[daemon.read]\ndeadline_seconds = 5\n");
+    let config = format!("[daemon]\ncache_quota_bytes = {QUOTA}\n[daemon.read]\ndeadline_seconds = 15\n");
     fs::write(node.path("config.toml"), config).unwrap();
     let sound = noise(81, 100_000);
     let image = node.image("sound", &[("f", &sound)]);

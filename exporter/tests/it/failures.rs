@@ -121,7 +121,8 @@ async fn a_cancelled_build_ends_at_once_with_its_upload() {
     // Nothing of it stays at the registry.
     let is_given_up = || hanging.gone() > 0 && hanging.count(&["DELETE"]) == hanging.count(&["POST"]);
     wait_for("end of the upload", is_given_up).await;
-    assert!(begin.elapsed() < Duration::from_secs(15), "{:?}", begin.elapsed());
+    // If nobody ended it, it would last for the minute for which a registry may be silent.
+    assert!(begin.elapsed() < Duration::from_secs(45), "{:?}", begin.elapsed());
     stack.stop().await;
 }
 
@@ -138,7 +139,7 @@ async fn a_buildkitd_that_dies_fails_the_build_with_a_reason_and_the_next_one_is
     wait_for("conversion", || std::fs::read_to_string(&log).unwrap().contains("converting sha256:")).await;
     stack.kill_buildkitd().await;
     let status =
-        tokio::time::timeout(Duration::from_secs(10), buildctl.wait()).await.expect("buildctl ends").unwrap();
+        tokio::time::timeout(Duration::from_secs(60), buildctl.wait()).await.expect("buildctl ends").unwrap();
     let text = std::fs::read_to_string(&log).unwrap();
     assert!(!status.success() && text.contains("buildkitd at unix://"), "{text}");
 

@@ -4,7 +4,7 @@ use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
 use exporter::ExporterConfig;
-use registry::client::{ClientConfig, Retries, UploadConfig};
+use registry::client::{ClientConfig, Retries, Timeouts, UploadConfig};
 use test_support::noise;
 use tokio::net::TcpListener;
 
@@ -43,6 +43,9 @@ async fn serve(stack: &Stack, listen: &Path, seconds: u64, registry: ClientConfi
 #[tokio::test(flavor = "multi_thread")]
 async fn a_registry_that_falls_silent_under_uploads_gives_back_the_slots_of_buildkitd() {
     const SECONDS: u64 = 10;
+    // Nothing else ends an upload as soon: deadlines of the client alone are longer than a build may take here.
+    const BUILD_LIMIT: Duration = Duration::from_secs(60);
+    const CLIENT: Duration = Duration::from_secs(120);
     let Some(stack) = Stack::start().await else { return };
     let mut seed = 100;
     for (at, dies, piece_bytes) in [
@@ -55,7 +58,9 @@ async fn a_registry_that_falls_silent_under_uploads_gives_back_the_slots_of_buil
         let listen = stack.path(&format!("{case}.sock"));
         // Each request is made once, so that one which is not answered is held until its build fails.
         let retries = Retries { attempts: 1, ..Retries::default() };
-        serve(&stack, &listen, SECONDS, ClientConfig { retries, ..in_pieces_of(piece_bytes) }).await;
+        let timeouts = Timeouts { idle: CLIENT, operation: CLIENT, ..Timeouts::default() };
+        let registry = ClientConfig { retries, timeouts, ..in_pieces_of(piece_bytes) };
+        serve(&stack, &listen, SECONDS, registry).await;
         let silent = Hanging::silent(at, dies).await;
         let context = many(&stack, &format!("{case}-stuck"), seed);
         let output = format!("type=nydus-cluster,name={}/stuck:{case}", silent.host);
@@ -68,7 +73,7 @@ async fn a_registry_that_falls_silent_under_uploads_gives_back_the_slots_of_buil
         run(stack.buildctl(&listen, &context, &["--output", &free])).await.success();
         let text = stuck.await.unwrap().failure();
         // The build before it, and the other one, take a part of it.
-        assert!(begin.elapsed() < Duration::from_secs(SECONDS + 15), "{case}: {:?}", begin.elapsed());
+        assert!(begin.elapsed() < BUILD_LIMIT, "{case}: {:?}", begin.elapsed());
         let named = text.lines().any(|line| line.contains("ERROR: ") && line.contains(&silent.host));
         assert!(named, "{case}: {text}");
         if at == "PUT" && !dies {

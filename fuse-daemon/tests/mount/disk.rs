@@ -2,6 +2,7 @@
 
 use std::os::unix::fs::FileExt;
 use std::path::Path;
+use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use fuse_daemon::prefetch::PrefetchConfig;
@@ -12,6 +13,13 @@ use test_support::{noise, tar_of};
 use crate::faults::{EIO, Watched};
 use crate::image::{Node, Settings, TestImage};
 use crate::{can_mount, eventually};
+
+/// Held by a test for as long as it has a disk that is full: what is logged of one does not say which one it is.
+static DISKS: Mutex<()> = Mutex::new(());
+
+fn one_disk() -> MutexGuard<'static, ()> {
+    DISKS.lock().unwrap_or_else(PoisonError::into_inner)
+}
 
 /// A small file system of its own, gone after the test.
 struct Disk(tempfile::TempDir);
@@ -42,6 +50,7 @@ fn on_a_full_disk_images_are_read_without_being_cached_and_cached_when_there_is_
     if !can_mount() {
         return;
     }
+    let _disks = one_disk();
     let contents: Vec<_> = (80..84).map(|seed| noise(seed, 700_000)).collect();
     let names = ["a", "b", "c", "d"];
     let files: Vec<_> = names.into_iter().zip(&contents).collect();
@@ -73,6 +82,7 @@ fn what_a_full_disk_has_no_room_for_is_fetched_ahead_once_and_again_when_there_i
         return;
     }
     const CHUNKS: usize = 80;
+    let _disks = one_disk();
     let content = noise(85, CHUNKS * 65_536);
     let tar = tar_of(&[("first", &content)]);
     let options = BuildOptions { chunk_size: 65_536, ..BuildOptions::default() };

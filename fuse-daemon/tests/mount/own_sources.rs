@@ -100,7 +100,7 @@ fn a_reader_has_its_own_time_however_long_a_source_was_asked_before() {
     let content = noise(72, 60_000);
     let image = TestImage::build(&tar_of(&[("file", &content)]), &BuildOptions::default());
     let cache = tempfile::tempdir().unwrap();
-    let deadline = Duration::from_secs(2);
+    let deadline = Duration::from_secs(6);
     let node = Node::new(cache.path(), &Settings { deadline, ..Settings::default() });
     let source = Arc::new(SilentAtFirst { inner: image.backend(), asked: AtomicUsize::new(0) });
     let mount = node.mount_from(&image, source.clone());

@@ -78,6 +78,8 @@ pub(super) struct Paced<B> {
     /// Bytes that may pass at once.
     portion: usize,
     waiting: Bytes,
+    /// Whether there was nothing to send: a line does not make up for that.
+    idle: bool,
     next: Pin<Box<Sleep>>,
 }
 
@@ -85,7 +87,7 @@ impl<B> Paced<B> {
     pub(super) fn new(body: B, bytes_per_second: u64) -> Self {
         let portion = u128::from(bytes_per_second) * TICK.as_millis() / 1000;
         let portion = usize::try_from(portion).unwrap_or(usize::MAX).max(1);
-        Self { body, portion, waiting: Bytes::new(), next: Box::pin(sleep(Duration::ZERO)) }
+        Self { body, portion, waiting: Bytes::new(), idle: true, next: Box::pin(sleep(Duration::ZERO)) }
     }
 }
 
@@ -97,9 +99,13 @@ impl<B: Body<Data = Bytes> + Unpin> Body for Paced<B> {
         self: Pin<&mut Self>,
         context: &mut Context<'_>,
     ) -> Poll<Option<Result<Frame<Bytes>, B::Error>>> {
-        let Self { body, portion, waiting, next } = self.get_mut();
+        let Self { body, portion, waiting, idle, next } = self.get_mut();
         while waiting.is_empty() {
-            match ready!(Pin::new(&mut *body).poll_frame(context)) {
+            let Poll::Ready(frame) = Pin::new(&mut *body).poll_frame(context) else {
+                *idle = true;
+                return Poll::Pending;
+            };
+            match frame {
                 Some(Ok(frame)) => match frame.into_data() {
                     Ok(data) => *waiting = data,
                     Err(other) => return Poll::Ready(Some(Ok(other))),
@@ -107,8 +113,14 @@ impl<B: Body<Data = Bytes> + Unpin> Body for Paced<B> {
                 other => return Poll::Ready(other),
             }
         }
+        if std::mem::take(idle) {
+            let due = next.deadline().max(Instant::now());
+            next.as_mut().reset(due);
+        }
         ready!(next.as_mut().poll(context));
-        next.as_mut().reset(Instant::now() + TICK);
+        // From when it was due, not from when it was sent: on a busy machine, which is late each time, the line keeps its rate.
+        let due = next.deadline() + TICK;
+        next.as_mut().reset(due);
         Poll::Ready(Some(Ok(Frame::data(waiting.split_to((*portion).min(waiting.len()))))))
     }
 }

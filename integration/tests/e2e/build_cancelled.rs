@@ -16,7 +16,7 @@ use crate::fixture::{Fixture, manifest, through};
 
 const PUSH_DEADLINE: Duration = Duration::from_secs(60);
 /// How soon the interrupted buildctl must have ended.
-const END_DEADLINE: Duration = Duration::from_secs(10);
+const END_DEADLINE: Duration = Duration::from_secs(25);
 
 pub(crate) fn ends(fixture: &Fixture) -> Result<()> {
     ends_at_once(fixture, &fixture.buildctl()?, "cancelled")

@@ -4,7 +4,7 @@ use std::fs::File;
 use std::io::Write;
 use std::time::Duration;
 
-use anyhow::{Result, ensure};
+use anyhow::{Context as _, Result, ensure};
 use integration::cri::ContainerSpec;
 use integration::fault_proxy::{Failure, FaultProxy, Rule};
 use integration::{demo, wait};
@@ -16,6 +16,9 @@ const READ_DEADLINE_SECONDS: u64 = 3;
 
 /// How soon after the registry's return reads must succeed: below that the client's own patience must lie.
 const RECOVERY_LIMIT: Duration = Duration::from_secs(60);
+
+/// How soon after a read failed the log has to say why.
+const LOG_DEADLINE: Duration = Duration::from_secs(60);
 
 pub(crate) fn fails_in_time(fixture: &Fixture) -> Result<()> {
     let files = [("first", 2 << 20), ("second", 2 << 20)];
@@ -64,16 +67,16 @@ pub(crate) fn is_named_in_the_log(fixture: &Fixture) -> Result<()> {
     // The program that reads is read.
     sum("/first")?.success()?;
     let fails = |path: &str, why: &str| -> Result<()> {
-        let failed = sum(path)?;
-        let errors = String::from_utf8_lossy(&failed.stderr);
-        ensure!(failed.code != 0 && errors.contains("Input/output error"), "not EIO: {failed:?}");
-        let log = node.daemon_log();
         let says = |line: &str| [&image, path, why].iter().all(|text| line.contains(text));
-        ensure!(
-            log.lines().any(|line| line.contains("read fails") && says(line)),
-            "no line names {image}, {path} and {why:?}:\n{log}"
-        );
-        Ok(())
+        let named = wait::until("the log says why", LOG_DEADLINE, || {
+            let failed = sum(path)?;
+            let errors = String::from_utf8_lossy(&failed.stderr);
+            ensure!(failed.code != 0 && errors.contains("Input/output error"), "not EIO: {failed:?}");
+            // Another thread writes it.
+            let log = node.daemon_log();
+            Ok(log.lines().any(|line| line.contains("read fails") && says(line)).then_some(()))
+        });
+        named.with_context(|| format!("a line of {image}, {path} and {why:?} in:\n{}", node.daemon_log()))
     };
     proxy.set_rules(vec![Rule::always("/blobs/", Failure::Status(403))]);
     fails("/srv/denied", "403")?;

@@ -17,6 +17,8 @@ use crate::image_commands::{expect_exit, image};
 use crate::same_tree::list_image_tree;
 
 const MOUNT_DEADLINE: Duration = Duration::from_secs(30);
+/// How soon after its answer a request has to be in the registry's log.
+const LOG_DEADLINE: Duration = Duration::from_secs(30);
 
 /// Two builds of the demonstration, the second with another application.
 pub(crate) fn fetched(fixture: &Fixture) -> Result<()> {
@@ -49,16 +51,22 @@ pub(crate) fn fetched(fixture: &Fixture) -> Result<()> {
     let log = fixture.registry()?.access_log();
     let mark = log.mark()?;
     read_all(fixture, &second, &dir.join("second"), &cache)?;
-    let requests = log.since(mark)?;
     let (blobs, bootstrap) = nydus_layers(&second.manifest)?;
-    let sent = |digests: &[String]| {
-        let of = requests.iter().filter(|request| digests.iter().any(|digest| request.reads_blob(digest)));
-        bytes_sent(&of.cloned().collect::<Vec<_>>())
+    let sent = |digests: &[String]| -> Result<u64> {
+        let mut requests = log.since(mark)?;
+        requests.retain(|request| digests.iter().any(|digest| request.reads_blob(digest)));
+        Ok(bytes_sent(&requests))
     };
     let fetch = &report["fetch"];
-    ensure!(fetch["stored_bytes"] == sent(&blobs), "{} bytes of blobs were sent: {fetch}", sent(&blobs));
-    let bootstrap = sent(&[bootstrap]);
-    ensure!(fetch["bootstrap_bytes"] == bootstrap, "{bootstrap} bytes of bootstrap were sent: {fetch}");
+    for (digests, key) in [(blobs, "stored_bytes"), (vec![bootstrap], "bootstrap_bytes")] {
+        let expected = fetch[key].as_u64().context(key)?;
+        // A request's line may come after its answer.
+        let bytes = wait::until("all of it was sent", LOG_DEADLINE, || {
+            Ok(Some(sent(&digests)?).filter(|bytes| *bytes >= expected))
+        });
+        let bytes = bytes.with_context(|| format!("sent: {:?}, {key}: {fetch}", sent(&digests)))?;
+        ensure!(bytes == expected, "{bytes} bytes were sent, {key}: {fetch}");
+    }
     Ok(())
 }
 

@@ -2,15 +2,17 @@
 
 use std::time::Duration;
 
-use anyhow::{Result, ensure};
-use integration::access_log::bytes_sent;
+use anyhow::{Context as _, Result, ensure};
+use integration::access_log::{Request, bytes_sent};
 use integration::cri::ContainerSpec;
-use integration::demo;
 use integration::servers::free_address;
+use integration::{demo, wait};
 
 use crate::fixture::{Fixture, nydus_layers};
 
 const ANSWER_DEADLINE: Duration = Duration::from_secs(60);
+/// How soon after its answer a request has to be in the registry's log.
+const LOG_DEADLINE: Duration = Duration::from_secs(30);
 
 pub(crate) fn byte_counts(fixture: &Fixture) -> Result<()> {
     let image = fixture.demo()?;
@@ -72,9 +74,17 @@ pub(crate) fn one_fetch(fixture: &Fixture) -> Result<()> {
     ensure!(sums.lines().count() == 8 && sums.lines().all(|line| line.starts_with(&expected)), "{sums}");
     // The second layer's: the first has busybox in it.
     let blob = nydus_layers(&image.manifest)?.0.swap_remove(1);
-    let requests = log.since(start)?;
-    let read = requests.iter().filter(|request| request.reads_blob(&blob));
-    let bytes: u64 = read.map(|request| request.bytes_sent).sum();
+    let sent = |requests: &[Request]| -> u64 {
+        let read = requests.iter().filter(|request| request.reads_blob(&blob));
+        read.map(|request| request.bytes_sent).sum()
+    };
+    // A request's line may come after its answer.
+    let requests = wait::until("all of it was sent", LOG_DEADLINE, || {
+        let requests = log.since(start)?;
+        Ok((sent(&requests) >= FILE_SIZE).then_some(requests))
+    });
+    let requests = requests.with_context(|| format!("requests: {:#?}", log.since(start)))?;
+    let bytes = sent(&requests);
     // Incompressible data, and a little for the framing of chunks.
     ensure!(
         (FILE_SIZE..FILE_SIZE + FILE_SIZE / 8).contains(&bytes),

@@ -1,6 +1,7 @@
 //! Many containers of several images outlive restarts of the snapshotter, and an end of the daemon.
 
 use std::thread;
+use std::time::Duration;
 
 use anyhow::{Result, anyhow, ensure};
 use integration::cri::{ContainerSpec, Cri};
@@ -10,13 +11,18 @@ use integration::tree::content_digest;
 use integration::{demo, wait};
 
 use crate::fixture::{Built, Fixture, count_of, through};
-use crate::restart::{PATIENCE, kill_daemon};
+use crate::restart::kill_daemon;
 
 /// How many, unless `E2E_CONTAINERS` says otherwise.
 const CONTAINERS: usize = 50;
 const IMAGES: usize = 3;
 /// What is read in turn: before all, after a stop of the snapshotter, after its end, and over an end of the daemon.
 const FILES: [&str; 4] = ["one", "two", "three", "four"];
+
+/// How long reads may wait: longer than it takes until all do, as each container has to start one more program first.
+const READ_DEADLINE: &str = "[daemon.read]\ndeadline_seconds = 120\n";
+/// Until all wait. All of it is within one call, which has two minutes.
+const PATIENCE: Duration = Duration::from_secs(100);
 
 /// A container, and what it was made of.
 type Container<'a> = (String, &'a Built);
@@ -31,7 +37,7 @@ pub(crate) fn outlive_restarts(fixture: &Fixture) -> Result<()> {
         let built = fixture.build(&context, &format!("many-{number}:v1"))?;
         images.push(Built { name: through(&built.name, proxy.address()), ..built });
     }
-    let mut node = fixture.new_node("many-node", "")?;
+    let mut node = fixture.new_node("many-node", READ_DEADLINE)?;
     for image in &images {
         node.cri().pull(&image.name)?;
     }

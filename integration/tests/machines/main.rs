@@ -39,6 +39,9 @@ fn main() -> ExitCode {
     libtest_mimic::run(&arguments, trials).exit_code()
 }
 
+/// What may be waited for at most that comes at once, but on a busy machine.
+const SOON: Duration = Duration::from_secs(60);
+
 /// A directory on a real file system: an overlay cannot lie on every one.
 fn directory(peers: &Peers) -> Result<TempDir> {
     Ok(tempfile::Builder::new().prefix("machines-").tempdir_in(peers.cache())?)
@@ -58,11 +61,7 @@ fn boot_and_reboot(peers: &Peers) -> Result<()> {
         ensure!(machine.run("systemctl --failed --quiet")?.stdout.is_empty(), "{}", machine.name());
         ensure!(machine.run("cat /opt/shown/file")?.stdout == "of the host");
         for other in ["n1", "n2", "n3"] {
-            machine.wait_for(
-                other,
-                Duration::from_secs(10),
-                &format!("timeout 5 bash -c '</dev/tcp/{other}/22'"),
-            )?;
+            machine.wait_for(other, SOON, &format!("timeout 5 bash -c '</dev/tcp/{other}/22'"))?;
         }
         let mut ssh = Command::new("ssh");
         ssh.args([
@@ -89,14 +88,10 @@ fn boot_and_reboot(peers: &Peers) -> Result<()> {
     );
 
     second.power_off()?;
-    first.wait_for(
-        "the second is off",
-        Duration::from_secs(10),
-        "! timeout 1 bash -c '</dev/tcp/n2/22' 2>/dev/null",
-    )?;
+    first.wait_for("the second is off", SOON, "! timeout 1 bash -c '</dev/tcp/n2/22' 2>/dev/null")?;
     second.power_on()?;
     second.wait_booted(2)?;
-    first.wait_for("the second is back", Duration::from_secs(10), "timeout 1 bash -c '</dev/tcp/n2/22'")?;
+    first.wait_for("the second is back", SOON, "timeout 1 bash -c '</dev/tcp/n2/22'")?;
 
     machines.end()?;
     nothing_is_left(dir.path(), &name)
@@ -127,7 +122,7 @@ fn killed_keeper(peers: &Peers) -> Result<()> {
         machines.all().iter().filter_map(|machine| machine.running()).map(|on| on.init).collect();
     ensure!(inits.len() == 2);
     kill(Pid::from_raw(i32::try_from(machines.keeper())?), Signal::SIGKILL)?;
-    wait::until_true("the machines ended", Duration::from_secs(10), || {
+    wait::until_true("the machines ended", SOON, || {
         inits.iter().all(|&init| leftovers::has_ended(Pid::from_raw(init)))
     })?;
     drop(machines);

@@ -238,7 +238,7 @@ async fn plain_layers_lie_on_a_nydus_image() {
 #[tokio::test]
 async fn a_bad_or_slow_image_fails_alone_and_in_time() {
     needs_root!();
-    let node = Node::start_with_timeout(2).await;
+    let node = Node::start_with_timeout(8).await;
     node.daemon_pid().await;
     let bad = Bootstrap { broken: true, ..node.content("bad") };
     let slow = Bootstrap { delay_ms: 30_000, ..node.content("slow") };

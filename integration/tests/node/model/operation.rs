@@ -9,10 +9,10 @@ use super::random::Random;
 use super::tamper::Tamper;
 
 /// Deadline of reads in the runs.
-pub(super) const DEADLINE: Duration = Duration::from_secs(4);
+pub(super) const DEADLINE: Duration = Duration::from_secs(6);
 /// A server that takes so long is slow, but every read can be answered in time: only once before a read has to wait for
 /// another answer.
-const SLOW: Duration = Duration::from_millis(1300);
+const SLOW: Duration = Duration::from_millis(1900);
 
 /// A line on which what is fetched at once takes up to two seconds.
 pub(super) const SLOW_LINE: Failure = Failure::Bandwidth(600_000);
