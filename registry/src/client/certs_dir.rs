@@ -1,5 +1,8 @@
-//! containerd's settings of registries: a folder with one folder a host, `HOST`, `HOST_PORT_` or `_default`, each with a file
+//! containerd's settings of registries: folders with one folder a host, `HOST_PORT_`, `HOST` or `_default`, each with a file
 //! `hosts.toml`. They are read as containerd reads them, so that what it can pull can be read here.
+//!
+//! Of several such folders the first that has one of those three counts for a host, and nothing of the others: `_default` in the
+//! first hides a folder of the host's own in the second (`hostDirFromRoots` of containerd 2.4).
 //!
 //! Of each host on the list there is used: its URL, `capabilities`, `ca`, `client`, `skip_verify`, `header`, `override_path`.
 //! `dial_timeout` is not: the client has deadlines of its own.
@@ -23,10 +26,11 @@ pub(super) const KNOWN_FOR: Duration = Duration::from_secs(5);
 /// No such file is larger.
 const FILE_LIMIT_BYTES: u64 = 1 << 20;
 
-/// A folder of such settings.
+/// The folders of such settings.
 #[derive(Debug)]
 pub(super) struct CertsDir {
-    root: PathBuf,
+    /// In the order in which they are looked into.
+    roots: Vec<PathBuf>,
     known: Mutex<HashMap<String, (Instant, Arc<Hosts>)>>,
 }
 
@@ -89,8 +93,8 @@ enum Pair {
 }
 
 impl CertsDir {
-    pub(super) fn new(root: PathBuf) -> Self {
-        Self { root, known: Mutex::default() }
+    pub(super) fn new(roots: Vec<PathBuf>) -> Self {
+        Self { roots, known: Mutex::default() }
     }
 
     /// Where to read the repositories of `host`. Settings that cannot be read count as none, and are logged.
@@ -101,7 +105,7 @@ impl CertsDir {
         {
             return Arc::clone(hosts);
         }
-        let hosts = read(&self.root, host).unwrap_or_else(|(path, reason)| {
+        let hosts = read(&self.roots, host).unwrap_or_else(|(path, reason)| {
             tracing::warn!(registry = host, path = %path.display(), reason, "settings of a registry are not used");
             Hosts::new()
         });
@@ -112,10 +116,10 @@ impl CertsDir {
 }
 
 /// What the first folder that is there for `host` says; nothing if none is.
-fn read(root: &Path, host: &str) -> Result<Hosts, (PathBuf, String)> {
+fn read(roots: &[PathBuf], host: &str) -> Result<Hosts, (PathBuf, String)> {
     let with_port = host.rsplit_once(':').map(|(name, port)| format!("{name}_{port}_"));
-    for folder in with_port.as_deref().into_iter().chain([host, "_default"]) {
-        let folder = root.join(folder);
+    let names: Vec<&str> = with_port.as_deref().into_iter().chain([host, "_default"]).collect();
+    for folder in roots.iter().flat_map(|root| names.iter().map(move |name| root.join(name))) {
         let file = folder.join("hosts.toml");
         let text = match fs::metadata(&file) {
             Ok(metadata) if metadata.len() > FILE_LIMIT_BYTES => Err("larger than 1 MiB".to_owned()),
@@ -247,7 +251,7 @@ mod tests {
             fs::create_dir(root.path().join(folder)).unwrap();
             fs::write(root.path().join(folder).join("hosts.toml"), text).unwrap();
         }
-        let certs = CertsDir::new(root.path().to_owned());
+        let certs = CertsDir::new(vec![root.path().to_owned()]);
         (root, certs)
     }
 
@@ -298,6 +302,47 @@ server = "https://registry.example"
         }
         let (_root, certs) = settings(&[]);
         assert_eq!(bases(&certs.hosts("a")), Vec::<String>::new());
+    }
+
+    #[test]
+    fn of_several_folders_the_first_with_a_folder_for_the_host_or_a_default_counts() {
+        let host = |name: &str| format!("[host.\"http://{name}\"]\n");
+        let (first, _) =
+            settings(&[("both", &host("one")), ("a:5000", &host("one")), ("mine", &host("one"))]);
+        let (second, _) = settings(&[
+            ("both", &host("two")),
+            ("a_5000_", &host("two")),
+            ("other", &host("two")),
+            ("_default", &host("default")),
+        ]);
+        let (first, second) = (first.path().to_owned(), second.path().to_owned());
+        let certs = CertsDir::new(vec![first.clone(), second.clone()]);
+        let there =
+            [("both", "one"), ("a:5000", "one"), ("mine", "one"), ("other", "two"), ("no", "default")];
+        for (registry, mirror) in there {
+            let expected = [format!("http://{mirror}/v2"), "itself/v2".to_owned()];
+            assert_eq!(bases(&certs.hosts(registry)), expected, "{registry}");
+        }
+        let certs = CertsDir::new(vec![second, first]);
+        for (registry, mirror) in [("both", "two"), ("a:5000", "two"), ("mine", "default")] {
+            let expected = [format!("http://{mirror}/v2"), "itself/v2".to_owned()];
+            assert_eq!(bases(&certs.hosts(registry)), expected, "{registry}, the other way round");
+        }
+    }
+
+    #[test]
+    fn certificates_alone_are_found_in_a_later_folder_and_hidden_by_an_empty_one_of_the_host() {
+        let (root, _) = settings(&[]);
+        let [missing, first, second] = ["missing", "first", "second"].map(|name| root.path().join(name));
+        fs::create_dir(&first).unwrap();
+        fs::create_dir_all(second.join("r")).unwrap();
+        fs::write(second.join("r/ca.crt"), "").unwrap();
+        let roots = vec![missing, first.clone(), second.clone()];
+        let hosts = CertsDir::new(roots.clone()).hosts("r");
+        assert_eq!(bases(&hosts), ["itself/v2"]);
+        assert_eq!(hosts[0].connection.authorities, [Pem::read(&second.join("r/ca.crt"))]);
+        fs::create_dir(first.join("r")).unwrap();
+        assert_eq!(bases(&CertsDir::new(roots).hosts("r")), Vec::<String>::new());
     }
 
     #[test]

@@ -16,7 +16,8 @@ pub struct ClientConfig {
     /// Settings of single registries, by `HOST[:PORT]` as in references.
     pub hosts: BTreeMap<String, HostConfig>,
     /// Folder of containerd's settings of registries (`config_path` there): mirrors, certificates and headers, used for
-    /// reads of what `hosts` does not name. Empty: none. Default: `/etc/containerd/certs.d`.
+    /// reads of what `hosts` does not name. As there, several are separated by `:`, see [`ClientConfig::certs_dirs`].
+    /// Empty: none. Default: `/etc/containerd/certs.d`.
     pub certs_dir: PathBuf,
     /// Docker's `config.json` with the credentials. Default: `$DOCKER_CONFIG/config.json`, else
     /// `~/.docker/config.json`.
@@ -140,6 +141,12 @@ impl ClientConfig {
         Ok(())
     }
 
+    /// The folders that `certs_dir` names, in order: the first that has settings of a host counts for it. Empty parts, for
+    /// which containerd would look into its working directory, are left out.
+    pub fn certs_dirs(&self) -> Vec<PathBuf> {
+        std::env::split_paths(&self.certs_dir).filter(|dir| !dir.as_os_str().is_empty()).collect()
+    }
+
     /// The file with Docker's credentials, if it is known which one that is; it need not exist.
     pub fn docker_config_file(&self) -> Option<PathBuf> {
         let env = |name: &str| std::env::var_os(name).filter(|value| !value.is_empty()).map(PathBuf::from);
@@ -190,6 +197,20 @@ mod tests {
         assert_eq!(config.timeouts.connect, Timeouts::default().connect);
         assert!(serde_json::from_str::<ClientConfig>(r#"{"timeouts": {"idle": 1}}"#).is_err());
         assert!(serde_json::from_str::<ClientConfig>(r#"{"timeouts": {"idle_seconds": -1}}"#).is_err());
+    }
+
+    #[test]
+    fn folders_of_settings_are_separated_as_containerds_are() {
+        let dirs = |text: &str| {
+            let config = serde_json::json!({ "certs_dir": text });
+            serde_json::from_value::<ClientConfig>(config).unwrap().certs_dirs()
+        };
+        let two = "/etc/containerd/certs.d:/etc/docker/certs.d";
+        assert_eq!(dirs(two), ["/etc/containerd/certs.d", "/etc/docker/certs.d"].map(PathBuf::from));
+        assert_eq!(dirs(":/a::/b c:"), ["/a", "/b c"].map(PathBuf::from));
+        assert_eq!(dirs(""), Vec::<PathBuf>::new());
+        assert_eq!(dirs(":"), Vec::<PathBuf>::new());
+        assert_eq!(ClientConfig::default().certs_dirs(), [PathBuf::from("/etc/containerd/certs.d")]);
     }
 
     #[test]

@@ -80,8 +80,8 @@ pub(super) struct Transport {
 impl Transport {
     pub(super) fn new(config: ClientConfig) -> Self {
         let store = CredentialStore::new(config.docker_config_file(), config.timeouts.credential_helper);
-        let certs = Some(&config.certs_dir).filter(|root| !root.as_os_str().is_empty());
-        let certs = certs.map(|root| Arc::new(CertsDir::new(root.clone())));
+        let certs = Some(config.certs_dirs()).filter(|roots| !roots.is_empty());
+        let certs = certs.map(|roots| Arc::new(CertsDir::new(roots)));
         let auth = Authenticator::new(Some(store), None, None);
         let (redirects, uploads) = (Redirects::default(), TaskTracker::new());
         Self { config, certs, source: None, resolver: None, auth, redirects, uploads, known: Arc::default() }

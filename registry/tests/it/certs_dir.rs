@@ -56,6 +56,18 @@ async fn the_registry_itself_is_asked_after_its_mirrors() {
     assert_eq!((mirror.seen().len(), registry.seen().len()), (1, 1));
 }
 
+#[tokio::test]
+async fn settings_are_found_in_the_second_of_two_folders_separated_as_in_containerd() {
+    let mirror = Fake::start(|_, _| answer(206, &[("content-range", "bytes 0-1/2")], "ok")).await;
+    let (first, second) = (folder(), folder());
+    write(first.path(), "other.invalid", "");
+    write(second.path(), "registry.invalid", &format!("[host.\"http://{}\"]\n", mirror.host));
+    let both = format!("{}:{}", first.path().display(), second.path().display());
+    let repository = registry::Reference::parse("registry.invalid/app").unwrap().repository().clone();
+    client(Path::new(&both)).blob_range(&repository, &sha256(b"ok"), 0, 2).await.unwrap();
+    assert_eq!(mirror.seen().len(), 1);
+}
+
 /// A registry that takes only connections with a certificate, behind an authority of its own.
 #[tokio::test(flavor = "multi_thread")]
 async fn authority_and_client_certificate_are_used_once_they_are_there() {

@@ -17,7 +17,7 @@ pub(super) struct Looks(Vec<(PathBuf, Look)>);
 impl Looks {
     /// Looks at `files`, and at all in `folders` and in the folders there. Links are followed, so that one that leads
     /// elsewhere is a change.
-    pub(super) fn at(files: &[PathBuf], folders: &[&Path]) -> Self {
+    pub(super) fn at(files: &[PathBuf], folders: &[PathBuf]) -> Self {
         let mut looks = Vec::new();
         for file in files {
             looks.push((file.clone(), look(file)));
