@@ -1,12 +1,14 @@
 //! Handing values out to the daemon: when an image is mounted, when they change, and when they were refused.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::convert::Infallible;
+use std::iter;
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 
 use fuse_daemon::control::{BackendSpec, Client, ClientError, HandedOut};
+use registry::client::Place;
 use registry::reference::Repository;
 use tokio::task::JoinSet;
 use tokio_util::task::AbortOnDropHandle;
@@ -127,13 +129,34 @@ impl Broker {
         }
     }
 
+    /// The files of certificates and keys that repositories are read with, wherever settings say that these are.
+    fn certificates(&self) -> BTreeSet<PathBuf> {
+        let mut files = BTreeSet::new();
+        let known: Vec<Repository> = self.all().keys().cloned().collect();
+        for access in known.iter().filter_map(|repository| self.values(repository)) {
+            for Place { connection, .. } in &access.places {
+                let client =
+                    connection.client.iter().flat_map(|client| iter::once(&client.chain).chain(&client.key));
+                files.extend(connection.authorities.iter().chain(client).map(|pem| PathBuf::from(&pem.name)));
+            }
+        }
+        files
+    }
+
     async fn look(self: &Arc<Self>) -> Looks {
         let broker = Arc::clone(self);
         let look = move || {
             let mut files: Vec<PathBuf> = broker.config.docker_config_file().into_iter().collect();
             files.extend(broker.config.hosts.values().filter_map(|host| host.ca_file.clone()));
             files.extend(broker.kubernetes.iter().flat_map(crate::kubernetes::Kubernetes::files));
-            Looks::at(&files, &[&broker.config.certs_dir])
+            let folders = broker.config.certs_dirs();
+            // Those in the folders of single registries are looked at there.
+            let is_in = |file: &PathBuf, folder: &PathBuf| {
+                file.strip_prefix(folder).is_ok_and(|inside| inside.components().count() <= 2)
+            };
+            let is_elsewhere = |file: &PathBuf| !folders.iter().any(|folder| is_in(file, folder));
+            files.extend(broker.certificates().into_iter().filter(is_elsewhere));
+            Looks::at(&files, &folders)
         };
         tokio::task::spawn_blocking(look).await.unwrap_or_default()
     }

@@ -159,13 +159,14 @@ impl Broker {
         }
         for place in &mut access.places {
             let mut candidates = secrets.of(&place.host, repository.name(), repository);
-            if place.credentials.credentials != Credentials::Anonymous || candidates.is_empty() {
-                candidates.push(place.credentials.clone());
-            }
+            candidates.push(place.credentials.clone());
+            // Registries refuse credentials that they do not know, also for what everybody may read.
+            candidates
+                .push(Found { credentials: Credentials::Anonymous, origin: "no credentials".to_owned() });
             let last = before.and_then(|before| before.places.iter().find(|known| known.host == place.host));
             self.choose(repository, place, candidates, blob, last).await;
         }
-        (access, failure.map(|error| describe(&error)))
+        (access, failure.map(|error| describe(&error)).or_else(|| secrets.failure.clone()))
     }
 
     /// Gives a place those credentials that it takes.
@@ -177,9 +178,11 @@ impl Broker {
         blob: Option<&Digest>,
         last: Option<&Place>,
     ) {
-        // What it took last is tried first, and kept if nothing can be tried.
+        // What it took last is tried first, and kept if nothing can be tried; none at all come after all others.
         let kept = last.map(|last| &last.credentials.credentials);
-        candidates.sort_by_key(|candidate| Some(&candidate.credentials) != kept);
+        candidates.sort_by_key(|Found { credentials, .. }| {
+            (*credentials == Credentials::Anonymous, Some(credentials) != kept)
+        });
         let mut seen: Vec<Credentials> = Vec::new();
         candidates.retain(|candidate| {
             let is_new = !seen.contains(&candidate.credentials);

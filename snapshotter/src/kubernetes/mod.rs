@@ -39,14 +39,19 @@ pub(crate) struct Kubernetes {
 
 /// The pull secrets that pods on this node name.
 #[derive(Default)]
-pub(crate) struct Secrets(Vec<NamedSecret>);
+pub(crate) struct Secrets {
+    named: Vec<NamedSecret>,
+    /// Why this is not all that there is, or not as it is now: then a registry that refuses them says nothing.
+    pub(crate) failure: Option<String>,
+}
 
+#[derive(Clone)]
 struct NamedSecret {
     /// `NAMESPACE/NAME`.
     name: String,
     /// What pods that name it run.
     repositories: BTreeSet<Repository>,
-    secret: PullSecret,
+    secret: Arc<PullSecret>,
 }
 
 /// Why pull secrets cannot be asked for.
@@ -83,20 +88,23 @@ impl Kubernetes {
             return Arc::clone(secrets);
         }
         let began = Instant::now();
-        let (before, secrets) = match self.ask().await {
-            Ok(secrets) => (began, Arc::new(secrets)),
+        let known = last.as_ref().map(|(_, secrets)| secrets.named.as_slice()).unwrap_or_default();
+        let (before, secrets) = match self.ask(known).await {
+            Ok(secrets) => (began, secrets),
             Err(error) => {
-                warn!(error = describe(&error), "pull secrets cannot be read from the API server");
-                let secrets = last.as_ref().map(|(_, secrets)| Arc::clone(secrets)).unwrap_or_default();
+                let problem = describe(&error);
+                warn!(error = problem, "pull secrets cannot be read from the API server");
                 // It would give those who wait nothing else: where it does not answer, each of them had to wait as long once more.
-                (Instant::now(), secrets)
+                (Instant::now(), Secrets { named: known.to_vec(), failure: Some(problem) })
             }
         };
+        let secrets = Arc::new(secrets);
         *last = Some((before, Arc::clone(&secrets)));
         secrets
     }
 
-    async fn ask(&self) -> Result<Secrets, SecretsError> {
+    /// Asks for the secrets; those that cannot be read now are as they were when they became `known`.
+    async fn ask(&self, known: &[NamedSecret]) -> Result<Secrets, SecretsError> {
         let path = self.kubeconfig.clone();
         let kubeconfig = tokio::task::spawn_blocking(move || Kubeconfig::read(&path)).await;
         let kubeconfig = kubeconfig.unwrap_or_else(|panic| std::panic::resume_unwind(panic.into_panic()))?;
@@ -112,17 +120,29 @@ impl Kubernetes {
             }
         });
         let answers: Vec<_> = futures::stream::iter(asked).buffered(SECRETS_AT_ONCE).collect().await;
-        let mut secrets = Vec::new();
+        let mut secrets = Secrets::default();
         for (name, repositories, secret) in answers {
-            match secret.map(|secret| PullSecret::parse(&secret)) {
-                Ok(Ok(secret)) => secrets.push(NamedSecret { name, repositories, secret }),
-                Ok(Err(reason)) => warn!(secret = name, reason, "a pull secret is not used"),
+            let secret = match secret.map(|secret| PullSecret::parse(&secret)) {
+                Ok(Ok(secret)) => Some(Arc::new(secret)),
+                Ok(Err(reason)) => {
+                    warn!(secret = name, reason, "a pull secret is not used");
+                    None
+                }
                 // Kubernetes has pods name what is not there.
-                Err(error) if error.is_not_found() => debug!(secret = name, "there is no such pull secret"),
-                Err(error) => warn!(secret = name, error = describe(&error), "a pull secret cannot be read"),
-            }
+                Err(error) if error.is_not_found() => {
+                    debug!(secret = name, "there is no such pull secret");
+                    None
+                }
+                Err(error) => {
+                    let problem = describe(&error);
+                    warn!(secret = name, error = problem, "a pull secret cannot be read");
+                    secrets.failure = Some(format!("pull secret {name}: {problem}"));
+                    known.iter().find(|known| known.name == name).map(|known| Arc::clone(&known.secret))
+                }
+            };
+            secrets.named.extend(secret.map(|secret| NamedSecret { name, repositories, secret }));
         }
-        Ok(Secrets(secrets))
+        Ok(secrets)
     }
 }
 
@@ -131,7 +151,7 @@ impl Secrets {
     /// first.
     pub(crate) fn of(&self, host: &str, repository: &str, image: &Repository) -> Vec<Found> {
         let (ours, others): (Vec<_>, Vec<_>) =
-            self.0.iter().partition(|secret| secret.repositories.contains(image));
+            self.named.iter().partition(|secret| secret.repositories.contains(image));
         let all = ours.into_iter().chain(others);
         let found = all.flat_map(|NamedSecret { name, secret, .. }| {
             secret.of(host, repository).into_iter().filter_map(move |credentials| match credentials {
@@ -198,7 +218,10 @@ mod tests {
             secrets = waiting => secrets,
             () = failing => unreachable!("it fails for ever"),
         };
-        assert!(secrets.len() == 5 && secrets.iter().all(|secrets| secrets.0.is_empty()));
+        assert!(
+            secrets.len() == 5
+                && secrets.iter().all(|secrets| secrets.named.is_empty() && secrets.failure.is_some())
+        );
         assert_eq!(asked, 1);
     }
 }

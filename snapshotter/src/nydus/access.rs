@@ -121,7 +121,7 @@ impl Access {
                         // Without credentials that cannot be read now, a refusal says nothing.
                         Err(error) if error.is_denied() => Err(match broker.failure(&repository) {
                             None => Refusal::Final(describe(&error)),
-                            Some(_) => Refusal::Unknown(describe(&error)),
+                            Some(failure) => Refusal::Unknown(format!("{}; {failure}", describe(&error))),
                         }),
                         Err(error) => Err(Refusal::Unknown(describe(&error))),
                     }

@@ -59,6 +59,8 @@ pub(crate) struct Images {
     timeout: Duration,
     attempts: Mutex<HashMap<SnapshotId, Attempt>>,
     pub(super) names: Names,
+    /// From whom the daemon reads mounted images of sets, as far as it was told.
+    pub(super) told: Mutex<HashMap<SnapshotId, Vec<BackendSpec>>>,
     uses: Arc<Uses>,
 }
 
@@ -69,8 +71,9 @@ impl Images {
         broker: Arc<Broker>,
         timeout: Duration,
     ) -> Self {
-        let (attempts, names, uses) = (Mutex::default(), Names::default(), Arc::default());
-        Self { state, daemon, broker, timeout, attempts, names, uses }
+        let (attempts, names, told, uses) =
+            (Mutex::default(), Names::default(), Mutex::default(), Arc::default());
+        Self { state, daemon, broker, timeout, attempts, names, told, uses }
     }
 
     /// A snapshot is about to be made on an image, which stays mounted until the guard is dropped: that has to be after there is a
@@ -95,14 +98,18 @@ impl Images {
         self.forget_if_unmounted(&image).await?;
         let reference = image.reference.clone();
         let failed = |failure| Error::Mount { image: reference.clone(), failure };
-        let mut attempt = self.join_or_begin(image);
+        let mut attempt = self.join_or_begin(image.clone());
         let outcome = match tokio::time::timeout(self.timeout, attempt.wait_for(Option::is_some)).await {
             Ok(Ok(outcome)) => outcome.clone(),
             Ok(Err(_)) => None,
             Err(_) => Some(Err(self.overdue())),
         };
         match outcome {
-            Some(result) => result.map(drop).map_err(failed),
+            Some(Ok(_)) => {
+                self.tell_new_backends(&image).await;
+                Ok(())
+            }
+            Some(Err(failure)) => Err(failed(failure)),
             None => Err(Error::Internal(format!("the attempt to mount image {reference} was aborted"))),
         }
     }
@@ -159,6 +166,7 @@ impl Images {
     pub(crate) async fn unmount(&self, id: SnapshotId, mountpoint: PathBuf) -> Result<(), Error> {
         self.names.forget(id);
         self.uses.forget(id);
+        self.told().remove(&id);
         let attempt = self.attempts().remove(&id);
         if let Some(mut attempt) = attempt {
             // Were the attempt to go on, the mount would come back. How it ends does not matter.
@@ -296,6 +304,9 @@ impl Images {
                 client.mount(&request).await.map_err(failure)?;
             }
             result => result.map_err(failure)?,
+        }
+        if image.lazy.is_some() {
+            self.note_told(image.id, &request.backends);
         }
         self.daemon.hold(&client, &request.id).await.map_err(failure)?;
         self.remember(image, known, &client).await

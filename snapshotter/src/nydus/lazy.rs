@@ -1,19 +1,24 @@
 //! The bootstrap of what a layer of an image set shows. It is made once, by the daemon, when a container first needs it, and is in
 //! the layer's directory from then on.
 
+use std::collections::HashMap;
 use std::fs::DirBuilder;
 use std::io;
 use std::os::unix::fs::DirBuilderExt as _;
+use std::sync::{MutexGuard, PoisonError};
 
 use fuse_daemon::control::protocol::ErrorKind;
-use fuse_daemon::control::{BlobId, BootstrapRequest, BootstrapSource, Client, ClientError, LayerTree};
+use fuse_daemon::control::{
+    BackendSpec, BlobId, BootstrapRequest, BootstrapSource, Client, ClientError, LayerTree,
+};
 use registry::digest::Digest;
+use tracing::warn;
 
 use super::images::{CONTROL_DEADLINE, Image, Images, failure, mount_id};
 use crate::broker::repositories;
 use crate::daemon::describe;
 use crate::error::{Error, MountFailure};
-use crate::state::{self, ChainSource, LazyLayer};
+use crate::state::{self, ChainSource, LazyLayer, SnapshotId};
 use crate::tasks::blocking;
 
 impl Images {
@@ -28,9 +33,36 @@ impl Images {
             Err(ClientError::Reported { kind: ErrorKind::Unknown, .. }) => return Ok(()),
             told => told.map_err(|error| Error::Daemon { problem: describe(&error) })?,
         }
+        self.note_told(image.id, &layer.backends);
         // The next daemon is to know as well, from its first read on.
         let held = self.daemon.hold(&client, &mount_id(image.id)).await;
         held.map_err(|error| Error::Daemon { problem: describe(&error) })
+    }
+}
+
+impl Images {
+    /// The same before a container is made on it, if sets name somebody of whom the daemon does not know: while no container is on an
+    /// image it is not told.
+    pub(super) async fn tell_new_backends(&self, image: &Image) {
+        let Some(layer) = &image.lazy else { return };
+        let is_told = |told: &Vec<BackendSpec>| layer.backends.iter().all(|backend| told.contains(backend));
+        if self.told().get(&image.id).is_some_and(is_told) {
+            return;
+        }
+        if let Err(error) = self.tell_backends(image).await {
+            let error = describe(&error);
+            warn!(image = image.reference, error, "cannot tell who has an image's blobs");
+        }
+    }
+
+    /// The daemon reads a mounted image of a set from these.
+    pub(super) fn note_told(&self, id: SnapshotId, backends: &[BackendSpec]) {
+        self.told().insert(id, backends.to_vec());
+    }
+
+    pub(super) fn told(&self) -> MutexGuard<'_, HashMap<SnapshotId, Vec<BackendSpec>>> {
+        // A map stays whole whatever its user does.
+        self.told.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 

@@ -9,7 +9,7 @@ use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
 use fuse_daemon::control::protocol::Request;
 use registry::client::Credentials;
-use registry::digest::Digest;
+use registry::digest::{Digest, sha256};
 use serde_json::{Value, json};
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::net::TcpListener;
@@ -39,36 +39,54 @@ struct Objects {
     /// By `NAMESPACE/NAME`.
     secrets: BTreeMap<String, Value>,
     asked: Vec<String>,
+    /// What is answered with a failure begins so.
+    broken: Option<&'static str>,
+}
+
+/// Answers each request with what `answer` makes of its head and of the address that it returns.
+async fn serving(
+    answer: impl Fn(&str, &str) -> String + Send + Sync + 'static,
+) -> (String, AbortOnDropHandle<()>) {
+    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let address = listener.local_addr().unwrap().to_string();
+    let (answer, own) = (Arc::new(answer), address.clone());
+    let task = tokio::spawn(async move {
+        while let Ok((mut stream, _)) = listener.accept().await {
+            let (answer, own) = (Arc::clone(&answer), own.clone());
+            tokio::spawn(async move {
+                let mut head = Vec::new();
+                while !head.ends_with(b"\r\n\r\n") {
+                    let Ok(byte) = stream.read_u8().await else { return };
+                    head.push(byte);
+                }
+                let answer = answer(&String::from_utf8(head).unwrap(), &own);
+                let _ = stream.write_all(answer.as_bytes()).await;
+            });
+        }
+    });
+    (address, AbortOnDropHandle::new(task))
 }
 
 impl ApiServer {
     async fn start() -> Self {
-        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
-        let address = listener.local_addr().unwrap().to_string();
         let objects: Arc<Mutex<Objects>> = Arc::default();
         let shared = Arc::clone(&objects);
-        let task = tokio::spawn(async move {
-            while let Ok((mut stream, _)) = listener.accept().await {
-                let shared = Arc::clone(&shared);
-                tokio::spawn(async move {
-                    let mut head = Vec::new();
-                    while !head.ends_with(b"\r\n\r\n") {
-                        let Ok(byte) = stream.read_u8().await else { return };
-                        head.push(byte);
-                    }
-                    let head = String::from_utf8(head).unwrap();
-                    let (status, body) = shared.lock().unwrap().answer(&head);
-                    let body = body.to_string();
-                    let length = body.len();
-                    let answer = format!(
-                        "HTTP/1.1 {status} x\r\ncontent-type: application/json\r\ncontent-length: {length}\r\n\
-                         connection: close\r\n\r\n{body}"
-                    );
-                    let _ = stream.write_all(answer.as_bytes()).await;
-                });
-            }
-        });
-        Self { address, objects, _task: AbortOnDropHandle::new(task) }
+        let answer = move |head: &str, _: &str| {
+            let (status, body) = shared.lock().unwrap().answer(head);
+            let body = body.to_string();
+            let length = body.len();
+            format!(
+                "HTTP/1.1 {status} x\r\ncontent-type: application/json\r\ncontent-length: {length}\r\n\
+                 connection: close\r\n\r\n{body}"
+            )
+        };
+        let (address, task) = serving(answer).await;
+        Self { address, objects, _task: task }
+    }
+
+    /// Whatever begins so cannot be asked for.
+    fn set_broken(&self, path: Option<&'static str>) {
+        self.objects.lock().unwrap().broken = path;
     }
 
     fn kubeconfig(&self, dir: &Path) -> std::path::PathBuf {
@@ -109,6 +127,9 @@ impl Objects {
         let failure = |message: &str| json!({"kind": "Status", "status": "Failure", "message": message});
         if !head.to_lowercase().contains(&format!("authorization: bearer {}", TOKEN.to_lowercase())) {
             return (401, failure("Unauthorized"));
+        }
+        if self.broken.is_some_and(|broken| path.starts_with(broken)) {
+            return (500, failure("etcd is away"));
         }
         if path.starts_with("/api/v1/pods?") {
             if !path.contains(&format!("fieldSelector=spec.nodeName%3D{NODE}&")) {
@@ -227,6 +248,112 @@ async fn the_daemon_is_given_values_again_when_they_are_refused_and_when_a_file_
         (shown(harness, &repository)? == "of the file").then_some(())
     })
     .await;
+}
+
+/// A registry that gives everybody what it has, and nothing to whom it does not know, as the large ones do.
+fn public(head: &str, own: &str) -> String {
+    let head = head.to_lowercase();
+    let refused = format!(
+        "401 x\r\nwww-authenticate: Bearer realm=\"http://{own}/token\",service=\"x\"\r\ncontent-length: 0"
+    );
+    let answer = match head.split(' ').nth(1).unwrap() {
+        path if !path.starts_with("/token") && head.contains("authorization: bearer everybody") => {
+            "200 x\r\ncontent-length: 3".to_owned()
+        }
+        path if !path.starts_with("/token") => refused,
+        _ if head.contains("authorization: ") => "401 x\r\ncontent-length: 0".to_owned(),
+        _ => "200 x\r\ncontent-type: application/json\r\ncontent-length: 21\r\n\r\n{\"token\":\"everybody\"}"
+            .to_owned(),
+    };
+    let end = if answer.contains("\r\n\r\n") { "" } else { "\r\nconnection: close\r\n\r\n" };
+    format!("HTTP/1.1 {answer}{end}")
+}
+
+#[tokio::test]
+async fn secrets_that_a_registry_refuses_keep_nobody_from_what_is_public() {
+    let blob = sha256(b"one");
+    let (host, _serving) = serving(public).await;
+    let api = ApiServer::start().await;
+    let node = node_with(&api).await;
+    for secret in ["revoked", "wrong"] {
+        api.set_secret(&format!("other/{secret}"), &host, secret);
+        api.add_pod("other", "elsewhere.example/x", &[secret]);
+        let image = format!("{host}/{secret}:1");
+        pull(&node.harness, &image, std::slice::from_ref(&blob), 2).await.unwrap();
+    }
+}
+
+#[tokio::test]
+async fn a_refusal_says_nothing_where_secrets_cannot_be_asked_for() {
+    let (registry, blob) = registry("right").await;
+    let api = ApiServer::start().await;
+    api.add_pod("team", &registry.image(), &["regcred"]);
+    api.set_secret("team/regcred", &registry.host(), "right");
+    let node = node_with(&api).await;
+    let (harness, dir) = (&node.harness, node.harness.dir.path());
+    for path in ["/api/v1/pods", "/api/v1/namespaces/team/secrets/"] {
+        api.set_broken(Some(path));
+        let image = format!("{}{path}:1", registry.host());
+        pull(harness, &image, std::slice::from_ref(&blob), 2).await.unwrap();
+    }
+    api.set_broken(None);
+    pull(harness, &registry.image(), &[blob], 2).await.unwrap();
+    let repository = format!("{}/i", registry.host());
+    eventually("the secret is handed out", async || {
+        refuse(dir, &repository);
+        (shown(harness, &repository)? == "right").then_some(())
+    })
+    .await;
+
+    // One that cannot be read now is as it was.
+    api.set_broken(Some("/api/v1/namespaces/team/secrets/"));
+    let handed = || requests(dir).iter().filter(|request| matches!(request, Request::HandOut { .. })).count();
+    let before = handed();
+    eventually("it was looked for again", async || {
+        refuse(dir, &repository);
+        (handed() > before + 1).then_some(())
+    })
+    .await;
+    assert_eq!(shown(harness, &repository).as_deref(), Some("right"));
+}
+
+#[tokio::test]
+async fn certificates_are_read_again_wherever_hosts_toml_says_that_they_are() {
+    let registry = Registry::start(None).await;
+    let blob = registry.push("one").await;
+    let elsewhere = tempfile::tempdir().unwrap();
+    let file = elsewhere.path().join("ca.pem");
+    fs::write(&file, "one").unwrap();
+    let folder = registry.host();
+    let harness = Harness::start_with(|dir, config| {
+        config.daemon = crate::fake_daemon::config(dir);
+        config.registry.certs_dir = dir.join("certs.d");
+        let folder = config.registry.certs_dir.join(folder);
+        fs::create_dir_all(&folder).unwrap();
+        let settings = format!("[host.\"https://mirror.invalid\"]\nca = {file:?}\n");
+        fs::write(folder.join("hosts.toml"), settings).unwrap();
+    })
+    .await;
+    let node = Node { harness };
+    let (harness, dir) = (&node.harness, node.harness.dir.path());
+    pull(harness, &registry.image(), &[blob], 2).await.unwrap();
+    let repository = format!("{}/i", registry.host());
+    let trusted = || {
+        let handed = requests(dir).into_iter().rev().find_map(|request| match request {
+            Request::HandOut { accesses } => {
+                accesses.into_iter().find(|handed| handed.repository == repository)
+            }
+            _ => None,
+        })?;
+        handed.access.places.first()?.connection.authorities.first()?.text.clone().ok()
+    };
+    eventually("what is known is handed out", async || {
+        refuse(dir, &repository);
+        (trusted()? == "one").then_some(())
+    })
+    .await;
+    fs::write(&file, "two").unwrap();
+    eventually("the new certificate is handed out", async || (trusted()? == "two").then_some(())).await;
 }
 
 #[tokio::test]

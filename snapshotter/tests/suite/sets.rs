@@ -309,6 +309,26 @@ async fn images_that_run_are_read_from_where_their_set_is_now() {
     .await;
 }
 
+#[tokio::test]
+async fn the_next_container_is_read_from_where_its_set_is_now() {
+    needs_root!();
+    let node = Node::start().await;
+    let harness = &node.harness;
+    let mut one = set("one", registry(), &["base", "nginx"]);
+    client(harness).put(&one).await.unwrap();
+    let top = pull(harness, &one).await;
+    fake_daemon::will_make(harness.dir.path(), &Bootstrap { hands_over: true, ..node.content("nginx") });
+    // The image stays mounted after its last container.
+    harness.prepare("over", &top).await.unwrap();
+    harness.remove("over").await.unwrap();
+    let moved = BackendSpec::Directory { path: "/moved".into() };
+    one.backends = vec![moved.clone()];
+    assert!(client(harness).put(&one).await.unwrap());
+    harness.prepare("next", &top).await.unwrap();
+    let told = |request: &Request| matches!(request, Request::AddBackends { backends, .. } if backends.contains(&moved));
+    assert!(node.requests().iter().any(told));
+}
+
 /// Waits until the daemon is told to keep so many blobs.
 async fn kept(node: &Node, count: usize) {
     crate::harness::eventually("the daemon is told what to keep", async || {
