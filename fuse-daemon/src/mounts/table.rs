@@ -1,16 +1,15 @@
 //! The daemon's mounts by id. Each has locks of its own, so a mount that is slow to come or go holds up no other, and nobody who
 //! only looks.
 
-use std::collections::BTreeMap;
 use std::os::fd::OwnedFd;
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::Arc;
 use std::time::Duration;
 
 use registry::Repository;
 
 use super::arrivals::{Arrival, Arrivals};
 use super::make::{self, MakeError};
-use super::slot::{ServedMount, Slot};
+use super::slot::{ServedMount, SharedSlot, Slot, SlotTable};
 use super::turns::MakingTurns;
 use super::{Engine, Image, MountError, Mounted, Prepared};
 use crate::access::Accesses;
@@ -83,15 +82,13 @@ pub enum TableError {
     },
 }
 
-type SharedSlot = Arc<Slot>;
-
 /// See the module. Its methods block for as long as the operating system takes.
 pub struct Table {
     engine: Engine<RemoteWorker>,
     accesses: Arc<Accesses>,
     /// Arguments with which a program says whether it would work in this one's place.
     probe: Vec<String>,
-    slots: Mutex<BTreeMap<String, SharedSlot>>,
+    slots: SlotTable,
     arrivals: Arrivals,
     /// Of those who make bootstraps.
     turns: MakingTurns,
@@ -100,7 +97,7 @@ pub struct Table {
 impl Table {
     /// A table of no mounts, whose registries are reached by `accesses`, which its worker has as well.
     pub(crate) fn new(engine: Engine<RemoteWorker>, accesses: Arc<Accesses>, probe: Vec<String>) -> Self {
-        let (slots, arrivals, turns) = (Mutex::default(), Arrivals::default(), MakingTurns::default());
+        let (slots, arrivals, turns) = (SlotTable::default(), Arrivals::default(), MakingTurns::default());
         Self { engine, accesses, probe, slots, arrivals, turns }
     }
 
@@ -119,12 +116,10 @@ impl Table {
 
     /// The mounts that would end with this process, or that are just coming or going.
     fn not_held(&self) -> Vec<String> {
-        let slots: Vec<_> =
-            self.lock_slots().iter().map(|(id, slot)| (id.clone(), Arc::clone(slot))).collect();
         let is_held = |slot: &SharedSlot| {
             slot.is_settled() && slot.served().as_ref().is_none_or(|served| served.handed_over)
         };
-        let not_held = slots.into_iter().filter(|(_, slot)| !is_held(slot)).map(|(id, _)| id);
+        let not_held = self.slots.all().into_iter().filter(|(_, slot)| !is_held(slot)).map(|(id, _)| id);
         not_held.chain(self.arriving()).collect()
     }
 
@@ -175,7 +170,7 @@ impl Table {
         if request.backends.is_empty() {
             return Err(TableError::NoBackend);
         }
-        let Some(slot) = self.lock_slots().get(&request.id).cloned() else { return Ok(false) };
+        let Some(slot) = self.slots.get(&request.id) else { return Ok(false) };
         let _turn = slot.turn();
         Self::add_to_existing(&slot, request)
     }
@@ -248,7 +243,7 @@ impl Table {
     /// [`TableError::Unknown`], or the descriptor cannot be duplicated.
     pub fn handover(&self, id: &str) -> Result<(Handover, OwnedFd), TableError> {
         let unknown = || TableError::Unknown(id.to_owned());
-        let slot = self.lock_slots().get(id).cloned().ok_or_else(unknown)?;
+        let slot = self.slots.get(id).ok_or_else(unknown)?;
         let mut served = slot.served();
         let served = served.as_mut().ok_or_else(unknown)?;
         let handed = served.mounted.hand_over();
@@ -300,19 +295,16 @@ impl Table {
         mount: impl FnOnce(&Image<'_, BackendSpec>) -> Result<Mounted<RemoteWorker>, MountError>,
     ) -> Result<(), TableError> {
         let image = Self::image(request)?;
-        let slot = self.slot(&request.id);
-        let turn = slot.turn();
+        let slot = self.slots.get_or_make(&request.id);
+        let _turn = slot.turn();
         if Self::add_to_existing(&slot, request)? {
             return Ok(());
         }
         let mounted = mount(&image).map_err(|source| TableError::Mount { id: request.id.clone(), source });
-        let result = mounted.map(|mounted| {
+        mounted.map(|mounted| {
             let served = ServedMount { request: request.clone(), mounted: Arc::new(mounted), handed_over };
             slot.served().replace(served);
-        });
-        drop(turn);
-        self.forget_if_empty(&request.id, &slot);
-        result
+        })
     }
 
     /// The paths of the files that were read, in the order in which each was first.
@@ -322,7 +314,7 @@ impl Table {
     /// [`TableError::Unknown`] and [`TableError::Trace`].
     pub fn trace(&self, id: &str) -> Result<Vec<Box<[u8]>>, TableError> {
         let unknown = || TableError::Unknown(id.to_owned());
-        let slot = self.lock_slots().get(id).cloned().ok_or_else(unknown)?;
+        let slot = self.slots.get(id).ok_or_else(unknown)?;
         let mounted = slot.mounted().ok_or_else(unknown)?;
         mounted.trace().map_err(|source| TableError::Trace { id: id.to_owned(), source })
     }
@@ -334,7 +326,7 @@ impl Table {
     /// [`TableError::Unknown`] and those of backends that are none.
     pub fn add_backends(&self, id: &str, backends: &[BackendSpec]) -> Result<(), TableError> {
         let unknown = || TableError::Unknown(id.to_owned());
-        let slot = self.lock_slots().get(id).cloned().ok_or_else(unknown)?;
+        let slot = self.slots.get(id).ok_or_else(unknown)?;
         let mut served = slot.served();
         served.as_mut().ok_or_else(unknown)?.add(backends)
     }
@@ -345,7 +337,7 @@ impl Table {
     ///
     /// [`TableError::Mount`]; the mount stays in the table.
     pub fn unmount(&self, id: &str, patience: Duration) -> Result<(), TableError> {
-        let Some(slot) = self.lock_slots().get(id).cloned() else { return Ok(()) };
+        let Some(slot) = self.slots.get(id) else { return Ok(()) };
         let turn = slot.turn();
         if let Some(mounted) = slot.mounted() {
             let ended = mounted
@@ -359,7 +351,6 @@ impl Table {
         }
         let gone = slot.served().take();
         drop((gone, turn));
-        self.forget_if_empty(id, &slot);
         Ok(())
     }
 
@@ -367,7 +358,7 @@ impl Table {
     pub fn unmount_unused(&self, patience: Duration) -> Vec<String> {
         let mut in_use = Vec::new();
         for id in self.ids() {
-            let Some(slot) = self.lock_slots().get(&id).cloned() else { continue };
+            let Some(slot) = self.slots.get(&id) else { continue };
             let turn = slot.turn();
             let Some(mounted) = slot.mounted() else { continue };
             let unused = mounted.try_unmount();
@@ -392,7 +383,7 @@ impl Table {
     /// in use.
     pub fn leave(&self) {
         for id in self.ids() {
-            let slot = self.lock_slots().get(&id).cloned();
+            let slot = self.slots.get(&id);
             let is_held = |slot: &SharedSlot| slot.served().as_ref().is_some_and(|served| served.handed_over);
             if slot.as_ref().is_some_and(is_held) {
                 tracing::info!(image = id, "left in place for the next daemon");
@@ -406,8 +397,8 @@ impl Table {
 
     /// What is mounted: all of it, whoever else looks at it or changes something. What is not served yet is left out.
     pub fn status(&self) -> Vec<MountStatus> {
-        let slots: Vec<SharedSlot> = self.lock_slots().values().cloned().collect();
-        let known = slots.iter().filter_map(|slot| {
+        let slots = self.slots.all();
+        let known = slots.iter().filter_map(|(_, slot)| {
             // Counting chunks takes a while, for which nobody is to wait.
             let ServedMount { request, mounted, .. } = slot.served().clone()?;
             Some(MountStatus {
@@ -425,8 +416,8 @@ impl Table {
 
     /// The same without what has to be counted. Nothing that takes a while is waited for.
     pub fn summary(&self) -> Vec<MountSummary> {
-        let slots: Vec<SharedSlot> = self.lock_slots().values().cloned().collect();
-        let known = slots.iter().filter_map(|slot| {
+        let slots = self.slots.all();
+        let known = slots.iter().filter_map(|(_, slot)| {
             let served = slot.served();
             let ServedMount { request, mounted, .. } = served.as_ref()?;
             Some(MountSummary {
@@ -440,28 +431,11 @@ impl Table {
 
     /// How many mounts there are, with those that are just coming or going.
     pub(crate) fn count(&self) -> usize {
-        self.lock_slots().len()
+        self.slots.count()
     }
 
     fn ids(&self) -> Vec<String> {
-        self.lock_slots().keys().cloned().collect()
-    }
-
-    fn slot(&self, id: &str) -> SharedSlot {
-        self.lock_slots().entry(id.to_owned()).or_default().clone()
-    }
-
-    /// Removes an empty slot unless somebody is about to fill it.
-    fn forget_if_empty(&self, id: &str, slot: &SharedSlot) {
-        let mut slots = self.lock_slots();
-        // One is in the table, one is the caller's.
-        if Arc::strong_count(slot) == 2 && slot.is_settled() && slot.served().is_none() {
-            slots.remove(id);
-        }
-    }
-
-    fn lock_slots(&self) -> MutexGuard<'_, BTreeMap<String, SharedSlot>> {
-        self.slots.lock().unwrap_or_else(PoisonError::into_inner)
+        self.slots.all().into_iter().map(|(id, _)| id).collect()
     }
 }
 

@@ -1,5 +1,6 @@
 //! A front with workers that end, hang or lie, each in the place of a process.
 
+mod mounts;
 mod peer;
 mod registrations;
 mod sources;

@@ -33,7 +33,7 @@ fn secretive(mut peer: Peer) {
     }
 }
 
-fn engine_config() -> EngineConfig {
+pub(super) fn engine_config() -> EngineConfig {
     EngineConfig {
         fuse_threads: 1,
         read_ahead_kib: None,
@@ -51,7 +51,7 @@ fn engine_config() -> EngineConfig {
 }
 
 /// An image's bootstrap in `dir`, which has its blob as well.
-fn image(dir: &std::path::Path) -> std::path::PathBuf {
+pub(super) fn image(dir: &std::path::Path) -> std::path::PathBuf {
     let mut blob = Vec::new();
     let options = BuildOptions { chunk_size: 4096, ..BuildOptions::default() };
     let layer = build_layer(&tar_of(&[("file", &noise(71, 200_000))])[..], &mut blob, &options).unwrap();
@@ -64,7 +64,7 @@ fn image(dir: &std::path::Path) -> std::path::PathBuf {
 }
 
 /// Takes a mount away, also where the test fails that made it: nobody serves it any more then.
-struct UnmountOnDrop(std::path::PathBuf);
+pub(super) struct UnmountOnDrop(pub(super) std::path::PathBuf);
 
 impl Drop for UnmountOnDrop {
     fn drop(&mut self) {
