@@ -34,6 +34,9 @@ const WINDOWS: usize = 4;
 /// Chunks that are looked for at once when everything is fetched.
 const STRIDE: usize = 256;
 
+/// The same of a file: enough that windows are under way nearly all the time.
+const FILE_STRIDE: usize = 1024;
+
 /// How long to wait before trying again what gave way to readers or failed; doubled each time, up to the second.
 const PAUSE: Duration = Duration::from_millis(20);
 const PAUSE_LIMIT: Duration = Duration::from_secs(2);
@@ -182,16 +185,24 @@ struct Full;
 
 /// Fetches a part of a file, several windows at a time. What is in order in the file is in order in its blob.
 async fn fetch_file(fs: &Weak<FileSystem>, file: Nid, range: Range<u64>) -> Result<(), Full> {
-    let Some(mounted) = fs.upgrade() else { return Ok(()) };
-    let missing = mounted.missing_of_file(file, range);
-    drop(mounted);
-    match missing {
-        Ok(missing) => fetch(fs, missing, WINDOWS).await,
-        Err(error) => {
-            tracing::debug!(file = file.0, error = describe(&error), "cannot be fetched ahead");
-            Ok(())
-        }
+    let mut from = Some(range.start);
+    while let Some(start) = from {
+        let Some(mounted) = fs.upgrade() else { return Ok(()) };
+        let missing = mounted.missing_of_file(file, start..range.end, FILE_STRIDE);
+        drop(mounted);
+        let (missing, next) = match missing {
+            Ok(found) => found,
+            Err(error) => {
+                tracing::debug!(file = file.0, error = describe(&error), "cannot be fetched ahead");
+                return Ok(());
+            }
+        };
+        fetch(fs, missing, WINDOWS).await?;
+        // Where nothing is missing, nothing was waited for.
+        tokio::task::yield_now().await;
+        from = next;
     }
+    Ok(())
 }
 
 /// Fetches all of the image that is not there, one window at a time. `false`: the mount ended before.

@@ -6,7 +6,7 @@ use object::elf;
 use rafs::bootstrap::{Bootstrap, Nid, ReadError as BootstrapError};
 use rafs::layout::v6::FileType;
 
-use super::linked::{LibraryNames, Linked, name};
+use super::linked::{LibraryNames, Linked, NAMES_LIMIT_BYTES, name};
 use super::program::HEAD_BYTES;
 use super::{FileSystem, FsError};
 use crate::front::Piece;
@@ -95,8 +95,12 @@ impl FileSystem {
         })
     }
 
-    /// Bytes of a file, fewer at its end; `None` if not all of them are in the cache.
+    /// Bytes of a file, fewer at its end; `None` if not all of them are in the cache, or they are more than the names of all
+    /// libraries may be, which are the most that is looked at.
     fn cached(&self, file: Nid, range: Range<u64>) -> Result<Option<Vec<u8>>, FsError> {
+        if range.end.saturating_sub(range.start) > NAMES_LIMIT_BYTES {
+            return Ok(None);
+        }
         let (pieces, closed) = self.sound(|bootstrap| self.pieces(bootstrap, file, range))?;
         if !closed.is_empty() {
             return Ok(None);

@@ -14,7 +14,10 @@ use object::read::elf::{FileHeader, ProgramHeader};
 
 /// Bytes of the entries, and of the names, that are looked at: more than any program has.
 const ENTRIES_LIMIT_BYTES: u64 = 64 << 10;
-const NAMES_LIMIT_BYTES: u64 = 4 << 20;
+pub(super) const NAMES_LIMIT_BYTES: u64 = 4 << 20;
+
+/// Bytes of the loader's path with its NUL: `PATH_MAX`, beyond which the kernel starts no such program.
+const LOADER_LIMIT_BYTES: u64 = 4096;
 
 /// Names that are looked at.
 const NAMES_LIMIT: usize = 256;
@@ -66,6 +69,7 @@ impl Linked {
             }
         }
         let entries = entries.filter(|entries| size(entries) <= ENTRIES_LIMIT_BYTES)?;
+        let loader = loader.filter(|loader| size(loader) <= LOADER_LIMIT_BYTES);
         Some(Self { machine: header.e_machine(endian), loader, entries, segments })
     }
 
@@ -131,6 +135,32 @@ mod tests {
         let all = part(&bytes, &names.all);
         let needed: Vec<&[u8]> = names.needed.iter().filter_map(|at| name(&all, *at)).collect();
         assert!(needed.iter().any(|name| name.starts_with(b"libc.so")), "{needed:?}");
+    }
+
+    /// The head of a program whose loader's path has so many bytes.
+    fn head(loader_bytes: u64) -> Vec<u8> {
+        let mut head = b"\x7fELF\x02\x01\x01".to_vec();
+        head.resize(64 + 2 * 56, 0);
+        let mut put = |at: usize, part: &[u8]| head[at..at + part.len()].copy_from_slice(part);
+        // Where the table of segments is; the size of an entry, and how many there are.
+        put(32, &64_u64.to_le_bytes());
+        put(54, &[56, 0, 2, 0]);
+        // Of each its type, where it is in the file, and its size.
+        let segments = [(64, elf::PT_INTERP, loader_bytes), (64 + 56, elf::PT_DYNAMIC, 64)];
+        for (place, kind, size) in segments {
+            put(place, &kind.to_le_bytes());
+            put(place + 8, &512_u64.to_le_bytes());
+            put(place + 32, &size.to_le_bytes());
+        }
+        head
+    }
+
+    #[test]
+    fn a_loader_whose_path_is_longer_than_paths_may_be_is_none() {
+        let loader = |bytes| Linked::of(&head(bytes)).expect("it is linked with libraries").loader;
+        assert_eq!(loader(4096), Some(512..512 + 4096));
+        assert_eq!(loader(4097), None);
+        assert_eq!(loader(1 << 40), None);
     }
 
     #[test]

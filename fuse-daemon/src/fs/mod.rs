@@ -5,6 +5,7 @@ mod first_reads;
 mod gate;
 mod libraries;
 mod linked;
+mod missing;
 mod names;
 mod program;
 mod xattrs;
@@ -334,49 +335,6 @@ impl FileSystem {
     fn blob(&self, index: BlobIndex) -> Result<&Arc<CachedBlob>, FsError> {
         let lease = self.blobs.get(usize::from(index.0));
         Ok(lease.ok_or(BootstrapError::NoSuchBlob(index.0))?.blob())
-    }
-
-    /// The chunks of a range of a file that are not in the cache.
-    ///
-    /// # Errors
-    ///
-    /// [`FsError::Bootstrap`].
-    pub fn missing_of_file(&self, nid: Nid, range: Range<u64>) -> Result<Vec<Want>, FsError> {
-        self.sound(|bootstrap| {
-            let mut missing = Vec::new();
-            for piece in bootstrap.chunks(nid, range)? {
-                let piece = piece?;
-                let blob = self.blob(piece.blob)?;
-                if !blob.is_ready(piece.chunk) {
-                    missing.push(Want { blob: Arc::clone(blob), chunk: piece.chunk });
-                }
-            }
-            Ok(missing)
-        })
-    }
-
-    /// The first chunks of the image that are not in the cache, at most `limit`, and where those behind them begin. From
-    /// `(0, 0)` on it comes to all: then there are none, and no place.
-    pub fn missing_from(
-        &self,
-        from: (usize, ChunkIndex),
-        limit: usize,
-    ) -> (Vec<Want>, Option<(usize, ChunkIndex)>) {
-        let mut missing = Vec::new();
-        let (first, mut start) = from;
-        for (index, lease) in self.blobs.iter().enumerate().skip(first) {
-            for chunk in (start.0..self.chunk_count(index)).map(ChunkIndex) {
-                if missing.len() == limit {
-                    return (missing, Some((index, chunk)));
-                }
-                let blob = lease.blob();
-                if !blob.is_ready(chunk) && blob.describe(chunk).is_some() {
-                    missing.push(Want { blob: Arc::clone(blob), chunk });
-                }
-            }
-            start = ChunkIndex(0);
-        }
-        (missing, None)
     }
 
     /// How much of the image is in the cache.

@@ -22,6 +22,7 @@ use fuser::{
 
 pub use connection::Rights;
 use failures::Failures;
+pub(crate) use failures::PathSearches;
 pub use journal::JournalConfig;
 pub(crate) use journal::dir_beside;
 pub use negotiated::Negotiated;
@@ -64,7 +65,7 @@ impl<Held> Adapter<Held> {
         held: Held,
         negotiated: Arc<OnceLock<Negotiated>>,
     ) -> Self {
-        let failures = Arc::new(Failures::new(options.image));
+        let failures = Arc::new(Failures::new(options.image, options.searches.clone()));
         let journal = options.journal.cloned();
         Self { fs, no_open: false, no_opendir: false, failures, negotiated, journal, _held: held }
     }
@@ -153,7 +154,7 @@ impl<Held: Send + Sync + 'static> Filesystem for Adapter<Held> {
             Ok(bytes) => reply.data(bytes),
             Err(error) => {
                 reply.error(error_of(&error));
-                failures.log(&fs, Ino(ino.0), offset, &error);
+                failures.log(fs, Ino(ino.0), offset, &error);
             }
         });
     }

@@ -14,7 +14,7 @@ use super::connection::{FuseConnection, Rights};
 use super::journal::JournalConfig;
 use super::negotiated::Negotiated;
 use super::stand_in::StandIn;
-use super::{Adapter, relay};
+use super::{Adapter, PathSearches, relay};
 use crate::fs::FileSystem;
 use crate::sys::DescriptorPlace;
 
@@ -43,6 +43,8 @@ pub(crate) struct Options<'a> {
     pub(crate) source: &'a str,
     /// What people call the image, in logs.
     pub(crate) image: &'a str,
+    /// Who looks for paths that logs name, for all mounts.
+    pub(crate) searches: &'a PathSearches,
     pub(crate) mountpoint: &'a Path,
     pub(crate) rights: Rights,
     /// Threads that take requests from the kernel. None of them waits for a registry.

@@ -4,17 +4,18 @@ use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, PoisonError, Weak};
 use std::time::Duration;
 
-use rafs::blob::source::{BlobError, lacking_chunk_info, load_chunk_info_files};
+use rafs::blob::meta::BlobMeta;
+use rafs::blob::source::{BlobError, lacking_chunk_info, load_chunk_info_files, meta_of};
 use rafs::blob::{Blob, BlobIndex, Chunk};
 use rafs::bootstrap::{Bootstrap, ReadError as BootstrapError};
 use rafs::limits::Limits;
 use tokio::runtime::Handle;
 
-use crate::cache::{CHUNK_BYTES_LIMIT, Cache, CacheError, Lease};
+use crate::cache::{CHUNK_BYTES_LIMIT, Cache, CacheError, Lease, Remembered};
 use crate::control::{BlobId, Waiting};
 use crate::front::{Front, FrontConfig, Orders};
 use crate::fs::{Completeness, FileSystem, FsError, Gates};
-use crate::fuse::{HandedOver, JournalConfig, Options, Rights, Session, SessionError};
+use crate::fuse::{HandedOver, JournalConfig, Options, PathSearches, Rights, Session, SessionError};
 use crate::metrics::Counters;
 use crate::prefetch::{self, PrefetchConfig};
 use crate::worker::{Fetcher, Place};
@@ -51,6 +52,7 @@ pub struct Engine<W> {
     cache: Cache,
     front: Arc<Front>,
     worker: Arc<W>,
+    searches: PathSearches,
 }
 
 /// An image to mount, whose backends are named by `B`.
@@ -162,7 +164,7 @@ impl<W: Fetcher> Engine<W> {
         let orders: Weak<Front> = Arc::downgrade(&front);
         worker.connect(orders as Weak<dyn Orders>)?;
         runtime.spawn(give_back(Arc::downgrade(&front)));
-        Ok(Self { config, runtime, cache, front, worker })
+        Ok(Self { config, runtime, cache, front, worker, searches: PathSearches::default() })
     }
 
     /// Who fetches.
@@ -201,8 +203,8 @@ impl<W: Fetcher> Engine<W> {
         self.mount_prepared(image, prepared)
     }
 
-    /// Opens an image, and has the chunk information fetched that its bootstrap lacks: of blobs with batches, or of all
-    /// blobs where it has no chunk table. Other images need nobody for it.
+    /// Opens an image, and has the chunk information fetched that its bootstrap lacks and the cache has not kept: of blobs
+    /// with batches, or of all blobs where it has no chunk table. Other images need nobody for it.
     ///
     /// # Errors
     ///
@@ -226,11 +228,38 @@ impl<W: Fetcher> Engine<W> {
             lacking_chunk_info(&bootstrap, Limits::DEFAULT).map_err(|source| lacking(Arc::new(source)))?;
         let fetched = wanted
             .into_iter()
-            .map(|(index, blob)| async move { Ok((index, self.worker.chunk_info(&blob, until).await?)) });
+            .map(|(index, blob)| async move { Ok((index, self.chunk_info(blob, until).await?)) });
         for (index, meta) in futures::future::try_join_all(fetched).await.map_err(lacking)? {
             bootstrap.set_chunk_info(index, meta).map_err(broken(path))?;
         }
         Ok(Prepared { bootstrap, sources })
+    }
+
+    /// The chunk information of a blob, verified: what was kept of it, or else what the worker brings, which is kept then.
+    async fn chunk_info(&self, blob: Blob, until: tokio::time::Instant) -> Result<BlobMeta, Arc<BlobError>> {
+        let blob = Arc::new(blob);
+        let (cache, described) = (self.cache.clone(), Arc::clone(&blob));
+        let kept = self.runtime.spawn_blocking(move || cache.kept_chunk_info(&described)).await;
+        if let Ok(Some(meta)) = kept {
+            return Ok(meta);
+        }
+        let parts = self.worker.chunk_info(&blob, until).await?;
+        let (cache, runtime, described) = (self.cache.clone(), self.runtime.clone(), Arc::clone(&blob));
+        let verified = self.runtime.spawn_blocking(move || {
+            let written = cache.keep_chunk_info(&described, &parts);
+            // Nobody waits for the disk.
+            runtime.spawn_blocking(move || {
+                if let Err(error) = written.and_then(Remembered::sync) {
+                    let error = crate::describe(&error);
+                    tracing::warn!(error, "cannot keep chunk information: the next mount fetches it again");
+                }
+            });
+            meta_of(&described, parts).map_err(Arc::new)
+        });
+        verified.await.unwrap_or_else(|panic| {
+            let blob = blob.id.map(|id| id.to_string()).unwrap_or_default();
+            Err(Arc::new(BlobError::Io { blob, source: std::io::Error::other(panic) }))
+        })
     }
 
     /// Mounts an image that was prepared; it serves when this returns. Blocks for as long as the operating system takes.
@@ -283,6 +312,7 @@ impl<W: Fetcher> Engine<W> {
         let options = Options {
             source: &format!("nydus-cluster:{}", image.id),
             image: image.name,
+            searches: &self.searches,
             mountpoint: image.mountpoint,
             rights: image.rights,
             threads: self.config.fuse_threads,

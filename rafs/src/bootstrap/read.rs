@@ -14,6 +14,7 @@ mod types;
 mod v5;
 mod v6;
 
+use std::collections::HashSet;
 use std::fs::File;
 use std::ops::Range;
 use std::path::Path;
@@ -148,13 +149,17 @@ impl Bootstrap {
         self.format.summary().root
     }
 
-    /// The files and directories that a daemon should fetch first; the root stands for everything.
+    /// The files and directories that a daemon should fetch first, each once; the root stands for everything. What the table
+    /// has behind its first 65,536 entries is left out.
     ///
     /// # Errors
     ///
     /// When the table lies outside the bootstrap.
     pub fn prefetch(&self) -> Result<Vec<Nid>, ReadError> {
-        self.format.prefetch(&self.data)
+        let mut nids = self.format.prefetch(&self.data)?;
+        let mut seen = HashSet::new();
+        nids.retain(|nid| seen.insert(*nid));
+        Ok(nids)
     }
 
     /// The blobs, in order of [`BlobIndex`], without their chunks.

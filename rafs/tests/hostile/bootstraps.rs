@@ -1,9 +1,13 @@
 //! Bootstraps of a megabyte that are worth many: refused or read within a small multiple of their size.
 
+use std::mem::offset_of;
+
 use rafs::blob::Blob;
-use rafs::bootstrap::{Bootstrap, ReadError, WriteOptions};
+use rafs::bootstrap::{Bootstrap, Nid, ReadError, WriteOptions};
 use rafs::layout::v5;
-use rafs::layout::v6::{BlobEntry, CompactInode, FileType, LAYOUT_CHUNKED, XattrHeader};
+use rafs::layout::v6::{
+    BlobEntry, CompactInode, EXTENSION_OFFSET, ExtensionSuperblock, FileType, LAYOUT_CHUNKED, XattrHeader,
+};
 use rafs::merge::merge;
 use rafs::unpack::UnpackError;
 use zerocopy::{FromBytes, FromZeros, IntoBytes};
@@ -319,6 +323,31 @@ fn chunks_that_are_only_counted_are_not_looked_for() {
     directory_of(&mut raw, 2, 0);
     let (_, read) = use_all(raw.0);
     assert!(matches!(read.unwrap_err(), ReadError::Corrupt { what: "blob table", .. }));
+}
+
+/// A prefetch table that is nearly all of the bootstrap: one file over and over, and more files than anybody lists.
+#[test]
+fn a_prefetch_table_takes_no_memory_that_depends_on_its_size() {
+    let _alone = alone();
+    let entries = 4 * MEGABYTE as u32;
+    let same = bootstrap_with_prefetch_table((0..entries).map(|_| 1));
+    let listed = within(2 << 20, 4 << 20, || same.prefetch().unwrap());
+    assert_eq!(listed, [Nid(1)]);
+    let different = bootstrap_with_prefetch_table(1..=entries);
+    let listed = within(8 << 20, 16 << 20, || different.prefetch().unwrap());
+    assert_eq!(listed, (1..=1 << 16).map(Nid).collect::<Vec<_>>());
+}
+
+fn bootstrap_with_prefetch_table(nids: impl Iterator<Item = u32>) -> Bootstrap {
+    let mut raw = Raw::new(&[], 0);
+    directory_of(&mut raw, 2, 0);
+    let start = u64::from(raw.next_block()) * 4096;
+    raw.0.extend(nids.flat_map(u32::to_le_bytes));
+    let size = raw.0.len() as u32 - start as u32;
+    let at = EXTENSION_OFFSET as usize;
+    put(&mut raw.0, at + offset_of!(ExtensionSuperblock, prefetch_table_offset), &start.to_le_bytes());
+    put(&mut raw.0, at + offset_of!(ExtensionSuperblock, prefetch_table_size), &size.to_le_bytes());
+    Bootstrap::from_bytes(raw.0).unwrap()
 }
 
 /// A prefetch list of many files is made in one pass.

@@ -10,6 +10,10 @@ use super::{Directory, DumpError, Inode, Nid, ReadError, Version};
 use crate::blob::{Blob, BlobIndex, Chunk, ChunkIndex};
 use crate::tree::Xattrs;
 
+/// Entries of a prefetch table that are looked at: as many as the longest recorded trace has. A table may be gigabytes that repeat one
+/// file.
+pub(super) const PREFETCH_LIMIT: usize = 1 << 16;
+
 /// What a superblock says of the whole image.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Summary {
@@ -35,7 +39,7 @@ pub(super) struct Opened {
 pub(super) trait Format: Inodes + Directories + Chunks + Dump + Debug + Send + Sync {
     fn summary(&self) -> Summary;
 
-    /// The files and directories that a daemon should fetch first.
+    /// The files and directories that a daemon should fetch first, from [`PREFETCH_LIMIT`] entries at most.
     fn prefetch(&self, data: &Data) -> Result<Vec<Nid>, ReadError>;
 }
 

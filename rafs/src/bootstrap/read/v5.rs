@@ -13,7 +13,7 @@ mod inode;
 use zerocopy::little_endian::U32;
 
 use super::data::Data;
-use super::format::{Format, Opened, Summary};
+use super::format::{Format, Opened, PREFETCH_LIMIT, Summary};
 use super::{At, Nid, ReadError, Version};
 use crate::layout::flags::superblock as flags;
 use crate::layout::v5::{MAGIC, RafsSuperblock, SUPERBLOCK_SIZE, VERSION};
@@ -88,6 +88,6 @@ impl Format for RafsV5 {
         let table: &[U32] = data.table("prefetch table", offset, size)?;
         // A 0 ends the table early: it is padding.
         let used = table.iter().map(|index| u64::from(index.get())).take_while(|index| *index != 0);
-        used.map(|index| Ok(Nid(self.record(data, index)?.raw.ino.get()))).collect()
+        used.take(PREFETCH_LIMIT).map(|index| Ok(Nid(self.record(data, index)?.raw.ino.get()))).collect()
     }
 }

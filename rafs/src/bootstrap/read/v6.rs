@@ -7,7 +7,7 @@ mod dump;
 mod inode;
 
 use super::data::Data;
-use super::format::{Format, Opened, Summary};
+use super::format::{Format, Opened, PREFETCH_LIMIT, Summary};
 use super::{At, Nid, ReadError, Version};
 use crate::layout::flags::superblock as flags;
 use crate::layout::v6::{
@@ -90,7 +90,8 @@ impl Format for RafsV6 {
         let table: &[zerocopy::little_endian::U32] =
             data.table("prefetch table", self.prefetch_offset, u64::from(self.prefetch_size))?;
         // Unused entries are 0, which no inode has.
-        Ok(table.iter().filter(|nid| nid.get() != 0).map(|nid| Nid(u64::from(nid.get()))).collect())
+        let used = table.iter().take(PREFETCH_LIMIT).filter(|nid| nid.get() != 0);
+        Ok(used.map(|nid| Nid(u64::from(nid.get()))).collect())
     }
 }
 
