@@ -61,10 +61,11 @@ impl Cache {
 
 /// What was written, not yet durably.
 #[must_use]
-pub struct Remembered(Option<(File, PathBuf)>);
+pub struct Remembered(pub(super) Option<(File, PathBuf)>);
 
 impl Remembered {
-    /// Waits for the disk. Without it a power cut may leave a part of the file, of which whole lines count.
+    /// Waits for the disk. Without it a power cut may leave a part of the file: of answers whole lines count, of chunk
+    /// information nothing.
     ///
     /// # Errors
     ///

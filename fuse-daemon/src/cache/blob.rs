@@ -2,7 +2,6 @@
 
 use std::io;
 use std::ops::{Deref, Range};
-use std::os::unix::fs::FileExt;
 use std::path::PathBuf;
 use std::sync::{Arc, PoisonError, Weak};
 use std::time::SystemTime;
@@ -13,7 +12,7 @@ use rafs::blob::{Blob, Chunk, ChunkIndex};
 use super::description::{Admission, Described, Descriptions, Said, same_bytes};
 use super::files::{holes, on_disk, paths, remove};
 use super::quota::{CountedBytes, Quota, taken_by};
-use super::{CacheError, CacheState, ChunkMap, ChunkState, disk, is_full, places};
+use super::{CacheError, CacheState, ChunkMap, ChunkState, disk, is_broken, is_full, places};
 use crate::control::BlobId;
 use crate::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering, fence};
 use crate::sync::{Mutex, RwLock, RwLockReadGuard, RwLockWriteGuard, SharedFile};
@@ -39,6 +38,8 @@ pub struct CachedBlob {
     map: ChunkMap,
     /// The map's file says more than is to be trusted: what took trust away could not be written.
     is_lying: AtomicBool,
+    /// The disk could not read some of the data file, which was told.
+    is_unreadable: AtomicBool,
     known: RwLock<Descriptions>,
     /// What is known is not on disk, or not all of it.
     is_unsaved: AtomicBool,
@@ -97,6 +98,7 @@ impl CachedBlob {
             places_path,
             map,
             is_lying: AtomicBool::new(false),
+            is_unreadable: AtomicBool::new(false),
             known: RwLock::new(known),
             is_unsaved: AtomicBool::new(false),
             length: AtomicU64::new(length.unwrap_or(0)),
@@ -235,17 +237,18 @@ impl CachedBlob {
     }
 
     /// Fills `buffer` from `offset` in the uncompressed blob, where `chunk` has to be; `false` if the chunk is not ready,
-    /// or ceased to be so meanwhile: then the buffer has anything. What somebody else took out of the file is noticed by what
-    /// the file has on disk, so not if as much was stored since it was last looked at.
+    /// or ceased to be so meanwhile: then the buffer has anything. What the disk cannot read is not ready from then on. What
+    /// somebody else took out of the file is noticed by what the file has on disk, so not if as much was stored since it was last
+    /// looked at.
     ///
     /// # Errors
     ///
-    /// The file cannot be read.
+    /// The file cannot be read, which is not the disk's fault.
     pub fn read(&self, chunk: ChunkIndex, buffer: &mut [u8], offset: u64) -> io::Result<bool> {
         if !self.is_ready(chunk) {
             return Ok(false);
         }
-        match self.data.once().read_exact_at(buffer, offset) {
+        match disk::read_at(self.data.once(), buffer, offset) {
             Ok(()) => {
                 self.look_again(|| self.known())?;
                 // What is read must not be older than what the second look sees.
@@ -257,8 +260,21 @@ impl CachedBlob {
                 // No longer, if somebody shortened the file.
                 if self.is_ready(chunk) { Err(error) } else { Ok(false) }
             }
+            Err(error) if is_broken(&error) => {
+                self.lose(chunk, &error);
+                Ok(false)
+            }
             Err(error) => Err(error),
         }
+    }
+
+    /// The disk cannot read the chunk. Others have it, and a block that is written again may get a good place on the disk.
+    fn lose(&self, chunk: ChunkIndex, error: &io::Error) {
+        if !self.is_unreadable.swap(true, Ordering::Relaxed) {
+            let (blob, chunk) = (self.id, chunk.0);
+            tracing::warn!(%blob, chunk, %error, "the disk cannot read all of a cached blob: what it cannot is fetched again");
+        }
+        self.discard(chunk);
     }
 
     /// The bytes that the cache claims to be a chunk's, whether verified or not.
@@ -268,7 +284,7 @@ impl CachedBlob {
     /// The file cannot be read, or is shorter.
     pub fn claimed(&self, chunk: &Chunk) -> io::Result<Vec<u8>> {
         let mut content = vec![0; chunk.uncompressed_size as usize];
-        self.data.once().read_exact_at(&mut content, chunk.uncompressed_offset)?;
+        disk::read_at(self.data.once(), &mut content, chunk.uncompressed_offset)?;
         Ok(content)
     }
 

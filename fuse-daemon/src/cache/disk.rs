@@ -1,5 +1,5 @@
-//! Every change of the cache's files. What is written here reaches the disk whenever the kernel likes, so of each change
-//! somebody says what holds if it fails; in tests, any can be made to.
+//! Every change of the cache's files, and every read of chunks. What is written here reaches the disk whenever the kernel likes,
+//! so of each change somebody says what holds if it fails; in tests, any can be made to.
 
 use std::fs::File;
 use std::io::{self, BufWriter, Write};
@@ -24,6 +24,12 @@ pub(super) fn write_at(file: &File, bytes: &[u8], offset: u64) -> io::Result<()>
     let part = if permit.is_ok() { bytes.len() } else { part_done(bytes) };
     file.write_all_at(&bytes[..part], offset)?;
     permit
+}
+
+/// Reads all bytes at an offset; if it fails, any part of them may be there.
+pub(super) fn read_at(file: &File, bytes: &mut [u8], offset: u64) -> io::Result<()> {
+    permit_read()?;
+    file.read_exact_at(bytes, offset)
 }
 
 /// Deletes a file; whether it was there.
@@ -69,56 +75,78 @@ const fn permit() -> io::Result<()> {
 }
 
 #[cfg(not(test))]
+const fn permit_read() -> io::Result<()> {
+    Ok(())
+}
+
+#[cfg(not(test))]
 const fn part_done(_bytes: &[u8]) -> usize {
     0
 }
 
 #[cfg(test)]
-use faults::{part_done, permit};
+use faults::{part_done, permit, permit_read};
 
-/// Changes that fail, of the thread that asks for it.
+/// Changes and reads that fail, of the thread that asks for it.
 #[cfg(test)]
-pub(super) mod faults {
+pub(crate) mod faults {
     use std::cell::Cell;
     use std::io;
+    use std::thread::LocalKey;
 
-    /// Which change fails, and how.
+    /// Which change or read fails, and how.
     #[derive(Clone, Copy, Debug, Default)]
-    pub(in super::super) struct Fault {
+    pub(crate) struct Fault {
         /// How many work before it.
-        pub(in super::super) after: u64,
+        pub(crate) after: u64,
         /// All behind it fail too.
-        pub(in super::super) for_good: bool,
+        pub(crate) for_good: bool,
         /// A write that fails has written half of its bytes.
-        pub(in super::super) torn: bool,
+        pub(crate) torn: bool,
         /// The number of the error.
-        pub(in super::super) errno: i32,
+        pub(crate) errno: i32,
     }
 
     thread_local! {
         static FAULT: Cell<Option<Fault>> = const { Cell::new(None) };
+        static READ_FAULT: Cell<Option<Fault>> = const { Cell::new(None) };
         static TORN: Cell<bool> = const { Cell::new(false) };
         static FAILED: Cell<bool> = const { Cell::new(false) };
     }
 
     /// From now on changes fail as is said, or no longer; whether one has failed before.
-    pub(in super::super) fn plan(fault: Option<Fault>) -> bool {
+    pub(crate) fn plan(fault: Option<Fault>) -> bool {
         FAULT.set(fault);
         FAILED.take()
     }
 
+    /// From now on reads of chunks fail as is said, or no longer.
+    pub(crate) fn plan_reads(fault: Option<Fault>) {
+        READ_FAULT.set(fault);
+    }
+
     pub(super) fn permit() -> io::Result<()> {
-        let Some(fault) = FAULT.get() else { return Ok(()) };
-        if fault.after > 0 {
-            FAULT.set(Some(Fault { after: fault.after - 1, ..fault }));
-            return Ok(());
-        }
-        if !fault.for_good {
-            FAULT.set(None);
-        }
+        let Some(fault) = due(&FAULT) else { return Ok(()) };
         TORN.set(fault.torn);
         FAILED.set(true);
         Err(io::Error::from_raw_os_error(fault.errno))
+    }
+
+    pub(super) fn permit_read() -> io::Result<()> {
+        due(&READ_FAULT).map_or(Ok(()), |fault| Err(io::Error::from_raw_os_error(fault.errno)))
+    }
+
+    /// What was planned, if this is what it is for.
+    fn due(planned: &'static LocalKey<Cell<Option<Fault>>>) -> Option<Fault> {
+        let fault = planned.get()?;
+        if fault.after > 0 {
+            planned.set(Some(Fault { after: fault.after - 1, ..fault }));
+            return None;
+        }
+        if !fault.for_good {
+            planned.set(None);
+        }
+        Some(fault)
     }
 
     pub(super) fn part_done(bytes: &[u8]) -> usize {

@@ -4,11 +4,12 @@ use std::fs::{File, Metadata};
 use std::ops::Range;
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
+use std::time::SystemTime;
 
 use nix::unistd::{Whence, lseek};
 
 use super::blob::Variant;
-use super::{CacheError, answers, disk, places};
+use super::{CacheError, answers, chunk_info, disk, places};
 use crate::control::BlobId;
 
 /// Unit of `st_blocks`, whatever the file system's own block size.
@@ -37,18 +38,26 @@ pub(super) fn delete(dir: &Path, id: BlobId, variant: Variant) -> Result<bool, C
     let had_map = remove(&map)?;
     let had_places = places.exists();
     places::remove(&places).map_err(CacheError::io("delete", &places))?;
+    let mut had_info = false;
     if variant == Variant(0) {
         answers::delete(dir, id)?;
+        had_info = chunk_info::delete(dir, id)?;
     }
     let had_data = remove(&data)?;
-    Ok(had_map || had_places || had_data)
+    Ok(had_map || had_places || had_info || had_data)
 }
 
 /// Bytes on disk that a blob's files take.
 pub(super) fn usage(dir: &Path, id: BlobId, variant: Variant) -> u64 {
-    let bytes = |path: &PathBuf| std::fs::metadata(path).map_or(0, |metadata| on_disk(&metadata));
-    let answers = (variant == Variant(0)).then(|| answers::path(dir, id));
-    paths(dir, id, variant).iter().chain(&answers).map(bytes).sum()
+    let bytes = |path: PathBuf| std::fs::metadata(path).map_or(0, |metadata| on_disk(&metadata));
+    let of_all = || [answers::path(dir, id)].into_iter().chain(chunk_info::paths(dir, id));
+    let of_all = (variant == Variant(0)).then(of_all);
+    paths(dir, id, variant).into_iter().chain(of_all.into_iter().flatten()).map(bytes).sum()
+}
+
+/// When a file was written last, if it is there.
+pub(super) fn modified(path: &Path) -> Option<SystemTime> {
+    std::fs::metadata(path).and_then(|file| file.modified()).ok()
 }
 
 /// Bytes on disk that a file takes.

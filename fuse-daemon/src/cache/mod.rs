@@ -1,13 +1,15 @@
 //! What the node holds of each blob: one sparse file with the *uncompressed* chunks at their uncompressed offsets, so
 //! that it can also be the blob's EROFS device, beside a map of which chunks are there.
 //!
-//! Blobs are shared by all images that refer to them, and with a blob is kept what its chunks are: see [`Described`].
+//! Blobs are shared by all images that refer to them, and with a blob is kept what its chunks are: see [`Described`]. Where a
+//! bootstrap does not say that, it comes from the blob's tail, which is kept too.
 //! Images that are mounted at once and contradict each other get caches of their own. A directory has one owner at a time,
 //! by a lock file.
 
 mod answers;
 mod blob;
 mod boot;
+mod chunk_info;
 mod chunk_map;
 mod description;
 mod disk;
@@ -35,6 +37,8 @@ pub use blob::{CachedBlob, Generation, StoreError};
 pub use boot::BootId;
 pub use chunk_map::{CHUNK_LIMIT, ChunkMap, ChunkState};
 pub use description::{CHUNK_BYTES_LIMIT, Described, Said};
+#[cfg(test)]
+pub(crate) use disk::faults;
 pub use lease::Lease;
 
 use crate::control::{BadChunks, BlobId, CacheTotals, CachedStatus, Kept, Removed, Verified};
@@ -80,6 +84,13 @@ impl CacheError {
 /// Whether an operation failed for lack of room, which may come back.
 pub(crate) fn is_full(error: &io::Error) -> bool {
     matches!(error.kind(), io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded)
+}
+
+/// Whether an operation failed since the disk fails: a block of it, or what the file system keeps there of a file. What a process
+/// lacks, as memory or descriptors, says nothing of the disk.
+pub(crate) fn is_broken(error: &io::Error) -> bool {
+    use nix::libc::{EBADMSG, EIO, ENODATA, EUCLEAN};
+    matches!(error.raw_os_error(), Some(EIO | EBADMSG | ENODATA | EUCLEAN))
 }
 
 /// A directory of cached blobs.

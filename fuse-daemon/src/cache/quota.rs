@@ -9,7 +9,7 @@ use std::ops::Range;
 use std::time::SystemTime;
 
 use super::blob::Variant;
-use super::{BlobId, Blobs, CacheError, CacheState, disk, files};
+use super::{BlobId, Blobs, CacheError, CacheState, chunk_info, disk, files};
 use crate::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 
 /// Where pinned blobs are named, one a line.
@@ -144,7 +144,7 @@ impl CacheState {
     }
 
     /// Counts what there is, where there is a limit.
-    fn count(&self, blobs: &Blobs) {
+    pub(super) fn count(&self, blobs: &Blobs) {
         if self.quota.limit == u64::MAX {
             return;
         }
@@ -161,10 +161,13 @@ impl CacheState {
         ids.map(|id| (self.last_used(id), id)).collect()
     }
 
-    /// When the blob was used last: its data file is touched when the last lease ends.
+    /// When the blob was used last: its data file is touched when the last lease ends. Before its first mount there may be its
+    /// chunk information alone.
     pub(super) fn last_used(&self, id: BlobId) -> SystemTime {
         let [data, ..] = files::paths(&self.dir, id, Variant(0));
-        std::fs::metadata(data).and_then(|data| data.modified()).unwrap_or(SystemTime::UNIX_EPOCH)
+        let described =
+            || chunk_info::paths(&self.dir, id).iter().filter_map(|path| files::modified(path)).max();
+        files::modified(&data).or_else(described).unwrap_or(SystemTime::UNIX_EPOCH)
     }
 
     pub(super) fn load_pins(&self) -> Result<(), CacheError> {

@@ -11,7 +11,7 @@ use super::flight::Landed;
 use super::message::{BackendName, ChunkError, ChunkKey, Content, Order, Orders, Responses};
 use super::read::ReadError;
 use super::wait::{Loose, Waiter};
-use crate::cache::{CachedBlob, Described, StoreError, is_full};
+use crate::cache::{CachedBlob, Described, StoreError, is_broken, is_full};
 use crate::describe;
 use crate::metrics::Chunk as Outcome;
 use crate::pool::Job;
@@ -48,7 +48,7 @@ impl Orders for Front {
             let (blob, chunk) = (key.blob, key.chunk.0);
             tracing::error!(%blob, chunk, "workers end over a chunk, reads of it fail");
             self.counters.chunk(Outcome::Failed);
-            self.land(key, Some(ChunkError::Deadly));
+            self.give_up(key, ChunkError::Deadly);
         }
     }
 
@@ -89,8 +89,11 @@ impl Front {
                 if self.is_full.swap(false, Ordering::Relaxed) {
                     tracing::info!("the cache's disk has room again");
                 }
+                if self.is_broken.swap(false, Ordering::Relaxed) {
+                    tracing::info!("the cache's disk takes chunks again");
+                }
                 self.counters.chunk(Outcome::Kept { bytes: bytes.len() as u64 });
-                self.land(key, None);
+                self.land(key, chunk, bytes);
             }
             Err(StoreError::Outdated) => self.reorder(key),
             Err(StoreError::Io(error)) if is_full(&error) => {
@@ -98,13 +101,26 @@ impl Front {
                     tracing::warn!(%error, "the cache's disk is full: serving from the network without caching");
                 }
                 self.counters.chunk(Outcome::NotCached);
-                let loose = Loose { key, offset: chunk.uncompressed_offset, bytes: bytes.into() };
+                let loose = Loose::new(key, chunk, bytes);
                 let waiters = self.landed(key, None);
                 waiters.iter().for_each(|waiter| waiter.arrived_loose(loose.clone()));
             }
+            Err(StoreError::Io(error)) if is_broken(&error) => {
+                if !self.is_broken.swap(true, Ordering::Relaxed) {
+                    let (blob, chunk) = (key.blob, key.chunk.0);
+                    tracing::error!(%blob, chunk, %error, "the cache's disk fails: serving from the network what it does not take");
+                }
+                self.counters.chunk(Outcome::NotCached);
+                let loose = Loose::new(key, chunk, bytes);
+                let waiters = self.landed(key, None).into_iter();
+                let (readers, others): (Vec<_>, Vec<_>) = waiters.partition(|waiter| waiter.is_reader());
+                readers.iter().for_each(|waiter| waiter.arrived_loose(loose.clone()));
+                // Not for lack of room, which those who fetch ahead would wait for.
+                fail(others, key, &ChunkError::Cache(error.to_string()));
+            }
             Err(StoreError::Io(error)) => {
                 tracing::error!(blob = %key.blob, chunk = key.chunk.0, %error, "cannot write the cache");
-                self.land(key, Some(ChunkError::Cache(error.to_string())));
+                self.give_up(key, ChunkError::Cache(error.to_string()));
             }
         }
     }
@@ -117,7 +133,7 @@ impl Front {
             flight.order_alone(key)
         });
         drop(flights);
-        self.order_or_land(key, order, ChunkError::Unknown);
+        self.order_or_give_up(key, order, ChunkError::Unknown);
     }
 
     /// What a backend delivered is not the chunk: it is ordered from the others.
@@ -130,7 +146,7 @@ impl Front {
             flight.corrupt = Some(format!("from {from}: {reason}"));
             if flight.refused.len() <= REFUSALS_LIMIT { flight.order_alone(key) } else { None }
         });
-        self.order_or_land(key, order, ChunkError::Corrupt { from: Arc::clone(from), reason });
+        self.order_or_give_up(key, order, ChunkError::Corrupt { from: Arc::clone(from), reason });
     }
 
     /// The worker cannot bring the chunk: what is to be tried again is, the rest given up.
@@ -169,23 +185,31 @@ impl Front {
                 None => tracing::error!(%blob, chunk, %error, "cannot fetch a chunk, reads of it fail"),
             }
         }
-        self.order_or_land(key, order, error);
+        self.order_or_give_up(key, order, error);
     }
 
-    fn order_or_land(&self, key: ChunkKey, order: Option<Order>, error: ChunkError) {
+    fn order_or_give_up(&self, key: ChunkKey, order: Option<Order>, error: ChunkError) {
         match order {
             Some(order) => self.worker.fetch(vec![order]),
-            None => self.land(key, Some(error)),
+            None => self.give_up(key, error),
         }
     }
 
-    /// The chunk is in the cache, or given up.
-    fn land(&self, key: ChunkKey, error: Option<ChunkError>) {
-        let waiters = self.landed(key, error.as_ref());
-        match error {
-            None => waiters.iter().for_each(|waiter| waiter.arrived()),
-            Some(error) => fail(waiters, key, &error),
+    /// The chunk is in the cache. Who could not read it there takes its bytes.
+    fn land(&self, key: ChunkKey, chunk: &Chunk, bytes: &[u8]) {
+        let mut loose = None;
+        for waiter in self.landed(key, None) {
+            if waiter.takes_bytes() {
+                let loose = loose.get_or_insert_with(|| Loose::new(key, chunk, bytes));
+                waiter.arrived_loose(loose.clone());
+            } else {
+                waiter.arrived();
+            }
         }
+    }
+
+    fn give_up(&self, key: ChunkKey, error: ChunkError) {
+        fail(self.landed(key, Some(&error)), key, &error);
     }
 
     /// Ends a flight, and begins what had to wait for that: whom to tell.
@@ -213,7 +237,7 @@ impl Front {
         };
         drop(flights);
         if orders.is_empty() {
-            return self.land(key, Some(ChunkError::Unknown));
+            return self.give_up(key, ChunkError::Unknown);
         }
         self.worker.fetch(orders);
     }
@@ -226,11 +250,11 @@ impl Front {
         let run = move || {
             let mut lost = lost;
             let Some(front) = lost.front.upgrade() else { return };
-            let content = blob.claimed(&described.chunk);
-            if content.is_ok_and(|content| check(&described, &content).is_ok())
+            let content = blob.claimed(&described.chunk).ok();
+            if let Some(content) = content.filter(|content| check(&described, content).is_ok())
                 && blob.confirm(key.chunk, &described.chunk)
             {
-                front.land(key, None);
+                front.land(key, &described.chunk, &content);
                 lost.over = true;
                 return;
             }

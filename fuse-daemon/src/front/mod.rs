@@ -87,6 +87,8 @@ pub struct Front {
     pool: Pool,
     /// Whether the last chunk found no room in the cache.
     is_full: AtomicBool,
+    /// Whether the cache's disk failed to take the last chunk.
+    is_broken: AtomicBool,
     counters: Arc<Counters>,
     /// Between cache file and kernel.
     buffers: Buffers,
@@ -110,6 +112,7 @@ impl Front {
             outages: Arc::default(),
             pool,
             is_full: AtomicBool::new(false),
+            is_broken: AtomicBool::new(false),
             counters: Arc::default(),
             buffers: Buffers::default(),
             config,
@@ -129,7 +132,7 @@ impl Front {
         until: Until,
         answer: impl FnOnce(Result<&[u8], ReadError>) + Send + 'static,
     ) {
-        let Err((answer, missing)) = read_now(&pieces, &[], &self.buffers, Box::new(answer)) else {
+        let Err((answer, missing, urgency)) = read_now(&pieces, &[], &self.buffers, Box::new(answer)) else {
             self.counters.cached();
             return self.follow(&pieces);
         };
@@ -138,7 +141,7 @@ impl Front {
             counters.waited(begun.elapsed());
             answer(result);
         };
-        self.read_after(pieces, missing, until, Vec::new(), Box::new(counted));
+        self.read_after(pieces, (missing, urgency), until, Vec::new(), Box::new(counted));
     }
 
     /// What is counted of all reads.
@@ -179,6 +182,11 @@ impl Front {
         self.is_full.load(Ordering::Relaxed)
     }
 
+    /// Whether the cache did not take the last chunk that came: then nothing comes along with what readers wait for.
+    fn is_refused(&self) -> bool {
+        self.is_full() || self.is_broken.load(Ordering::Relaxed)
+    }
+
     /// When what begins now is to be answered.
     pub fn deadline(&self) -> Until {
         Until::after(self.config.deadline, &self.outages)
@@ -187,7 +195,7 @@ impl Front {
     fn read_after(
         &self,
         pieces: Vec<Piece>,
-        missing: Vec<Want>,
+        (missing, urgency): (Vec<Want>, Urgency),
         until: Until,
         mut loose: Vec<Loose>,
         answer: ReadAnswer,
@@ -196,15 +204,15 @@ impl Front {
         let again = move |result| match (result, front.upgrade()) {
             (Ok(more), Some(front)) => {
                 loose.extend(more);
-                // Looked at once more: what arrived may be gone again.
-                if let Err((answer, missing)) = read_now(&pieces, &loose, &front.buffers, answer) {
-                    front.read_after(pieces, missing, until, loose, answer);
+                // Looked at once more: what arrived may be gone again. Not for ever: from now on its bytes are taken as they come.
+                if let Err((answer, missing, _)) = read_now(&pieces, &loose, &front.buffers, answer) {
+                    front.read_after(pieces, (missing, Urgency::Reread), until, loose, answer);
                 }
             }
             (Ok(_), None) => {}
             (Err(error), _) => answer(Err(error)),
         };
-        self.ensure_until(missing, time, Urgency::Reader, Box::new(again));
+        self.ensure_until(missing, time, urgency, Box::new(again));
     }
 
     /// Brings chunks into the cache; `done` is called when all are there or one cannot be brought, within the deadline.
@@ -257,7 +265,11 @@ impl Front {
             let key = want.key();
             // Looked at again under the lock: an answer that came since the first look will not come again. One that
             // comes after this look finds the flight, since it takes the same lock.
-            let state = blob.state(want.chunk);
+            let state = match blob.state(want.chunk) {
+                // Brought by somebody else since this reader could not read it, which says nothing of the disk.
+                ChunkState::Ready if waiter.takes_bytes() => ChunkState::Missing,
+                state => state,
+            };
             if state == ChunkState::Ready {
                 todo.ready += 1;
             } else if let Some(flight) = flights.get(key) {

@@ -152,7 +152,7 @@ impl Front {
     /// Stored bytes of a blob that may be ordered ahead of readers: what they wait for goes before, and beyond this its backend
     /// is busy.
     fn room_ahead(&self, blob: &CachedBlob) -> u64 {
-        if self.is_full() {
+        if self.is_refused() {
             return 0;
         }
         self.config.ahead_bytes.saturating_sub(self.streams().on_way(blob.generation()))
@@ -231,9 +231,9 @@ impl Front {
         self.limits_of(part.max(least))
     }
 
-    /// What there is no room for is not read ahead.
+    /// What the cache does not take is not read ahead.
     fn limits_of(&self, request_bytes: u64) -> Limits {
-        Limits::of(if self.is_full() { 1 } else { request_bytes })
+        Limits::of(if self.is_refused() { 1 } else { request_bytes })
     }
 
     pub(super) fn paces(&self) -> MutexGuard<'_, Paces> {

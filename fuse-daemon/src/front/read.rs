@@ -6,7 +6,7 @@ use std::time::Duration;
 use rafs::blob::ChunkIndex;
 
 use super::message::{ChunkError, ChunkKey};
-use super::wait::{Loose, Want};
+use super::wait::{Loose, Urgency, Want};
 use crate::buffers::Buffers;
 use crate::cache::CachedBlob;
 
@@ -36,7 +36,7 @@ impl Piece {
         }
     }
 
-    /// The piece's chunk, if the cache had no room for it.
+    /// The piece's chunk, if it is not to be read in the cache.
     fn is_in<'a>(&self, loose: &'a [Loose]) -> Option<&'a Loose> {
         // The usual case: nothing is loose.
         let key = if loose.is_empty() { return None } else { self.want()?.key() };
@@ -114,22 +114,22 @@ pub enum ReadError {
 /// How a read is answered.
 pub(super) type ReadAnswer = Box<dyn FnOnce(Result<&[u8], ReadError>) + Send>;
 
-/// Answers from the cache and what it had no room for; what is missing, if something is: then nothing is answered yet. What is
-/// read goes through one of `buffers`.
+/// Answers from the cache and what is not to be read there; what is missing, if something is, and how it is to be waited for: then
+/// nothing is answered yet. What is read goes through one of `buffers`.
 pub(super) fn read_now(
     pieces: &[Piece],
     loose: &[Loose],
     buffers: &Buffers,
     answer: ReadAnswer,
-) -> Result<(), (ReadAnswer, Vec<Want>)> {
+) -> Result<(), (ReadAnswer, Vec<Want>, Urgency)> {
     let missing: Vec<Want> =
         pieces.iter().filter(|piece| !piece.is_ready(loose)).filter_map(Piece::want).collect();
     if !missing.is_empty() {
-        return Err((answer, missing));
+        return Err((answer, missing, Urgency::Reader));
     }
     let total = pieces.iter().map(Piece::len).sum();
     buffers.with(total, |buffer| match fill(pieces, loose, buffer) {
-        Ok(missing) if !missing.is_empty() => Err((answer, missing)),
+        Ok(missing) if !missing.is_empty() => Err((answer, missing, Urgency::Reread)),
         Ok(_) => {
             answer(Ok(buffer));
             Ok(())

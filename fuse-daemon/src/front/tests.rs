@@ -8,6 +8,7 @@ use super::*;
 use crate::cache::{BootId, Cache, CachedBlob, Lease, Said};
 
 mod ahead;
+mod broken;
 mod late;
 
 const SOON: Duration = Duration::from_secs(20);

@@ -3,7 +3,7 @@
 use std::sync::{Arc, PoisonError};
 use std::time::Instant;
 
-use rafs::blob::ChunkIndex;
+use rafs::blob::{Chunk, ChunkIndex};
 
 use super::message::ChunkKey;
 use super::outage::Until;
@@ -27,7 +27,7 @@ impl Want {
     }
 }
 
-/// A chunk that was verified, and that the cache had no room for.
+/// A chunk that was verified, and that the cache had no room for, or that could not be read there.
 #[derive(Clone, Debug)]
 pub(super) struct Loose {
     pub(super) key: ChunkKey,
@@ -36,7 +36,13 @@ pub(super) struct Loose {
     pub(super) bytes: Arc<[u8]>,
 }
 
-/// What is called once, when all chunks are there or one fails; with those that are not in the cache.
+impl Loose {
+    pub(super) fn new(key: ChunkKey, chunk: &Chunk, bytes: &[u8]) -> Self {
+        Self { key, offset: chunk.uncompressed_offset, bytes: bytes.into() }
+    }
+}
+
+/// What is called once, when all chunks are there or one fails; with those that are not to be read in the cache.
 pub(super) type Done = Box<dyn FnOnce(Result<Vec<Loose>, ReadError>) + Send>;
 
 /// Who waits: readers go before all else.
@@ -44,6 +50,9 @@ pub(super) type Done = Box<dyn FnOnce(Result<Vec<Loose>, ReadError>) + Send>;
 pub(super) enum Urgency {
     /// A program stands still meanwhile.
     Reader,
+    /// The same once more: what was in the cache could not be read there, so it takes the bytes of what comes. A disk that stays
+    /// bad costs a read one fetch of a chunk, and of one that was not there a second.
+    Reread,
     /// Nobody does: it gives way to readers, and nothing is tried again for it alone.
     Idle,
 }
@@ -77,7 +86,12 @@ impl Waiter {
 
     /// Whether a program stands still meanwhile.
     pub(super) fn is_reader(&self) -> bool {
-        self.urgency == Urgency::Reader
+        self.urgency != Urgency::Idle
+    }
+
+    /// Whether it is to have the bytes of what comes, wherever else they are.
+    pub(super) fn takes_bytes(&self) -> bool {
+        self.urgency == Urgency::Reread
     }
 
     /// One of the missing chunks is there; the last one answers.
@@ -89,7 +103,7 @@ impl Waiter {
         }
     }
 
-    /// One of the missing chunks is there, but not in the cache.
+    /// One of the missing chunks is there, but is not to be read in the cache.
     pub(super) fn arrived_loose(&self, loose: Loose) {
         self.loose().push(loose);
         self.arrived();

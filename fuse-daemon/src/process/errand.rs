@@ -7,8 +7,7 @@ use std::os::fd::OwnedFd;
 use std::os::unix::fs::FileExt;
 use std::sync::Arc;
 
-use rafs::blob::Blob;
-use rafs::blob::source::{MetaParts, digests_limit};
+use rafs::blob::source::MetaParts;
 use tokio::sync::oneshot;
 use tokio::time::{Instant, timeout_at};
 
@@ -16,9 +15,6 @@ use super::message::{InfoLengths, ToWorker, clip};
 use super::remote::RemoteState;
 use crate::sys::memory;
 use crate::worker::{HostTotals, SourceReport};
-
-/// Header and table of contents of chunk information, in bytes at most.
-const INFO_EXTRA_BYTES: u64 = 2 * 4096;
 
 /// What came of it.
 #[derive(Clone, Debug)]
@@ -126,12 +122,6 @@ impl RemoteState {
         }
         Ok(outcome.await.unwrap_or(None))
     }
-}
-
-/// The most bytes that a blob's chunk information may have, unpacked.
-pub(super) fn info_bytes(blob: &Blob) -> u64 {
-    let array = blob.meta.map_or(0, |meta| meta.uncompressed_size);
-    array.saturating_add(digests_limit(blob)).saturating_add(INFO_EXTRA_BYTES)
 }
 
 /// Copies the parts of chunk information out of the worker's file.

@@ -10,8 +10,7 @@ use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError, Weak};
 use std::time::Duration;
 
 use rafs::blob::Blob;
-use rafs::blob::meta::BlobMeta;
-use rafs::blob::source::{BlobError, meta_of};
+use rafs::blob::source::{BlobError, MetaParts, parts_limit};
 use registry::client::ClientConfig;
 use serde::{Deserialize, Serialize};
 use tokio::runtime::Handle;
@@ -19,7 +18,7 @@ use tokio::sync::{Semaphore, watch};
 use tokio::time::Instant;
 
 use super::connection::WorkerConnection;
-use super::errand::{Brought, Errand, info_bytes, read_parts};
+use super::errand::{Brought, Errand, read_parts};
 use super::given::{self, Given};
 use super::hosts::Hosts;
 use super::launch::{Launch, this_program};
@@ -225,12 +224,12 @@ impl Fetcher for RemoteWorker {
         }
     }
 
-    async fn chunk_info(&self, blob: &Blob, until: Instant) -> Result<BlobMeta, Arc<BlobError>> {
+    async fn chunk_info(&self, blob: &Blob, until: Instant) -> Result<MetaParts, Arc<BlobError>> {
         let failed = |source| {
             let blob = blob.id.map_or_else(|| "of unknown id".to_owned(), |id| id.to_string());
             Arc::new(BlobError::Io { blob, source })
         };
-        let limit = info_bytes(blob);
+        let limit = parts_limit(blob);
         let order = |number, milliseconds| ToWorker::ChunkInfo {
             number,
             blob: BlobShape::with_info(blob),
@@ -240,13 +239,8 @@ impl Fetcher for RemoteWorker {
         let (Brought::Info(lengths), file) = brought.map_err(failed)? else {
             return Err(failed(io::Error::other("something else came in its place")));
         };
-        let described = blob.clone();
-        let read = move || {
-            let parts = read_parts(&file, lengths, limit);
-            parts.map(|parts| meta_of(&described, parts).map_err(Arc::new))
-        };
-        let read = tokio::task::spawn_blocking(read).await;
-        read.unwrap_or_else(|panic| Err(io::Error::other(panic))).map_err(failed)?
+        let read = tokio::task::spawn_blocking(move || read_parts(&file, lengths, limit)).await;
+        read.unwrap_or_else(|panic| Err(io::Error::other(panic))).map_err(failed)
     }
 }
 

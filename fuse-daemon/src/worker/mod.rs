@@ -26,8 +26,7 @@ use std::sync::{Arc, OnceLock, Weak};
 use std::time::Duration;
 
 use rafs::blob::Blob;
-use rafs::blob::meta::BlobMeta;
-use rafs::blob::source::{BlobError, meta_of};
+use rafs::blob::source::{BlobError, MetaParts};
 use tokio::runtime::Handle;
 use tokio::time::Instant;
 
@@ -91,7 +90,8 @@ pub trait Fetcher: Worker + 'static {
         until: Instant,
     ) -> impl Future<Output = Result<(), String>> + Send;
 
-    /// The chunk information of a blob, from whichever backend has it first, verified as far as the blob says what it is.
+    /// The chunk information of a blob, from whichever backend has it first, not verified: see
+    /// [`meta_of`](rafs::blob::source::meta_of).
     ///
     /// # Errors
     ///
@@ -100,7 +100,7 @@ pub trait Fetcher: Worker + 'static {
         &self,
         blob: &Blob,
         until: Instant,
-    ) -> impl Future<Output = Result<BlobMeta, Arc<BlobError>>> + Send;
+    ) -> impl Future<Output = Result<MetaParts, Arc<BlobError>>> + Send;
 }
 
 impl Fetcher for LocalWorker {
@@ -128,10 +128,9 @@ impl Fetcher for LocalWorker {
         }
     }
 
-    async fn chunk_info(&self, blob: &Blob, until: Instant) -> Result<BlobMeta, Arc<BlobError>> {
+    async fn chunk_info(&self, blob: &Blob, until: Instant) -> Result<MetaParts, Arc<BlobError>> {
         let info = self.chunk_info_parts(blob, until).await?;
-        let parts = Arc::try_unwrap(info).map_or_else(|shared| shared.parts.clone(), |info| info.parts);
-        meta_of(blob, parts).map_err(Arc::new)
+        Ok(Arc::try_unwrap(info).map_or_else(|shared| shared.parts.clone(), |info| info.parts))
     }
 }
 

@@ -5,6 +5,7 @@
 
 #![allow(clippy::unwrap_used, reason = "helpers of tests are tests: what they cannot do fails the test")]
 
+mod chunk_info;
 mod control;
 mod disk;
 mod far;

@@ -12,6 +12,7 @@ use super::stream::{Toc, TocError};
 use super::{Blob, BlobIndex, Chunk, ChunkIndex};
 use crate::bootstrap::{Bootstrap, ReadError};
 use crate::digest::Digest;
+use crate::layout::blob_meta::MetaHeader;
 use crate::layout::{flags, toc};
 use crate::limits::Limits;
 use crate::tree::{ChunkRef, Image};
@@ -184,6 +185,18 @@ pub struct MetaParts {
     pub digests: Vec<u8>,
 }
 
+impl MetaParts {
+    /// Whether the table of contents of this digest names all of them, each by its digest. Then they are the same whoever had
+    /// them: header, array and digests cannot be others.
+    pub fn are_named_by(&self, table: Digest) -> bool {
+        let Ok(found) = Toc::parse(&self.tail, self.stream_size, Some(table)) else { return false };
+        let is = |name: &str, content: &[u8]| found.part(name).map(|part| part.check(content).is_ok());
+        is(toc::META, &self.array) == Some(true)
+            && is(toc::META_HEADER, &self.header) == Some(true)
+            && is(toc::DIGESTS, &self.digests).unwrap_or(self.digests.is_empty())
+    }
+}
+
 /// Fetches and unpacks chunk information, for who verifies it elsewhere.
 ///
 /// # Errors
@@ -227,6 +240,13 @@ fn read_with_toc(source: &impl BlobSource, blob: &Blob) -> Result<(MetaParts, Op
 /// size of the smallest entry.
 pub fn digests_limit(blob: &Blob) -> u64 {
     blob.meta.map_or(0, |meta| meta.uncompressed_size.saturating_mul(2))
+}
+
+/// The most bytes that all parts of a blob's chunk information can have, by what its bootstrap says of the array.
+pub fn parts_limit(blob: &Blob) -> u64 {
+    let array = blob.meta.map_or(0, |meta| meta.uncompressed_size);
+    let others = (size_of::<MetaHeader>() + toc::SIZE_LIMIT) as u64;
+    array.saturating_add(digests_limit(blob)).saturating_add(others)
 }
 
 /// Chunk information from its parts, whoever read them. Where the bootstrap has the digest of the table of contents, the chunks'

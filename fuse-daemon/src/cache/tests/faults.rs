@@ -4,7 +4,7 @@ use proptest::prelude::*;
 
 use super::images::{IMAGES, Step, content, image, steps};
 use super::*;
-use crate::cache::disk::faults::{Fault, plan};
+use crate::cache::disk::faults::{Fault, plan, plan_reads};
 
 /// What the daemon has open.
 struct World {
@@ -217,4 +217,29 @@ fn pins_and_answers_stay_what_they_were_or_become_what_they_were_to_be() {
     let changes =
         (0..).take_while(|&after| faults(after).filter(|fault| outlive(*fault)).count() > 0).count();
     assert!(changes > 5, "{changes} changes were made to fail");
+}
+
+#[test]
+fn a_chunk_that_the_disk_cannot_read_is_missing_from_then_on_and_no_other() {
+    use nix::libc::{EBADMSG, EIO, EMFILE, ENODATA, ENOMEM, EUCLEAN};
+    let dir = tempfile::tempdir().unwrap();
+    let blob = open(dir.path(), FIRST_BOOT);
+    store(&blob, 4, 1);
+    let read = |errno| {
+        store(&blob, 3, 1);
+        plan_reads(Some(Fault { errno, ..Fault::default() }));
+        let read = blob.read(ChunkIndex(3), &mut [0; 16], 3 * CHUNK);
+        (read.map_err(|error| error.raw_os_error()), blob.state(ChunkIndex(3)))
+    };
+    // That says nothing of the disk.
+    for errno in [EMFILE, ENOMEM] {
+        assert_eq!(read(errno), (Err(Some(errno)), ChunkState::Ready));
+    }
+    for errno in [EBADMSG, ENODATA, EUCLEAN, EIO] {
+        assert_eq!(read(errno), (Ok(false), ChunkState::Missing));
+    }
+    // The next daemon does not try it either.
+    drop(blob);
+    let blob = open(dir.path(), FIRST_BOOT);
+    assert_eq!([3, 4].map(|chunk| blob.state(ChunkIndex(chunk))), [ChunkState::Missing, ChunkState::Ready]);
 }

@@ -1,0 +1,90 @@
+//! A disk that cannot read what the cache has, or does not take what comes.
+
+use nix::libc::EIO;
+
+use super::*;
+use crate::cache::faults::{Fault, plan, plan_reads};
+
+const ONCE: Fault = Fault { after: 0, for_good: false, torn: false, errno: EIO };
+const FOR_GOOD: Fault = Fault { for_good: true, ..ONCE };
+
+#[test]
+fn what_the_disk_cannot_read_is_fetched_again_and_kept() {
+    let bench = Bench::new(SOON);
+    [1, 2].into_iter().for_each(|chunk| bench.store(chunk));
+    plan_reads(Some(ONCE));
+    let read = bench.read(&[1, 2]);
+    assert!(waits(&read) && !bench.blob().is_ready(ChunkIndex(1)));
+    assert_eq!(bench.worker.ordered(), [1]);
+    bench.deliver(1);
+    assert_eq!(answered(&read).unwrap(), contents(&[1, 2]));
+    assert_eq!(bench.read(&[1, 2]).try_recv().unwrap().unwrap(), contents(&[1, 2]), "from the cache");
+    assert_eq!(bench.worker.ordered(), [1]);
+}
+
+#[test]
+fn a_disk_that_stays_bad_costs_a_read_one_fetch_and_no_reader_an_error() {
+    let bench = Bench::new(SOON);
+    bench.store(1);
+    plan_reads(Some(FOR_GOOD));
+    let read = bench.read(&[1]);
+    // It comes while the chunk is on its way, and finds it in the cache, where it cannot be read.
+    let other = bench.read(&[1]);
+    assert_eq!(bench.worker.ordered(), [1]);
+    bench.deliver(1);
+    assert_eq!(answered(&read).unwrap(), content(1));
+    assert!(waits(&other));
+    assert_eq!(bench.worker.ordered(), [1, 1]);
+    bench.deliver(1);
+    assert_eq!(answered(&other).unwrap(), content(1));
+    // One that was not there, next to one that is.
+    let read = bench.read(&[1, 3]);
+    assert_eq!(bench.worker.ordered(), [1, 1, 3]);
+    bench.deliver(3);
+    assert!(waits(&read));
+    assert_eq!(bench.worker.ordered(), [1, 1, 3, 1, 3]);
+    [1, 3].into_iter().for_each(|chunk| bench.deliver(chunk));
+    assert_eq!(answered(&read).unwrap(), contents(&[1, 3]));
+    assert_eq!(bench.worker.ordered(), [1, 1, 3, 1, 3]);
+    plan_reads(None);
+}
+
+#[test]
+fn who_could_not_read_a_chunk_is_given_it_though_it_is_there_again() {
+    let bench = Bench::new(SOON);
+    bench.store(1);
+    let (sender, outcome) = mpsc::channel();
+    let wanted = vec![Want { blob: bench.blob(), chunk: ChunkIndex(1) }];
+    let done = move |result: Result<Vec<Loose>, ReadError>| {
+        sender.send(result.map(|loose| loose.len()).map_err(|error| error.to_string())).unwrap();
+    };
+    bench.front.ensure_until(wanted, bench.front.deadline(), Urgency::Reread, Box::new(done));
+    assert_eq!(bench.worker.ordered(), [1]);
+    bench.deliver(1);
+    assert_eq!(outcome.recv_timeout(SOON).unwrap(), Ok(1));
+}
+
+#[test]
+fn what_a_broken_disk_does_not_take_is_read_all_the_same() {
+    let bench = Bench::with(SOON, SOON, 4);
+    bench.store(1);
+    plan_reads(Some(FOR_GOOD));
+    plan(Some(FOR_GOOD));
+    let read = bench.read(&[1]);
+    assert_eq!(bench.worker.ordered(), [1, 2, 3]);
+    bench.deliver(1);
+    assert_eq!(answered(&read).unwrap(), content(1));
+    // Nothing comes along with what readers wait for, and what nobody reads is not kept.
+    let brought = bench.bring(&[11]);
+    let read = bench.read(&[21]);
+    assert_eq!(bench.worker.ordered(), [1, 2, 3, 11, 21]);
+    [11, 21].into_iter().for_each(|chunk| bench.deliver(chunk));
+    assert!(!brought.recv_timeout(SOON).unwrap() && !bench.front.is_full());
+    assert_eq!(answered(&read).unwrap(), content(21));
+    plan(None);
+    plan_reads(None);
+    let read = bench.read(&[21]);
+    bench.deliver(21);
+    assert_eq!(answered(&read).unwrap(), content(21));
+    assert!(bench.blob().is_ready(ChunkIndex(21)) && !bench.front.is_refused());
+}
