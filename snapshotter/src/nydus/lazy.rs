@@ -38,11 +38,9 @@ impl Images {
         let held = self.daemon.hold(&client, &mount_id(image.id)).await;
         held.map_err(|error| Error::Daemon { problem: describe(&error) })
     }
-}
 
-impl Images {
-    /// The same before a container is made on it, if sets name somebody of whom the daemon does not know: while no container is on an
-    /// image it is not told.
+    /// The same before a container is made on it, if sets name somebody of whom the daemon does not know: while no container was on
+    /// the image it was not told.
     pub(super) async fn tell_new_backends(&self, image: &Image) {
         let Some(layer) = &image.lazy else { return };
         let is_told = |told: &Vec<BackendSpec>| layer.backends.iter().all(|backend| told.contains(backend));
