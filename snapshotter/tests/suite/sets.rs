@@ -269,17 +269,24 @@ async fn what_was_pulled_plainly_stays_so_and_a_layer_of_a_set_above_it_shows_al
     }
 }
 
-/// Such as when a package was moved to another directory.
-#[tokio::test]
-async fn images_that_run_are_read_from_where_their_set_is_now() {
-    needs_root!();
+/// A node with the set `one`, and a container `running` on its image; and the image's uppermost layer.
+async fn running() -> (Node, ImageSet, String) {
     let node = Node::start().await;
     let harness = &node.harness;
-    let mut one = set("one", registry(), &["base", "nginx"]);
+    let one = set("one", registry(), &["base", "nginx"]);
     client(harness).put(&one).await.unwrap();
     let top = pull(harness, &one).await;
     fake_daemon::will_make(harness.dir.path(), &Bootstrap { hands_over: true, ..node.content("nginx") });
     harness.prepare("running", &top).await.unwrap();
+    (node, one, top)
+}
+
+/// Such as when a package was moved to another directory.
+#[tokio::test]
+async fn images_that_run_are_read_from_where_their_set_is_now() {
+    needs_root!();
+    let (node, mut one, _) = running().await;
+    let harness = &node.harness;
     one.backends = vec![BackendSpec::Directory { path: "/moved".into() }];
     assert!(client(harness).put(&one).await.unwrap());
     let expected = [one.backends, registry()].concat();
@@ -312,15 +319,10 @@ async fn images_that_run_are_read_from_where_their_set_is_now() {
 #[tokio::test]
 async fn the_next_container_is_read_from_where_its_set_is_now() {
     needs_root!();
-    let node = Node::start().await;
+    let (node, mut one, top) = running().await;
     let harness = &node.harness;
-    let mut one = set("one", registry(), &["base", "nginx"]);
-    client(harness).put(&one).await.unwrap();
-    let top = pull(harness, &one).await;
-    fake_daemon::will_make(harness.dir.path(), &Bootstrap { hands_over: true, ..node.content("nginx") });
     // The image stays mounted after its last container.
-    harness.prepare("over", &top).await.unwrap();
-    harness.remove("over").await.unwrap();
+    harness.remove("running").await.unwrap();
     let moved = BackendSpec::Directory { path: "/moved".into() };
     one.backends = vec![moved.clone()];
     assert!(client(harness).put(&one).await.unwrap());
