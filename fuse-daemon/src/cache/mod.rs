@@ -219,12 +219,18 @@ impl Cache {
             tracing::warn!(blob = %id, chunk = chunk.0, mine, other, "images contradict each other on a blob: a cache apart");
             variant = Variant(mine);
         };
-        blobs.unwanted.remove(&id);
         blobs.handed_over.leased(id);
         let lease = Lease::new(Arc::clone(&self.inner), blob, variant, said);
         // What says what chunks are takes room as well.
         self.inner.settle(&mut blobs);
         Ok(lease)
+    }
+
+    /// An image is mounted that reads from these: whatever was said of them before, somebody wants them. A mount that comes to nothing
+    /// says nothing.
+    pub fn note_mounted(&self, mounted: &[BlobId]) {
+        let mut blobs = self.inner.lock();
+        blobs.unwanted.retain(|blob| !mounted.contains(blob));
     }
 
     fn open_blob(
@@ -387,7 +393,7 @@ impl Cache {
     }
 
     /// Deletes all blobs but `wanted`, pinned ones, and those that mounts read from. Of the latter, those that are not wanted go
-    /// when their last lease ends, unless they are wanted or leased again before.
+    /// when their last lease ends, unless they are wanted or an image is mounted again before.
     ///
     /// # Errors
     ///

@@ -146,20 +146,24 @@ fn a_blob_in_use_is_not_removed() {
 }
 
 #[test]
-fn what_is_not_kept_goes_at_once_or_with_its_last_lease_unless_it_is_leased_again() {
+fn what_is_not_kept_goes_at_once_or_with_its_last_lease_unless_it_is_mounted_again() {
     let dir = tempfile::tempdir().unwrap();
     let cache = Cache::open(dir.path(), FIRST_BOOT).unwrap();
     let lease = |name: &str| cache.blob(blob_id(name), &coding(), CHUNK, &[]).unwrap();
-    let (one, two, again) = (lease("shared"), lease("shared"), lease("again"));
+    let [one, two, again, tried] = ["shared", "shared", "again", "tried"].map(lease);
     drop((lease("kept"), lease("lost")));
     let kept = cache.keep(&[blob_id("kept"), blob_id("never seen")]).unwrap();
     assert_eq!(kept.freed, [blob_id("lost")]);
-    assert_eq!(BTreeSet::from_iter(kept.in_use), [blob_id("shared"), blob_id("again")].into());
+    assert_eq!(BTreeSet::from_iter(kept.in_use), ["shared", "again", "tried"].map(blob_id).into());
     drop(one);
     assert!(cache.held().unwrap().contains(&blob_id("shared")));
     drop(two);
-    let second = lease("again");
-    drop((again, second));
+    let mounted = lease("again");
+    cache.note_mounted(&[blob_id("again")]);
+    drop((again, mounted));
+    // A mount that fails has had a lease as well.
+    let failed = lease("tried");
+    drop((tried, failed));
     assert_eq!(cache.held().unwrap(), [blob_id("kept"), blob_id("again")].into());
     // A daemon that starts finds what there is.
     drop(cache);

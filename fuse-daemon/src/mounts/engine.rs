@@ -321,6 +321,7 @@ impl<W: Fetcher> Engine<W> {
         };
         // Nothing is fetched ahead before the mount serves: a mount that cannot be made costs no registry anything.
         let session = start(Arc::clone(&fs), held, &options)?;
+        self.cache.note_mounted(&blobs);
         prefetch::start(&self.runtime, &fs, programs, &self.config.prefetch, image.id);
         self.runtime.spawn(let_go(Arc::downgrade(&fs)));
         if !self.config.exact_xattrs {
