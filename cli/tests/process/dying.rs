@@ -188,6 +188,8 @@ fn a_mount_that_is_just_being_taken_over_is_said_to_come_and_is_not_mounted_agai
     let (mut handover, descriptor) = node.daemon().handover("i");
     daemon.signal(Signal::SIGKILL);
     daemon.ended();
+    // Nor does the cache have it any more.
+    fs::remove_dir_all(node.path("cache")).unwrap();
     let _next = Process::spawn(node.daemon_command().stdout(Stdio::null()).stderr(Stdio::null()));
     node.daemon().wait();
 
