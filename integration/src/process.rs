@@ -15,8 +15,8 @@ use nix::unistd::{Pid, SysconfVar, sysconf};
 
 use crate::wait;
 
-/// How long a server may take to stop on SIGTERM before it is killed.
-const STOP_DEADLINE: Duration = Duration::from_secs(15);
+/// How long a server may take to stop on SIGTERM before it is killed, on a busy machine.
+const STOP_DEADLINE: Duration = Duration::from_secs(60);
 /// How long a command may take: the longest are exports of large images on a loaded machine.
 const COMMAND_DEADLINE: Duration = Duration::from_secs(300);
 /// How much of a log is shown with a failure.

@@ -28,7 +28,7 @@ fn kill(mut daemon: Process) {
 
 /// Has daemons do without the kernel's help, as they have to before Linux 6.9.
 pub(crate) fn keep_journals(node: &Node) {
-    let config = "[daemon]\njournal = \"always\"\n[daemon.read]\ndeadline_seconds = 5\n";
+    let config = "[daemon]\njournal = \"always\"\n[daemon.read]\ndeadline_seconds = 20\n";
     fs::write(node.path("config.toml"), config).unwrap();
     node.mounted("tmpfs", JOURNALS);
 }

@@ -16,6 +16,7 @@ use rafs::bootstrap::Bootstrap;
 use rafs::build::{BuildOptions, build_layer};
 use registry::Repository;
 use registry::server::{Server, ServerConfig};
+use tokio::net::TcpSocket;
 use tokio::runtime::Runtime;
 use tokio_util::sync::CancellationToken;
 
@@ -128,7 +129,7 @@ impl Node {
         let mut command = Command::new(env!("CARGO_BIN_EXE_nydus-cluster"));
         let config = self.path("config.toml");
         if !config.exists() {
-            fs::write(&config, "[daemon.read]\ndeadline_seconds = 5\n").unwrap();
+            fs::write(&config, "[daemon.read]\ndeadline_seconds = 20\n").unwrap();
         }
         command.env_remove("NYDUS_CLUSTER_LOG").arg("--config").arg(config).args(arguments);
         command.stdin(Stdio::null());
@@ -179,6 +180,14 @@ impl Image {
         }
         fs::write(&self.blob, bytes).unwrap();
     }
+}
+
+/// A port on which nobody listens, and which nobody else is given as long as this is there. A server that is told of it may take it.
+pub(crate) fn bound() -> TcpSocket {
+    let socket = TcpSocket::new_v4().unwrap();
+    socket.set_reuseaddr(true).unwrap();
+    socket.bind("127.0.0.1:0".parse().unwrap()).unwrap();
+    socket
 }
 
 /// Calls to the daemon that wait for it to run.

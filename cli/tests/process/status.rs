@@ -10,7 +10,7 @@ use serde_json::Value;
 use test_support::noise;
 use tokio_util::sync::CancellationToken;
 
-use crate::node::{Node, Process};
+use crate::node::{Node, Process, bound};
 use crate::{can_mount, eventually};
 
 const QUOTA: u64 = 10_000_000;
@@ -125,12 +125,13 @@ fn of_two_sources_the_dead_one_is_told_with_its_error_until_it_answers() {
     }
     let node = Node::new();
     let retries = "[registry.retries]\nattempts = 2\nfirst_delay_seconds = 0.05\n";
-    fs::write(node.path("config.toml"), format!("{retries}[daemon.read]\ndeadline_seconds = 5\n")).unwrap();
+    fs::write(node.path("config.toml"), format!("{retries}[daemon.read]\ndeadline_seconds = 20\n")).unwrap();
     let content = noise(83, 300_000);
     let image = node.image("app", &[("f", &content)]);
     let living = image.reference.trim_end_matches(":v1").to_owned();
     // Nobody listens there, until a registry does.
-    let address = TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap();
+    let bound = bound();
+    let address = bound.local_addr().unwrap();
     let dead = format!("{address}/app");
     let backends =
         [&dead, &living].map(|repository| BackendSpec::Registry { repository: repository.clone() });

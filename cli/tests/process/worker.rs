@@ -4,6 +4,7 @@ use std::fs::{self, File};
 use std::process::{Command, Stdio};
 use std::time::Duration;
 
+use nix::errno::Errno;
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 
@@ -23,7 +24,11 @@ fn worker(node: &Node, but: Option<u32>) -> u32 {
 }
 
 fn end(pid: u32, signal: Signal) {
-    kill(Pid::from_raw(pid.try_into().unwrap()), signal).unwrap();
+    match kill(Pid::from_raw(pid.try_into().unwrap()), signal) {
+        // One that its daemon has just replaced is gone.
+        Ok(()) | Err(Errno::ESRCH) => {}
+        Err(errno) => panic!("{errno}"),
+    }
 }
 
 /// A line of `/proc/PID/status`.

@@ -104,15 +104,17 @@ impl Lab {
     async fn write(&self, name: &str, content: &[u8]) -> PathBuf {
         let followed = async {
             // Until the store is watched, what is there is none of this build's.
+            let mut written = Vec::new();
             for number in 0.. {
                 let dir = self.content.path().join(format!("ingest/{name}-{number}"));
                 std::fs::create_dir(&dir).unwrap();
                 let path = dir.join("data");
                 std::fs::write(&path, content).unwrap();
-                let id = FileId::of(&path.metadata().unwrap());
+                written.push((FileId::of(&path.metadata().unwrap()), path));
                 for _ in 0..20 {
-                    if self.store.ahead().contains_key(&id) {
-                        return path;
+                    let followed = |(id, _): &&(FileId, PathBuf)| self.store.ahead().contains_key(id);
+                    if let Some((_, path)) = written.iter().find(followed) {
+                        return path.clone();
                     }
                     sleep(LOOK).await;
                 }

@@ -42,7 +42,9 @@ async fn names_in_other_repositories_and_registries_get_the_same_image() {
     let Some(stack) = Stack::start().await else { return };
     let context = stack.context("context", TWO_LAYERS, &[("base", &noise(43, 1 << 20)), ("app", b"one")]);
     let stop = CancellationToken::new();
-    let other = registry::server::serve(ServerConfig::new(stack.path("other")), stop.clone()).await.unwrap();
+    let mut config = ServerConfig::new(stack.path("other"));
+    config.listen.set_port(0);
+    let other = registry::server::serve(config, stop.clone()).await.unwrap();
     let (registry, elsewhere) = (&stack.registry, other.address());
     let names = [
         format!("{registry}/first:v1"),

@@ -241,7 +241,8 @@ async fn a_client_that_says_nothing_does_not_keep_the_exporter_from_ending() {
         ..ExporterConfig::default()
     };
     let serving = tokio::spawn(exporter::serve(config, stop.clone()));
-    wait_for("exporter", || listen.exists()).await;
+    // Its socket is there before it is listened on.
+    wait_for("exporter", || std::os::unix::net::UnixStream::connect(&listen).is_ok()).await;
     let silent = UnixStream::connect(&listen).await.unwrap();
     // Clients are accepted in the order in which they come.
     let other = connect(&listen).await;

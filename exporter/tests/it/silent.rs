@@ -44,7 +44,7 @@ async fn serve(stack: &Stack, listen: &Path, seconds: u64, registry: ClientConfi
 async fn a_registry_that_falls_silent_under_uploads_gives_back_the_slots_of_buildkitd() {
     const SECONDS: u64 = 10;
     // Nothing else ends an upload as soon: deadlines of the client alone are longer than a build may take here.
-    const BUILD_LIMIT: Duration = Duration::from_secs(60);
+    const BUILD_LIMIT: Duration = Duration::from_secs(100);
     const CLIENT: Duration = Duration::from_secs(120);
     let Some(stack) = Stack::start().await else { return };
     let mut seed = 100;
@@ -88,7 +88,7 @@ async fn a_registry_that_falls_silent_under_uploads_gives_back_the_slots_of_buil
 async fn a_dictionary_in_a_silent_registry_fails_its_build_and_holds_up_no_other() {
     let Some(stack) = Stack::start().await else { return };
     let listen = stack.path("impatient.sock");
-    serve(&stack, &listen, 2, ClientConfig::default()).await;
+    serve(&stack, &listen, 5, ClientConfig::default()).await;
     // Connections are taken by the kernel, and nobody reads from them.
     let silent = TcpListener::bind("127.0.0.1:0").await.unwrap();
     let host = silent.local_addr().unwrap().to_string();
@@ -100,7 +100,7 @@ async fn a_dictionary_in_a_silent_registry_fails_its_build_and_holds_up_no_other
     let (stuck, free) = tokio::join!(stuck, free);
     free.success();
     let text = stuck.failure();
-    assert!(text.contains(&host) && text.contains("not done within 2s"), "{text}");
+    assert!(text.contains(&host) && text.contains("not done within 5s"), "{text}");
     drop(silent);
     stack.stop().await;
 }

@@ -79,7 +79,7 @@ impl Front {
     fn note_pace(&self, key: ChunkKey, from: &BackendName) {
         let ordered = self.flights().get(key).and_then(|flight| flight.ordered.take());
         if let Some(ordered) = ordered {
-            self.paces().came(&ordered, key.chunk, from);
+            self.paces().came(&ordered, key.chunk, from, Instant::now());
         }
     }
 

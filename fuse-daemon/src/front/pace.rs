@@ -146,8 +146,7 @@ pub(super) struct Paces {
 
 impl Paces {
     /// A chunk came from `backend` that was ordered so.
-    pub(super) fn came(&mut self, ordered: &Ordered, chunk: ChunkIndex, backend: &BackendName) {
-        let now = Instant::now();
+    pub(super) fn came(&mut self, ordered: &Ordered, chunk: ChunkIndex, backend: &BackendName, now: Instant) {
         // The names are the worker's, which may make them up.
         if self.of_backend.len() >= BACKENDS && !self.of_backend.contains_key(backend) {
             *self = Self::default();
@@ -270,20 +269,21 @@ mod tests {
         let pace = paces.of_backend.entry(backend(name)).or_default();
         pace.latency.get_or_insert_with(|| Shortest::new(latency, first)).note(latency, first);
         let _ = ordered.first_came.set(first);
-        paces.came(&ordered, ChunkIndex(9), &backend(name));
+        paces.came(&ordered, ChunkIndex(9), &backend(name), now);
     }
 
     /// The only chunk of an order came after so many milliseconds. It is noted as it comes, without what the above puts in before.
     fn answered(paces: &mut Paces, blob: BlobId, name: &str, latency: u64) {
+        let now = Instant::now();
         let ordered = Ordered {
             blob,
-            at: Instant::now() - Duration::from_millis(latency),
+            at: now - Duration::from_millis(latency),
             last: ChunkIndex(0),
             behind_first: 0,
             first_came: OnceLock::new(),
             _on_way: Streams::default().sets_out(Generation(1), 0),
         };
-        paces.came(&ordered, ChunkIndex(0), &backend(name));
+        paces.came(&ordered, ChunkIndex(0), &backend(name), now);
     }
 
     fn request_bytes(orders: &[(u64, u64)]) -> u64 {
@@ -334,7 +334,7 @@ mod tests {
 
     #[test]
     fn what_is_far_is_asked_for_as_much_as_comes_in_the_time_of_an_answer() {
-        // 100 MiB a second and 20 ms: 2 MiB, less what the test itself takes.
+        // 100 MiB a second and 20 ms: 2 MiB, less what comes in the time of our own work.
         let bytes = request_bytes(&[(20, 10)]);
         assert!((1 << 20..=(2 << 20)).contains(&bytes), "{bytes}");
         assert_eq!(request_bytes(&[(500, 10)]), REQUEST_LIMIT_BYTES);

@@ -134,14 +134,16 @@ mod tests {
 
     #[tokio::test]
     async fn other_names_are_asked_of_the_server_of_resolv_conf() {
-        // Port 53 of a loopback address of its own, where this may be had.
-        let Ok(socket) = UdpSocket::bind("127.53.53.53:53") else {
+        // Port 53 of a loopback address that no other run of this test has, where this may be had.
+        let [_, _, high, low] = std::process::id().to_be_bytes();
+        let address = IpAddr::from([127, 53, high, low]);
+        let Ok(socket) = UdpSocket::bind((address, 53)) else {
             test_support::has(&[Need::Other("root, to listen on port 53", false)]);
             return;
         };
         std::thread::spawn(move || answer(&socket));
         let names = HostNames::default();
-        names.set(&files("nameserver 127.53.53.53\noptions timeout:2\n", ""));
+        names.set(&files(&format!("nameserver {address}\noptions timeout:2\n"), ""));
         assert_eq!(addresses(&names, "registry.test").await.unwrap(), ["10.9.8.7"]);
     }
 }

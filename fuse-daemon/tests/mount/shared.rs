@@ -130,7 +130,7 @@ fn a_registry_that_stands_still_does_not_fail_reads_from_another() {
     let living_image = TestImage::build(&tar_of(&[("file", &living)]), &options);
     let cache = tempfile::tempdir().unwrap();
     let node =
-        Node::new(cache.path(), &Settings { deadline: Duration::from_secs(5), ..one_by_one(FIRST_BOOT) });
+        Node::new(cache.path(), &Settings { deadline: Duration::from_secs(10), ..one_by_one(FIRST_BOOT) });
     let stalled = Watched::stalled(&stuck_image);
     let stuck_mount = node.mount_from(&stuck_image, stalled.clone());
     let living_mount = node.mount(&living_image);

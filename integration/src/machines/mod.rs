@@ -25,7 +25,7 @@ use crate::peers::{self, Peers};
 use crate::{process, wait};
 
 /// How long machines may take to boot on a loaded host.
-pub const BOOT_DEADLINE: Duration = Duration::from_secs(60);
+pub const BOOT_DEADLINE: Duration = Duration::from_secs(180);
 /// How long their end may take.
 const STOP_DEADLINE: Duration = Duration::from_secs(30);
 

@@ -6,6 +6,7 @@ use std::path::{Path, PathBuf};
 use std::process::Command;
 
 use anyhow::{Context, Result, anyhow};
+use nix::errno::Errno;
 use nix::unistd::Pid;
 use serde_json::Value;
 use test_support::log::address_in;
@@ -16,6 +17,7 @@ use crate::image_files::ImageFiles;
 use crate::leftovers;
 use crate::peers;
 use crate::process::{self, Server};
+use crate::wait;
 
 /// The name under which our snapshotter is known to containerd.
 pub const SNAPSHOTTER_NAME: &str = "nydus-cluster";
@@ -77,7 +79,14 @@ impl EmbeddedRegistry {
 
     /// Serves what this one served, where it did; this one has ended.
     pub fn again(&self, dir: &Path) -> Result<Self> {
-        Self::serve_at(dir, &self.root, self.address, "")
+        // The system may have given the port to somebody's connection meanwhile, which ends soon.
+        let taken = Errno::EADDRINUSE.desc();
+        wait::until("the registry's port is free", START_DEADLINE, || {
+            match Self::serve_at(dir, &self.root, self.address, "") {
+                Err(error) if format!("{error:#}").contains(taken) => Ok(None),
+                served => served.map(Some),
+            }
+        })
     }
 
     fn serve_at(dir: &Path, root: &Path, address: SocketAddr, config: &str) -> Result<Self> {

@@ -119,6 +119,8 @@ fn becomes_a_cluster(peers: &Peers) -> Result<()> {
 
 /// The cluster comes up, as the demonstration has it, and container images are read as they were saved.
 fn begins(lab: &ClusterLab, image: &ClusterImage, services: Services, dir: &Path) -> Result<()> {
+    // On a slow host a launch may take longer than nodes wait before they fetch images whole.
+    registry_away::complete_late(lab)?;
     let (log, start) = (lab.registry().access_log(), lab.registry().access_log().mark()?);
     // A run that is killed while kubeadm is at work, and one that goes on.
     lab.killed_run("[WARNING SystemVerification]")?;

@@ -18,7 +18,7 @@ const PODS: &str = "get pods --no-headers -l app=nginx";
 /// Units that begin again and again do so every second or two.
 const RETRY_DEADLINE: Duration = Duration::from_secs(60);
 /// Some hundred megabytes on each node.
-const COMPLETE_DEADLINE: Duration = Duration::from_secs(180);
+const COMPLETE_DEADLINE: Duration = Duration::from_secs(600);
 
 /// A program that the first node alone has run, and then all there is.
 const READ_CLUSTER_IMAGE: &str =
@@ -48,8 +48,17 @@ pub(crate) fn at_a_reboot(lab: &mut ClusterLab) -> Result<()> {
 
 /// Has nodes of the next run fetch images whole right after they are mounted, the cluster image too.
 pub(crate) fn complete_soon(lab: &ClusterLab) -> Result<()> {
-    let soon = "[daemon.prefetch]\ncomplete_after_seconds = 1\n";
-    lab.machines().all().iter().try_for_each(|machine| machine.write(CONFIG, soon))
+    complete_after(lab, 1)
+}
+
+/// Has nodes of the next run fetch what is read alone, however long the test takes. [`after_completion`] removes the setting.
+pub(crate) fn complete_late(lab: &ClusterLab) -> Result<()> {
+    complete_after(lab, 3600)
+}
+
+fn complete_after(lab: &ClusterLab, seconds: u64) -> Result<()> {
+    let setting = format!("[daemon.prefetch]\ncomplete_after_seconds = {seconds}\n");
+    lab.machines().all().iter().try_for_each(|machine| machine.write(CONFIG, &setting))
 }
 
 /// Once all images in use are on the nodes, pods begin again and new ones begin without the registry.

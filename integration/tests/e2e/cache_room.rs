@@ -21,7 +21,7 @@ const QUOTA: u64 = 12 << 20;
 /// What files other than data may take beyond the quota, and what is being written when it is found full.
 const QUOTA_SLACK: u64 = 1 << 20;
 /// How long reading everything may take.
-const PATIENCE: Duration = Duration::from_secs(60);
+const PATIENCE: Duration = Duration::from_secs(180);
 
 /// Reads as often as it is told to, directly, since the page cache would answer otherwise.
 fn reader(files: &[&str], times: usize) -> String {
@@ -76,9 +76,20 @@ fn cached(node: &Node, image: &Built) -> Result<PathBuf> {
 fn bytes_on_disk(dir: &Path) -> Result<u64> {
     let mut bytes = 0;
     for entry in fs::read_dir(dir)? {
-        bytes += entry?.metadata()?.blocks() * 512;
+        match entry?.metadata() {
+            Ok(metadata) => bytes += metadata.blocks() * 512,
+            // It gave way meanwhile.
+            Err(error) if error.kind() == io::ErrorKind::NotFound => {}
+            Err(error) => return Err(error.into()),
+        }
     }
     Ok(bytes)
+}
+
+/// Waits until the daemon's log has these words: other threads than those that answer reads may write them.
+fn wait_logged(node: &Node, words: &str) -> Result<()> {
+    let logged = wait::until_true(words, PATIENCE, || node.daemon_log().contains(words));
+    logged.with_context(|| node.daemon_log())
 }
 
 /// Containers read more than the quota at once: what ran before gives way, what runs does not, and all of it is right.
@@ -111,15 +122,19 @@ pub(crate) fn quota(fixture: &Fixture) -> Result<()> {
         snapshotter.server().log_text().contains("unmounted an image that no container uses")
     })?;
     read_together(&node, &pod, &both, &["y", "x"], 2)?;
-    let log = node.daemon_log();
     // As much as was needed, of layers of the image that ended: those of the others are in use.
-    ensure!(log.contains("freed blobs that were used longest ago"), "nothing gave way: {log}");
+    wait_logged(&node, "freed blobs that were used longest ago").context("nothing gave way")?;
     for image in [&one, &two] {
         let file = cached(&node, image)?;
         ensure!(file.exists(), "{} is gone, of {} which runs", file.display(), image.name);
     }
-    let used = bytes_on_disk(&node.cache())?;
-    ensure!(used <= QUOTA + QUOTA_SLACK && used > QUOTA / 2, "{used} bytes are cached");
+    // What was read last may be on its way to the disk, and what has to give way for it not be gone yet.
+    let mut used = 0;
+    let in_quota = wait::until("the cache is full, and not fuller", PATIENCE, || {
+        used = bytes_on_disk(&node.cache())?;
+        Ok((used <= QUOTA + QUOTA_SLACK && used > QUOTA / 2).then_some(()))
+    });
+    in_quota.with_context(|| format!("{used} bytes are cached"))?;
     // What gave way is mounted and read again; there is no room for it.
     read_together(&node, &pod, &[(&old, old.name.as_str())], &["y", "x"], 1)?;
     node.cri().remove_pod(&pod.id)
@@ -139,6 +154,7 @@ pub(crate) fn full_disk(fixture: &Fixture) -> Result<()> {
     let twice = [(&full, full_name.as_str()); 2];
     read_together(&node, &pod, &twice, &["first", "second"], 1)?;
     let count = |what: &str| node.daemon_log().matches(what).count();
+    wait_logged(&node, "the cache's disk is full")?;
     ensure!(count("the cache's disk is full") == 1, "not logged once: {}", node.daemon_log());
 
     // To the last byte, so that there is no room either for what is to be known of another image.
@@ -149,6 +165,7 @@ pub(crate) fn full_disk(fixture: &Fixture) -> Result<()> {
 
     node.resize_cache_disk(64 << 20)?;
     read_together(&node, &pod, &twice, &["third", "second"], 1)?;
+    wait_logged(&node, "disk has room again")?;
     ensure!(count("disk has room again") == 1, "{}", node.daemon_log());
     proxy.set_rules(vec![Rule::always("/blobs/", Failure::Status(503))]);
     read_together(&node, &pod, &[(&full, full_name.as_str())], &["second", "third"], 1)?;

@@ -14,7 +14,7 @@ use crate::fixture::Fixture;
 const REGISTRY: &str = "registry.invalid";
 
 /// Files are looked at every few seconds.
-const NOTICED_DEADLINE: Duration = Duration::from_secs(30);
+const NOTICED_DEADLINE: Duration = Duration::from_secs(60);
 
 pub(crate) fn mirrors_are_read_from(fixture: &Fixture) -> Result<()> {
     let name = "certs";

@@ -2,17 +2,20 @@
 
 use std::fs::OpenOptions;
 use std::os::unix::fs::FileExt;
+use std::time::Duration;
 
-use anyhow::{Result, ensure};
+use anyhow::{Context, Result, ensure};
 use integration::cri::ContainerSpec;
-use integration::demo;
 use integration::tree::content_digest;
+use integration::{demo, wait};
 
 use crate::fixture::{Fixture, nydus_layers};
 
 const CHUNK_SIZE: u64 = 1 << 20;
 /// In the second chunk of three.
 const CORRUPTED_OFFSET: u64 = CHUNK_SIZE + CHUNK_SIZE / 2;
+/// How soon after a read failed the log has to say why: another thread writes it.
+const LOG_DEADLINE: Duration = Duration::from_secs(60);
 
 pub(crate) fn one_file(fixture: &Fixture) -> Result<()> {
     let files = [("bad", 3 * CHUNK_SIZE), ("good", 3 * CHUNK_SIZE)];
@@ -39,10 +42,13 @@ pub(crate) fn one_file(fixture: &Fixture) -> Result<()> {
     let head = head.success()?;
     let expected = head_digest(&context.join("bad"))?;
     ensure!(head.starts_with(&expected), "the first bytes of the bad file: {head}, expected {expected}");
-    let log = node.daemon_log();
     let hex = blob.trim_start_matches("sha256:");
-    let named = log.lines().any(|line| line.contains(hex) && line.contains("chunk"));
-    ensure!(named, "no line of the daemon's log names blob {hex} and the chunk:\n{log}");
+    let named = wait::until_true("the log names the chunk", LOG_DEADLINE, || {
+        node.daemon_log().lines().any(|line| line.contains(hex) && line.contains("chunk"))
+    });
+    named.with_context(|| {
+        format!("no line of the daemon's log names blob {hex} and the chunk:\n{}", node.daemon_log())
+    })?;
     node.cri().remove_pod(&pod.id)
 }
 

@@ -11,8 +11,8 @@ use integration::{demo, wait};
 
 use crate::fixture::{Fixture, through};
 
-/// What the daemon is told, in seconds.
-const READ_DEADLINE_SECONDS: u64 = 3;
+/// What the daemon is told, in seconds: good reads have to end in it too, on a busy machine.
+const READ_DEADLINE_SECONDS: u64 = 10;
 
 /// How soon after the registry's return reads must succeed: below that the client's own patience must lie.
 const RECOVERY_LIMIT: Duration = Duration::from_secs(60);

@@ -13,12 +13,12 @@ use integration::tree::content_digest;
 
 use crate::fixture::{Fixture, through};
 
-/// How long tokens are good while containers read all the time …
-const LIFE: Duration = Duration::from_millis(700);
-/// … how fast each answer comes, in bytes a second, so that many of them end …
-const BANDWIDTH: u64 = 1_500_000;
+/// How long tokens are good while containers read all the time: longer than a busy machine takes to use a new one …
+const LIFE: Duration = Duration::from_secs(2);
+/// … how fast each answer comes, in bytes a second, so that many of them end: a chunk of a mebibyte takes longer than a token lives …
+const BANDWIDTH: u64 = 500_000;
 /// … and what reading everything may take.
-const PATIENCE: Duration = Duration::from_secs(60);
+const PATIENCE: Duration = Duration::from_secs(180);
 
 pub(crate) fn is_renewed(fixture: &Fixture) -> Result<()> {
     let files = [("first", 2 << 20), ("second", 2 << 20), ("third", 2 << 20), ("fourth", 2 << 20)];

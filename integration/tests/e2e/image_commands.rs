@@ -15,7 +15,7 @@ use serde_json::Value;
 use crate::fixture::{Fixture, nydus_layers};
 use crate::same_tree::list_image_tree;
 
-const MOUNT_DEADLINE: Duration = Duration::from_secs(20);
+const MOUNT_DEADLINE: Duration = Duration::from_secs(60);
 
 /// `nydus-cluster image COMMAND IMAGE`, to be completed.
 pub(crate) fn image(command: &str, image: &str) -> Result<Command> {

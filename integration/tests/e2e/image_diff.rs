@@ -16,7 +16,7 @@ use crate::fixture::{Built, Fixture, nydus_layers};
 use crate::image_commands::{expect_exit, image};
 use crate::same_tree::list_image_tree;
 
-const MOUNT_DEADLINE: Duration = Duration::from_secs(30);
+const MOUNT_DEADLINE: Duration = Duration::from_secs(60);
 /// How soon after its answer a request has to be in the registry's log.
 const LOG_DEADLINE: Duration = Duration::from_secs(30);
 

@@ -12,7 +12,7 @@ use nix::sys::signal::{Signal, kill};
 use crate::fixture::{Fixture, nydus_layers, through};
 use crate::image_commands::{expect_exit, image};
 
-const DEADLINE: Duration = Duration::from_secs(30);
+const DEADLINE: Duration = Duration::from_secs(60);
 /// How soon an interrupted command must be gone: before it would give up the silent registry, after 30 seconds.
 const END_LIMIT: Duration = Duration::from_secs(25);
 

@@ -11,7 +11,7 @@ use crate::fixture::{Fixture, through};
 use crate::restart::kill_daemon;
 
 /// containerd is asked in the background.
-const LEARNT_DEADLINE: Duration = Duration::from_secs(30);
+const LEARNT_DEADLINE: Duration = Duration::from_secs(60);
 
 pub(crate) fn all_are_read_from(fixture: &Fixture) -> Result<()> {
     let files = [("first", 1 << 20), ("second", 1 << 20)];

@@ -1,6 +1,7 @@
 //! Removing an image unmounts it and frees the cache.
 
 use std::fs;
+use std::io::ErrorKind;
 use std::os::unix::fs::MetadataExt;
 use std::path::Path;
 use std::time::Duration;
@@ -12,7 +13,7 @@ use integration::{demo, leftovers, wait};
 use crate::fixture::Fixture;
 
 /// containerd collects what nothing refers to any more in the background.
-const FREED_DEADLINE: Duration = Duration::from_secs(30);
+const FREED_DEADLINE: Duration = Duration::from_secs(60);
 const FILE_SIZE: u64 = 6 << 20;
 
 pub(crate) fn frees(fixture: &Fixture) -> Result<()> {
@@ -45,7 +46,12 @@ fn stored_bytes(dir: &Path) -> Result<u64> {
     let mut bytes = 0;
     let mut folders = vec![dir.to_owned()];
     while let Some(folder) = folders.pop() {
-        for entry in fs::read_dir(folder)? {
+        let entries = match fs::read_dir(folder) {
+            // Removed since it was listed.
+            Err(error) if error.kind() == ErrorKind::NotFound => continue,
+            entries => entries?,
+        };
+        for entry in entries {
             let entry = entry?;
             // Another file system, or gone while we look.
             let Ok(metadata) = entry.metadata() else { continue };

@@ -14,7 +14,7 @@ use integration::{demo, wait};
 use crate::fixture::{Built, Fixture};
 
 /// containerd collects what nothing refers to any more in the background.
-const FREED_DEADLINE: Duration = Duration::from_secs(30);
+const FREED_DEADLINE: Duration = Duration::from_secs(60);
 const FILE_SIZE: u64 = 3 << 20;
 const FILES: [&str; 3] = ["replaced", "removed", "kept"];
 

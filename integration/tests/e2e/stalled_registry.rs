@@ -52,7 +52,7 @@ pub(crate) fn others_go_on(fixture: &Fixture) -> Result<()> {
     let begin = Instant::now();
     let mut build = command.stdout(Stdio::null()).stderr(file).spawn().context("starting buildctl")?;
     let outcome = (|| {
-        wait::until_true("all of its layers stand still", DEADLINE, || proxy.failed_requests() == LAYERS)?;
+        wait::until_true("all of its layers stand still", DEADLINE, || proxy.failed_requests() >= LAYERS)?;
         let free = demo::random_files(fixture.peers(), &dir.join("free"), &files)?;
         let free_name = format!("{}/stalled/free:v1", registry.address());
         buildctl.build(&free, &[&format!("type=nydus-cluster,name={free_name}")])?;
@@ -88,7 +88,8 @@ const SLOTS: u64 = 4;
 ///
 /// What made it end is told by what was asked and what was said: a loaded machine takes its time for all of it.
 pub(crate) fn all_slots(fixture: &Fixture) -> Result<()> {
-    const PATIENCE: Duration = Duration::from_secs(15);
+    // Long enough for all slots to be taken, shorter than buildkitd bears a silent session, and another than the default.
+    const PATIENCE: Duration = Duration::from_secs(25);
     let dir = fixture.subdir("stalled-slots")?;
     let exporter = patient_exporter(fixture, &dir.join("x"), PATIENCE)?;
     let buildctl = Buildctl::new(fixture.peers(), exporter.address())?;

@@ -99,8 +99,8 @@ fn drains(machine: &Machine, host: IpAddr, name: &str, log: &Path) -> Result<()>
             shows("ActiveState", "deactivating")
         );
         machine.wait_for("the exporter waits for the build", DEADLINE, &draining)?;
-        // Its socket is free for a successor.
-        machine.run("! test -e /run/nydus-cluster/exporter.sock")?;
+        // Its socket is free for a successor. It says what it does and gives up the socket at about the same time.
+        machine.wait_for("the socket is gone", DEADLINE, "! test -e /run/nydus-cluster/exporter.sock")?;
         ensure!(build.try_wait()?.is_none(), "the build has ended");
         download.release();
         wait::until("the build has ended", DEADLINE, || Ok(build.try_wait()?))
@@ -115,7 +115,8 @@ fn drains(machine: &Machine, host: IpAddr, name: &str, log: &Path) -> Result<()>
     machine.wait_for("the exporter has ended", DEADLINE, &ended)?;
     let read =
         "journalctl --unit nydus-cluster-exporter.service | grep -q \"read from buildkitd's content store\"";
-    machine.run(read)?;
+    // The journal may have it later than the unit has ended.
+    machine.wait_for("the content store was read", DEADLINE, read)?;
     machine.run(&format!("nydus-cluster image check {name}"))?;
     Ok(())
 }

@@ -18,8 +18,11 @@ const BOTH: &str = "nydus-cluster-daemon nydus-cluster-snapshotter";
 /// Where the machine has its containerd.
 const CONTAINERD: &str = "/var/lib/containerd";
 const LOGS: &str = "/var/log/pods/units";
+/// Succeeds in the machine once its containerd reaches the snapshotter.
+const LIST_SNAPSHOTS: &str =
+    "/opt/containerd/ctr --namespace k8s.io snapshots --snapshotter nydus-cluster ls";
 /// The watchdog of the units, in seconds: shorter than in what we ship, as the test waits for it.
-const WATCHDOG: u64 = 3;
+const WATCHDOG: u64 = 10;
 /// How long a container may wait for its next right answer.
 const PATIENCE: Duration = Duration::from_secs(60);
 
@@ -102,6 +105,8 @@ fn both_stopped(machine: &Machine, stand: &mut Stand<'_>, images: &Images) -> Re
     if keeps {
         return stand.reads_on();
     }
+    // containerd asks one that was away again after seconds alone, and a pull fails until then.
+    machine.wait_for("containerd finds the snapshotter again", PATIENCE, LIST_SNAPSHOTS)?;
     let mut next = Stand::start(machine, images, "next")?;
     next.reads_on()?;
     ensure!(fuse_mounts(machine)?.len() == 1, "a dead mount is left");

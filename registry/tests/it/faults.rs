@@ -37,5 +37,5 @@ async fn a_host_that_takes_no_connection_is_an_error_within_the_deadline() {
     let error =
         Client::new(ClientConfig { timeouts, ..config() }).unwrap().manifest(&reference).await.unwrap_err();
     assert!(error.is_transient(), "{error}");
-    assert!(started.elapsed() < Duration::from_secs(5), "{:?}", started.elapsed());
+    assert!(started.elapsed() < Duration::from_secs(20), "{:?}", started.elapsed());
 }

@@ -70,7 +70,7 @@ async fn slow_uploads_stop_nobody_however_many_they_are() {
 #[tokio::test(flavor = "multi_thread")]
 async fn a_blob_in_one_request_that_comes_to_nothing_leaves_nothing() {
     let dir = folder();
-    let config = ServerConfig { idle_seconds: 1, ..ServerConfig::new(dir.path().join("root")) };
+    let config = ServerConfig { idle_seconds: 3, ..ServerConfig::new(dir.path().join("root")) };
     let registry = Registry::embedded(config).await;
     let url = |digest: &str| format!("http://{}/v2/app/blobs/uploads/?digest={digest}", registry.host());
     let right = sha256(b"content");
@@ -104,7 +104,7 @@ async fn a_blob_in_one_request_that_comes_to_nothing_leaves_nothing() {
 #[tokio::test(flavor = "multi_thread")]
 async fn a_client_that_falls_silent_in_the_middle_of_a_blob_is_let_go_and_another_may_go_on() {
     let dir = folder();
-    let config = ServerConfig { idle_seconds: 1, ..ServerConfig::new(dir.path().join("root")) };
+    let config = ServerConfig { idle_seconds: 3, ..ServerConfig::new(dir.path().join("root")) };
     let registry = Registry::embedded(config).await;
     let begun =
         http().post(format!("http://{}/v2/app/blobs/uploads/", registry.host())).send().await.unwrap();
@@ -123,7 +123,7 @@ async fn a_client_that_falls_silent_in_the_middle_of_a_blob_is_let_go_and_anothe
     let ended = tokio::time::timeout(SOON, silent.read_to_end(&mut answer)).await;
     ended.expect("the server ends it").unwrap();
     let text = String::from_utf8(answer).unwrap();
-    assert!(text.starts_with("HTTP/1.1 400") && text.contains("nothing came for 1s"), "{text}");
+    assert!(text.starts_with("HTTP/1.1 400") && text.contains("nothing came for 3s"), "{text}");
     // The upload is nobody's now, and has what came.
     let url = format!("http://{}{location}", registry.host());
     let status = http().get(&url).send().await.unwrap();

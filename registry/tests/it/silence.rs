@@ -49,7 +49,7 @@ fn names_the_registry(error: &Error, fake: &Fake) {
 #[tokio::test]
 async fn the_deadline_of_an_answer_begins_with_the_last_byte_of_its_request() {
     let fake = Fake::silent(|_, _| None).await;
-    let idle = Duration::from_secs(2);
+    let idle = Duration::from_secs(5);
     let timeouts = Timeouts { idle, ..config().timeouts };
     let retries = Retries { attempts: 1, ..config().retries };
     let client = Client::new(ClientConfig { timeouts, retries, ..config() }).unwrap();

@@ -50,6 +50,8 @@ pub(crate) struct Bootstrap {
     pub(crate) hands_over: bool,
     /// How many adoptions are refused before one succeeds, by all daemons together.
     pub(crate) refused_adoptions: usize,
+    /// Adoptions are refused as long as this file is there.
+    pub(crate) refused_while: Option<PathBuf>,
     /// Whether another attempt would be refused as well.
     pub(crate) refused_for_good: bool,
     /// Adopting waits as long as this file is there.
@@ -347,7 +349,8 @@ impl FakeDaemon {
             }
             std::process::exit(1);
         }
-        if adoptions <= bootstrap.refused_adoptions || !is_mounted(&request.mountpoint) {
+        let is_refused = bootstrap.refused_while.as_ref().is_some_and(|file| file.exists());
+        if is_refused || adoptions <= bootstrap.refused_adoptions || !is_mounted(&request.mountpoint) {
             let kind = if bootstrap.refused_for_good { ErrorKind::Bootstrap } else { ErrorKind::Failed };
             return Err(Failure { kind, message: "cannot be taken over".to_owned() });
         }

@@ -27,7 +27,8 @@ pub(crate) struct Node {
 
 impl Node {
     pub(crate) async fn start() -> Self {
-        Self::start_with_timeout(60).await
+        // Longer than SOON, so that who waits for a mount that does not come is noticed.
+        Self::start_with_timeout(180).await
     }
 
     pub(crate) async fn start_with_timeout(seconds: u64) -> Self {

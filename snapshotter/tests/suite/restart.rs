@@ -92,7 +92,9 @@ async fn directories_that_a_crash_left_are_removed_and_their_numbers_not_reused(
 }
 
 #[tokio::test]
-async fn it_serves_within_200_ms_of_its_start_with_1000_snapshots() {
+async fn it_serves_soon_after_its_start_with_1000_snapshots() {
+    // Code that is not optimised takes several times as long.
+    const LIMIT: Duration = Duration::from_millis(if cfg!(debug_assertions) { 1000 } else { 200 });
     let mut harness = Harness::start().await;
     harness.prepare("base-a", "").await.unwrap();
     harness.commit("base", "base-a").await.unwrap();
@@ -105,7 +107,7 @@ async fn it_serves_within_200_ms_of_its_start_with_1000_snapshots() {
     }
     // The first of some that is as fast, as other tests run beside this one.
     let (mut fastest, mut tries) = (Duration::MAX, 0);
-    while fastest >= Duration::from_millis(200) && tries < 20 {
+    while fastest >= LIMIT && tries < 20 {
         tries += 1;
         harness.stop().await;
         let start = Instant::now();
@@ -114,5 +116,5 @@ async fn it_serves_within_200_ms_of_its_start_with_1000_snapshots() {
         fastest = fastest.min(start.elapsed());
     }
     assert_eq!(harness.list(&[]).await.unwrap().len(), 1000);
-    assert!(fastest < Duration::from_millis(200), "{fastest:?}");
+    assert!(fastest < LIMIT, "{fastest:?}");
 }

@@ -176,8 +176,8 @@ mod tests {
             launch(&mut state, &Launch { commands, seconds }).map_err(|error| error.to_string())
         };
         let said = || fs::read_to_string(dir.path().join("said")).unwrap();
-        let error = of(&["echo $CLUSTER_NAME >>said", "sleep 300"], 1).unwrap_err();
-        assert!(error.contains("sleep 300: did not end within 1 seconds"), "{error}");
+        let error = of(&["echo $CLUSTER_NAME >>said", "sleep 300"], 5).unwrap_err();
+        assert!(error.contains("sleep 300: did not end within 5 seconds"), "{error}");
         let error = of(&["echo again >>said", "exit 7"], 60).unwrap_err();
         assert!(error.contains("exit 7: exit status: 7"), "{error}");
         assert_eq!(of(&["echo again >>said", "echo second >>said"], 60), Ok(()));

@@ -5,6 +5,8 @@ use std::os::unix::net::UnixStream;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 
+use nix::sys::wait::{Id, WaitPidFlag, waitid};
+use nix::unistd::Pid;
 use registry::client::{Client, ClientConfig};
 
 use crate::cache::Generation;
@@ -95,9 +97,16 @@ pub(super) fn workers(acts: Vec<Act>, crash: bool) -> (Launch, Arc<AtomicUsize>)
     let launch = move |socket| {
         let number = count.fetch_add(1, Ordering::Relaxed);
         let act = acts[number.min(acts.len() - 1)];
-        std::thread::spawn(move || act(Peer::new(socket)));
         let process = || std::process::Command::new("sh").args(["-c", "kill -SEGV $$"]).spawn();
         let process = crash.then(process).transpose()?;
+        let pid = process.as_ref().map(|process| Pid::from_raw(process.id().cast_signed()));
+        std::thread::spawn(move || {
+            // It has ended over its fault before the act does: else the front would kill it first.
+            if let Some(pid) = pid {
+                waitid(Id::Pid(pid), WaitPidFlag::WEXITED | WaitPidFlag::WNOWAIT).unwrap();
+            }
+            act(Peer::new(socket));
+        });
         Ok(LaunchedWorker(process))
     };
     (Box::new(launch), launched)

@@ -151,12 +151,12 @@ fn wrong_chunk_information_of_one_backend_is_asked_of_the_next() {
 
 #[test]
 fn a_backend_whose_chunk_information_is_wrong_is_not_asked_for_it_again() {
-    let bench = Bench::new(MEMORY, Duration::from_millis(30));
+    let bench = Bench::new(MEMORY, Duration::from_millis(300));
     let [lies, stalls] = [("lies", Behaviour::Delivers), ("stalls", Behaviour::Stalls)]
         .map(|(name, behaviour)| Even::new(name, 1, behaviour));
     let _registered = [bench.register(&lies, Place::First), bench.register(&stalls, Place::Last)];
     let described = Blob { features: flags::blob::HAS_TOC, ..with_chunk_info(blob()) };
-    let late = tokio::time::Instant::now() + Duration::from_millis(300);
+    let late = tokio::time::Instant::now() + Duration::from_secs(3);
     let read = bench._runtime.block_on(bench.worker.chunk_info_parts(&described, late));
     assert!(matches!(*read.err().unwrap(), BlobError::Io { .. }), "what the other one has may be right");
     let asked = [&lies, &stalls].map(|backend| backend.reads.load(Ordering::Relaxed));
@@ -165,11 +165,11 @@ fn a_backend_whose_chunk_information_is_wrong_is_not_asked_for_it_again() {
 
 #[test]
 fn a_backend_whose_part_is_wrong_is_not_asked_for_it_again() {
-    let bench = Bench::new(MEMORY, Duration::from_millis(30));
+    let bench = Bench::new(MEMORY, Duration::from_millis(300));
     let [lies, stalls] = [("lies", Behaviour::Delivers), ("stalls", Behaviour::Stalls)]
         .map(|(name, behaviour)| Even::new(name, 1, behaviour));
     let _registered = [bench.register(&lies, Place::First), bench.register(&stalls, Place::Last)];
-    let late = tokio::time::Instant::now() + Duration::from_millis(300);
+    let late = tokio::time::Instant::now() + Duration::from_secs(3);
     let file = tempfile::tempfile().unwrap();
     let brought = bench._runtime.block_on(bench.worker.part(part(blob(), WHOLE), late, file));
     assert_eq!(brought.unwrap_err().kind(), std::io::ErrorKind::TimedOut);

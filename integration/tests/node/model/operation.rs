@@ -10,12 +10,12 @@ use super::tamper::Tamper;
 
 /// Deadline of reads in the runs.
 pub(super) const DEADLINE: Duration = Duration::from_secs(6);
-/// A server that takes so long is slow, but every read can be answered in time: only once before a read has to wait for
-/// another answer.
-const SLOW: Duration = Duration::from_millis(1900);
+/// A server that takes so long is slow: after a sixth of the deadline, which is less, the next one is asked too. But every read
+/// can be answered in time: it waits for three answers at most, one after the other, and two seconds are left for a busy machine.
+const SLOW: Duration = Duration::from_millis(1300);
 
-/// A line on which what is fetched at once takes up to two seconds.
-pub(super) const SLOW_LINE: Failure = Failure::Bandwidth(600_000);
+/// A line on which what is fetched at once, a mebibyte at most, takes a second.
+pub(super) const SLOW_LINE: Failure = Failure::Bandwidth(1_000_000);
 
 /// Bytes that a cache may take: as many as it likes, or so few that something has to give way.
 pub(super) const QUOTAS: [u64; 5] = [0, 0, 0, 128 << 10, 1 << 20];

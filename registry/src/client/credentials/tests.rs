@@ -6,7 +6,7 @@ fn store(config: &str) -> (tempfile::TempDir, CredentialStore) {
     let dir = tempfile::tempdir().unwrap();
     let path = dir.path().join("config.json");
     std::fs::write(&path, config).unwrap();
-    (dir, CredentialStore::new(Some(path), Duration::from_secs(5)))
+    (dir, CredentialStore::new(Some(path), Duration::from_secs(60)))
 }
 
 fn basic(user: &str, password: &str) -> Credentials {

@@ -19,7 +19,7 @@ use tokio_util::sync::CancellationToken;
 pub(crate) const MANIFEST: &str = "application/vnd.oci.image.manifest.v1+json";
 
 /// How long anything may take that is expected to happen at once.
-pub(crate) const SOON: Duration = Duration::from_secs(20);
+pub(crate) const SOON: Duration = Duration::from_secs(60);
 
 /// A registry that runs until this is dropped.
 pub(crate) enum Registry {
