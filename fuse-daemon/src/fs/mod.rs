@@ -382,13 +382,16 @@ impl FileSystem {
         self.sound(|bootstrap| Ok(names::regular_files(bootstrap, &bootstrap.prefetch()?)?))
     }
 
-    /// The path of a file: of several names one. Walks through the image.
-    ///
-    /// # Errors
-    ///
-    /// [`FsError::Bootstrap`].
-    pub fn path(&self, ino: Ino) -> Result<Option<Box<[u8]>>, FsError> {
-        self.sound(|bootstrap| Ok(names::paths(bootstrap, &[self.nid(ino)])?.pop()))
+    /// A search for the path of a file, of several names one; none where the bootstrap is damaged. Walks through the image, and
+    /// holds its bootstrap alone: the image's blobs are given back while it looks.
+    pub fn path_search(&self, ino: Ino) -> impl FnOnce() -> Option<Box<[u8]>> + Send + use<> {
+        let (bootstrap, nid) = (Arc::clone(&self.bootstrap), self.nid(ino));
+        move || {
+            let path = names::paths(&bootstrap, &[nid]).ok()?.pop();
+            // What could not be read may have been zeros.
+            bootstrap.sound().ok()?;
+            path
+        }
     }
 
     /// The paths of the files that were read, in the order in which each was first: what a next start reads first.

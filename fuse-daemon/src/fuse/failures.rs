@@ -2,10 +2,10 @@
 //! times in the same way.
 
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Arc, Mutex, PoisonError, Weak};
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
-use crate::fs::{FileSystem, FsError, Ino};
+use crate::fs::{FsError, Ino};
 
 const PERIOD: Duration = Duration::from_secs(1);
 
@@ -34,7 +34,13 @@ impl Failures {
     }
 
     /// Logs a failed read, unless it is to be left out: a moment later, with the file's path.
-    pub(super) fn log(&self, fs: Weak<FileSystem>, ino: Ino, offset: u64, error: &FsError) {
+    pub(super) fn log(
+        &self,
+        search: impl FnOnce() -> Option<Box<[u8]>> + Send + 'static,
+        ino: Ino,
+        offset: u64,
+        error: &FsError,
+    ) {
         let Some(left_out) = self.next(Instant::now()) else { return };
         let (image, error) = (self.image.clone(), error.to_string());
         let tell = move |path: Option<Box<[u8]>>| {
@@ -44,7 +50,7 @@ impl Failures {
             );
             tracing::error!(image, path, offset, left_out, %error, "read fails");
         };
-        self.searches.find(move || fs.upgrade().and_then(|fs| fs.path(ino).ok()?), tell);
+        self.searches.find(search, tell);
     }
 
     /// How many were left out before this one, unless it is to be left out as well.

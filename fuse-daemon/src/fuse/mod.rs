@@ -148,13 +148,13 @@ impl<Held: Send + Sync + 'static> Filesystem for Adapter<Held> {
         _: Option<LockOwner>,
         reply: ReplyData,
     ) {
-        // Not held by a read that waits: it ends with the mount.
-        let (failures, fs) = (Arc::clone(&self.failures), Arc::downgrade(&self.fs));
+        // A read that waits does not hold the file system, which ends with the mount.
+        let (failures, search) = (Arc::clone(&self.failures), self.fs.path_search(Ino(ino.0)));
         self.fs.read(Ino(ino.0), offset, size, move |result| match result {
             Ok(bytes) => reply.data(bytes),
             Err(error) => {
                 reply.error(error_of(&error));
-                failures.log(fs, Ino(ino.0), offset, &error);
+                failures.log(search, Ino(ino.0), offset, &error);
             }
         });
     }
