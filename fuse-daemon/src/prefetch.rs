@@ -7,7 +7,7 @@
 //! | other programs of what is far, and the libraries that they need | the same: the loader would ask for one after the other |
 //! | everything | if asked for, some time after the mount: from then on the image needs no registry |
 //!
-//! What the cache has no room for is fetched once for nothing, and no more: see `Full`.
+//! What the cache does not take is fetched once for nothing, and no more: see `Refused`.
 
 use std::collections::HashSet;
 use std::ops::Range;
@@ -22,7 +22,7 @@ use tokio::sync::{mpsc, oneshot};
 
 use crate::cache::ChunkState;
 use crate::describe;
-use crate::front::{ReadError, Want};
+use crate::front::{ChunkError, ReadError, Want};
 use crate::fs::{FileSystem, FsError, StartedFile};
 
 /// Chunks that are asked for together.
@@ -47,7 +47,7 @@ const ATTEMPTS: u32 = 20;
 /// How long to wait before looking again for what could not be fetched, when everything is to be.
 const COMPLETION_PAUSE: Duration = Duration::from_secs(30);
 
-/// How often to look whether something else has found room, where the cache had none for all of the image …
+/// How often to look whether something else was taken, where the cache did not take all of the image …
 const ROOM_LOOK: Duration = Duration::from_secs(3);
 /// … and after how long to try it, with one chunk.
 const ROOM_PAUSE: Duration = Duration::from_secs(300);
@@ -168,23 +168,28 @@ async fn fetch_ahead(fs: Weak<FileSystem>, config: PrefetchConfig, image: String
 
 /// Fetches the files in the image's prefetch table.
 async fn fetch_table(fs: &Weak<FileSystem>) {
-    let table = fs.upgrade().map(|fs| fs.prefetch_table()).unwrap_or_else(|| Ok(Vec::new()));
+    let mounted = Weak::clone(fs);
+    // Not on a thread that answers others: a large image takes seconds.
+    let search = tokio::task::spawn_blocking(move || mounted.upgrade().map(|fs| fs.prefetch_table()));
+    // Otherwise the mount ended, or the runtime did.
+    let Ok(Some(table)) = search.await else { return };
     let files = table.unwrap_or_else(|error| {
         tracing::warn!(error = describe(&error), "the image's prefetch table cannot be read");
         Vec::new()
     });
     for file in files {
-        if let Err(Full) = fetch_file(fs, file, WHOLE).await {
+        if let Err(Refused) = fetch_file(fs, file, WHOLE).await {
             return;
         }
     }
 }
 
-/// The cache has no room. What is fetched all the same is thrown away, so whoever fetches ahead of readers leaves it.
-struct Full;
+/// The cache does not take what comes: it has no room, or its disk fails. What is fetched all the same is thrown away, so whoever
+/// fetches ahead of readers leaves it.
+struct Refused;
 
 /// Fetches a part of a file, several windows at a time. What is in order in the file is in order in its blob.
-async fn fetch_file(fs: &Weak<FileSystem>, file: Nid, range: Range<u64>) -> Result<(), Full> {
+async fn fetch_file(fs: &Weak<FileSystem>, file: Nid, range: Range<u64>) -> Result<(), Refused> {
     let mut from = Some(range.start);
     while let Some(start) = from {
         let Some(mounted) = fs.upgrade() else { return Ok(()) };
@@ -208,15 +213,18 @@ async fn fetch_file(fs: &Weak<FileSystem>, file: Nid, range: Range<u64>) -> Resu
 /// Fetches all of the image that is not there, one window at a time. `false`: the mount ended before.
 async fn complete(fs: &Weak<FileSystem>, image: &str) -> bool {
     const START: (usize, ChunkIndex) = (0, ChunkIndex(0));
-    let (mut from, mut was_full) = (START, false);
+    let (mut from, mut was_refused) = (START, false);
     while let Some(mounted) = fs.upgrade() {
         let (missing, next) = mounted.missing_from(from, STRIDE);
         drop(mounted);
-        if let Err(Full) = fetch(fs, missing, 1).await {
-            if !std::mem::replace(&mut was_full, true) {
-                tracing::info!(image, "the cache has no room for all of the image: it waits for that");
+        if let Err(Refused) = fetch(fs, missing, 1).await {
+            if !std::mem::replace(&mut was_refused, true) {
+                tracing::info!(
+                    image,
+                    "the cache does not take all of the image now: the rest is fetched when it does"
+                );
             }
-            wait_for_room(fs).await;
+            wait_until_taken(fs).await;
             continue;
         }
         from = next.unwrap_or(START);
@@ -231,28 +239,28 @@ async fn complete(fs: &Weak<FileSystem>, image: &str) -> bool {
     false
 }
 
-/// Waits until a reader's chunk has found room in the cache, or it is worth a try.
-async fn wait_for_room(fs: &Weak<FileSystem>) {
+/// Waits until the cache has taken a reader's chunk, or it is worth a try.
+async fn wait_until_taken(fs: &Weak<FileSystem>) {
     let until = tokio::time::Instant::now() + ROOM_PAUSE;
     loop {
         tokio::time::sleep(ROOM_LOOK).await;
-        if !is_full(fs) || tokio::time::Instant::now() >= until {
+        if !is_refused(fs) || tokio::time::Instant::now() >= until {
             return;
         }
     }
 }
 
-fn is_full(fs: &Weak<FileSystem>) -> bool {
-    fs.upgrade().is_some_and(|fs| fs.is_cache_full())
+fn is_refused(fs: &Weak<FileSystem>) -> bool {
+    fs.upgrade().is_some_and(|fs| fs.is_cache_refusing())
 }
 
-async fn fetch(fs: &Weak<FileSystem>, missing: Vec<Want>, windows: usize) -> Result<(), Full> {
+async fn fetch(fs: &Weak<FileSystem>, missing: Vec<Want>, windows: usize) -> Result<(), Refused> {
     let needs_room = |want: &&Want| want.blob.state(want.chunk) == ChunkState::Missing;
-    if let Some(first) = missing.iter().find(|want| is_full(fs) && needs_room(want)) {
-        // One chunk finds out whether there is room again.
+    if let Some(first) = missing.iter().find(|want| is_refused(fs) && needs_room(want)) {
+        // One chunk finds out whether it is taken.
         fetch_window(fs, vec![first.clone()]).await?;
-        if is_full(fs) {
-            return Err(Full);
+        if is_refused(fs) {
+            return Err(Refused);
         }
     }
     let windows_of = missing.chunks(WINDOW).map(<[Want]>::to_vec).collect::<Vec<_>>();
@@ -265,7 +273,7 @@ async fn fetch(fs: &Weak<FileSystem>, missing: Vec<Want>, windows: usize) -> Res
 }
 
 /// Fetches some chunks, within some attempts: readers are told of other errors, nobody waits for this.
-async fn fetch_window(fs: &Weak<FileSystem>, mut window: Vec<Want>) -> Result<(), Full> {
+async fn fetch_window(fs: &Weak<FileSystem>, mut window: Vec<Want>) -> Result<(), Refused> {
     let mut pause = PAUSE;
     for _ in 0..ATTEMPTS {
         window.retain(|want| !want.blob.is_ready(want.chunk));
@@ -278,7 +286,11 @@ async fn fetch_window(fs: &Weak<FileSystem>, mut window: Vec<Want>) -> Result<()
         drop(mounted);
         match done.await {
             Ok(Ok(())) | Err(_) => return Ok(()),
-            Ok(Err(FsError::Read(ReadError::NoRoom(_)))) => return Err(Full),
+            Ok(Err(FsError::Read(ReadError::NoRoom(_)))) => return Err(Refused),
+            // A disk that fails.
+            Ok(Err(FsError::Read(ReadError::Chunk { source: ChunkError::Cache(_), .. }))) => {
+                return Err(Refused);
+            }
             Ok(Err(error)) => tracing::trace!(error = describe(&error), "fetching ahead gives way"),
         }
         tokio::time::sleep(pause).await;

@@ -2,7 +2,7 @@
 
 use std::io;
 use std::ops::{Deref, Range};
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::{Arc, PoisonError, Weak};
 use std::time::SystemTime;
 
@@ -12,7 +12,7 @@ use rafs::blob::{Blob, Chunk, ChunkIndex};
 use super::description::{Admission, Described, Descriptions, Said, same_bytes};
 use super::files::{holes, on_disk, paths, remove};
 use super::quota::{CountedBytes, Quota, taken_by};
-use super::{CacheError, CacheState, ChunkMap, ChunkState, disk, is_broken, is_full, places};
+use super::{BootId, CacheError, CacheState, ChunkMap, ChunkState, disk, is_broken, is_full, places};
 use crate::control::BlobId;
 use crate::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering, fence};
 use crate::sync::{Mutex, RwLock, RwLockReadGuard, RwLockWriteGuard, SharedFile};
@@ -68,6 +68,21 @@ pub enum StoreError {
     Io(#[from] io::Error),
 }
 
+/// The map in a file, and whether it is one in the place of what the disk could not read: then it says nothing of what there is.
+fn open_map(path: &Path, boot: BootId) -> Result<(ChunkMap, bool), CacheError> {
+    let open = || disk::open_or_create(path).and_then(|file| ChunkMap::open(file, boot));
+    match open() {
+        Err(error) if is_broken(&error) => {
+            let file = path.display();
+            tracing::warn!(%file, %error, "the disk cannot read what the cache has of a blob: it is verified before use");
+            // A new file gets other blocks.
+            remove(path)?;
+            Ok((open().map_err(CacheError::io("load", path))?, true))
+        }
+        map => Ok((map.map_err(CacheError::io("load", path))?, false)),
+    }
+}
+
 impl CachedBlob {
     pub(super) fn open(
         cache: &Arc<CacheState>,
@@ -81,10 +96,16 @@ impl CachedBlob {
             remove(&map_path)?;
         }
         let data = disk::open_or_create(&data_path).map_err(CacheError::io("open", &data_path))?;
-        let map_file = disk::open_or_create(&map_path).map_err(CacheError::io("open", &map_path))?;
-        let map = ChunkMap::open(map_file, cache.boot).map_err(CacheError::io("load", &map_path))?;
+        let (map, is_new) = open_map(&map_path, cache.boot)?;
         let map_bytes = map.bytes_on_disk().map_err(CacheError::io("examine", &map_path))?;
-        let known = places::load(&places_path).map_err(CacheError::io("read", &places_path))?;
+        let known = match places::load(&places_path) {
+            Err(error) if is_broken(&error) => {
+                let file = places_path.display();
+                tracing::warn!(%file, %error, "the disk cannot read where a cached blob has its chunks: they are verified before use");
+                None
+            }
+            known => known.map_err(CacheError::io("read", &places_path))?,
+        };
         let (known, length) = match known {
             Some((known, length)) => (known, Some(length)),
             None => (Descriptions::default(), None),
@@ -109,6 +130,13 @@ impl CachedBlob {
             quota: Arc::clone(&cache.quota),
             cache: Arc::downgrade(cache),
         };
+        if is_new {
+            let chunks = blob.known().records().iter().map(|record| record.index).collect::<Vec<_>>();
+            chunks
+                .into_iter()
+                .try_for_each(|chunk| blob.map.claim(chunk))
+                .map_err(CacheError::io("write", &blob.map_path))?;
+        }
         if length.is_none() {
             // Nobody knows what its bits mean. That is on disk before it is said there what they mean from now on.
             blob.doubt_all().map_err(CacheError::io("write", &blob.map_path))?;
@@ -237,9 +265,9 @@ impl CachedBlob {
     }
 
     /// Fills `buffer` from `offset` in the uncompressed blob, where `chunk` has to be; `false` if the chunk is not ready,
-    /// or ceased to be so meanwhile: then the buffer has anything. What the disk cannot read is not ready from then on. What
-    /// somebody else took out of the file is noticed by what the file has on disk, so not if as much was stored since it was last
-    /// looked at.
+    /// ceased to be so meanwhile, or cannot be read by the disk: then the buffer has anything. What the disk cannot read stays
+    /// ready: it may be able to the next time, and what is stored in its place gets a good block. What somebody else took out of the
+    /// file is noticed by what the file has on disk, so not if as much was stored since it was last looked at.
     ///
     /// # Errors
     ///
@@ -261,20 +289,18 @@ impl CachedBlob {
                 if self.is_ready(chunk) { Err(error) } else { Ok(false) }
             }
             Err(error) if is_broken(&error) => {
-                self.lose(chunk, &error);
+                self.tell_unreadable(&error);
                 Ok(false)
             }
             Err(error) => Err(error),
         }
     }
 
-    /// The disk cannot read the chunk. Others have it, and a block that is written again may get a good place on the disk.
-    fn lose(&self, chunk: ChunkIndex, error: &io::Error) {
+    fn tell_unreadable(&self, error: &io::Error) {
         if !self.is_unreadable.swap(true, Ordering::Relaxed) {
-            let (blob, chunk) = (self.id, chunk.0);
-            tracing::warn!(%blob, chunk, %error, "the disk cannot read all of a cached blob: what it cannot is fetched again");
+            let blob = self.id;
+            tracing::warn!(%blob, %error, "the disk cannot read all of a cached blob: what it cannot is fetched again");
         }
-        self.discard(chunk);
     }
 
     /// The bytes that the cache claims to be a chunk's, whether verified or not.
@@ -284,8 +310,11 @@ impl CachedBlob {
     /// The file cannot be read, or is shorter.
     pub fn claimed(&self, chunk: &Chunk) -> io::Result<Vec<u8>> {
         let mut content = vec![0; chunk.uncompressed_size as usize];
-        disk::read_at(self.data.once(), &mut content, chunk.uncompressed_offset)?;
-        Ok(content)
+        let read = disk::read_at(self.data.once(), &mut content, chunk.uncompressed_offset);
+        if let Some(error) = read.as_ref().err().filter(|error| is_broken(error)) {
+            self.tell_unreadable(error);
+        }
+        read.map(|()| content)
     }
 
     /// Puts a chunk into the cache that was verified as `chunk` says: its bytes first, its bit then.
@@ -333,19 +362,23 @@ impl CachedBlob {
         }
     }
 
-    /// Verifies all chunks that the cache holds; how many there are, and how many were bad, which it holds no longer.
+    /// Verifies all chunks that the cache holds; how many there are, and how many were bad. It holds those no longer, except what the
+    /// disk cannot read now.
     pub(super) fn verify(&self) -> (u64, u64) {
         let (mut checked, mut bad) = (0, 0);
         let Some(coding) = self.known().coding.clone() else { return (0, 0) };
         let records = self.known().records().to_vec();
         for record in records.iter().filter(|record| self.state(record.index) != ChunkState::Missing) {
             checked += 1;
-            let content = self.claimed(&record.chunk);
-            if content.is_ok_and(|content| verify(&coding, &record.chunk, &content).is_ok()) {
-                self.confirm(record.index, &record.chunk);
-            } else {
-                bad += 1;
-                self.discard(record.index);
+            match self.claimed(&record.chunk) {
+                Ok(content) if verify(&coding, &record.chunk, &content).is_ok() => {
+                    self.confirm(record.index, &record.chunk);
+                }
+                Err(error) if is_broken(&error) => bad += 1,
+                _ => {
+                    bad += 1;
+                    self.discard(record.index);
+                }
             }
         }
         (checked, bad)

@@ -29,7 +29,7 @@ use rafs::digest::Digest;
 use rafs::layout::flags;
 
 use super::answers::Remembered;
-use super::{BlobId, Cache, CacheError, disk, files, is_broken};
+use super::{BlobId, Cache, CacheError, disk, files};
 
 const MAGIC: &[u8; 8] = b"NYDCINFO";
 const HEADER_SIZE: u64 = 80;
@@ -117,9 +117,9 @@ fn load(path: &Path, table: Digest, limit: u64) -> Option<MetaParts> {
         Err(error) => error,
     };
     tracing::warn!(path = %path.display(), %error, "kept chunk information is not used: it is fetched again");
-    // What this process lacks for a moment, as descriptors, makes no file wrong.
+    // What cannot be read now, for lack of descriptors or by a disk that fails, may be right.
     let is_wrong = matches!(error.kind(), io::ErrorKind::InvalidData | io::ErrorKind::UnexpectedEof);
-    if (is_wrong || is_broken(&error))
+    if is_wrong
         && let Err(error) = disk::remove(path)
     {
         tracing::warn!(path = %path.display(), %error, "cannot delete it");

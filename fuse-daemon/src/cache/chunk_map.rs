@@ -85,7 +85,7 @@ impl ChunkMap {
         let file = self.file.lock().unwrap_or_else(PoisonError::into_inner);
         let mut header = [0; HEADER_SIZE];
         let known = file.metadata()?.len() >= WORDS_START && {
-            file.read_exact_at(&mut header, 0)?;
+            disk::read_at(&file, &mut header, 0)?;
             header[..8] == *MAGIC && header[8..12] == VERSION.to_le_bytes()
         };
         if !known {
@@ -167,6 +167,18 @@ impl ChunkMap {
         self.change(index, |word| {
             word.ready.fetch_and(!bit, Ordering::AcqRel);
             word.claimed.fetch_and(!bit, Ordering::AcqRel);
+        })
+    }
+
+    /// Records that the cache may hold the chunk: it is to be verified before use.
+    ///
+    /// # Errors
+    ///
+    /// The file cannot be written. The chunk counts as claimed nevertheless, for this process.
+    pub(super) fn claim(&self, chunk: ChunkIndex) -> io::Result<()> {
+        let (index, bit) = position(chunk);
+        self.change(index, |word| {
+            word.claimed.fetch_or(bit, Ordering::AcqRel);
         })
     }
 

@@ -296,11 +296,11 @@ impl Cache {
     ///
     /// # Errors
     ///
-    /// [`CacheError`]: a file could not be deleted; those before it are.
+    /// [`CacheError`]: the directory could not be listed, or a file not deleted; those before it are.
     pub fn prune(&self) -> Result<Kept, CacheError> {
         let mut blobs = self.inner.lock();
         let mut outcome = Kept::default();
-        for (_, id) in self.inner.evictable(&blobs) {
+        for (_, id) in self.inner.evictable(&blobs)? {
             outcome.freed_bytes += self.inner.usage(&blobs, id);
             self.inner.delete(&mut blobs, id)?;
             outcome.freed.push(id);

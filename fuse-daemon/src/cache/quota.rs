@@ -119,9 +119,16 @@ impl CacheState {
             return;
         }
         self.count(blobs);
+        let evictable = match self.evictable(blobs) {
+            Ok(evictable) => evictable,
+            Err(error) => {
+                let error = crate::describe(&error);
+                return tracing::warn!(error, "cannot make room in the cache");
+            }
+        };
         let spare = self.quota.limit / SPARE_FRACTION;
         let (mut freed, mut number) = (0, 0);
-        for (_, id) in self.evictable(blobs) {
+        for (_, id) in evictable {
             if self.quota.fits(bytes.saturating_add(spare)) {
                 break;
             }
@@ -148,17 +155,24 @@ impl CacheState {
         if self.quota.limit == u64::MAX {
             return;
         }
-        let files = self.files().unwrap_or_default();
+        let files = match self.files() {
+            Ok(files) => files,
+            Err(error) => {
+                let error = crate::describe(&error);
+                // What was counted before is nearer than nothing.
+                return tracing::warn!(error, "cannot count what the cache takes");
+            }
+        };
         let ids: BTreeSet<BlobId> = files.into_iter().map(|(id, _)| id).collect();
         let used = ids.into_iter().map(|id| self.usage(blobs, id)).sum();
         self.quota.used.store(used, Ordering::Relaxed);
     }
 
     /// Blobs that may go, those that were used longest ago first.
-    pub(super) fn evictable(&self, blobs: &Blobs) -> BTreeSet<(SystemTime, BlobId)> {
-        let ids = self.files().unwrap_or_default().into_iter().map(|(id, _)| id);
+    pub(super) fn evictable(&self, blobs: &Blobs) -> Result<BTreeSet<(SystemTime, BlobId)>, CacheError> {
+        let ids = self.files()?.into_iter().map(|(id, _)| id);
         let ids = ids.filter(|id| blobs.is_evictable(*id));
-        ids.map(|id| (self.last_used(id), id)).collect()
+        Ok(ids.map(|id| (self.last_used(id), id)).collect())
     }
 
     /// When the blob was used last: its data file is touched when the last lease ends. Before its first mount there may be its

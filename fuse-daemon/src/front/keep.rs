@@ -105,7 +105,7 @@ impl Front {
                 let waiters = self.landed(key, None);
                 waiters.iter().for_each(|waiter| waiter.arrived_loose(loose.clone()));
             }
-            Err(StoreError::Io(error)) if is_broken(&error) => {
+            Err(StoreError::Io(error)) => {
                 if !self.is_broken.swap(true, Ordering::Relaxed) {
                     let (blob, chunk) = (key.blob, key.chunk.0);
                     tracing::error!(%blob, chunk, %error, "the cache's disk fails: serving from the network what it does not take");
@@ -117,10 +117,6 @@ impl Front {
                 readers.iter().for_each(|waiter| waiter.arrived_loose(loose.clone()));
                 // Not for lack of room, which those who fetch ahead would wait for.
                 fail(others, key, &ChunkError::Cache(error.to_string()));
-            }
-            Err(StoreError::Io(error)) => {
-                tracing::error!(blob = %key.blob, chunk = key.chunk.0, %error, "cannot write the cache");
-                self.give_up(key, ChunkError::Cache(error.to_string()));
             }
         }
     }
@@ -250,16 +246,20 @@ impl Front {
         let run = move || {
             let mut lost = lost;
             let Some(front) = lost.front.upgrade() else { return };
-            let content = blob.claimed(&described.chunk).ok();
-            if let Some(content) = content.filter(|content| check(&described, content).is_ok())
+            let claimed = blob.claimed(&described.chunk);
+            // What the disk cannot read now may be right, and is claimed as long as nothing else has come.
+            let may_be_right = claimed.as_ref().is_err_and(is_broken);
+            if let Some(content) = claimed.ok().filter(|content| check(&described, content).is_ok())
                 && blob.confirm(key.chunk, &described.chunk)
             {
                 front.land(key, &described.chunk, &content);
                 lost.over = true;
                 return;
             }
-            tracing::info!(blob = %key.blob, chunk = key.chunk.0, "the cache lost a chunk, fetching it");
-            blob.discard(key.chunk);
+            if !may_be_right {
+                tracing::info!(blob = %key.blob, chunk = key.chunk.0, "the cache lost a chunk, fetching it");
+                blob.discard(key.chunk);
+            }
             front.fetch_unclaimed(key);
             lost.over = true;
         };

@@ -178,12 +178,12 @@ impl Front {
     }
 
     /// Whether the cache had no room for the last chunk that came.
-    pub(crate) fn is_full(&self) -> bool {
+    fn is_full(&self) -> bool {
         self.is_full.load(Ordering::Relaxed)
     }
 
     /// Whether the cache did not take the last chunk that came: then nothing comes along with what readers wait for.
-    fn is_refused(&self) -> bool {
+    pub(crate) fn is_refused(&self) -> bool {
         self.is_full() || self.is_broken.load(Ordering::Relaxed)
     }
 

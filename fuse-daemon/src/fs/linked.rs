@@ -16,8 +16,8 @@ use object::read::elf::{FileHeader, ProgramHeader};
 const ENTRIES_LIMIT_BYTES: u64 = 64 << 10;
 pub(super) const NAMES_LIMIT_BYTES: u64 = 4 << 20;
 
-/// Bytes of the loader's path with its NUL: `PATH_MAX`, beyond which the kernel starts no such program.
-const LOADER_LIMIT_BYTES: u64 = 4096;
+/// Bytes of a path with its NUL: `PATH_MAX`, beyond which the kernel starts no program with such a loader, and opens no file.
+const PATH_LIMIT_BYTES: u64 = 4096;
 
 /// Names that are looked at.
 const NAMES_LIMIT: usize = 256;
@@ -69,7 +69,7 @@ impl Linked {
             }
         }
         let entries = entries.filter(|entries| size(entries) <= ENTRIES_LIMIT_BYTES)?;
-        let loader = loader.filter(|loader| size(loader) <= LOADER_LIMIT_BYTES);
+        let loader = loader.filter(|loader| size(loader) <= PATH_LIMIT_BYTES);
         Some(Self { machine: header.e_machine(endian), loader, entries, segments })
     }
 
@@ -101,10 +101,13 @@ impl Linked {
     }
 }
 
-/// The name that begins at `at`.
+/// The name that begins at `at`, and ends with a zero.
 pub(super) fn name(all: &[u8], at: u64) -> Option<&[u8]> {
     let rest = all.get(usize::try_from(at).ok()?..)?;
-    rest.split(|byte| *byte == 0).next().filter(|name| !name.is_empty())
+    // Each of its parts is looked for.
+    let rest = &rest[..rest.len().min(PATH_LIMIT_BYTES as usize)];
+    let end = rest.iter().position(|byte| *byte == 0)?;
+    Some(&rest[..end]).filter(|name| !name.is_empty())
 }
 
 fn size(range: &Range<u64>) -> u64 {
@@ -171,8 +174,12 @@ mod tests {
         let entries = part(&bytes, &linked.entries);
         (0..entries.len()).for_each(|len| drop(linked.names(&entries[..len])));
         assert_eq!(linked.names(&[]), None);
-        assert_eq!(name(b"one\0two", 4), Some(&b"two"[..]));
-        assert_eq!(name(b"one\0two", 3), None);
-        assert_eq!(name(b"one", u64::MAX), None);
+        assert_eq!(name(b"one\0two\0", 4), Some(&b"two"[..]));
+        assert_eq!(name(b"one\0two\0", 3), None);
+        assert_eq!(name(b"one\0", u64::MAX), None);
+        // What does not end, or is longer than a path, is no name.
+        assert_eq!(name(b"one\0two", 4), None);
+        let long = [&[b'a'; PATH_LIMIT_BYTES as usize][..], b"\0"].concat();
+        assert_eq!((name(&long, 0), name(&long, 1).map(<[u8]>::len)), (None, Some(long.len() - 2)));
     }
 }

@@ -368,9 +368,9 @@ impl FileSystem {
         });
     }
 
-    /// Whether the cache had no room for the last chunk that came.
-    pub(crate) fn is_cache_full(&self) -> bool {
-        self.front.is_full()
+    /// Whether the cache did not take the last chunk that came.
+    pub(crate) fn is_cache_refusing(&self) -> bool {
+        self.front.is_refused()
     }
 
     /// The regular files that the image's prefetch table names, and those in directories that it names, in order.

@@ -96,7 +96,7 @@ fn what_a_full_disk_has_no_room_for_is_fetched_ahead_once_and_again_when_there_i
     let log = crate::log::lines();
     let backend = Watched::over(&image);
     let mount = node.mount_from(&image, backend.clone());
-    let waits = |line: &str| line.contains("the cache has no room for all of the image");
+    let waits = |line: &str| line.contains("the cache does not take all of the image now");
     eventually("it waits for room", || backend.reads() > CHUNKS || log.count(waits) > 0);
     assert!(backend.reads() < CHUNKS, "{} requests for what did not fit", backend.reads());
     assert!(mount.mounted.completeness().ready < CHUNKS as u64 / 2);

@@ -364,7 +364,7 @@ impl Bootstrap {
     /// # Errors
     ///
     /// When `directory` is none.
-    pub(crate) fn directory_size(&self, directory: Nid) -> Result<u64, ReadError> {
+    pub fn directory_size(&self, directory: Nid) -> Result<u64, ReadError> {
         self.format.directory_size(&self.data, directory)
     }
 

@@ -125,6 +125,8 @@ impl Broker {
         // Only now: who is given up before has done it for nobody.
         values.began = Some(began);
         let Ok((access, failure)) = resolved else {
+            // What is known is old then: that a registry refuses it says nothing.
+            values.failure = Some("it took too long to find out how the repository can be read".to_owned());
             drop(values);
             return warn!(%repository, "it takes too long to find out how a repository can be read");
         };
@@ -164,9 +166,13 @@ impl Broker {
             candidates
                 .push(Found { credentials: Credentials::Anonymous, origin: "no credentials".to_owned() });
             let last = before.and_then(|before| before.places.iter().find(|known| known.host == place.host));
+            // What a file or a helper said last may well be right still, and they do not say it now.
+            if let Some(last) = last.filter(|_| failure.is_some()) {
+                candidates.push(trial::again(&last.credentials));
+            }
             self.choose(repository, place, candidates, blob, last).await;
         }
-        (access, failure.map(|error| describe(&error)).or_else(|| secrets.failure.clone()))
+        (access, failure.map(|error| describe(&error)).or_else(|| secrets.failure_of(repository)))
     }
 
     /// Gives a place those credentials that it takes.

@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use futures::FutureExt;
 use futures::future::BoxFuture;
-use registry::client::{AccessSource, Client, Error, Found, Place, RepositoryAccess};
+use registry::client::{AccessSource, Client, Credentials, Error, Found, Place, RepositoryAccess};
 use registry::digest::Digest;
 use registry::reference::Repository;
 use tracing::{debug, info};
@@ -14,9 +14,12 @@ use crate::daemon::describe;
 
 /// How long one trial may take.
 const DEADLINE: Duration = Duration::from_secs(5);
+/// So begins the origin of what is shown although all candidates were refused.
+const REFUSED: &str = "refused: ";
 
 /// The first of `candidates` with which `place` says that it has `blob`. If none does, the first with which it at least
-/// says that it has not; else the first of all. Where nothing can be found out the first stays.
+/// says that it has not; else the first of all. Where nothing can be found out the first stays. To whom it does not know a registry
+/// says of what it hides as well that it has not: that counts as refused where it refuses others.
 pub(super) async fn best(
     client: &Client,
     repository: &Repository,
@@ -30,6 +33,9 @@ pub(super) async fn best(
             Some(Ok(Some(_))) => {
                 info!(%repository, host = place.host, origin = candidate.origin, "these credentials are taken");
                 return candidate.clone();
+            }
+            Some(Ok(None)) if !refused.is_empty() && candidate.credentials == Credentials::Anonymous => {
+                refused.push(candidate.origin.clone());
             }
             Some(Ok(None)) => lacking = lacking.or(Some(candidate.clone())),
             Some(Err(error)) if error.is_denied() => refused.push(candidate.origin.clone()),
@@ -48,7 +54,14 @@ pub(super) async fn best(
     }
     let everybody = refused.len() == candidates.len();
     let Some(first) = candidates.into_iter().next() else { return place.credentials.clone() };
-    if everybody { Found { origin: format!("refused: {}", refused.join("; ")), ..first } } else { first }
+    if everybody { Found { origin: format!("{REFUSED}{}", refused.join("; ")), ..first } } else { first }
+}
+
+/// What was shown last, as a candidate.
+pub(super) fn again(last: &Found) -> Found {
+    // The list of all that were refused with it would grow with each trial.
+    let origin = if last.origin.starts_with(REFUSED) { "what was shown last" } else { last.origin.as_str() };
+    Found { credentials: last.credentials.clone(), origin: origin.to_owned() }
 }
 
 /// What the registry says of the blob to these credentials.

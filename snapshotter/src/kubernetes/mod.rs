@@ -41,8 +41,10 @@ pub(crate) struct Kubernetes {
 #[derive(Default)]
 pub(crate) struct Secrets {
     named: Vec<NamedSecret>,
-    /// Why this is not all that there is, or not as it is now: then a registry that refuses them says nothing.
-    pub(crate) failure: Option<String>,
+    /// Why it cannot be said which secrets pods name now, if it cannot.
+    unlisted: Option<String>,
+    /// Secrets that are not as they are now: what pods that name them run, and why.
+    unread: Vec<(BTreeSet<Repository>, String)>,
 }
 
 #[derive(Clone)]
@@ -95,7 +97,8 @@ impl Kubernetes {
                 let problem = describe(&error);
                 warn!(error = problem, "pull secrets cannot be read from the API server");
                 // It would give those who wait nothing else: where it does not answer, each of them had to wait as long once more.
-                (Instant::now(), Secrets { named: known.to_vec(), failure: Some(problem) })
+                let unlisted = Some(problem);
+                (Instant::now(), Secrets { named: known.to_vec(), unlisted, ..Secrets::default() })
             }
         };
         let secrets = Arc::new(secrets);
@@ -136,7 +139,7 @@ impl Kubernetes {
                 Err(error) => {
                     let problem = describe(&error);
                     warn!(secret = name, error = problem, "a pull secret cannot be read");
-                    secrets.failure = Some(format!("pull secret {name}: {problem}"));
+                    secrets.unread.push((repositories.clone(), format!("pull secret {name}: {problem}")));
                     known.iter().find(|known| known.name == name).map(|known| Arc::clone(&known.secret))
                 }
             };
@@ -163,6 +166,14 @@ impl Secrets {
             })
         });
         found.collect()
+    }
+
+    /// Why these may not be all that there are for an image of `image`, or not as they are now: then a registry that refuses
+    /// them says nothing. A secret that nobody can read must not have each image on the node pulled that cannot be read, so it counts
+    /// for what its own pods run alone.
+    pub(crate) fn failure_of(&self, image: &Repository) -> Option<String> {
+        let unread = self.unread.iter().find(|(repositories, _)| repositories.contains(image));
+        self.unlisted.clone().or_else(|| unread.map(|(_, problem)| problem.clone()))
     }
 }
 
@@ -192,6 +203,17 @@ mod tests {
 
     use super::*;
 
+    #[test]
+    fn a_secret_that_cannot_be_read_counts_for_what_its_pods_run() {
+        let [ours, other] = ["a.example/i", "a.example/j"].map(|text| Repository::parse(text).unwrap());
+        let unread = vec![(BTreeSet::from([ours.clone()]), "pull secret team/regcred".to_owned())];
+        let mut secrets = Secrets { unread, ..Secrets::default() };
+        assert_eq!(secrets.failure_of(&ours).as_deref(), Some("pull secret team/regcred"));
+        assert_eq!(secrets.failure_of(&other), None);
+        secrets.unlisted = Some("pods on node x".to_owned());
+        assert_eq!(secrets.failure_of(&other).as_deref(), Some("pods on node x"));
+    }
+
     #[tokio::test]
     async fn an_api_server_that_fails_is_asked_once_for_all_who_wait() {
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
@@ -220,7 +242,7 @@ mod tests {
         };
         assert!(
             secrets.len() == 5
-                && secrets.iter().all(|secrets| secrets.named.is_empty() && secrets.failure.is_some())
+                && secrets.iter().all(|secrets| secrets.named.is_empty() && secrets.unlisted.is_some())
         );
         assert_eq!(asked, 1);
     }

@@ -110,19 +110,22 @@ impl Access {
                     broker.find_out(&repository, Some(&blob)).await;
                     let answer = client.blob_size(&repository, &blob).await;
                     debug!(%blob, found = answer.is_ok(), "asked for a blob");
+                    // Without credentials that cannot be read now a refusal says nothing, and registries say as well that they
+                    // do not have what one may not see.
+                    let refused = |answer: String| match broker.failure(&repository) {
+                        None => Refusal::Final(answer),
+                        Some(failure) => Refusal::Unknown(format!("{answer}; {failure}")),
+                    };
                     match answer {
                         Ok(Some(_)) => Ok(()),
-                        Ok(None) => Err(Refusal::Final(format!(
+                        Ok(None) => Err(refused(format!(
                             "registry {}, repository {}: HEAD blob {blob}: 404 Not Found",
                             repository.host(),
                             repository.name()
                         ))),
-                        Err(error) if error.is_not_found() => Err(Refusal::Final(describe(&error))),
-                        // Without credentials that cannot be read now, a refusal says nothing.
-                        Err(error) if error.is_denied() => Err(match broker.failure(&repository) {
-                            None => Refusal::Final(describe(&error)),
-                            Some(failure) => Refusal::Unknown(format!("{}; {failure}", describe(&error))),
-                        }),
+                        Err(error) if error.is_not_found() || error.is_denied() => {
+                            Err(refused(describe(&error)))
+                        }
                         Err(error) => Err(Refusal::Unknown(describe(&error))),
                     }
                 };

@@ -33,10 +33,11 @@ impl Images {
             Err(ClientError::Reported { kind: ErrorKind::Unknown, .. }) => return Ok(()),
             told => told.map_err(|error| Error::Daemon { problem: describe(&error) })?,
         }
-        self.note_told(image.id, &layer.backends);
         // The next daemon is to know as well, from its first read on.
         let held = self.daemon.hold(&client, &mount_id(image.id)).await;
-        held.map_err(|error| Error::Daemon { problem: describe(&error) })
+        held.map_err(|error| Error::Daemon { problem: describe(&error) })?;
+        self.note_told(image.id, &layer.backends);
+        Ok(())
     }
 
     /// The same before a container is made on it, if sets name somebody of whom the daemon does not know: while no container was on

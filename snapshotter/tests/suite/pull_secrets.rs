@@ -308,11 +308,15 @@ async fn a_refusal_says_nothing_where_secrets_cannot_be_asked_for() {
     api.set_secret("team/regcred", &registry.host(), "right");
     let node = node_with(&api).await;
     let (harness, dir) = (&node.harness, node.harness.dir.path());
-    for path in ["/api/v1/pods", "/api/v1/namespaces/team/secrets/"] {
+    for (path, name) in [("/api/v1/pods", "other:1"), ("/api/v1/namespaces/team/secrets/", "i:2")] {
         api.set_broken(Some(path));
-        let image = format!("{}{path}:1", registry.host());
+        let image = format!("{}/{name}", registry.host());
         pull(harness, &image, std::slice::from_ref(&blob), 2).await.unwrap();
     }
+    // The secret that cannot be read is not for this one.
+    let other = format!("{}/other:2", registry.host());
+    let refused = pull(harness, &other, std::slice::from_ref(&blob), 2).await.unwrap_err();
+    assert!(refused.message().contains("401"), "{refused}");
     api.set_broken(None);
     pull(harness, &registry.image(), &[blob], 2).await.unwrap();
     let repository = format!("{}/i", registry.host());
@@ -326,6 +330,52 @@ async fn a_refusal_says_nothing_where_secrets_cannot_be_asked_for() {
     api.set_broken(Some("/api/v1/namespaces/team/secrets/"));
     have_it_found_out_again(harness, &repository).await;
     assert_eq!(shown(harness, &repository).as_deref(), Some("right"));
+}
+
+/// A registry that hides everything from everybody.
+fn hiding(head: &str, own: &str) -> String {
+    public(head, own).replacen("200 x\r\ncontent-length: 3", "404 x\r\ncontent-length: 0", 1)
+}
+
+#[tokio::test]
+async fn what_a_registry_hides_is_not_missing_where_other_credentials_may_be_right() {
+    let blob = sha256(b"one");
+    let (host, _serving) = serving(hiding).await;
+    let api = ApiServer::start().await;
+    let node = node_with(&api).await;
+    let pulled = async |name: &str| {
+        pull(&node.harness, &format!("{host}/{name}"), std::slice::from_ref(&blob), 2).await
+    };
+    api.set_broken(Some("/api/v1/pods"));
+    pulled("i:1").await.unwrap();
+    api.set_broken(None);
+    let missing = pulled("i:2").await.unwrap_err();
+    assert!(missing.message().contains("404 Not Found"), "{missing}");
+
+    // It is the pod's own secret that is refused, and that has to be said.
+    api.set_secret("team/regcred", &host, "wrong");
+    api.add_pod("team", &format!("{host}/j:1"), &["regcred"]);
+    let refused = pulled("j:1").await.unwrap_err();
+    assert!(refused.message().contains("401 Unauthorized"), "{refused}");
+}
+
+#[tokio::test]
+async fn what_worked_last_stays_while_a_file_cannot_be_read() {
+    let (registry, blob) = registry("right").await;
+    let api = ApiServer::start().await;
+    let node = node_with(&api).await;
+    let (harness, dir) = (&node.harness, node.harness.dir.path());
+    let entry = json!({"username": "right", "password": PASSWORD});
+    let config = json!({"auths": {registry.host(): entry}}).to_string();
+    fs::write(dir.join("config.json"), &config).unwrap();
+    pull(harness, &registry.image(), std::slice::from_ref(&blob), 2).await.unwrap();
+    let repository = format!("{}/i", registry.host());
+    have_it_found_out_again(harness, &repository).await;
+    // As it is while it is written.
+    fs::write(dir.join("config.json"), &config[..config.len() / 2]).unwrap();
+    have_it_found_out_again(harness, &repository).await;
+    assert_eq!(shown(harness, &repository).as_deref(), Some("right"));
+    pull(harness, &format!("{}/i:2", registry.host()), &[blob], 2).await.unwrap();
 }
 
 #[tokio::test]

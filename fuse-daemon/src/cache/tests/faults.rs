@@ -220,7 +220,7 @@ fn pins_and_answers_stay_what_they_were_or_become_what_they_were_to_be() {
 }
 
 #[test]
-fn a_chunk_that_the_disk_cannot_read_is_missing_from_then_on_and_no_other() {
+fn a_chunk_that_the_disk_cannot_read_is_there_when_it_can_again() {
     use nix::libc::{EBADMSG, EIO, EMFILE, ENODATA, ENOMEM, EUCLEAN};
     let dir = tempfile::tempdir().unwrap();
     let blob = open(dir.path(), FIRST_BOOT);
@@ -236,10 +236,26 @@ fn a_chunk_that_the_disk_cannot_read_is_missing_from_then_on_and_no_other() {
         assert_eq!(read(errno), (Err(Some(errno)), ChunkState::Ready));
     }
     for errno in [EBADMSG, ENODATA, EUCLEAN, EIO] {
-        assert_eq!(read(errno), (Ok(false), ChunkState::Missing));
+        assert_eq!(read(errno), (Ok(false), ChunkState::Ready));
     }
-    // The next daemon does not try it either.
-    drop(blob);
+    let mut bytes = [0; 16];
+    assert!(blob.read(ChunkIndex(3), &mut bytes, 3 * CHUNK).unwrap());
+    // Nor is it lost to who verifies all.
+    plan_reads(Some(Fault { errno: EIO, for_good: true, ..Fault::default() }));
+    assert_eq!(blob.verify(), (2, 2));
+    plan_reads(None);
+    assert_eq!(blob.verify(), (2, 0));
+}
+
+#[test]
+fn a_map_that_the_disk_cannot_read_costs_a_look_at_each_chunk_and_no_mount() {
+    let dir = tempfile::tempdir().unwrap();
     let blob = open(dir.path(), FIRST_BOOT);
-    assert_eq!([3, 4].map(|chunk| blob.state(ChunkIndex(chunk))), [ChunkState::Missing, ChunkState::Ready]);
+    store(&blob, 3, 1);
+    drop(blob);
+    plan_reads(Some(Fault { errno: nix::libc::EIO, ..Fault::default() }));
+    let blob = open(dir.path(), FIRST_BOOT);
+    assert_eq!(blob.state(ChunkIndex(3)), ChunkState::Claimed);
+    assert_eq!(blob.verify().1, 0);
+    assert_eq!(blob.state(ChunkIndex(3)), ChunkState::Ready);
 }

@@ -88,7 +88,7 @@ impl<'a> Pieces<'a> {
     }
 
     /// The bytes that what is said of the file's chunks takes in the bootstrap.
-    pub(crate) fn stored_size(&self) -> u64 {
+    pub fn stored_size(&self) -> u64 {
         self.chunks.stored_size()
     }
 
