@@ -7,7 +7,7 @@
 //! | other programs of what is far, and the libraries that they need | the same: the loader would ask for one after the other |
 //! | everything | if asked for, some time after the mount: from then on the image needs no registry |
 //!
-//! What the cache does not take is fetched once for nothing, and no more: see `Refused`.
+//! What the cache does not take is fetched once for nothing, and no more: see `NotTaken`.
 
 use std::collections::HashSet;
 use std::ops::Range;
@@ -178,7 +178,7 @@ async fn fetch_table(fs: &Weak<FileSystem>) {
         Vec::new()
     });
     for file in files {
-        if let Err(Refused) = fetch_file(fs, file, WHOLE).await {
+        if let Err(NotTaken) = fetch_file(fs, file, WHOLE).await {
             return;
         }
     }
@@ -186,10 +186,10 @@ async fn fetch_table(fs: &Weak<FileSystem>) {
 
 /// The cache does not take what comes: it has no room, or its disk fails. What is fetched all the same is thrown away, so whoever
 /// fetches ahead of readers leaves it.
-struct Refused;
+struct NotTaken;
 
 /// Fetches a part of a file, several windows at a time. What is in order in the file is in order in its blob.
-async fn fetch_file(fs: &Weak<FileSystem>, file: Nid, range: Range<u64>) -> Result<(), Refused> {
+async fn fetch_file(fs: &Weak<FileSystem>, file: Nid, range: Range<u64>) -> Result<(), NotTaken> {
     let mut from = Some(range.start);
     while let Some(start) = from {
         let Some(mounted) = fs.upgrade() else { return Ok(()) };
@@ -217,7 +217,7 @@ async fn complete(fs: &Weak<FileSystem>, image: &str) -> bool {
     while let Some(mounted) = fs.upgrade() {
         let (missing, next) = mounted.missing_from(from, STRIDE);
         drop(mounted);
-        if let Err(Refused) = fetch(fs, missing, 1).await {
+        if let Err(NotTaken) = fetch(fs, missing, 1).await {
             if !std::mem::replace(&mut was_refused, true) {
                 tracing::info!(
                     image,
@@ -254,13 +254,13 @@ fn is_refused(fs: &Weak<FileSystem>) -> bool {
     fs.upgrade().is_some_and(|fs| fs.is_cache_refusing())
 }
 
-async fn fetch(fs: &Weak<FileSystem>, missing: Vec<Want>, windows: usize) -> Result<(), Refused> {
+async fn fetch(fs: &Weak<FileSystem>, missing: Vec<Want>, windows: usize) -> Result<(), NotTaken> {
     let needs_room = |want: &&Want| want.blob.state(want.chunk) == ChunkState::Missing;
     if let Some(first) = missing.iter().find(|want| is_refused(fs) && needs_room(want)) {
         // One chunk finds out whether it is taken.
         fetch_window(fs, vec![first.clone()]).await?;
         if is_refused(fs) {
-            return Err(Refused);
+            return Err(NotTaken);
         }
     }
     let windows_of = missing.chunks(WINDOW).map(<[Want]>::to_vec).collect::<Vec<_>>();
@@ -273,7 +273,7 @@ async fn fetch(fs: &Weak<FileSystem>, missing: Vec<Want>, windows: usize) -> Res
 }
 
 /// Fetches some chunks, within some attempts: readers are told of other errors, nobody waits for this.
-async fn fetch_window(fs: &Weak<FileSystem>, mut window: Vec<Want>) -> Result<(), Refused> {
+async fn fetch_window(fs: &Weak<FileSystem>, mut window: Vec<Want>) -> Result<(), NotTaken> {
     let mut pause = PAUSE;
     for _ in 0..ATTEMPTS {
         window.retain(|want| !want.blob.is_ready(want.chunk));
@@ -286,10 +286,10 @@ async fn fetch_window(fs: &Weak<FileSystem>, mut window: Vec<Want>) -> Result<()
         drop(mounted);
         match done.await {
             Ok(Ok(())) | Err(_) => return Ok(()),
-            Ok(Err(FsError::Read(ReadError::NoRoom(_)))) => return Err(Refused),
+            Ok(Err(FsError::Read(ReadError::NoRoom(_)))) => return Err(NotTaken),
             // A disk that fails.
             Ok(Err(FsError::Read(ReadError::Chunk { source: ChunkError::Cache(_), .. }))) => {
-                return Err(Refused);
+                return Err(NotTaken);
             }
             Ok(Err(error)) => tracing::trace!(error = describe(&error), "fetching ahead gives way"),
         }

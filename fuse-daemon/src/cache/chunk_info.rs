@@ -21,6 +21,7 @@
 use std::fs::File;
 use std::io::{self, Read, Write};
 use std::path::{Path, PathBuf};
+use std::sync::PoisonError;
 
 use rafs::blob::Blob;
 use rafs::blob::meta::BlobMeta;
@@ -81,8 +82,8 @@ impl Cache {
         let Some((id, table)) = key(blob).filter(|(_, table)| parts.are_named_by(*table)) else {
             return Ok(Remembered(None));
         };
-        // Held, so that two do not write over each other, and nobody deletes the blob meanwhile.
-        let blobs = self.inner.lock();
+        // Two do not write over each other. Reads and mounts do not wait: it may be hundreds of megabytes.
+        let _turn = self.inner.chunk_info_turn.lock().unwrap_or_else(PoisonError::into_inner);
         let Some(path) = place(&self.inner.dir, id, table) else { return Ok(Remembered(None)) };
         let written = disk::replace(&path, |file| write(file, table, parts));
         if written.is_err() {
@@ -90,7 +91,7 @@ impl Cache {
             let _ = disk::remove(&disk::unfinished(&path));
         }
         // Others give way to it when the mount has a lease: before, this blob might.
-        self.inner.count(&blobs);
+        self.inner.count(&self.inner.lock());
         written.map(|file| Remembered(Some((file, path.clone())))).map_err(CacheError::io("write", &path))
     }
 }
@@ -119,9 +120,7 @@ fn load(path: &Path, table: Digest, limit: u64) -> Option<MetaParts> {
     tracing::warn!(path = %path.display(), %error, "kept chunk information is not used: it is fetched again");
     // What cannot be read now, for lack of descriptors or by a disk that fails, may be right.
     let is_wrong = matches!(error.kind(), io::ErrorKind::InvalidData | io::ErrorKind::UnexpectedEof);
-    if is_wrong
-        && let Err(error) = disk::remove(path)
-    {
+    if is_wrong && let Err(error) = disk::remove(path) {
         tracing::warn!(path = %path.display(), %error, "cannot delete it");
     }
     None

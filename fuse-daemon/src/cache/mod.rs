@@ -106,6 +106,8 @@ struct CacheState {
     boot: BootId,
     blobs: Mutex<Blobs>,
     quota: Arc<Quota>,
+    /// Held by who writes chunk information.
+    chunk_info_turn: Mutex<()>,
     /// Held as long as the cache is.
     _lock: Flock<File>,
 }
@@ -180,7 +182,14 @@ impl Cache {
         })?;
         let quota = Arc::new(Quota::new(quota));
         let blobs = Blobs { handed_over: HandedOverBlobs::load(&dir, &boot), ..Blobs::default() };
-        let inner = CacheState { dir, boot, blobs: Mutex::new(blobs), quota, _lock: lock };
+        let inner = CacheState {
+            dir,
+            boot,
+            blobs: Mutex::new(blobs),
+            quota,
+            chunk_info_turn: Mutex::default(),
+            _lock: lock,
+        };
         // What only images needed that contradicted others: with the daemon that had them mounted, it is of no use.
         for (id, variant) in inner.files()?.into_iter().filter(|(_, variant)| *variant != Variant(0)) {
             files::delete(&inner.dir, id, variant)?;

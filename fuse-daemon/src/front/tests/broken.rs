@@ -1,6 +1,6 @@
 //! A disk that cannot read what the cache has, or does not take what comes.
 
-use nix::libc::EIO;
+use nix::libc::{EIO, EROFS};
 
 use super::*;
 use crate::cache::faults::{Fault, plan, plan_reads};
@@ -68,10 +68,17 @@ fn who_could_not_read_a_chunk_is_given_it_though_it_is_there_again() {
 
 #[test]
 fn what_a_broken_disk_does_not_take_is_read_all_the_same() {
+    // A block fails, or the file system takes nothing since one did.
+    for errno in [EIO, EROFS] {
+        takes_nothing(errno);
+    }
+}
+
+fn takes_nothing(errno: i32) {
     let bench = Bench::with(SOON, SOON, 4);
     bench.store(1);
     plan_reads(Some(FOR_GOOD));
-    plan(Some(FOR_GOOD));
+    plan(Some(Fault { errno, ..FOR_GOOD }));
     let read = bench.read(&[1]);
     assert_eq!(bench.worker.ordered(), [1, 2, 3]);
     bench.deliver(1);
