@@ -2,7 +2,7 @@
 
 use std::io;
 use std::ops::{Deref, Range};
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::sync::{Arc, PoisonError, Weak};
 use std::time::SystemTime;
 
@@ -12,7 +12,7 @@ use rafs::blob::{Blob, Chunk, ChunkIndex};
 use super::description::{Admission, Described, Descriptions, Said, same_bytes};
 use super::files::{holes, on_disk, paths, remove};
 use super::quota::{CountedBytes, Quota, taken_by};
-use super::{BootId, CacheError, CacheState, ChunkMap, ChunkState, disk, is_broken, is_full, places};
+use super::{CacheError, CacheState, ChunkMap, ChunkState, disk, is_broken, is_full, places};
 use crate::control::BlobId;
 use crate::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering, fence};
 use crate::sync::{Mutex, RwLock, RwLockReadGuard, RwLockWriteGuard, SharedFile};
@@ -68,21 +68,6 @@ pub enum StoreError {
     Io(#[from] io::Error),
 }
 
-/// The map in a file, and whether it is one in the place of what the disk could not read: then it says nothing of what there is.
-fn open_map(path: &Path, boot: BootId) -> Result<(ChunkMap, bool), CacheError> {
-    let open = || disk::open_or_create(path).and_then(|file| ChunkMap::open(file, boot));
-    match open() {
-        Err(error) if is_broken(&error) => {
-            let file = path.display();
-            tracing::warn!(%file, %error, "the disk cannot read what the cache has of a blob: it is verified before use");
-            // A new file gets other blocks.
-            remove(path)?;
-            Ok((open().map_err(CacheError::io("load", path))?, true))
-        }
-        map => Ok((map.map_err(CacheError::io("load", path))?, false)),
-    }
-}
-
 impl CachedBlob {
     pub(super) fn open(
         cache: &Arc<CacheState>,
@@ -96,7 +81,7 @@ impl CachedBlob {
             remove(&map_path)?;
         }
         let data = disk::open_or_create(&data_path).map_err(CacheError::io("open", &data_path))?;
-        let (map, is_new) = open_map(&map_path, cache.boot)?;
+        let (map, is_new) = ChunkMap::of_disk(&map_path, cache.boot)?;
         let map_bytes = map.bytes_on_disk().map_err(CacheError::io("examine", &map_path))?;
         let known = match places::load(&places_path) {
             Err(error) if is_broken(&error) => {
@@ -131,11 +116,8 @@ impl CachedBlob {
             cache: Arc::downgrade(cache),
         };
         if is_new {
-            let chunks = blob.known().records().iter().map(|record| record.index).collect::<Vec<_>>();
-            chunks
-                .into_iter()
-                .try_for_each(|chunk| blob.map.claim(chunk))
-                .map_err(CacheError::io("write", &blob.map_path))?;
+            let claimed = blob.known().records().iter().try_for_each(|record| blob.map.claim(record.index));
+            claimed.map_err(CacheError::io("write", &blob.map_path))?;
         }
         if length.is_none() {
             // Nobody knows what its bits mean. That is on disk before it is said there what they mean from now on.

@@ -16,13 +16,14 @@
 use std::fs::File;
 use std::io;
 use std::os::unix::fs::FileExt;
+use std::path::Path;
 use std::sync::{OnceLock, PoisonError};
 
 use rafs::blob::ChunkIndex;
 
 use super::boot::BootId;
-use super::files::on_disk;
-use super::{disk, is_full};
+use super::files::{on_disk, remove};
+use super::{CacheError, disk, is_broken, is_full};
 use crate::sync::atomic::{AtomicU64, Ordering};
 use crate::sync::{self, Mutex};
 
@@ -69,6 +70,26 @@ pub struct ChunkMap {
 }
 
 impl ChunkMap {
+    /// The map in the file at `path`, and whether it is an empty one in the place of what the disk cannot read: then it says nothing of
+    /// what there is.
+    ///
+    /// # Errors
+    ///
+    /// [`CacheError`]: the file cannot be read for another reason, or not be written.
+    pub(super) fn of_disk(path: &Path, boot: BootId) -> Result<(Self, bool), CacheError> {
+        let open = || disk::open_or_create(path).and_then(|file| Self::open(file, boot));
+        match open() {
+            Err(error) if is_broken(&error) => {
+                let file = path.display();
+                tracing::warn!(%file, %error, "the disk cannot read what the cache has of a blob: it is verified before use");
+                // A new file gets other blocks.
+                remove(path)?;
+                Ok((open().map_err(CacheError::io("load", path))?, true))
+            }
+            map => Ok((map.map_err(CacheError::io("load", path))?, false)),
+        }
+    }
+
     /// Reads the map in `file`; a file that is none (as an empty one) becomes a map of no chunks.
     ///
     /// # Errors
